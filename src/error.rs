@@ -1,0 +1,77 @@
+//! The one error type: what is wrong, what to do about it, and what caused it.
+
+use std::fmt;
+
+/// Something in the world (a file, a flag, a device, memory) is not as it must be.
+///
+/// Displayed as one line, `what is wrong; what to do`. Causes are printed on lines of their own by
+/// [`Error::report`]. A mistake of the *caller* of a function panics instead, where it was made.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    message: String,
+    hint: Option<String>,
+    causes: Vec<String>,
+    usage: bool,
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// `message` says what is wrong, in lower case and without a full stop.
+    pub fn new(message: impl Into<String>) -> Self {
+        Error(Box::new(Inner { message: message.into(), hint: None, causes: Vec::new(), usage: false }))
+    }
+
+    /// A mistake in the command itself (an unknown recipe, key or flag): exit status 2.
+    pub fn usage(message: impl Into<String>) -> Self {
+        let mut error = Error::new(message);
+        error.0.usage = true;
+        error
+    }
+
+    /// Adds what to do about it.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds the error underneath, one line for each error of its chain.
+    pub fn caused_by(mut self, cause: impl fmt::Display) -> Self {
+        self.0.causes.extend(cause.to_string().lines().filter(|l| !l.trim().is_empty()).map(str::to_owned));
+        self
+    }
+
+    /// Exit status of the program: 2 for a mistake in the command, 1 for anything else.
+    pub fn exit_code(&self) -> u8 {
+        if self.0.usage { 2 } else { 1 }
+    }
+
+    /// The text that the program prints: `error: ...` and a `caused by: ...` line for each cause.
+    pub fn report(&self) -> String {
+        let mut text = format!("error: {self}");
+        for cause in &self.0.causes {
+            text += &format!("\n  caused by: {cause}");
+        }
+        text
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)?;
+        match &self.0.hint {
+            Some(hint) => write!(f, "; {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The same as the report, so that `unwrap` in a test shows everything.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.report())
+    }
+}
+
+impl std::error::Error for Error {}
