@@ -1,0 +1,39 @@
+// accumulate - the sum of two gradients of one tensor; recorded by the tape, and only there.
+//
+//   sum = a + b      a, b, sum [n]
+//
+// One thread for each element.
+//!include lib/grid.wgsl
+
+const WG: u32 = 256u;
+
+struct Params { n: u32 }
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> a: array<f32>;
+@group(0) @binding(2) var<storage, read> b: array<f32>;
+@group(0) @binding(3) var<storage, read_write> sum: array<f32>;
+
+@compute @workgroup_size(WG)
+fn forward(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = flat_group(group, groups) * WG + lane;
+    if i < p.n {
+        sum[i] = a[i] + b[i];
+    }
+}
+
+@compute @workgroup_size(WG)
+fn copy(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = flat_group(group, groups) * WG + lane;
+    if i < p.n {
+        sum[i] = a[i];
+    }
+}

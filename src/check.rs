@@ -1,0 +1,281 @@
+//! The check that every op passes: values and gradients, on every device of this machine, against an f64 reference.
+//!
+//! Buffers are handed out filled with NaN between guard words, comparisons are of the form `err <= tol` so that NaN fails,
+//! and a failure prints everything that repeats it.
+
+use std::sync::{Arc, OnceLock};
+
+use rand::RngExt as _;
+
+use crate::device::Device;
+use crate::device::cpu::Cpu;
+use crate::device::gpu::{adapters, shader::Dialect};
+use crate::philox::{Sequence, Stream};
+use crate::program::{Plan, Program, Sharing};
+use crate::tape::{Tape, Tensor};
+
+/// Every device that this machine has: the CPU device with one and with three threads, and each GPU with all that it offers
+/// and on the plain path (uniform buffers, no subgroups).
+pub fn devices() -> &'static [(String, Device)] {
+    static DEVICES: OnceLock<Vec<(String, Device)>> = OnceLock::new();
+    DEVICES.get_or_init(|| {
+        let cpu = |threads| Device::Cpu(Arc::new(Cpu::open(Some(threads)).expect("threads start")));
+        let mut all = vec![("cpu, 1 thread".to_owned(), cpu(1)), ("cpu, 3 threads".to_owned(), cpu(3))];
+        let adapters = adapters::list();
+        assert!(
+            !adapters.is_empty(),
+            "no Vulkan, Metal or DX12 adapter: the kernels cannot be checked. Run tools/test, which installs a software driver"
+        );
+        for adapter in adapters {
+            let open = || adapters::open(Some(&adapter.index.to_string())).expect("the adapter opens");
+            let full = open();
+            let offers = full.dialect();
+            all.push((format!("{} with {offers:?}", adapter.name), Device::Gpu(Arc::new(full))));
+            if offers != Dialect::default() {
+                let mut plain = open();
+                plain.use_dialect(Dialect::default());
+                all.push((format!("{} on the plain path", adapter.name), Device::Gpu(Arc::new(plain))));
+            }
+        }
+        all
+    })
+}
+
+enum Input {
+    /// Differentiable values.
+    Values(Vec<usize>, Vec<f32>),
+    /// Values that no gradient is asked of.
+    Fixed(Vec<usize>, Vec<f32>),
+    Words(Vec<usize>, Vec<u32>),
+}
+
+/// Random numbers in (-1, 1) that depend on `salt` alone.
+pub fn random(salt: u32, n: usize) -> Vec<f32> {
+    let mut rng = Sequence::new(2026, Stream::Generate, salt, 0);
+    (0..n).map(|_| rng.random_range(-1.0..1.0_f32)).collect()
+}
+
+/// A check under construction: the name and shapes that a failure prints, the inputs, the tolerance.
+pub struct Check {
+    name: String,
+    inputs: Vec<Input>,
+    tolerance: f64,
+    /// At most this many elements of each input are differentiated numerically.
+    probes: usize,
+}
+
+impl Check {
+    pub fn new(name: impl Into<String>) -> Self {
+        Check { name: name.into(), inputs: Vec::new(), tolerance: 4e-6, probes: 40 }
+    }
+
+    /// Largest error allowed, as a fraction of the largest magnitude of the reference.
+    pub fn tolerance(mut self, tolerance: f64) -> Self {
+        self.tolerance = tolerance;
+        self
+    }
+
+    /// How many elements of each input are differentiated numerically (each costs two runs of the reference).
+    pub fn probes(mut self, probes: usize) -> Self {
+        self.probes = probes;
+        self
+    }
+
+    /// A random differentiable input.
+    pub fn input(self, shape: &[usize]) -> Self {
+        let values = random(self.inputs.len() as u32, shape.iter().product());
+        self.values(shape, values)
+    }
+
+    /// A differentiable input with these values.
+    pub fn values(mut self, shape: &[usize], values: Vec<f32>) -> Self {
+        self.inputs.push(Input::Values(shape.to_vec(), values));
+        self
+    }
+
+    /// An input that no gradient is asked of.
+    pub fn fixed(mut self, shape: &[usize], values: Vec<f32>) -> Self {
+        self.inputs.push(Input::Fixed(shape.to_vec(), values));
+        self
+    }
+
+    /// An input of `u32`.
+    pub fn words(mut self, shape: &[usize], words: Vec<u32>) -> Self {
+        self.inputs.push(Input::Words(shape.to_vec(), words));
+        self
+    }
+
+    /// Records the op with `record` on every device, and compares with `reference`, which gets the inputs as f64.
+    ///
+    /// Gradients are those of `sum(y * dy)` for a random `dy`; the reference's are central differences of itself.
+    pub fn run(self, record: impl Fn(&[Tensor]) -> Tensor, reference: impl Fn(&[Vec<f64>]) -> Vec<f64>) {
+        let exact: Vec<Vec<f64>> = self
+            .inputs
+            .iter()
+            .map(|input| match input {
+                Input::Values(_, v) | Input::Fixed(_, v) => v.iter().map(|&v| f64::from(v)).collect(),
+                Input::Words(_, w) => w.iter().map(|&w| f64::from(w)).collect(),
+            })
+            .collect();
+        let y = reference(&exact);
+        let dy = random(999, y.len());
+        let slopes = self.slopes(&exact, &dy, &reference);
+        let mut first: Option<Vec<Vec<f32>>> = None;
+        for (device_name, device) in devices() {
+            let results = self.on(device, device_name, &record, &dy);
+            self.compare(device_name, "y", &results[0], &y, self.tolerance);
+            for (i, slopes) in slopes.iter().enumerate() {
+                let scale = slopes.iter().map(|(_, s)| s.abs()).fold(1e-3, f64::max);
+                for (index, slope) in slopes {
+                    let got = f64::from(results[i + 1][*index]);
+                    let err = (got - slope).abs() / scale;
+                    assert!(
+                        err <= self.tolerance.max(1e-6) * 4.0,
+                        "{}\n  on {device_name}: gradient of input {i} at {index} is {got}, the reference gives {slope}",
+                        self.describe()
+                    );
+                }
+            }
+            match &first {
+                None => first = Some(results),
+                Some(first) => self.agree(device_name, first, &results),
+            }
+        }
+    }
+
+    /// All elements of all results against those of the first device, to the bit where both are CPU devices.
+    fn agree(&self, device: &str, first: &[Vec<f32>], results: &[Vec<f32>]) {
+        for (i, (a, b)) in first.iter().zip(results).enumerate() {
+            let what = if i == 0 { "y".to_owned() } else { format!("gradient of input {}", i - 1) };
+            if device.starts_with("cpu") {
+                let same = a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{}\n  {what} depends on the number of threads", self.describe());
+            }
+            let a: Vec<f64> = a.iter().map(|&v| f64::from(v)).collect();
+            self.compare(device, &format!("{what}, against the CPU device,"), b, &a, self.tolerance * 4.0);
+        }
+    }
+
+    fn compare(&self, device: &str, what: &str, got: &[f32], wanted: &[f64], tolerance: f64) {
+        assert_eq!(got.len(), wanted.len(), "{}: number of elements of {what}", self.describe());
+        let scale = wanted.iter().map(|v| v.abs()).fold(1e-3, f64::max);
+        for (index, (got, wanted)) in got.iter().zip(wanted).enumerate() {
+            let err = (f64::from(*got) - wanted).abs() / scale;
+            assert!(
+                err <= tolerance,
+                "{}\n  on {device}: {what} at {index} is {got}, wanted {wanted}; off by {err:.2e} of {scale:.3}",
+                self.describe()
+            );
+        }
+    }
+
+    fn describe(&self) -> String {
+        let shapes: Vec<String> = self
+            .inputs
+            .iter()
+            .map(|i| match i {
+                Input::Values(s, _) => format!("{s:?}"),
+                Input::Fixed(s, _) => format!("{s:?} fixed"),
+                Input::Words(s, _) => format!("{s:?} u32"),
+            })
+            .collect();
+        format!("{} of {}", self.name, shapes.join(", "))
+    }
+
+    /// Central differences of `sum(reference * dy)` at some elements of each differentiable input.
+    fn slopes(
+        &self,
+        exact: &[Vec<f64>],
+        dy: &[f32],
+        reference: &impl Fn(&[Vec<f64>]) -> Vec<f64>,
+    ) -> Vec<Vec<(usize, f64)>> {
+        let loss = |inputs: &[Vec<f64>]| -> f64 {
+            reference(inputs).iter().zip(dy).map(|(y, dy)| y * f64::from(*dy)).sum()
+        };
+        let mut rng = Sequence::new(5, Stream::Generate, 0, 0);
+        let mut slopes = Vec::new();
+        for (i, input) in self.inputs.iter().enumerate() {
+            let Input::Values(_, values) = input else { continue };
+            let n = values.len();
+            let mut picks: Vec<usize> = if n <= self.probes {
+                (0..n).collect()
+            } else {
+                (0..self.probes.saturating_sub(2)).map(|_| rng.random_range(0..n)).chain([0, n - 1]).collect()
+            };
+            picks.sort_unstable();
+            picks.dedup();
+            let mut moved = exact.to_vec();
+            let step = 1e-4;
+            let slope = |index: usize| {
+                let at = exact[i][index];
+                moved[i][index] = at + step;
+                let above = loss(&moved);
+                moved[i][index] = at - step;
+                let below = loss(&moved);
+                moved[i][index] = at;
+                (index, (above - below) / (2.0 * step))
+            };
+            slopes.push(picks.into_iter().map(slope).collect());
+        }
+        slopes
+    }
+
+    /// Values and gradients of all differentiable inputs on one device.
+    fn on(
+        &self,
+        device: &Device,
+        name: &str,
+        record: &impl Fn(&[Tensor]) -> Tensor,
+        dy: &[f32],
+    ) -> Vec<Vec<f32>> {
+        let tape = Tape::new();
+        let store = |i: usize| format!("input {i}");
+        let tensors: Vec<Tensor> = self
+            .inputs
+            .iter()
+            .enumerate()
+            .map(|(i, input)| match input {
+                Input::Values(s, _) => tape.variable(&store(i), 0, s.as_slice()),
+                Input::Fixed(s, _) => tape.stored(&store(i), 0, s.as_slice()),
+                Input::Words(s, _) => tape.stored_u32(&store(i), s.as_slice()),
+            })
+            .collect();
+        let y = record(&tensors);
+        let cotangent = tape.stored("dy", 0, y.shape().clone());
+        let gradients = tape.backward(&y, &cotangent);
+        let differentiable = tensors.iter().filter(|t| t.needs_grad());
+        let of: Vec<Option<&Tensor>> = differentiable.map(|t| gradients.get(t)).collect();
+        let mut outputs = vec![&y];
+        outputs.extend(of.iter().flatten());
+        let plan = Plan::new(&tape, &outputs, device);
+        let run = || -> crate::error::Result<Vec<Vec<f32>>> {
+            let mut program = Program::compile(&plan, device, &[], Sharing::Guarded)?;
+            for (i, input) in self.inputs.iter().enumerate() {
+                if plan.stores().any(|(used, _)| used == store(i)) {
+                    match input {
+                        Input::Values(_, v) | Input::Fixed(_, v) => program.write(&store(i), v)?,
+                        Input::Words(_, w) => program.write(&store(i), w)?,
+                    }
+                }
+            }
+            if plan.stores().any(|(used, _)| used == "dy") {
+                program.write("dy", dy)?;
+            }
+            program.run()?;
+            let mut results = vec![program.read(&y)?];
+            let inputs = self.inputs.iter().filter_map(|i| match i {
+                Input::Values(_, v) => Some(v.len()),
+                _ => None,
+            });
+            for (gradient, len) in of.iter().zip(inputs) {
+                results.push(match gradient {
+                    Some(gradient) => program.read(gradient)?,
+                    None => vec![0.0; len],
+                });
+            }
+            assert!(program.guards_intact()?, "{}\n  on {name}: wrote outside its tensors", self.describe());
+            Ok(results)
+        };
+        run().unwrap_or_else(|e| panic!("{}\n  on {name}: {e:?}", self.describe()))
+    }
+}

@@ -1,0 +1,274 @@
+//! `images:DIR`: a folder of pictures in any common format; the folders directly in it are the classes.
+//!
+//! Pictures are decoded when they are read. One that cannot be decoded is reported once, and the next good one in
+//! the list stands in for it: a choice that depends on the files alone, so every run makes the same.
+
+use std::collections::BTreeMap;
+use std::panic::catch_unwind;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+
+use super::loader::panic_text;
+use super::picture::fit;
+use super::scan::pictures;
+use super::stored::write;
+use super::{Dataset, Options, Split};
+use crate::error::{Error, Result};
+
+/// Memory that decoding one picture may take: 80 megapixels of RGB. It is needed once for each loader thread.
+const MAX_DECODED: u64 = 256 << 20;
+/// Memory for finished pictures, so that a set of moderate size is decoded in the first epoch only.
+const CACHE: u64 = 512 << 20;
+/// From this many pictures on, one in ten is held out.
+const SMALLEST_SPLIT: usize = 20;
+/// Pictures whose headers are looked at to tell a grey set from a coloured one.
+const PROBES: usize = 16;
+/// Warnings that name a picture; the rest are counted.
+const NAMED: usize = 20;
+
+pub(super) struct Folder {
+    dir: PathBuf,
+    files: Vec<PathBuf>,
+    labels: Vec<u32>,
+    classes: Vec<String>,
+    notes: Vec<String>,
+    shape: [usize; 3],
+    crop: Option<usize>,
+    /// `[H, W, C]` bytes of the pictures read so far; empty if they would not all fit.
+    cache: Vec<OnceLock<Box<[u8]>>>,
+    /// What is wrong with the pictures that could not be decoded.
+    bad: Mutex<BTreeMap<usize, String>>,
+}
+
+/// # Errors
+/// A folder without pictures, with too few to hold some out, or without one that can be read.
+pub(super) fn open(dir: &Path, options: &Options) -> Result<Folder> {
+    let found = pictures(dir)?;
+    if found.is_empty() {
+        return Err(Error::new(format!("folder {} holds no images", dir.display()))
+            .hint("png, jpeg, webp, gif, bmp, tiff, tga, ico, qoi and pnm files are read, convert others first"));
+    }
+    let (classes, notes) = classes_of(&found);
+    let files = part_of(found, options.split).ok_or_else(|| {
+        Error::new(format!("folder {} has too few images to hold some out", dir.display()))
+            .hint(format!("add some, {SMALLEST_SPLIT} are enough, or use the training part"))
+    })?;
+    let label = |path: &PathBuf| classes.iter().position(|c| *c == top(path)).unwrap_or(0) as u32;
+    let labels = files.iter().map(label).collect();
+    let channels = match options.channels {
+        Some(channels) => channels,
+        None => probe(dir, &files)?,
+    };
+    let shape = [options.image_size, options.image_size, channels];
+    let fits = files.len() as u64 * shape.iter().product::<usize>() as u64 <= CACHE;
+    let cache = if fits { files.iter().map(|_| OnceLock::new()).collect() } else { Vec::new() };
+    let bad = Mutex::new(BTreeMap::new());
+    Ok(Folder { dir: dir.to_owned(), files, labels, classes, notes, shape, crop: options.crop, cache, bad })
+}
+
+/// The name of the folder directly in DIR that a picture lies in; empty if it lies in DIR itself.
+fn top(path: &Path) -> String {
+    let mut components = path.components();
+    match (components.next(), components.next()) {
+        (Some(first), Some(_)) => first.as_os_str().to_string_lossy().into_owned(),
+        _ => String::new(),
+    }
+}
+
+/// The classes, sorted by name, if each picture belongs to one of at least two; and what to tell the user.
+fn classes_of(files: &[PathBuf]) -> (Vec<String>, Vec<String>) {
+    let mut tops: Vec<String> = files.iter().map(|path| top(path)).collect();
+    let loose = tops.iter().filter(|name| name.is_empty()).count();
+    tops.sort();
+    tops.dedup();
+    if loose > 0 && tops.len() > 1 {
+        let note = format!(
+            "{loose} images lie beside the {} sub-folders, so the sub-folders are not taken as classes",
+            tops.len() - 1
+        );
+        return (Vec::new(), vec![note]);
+    }
+    if tops.len() < 2 { (Vec::new(), Vec::new()) } else { (tops, Vec::new()) }
+}
+
+/// The files of one part. The tenth with the smallest hashes is held out; the hash is of the path within DIR, so the
+/// parts do not depend on where the folder lies, and hardly change when pictures are added.
+fn part_of(files: Vec<PathBuf>, split: Split) -> Option<Vec<PathBuf>> {
+    if files.len() < SMALLEST_SPLIT {
+        return (split == Split::Train).then_some(files);
+    }
+    let mut hashes: Vec<(u64, usize)> = files.iter().enumerate().map(|(i, path)| (hash(path), i)).collect();
+    hashes.sort();
+    let mut held_out = vec![false; files.len()];
+    for (_, i) in &hashes[..files.len() / 10] {
+        held_out[*i] = true;
+    }
+    let wanted = split == Split::HeldOut;
+    Some(files.into_iter().zip(held_out).filter(|(_, held)| *held == wanted).map(|(path, _)| path).collect())
+}
+
+/// FNV-1a over the path with `/` between its components, with a final mix of the high bits (as in MurmurHash 3).
+fn hash(path: &Path) -> u64 {
+    let mut h = 0xcbf2_9ce4_8422_2325_u64;
+    for component in path.components() {
+        for byte in component.as_os_str().to_string_lossy().bytes().chain([b'/']) {
+            h = (h ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+    h = (h ^ (h >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    h ^ (h >> 33)
+}
+
+/// 1 if all of some pictures spread over the set are grey, else 3.
+fn probe(dir: &Path, files: &[PathBuf]) -> Result<usize> {
+    let probes = files.len().min(PROBES);
+    let mut first_wrong = None;
+    let mut grey = None;
+    for i in 0..probes {
+        let path = &files[i * files.len() / probes];
+        match decoder(&dir.join(path)).map(|d| d.color_type()) {
+            Ok(color) => grey = Some(grey.unwrap_or(true) && !color.has_color()),
+            Err(wrong) => first_wrong = first_wrong.or(Some(format!("{}: {wrong}", path.display()))),
+        }
+    }
+    match (grey, first_wrong) {
+        (Some(grey), _) => Ok(if grey { 1 } else { 3 }),
+        (None, wrong) => Err(Error::new(format!("no image in {} can be read", dir.display()))
+            .hint("check the files, or convert them to png or jpeg")
+            .caused_by(wrong.unwrap_or_default())),
+    }
+}
+
+fn limits() -> Limits {
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_DECODED);
+    limits
+}
+
+fn decoder(path: &Path) -> std::result::Result<impl ImageDecoder, String> {
+    let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
+    let mut reader = reader.map_err(|e| e.to_string())?;
+    reader.limits(limits());
+    reader.into_decoder().map_err(|e| e.to_string())
+}
+
+/// A picture as it is meant to be seen, turned as its EXIF data says; the first frame of an animation.
+fn decode(path: &Path) -> std::result::Result<DynamicImage, String> {
+    let mut decoder = decoder(path)?;
+    let ((w, h), bytes) = (decoder.dimensions(), decoder.total_bytes());
+    if w == 0 || h == 0 {
+        return Err("it has no pixels".to_owned());
+    }
+    // Not every decoder keeps the limits itself.
+    if bytes > MAX_DECODED {
+        return Err(format!("{w} x {h} pixels need {} MB, more than the {} allowed", bytes >> 20, MAX_DECODED >> 20));
+    }
+    let orientation = decoder.orientation().map_err(|e| e.to_string())?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
+    image.apply_orientation(orientation);
+    Ok(image)
+}
+
+impl Folder {
+    fn bad(&self) -> MutexGuard<'_, BTreeMap<usize, String>> {
+        self.bad.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes picture `i` to `out`; false if it cannot be decoded.
+    fn picture(&self, i: usize, out: &mut [f32]) -> bool {
+        if let Some(bytes) = self.cache.get(i).and_then(OnceLock::get) {
+            write(bytes, out);
+            return true;
+        }
+        if self.bad().contains_key(&i) {
+            return false;
+        }
+        let path = self.dir.join(&self.files[i]);
+        let [size, _, channels] = self.shape;
+        // Decoders are other people's code fed with anybody's files: a panic there is one more bad picture.
+        let made = catch_unwind(|| decode(&path).map(|image| fit(image, self.crop, size, channels)));
+        match made.unwrap_or_else(|panic| Err(format!("its decoder failed: {}", panic_text(panic.as_ref())))) {
+            Ok(bytes) => {
+                write(&bytes, out);
+                if let Some(place) = self.cache.get(i) {
+                    // Another thread may have been faster, with the same bytes.
+                    let _ = place.set(bytes.into_boxed_slice());
+                }
+                true
+            }
+            Err(wrong) => {
+                let wrong = wrong.lines().next().unwrap_or_default().to_owned();
+                self.bad().insert(i, wrong);
+                false
+            }
+        }
+    }
+
+    /// An error once more than half of the pictures are known to be bad.
+    fn check(&self) -> Result<()> {
+        let bad = self.bad();
+        match bad.first_key_value() {
+            Some((i, wrong)) if bad.len() * 2 > self.files.len() => Err(Error::new(format!(
+                "{} of the {} images in {} cannot be read",
+                bad.len(),
+                self.files.len(),
+                self.dir.display()
+            ))
+            .hint("check the files, or convert them to png or jpeg")
+            .caused_by(format!("{}: {wrong}", self.files[*i].display()))),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Dataset for Folder {
+    fn len(&self) -> Option<u64> {
+        Some(self.files.len() as u64)
+    }
+
+    fn shape(&self) -> [usize; 3] {
+        self.shape
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
+        assert_eq!(out.len(), self.shape.iter().product::<usize>(), "read: `out` is not {:?}", self.shape);
+        assert!(index < self.files.len() as u64, "read: no picture {index} in {}", self.files.len());
+        let mut i = index as usize;
+        // `check` ends this: pictures are added to the bad ones until a good one is found or too many are bad.
+        while !self.picture(i, out) {
+            self.check()?;
+            i = (i + 1) % self.files.len();
+        }
+        Ok(self.labels[i])
+    }
+
+    fn describe(&self, index: u64) -> String {
+        self.files.get(index as usize).map(|path| path.display().to_string()).unwrap_or_default()
+    }
+
+    fn skipped(&self) -> u64 {
+        self.bad().len() as u64
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let bad = self.bad();
+        let mut warnings = self.notes.clone();
+        warnings.extend(bad.iter().take(NAMED).map(|(i, wrong)| {
+            format!("{} cannot be read and is left out: {wrong}", self.dir.join(&self.files[*i]).display())
+        }));
+        if bad.len() > NAMED {
+            warnings.push(format!("{} more images cannot be read and are left out", bad.len() - NAMED));
+        }
+        warnings
+    }
+}
+
+#[cfg(test)]
+#[path = "folder_tests.rs"]
+mod tests;

@@ -1,0 +1,259 @@
+//! The loader: which sample stands at which position of training, and threads that read ahead of the step.
+//!
+//! Position p = 0, 1, 2, ... counts the samples that training has seen. In a set of n pictures position p shows number
+//! `permutation(seed, p / n)[p % n]`; in an endless set it shows number p. Batch k holds the positions from
+//! `first + k * batch` on, so batches run across the ends of epochs and are all full. All of this is a pure function
+//! of (seed, p): neither the number of threads nor the position a run was resumed at can change it.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle, available_parallelism};
+
+use super::Dataset;
+use super::dice::below;
+use super::picture::mirror;
+use crate::error::{Error, Result};
+use crate::philox::{Sequence, Stream, draw};
+
+/// Pictures for one step of training.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// `[N, H, W, C]` in [-1, 1].
+    pub images: Vec<f32>,
+    /// `[N]`; 0 where the set has no labels.
+    pub labels: Vec<u32>,
+}
+
+/// Batches in order, read ahead in background threads. Dropping it ends and joins them.
+pub struct Loader {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Loader {
+    /// Starts to read batches of `batch` samples from position `first_position` on (samples seen before: steps done
+    /// times batch size). `flip` mirrors half of the pictures, chosen by (seed, position).
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    ///
+    /// # Panics
+    /// If `batch` is 0.
+    #[track_caller]
+    pub fn new(
+        dataset: Arc<dyn Dataset>,
+        batch: usize,
+        seed: u64,
+        flip: bool,
+        first_position: u64,
+    ) -> Result<Self> {
+        // Decoding large photographs keeps eight cores busy ahead of any step; more would only hold memory.
+        let threads = available_parallelism().map_or(1, |n| n.get()).min(8);
+        Self::with_threads(dataset, batch, seed, flip, first_position, threads)
+    }
+
+    #[track_caller]
+    fn with_threads(
+        dataset: Arc<dyn Dataset>,
+        batch: usize,
+        seed: u64,
+        flip: bool,
+        first_position: u64,
+        threads: usize,
+    ) -> Result<Self> {
+        assert!(batch > 0, "Loader: a batch of 0 samples");
+        let order = Order { len: dataset.len(), seed, epochs: Mutex::new(Vec::new()) };
+        let shared = Arc::new(Shared {
+            source: Source { dataset, order, batch, seed, flip, first_position },
+            ahead: threads as u64 + 2,
+            state: Mutex::new(State { next_made: 0, next_taken: 0, ready: BTreeMap::new(), stop: false }),
+            changed: Condvar::new(),
+        });
+        let mut loader = Loader { shared, threads: Vec::new() };
+        for i in 0..threads {
+            let shared = Arc::clone(&loader.shared);
+            match Builder::new().name(format!("data-{i}")).spawn(move || shared.work()) {
+                Ok(thread) => loader.threads.push(thread),
+                Err(_) if i > 0 => break, // Fewer threads read as correctly, only slower.
+                Err(error) => {
+                    return Err(Error::new("no thread can be started to read the data")
+                        .hint("close other programs or raise the limit on processes (`ulimit -u`)")
+                        .caused_by(error));
+                }
+            }
+        }
+        Ok(loader)
+    }
+
+    /// The next batch; waits for it if the threads are behind.
+    ///
+    /// # Errors
+    /// The data can no longer be read. The call after that goes on with the following batch.
+    // Not an iterator: it never ends, and its errors are to be looked at, not collected.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Batch> {
+        let mut state = self.shared.lock();
+        loop {
+            let wanted = state.next_taken;
+            if let Some(batch) = state.ready.remove(&wanted) {
+                state.next_taken += 1;
+                self.shared.changed.notify_all();
+                return batch;
+            }
+            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.changed.notify_all();
+        for thread in self.threads.drain(..) {
+            // A thread catches the panics of what it calls, and there is nobody left to tell.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Shared {
+    source: Source,
+    /// Batches that may be made beyond the one that training waits for.
+    ahead: u64,
+    state: Mutex<State>,
+    /// Told whenever `state` changes.
+    changed: Condvar,
+}
+
+struct State {
+    next_made: u64,
+    next_taken: u64,
+    ready: BTreeMap<u64, Result<Batch>>,
+    stop: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A thread's life: take the number of a batch, make it, put it on the shelf.
+    fn work(&self) {
+        loop {
+            let mut state = self.lock();
+            while !state.stop && state.next_made >= state.next_taken + self.ahead {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            if state.stop {
+                return;
+            }
+            let k = state.next_made;
+            state.next_made += 1;
+            drop(state);
+            // Without this a panic in a decoder would leave `next` waiting for ever.
+            let made = catch_unwind(AssertUnwindSafe(|| self.source.batch(k, || self.lock().stop)));
+            let batch = made.unwrap_or_else(|panic| {
+                Err(Error::new("reading the data failed inside the program")
+                    .hint("this is a mistake in denoir or a decoder, please report it")
+                    .caused_by(panic_text(panic.as_ref())))
+            });
+            self.lock().ready.insert(k, batch);
+            self.changed.notify_all();
+        }
+    }
+}
+
+/// What a panic said.
+pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".to_owned())
+}
+
+struct Source {
+    dataset: Arc<dyn Dataset>,
+    order: Order,
+    batch: usize,
+    seed: u64,
+    flip: bool,
+    first_position: u64,
+}
+
+impl Source {
+    /// Batch `k`; ends early, with a batch that nobody will look at, once `stop` says so.
+    fn batch(&self, k: u64, stop: impl Fn() -> bool) -> Result<Batch> {
+        let shape = self.dataset.shape();
+        let size: usize = shape.iter().product();
+        let first = self.first_position + k * self.batch as u64;
+        let mut images = vec![0.0; self.batch * size];
+        let mut labels = Vec::with_capacity(self.batch);
+        let samples = self.order.samples(first, self.batch);
+        for ((out, index), position) in images.chunks_exact_mut(size).zip(samples).zip(first..) {
+            if stop() {
+                break;
+            }
+            labels.push(self.dataset.read(index, out)?);
+            if self.flip && mirrored(self.seed, position) {
+                mirror(out, shape);
+            }
+        }
+        Ok(Batch { images, labels })
+    }
+}
+
+/// Whether the picture at a position is mirrored: a fair coin.
+fn mirrored(seed: u64, position: u64) -> bool {
+    draw(seed, Stream::Augment as u32, (position >> 32) as u32, position as u32, 0)[0] >> 31 == 1
+}
+
+/// The sample at each position.
+struct Order {
+    len: Option<u64>,
+    seed: u64,
+    /// The permutations in use, newest last. Batches being made lie in one or two epochs as a rule.
+    epochs: Mutex<Vec<(u64, Arc<Vec<u32>>)>>,
+}
+
+impl Order {
+    fn samples(&self, first: u64, count: usize) -> Vec<u64> {
+        let positions = first..first + count as u64;
+        let Some(len) = self.len else { return positions.collect() };
+        let mut current = (u64::MAX, Arc::default());
+        let sample = |p: u64| {
+            let epoch = p / len;
+            if current.0 != epoch {
+                current = (epoch, self.permutation(epoch, len as usize));
+            }
+            u64::from(current.1[(p % len) as usize])
+        };
+        positions.map(sample).collect()
+    }
+
+    fn permutation(&self, epoch: u64, len: usize) -> Arc<Vec<u32>> {
+        let mut epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = epochs.iter().find(|(e, _)| *e == epoch) {
+            return Arc::clone(known);
+        }
+        if epochs.len() == 3 {
+            epochs.remove(0);
+        }
+        let made = Arc::new(permutation(self.seed, epoch, len));
+        epochs.push((epoch, Arc::clone(&made)));
+        made
+    }
+}
+
+/// The order of `0..len` in an epoch (Fisher and Yates, as in Knuth's algorithm P).
+fn permutation(seed: u64, epoch: u64, len: usize) -> Vec<u32> {
+    let mut rng = Sequence::new(seed, Stream::Shuffle, epoch as u32, (epoch >> 32) as u32);
+    let mut order: Vec<u32> = (0..len as u32).collect();
+    for i in (1..len).rev() {
+        order.swap(i, below(&mut rng, i + 1));
+    }
+    order
+}
+
+#[cfg(test)]
+#[path = "loader_tests.rs"]
+mod tests;

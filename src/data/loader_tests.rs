@@ -1,0 +1,134 @@
+//! Tests of the loader: one order of samples, whatever the threads, the start and the speed.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::*;
+
+/// Picture `i` is `[i, -1]`; reading takes a while that differs from picture to picture.
+struct Numbers {
+    len: Option<u64>,
+    reads: AtomicU64,
+    slow: Duration,
+    fail_at: Option<u64>,
+}
+
+impl Numbers {
+    fn new(len: Option<u64>) -> Self {
+        Numbers { len, reads: AtomicU64::new(0), slow: Duration::ZERO, fail_at: None }
+    }
+}
+
+impl Dataset for Numbers {
+    fn len(&self) -> Option<u64> {
+        self.len
+    }
+    fn shape(&self) -> [usize; 3] {
+        [1, 2, 1]
+    }
+    fn classes(&self) -> &[String] {
+        &[]
+    }
+    fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        std::thread::sleep(self.slow * (1 + index as u32 % 3));
+        if self.fail_at == Some(index) {
+            panic!("decoder broke");
+        }
+        out.copy_from_slice(&[index as f32, -1.0]);
+        Ok(index as u32)
+    }
+}
+
+fn take(loader: &mut Loader, n: usize) -> Vec<Batch> {
+    (0..n).map(|_| loader.next().unwrap()).collect()
+}
+
+#[test]
+fn batches_do_not_depend_on_the_number_of_threads() {
+    let run = |threads, slow| {
+        let data = Numbers { slow, ..Numbers::new(Some(10)) };
+        take(&mut Loader::with_threads(Arc::new(data), 4, 9, true, 0, threads).unwrap(), 12)
+    };
+    let one = run(1, Duration::ZERO);
+    assert_eq!(one, run(5, Duration::from_micros(300)));
+    assert!(one.iter().all(|b| b.images.len() == 8 && b.labels.len() == 4));
+}
+
+#[test]
+fn a_later_start_gives_what_an_earlier_one_comes_to() {
+    for len in [None, Some(7), Some(1)] {
+        let start = |p| Loader::new(Arc::new(Numbers::new(len)), 3, 5, true, p).unwrap();
+        let all = take(&mut start(0), 9);
+        assert_eq!(all[4..], take(&mut start(12), 5), "len {len:?}");
+    }
+}
+
+#[test]
+fn an_epoch_shows_every_sample_once_and_epochs_and_seeds_differ() {
+    let run = |seed| {
+        let mut loader = Loader::new(Arc::new(Numbers::new(Some(50))), 5, seed, false, 0).unwrap();
+        take(&mut loader, 20).into_iter().flat_map(|b| b.labels).collect::<Vec<_>>()
+    };
+    let seen = run(1);
+    for epoch in seen.chunks(50) {
+        let mut sorted = epoch.to_vec();
+        sorted.sort();
+        assert_eq!(sorted, (0..50).collect::<Vec<_>>());
+        assert_ne!(epoch, sorted, "shuffled");
+    }
+    assert_ne!(seen[..50], seen[50..]);
+    assert_ne!(seen, run(2));
+}
+
+#[test]
+fn an_endless_set_is_read_in_order() {
+    let mut loader = Loader::new(Arc::new(Numbers::new(None)), 4, 1, false, 8).unwrap();
+    let seen: Vec<u32> = take(&mut loader, 3).into_iter().flat_map(|b| b.labels).collect();
+    assert_eq!(seen, (8..20).collect::<Vec<_>>());
+}
+
+#[test]
+fn about_half_of_the_pictures_are_mirrored_only_when_asked() {
+    let flipped = |flip| {
+        let mut loader = Loader::new(Arc::new(Numbers::new(None)), 100, 1, flip, 1).unwrap();
+        let batches = take(&mut loader, 10);
+        batches.iter().flat_map(|b| b.images.chunks(2)).filter(|p| p[0] == -1.0).count()
+    };
+    assert_eq!(flipped(false), 0);
+    assert!((420..580).contains(&flipped(true)), "{}", flipped(true));
+}
+
+#[test]
+fn reading_ahead_is_bounded() {
+    let data = Arc::new(Numbers::new(None));
+    let mut loader = Loader::with_threads(data.clone(), 2, 1, false, 0, 3).unwrap();
+    loader.next().unwrap();
+    let limit = 2 * (1 + 3 + 2); // the batch taken, and `ahead` more
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while data.reads.load(Ordering::SeqCst) < limit && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(data.reads.load(Ordering::SeqCst), limit);
+}
+
+#[test]
+fn dropping_does_not_wait_for_batches_being_made() {
+    let data = Numbers { slow: Duration::from_millis(10), ..Numbers::new(None) };
+    let loader = Loader::new(Arc::new(data), 10_000, 1, false, 0).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    let start = Instant::now();
+    drop(loader);
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_panic_while_reading_is_an_error_of_its_batch() {
+    let data = Numbers { fail_at: Some(3), ..Numbers::new(None) };
+    let mut loader = Loader::new(Arc::new(data), 2, 1, false, 0).unwrap();
+    assert_eq!(loader.next().unwrap().labels, [0, 1]);
+    let report = loader.next().unwrap_err().report();
+    assert!(report.contains("decoder broke"), "{report}");
+    assert_eq!(loader.next().unwrap().labels, [4, 5]);
+}

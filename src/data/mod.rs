@@ -1,0 +1,209 @@
+//! Data sets: what `--data SPEC` names, read as f32 pictures in [-1, 1], and the loader that feeds them to training.
+//!
+//! Reading order: this file (the trait and `open`), `loader` (which sample comes when), then one file a source:
+//! `idx` and `cifar` (kept in memory by `stored`), `folder`, and the generated `digits` and `faces`.
+
+mod canvas;
+mod cifar;
+mod dice;
+mod digit_shapes;
+mod digits;
+mod face_parts;
+mod faces;
+mod folder;
+mod idx;
+mod loader;
+pub mod picture;
+mod scan;
+mod statistics;
+mod stored;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+
+pub use loader::{Batch, Loader};
+pub use statistics::{Statistics, statistics};
+
+/// The largest side of a training picture, in pixels.
+pub const MAX_IMAGE_SIZE: usize = 4096;
+
+/// What training wants to see of a data set.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Side of the square pictures, in pixels: 8 (`faces`: 16) to [`MAX_IMAGE_SIZE`].
+    pub image_size: usize,
+    /// 1 = grey, 3 = RGB; `None`: the data's own.
+    pub channels: Option<usize>,
+    /// Only `images:`. Side in pixels of the centred square that is cut out before resizing (178 for CelebA);
+    /// `None`, or a picture smaller than that: the largest centred square.
+    pub crop: Option<usize>,
+    /// Seed of generated data; files do not use it.
+    pub seed: u64,
+    /// Which part of the data.
+    pub split: Split,
+}
+
+/// The part of a data set that trains, and the part that is kept from training to check the result.
+///
+/// `mnist:` holds out `t10k-*`, `cifar10:` holds out `test_batch.bin`, `images:` holds out one picture in ten, chosen
+/// by a hash of its path (from 20 pictures on), generated data uses random numbers of its own for each part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    Train,
+    HeldOut,
+}
+
+/// Pictures of one shape, with or without labels. Reading is a pure function of the index.
+pub trait Dataset: Send + Sync {
+    /// Number of pictures, at least 1; `None`: endless (generated).
+    fn len(&self) -> Option<u64>;
+
+    /// Never: `open` refuses a set without pictures.
+    fn is_empty(&self) -> bool {
+        self.len() == Some(0)
+    }
+
+    /// `[H, W, C]`.
+    fn shape(&self) -> [usize; 3];
+
+    /// The name of each label; empty: unlabelled.
+    fn classes(&self) -> &[String];
+
+    /// Writes picture `index` to `out`, `[H, W, C]` row-major in [-1, 1]; returns its label, 0 where there are none.
+    ///
+    /// # Errors
+    /// The source can no longer be read.
+    ///
+    /// # Panics
+    /// If `out` is not `H * W * C` long or `index` is not below `len`.
+    fn read(&self, index: u64, out: &mut [f32]) -> Result<u32>;
+
+    /// Words for picture `index` beyond its label: a face's features, a file's path. Empty if there are none.
+    fn describe(&self, _index: u64) -> String {
+        String::new()
+    }
+
+    /// Number of pictures found to be unreadable so far; others stand in for them.
+    fn skipped(&self) -> u64 {
+        0
+    }
+
+    /// What was wrong with the data so far, each problem once, in a fixed order.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Opens the data set that `spec` names: `digits`, `faces`, `mnist:DIR`, `cifar10:DIR` or `images:DIR`.
+///
+/// # Errors
+/// An unknown spec, options that do not fit it, and files that are missing, cut short or not what they should be.
+pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
+    check(options)?;
+    let (kind, argument) = match spec.split_once(':') {
+        Some((kind, argument)) => (kind, Some(argument)),
+        None => (spec, None),
+    };
+    match (kind, argument) {
+        ("digits", None) => Ok(Arc::new(digits::Digits::new(options))),
+        ("faces", None) => Ok(Arc::new(faces::Faces::new(options)?)),
+        ("mnist", Some(dir)) => Ok(Arc::new(idx::open(&folder_of(kind, dir)?, options)?)),
+        ("cifar10", Some(dir)) => Ok(Arc::new(cifar::open(&folder_of(kind, dir)?, options)?)),
+        ("images", Some(dir)) => Ok(Arc::new(folder::open(&folder_of(kind, dir)?, options)?)),
+        ("digits" | "faces", Some(_)) => {
+            Err(Error::usage(format!("data `{spec}`: `{kind}` is generated and takes no folder"))
+                .hint(format!("write `{kind}`")))
+        }
+        ("mnist" | "cifar10" | "images", None) => Err(Error::usage(format!("data `{spec}` names no folder"))
+            .hint(format!("write `{kind}:DIR`, the folder that holds the data"))),
+        _ => Err(Error::usage(format!("unknown data `{spec}`")).hint(if Path::new(spec).is_dir() {
+            format!("for a folder of images write `images:{spec}`")
+        } else {
+            "use digits, faces, mnist:DIR, cifar10:DIR or images:DIR".to_owned()
+        })),
+    }
+}
+
+fn check(options: &Options) -> Result<()> {
+    if !(8..=MAX_IMAGE_SIZE).contains(&options.image_size) {
+        return Err(Error::usage(format!("an image size of {} pixels cannot be used", options.image_size))
+            .hint(format!("use 8 to {MAX_IMAGE_SIZE}")));
+    }
+    if !matches!(options.channels, None | Some(1 | 3)) {
+        return Err(Error::usage(format!("{} image channels cannot be used", options.channels.unwrap_or(0)))
+            .hint("use 1 (grey) or 3 (RGB)"));
+    }
+    if options.crop == Some(0) {
+        return Err(Error::usage("a crop of 0 pixels leaves nothing").hint("use 1 or more, or leave it out"));
+    }
+    Ok(())
+}
+
+/// The folder named in a spec. A shell does not expand `~` behind a colon, so it is done here.
+fn folder_of(kind: &str, dir: &str) -> Result<PathBuf> {
+    if dir.is_empty() {
+        return Err(Error::usage(format!("data `{kind}:` names no folder"))
+            .hint(format!("write `{kind}:DIR`, the folder that holds the data")));
+    }
+    let path = match (dir.strip_prefix("~/"), std::env::home_dir()) {
+        (Some(rest), Some(home)) => home.join(rest),
+        _ => PathBuf::from(dir),
+    };
+    if path.is_dir() {
+        return Ok(path);
+    }
+    let wrong = if path.exists() { "is not a folder" } else { "does not exist" };
+    Err(Error::new(format!("data folder {} {wrong}", path.display()))
+        .hint(format!("give the folder that holds the data, as in `{kind}:DIR`")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) fn options(image_size: usize) -> Options {
+        Options { image_size, channels: None, crop: None, seed: 1, split: Split::Train }
+    }
+
+    /// The message of the error that opening `spec` gives.
+    pub(super) fn refusal(spec: &str, options: &Options) -> String {
+        match open(spec, options) {
+            Ok(_) => panic!("`{spec}` was opened"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn wrong_specs_say_what_to_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_str().unwrap();
+        let file = dir.path().join("a.txt");
+        std::fs::write(&file, "x").unwrap();
+        for (spec, wrong, hint) in [
+            ("digit", "unknown data `digit`", "use digits, faces,"),
+            (path, "unknown data", "write `images:"),
+            ("digits:x", "takes no folder", "write `digits`"),
+            ("mnist", "names no folder", "write `mnist:DIR`"),
+            ("images:", "names no folder", "write `images:DIR`"),
+            ("cifar10:/nowhere/at/all", "/nowhere/at/all does not exist", "`cifar10:DIR`"),
+            (&format!("images:{}", file.display()), "is not a folder", "`images:DIR`"),
+        ] {
+            let message = refusal(spec, &options(28));
+            assert!(message.contains(wrong) && message.contains(hint), "{spec}: {message}");
+            assert!(!message.contains('\n'));
+        }
+        assert_eq!(open("nonsense", &options(28)).err().unwrap().exit_code(), 2);
+    }
+
+    #[test]
+    fn wrong_options_are_refused() {
+        assert!(refusal("digits", &options(7)).contains("7 pixels"));
+        assert!(refusal("digits", &options(5000)).contains("use 8 to 4096"));
+        assert!(refusal("digits", &Options { channels: Some(2), ..options(28) }).contains("2 image channels"));
+        assert!(refusal("digits", &Options { crop: Some(0), ..options(28) }).contains("crop of 0"));
+        assert!(refusal("faces", &options(12)).contains("faces"));
+        assert!(refusal("faces", &Options { channels: Some(1), ..options(32) }).contains("colour"));
+    }
+}

@@ -1,0 +1,170 @@
+//! Pixels: bytes to [-1, 1] and back, cutting and resizing to a square, mirroring, and contact sheets.
+
+use image::imageops::{self, FilterType};
+use image::{DynamicImage, GrayImage, Rgb, RgbImage};
+
+/// A value in [-1, 1] as a byte, `round(255 * clamp(v / 2 + 1/2, 0, 1))`; NaN becomes 0.
+pub fn to_u8(v: f32) -> u8 {
+    ((v * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8
+}
+
+/// A byte as a value in [-1, 1]; [`to_u8`] gives the byte back.
+pub fn from_u8(b: u8) -> f32 {
+    f32::from(b) * (2.0 / 255.0) - 1.0
+}
+
+/// Mirrors a picture, left becomes right. `pixels` `[H, W, C]`.
+pub fn mirror(pixels: &mut [f32], [h, w, c]: [usize; 3]) {
+    assert_eq!(pixels.len(), h * w * c, "mirror: pixels for [{h}, {w}, {c}]");
+    for row in pixels.chunks_exact_mut(w * c) {
+        for x in 0..w / 2 {
+            for k in 0..c {
+                row.swap(x * c + k, (w - 1 - x) * c + k);
+            }
+        }
+    }
+}
+
+/// Pictures side by side, row by row, with a white line of `gap` pixels between them.
+///
+/// `images` `[N, H, W, C]` in [-1, 1], C 1 or 3; values outside are clamped. A last row may be incomplete.
+///
+/// # Panics
+/// If `images` is not `[n, h, w, c]`, or `c` is neither 1 nor 3, or `columns` is 0.
+#[track_caller]
+pub fn grid(images: &[f32], n: usize, [h, w, c]: [usize; 3], columns: usize, gap: usize) -> RgbImage {
+    assert!(c == 1 || c == 3, "grid: {c} channels, not 1 or 3");
+    assert!(columns > 0, "grid: 0 columns");
+    assert_eq!(images.len(), n * h * w * c, "grid: values for [{n}, {h}, {w}, {c}]");
+    let columns = columns.min(n.max(1));
+    let rows = n.div_ceil(columns).max(1);
+    let extent = |count: usize, side: usize| (count * side + (count - 1) * gap) as u32;
+    let mut sheet = RgbImage::from_pixel(extent(columns, w), extent(rows, h), Rgb([255; 3]));
+    for (i, image) in images.chunks_exact((h * w * c).max(1)).enumerate() {
+        let (left, top) = (i % columns * (w + gap), i / columns * (h + gap));
+        for (j, pixel) in image.chunks_exact(c).enumerate() {
+            let rgb = [pixel[0], pixel[c / 2], pixel[c - 1]].map(to_u8);
+            sheet.put_pixel((left + j % w) as u32, (top + j / w) as u32, Rgb(rgb));
+        }
+    }
+    sheet
+}
+
+/// The centred square of a picture, `crop` pixels wide (or as wide as the picture allows), as `[size, size, channels]`
+/// bytes. Transparency shows white, as on a page. Channels 1 or 3.
+///
+/// The filter is Catmull-Rom, widened when it shrinks. It is PIL's `BICUBIC`, which Parmar et al. 2022 ("On aliased
+/// resizing and surprising subtleties in GAN evaluation") recommend, so our pictures are those of other people's
+/// training scripts; a triangle blurs more, Lanczos rings more.
+pub(super) fn fit(image: DynamicImage, crop: Option<usize>, size: usize, channels: usize) -> Vec<u8> {
+    let image = if image.color().has_alpha() { on_white(image) } else { image };
+    let largest = image.width().min(image.height());
+    let side = crop.map_or(largest, |c| largest.min(u32::try_from(c).unwrap_or(u32::MAX)));
+    let (left, top) = ((image.width() - side) / 2, (image.height() - side) / 2);
+    let size = size as u32;
+    // Resizing every channel of a grey picture, or colours that become grey, would be work for nothing.
+    if channels == 1 || !image.color().has_color() {
+        let square = imageops::crop_imm(&image.into_luma8(), left, top, side, side).to_image();
+        let square = if side == size { square } else { shrink_grey(&square, size) };
+        return if channels == 1 {
+            square.into_raw()
+        } else {
+            square.into_raw().into_iter().flat_map(|v| [v; 3]).collect()
+        };
+    }
+    let square = imageops::crop_imm(&image.into_rgb8(), left, top, side, side).to_image();
+    if side == size {
+        return square.into_raw();
+    }
+    imageops::resize(&square, size, size, FilterType::CatmullRom).into_raw()
+}
+
+fn shrink_grey(image: &GrayImage, size: u32) -> GrayImage {
+    imageops::resize(image, size, size, FilterType::CatmullRom)
+}
+
+/// Lays a transparent picture on white.
+fn on_white(image: DynamicImage) -> DynamicImage {
+    let over = |v: u8, alpha: u8| {
+        ((u32::from(v) * u32::from(alpha) + 255 * (255 - u32::from(alpha)) + 127) / 255) as u8
+    };
+    if image.color().has_color() {
+        let rgba = image.into_rgba8();
+        let (w, h) = rgba.dimensions();
+        DynamicImage::ImageRgb8(RgbImage::from_fn(w, h, |x, y| {
+            let [r, g, b, a] = rgba.get_pixel(x, y).0;
+            Rgb([over(r, a), over(g, a), over(b, a)])
+        }))
+    } else {
+        let grey = image.into_luma_alpha8();
+        let (w, h) = grey.dimensions();
+        DynamicImage::ImageLuma8(GrayImage::from_fn(w, h, |x, y| {
+            let [v, a] = grey.get_pixel(x, y).0;
+            image::Luma([over(v, a)])
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{LumaA, Rgba};
+
+    #[test]
+    fn bytes_survive_the_round_trip_and_values_are_clamped() {
+        for b in 0..=255 {
+            assert_eq!(to_u8(from_u8(b)), b);
+        }
+        assert_eq!([-1.0, 1.0, -7.0, 7.0, 0.0, f32::NAN].map(to_u8), [0, 255, 0, 255, 128, 0]);
+        assert_eq!((from_u8(0), from_u8(255)), (-1.0, 1.0));
+    }
+
+    #[test]
+    fn mirroring_swaps_columns_and_keeps_channels() {
+        let mut pixels: Vec<f32> = (0..12).map(|v| v as f32).collect();
+        mirror(&mut pixels, [2, 3, 2]);
+        assert_eq!(pixels, [4.0, 5.0, 2.0, 3.0, 0.0, 1.0, 10.0, 11.0, 8.0, 9.0, 6.0, 7.0]);
+    }
+
+    #[test]
+    fn a_grid_places_each_picture() {
+        let images: Vec<f32> = [-1.0, 0.0, 1.0].iter().flat_map(|&v| [v; 4]).collect();
+        let sheet = grid(&images, 3, [2, 2, 1], 2, 1);
+        assert_eq!(sheet.dimensions(), (5, 5));
+        assert_eq!(sheet.get_pixel(1, 1).0, [0; 3]);
+        assert_eq!(sheet.get_pixel(2, 0).0, [255; 3], "the gap is white");
+        assert_eq!(sheet.get_pixel(3, 0).0, [128; 3]);
+        let colour = grid(&[-1.0, 0.0, 1.0], 1, [1, 1, 3], 4, 2);
+        assert_eq!((colour.dimensions(), colour.get_pixel(0, 0).0), ((1, 1), [0, 128, 255]));
+    }
+
+    #[test]
+    fn fit_cuts_the_centre() {
+        let wide = RgbImage::from_fn(30, 10, |x, _| Rgb([x as u8, 0, 7]));
+        let square = fit(DynamicImage::ImageRgb8(wide.clone()), None, 10, 3);
+        assert_eq!((&square[..3], &square[27..30]), (&[10, 0, 7][..], &[19, 0, 7][..]));
+        let cut = fit(DynamicImage::ImageRgb8(wide.clone()), Some(8), 8, 3);
+        assert_eq!(cut[0], 11);
+        assert_eq!(fit(DynamicImage::ImageRgb8(wide), Some(99), 10, 3), square, "no wider than the picture");
+    }
+
+    #[test]
+    fn shrinking_averages_instead_of_dropping_pixels() {
+        let stripes = GrayImage::from_fn(64, 64, |x, _| image::Luma([if x % 2 == 0 { 0 } else { 255 }]));
+        let small = fit(DynamicImage::ImageLuma8(stripes), None, 8, 1);
+        assert!(small.iter().all(|v| (115..=140).contains(v)), "{small:?}");
+    }
+
+    #[test]
+    fn transparency_is_white_and_depths_agree() {
+        let clear = image::RgbaImage::from_pixel(8, 8, Rgba([200, 0, 0, 0]));
+        assert!(fit(DynamicImage::ImageRgba8(clear), None, 8, 3).iter().all(|&v| v == 255));
+        let half = image::GrayAlphaImage::from_pixel(8, 8, LumaA([0, 128]));
+        assert!(fit(DynamicImage::ImageLumaA8(half), None, 8, 3).iter().all(|&v| v == 127));
+        let deep = image::ImageBuffer::from_pixel(8, 8, image::Luma([0x8080_u16]));
+        assert!(fit(DynamicImage::ImageLuma16(deep), None, 8, 3).iter().all(|&v| v == 128));
+        let green = RgbImage::from_pixel(8, 8, Rgb([0, 255, 0]));
+        let grey = fit(DynamicImage::ImageRgb8(green), None, 8, 1);
+        assert!(grey.len() == 64 && grey.iter().all(|v| (150..=190).contains(v)), "{grey:?}");
+    }
+}

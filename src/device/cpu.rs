@@ -1,0 +1,93 @@
+//! The CPU device: aligned memory and a pool of threads.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ptr::NonNull;
+
+use crate::error::{Error, Result};
+
+/// Cache lines and the widest vectors are 64 bytes.
+const ALIGN: usize = 64;
+
+/// A block of zeroed memory that programs read and write through raw slices.
+///
+/// Interior mutability is by contract: one `Program` runs at a time on a block, and the plan of a program gives every
+/// launch disjoint ranges (checked when the program is compiled).
+pub struct Memory {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: the block is plain memory; the contract above keeps accesses apart.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// # Errors
+    /// When the system has no such amount of memory.
+    pub fn zeroed(bytes: usize) -> Result<Self> {
+        let out_of_memory = || {
+            Error::new(format!("not enough memory for a block of {bytes} bytes"))
+                .hint("lower --batch-size or the image size")
+        };
+        let layout = Layout::from_size_align(bytes.max(ALIGN), ALIGN).map_err(|_| out_of_memory())?;
+        // SAFETY: the layout has a size above zero.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(out_of_memory)?;
+        Ok(Memory { start, layout })
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.layout.size()
+    }
+
+    /// Pointer to the element at `offset` bytes, of which `bytes` may be used.
+    ///
+    /// # Panics
+    /// When the range leaves the block.
+    #[track_caller]
+    pub fn range(&self, offset: usize, bytes: usize) -> *mut u8 {
+        assert!(
+            offset.checked_add(bytes).is_some_and(|end| end <= self.bytes()),
+            "range {offset}+{bytes} outside a block of {} bytes",
+            self.bytes()
+        );
+        // SAFETY: the range was checked just now.
+        unsafe { self.start.as_ptr().add(offset) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `zeroed` with this layout.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+    }
+}
+
+/// The CPU device.
+pub struct Cpu {
+    pool: rayon::ThreadPool,
+}
+
+impl Cpu {
+    /// `threads`: how many to use; `None` takes one per core.
+    ///
+    /// # Errors
+    /// When the system refuses to start the threads.
+    pub fn open(threads: Option<usize>) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.unwrap_or(0))
+            .thread_name(|i| format!("denoir-cpu-{i}"))
+            .build()
+            .map_err(|e| Error::new("cannot start the threads of the CPU device").caused_by(e))?;
+        Ok(Cpu { pool })
+    }
+
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Runs `work` so that parallel iterators in it use this device's threads.
+    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(work)
+    }
+}

@@ -1,0 +1,129 @@
+//! Which adapters there are, what they offer, and which one a name means.
+
+use serde::Serialize;
+
+use super::Gpu;
+use crate::error::{Error, Result};
+
+/// One adapter, as `denoir devices` prints it.
+#[derive(Debug, Serialize)]
+pub struct Adapter {
+    pub index: usize,
+    pub name: String,
+    /// `discrete`, `integrated`, `virtual`, `software` or `other`.
+    pub kind: &'static str,
+    pub backend: String,
+    pub driver: String,
+    pub max_buffer_bytes: u64,
+    pub max_binding_bytes: u64,
+    pub max_workgroup_bytes: u32,
+    pub max_workgroup_threads: u32,
+    pub subgroup_sizes: [u32; 2],
+    /// Those that denoir makes use of where they are present.
+    pub features: Vec<&'static str>,
+    /// True for the one that `auto` takes.
+    pub auto: bool,
+}
+
+const FEATURES: [(&str, wgpu::Features); 5] = [
+    ("timestamps", wgpu::Features::TIMESTAMP_QUERY),
+    ("timestamps-inside", wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS),
+    ("f16", wgpu::Features::SHADER_F16),
+    ("subgroups", wgpu::Features::SUBGROUP),
+    ("immediates", wgpu::Features::IMMEDIATES),
+];
+
+pub(super) fn useful_features() -> wgpu::Features {
+    FEATURES.iter().fold(wgpu::Features::empty(), |all, (_, feature)| all | *feature)
+}
+
+/// All adapters of the native backends, in the system's order.
+fn enumerate() -> Vec<wgpu::Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    // No validation layers: they are for those who debug wgpu itself, and print to the terminal.
+    descriptor.flags = wgpu::InstanceFlags::empty();
+    let instance = wgpu::Instance::new(descriptor);
+    pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
+}
+
+fn kind(adapter: &wgpu::Adapter) -> &'static str {
+    match adapter.get_info().device_type {
+        wgpu::DeviceType::DiscreteGpu => "discrete",
+        wgpu::DeviceType::IntegratedGpu => "integrated",
+        wgpu::DeviceType::VirtualGpu => "virtual",
+        wgpu::DeviceType::Cpu => "software",
+        wgpu::DeviceType::Other => "other",
+    }
+}
+
+/// The adapter that `auto` takes: the first discrete one, else the first integrated one. Software drivers are some twenty
+/// times slower than the CPU device and are used only when asked for.
+fn automatic(adapters: &[wgpu::Adapter]) -> Option<usize> {
+    ["discrete", "integrated"].iter().find_map(|wanted| adapters.iter().position(|a| kind(a) == *wanted))
+}
+
+/// Every adapter of this machine.
+pub fn list() -> Vec<Adapter> {
+    let adapters = enumerate();
+    let auto = automatic(&adapters);
+    adapters.iter().enumerate().map(|(index, adapter)| describe(index, adapter, auto)).collect()
+}
+
+fn describe(index: usize, adapter: &wgpu::Adapter, auto: Option<usize>) -> Adapter {
+    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+    Adapter {
+        index,
+        name: info.name.clone(),
+        kind: kind(adapter),
+        backend: info.backend.to_string(),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+        max_buffer_bytes: limits.max_buffer_size,
+        max_binding_bytes: limits.max_storage_buffer_binding_size,
+        max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
+        max_workgroup_threads: limits.max_compute_invocations_per_workgroup,
+        subgroup_sizes: [info.subgroup_min_size, info.subgroup_max_size],
+        features: FEATURES.iter().filter(|(_, f)| features.contains(*f)).map(|(name, _)| *name).collect(),
+        auto: auto == Some(index),
+    }
+}
+
+/// Opens the GPU that `auto` means, or says that there is none.
+///
+/// # Errors
+/// When the driver refuses to open it.
+pub fn open_automatic() -> Result<Option<Gpu>> {
+    let adapters = enumerate();
+    automatic(&adapters).map(|index| Gpu::open(&adapters[index])).transpose()
+}
+
+/// Opens the adapter that `wanted` means: a number, a part of a name, or nothing for the best one, software included.
+///
+/// # Errors
+/// When there is no such adapter, or the driver refuses to open it.
+pub fn open(wanted: Option<&str>) -> Result<Gpu> {
+    let adapters = enumerate();
+    if adapters.is_empty() {
+        return Err(Error::new("this machine has no GPU that wgpu can use (Vulkan, Metal or DX12)")
+            .hint("install a GPU driver (for software Vulkan: mesa-vulkan-drivers), or use --device cpu"));
+    }
+    let index = match wanted {
+        None => automatic(&adapters).or(Some(0)),
+        Some(number) if number.bytes().all(|b| b.is_ascii_digit()) && !number.is_empty() => {
+            number.parse::<usize>().ok().filter(|&i| i < adapters.len())
+        }
+        Some(part) => {
+            let part = part.to_lowercase();
+            adapters.iter().position(|a| a.get_info().name.to_lowercase().contains(&part))
+        }
+    };
+    match index {
+        Some(index) => Gpu::open(&adapters[index]),
+        None => {
+            let names: Vec<String> =
+                adapters.iter().enumerate().map(|(i, a)| format!("{i} = {}", a.get_info().name)).collect();
+            Err(Error::new(format!("no GPU called {}", wanted.unwrap_or_default()))
+                .hint(format!("this machine has {}; `denoir devices` tells more", names.join(", "))))
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Pipelines and bind groups, built once, and the replay of a list of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::shader::{Dialect, Interface, Kernel, Knob};
+use super::{Gpu, GpuBuffer};
+use crate::error::{Error, Result};
+
+/// A range of a buffer, in bytes.
+#[derive(Clone, Copy)]
+pub struct Range<'a> {
+    pub buffer: &'a GpuBuffer,
+    pub offset: usize,
+    pub bytes: usize,
+}
+
+/// What makes two pipelines the same.
+#[derive(PartialEq, Eq, Hash)]
+pub(super) struct PipelineKey {
+    kernel: &'static str,
+    entry: &'static str,
+    knobs: Vec<Knob>,
+    dialect: Dialect,
+}
+
+pub(super) struct Pipeline {
+    raw: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+    interface: Interface,
+}
+
+/// A dispatch with everything it needs: replaying it allocates and looks up nothing.
+pub struct Bound {
+    pipeline: Arc<Pipeline>,
+    group: wgpu::BindGroup,
+    immediates: Vec<u8>,
+    groups: [u32; 3],
+}
+
+/// Begin and end of a replay on the device's clock.
+pub(super) struct Timestamps {
+    queries: wgpu::QuerySet,
+    resolved: GpuBuffer,
+    /// Nanoseconds per tick.
+    period: f32,
+}
+
+impl Timestamps {
+    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue, features: wgpu::Features) -> Option<Self> {
+        features.contains(wgpu::Features::TIMESTAMP_QUERY).then(|| Timestamps {
+            queries: device.create_query_set(&wgpu::QuerySetDescriptor {
+                label: Some("step"),
+                ty: wgpu::QueryType::Timestamp,
+                count: 2,
+            }),
+            resolved: GpuBuffer {
+                raw: device.create_buffer(&wgpu::BufferDescriptor {
+                    label: Some("timestamps"),
+                    size: 256,
+                    usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+                    mapped_at_creation: false,
+                }),
+                bytes: 256,
+            },
+            period: queue.get_timestamp_period(),
+        })
+    }
+}
+
+impl Gpu {
+    /// Builds pipeline and bind group of one dispatch.
+    ///
+    /// # Errors
+    /// When the driver cannot compile the kernel, or a binding is larger than the adapter allows.
+    ///
+    /// # Panics
+    /// When a binding or a parameter of the kernel was not given, or one was given that the kernel does not have.
+    pub fn bind(
+        &self,
+        kernel: &'static Kernel,
+        entry: &'static str,
+        knobs: &[Knob],
+        params: &[(&'static str, u32)],
+        ranges: &[(&'static str, Range)],
+        groups: [u32; 3],
+    ) -> Result<Bound> {
+        let pipeline = self.pipeline(kernel, entry, knobs)?;
+        let interface = &pipeline.interface;
+        let at = || format!("kernels/{}.wgsl, {entry}", kernel.name);
+        assert!(
+            groups.iter().all(|g| (1..=65_535).contains(g)),
+            "{}: {groups:?} workgroups, each dimension allows 1 to 65535",
+            at()
+        );
+        let immediates = pack(interface, params, &at());
+        for (name, _) in ranges {
+            assert!(interface.bindings.iter().any(|b| b.name == *name), "{} does not use `{name}`", at());
+        }
+        let uniform = (!self.dialect.immediates && interface.params_size > 0)
+            .then(|| self.uniform(&immediates))
+            .transpose()?;
+        let mut entries = Vec::new();
+        if let Some(uniform) = &uniform {
+            entries.push(wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() });
+        }
+        for binding in &interface.bindings {
+            let (_, range) = ranges
+                .iter()
+                .find(|(name, _)| *name == binding.name)
+                .unwrap_or_else(|| panic!("{}: nothing bound to `{}`", at(), binding.name));
+            if range.bytes as u64 > self.max_binding() {
+                return Err(Error::new(format!(
+                    "`{}` of {} is {}, and {} binds at most {}",
+                    binding.name,
+                    kernel.name,
+                    crate::device::size(range.bytes as u64),
+                    self.info.name,
+                    crate::device::size(self.max_binding())
+                ))
+                .hint("lower --batch-size, the image size or the model's widths"));
+            }
+            entries.push(wgpu::BindGroupEntry {
+                binding: binding.index,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: &range.buffer.raw,
+                    offset: range.offset as u64,
+                    size: std::num::NonZeroU64::new(range.bytes as u64),
+                }),
+            });
+        }
+        let group = self.guarded(&format!("binding the buffers of {}", at()), || {
+            self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(kernel.name),
+                layout: &pipeline.layout,
+                entries: &entries,
+            })
+        })?;
+        let immediates = if self.dialect.immediates { immediates } else { Vec::new() };
+        Ok(Bound { pipeline, group, immediates, groups })
+    }
+
+    fn uniform(&self, bytes: &[u8]) -> Result<wgpu::Buffer> {
+        let buffer = self.guarded("allocating parameters", || {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("parameters"),
+                size: bytes.len().next_multiple_of(16) as u64,
+                usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        })?;
+        self.queue.write_buffer(&buffer, 0, bytes);
+        Ok(buffer)
+    }
+
+    fn pipeline(
+        &self,
+        kernel: &'static Kernel,
+        entry: &'static str,
+        knobs: &[Knob],
+    ) -> Result<Arc<Pipeline>> {
+        let key = PipelineKey { kernel: kernel.name, entry, knobs: knobs.to_vec(), dialect: self.dialect };
+        let mut cache = self.pipelines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(pipeline) = cache.get(&key) {
+            return Ok(Arc::clone(pipeline));
+        }
+        let pipeline = Arc::new(self.build(kernel, entry, knobs)?);
+        cache.insert(key, Arc::clone(&pipeline));
+        Ok(pipeline)
+    }
+
+    fn build(&self, kernel: &'static Kernel, entry: &'static str, knobs: &[Knob]) -> Result<Pipeline> {
+        let at = format!("kernels/{}.wgsl, {entry}", kernel.name);
+        let expanded = kernel.expand(knobs, self.dialect);
+        let interface =
+            expanded.parse()?.interface(entry).unwrap_or_else(|| panic!("{at}: no such entry point"));
+        self.guarded(&format!("compiling {at}"), || {
+            let mut entries = Vec::new();
+            let mut entry_of = |binding, ty| {
+                entries.push(wgpu::BindGroupLayoutEntry {
+                    binding,
+                    visibility: wgpu::ShaderStages::COMPUTE,
+                    ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+                    count: None,
+                });
+            };
+            if !self.dialect.immediates && interface.params_size > 0 {
+                entry_of(0, wgpu::BufferBindingType::Uniform);
+            }
+            for binding in &interface.bindings {
+                entry_of(binding.index, wgpu::BufferBindingType::Storage { read_only: !binding.writable });
+            }
+            let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: Some(kernel.name),
+                entries: &entries,
+            });
+            let immediate_size = if self.dialect.immediates { interface.params_size } else { 0 };
+            let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: Some(kernel.name),
+                bind_group_layouts: &[Some(&layout)],
+                immediate_size,
+            });
+            let descriptor = wgpu::ShaderModuleDescriptor {
+                label: Some(kernel.name),
+                source: wgpu::ShaderSource::Wgsl(expanded.text.as_str().into()),
+            };
+            let checks = if self.checked {
+                wgpu::ShaderRuntimeChecks::checked()
+            } else {
+                wgpu::ShaderRuntimeChecks::unchecked()
+            };
+            // SAFETY: the kernels are this program's own. Tests run them with all checks on, over buffers with guard
+            // words, and every dispatch bounds its indices by the shapes it was recorded with.
+            let module = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
+            let raw = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(&at),
+                layout: Some(&pipeline_layout),
+                module: &module,
+                entry_point: Some(entry),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    // Every kernel writes workgroup memory before it reads it.
+                    zero_initialize_workgroup_memory: false,
+                    ..Default::default()
+                },
+                cache: None,
+            });
+            Pipeline { raw, layout, interface }
+        })
+    }
+
+    /// Encodes the dispatches in order and submits them.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    pub fn replay(&self, dispatches: &[Bound]) -> Result<()> {
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: Some("program"),
+                timestamp_writes: self.timestamps.as_ref().map(|t| wgpu::ComputePassTimestampWrites {
+                    query_set: &t.queries,
+                    beginning_of_pass_write_index: Some(0),
+                    end_of_pass_write_index: Some(1),
+                }),
+            });
+            for dispatch in dispatches {
+                pass.set_pipeline(&dispatch.pipeline.raw);
+                pass.set_bind_group(0, &dispatch.group, &[]);
+                if !dispatch.immediates.is_empty() {
+                    pass.set_immediates(0, &dispatch.immediates);
+                }
+                let [x, y, z] = dispatch.groups;
+                pass.dispatch_workgroups(x, y, z);
+            }
+        }
+        if let Some(t) = &self.timestamps {
+            encoder.resolve_query_set(&t.queries, 0..2, &t.resolved.raw, 0);
+        }
+        self.queue.submit([encoder.finish()]);
+        self.check("computing on the GPU")
+    }
+
+    /// Time that the last replay took on the device's own clock; `None` where it has no timestamps.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    pub fn device_time(&self) -> Result<Option<Duration>> {
+        let Some(timestamps) = &self.timestamps else { return Ok(None) };
+        let mut ticks = [0_u64; 2];
+        self.read(&timestamps.resolved, 0, bytemuck::cast_slice_mut(&mut ticks))?;
+        let nanoseconds = ticks[1].saturating_sub(ticks[0]) as f64 * f64::from(timestamps.period);
+        Ok(Some(Duration::from_nanos(nanoseconds as u64)))
+    }
+}
+
+/// Puts the parameters where the kernel's `Params` wants them.
+fn pack(interface: &Interface, params: &[(&'static str, u32)], at: &str) -> Vec<u8> {
+    for (name, _) in params {
+        assert!(interface.params.iter().any(|(n, _)| n == name), "{at}: no parameter called `{name}`");
+    }
+    let mut bytes = vec![0; interface.params_size as usize];
+    for (name, offset) in &interface.params {
+        let (_, word) = params
+            .iter()
+            .find(|(n, _)| n == name)
+            .unwrap_or_else(|| panic!("{at}: parameter `{name}` was not given"));
+        bytes[*offset as usize..*offset as usize + 4].copy_from_slice(&word.to_ne_bytes());
+    }
+    bytes
+}

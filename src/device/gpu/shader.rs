@@ -1,0 +1,232 @@
+//! Kernels as files: include, knobs, reflection.
+//!
+//! A kernel is valid WGSL as it stands in `kernels/`. Before it is compiled, `//!include lib/x.wgsl` lines are replaced by
+//! that file, and lines that end in `// knob` may be given another value. Bindings and parameters are stated once, in WGSL,
+//! and read from there by reflection.
+
+use std::fmt::Write as _;
+
+use crate::error::{Error, Result};
+
+/// A value for a `const NAME ... = value; // knob` or `alias NAME = value; // knob` line.
+pub type Knob = (&'static str, &'static str);
+
+/// A file in `kernels/` and every set of knobs that the program compiles it with.
+#[derive(Debug)]
+pub struct Kernel {
+    /// File name without ending.
+    pub name: &'static str,
+    pub source: &'static str,
+    /// The sets in use; the first is the default. An empty list means that the file is used as it stands.
+    pub knob_sets: &'static [&'static [Knob]],
+}
+
+/// `kernel!("silu")` or `kernel!("conv2d", [[("TILE", "4u")], [("TILE", "8u")]])`.
+#[macro_export]
+macro_rules! kernel {
+    ($name:literal) => { $crate::kernel!($name, [[]]) };
+    ($name:literal, [$([$($knob:expr),* $(,)?]),+ $(,)?]) => {
+        $crate::device::gpu::shader::Kernel {
+            name: $name,
+            source: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/", $name, ".wgsl")),
+            knob_sets: &[$(&[$($knob),*]),+],
+        }
+    };
+}
+
+macro_rules! library {
+    ($($name:literal),+ $(,)?) => {
+        &[$(($name, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/lib/", $name)))),+]
+    };
+}
+
+/// The files that kernels may include.
+const LIBRARY: &[(&str, &str)] = library![
+    "activation.wgsl",
+    "grid.wgsl",
+    "philox.wgsl",
+    "reduce.wgsl",
+    "reduce_subgroup.wgsl",
+    "state.wgsl"
+];
+
+/// What the device offers that changes the text of a kernel. The default is the plain path that runs everywhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Dialect {
+    /// Parameters as immediates instead of a uniform buffer.
+    pub immediates: bool,
+    /// Reductions through subgroup operations.
+    pub subgroups: bool,
+}
+
+/// The text to compile, and where each of its lines comes from.
+pub struct Expanded {
+    pub text: String,
+    lines: Vec<(String, usize)>,
+}
+
+/// The line that declares a kernel's parameters; with immediates it is replaced.
+const UNIFORM: &str = "@group(0) @binding(0) var<uniform> p: Params;";
+const IMMEDIATE: &str = "var<immediate> p: Params;";
+
+impl Kernel {
+    /// Includes the library files, sets the knobs, and picks the dialect.
+    ///
+    /// # Panics
+    /// When an include or a knob does not exist: a mistake in this program, which the tests find.
+    pub fn expand(&self, knobs: &[Knob], dialect: Dialect) -> Expanded {
+        let mut out = Expanded { text: String::new(), lines: Vec::new() };
+        if dialect.subgroups && self.source.contains("//!include lib/reduce.wgsl") {
+            out.push("enable subgroups;", "prelude", 1);
+        }
+        let mut unused: Vec<&str> = knobs.iter().map(|k| k.0).collect();
+        let mut included = Vec::new();
+        out.file(&format!("{}.wgsl", self.name), self.source, knobs, dialect, &mut unused, &mut included);
+        assert!(unused.is_empty(), "kernels/{}.wgsl has no knob called {}", self.name, unused.join(", "));
+        out
+    }
+}
+
+impl Expanded {
+    fn push(&mut self, text: &str, file: &str, line: usize) {
+        self.text.push_str(text);
+        self.text.push('\n');
+        self.lines.push((file.to_owned(), line));
+    }
+
+    fn file(
+        &mut self,
+        file: &str,
+        source: &str,
+        knobs: &[Knob],
+        dialect: Dialect,
+        unused: &mut Vec<&str>,
+        included: &mut Vec<&'static str>,
+    ) {
+        for (index, line) in source.lines().enumerate() {
+            if let Some(wanted) = line.strip_prefix("//!include lib/") {
+                let wanted = match wanted.trim() {
+                    "reduce.wgsl" if dialect.subgroups => "reduce_subgroup.wgsl",
+                    name => name,
+                };
+                let (name, text) = LIBRARY
+                    .iter()
+                    .find(|(name, _)| *name == wanted)
+                    .unwrap_or_else(|| panic!("kernels/{file}:{}: no kernels/lib/{wanted}", index + 1));
+                if !included.contains(name) {
+                    included.push(name);
+                    self.file(&format!("lib/{name}"), text, knobs, dialect, unused, included);
+                }
+            } else if line.trim() == UNIFORM && dialect.immediates {
+                self.push(IMMEDIATE, file, index + 1);
+            } else if line.contains("// knob") {
+                let name = line.split(['=', ':']).next().and_then(|head| head.split_whitespace().last());
+                match knobs.iter().find(|(knob, _)| Some(*knob) == name) {
+                    Some((knob, value)) => {
+                        let head = line.split('=').next().unwrap_or_default();
+                        self.push(&format!("{head}= {value};"), file, index + 1);
+                        unused.retain(|u| u != knob);
+                    }
+                    None => self.push(line, file, index + 1),
+                }
+            } else {
+                self.push(line, file, index + 1);
+            }
+        }
+    }
+
+    /// `kernels/<file>:<line>` of a 1-based line of the expanded text.
+    pub fn place(&self, line: usize) -> String {
+        match self.lines.get(line.saturating_sub(1)) {
+            Some((file, line)) => format!("kernels/{file}:{line}"),
+            None => format!("kernels/{}", self.lines.first().map_or("?", |l| l.0.as_str())),
+        }
+    }
+}
+
+/// A storage binding of an entry point.
+#[derive(Clone, Debug)]
+pub struct Binding {
+    pub name: String,
+    pub index: u32,
+    pub writable: bool,
+}
+
+/// What an entry point needs from the host.
+#[derive(Clone, Debug)]
+pub struct Interface {
+    pub bindings: Vec<Binding>,
+    /// Offsets of the fields of `Params`, and its size in bytes; empty without parameters.
+    pub params: Vec<(String, u32)>,
+    pub params_size: u32,
+    pub workgroup_size: [u32; 3],
+}
+
+/// A parsed and validated kernel.
+pub struct Module {
+    pub naga: naga::Module,
+    pub info: naga::valid::ModuleInfo,
+}
+
+impl Expanded {
+    /// Parses and validates the kernel.
+    ///
+    /// # Errors
+    /// The message begins with `kernels/<file>:<line>`.
+    pub fn parse(&self) -> Result<Module> {
+        let at = |line: u32, message: String| Error::new(format!("{}: {message}", self.place(line as usize)));
+        let module = naga::front::wgsl::parse_str(&self.text).map_err(|e| {
+            let line = e.location(&self.text).map_or(0, |l| l.line_number);
+            at(line, e.message().to_owned())
+        })?;
+        let capabilities = naga::valid::Capabilities::all();
+        let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
+        let info = validator.validate(&module).map_err(|e| {
+            let line = e.location(&self.text).map_or(0, |l| l.line_number);
+            let mut message = e.as_inner().to_string();
+            let mut source = std::error::Error::source(e.as_inner());
+            while let Some(inner) = source {
+                let _ = write!(message, ": {inner}");
+                source = inner.source();
+            }
+            at(line, message)
+        })?;
+        Ok(Module { naga: module, info })
+    }
+}
+
+impl Module {
+    /// Reads what the entry point called `entry` needs.
+    pub fn interface(&self, entry: &str) -> Option<Interface> {
+        let (index, point) =
+            self.naga.entry_points.iter().enumerate().find(|(_, point)| point.name == entry)?;
+        let used = self.info.get_entry_point(index);
+        let mut interface = Interface {
+            bindings: Vec::new(),
+            params: Vec::new(),
+            params_size: 0,
+            workgroup_size: point.workgroup_size,
+        };
+        for (handle, variable) in self.naga.global_variables.iter() {
+            if used[handle].is_empty() {
+                continue;
+            }
+            match variable.space {
+                naga::AddressSpace::Storage { access } => interface.bindings.push(Binding {
+                    name: variable.name.clone().unwrap_or_default(),
+                    index: variable.binding.as_ref().map_or(0, |b| b.binding),
+                    writable: access.contains(naga::StorageAccess::STORE),
+                }),
+                naga::AddressSpace::Uniform | naga::AddressSpace::Immediate => {
+                    if let naga::TypeInner::Struct { members, span } = &self.naga.types[variable.ty].inner {
+                        let field = |m: &naga::StructMember| (m.name.clone().unwrap_or_default(), m.offset);
+                        interface.params = members.iter().map(field).collect();
+                        interface.params_size = *span;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Some(interface)
+    }
+}

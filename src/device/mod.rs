@@ -1,0 +1,169 @@
+//! Devices: bytes and kernels, no shapes. Two of them run the same programs.
+
+pub mod cpu;
+pub mod gpu;
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use cpu::{Cpu, Memory};
+use gpu::{Gpu, GpuBuffer, adapters};
+
+/// A device to allocate on and to run programs on. Clones are the same device.
+#[derive(Clone)]
+pub enum Device {
+    Cpu(Arc<Cpu>),
+    Gpu(Arc<Gpu>),
+}
+
+/// A block of a device's memory, zeroed when it is made. Clones are the same block.
+#[derive(Clone)]
+pub enum Buffer {
+    Cpu(Arc<Memory>),
+    Gpu(Arc<GpuBuffer>),
+}
+
+impl Buffer {
+    pub fn bytes(&self) -> usize {
+        match self {
+            Buffer::Cpu(memory) => memory.bytes(),
+            Buffer::Gpu(buffer) => buffer.bytes(),
+        }
+    }
+}
+
+impl Device {
+    /// Opens the device that `name` means: `auto`, `cpu`, `gpu`, `gpu:INDEX` or `gpu:NAME-PART`.
+    ///
+    /// # Errors
+    /// When there is no such device, or its driver refuses.
+    pub fn open(name: &str) -> Result<Self> {
+        let gpu = |gpu| Device::Gpu(Arc::new(gpu));
+        match name {
+            "cpu" => Ok(Device::Cpu(Arc::new(Cpu::open(None)?))),
+            "auto" => match adapters::open_automatic()? {
+                Some(found) => Ok(gpu(found)),
+                None => Device::open("cpu"),
+            },
+            "gpu" => adapters::open(None).map(gpu),
+            other => match other.strip_prefix("gpu:") {
+                Some(wanted) if !wanted.is_empty() => adapters::open(Some(wanted)).map(gpu),
+                _ => Err(Error::usage(format!("no device called {other:?}"))
+                    .hint("choose auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART")),
+            },
+        }
+    }
+
+    /// A short name for people: `CPU, 2 threads` or the adapter's name.
+    pub fn describe(&self) -> String {
+        match self {
+            Device::Cpu(cpu) => match cpu.threads() {
+                1 => "CPU, 1 thread".to_owned(),
+                n => format!("CPU, {n} threads"),
+            },
+            Device::Gpu(gpu) => gpu.name().to_owned(),
+        }
+    }
+
+    /// True for the CPU device and for drivers that compute on the CPU, whose memory is the machine's.
+    fn uses_host_memory(&self) -> bool {
+        match self {
+            Device::Cpu(_) => true,
+            Device::Gpu(gpu) => gpu.is_software(),
+        }
+    }
+
+    /// Allocates zeroed memory.
+    ///
+    /// # Errors
+    /// When there is not enough.
+    pub fn alloc(&self, label: &str, bytes: usize) -> Result<Buffer> {
+        match self {
+            Device::Cpu(_) => Ok(Buffer::Cpu(Arc::new(Memory::zeroed(bytes)?))),
+            Device::Gpu(gpu) => Ok(Buffer::Gpu(Arc::new(gpu.alloc(label, bytes)?))),
+        }
+    }
+
+    /// Says before anything is allocated that `bytes` are too many. Systems hand out memory that they do not have and kill
+    /// the program when it is used, so asking them does not help.
+    ///
+    /// # Errors
+    /// When the machine has less memory available.
+    pub fn check_memory(&self, bytes: u64) -> Result<()> {
+        if !self.uses_host_memory() {
+            return Ok(());
+        }
+        match available_memory() {
+            Some(available) if bytes > available => Err(Error::new(format!(
+                "this needs {} of memory and {} is available",
+                size(bytes),
+                size(available)
+            ))
+            .hint("lower --batch-size, the image size or the model's widths")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes `data` at `offset` bytes.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    ///
+    /// # Panics
+    /// When the range leaves the buffer, or the buffer belongs to another kind of device.
+    #[track_caller]
+    pub fn write(&self, buffer: &Buffer, offset: usize, data: &[u8]) -> Result<()> {
+        match (self, buffer) {
+            (Device::Cpu(_), Buffer::Cpu(memory)) => {
+                let target = memory.range(offset, data.len());
+                // SAFETY: the range is inside the block; no program runs on it meanwhile (see `Memory`).
+                unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len()) };
+                Ok(())
+            }
+            (Device::Gpu(gpu), Buffer::Gpu(buffer)) => gpu.write(buffer, offset, data),
+            _ => panic!("buffer of another device"),
+        }
+    }
+
+    /// Reads from `offset` bytes on, after all work that was submitted before.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    ///
+    /// # Panics
+    /// As [`Device::write`].
+    #[track_caller]
+    pub fn read(&self, buffer: &Buffer, offset: usize, out: &mut [u8]) -> Result<()> {
+        match (self, buffer) {
+            (Device::Cpu(_), Buffer::Cpu(memory)) => {
+                let source = memory.range(offset, out.len());
+                // SAFETY: as in `write`.
+                unsafe { std::ptr::copy_nonoverlapping(source, out.as_mut_ptr(), out.len()) };
+                Ok(())
+            }
+            (Device::Gpu(gpu), Buffer::Gpu(buffer)) => gpu.read(buffer, offset, out),
+            _ => panic!("buffer of another device"),
+        }
+    }
+}
+
+/// Bytes that programs can still get on this machine, limits of the container included; `None` where the system does not say.
+pub fn available_memory() -> Option<u64> {
+    let mut system = sysinfo::System::new().ok()?;
+    system.refresh_memory();
+    let container = system.cgroup_limits().map(|l| l.free_memory);
+    let available = system.available_memory();
+    (available > 0).then(|| container.map_or(available, |c| c.min(available)))
+}
+
+/// A number of bytes for people.
+pub fn size(bytes: u64) -> String {
+    let units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} bytes") } else { format!("{value:.1} {}", units[unit]) }
+}

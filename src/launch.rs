@@ -1,0 +1,230 @@
+//! What an op gives to the engine: its CPU twin and its dispatches on a GPU.
+
+use std::cell::Cell;
+use std::fmt::Debug;
+use std::marker::PhantomData;
+
+use crate::device::gpu::shader::{Kernel, Knob};
+
+/// One recorded step of a program: reads some tensors, writes others, and knows how to do that on either device.
+///
+/// Tensors are named by their position among the reads and the writes that it was recorded with. A tensor that is updated in
+/// place stands among the writes.
+pub trait Launch: Debug + Send + Sync {
+    /// The op and the entry, as the field calls it: `conv2d`, `group_norm backward_x`.
+    fn name(&self) -> &'static str;
+
+    /// The CPU twin.
+    fn cpu(&self, io: &Io);
+
+    /// The dispatches of the WGSL kernel, in order.
+    fn gpu(&self, plan: &mut Dispatches);
+
+    /// Elements of working memory that the CPU twin needs, one number a block. Its contents are undefined.
+    fn cpu_scratch(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// Elements of working memory that the GPU dispatches need, one number a block.
+    fn gpu_scratch(&self) -> Vec<usize> {
+        Vec::new()
+    }
+}
+
+/// A piece of CPU memory, resolved when the program is compiled.
+#[derive(Clone, Copy)]
+pub(crate) struct Raw {
+    pub start: *mut u8,
+    pub elements: usize,
+}
+
+// SAFETY: plain memory; the plan of a program keeps accesses apart.
+unsafe impl Send for Raw {}
+// SAFETY: as above.
+unsafe impl Sync for Raw {}
+
+/// The data of one launch on the CPU device.
+pub struct Io<'a> {
+    reads: &'a [Raw],
+    writes: &'a [Raw],
+    scratch: &'a [Raw],
+    /// Which writes and scratch blocks were handed out: each only once, so that no two `&mut` overlap.
+    taken: Cell<u64>,
+    lifetime: PhantomData<&'a mut f32>,
+}
+
+impl<'a> Io<'a> {
+    pub(crate) fn new(reads: &'a [Raw], writes: &'a [Raw], scratch: &'a [Raw]) -> Self {
+        assert!(writes.len() + scratch.len() <= 64, "a launch writes at most 64 tensors");
+        Io { reads, writes, scratch, taken: Cell::new(0), lifetime: PhantomData }
+    }
+
+    /// True if a tensor was given at this position; optional ones come last.
+    pub fn has_read(&self, index: usize) -> bool {
+        index < self.reads.len()
+    }
+
+    pub fn read(&self, index: usize) -> &'a [f32] {
+        let raw = self.reads[index];
+        // SAFETY: the compiled plan gives a launch reads that no write of it overlaps, inside blocks that outlive it.
+        unsafe { std::slice::from_raw_parts(raw.start.cast::<f32>(), raw.elements) }
+    }
+
+    pub fn read_u32(&self, index: usize) -> &'a [u32] {
+        bytemuck::cast_slice(self.read(index))
+    }
+
+    /// # Panics
+    /// When the same one is asked for twice.
+    #[allow(clippy::mut_from_ref, reason = "each index is handed out once, which is checked")]
+    pub fn write(&self, index: usize) -> &'a mut [f32] {
+        self.take(index, self.writes[index])
+    }
+
+    /// # Panics
+    /// When the same one is asked for twice.
+    #[allow(clippy::mut_from_ref, reason = "each index is handed out once, which is checked")]
+    pub fn scratch(&self, index: usize) -> &'a mut [f32] {
+        self.take(self.writes.len() + index, self.scratch[index])
+    }
+
+    #[allow(clippy::mut_from_ref, reason = "each bit is handed out once, which is checked")]
+    fn take(&self, bit: usize, raw: Raw) -> &'a mut [f32] {
+        let mask = 1_u64 << bit;
+        assert!(self.taken.get() & mask == 0, "a write is handed out once");
+        self.taken.set(self.taken.get() | mask);
+        // SAFETY: handed out once, and disjoint from every other tensor of the launch by the compiled plan.
+        unsafe { std::slice::from_raw_parts_mut(raw.start.cast::<f32>(), raw.elements) }
+    }
+}
+
+/// A parameter's word in `Params`: `u32`, `i32` and `f32` all take four bytes.
+pub trait Word {
+    fn word(self) -> u32;
+}
+
+impl Word for u32 {
+    fn word(self) -> u32 {
+        self
+    }
+}
+
+impl Word for f32 {
+    fn word(self) -> u32 {
+        self.to_bits()
+    }
+}
+
+impl Word for bool {
+    fn word(self) -> u32 {
+        self.into()
+    }
+}
+
+impl Word for usize {
+    #[track_caller]
+    fn word(self) -> u32 {
+        u32::try_from(self).unwrap_or_else(|_| panic!("{self} elements do not fit a kernel's 32-bit index"))
+    }
+}
+
+/// Which tensor of the launch a binding sees.
+#[derive(Clone, Copy, Debug)]
+pub enum Slot {
+    Read(usize),
+    Write(usize),
+    Scratch(usize),
+}
+
+/// A binding of a dispatch: a tensor, or `(first, count)` elements of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Bind {
+    pub name: &'static str,
+    pub slot: Slot,
+    pub part: Option<(usize, usize)>,
+}
+
+/// One dispatch of an entry point, under construction by a launch.
+#[derive(Clone, Debug)]
+pub struct Dispatch {
+    pub(crate) kernel: &'static Kernel,
+    pub(crate) entry: &'static str,
+    pub(crate) knobs: &'static [Knob],
+    pub(crate) params: Vec<(&'static str, u32)>,
+    pub(crate) binds: Vec<Bind>,
+    pub(crate) groups: [u32; 3],
+}
+
+/// The dispatches of one launch.
+#[derive(Default)]
+pub struct Dispatches {
+    pub(crate) list: Vec<Dispatch>,
+}
+
+impl Dispatches {
+    /// Adds a dispatch of `entry` with the kernel's first set of knobs.
+    pub fn add(&mut self, kernel: &'static Kernel, entry: &'static str) -> &mut Dispatch {
+        self.list.push(Dispatch {
+            kernel,
+            entry,
+            knobs: kernel.knob_sets.first().copied().unwrap_or_default(),
+            params: Vec::new(),
+            binds: Vec::new(),
+            groups: [1, 1, 1],
+        });
+        let last = self.list.len() - 1;
+        &mut self.list[last]
+    }
+}
+
+impl Dispatch {
+    /// Takes the kernel's set of knobs number `index` instead of the first.
+    pub fn knobs(&mut self, index: usize) -> &mut Self {
+        self.knobs = self.kernel.knob_sets[index];
+        self
+    }
+
+    /// Gives a field of `Params`.
+    #[track_caller]
+    pub fn param(&mut self, name: &'static str, value: impl Word) -> &mut Self {
+        self.params.push((name, value.word()));
+        self
+    }
+
+    pub fn read(&mut self, name: &'static str, index: usize) -> &mut Self {
+        self.binds.push(Bind { name, slot: Slot::Read(index), part: None });
+        self
+    }
+
+    pub fn write(&mut self, name: &'static str, index: usize) -> &mut Self {
+        self.binds.push(Bind { name, slot: Slot::Write(index), part: None });
+        self
+    }
+
+    pub fn scratch(&mut self, name: &'static str, index: usize) -> &mut Self {
+        self.binds.push(Bind { name, slot: Slot::Scratch(index), part: None });
+        self
+    }
+
+    /// Binds `count` elements from `first` on; `first` must be a multiple of 64.
+    pub fn part(&mut self, name: &'static str, slot: Slot, first: usize, count: usize) -> &mut Self {
+        self.binds.push(Bind { name, slot, part: Some((first, count)) });
+        self
+    }
+
+    /// Workgroups in each dimension.
+    #[track_caller]
+    pub fn groups(&mut self, x: usize, y: usize, z: usize) -> &mut Self {
+        self.groups = [x.word(), y.word(), z.word()];
+        self
+    }
+
+    /// As many workgroups as needed for `items` at `per_group` each, folded into two dimensions because one allows 65,535. The
+    /// kernel gets its number from `lib/grid.wgsl` and must ignore those past its own end.
+    #[track_caller]
+    pub fn cover(&mut self, items: usize, per_group: usize) -> &mut Self {
+        let groups = items.div_ceil(per_group).max(1);
+        let x = groups.min(65_535);
+        self.groups(x, groups.div_ceil(x), 1)
+    }
+}

@@ -1,0 +1,214 @@
+//! Pointwise activations: SiLU, ReLU, GELU (exact and tanh), tanh, sigmoid, exp.
+
+use rayon::prelude::*;
+
+use crate::device::gpu::shader::Kernel;
+use crate::kernel;
+use crate::launch::{Dispatches, Io, Launch};
+use crate::ops::CHUNK;
+use crate::tape::Tensor;
+
+pub static KERNEL: Kernel = kernel!("activation");
+
+/// A pointwise function. Its number is that of `kernels/lib/activation.wgsl`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Activation {
+    Identity = 0,
+    /// `x * sigmoid(x)`, also called swish.
+    Silu = 1,
+    Relu = 2,
+    /// `x * Phi(x)` with the exact normal distribution function.
+    Gelu = 3,
+    /// GELU through its tanh approximation.
+    GeluTanh = 4,
+    Tanh = 5,
+    Sigmoid = 6,
+    Exp = 7,
+}
+
+const SQRT_2_PI: f32 = 0.797_884_6; // sqrt(2 / pi)
+const INV_SQRT_2PI: f32 = 0.398_942_3;
+
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+impl Activation {
+    /// `f(x)`.
+    pub fn apply(self, x: f32) -> f32 {
+        match self {
+            Activation::Identity => x,
+            Activation::Silu => x * sigmoid(x),
+            Activation::Relu => x.max(0.0),
+            Activation::Gelu => 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)),
+            Activation::GeluTanh => 0.5 * x * (1.0 + (SQRT_2_PI * (x + 0.044_715 * x * x * x)).tanh()),
+            Activation::Tanh => x.tanh(),
+            Activation::Sigmoid => sigmoid(x),
+            Activation::Exp => x.exp(),
+        }
+    }
+
+    /// `f'(x)`.
+    pub fn slope(self, x: f32) -> f32 {
+        match self {
+            Activation::Identity => 1.0,
+            Activation::Silu => {
+                let s = sigmoid(x);
+                s * (1.0 + x * (1.0 - s))
+            }
+            Activation::Relu => f32::from(x > 0.0),
+            Activation::Gelu => {
+                0.5 * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))
+                    + x * INV_SQRT_2PI * (-0.5 * x * x).exp()
+            }
+            Activation::GeluTanh => {
+                let t = (SQRT_2_PI * (x + 0.044_715 * x * x * x)).tanh();
+                0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * SQRT_2_PI * (1.0 + 3.0 * 0.044_715 * x * x)
+            }
+            Activation::Tanh => 1.0 - x.tanh().powi(2),
+            Activation::Sigmoid => sigmoid(x) * (1.0 - sigmoid(x)),
+            Activation::Exp => x.exp(),
+        }
+    }
+}
+
+/// `y = f(x)`, element by element, any shape.
+pub fn activation(x: &Tensor, kind: Activation) -> Tensor {
+    let n = x.elements();
+    let [y] = x.tape().launch(Forward { kind, n }, &[x], [x.shape().clone()]);
+    let saved = x.clone();
+    x.tape().derivative(&[x], &[&y], move |dy| {
+        let Some(dy) = &dy[0] else { return vec![None] };
+        let [dx] = saved.tape().launch(BackwardX { kind, n }, &[&saved, dy], [saved.shape().clone()]);
+        vec![Some(dx)]
+    });
+    y
+}
+
+#[derive(Debug)]
+struct Forward {
+    kind: Activation,
+    n: usize,
+}
+
+impl Launch for Forward {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
+    fn cpu(&self, io: &Io) {
+        io.write(0).par_chunks_mut(CHUNK).zip(io.read(0).par_chunks(CHUNK)).for_each(|(y, x)| {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = self.kind.apply(*x);
+            }
+        });
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        plan.add(&KERNEL, "forward")
+            .param("n", self.n)
+            .param("kind", self.kind as u32)
+            .read("x", 0)
+            .write("y", 0)
+            .cover(self.n, 256);
+    }
+}
+
+#[derive(Debug)]
+struct BackwardX {
+    kind: Activation,
+    n: usize,
+}
+
+impl Launch for BackwardX {
+    fn name(&self) -> &'static str {
+        "activation backward_x"
+    }
+
+    fn cpu(&self, io: &Io) {
+        let (x, dy) = (io.read(0).par_chunks(CHUNK), io.read(1).par_chunks(CHUNK));
+        io.write(0).par_chunks_mut(CHUNK).zip(x).zip(dy).for_each(|((dx, x), dy)| {
+            for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
+                *dx = dy * self.kind.slope(*x);
+            }
+        });
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        plan.add(&KERNEL, "backward_x")
+            .param("n", self.n)
+            .param("kind", self.kind as u32)
+            .read("x", 0)
+            .read("dy", 1)
+            .write("dx", 0)
+            .cover(self.n, 256);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::{Check, random};
+
+    fn reference(kind: Activation, x: f64) -> f64 {
+        let sigmoid = 1.0 / (1.0 + (-x).exp());
+        match kind {
+            Activation::Identity => x,
+            Activation::Silu => x * sigmoid,
+            Activation::Relu => x.max(0.0),
+            Activation::Gelu => 0.5 * x * (1.0 + libm::erf(x / 2.0_f64.sqrt())),
+            Activation::GeluTanh => {
+                0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+            }
+            Activation::Tanh => x.tanh(),
+            Activation::Sigmoid => sigmoid,
+            Activation::Exp => x.exp(),
+        }
+    }
+
+    const ALL: [Activation; 8] = [
+        Activation::Identity,
+        Activation::Silu,
+        Activation::Relu,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Tanh,
+        Activation::Sigmoid,
+        Activation::Exp,
+    ];
+
+    #[test]
+    fn every_activation() {
+        for kind in ALL {
+            for (n, spread) in [(1, 1.0), (257, 3.0), (1021, 10.0)] {
+                // Kept away from 0, where ReLU has no slope to compare with.
+                let x = random(1, n).into_iter().map(|v| spread * (v + 0.001_f32.copysign(v))).collect();
+                Check::new(format!("{kind:?}, spread {spread}"))
+                    .values(&[n], x)
+                    .run(|x| activation(&x[0], kind), |x| x[0].iter().map(|&x| reference(kind, x)).collect());
+            }
+        }
+    }
+
+    #[test]
+    fn large_arguments_stay_finite() {
+        for kind in
+            [Activation::Silu, Activation::GeluTanh, Activation::Tanh, Activation::Sigmoid, Activation::Gelu]
+        {
+            let x = vec![-200.0, -90.0, -30.0, 30.0, 90.0, 200.0];
+            Check::new(format!("{kind:?} far out"))
+                .values(&[6], x)
+                .run(|x| activation(&x[0], kind), |x| x[0].iter().map(|&x| reference(kind, x)).collect());
+        }
+    }
+
+    #[test]
+    fn past_65535_workgroups() {
+        let n = 65_536 * 256 + 3;
+        Check::new("ReLU")
+            .probes(2)
+            .values(&[n], vec![0.5; n])
+            .run(|x| activation(&x[0], Activation::Relu), |x| x[0].iter().map(|x| x.max(0.0)).collect());
+    }
+}

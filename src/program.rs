@@ -1,0 +1,474 @@
+//! A recording, compiled once for a device and replayed every step.
+//!
+//! Compiling drops what no result depends on, gives every tensor a place in memory, and builds whatever the device needs to
+//! run the launches again without allocating, looking up or deciding anything.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::device::gpu::{Bound, Range};
+use crate::device::{Buffer, Device};
+use crate::error::Result;
+use crate::launch::{Bind, Dispatch, Dispatches, Io, Launch, Raw, Slot};
+use crate::plan::{self, Lifetime};
+use crate::tape::{Home, Tape, Tensor};
+use crate::tensor::Id;
+
+/// How a plan gives out memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Tensors that are never alive together share memory.
+    Shared,
+    /// Every tensor has its own, so that all can be read after a run.
+    Separate,
+    /// As `Separate`, between guard words, and everything is filled with NaN before each run. For tests.
+    Guarded,
+}
+
+/// Bytes around each tensor of a guarded program, filled with `GUARD`.
+const GUARD_BYTES: usize = 256;
+const GUARD: u32 = 0x7fc0_dead; // a NaN that no arithmetic makes
+const CPU_ALIGN: usize = 64;
+
+struct Step {
+    launch: Arc<dyn Launch>,
+    reads: Vec<Id>,
+    writes: Vec<Id>,
+    label: Rc<str>,
+    /// Numbers of its scratch blocks among the lifetimes.
+    scratch: Vec<usize>,
+}
+
+#[derive(Clone)]
+enum Spot {
+    /// Number among the lifetimes.
+    Temporary(usize),
+    Stored {
+        store: Rc<str>,
+        first: usize,
+    },
+    /// No launch of this program touches it.
+    Unused,
+}
+
+/// What a recording will run and the memory that it takes; nothing is allocated yet.
+pub struct Plan {
+    steps: Vec<Step>,
+    spots: Vec<(Spot, usize)>,
+    lifetimes: Vec<Lifetime>,
+    stores: BTreeMap<String, usize>,
+    for_gpu: bool,
+}
+
+impl Plan {
+    /// Plans what `tape` recorded for the kind of device that `device` is. Launches that update stores are kept, and those that
+    /// these and `outputs` depend on; the others are dropped.
+    pub fn new(tape: &Tape, outputs: &[&Tensor], device: &Device) -> Plan {
+        tape.recorded(|metas, entries| {
+            let for_gpu = matches!(device, Device::Gpu(_));
+            let mut needed = vec![false; metas.len()];
+            outputs.iter().for_each(|t| needed[t.id().0] = true);
+            let stored = |id: &Id| metas[id.0].home != Home::Temporary;
+            let mut kept: Vec<&crate::tape::Entry> = Vec::new();
+            for entry in entries.iter().rev() {
+                if entry.writes.iter().any(|id| stored(id) || needed[id.0]) {
+                    entry.reads.iter().for_each(|id| needed[id.0] = true);
+                    kept.push(entry);
+                }
+            }
+            kept.reverse();
+            let mut spots: Vec<(Spot, usize)> =
+                metas.iter().map(|m| (Spot::Unused, m.shape.elements() * m.dtype.bytes())).collect();
+            let mut plan = Plan {
+                steps: Vec::new(),
+                spots: Vec::new(),
+                lifetimes: Vec::new(),
+                stores: BTreeMap::new(),
+                for_gpu,
+            };
+            for (time, entry) in kept.iter().enumerate() {
+                for id in entry.reads.iter().chain(&entry.writes) {
+                    let (spot, bytes) = &mut spots[id.0];
+                    match &metas[id.0].home {
+                        Home::Stored { store, first } => {
+                            let end = first * 4 + *bytes;
+                            let size = plan.stores.entry(store.to_string()).or_default();
+                            *size = end.max(*size);
+                            *spot = Spot::Stored { store: store.clone(), first: *first };
+                        }
+                        Home::Temporary => match spot {
+                            Spot::Temporary(n) => plan.lifetimes[*n].last = time,
+                            _ => {
+                                assert!(
+                                    entry.writes.contains(id),
+                                    "{}: reads a tensor that nothing wrote",
+                                    entry.launch.name()
+                                );
+                                *spot = Spot::Temporary(plan.lifetimes.len());
+                                plan.lifetimes.push(Lifetime { first: time, last: time, bytes: *bytes });
+                            }
+                        },
+                    }
+                }
+                let blocks = if for_gpu { entry.launch.gpu_scratch() } else { entry.launch.cpu_scratch() };
+                let scratch = blocks.into_iter().map(|elements| {
+                    plan.lifetimes.push(Lifetime { first: time, last: time, bytes: elements.max(1) * 4 });
+                    plan.lifetimes.len() - 1
+                });
+                plan.steps.push(Step {
+                    scratch: scratch.collect(),
+                    launch: Arc::clone(&entry.launch),
+                    reads: entry.reads.clone(),
+                    writes: entry.writes.clone(),
+                    label: entry.label.clone(),
+                });
+            }
+            for output in outputs {
+                if let (Spot::Temporary(n), _) = spots[output.id().0] {
+                    plan.lifetimes[n].last = kept.len();
+                }
+            }
+            plan.spots = spots;
+            plan
+        })
+    }
+
+    /// Launches per run: twins on the CPU device, dispatches on a GPU.
+    pub fn launches(&self) -> usize {
+        if !self.for_gpu {
+            return self.steps.len();
+        }
+        let count = |step: &Step| {
+            let mut dispatches = Dispatches::default();
+            step.launch.gpu(&mut dispatches);
+            dispatches.list.len()
+        };
+        self.steps.iter().map(count).sum()
+    }
+
+    /// Bytes of temporary tensors if each had its own memory.
+    pub fn separate_bytes(&self) -> u64 {
+        self.lifetimes.iter().map(|l| l.bytes as u64).sum()
+    }
+
+    /// Bytes of temporary tensors with memory shared.
+    pub fn shared_bytes(&self) -> u64 {
+        self.share().1.iter().map(|&b| b as u64).sum()
+    }
+
+    /// The largest tensor that a launch touches, in bytes.
+    pub fn largest_tensor(&self) -> u64 {
+        let used = self.spots.iter().filter(|(spot, _)| !matches!(spot, Spot::Unused));
+        used.map(|(_, bytes)| *bytes as u64).max().unwrap_or(0)
+    }
+
+    /// Sizes of the stores that the program uses, in bytes.
+    pub fn stores(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.stores.iter().map(|(name, bytes)| (name.as_str(), *bytes))
+    }
+
+    /// For each lifetime its block and offset; and the blocks' sizes.
+    fn share(&self) -> (Vec<(usize, usize)>, Vec<usize>) {
+        if self.for_gpu {
+            let (slot_of, sizes) = plan::slots(&self.lifetimes);
+            (slot_of.into_iter().map(|slot| (slot, 0)).collect(), sizes)
+        } else {
+            let (offsets, total) = plan::arena(&self.lifetimes, CPU_ALIGN);
+            (offsets.into_iter().map(|offset| (0, offset)).collect(), vec![total])
+        }
+    }
+
+    fn place(&self, sharing: Sharing) -> (Vec<(usize, usize)>, Vec<usize>) {
+        match sharing {
+            Sharing::Shared => self.share(),
+            Sharing::Separate => (
+                (0..self.lifetimes.len()).map(|i| (i, 0)).collect(),
+                self.lifetimes.iter().map(|l| l.bytes).collect(),
+            ),
+            Sharing::Guarded => (
+                (0..self.lifetimes.len()).map(|i| (i, GUARD_BYTES)).collect(),
+                self.lifetimes.iter().map(|l| l.bytes + 2 * GUARD_BYTES).collect(),
+            ),
+        }
+    }
+}
+
+/// A tensor's place in memory.
+#[derive(Clone)]
+struct Place {
+    buffer: Buffer,
+    offset: usize,
+    bytes: usize,
+}
+
+struct Call {
+    launch: Arc<dyn Launch>,
+    reads: Vec<Raw>,
+    writes: Vec<Raw>,
+    scratch: Vec<Raw>,
+}
+
+enum Code {
+    Cpu(Vec<Call>),
+    Gpu(Vec<Bound>),
+}
+
+/// A compiled recording.
+pub struct Program {
+    device: Device,
+    sharing: Sharing,
+    places: Vec<Option<Place>>,
+    stores: BTreeMap<String, Buffer>,
+    blocks: Vec<Buffer>,
+    lifetimes: Vec<Lifetime>,
+    /// What each step writes, with its name, in order; for finding the first bad one.
+    written: Vec<(String, Vec<Id>)>,
+    code: Code,
+}
+
+impl Program {
+    /// Allocates and builds everything that running the plan needs. `bound`: memory for stores by name; the others are
+    /// allocated (zeroed) and can be reached through [`Program::store`].
+    ///
+    /// # Errors
+    /// When memory is too small, or the driver cannot build a kernel.
+    pub fn compile(
+        plan: &Plan,
+        device: &Device,
+        bound: &[(&str, &Buffer)],
+        sharing: Sharing,
+    ) -> Result<Program> {
+        let (where_of, sizes) = plan.place(sharing);
+        let is_bound = |name: &str| bound.iter().any(|(n, _)| *n == name);
+        let own = plan.stores().filter(|(name, _)| !is_bound(name));
+        device.check_memory(
+            sizes.iter().map(|&b| b as u64).sum::<u64>() + own.map(|(_, bytes)| bytes as u64).sum::<u64>(),
+        )?;
+        let blocks =
+            sizes.iter().map(|&bytes| device.alloc("activations", bytes)).collect::<Result<Vec<_>>>()?;
+        let mut stores = BTreeMap::new();
+        for (name, bytes) in plan.stores() {
+            let buffer = match bound.iter().find(|(n, _)| *n == name) {
+                Some((_, buffer)) => (*buffer).clone(),
+                None => device.alloc(name, bytes)?,
+            };
+            assert!(buffer.bytes() >= bytes, "store {name}: {} bytes, {bytes} are used", buffer.bytes());
+            stores.insert(name.to_owned(), buffer);
+        }
+        let temporary = |n: usize, bytes: usize| {
+            let (block, offset) = where_of[n];
+            Place { buffer: blocks[block].clone(), offset, bytes }
+        };
+        let places: Vec<Option<Place>> = plan
+            .spots
+            .iter()
+            .map(|(spot, bytes)| match spot {
+                Spot::Temporary(n) => Some(temporary(*n, *bytes)),
+                Spot::Stored { store, first } => {
+                    Some(Place { buffer: stores[&**store].clone(), offset: first * 4, bytes: *bytes })
+                }
+                Spot::Unused => None,
+            })
+            .collect();
+        let scratch = |step: &Step| -> Vec<Place> {
+            step.scratch.iter().map(|&n| temporary(n, plan.lifetimes[n].bytes)).collect()
+        };
+        let code = match device {
+            Device::Cpu(_) => Code::Cpu(plan.steps.iter().map(|s| call(s, &places, &scratch(s))).collect()),
+            Device::Gpu(gpu) => {
+                let mut all = Vec::new();
+                for step in &plan.steps {
+                    let scratch = scratch(step);
+                    let mut dispatches = Dispatches::default();
+                    step.launch.gpu(&mut dispatches);
+                    for dispatch in &dispatches.list {
+                        all.push(bind(gpu, step, dispatch, &places, &scratch)?);
+                    }
+                }
+                Code::Gpu(all)
+            }
+        };
+        let name = |step: &Step| match &*step.label {
+            "" => step.launch.name().to_owned(),
+            label => format!("{label} ({})", step.launch.name()),
+        };
+        Ok(Program {
+            device: device.clone(),
+            sharing,
+            places,
+            stores,
+            blocks,
+            lifetimes: plan.lifetimes.clone(),
+            written: plan.steps.iter().map(|s| (name(s), s.writes.clone())).collect(),
+            code,
+        })
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Runs all launches in order. On a GPU this returns when they are submitted; reading waits for them.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    pub fn run(&mut self) -> Result<()> {
+        if self.sharing == Sharing::Guarded {
+            self.poison()?;
+        }
+        match (&self.code, &self.device) {
+            (Code::Cpu(calls), Device::Cpu(cpu)) => {
+                cpu.run(|| {
+                    for call in calls {
+                        call.launch.cpu(&Io::new(&call.reads, &call.writes, &call.scratch));
+                    }
+                });
+                Ok(())
+            }
+            (Code::Gpu(dispatches), Device::Gpu(gpu)) => gpu.replay(dispatches),
+            _ => unreachable!("code is built for the program's device"),
+        }
+    }
+
+    /// Memory of a store that this program uses.
+    ///
+    /// # Panics
+    /// When it uses none of that name.
+    #[track_caller]
+    pub fn store(&self, name: &str) -> &Buffer {
+        self.stores.get(name).unwrap_or_else(|| panic!("the program has no store called {name}"))
+    }
+
+    /// Writes a store from its beginning.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    #[track_caller]
+    pub fn write<T: bytemuck::Pod>(&self, store: &str, data: &[T]) -> Result<()> {
+        self.device.write(self.store(store), 0, bytemuck::cast_slice(data))
+    }
+
+    /// Reads a tensor: a stored one, an output, or any of an unshared program.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    ///
+    /// # Panics
+    /// When no launch touches the tensor.
+    #[track_caller]
+    pub fn read(&self, tensor: &Tensor) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; tensor.elements()];
+        self.read_into(tensor, &mut out)?;
+        Ok(out)
+    }
+
+    /// As [`Program::read`], into memory of the caller.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    #[track_caller]
+    pub fn read_into(&self, tensor: &Tensor, out: &mut [f32]) -> Result<()> {
+        let Some(place) = &self.places[tensor.id().0] else {
+            panic!("nothing in the program touches {tensor:?}")
+        };
+        assert_eq!(place.bytes, out.len() * 4, "read: {tensor:?}");
+        self.device.read(&place.buffer, place.offset, bytemuck::cast_slice_mut(out))
+    }
+
+    /// After a run of an unshared program: the name of the first launch that wrote a number that is not finite.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    pub fn first_bad(&self) -> Result<Option<String>> {
+        assert!(self.sharing != Sharing::Shared, "tensors of a shared program are gone after a run");
+        for (name, writes) in &self.written {
+            for place in writes.iter().filter_map(|id| self.places[id.0].as_ref()) {
+                let mut values = vec![0.0_f32; place.bytes / 4];
+                self.device.read(&place.buffer, place.offset, bytemuck::cast_slice_mut(&mut values))?;
+                if values.iter().any(|v| !v.is_finite()) {
+                    return Ok(Some(name.clone()));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Fills temporary memory with NaN, guard words included.
+    fn poison(&self) -> Result<()> {
+        for block in &self.blocks {
+            self.device.write(block, 0, bytemuck::cast_slice(&vec![GUARD; block.bytes() / 4]))?;
+        }
+        Ok(())
+    }
+
+    /// After a run of a guarded program: true if every word around every tensor is as it was.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    pub fn guards_intact(&self) -> Result<bool> {
+        assert_eq!(self.sharing, Sharing::Guarded, "only a guarded program has guard words");
+        for (block, lifetime) in self.blocks.iter().zip(&self.lifetimes) {
+            let mut words = vec![0_u32; (lifetime.bytes + 2 * GUARD_BYTES) / 4];
+            self.device.read(block, 0, bytemuck::cast_slice_mut(&mut words))?;
+            let (before, after) = (GUARD_BYTES / 4, (GUARD_BYTES + lifetime.bytes) / 4);
+            if words[..before].iter().chain(&words[after..]).any(|&w| w != GUARD) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn call(step: &Step, places: &[Option<Place>], scratch: &[Place]) -> Call {
+    let raw = |place: &Place| match &place.buffer {
+        Buffer::Cpu(memory) => {
+            Raw { start: memory.range(place.offset, place.bytes), elements: place.bytes / 4 }
+        }
+        Buffer::Gpu(_) => unreachable!("a CPU program has CPU memory"),
+    };
+    let of =
+        |ids: &[Id]| -> Vec<Raw> { ids.iter().filter_map(|id| places[id.0].as_ref()).map(raw).collect() };
+    let call = Call {
+        launch: Arc::clone(&step.launch),
+        reads: of(&step.reads),
+        writes: of(&step.writes),
+        scratch: scratch.iter().map(raw).collect(),
+    };
+    // `Io` hands out slices on the strength of this.
+    let mutable: Vec<Raw> = call.writes.iter().chain(&call.scratch).copied().collect();
+    for (i, a) in mutable.iter().enumerate() {
+        for b in call.reads.iter().chain(&mutable[..i]) {
+            let (a0, b0) = (a.start as usize, b.start as usize);
+            let apart = a0 + a.elements * 4 <= b0 || b0 + b.elements * 4 <= a0;
+            assert!(apart, "{}: writes what it also uses otherwise", step.launch.name());
+        }
+    }
+    call
+}
+
+fn bind(
+    gpu: &crate::device::gpu::Gpu,
+    step: &Step,
+    dispatch: &Dispatch,
+    places: &[Option<Place>],
+    scratch: &[Place],
+) -> Result<Bound> {
+    let place_of = |slot: Slot| -> &Place {
+        let of = |id: Id| places[id.0].as_ref().unwrap_or_else(|| panic!("{}: unplaced", step.launch.name()));
+        match slot {
+            Slot::Read(i) => of(step.reads[i]),
+            Slot::Write(i) => of(step.writes[i]),
+            Slot::Scratch(i) => &scratch[i],
+        }
+    };
+    let range = |bind: &Bind| {
+        let place = place_of(bind.slot);
+        let Buffer::Gpu(buffer) = &place.buffer else { unreachable!("a GPU program has GPU memory") };
+        let (first, count) = bind.part.unwrap_or((0, place.bytes / 4));
+        assert!((first + count) * 4 <= place.bytes, "{}: part outside the tensor", step.launch.name());
+        (bind.name, Range { buffer, offset: place.offset + first * 4, bytes: count * 4 })
+    };
+    let ranges: Vec<(&str, Range)> = dispatch.binds.iter().map(range).collect();
+    gpu.bind(dispatch.kernel, dispatch.entry, dispatch.knobs, &dispatch.params, &ranges, dispatch.groups)
+}

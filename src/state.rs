@@ -1,0 +1,67 @@
+//! What changes from step to step: sixteen words that the host writes before each run, and kernels read.
+
+/// The step's state, in the order of `kernels/lib/state.wgsl`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct State {
+    pub seed: u64,
+    pub step: u32,
+    /// Number of the first sample of the batch, so that sample `i` draws the same numbers in any batch.
+    pub first_sample: u32,
+    pub lr: f32,
+    /// `1 / (1 - beta1^t)` and `1 / (1 - beta2^t)` of Adam.
+    pub correction1: f32,
+    pub correction2: f32,
+    pub ema_decay: f32,
+    /// Row of the sampler's table.
+    pub row: u32,
+}
+
+impl State {
+    /// Words of the store called `state`.
+    pub const WORDS: usize = 16;
+
+    pub fn words(&self) -> [u32; Self::WORDS] {
+        let mut words = [0; Self::WORDS];
+        words[..9].copy_from_slice(&[
+            self.seed as u32,
+            (self.seed >> 32) as u32,
+            self.step,
+            self.first_sample,
+            self.lr.to_bits(),
+            self.correction1.to_bits(),
+            self.correction2.to_bits(),
+            self.ema_decay.to_bits(),
+            self.row,
+        ]);
+        words
+    }
+
+    /// The state that `words` hold.
+    ///
+    /// # Panics
+    /// When there are fewer than nine.
+    pub fn from_words(words: &[u32]) -> Self {
+        State {
+            seed: u64::from(words[0]) | u64::from(words[1]) << 32,
+            step: words[2],
+            first_sample: words[3],
+            lr: f32::from_bits(words[4]),
+            correction1: f32::from_bits(words[5]),
+            correction2: f32::from_bits(words[6]),
+            ema_decay: f32::from_bits(words[7]),
+            row: words[8],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_round_trip() {
+        let state =
+            State { seed: 1 << 40 | 7, step: 3, first_sample: 9, lr: 0.5, row: 11, ..State::default() };
+        assert_eq!(State::from_words(&state.words()), state);
+    }
+}

@@ -1,0 +1,343 @@
+//! The tape: records launches over symbolic tensors, and their gradients in reverse.
+//!
+//! Nothing is computed while recording. An op pushes its launches and, if a gradient will be asked for, a closure that records
+//! the launches of its derivative and *returns* gradients. Only [`Tape::backward`] adds them up.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::kernel;
+use crate::launch::{Dispatches, Io, Launch};
+use crate::tensor::{DType, Id, Shape};
+
+/// Where a tensor's data lives.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Home {
+    /// In memory that the program shares between temporaries.
+    Temporary,
+    /// In a store (parameters, gradients, inputs, ...) from this element on.
+    Stored { store: Rc<str>, first: usize },
+}
+
+pub(crate) struct Meta {
+    pub shape: Shape,
+    pub dtype: DType,
+    pub home: Home,
+    pub needs_grad: bool,
+}
+
+pub(crate) struct Entry {
+    pub launch: Arc<dyn Launch>,
+    pub reads: Vec<Id>,
+    pub writes: Vec<Id>,
+    /// The part of the model that recorded it: `down_blocks.0.resnets.1.conv1`.
+    pub label: Rc<str>,
+}
+
+/// Takes the gradients of the outputs, and gives those of the inputs. `None`: zero.
+type Derivative = Box<dyn FnOnce(&[Option<Tensor>]) -> Vec<Option<Tensor>>>;
+
+struct Node {
+    inputs: Vec<Id>,
+    outputs: Vec<Id>,
+    derivative: Derivative,
+    label: Rc<str>,
+}
+
+#[derive(Default)]
+struct Inner {
+    metas: RefCell<Vec<Meta>>,
+    entries: RefCell<Vec<Entry>>,
+    nodes: RefCell<Vec<Node>>,
+    label: RefCell<Option<Rc<str>>>,
+    dropouts: Cell<u32>,
+}
+
+/// A recording. Clones are the same recording.
+#[derive(Clone, Default)]
+pub struct Tape(Rc<Inner>);
+
+/// A tensor on a tape: shape, type and identity, no data. Values never change once recorded, so clones are free.
+#[derive(Clone)]
+pub struct Tensor {
+    tape: Tape,
+    id: Id,
+    shape: Shape,
+    dtype: DType,
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tensor {} {}", self.id.0, self.shape)
+    }
+}
+
+impl Tensor {
+    pub fn tape(&self) -> &Tape {
+        &self.tape
+    }
+
+    pub fn id(&self) -> Id {
+        self.id
+    }
+
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    pub fn dims(&self) -> &[usize] {
+        self.shape.dims()
+    }
+
+    pub fn elements(&self) -> usize {
+        self.shape.elements()
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// True if a gradient can reach something that is trained through this tensor.
+    pub fn needs_grad(&self) -> bool {
+        self.tape.0.metas.borrow()[self.id.0].needs_grad
+    }
+
+    /// The same data seen under another shape. Records nothing to compute.
+    ///
+    /// # Panics
+    /// When the number of elements differs.
+    #[track_caller]
+    pub fn reshape(&self, shape: impl Into<Shape>) -> Tensor {
+        let shape = shape.into();
+        assert_eq!(
+            shape.elements(),
+            self.elements(),
+            "reshape: {} has not the elements of {shape}",
+            self.shape
+        );
+        Tensor { shape, ..self.clone() }
+    }
+}
+
+impl Tape {
+    pub fn new() -> Self {
+        Tape::default()
+    }
+
+    fn tensor(&self, shape: Shape, dtype: DType, home: Home, needs_grad: bool) -> Tensor {
+        let mut metas = self.0.metas.borrow_mut();
+        metas.push(Meta { shape: shape.clone(), dtype, home, needs_grad });
+        Tensor { tape: self.clone(), id: Id(metas.len() - 1), shape, dtype }
+    }
+
+    /// A tensor in the store called `store`, from element `first` (a multiple of 64) on. Stores are bound to memory when the
+    /// program is compiled; those that are not bound then are allocated by the program.
+    pub fn stored(&self, store: &str, first: usize, shape: impl Into<Shape>) -> Tensor {
+        self.tensor(shape.into(), DType::F32, Home::Stored { store: store.into(), first }, false)
+    }
+
+    /// As [`Tape::stored`], for labels, counters and the like.
+    pub fn stored_u32(&self, store: &str, shape: impl Into<Shape>) -> Tensor {
+        self.tensor(shape.into(), DType::U32, Home::Stored { store: store.into(), first: 0 }, false)
+    }
+
+    /// A stored tensor that gradients are wanted of.
+    pub fn variable(&self, store: &str, first: usize, shape: impl Into<Shape>) -> Tensor {
+        self.tensor(shape.into(), DType::F32, Home::Stored { store: store.into(), first }, true)
+    }
+
+    /// Records a launch that writes new tensors of the given shapes.
+    pub fn launch<const W: usize>(
+        &self,
+        launch: impl Launch + 'static,
+        reads: &[&Tensor],
+        shapes: [Shape; W],
+    ) -> [Tensor; W] {
+        let needs_grad = reads.iter().any(|t| t.needs_grad());
+        let outputs = shapes.map(|shape| self.tensor(shape, DType::F32, Home::Temporary, needs_grad));
+        let writes: Vec<&Tensor> = outputs.iter().collect();
+        self.launch_into(launch, reads, &writes);
+        outputs
+    }
+
+    /// Records a launch that writes, or updates in place, tensors of stores.
+    pub fn launch_into(&self, launch: impl Launch + 'static, reads: &[&Tensor], writes: &[&Tensor]) {
+        for tensor in reads.iter().chain(writes) {
+            assert!(Rc::ptr_eq(&tensor.tape.0, &self.0), "{}: a tensor of another tape", launch.name());
+        }
+        self.0.entries.borrow_mut().push(Entry {
+            launch: Arc::new(launch),
+            reads: reads.iter().map(|t| t.id).collect(),
+            writes: writes.iter().map(|t| t.id).collect(),
+            label: self.label(),
+        });
+    }
+
+    /// States the derivative of what was just recorded: from the gradients of `outputs` (at least one is there) to those of
+    /// `inputs`, in their order. Kept only if some input needs a gradient.
+    pub fn derivative(
+        &self,
+        inputs: &[&Tensor],
+        outputs: &[&Tensor],
+        derivative: impl FnOnce(&[Option<Tensor>]) -> Vec<Option<Tensor>> + 'static,
+    ) {
+        if inputs.iter().any(|t| t.needs_grad()) {
+            self.0.nodes.borrow_mut().push(Node {
+                inputs: inputs.iter().map(|t| t.id).collect(),
+                outputs: outputs.iter().map(|t| t.id).collect(),
+                derivative: Box::new(derivative),
+                label: self.label(),
+            });
+        }
+    }
+
+    /// Records the gradient launches for `sum(y * dy)`, where `dy` may be any tensor of `y`'s shape, and forgets the forward
+    /// closures. Every gradient that is used twice is added up here and nowhere else.
+    ///
+    /// # Panics
+    /// When a derivative returns a gradient of the wrong shape: a defect of that op.
+    pub fn backward(&self, y: &Tensor, dy: &Tensor) -> Gradients {
+        assert_eq!(y.elements(), dy.elements(), "backward: gradient {} of {}", dy.shape, y.shape);
+        let count = self.0.metas.borrow().len();
+        let mut gradients = Gradients { of: vec![None; count] };
+        gradients.of[y.id.0] = Some(dy.clone());
+        let nodes = std::mem::take(&mut *self.0.nodes.borrow_mut());
+        for node in nodes.into_iter().rev() {
+            let of_outputs: Vec<Option<Tensor>> =
+                node.outputs.iter().map(|id| gradients.of[id.0].clone()).collect();
+            if of_outputs.iter().all(Option::is_none) {
+                continue;
+            }
+            let returned = self.labelled(&node.label, || (node.derivative)(&of_outputs));
+            assert_eq!(returned.len(), node.inputs.len(), "{}: one gradient for each input", node.label);
+            for (id, gradient) in node.inputs.iter().zip(returned) {
+                let Some(gradient) = gradient else { continue };
+                let (elements, needed) = {
+                    let metas = self.0.metas.borrow();
+                    (metas[id.0].shape.elements(), metas[id.0].needs_grad)
+                };
+                assert_eq!(gradient.elements(), elements, "{}: gradient {} ", node.label, gradient.shape);
+                if needed {
+                    gradients.of[id.0] = Some(match gradients.of[id.0].take() {
+                        Some(sum) => self.labelled(&node.label, || accumulate(&sum, &gradient)),
+                        None => gradient,
+                    });
+                }
+            }
+        }
+        gradients
+    }
+
+    /// Makes `tensor` be written straight into a store, if it is a temporary of this program's own; else records a copy.
+    pub fn place(&self, tensor: &Tensor, store: &str, first: usize) {
+        let home = Home::Stored { store: store.into(), first };
+        let written = self.0.entries.borrow().iter().any(|e| e.writes.contains(&tensor.id));
+        let meta_home = self.0.metas.borrow()[tensor.id.0].home.clone();
+        if meta_home == Home::Temporary && written {
+            self.0.metas.borrow_mut()[tensor.id.0].home = home;
+        } else {
+            let target = self.stored(store, first, tensor.shape.clone());
+            self.launch_into(Copy { n: tensor.elements() }, &[tensor], &[&target]);
+        }
+    }
+
+    /// Runs `record` with launches labelled by the part of the model that they belong to.
+    pub fn labelled<R>(&self, label: &str, record: impl FnOnce() -> R) -> R {
+        let before = self.0.label.replace(Some(label.into()));
+        let result = record();
+        self.0.label.replace(before);
+        result
+    }
+
+    fn label(&self) -> Rc<str> {
+        self.0.label.borrow().clone().unwrap_or_else(|| "".into())
+    }
+
+    /// A number for each dropout of the recording, so that no two draw the same mask.
+    pub fn next_dropout(&self) -> u32 {
+        let number = self.0.dropouts.get();
+        self.0.dropouts.set(number + 1);
+        number
+    }
+
+    /// Looks at everything recorded. Forward closures that no `backward` used are dropped first: they hold the tape itself.
+    pub(crate) fn recorded<R>(&self, look: impl FnOnce(&[Meta], &[Entry]) -> R) -> R {
+        self.0.nodes.borrow_mut().clear();
+        look(&self.0.metas.borrow(), &self.0.entries.borrow())
+    }
+}
+
+/// What `backward` found.
+pub struct Gradients {
+    of: Vec<Option<Tensor>>,
+}
+
+impl Gradients {
+    /// The gradient of a tensor that was recorded before `backward`; `None`: nothing depends on it.
+    pub fn get(&self, tensor: &Tensor) -> Option<&Tensor> {
+        self.of.get(tensor.id.0).and_then(Option::as_ref)
+    }
+}
+
+pub(crate) static KERNEL: crate::device::gpu::shader::Kernel = kernel!("accumulate");
+
+/// The sum of two gradients of one tensor.
+fn accumulate(a: &Tensor, b: &Tensor) -> Tensor {
+    let [sum] = a.tape.launch(Accumulate { n: a.elements() }, &[a, b], [a.shape.clone()]);
+    sum
+}
+
+#[derive(Debug)]
+struct Accumulate {
+    n: usize,
+}
+
+impl Launch for Accumulate {
+    fn name(&self) -> &'static str {
+        "accumulate"
+    }
+
+    fn cpu(&self, io: &Io) {
+        use rayon::prelude::*;
+        let (a, b, sum) = (io.read(0), io.read(1), io.write(0));
+        const CHUNK: usize = 16_384;
+        sum.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK)).for_each(
+            |((sum, a), b)| {
+                for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
+                    *sum = a + b;
+                }
+            },
+        );
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        plan.add(&KERNEL, "forward")
+            .param("n", self.n)
+            .read("a", 0)
+            .read("b", 1)
+            .write("sum", 0)
+            .cover(self.n, 256);
+    }
+}
+
+/// Moves a gradient that is not this program's own into a store.
+#[derive(Debug)]
+struct Copy {
+    n: usize,
+}
+
+impl Launch for Copy {
+    fn name(&self) -> &'static str {
+        "copy"
+    }
+
+    fn cpu(&self, io: &Io) {
+        io.write(0).copy_from_slice(io.read(0));
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        plan.add(&KERNEL, "copy").param("n", self.n).read("a", 0).write("sum", 0).cover(self.n, 256);
+    }
+}

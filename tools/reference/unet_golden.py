@@ -1,0 +1,168 @@
+"""One U-Net golden: diffusers' own UNet2DModel with seeded weights, its output and every gradient, in f64.
+
+The f64 run takes the f32 values of the parameters and inputs, so it is the exact answer (to 1e-15) to the very
+question that an f32 engine is asked.  The f32 run of the same model is PyTorch's own rounding error: the yardstick.
+
+    loss = sum(out * dy)        grad = d loss / d parameter        dx = d loss / d x
+
+One departure from diffusers in the f64 run: diffusers computes the sinusoids of the timestep in f32 always (an error
+of 3e-5 in the angle at t = 999); the f64 run here computes them in f64.  The f32 run is untouched.
+
+Tensors (PyTorch layouts: images NCHW, conv OIHW, linear [out, in]):
+    param/<name>  f32    in/x  f32    in/t  f32 [N]    in/labels  i32 [N], where the model takes them    in/dy  f32
+    f64/out   f64/dx   f64/temb (the sinusoids, [N, C0])   f64/grad/<name>, for every parameter            all f64
+Metadata, each a JSON text:
+    config            the configuration under diffusers' key names (what config.json holds)
+    zero_grad         [names] whose exact gradient is zero; f64/grad holds rounding noise there
+    f32_error         {"out", "dx", <name>...}: norm(f32 - f64) / norm(f64); no entry for the zero_grad names
+    f32_error_layer   {<name less .weight or .bias>}: the same over weight and bias as one vector
+    seed, loss        for the record
+"""
+import json
+import math
+
+import torch
+from diffusers import UNet2DModel
+from diffusers.utils import logging
+
+logging.set_verbosity_error()  # to() warns about modules kept in f32: this model has none
+
+ZERO = 1e-10  # a gradient below this share of the model's largest is exactly zero in real arithmetic
+MATTERS = 1e-4  # every other parameter must move the loss at least by this share; see `build`
+
+
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.int32: "I32"}
+
+
+def save(path, tensors, **metadata):
+    """A safetensors file whose bytes depend on nothing but its contents (the library's own order is random).
+
+    8 bytes of header length, the header as JSON padded to a multiple of 8, the tensors: 8-byte types first, by name.
+    Metadata values become JSON texts.
+    """
+    header, blobs, at = {"__metadata__": {k: json.dumps(v) for k, v in sorted(metadata.items())}}, [], 0
+    for name, v in sorted(tensors.items(), key=lambda kv: (-kv[1].element_size(), kv[0])):
+        blob = v.contiguous().numpy().tobytes()
+        header[name] = {"dtype": DTYPES[v.dtype], "shape": list(v.shape), "data_offsets": [at, at + len(blob)]}
+        blobs.append(blob)
+        at += len(blob)
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with open(path, "wb") as f:
+        f.write(len(head).to_bytes(8, "little") + head)
+        f.writelines(blobs)
+
+
+def timestep_embedding_f64(t, dim, flip_sin_to_cos, freq_shift):
+    """diffusers' get_timestep_embedding, in f64.  t [N] to [N, dim]."""
+    half = dim // 2
+    f = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float64) / (half - freq_shift))
+    a = t.double()[:, None] * f[None, :]
+    e = torch.cat([a.cos(), a.sin()] if flip_sin_to_cos else [a.sin(), a.cos()], dim=-1)
+    return torch.nn.functional.pad(e, (0, 1)) if dim % 2 else e
+
+
+class TimestepsF64(torch.nn.Module):
+    """Stands in for diffusers' `Timesteps` in the f64 run."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.args = (config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
+
+    def forward(self, t):
+        return timestep_embedding_f64(t, *self.args)
+
+
+def config_json(model):
+    return json.loads(model.to_json_string())
+
+
+def build(config, seed):
+    """A UNet2DModel whose every part matters.
+
+    Norms are moved away from (1, 0) and weights have variance 1/fan_in (PyTorch's default is a third of that); biases
+    are a third of their outputs; queries and keys are a little larger, so that attention is far from a plain mean.
+    """
+    torch.manual_seed(seed)
+    model = UNet2DModel(**config)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 1:
+                is_gain = "norm" in name and name.endswith("weight")
+                p.copy_(torch.randn(p.shape) * (0.4 if is_gain else 0.3) + (1.0 if is_gain else 0.0))
+            elif "class_embedding" not in name:  # the table keeps its N(0, 1)
+                gain = 1.3 if "to_q" in name or "to_k" in name else 1.0
+                p.copy_(torch.randn(p.shape) * gain / math.sqrt(p[0].numel()))
+    return model
+
+
+def run(model, dtype, x, t, labels, dy):
+    """Output, dx and the gradients by name, all as f64."""
+    model = model.to(dtype)
+    model.zero_grad()
+    x = x.detach().clone().to(dtype).requires_grad_()
+    out = model(x, t, class_labels=labels).sample
+    (out * dy.to(dtype)).sum().backward()
+    grads = {n: p.grad.double().clone() for n, p in model.named_parameters()}
+    return out.detach().double(), x.grad.double(), grads
+
+
+def relative(a, b):
+    """norm(a - b) / norm(b); a list of tensors counts as one vector."""
+    a = torch.cat([v.reshape(-1) for v in a]) if isinstance(a, list) else a
+    b = torch.cat([v.reshape(-1) for v in b]) if isinstance(b, list) else b
+    return ((a - b).norm() / b.norm()).item()
+
+
+def write(path, config, seed, batch, size, t):
+    """Build, run in f32 and in f64, write `path`; returns a line about it.  `size` is (H, W)."""
+    model = build(config, seed)
+    params = {n: p.detach().clone() for n, p in model.named_parameters()}
+    h, w = size
+    x = torch.randn(batch, model.config.in_channels, h, w)
+    dy = torch.randn(batch, model.config.out_channels, h, w)
+    t = torch.tensor(t, dtype=torch.float32)
+    assert t.shape == (batch,)
+    classes = model.config.num_class_embeds
+    # The last image repeats the first one's class: a row of the table that two images share sums their gradients.
+    labels = None if classes is None else torch.randint(classes, (batch,))
+    if labels is not None:
+        labels[-1] = labels[0]
+
+    out32, dx32, g32 = run(model, torch.float32, x, t, labels, dy)
+    model.time_proj = TimestepsF64(model.config)
+    out, dx, g = run(model, torch.float64, x, t, labels, dy)
+
+    norms = {n: v.norm().item() for n, v in g.items()}
+    largest = max(norms.values())
+    zero = [n for n in g if norms[n] <= ZERO * largest]
+    doubtful = [n for n in g if 1e-13 < norms[n] / largest < 1e-7]
+    assert not doubtful, f"{path}: zero or not? {doubtful}"
+    # Influence: the change of the loss, to first order, if the tensor were turned by its own length.
+    scale = out.norm().item() * dy.double().norm().item()
+    influence = {n: norms[n] * params[n].norm().item() / scale for n in g if n not in zero}
+    weakest = min(influence, key=influence.get)
+    assert influence[weakest] > MATTERS, f"{path}: {weakest} hardly matters: {influence[weakest]:.1e}"
+
+    layers = {}
+    for n in g:
+        layers.setdefault(n.rsplit(".", 1)[0], []).append(n)
+    error = {"out": relative(out32, out), "dx": relative(dx32, dx)}
+    error |= {n: relative(g32[n], g[n]) for n in g if n not in zero}
+    error_layer = {k: relative([g32[n] for n in ns], [g[n] for n in ns])
+                   for k, ns in layers.items() if any(n not in zero for n in ns)}
+
+    tensors = {f"param/{n}": p for n, p in params.items()}
+    tensors |= {"in/x": x, "in/t": t, "in/dy": dy}
+    if labels is not None:
+        tensors["in/labels"] = labels.to(torch.int32)
+    tensors |= {"f64/out": out, "f64/dx": dx, "f64/temb": model.time_proj(t)}
+    tensors |= {f"f64/grad/{n}": v for n, v in g.items()}
+    digits = lambda d: {k: float(f"{v:.4g}") for k, v in d.items()}
+    save(path, tensors, config=config_json(model), zero_grad=zero, f32_error=digits(error),
+         f32_error_layer=digits(error_layer), seed=seed, loss=(out * dy.double()).sum().item())
+    count = sum(p.numel() for p in params.values())
+    worst = max(error, key=error.get)
+    return (f"{count} parameters, {len(g)} tensors ({len(zero)} of zero gradient); "
+            f"f32 error: out {error['out']:.1e}, dx {error['dx']:.1e}, worst {error[worst]:.1e} ({worst}); "
+            f"weakest {weakest} {influence[weakest]:.1e}")
