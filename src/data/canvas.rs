@@ -21,6 +21,11 @@ impl<'a> Canvas<'a> {
         Canvas { size, pixels }
     }
 
+    /// Pixels of a side.
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
     /// Paints where `distance` is negative; it is zero on the edge and grows by 1 a unit outwards. `low` to `high` is
     /// a box around the shape: nothing outside is looked at.
     pub(super) fn fill(&mut self, low: Point, high: Point, color: [f32; 3], distance: impl Fn(Point) -> f32) {

@@ -88,7 +88,8 @@ fn names(path: &Path) -> Result<Vec<String>> {
                 .caused_by(error));
         }
     };
-    let names: Vec<String> = text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect();
+    let names: Vec<String> =
+        text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect();
     if names.len() != NAMES.len() {
         return Err(Error::new(format!("{} names {} classes, not 10", path.display(), names.len()))
             .hint("remove it to use the usual class names"));
@@ -106,7 +107,12 @@ mod tests {
     fn records(labels: &[u8]) -> Vec<u8> {
         let red = (0..PLANE).map(|i| (i % 32) as u8);
         let record = |&label: &u8| {
-            [label].into_iter().chain(red.clone()).chain([10; PLANE]).chain([label; PLANE]).collect::<Vec<u8>>()
+            [label]
+                .into_iter()
+                .chain(red.clone())
+                .chain([10; PLANE])
+                .chain([label; PLANE])
+                .collect::<Vec<u8>>()
         };
         labels.iter().flat_map(record).collect()
     }

@@ -4,7 +4,7 @@
 //! the list stands in for it: a choice that depends on the files alone, so every run makes the same.
 
 use std::collections::BTreeMap;
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -47,8 +47,9 @@ pub(super) struct Folder {
 pub(super) fn open(dir: &Path, options: &Options) -> Result<Folder> {
     let found = pictures(dir)?;
     if found.is_empty() {
-        return Err(Error::new(format!("folder {} holds no images", dir.display()))
-            .hint("png, jpeg, webp, gif, bmp, tiff, tga, ico, qoi and pnm files are read, convert others first"));
+        return Err(Error::new(format!("folder {} holds no images", dir.display())).hint(
+            "png, jpeg, webp, gif, bmp, tiff, tga, ico, qoi and pnm files are read, convert others first",
+        ));
     }
     let (classes, notes) = classes_of(&found);
     let files = part_of(found, options.split).ok_or_else(|| {
@@ -163,7 +164,11 @@ fn decode(path: &Path) -> std::result::Result<DynamicImage, String> {
     }
     // Not every decoder keeps the limits itself.
     if bytes > MAX_DECODED {
-        return Err(format!("{w} x {h} pixels need {} MB, more than the {} allowed", bytes >> 20, MAX_DECODED >> 20));
+        return Err(format!(
+            "{w} x {h} pixels need {} MB, more than the {} allowed",
+            bytes >> 20,
+            MAX_DECODED >> 20
+        ));
     }
     let orientation = decoder.orientation().map_err(|e| e.to_string())?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
@@ -188,8 +193,11 @@ impl Folder {
         let path = self.dir.join(&self.files[i]);
         let [size, _, channels] = self.shape;
         // Decoders are other people's code fed with anybody's files: a panic there is one more bad picture.
-        let made = catch_unwind(|| decode(&path).map(|image| fit(image, self.crop, size, channels)));
-        match made.unwrap_or_else(|panic| Err(format!("its decoder failed: {}", panic_text(panic.as_ref())))) {
+        let made = catch_unwind(AssertUnwindSafe(|| {
+            decode(&path).map(|image| fit(image, self.crop, size, channels))
+        }));
+        match made.unwrap_or_else(|panic| Err(format!("its decoder failed: {}", panic_text(panic.as_ref()))))
+        {
             Ok(bytes) => {
                 write(&bytes, out);
                 if let Some(place) = self.cache.get(i) {

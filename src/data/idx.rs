@@ -127,8 +127,10 @@ fn read(path: &Path, dims: usize) -> Result<(Vec<usize>, Vec<u8>)> {
         return Err(short(format!("its header promises {shape} bytes, it holds {held}")));
     }
     if expected > MAX_BYTES {
-        return Err(Error::new(format!("{name} promises {shape} bytes, more than the {MAX_BYTES} supported"))
-            .hint("save the pictures as files and use `images:DIR`"));
+        return Err(Error::new(format!(
+            "{name} promises {shape} bytes, more than the {MAX_BYTES} supported"
+        ))
+        .hint("save the pictures as files and use `images:DIR`"));
     }
     let mut values = Vec::new();
     read_up_to(&mut source, expected + 1, &mut values).map_err(damaged)?;

@@ -201,7 +201,9 @@ mod tests {
     fn wrong_options_are_refused() {
         assert!(refusal("digits", &options(7)).contains("7 pixels"));
         assert!(refusal("digits", &options(5000)).contains("use 8 to 4096"));
-        assert!(refusal("digits", &Options { channels: Some(2), ..options(28) }).contains("2 image channels"));
+        assert!(
+            refusal("digits", &Options { channels: Some(2), ..options(28) }).contains("2 image channels")
+        );
         assert!(refusal("digits", &Options { crop: Some(0), ..options(28) }).contains("crop of 0"));
         assert!(refusal("faces", &options(12)).contains("faces"));
         assert!(refusal("faces", &Options { channels: Some(1), ..options(32) }).contains("colour"));

@@ -44,7 +44,8 @@ pub fn statistics(dataset: &dyn Dataset, count: u64) -> Result<Statistics> {
         Ok(sums)
     };
     // Parts have a fixed size and are added in order, so the result does not depend on the number of threads.
-    let parts: Vec<Result<Sums>> = (0..count.div_ceil(PART)).into_par_iter().map(|i| part(i * PART)).collect();
+    let parts: Vec<Result<Sums>> =
+        (0..count.div_ceil(PART)).into_par_iter().map(|i| part(i * PART)).collect();
     let mut total = Sums::new(channels, classes);
     for part in parts {
         total.merge(part?);
@@ -133,7 +134,9 @@ mod tests {
         assert_eq!((all.count, &all.histogram), (101, &vec![34, 34, 33]));
         assert_eq!((&all.min, &all.max), (&vec![0.0, -1.0], &vec![0.0, 1.0]));
         // Mean of (i / 100)^2 for i = 0..=100 is 0.335.
-        assert!((all.std[1] - 0.335_f64.sqrt()).abs() < 1e-6 && all.mean[1].abs() < 1e-9 && all.std[0] == 0.0);
+        assert!(
+            (all.std[1] - 0.335_f64.sqrt()).abs() < 1e-6 && all.mean[1].abs() < 1e-9 && all.std[0] == 0.0
+        );
         assert_eq!(statistics(&data, 4).unwrap().histogram, [2, 1, 1]);
         assert_eq!(statistics(&Ramp(vec![]), 4).unwrap().histogram, [0; 0]);
     }

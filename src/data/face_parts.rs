@@ -1,0 +1,180 @@
+//! What a cartoon face is made of: the choices that describe one, and their colours.
+
+use super::dice::Dice;
+
+pub(super) type Color = [f32; 3];
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Mood {
+    Smiling,
+    Neutral,
+    Frowning,
+    Surprised,
+}
+
+pub(super) const MOODS: [(Mood, &str); 4] = [
+    (Mood::Smiling, "smiling"),
+    (Mood::Neutral, "neutral"),
+    (Mood::Frowning, "frowning"),
+    (Mood::Surprised, "surprised"),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Hair {
+    Bald,
+    Short,
+    Parted,
+    Long,
+    Curly,
+    Bun,
+}
+
+const HAIRS: [(Hair, &str); 6] = [
+    (Hair::Bald, "bald"),
+    (Hair::Short, "short"),
+    (Hair::Parted, "parted"),
+    (Hair::Long, "long"),
+    (Hair::Curly, "curly"),
+    (Hair::Bun, "a bun of"),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Hat {
+    None,
+    Beanie,
+    Brim,
+}
+
+const HATS: [(Hat, &str); 5] =
+    [(Hat::None, ""), (Hat::None, ""), (Hat::None, ""), (Hat::Beanie, ", beanie"), (Hat::Brim, ", hat")];
+
+/// Colours are paint, not light: soft ones for the background, plain ones for cloth.
+const BACKGROUNDS: [(Color, &str); 7] = [
+    ([0.55, 0.78, 0.92], "blue"),
+    ([0.62, 0.84, 0.66], "green"),
+    ([0.97, 0.80, 0.55], "orange"),
+    ([0.93, 0.66, 0.70], "pink"),
+    ([0.75, 0.70, 0.90], "violet"),
+    ([0.93, 0.91, 0.80], "cream"),
+    ([0.42, 0.50, 0.60], "grey"),
+];
+const SKINS: [Color; 6] = [
+    [1.00, 0.87, 0.77],
+    [0.96, 0.78, 0.64],
+    [0.88, 0.67, 0.50],
+    [0.74, 0.52, 0.36],
+    [0.56, 0.37, 0.25],
+    [0.40, 0.26, 0.18],
+];
+const HAIR_COLORS: [(Color, &str); 6] = [
+    ([0.10, 0.08, 0.08], "black"),
+    ([0.29, 0.18, 0.10], "dark brown"),
+    ([0.50, 0.32, 0.16], "brown"),
+    ([0.90, 0.74, 0.38], "blond"),
+    ([0.72, 0.30, 0.12], "red"),
+    ([0.72, 0.72, 0.74], "grey"),
+];
+const IRISES: [(Color, &str); 3] =
+    [([0.30, 0.18, 0.10], "brown"), ([0.20, 0.42, 0.70], "blue"), ([0.22, 0.50, 0.30], "green")];
+const CLOTHS: [Color; 6] = [
+    [0.80, 0.22, 0.22],
+    [0.18, 0.36, 0.66],
+    [0.16, 0.50, 0.38],
+    [0.95, 0.95, 0.93],
+    [0.28, 0.24, 0.32],
+    [0.95, 0.70, 0.20],
+];
+
+/// Everything that was chosen for one face. Lengths are in sides of the picture.
+pub(super) struct Face {
+    pub mood: usize,
+    pub glasses: bool,
+    pub round_glasses: bool,
+    pub hair: Hair,
+    hair_name: &'static str,
+    pub hair_color: Color,
+    hair_color_name: &'static str,
+    pub hat: Hat,
+    hat_name: &'static str,
+    pub hat_color: Color,
+    pub background: Color,
+    background_name: &'static str,
+    pub skin: Color,
+    pub iris: Color,
+    iris_name: &'static str,
+    pub shirt: Color,
+    /// Middle of the face and half of its width and height.
+    pub center: [f32; 2],
+    pub radii: [f32; 2],
+    /// Half the distance between the eyes.
+    pub eyes: f32,
+    pub eye_size: f32,
+    /// How strongly the mood shows, about 1.
+    pub strength: f32,
+    /// Where the eyes look to, -1 to 1.
+    pub gaze: f32,
+}
+
+impl Face {
+    pub(super) fn new(dice: &mut Dice) -> Self {
+        let mood = dice.below(MOODS.len());
+        let glasses = dice.chance(0.5);
+        let round_glasses = dice.chance(0.5);
+        let (hair, hair_name) = dice.pick(&HAIRS);
+        let (hair_color, hair_color_name) = dice.pick(&HAIR_COLORS);
+        let (hat, hat_name) = dice.pick(&HATS);
+        let (background, background_name) = dice.pick(&BACKGROUNDS);
+        let (iris, iris_name) = dice.pick(&IRISES);
+        let (skin, shirt, hat_color) = (dice.pick(&SKINS), dice.pick(&CLOTHS), dice.pick(&CLOTHS));
+        Face {
+            mood,
+            glasses,
+            round_glasses,
+            hair,
+            hair_name,
+            hair_color,
+            hair_color_name,
+            hat,
+            hat_name,
+            hat_color,
+            background,
+            background_name,
+            skin,
+            iris,
+            iris_name,
+            shirt,
+            center: [0.5 + dice.bell(0.008), 0.50 + dice.bell(0.008)],
+            radii: [0.235 * (1.0 + dice.bell(0.03)), 0.285 * (1.0 + dice.bell(0.03))],
+            eyes: 0.105 * (1.0 + dice.bell(0.03)),
+            eye_size: 0.044 * (1.0 + dice.bell(0.05)),
+            strength: 1.0 + dice.bell(0.10),
+            gaze: dice.bell(0.35),
+        }
+    }
+
+    /// Number of its class: two for each mood, without and with glasses.
+    pub(super) fn label(&self) -> u32 {
+        self.mood as u32 * 2 + u32::from(self.glasses)
+    }
+
+    pub(super) fn describe(&self) -> String {
+        let hair = match self.hair {
+            Hair::Bald => self.hair_name.to_owned(),
+            _ => format!("{} {} hair", self.hair_name, self.hair_color_name),
+        };
+        let glasses = match (self.glasses, self.round_glasses) {
+            (false, _) => "",
+            (true, true) => ", round glasses",
+            (true, false) => ", square glasses",
+        };
+        format!(
+            "{}{glasses}, {hair}{}, {} eyes, {} background",
+            MOODS[self.mood].1, self.hat_name, self.iris_name, self.background_name
+        )
+    }
+}
+
+/// The names of the labels.
+pub(super) fn classes() -> Vec<String> {
+    MOODS.iter().flat_map(|(_, name)| [(*name).to_owned(), format!("{name}, glasses")]).collect()
+}
