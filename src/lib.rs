@@ -7,6 +7,7 @@ pub mod ops;
 pub mod philox;
 pub mod plan;
 pub mod program;
+pub mod simd;
 pub mod state;
 pub mod tape;
 pub mod tensor;

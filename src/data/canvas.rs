@@ -26,8 +26,8 @@ impl<'a> Canvas<'a> {
         self.size
     }
 
-    /// Paints where `distance` is negative; it is zero on the edge and grows by 1 a unit outwards. `low` to `high` is
-    /// a box around the shape: nothing outside is looked at.
+    /// Paints where `distance` is negative; it is zero on the edge and grows by 1 a unit outwards. `low`
+    /// to `high` is a box around the shape: nothing outside is looked at.
     pub(super) fn fill(&mut self, low: Point, high: Point, color: [f32; 3], distance: impl Fn(Point) -> f32) {
         let size = self.size as f32;
         let span = |k: usize| {
@@ -101,8 +101,8 @@ pub(super) fn segment(p: Point, a: Point, b: Point) -> (f32, f32) {
     (x * x + y * y, along)
 }
 
-/// A smooth curve through `points` (Catmull & Rom 1974), `steps` pieces between neighbours. A point that stands
-/// twice in a row is a corner.
+/// A smooth curve through `points` (Catmull & Rom 1974), `steps` pieces between neighbours. A point that
+/// stands twice in a row is a corner.
 pub(super) fn curve(points: &[Point], steps: usize, out: &mut Vec<Point>) {
     out.extend(points.first());
     for i in 0..points.len().saturating_sub(1) {

@@ -57,7 +57,7 @@ fn read(path: &Path, pixels: &mut Vec<u8>, labels: &mut Vec<u8>) -> Result<()> {
     let bytes = fs::metadata(path).map_err(unreadable)?.len();
     if bytes == 0 || bytes % RECORD as u64 != 0 || bytes > MAX_BYTES {
         return Err(Error::new(format!(
-            "{name} has {bytes} bytes, which is no whole number of records of {RECORD} bytes (CIFAR-10 has 10,000)"
+            "{name} has {bytes} bytes, not a number of whole records of {RECORD} bytes (CIFAR-10 has 10,000)"
         ))
         .hint("download the binary version of CIFAR-10 again"));
     }

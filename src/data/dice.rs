@@ -15,8 +15,8 @@ pub(super) enum Generator {
 pub(super) struct Dice(Sequence);
 
 impl Dice {
-    /// The numbers of one picture. The parts of a set and the generators differ in the top bits of the counter, so
-    /// that no index below 2^56 of one meets an index of another.
+    /// The numbers of one picture. The parts of a set and the generators differ in the top bits of the
+    /// counter, so that no index below 2^56 of one meets an index of another.
     pub(super) fn new(seed: u64, generator: Generator, split: Split, index: u64) -> Self {
         let part = u32::from(split == Split::HeldOut) << 31 | (generator as u32) << 24;
         Dice(Sequence::new(seed, Stream::Generate, (index >> 32) as u32 ^ part, index as u32))
@@ -37,8 +37,8 @@ impl Dice {
         low + (high - low) * uniform(self.0.next_u32())
     }
 
-    /// Bell shaped with mean 0 and deviation `spread`, but never beyond 3 `spread`: a normal distribution would now
-    /// and then deform a picture beyond recognition.
+    /// Bell shaped with mean 0 and deviation `spread`, but never beyond 3 `spread`: a normal distribution
+    /// would now and then deform a picture beyond recognition.
     pub(super) fn bell(&mut self, spread: f32) -> f32 {
         let sum: f32 = (0..3).map(|_| uniform(self.0.next_u32())).sum();
         (sum - 1.5) * 2.0 * spread

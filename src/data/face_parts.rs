@@ -123,6 +123,9 @@ impl Face {
         let (hair, hair_name) = dice.pick(&HAIRS);
         let (hair_color, hair_color_name) = dice.pick(&HAIR_COLORS);
         let (hat, hat_name) = dice.pick(&HATS);
+        // No hat fits over a bun.
+        let (hair, hair_name) =
+            if hat != Hat::None && hair == Hair::Bun { HAIRS[1] } else { (hair, hair_name) };
         let (background, background_name) = dice.pick(&BACKGROUNDS);
         let (iris, iris_name) = dice.pick(&IRISES);
         let (skin, shirt, hat_color) = (dice.pick(&SKINS), dice.pick(&CLOTHS), dice.pick(&CLOTHS));

@@ -1,7 +1,8 @@
 //! `images:DIR`: a folder of pictures in any common format; the folders directly in it are the classes.
 //!
-//! Pictures are decoded when they are read. One that cannot be decoded is reported once, and the next good one in
-//! the list stands in for it: a choice that depends on the files alone, so every run makes the same.
+//! Pictures are decoded when they are read. One that cannot be decoded is reported once, and the next
+//! good one in the list stands in for it: a choice that depends on the files alone, so every run makes
+//! the same.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,7 +18,8 @@ use super::stored::write;
 use super::{Dataset, Options, Split};
 use crate::error::{Error, Result};
 
-/// Memory that decoding one picture may take: 80 megapixels of RGB. It is needed once for each loader thread.
+/// Memory that decoding one picture may take: 80 megapixels of RGB. It is needed once for each loader
+/// thread.
 const MAX_DECODED: u64 = 256 << 20;
 /// Memory for finished pictures, so that a set of moderate size is decoded in the first epoch only.
 const CACHE: u64 = 512 << 20;
@@ -94,8 +96,8 @@ fn classes_of(files: &[PathBuf]) -> (Vec<String>, Vec<String>) {
     if tops.len() < 2 { (Vec::new(), Vec::new()) } else { (tops, Vec::new()) }
 }
 
-/// The files of one part. The tenth with the smallest hashes is held out; the hash is of the path within DIR, so the
-/// parts do not depend on where the folder lies, and hardly change when pictures are added.
+/// The files of one part. The tenth with the smallest hashes is held out; the hash is of the path within
+/// DIR, so the parts do not depend on where the folder lies, and hardly change when pictures are added.
 fn part_of(files: Vec<PathBuf>, split: Split) -> Option<Vec<PathBuf>> {
     if files.len() < SMALLEST_SPLIT {
         return (split == Split::Train).then_some(files);
@@ -110,7 +112,8 @@ fn part_of(files: Vec<PathBuf>, split: Split) -> Option<Vec<PathBuf>> {
     Some(files.into_iter().zip(held_out).filter(|(_, held)| *held == wanted).map(|(path, _)| path).collect())
 }
 
-/// FNV-1a over the path with `/` between its components, with a final mix of the high bits (as in MurmurHash 3).
+/// FNV-1a over the path with `/` between its components, with a final mix of the high bits (as in
+/// MurmurHash 3).
 fn hash(path: &Path) -> u64 {
     let mut h = 0xcbf2_9ce4_8422_2325_u64;
     for component in path.components() {
@@ -248,7 +251,8 @@ impl Dataset for Folder {
         assert_eq!(out.len(), self.shape.iter().product::<usize>(), "read: `out` is not {:?}", self.shape);
         assert!(index < self.files.len() as u64, "read: no picture {index} in {}", self.files.len());
         let mut i = index as usize;
-        // `check` ends this: pictures are added to the bad ones until a good one is found or too many are bad.
+        // `check` ends this: pictures are added to the bad ones until a good one is found or too many are
+        // bad.
         while !self.picture(i, out) {
             self.check()?;
             i = (i + 1) % self.files.len();

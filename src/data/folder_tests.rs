@@ -99,9 +99,11 @@ fn grey_sets_have_one_channel_unless_asked_otherwise() {
 fn a_wrong_ending_does_not_matter_and_every_format_reads() {
     let place = Place::new();
     let image = RgbImage::from_pixel(16, 16, Rgb([200, 40, 90]));
-    for name in ["a.png", "a.jpg", "a.gif", "a.bmp", "a.ico", "a.tiff", "a.tga", "a.qoi", "a.webp", "a.ppm"] {
+    for name in ["a.png", "a.jpg", "a.gif", "a.bmp", "a.tiff", "a.tga", "a.qoi", "a.webp", "a.ppm"] {
         image.save(place.file(name)).unwrap();
     }
+    // An icon is always RGBA.
+    image::DynamicImage::ImageRgb8(image.clone()).into_rgba8().save(place.file("a.ico")).unwrap();
     image.save_with_format(place.file("b.jpg"), ImageFormat::Png).unwrap();
     let data = place.open(&options(16));
     assert_eq!(data.len(), Some(11));

@@ -1,7 +1,8 @@
-//! `mnist:DIR`: the IDX files of MNIST and of the many sets published in its form (Fashion-MNIST, KMNIST, ...).
+//! `mnist:DIR`: the IDX files of MNIST and of the sets published in its form (Fashion-MNIST, KMNIST, ...).
 //!
-//! An IDX file is a magic number 00 00 TT DD (TT = 08 for bytes, DD dimensions), a big-endian u32 for each dimension,
-//! and the values (LeCun, Cortes & Burges, "The MNIST database"). Compressed files are known by their content.
+//! An IDX file is a magic number 00 00 TT DD (TT = 08 for bytes, DD dimensions), a big-endian u32 for
+//! each dimension, and the values (LeCun, Cortes & Burges, "The MNIST database"). Compressed files are
+//! known by their content.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -103,7 +104,7 @@ fn read(path: &Path, dims: usize) -> Result<(Vec<usize>, Vec<u8>)> {
     if header.len() >= 4 && header[..4] != [0, 0, 8, dims as u8] {
         let magic: Vec<String> = header[..4].iter().map(|b| format!("{b:02x}")).collect();
         return Err(Error::new(format!(
-            "{name} is not an IDX file of {dims}-dimensional bytes: it begins with {} instead of 00 00 08 0{dims}",
+            "{name} is no IDX file of {dims}-dimensional bytes: it begins with {} instead of 00 00 08 0{dims}",
             magic.join(" ")
         ))
         .hint(if magic.concat().starts_with("3c") {
@@ -120,7 +121,8 @@ fn read(path: &Path, dims: usize) -> Result<(Vec<usize>, Vec<u8>)> {
     let shape = sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ");
     let expected = sizes.iter().try_fold(1u64, |n, &size| n.checked_mul(size as u64)).unwrap_or(u64::MAX);
 
-    // What the header says is believed only after comparing it with the file: deflate packs 1032 to 1 at best.
+    // What the header says is believed only after comparing it with the file: deflate packs 1032 to 1 at
+    // best.
     let possible = if zipped { on_disk.saturating_mul(1032) } else { on_disk - length as u64 };
     if expected > possible {
         let held = if zipped { format!("{on_disk} compressed") } else { possible.to_string() };

@@ -1,9 +1,10 @@
 //! The loader: which sample stands at which position of training, and threads that read ahead of the step.
 //!
-//! Position p = 0, 1, 2, ... counts the samples that training has seen. In a set of n pictures position p shows number
-//! `permutation(seed, p / n)[p % n]`; in an endless set it shows number p. Batch k holds the positions from
-//! `first + k * batch` on, so batches run across the ends of epochs and are all full. All of this is a pure function
-//! of (seed, p): neither the number of threads nor the position a run was resumed at can change it.
+//! Position p = 0, 1, 2, ... counts the samples that training has seen. In a set of n pictures position p
+//! shows number `permutation(seed, p / n)[p % n]`; in an endless set it shows number p. Batch k holds the
+//! positions from `first + k * batch` on, so batches run across the ends of epochs and are all full. All
+//! of this is a pure function of (seed, p): neither the number of threads nor the position a run was
+//! resumed at can change it.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -33,8 +34,8 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Starts to read batches of `batch` samples from position `first_position` on (samples seen before: steps done
-    /// times batch size). `flip` mirrors half of the pictures, chosen by (seed, position).
+    /// Starts to read batches of `batch` samples from position `first_position` on (samples seen before:
+    /// steps done times batch size). `flip` mirrors half of the pictures, chosen by (seed, position).
     ///
     /// # Errors
     /// The system gives no thread.

@@ -1,7 +1,8 @@
-//! Data sets: what `--data SPEC` names, read as f32 pictures in [-1, 1], and the loader that feeds them to training.
+//! Data sets: what `--data SPEC` names, read as pictures in [-1, 1], and the loader that feeds training.
 //!
-//! Reading order: this file (the trait and `open`), `loader` (which sample comes when), then one file a source:
-//! `idx` and `cifar` (kept in memory by `stored`), `folder`, and the generated `digits` and `faces`.
+//! Reading order: this file (the trait and `open`), `loader` (which sample comes when), then one file a
+//! source: `idx` and `cifar` (kept in memory by `stored`), `folder`, and the generated `digits` and
+//! `faces`.
 
 mod canvas;
 mod cifar;
@@ -36,8 +37,8 @@ pub struct Options {
     pub image_size: usize,
     /// 1 = grey, 3 = RGB; `None`: the data's own.
     pub channels: Option<usize>,
-    /// Only `images:`. Side in pixels of the centred square that is cut out before resizing (178 for CelebA);
-    /// `None`, or a picture smaller than that: the largest centred square.
+    /// Only `images:`. Side in pixels of the centred square that is cut out before resizing (178 for
+    /// CelebA); `None`, or a picture smaller than that: the largest centred square.
     pub crop: Option<usize>,
     /// Seed of generated data; files do not use it.
     pub seed: u64,
@@ -47,8 +48,9 @@ pub struct Options {
 
 /// The part of a data set that trains, and the part that is kept from training to check the result.
 ///
-/// `mnist:` holds out `t10k-*`, `cifar10:` holds out `test_batch.bin`, `images:` holds out one picture in ten, chosen
-/// by a hash of its path (from 20 pictures on), generated data uses random numbers of its own for each part.
+/// `mnist:` holds out `t10k-*`, `cifar10:` holds out `test_batch.bin`, `images:` holds out one picture in
+/// ten, chosen by a hash of its path (from 20 pictures on), generated data uses random numbers of its own
+/// for each part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
     Train,
@@ -71,7 +73,8 @@ pub trait Dataset: Send + Sync {
     /// The name of each label; empty: unlabelled.
     fn classes(&self) -> &[String];
 
-    /// Writes picture `index` to `out`, `[H, W, C]` row-major in [-1, 1]; returns its label, 0 where there are none.
+    /// Writes picture `index` to `out`, `[H, W, C]` row-major in [-1, 1]; returns its label, 0 where
+    /// there are none.
     ///
     /// # Errors
     /// The source can no longer be read.
@@ -80,7 +83,8 @@ pub trait Dataset: Send + Sync {
     /// If `out` is not `H * W * C` long or `index` is not below `len`.
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32>;
 
-    /// Words for picture `index` beyond its label: a face's features, a file's path. Empty if there are none.
+    /// Words for picture `index` beyond its label: a face's features, a file's path. Empty if there are
+    /// none.
     fn describe(&self, _index: u64) -> String {
         String::new()
     }
@@ -99,7 +103,7 @@ pub trait Dataset: Send + Sync {
 /// Opens the data set that `spec` names: `digits`, `faces`, `mnist:DIR`, `cifar10:DIR` or `images:DIR`.
 ///
 /// # Errors
-/// An unknown spec, options that do not fit it, and files that are missing, cut short or not what they should be.
+/// An unknown spec, options that do not fit it, files that are missing, cut short or of a wrong kind.
 pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
     check(options)?;
     let (kind, argument) = match spec.split_once(':') {

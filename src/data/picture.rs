@@ -50,12 +50,12 @@ pub fn grid(images: &[f32], n: usize, [h, w, c]: [usize; 3], columns: usize, gap
     sheet
 }
 
-/// The centred square of a picture, `crop` pixels wide (or as wide as the picture allows), as `[size, size, channels]`
-/// bytes. Transparency shows white, as on a page. Channels 1 or 3.
+/// The centred square of a picture, `crop` pixels wide (or as wide as the picture allows), as `[size,
+/// size, channels]` bytes. Transparency shows white, as on a page. Channels 1 or 3.
 ///
-/// The filter is Catmull-Rom, widened when it shrinks. It is PIL's `BICUBIC`, which Parmar et al. 2022 ("On aliased
-/// resizing and surprising subtleties in GAN evaluation") recommend, so our pictures are those of other people's
-/// training scripts; a triangle blurs more, Lanczos rings more.
+/// The filter is Catmull-Rom, widened when it shrinks. It is PIL's `BICUBIC`, which Parmar et al. 2022
+/// ("On aliased resizing and surprising subtleties in GAN evaluation") recommend, so our pictures are
+/// those of other people's training scripts; a triangle blurs more, Lanczos rings more.
 pub(super) fn fit(image: DynamicImage, crop: Option<usize>, size: usize, channels: usize) -> Vec<u8> {
     let image = if image.color().has_alpha() { on_white(image) } else { image };
     let largest = image.width().min(image.height());

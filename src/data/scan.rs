@@ -8,8 +8,8 @@ use image::ImageFormat;
 
 use crate::error::{Error, Result};
 
-/// The image files below `dir`, relative to it and sorted component by component. Hidden files and folders are left
-/// out, and so is what is not a file (a pipe would never end).
+/// The image files below `dir`, relative to it and sorted component by component. Hidden files and
+/// folders are left out, and so is what is not a file (a pipe would never end).
 ///
 /// # Errors
 /// A folder that cannot be listed.
@@ -17,7 +17,8 @@ pub(super) fn pictures(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut visited = HashSet::new();
     let mut folders = vec![PathBuf::new()];
-    // Links wait until the real folders are done, so that a picture is found under its own name where it has one.
+    // Links wait until the real folders are done, so that a picture is found under its own name where it
+    // has one.
     let mut links = Vec::new();
     while let Some(folder) = folders.pop().or_else(|| links.pop()) {
         let full = dir.join(&folder);

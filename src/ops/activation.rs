@@ -6,6 +6,7 @@ use crate::device::gpu::shader::Kernel;
 use crate::kernel;
 use crate::launch::{Dispatches, Io, Launch};
 use crate::ops::CHUNK;
+use crate::simd::{exp, sigmoid, vectorized};
 use crate::tape::Tensor;
 
 pub static KERNEL: Kernel = kernel!("activation");
@@ -30,12 +31,9 @@ pub enum Activation {
 const SQRT_2_PI: f32 = 0.797_884_6; // sqrt(2 / pi)
 const INV_SQRT_2PI: f32 = 0.398_942_3;
 
-pub(crate) fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
-}
-
 impl Activation {
     /// `f(x)`.
+    #[inline(always)]
     pub fn apply(self, x: f32) -> f32 {
         match self {
             Activation::Identity => x,
@@ -45,11 +43,12 @@ impl Activation {
             Activation::GeluTanh => 0.5 * x * (1.0 + (SQRT_2_PI * (x + 0.044_715 * x * x * x)).tanh()),
             Activation::Tanh => x.tanh(),
             Activation::Sigmoid => sigmoid(x),
-            Activation::Exp => x.exp(),
+            Activation::Exp => exp(x),
         }
     }
 
     /// `f'(x)`.
+    #[inline(always)]
     pub fn slope(self, x: f32) -> f32 {
         match self {
             Activation::Identity => 1.0,
@@ -60,7 +59,7 @@ impl Activation {
             Activation::Relu => f32::from(x > 0.0),
             Activation::Gelu => {
                 0.5 * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))
-                    + x * INV_SQRT_2PI * (-0.5 * x * x).exp()
+                    + x * INV_SQRT_2PI * exp(-0.5 * x * x)
             }
             Activation::GeluTanh => {
                 let t = (SQRT_2_PI * (x + 0.044_715 * x * x * x)).tanh();
@@ -68,7 +67,7 @@ impl Activation {
             }
             Activation::Tanh => 1.0 - x.tanh().powi(2),
             Activation::Sigmoid => sigmoid(x) * (1.0 - sigmoid(x)),
-            Activation::Exp => x.exp(),
+            Activation::Exp => exp(x),
         }
     }
 }
@@ -99,9 +98,11 @@ impl Launch for Forward {
 
     fn cpu(&self, io: &Io) {
         io.write(0).par_chunks_mut(CHUNK).zip(io.read(0).par_chunks(CHUNK)).for_each(|(y, x)| {
-            for (y, x) in y.iter_mut().zip(x) {
-                *y = self.kind.apply(*x);
-            }
+            vectorized(|| {
+                for (y, x) in y.iter_mut().zip(x) {
+                    *y = self.kind.apply(*x);
+                }
+            });
         });
     }
 
@@ -129,9 +130,11 @@ impl Launch for BackwardX {
     fn cpu(&self, io: &Io) {
         let (x, dy) = (io.read(0).par_chunks(CHUNK), io.read(1).par_chunks(CHUNK));
         io.write(0).par_chunks_mut(CHUNK).zip(x).zip(dy).for_each(|((dx, x), dy)| {
-            for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
-                *dx = dy * self.kind.slope(*x);
-            }
+            vectorized(|| {
+                for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
+                    *dx = dy * self.kind.slope(*x);
+                }
+            });
         });
     }
 
