@@ -56,7 +56,7 @@ impl<'a> Canvas<'a> {
 
     /// A line through `points`, with round ends, never thinner than the eye can follow at this size.
     pub(super) fn line(&mut self, points: &[Point], radius: f32, color: [f32; 3]) {
-        let radius = radius.max(0.4 / self.size as f32);
+        let radius = radius.max(0.5 / self.size as f32);
         let extreme = |k: usize, f: fn(f32, f32) -> f32| points.iter().map(|p| p[k]).reduce(f).unwrap_or(0.0);
         let low = [extreme(0, f32::min) - radius, extreme(1, f32::min) - radius];
         let high = [extreme(0, f32::max) + radius, extreme(1, f32::max) + radius];

@@ -144,8 +144,8 @@ fn place(dice: &mut Dice, strokes: &mut [Vec<Point>], size: f32) {
     let largest = (high[0] - low[0]).max(high[1] - low[1]);
     // The pen's width, about a tenth of the box, comes on top of the lines.
     let scale = 0.9 * BOX * size * (1.0 + dice.bell(0.03)) / largest;
-    // Room for half a pen's width at the border; a seven, whose mass lies high, would leave it otherwise.
-    let margin = 2.6 / 28.0 * size;
+    // Room for the pen at the border; a seven, whose mass lies high, would run over it otherwise.
+    let margin = 3.2 / 28.0 * size;
     let shift = [0, 1].map(|k| {
         let center = (0.5 + dice.bell(0.008)) * size - scale * moment[k] / mass;
         center.min(size - margin - scale * high[k]).max(margin - scale * low[k])
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn labels_are_balanced() {
         let data = open("digits", &options(8)).unwrap();
-        let counts = crate::data::statistics(data.as_ref(), 5000).unwrap().histogram;
+        let counts = super::super::statistics(data.as_ref(), 5000).unwrap().histogram;
         assert!(counts.len() == 10 && counts.iter().all(|n| (420..580).contains(n)), "{counts:?}");
     }
 

@@ -178,20 +178,21 @@ impl Face {
     }
 
     fn mouth(&self, canvas: &mut Canvas) {
-        let lips = [0.62, 0.20, 0.20];
+        // Lips must stand out from the skin.
+        let lips = if self.skin[0] < 0.6 { [0.86, 0.42, 0.40] } else { [0.66, 0.18, 0.20] };
         let y = self.radii[1] * 0.50;
         let arc = |canvas: &mut Canvas, half: f32, depth: f32| {
             let mut line = Vec::new();
             let ends = [-half, half].map(|x| self.at(x, y - depth / 2.0));
             curve(&[ends[0], self.at(0.0, y + depth / 2.0), ends[1]], 5, &mut line);
-            canvas.line(&line, 0.014, lips);
+            canvas.line(&line, 0.017, lips);
         };
         match MOODS[self.mood].0 {
             Mood::Neutral => arc(canvas, 0.075, 0.0),
             Mood::Frowning => arc(canvas, 0.082, -0.055 * self.strength),
             Mood::Surprised => {
                 canvas.ellipse(self.at(0.0, y + 0.005), [0.050, 0.066 * self.strength], lips);
-                canvas.ellipse(self.at(0.0, y + 0.008), [0.032, 0.046 * self.strength], shade(lips, 0.4));
+                canvas.ellipse(self.at(0.0, y + 0.008), [0.032, 0.046 * self.strength], [0.25, 0.07, 0.08]);
             }
             Mood::Smiling => {
                 // The lower half of an ellipse, with teeth.

@@ -104,7 +104,7 @@ fn read(path: &Path, dims: usize) -> Result<(Vec<usize>, Vec<u8>)> {
     if header.len() >= 4 && header[..4] != [0, 0, 8, dims as u8] {
         let magic: Vec<String> = header[..4].iter().map(|b| format!("{b:02x}")).collect();
         return Err(Error::new(format!(
-            "{name} is no IDX file of {dims}-dimensional bytes: it begins with {} instead of 00 00 08 0{dims}",
+            "{name} is no IDX file of bytes in {dims} dimensions: it starts with {}, not 00 00 08 0{dims}",
             magic.join(" ")
         ))
         .hint(if magic.concat().starts_with("3c") {
@@ -253,7 +253,7 @@ mod tests {
             (idx(&[u32::MAX; 3], &[0; 64]), "promises 4294967295 x 4294967295 x 4294967295 bytes"),
             (gz(&idx(&[u32::MAX, 8, 8], &[0; 64])), "is cut short"),
             (idx(&[0, 8, 8], &[]), "holds no pictures"),
-            (idx(&[64], &[0; 64]), "begins with 00 00 08 01 instead of 00 00 08 03"),
+            (idx(&[64], &[0; 64]), "it starts with 00 00 08 01, not 00 00 08 03"),
             (b"<!DOCTYPE html>".to_vec(), "fetch the file again"),
         ] {
             let (_dir, spec) = folder(&[(IMAGES, images)]);

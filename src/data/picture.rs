@@ -1,7 +1,7 @@
 //! Pixels: bytes to [-1, 1] and back, cutting and resizing to a square, mirroring, and contact sheets.
 
 use image::imageops::{self, FilterType};
-use image::{DynamicImage, GrayImage, Rgb, RgbImage};
+use image::{DynamicImage, GrayImage, ImageBuffer, Pixel, Rgb, RgbImage};
 
 /// A value in [-1, 1] as a byte, `round(255 * clamp(v / 2 + 1/2, 0, 1))`; NaN becomes 0.
 pub fn to_u8(v: f32) -> u8 {
@@ -60,27 +60,66 @@ pub(super) fn fit(image: DynamicImage, crop: Option<usize>, size: usize, channel
     let image = if image.color().has_alpha() { on_white(image) } else { image };
     let largest = image.width().min(image.height());
     let side = crop.map_or(largest, |c| largest.min(u32::try_from(c).unwrap_or(u32::MAX)));
-    let (left, top) = ((image.width() - side) / 2, (image.height() - side) / 2);
     let size = size as u32;
     // Resizing every channel of a grey picture, or colours that become grey, would be work for nothing.
     if channels == 1 || !image.color().has_color() {
-        let square = imageops::crop_imm(&image.into_luma8(), left, top, side, side).to_image();
-        let square = if side == size { square } else { shrink_grey(&square, size) };
-        return if channels == 1 {
-            square.into_raw()
-        } else {
-            square.into_raw().into_iter().flat_map(|v| [v; 3]).collect()
-        };
+        let grey = square(image.into_luma8(), side, size, 1, GrayImage::from_raw);
+        return if channels == 1 { grey } else { grey.into_iter().flat_map(|v| [v; 3]).collect() };
     }
-    let square = imageops::crop_imm(&image.into_rgb8(), left, top, side, side).to_image();
-    if side == size {
-        return square.into_raw();
-    }
-    imageops::resize(&square, size, size, FilterType::CatmullRom).into_raw()
+    square(image.into_rgb8(), side, size, 3, RgbImage::from_raw)
 }
 
-fn shrink_grey(image: &GrayImage, size: u32) -> GrayImage {
-    imageops::resize(image, size, size, FilterType::CatmullRom)
+type Bytes<P> = ImageBuffer<P, Vec<u8>>;
+
+/// The centred square of `side` pixels, resized to `size`, as `[size, size, c]`.
+fn square<P: Pixel<Subpixel = u8> + 'static>(
+    image: Bytes<P>,
+    side: u32,
+    size: u32,
+    c: usize,
+    from_raw: impl Fn(u32, u32, Vec<u8>) -> Option<Bytes<P>>,
+) -> Vec<u8> {
+    // A photograph is first brought to four times the size by plain averages, which differs from the filter
+    // alone by little more than rounding and takes a tenth of its time (Pillow's `reducing_gap` is the same).
+    let factor = (side / (4 * size)).max(1);
+    let small = side / factor;
+    let corner = [image.width(), image.height()].map(|extent| ((extent - small * factor) / 2) as usize);
+    let bytes = average(&image, image.width() as usize * c, corner, factor as usize, small as usize, c);
+    if small == size {
+        return bytes;
+    }
+    let small = from_raw(small, small, bytes).unwrap_or_else(|| unreachable!("{small} pixels square"));
+    imageops::resize(&small, size, size, FilterType::CatmullRom).into_raw()
+}
+
+/// The averages of `factor` x `factor` pixels, `size` x `size` of them, from corner `[left, top]` on. A row
+/// of the picture has `row` bytes, a pixel `c`.
+fn average(
+    bytes: &[u8],
+    row: usize,
+    [left, top]: [usize; 2],
+    factor: usize,
+    size: usize,
+    c: usize,
+) -> Vec<u8> {
+    let count = (factor * factor) as u32;
+    let mut out = Vec::with_capacity(size * size * c);
+    let mut sums = vec![0u32; size * c];
+    for y in 0..size {
+        sums.fill(0);
+        for source in bytes[(top + y * factor) * row..].chunks(row).take(factor) {
+            let blocks = source[left * c..].chunks_exact(factor * c);
+            for (sum, block) in sums.chunks_exact_mut(c).zip(blocks) {
+                for pixel in block.chunks_exact(c) {
+                    for (s, &v) in sum.iter_mut().zip(pixel) {
+                        *s += u32::from(v);
+                    }
+                }
+            }
+        }
+        out.extend(sums.iter().map(|s| ((s + count / 2) / count) as u8));
+    }
+    out
 }
 
 /// Lays a transparent picture on white.
@@ -153,6 +192,18 @@ mod tests {
         let stripes = GrayImage::from_fn(64, 64, |x, _| image::Luma([if x % 2 == 0 { 0 } else { 255 }]));
         let small = fit(DynamicImage::ImageLuma8(stripes), None, 8, 1);
         assert!(small.iter().all(|v| (115..=140).contains(v)), "{small:?}");
+    }
+
+    #[test]
+    fn averaging_first_changes_only_the_rounding() {
+        let wave =
+            |x: u32, y: u32| ((x as f32 / 37.0).sin() * 60.0 + (y as f32 / 23.0).cos() * 60.0 + 128.0) as u8;
+        let photo = RgbImage::from_fn(640, 512, |x, y| Rgb([wave(x, y), wave(y, x), (x % 256) as u8 / 2]));
+        let cut = imageops::crop_imm(&photo, 64, 0, 512, 512).to_image();
+        let exact = imageops::resize(&cut, 16, 16, FilterType::CatmullRom).into_raw();
+        let fast = fit(DynamicImage::ImageRgb8(photo), None, 16, 3);
+        let worst = exact.iter().zip(&fast).map(|(&a, &b)| a.abs_diff(b)).max().unwrap();
+        assert!(exact.len() == fast.len() && worst <= 3, "{worst}");
     }
 
     #[test]

@@ -78,9 +78,9 @@ pub(super) fn write(bytes: &[u8], out: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::picture::to_u8;
     use super::super::tests::options;
     use super::*;
-    use crate::data::picture::to_u8;
 
     fn bytes(data: &Stored, index: u64) -> Vec<u8> {
         let mut out = vec![f32::NAN; data.shape().iter().product()];

@@ -65,9 +65,9 @@ pub struct Expanded {
     lines: Vec<(String, usize)>,
 }
 
-/// The line that declares a kernel's parameters; with immediates it is replaced.
-const UNIFORM: &str = "@group(0) @binding(0) var<uniform> p: Params;";
-const IMMEDIATE: &str = "var<immediate> p: Params;";
+/// How the line that declares an entry point's parameters begins; with immediates the beginning is replaced.
+const UNIFORM: &str = "@group(0) @binding(0) var<uniform> ";
+const IMMEDIATE: &str = "var<immediate> ";
 
 impl Kernel {
     /// Includes the library files, sets the knobs, and picks the dialect.
@@ -117,8 +117,8 @@ impl Expanded {
                     included.push(name);
                     self.file(&format!("lib/{name}"), text, knobs, dialect, unused, included);
                 }
-            } else if line.trim() == UNIFORM && dialect.immediates {
-                self.push(IMMEDIATE, file, index + 1);
+            } else if let Some(declared) = line.strip_prefix(UNIFORM).filter(|_| dialect.immediates) {
+                self.push(&format!("{IMMEDIATE}{declared}"), file, index + 1);
             } else if line.contains("// knob") {
                 let name = line.split(['=', ':']).next().and_then(|head| head.split_whitespace().last());
                 match knobs.iter().find(|(knob, _)| Some(*knob) == name) {

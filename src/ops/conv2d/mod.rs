@@ -1,0 +1,379 @@
+//! Convolution (cross-correlation) of images, with bias, time embedding and residual fused in.
+
+mod twin;
+
+#[cfg(test)]
+mod tests;
+
+use crate::device::gpu::shader::Kernel;
+use crate::kernel;
+use crate::launch::{Dispatch, Dispatches, Io, Launch};
+use crate::tape::Tensor;
+use crate::tensor::Shape;
+
+pub static KERNEL: Kernel = kernel!("conv2d", [[("Lane", "f32")], [("Lane", "vec4<f32>")]]);
+
+const WG: usize = 64;
+
+/// Number of the kernel's knob set for `channels`: four at a time where that divides them; and channels per lane.
+fn lanes(channels: usize) -> (usize, usize) {
+    if channels.is_multiple_of(4) { (1, 4) } else { (0, 1) }
+}
+
+/// Rows and columns of zeros around the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Padding {
+    pub top: usize,
+    pub bottom: usize,
+    pub left: usize,
+    pub right: usize,
+}
+
+impl Padding {
+    /// The same on all four sides.
+    pub const fn same(pad: usize) -> Self {
+        Padding { top: pad, bottom: pad, left: pad, right: pad }
+    }
+
+    /// One row below and one column to the right: what TensorFlow's `SAME` means for stride 2 on even sizes.
+    pub const BOTTOM_RIGHT: Padding = Padding { top: 0, bottom: 1, left: 0, right: 1 };
+}
+
+/// What the convolution adds to its result, each optional.
+#[derive(Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// `[Cout]`.
+    pub bias: Option<&'a Tensor>,
+    /// `[N, Cout]`, the same for all pixels of a sample: the time embedding of a residual block.
+    pub shift: Option<&'a Tensor>,
+    /// `[N, OH, OW, Cout]`: the shortcut of a residual block.
+    pub residual: Option<&'a Tensor>,
+}
+
+/// All sizes of one convolution.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Geometry {
+    pub n: usize,
+    pub h: usize,
+    pub w: usize,
+    pub cin: usize,
+    pub kh: usize,
+    pub kw: usize,
+    pub cout: usize,
+    pub oh: usize,
+    pub ow: usize,
+    pub stride: usize,
+    pub top: usize,
+    pub left: usize,
+}
+
+impl Geometry {
+    fn weights(&self) -> usize {
+        self.kh * self.kw * self.cin * self.cout
+    }
+
+    fn out_pixels(&self) -> usize {
+        self.n * self.oh * self.ow
+    }
+}
+
+/// `y[n,oh,ow,co] = sum x[n, oh*stride + kh - top, ow*stride + kw - left, ci] * w[kh,kw,ci,co]`, plus the epilogue.
+///
+/// `x` is `[N, H, W, Cin]`, `w` is `[KH, KW, Cin, Cout]`, the result `[N, OH, OW, Cout]` with
+/// `OH = (H + top + bottom - KH) / stride + 1`.
+///
+/// # Panics
+/// When the shapes do not fit together.
+#[track_caller]
+pub fn conv2d(x: &Tensor, w: &Tensor, stride: usize, padding: Padding, epilogue: Epilogue) -> Tensor {
+    let [n, h, width, cin] = x.shape().of_rank("conv2d, image");
+    let [kh, kw, w_cin, cout] = w.shape().of_rank("conv2d, weights");
+    let (ph, pw) = (h + padding.top + padding.bottom, width + padding.left + padding.right);
+    assert!(
+        cin == w_cin && stride > 0 && ph >= kh && pw >= kw && kh * kw * cout > 0,
+        "conv2d: image {} does not fit weights {} with stride {stride} and {padding:?}",
+        x.shape(),
+        w.shape()
+    );
+    let (oh, ow) = ((ph - kh) / stride + 1, (pw - kw) / stride + 1);
+    let g =
+        Geometry { n, h, w: width, cin, kh, kw, cout, oh, ow, stride, top: padding.top, left: padding.left };
+    let check = |what: &str, t: Option<&Tensor>, elements: usize| {
+        if let Some(t) = t {
+            assert_eq!(
+                t.elements(),
+                elements,
+                "conv2d: {what} {} for {n} images of {cout} channels",
+                t.shape()
+            );
+        }
+    };
+    check("bias", epilogue.bias, cout);
+    check("shift", epilogue.shift, n * cout);
+    check("residual", epilogue.residual, g.out_pixels() * cout);
+
+    let mut inputs = vec![x, w];
+    inputs.extend([epilogue.bias, epilogue.shift, epilogue.residual].into_iter().flatten());
+    let launch = Forward {
+        g,
+        bias: epilogue.bias.is_some(),
+        shift: epilogue.shift.is_some(),
+        residual: epilogue.residual.is_some(),
+    };
+    let (has_bias, has_shift, has_residual) = (launch.bias, launch.shift, launch.residual);
+    let [y] = x.tape().launch(launch, &inputs, [Shape::from([n, oh, ow, cout])]);
+    let (x_saved, w_saved) = (x.clone(), w.clone());
+    x.tape().derivative(&inputs, &[&y], move |dy| {
+        let (x, w, tape) = (&x_saved, &w_saved, x_saved.tape());
+        let Some(dy) = &dy[0] else { return vec![None; 2 + usize::from(has_bias)] };
+        let [dx] = tape.launch(BackwardX { g }, &[w, dy], [x.shape().clone()]);
+        let [dw] = tape.launch(BackwardW { g }, &[x, dy], [w.shape().clone()]);
+        let mut gradients = vec![Some(dx), Some(dw)];
+        if has_bias || has_shift {
+            let shapes = [Shape::from([g.n, g.cout]), Shape::from([g.cout])];
+            let [dshift, dbias] = tape.launch(BackwardShift { g }, &[dy], shapes);
+            gradients.extend(has_bias.then_some(Some(dbias)));
+            gradients.extend(has_shift.then_some(Some(dshift)));
+        }
+        gradients.extend(has_residual.then(|| Some(dy.clone())));
+        gradients
+    });
+    y
+}
+
+#[derive(Debug)]
+struct Forward {
+    g: Geometry,
+    bias: bool,
+    shift: bool,
+    residual: bool,
+}
+
+impl Launch for Forward {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu(&self, io: &Io) {
+        let mut next = 2..;
+        let mut optional = |given: bool| given.then(|| next.next().map(|i| io.read(i))).flatten();
+        let (bias, shift, residual) = (optional(self.bias), optional(self.shift), optional(self.residual));
+        let g = &self.g;
+        twin::forward(g, io.read(0), io.read(1), io.write(0), |first, y| {
+            twin::epilogue(g, first, y, bias, shift, residual);
+        });
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        let (knobs, width) = lanes(self.g.cout);
+        let g = &self.g;
+        let dispatch = plan.add(&KERNEL, "gather").knobs(knobs).read("src", 0).read("w", 1).write("dst", 0);
+        // What is absent is never looked at, but a binding must see something.
+        let mut next = 2;
+        for (name, given) in [("bias", self.bias), ("shift", self.shift), ("residual", self.residual)] {
+            dispatch.read(name, if given { next } else { 1 });
+            next += usize::from(given);
+        }
+        let flags = [self.bias, self.shift, self.residual];
+        gather(dispatch, g.n, [g.oh, g.ow, g.cout / width], [g.h, g.w, g.cin], [g.kh, g.kw], flags);
+        dispatch
+            .param("mul", g.stride)
+            .param("sign", 1_usize)
+            .param("off_h", -(g.top as i32))
+            .param("off_w", -(g.left as i32))
+            .param("div", 1_usize);
+    }
+}
+
+/// Parameters that both directions have in common.
+fn gather(
+    dispatch: &mut Dispatch,
+    n: usize,
+    [dst_h, dst_w, dst_lanes]: [usize; 3],
+    [src_h, src_w, src_c]: [usize; 3],
+    [kh, kw]: [usize; 2],
+    [bias, shift, residual]: [bool; 3],
+) {
+    dispatch
+        .param("n", n)
+        .param("dst_h", dst_h)
+        .param("dst_w", dst_w)
+        .param("dst_lanes", dst_lanes)
+        .param("src_h", src_h)
+        .param("src_w", src_w)
+        .param("src_c", src_c)
+        .param("kh", kh)
+        .param("kw", kw)
+        .param("has_bias", bias)
+        .param("has_shift", shift)
+        .param("has_residual", residual)
+        .cover((n * dst_h * dst_w).div_ceil(4) * dst_lanes, WG);
+}
+
+#[derive(Debug)]
+struct BackwardX {
+    g: Geometry,
+}
+
+impl Launch for BackwardX {
+    fn name(&self) -> &'static str {
+        "conv2d backward_x"
+    }
+
+    fn cpu(&self, io: &Io) {
+        twin::backward_x(&self.g, io.read(0), io.read(1), io.write(0), io.scratch(0));
+    }
+
+    fn cpu_scratch(&self) -> Vec<usize> {
+        vec![self.g.weights()]
+    }
+
+    fn gpu_scratch(&self) -> Vec<usize> {
+        vec![self.g.weights()]
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        let g = &self.g;
+        let (knobs, width) = lanes(g.cin);
+        let sizes = |d: &mut Dispatch, width: usize| {
+            let dst = [g.h, g.w, g.cin / width];
+            gather(d, g.n, dst, [g.oh, g.ow, g.cout], [g.kh, g.kw], [false; 3]);
+            d.param("mul", 1_usize)
+                .param("sign", -1)
+                .param("off_h", g.top)
+                .param("off_w", g.left)
+                .param("div", g.stride);
+        };
+        let transpose = plan.add(&KERNEL, "transpose").read("weights", 0).scratch("flipped", 0);
+        sizes(transpose, 1);
+        transpose.cover(g.weights(), WG);
+        let dispatch = plan.add(&KERNEL, "gather").knobs(knobs);
+        sizes(dispatch, width);
+        dispatch.read("src", 1).scratch("w", 0).write("dst", 0);
+        dispatch.read("bias", 1).read("shift", 1).read("residual", 1);
+    }
+}
+
+#[derive(Debug)]
+struct BackwardW {
+    g: Geometry,
+}
+
+impl BackwardW {
+    /// Rows of pixels that one thread adds up, and the number of parts: enough threads to fill a large GPU, and not more
+    /// memory for the parts than a few copies of the weights or 64 MiB. Depends on the shapes alone.
+    fn split(&self) -> (usize, usize) {
+        let g = &self.g;
+        let rows = g.n * g.oh;
+        let threads = (g.weights() / 16).max(1);
+        let wanted = (1_usize << 17).div_ceil(threads);
+        let most = ((16 << 20) / g.weights()).max(4);
+        let per_part = rows.div_ceil(wanted.min(most).min(rows));
+        (per_part, rows.div_ceil(per_part))
+    }
+}
+
+impl Launch for BackwardW {
+    fn name(&self) -> &'static str {
+        "conv2d backward_w"
+    }
+
+    fn cpu(&self, io: &Io) {
+        twin::backward_w(&self.g, io.read(0), io.read(1), io.write(0), io.scratch(0));
+    }
+
+    fn cpu_scratch(&self) -> Vec<usize> {
+        vec![twin::weight_parts(&self.g) * self.g.weights()]
+    }
+
+    fn gpu_scratch(&self) -> Vec<usize> {
+        vec![self.split().1 * self.g.weights()]
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        let g = &self.g;
+        let (knobs, width) = lanes(g.cout);
+        let (rows, parts) = self.split();
+        plan.add(&KERNEL, "backward_w")
+            .knobs(knobs)
+            .param("n", g.n)
+            .param("h", g.h)
+            .param("w", g.w)
+            .param("cin", g.cin)
+            .param("kh", g.kh)
+            .param("kw", g.kw)
+            .param("oh", g.oh)
+            .param("ow", g.ow)
+            .param("lanes", g.cout / width)
+            .param("stride", g.stride)
+            .param("top", g.top)
+            .param("left", g.left)
+            .param("parts", parts)
+            .param("rows", rows)
+            .read("x", 0)
+            .read("dy", 1)
+            .scratch("parts", 0)
+            .cover(parts * g.kh * g.kw * g.cin.div_ceil(4) * (g.cout / width), WG);
+        sum_parts(plan.add(&KERNEL, "sum_parts"), g.weights(), parts, parts, 1)
+            .scratch("pieces", 0)
+            .write("total", 0);
+    }
+}
+
+/// `total[outer, n]`: the sums of `parts` pieces each, of `all` in all.
+fn sum_parts(dispatch: &mut Dispatch, n: usize, parts: usize, all: usize, outer: usize) -> &mut Dispatch {
+    dispatch
+        .param("n", n)
+        .param("parts", parts)
+        .param("stride", all)
+        .param("outer", outer)
+        .cover(n * outer, WG)
+}
+
+/// Sums of `dy` over the pixels: `dshift [N, Cout]`, and over the samples too: `dbias [Cout]`.
+#[derive(Debug)]
+struct BackwardShift {
+    g: Geometry,
+}
+
+impl BackwardShift {
+    /// Pixels that one thread of the first pass adds up.
+    const RUN: usize = 32;
+
+    fn runs(&self) -> usize {
+        (self.g.oh * self.g.ow).div_ceil(Self::RUN)
+    }
+}
+
+impl Launch for BackwardShift {
+    fn name(&self) -> &'static str {
+        "conv2d backward_shift"
+    }
+
+    fn cpu(&self, io: &Io) {
+        twin::backward_shift(&self.g, io.read(0), io.write(0), io.write(1));
+    }
+
+    fn gpu_scratch(&self) -> Vec<usize> {
+        vec![self.g.n * self.runs() * self.g.cout]
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        let g = &self.g;
+        let (pixels, runs) = (g.oh * g.ow, self.runs());
+        plan.add(&KERNEL, "sum_runs")
+            .param("n", g.cout)
+            .param("parts", Self::RUN)
+            .param("stride", pixels)
+            .param("outer", g.n * runs)
+            .read("pieces", 0)
+            .scratch("total", 0)
+            .cover(g.n * runs * g.cout, WG);
+        sum_parts(plan.add(&KERNEL, "sum_parts"), g.cout, runs, g.n * runs, g.n)
+            .scratch("pieces", 0)
+            .write("total", 0);
+        // Reading dshift here and writing it above are two dispatches; dbias is another tensor.
+        let last = sum_parts(plan.add(&KERNEL, "sum_parts"), g.cout, g.n, g.n, 1);
+        last.part("pieces", crate::launch::Slot::Write(0), 0, g.n * g.cout).write("total", 1);
+    }
+}

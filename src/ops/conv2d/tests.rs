@@ -1,0 +1,175 @@
+//! conv2d against plain loops.
+
+use super::*;
+use crate::check::{Check, random};
+
+/// The definition, in f64, for weights `[kh, kw, cin, cout]` and an image `[n, h, w, cin]`.
+fn reference(g: &Geometry, x: &[f64], w: &[f64]) -> Vec<f64> {
+    let mut y = vec![0.0; g.out_pixels() * g.cout];
+    for n in 0..g.n {
+        for oh in 0..g.oh {
+            for ow in 0..g.ow {
+                for kh in 0..g.kh {
+                    for kw in 0..g.kw {
+                        let h = (oh * g.stride + kh) as isize - g.top as isize;
+                        let ww = (ow * g.stride + kw) as isize - g.left as isize;
+                        if h < 0 || ww < 0 || h >= g.h as isize || ww >= g.w as isize {
+                            continue;
+                        }
+                        for ci in 0..g.cin {
+                            let xv = x[((n * g.h + h as usize) * g.w + ww as usize) * g.cin + ci];
+                            for co in 0..g.cout {
+                                y[((n * g.oh + oh) * g.ow + ow) * g.cout + co] +=
+                                    xv * w[((kh * g.kw + kw) * g.cin + ci) * g.cout + co];
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    y
+}
+
+struct Case {
+    image: [usize; 4],
+    kernel: [usize; 3],
+    stride: usize,
+    padding: Padding,
+}
+
+fn case(image: [usize; 4], kernel: [usize; 3], stride: usize, padding: Padding) -> Case {
+    Case { image, kernel, stride, padding }
+}
+
+impl Case {
+    fn geometry(&self) -> Geometry {
+        let ([n, h, w, cin], [kh, kw, cout], p) = (self.image, self.kernel, self.padding);
+        let oh = (h + p.top + p.bottom - kh) / self.stride + 1;
+        let ow = (w + p.left + p.right - kw) / self.stride + 1;
+        Geometry { n, h, w, cin, kh, kw, cout, oh, ow, stride: self.stride, top: p.top, left: p.left }
+    }
+
+    fn check(&self) {
+        let g = self.geometry();
+        Check::new(format!("conv2d stride {} {:?}", self.stride, self.padding))
+            .input(&self.image)
+            .input(&[g.kh, g.kw, g.cin, g.cout])
+            .probes(24)
+            .run(
+                |x| conv2d(&x[0], &x[1], self.stride, self.padding, Epilogue::default()),
+                |x| reference(&g, &x[0], &x[1]),
+            );
+    }
+}
+
+#[test]
+fn kernel_sizes_strides_and_paddings() {
+    let same = Padding::same;
+    for case in [
+        case([1, 1, 1, 1], [1, 1, 1], 1, same(0)),
+        case([2, 5, 7, 3], [3, 3, 4], 1, same(1)),
+        case([3, 4, 9, 8], [1, 1, 5], 1, same(0)),
+        case([2, 8, 6, 4], [3, 3, 8], 2, same(1)),
+        case([2, 8, 6, 5], [3, 3, 8], 2, Padding::BOTTOM_RIGHT),
+        case([2, 7, 9, 4], [3, 3, 3], 2, Padding::BOTTOM_RIGHT),
+        case([1, 11, 8, 2], [5, 3, 3], 3, same(2)),
+        case([2, 6, 6, 4], [4, 4, 4], 2, same(1)),
+        case([1, 9, 10, 1], [2, 5, 7], 1, Padding { top: 0, bottom: 3, left: 4, right: 1 }),
+        case([2, 6, 5, 3], [3, 3, 2], 1, same(4)),
+        case([1, 9, 9, 4], [1, 1, 4], 4, same(0)),
+        case([1, 7, 7, 3], [2, 2, 5], 5, same(0)),
+    ] {
+        case.check();
+    }
+}
+
+#[test]
+fn one_past_the_tiles() {
+    // More pixels than a CPU tile, more rows than a part, channels one past a lane.
+    case([3, 29, 31, 17], [3, 3, 13], 1, Padding::same(1)).check();
+    case([2, 33, 31, 12], [3, 3, 20], 2, Padding::same(1)).check();
+    case([1, 6, 5, 257], [3, 3, 131], 1, Padding::same(1)).check();
+}
+
+#[test]
+fn past_65535_workgroups() {
+    case([1, 2049, 2051, 1], [1, 1, 4], 1, Padding::same(0)).check();
+}
+
+#[test]
+fn epilogue_of_every_kind() {
+    let g = case([3, 4, 5, 3], [3, 3, 8], 1, Padding::same(1)).geometry();
+    for [bias, shift, residual] in [
+        [true, false, false],
+        [false, true, false],
+        [false, false, true],
+        [true, true, false],
+        [true, true, true],
+    ] {
+        let mut check = Check::new(format!("conv2d, bias {bias}, shift {shift}, residual {residual}"))
+            .input(&[g.n, g.h, g.w, g.cin])
+            .input(&[3, 3, g.cin, g.cout]);
+        let mut given = Vec::new();
+        for (on, shape) in [(bias, vec![8]), (shift, vec![3, 8]), (residual, vec![3, 4, 5, 8])] {
+            given.push(on.then_some(2 + given.iter().flatten().count()));
+            if on {
+                check = check.input(&shape);
+            }
+        }
+        check.run(
+            |x| {
+                let extra = Epilogue {
+                    bias: given[0].map(|i| &x[i]),
+                    shift: given[1].map(|i| &x[i]),
+                    residual: given[2].map(|i| &x[i]),
+                };
+                conv2d(&x[0], &x[1], 1, Padding::same(1), extra)
+            },
+            |x| {
+                let mut y = reference(&g, &x[0], &x[1]);
+                for (i, y) in y.iter_mut().enumerate() {
+                    let (n, c) = (i / (g.oh * g.ow * g.cout), i % g.cout);
+                    *y += given[0].map_or(0.0, |k| x[k][c]);
+                    *y += given[1].map_or(0.0, |k| x[k][n * g.cout + c]);
+                    *y += given[2].map_or(0.0, |k| x[k][i]);
+                }
+                y
+            },
+        );
+    }
+}
+
+#[test]
+fn sums_over_many_pixels() {
+    let (n, side) = (2, 67);
+    let bias = random(3, 5);
+    Check::new("conv2d bias gradient")
+        .probes(8)
+        .input(&[n, side, side, 2])
+        .input(&[1, 1, 2, 5])
+        .values(&[5], bias)
+        .run(
+            |x| {
+                conv2d(
+                    &x[0],
+                    &x[1],
+                    1,
+                    Padding::same(0),
+                    Epilogue { bias: Some(&x[2]), ..Default::default() },
+                )
+            },
+            |x| {
+                let g = case([n, side, side, 2], [1, 1, 5], 1, Padding::same(0)).geometry();
+                reference(&g, &x[0], &x[1]).iter().enumerate().map(|(i, y)| y + x[2][i % 5]).collect()
+            },
+        );
+}
+
+#[test]
+#[should_panic(expected = "conv2d: image [1, 4, 4, 3] does not fit weights [3, 3, 2, 8]")]
+fn channels_that_differ_are_named() {
+    let tape = crate::tape::Tape::new();
+    let (x, w) = (tape.stored("x", 0, [1, 4, 4, 3]), tape.stored("w", 0, [3, 3, 2, 8]));
+    conv2d(&x, &w, 1, Padding::same(1), Epilogue::default());
+}

@@ -1,0 +1,385 @@
+//! The CPU twins of conv2d: tiles of the image, unrolled (im2col), times the weights as a matrix.
+
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use super::Geometry;
+use crate::launch::with_tile;
+use crate::simd::vectorized;
+
+/// Elements of an unrolled tile: half a megabyte, which stays in a core's second-level cache.
+const TILE: usize = 1 << 17;
+
+/// Pixels of a tile whose unrolled rows have `row` elements. Depends on the shape alone, as every partition here: results
+/// must not depend on the number of threads.
+fn tile_pixels(row: usize, pixels: usize) -> usize {
+    (TILE / row.max(1)).clamp(32, 512).next_multiple_of(16).min(pixels.max(1))
+}
+
+/// `dst [m, n] (+)= lhs [m, k] * rhs [k, n]`, all with their strides as (row, column), in one thread.
+#[allow(clippy::too_many_arguments, reason = "a matrix product has as many")]
+fn product(
+    m: usize,
+    n: usize,
+    k: usize,
+    dst: &mut [f32],
+    dst_row: usize,
+    add: bool,
+    lhs: &[f32],
+    lhs_strides: (usize, usize),
+    rhs: &[f32],
+    rhs_strides: (usize, usize),
+) {
+    let last =
+        |rows: usize, cols: usize, strides: (usize, usize)| (rows - 1) * strides.0 + (cols - 1) * strides.1;
+    assert!(last(m, n, (dst_row, 1)) < dst.len(), "product: destination too small");
+    assert!(
+        last(m, k, lhs_strides) < lhs.len() && last(k, n, rhs_strides) < rhs.len(),
+        "product: operand too small"
+    );
+    // SAFETY: the largest index of each operand was checked against its slice just now.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            dst.as_mut_ptr(),
+            1,
+            dst_row as isize,
+            add,
+            lhs.as_ptr(),
+            lhs_strides.1 as isize,
+            lhs_strides.0 as isize,
+            rhs.as_ptr(),
+            rhs_strides.1 as isize,
+            rhs_strides.0 as isize,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}
+
+/// Where the taps of an output pixel lie: rows `oh * stride + kh - top`, for `kh` in a range; columns alike, all of them.
+struct Window {
+    h: usize,
+    w: usize,
+    c: usize,
+    kh: std::ops::Range<usize>,
+    kw: usize,
+    oh: usize,
+    ow: usize,
+    stride: usize,
+    top: isize,
+    left: isize,
+}
+
+impl Window {
+    fn row(&self) -> usize {
+        self.kh.len() * self.kw * self.c
+    }
+
+    /// Writes one row per output pixel from number `first` on: its taps, zero outside the image.
+    fn unroll(&self, src: &[f32], first: usize, tile: &mut [f32]) {
+        let span = self.kw * self.c;
+        for (i, row) in tile.chunks_exact_mut(self.row()).enumerate() {
+            let index = first + i;
+            let (n, oh, ow) = (index / (self.oh * self.ow), index / self.ow % self.oh, index % self.ow);
+            let left = (ow * self.stride) as isize - self.left;
+            // Taps kw in from..to have their column inside.
+            let from = (-left).clamp(0, self.kw as isize) as usize;
+            let to = (self.w as isize - left).clamp(from as isize, self.kw as isize) as usize;
+            for (kh, taps) in self.kh.clone().zip(row.chunks_exact_mut(span)) {
+                let h = (oh * self.stride + kh) as isize - self.top;
+                if h < 0 || h >= self.h as isize || from == to {
+                    taps.fill(0.0);
+                    continue;
+                }
+                let start =
+                    (((n * self.h) as isize + h) * self.w as isize + left + from as isize) as usize * self.c;
+                taps[..from * self.c].fill(0.0);
+                taps[from * self.c..to * self.c].copy_from_slice(&src[start..start + (to - from) * self.c]);
+                taps[to * self.c..].fill(0.0);
+            }
+        }
+    }
+
+    /// A 1x1 convolution of stride 1 needs no unrolling: its rows are the pixels.
+    fn is_plain(&self) -> bool {
+        self.kh == (0..1) && self.kw == 1 && self.stride == 1 && self.top == 0 && self.left == 0
+    }
+}
+
+/// `finish` gets the number of a tile's first pixel and the tile, for what is added to the products.
+pub fn forward(g: &Geometry, x: &[f32], w: &[f32], y: &mut [f32], finish: impl Fn(usize, &mut [f32]) + Sync) {
+    let window = Window {
+        h: g.h,
+        w: g.w,
+        c: g.cin,
+        kh: 0..g.kh,
+        kw: g.kw,
+        oh: g.oh,
+        ow: g.ow,
+        stride: g.stride,
+        top: g.top as isize,
+        left: g.left as isize,
+    };
+    convolve(&window, g.cout, x, w, y, finish);
+}
+
+/// Output tiles in parallel; `weights` is `[row, cout]`.
+fn convolve(
+    window: &Window,
+    cout: usize,
+    src: &[f32],
+    weights: &[f32],
+    dst: &mut [f32],
+    finish: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    let row = window.row();
+    let pixels = tile_pixels(row, dst.len() / cout);
+    dst.par_chunks_mut(pixels * cout).enumerate().for_each(|(tile, dst)| {
+        let (first, m) = (tile * pixels, dst.len() / cout);
+        if window.is_plain() {
+            product(m, cout, row, dst, cout, false, &src[first * row..], (row, 1), weights, (cout, 1));
+        } else {
+            with_tile(m * row, |unrolled| {
+                window.unroll(src, first, unrolled);
+                product(m, cout, row, dst, cout, false, unrolled, (row, 1), weights, (cout, 1));
+            });
+        }
+        finish(first, dst);
+    });
+}
+
+/// Adds bias, time embedding and residual to the pixels from number `first` on.
+pub fn epilogue(
+    g: &Geometry,
+    first: usize,
+    y: &mut [f32],
+    bias: Option<&[f32]>,
+    shift: Option<&[f32]>,
+    residual: Option<&[f32]>,
+) {
+    let c = g.cout;
+    vectorized(|| {
+        for (i, pixel) in y.chunks_exact_mut(c).enumerate() {
+            if let Some(bias) = bias {
+                pixel.iter_mut().zip(&bias[..c]).for_each(|(y, b)| *y += b);
+            }
+            if let Some(shift) = shift {
+                let n = (first + i) / (g.oh * g.ow);
+                pixel.iter_mut().zip(&shift[n * c..(n + 1) * c]).for_each(|(y, s)| *y += s);
+            }
+        }
+        if let Some(residual) = residual {
+            y.iter_mut().zip(&residual[first * c..]).for_each(|(y, r)| *y += r);
+        }
+    });
+}
+
+/// `dx` as a convolution of `dy` with flipped weights; for a stride above 1, one for each residue of the input pixel, because
+/// only every `stride`-th tap meets it. `flipped`: room for the weights.
+pub fn backward_x(g: &Geometry, w: &[f32], dy: &[f32], dx: &mut [f32], flipped: &mut [f32]) {
+    if g.stride == 1 {
+        let per_tap = g.cin * g.cout;
+        flipped.par_chunks_mut(per_tap).enumerate().for_each(|(tap, out)| {
+            transpose(&w[(g.kh * g.kw - 1 - tap) * per_tap..][..per_tap], g.cin, g.cout, out);
+        });
+        let window = Window {
+            h: g.oh,
+            w: g.ow,
+            c: g.cout,
+            kh: 0..g.kh,
+            kw: g.kw,
+            oh: g.h,
+            ow: g.w,
+            stride: 1,
+            top: g.kh as isize - 1 - g.top as isize,
+            left: g.kw as isize - 1 - g.left as isize,
+        };
+        convolve(&window, g.cin, dy, flipped, dx, |_, _| {});
+    } else {
+        backward_x_strided(g, w, dy, dx, flipped);
+    }
+}
+
+/// `out [cols, rows]` is the transpose of `matrix [rows, cols]`.
+fn transpose(matrix: &[f32], rows: usize, cols: usize, out: &mut [f32]) {
+    for (col, out) in out.chunks_exact_mut(rows).enumerate() {
+        for (row, out) in out.iter_mut().enumerate() {
+            *out = matrix[row * cols + col];
+        }
+    }
+}
+
+/// The taps `k` that a position with residue `r` meets: those with `(r + before - k)` divisible by the stride.
+fn taps(k: usize, stride: usize, r: usize, before: usize) -> impl Iterator<Item = usize> + Clone {
+    (0..k).filter(move |k| (r + before + stride * k - k) % stride == 0)
+}
+
+/// Gradient of the input where the stride is above 1, in bands of image rows.
+fn backward_x_strided(g: &Geometry, w: &[f32], dy: &[f32], dx: &mut [f32], flipped: &mut [f32]) {
+    let per_tap = g.cin * g.cout;
+    // The weights of each residue class stand together, transposed, in the order in which its pixels are unrolled.
+    let classes = || (0..g.stride * g.stride).map(|class| (class / g.stride, class % g.stride));
+    let order: Vec<usize> = classes()
+        .flat_map(|(rh, rw)| {
+            taps(g.kh, g.stride, rh, g.top)
+                .flat_map(move |kh| taps(g.kw, g.stride, rw, g.left).map(move |kw| kh * g.kw + kw))
+        })
+        .collect();
+    flipped.par_chunks_mut(per_tap).zip(&order).for_each(|(out, tap)| {
+        transpose(&w[tap * per_tap..][..per_tap], g.cin, g.cout, out);
+    });
+    let flipped = &*flipped;
+    let row_of =
+        |rh, rw| taps(g.kh, g.stride, rh, g.top).count() * taps(g.kw, g.stride, rw, g.left).count() * g.cout;
+    // Rows of a band, a multiple of the stride: its largest class fills a tile.
+    let largest = classes().map(|(rh, rw)| row_of(rh, rw)).max().unwrap_or(0);
+    let cols = g.w.div_ceil(g.stride);
+    let band = (tile_pixels(largest, usize::MAX) / cols).clamp(1, g.h.div_ceil(g.stride)) * g.stride;
+    dx.par_chunks_mut(g.h * g.w * g.cin).enumerate().for_each(|(n, image)| {
+        image.par_chunks_mut(band * g.w * g.cin).enumerate().for_each(|(b, rows)| {
+            let mut first_weight = 0;
+            for (rh, rw) in classes() {
+                let row = row_of(rh, rw);
+                let weights = &flipped[first_weight..first_weight + row * g.cin];
+                first_weight += row * g.cin;
+                let heights = (rows.len() / (g.w * g.cin)).saturating_sub(rh).div_ceil(g.stride);
+                let widths = g.w.saturating_sub(rw).div_ceil(g.stride);
+                let m = heights * widths;
+                if m == 0 {
+                    continue;
+                }
+                with_tile(m * (row + g.cin), |tile| {
+                    let (unrolled, out) = tile.split_at_mut(m * row);
+                    for (i, taps_row) in unrolled.chunks_exact_mut(row.max(1)).enumerate() {
+                        let h = b * band + rh + i / widths * g.stride;
+                        gather_strided(g, dy, n, h, rw + i % widths * g.stride, taps_row);
+                    }
+                    if row == 0 {
+                        out.fill(0.0);
+                    } else {
+                        product(m, g.cin, row, out, g.cin, false, unrolled, (row, 1), weights, (g.cin, 1));
+                    }
+                    for (i, pixel) in out.chunks_exact(g.cin).enumerate() {
+                        let (h, w) = (rh + i / widths * g.stride, rw + i % widths * g.stride);
+                        rows[(h * g.w + w) * g.cin..][..g.cin].copy_from_slice(pixel);
+                    }
+                });
+            }
+        });
+    });
+}
+
+/// The pixels of `dy` that the input pixel (n, h, w) went into, in the order of their taps; zero where there is none.
+fn gather_strided(g: &Geometry, dy: &[f32], n: usize, h: usize, w: usize, out: &mut [f32]) {
+    let outside = usize::MAX;
+    let from = |at: usize, before: usize, k: usize, len: usize| match (at + before).checked_sub(k) {
+        Some(d) if d / g.stride < len => d / g.stride,
+        _ => outside,
+    };
+    let mut parts = out.chunks_exact_mut(g.cout);
+    for kh in taps(g.kh, g.stride, h % g.stride, g.top) {
+        let oh = from(h, g.top, kh, g.oh);
+        for kw in taps(g.kw, g.stride, w % g.stride, g.left) {
+            let ow = from(w, g.left, kw, g.ow);
+            let Some(part) = parts.next() else { return };
+            if oh == outside || ow == outside {
+                part.fill(0.0);
+            } else {
+                part.copy_from_slice(&dy[((n * g.oh + oh) * g.ow + ow) * g.cout..][..g.cout]);
+            }
+        }
+    }
+}
+
+/// Into how many parts the pixels are dealt for the gradient of the weights: enough to keep many cores busy, few enough that
+/// the parts take no more than 16 MiB, or two copies of the weights.
+pub fn weight_parts(g: &Geometry) -> usize {
+    let tiles = g.out_pixels().div_ceil(tile_pixels(tap_rows(g).1 * g.kw * g.cin, g.out_pixels()));
+    ((4 << 20) / g.weights()).clamp(2, 16).min(tiles)
+}
+
+/// Tasks over rows of the kernel, and rows each: large weights are split there instead of into parts.
+fn tap_rows(g: &Geometry) -> (usize, usize) {
+    if g.weights() > 1 << 18 { (g.kh, 1) } else { (1, g.kh) }
+}
+
+/// `dw = unrolled(x)^T * dy`, in parts over the pixels that are added up in order. `parts`: room for them.
+pub fn backward_w(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], parts: &mut [f32]) {
+    let (tasks, kh_each) = tap_rows(g);
+    let slice = kh_each * g.kw * g.cin * g.cout;
+    let total = g.out_pixels();
+    let pixels = tile_pixels(kh_each * g.kw * g.cin, total);
+    let count = parts.len() / g.weights();
+    let tiles = total.div_ceil(pixels);
+    parts.par_chunks_mut(slice).enumerate().for_each(|(task, out)| {
+        let (part, kh) = (task / tasks, task % tasks * kh_each);
+        let window = Window {
+            h: g.h,
+            w: g.w,
+            c: g.cin,
+            kh: kh..kh + kh_each,
+            kw: g.kw,
+            oh: g.oh,
+            ow: g.ow,
+            stride: g.stride,
+            top: g.top as isize,
+            left: g.left as isize,
+        };
+        let row = window.row();
+        let range = part * tiles / count..(part + 1) * tiles / count;
+        for (i, tile) in range.enumerate() {
+            let first = tile * pixels;
+            let m = pixels.min(total - first);
+            let dy = &dy[first * g.cout..(first + m) * g.cout];
+            if window.is_plain() {
+                let x = &x[first * row..(first + m) * row];
+                product(row, g.cout, m, out, g.cout, i > 0, x, (1, row), dy, (g.cout, 1));
+            } else {
+                with_tile(m * row, |unrolled| {
+                    window.unroll(x, first, unrolled);
+                    product(row, g.cout, m, out, g.cout, i > 0, unrolled, (1, row), dy, (g.cout, 1));
+                });
+            }
+        }
+    });
+    let parts = &*parts;
+    dw.par_chunks_mut(4096).enumerate().for_each(|(i, dw)| {
+        vectorized(|| {
+            dw.copy_from_slice(&parts[i * 4096..][..dw.len()]);
+            for part in 1..count {
+                dw.iter_mut().zip(&parts[part * g.weights() + i * 4096..]).for_each(|(d, p)| *d += p);
+            }
+        });
+    });
+}
+
+/// Sums of `dy` over the pixels of each sample, and over all.
+pub fn backward_shift(g: &Geometry, dy: &[f32], dshift: &mut [f32], dbias: &mut [f32]) {
+    let c = g.cout;
+    dshift.par_chunks_mut(c).zip(dy.par_chunks(g.oh * g.ow * c)).for_each(|(sum, dy)| {
+        with_tile(c, |run| {
+            vectorized(|| {
+                sum.fill(0.0);
+                // Short runs first: one long chain of additions would round too often.
+                for pixels in dy.chunks(64 * c) {
+                    run.fill(0.0);
+                    for pixel in pixels.chunks_exact(c) {
+                        run.iter_mut().zip(pixel).for_each(|(s, d)| *s += d);
+                    }
+                    sum.iter_mut().zip(&*run).for_each(|(s, r)| *s += r);
+                }
+            });
+        });
+    });
+    for (co, out) in dbias.iter_mut().enumerate() {
+        let exact: f64 = dshift.iter().skip(co).step_by(c).map(|&v| f64::from(v)).sum();
+        *out = exact as f32;
+    }
+}
