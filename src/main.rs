@@ -1,1 +1,7 @@
-fn main() {}
+//! The `denoir` program: see `denoir --help`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    denoir::cli::main()
+}

@@ -157,10 +157,26 @@ impl Plan {
         self.share().1.iter().map(|&b| b as u64).sum()
     }
 
-    /// The largest tensor that a launch touches, in bytes.
-    pub fn largest_tensor(&self) -> u64 {
-        let used = self.spots.iter().filter(|(spot, _)| !matches!(spot, Spot::Unused));
-        used.map(|(_, bytes)| *bytes as u64).max().unwrap_or(0)
+    /// The largest range that a dispatch binds, in bytes; on the CPU device the largest tensor that a launch touches.
+    pub fn largest_binding(&self) -> u64 {
+        if !self.for_gpu {
+            let used = self.spots.iter().filter(|(spot, _)| !matches!(spot, Spot::Unused));
+            return used.map(|(_, bytes)| *bytes as u64).max().unwrap_or(0);
+        }
+        let mut largest = 0;
+        for step in &self.steps {
+            let mut dispatches = Dispatches::default();
+            step.launch.gpu(&mut dispatches);
+            for bind in dispatches.list.iter().flat_map(|d| &d.binds) {
+                let whole = match bind.slot {
+                    Slot::Read(i) => self.spots[step.reads[i].0].1,
+                    Slot::Write(i) => self.spots[step.writes[i].0].1,
+                    Slot::Scratch(i) => self.lifetimes[step.scratch[i]].bytes,
+                };
+                largest = largest.max(bind.part.map_or(whole, |(_, count)| count * 4) as u64);
+            }
+        }
+        largest
     }
 
     /// Sizes of the stores that the program uses, in bytes.

@@ -201,7 +201,7 @@ impl Tape {
     pub fn backward(&self, y: &Tensor, dy: &Tensor) -> Gradients {
         assert_eq!(y.elements(), dy.elements(), "backward: gradient {} of {}", dy.shape, y.shape);
         let count = self.0.metas.borrow().len();
-        let mut gradients = Gradients { of: vec![None; count] };
+        let mut gradients = Gradients { tape: self.clone(), of: vec![None; count] };
         gradients.of[y.id.0] = Some(dy.clone());
         let nodes = std::mem::take(&mut *self.0.nodes.borrow_mut());
         for node in nodes.into_iter().rev() {
@@ -271,6 +271,7 @@ impl Tape {
 
 /// What `backward` found.
 pub struct Gradients {
+    tape: Tape,
     of: Vec<Option<Tensor>>,
 }
 
@@ -278,6 +279,16 @@ impl Gradients {
     /// The gradient of a tensor that was recorded before `backward`; `None`: nothing depends on it.
     pub fn get(&self, tensor: &Tensor) -> Option<&Tensor> {
         self.of.get(tensor.id.0).and_then(Option::as_ref)
+    }
+
+    /// Gradients of the variables of a store, with the first element of each, in the order of recording.
+    pub fn of_store(&self, store: &str) -> Vec<(usize, Tensor)> {
+        let metas = self.tape.0.metas.borrow();
+        let of = metas.iter().zip(&self.of).filter_map(|(meta, gradient)| match (&meta.home, gradient) {
+            (Home::Stored { store: s, first }, Some(gradient)) if &**s == store => Some((*first, gradient.clone())),
+            _ => None,
+        });
+        of.collect()
     }
 }
 

@@ -1,0 +1,166 @@
+//! Checkpoints: safetensors files that hold everything resuming needs, written so that a crash leaves the old or the new one.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::nn::Params;
+use crate::recipe::Recipe;
+
+/// What a checkpoint says besides its tensors. Kept as one metadata entry, because the format gives several no fixed order and
+/// the same run must give the same bytes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Header {
+    /// Of the layout described here.
+    pub format: u32,
+    /// Steps of the optimiser that are done.
+    pub step: u64,
+    /// The recipe as TOML.
+    pub recipe: String,
+}
+
+const FORMAT: u32 = 1;
+const KEY: &str = "denoir";
+
+/// A set of flat values over the model's parameters. Their tensors are called `<set>.<parameter>`.
+pub const SETS: [&str; 4] = ["model", "ema", "adam_m", "adam_v"];
+
+/// Flat values of the four sets, each of [`Params::elements`] numbers.
+pub struct Values {
+    pub sets: [Vec<f32>; 4],
+}
+
+/// Writes a file under a temporary name beside it and renames it when it is whole and on the disk.
+///
+/// # Errors
+/// When the disk is full or the folder cannot be written; what was there before is untouched.
+pub fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let temporary = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
+    let attempt = || -> std::io::Result<()> {
+        let mut file = File::create(&temporary)?;
+        write(&mut file)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        // The name is on the disk only when the folder is; not every system can open a folder.
+        if let Some(folder) = path.parent().and_then(|p| File::open(p).ok()) {
+            let _ = folder.sync_all();
+        }
+        Ok(())
+    };
+    attempt().map_err(|e| {
+        let _ = fs::remove_file(&temporary);
+        Error::new(format!("cannot write {}", path.display()))
+            .hint("make room on the disk or choose another --out")
+            .caused_by(e)
+    })
+}
+
+/// Saves the four sets, in the layout of PyTorch's files.
+///
+/// # Errors
+/// As [`write_whole`].
+pub fn save(path: &Path, params: &Params, step: u64, recipe: &Recipe, values: &Values) -> Result<()> {
+    let header = Header { format: FORMAT, step, recipe: recipe.to_toml() };
+    let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
+    for (set, flat) in SETS.iter().zip(&values.sets) {
+        for spec in params.specs() {
+            let mut file = vec![0.0; spec.shape.elements()];
+            spec.for_each_index(|here, there| file[there] = flat[spec.first + here]);
+            tensors.push((format!("{set}.{}", spec.name), spec.file_shape(), file));
+        }
+    }
+    let views = tensors.iter().map(|(name, shape, data)| {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(data));
+        (name.as_str(), view.unwrap_or_else(|e| unreachable!("{name}: {e}")))
+    });
+    let text = serde_json::to_string(&header).unwrap_or_else(|e| unreachable!("a plain header: {e}"));
+    let metadata = Some([(KEY.to_owned(), text)].into());
+    let bytes = safetensors::serialize(views, metadata)
+        .map_err(|e| Error::new(format!("cannot encode {}", path.display())).caused_by(e))?;
+    write_whole(path, |file| file.write_all(&bytes))
+}
+
+/// A checkpoint's bytes and header.
+pub struct Loaded {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    pub header: Header,
+    pub recipe: Recipe,
+}
+
+/// Reads a checkpoint, without looking at its tensors yet.
+///
+/// # Errors
+/// When the file is missing, damaged, or no checkpoint of denoir.
+pub fn load(path: &Path) -> Result<Loaded> {
+    let shown = path.display();
+    let bytes = fs::read(path)
+        .map_err(|e| Error::new(format!("cannot read the checkpoint {shown}")).hint("check the path").caused_by(e))?;
+    let damaged = || Error::new(format!("the checkpoint {shown} is damaged")).hint("use an older one, or train anew");
+    SafeTensors::deserialize(&bytes).map_err(|e| damaged().caused_by(e))?;
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged().caused_by(e))?;
+    let Some(text) = metadata.metadata().as_ref().and_then(|m| m.get(KEY)) else {
+        return Err(Error::new(format!("{shown} is not a checkpoint of denoir")).hint("give a folder made by `denoir train`"));
+    };
+    let header: Header = serde_json::from_str(text).map_err(|e| damaged().caused_by(e))?;
+    if header.format != FORMAT {
+        return Err(Error::new(format!("{shown} has format {}, this program reads {FORMAT}", header.format))
+            .hint("use the version of denoir that wrote it"));
+    }
+    let recipe = crate::recipe::parse(&header.recipe, &format!("the recipe inside {shown}"))?;
+    Ok(Loaded { path: path.to_owned(), bytes, header, recipe })
+}
+
+impl Loaded {
+    /// The values of one set, flat.
+    ///
+    /// # Errors
+    /// When a tensor is missing, has another shape, or holds a number that is not finite.
+    pub fn set(&self, set: &str, params: &Params) -> Result<Vec<f32>> {
+        let shown = self.path.display();
+        let file = SafeTensors::deserialize(&self.bytes)
+            .map_err(|e| Error::new(format!("the checkpoint {shown} is damaged")).caused_by(e))?;
+        let other = |what: String| {
+            Error::new(format!("{shown} is of another model: {what}")).hint("use the recipe that it was trained with")
+        };
+        let mut flat = vec![0.0; params.elements()];
+        for spec in params.specs() {
+            let name = format!("{set}.{}", spec.name);
+            let tensor = file.tensor(&name).map_err(|_| other(format!("it has no tensor {name}")))?;
+            if tensor.dtype() != Dtype::F32 || tensor.shape() != spec.file_shape() {
+                return Err(other(format!(
+                    "{name} is {:?} {:?}, expected F32 {:?}",
+                    tensor.dtype(),
+                    tensor.shape(),
+                    spec.file_shape()
+                )));
+            }
+            // The data need not be aligned in the file.
+            let values: Vec<f32> = bytemuck::pod_collect_to_vec(tensor.data());
+            if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
+                return Err(Error::new(format!("{shown} holds {} in {name} at {bad}", values[bad]))
+                    .hint("it was damaged, or the run had diverged: use an older checkpoint"));
+            }
+            spec.for_each_index(|here, there| flat[spec.first + here] = values[there]);
+        }
+        let expected = SETS.len() * params.specs().len();
+        if file.len() != expected {
+            return Err(other(format!("it holds {} tensors, expected {expected}", file.len())));
+        }
+        Ok(flat)
+    }
+
+    /// All four sets.
+    ///
+    /// # Errors
+    /// As [`Loaded::set`].
+    pub fn values(&self, params: &Params) -> Result<Values> {
+        let [a, b, c, d] = SETS.map(|set| self.set(set, params));
+        Ok(Values { sets: [a?, b?, c?, d?] })
+    }
+}

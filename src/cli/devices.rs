@@ -1,0 +1,76 @@
+//! `denoir devices`
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::print;
+use crate::device::gpu::adapters::{self, Adapter};
+use crate::device::{available_memory, size};
+use crate::error::Result;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// One JSON object, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Devices {
+    /// What `--device auto` takes.
+    auto: String,
+    cpu: CpuDevice,
+    adapters: Vec<Adapter>,
+}
+
+#[derive(Serialize)]
+struct CpuDevice {
+    threads: usize,
+    available_bytes: Option<u64>,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let adapters = adapters::list();
+    let auto = adapters.iter().find(|a| a.auto).map_or("cpu".to_owned(), |a| format!("gpu:{}", a.index));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let devices = Devices { auto, cpu: CpuDevice { threads, available_bytes: available_memory() }, adapters };
+    if arguments.json {
+        let text = serde_json::to_string_pretty(&devices).unwrap_or_default();
+        print(&format!("{text}\n"));
+    } else {
+        print(&describe(&devices));
+    }
+    Ok(())
+}
+
+fn describe(devices: &Devices) -> String {
+    let mut text = String::new();
+    let mark = |auto: bool| if auto { "  <- auto takes this one" } else { "" };
+    let cpu = &devices.cpu;
+    let _ = writeln!(text, "cpu    {} threads{}", cpu.threads, mark(devices.auto == "cpu"));
+    if let Some(bytes) = cpu.available_bytes {
+        let _ = writeln!(text, "       memory available  {}", size(bytes));
+    }
+    for a in &devices.adapters {
+        let _ = writeln!(text, "gpu:{}  {} ({}, {}){}", a.index, a.name, a.kind, a.backend, mark(a.auto));
+        let _ = writeln!(text, "       driver            {}", a.driver);
+        let _ = writeln!(text, "       largest buffer    {}", size(a.max_buffer_bytes));
+        let _ = writeln!(text, "       largest binding   {}", size(a.max_binding_bytes));
+        let _ = writeln!(
+            text,
+            "       workgroup         {} threads, {}",
+            a.max_workgroup_threads,
+            size(a.max_workgroup_bytes.into())
+        );
+        let [low, high] = a.subgroup_sizes;
+        let _ = writeln!(text, "       subgroup sizes    {low} to {high}");
+        let _ = writeln!(text, "       features          {}", a.features.join(", "));
+    }
+    if devices.adapters.is_empty() {
+        text += "no GPU that wgpu can use (Vulkan, Metal or DX12)\n";
+    } else if devices.auto == "cpu" {
+        text += "A software driver is used only when asked for (--device gpu): the CPU device is many times faster.\n";
+    }
+    text
+}

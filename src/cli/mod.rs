@@ -1,0 +1,88 @@
+//! The command line: what the user types, and how the program answers.
+
+mod data;
+mod devices;
+mod recipes;
+mod sample;
+mod train;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::error::Result;
+
+/// Trains and samples diffusion models on any GPU, or on the CPU, without a framework.
+#[derive(Parser)]
+#[command(name = "denoir", version, propagate_version = true, max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Every adapter, its limits and features, and which one `auto` takes
+    Devices(devices::Arguments),
+    /// Every recipe, a line each; one as TOML
+    Recipes(recipes::Arguments),
+    /// What training would see: statistics, a contact sheet (PATH.png) or a folder of images
+    Data(data::Arguments),
+    /// Train a diffusion model
+    Train(train::Arguments),
+    /// Draw samples from a trained run
+    Sample(sample::Arguments),
+}
+
+/// Runs the program and gives its exit status: 0 for success, 2 for a mistake in the command, 1 otherwise.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(e) => {
+            let _ = e.print();
+            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+        }
+    };
+    // A panic is a defect of denoir. Whoever meets one gets a line to report instead of a trace.
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
+        let text = info.payload_as_str().unwrap_or("unknown").lines().collect::<Vec<_>>().join(" ");
+        eprintln!("error: defect in denoir ({place}): {text}; please report it with the command that you ran");
+    }));
+    let outcome = std::panic::catch_unwind(|| match arguments.command {
+        Command::Devices(a) => devices::run(&a),
+        Command::Recipes(a) => recipes::run(&a),
+        Command::Data(a) => data::run(&a),
+        Command::Train(a) => train::run(&a),
+        Command::Sample(a) => sample::run(&a),
+    });
+    match outcome {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            eprintln!("{}", error.report());
+            ExitCode::from(error.exit_code())
+        }
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Prints results. A reader that closes the pipe early is no error.
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// A progress bar on standard error; nothing where that is no terminal.
+fn bar(length: u64, template: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(8));
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.set_style(style.progress_chars("=> "));
+    bar
+}
+
+/// Opens the device that `--device` means and says which one it is.
+fn device(name: &str) -> Result<crate::device::Device> {
+    crate::device::Device::open(name)
+}

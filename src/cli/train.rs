@@ -1,0 +1,198 @@
+//! `denoir train`
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use indicatif::ProgressBar;
+
+use super::{bar, device, print};
+use crate::device::{Device, size};
+use crate::error::{Error, Result};
+use crate::recipe::{self, Recipe};
+use crate::run::{Metrics, Run};
+use crate::train::{DryRun, Ended, Session, Watch};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// A recipe's name or a TOML file [default: digits]
+    recipe: Option<String>,
+    /// digits, faces, mnist:DIR, cifar10:DIR or images:DIR
+    #[arg(long)]
+    data: Option<String>,
+    /// Folder of the run [default: runs/RECIPE]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
+    #[arg(long, default_value = "auto")]
+    device: String,
+    #[arg(long)]
+    steps: Option<u64>,
+    #[arg(long)]
+    batch_size: Option<usize>,
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Go on with this run
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "out"])]
+    resume: Option<PathBuf>,
+    /// Override a key of the recipe; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Print the plan of a step (launches, memory) and stop
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Arguments {
+    fn change(&self, recipe: &mut Recipe) -> Result<()> {
+        for assignment in &self.set {
+            recipe.set(assignment)?;
+        }
+        if let Some(data) = &self.data {
+            recipe.data.clone_from(data);
+        }
+        recipe.steps = self.steps.unwrap_or(recipe.steps);
+        recipe.batch_size = self.batch_size.unwrap_or(recipe.batch_size);
+        recipe.seed = self.seed.unwrap_or(recipe.seed);
+        recipe.validate()
+    }
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let mut recipe = match &arguments.resume {
+        Some(folder) => Run::open(folder)?.recipe()?,
+        None => recipe::find(arguments.recipe.as_deref().unwrap_or("digits"))?,
+    };
+    arguments.change(&mut recipe)?;
+    let device = device(&arguments.device)?;
+    if arguments.dry_run {
+        print(&describe(&DryRun::new(&recipe, &device), &recipe, &device));
+        return Ok(());
+    }
+    let mut session = match &arguments.resume {
+        Some(folder) => Session::resume(Run::open(folder)?, &device, |recipe| arguments.change(recipe))?,
+        None => Session::start(recipe, &device, arguments.out.as_deref())?,
+    };
+    train(&mut session, &device)
+}
+
+fn train(session: &mut Session, device: &Device) -> Result<()> {
+    let (recipe, folder) = (session.recipe().clone(), session.run_folder().folder().display().to_string());
+    let parameters = session.trainer().params().borrow().count();
+    let first = session.trainer().step();
+    eprintln!("{} on {}: {} parameters, into {folder}", recipe.name, device.describe(), thousands(parameters));
+    if let Some(remark) = recipe.unet.remark() {
+        eprintln!("note: {remark}");
+    }
+    if first >= recipe.steps {
+        return Err(Error::usage(format!("{folder} has {first} of {} steps done", recipe.steps))
+            .hint(format!("train on with --steps {}", first * 2)));
+    }
+    let mut terminal = Terminal::new(first, recipe.steps)?;
+    let ended = session.train(&mut terminal);
+    terminal.bar.finish_and_clear();
+    match ended? {
+        Ended::Done => print(&format!("{folder}\n")),
+        Ended::Interrupted(step) => {
+            print(&format!("stopped after step {step}; go on with: denoir train --resume {folder}\n"));
+        }
+    }
+    Ok(())
+}
+
+/// Progress on the terminal, or a line now and then where standard error is no terminal.
+struct Terminal {
+    bar: ProgressBar,
+    interrupted: Arc<AtomicBool>,
+    /// A running mean of the loss, which is noisy from step to step.
+    loss: Option<f32>,
+    steps: u64,
+    spoke: Instant,
+}
+
+impl Terminal {
+    fn new(first: u64, steps: u64) -> Result<Self> {
+        let interrupted = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&interrupted);
+        // The second Ctrl-C does not wait.
+        let handler = move || {
+            if flag.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+            eprintln!("\nstopping after this step (again to stop at once)");
+        };
+        ctrlc::set_handler(handler).map_err(|e| Error::new("cannot catch Ctrl-C").caused_by(e))?;
+        let bar = bar(steps, "{bar:30} {pos}/{len} {msg} {eta} left");
+        bar.set_position(first);
+        bar.reset_eta();
+        Ok(Terminal { bar, interrupted, loss: None, steps, spoke: Instant::now() })
+    }
+}
+
+impl Watch for Terminal {
+    fn step(&mut self, m: &Metrics) {
+        let loss = self.loss.map_or(m.loss, |mean| 0.95 * mean + 0.05 * m.loss);
+        self.loss = Some(loss);
+        self.bar.set_position(m.step);
+        self.bar.set_message(format!("loss {loss:.4}  {:.0} images/s ", m.images_per_s));
+        let first = m.step == 1;
+        if self.bar.is_hidden() && (first || m.step == self.steps || self.spoke.elapsed().as_secs() >= 10) {
+            self.spoke = Instant::now();
+            eprintln!("step {}/{}  loss {loss:.4}  {:.1} images/s", m.step, self.steps, m.images_per_s);
+        }
+    }
+
+    fn doing(&mut self, what: Option<&str>) {
+        if let Some(what) = what {
+            self.bar.set_message(format!("{what} "));
+        }
+        self.bar.tick();
+    }
+
+    fn say(&mut self, line: &str) {
+        self.bar.suspend(|| eprintln!("{line}"));
+    }
+
+    fn interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::SeqCst)
+    }
+}
+
+fn describe(plan: &DryRun, recipe: &Recipe, device: &Device) -> String {
+    let mut text = String::new();
+    let mut line = |what: &str, value: String| {
+        let _ = writeln!(text, "{what:28} {value}");
+    };
+    line("recipe", recipe.name.clone());
+    line("device", device.describe());
+    line("parameters", thousands(plan.parameters));
+    line("launches per step", thousands(plan.launches));
+    line("parameter bytes", size(plan.parameter_bytes));
+    line("gradient bytes", size(plan.gradient_bytes));
+    line("optimiser bytes", format!("{} (two moments and the EMA copy)", size(plan.optimiser_bytes)));
+    let (shared, separate) = (size(plan.activation_bytes_shared), size(plan.activation_bytes_separate));
+    line("activation bytes", format!("{shared} with sharing, {separate} without"));
+    let state = plan.parameter_bytes + plan.gradient_bytes + plan.optimiser_bytes;
+    line("in all", size(state + plan.activation_bytes_shared));
+    let limit = match device {
+        Device::Gpu(gpu) => format!(", {} allows {}", gpu.name(), size(gpu.max_binding())),
+        Device::Cpu(_) => ", the CPU device has no limit".to_owned(),
+    };
+    line("largest binding", format!("{}{limit}", size(plan.largest_binding)));
+    text
+}
+
+/// 1707009 as 1,707,009.
+fn thousands(n: usize) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}

@@ -1,0 +1,3 @@
+//! Models: functions that record themselves on a tape.
+
+pub mod unet;

@@ -1,0 +1,95 @@
+//! The layers that models of this field are made of.
+
+use super::{Init, Layout, Scope};
+use crate::ops::activation::Activation;
+use crate::ops::arithmetic::add;
+use crate::ops::attention::attention;
+use crate::ops::conv2d::{Epilogue, Padding, conv2d};
+use crate::ops::{group_norm as norm, matmul};
+use crate::tape::Tensor;
+
+/// A convolution's form.
+#[derive(Clone, Copy, Debug)]
+pub struct Conv {
+    pub out: usize,
+    pub kernel: usize,
+    pub stride: usize,
+    pub padding: Padding,
+    /// Start from zero weights, as Ho et al. and ADM do for the last convolution of each block.
+    pub zero: bool,
+}
+
+impl Conv {
+    /// 3x3, stride 1, same size.
+    pub const fn same(out: usize) -> Self {
+        Conv { out, kernel: 3, stride: 1, padding: Padding::same(1), zero: false }
+    }
+
+    /// 1x1.
+    pub const fn point(out: usize) -> Self {
+        Conv { out, kernel: 1, stride: 1, padding: Padding::same(0), zero: false }
+    }
+
+    #[must_use]
+    pub const fn zero_if(self, zero: bool) -> Self {
+        Conv { zero, ..self }
+    }
+}
+
+/// `x [N, H, W, Cin]` through a convolution with bias, plus a per-sample `shift [N, out]` and a `residual` of the result's shape.
+#[track_caller]
+pub fn conv(s: &Scope, x: &Tensor, form: Conv, shift: Option<&Tensor>, residual: Option<&Tensor>) -> Tensor {
+    let (k, cin) = (form.kernel, x.shape().last());
+    let fan_in = k * k * cin;
+    let init = if form.zero { Init::Zeros } else { Init::FanIn(fan_in) };
+    let w = s.param("weight", [k, k, cin, form.out], Layout::Conv, init);
+    let bias = s.param("bias", [form.out], Layout::Plain, init);
+    s.label(|| conv2d(x, &w, form.stride, form.padding, Epilogue { bias: Some(&bias), shift, residual }))
+}
+
+/// `x [.., Cin]` to `[.., out]`, with bias.
+#[track_caller]
+pub fn linear(s: &Scope, x: &Tensor, out: usize) -> Tensor {
+    linear_from(s, x, out, Init::FanIn(x.shape().last()))
+}
+
+fn linear_from(s: &Scope, x: &Tensor, out: usize, init: Init) -> Tensor {
+    let w = s.param("weight", [x.shape().last(), out], Layout::Linear, init);
+    let bias = s.param("bias", [out], Layout::Plain, init);
+    s.label(|| matmul::linear(x, &w, Some(&bias)))
+}
+
+/// Group norm over `x [N, .., C]`, followed by an activation.
+#[track_caller]
+pub fn group_norm(s: &Scope, x: &Tensor, groups: usize, eps: f32, then: Activation) -> Tensor {
+    let c = x.shape().last();
+    let gamma = s.param("weight", [c], Layout::Plain, Init::Ones);
+    let beta = s.param("bias", [c], Layout::Plain, Init::Zeros);
+    s.label(|| norm::group_norm(x, &gamma, &beta, groups, eps, then))
+}
+
+/// Self-attention over the pixels of `x [N, H, W, C]` with a residual connection, as the reference library's `Attention`.
+///
+/// `groups`: of the norm before it, none without. `heads` heads of `width` channels each.
+#[track_caller]
+pub fn attention_block(
+    s: &Scope,
+    x: &Tensor,
+    groups: Option<usize>,
+    eps: f32,
+    [heads, width]: [usize; 2],
+    zero: bool,
+) -> Tensor {
+    let [n, h, w, c] = x.shape().of_rank("attention");
+    let normed = match groups {
+        Some(groups) => group_norm(&s.sub("group_norm"), x, groups, eps, Activation::Identity),
+        None => x.clone(),
+    };
+    let tokens = normed.reshape([n, h * w, c]);
+    let project = |name: &str| linear(&s.sub(name), &tokens, heads * width);
+    let (q, k, v) = (project("to_q"), project("to_k"), project("to_v"));
+    let mixed = s.label(|| attention(&q, &k, &v, heads));
+    let init = if zero { Init::Zeros } else { Init::FanIn(heads * width) };
+    let out = linear_from(&s.sub("to_out.0"), &mixed, c, init);
+    s.label(|| add(&out.reshape([n, h, w, c]), x))
+}

@@ -1,0 +1,216 @@
+//! Parameters and layers: named, flat in memory, recorded by plain functions.
+//!
+//! A model is a function that records itself. The first time it asks a [`Scope`] for a parameter, that parameter gets its place
+//! in the flat store; later recordings (for sampling, say) find it there. So the model's code is also its list of parameters.
+
+mod layers;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+pub use layers::{Conv, attention_block, conv, group_norm, linear};
+
+use crate::philox::{Stream, draw, normal, uniform};
+use crate::tape::{Tape, Tensor};
+use crate::tensor::Shape;
+
+/// Name of the store that parameters are recorded in. Binding it to the EMA weights makes the same recording sample from those.
+pub const STORE: &str = "parameters";
+/// Name of the store of their gradients.
+pub const GRADIENTS: &str = "gradients";
+
+/// Parameters begin at multiples of this many elements (256 bytes), because bindings on a GPU must.
+const ALIGN: usize = 64;
+
+/// How a parameter's dimensions stand in files, which follow PyTorch. Here, channels come last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// The same in both.
+    Plain,
+    /// `[Cin, Cout]` here, `[Cout, Cin]` in files.
+    Linear,
+    /// `[KH, KW, Cin, Cout]` here, `[Cout, Cin, KH, KW]` in files.
+    Conv,
+}
+
+/// Initial values, PyTorch's defaults by name.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// Uniform in `+-1/sqrt(fan_in)`.
+    FanIn(usize),
+    /// Standard normal.
+    Normal,
+    Ones,
+    Zeros,
+}
+
+/// One parameter.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// As in the reference checkpoints: `down_blocks.0.resnets.1.conv1.weight`.
+    pub name: String,
+    /// As it stands in memory.
+    pub shape: Shape,
+    pub layout: Layout,
+    pub init: Init,
+    /// First element in the flat store.
+    pub first: usize,
+}
+
+impl Spec {
+    /// The shape in files.
+    pub fn file_shape(&self) -> Vec<usize> {
+        let d = self.shape.dims();
+        match self.layout {
+            Layout::Plain => d.to_vec(),
+            Layout::Linear => vec![d[1], d[0]],
+            Layout::Conv => vec![d[3], d[2], d[0], d[1]],
+        }
+    }
+
+    /// Calls `visit(index in memory, index in the file)` for every element, both relative to the parameter's beginning.
+    pub fn for_each_index(&self, mut visit: impl FnMut(usize, usize)) {
+        // A linear layer is a 1x1 convolution here.
+        let (taps, cin, cout) = match (self.layout, self.shape.dims()) {
+            (Layout::Plain, _) => (1, self.shape.elements(), 1),
+            (Layout::Linear, d) => (1, d[0], d[1]),
+            (Layout::Conv, d) => (d[0] * d[1], d[2], d[3]),
+        };
+        for tap in 0..taps {
+            for ci in 0..cin {
+                for co in 0..cout {
+                    visit((tap * cin + ci) * cout + co, (co * cin + ci) * taps + tap);
+                }
+            }
+        }
+    }
+}
+
+/// The parameters of a model, in the order in which it asked for them.
+#[derive(Clone, Debug, Default)]
+pub struct Params {
+    specs: Vec<Spec>,
+    index: HashMap<String, usize>,
+    elements: usize,
+}
+
+impl Params {
+    pub fn specs(&self) -> &[Spec] {
+        &self.specs
+    }
+
+    pub fn find(&self, name: &str) -> Option<&Spec> {
+        self.index.get(name).map(|&i| &self.specs[i])
+    }
+
+    /// Trainable numbers.
+    pub fn count(&self) -> usize {
+        self.specs.iter().map(|s| s.shape.elements()).sum()
+    }
+
+    /// Elements of the flat store, gaps for alignment included.
+    pub fn elements(&self) -> usize {
+        self.elements
+    }
+
+    /// Initial values of all of them, drawn from `seed`; zero in the gaps.
+    pub fn initial(&self, seed: u64) -> Vec<f32> {
+        let mut values = vec![0.0; self.elements];
+        for (number, spec) in self.specs.iter().enumerate() {
+            let target = &mut values[spec.first..spec.first + spec.shape.elements()];
+            let words = |block| draw(seed, Stream::Init as u32, number as u32, 0, block);
+            for (block, target) in target.chunks_mut(4).enumerate() {
+                let four = match spec.init {
+                    Init::FanIn(fan) => words(block as u32).map(|w| (2.0 * uniform(w) - 1.0) / (fan as f32).sqrt()),
+                    Init::Normal => normal(words(block as u32)),
+                    Init::Ones => [1.0; 4],
+                    Init::Zeros => [0.0; 4],
+                };
+                target.copy_from_slice(&four[..target.len()]);
+            }
+        }
+        values
+    }
+
+    #[track_caller]
+    fn place(&mut self, name: String, shape: Shape, layout: Layout, init: Init) -> usize {
+        if let Some(&known) = self.index.get(&name) {
+            let spec = &self.specs[known];
+            assert_eq!(spec.shape, shape, "parameter {name} was recorded with another shape");
+            return spec.first;
+        }
+        let first = self.elements;
+        self.elements += shape.elements().next_multiple_of(ALIGN);
+        self.index.insert(name.clone(), self.specs.len());
+        self.specs.push(Spec { name, shape, layout, init, first });
+        first
+    }
+}
+
+/// A part of a model under recording: gives its parameters by name.
+#[derive(Clone)]
+pub struct Scope {
+    tape: Tape,
+    params: Rc<RefCell<Params>>,
+    /// The step's state while training; dropout does nothing without.
+    state: Option<Tensor>,
+    prefix: String,
+}
+
+impl Scope {
+    /// For sampling: parameters are constants, dropout does nothing.
+    pub fn new(tape: &Tape, params: &Rc<RefCell<Params>>) -> Self {
+        Scope { tape: tape.clone(), params: Rc::clone(params), state: None, prefix: String::new() }
+    }
+
+    /// For training: parameters get gradients, dropout draws with `state`.
+    pub fn training(tape: &Tape, params: &Rc<RefCell<Params>>, state: &Tensor) -> Self {
+        Scope { state: Some(state.clone()), ..Scope::new(tape, params) }
+    }
+
+    pub fn tape(&self) -> &Tape {
+        &self.tape
+    }
+
+    /// The part called `name` of this part.
+    pub fn sub(&self, name: impl std::fmt::Display) -> Scope {
+        let prefix = if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
+        Scope { prefix, ..self.clone() }
+    }
+
+    /// A parameter of this part.
+    #[track_caller]
+    pub fn param(&self, name: &str, shape: impl Into<Shape>, layout: Layout, init: Init) -> Tensor {
+        let shape = shape.into();
+        let name = self.sub(name).prefix;
+        let first = self.params.borrow_mut().place(name, shape.clone(), layout, init);
+        match self.state {
+            Some(_) => self.tape.variable(STORE, first, shape),
+            None => self.tape.stored(STORE, first, shape),
+        }
+    }
+
+    /// Runs `record` with its launches labelled as this part's.
+    pub fn label<R>(&self, record: impl FnOnce() -> R) -> R {
+        self.tape.labelled(&self.prefix, record)
+    }
+
+    /// Dropout while training, nothing else.
+    pub fn dropout(&self, x: &Tensor, p: f32) -> Tensor {
+        match &self.state {
+            Some(state) if p > 0.0 => crate::ops::dropout::dropout(x, p, state),
+            _ => x.clone(),
+        }
+    }
+}
+
+/// Records into the store of gradients what `backward` found for each parameter; those that nothing depends on stay zero there.
+///
+/// Each parameter must have been asked for once in the recording.
+pub fn place_gradients(tape: &Tape, params: &Params, gradients: &crate::tape::Gradients) {
+    for (first, gradient) in gradients.of_store(STORE) {
+        debug_assert!(params.specs.iter().any(|s| s.first == first), "a gradient without a parameter");
+        tape.place(&gradient, GRADIENTS, first);
+    }
+}

@@ -1,0 +1,456 @@
+//! Recipes: everything that decides a training run, as one flat table; the built-in ones, TOML files, and `--set`.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::diffusion::{Schedule, Variance};
+use crate::error::{Error, Result};
+use crate::models::unet::UNetConfig;
+use crate::optim::{Ema, EmaWarmup, LrSchedule};
+
+/// The optimiser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Optimizer {
+    Adam,
+    /// Adam with decoupled weight decay.
+    Adamw,
+}
+
+/// A training run, complete: the same recipe on the same device gives the same bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Recipe {
+    pub name: String,
+    /// One line for `denoir recipes`.
+    pub about: String,
+    /// A SPEC: digits, faces, mnist:DIR, cifar10:DIR or images:DIR.
+    pub data: String,
+    pub image_size: usize,
+    /// Side of the centred square taken from each picture of images:DIR; 0: the largest.
+    pub crop: usize,
+    /// Mirror half of the pictures.
+    pub flip: bool,
+    pub seed: u64,
+    pub steps: u64,
+    pub batch_size: usize,
+    /// Batches whose gradients are averaged for one step of the optimiser.
+    pub accumulation: u64,
+
+    pub optimizer: Optimizer,
+    pub lr: f64,
+    pub lr_schedule: LrSchedule,
+    pub lr_warmup: u64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub adam_eps: f64,
+    pub weight_decay: f64,
+    /// Largest norm of the gradient; 0: unbounded.
+    pub clip_norm: f64,
+    pub ema_decay: f64,
+    /// `1 - (1 + step / ema_inv_gamma)^-ema_power` while that is below ema_decay; else `(1 + step) / (10 + step)`.
+    pub ema_warmup: bool,
+    pub ema_inv_gamma: f64,
+    pub ema_power: f64,
+
+    pub timesteps: usize,
+    pub beta_start: f64,
+    pub beta_end: f64,
+    pub variance: Variance,
+    /// Bound of the predicted x_0 while sampling; 0: unbounded.
+    pub clip_sample: f64,
+    /// Steps of the reverse process for the pictures.
+    pub sample_steps: usize,
+    pub sample_count: usize,
+    /// Steps between pictures; 0: at the end only.
+    pub sample_every: u64,
+    pub checkpoint_every: u64,
+    /// Older checkpoints are deleted.
+    pub keep_checkpoints: usize,
+
+    pub unet: UNetConfig,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Recipe {
+            name: "custom".to_owned(),
+            about: String::new(),
+            data: "digits".to_owned(),
+            image_size: 32,
+            crop: 0,
+            flip: false,
+            seed: 0,
+            steps: 10_000,
+            batch_size: 64,
+            accumulation: 1,
+            optimizer: Optimizer::Adam,
+            lr: 1e-4,
+            lr_schedule: LrSchedule::Constant,
+            lr_warmup: 0,
+            beta1: 0.9,
+            beta2: 0.999,
+            adam_eps: 1e-8,
+            weight_decay: 0.0,
+            clip_norm: 1.0,
+            ema_decay: 0.9999,
+            ema_warmup: true,
+            ema_inv_gamma: 1.0,
+            ema_power: 0.75,
+            timesteps: 1000,
+            beta_start: 1e-4,
+            beta_end: 0.02,
+            variance: Variance::FixedSmall,
+            clip_sample: 1.0,
+            sample_steps: 1000,
+            sample_count: 64,
+            sample_every: 5000,
+            checkpoint_every: 1000,
+            keep_checkpoints: 2,
+            unet: UNetConfig::with_levels(3, &[64, 128, 128], &[false, true, true]),
+        }
+    }
+}
+
+/// The built-in recipes; the first is the default.
+pub fn built_in() -> Vec<Recipe> {
+    vec![digits(), mnist(), celeba64(), cifar10()]
+}
+
+/// Small enough to be trained in minutes on two cores.
+fn digits() -> Recipe {
+    Recipe {
+        name: "digits".to_owned(),
+        about: "pixel DDPM on generated handwriting, minutes on two CPU cores".to_owned(),
+        data: "digits".to_owned(),
+        image_size: 16,
+        steps: 2000,
+        batch_size: 64,
+        lr: 1e-3,
+        lr_schedule: LrSchedule::Cosine,
+        lr_warmup: 100,
+        ema_decay: 0.995,
+        sample_steps: 250,
+        sample_count: 64,
+        sample_every: 500,
+        checkpoint_every: 500,
+        unet: UNetConfig {
+            norm_num_groups: 8,
+            layers_per_block: 1,
+            attention_head_dim: 32,
+            zero_init: true,
+            ..UNetConfig::with_levels(1, &[32, 64], &[false, true])
+        },
+        ..Recipe::default()
+    }
+}
+
+/// Slides C: exactly 1,707,009 parameters, the reference library's defaults.
+fn mnist() -> Recipe {
+    Recipe {
+        name: "mnist".to_owned(),
+        about: "pixel DDPM on MNIST's file format, 28x28, 1,707,009 parameters".to_owned(),
+        data: "mnist:data/mnist".to_owned(),
+        image_size: 28,
+        steps: 20_000,
+        batch_size: 64,
+        lr: 1e-3,
+        lr_schedule: LrSchedule::Cosine,
+        lr_warmup: 500,
+        ema_decay: 0.999,
+        sample_every: 1000,
+        unet: UNetConfig::with_levels(1, &[32, 64, 64], &[false, true, true]),
+        ..Recipe::default()
+    }
+}
+
+/// Report A: 50 epochs of 202,599 aligned faces at batch 64.
+fn celeba64() -> Recipe {
+    Recipe {
+        name: "celeba64".to_owned(),
+        about: "pixel DDPM on aligned CelebA faces, 64x64, Adam 1e-4, EMA".to_owned(),
+        data: "images:data/celeba".to_owned(),
+        image_size: 64,
+        crop: 178,
+        flip: true,
+        steps: 158_000,
+        batch_size: 64,
+        lr: 1e-4,
+        unet: UNetConfig::with_levels(3, &[64, 128, 256, 256], &[false, false, true, true]),
+        ..Recipe::default()
+    }
+}
+
+/// Ho et al. 2020, appendix B: 35,746,307 parameters; the options of google/ddpm-cifar10-32.
+fn cifar10() -> Recipe {
+    Recipe {
+        name: "cifar10".to_owned(),
+        about: "pixel DDPM on CIFAR-10 as Ho et al. 2020, 32x32, 35,746,307 parameters".to_owned(),
+        data: "cifar10:data/cifar-10-batches-bin".to_owned(),
+        image_size: 32,
+        flip: true,
+        steps: 800_000,
+        batch_size: 128,
+        lr: 2e-4,
+        lr_warmup: 5000,
+        ema_warmup: false,
+        variance: Variance::FixedLarge,
+        unet: UNetConfig {
+            flip_sin_to_cos: false,
+            freq_shift: 1.0,
+            downsample_padding: 0,
+            norm_eps: 1e-6,
+            attention_head_dim: 0,
+            dropout: 0.1,
+            zero_init: true,
+            ..UNetConfig::with_levels(3, &[128, 256, 256, 256], &[false, true, false, false])
+        },
+        ..Recipe::default()
+    }
+}
+
+/// The recipe that a name or the path of a TOML file means.
+///
+/// # Errors
+/// When there is neither, or the file is not a recipe.
+pub fn find(name: &str) -> Result<Recipe> {
+    let known = built_in();
+    if let Some(recipe) = known.iter().find(|r| r.name == name) {
+        return Ok(recipe.clone());
+    }
+    let path = Path::new(name);
+    if path.extension().is_some_and(|e| e == "toml") || path.is_file() {
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            Error::usage(format!("cannot read the recipe {name}")).hint("check the path").caused_by(e)
+        })?;
+        return parse(&text, name);
+    }
+    let names: Vec<&str> = known.iter().map(|r| r.name.as_str()).collect();
+    Err(Error::usage(format!("no recipe called {name:?}"))
+        .hint(format!("choose {}, or give a TOML file", names.join(", "))))
+}
+
+/// A recipe from TOML; missing keys take the defaults.
+///
+/// # Errors
+/// Names the key, or the line, that is wrong.
+pub fn parse(text: &str, origin: &str) -> Result<Recipe> {
+    let bad = |e: &dyn std::fmt::Display| {
+        Error::usage(format!("{origin} is not a recipe")).hint("compare with `denoir recipes digits`").caused_by(e)
+    };
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| bad(&e.message()))?;
+    table.try_into().map_err(|e: toml::de::Error| bad(&e.message()))
+}
+
+impl Recipe {
+    /// The recipe as TOML.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"))
+    }
+
+    /// Overrides one key: `lr=2e-4`, `unet.dropout=0.1`, `unet.block_out_channels=[32,64]`.
+    ///
+    /// # Errors
+    /// When there is no such key, or the value does not fit it.
+    pub fn set(&mut self, assignment: &str) -> Result<()> {
+        let Some((key, value)) = assignment.split_once('=') else {
+            return Err(Error::usage(format!("--set {assignment}: no value")).hint("write --set key=value"));
+        };
+        let (key, value) = (key.trim(), value.trim());
+        let whole: toml::Table = self.to_toml().parse().unwrap_or_default();
+        let mut changed = whole.clone();
+        let slot = match key.split_once('.') {
+            Some(("unet", inner)) => {
+                changed.get_mut("unet").and_then(toml::Value::as_table_mut).and_then(|t| t.get_mut(inner))
+            }
+            _ => changed.get_mut(key).filter(|v| !v.is_table()),
+        };
+        let Some(slot) = slot else { return Err(unknown_key(key, &whole)) };
+        // Text may come without its quotes.
+        let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut t| t.remove("v"));
+        let before = std::mem::replace(slot, parsed.unwrap_or_else(|| toml::Value::String(value.to_owned())));
+        if let (toml::Value::Float(_), toml::Value::Integer(i)) = (&before, &*slot) {
+            *slot = toml::Value::Float(*i as f64);
+        }
+        if let (toml::Value::String(_), false) = (&before, slot.is_str()) {
+            *slot = toml::Value::String(value.to_owned());
+        }
+        *self = changed.try_into().map_err(|e: toml::de::Error| {
+            Error::usage(format!("--set {key}={value}: the value does not fit"))
+                .hint(format!("it is {before} now, give one of that kind"))
+                .caused_by(e.message())
+        })?;
+        Ok(())
+    }
+
+    /// The noise schedule.
+    pub fn schedule(&self) -> Schedule {
+        Schedule::linear(self.timesteps, self.beta_start, self.beta_end)
+    }
+
+    /// The moving average of the weights.
+    pub fn ema(&self) -> Ema {
+        let warmup = EmaWarmup { inv_gamma: self.ema_inv_gamma, power: self.ema_power };
+        Ema { decay: self.ema_decay, warmup: self.ema_warmup.then_some(warmup) }
+    }
+
+    /// Says what is wrong with the values, before anything else is done with them.
+    ///
+    /// # Errors
+    /// Names the key and what it may be.
+    pub fn validate(&self) -> Result<()> {
+        let whole = [
+            ("image_size", self.image_size as u64, 1, 4096),
+            ("steps", self.steps, 1, u64::from(u32::MAX)),
+            ("batch_size", self.batch_size as u64, 1, 65_536),
+            ("accumulation", self.accumulation, 1, 65_536),
+            ("timesteps", self.timesteps as u64, 1, 100_000),
+            ("sample_steps", self.sample_steps as u64, 1, self.timesteps as u64),
+            ("sample_count", self.sample_count as u64, 1, 10_000),
+            ("checkpoint_every", self.checkpoint_every, 1, u64::MAX),
+            ("keep_checkpoints", self.keep_checkpoints as u64, 1, u64::MAX),
+        ];
+        for (key, value, low, high) in whole {
+            if value < low || value > high {
+                let range = if high == u64::MAX { format!("{low} or more") } else { format!("from {low} to {high}") };
+                return Err(Error::usage(format!("{key} is {value}")).hint(format!("it must be {range}")));
+            }
+        }
+        // (key, value, low, high, whether low and high themselves are allowed)
+        let real = [
+            ("lr", self.lr, 0.0, 1e3, false),
+            ("beta1", self.beta1, 0.0, 1.0, true),
+            ("beta2", self.beta2, 0.0, 1.0, true),
+            ("adam_eps", self.adam_eps, 0.0, 1.0, false),
+            ("weight_decay", self.weight_decay, 0.0, 1e3, true),
+            ("clip_norm", self.clip_norm, 0.0, 1e9, true),
+            ("ema_decay", self.ema_decay, 0.0, 1.0, true),
+            ("ema_inv_gamma", self.ema_inv_gamma, 0.0, 1e12, false),
+            ("ema_power", self.ema_power, 0.0, 1e3, false),
+            ("beta_start", self.beta_start, 0.0, 1.0, false),
+            ("beta_end", self.beta_end, 0.0, 1.0, false),
+            ("clip_sample", self.clip_sample, 0.0, 1e9, true),
+        ];
+        for (key, value, low, high, closed) in real {
+            let fits = if closed { value >= low && value <= high } else { value > low && value < high };
+            if !fits {
+                let range = if closed { format!("from {low} to {high}") } else { format!("between {low} and {high}") };
+                return Err(Error::usage(format!("{key} is {value}")).hint(format!("it must be {range}")));
+            }
+        }
+        if self.beta1 >= 1.0 || self.beta2 >= 1.0 {
+            return Err(Error::usage("beta1 and beta2 must be below 1").hint("0.9 and 0.999 are usual"));
+        }
+        if self.optimizer == Optimizer::Adam && self.weight_decay > 0.0 {
+            return Err(Error::usage("weight_decay goes with optimizer = adamw").hint("set optimizer=adamw too"));
+        }
+        if self.unet.in_channels != self.unet.out_channels {
+            return Err(Error::usage("unet.in_channels and unet.out_channels differ").hint("a DDPM predicts noise of the image's shape"));
+        }
+        self.unet.validate([self.image_size, self.image_size])
+    }
+}
+
+fn unknown_key(key: &str, table: &toml::Table) -> Error {
+    let mut keys: Vec<String> = table.iter().filter(|(_, v)| !v.is_table()).map(|(k, _)| k.clone()).collect();
+    if let Some(unet) = table.get("unet").and_then(toml::Value::as_table) {
+        keys.extend(unet.keys().map(|k| format!("unet.{k}")));
+    }
+    let near = keys.iter().min_by_key(|k| distance(k, key)).filter(|k| distance(k, key) <= 1 + key.len() / 3);
+    let inside = keys.iter().find(|k| k.ends_with(&format!(".{key}")));
+    let error = Error::usage(format!("no key called {key:?} in a recipe"));
+    match inside.or(near) {
+        Some(near) => error.hint(format!("did you mean {near}?")),
+        None => error.hint("`denoir recipes digits` prints them all"),
+    }
+}
+
+/// Levenshtein's distance: insertions, deletions and replacements from one word to another.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_recipe_is_valid_and_survives_toml() {
+        for recipe in built_in() {
+            recipe.validate().unwrap();
+            assert_eq!(parse(&recipe.to_toml(), "test").unwrap(), recipe);
+        }
+    }
+
+    #[test]
+    fn set_changes_values_of_every_kind() {
+        let mut recipe = digits();
+        for assignment in [
+            "lr=1",
+            "steps=7",
+            "data=mnist:some/dir",
+            "flip=true",
+            "variance=fixed_large",
+            "unet.block_out_channels=[16, 32]",
+            "unet.dropout=0.5",
+            "name=2",
+        ] {
+            recipe.set(assignment).unwrap();
+        }
+        assert_eq!((recipe.lr, recipe.steps, recipe.data.as_str()), (1.0, 7, "mnist:some/dir"));
+        assert!(recipe.flip && recipe.variance == Variance::FixedLarge && recipe.name == "2");
+        assert_eq!((recipe.unet.block_out_channels, recipe.unet.dropout), (vec![16, 32], 0.5));
+    }
+
+    #[test]
+    fn a_wrong_set_says_what_to_do() {
+        let says = |assignment: &str, wanted: &str| {
+            let before = digits();
+            let mut recipe = before.clone();
+            let error = recipe.set(assignment).unwrap_err();
+            assert!(error.report().contains(wanted), "{assignment}: {}", error.report());
+            assert_eq!((recipe, error.exit_code()), (before, 2));
+        };
+        says("lrr=1", "did you mean lr?");
+        says("dropout=0.1", "did you mean unet.dropout?");
+        says("completely_unheard_of=1", "`denoir recipes digits`");
+        says("steps=many", "the value does not fit");
+        says("steps=-1", "the value does not fit");
+        says("unet=3", "no key called");
+        says("variance=large", "fixed_small");
+        says("lr", "write --set key=value");
+    }
+
+    #[test]
+    fn values_out_of_range_are_named() {
+        for (assignment, wanted) in [
+            ("batch_size=0", "batch_size is 0; it must be from 1"),
+            ("lr=-1", "lr is -1; it must be between"),
+            ("lr=nan", "lr is NaN"),
+            ("unet.norm_num_groups=5", "norm_num_groups = 5 does not divide the 32 channels"),
+            ("image_size=15", "images of 15x15 pixels cannot be halved 1 times; choose a multiple of 2"),
+            ("unet.dropout=1", "unet.dropout is 1"),
+            ("unet.act_fn=mish", "choose silu, relu or gelu"),
+            ("unet.down_block_types=[\"X\", \"Y\"]", "no block called \"X\""),
+            ("sample_steps=5000", "sample_steps is 5000"),
+            ("unet.attention_head_dim=128", "wider than a level of 32 channels"),
+        ] {
+            let mut recipe = digits();
+            recipe.set(assignment).unwrap();
+            let error = recipe.validate().unwrap_err();
+            assert!(error.to_string().contains(wanted), "{assignment}: {error}");
+        }
+    }
+}

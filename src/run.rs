@@ -1,0 +1,193 @@
+//! A run folder: the resolved recipe, the metrics, the checkpoints and the pictures.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{self, Loaded, write_whole};
+use crate::error::{Error, Result};
+use crate::recipe::{self, Recipe};
+
+/// One line of `metrics.jsonl`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Steps done, this one included.
+    pub step: u64,
+    pub loss: f32,
+    pub grad_norm: f32,
+    pub lr: f64,
+    pub images_per_s: f64,
+    /// Of training, since this command began.
+    pub seconds: f64,
+}
+
+/// The folder of a run.
+pub struct Run {
+    folder: PathBuf,
+}
+
+const RECIPE: &str = "recipe.toml";
+const METRICS: &str = "metrics.jsonl";
+
+impl Run {
+    /// Makes the folder of a new run. `wanted`: where; else the first free of `runs/<name>`, `runs/<name>-2`, ...
+    ///
+    /// # Errors
+    /// When the folder holds a run already, or cannot be written.
+    pub fn create(wanted: Option<&Path>, recipe: &Recipe) -> Result<Run> {
+        let folder = match wanted {
+            Some(folder) => folder.to_owned(),
+            None => (1..)
+                .map(|i| if i == 1 { recipe.name.clone() } else { format!("{}-{i}", recipe.name) })
+                .map(|name| Path::new("runs").join(name))
+                .find(|path| !path.exists())
+                .unwrap_or_else(|| unreachable!("some number is free")),
+        };
+        let shown = folder.display().to_string();
+        if folder.join(RECIPE).exists() {
+            return Err(Error::new(format!("{shown} holds a run already"))
+                .hint(format!("go on with `denoir train --resume {shown}`, or choose another --out")));
+        }
+        let denied = |e| {
+            Error::new(format!("cannot write into the folder {shown}")).hint("choose another --out").caused_by(e)
+        };
+        for part in ["checkpoints", "samples"] {
+            fs::create_dir_all(folder.join(part)).map_err(denied)?;
+        }
+        let run = Run { folder };
+        write_whole(&run.folder.join(RECIPE), |file| file.write_all(recipe.to_toml().as_bytes()))?;
+        Ok(run)
+    }
+
+    /// Opens the folder of a run.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn open(folder: &Path) -> Result<Run> {
+        if !folder.join(RECIPE).is_file() {
+            let what = if folder.exists() { "is not a run" } else { "does not exist" };
+            return Err(Error::new(format!("{} {what}", folder.display()))
+                .hint("give a folder made by `denoir train`, such as runs/digits"));
+        }
+        Ok(Run { folder: folder.to_owned() })
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The recipe of the folder.
+    ///
+    /// # Errors
+    /// When the file is not a recipe.
+    pub fn recipe(&self) -> Result<Recipe> {
+        let path = self.folder.join(RECIPE);
+        let text = fs::read_to_string(&path)
+            .map_err(|e| Error::new(format!("cannot read {}", path.display())).caused_by(e))?;
+        recipe::parse(&text, &path.display().to_string())
+    }
+
+    /// Writes the recipe anew, after a resumed run changed it.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn write_recipe(&self, recipe: &Recipe) -> Result<()> {
+        write_whole(&self.folder.join(RECIPE), |file| file.write_all(recipe.to_toml().as_bytes()))
+    }
+
+    /// Path of the checkpoint after `step` steps.
+    pub fn checkpoint_path(&self, step: u64) -> PathBuf {
+        self.folder.join("checkpoints").join(format!("step-{step:08}.safetensors"))
+    }
+
+    /// The checkpoints' steps and paths, oldest first.
+    pub fn checkpoints(&self) -> Vec<(u64, PathBuf)> {
+        let Ok(entries) = fs::read_dir(self.folder.join("checkpoints")) else { return Vec::new() };
+        let step_of = |path: &Path| -> Option<u64> {
+            path.file_name()?.to_str()?.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
+        };
+        let mut found: Vec<(u64, PathBuf)> =
+            entries.flatten().filter_map(|e| Some((step_of(&e.path())?, e.path()))).collect();
+        found.sort();
+        found
+    }
+
+    /// Loads the newest checkpoint.
+    ///
+    /// # Errors
+    /// When there is none, or it is damaged.
+    pub fn newest(&self) -> Result<Loaded> {
+        match self.checkpoints().last() {
+            Some((_, path)) => checkpoint::load(path),
+            None => Err(Error::new(format!("{} holds no checkpoint yet", self.folder.display()))
+                .hint("train it first; a checkpoint is written every `checkpoint_every` steps")),
+        }
+    }
+
+    /// Deletes all but the newest `keep` checkpoints, and what a crash left half written.
+    pub fn prune(&self, keep: usize) {
+        let all = self.checkpoints();
+        for (_, path) in &all[..all.len().saturating_sub(keep)] {
+            let _ = fs::remove_file(path);
+        }
+        let Ok(entries) = fs::read_dir(self.folder.join("checkpoints")) else { return };
+        for path in entries.flatten().map(|e| e.path()) {
+            if path.extension().is_some_and(|e| e == "part") {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+
+    /// Appends to the metrics.
+    ///
+    /// # Errors
+    /// When the disk is full.
+    pub fn log(&self, lines: &[Metrics]) -> Result<()> {
+        let path = self.folder.join(METRICS);
+        let mut text = String::new();
+        for line in lines {
+            text += &serde_json::to_string(line).unwrap_or_else(|e| unreachable!("plain numbers: {e}"));
+            text.push('\n');
+        }
+        let append = || OpenOptions::new().create(true).append(true).open(&path)?.write_all(text.as_bytes());
+        append().map_err(|e| {
+            Error::new(format!("cannot write {}", path.display())).hint("make room on the disk").caused_by(e)
+        })
+    }
+
+    /// Drops the metrics after `step`, which a resumed run writes anew.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn truncate_metrics(&self, step: u64) -> Result<()> {
+        let path = self.folder.join(METRICS);
+        let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
+        let keep = text.lines().filter(|l| serde_json::from_str::<Metrics>(l).is_ok_and(|m| m.step <= step));
+        let kept: String = keep.flat_map(|l| [l, "\n"]).collect();
+        write_whole(&path, |file| file.write_all(kept.as_bytes()))
+    }
+
+    /// Saves a picture in the run folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn picture(&self, name: &str, picture: &image::RgbImage) -> Result<PathBuf> {
+        let path = self.folder.join(name);
+        save_png(&path, picture)?;
+        Ok(path)
+    }
+}
+
+/// Saves a picture as PNG, whole or not at all.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn save_png(path: &Path, picture: &image::RgbImage) -> Result<()> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    picture
+        .write_to(&mut bytes, image::ImageFormat::Png)
+        .map_err(|e| Error::new(format!("cannot encode {}", path.display())).caused_by(e))?;
+    write_whole(path, |file| file.write_all(bytes.get_ref()))
+}

@@ -1,0 +1,121 @@
+//! Every kernel at every set of knobs in use, without a GPU: validated, and written in the languages of all drivers.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use denoir::device::gpu::shader::{Dialect, Kernel, Module};
+use denoir::ops::KERNELS;
+use naga::back::{hlsl, msl, spv};
+
+const DIALECTS: [Dialect; 4] = [
+    Dialect { immediates: false, subgroups: false },
+    Dialect { immediates: true, subgroups: false },
+    Dialect { immediates: false, subgroups: true },
+    Dialect { immediates: true, subgroups: true },
+];
+
+fn each(mut visit: impl FnMut(&Kernel, String, Dialect, Module)) {
+    for kernel in KERNELS {
+        for (set, knobs) in kernel.knob_sets.iter().enumerate() {
+            for dialect in DIALECTS {
+                let expanded = kernel.expand(knobs, dialect);
+                let name = format!("{}.{set}", kernel.name);
+                if dialect == Dialect::default() {
+                    // For looking at, and for other compilers.
+                    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+                    std::fs::create_dir_all(&folder).unwrap();
+                    std::fs::write(folder.join(format!("{name}.wgsl")), &expanded.text).unwrap();
+                }
+                visit(kernel, name, dialect, expanded.parse().unwrap());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_file_is_listed_and_every_kernel_validates() {
+    let mut listed = BTreeSet::new();
+    each(|kernel, name, _, module| {
+        listed.insert(format!("{}.wgsl", kernel.name));
+        assert!(!module.naga.entry_points.is_empty(), "{name} has no entry point");
+        for point in &module.naga.entry_points {
+            let interface = module.interface(&point.name).unwrap();
+            assert!(interface.params_size <= 128, "{name}, {}: parameters over 128 bytes", point.name);
+            assert!(interface.bindings.len() <= 8, "{name}, {}: more than 8 storage buffers", point.name);
+            let threads: u32 = interface.workgroup_size.iter().product();
+            assert!(threads <= 256, "{name}, {}: {threads} threads, 256 are sure to be there", point.name);
+        }
+    });
+    let folder = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")).unwrap();
+    let files: BTreeSet<String> = folder
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".wgsl"))
+        .collect();
+    assert_eq!(files, listed, "files in kernels/ and the list in src/ops/mod.rs");
+}
+
+#[test]
+fn every_kernel_is_written_as_spirv() {
+    each(|_, name, _, module| {
+        let options = spv::Options { lang_version: (1, 3), ..spv::Options::default() };
+        let words = spv::write_vec(&module.naga, &module.info, &options, None).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(words.len() > 100, "{name}");
+    });
+}
+
+#[test]
+fn every_kernel_is_written_as_msl() {
+    each(|_, name, dialect, module| {
+        if dialect.immediates {
+            return; // where they are in Metal's argument table is decided by wgpu
+        }
+        let options =
+            msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..msl::Options::default() };
+        let (text, _) = msl::write_string(&module.naga, &module.info, &options, &msl::PipelineOptions::default())
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(text.contains("kernel void"), "{name}");
+    });
+}
+
+#[test]
+fn every_kernel_is_written_as_hlsl() {
+    each(|_, name, dialect, module| {
+        if dialect.immediates {
+            return; // as above, for DirectX's root constants
+        }
+        let options = hlsl::Options {
+            shader_model: hlsl::ShaderModel::V6_0,
+            fake_missing_bindings: true,
+            // Where num_workgroups comes from.
+            special_constants_binding: Some(hlsl::BindTarget::default()),
+            ..hlsl::Options::default()
+        };
+        let pipeline = hlsl::PipelineOptions::default();
+        let mut text = String::new();
+        let mut writer = hlsl::Writer::new(&mut text, &options, &pipeline);
+        let written = writer.write(&module.naga, &module.info, None).unwrap_or_else(|e| panic!("{name}: {e}"));
+        for entry in written.entry_point_names {
+            entry.unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+        assert!(text.contains("numthreads"), "{name}");
+    });
+}
+
+#[test]
+fn an_error_names_the_file_and_the_line() {
+    static BROKEN: Kernel = Kernel {
+        name: "broken",
+        source: "//!include lib/grid.wgsl\n\nconst A: u32 = 1u; // knob\nfn f() -> u32 { return nothing; }\n",
+        knob_sets: &[&[]],
+    };
+    let error = BROKEN.expand(&[("A", "2u")], Dialect::default()).parse().err().unwrap().to_string();
+    assert!(error.starts_with("kernels/broken.wgsl:4: "), "{error}");
+    assert!(error.contains("nothing"), "{error}");
+}
+
+#[test]
+#[should_panic(expected = "kernels/broken.wgsl has no knob called B")]
+fn a_knob_that_does_not_exist_is_named() {
+    static BROKEN: Kernel = Kernel { name: "broken", source: "const A: u32 = 1u; // knob\n", knob_sets: &[&[]] };
+    BROKEN.expand(&[("B", "2u")], Dialect::default());
+}

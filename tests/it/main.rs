@@ -1,0 +1,7 @@
+//! The integration tests: one binary, so that it links once.
+
+mod command_line;
+mod golden;
+mod house;
+mod kernels;
+mod training;

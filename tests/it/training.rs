@@ -1,0 +1,247 @@
+//! Training as a whole: it learns, it repeats to the byte, it survives, and it stops when it must.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use denoir::data::Batch;
+use denoir::device::Device;
+use denoir::recipe::{self, Recipe};
+use denoir::sample::Options;
+use denoir::train::Trainer;
+use tempfile::TempDir;
+
+use crate::command_line::{TINY, denoir, tiny_run};
+use crate::golden::devices;
+
+fn small() -> Recipe {
+    let mut recipe = recipe::find("digits").unwrap();
+    for assignment in [
+        "image_size=8",
+        "batch_size=4",
+        "lr=2e-3",
+        "lr_schedule=constant",
+        "lr_warmup=0",
+        "sample_steps=4",
+        "unet.block_out_channels=[16,16]",
+        "unet.norm_num_groups=4",
+        "unet.attention_head_dim=8",
+    ] {
+        recipe.set(assignment).unwrap();
+    }
+    recipe
+}
+
+fn digits(recipe: &Recipe) -> Batch {
+    let options = denoir::data::Options {
+        image_size: recipe.image_size,
+        channels: Some(1),
+        crop: None,
+        seed: 3,
+        split: denoir::data::Split::Train,
+    };
+    let dataset = denoir::data::open("digits", &options).unwrap();
+    let pixels = recipe.image_size * recipe.image_size;
+    let mut batch = Batch { images: vec![0.0; recipe.batch_size * pixels], labels: Vec::new() };
+    for (i, image) in batch.images.chunks_exact_mut(pixels).enumerate() {
+        batch.labels.push(dataset.read(i as u64, image).unwrap());
+    }
+    batch
+}
+
+#[test]
+fn one_batch_is_overfitted() {
+    let mut recipe = small();
+    recipe.timesteps = 20; // few noise levels, so that the batch can be learnt by heart
+    recipe.sample_steps = 4;
+    let batch = digits(&recipe);
+    let mut trainer = Trainer::new(&recipe, &Device::open("cpu").unwrap(), None).unwrap();
+    let mean = |trainer: &mut Trainer, n: usize| {
+        (0..n).map(|_| trainer.advance(|| Ok(batch.clone())).unwrap().loss).sum::<f32>() / n as f32
+    };
+    let first = mean(&mut trainer, 5);
+    mean(&mut trainer, 590);
+    let last = mean(&mut trainer, 100);
+    assert!(first > 0.5, "the loss begins near 1, the variance of the noise: {first}");
+    assert!(last < 0.12 * first, "from {first} to {last}");
+}
+
+#[test]
+fn losses_agree_on_all_devices_over_the_first_steps() {
+    for (dropout, accumulation) in [(0.0, 1), (0.3, 2)] {
+        let mut recipe = small();
+        recipe.unet.dropout = dropout;
+        recipe.accumulation = accumulation;
+        let batch = digits(&recipe);
+        let mut all: Vec<Vec<f32>> = Vec::new();
+        for device in devices() {
+            let mut trainer = Trainer::new(&recipe, &device, None).unwrap();
+            all.push((0..20).map(|_| trainer.advance(|| Ok(batch.clone())).unwrap().loss).collect());
+        }
+        for other in &all[1..] {
+            for (step, (a, b)) in all[0].iter().zip(other).enumerate() {
+                assert!((a - b).abs() <= 2e-4 * a, "step {}: {a} on the CPU device, {b} on a GPU", step + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn accumulated_batches_are_one_large_batch() {
+    let cpu = Device::open("cpu").unwrap();
+    let mut large = small();
+    large.batch_size = 8;
+    let batch = digits(&large);
+    let mut split = large.clone();
+    (split.batch_size, split.accumulation) = (2, 4);
+    let mut a = Trainer::new(&large, &cpu, None).unwrap();
+    let mut b = Trainer::new(&split, &cpu, None).unwrap();
+    for step in 0..5 {
+        let one = a.advance(|| Ok(batch.clone())).unwrap();
+        let mut part = 0;
+        let four = b
+            .advance(|| {
+                let images = batch.images.chunks_exact(128).nth(part).unwrap().to_vec();
+                part += 1;
+                Ok(Batch { images, labels: vec![0; 2] })
+            })
+            .unwrap();
+        let close = |x: f32, y: f32| (x - y).abs() <= 1e-4 * x.abs();
+        assert!(close(one.loss, four.loss) && close(one.grad_norm, four.grad_norm), "step {step}: {one:?} {four:?}");
+    }
+}
+
+#[test]
+fn a_sample_does_not_depend_on_its_company() {
+    let recipe = small();
+    for device in devices() {
+        let trainer = Trainer::new(&recipe, &device, None).unwrap();
+        let source = trainer.source();
+        let options = Options { steps: 6, ..Options::of(&recipe) };
+        let draw = |count| source.draw(options, count, None, || Ok(())).unwrap();
+        let (one, five, many) = (draw(1), draw(5), draw(67));
+        let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&one), bits(&five[..64]), "1 and 5 on {}", device.describe());
+        assert_eq!(bits(&five), bits(&many[..5 * 64]), "5 and 67 on {}", device.describe());
+        assert!(one.iter().all(|v| v.is_finite()));
+        assert_ne!(bits(&five[..64]), bits(&five[64..128]), "two samples are the same");
+    }
+}
+
+/// The bytes of the last checkpoint.
+fn result(run: &Path, step: u64) -> Vec<u8> {
+    fs::read(run.join(format!("checkpoints/step-{step:08}.safetensors"))).unwrap()
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_so_does_a_resumed_run() {
+    let folder = TempDir::new().unwrap();
+    let (a, b, c) = (folder.path().join("a"), folder.path().join("b"), folder.path().join("c"));
+    for at in [&a, &b, &c] {
+        fs::create_dir(at).unwrap();
+    }
+    let extra = ["--set", "unet.dropout=0.2", "--set", "lr_schedule=constant"];
+    let all = |more: [&'static str; 2]| [&extra[..], &more].concat();
+    let whole = tiny_run(&a, &all(["--set", "steps=4"]));
+    let again = tiny_run(&b, &all(["--set", "steps=4"]));
+    assert!(result(&whole, 4) == result(&again, 4), "two runs of one seed differ");
+    let sheet = |run: &Path| fs::read(run.join("samples/step-00000004.png")).unwrap();
+    assert_eq!(sheet(&whole), sheet(&again));
+
+    // Two steps, then two more.
+    let mut arguments = vec!["train", "--out", "run", "--steps", "2"];
+    arguments.extend(TINY);
+    arguments.extend(extra);
+    assert!(denoir(&c, &arguments).status.success());
+    let resumed = denoir(&c, &["train", "--resume", "run", "--steps", "4", "--device", "cpu"]);
+    assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+    assert!(result(&whole, 4) == result(&c.join("run"), 4), "a resumed run differs");
+    let losses = |run: &Path| -> Vec<String> {
+        let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        let parse = |l: &str| serde_json::from_str::<serde_json::Value>(l).unwrap();
+        text.lines().map(|l| format!("{} {}", parse(l)["step"], parse(l)["loss"])).collect()
+    };
+    assert_eq!(losses(&whole), losses(&c.join("run")));
+    assert_eq!(losses(&whole).len(), 4);
+}
+
+/// Starts a run of many steps and waits until it has written a checkpoint.
+fn start_and_wait(at: &Path) -> std::process::Child {
+    let mut arguments = vec!["train", "--out", "run", "--steps", "400"];
+    arguments.extend(TINY);
+    arguments.extend(["--set", "lr_schedule=constant"]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_denoir"))
+        .args(&arguments)
+        .current_dir(at)
+        .stderr(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    while !at.join("run/checkpoints/step-00000006.safetensors").exists() {
+        assert!(began.elapsed() < Duration::from_secs(60), "no checkpoint");
+        assert!(child.try_wait().unwrap().is_none(), "ended before it could be stopped");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child
+}
+
+fn steps_done(run: &Path) -> u64 {
+    denoir::run::Run::open(run).unwrap().checkpoints().last().unwrap().0
+}
+
+#[cfg(unix)]
+#[test]
+fn killed_at_any_moment_the_run_goes_on_to_the_same_bytes() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let mut child = start_and_wait(at);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let run = at.join("run");
+    let end = (steps_done(&run) + 4).to_string();
+    let resumed = denoir(at, &["train", "--resume", "run", "--steps", &end, "--device", "cpu"]);
+    assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+    let mut arguments = vec!["train", "--out", "whole", "--steps", &end];
+    arguments.extend(TINY);
+    arguments.extend(["--set", "lr_schedule=constant"]);
+    assert!(denoir(at, &arguments).status.success());
+    let end: u64 = end.parse().unwrap();
+    assert!(result(&run, end) == result(&at.join("whole"), end), "killed and resumed, the run differs");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_and_says_how_to_go_on() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let child = start_and_wait(at);
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}");
+    let step = steps_done(&at.join("run"));
+    assert!(text.contains(&format!("stopped after step {step}")) && text.contains("train --resume run"), "{text}");
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let run = tiny_run(at, &[]);
+    let kept = result(&run, 4);
+    let wild = ["--set", "lr=1e20", "--set", "clip_norm=0", "--set", "lr_warmup=0", "--set", "lr_schedule=constant"];
+    // lr has an upper bound; within it a few steps are enough to overflow.
+    let mut arguments = vec!["train", "--resume", "run", "--steps", "500", "--device", "cpu"];
+    arguments.extend(["--set", "lr=999", "--set", "checkpoint_every=1000"]);
+    arguments.extend(&wild[2..]);
+    let output = denoir(at, &arguments);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("error: step ") && text.contains("the first bad tensor is the result of "), "{text}");
+    assert!(result(&run, 4) == kept, "the last good checkpoint is kept");
+    assert_eq!(steps_done(&run), 4);
+    let refused = denoir(at, &["train", "--resume", "run", "--set", wild[1], "--steps", "9"]);
+    assert_eq!(refused.status.code(), Some(2), "a learning rate out of range");
+}
