@@ -47,7 +47,9 @@ const LIBRARY: &[(&str, &str)] = library![
     "philox.wgsl",
     "reduce.wgsl",
     "reduce_subgroup.wgsl",
-    "state.wgsl"
+    "state.wgsl",
+    "trig.wgsl",
+    "wide.wgsl"
 ];
 
 /// What the device offers that changes the text of a kernel. The default is the plain path that runs everywhere.
