@@ -24,9 +24,9 @@ fn draw(seed: vec2<u32>, stream: u32, step: u32, sample: u32, block: u32) -> vec
     return philox(vec4<u32>(block, sample, step, stream), seed);
 }
 
-// In (0, 1): the upper 24 bits, centred in their interval.
+// In (0, 1): the upper 23 bits, centred in their interval.
 fn uniform_of(word: u32) -> f32 {
-    return (f32(word >> 8u) + 0.5) * (1.0 / 16777216.0);
+    return (f32(word >> 9u) + 0.5) * (1.0 / 8388608.0);
 }
 
 // sqrt(-2 ln u) of `u = uniform_of(word)`, to 4e-7 even next to u = 1, where WGSL's log has no relative accuracy.
@@ -62,5 +62,5 @@ fn normal_of(words: vec4<u32>) -> vec4<f32> {
 
 // `uniform_of(word)` as a fraction of 2^32.
 fn centred(word: u32) -> u32 {
-    return (word & 0xffffff00u) | 0x80u;
+    return (word & 0xfffffe00u) | 0x100u;
 }
