@@ -2,7 +2,9 @@
 //! name in `kernels/`.
 
 pub mod activation;
+pub mod denoising;
 pub mod embedding;
+pub mod noising;
 pub mod timestep_embedding;
 
 use crate::device::gpu::shader::Kernel;
@@ -11,5 +13,11 @@ use crate::device::gpu::shader::Kernel;
 pub(crate) const CHUNK: usize = 16_384;
 
 /// Every kernel of the program, for the tests that compile them all.
-pub static KERNELS: &[&Kernel] =
-    &[&crate::tape::KERNEL, &activation::KERNEL, &embedding::KERNEL, &timestep_embedding::KERNEL];
+pub static KERNELS: &[&Kernel] = &[
+    &crate::tape::KERNEL,
+    &activation::KERNEL,
+    &denoising::KERNEL,
+    &embedding::KERNEL,
+    &noising::KERNEL,
+    &timestep_embedding::KERNEL,
+];
