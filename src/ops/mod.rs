@@ -2,8 +2,10 @@
 //! name in `kernels/`.
 
 pub mod activation;
+pub mod adam;
 pub mod denoising;
 pub mod embedding;
+pub mod grad_norm;
 pub mod noising;
 pub mod timestep_embedding;
 
@@ -16,8 +18,10 @@ pub(crate) const CHUNK: usize = 16_384;
 pub static KERNELS: &[&Kernel] = &[
     &crate::tape::KERNEL,
     &activation::KERNEL,
+    &adam::KERNEL,
     &denoising::KERNEL,
     &embedding::KERNEL,
+    &grad_norm::KERNEL,
     &noising::KERNEL,
     &timestep_embedding::KERNEL,
 ];
