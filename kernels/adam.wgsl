@@ -1,4 +1,4 @@
-// adam - one step of Adam with decoupled weight decay, clipping by the norm of all gradients and a moving average.
+// adam - one step of Adam with clipping, decoupled weight decay and a moving average of the parameters.
 //
 //   g   <- g * min(1, clip / (norm + 1e-6))                                  if clip > 0
 //   m    = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g^2

@@ -6,8 +6,8 @@
 //   x, eps, x0 [samples, elements]    table [rows, 8]: r0, r1, coef_x0, coef_x, sigma, clip, t, unused
 //   z normal, drawn at step k = row of the state; not drawn where sigma is 0
 //
-// One thread for each block of four elements of a sample, as in noising. Reference: Ho et al. 2020 (arXiv:2006.11239), equation 7
-// and algorithm 2.
+// One thread for each block of four elements of a sample, as in noising. Reference: Ho et al. 2020
+// (arXiv:2006.11239), equation 7 and algorithm 2.
 //!include lib/grid.wgsl
 //!include lib/state.wgsl
 //!include lib/philox.wgsl

@@ -2,9 +2,12 @@
 //
 //   y[n] = table[index[n]]        dtable[v] = sum of dy[n] over the n with index[n] = v
 //
-//   table, dtable [rows, width]    index [n]    y, dy [n, width]    a number past the last row means the last row
+//   table, dtable [rows, width]    index [n]    y, dy [n, width]
 //
-// One thread for each element of y, or of dtable, where it walks all n in order: no atomics, and always the same sum.
+// A number past the last row means the last row.
+//
+// One thread for each element of y, or of dtable, where it walks all n in order: no atomics, and always the
+// same sum.
 //!include lib/grid.wgsl
 
 const WG: u32 = 256u;

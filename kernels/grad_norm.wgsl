@@ -1,6 +1,8 @@
 // grad_norm - the Euclidean norm of a flat tensor, always added in the same order.
 //
-//   norm = sqrt(sum x^2)      x [n], a part of the tensor at a time    partials [one for each workgroup of partial_sums]    norm [1]
+//   norm = sqrt(sum x^2)
+//
+//   x [n], a part of the tensor at a time    partials [one for each workgroup of partial_sums]    norm [1]
 //
 // partial_sums: each workgroup adds WG * PER_THREAD elements. total: one workgroup adds what they left.
 //!include lib/grid.wgsl

@@ -1,12 +1,13 @@
 // noising - clean samples to noisy ones at random timesteps, and plain normal noise.
 //
-//   noising:   x_t = sqrt_abar[t_n] * x0 + sqrt(1 - abar)[t_n] * eps      t_n uniform in [0, steps)      eps normal
+//   noising:   x_t = sqrt(abar[t]) * x0 + sqrt(1 - abar[t]) * eps      t uniform in [0, steps)    eps normal
 //   gaussian:  eps alone, of any stream
 //
-//   x0, x_t, eps [samples, elements]    t [samples]    table [steps, 2]
+//   x0, x_t, eps [samples, elements]    t [samples]    table [steps, 2]: sqrt(abar), sqrt(1 - abar)
 //
-// One thread for each block of four elements of a sample, which is what one draw of random numbers gives; the last block of a
-// sample may be smaller. Reference: Ho et al. 2020 (arXiv:2006.11239), equation 4 and algorithm 1.
+// One thread for each block of four elements of a sample, which is what one draw of random numbers gives;
+// the last block of a sample may be smaller. Reference: Ho et al. 2020 (arXiv:2006.11239), equation 4 and
+// algorithm 1.
 //!include lib/grid.wgsl
 //!include lib/state.wgsl
 //!include lib/philox.wgsl

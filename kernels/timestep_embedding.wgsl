@@ -4,8 +4,9 @@
 //
 //   t [n]    y [n, dim]    cosines first if cos_first; an odd dim ends with one zero
 //
-// One thread for each (n, i). Angles reach 1000 rad, where an f32 is off by 3e-5 rad: here they are fractions of a turn in units
-// of 2^-64, and whole turns fall away in integers. Reference: Ho et al. 2020 (arXiv:2006.11239), after Vaswani et al. 2017.
+// One thread for each (n, i). Angles reach 1000 rad, where an f32 is off by 3e-5 rad: here they are
+// fractions of a turn in units of 2^-64, and whole turns fall away in integers. Reference: Ho et al. 2020
+// (arXiv:2006.11239), after Vaswani et al. 2017.
 //!include lib/grid.wgsl
 //!include lib/wide.wgsl
 //!include lib/trig.wgsl

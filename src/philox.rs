@@ -50,8 +50,8 @@ pub fn draw(seed: u64, stream: u32, step: u32, sample: u32, block: u32) -> [u32;
     philox([block, sample, step, stream], [seed as u32, (seed >> 32) as u32])
 }
 
-/// A word as a number in (0, 1): the upper 23 bits, centred in their interval. With 24 the centre would not be an f32, and the
-/// highest would round to 1.
+/// A word as a number in (0, 1): the upper 23 bits, centred in their interval. With 24 the centre would not
+/// be an f32, and the highest would round to 1.
 #[inline(always)]
 pub fn uniform(word: u32) -> f32 {
     ((word >> 9) as f32 + 0.5) * (1.0 / 8_388_608.0)
@@ -61,7 +61,8 @@ pub fn uniform(word: u32) -> f32 {
 #[inline(always)]
 fn radius(word: u32) -> f32 {
     let u = uniform(word);
-    // u = 2^e (1 + f): from sqrt(1/2) on e is 0 and f = u - 1 needs no rounding; below, 1 + f ends at sqrt(2).
+    // u = 2^e (1 + f): from sqrt(1/2) on e is 0 and f = u - 1 needs no rounding; below, 1 + f ends at
+    // sqrt(2).
     let bits = u.to_bits().wrapping_sub(0x3f35_04f3); // those of sqrt(1/2)
     let near_one = u >= std::f32::consts::FRAC_1_SQRT_2;
     let e = if near_one { 0.0 } else { (bits as i32 >> 23) as f32 };
@@ -94,7 +95,8 @@ pub fn normal(words: [u32; 4]) -> [f32; 4] {
     [r1 * cos1, r1 * sin1, r2 * cos2, r2 * sin2]
 }
 
-/// Fills `out` with the normal numbers of blocks `first_block ..` of one sample; for use inside `simd::vectorized`.
+/// Fills `out` with the normal numbers of blocks `first_block ..` of one sample; for use inside
+/// `simd::vectorized`.
 #[inline(always)]
 pub fn fill_normal(out: &mut [f32], seed: u64, stream: u32, step: u32, sample: u32, first_block: u32) {
     /// Blocks computed side by side, so that each of the four words and numbers is a vector.

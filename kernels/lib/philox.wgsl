@@ -1,4 +1,4 @@
-// philox - counter-based random numbers, Philox 4x32-10 (Salmon et al. 2011); the same function as src/philox.rs.
+// philox - counter-based random numbers, Philox 4x32-10 (Salmon et al. 2011), as in src/philox.rs.
 //!include lib/wide.wgsl
 //!include lib/trig.wgsl
 
@@ -29,7 +29,8 @@ fn uniform_of(word: u32) -> f32 {
     return (f32(word >> 9u) + 0.5) * (1.0 / 8388608.0);
 }
 
-// sqrt(-2 ln u) of `u = uniform_of(word)`, to 4e-7 even next to u = 1, where WGSL's log has no relative accuracy.
+// sqrt(-2 ln u) of `u = uniform_of(word)`, to 4e-7 even next to u = 1, where WGSL's log has no relative
+// accuracy.
 fn radius_of(word: u32) -> f32 {
     let u = uniform_of(word);
     var f = -uniform_of(~word); // u - 1 without rounding

@@ -1,7 +1,8 @@
 // trig - sine and cosine of an angle in turns, to 1e-7; the same function as `sin_cos_turns` of src/simd.rs.
 //
-// WGSL promises sin and cos only to 5e-4 and only in [-pi, pi]. Here the angle is a fraction of a full turn in units of 2^-32, so
-// that it wraps around by itself and is brought near zero in integers, without rounding, whatever the driver does to floats.
+// WGSL promises sin and cos only to 5e-4 and only in [-pi, pi]. Here the angle is a fraction of a full turn
+// in units of 2^-32, so that it wraps around by itself and is brought near zero in integers, without
+// rounding, whatever the driver does to floats.
 
 // (sin, cos) of 2 pi * turns / 2^32. The polynomials on [-pi/4, pi/4] are those of Cephes (Moshier 1989).
 fn sin_cos_turns(turns: u32) -> vec2<f32> {

@@ -22,13 +22,15 @@ pub struct AdamOptions {
     pub eps: f64,
     /// Decoupled (AdamW): a step takes `lr * weight_decay` of the parameter itself.
     pub weight_decay: f64,
-    /// Gradients are scaled down so that their norm is at most this, as `torch.nn.utils.clip_grad_norm_` does.
+    /// Gradients are scaled down so that their norm is at most this, as `torch.nn.utils.clip_grad_norm_`
+    /// does.
     pub clip: Option<f64>,
     /// Leave zeros in the gradients, for programs that add to them.
     pub zero_grads: bool,
 }
 
-/// The flat stored tensors that a step updates, all `[P]`. Padding between parameters is zero everywhere, and stays so.
+/// The flat stored tensors that a step updates, all `[P]`. Padding between parameters is zero everywhere,
+/// and stays so.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamTensors<'a> {
     pub params: &'a Tensor,
@@ -40,8 +42,10 @@ pub struct AdamTensors<'a> {
     pub ema: &'a Tensor,
 }
 
-/// One step of Adam on `tensors`, given `norm [1]` of their gradients (of [`grad_norm`](crate::ops::grad_norm::grad_norm)) and the `state`, which holds learning rate,
-/// bias corrections and EMA decay. If the norm is not finite, nothing changes at all, so that no bad step can spoil the parameters.
+/// One step of Adam on `tensors`, given `norm [1]` of their gradients (of
+/// [`grad_norm`](crate::ops::grad_norm::grad_norm)) and the `state`, which holds learning rate, bias
+/// corrections and EMA decay. If the norm is not finite, nothing changes at all, so that no bad step can
+/// spoil the parameters.
 ///
 /// Sources: `torch.optim.AdamW`, `torch.nn.utils.clip_grad_norm_`, and `EMAModel` of diffusers.
 #[track_caller]

@@ -1,4 +1,4 @@
-//! The reverse process of diffusion: one ancestral step, recorded once and replayed for every row of a table.
+//! The reverse process of diffusion: one ancestral step, recorded once and replayed for every row.
 
 use rayon::prelude::*;
 
@@ -65,11 +65,12 @@ impl Row {
     }
 }
 
-/// One ancestral step of the samples `x [N, ..]` (stored, updated in place) with the model's `eps`, by row `state.row` of
-/// `table [S, 8]` (of [`Row::elements`]). The predicted clean samples are written to `x0` if it is given (stored, of x's shape).
+/// One ancestral step of the samples `x [N, ..]` (stored, updated in place) with the model's `eps`, by row
+/// `state.row` of `table [S, 8]` (of [`Row::elements`]). The predicted clean samples are written to `x0` if
+/// it is given (stored, of x's shape).
 ///
-/// Noise is that of stream `Reverse` at step `state.row` for the samples from `state.first_sample` on, so that one recorded program
-/// makes all steps: only the state changes between them.
+/// Noise is that of stream `Reverse` at step `state.row` for the samples from `state.first_sample` on, so
+/// that one recorded program makes all steps: only the state changes between them.
 #[track_caller]
 pub fn denoise(x: &Tensor, eps: &Tensor, table: &Tensor, state: &Tensor, x0: Option<&Tensor>) {
     let rows = rows_of("denoise", table);
@@ -210,7 +211,8 @@ mod tests {
     use crate::program::{Plan, Program, Sharing};
     use crate::tape::Tape;
 
-    /// Three steps that differ in what they do: far out with noise and clipping, unclipped, and the last, without noise.
+    /// Three steps that differ in what they do: far out with noise and clipping, unclipped, and the last,
+    /// without noise.
     const ROWS: [Row; 3] = [
         Row { r0: 12.5, r1: 12.46, coef_x0: 0.04, coef_x: 0.96, sigma: 0.3, clip: 1.0, t: 999.0 },
         Row { r0: 1.5, r1: 1.118, coef_x0: 0.5, coef_x: 0.45, sigma: 0.1, clip: 0.0, t: 412.5 },

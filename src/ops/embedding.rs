@@ -12,8 +12,8 @@ pub static KERNEL: Kernel = kernel!("embedding");
 
 /// `y[n] = table[index[n]]`: `table [V, C]` and `index [N]` of `u32` give `[N, C]`.
 ///
-/// A number past the last row picks the last row. Nothing reports that, since numbers are only known while the program runs: whoever
-/// writes `index` answers for it.
+/// A number past the last row picks the last row. Nothing reports that, since numbers are only known while
+/// the program runs: whoever writes `index` answers for it.
 #[track_caller]
 pub fn embedding(table: &Tensor, index: &Tensor) -> Tensor {
     let [rows, width] = table.shape().of_rank("embedding");
@@ -140,7 +140,8 @@ mod tests {
 
     #[test]
     fn past_65535_workgroups() {
-        // Wide rather than long: llvmpipe leaves any loop after 65,535 rounds, and backward_table makes n of them.
+        // Wide rather than long: llvmpipe leaves any loop after 65,535 rounds, and backward_table makes n
+        // of them.
         let (n, width) = (4096, 4099);
         Check::new("embedding")
             .probes(2)

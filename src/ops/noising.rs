@@ -14,12 +14,13 @@ use crate::tensor::{DType, Shape};
 
 pub static KERNEL: Kernel = kernel!("noising");
 
-/// Noisy samples, their noise and their timesteps: `(x_t, eps, t)`, where `x_t = a x0 + b eps` with `(a, b) = table[t]`,
-/// `eps` is standard normal and `t [N]` holds whole numbers drawn evenly from `0..T`.
+/// Noisy samples, their noise and their timesteps: `(x_t, eps, t)`, where `x_t = a x0 + b eps` with
+/// `(a, b) = table[t]`, `eps` is standard normal and `t [N]` holds whole numbers drawn evenly from `0..T`.
 ///
-/// `x0 [N, ..]`, `table [T, 2]` with `sqrt(abar)` and `sqrt(1 - abar)`, `state` the sixteen words of [`State`]: sample `n` of the
-/// batch draws the numbers of sample `first_sample + n` at `step`. `x0` gets no gradient: it is data, or latents of a model that
-/// is not trained here. Source: Ho et al. 2020, equation 4 and algorithm 1.
+/// `x0 [N, ..]`, `table [T, 2]` with `sqrt(abar)` and `sqrt(1 - abar)`, `state` the sixteen words of
+/// [`State`]: sample `n` of the batch draws the numbers of sample `first_sample + n` at `step`. `x0` gets
+/// no gradient: it is data, or latents of a model that is not trained here. Source: Ho et al. 2020,
+/// equation 4 and algorithm 1.
 #[track_caller]
 pub fn noising(x0: &Tensor, table: &Tensor, state: &Tensor) -> (Tensor, Tensor, Tensor) {
     let [steps, columns] = table.shape().of_rank("noising");
@@ -36,7 +37,8 @@ pub fn noising(x0: &Tensor, table: &Tensor, state: &Tensor) -> (Tensor, Tensor, 
     (x_t, eps, t)
 }
 
-/// Standard normal numbers of `stream` for the samples from `state.first_sample` on at `state.step`. `shape` is `[N, ..]`.
+/// Standard normal numbers of `stream` for the samples from `state.first_sample` on at `state.step`.
+/// `shape` is `[N, ..]`.
 #[track_caller]
 pub fn gaussian(shape: impl Into<Shape>, stream: Stream, state: &Tensor) -> Tensor {
     let shape = shape.into();
@@ -71,13 +73,15 @@ impl Size {
         Size { samples, elements: shape.elements() / samples }
     }
 
-    /// Groups of four elements, the last of a sample perhaps smaller: what one draw of random numbers serves.
+    /// Groups of four elements, the last of a sample perhaps smaller: what one draw of random numbers
+    /// serves.
     pub fn blocks(self) -> usize {
         self.samples * self.elements.div_ceil(4)
     }
 }
 
-/// Number of the first block of four in piece `piece` of a sample that is cut into pieces of `CHUNK` elements.
+/// Number of the first block of four in piece `piece` of a sample that is cut into pieces of `CHUNK`
+/// elements.
 pub(crate) fn first_block(piece: usize) -> u32 {
     (piece * (CHUNK / 4)) as u32
 }
@@ -254,7 +258,7 @@ pub(crate) mod tests {
     #[test]
     fn timesteps_reach_both_ends() {
         check(&[5000, 1], 4, some_state(), 2);
-        check(&[5000, 1], 16_777_216, some_state(), 2);
+        check(&[5000, 1], 100_003, some_state(), 2);
     }
 
     #[test]

@@ -9,11 +9,12 @@ use crate::tape::Tensor;
 
 pub static KERNEL: Kernel = kernel!("timestep_embedding");
 
-/// `[sin(t f_i) | cos(t f_i)]` with `f_i = max_period^(-i / (half - freq_shift))`, `half = dim / 2`; cosines first if
-/// `flip_sin_to_cos`, and one zero at the end if `dim` is odd. `t [N]` gives `[N, dim]`, right to 1e-6 for any `|t|` below 2^24,
-/// whole or not. It has no derivative.
+/// `[sin(t f_i) | cos(t f_i)]` with `f_i = max_period^(-i / (half - freq_shift))`, `half = dim / 2`;
+/// cosines first if `flip_sin_to_cos`, and one zero at the end if `dim` is odd. `t [N]` gives `[N, dim]`,
+/// right to 1e-6 for any `|t|` below 2^24, whole or not. It has no derivative.
 ///
-/// Source: `get_timestep_embedding` of diffusers, which Ho et al. 2020 use with `freq_shift` 1 and sines first.
+/// Source: `get_timestep_embedding` of diffusers, which Ho et al. 2020 use with `freq_shift` 1 and sines
+/// first.
 #[track_caller]
 pub fn timestep_embedding(
     t: &Tensor,
@@ -66,7 +67,8 @@ impl Launch for Forward {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        // As a fraction in units of 2^-64: the kernel multiplies in integers, and is as exact as f64 without having it.
+        // As a fraction in units of 2^-64: the kernel multiplies in integers, and is as exact as f64
+        // without having it.
         let ratio = (self.ratio * 2.0_f64.powi(64)) as u64;
         plan.add(&KERNEL, "forward")
             .param("n", self.n)
