@@ -48,9 +48,34 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// Sine and cosine of `2 pi * turns / 2^32`, to 1e-7. Branch-free; the same function stands in `kernels/lib/trig.wgsl`.
+#[inline(always)]
+pub fn sin_cos_turns(turns: u32) -> (f32, f32) {
+    let quarter = turns.wrapping_add(1 << 29) >> 30; // the nearest quarter turn
+    let x = turns.wrapping_sub(quarter << 30) as i32 as f32 * 1.462_918_1e-9; // 2 pi / 2^32
+    let z = x * x;
+    let s = x + x * z * (-0.166_666_55 + z * (8.332_161e-3 - z * 1.951_529_6e-4));
+    let c = 1.0 - 0.5 * z + z * z * (4.166_664_6e-2 + z * (-1.388_731_6e-3 + z * 2.443_315_7e-5));
+    let (sin, cos) = if quarter & 1 == 1 { (c, s) } else { (s, c) };
+    let negated = |x: f32, by: u32| f32::from_bits(x.to_bits() ^ (by & 2) << 30);
+    (negated(sin, quarter), negated(cos, quarter + 1))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sine_and_cosine_of_turns_are_right_to_1e_7() {
+        for turns in
+            (0..=u32::MAX).step_by(999_983).chain([1 << 29, 3 << 29, 1 << 30, 1 << 31, 3 << 30, u32::MAX])
+        {
+            let angle = f64::from(turns) / 4_294_967_296.0 * std::f64::consts::TAU;
+            let (sin, cos) = sin_cos_turns(turns);
+            let err = (f64::from(sin) - angle.sin()).abs().max((f64::from(cos) - angle.cos()).abs());
+            assert!(err <= 1e-7, "sine and cosine of {turns} are {sin} and {cos}, off by {err:e}");
+        }
+    }
 
     #[test]
     fn exp_is_right_to_two_units_in_the_last_place() {

@@ -1,16 +1,11 @@
-// philox - counter-based random numbers, Philox 4x32-10 (Salmon et al. 2011); the same function as src/philox.rs.
+// philox - counter-based random numbers, Philox 4x32-10 (Salmon et al. 2011), as in src/philox.rs.
+//!include lib/wide.wgsl
+//!include lib/trig.wgsl
 
-// High and low half of a 32 x 32 bit product; WGSL has no 64-bit integers.
-fn mul_wide(a: u32, b: u32) -> vec2<u32> {
-    let al = a & 0xffffu;
-    let ah = a >> 16u;
-    let bl = b & 0xffffu;
-    let bh = b >> 16u;
-    let low = al * bl;
-    let mid1 = ah * bl + (low >> 16u);
-    let mid2 = al * bh + (mid1 & 0xffffu);
-    return vec2<u32>(ah * bh + (mid1 >> 16u) + (mid2 >> 16u), a * b);
-}
+// What numbers are for, as in src/philox.rs.
+const STREAM_TIMESTEP: u32 = 2u;
+const STREAM_NOISE: u32 = 3u;
+const STREAM_REVERSE: u32 = 5u;
 
 fn philox(counter: vec4<u32>, key: vec2<u32>) -> vec4<u32> {
     var c = counter;
@@ -29,16 +24,44 @@ fn draw(seed: vec2<u32>, stream: u32, step: u32, sample: u32, block: u32) -> vec
     return philox(vec4<u32>(block, sample, step, stream), seed);
 }
 
-// In (0, 1): the upper 24 bits, centred in their interval.
+// In (0, 1): the upper 23 bits, centred in their interval.
 fn uniform_of(word: u32) -> f32 {
-    return (f32(word >> 8u) + 0.5) * (1.0 / 16777216.0);
+    return (f32(word >> 9u) + 0.5) * (1.0 / 8388608.0);
+}
+
+// sqrt(-2 ln u) of `u = uniform_of(word)`, to 4e-7 even next to u = 1, where WGSL's log has no relative
+// accuracy.
+fn radius_of(word: u32) -> f32 {
+    let u = uniform_of(word);
+    var f = -uniform_of(~word); // u - 1 without rounding
+    var e = 0.0;
+    if u < 0.70710678 {
+        // u = 2^e (1 + f) with 1 + f from sqrt(1/2) to sqrt(2)
+        let bits = bitcast<u32>(u) - 0x3f3504f3u; // those of sqrt(1/2)
+        e = f32(bitcast<i32>(bits) >> 23u);
+        f = bitcast<f32>((bits & 0x007fffffu) + 0x3f3504f3u) - 1.0;
+    }
+    // ln(1 + f), Cephes (Moshier 1989)
+    var y = 7.0376836292e-2 * f - 1.1514610310e-1;
+    y = y * f + 1.1676998740e-1;
+    y = y * f - 1.2420140846e-1;
+    y = y * f + 1.4249322787e-1;
+    y = y * f - 1.6668057665e-1;
+    y = y * f + 2.0000714765e-1;
+    y = y * f - 2.4999993993e-1;
+    y = y * f + 3.3333331174e-1;
+    let z = f * f;
+    return sqrt(-2.0 * (f + (y * f * z - 0.5 * z) + e * 0.69314718));
 }
 
 // Four words as four standard normal numbers (Box and Muller 1958).
 fn normal_of(words: vec4<u32>) -> vec4<f32> {
-    let r1 = sqrt(-2.0 * log(uniform_of(words.x)));
-    let r2 = sqrt(-2.0 * log(uniform_of(words.z)));
-    let a1 = 6.28318531 * uniform_of(words.y);
-    let a2 = 6.28318531 * uniform_of(words.w);
-    return vec4<f32>(r1 * cos(a1), r1 * sin(a1), r2 * cos(a2), r2 * sin(a2));
+    let a = radius_of(words.x) * sin_cos_turns(centred(words.y));
+    let b = radius_of(words.z) * sin_cos_turns(centred(words.w));
+    return vec4<f32>(a.y, a.x, b.y, b.x);
+}
+
+// `uniform_of(word)` as a fraction of 2^32.
+fn centred(word: u32) -> u32 {
+    return (word & 0xfffffe00u) | 0x100u;
 }

@@ -2,7 +2,13 @@
 //! name in `kernels/`.
 
 pub mod activation;
+pub mod adam;
 pub mod conv2d;
+pub mod denoising;
+pub mod embedding;
+pub mod grad_norm;
+pub mod noising;
+pub mod timestep_embedding;
 
 use crate::device::gpu::shader::Kernel;
 
@@ -10,4 +16,14 @@ use crate::device::gpu::shader::Kernel;
 pub(crate) const CHUNK: usize = 16_384;
 
 /// Every kernel of the program, for the tests that compile them all.
-pub static KERNELS: &[&Kernel] = &[&crate::tape::KERNEL, &activation::KERNEL, &conv2d::KERNEL];
+pub static KERNELS: &[&Kernel] = &[
+    &crate::tape::KERNEL,
+    &activation::KERNEL,
+    &adam::KERNEL,
+    &conv2d::KERNEL,
+    &denoising::KERNEL,
+    &embedding::KERNEL,
+    &grad_norm::KERNEL,
+    &noising::KERNEL,
+    &timestep_embedding::KERNEL,
+];

@@ -1,0 +1,57 @@
+// embedding - rows of a table, picked by number.
+//
+//   y[n] = table[index[n]]        dtable[v] = sum of dy[n] over the n with index[n] = v
+//
+//   table, dtable [rows, width]    index [n]    y, dy [n, width]
+//
+// A number past the last row means the last row.
+//
+// One thread for each element of y, or of dtable, where it walks all n in order: no atomics, and always the
+// same sum.
+//!include lib/grid.wgsl
+
+const WG: u32 = 256u;
+
+struct Params { n: u32, rows: u32, width: u32 }
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> table: array<f32>;
+@group(0) @binding(2) var<storage, read> index: array<u32>;
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(4) var<storage, read> dy: array<f32>;
+@group(0) @binding(5) var<storage, read_write> dtable: array<f32>;
+
+@compute @workgroup_size(WG)
+fn forward(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = flat_group(group, groups) * WG + lane;
+    if i < p.n * p.width {
+        let row = min(index[i / p.width], p.rows - 1u);
+        y[i] = table[row * p.width + i % p.width];
+    }
+}
+
+@compute @workgroup_size(WG)
+fn backward_table(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = flat_group(group, groups) * WG + lane;
+    if i >= p.rows * p.width {
+        return;
+    }
+    let row = i / p.width;
+    var at = i % p.width;
+    var sum = 0.0;
+    for (var n = 0u; n < p.n; n++) {
+        if min(index[n], p.rows - 1u) == row {
+            sum += dy[at];
+        }
+        at += p.width;
+    }
+    dtable[i] = sum;
+}

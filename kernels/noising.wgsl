@@ -1,0 +1,74 @@
+// noising - clean samples to noisy ones at random timesteps, and plain normal noise.
+//
+//   noising:   x_t = sqrt(abar[t]) * x0 + sqrt(1 - abar[t]) * eps      t uniform in [0, steps)    eps normal
+//   gaussian:  eps alone, of any stream
+//
+//   x0, x_t, eps [samples, elements]    t [samples]    table [steps, 2]: sqrt(abar), sqrt(1 - abar)
+//
+// One thread for each block of four elements of a sample, which is what one draw of random numbers gives;
+// the last block of a sample may be smaller. Reference: Ho et al. 2020 (arXiv:2006.11239), equation 4 and
+// algorithm 1.
+//!include lib/grid.wgsl
+//!include lib/state.wgsl
+//!include lib/philox.wgsl
+
+const WG: u32 = 256u;
+
+struct Params { samples: u32, elements: u32, steps: u32, stream: u32 }
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> state: array<u32>;
+@group(0) @binding(2) var<storage, read> x0: array<f32>;
+@group(0) @binding(3) var<storage, read> table: array<f32>;
+@group(0) @binding(4) var<storage, read_write> x_t: array<f32>;
+@group(0) @binding(5) var<storage, read_write> eps: array<f32>;
+@group(0) @binding(6) var<storage, read_write> t: array<f32>;
+
+@compute @workgroup_size(WG)
+fn noising(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let item = flat_group(group, groups) * WG + lane;
+    let blocks = (p.elements + 3u) / 4u;
+    let n = item / blocks;
+    let block = item % blocks;
+    if n >= p.samples {
+        return;
+    }
+    let sample = state_sample() + n;
+    // The high word of the product: uniform without a division, and in integers, so alike on every device.
+    let step = mul_wide(draw(state_seed(), STREAM_TIMESTEP, state_step(), sample, 0u).x, p.steps).x;
+    let signal = table[2u * step];
+    let noise = table[2u * step + 1u];
+    let z = normal_of(draw(state_seed(), p.stream, state_step(), sample, block));
+    let first = n * p.elements + 4u * block;
+    for (var j = 0u; j < min(4u, p.elements - 4u * block); j++) {
+        eps[first + j] = z[j];
+        x_t[first + j] = signal * x0[first + j] + noise * z[j];
+    }
+    if block == 0u {
+        t[n] = f32(step);
+    }
+}
+
+@compute @workgroup_size(WG)
+fn gaussian(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let item = flat_group(group, groups) * WG + lane;
+    let blocks = (p.elements + 3u) / 4u;
+    let n = item / blocks;
+    let block = item % blocks;
+    if n >= p.samples {
+        return;
+    }
+    let z = normal_of(draw(state_seed(), p.stream, state_step(), state_sample() + n, block));
+    let first = n * p.elements + 4u * block;
+    for (var j = 0u; j < min(4u, p.elements - 4u * block); j++) {
+        eps[first + j] = z[j];
+    }
+}

@@ -1,0 +1,125 @@
+//! The Euclidean norm of all gradients.
+
+use rayon::prelude::*;
+
+use crate::device::gpu::shader::Kernel;
+use crate::kernel;
+use crate::launch::{Dispatches, Io, Launch, Slot};
+use crate::ops::CHUNK;
+use crate::simd::vectorized;
+use crate::tape::Tensor;
+
+pub static KERNEL: Kernel = kernel!("grad_norm");
+
+/// Elements of a flat tensor that one dispatch takes: 128 MiB, which every adapter can bind.
+pub(crate) const PART: usize = 1 << 25;
+
+/// First element and number of elements of each part of `n` elements.
+pub(crate) fn parts(n: usize, part: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..n).step_by(part).map(move |first| (first, part.min(n - first)))
+}
+
+/// The Euclidean norm `[1]` of `grads [P]`, always added in the same order. It has no derivative.
+#[track_caller]
+pub fn grad_norm(grads: &Tensor) -> Tensor {
+    grad_norm_by_parts(grads, PART)
+}
+
+#[track_caller]
+fn grad_norm_by_parts(grads: &Tensor, part: usize) -> Tensor {
+    let n = grads.elements();
+    assert!(n > 0, "grad_norm: no elements in {}", grads.shape());
+    let [norm] = grads.tape().launch(Norm { n, part }, &[grads], [[1].into()]);
+    norm
+}
+
+#[derive(Debug)]
+struct Norm {
+    n: usize,
+    /// Elements of one dispatch.
+    part: usize,
+}
+
+/// Elements that one workgroup adds, WG * PER_THREAD of the kernel.
+const PER_GROUP: usize = 256 * 64;
+
+impl Launch for Norm {
+    fn name(&self) -> &'static str {
+        "grad_norm"
+    }
+
+    fn cpu(&self, io: &Io) {
+        let partials: &mut [f64] = bytemuck::cast_slice_mut(io.scratch(0));
+        io.read(0).par_chunks(CHUNK).zip(&mut *partials).for_each(|(x, partial)| {
+            *partial = vectorized(|| squares(x));
+        });
+        io.write(0)[0] = partials.iter().sum::<f64>().sqrt() as f32;
+    }
+
+    fn cpu_scratch(&self) -> Vec<usize> {
+        vec![2 * self.n.div_ceil(CHUNK)] // f64
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        let mut groups = 0;
+        for (first, count) in parts(self.n, self.part) {
+            plan.add(&KERNEL, "partial_sums")
+                .param("n", count)
+                .param("first", groups)
+                .part("x", Slot::Read(0), first, count)
+                .scratch("partials", 0)
+                .cover(count, PER_GROUP);
+            groups += count.div_ceil(PER_GROUP);
+        }
+        plan.add(&KERNEL, "total")
+            .param("n", groups)
+            .param("first", 0_u32) // all of them
+            .scratch("partials", 0)
+            .write("norm", 0);
+    }
+
+    fn gpu_scratch(&self) -> Vec<usize> {
+        vec![parts(self.n, self.part).map(|(_, count)| count.div_ceil(PER_GROUP)).sum()]
+    }
+}
+
+/// The sum of squares in f64: sixteen sums side by side, so that they fill vectors.
+#[inline(always)]
+fn squares(x: &[f32]) -> f64 {
+    let mut sums = [0.0_f64; 16];
+    let (whole, rest) = x.as_chunks::<16>();
+    for x in whole {
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum += f64::from(*x) * f64::from(*x);
+        }
+    }
+    sums.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::{Check, random};
+
+    fn check(x: Vec<f32>, part: usize) {
+        Check::new(format!("grad_norm in parts of {part}")).tolerance(1e-6).fixed(&[x.len()], x).run(
+            |x| grad_norm_by_parts(&x[0], part),
+            |x| vec![x[0].iter().map(|x| x * x).sum::<f64>().sqrt()],
+        );
+    }
+
+    #[test]
+    fn any_number_of_elements() {
+        for n in [1, 2, 257, 16_384, 16_385, 100_003, 5_000_011] {
+            check(random(0, n), PART);
+        }
+        check(vec![0.0; 300], PART);
+        check(random(0, 1021).into_iter().map(|x| 1e15 * x).collect(), PART);
+    }
+
+    #[test]
+    fn in_several_parts() {
+        check(random(0, 1000), 64);
+        check(random(0, 100_003), 32_768);
+    }
+}

@@ -1,0 +1,309 @@
+//! The forward process of diffusion: random timesteps and noise for clean samples; and plain normal noise.
+
+use rayon::prelude::*;
+
+use crate::device::gpu::shader::Kernel;
+use crate::kernel;
+use crate::launch::{Dispatches, Io, Launch};
+use crate::ops::CHUNK;
+use crate::philox::{Stream, draw, fill_normal};
+use crate::simd::vectorized;
+use crate::state::State;
+use crate::tape::Tensor;
+use crate::tensor::{DType, Shape};
+
+pub static KERNEL: Kernel = kernel!("noising");
+
+/// Noisy samples, their noise and their timesteps: `(x_t, eps, t)`, where `x_t = a x0 + b eps` with
+/// `(a, b) = table[t]`, `eps` is standard normal and `t [N]` holds whole numbers drawn evenly from `0..T`.
+///
+/// `x0 [N, ..]`, `table [T, 2]` with `sqrt(abar)` and `sqrt(1 - abar)`, `state` the sixteen words of
+/// [`State`]: sample `n` of the batch draws the numbers of sample `first_sample + n` at `step`. `x0` gets
+/// no gradient: it is data, or latents of a model that is not trained here. Source: Ho et al. 2020,
+/// equation 4 and algorithm 1.
+#[track_caller]
+pub fn noising(x0: &Tensor, table: &Tensor, state: &Tensor) -> (Tensor, Tensor, Tensor) {
+    let [steps, columns] = table.shape().of_rank("noising");
+    assert!(
+        steps > 0 && columns == 2,
+        "noising: x0 {} with table {}, which must be [T, 2]",
+        x0.shape(),
+        table.shape()
+    );
+    assert_is_state("noising", state);
+    let size = Size::of("noising", x0.shape());
+    let shapes = [x0.shape().clone(), x0.shape().clone(), [size.samples].into()];
+    let [x_t, eps, t] = x0.tape().launch(Noising { size, steps }, &[x0, table, state], shapes);
+    (x_t, eps, t)
+}
+
+/// Standard normal numbers of `stream` for the samples from `state.first_sample` on at `state.step`.
+/// `shape` is `[N, ..]`.
+#[track_caller]
+pub fn gaussian(shape: impl Into<Shape>, stream: Stream, state: &Tensor) -> Tensor {
+    let shape = shape.into();
+    assert_is_state("gaussian", state);
+    let size = Size::of("gaussian", &shape);
+    let [z] = state.tape().launch(Gaussian { size, stream }, &[state], [shape]);
+    z
+}
+
+#[track_caller]
+pub(crate) fn assert_is_state(op: &str, state: &Tensor) {
+    assert!(
+        state.dtype() == DType::U32 && state.elements() == State::WORDS,
+        "{op}: the state must be {} u32, got {}",
+        State::WORDS,
+        state.shape()
+    );
+}
+
+/// Samples of a batch, and elements of each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Size {
+    pub samples: usize,
+    pub elements: usize,
+}
+
+impl Size {
+    #[track_caller]
+    pub fn of(op: &str, shape: &Shape) -> Self {
+        let samples = shape.dims().first().copied().unwrap_or(0);
+        assert!(shape.elements() > 0, "{op}: needs samples [N, ..] with elements, got {shape}");
+        Size { samples, elements: shape.elements() / samples }
+    }
+
+    /// Groups of four elements, the last of a sample perhaps smaller: what one draw of random numbers
+    /// serves.
+    pub fn blocks(self) -> usize {
+        self.samples * self.elements.div_ceil(4)
+    }
+}
+
+/// Number of the first block of four in piece `piece` of a sample that is cut into pieces of `CHUNK`
+/// elements.
+pub(crate) fn first_block(piece: usize) -> u32 {
+    (piece * (CHUNK / 4)) as u32
+}
+
+#[derive(Debug)]
+struct Noising {
+    size: Size,
+    steps: usize,
+}
+
+impl Launch for Noising {
+    fn name(&self) -> &'static str {
+        "noising"
+    }
+
+    fn cpu(&self, io: &Io) {
+        let (x0, table, state) = (io.read(0), io.read(1), State::from_words(io.read_u32(2)));
+        let elements = self.size.elements;
+        let samples =
+            io.write(0).par_chunks_mut(elements).zip(io.write(1).par_chunks_mut(elements)).zip(io.write(2));
+        samples.zip(x0.par_chunks(elements)).enumerate().for_each(|(n, (((x_t, eps), t), x0))| {
+            let sample = state.first_sample.wrapping_add(n as u32);
+            let word = draw(state.seed, Stream::Timestep as u32, state.step, sample, 0)[0];
+            let step = ((u64::from(word) * self.steps as u64) >> 32) as usize;
+            let (signal, noise) = (table[2 * step], table[2 * step + 1]);
+            *t = step as f32;
+            let pieces = x_t.par_chunks_mut(CHUNK).zip(eps.par_chunks_mut(CHUNK)).zip(x0.par_chunks(CHUNK));
+            pieces.enumerate().for_each(|(piece, ((x_t, eps), x0))| {
+                vectorized(|| {
+                    let stream = Stream::Noise as u32;
+                    fill_normal(eps, state.seed, stream, state.step, sample, first_block(piece));
+                    for ((x_t, eps), x0) in x_t.iter_mut().zip(&*eps).zip(x0) {
+                        *x_t = signal * x0 + noise * eps;
+                    }
+                });
+            });
+        });
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        plan.add(&KERNEL, "noising")
+            .param("samples", self.size.samples)
+            .param("elements", self.size.elements)
+            .param("steps", self.steps)
+            .param("stream", Stream::Noise as u32)
+            .read("x0", 0)
+            .read("table", 1)
+            .read("state", 2)
+            .write("x_t", 0)
+            .write("eps", 1)
+            .write("t", 2)
+            .cover(self.size.blocks(), 256);
+    }
+}
+
+#[derive(Debug)]
+struct Gaussian {
+    size: Size,
+    stream: Stream,
+}
+
+impl Launch for Gaussian {
+    fn name(&self) -> &'static str {
+        "gaussian"
+    }
+
+    fn cpu(&self, io: &Io) {
+        let state = State::from_words(io.read_u32(0));
+        io.write(0).par_chunks_mut(self.size.elements).enumerate().for_each(|(n, z)| {
+            let sample = state.first_sample.wrapping_add(n as u32);
+            z.par_chunks_mut(CHUNK).enumerate().for_each(|(piece, z)| {
+                vectorized(|| {
+                    fill_normal(z, state.seed, self.stream as u32, state.step, sample, first_block(piece));
+                });
+            });
+        });
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        plan.add(&KERNEL, "gaussian")
+            .param("samples", self.size.samples)
+            .param("elements", self.size.elements)
+            .param("steps", 0_u32) // draws no timestep
+            .param("stream", self.stream as u32)
+            .read("state", 0)
+            .write("eps", 0)
+            .cover(self.size.blocks(), 256);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::check::{Check, devices};
+    use crate::device::Device;
+    use crate::philox::normal_f64;
+    use crate::program::{Plan, Program, Sharing};
+    use crate::tape::Tape;
+
+    fn some_state() -> State {
+        State { seed: 0x1234_5678_9abc_def0, step: 77, first_sample: 1000, ..State::default() }
+    }
+
+    /// Normal numbers of one sample by the formula.
+    pub(crate) fn noise(state: &State, stream: Stream, step: u32, n: usize, elements: usize) -> Vec<f64> {
+        let sample = state.first_sample.wrapping_add(n as u32);
+        let block = |e: usize| normal_f64(draw(state.seed, stream as u32, step, sample, e as u32 / 4));
+        (0..elements).map(|e| block(e)[e % 4]).collect()
+    }
+
+    pub(crate) fn state_of(words: &[f64]) -> State {
+        State::from_words(&words.iter().map(|&w| w as u32).collect::<Vec<_>>())
+    }
+
+    /// `x_t`, `eps` or `t`, as `which` says, from x0, table and state.
+    fn reference(x: &[Vec<f64>], samples: usize, which: usize) -> Vec<f64> {
+        let (elements, steps, state) = (x[0].len() / samples, x[1].len() / 2, state_of(&x[2]));
+        let mut outputs = [Vec::new(), Vec::new(), Vec::new()];
+        for n in 0..samples {
+            let sample = state.first_sample + n as u32;
+            let word = draw(state.seed, Stream::Timestep as u32, state.step, sample, 0)[0];
+            let t = (f64::from(word) / 4_294_967_296.0 * steps as f64).floor();
+            let eps = noise(&state, Stream::Noise, state.step, n, elements);
+            for e in 0..elements {
+                let (a, b) = (x[1][2 * t as usize], x[1][2 * t as usize + 1]);
+                outputs[0].push(a * x[0][n * elements + e] + b * eps[e]);
+            }
+            outputs[1].extend(eps);
+            outputs[2].push(t);
+        }
+        outputs[which].clone()
+    }
+
+    fn table(steps: usize) -> Vec<f32> {
+        (0..steps)
+            .flat_map(|t| {
+                let abar = 1.0 - (t as f32 + 0.5) / steps as f32;
+                [abar.sqrt(), (1.0 - abar).sqrt()]
+            })
+            .collect()
+    }
+
+    fn check(shape: &[usize], steps: usize, state: State, which: usize) {
+        Check::new(format!("noising, output {which}"))
+            .tolerance(if which == 2 { 0.0 } else { 4e-7 })
+            .fixed(shape, crate::check::random(1, shape.iter().product()))
+            .fixed(&[steps, 2], table(steps))
+            .words(&[State::WORDS], state.words().to_vec())
+            .run(
+                |x| {
+                    let (x_t, eps, t) = noising(&x[0], &x[1], &x[2]);
+                    [x_t, eps, t][which].clone()
+                },
+                |x| reference(x, shape[0], which),
+            );
+    }
+
+    #[test]
+    fn every_output_over_hostile_shapes() {
+        for (shape, steps) in [
+            (&[1, 1][..], 1),
+            (&[3, 5], 7),
+            (&[2, 4, 6, 3], 1000),
+            (&[257, 3], 1000),
+            (&[2, 16_385], 10),
+            (&[5], 3),
+        ] {
+            for which in 0..3 {
+                check(shape, steps, some_state(), which);
+            }
+        }
+    }
+
+    #[test]
+    fn timesteps_reach_both_ends() {
+        check(&[5000, 1], 4, some_state(), 2);
+        check(&[5000, 1], 100_003, some_state(), 2);
+    }
+
+    #[test]
+    fn past_65535_workgroups() {
+        // On GPUs alone, and a few samples of it: all of them would take the f64 formula half a minute.
+        let (samples, state) = (65_536 * 256 + 3, some_state());
+        for (name, device) in devices().iter().filter(|(_, device)| matches!(device, Device::Gpu(_))) {
+            let tape = Tape::new();
+            let z = gaussian([samples, 1], Stream::Start, &tape.stored_u32("state", [State::WORDS]));
+            let mut program =
+                Program::compile(&Plan::new(&tape, &[&z], device), device, &[], Sharing::Guarded).unwrap();
+            program.write("state", &state.words()).unwrap();
+            program.run().unwrap();
+            let got = program.read(&z).unwrap();
+            assert!(program.guards_intact().unwrap(), "on {name}");
+            for n in [0, 65_535 * 256 - 1, 65_535 * 256, 65_536 * 256 - 1, samples - 1] {
+                let wanted = noise(&state, Stream::Start, state.step, n, 1)[0];
+                assert!((f64::from(got[n]) - wanted).abs() <= 2e-6, "on {name}: sample {n} is {}", got[n]);
+            }
+            assert!(got.iter().all(|z| z.is_finite()), "on {name}");
+        }
+    }
+
+    #[test]
+    fn gaussian_is_normal_and_accurate_and_follows_the_state() {
+        let elements = 100_003;
+        let run = |stream: Stream, state: State| {
+            Check::new(format!("gaussian {stream:?}"))
+                .tolerance(4e-7)
+                .words(&[State::WORDS], state.words().to_vec())
+                .run(
+                    |x| gaussian([2, elements], stream, &x[0]),
+                    |x| {
+                        let state = state_of(&x[0]);
+                        (0..2).flat_map(|n| noise(&state, stream, state.step, n, elements)).collect()
+                    },
+                );
+        };
+        let state = some_state();
+        run(Stream::Start, state);
+        run(Stream::Reverse, State { step: 0, first_sample: u32::MAX, ..state });
+        let z: Vec<f64> =
+            (0..2).flat_map(|n| noise(&state, Stream::Start, state.step, n, elements)).collect();
+        let mean = z.iter().sum::<f64>() / z.len() as f64;
+        let variance = z.iter().map(|z| (z - mean).powi(2)).sum::<f64>() / z.len() as f64;
+        assert!(mean.abs() < 0.01 && (variance - 1.0).abs() < 0.015, "mean {mean}, variance {variance}");
+    }
+}
