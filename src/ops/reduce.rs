@@ -157,29 +157,30 @@ impl Launch for Sum {
     }
 }
 
-/// Column sums of consecutive rows of `x`, or of `x * y`; `sums` has one element per column.
+/// Column sums, in f64, of consecutive rows of `x`, or of `x * y`; `sums` has one element per column.
 #[inline(always)]
 fn sum_slice(sums: &mut [f32], x: &[f32], y: Option<&[f32]>) {
     let columns = sums.len();
-    sums.fill(0.0);
     // Few columns: several rows are taken as one long line, so that vectors are full whatever the number of columns.
     let width = columns * (TILE / columns).max(1);
     for tile in (0..width).step_by(TILE) {
-        let mut cells = [0.0_f32; TILE];
+        let mut cells = [0.0_f64; TILE];
         for line in (0..x.len()).step_by(width) {
             let begin = x.len().min(line + tile);
             let end = x.len().min(line + width.min(tile + TILE));
             match y {
-                None => cells.iter_mut().zip(&x[begin..end]).for_each(|(cell, x)| *cell += x),
+                None => cells.iter_mut().zip(&x[begin..end]).for_each(|(cell, x)| *cell += f64::from(*x)),
                 Some(y) => {
                     for ((cell, x), y) in cells.iter_mut().zip(&x[begin..end]).zip(&y[begin..end]) {
-                        *cell += x * y;
+                        *cell += f64::from(*x) * f64::from(*y);
                     }
                 }
             }
         }
-        for (i, cell) in cells.iter().enumerate().take(width - tile) {
-            sums[(tile + i) % columns] += cell;
+        // Cells of one column lie `columns` apart.
+        let end = columns.min(tile + TILE);
+        for (column, sum) in sums[tile..end].iter_mut().enumerate() {
+            *sum = cells.iter().skip(column).step_by(columns).take(width / columns).sum::<f64>() as f32;
         }
     }
 }
