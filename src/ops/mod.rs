@@ -3,6 +3,7 @@
 
 pub mod activation;
 pub mod arithmetic;
+pub mod dropout;
 pub mod reduce;
 
 use crate::device::gpu::shader::Kernel;
@@ -12,4 +13,4 @@ pub(crate) const CHUNK: usize = 16_384;
 
 /// Every kernel of the program, for the tests that compile them all.
 pub static KERNELS: &[&Kernel] =
-    &[&crate::tape::KERNEL, &activation::KERNEL, &arithmetic::KERNEL, &reduce::KERNEL];
+    &[&crate::tape::KERNEL, &activation::KERNEL, &arithmetic::KERNEL, &dropout::KERNEL, &reduce::KERNEL];
