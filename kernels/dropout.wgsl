@@ -13,8 +13,8 @@
 
 const WG: u32 = 256u;
 
-// `blocks`: of one sample. `threshold`: the least value of a word's upper 24 bits that is kept. Deciding on integers makes the
-// mask the same on every device.
+// `blocks`: of one sample. `threshold`: the least word whose uniform number is kept. Deciding on integers makes the mask the
+// same on every device.
 struct Params { samples: u32, size: u32, blocks: u32, stream: u32, threshold: u32, scale: f32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -25,8 +25,7 @@ struct Params { samples: u32, size: u32, blocks: u32, stream: u32, threshold: u3
 @group(0) @binding(5) var<storage, read_write> y4: array<vec4<f32>>;
 
 fn keep(sample: u32, block: u32) -> vec4<bool> {
-    let words = draw(state_seed(), p.stream, state_step(), state_sample() + sample, block);
-    return (words >> vec4<u32>(8u)) >= vec4<u32>(p.threshold);
+    return draw(state_seed(), p.stream, state_step(), state_sample() + sample, block) >= vec4<u32>(p.threshold);
 }
 
 @compute @workgroup_size(WG)

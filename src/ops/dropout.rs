@@ -51,12 +51,13 @@ pub fn dropout(x: &Tensor, p: f32, state: &Tensor) -> Tensor {
     y
 }
 
-/// The least value of a word's upper 24 bits with `uniform(word) >= p`. Comparing integers is the same everywhere.
+/// The least word with `uniform(word) >= p`. Comparing integers is the same everywhere.
 fn threshold(p: f32) -> u32 {
-    let (mut dropped, mut kept) = (0, 1 << 24); // everything below `dropped` is dropped, everything from `kept` on is kept
+    // Words below `dropped` are dropped, words from `kept` on are kept; the largest word is, since p < 1.
+    let (mut dropped, mut kept) = (0, u32::MAX);
     while dropped < kept {
-        let middle = (dropped + kept) / 2;
-        if uniform(middle << 8) >= p {
+        let middle = dropped.midpoint(kept);
+        if uniform(middle) >= p {
             kept = middle;
         } else {
             dropped = middle + 1;
@@ -99,7 +100,7 @@ impl Launch for Dropout {
                 for ((block, y), x) in (first_block..).zip(y.chunks_mut(4)).zip(x.chunks(4)) {
                     let words = draw(state.seed, stream, state.step, sample, block);
                     for ((y, x), word) in y.iter_mut().zip(x).zip(words) {
-                        *y = if word >> 8 >= threshold { scale * x } else { 0.0 };
+                        *y = if word >= threshold { scale * x } else { 0.0 };
                     }
                 }
             });
@@ -236,8 +237,8 @@ mod tests {
     fn thresholds_decide_as_uniform_numbers_do() {
         for p in [f32::MIN_POSITIVE, 1e-7, 0.1, 1.0 / 3.0, 0.5, 0.9, 1.0 - f32::EPSILON / 2.0] {
             let t = threshold(p);
-            assert!(t < 1 << 24 && uniform(t << 8) >= p, "{p}");
-            assert!(t == 0 || uniform((t - 1) << 8) < p, "{p}");
+            assert!(uniform(t) >= p, "{p}");
+            assert!(t == 0 || uniform(t - 1) < p, "{p}");
         }
     }
 
