@@ -6,8 +6,9 @@
 //
 //   a, y [outer, rows, columns]    b [outer, columns]    dy, db as y, b    u, v [n]
 //
-// How b's shape spreads over a's is src/ops/arithmetic.rs's `Broadcast`; every case is one of these views. One thread for each
-// element; forward_vec4 takes four columns a thread, so that finding o and c (two integer divisions) is paid once for four.
+// How b's shape spreads over a's is src/ops/arithmetic.rs's `Broadcast`; every case is one of these views.
+// One thread for each element; forward_vec4 takes four columns a thread, so that finding o and c (two
+// integer divisions) is paid once for four.
 //!include lib/grid.wgsl
 
 const WG: u32 = 256u;

@@ -4,8 +4,9 @@
 //
 //   x, y [samples, size]    state [16]
 //
-// Word j of the random block b of a sample is that of element 4 * b + j. One thread for each block. The derivative is the same
-// function with the same mask: nothing is stored. forward_vec4 is for sizes that four divides.
+// Word j of the random block b of a sample is that of element 4 * b + j. One thread for each block. The
+// derivative is the same function with the same mask: nothing is stored. forward_vec4 is for sizes that
+// four divides.
 // References: Srivastava et al. 2014 (JMLR 15); random numbers as in lib/philox.wgsl.
 //!include lib/grid.wgsl
 //!include lib/philox.wgsl
@@ -13,8 +14,8 @@
 
 const WG: u32 = 256u;
 
-// `blocks`: of one sample. `threshold`: the least word whose uniform number is kept. Deciding on integers makes the mask the
-// same on every device.
+// `blocks`: of one sample. `threshold`: the least word whose uniform number is kept. Deciding on integers
+// makes the mask the same on every device.
 struct Params { samples: u32, size: u32, blocks: u32, stream: u32, threshold: u32, scale: f32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -25,7 +26,8 @@ struct Params { samples: u32, size: u32, blocks: u32, stream: u32, threshold: u3
 @group(0) @binding(5) var<storage, read_write> y4: array<vec4<f32>>;
 
 fn keep(sample: u32, block: u32) -> vec4<bool> {
-    return draw(state_seed(), p.stream, state_step(), state_sample() + sample, block) >= vec4<u32>(p.threshold);
+    let words = draw(state_seed(), p.stream, state_step(), state_sample() + sample, block);
+    return words >= vec4<u32>(p.threshold);
 }
 
 @compute @workgroup_size(WG)

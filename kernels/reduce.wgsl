@@ -6,9 +6,10 @@
 //
 //   x, y, dx [outer, rows, columns]    out [outer, slices, columns]    dy [outer, columns]
 //
-// sum and dot_product: one workgroup per (outer, slice, block of `width` columns). Its 256 threads stand in a grid of 256 / width rows
-// by width columns, so that neighbours read neighbours however few columns there are; a tall sum is cut into slices, and a
-// second dispatch of `sum` adds those up. spread: one thread per element of dx.
+// sum and dot_product: one workgroup per (outer, slice, block of `width` columns). Its 256 threads stand in
+// a grid of 256 / width rows by width columns, so that neighbours read neighbours however few columns there
+// are; a tall sum is cut into slices, and a second dispatch of `sum` adds those up. spread: one thread per
+// element of dx.
 //!include lib/grid.wgsl
 
 const WG: u32 = 256u;
@@ -39,7 +40,7 @@ fn task_of(group: u32, lane: u32) -> Task {
     var task: Task;
     task.first = (outer * p.rows + row) * p.columns + column;
     task.stride = lines * p.columns;
-    let inside = outer < p.outer && column < p.columns; // else: past the last column, or a group past the end
+    let inside = outer < p.outer && column < p.columns; // else past the last column or the last group
     if inside && row < end {
         task.count = (end - row + lines - 1u) / lines;
     }

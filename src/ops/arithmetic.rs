@@ -1,4 +1,4 @@
-//! Addition, subtraction, multiplication and division of two tensors, the second spread over the first; and `factor * x + offset`.
+//! `a + b`, `a - b`, `a * b` and `a / b`, with `b` spread over `a`; and `factor * x + offset`.
 
 use rayon::prelude::*;
 
@@ -31,7 +31,8 @@ pub enum Broadcast {
 impl Broadcast {
     /// The first case, in the order of the enum, that fits; `None` if none does.
     ///
-    /// So `[C]` wins over `[N]` when `C == N`, as trailing dimensions do in numpy. Write `[N, 1]` to mean samples for sure.
+    /// So `[C]` wins over `[N]` when `C == N`, as trailing dimensions do in numpy. Write `[N, 1]` to mean
+    /// samples for sure.
     pub fn of(a: &Shape, b: &Shape) -> Option<Self> {
         let (n, c) = (a.dims().first().copied().unwrap_or(1), a.last());
         let ones = |dims: &[usize]| dims.iter().all(|&d| d == 1);
@@ -243,7 +244,8 @@ impl Launch for Forward {
     }
 }
 
-/// `y = f(a, b)` for the elements of `a` from `start` on, in runs over which `b` is one number or goes along with `a`.
+/// `y = f(a, b)` for the elements of `a` from `start` on, in runs over which `b` is one number or goes
+/// along with `a`.
 #[inline(always)]
 fn zip_spread(view: View, start: usize, y: &mut [f32], a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) {
     let View { outer: _, rows, columns } = view;

@@ -13,9 +13,10 @@ use crate::tensor::DType;
 
 pub static KERNEL: Kernel = kernel!("dropout");
 
-/// Zeroes each element with probability `p` and scales the others by `1 / (1 - p)` (Srivastava et al. 2014). `x` of `[N, ..]`;
-/// `state`: the step's state, `u32 [16]` (see [`State`]). The mask depends on seed, step, sample and on how many dropouts were
-/// recorded before, not on the device or the batch. With `p = 0`, `x` itself.
+/// Zeroes each element with probability `p` and scales the others by `1 / (1 - p)` (Srivastava et al.
+/// 2014). `x` of `[N, ..]`; `state`: the step's state, `u32 [16]` (see [`State`]). The mask depends on
+/// seed, step, sample and on how many dropouts were recorded before, not on the device or the batch. With
+/// `p = 0`, `x` itself.
 ///
 /// # Panics
 /// When `p` is not in `[0, 1)`.
@@ -229,7 +230,7 @@ mod tests {
             let bits: Vec<u32> = program.read(&y).expect("reads").into_iter().map(f32::to_bits).collect();
             let dropped = bits.iter().filter(|&&b| b == 0).count() as f64 / bits.len() as f64;
             assert!((dropped - f64::from(p)).abs() < 0.005, "{name}: {dropped} are dropped");
-            assert!(*first.get_or_insert_with(|| bits.clone()) == bits, "{name}: other bits than on the CPU");
+            assert!(*first.get_or_insert_with(|| bits.clone()) == bits, "{name}: other bits");
         }
     }
 

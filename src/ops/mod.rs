@@ -4,6 +4,7 @@
 pub mod activation;
 pub mod arithmetic;
 pub mod dropout;
+pub mod mse;
 pub mod reduce;
 
 use crate::device::gpu::shader::Kernel;
@@ -12,5 +13,11 @@ use crate::device::gpu::shader::Kernel;
 pub(crate) const CHUNK: usize = 16_384;
 
 /// Every kernel of the program, for the tests that compile them all.
-pub static KERNELS: &[&Kernel] =
-    &[&crate::tape::KERNEL, &activation::KERNEL, &arithmetic::KERNEL, &dropout::KERNEL, &reduce::KERNEL];
+pub static KERNELS: &[&Kernel] = &[
+    &crate::tape::KERNEL,
+    &activation::KERNEL,
+    &arithmetic::KERNEL,
+    &dropout::KERNEL,
+    &mse::KERNEL,
+    &reduce::KERNEL,
+];

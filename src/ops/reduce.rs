@@ -54,7 +54,8 @@ impl View {
     }
 }
 
-/// `out[o, c] = scale * sum over r of x[o, r, c]`, of `x[o, r, c] * y[o, r, c]` if `products`. Reads `x` (and `y`).
+/// `out[o, c] = scale * sum over r of x[o, r, c]`, of `x[o, r, c] * y[o, r, c]` if `products`. Reads `x`
+/// (and `y`).
 #[derive(Debug)]
 pub(crate) struct Sum {
     pub name: &'static str,
@@ -67,13 +68,14 @@ pub(crate) struct Sum {
 const TILE: usize = 64;
 
 impl Sum {
-    /// Rows of one task of the CPU twin: about `CHUNK` elements, and enough rows that partial sums stay few.
+    /// Rows of one task of the CPU twin: about `CHUNK` elements, and enough rows that partial sums stay
+    /// few.
     fn cpu_slice_rows(&self) -> usize {
         (CHUNK / self.view.columns).max(16)
     }
 
-    /// Columns of one workgroup, number of slices, and rows of a slice: as many slices as fill a large GPU if each thread
-    /// still gets 16 rows, and no more than the second dispatch adds up quickly.
+    /// Columns of one workgroup, number of slices, and rows of a slice: as many slices as fill a large GPU
+    /// if each thread still gets 16 rows, and no more than the second dispatch adds up quickly.
     fn gpu_slices(&self) -> (usize, usize, usize) {
         let View { outer, rows, columns } = self.view;
         let width = columns.next_power_of_two().min(64);
@@ -161,7 +163,8 @@ impl Launch for Sum {
 #[inline(always)]
 fn sum_slice(sums: &mut [f32], x: &[f32], y: Option<&[f32]>) {
     let columns = sums.len();
-    // Few columns: several rows are taken as one long line, so that vectors are full whatever the number of columns.
+    // Few columns: several rows are taken as one long line, so that vectors are full whatever the number of
+    // columns.
     let width = columns * (TILE / columns).max(1);
     for tile in (0..width).step_by(TILE) {
         let mut cells = [0.0_f64; TILE];
