@@ -3,11 +3,15 @@
 
 pub mod activation;
 pub mod adam;
+pub mod arithmetic;
 pub mod conv2d;
 pub mod denoising;
+pub mod dropout;
 pub mod embedding;
 pub mod grad_norm;
+pub mod mse;
 pub mod noising;
+pub mod reduce;
 pub mod timestep_embedding;
 
 use crate::device::gpu::shader::Kernel;
@@ -20,10 +24,14 @@ pub static KERNELS: &[&Kernel] = &[
     &crate::tape::KERNEL,
     &activation::KERNEL,
     &adam::KERNEL,
+    &arithmetic::KERNEL,
     &conv2d::KERNEL,
     &denoising::KERNEL,
+    &dropout::KERNEL,
     &embedding::KERNEL,
     &grad_norm::KERNEL,
+    &mse::KERNEL,
     &noising::KERNEL,
+    &reduce::KERNEL,
     &timestep_embedding::KERNEL,
 ];

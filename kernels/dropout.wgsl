@@ -1,0 +1,71 @@
+// dropout - zeroes elements at random and scales the others up, so that the mean stays (inverted dropout).
+//
+//   y[n, i] = keep ? scale * x[n, i] : 0      scale = 1 / (1 - p)      keep: uniform(word of (n, i)) >= p
+//
+//   x, y [samples, size]    state [16]
+//
+// Word j of the random block b of a sample is that of element 4 * b + j. One thread for each block. The
+// derivative is the same function with the same mask: nothing is stored. forward_vec4 is for sizes that
+// four divides.
+// References: Srivastava et al. 2014 (JMLR 15); random numbers as in lib/philox.wgsl.
+//!include lib/grid.wgsl
+//!include lib/philox.wgsl
+//!include lib/state.wgsl
+
+const WG: u32 = 256u;
+
+// `blocks`: of one sample. `threshold`: the least word whose uniform number is kept. Deciding on integers
+// makes the mask the same on every device.
+struct Params { samples: u32, size: u32, blocks: u32, stream: u32, threshold: u32, scale: f32 }
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read> state: array<u32>;
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(4) var<storage, read> x4: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> y4: array<vec4<f32>>;
+
+fn keep(sample: u32, block: u32) -> vec4<bool> {
+    let words = draw(state_seed(), p.stream, state_step(), state_sample() + sample, block);
+    return words >= vec4<u32>(p.threshold);
+}
+
+@compute @workgroup_size(WG)
+fn forward(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = flat_group(group, groups) * WG + lane;
+    if i >= p.samples * p.blocks {
+        return;
+    }
+    let sample = i / p.blocks;
+    let block = i - sample * p.blocks;
+    let kept = keep(sample, block);
+    let first = sample * p.size + 4u * block;
+    let left = p.size - 4u * block; // elements of this block and those after it
+    y[first] = select(0.0, p.scale * x[first], kept.x);
+    if left > 1u {
+        y[first + 1u] = select(0.0, p.scale * x[first + 1u], kept.y);
+    }
+    if left > 2u {
+        y[first + 2u] = select(0.0, p.scale * x[first + 2u], kept.z);
+    }
+    if left > 3u {
+        y[first + 3u] = select(0.0, p.scale * x[first + 3u], kept.w);
+    }
+}
+
+@compute @workgroup_size(WG)
+fn forward_vec4(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = flat_group(group, groups) * WG + lane;
+    if i < p.samples * p.blocks {
+        let sample = i / p.blocks;
+        y4[i] = select(vec4<f32>(), p.scale * x4[i], keep(sample, i - sample * p.blocks));
+    }
+}

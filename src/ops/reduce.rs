@@ -1,0 +1,330 @@
+//! Sums: of everything, and of the columns over all leading dimensions.
+
+use rayon::prelude::*;
+
+use crate::device::gpu::shader::Kernel;
+use crate::kernel;
+use crate::launch::{Dispatches, Io, Launch};
+use crate::ops::CHUNK;
+use crate::simd::vectorized;
+use crate::tape::Tensor;
+
+pub static KERNEL: Kernel = kernel!("reduce");
+
+/// The sum of all elements. `x` of any shape; the result is `[1]`.
+pub fn sum(x: &Tensor) -> Tensor {
+    reduce("sum", x, View { outer: 1, rows: x.elements(), columns: 1 }, 1.0)
+}
+
+/// The mean of all elements. `x` of any shape; the result is `[1]`.
+pub fn mean(x: &Tensor) -> Tensor {
+    let scale = (1.0 / x.elements() as f64) as f32;
+    reduce("mean", x, View { outer: 1, rows: x.elements(), columns: 1 }, scale)
+}
+
+/// The sum over all dimensions but the last: `x` of `[.., C]`, the result of `[C]`. The gradient of a bias.
+pub fn sum_rows(x: &Tensor) -> Tensor {
+    let columns = x.shape().last();
+    reduce("sum_rows", x, View { outer: 1, rows: x.elements() / columns, columns }, 1.0)
+}
+
+fn reduce(name: &'static str, x: &Tensor, view: View, scale: f32) -> Tensor {
+    let products = false;
+    let [y] = x.tape().launch(Sum { name, view, scale, products }, &[x], [[view.columns].into()]);
+    let shape = x.shape().clone();
+    x.tape().derivative(&[x], &[&y], move |dy| {
+        let Some(dy) = &dy[0] else { return vec![None] };
+        let [dx] = dy.tape().launch(Spread { view, scale }, &[dy], [shape]);
+        vec![Some(dx)]
+    });
+    y
+}
+
+/// A tensor seen as `[outer, rows, columns]`; the rows are what is summed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    pub outer: usize,
+    pub rows: usize,
+    pub columns: usize,
+}
+
+impl View {
+    pub fn elements(self) -> usize {
+        self.outer * self.rows * self.columns
+    }
+}
+
+/// `out[o, c] = scale * sum over r of x[o, r, c]`, of `x[o, r, c] * y[o, r, c]` if `products`. Reads `x`
+/// (and `y`).
+#[derive(Debug)]
+pub(crate) struct Sum {
+    pub name: &'static str,
+    pub view: View,
+    pub scale: f32,
+    pub products: bool,
+}
+
+/// Columns that the CPU twin sums at once.
+const TILE: usize = 64;
+
+impl Sum {
+    /// Rows of one task of the CPU twin: about `CHUNK` elements, and enough rows that partial sums stay
+    /// few.
+    fn cpu_slice_rows(&self) -> usize {
+        (CHUNK / self.view.columns).max(16)
+    }
+
+    /// Columns of one workgroup, number of slices, and rows of a slice: as many slices as fill a large GPU
+    /// if each thread still gets 16 rows, and no more than the second dispatch adds up quickly.
+    fn gpu_slices(&self) -> (usize, usize, usize) {
+        let View { outer, rows, columns } = self.view;
+        let width = columns.next_power_of_two().min(64);
+        let lines = 256 / width;
+        let groups = outer * columns.div_ceil(width);
+        let slices = rows.div_ceil(16 * lines).min(1024 / groups).clamp(1, 64 * lines);
+        let slice_rows = rows.div_ceil(slices);
+        (width, rows.div_ceil(slice_rows), slice_rows)
+    }
+}
+
+impl Launch for Sum {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_scratch(&self) -> Vec<usize> {
+        vec![self.view.outer * self.view.rows.div_ceil(self.cpu_slice_rows()) * self.view.columns]
+    }
+
+    fn cpu(&self, io: &Io) {
+        let View { rows, columns, .. } = self.view;
+        let slice_rows = self.cpu_slice_rows();
+        let slices = rows.div_ceil(slice_rows);
+        let (x, y) = (io.read(0), self.products.then(|| io.read(1)));
+        let partial = io.scratch(0);
+        partial.par_chunks_mut(columns).enumerate().for_each(|(i, partial)| {
+            let first = i % slices * slice_rows;
+            let count = slice_rows.min(rows - first);
+            let begin = (i / slices * rows + first) * columns;
+            let range = begin..begin + count * columns;
+            vectorized(|| sum_slice(partial, &x[range.clone()], y.map(|y| &y[range])));
+        });
+        let partial = partial.par_chunks(slices * columns);
+        io.write(0).par_chunks_mut(columns).zip(partial).for_each(|(out, partial)| {
+            vectorized(|| sum_partial(out, partial, f64::from(self.scale)));
+        });
+    }
+
+    fn gpu_scratch(&self) -> Vec<usize> {
+        match self.gpu_slices() {
+            (_, 1, _) => Vec::new(),
+            (_, slices, _) => vec![self.view.outer * slices * self.view.columns],
+        }
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        let View { outer, rows, columns } = self.view;
+        let (width, slices, slice_rows) = self.gpu_slices();
+        let groups = outer * columns.div_ceil(width);
+        let first = plan.add(&KERNEL, if self.products { "dot_product" } else { "sum" });
+        first
+            .param("outer", outer)
+            .param("rows", rows)
+            .param("columns", columns)
+            .param("slices", slices)
+            .param("slice_rows", slice_rows)
+            .param("width", width)
+            .param("scale", if slices == 1 { self.scale } else { 1.0 })
+            .read("x", 0)
+            .cover(groups * slices, 1);
+        if self.products {
+            first.read("y", 1);
+        }
+        if slices == 1 {
+            first.write("out", 0);
+            return;
+        }
+        first.scratch("out", 0);
+        plan.add(&KERNEL, "sum")
+            .param("outer", outer)
+            .param("rows", slices)
+            .param("columns", columns)
+            .param("slices", 1_u32)
+            .param("slice_rows", slices)
+            .param("width", width)
+            .param("scale", self.scale)
+            .scratch("x", 0)
+            .write("out", 0)
+            .cover(groups, 1);
+    }
+}
+
+/// Column sums, in f64, of consecutive rows of `x`, or of `x * y`; `sums` has one element per column.
+#[inline(always)]
+fn sum_slice(sums: &mut [f32], x: &[f32], y: Option<&[f32]>) {
+    let columns = sums.len();
+    // Few columns: several rows are taken as one long line, so that vectors are full whatever the number of
+    // columns.
+    let width = columns * (TILE / columns).max(1);
+    for tile in (0..width).step_by(TILE) {
+        let mut cells = [0.0_f64; TILE];
+        for line in (0..x.len()).step_by(width) {
+            let begin = x.len().min(line + tile);
+            let end = x.len().min(line + width.min(tile + TILE));
+            match y {
+                None => cells.iter_mut().zip(&x[begin..end]).for_each(|(cell, x)| *cell += f64::from(*x)),
+                Some(y) => {
+                    for ((cell, x), y) in cells.iter_mut().zip(&x[begin..end]).zip(&y[begin..end]) {
+                        *cell += f64::from(*x) * f64::from(*y);
+                    }
+                }
+            }
+        }
+        // Cells of one column lie `columns` apart.
+        let end = columns.min(tile + TILE);
+        for (column, sum) in sums[tile..end].iter_mut().enumerate() {
+            *sum = cells.iter().skip(column).step_by(columns).take(width / columns).sum::<f64>() as f32;
+        }
+    }
+}
+
+/// `out[c] = scale * sum over s of partial[s, c]`, in f64.
+#[inline(always)]
+fn sum_partial(out: &mut [f32], partial: &[f32], scale: f64) {
+    let columns = out.len();
+    for (tile, out) in out.chunks_mut(TILE).enumerate() {
+        let mut cells = [0.0_f64; TILE];
+        for line in partial.chunks_exact(columns) {
+            for (cell, x) in cells.iter_mut().zip(&line[tile * TILE..][..out.len()]) {
+                *cell += f64::from(*x);
+            }
+        }
+        for (out, cell) in out.iter_mut().zip(cells) {
+            *out = (scale * cell) as f32;
+        }
+    }
+}
+
+/// `dx[o, r, c] = scale * dy[o, c]`.
+#[derive(Debug)]
+struct Spread {
+    view: View,
+    scale: f32,
+}
+
+impl Launch for Spread {
+    fn name(&self) -> &'static str {
+        "reduce backward_x"
+    }
+
+    fn cpu(&self, io: &Io) {
+        let View { rows, columns, .. } = self.view;
+        let (dy, dx) = (io.read(0), io.write(0));
+        let chunk_rows = (CHUNK / columns).clamp(1, rows);
+        for (dx, dy) in dx.chunks_mut(rows * columns).zip(dy.chunks(columns)) {
+            dx.par_chunks_mut(chunk_rows * columns).for_each(|dx| {
+                vectorized(|| {
+                    if columns == 1 {
+                        dx.fill(self.scale * dy[0]);
+                        return;
+                    }
+                    for dx in dx.chunks_mut(columns) {
+                        dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx = self.scale * dy);
+                    }
+                });
+            });
+        }
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        plan.add(&KERNEL, "spread")
+            .param("outer", self.view.outer)
+            .param("rows", self.view.rows)
+            .param("columns", self.view.columns)
+            .param("slices", 1_u32)
+            .param("slice_rows", self.view.rows)
+            .param("width", 1_u32)
+            .param("scale", self.scale)
+            .read("dy", 0)
+            .write("dx", 0)
+            .cover(self.view.elements(), 256);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::{Check, random};
+
+    #[test]
+    fn sum_and_mean() {
+        // Around one workgroup, one slice of the GPU, one chunk of the CPU; and a size of many slices.
+        for n in [1, 63, 65, 257, 4097, CHUNK - 1, CHUNK + 1, 1_300_003] {
+            Check::new("sum").probes(4).input(&[n]).run(|x| sum(&x[0]), |x| vec![x[0].iter().sum()]);
+        }
+        Check::new("mean")
+            .input(&[3, 5, 7, 11])
+            .run(|x| mean(&x[0]), |x| vec![x[0].iter().sum::<f64>() / x[0].len() as f64]);
+    }
+
+    /// Numbers of one sign, where a plain f32 loop is off by 1e-4.
+    #[test]
+    fn long_sums_are_accurate() {
+        let n = 4_000_037;
+        let x: Vec<f32> = random(1, n).into_iter().map(|v| v.abs() + 0.1).collect();
+        Check::new("sum of positive numbers")
+            .tolerance(5e-7)
+            .probes(2)
+            .values(&[n], x)
+            .run(|x| sum(&x[0]), |x| vec![x[0].iter().sum()]);
+    }
+
+    fn column_sums(x: &[f64], columns: usize) -> Vec<f64> {
+        let mut sums = vec![0.0; columns];
+        for (i, x) in x.iter().enumerate() {
+            sums[i % columns] += x;
+        }
+        sums
+    }
+
+    #[test]
+    fn rows() {
+        let shapes: [&[usize]; 12] = [
+            &[1, 1],
+            &[7],
+            &[5, 1],
+            &[2, 3, 5, 3],
+            &[3, 7, 11, 17],
+            &[1023, 63],
+            &[517, 64],
+            &[1025, 65],
+            &[130, 129],
+            &[3, 1021],
+            &[17, 20_000], // one row is more than a chunk
+            &[4, 9, 31, 320],
+        ];
+        for shape in shapes {
+            let columns = shape[shape.len() - 1];
+            Check::new("sum_rows")
+                .input(shape)
+                .probes(8)
+                .run(|x| sum_rows(&x[0]), move |x| column_sums(&x[0], columns));
+        }
+    }
+
+    #[test]
+    fn tall_and_narrow() {
+        for columns in [3, 64] {
+            Check::new("sum_rows")
+                .input(&[40_009, columns])
+                .probes(3)
+                .run(|x| sum_rows(&x[0]), |x| column_sums(&x[0], columns));
+        }
+    }
+
+    #[test]
+    fn past_65535_workgroups() {
+        let n = 65_536 * 256 + 3;
+        Check::new("sum").probes(2).input(&[n]).run(|x| sum(&x[0]), |x| vec![x[0].iter().sum()]);
+    }
+}
