@@ -5,10 +5,11 @@
 //
 //   a [batch,M,K] or [batch,K,M]    b [batch,K,N] or [batch,N,K]    y [batch,M,N]    bias, dbias [N]
 //
-// product: one thread for each 4 x 4 tile of y, TX x TY threads a workgroup, one workgroup for each (batch, part of K, tile).
-// Long sums over few elements of y are cut into `parts` of `depth` to fill the GPU: then y is the scratch
-// [parts,batch,M,N] and sum_parts adds the parts in their order. No workgroup memory: neighbours meet in the cache.
-// Reference: Goto & van de Geijn 2008 (doi:10.1145/1356052.1356053), of which this is the innermost tile.
+// product: one thread for each 4 x 4 tile of y, TX x TY threads a workgroup, one workgroup for each (batch,
+// part of K, tile). Long sums over few elements of y are cut into `parts` of `depth` to fill the GPU: then y
+// is the scratch [parts,batch,M,N] and sum_parts adds the parts in their order. No workgroup memory:
+// neighbours meet in the cache. Reference: Goto & van de Geijn 2008 (doi:10.1145/1356052.1356053), of which
+// this is the innermost tile.
 //!include lib/grid.wgsl
 
 const TX: u32 = 16u; // knob: threads of a workgroup along N, 4 columns each
@@ -117,7 +118,9 @@ fn a_at(item: u32, row: u32, k: u32) -> f32 {
 }
 
 fn a_quad(item: u32, row: u32, k: u32) -> vec4<f32> {
-    return vec4<f32>(a_at(item, row, k), a_at(item, row, k + 1u), a_at(item, row, k + 2u), a_at(item, row, k + 3u));
+    return vec4<f32>(
+        a_at(item, row, k), a_at(item, row, k + 1u), a_at(item, row, k + 2u), a_at(item, row, k + 3u),
+    );
 }
 
 // B[k, col], 0 outside.
@@ -130,7 +133,9 @@ fn b_at(item: u32, k: u32, col: u32) -> f32 {
 }
 
 fn b_quad(item: u32, k: u32, col: u32) -> vec4<f32> {
-    return vec4<f32>(b_at(item, k, col), b_at(item, k, col + 1u), b_at(item, k, col + 2u), b_at(item, k, col + 3u));
+    return vec4<f32>(
+        b_at(item, k, col), b_at(item, k, col + 1u), b_at(item, k, col + 2u), b_at(item, k, col + 3u),
+    );
 }
 
 // For any sizes, element by element.

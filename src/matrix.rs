@@ -104,7 +104,8 @@ impl<'a> MatrixMut<'a> {
             self.rows,
             self.cols
         );
-        // SAFETY: all three matrices lie inside their slices, and only this value may touch the one that is written.
+        // SAFETY: all three matrices lie inside their slices, and only this value may touch the one that is
+        // written.
         unsafe {
             gemm::gemm(
                 self.rows,

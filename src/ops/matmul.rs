@@ -1,4 +1,4 @@
-//! Matrix products, batched or with one matrix shared by all, with an optional bias per column; the linear layer.
+//! Matrix products, batched or with one matrix shared by all, with an optional bias; the linear layer.
 
 use rayon::prelude::*;
 
@@ -33,10 +33,11 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
     matmul(x, w, Transpose::NONE, bias)
 }
 
-/// `y = a b + bias` over the last two dimensions: a `[.., M, K]`, b `[.., K, N]`, bias `[N]`, y `[.., M, N]`.
+/// `y = a b + bias` over the last two dimensions: a `[.., M, K]`, b `[.., K, N]`, bias `[N]`,
+/// y `[.., M, N]`.
 ///
-/// A transposed a is `[.., K, M]`, a transposed b `[.., N, K]`. The leading dimensions of a and b are equal, or b is a single
-/// matrix that all share; a must not be transposed then, unless it is a single matrix too.
+/// A transposed a is `[.., K, M]`, a transposed b `[.., N, K]`. The leading dimensions of a and b are equal,
+/// or b is a single matrix that all share; a must not be transposed then, unless it is a single matrix too.
 ///
 /// # Panics
 /// When the shapes do not fit.
@@ -90,7 +91,7 @@ impl Product {
             format!("a {}, b {}, {bias}, {transpose:?}", a.shape(), b.shape())
         };
         let (a_dims, b_dims) = (a.dims(), b.dims());
-        assert!(a_dims.len() >= 2 && b_dims.len() >= 2, "matmul: at least two dimensions each: {}", shapes());
+        assert!(a_dims.len() >= 2 && b_dims.len() >= 2, "matmul: two dimensions or more: {}", shapes());
         let (a_lead, a_last) = a_dims.split_at(a_dims.len() - 2);
         let (b_lead, b_last) = b_dims.split_at(b_dims.len() - 2);
         let (m, k) = if transpose.a { (a_last[1], a_last[0]) } else { (a_last[0], a_last[1]) };
@@ -214,8 +215,8 @@ impl Product {
     }
 }
 
-/// Tasks that a CPU twin aims at: enough for the cores of most machines. It must not depend on the machine, since the order of
-/// sums depends on it.
+/// Tasks that a CPU twin aims at: enough for the cores of most machines. It must not depend on the machine,
+/// since the order of sums depends on it.
 const WANTED_TASKS: usize = 32;
 
 /// Multiplications below which cutting a task further costs more than it gains.

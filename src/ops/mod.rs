@@ -2,6 +2,7 @@
 //! name in `kernels/`.
 
 pub mod activation;
+pub mod attention;
 pub mod matmul;
 
 use crate::device::gpu::shader::Kernel;
@@ -10,4 +11,5 @@ use crate::device::gpu::shader::Kernel;
 pub(crate) const CHUNK: usize = 16_384;
 
 /// Every kernel of the program, for the tests that compile them all.
-pub static KERNELS: &[&Kernel] = &[&crate::tape::KERNEL, &activation::KERNEL, &matmul::KERNEL];
+pub static KERNELS: &[&Kernel] =
+    &[&crate::tape::KERNEL, &activation::KERNEL, &attention::KERNEL, &matmul::KERNEL];
