@@ -214,9 +214,14 @@ impl Dispatch {
         self
     }
 
-    pub fn read(&mut self, name: &'static str, index: usize) -> &mut Self {
-        self.binds.push(Bind { name, slot: Slot::Read(index), part: None });
+    /// Binds whatever `slot` is, for launches that choose between a tensor and scratch.
+    pub fn bind(&mut self, name: &'static str, slot: Slot) -> &mut Self {
+        self.binds.push(Bind { name, slot, part: None });
         self
+    }
+
+    pub fn read(&mut self, name: &'static str, index: usize) -> &mut Self {
+        self.bind(name, Slot::Read(index))
     }
 
     pub fn write(&mut self, name: &'static str, index: usize) -> &mut Self {

@@ -3,6 +3,7 @@ mod check;
 pub mod device;
 pub mod error;
 pub mod launch;
+pub mod matrix;
 pub mod ops;
 pub mod philox;
 pub mod plan;

@@ -4,11 +4,13 @@
 pub mod activation;
 pub mod adam;
 pub mod arithmetic;
+pub mod attention;
 pub mod conv2d;
 pub mod denoising;
 pub mod dropout;
 pub mod embedding;
 pub mod grad_norm;
+pub mod matmul;
 pub mod mse;
 pub mod noising;
 pub mod reduce;
@@ -25,11 +27,13 @@ pub static KERNELS: &[&Kernel] = &[
     &activation::KERNEL,
     &adam::KERNEL,
     &arithmetic::KERNEL,
+    &attention::KERNEL,
     &conv2d::KERNEL,
     &denoising::KERNEL,
     &dropout::KERNEL,
     &embedding::KERNEL,
     &grad_norm::KERNEL,
+    &matmul::KERNEL,
     &mse::KERNEL,
     &noising::KERNEL,
     &reduce::KERNEL,

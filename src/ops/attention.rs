@@ -1,0 +1,394 @@
+//! Scaled dot-product attention of several heads, which keeps the logarithm of each row's sum instead of the
+//! weights.
+
+use rayon::prelude::*;
+
+use crate::device::gpu::shader::Kernel;
+use crate::kernel;
+use crate::launch::{Dispatch, Dispatches, Io, Launch, Slot};
+use crate::matrix::{Matrix, MatrixMut, Tiles};
+use crate::simd::{exp, vectorized};
+use crate::tape::Tensor;
+
+/// The sets of knobs are for head widths up to 4, 8, 16, 32 ... 512.
+pub static KERNEL: Kernel = kernel!(
+    "attention",
+    [
+        [("LANES", "1u"), ("QUADS", "1u")],
+        [("LANES", "1u"), ("QUADS", "2u")],
+        [("LANES", "1u"), ("QUADS", "4u")],
+        [("LANES", "2u"), ("QUADS", "4u")],
+        [("LANES", "4u"), ("QUADS", "4u")],
+        [("LANES", "8u"), ("QUADS", "4u")],
+        [("LANES", "16u"), ("QUADS", "4u")],
+        [("LANES", "32u"), ("QUADS", "4u")],
+    ]
+);
+
+/// Threads of a workgroup, as in the kernel.
+const GROUP: usize = 64;
+
+/// Widest head that the kernel's sets of knobs reach.
+const WIDEST: usize = 512;
+
+/// Queries that the CPU twin takes at a time: enough for fast products, few enough for their scores to stay
+/// in the cache.
+const QUERIES: usize = 64;
+
+/// Into how many shares the CPU twin cuts its work, each with scratch of its own: a constant, so that the
+/// order of sums and the memory needed do not depend on the machine.
+const SHARES: usize = 32;
+
+/// `y = softmax(q k^T / sqrt(D)) v` for each head, head h being the channels `h D .. (h+1) D` of all four,
+/// `D = C / heads`: q, y `[N, T, C]`, k and v `[N, S, C]`. Vaswani et al. 2017 (arXiv:1706.03762), equation
+/// 1.
+///
+/// # Panics
+/// When the shapes do not fit, or a head is wider than 512.
+#[track_caller]
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Tensor {
+    let shapes = || format!("q {}, k {}, v {}, {heads} heads", q.shape(), k.shape(), v.shape());
+    let [n, queries, c] = q.shape().of_rank("attention");
+    let [_, keys, _] = k.shape().of_rank("attention");
+    let fits = k.dims() == [n, keys, c] && v.dims() == k.dims();
+    assert!(fits, "attention: expected q [N, T, C], k and v [N, S, C]: {}", shapes());
+    assert!(q.elements() * keys > 0, "attention: an empty tensor: {}", shapes());
+    let d = c.checked_div(heads).unwrap_or(0);
+    assert!(d > 0 && d * heads == c, "attention: {c} channels do not divide into heads: {}", shapes());
+    assert!(d <= WIDEST, "attention: a head is at most {WIDEST} channels wide: {}", shapes());
+    let size = Size { n, heads, d, queries, keys };
+
+    let lse_shape = [n, heads, queries].into();
+    let [y, lse] = q.tape().launch(Forward(size), &[q, k, v], [q.shape().clone(), lse_shape]);
+    let (saved_q, saved_k, saved_v, saved_y) = (q.clone(), k.clone(), v.clone(), y.clone());
+    q.tape().derivative(&[q, k, v], &[&y], move |dy| {
+        let Some(dy) = &dy[0] else { return vec![None, None, None] };
+        let reads = [&saved_q, &saved_k, &saved_v, &saved_y, &lse, dy];
+        let shapes = [&saved_q, &saved_k, &saved_v].map(|x| x.shape().clone());
+        dy.tape().launch(Backward(size), &reads, shapes).map(Some).into()
+    });
+    y
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    n: usize,
+    heads: usize,
+    d: usize,
+    queries: usize,
+    keys: usize,
+}
+
+impl Size {
+    fn channels(&self) -> usize {
+        self.heads * self.d
+    }
+
+    fn scale(&self) -> f32 {
+        (1.0 / (self.d as f64).sqrt()) as f32
+    }
+
+    /// Pairs of sample and head.
+    fn pairs(&self) -> usize {
+        self.n * self.heads
+    }
+
+    /// First element of a row of one head, in a tensor of `rows` rows a sample.
+    fn at(&self, pair: usize, rows: usize, row: usize) -> usize {
+        (pair / self.heads * rows + row) * self.channels() + pair % self.heads * self.d
+    }
+
+    /// Some queries of one head, of q or a tensor of its shape.
+    fn query_block<'a>(&self, x: &'a [f32], pair: usize, first: usize, count: usize) -> Matrix<'a> {
+        Matrix::new(&x[self.at(pair, self.queries, first)..], count, self.d, self.channels())
+    }
+
+    /// All keys of one head, of k or v.
+    fn all_keys<'a>(&self, x: &'a [f32], pair: usize) -> Matrix<'a> {
+        Matrix::new(&x[self.at(pair, self.keys, 0)..], self.keys, self.d, self.channels())
+    }
+
+    /// Channels of a head after padding to whole vec4.
+    fn padded(&self) -> usize {
+        self.d.next_multiple_of(4)
+    }
+
+    /// Elements of q and of k after padding.
+    fn padded_elements(&self) -> [usize; 2] {
+        [self.queries, self.keys].map(|rows| self.pairs() * rows * self.padded())
+    }
+
+    fn is_ragged(&self) -> bool {
+        !self.d.is_multiple_of(4)
+    }
+
+    fn dispatch<'a>(&self, plan: &'a mut Dispatches, entry: &'static str, rows: usize) -> &'a mut Dispatch {
+        plan.add(&KERNEL, entry)
+            .param("n", self.n)
+            .param("heads", self.heads)
+            .param("d", self.d)
+            .param("queries", self.queries)
+            .param("keys", self.keys)
+            .param("scale", self.scale())
+            .param("rows", self.n * rows)
+    }
+
+    /// A dispatch with a row of threads for each of `rows` queries or keys of each head.
+    fn dispatch_rows<'a>(
+        &self,
+        plan: &'a mut Dispatches,
+        entry: &'static str,
+        rows: usize,
+    ) -> &'a mut Dispatch {
+        let set = (self.padded() / 4).next_power_of_two().ilog2() as usize;
+        let lanes = 1 << set.saturating_sub(2);
+        let groups = self.pairs() * rows.div_ceil(GROUP / lanes);
+        self.dispatch(plan, entry, rows).knobs(set).cover(groups, 1)
+    }
+
+    fn pad(&self, plan: &mut Dispatches, rows: usize, read: usize, scratch: usize) {
+        let elements = self.pairs() * rows * self.padded();
+        self.dispatch(plan, "pad", rows)
+            .read("narrow", read)
+            .scratch("padded", scratch)
+            .cover(elements, GROUP);
+    }
+
+    fn unpad(&self, plan: &mut Dispatches, rows: usize, scratch: usize, write: usize) {
+        let elements = self.pairs() * rows * self.d;
+        self.dispatch(plan, "unpad", rows)
+            .scratch("wide", scratch)
+            .write("unpadded", write)
+            .cover(elements, GROUP);
+    }
+}
+
+/// Writes y and the logarithm of each row's sum of exponentials.
+#[derive(Debug)]
+struct Forward(Size);
+
+impl Forward {
+    fn blocks(&self) -> usize {
+        self.0.queries.div_ceil(QUERIES)
+    }
+
+    fn tasks(&self) -> usize {
+        self.0.pairs() * self.blocks()
+    }
+}
+
+impl Launch for Forward {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_scratch(&self) -> Vec<usize> {
+        vec![self.tasks().min(SHARES) * QUERIES * self.0.keys]
+    }
+
+    fn cpu(&self, io: &Io) {
+        let Forward(size) = self;
+        let (q, k, v) = (io.read(0), io.read(1), io.read(2));
+        let (y, lse) = (Tiles::new(io.write(0)), Tiles::new(io.write(1)));
+        let share = self.tasks().div_ceil(SHARES);
+        let scratch = io.scratch(0).par_chunks_mut(QUERIES * size.keys);
+        scratch.enumerate().for_each(|(number, scores)| {
+            for task in number * share..self.tasks().min((number + 1) * share) {
+                let (pair, first) = (task / self.blocks(), task % self.blocks() * QUERIES);
+                let count = QUERIES.min(size.queries - first);
+                let at = size.at(pair, size.queries, first);
+                // SAFETY: every task has queries, or channels, of its own.
+                let (mut y, mut lse) = unsafe {
+                    let lse = lse.tile(pair * size.queries + first, 1, count, count);
+                    (y.tile(at, count, size.d, size.channels()), lse)
+                };
+                let scores = &mut scores[..count * size.keys];
+                MatrixMut::new(scores, count, size.keys, size.keys).set_product(
+                    size.scale(),
+                    size.query_block(q, pair, first, count),
+                    size.all_keys(k, pair).transposed(),
+                );
+                let mut sums = [0.0; QUERIES];
+                let rows = scores.chunks_exact_mut(size.keys).zip(&mut sums).zip(lse.row(0));
+                vectorized(|| {
+                    for ((scores, sum), lse) in rows {
+                        let top = fold(scores, f32::MIN, f32::max);
+                        scores.iter_mut().for_each(|s| *s = exp(*s - top));
+                        *sum = fold(scores, 0.0, |a, b| a + b);
+                        *lse = top + sum.ln();
+                    }
+                });
+                let weights = Matrix::new(scores, count, size.keys, size.keys);
+                y.set_product(1.0, weights, size.all_keys(v, pair));
+                for (i, sum) in sums[..count].iter().enumerate() {
+                    y.row(i).iter_mut().for_each(|y| *y /= sum);
+                }
+            }
+        });
+    }
+
+    fn gpu_scratch(&self) -> Vec<usize> {
+        let [queries, keys] = self.0.padded_elements();
+        if self.0.is_ragged() { vec![queries, keys, keys, queries] } else { Vec::new() }
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        let Forward(size) = self;
+        if size.is_ragged() {
+            size.pad(plan, size.queries, 0, 0);
+            size.pad(plan, size.keys, 1, 1);
+            size.pad(plan, size.keys, 2, 2);
+            let forward = size.dispatch_rows(plan, "forward", size.queries);
+            forward.scratch("q", 0).scratch("k", 1).scratch("v", 2).scratch("y", 3).write("lse", 1);
+            size.unpad(plan, size.queries, 3, 0);
+        } else {
+            let forward = size.dispatch_rows(plan, "forward", size.queries);
+            forward.read("q", 0).read("k", 1).read("v", 2).write("y", 0).write("lse", 1);
+        }
+    }
+}
+
+/// Folds all elements in sixteen interleaved strands, so that the loop vectorises.
+#[inline(always)]
+fn fold(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut strands = [start; 16];
+    let (blocks, rest) = x.as_chunks::<16>();
+    for block in blocks {
+        for (strand, x) in strands.iter_mut().zip(block) {
+            *strand = f(*strand, *x);
+        }
+    }
+    for (strand, x) in strands.iter_mut().zip(rest) {
+        *strand = f(*strand, *x);
+    }
+    strands.into_iter().fold(start, f)
+}
+
+/// Turns one query's scores `p` into weights, and the gradients `ds` of these into those of the scores.
+#[inline(always)]
+fn weights_and_slopes(p: &mut [f32], ds: &mut [f32], lse: f32) {
+    p.iter_mut().for_each(|p| *p = exp(*p - lse));
+    // Divided by their sum once more, because the logarithm of a sum is rounded, the more the larger the
+    // scores. With the whole row at hand, delta = dy.y is the mean of the gradients, from which those of a
+    // single key cancel exactly.
+    let total = fold(p, 0.0, |a, b| a + b);
+    p.iter_mut().for_each(|p| *p /= total);
+    ds.iter_mut().zip(&*p).for_each(|(ds, p)| *ds *= p);
+    let delta = fold(ds, 0.0, |a, b| a + b);
+    for (p, ds) in p.iter().zip(ds) {
+        *ds -= p * delta;
+    }
+}
+
+/// Writes dq, dk and dv from q, k, v, y, the logarithms and dy.
+#[derive(Debug)]
+struct Backward(Size);
+
+impl Launch for Backward {
+    fn name(&self) -> &'static str {
+        "attention backward"
+    }
+
+    fn cpu_scratch(&self) -> Vec<usize> {
+        vec![self.0.pairs().min(SHARES) * 2 * QUERIES * self.0.keys]
+    }
+
+    fn cpu(&self, io: &Io) {
+        let Backward(size) = self;
+        let (q, k, v, lse, dy) = (io.read(0), io.read(1), io.read(2), io.read(4), io.read(5));
+        let [dq, dk, dv] = [0, 1, 2].map(|i| Tiles::new(io.write(i)));
+        let (d, c, keys) = (size.d, size.channels(), size.keys);
+        let share = size.pairs().div_ceil(SHARES);
+        let scratch = io.scratch(0).par_chunks_mut(2 * QUERIES * keys);
+        scratch.enumerate().for_each(|(number, scratch)| {
+            let (p, ds) = scratch.split_at_mut(QUERIES * keys);
+            for pair in number * share..size.pairs().min((number + 1) * share) {
+                let (k, v) = (size.all_keys(k, pair), size.all_keys(v, pair));
+                // SAFETY: every task has samples, or channels, of its own.
+                let (mut dk, mut dv) = unsafe {
+                    let at = size.at(pair, keys, 0);
+                    (dk.tile(at, keys, d, c), dv.tile(at, keys, d, c))
+                };
+                for first in (0..size.queries).step_by(QUERIES) {
+                    let count = QUERIES.min(size.queries - first);
+                    let (p, ds) = (&mut p[..count * keys], &mut ds[..count * keys]);
+                    let q = size.query_block(q, pair, first, count);
+                    let slope = size.query_block(dy, pair, first, count);
+                    MatrixMut::new(p, count, keys, keys).set_product(size.scale(), q, k.transposed());
+                    MatrixMut::new(ds, count, keys, keys).set_product(1.0, slope, v.transposed());
+                    let lse = &lse[pair * size.queries + first..][..count];
+                    vectorized(|| {
+                        let rows = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
+                        rows.zip(lse).for_each(|((p, ds), lse)| weights_and_slopes(p, ds, *lse));
+                    });
+                    let p = Matrix::new(p, count, keys, keys);
+                    let ds = Matrix::new(ds, count, keys, keys);
+                    // SAFETY: as above.
+                    let mut dq = unsafe { dq.tile(size.at(pair, size.queries, first), count, d, c) };
+                    dq.set_product(size.scale(), ds, k);
+                    if first == 0 {
+                        dk.set_product(size.scale(), ds.transposed(), q);
+                        dv.set_product(1.0, p.transposed(), slope);
+                    } else {
+                        dk.add_product(size.scale(), ds.transposed(), q);
+                        dv.add_product(1.0, p.transposed(), slope);
+                    }
+                }
+            }
+        });
+    }
+
+    /// delta, then the padded q, k, v, y, dy, dq, dk and dv.
+    fn gpu_scratch(&self) -> Vec<usize> {
+        let delta = self.0.pairs() * self.0.queries;
+        let [q, k] = self.0.padded_elements();
+        if self.0.is_ragged() { vec![delta, q, k, k, q, q, q, k, k] } else { vec![delta] }
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        let Backward(size) = self;
+        let ragged = size.is_ragged();
+        // Reads and writes, or the scratch that takes their place.
+        let pick = |given: Slot, padded: usize| if ragged { Slot::Scratch(padded) } else { given };
+        let (q, k, v) = (pick(Slot::Read(0), 1), pick(Slot::Read(1), 2), pick(Slot::Read(2), 3));
+        let (y, dy) = (pick(Slot::Read(3), 4), pick(Slot::Read(5), 5));
+        let (dq, dk, dv) = (pick(Slot::Write(0), 6), pick(Slot::Write(1), 7), pick(Slot::Write(2), 8));
+        if ragged {
+            for (rows, read, scratch) in [
+                (size.queries, 0, 1),
+                (size.keys, 1, 2),
+                (size.keys, 2, 3),
+                (size.queries, 3, 4),
+                (size.queries, 5, 5),
+            ] {
+                size.pad(plan, rows, read, scratch);
+            }
+        }
+        size.dispatch_rows(plan, "backward_q", size.queries)
+            .bind("q", q)
+            .bind("k", k)
+            .bind("v", v)
+            .bind("saved_y", y)
+            .read("saved_lse", 4)
+            .bind("dy", dy)
+            .bind("dq", dq)
+            .scratch("new_delta", 0);
+        size.dispatch_rows(plan, "backward_kv", size.keys)
+            .bind("q", q)
+            .bind("k", k)
+            .bind("v", v)
+            .bind("dy", dy)
+            .read("saved_lse", 4)
+            .scratch("delta", 0)
+            .bind("dk", dk)
+            .bind("dv", dv);
+        if ragged {
+            size.unpad(plan, size.queries, 6, 0);
+            size.unpad(plan, size.keys, 7, 1);
+            size.unpad(plan, size.keys, 8, 2);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! Attention of every width, length and number of heads against plain loops.
+
+use super::*;
+use crate::check::{Check, random};
+
+/// One query after the other: scores, their softmax, the weighted sum of values.
+fn reference(size: Size, x: &[Vec<f64>]) -> Vec<f64> {
+    let Size { n, heads, d, queries, keys } = size;
+    let (q, k, v) = (&x[0], &x[1], &x[2]);
+    let c = heads * d;
+    let mut y = vec![0.0; n * queries * c];
+    for item in 0..n {
+        for head in 0..heads {
+            for t in 0..queries {
+                let at_query = (item * queries + t) * c + head * d;
+                let at_key = |j: usize| (item * keys + j) * c + head * d;
+                let score = |j: usize| -> f64 {
+                    (0..d).map(|i| q[at_query + i] * k[at_key(j) + i]).sum::<f64>() / (d as f64).sqrt()
+                };
+                let scores: Vec<f64> = (0..keys).map(score).collect();
+                let top = scores.iter().copied().fold(f64::MIN, f64::max);
+                let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+                for (j, s) in scores.iter().enumerate() {
+                    for i in 0..d {
+                        y[at_query + i] += (s - top).exp() / sum * v[at_key(j) + i];
+                    }
+                }
+            }
+        }
+    }
+    y
+}
+
+/// Random inputs whose q and k spread over `(-spread, spread)`.
+fn check(n: usize, heads: usize, d: usize, [queries, keys]: [usize; 2], spread: f32, tolerance: f64) {
+    // Each probe runs the reference twice.
+    let probes = if queries * keys * n * heads * d > 20_000 { 2 } else { 20 };
+    let size = Size { n, heads, d, queries, keys };
+    let values = |salt, rows, spread: f32| -> Vec<f32> {
+        random(salt, n * rows * heads * d).into_iter().map(|v| v * spread).collect()
+    };
+    let of = |rows| [n, rows, heads * d];
+    Check::new(format!("attention, {heads} heads of {d}, spread {spread}"))
+        .tolerance(tolerance)
+        .probes(probes)
+        .values(&of(queries), values(0, queries, spread))
+        .values(&of(keys), values(1, keys, spread))
+        .values(&of(keys), values(2, keys, 1.0))
+        .run(|x| attention(&x[0], &x[1], &x[2], heads), |x| reference(size, x));
+}
+
+#[test]
+fn every_head_width() {
+    for d in [1, 3, 4, 6, 8, 12, 32, 40, 64, 128, 256, 512] {
+        check(2, 2, d, [7, 5], 2.0, 4e-6);
+    }
+}
+
+#[test]
+fn every_length() {
+    for lengths in [[1, 9], [65, 65], [63, 130], [130, 64]] {
+        check(2, 1, 8, lengths, 2.0, 4e-6);
+        check(1, 2, 20, lengths, 2.0, 4e-6);
+    }
+    // With a single key dq and dk are 0, which dy.v - dy.y is only to the last place of dy.v.
+    for lengths in [[1, 1], [64, 1]] {
+        check(2, 2, 20, lengths, 1.0, 2e-5);
+    }
+}
+
+#[test]
+fn many_heads() {
+    check(3, 5, 3, [13, 11], 2.0, 4e-6);
+    check(2, 5, 16, [7, 9], 2.0, 4e-6);
+    check(7, 8, 2, [2, 3], 2.0, 4e-6);
+}
+
+#[test]
+fn sizes_of_real_models() {
+    check(1, 8, 8, [196, 196], 2.0, 4e-6);
+    check(2, 1, 64, [49, 49], 2.0, 4e-6);
+    check(1, 1, 256, [64, 64], 1.0, 4e-6);
+}
+
+#[test]
+fn large_scores() {
+    // A score of some hundreds is rounded by 3e-5, and its weight is wrong by as much: here the largest
+    // error allowed.
+    for (d, spread) in [(3, 30.0), (8, 15.0), (64, 5.0)] {
+        check(2, 2, d, [9, 17], spread, 2e-5);
+    }
+}
+
+#[test]
+fn the_largest_scores_stay_finite_and_pick_one_key() {
+    // Key j is 30 times unit vector j times 30, so that query t picks key t and no other.
+    let (t, d) = (16, 16);
+    let unit: Vec<f32> = (0..t * d).map(|i| if i / d == i % d { 30.0 * 30.0 } else { 0.0 }).collect();
+    let size = Size { n: 1, heads: 1, d, queries: t, keys: t };
+    Check::new("attention, one-hot")
+        .fixed(&[1, t, d], unit.clone())
+        .fixed(&[1, t, d], unit)
+        .input(&[1, t, d])
+        .run(|x| attention(&x[0], &x[1], &x[2], 1), |x| reference(size, x));
+}
+
+#[test]
+fn past_65535_workgroups() {
+    check(65_537, 1, 2, [1, 2], 1.0, 4e-6);
+}
+
+#[test]
+#[should_panic(expected = "10 channels do not divide into heads")]
+fn heads_that_do_not_divide() {
+    let tape = crate::tape::Tape::new();
+    let x = tape.stored("x", 0, [1, 2, 10]);
+    attention(&x, &x, &x, 3);
+}

@@ -1,0 +1,388 @@
+//! Matrix products, batched or with one matrix shared by all, with an optional bias; the linear layer.
+
+use rayon::prelude::*;
+
+use crate::device::gpu::shader::Kernel;
+use crate::kernel;
+use crate::launch::{Dispatch, Dispatches, Io, Launch};
+use crate::matrix::{Matrix, Tiles};
+use crate::ops::CHUNK;
+use crate::simd::vectorized;
+use crate::tape::Tensor;
+use crate::tensor::Shape;
+
+pub static KERNEL: Kernel = kernel!("matmul");
+
+/// Which factors of a product are given with rows and columns exchanged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Transpose {
+    pub a: bool,
+    pub b: bool,
+}
+
+impl Transpose {
+    pub const NONE: Transpose = Transpose { a: false, b: false };
+}
+
+/// `y = x w + bias`: x `[.., Cin]`, w `[Cin, Cout]`, bias `[Cout]`, y `[.., Cout]`.
+///
+/// # Panics
+/// When the shapes do not fit.
+#[track_caller]
+pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    matmul(x, w, Transpose::NONE, bias)
+}
+
+/// `y = a b + bias` over the last two dimensions: a `[.., M, K]`, b `[.., K, N]`, bias `[N]`,
+/// y `[.., M, N]`.
+///
+/// A transposed a is `[.., K, M]`, a transposed b `[.., N, K]`. The leading dimensions of a and b are equal,
+/// or b is a single matrix that all share; a must not be transposed then, unless it is a single matrix too.
+///
+/// # Panics
+/// When the shapes do not fit.
+#[track_caller]
+pub fn matmul(a: &Tensor, b: &Tensor, transpose: Transpose, bias: Option<&Tensor>) -> Tensor {
+    let product = Product::of(a, b, transpose, bias);
+    let mut shape = a.dims()[..a.dims().len() - 2].to_vec();
+    // Where b is shared, the product has folded a's leading dimensions into M.
+    shape.push(a.dims()[a.dims().len() - if transpose.a { 1 } else { 2 }]);
+    shape.push(product.n);
+    let y = product.record(a, b, bias, shape.as_slice().into());
+
+    let (saved_a, saved_b) = (a.clone(), b.clone());
+    let inputs: Vec<&Tensor> = [Some(a), Some(b), bias].into_iter().flatten().collect();
+    a.tape().derivative(&inputs, &[&y], move |dy| {
+        let Some(dy) = &dy[0] else { return vec![None; inputs_of(product.bias)] };
+        let mut gradients = vec![
+            Some(product.backward_a(&saved_a, &saved_b, dy)),
+            Some(product.backward_b(&saved_a, &saved_b, dy)),
+        ];
+        if product.bias {
+            let sum = ColumnSum { rows: product.batch * product.m, n: product.n };
+            let [dbias] = dy.tape().launch(sum, &[dy], [[product.n].into()]);
+            gradients.push(Some(dbias));
+        }
+        gradients
+    });
+    y
+}
+
+fn inputs_of(bias: bool) -> usize {
+    if bias { 3 } else { 2 }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Product {
+    name: &'static str,
+    batch: usize,
+    m: usize,
+    n: usize,
+    k: usize,
+    transpose: Transpose,
+    bias: bool,
+}
+
+impl Product {
+    #[track_caller]
+    fn of(a: &Tensor, b: &Tensor, transpose: Transpose, bias: Option<&Tensor>) -> Self {
+        let shapes = || {
+            let bias = bias.map_or("no bias".to_owned(), |bias| format!("bias {}", bias.shape()));
+            format!("a {}, b {}, {bias}, {transpose:?}", a.shape(), b.shape())
+        };
+        let (a_dims, b_dims) = (a.dims(), b.dims());
+        assert!(a_dims.len() >= 2 && b_dims.len() >= 2, "matmul: two dimensions or more: {}", shapes());
+        let (a_lead, a_last) = a_dims.split_at(a_dims.len() - 2);
+        let (b_lead, b_last) = b_dims.split_at(b_dims.len() - 2);
+        let (m, k) = if transpose.a { (a_last[1], a_last[0]) } else { (a_last[0], a_last[1]) };
+        let (b_k, n) = if transpose.b { (b_last[1], b_last[0]) } else { (b_last[0], b_last[1]) };
+        assert!(k == b_k, "matmul: inner dimensions {k} and {b_k} differ: {}", shapes());
+        let items: usize = a_lead.iter().product();
+        let (batch, m) = if a_lead == b_lead {
+            (items, m)
+        } else {
+            let shared = b_lead.is_empty() && !transpose.a;
+            assert!(
+                shared,
+                "matmul: leading dimensions differ, or b is shared by a transposed a: {}",
+                shapes()
+            );
+            (1, items * m)
+        };
+        assert!(batch * m * n * k > 0, "matmul: an empty tensor: {}", shapes());
+        if let Some(bias) = bias {
+            assert!(bias.dims() == [n], "matmul: expected a bias of [{n}]: {}", shapes());
+        }
+        Product { name: "matmul", batch, m, n, k, transpose, bias: bias.is_some() }
+    }
+
+    fn record(self, a: &Tensor, b: &Tensor, bias: Option<&Tensor>, shape: Shape) -> Tensor {
+        let reads: Vec<&Tensor> = [Some(a), Some(b), bias].into_iter().flatten().collect();
+        let [y] = a.tape().launch(self, &reads, [shape]);
+        y
+    }
+
+    /// `dA = dy B^T`, or its transpose `B dy^T`.
+    fn backward_a(self, a: &Tensor, b: &Tensor, dy: &Tensor) -> Tensor {
+        let name = "matmul backward_a";
+        let Transpose { a: ta, b: tb } = self.transpose;
+        if ta {
+            let transpose = Transpose { a: tb, b: true };
+            let product = Product { name, m: self.k, n: self.m, k: self.n, transpose, bias: false, ..self };
+            product.record(b, dy, None, a.shape().clone())
+        } else {
+            let transpose = Transpose { a: false, b: !tb };
+            let product = Product { name, n: self.k, k: self.n, transpose, bias: false, ..self };
+            product.record(dy, b, None, a.shape().clone())
+        }
+    }
+
+    /// `dB = A^T dy`, or its transpose `dy^T A`.
+    fn backward_b(self, a: &Tensor, b: &Tensor, dy: &Tensor) -> Tensor {
+        let name = "matmul backward_b";
+        let Transpose { a: ta, b: tb } = self.transpose;
+        if tb {
+            let transpose = Transpose { a: true, b: ta };
+            let product = Product { name, m: self.n, n: self.k, k: self.m, transpose, bias: false, ..self };
+            product.record(dy, a, None, b.shape().clone())
+        } else {
+            let transpose = Transpose { a: !ta, b: false };
+            let product = Product { name, m: self.k, k: self.m, transpose, bias: false, ..self };
+            product.record(a, dy, None, b.shape().clone())
+        }
+    }
+
+    fn outputs(&self) -> usize {
+        self.batch * self.m * self.n
+    }
+
+    /// The tasks of the CPU twin.
+    fn blocks(&self) -> Blocks {
+        let Product { batch, m, n, k, .. } = *self;
+        let (mut rows, mut cols) = (m.min(256), n.min(512));
+        let tasks = |rows: usize, cols: usize| batch * m.div_ceil(rows) * n.div_ceil(cols);
+        // A long sum is cut rather than the tile: a small tile spends its time on packing the factors.
+        let parts = (k / 1024).min(WANTED_TASKS.div_ceil(tasks(rows, cols))).max(1);
+        let depth = k.div_ceil(parts).next_multiple_of(8);
+        let parts = k.div_ceil(depth);
+        while tasks(rows, cols) * parts < WANTED_TASKS && rows * cols * depth > SMALLEST_TASK {
+            if rows >= cols {
+                rows = rows.div_ceil(2);
+            } else {
+                cols = cols.div_ceil(2);
+            }
+        }
+        Blocks { rows, cols, depth, parts }
+    }
+
+    /// Parts of K, and the length of each, for the GPU.
+    fn gpu_parts(&self) -> (usize, usize) {
+        let tiles = self.batch * self.m.div_ceil(TILE) * self.n.div_ceil(TILE);
+        let parts = (self.k / 256).min(WANTED_GROUPS / tiles).max(1);
+        let depth = self.k.div_ceil(parts).next_multiple_of(4);
+        (self.k.div_ceil(depth), depth)
+    }
+
+    /// The products of all tasks into `out`, `[parts, batch, M, N]`.
+    fn multiply(&self, blocks: &Blocks, a: &[f32], b: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+        let Product { batch, m, n, k, transpose, .. } = *self;
+        let (down, across) = (m.div_ceil(blocks.rows), n.div_ceil(blocks.cols));
+        let out = Tiles::new(out);
+        (0..blocks.parts * batch * down * across).into_par_iter().for_each(|task| {
+            let (stack, row, col) = (task / across / down, task / across % down, task % across);
+            let (part, item) = (stack / batch, stack % batch);
+            let (row, col, first) = (row * blocks.rows, col * blocks.cols, part * blocks.depth);
+            let (rows, cols) = (blocks.rows.min(m - row), blocks.cols.min(n - col));
+            let depth = blocks.depth.min(k - first);
+            let a = &a[item * m * k..][..m * k];
+            let b = &b[item * k * n..][..k * n];
+            let a = if transpose.a { Matrix::new(a, k, m, m).transposed() } else { Matrix::new(a, m, k, k) };
+            let b = if transpose.b { Matrix::new(b, n, k, k).transposed() } else { Matrix::new(b, k, n, n) };
+            let a = a.rows(row, rows).cols(first, depth);
+            let b = b.rows(first, depth).cols(col, cols);
+            // SAFETY: every task has a tile of its own.
+            let mut y = unsafe { out.tile((stack * m + row) * n + col, rows, cols, n) };
+            match bias {
+                None => y.set_product(1.0, a, b),
+                Some(bias) => {
+                    for i in 0..rows {
+                        y.row(i).copy_from_slice(&bias[col..][..cols]);
+                    }
+                    y.add_product(1.0, a, b);
+                }
+            }
+        });
+    }
+}
+
+/// Tasks that a CPU twin aims at: enough for the cores of most machines. It must not depend on the machine,
+/// since the order of sums depends on it.
+const WANTED_TASKS: usize = 32;
+
+/// Multiplications below which cutting a task further costs more than it gains.
+const SMALLEST_TASK: usize = 1 << 21;
+
+/// Workgroups that a GPU product aims at by cutting K.
+const WANTED_GROUPS: usize = 512;
+
+/// Rows and columns of a GPU workgroup: 4 for each of 16 threads, as in the kernel.
+const TILE: usize = 64;
+
+/// How the CPU twin cuts a product: tiles of `rows` x `cols`, each the sum of `parts` products of `depth`.
+struct Blocks {
+    rows: usize,
+    cols: usize,
+    depth: usize,
+    parts: usize,
+}
+
+/// `y = the sum of the parts`, each as long as y, in their order.
+fn sum_parts(parts: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    const BLOCK: usize = 256;
+    let count = y.len();
+    y.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| {
+        vectorized(|| {
+            for (block, y) in y.chunks_mut(BLOCK).enumerate() {
+                let first = chunk * CHUNK + block * BLOCK;
+                let mut sum = [0.0_f64; BLOCK];
+                for part in parts.chunks(count) {
+                    for (sum, x) in sum.iter_mut().zip(&part[first..first + y.len()]) {
+                        *sum += f64::from(*x);
+                    }
+                }
+                for (y, sum) in y.iter_mut().zip(&sum) {
+                    *y = *sum as f32;
+                }
+                if let Some(bias) = bias {
+                    let n = bias.len();
+                    y.iter_mut().enumerate().for_each(|(i, y)| *y += bias[(first + i) % n]);
+                }
+            }
+        });
+    });
+}
+
+impl Launch for Product {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_scratch(&self) -> Vec<usize> {
+        match self.blocks().parts {
+            1 => Vec::new(),
+            parts => vec![parts * self.outputs()],
+        }
+    }
+
+    fn cpu(&self, io: &Io) {
+        let blocks = self.blocks();
+        let (a, b, bias) = (io.read(0), io.read(1), io.has_read(2).then(|| io.read(2)));
+        if blocks.parts == 1 {
+            self.multiply(&blocks, a, b, bias, io.write(0));
+        } else {
+            let parts = io.scratch(0);
+            self.multiply(&blocks, a, b, None, parts);
+            sum_parts(parts, bias, io.write(0));
+        }
+    }
+
+    fn gpu_scratch(&self) -> Vec<usize> {
+        match self.gpu_parts().0 {
+            1 => Vec::new(),
+            parts => vec![parts * self.outputs()],
+        }
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        let (parts, depth) = self.gpu_parts();
+        let Product { batch, m, n, k, transpose, .. } = *self;
+        let params = |dispatch: &mut Dispatch, bias: bool| {
+            dispatch.param("batch", batch).param("m", m).param("n", n).param("k", k);
+            dispatch.param("parts", parts).param("depth", depth).param("has_bias", bias);
+            dispatch.param("a_transposed", transpose.a).param("b_transposed", transpose.b);
+            // Every binding needs a tensor; without a bias it is one that stays unread.
+            dispatch.read("bias", if bias { 2 } else { 1 });
+        };
+        let wide = k % 4 == 0 && n % 4 == 0 && (m % 4 == 0 || !transpose.a);
+        let (entry, [a, b, y]) =
+            if wide { ("product", ["a4", "b4", "y4"]) } else { ("product_ragged", ["a", "b", "y"]) };
+        let product = plan.add(&KERNEL, entry);
+        params(product, self.bias && parts == 1);
+        product.read(a, 0).read(b, 1).cover(parts * batch * m.div_ceil(TILE) * n.div_ceil(TILE), 1);
+        if parts == 1 {
+            product.write(y, 0);
+        } else {
+            product.scratch(y, 0);
+            let sum = plan.add(&KERNEL, "sum_parts");
+            params(sum, self.bias);
+            sum.scratch("part_sums", 0).write("y", 0).cover(self.outputs(), 256);
+        }
+    }
+}
+
+/// `y[n] = sum over rows of x[row, n]`: the gradient of a bias.
+#[derive(Debug)]
+struct ColumnSum {
+    rows: usize,
+    n: usize,
+}
+
+impl ColumnSum {
+    /// Parts of the rows, and the length of each.
+    fn parts(&self) -> (usize, usize) {
+        let depth = self.rows.div_ceil(256).max(64);
+        (self.rows.div_ceil(depth), depth)
+    }
+}
+
+impl Launch for ColumnSum {
+    fn name(&self) -> &'static str {
+        "matmul backward_bias"
+    }
+
+    /// One f64 for each column of each part.
+    fn cpu_scratch(&self) -> Vec<usize> {
+        vec![2 * self.parts().0 * self.n]
+    }
+
+    fn cpu(&self, io: &Io) {
+        let n = self.n;
+        let sums: &mut [f64] = bytemuck::cast_slice_mut(io.scratch(0));
+        sums.par_chunks_mut(n).zip(io.read(0).par_chunks(self.parts().1 * n)).for_each(|(sums, rows)| {
+            vectorized(|| {
+                sums.fill(0.0);
+                for row in rows.chunks_exact(n) {
+                    for (sum, x) in sums.iter_mut().zip(row) {
+                        *sum += f64::from(*x);
+                    }
+                }
+            });
+        });
+        for (col, y) in io.write(0).iter_mut().enumerate() {
+            *y = sums.iter().skip(col).step_by(n).sum::<f64>() as f32;
+        }
+    }
+
+    fn gpu_scratch(&self) -> Vec<usize> {
+        vec![self.parts().0 * self.n]
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        let (parts, depth) = self.parts();
+        let params = |dispatch: &mut Dispatch, m: usize| {
+            dispatch.param("batch", 1_usize).param("m", m).param("n", self.n).param("k", 1_usize);
+            dispatch.param("parts", parts).param("depth", depth).param("has_bias", false);
+            dispatch.param("a_transposed", false).param("b_transposed", false);
+        };
+        let partial = plan.add(&KERNEL, "column_sum_parts");
+        params(partial, self.rows);
+        partial.read("dy", 0).scratch("column_parts", 0).cover(parts * self.n.div_ceil(64), 1);
+        // The sum of the parts, of which each is one row.
+        let sum = plan.add(&KERNEL, "sum_parts");
+        params(sum, 1);
+        sum.scratch("part_sums", 0).read("bias", 0).write("y", 0).cover(self.n, 256);
+    }
+}
+
+#[cfg(test)]
+mod tests;
