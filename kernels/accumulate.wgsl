@@ -1,6 +1,6 @@
 // accumulate - the sum of two gradients of one tensor; recorded by the tape, and only there.
 //
-//   sum = a + b      a, b, sum [n]
+//   sum = a + b (forward)      sum = a (copy)      sum += a (add_into)      a, b, sum [n]
 //
 // One thread for each element.
 //!include lib/grid.wgsl
@@ -35,5 +35,17 @@ fn copy(
     let i = flat_group(group, groups) * WG + lane;
     if i < p.n {
         sum[i] = a[i];
+    }
+}
+
+@compute @workgroup_size(WG)
+fn add_into(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = flat_group(group, groups) * WG + lane;
+    if i < p.n {
+        sum[i] += a[i];
     }
 }

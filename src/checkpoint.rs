@@ -99,13 +99,16 @@ pub struct Loaded {
 /// When the file is missing, damaged, or no checkpoint of denoir.
 pub fn load(path: &Path) -> Result<Loaded> {
     let shown = path.display();
-    let bytes = fs::read(path)
-        .map_err(|e| Error::new(format!("cannot read the checkpoint {shown}")).hint("check the path").caused_by(e))?;
-    let damaged = || Error::new(format!("the checkpoint {shown} is damaged")).hint("use an older one, or train anew");
+    let bytes = fs::read(path).map_err(|e| {
+        Error::new(format!("cannot read the checkpoint {shown}")).hint("check the path").caused_by(e)
+    })?;
+    let damaged =
+        || Error::new(format!("the checkpoint {shown} is damaged")).hint("use an older one, or train anew");
     SafeTensors::deserialize(&bytes).map_err(|e| damaged().caused_by(e))?;
     let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged().caused_by(e))?;
     let Some(text) = metadata.metadata().as_ref().and_then(|m| m.get(KEY)) else {
-        return Err(Error::new(format!("{shown} is not a checkpoint of denoir")).hint("give a folder made by `denoir train`"));
+        return Err(Error::new(format!("{shown} is not a checkpoint of denoir"))
+            .hint("give a folder made by `denoir train`"));
     };
     let header: Header = serde_json::from_str(text).map_err(|e| damaged().caused_by(e))?;
     if header.format != FORMAT {
@@ -126,7 +129,8 @@ impl Loaded {
         let file = SafeTensors::deserialize(&self.bytes)
             .map_err(|e| Error::new(format!("the checkpoint {shown} is damaged")).caused_by(e))?;
         let other = |what: String| {
-            Error::new(format!("{shown} is of another model: {what}")).hint("use the recipe that it was trained with")
+            Error::new(format!("{shown} is of another model: {what}"))
+                .hint("use the recipe that it was trained with")
         };
         let mut flat = vec![0.0; params.elements()];
         for spec in params.specs() {

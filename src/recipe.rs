@@ -237,7 +237,9 @@ pub fn find(name: &str) -> Result<Recipe> {
 /// Names the key, or the line, that is wrong.
 pub fn parse(text: &str, origin: &str) -> Result<Recipe> {
     let bad = |e: &dyn std::fmt::Display| {
-        Error::usage(format!("{origin} is not a recipe")).hint("compare with `denoir recipes digits`").caused_by(e)
+        Error::usage(format!("{origin} is not a recipe"))
+            .hint("compare with `denoir recipes digits`")
+            .caused_by(e)
     };
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| bad(&e.message()))?;
     table.try_into().map_err(|e: toml::de::Error| bad(&e.message()))
@@ -313,7 +315,8 @@ impl Recipe {
         ];
         for (key, value, low, high) in whole {
             if value < low || value > high {
-                let range = if high == u64::MAX { format!("{low} or more") } else { format!("from {low} to {high}") };
+                let range =
+                    if high == u64::MAX { format!("{low} or more") } else { format!("from {low} to {high}") };
                 return Err(Error::usage(format!("{key} is {value}")).hint(format!("it must be {range}")));
             }
         }
@@ -335,7 +338,11 @@ impl Recipe {
         for (key, value, low, high, closed) in real {
             let fits = if closed { value >= low && value <= high } else { value > low && value < high };
             if !fits {
-                let range = if closed { format!("from {low} to {high}") } else { format!("between {low} and {high}") };
+                let range = if closed {
+                    format!("from {low} to {high}")
+                } else {
+                    format!("between {low} and {high}")
+                };
                 return Err(Error::usage(format!("{key} is {value}")).hint(format!("it must be {range}")));
             }
         }
@@ -343,10 +350,13 @@ impl Recipe {
             return Err(Error::usage("beta1 and beta2 must be below 1").hint("0.9 and 0.999 are usual"));
         }
         if self.optimizer == Optimizer::Adam && self.weight_decay > 0.0 {
-            return Err(Error::usage("weight_decay goes with optimizer = adamw").hint("set optimizer=adamw too"));
+            return Err(
+                Error::usage("weight_decay goes with optimizer = adamw").hint("set optimizer=adamw too")
+            );
         }
         if self.unet.in_channels != self.unet.out_channels {
-            return Err(Error::usage("unet.in_channels and unet.out_channels differ").hint("a DDPM predicts noise of the image's shape"));
+            return Err(Error::usage("unet.in_channels and unet.out_channels differ")
+                .hint("a DDPM predicts noise of the image's shape"));
         }
         self.unet.validate([self.image_size, self.image_size])
     }

@@ -51,7 +51,9 @@ impl Run {
                 .hint(format!("go on with `denoir train --resume {shown}`, or choose another --out")));
         }
         let denied = |e| {
-            Error::new(format!("cannot write into the folder {shown}")).hint("choose another --out").caused_by(e)
+            Error::new(format!("cannot write into the folder {shown}"))
+                .hint("choose another --out")
+                .caused_by(e)
         };
         for part in ["checkpoints", "samples"] {
             fs::create_dir_all(folder.join(part)).map_err(denied)?;

@@ -7,7 +7,7 @@ use crate::device::{Buffer, Device};
 use crate::diffusion::Variance;
 use crate::error::Result;
 use crate::nn::{self, Params, Scope};
-use crate::ops::denoising::{denoise, timestep_of_row};
+use crate::ops::denoising::{Row, denoise, timestep_of_row};
 use crate::ops::noising::gaussian;
 use crate::philox::Stream;
 use crate::program::{Plan, Program, Sharing};
@@ -67,7 +67,7 @@ impl Sampler {
         let tape = Tape::new();
         let x = tape.stored("x", 0, [batch, h, w, c]);
         let state = tape.stored_u32("state", [State::WORDS]);
-        let rows = tape.stored("denoising", 0, [timesteps.len(), crate::diffusion::ROW]);
+        let rows = tape.stored("denoising", 0, [timesteps.len(), Row::COLUMNS]);
         let t = timestep_of_row(batch, &rows, &state);
         let classes = recipe.unet.num_class_embeds;
         let labels = (classes > 0).then(|| tape.stored_u32("labels", [batch]));

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch};
+use crate::launch::{Dispatches, Io, Launch, Slot};
 use crate::tensor::{DType, Id, Shape};
 
 /// Where a tensor's data lives.
@@ -243,6 +243,12 @@ impl Tape {
         }
     }
 
+    /// Records `sum += gradient` in place, for gradients of several batches.
+    pub fn accumulate_into(&self, sum: &Tensor, gradient: &Tensor) {
+        assert_eq!(sum.elements(), gradient.elements(), "accumulate {} into {}", gradient.shape, sum.shape);
+        self.launch_into(AddInto { n: sum.elements() }, &[gradient], &[sum]);
+    }
+
     /// Runs `record` with launches labelled by the part of the model that they belong to.
     pub fn labelled<R>(&self, label: &str, record: impl FnOnce() -> R) -> R {
         let before = self.0.label.replace(Some(label.into()));
@@ -285,7 +291,9 @@ impl Gradients {
     pub fn of_store(&self, store: &str) -> Vec<(usize, Tensor)> {
         let metas = self.tape.0.metas.borrow();
         let of = metas.iter().zip(&self.of).filter_map(|(meta, gradient)| match (&meta.home, gradient) {
-            (Home::Stored { store: s, first }, Some(gradient)) if &**s == store => Some((*first, gradient.clone())),
+            (Home::Stored { store: s, first }, Some(gradient)) if &**s == store => {
+                Some((*first, gradient.clone()))
+            }
             _ => None,
         });
         of.collect()
@@ -350,5 +358,38 @@ impl Launch for Copy {
 
     fn gpu(&self, plan: &mut Dispatches) {
         plan.add(&KERNEL, "copy").param("n", self.n).read("a", 0).write("sum", 0).cover(self.n, 256);
+    }
+}
+
+/// Adds a flat store of gradients to another.
+#[derive(Debug)]
+struct AddInto {
+    n: usize,
+}
+
+impl Launch for AddInto {
+    fn name(&self) -> &'static str {
+        "accumulate into"
+    }
+
+    fn cpu(&self, io: &Io) {
+        use rayon::prelude::*;
+        const CHUNK: usize = 16_384;
+        io.write(0).par_chunks_mut(CHUNK).zip(io.read(0).par_chunks(CHUNK)).for_each(|(sum, a)| {
+            sum.iter_mut().zip(a).for_each(|(sum, a)| *sum += a);
+        });
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        // Parts of 128 MiB, the least that adapters bind.
+        const PART: usize = 1 << 25;
+        for first in (0..self.n).step_by(PART) {
+            let n = PART.min(self.n - first);
+            plan.add(&KERNEL, "add_into")
+                .param("n", n)
+                .part("a", Slot::Read(0), first, n)
+                .part("sum", Slot::Write(0), first, n)
+                .cover(n, 256);
+        }
     }
 }

@@ -47,7 +47,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let count = dataset.len().map_or(arguments.count, |len| len.min(arguments.count));
     print(&describe(&arguments.spec, &*dataset, count)?);
     match &arguments.out {
-        Some(out) if out.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) => sheet(&*dataset, count, out)?,
+        Some(out) if out.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) => {
+            sheet(&*dataset, count, out)?
+        }
         Some(out) => folder(&*dataset, count, out)?,
         None => {}
     }
@@ -68,7 +70,10 @@ fn describe(spec: &str, dataset: &dyn Dataset, count: u64) -> Result<String> {
         let _ = writeln!(
             text,
             "  channel {channel}  mean {:+.3}  deviation {:.3}  from {:+.3} to {:+.3}",
-            statistics.mean[channel], statistics.std[channel], statistics.min[channel], statistics.max[channel]
+            statistics.mean[channel],
+            statistics.std[channel],
+            statistics.min[channel],
+            statistics.max[channel]
         );
     }
     for (name, n) in dataset.classes().iter().zip(&statistics.histogram) {

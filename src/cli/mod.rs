@@ -49,7 +49,9 @@ pub fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
         let text = info.payload_as_str().unwrap_or("unknown").lines().collect::<Vec<_>>().join(" ");
-        eprintln!("error: defect in denoir ({place}): {text}; please report it with the command that you ran");
+        eprintln!(
+            "error: defect in denoir ({place}): {text}; please report it with the command that you ran"
+        );
     }));
     let outcome = std::panic::catch_unwind(|| match arguments.command {
         Command::Devices(a) => devices::run(&a),

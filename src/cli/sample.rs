@@ -38,17 +38,27 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let loaded = if arguments.run.is_file() { checkpoint::load(&arguments.run)? } else { Run::open(&arguments.run)?.newest()? };
+    let loaded = if arguments.run.is_file() {
+        checkpoint::load(&arguments.run)?
+    } else {
+        Run::open(&arguments.run)?.newest()?
+    };
     let recipe = &loaded.recipe;
     recipe.validate()?;
     let timesteps = recipe.timesteps;
     let steps = arguments.steps.unwrap_or(timesteps);
     if steps == 0 || steps > timesteps {
-        return Err(Error::usage(format!("--steps {steps}")).hint(format!("it must be from 1 to {timesteps}")));
+        return Err(
+            Error::usage(format!("--steps {steps}")).hint(format!("it must be from 1 to {timesteps}"))
+        );
     }
     let classes = recipe.unet.num_class_embeds;
     if let Some(class) = arguments.class.filter(|&c| c as usize >= classes) {
-        let hint = if classes == 0 { "this model has no classes".to_owned() } else { format!("it must be below {classes}") };
+        let hint = if classes == 0 {
+            "this model has no classes".to_owned()
+        } else {
+            format!("it must be below {classes}")
+        };
         return Err(Error::usage(format!("--class {class}")).hint(hint));
     }
     let is_picture = arguments.out.extension().is_some();
@@ -96,7 +106,9 @@ fn check_out(out: &Path, is_picture: bool) -> Result<()> {
                 .hint("name a file that ends in .png, or a folder"));
         }
         if let Some(parent) = out.parent().filter(|p| !p.as_os_str().is_empty() && !p.is_dir()) {
-            return Err(Error::new(format!("the folder {} does not exist", parent.display())).hint("make it first"));
+            return Err(
+                Error::new(format!("the folder {} does not exist", parent.display())).hint("make it first")
+            );
         }
         return Ok(());
     }

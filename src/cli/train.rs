@@ -82,7 +82,12 @@ fn train(session: &mut Session, device: &Device) -> Result<()> {
     let (recipe, folder) = (session.recipe().clone(), session.run_folder().folder().display().to_string());
     let parameters = session.trainer().params().borrow().count();
     let first = session.trainer().step();
-    eprintln!("{} on {}: {} parameters, into {folder}", recipe.name, device.describe(), thousands(parameters));
+    eprintln!(
+        "{} on {}: {} parameters, into {folder}",
+        recipe.name,
+        device.describe(),
+        thousands(parameters)
+    );
     if let Some(remark) = recipe.unet.remark() {
         eprintln!("note: {remark}");
     }

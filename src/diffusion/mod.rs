@@ -2,4 +2,4 @@
 
 mod schedule;
 
-pub use schedule::{ROW, Schedule, Variance};
+pub use schedule::{Schedule, Variance};

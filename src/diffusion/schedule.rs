@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ops::denoising::Row;
+
 /// Variance of the reverse step, both of which Ho et al. found to work alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -21,9 +23,6 @@ pub struct Schedule {
     /// Products of `1 - beta` up to and with each timestep.
     pub alpha_bars: Vec<f64>,
 }
-
-/// Numbers of one row of the denoising kernel's table.
-pub const ROW: usize = 8;
 
 impl Schedule {
     /// `steps` betas from `start` to `end` in equal steps.
@@ -75,21 +74,20 @@ impl Schedule {
     /// `[timesteps, 8]`: what the denoising kernel needs at each of the falling `timesteps`. `clip`: bound of the predicted
     /// x_0; none: unbounded.
     pub fn denoising_table(&self, timesteps: &[usize], variance: Variance, clip: Option<f64>) -> Vec<f32> {
-        let mut table = Vec::with_capacity(timesteps.len() * ROW);
+        let mut table = Vec::with_capacity(timesteps.len() * Row::COLUMNS);
         for (i, &t) in timesteps.iter().enumerate() {
             let [of_x0, of_xt, sigma] = self.reverse(t, timesteps.get(i + 1).copied(), variance);
             let alpha_bar = self.alpha_bars[t];
-            let row = [
-                (1.0 / alpha_bar).sqrt(),
-                (1.0 / alpha_bar - 1.0).sqrt(),
-                of_x0,
-                of_xt,
-                sigma,
-                clip.unwrap_or(0.0),
-                t as f64,
-                0.0,
-            ];
-            table.extend(row.map(|v| v as f32));
+            let row = Row {
+                r0: (1.0 / alpha_bar).sqrt() as f32,
+                r1: (1.0 / alpha_bar - 1.0).sqrt() as f32,
+                coef_x0: of_x0 as f32,
+                coef_x: of_xt as f32,
+                sigma: sigma as f32,
+                clip: clip.unwrap_or(0.0) as f32,
+                t: t as f32,
+            };
+            table.extend(row.elements());
         }
         table
     }

@@ -23,7 +23,7 @@ pub struct UNetConfig {
     pub center_input_sample: bool,
     /// Width of the timestep embedding; 0: four times the first level's.
     pub time_embedding_dim: usize,
-    pub freq_shift: f32,
+    pub freq_shift: f64,
     /// Cosines first.
     pub flip_sin_to_cos: bool,
     pub down_block_types: Vec<String>,
@@ -173,31 +173,51 @@ impl UNetConfig {
             }
         }
         if self.block_out_channels.iter().any(|&c| c > 65_536) {
-            return bad("a number in unet.block_out_channels is above 65536".to_owned(), "use smaller widths");
+            return bad(
+                "a number in unet.block_out_channels is above 65536".to_owned(),
+                "use smaller widths",
+            );
         }
         for &c in &self.block_out_channels {
             if c % self.norm_num_groups != 0 {
                 return bad(
-                    format!("unet.norm_num_groups = {} does not divide the {c} channels of a level", self.norm_num_groups),
+                    format!(
+                        "unet.norm_num_groups = {} does not divide the {c} channels of a level",
+                        self.norm_num_groups
+                    ),
                     "choose a divisor of every number in unet.block_out_channels",
                 );
             }
-            if self.attention_head_dim > c {
+        }
+        for (level, &c) in self.block_out_channels.iter().enumerate() {
+            let attends = self.down_block_types[level] == ATTN_DOWN
+                || self.up_block_types[levels - 1 - level] == ATTN_UP
+                || level + 1 == levels && self.add_attention;
+            if attends && self.attention_head_dim > c {
                 return bad(
-                    format!("unet.attention_head_dim = {} is wider than a level of {c} channels", self.attention_head_dim),
-                    "choose at most the smallest width, or 0 for one head",
+                    format!(
+                        "unet.attention_head_dim = {} is wider than a level of {c} channels",
+                        self.attention_head_dim
+                    ),
+                    "choose at most the smallest width of a level with attention, or 0 for one head",
                 );
             }
         }
         let deepest = self.block_out_channels[levels - 1];
         if self.attn_norm_num_groups != 0 && deepest % self.attn_norm_num_groups != 0 {
             return bad(
-                format!("unet.attn_norm_num_groups = {} does not divide {deepest} channels", self.attn_norm_num_groups),
+                format!(
+                    "unet.attn_norm_num_groups = {} does not divide {deepest} channels",
+                    self.attn_norm_num_groups
+                ),
                 "choose a divisor of the last number in unet.block_out_channels",
             );
         }
         if self.activation().is_none() {
-            return bad(format!("unet.act_fn: no activation called {:?}", self.act_fn), "choose silu, relu or gelu");
+            return bad(
+                format!("unet.act_fn: no activation called {:?}", self.act_fn),
+                "choose silu, relu or gelu",
+            );
         }
         if !["default", "scale_shift"].contains(&self.resnet_time_scale_shift.as_str()) {
             return bad(
@@ -208,7 +228,9 @@ impl UNetConfig {
         if !(0.0..1.0).contains(&self.dropout) {
             return bad(format!("unet.dropout is {}", self.dropout), "it must be at least 0 and below 1");
         }
-        for (key, value) in [("norm_eps", self.norm_eps), ("mid_block_scale_factor", self.mid_block_scale_factor)] {
+        for (key, value) in
+            [("norm_eps", self.norm_eps), ("mid_block_scale_factor", self.mid_block_scale_factor)]
+        {
             if !(value > 0.0 && value.is_finite()) {
                 return bad(format!("unet.{key} is {value}"), "it must be above 0");
             }
@@ -285,7 +307,8 @@ fn timestep(config: &UNetConfig, s: &Scope, t: &Tensor, labels: Option<&Tensor>)
     let width = config.temb_width();
     let first = config.block_out_channels[0];
     let time = s.sub("time_embedding");
-    let waves = time.label(|| timestep_embedding(t, first, config.flip_sin_to_cos, config.freq_shift));
+    let waves =
+        time.label(|| timestep_embedding(t, first, config.flip_sin_to_cos, config.freq_shift, 10_000.0));
     let hidden = linear(&time.sub("linear_1"), &waves, width);
     let hidden = time.label(|| activation(&hidden, Activation::Silu));
     let temb = linear(&time.sub("linear_2"), &hidden, width);
@@ -312,7 +335,8 @@ impl Context<'_> {
             skips.push(hidden.clone());
         }
         if level + 1 < config.block_out_channels.len() {
-            let padding = if config.downsample_padding == 0 { Padding::BOTTOM_RIGHT } else { Padding::same(1) };
+            let padding =
+                if config.downsample_padding == 0 { Padding::BOTTOM_RIGHT } else { Padding::same(1) };
             let form = Conv { stride: 2, padding, ..Conv::same(c) };
             hidden = conv(&s.sub("downsamplers.0.conv"), &hidden, form, None, None);
             skips.push(hidden.clone());

@@ -122,7 +122,9 @@ impl Params {
             let words = |block| draw(seed, Stream::Init as u32, number as u32, 0, block);
             for (block, target) in target.chunks_mut(4).enumerate() {
                 let four = match spec.init {
-                    Init::FanIn(fan) => words(block as u32).map(|w| (2.0 * uniform(w) - 1.0) / (fan as f32).sqrt()),
+                    Init::FanIn(fan) => {
+                        words(block as u32).map(|w| (2.0 * uniform(w) - 1.0) / (fan as f32).sqrt())
+                    }
                     Init::Normal => normal(words(block as u32)),
                     Init::Ones => [1.0; 4],
                     Init::Zeros => [0.0; 4],
@@ -175,7 +177,8 @@ impl Scope {
 
     /// The part called `name` of this part.
     pub fn sub(&self, name: impl std::fmt::Display) -> Scope {
-        let prefix = if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
+        let prefix =
+            if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
         Scope { prefix, ..self.clone() }
     }
 

@@ -60,8 +60,10 @@ fn open_data(recipe: &Recipe) -> Result<Arc<dyn Dataset>> {
     let dataset = crate::data::open(&recipe.data, &options)?;
     let (classes, table) = (dataset.classes().len(), recipe.unet.num_class_embeds);
     if table > 0 && classes != table {
-        return Err(Error::usage(format!("unet.num_class_embeds is {table} and the data has {classes} classes"))
-            .hint(format!("set unet.num_class_embeds={classes}")));
+        return Err(Error::usage(format!(
+            "unet.num_class_embeds is {table} and the data has {classes} classes"
+        ))
+        .hint(format!("set unet.num_class_embeds={classes}")));
     }
     Ok(dataset)
 }
@@ -82,13 +84,19 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::start`], and when the checkpoint is damaged.
-    pub fn resume(run: Run, device: &Device, change: impl FnOnce(&mut Recipe) -> Result<()>) -> Result<Session> {
+    pub fn resume(
+        run: Run,
+        device: &Device,
+        change: impl FnOnce(&mut Recipe) -> Result<()>,
+    ) -> Result<Session> {
         let loaded = run.newest()?;
         let mut recipe = loaded.recipe.clone();
         change(&mut recipe)?;
         recipe.validate()?;
         if recipe.unet != loaded.recipe.unet {
-            return Err(Error::usage("a resumed run keeps its model").hint("leave out --set unet..., or train anew"));
+            return Err(
+                Error::usage("a resumed run keeps its model").hint("leave out --set unet..., or train anew")
+            );
         }
         let params = super::params_of(&recipe);
         let values = loaded.values(&params.borrow())?;

@@ -9,7 +9,8 @@ use crate::data::Batch;
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
 use crate::nn::{self, Params, Scope};
-use crate::ops::adam::{AdamOptions, accumulate, adam, grad_norm};
+use crate::ops::adam::{AdamOptions, AdamTensors, adam};
+use crate::ops::grad_norm::grad_norm;
 use crate::ops::mse::mse;
 use crate::ops::noising::noising;
 use crate::program::{Plan, Program, Sharing};
@@ -44,7 +45,7 @@ fn record_batch(recipe: &Recipe, model: &Model, params: &Rc<RefCell<Params>>) ->
     let elements = params.borrow().elements();
     if recipe.accumulation > 1 {
         let sum = tape.stored(ACCUMULATED, 0, [elements]);
-        tape.labelled("optimiser", || accumulate(&sum, &tape.stored(nn::GRADIENTS, 0, [elements])));
+        tape.labelled("optimiser", || tape.accumulate_into(&sum, &tape.stored(nn::GRADIENTS, 0, [elements])));
     } else {
         record_optimiser(&tape, recipe, elements, nn::GRADIENTS);
     }
@@ -56,7 +57,7 @@ fn record_optimiser(tape: &Tape, recipe: &Recipe, elements: usize, store: &str) 
     tape.labelled("optimiser", || {
         let state = tape.stored_u32("state", [State::WORDS]);
         let gradients = tape.stored(store, 0, [elements]);
-        let [p, ema, m, v] = STORES.map(|s| tape.stored(s, 0, [elements]));
+        let [params, ema, m, v] = STORES.map(|s| tape.stored(s, 0, [elements]));
         let norm = grad_norm(&gradients);
         let options = AdamOptions {
             beta1: recipe.beta1,
@@ -66,7 +67,8 @@ fn record_optimiser(tape: &Tape, recipe: &Recipe, elements: usize, store: &str) 
             clip: (recipe.clip_norm > 0.0).then_some(recipe.clip_norm),
             zero_grads: recipe.accumulation > 1,
         };
-        adam(options, &p, &gradients, &m, &v, &ema, &norm, &state);
+        let tensors = AdamTensors { params: &params, grads: &gradients, m: &m, v: &v, ema: &ema };
+        adam(options, tensors, &norm, &state);
         tape.place(&norm, METRICS, NORM);
     });
 }
@@ -274,7 +276,11 @@ impl Trainer {
             optimiser.run()?;
         }
         self.device.read(self.batch.store(METRICS), 0, bytemuck::cast_slice_mut(&mut metrics))?;
-        let loss = if self.optimiser.is_some() { (loss / self.recipe.accumulation as f64) as f32 } else { metrics[0] };
+        let loss = if self.optimiser.is_some() {
+            (loss / self.recipe.accumulation as f64) as f32
+        } else {
+            metrics[0]
+        };
         if !loss.is_finite() || !metrics[NORM].is_finite() {
             return Err(self.diverged(loss, Some(metrics[NORM])));
         }

@@ -13,9 +13,24 @@ pub fn denoir(folder: &Path, arguments: &[&str]) -> Output {
 
 /// Settings that make a run of seconds.
 pub const TINY: [&str; 18] = [
-    "--set", "image_size=8", "--set", "batch_size=2", "--set", "sample_count=2", "--set", "sample_steps=2", "--set",
-    "unet.block_out_channels=[8,8]", "--set", "unet.norm_num_groups=4", "--set", "unet.attention_head_dim=4", "--set",
-    "checkpoint_every=2", "--device", "cpu",
+    "--set",
+    "image_size=8",
+    "--set",
+    "batch_size=2",
+    "--set",
+    "sample_count=2",
+    "--set",
+    "sample_steps=2",
+    "--set",
+    "unet.block_out_channels=[8,8]",
+    "--set",
+    "unet.norm_num_groups=4",
+    "--set",
+    "unet.attention_head_dim=4",
+    "--set",
+    "checkpoint_every=2",
+    "--device",
+    "cpu",
 ];
 
 /// Trains a tiny run and gives its folder.
@@ -97,8 +112,18 @@ fn data_that_cannot_be_used() {
 fn a_batch_too_large_for_memory() {
     let folder = TempDir::new().unwrap();
     for device in ["cpu", "gpu"] {
-        let arguments =
-            ["train", "celeba64", "--data", "faces", "--batch-size", "60000", "--device", device, "--out", "run"];
+        let arguments = [
+            "train",
+            "celeba64",
+            "--data",
+            "faces",
+            "--batch-size",
+            "60000",
+            "--device",
+            device,
+            "--out",
+            "run",
+        ];
         fails(folder.path(), &arguments, 1, &["memory", "lower --batch-size"]);
     }
     assert!(!folder.path().join("run").exists());
@@ -135,7 +160,8 @@ fn checkpoints_that_cannot_be_used() {
     fs::write(&newest, &other).unwrap();
     fails(at, &sample, 1, &["is of another model"]);
     // Somebody else's safetensors.
-    let foreign = safetensors::serialize(Vec::<(String, safetensors::tensor::TensorView)>::new(), None).unwrap();
+    let foreign =
+        safetensors::serialize(Vec::<(String, safetensors::tensor::TensorView)>::new(), None).unwrap();
     fs::write(&newest, foreign).unwrap();
     fails(at, &sample, 1, &["is not a checkpoint of denoir"]);
 
@@ -154,13 +180,28 @@ fn folders_that_cannot_be_written() {
     assert_eq!(fs::read(run.join("recipe.toml")).unwrap(), before);
     // A file stands where the folder should be: this refuses root too, which permissions do not.
     fs::write(at.join("file"), "x").unwrap();
-    fails(at, &["train", "--out", "file/run", "--device", "cpu"], 1, &["cannot write into the folder file/run"]);
-    fails(at, &["sample", "run", "--out", "none/out.png", "--device", "cpu"], 1, &["the folder none does not exist"]);
+    fails(
+        at,
+        &["train", "--out", "file/run", "--device", "cpu"],
+        1,
+        &["cannot write into the folder file/run"],
+    );
+    fails(
+        at,
+        &["sample", "run", "--out", "none/out.png", "--device", "cpu"],
+        1,
+        &["the folder none does not exist"],
+    );
     fails(at, &["sample", "run", "--out", "out.jpg", "--device", "cpu"], 2, &["written as PNG"]);
     fails(at, &["sample", "run", "--steps", "0", "--device", "cpu"], 2, &["--steps 0"]);
     fails(at, &["sample", "run", "--class", "3", "--device", "cpu"], 2, &["this model has no classes"]);
     fails(at, &["train", "--resume", "run", "--device", "cpu"], 2, &["has 4 of 4 steps done"]);
-    fails(at, &["train", "--resume", "run", "--steps", "9", "--set", "unet.dropout=0.5"], 2, &["keeps its model"]);
+    fails(
+        at,
+        &["train", "--resume", "run", "--steps", "9", "--set", "unet.dropout=0.5"],
+        2,
+        &["keeps its model"],
+    );
 }
 
 /// A disk that fills up, as a limit on the size of files (which also fails in the middle of a write).
@@ -179,8 +220,13 @@ fn a_disk_that_fills_up() {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("cannot write") && text.contains("make room on the disk"), "{text}");
-    assert_eq!(fs::read(run.join("checkpoints/step-00000004.safetensors")).unwrap(), newest, "the old one is whole");
-    let left: Vec<_> = fs::read_dir(run.join("checkpoints")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(
+        fs::read(run.join("checkpoints/step-00000004.safetensors")).unwrap(),
+        newest,
+        "the old one is whole"
+    );
+    let left: Vec<_> =
+        fs::read_dir(run.join("checkpoints")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(left.iter().all(|n| n.to_string_lossy().ends_with(".safetensors")), "{left:?}");
     // With room again the run goes on.
     assert!(denoir(at, &["train", "--resume", "run", "--steps", "8", "--device", "cpu"]).status.success());
@@ -219,7 +265,8 @@ fn devices_recipes_and_data_answer() {
         assert!(out(&["recipes"]).contains(recipe));
         // What is printed can be trained from.
         fs::write(at.join("r.toml"), out(&["recipes", recipe])).unwrap();
-        let plan = out(&["train", "r.toml", "--data", "faces", "--dry-run", "--batch-size", "2", "--device", "cpu"]);
+        let plan =
+            out(&["train", "r.toml", "--data", "faces", "--dry-run", "--batch-size", "2", "--device", "cpu"]);
         assert!(plan.contains("launches per step") && plan.contains("largest binding"), "{plan}");
     }
     let text = out(&["data", "digits", "--count", "20", "--out", "sheet.png"]);

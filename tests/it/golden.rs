@@ -8,7 +8,7 @@ use denoir::device::{Device, gpu::adapters};
 use denoir::diffusion::{Schedule, Variance};
 use denoir::models::unet::{UNetConfig, unet};
 use denoir::nn::{self, Params, Scope};
-use denoir::ops::adam::{AdamOptions, adam};
+use denoir::ops::adam::{AdamOptions, AdamTensors, adam};
 use denoir::ops::grad_norm::grad_norm;
 use denoir::optim::{Ema, EmaWarmup, LrSchedule};
 use denoir::program::{Plan, Program, Sharing};
@@ -40,12 +40,14 @@ impl Golden {
         let tensors = file.tensors().into_iter().map(|(name, view)| {
             let values = match view.dtype() {
                 Dtype::F64 => bytemuck::pod_collect_to_vec::<u8, f64>(view.data()),
-                Dtype::F32 => {
-                    bytemuck::pod_collect_to_vec::<u8, f32>(view.data()).iter().map(|&v| f64::from(v)).collect()
-                }
-                Dtype::I32 => {
-                    bytemuck::pod_collect_to_vec::<u8, i32>(view.data()).iter().map(|&v| f64::from(v)).collect()
-                }
+                Dtype::F32 => bytemuck::pod_collect_to_vec::<u8, f32>(view.data())
+                    .iter()
+                    .map(|&v| f64::from(v))
+                    .collect(),
+                Dtype::I32 => bytemuck::pod_collect_to_vec::<u8, i32>(view.data())
+                    .iter()
+                    .map(|&v| f64::from(v))
+                    .collect(),
                 other => panic!("{name}: {other:?}"),
             };
             (name, (view.shape().to_vec(), values))
@@ -149,7 +151,8 @@ fn check_unet(name: &str, golden: &Golden, device: &Device) {
     program.run().unwrap();
 
     let factor = if matches!(device, Device::Cpu(_)) { 2.0 } else { 10.0 };
-    let error_of = |table: &str, key: &str| golden.metadata[table].get(key).and_then(Value::as_f64).unwrap_or(0.0);
+    let error_of =
+        |table: &str, key: &str| golden.metadata[table].get(key).and_then(Value::as_f64).unwrap_or(0.0);
     let mut worst = (0.0, String::new());
     let mut judge = |what: &str, err: f64, allowed: f64| {
         if err / allowed > worst.0 {
@@ -172,7 +175,8 @@ fn check_unet(name: &str, golden: &Golden, device: &Device) {
     let layer = |name: &str| name.rsplit_once('.').map(|(l, _)| l.to_owned()).unwrap_or_default();
     let of = |n: &str| golden.get(&format!("f64/grad/{n}"));
     let largest = |keep: &dyn Fn(&str) -> bool| {
-        let norms = params.specs().iter().filter(|s| keep(&s.name)).map(|s| norm(of(&s.name).iter().copied()));
+        let norms =
+            params.specs().iter().filter(|s| keep(&s.name)).map(|s| norm(of(&s.name).iter().copied()));
         norms.fold(0.0, f64::max)
     };
     let overall = largest(&|_| true);
@@ -186,12 +190,21 @@ fn check_unet(name: &str, golden: &Golden, device: &Device) {
             let of_layer = largest(&|n| layer(n) == layer(&spec.name));
             let scale = if of_layer > 1e-10 * overall { of_layer } else { overall };
             let typical = error_of("f32_error", "dx").max(allowed);
-            judge(&format!("{} (exactly zero)", spec.name), norm(got.iter().map(|&v| v.into())) / scale, typical);
+            judge(
+                &format!("{} (exactly zero)", spec.name),
+                norm(got.iter().map(|&v| v.into())) / scale,
+                typical,
+            );
         } else {
             judge(&spec.name, relative(&got, of(&spec.name)), allowed.max(floor));
         }
     }
-    println!("{name} on {}: at worst {:.2} times PyTorch's f32 error, at {}", device.describe(), worst.0, worst.1);
+    println!(
+        "{name} on {}: at worst {:.2} times PyTorch's f32 error, at {}",
+        device.describe(),
+        worst.0,
+        worst.1
+    );
 }
 
 #[test]
@@ -225,7 +238,8 @@ fn large_unet_if_a_file_is_given() {
 #[test]
 fn names_shapes_and_numbers_of_parameters() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/unet_names.json");
-    let models: BTreeMap<String, Value> = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let models: BTreeMap<String, Value> =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     for (model, entry) in &models {
         let config = config_of(&entry["config"]);
         let tape = Tape::new();
@@ -241,10 +255,8 @@ fn names_shapes_and_numbers_of_parameters() {
             Value::String(same) => &models[same]["tensors"],
             list => list,
         };
-        let wanted: BTreeMap<String, Vec<usize>> = serde_json::from_value::<Vec<(String, Vec<usize>)>>(list.clone())
-            .unwrap()
-            .into_iter()
-            .collect();
+        let wanted: BTreeMap<String, Vec<usize>> =
+            serde_json::from_value::<Vec<(String, Vec<usize>)>>(list.clone()).unwrap().into_iter().collect();
         let ours: BTreeMap<String, Vec<usize>> =
             params.specs().iter().map(|s| (s.name.clone(), s.file_shape())).collect();
         assert_eq!(ours, wanted, "{model}");
@@ -267,7 +279,9 @@ fn adam_and_ema_over_several_steps() {
     let initial = golden.f32("in/param");
     let (n, cases) = (initial.len(), &golden.metadata["cases"]);
     for device in devices() {
-        for (case, adamw) in [("adam", false), ("adam_cosine", false), ("adamw", true), ("adamw_cosine", true)] {
+        for (case, adamw) in
+            [("adam", false), ("adam_cosine", false), ("adamw", true), ("adamw_cosine", true)]
+        {
             assert!(cases.get(case).is_some() || cases.to_string().contains(case), "{cases}");
             let (beta1, beta2) = if case.ends_with("cosine") { (0.95, 0.999) } else { (0.9, 0.999) };
             let tape = Tape::new();
@@ -282,7 +296,8 @@ fn adam_and_ema_over_several_steps() {
                 clip: Some(1.0),
                 zero_grads: false,
             };
-            adam(options, &p, &g, &m, &v, &e, &norm, &state);
+            let tensors = AdamTensors { params: &p, grads: &g, m: &m, v: &v, ema: &e };
+            adam(options, tensors, &norm, &state);
             tape.place(&norm, "norm", 0);
             let plan = Plan::new(&tape, &[], &device);
             let mut program = Program::compile(&plan, &device, &[], Sharing::Shared).unwrap();
@@ -307,12 +322,19 @@ fn adam_and_ema_over_several_steps() {
                 program.write("state", &words.words()).unwrap();
                 program.write("g", &grads[step * n..(step + 1) * n]).unwrap();
                 program.run().unwrap();
-                for (store, key) in [("norm", "norm"), ("p", "param"), ("m", "m"), ("v", "v"), ("e", "ema_warmup")] {
+                for (store, key) in
+                    [("norm", "norm"), ("p", "param"), ("m", "m"), ("v", "v"), ("e", "ema_warmup")]
+                {
                     let wanted = row(key);
                     let mut got = vec![0.0_f32; wanted.len()];
                     device.read(program.store(store), 0, bytemuck::cast_slice_mut(&mut got)).unwrap();
                     let err = relative(&got, &wanted);
-                    assert!(err <= 1e-6, "{case} on {}, step {}: {key} off by {err:.1e}", device.describe(), step + 1);
+                    assert!(
+                        err <= 1e-6,
+                        "{case} on {}, step {}: {key} off by {err:.1e}",
+                        device.describe(),
+                        step + 1
+                    );
                 }
             }
         }

@@ -62,7 +62,11 @@ fn a_module_imports_only_from_the_rows_below_it() {
                 if word.is_empty() || word == "check" || line.contains("$crate") {
                     continue;
                 }
-                assert!(layer(&word) <= layer(module), "{file}:{}: {module} must not import {word}", number + 1);
+                assert!(
+                    layer(&word) <= layer(module),
+                    "{file}:{}: {module} must not import {word}",
+                    number + 1
+                );
             }
         }
     }
@@ -76,7 +80,8 @@ fn no_op_imports_another_op() {
         for (number, line) in text.lines().enumerate() {
             if let Some(rest) = line.trim_start().strip_prefix("use crate::ops::") {
                 let other: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-                let fine = other == own || other == "activation" || other.is_empty() || other.contains("CHUNK");
+                let fine =
+                    other == own || other == "activation" || other.is_empty() || other.contains("CHUNK");
                 assert!(fine, "{file}:{}: {own} must not import {other}; compose in src/nn", number + 1);
             }
         }
@@ -93,7 +98,9 @@ fn only_the_gpu_device_names_wgpu() {
 
 #[test]
 fn every_file_says_what_it_is() {
-    for (file, text) in files("src", "rs").into_iter().chain(files("tests", "rs")).chain(files("benches", "rs")) {
+    for (file, text) in
+        files("src", "rs").into_iter().chain(files("tests", "rs")).chain(files("benches", "rs"))
+    {
         assert!(text.starts_with("//! "), "{file} must begin with a //! sentence");
     }
     for (file, text) in files("kernels", "wgsl") {
@@ -104,7 +111,9 @@ fn every_file_says_what_it_is() {
 
 #[test]
 fn lines_and_files_stay_readable() {
-    for (file, text) in files("src", "rs").into_iter().chain(files("tests", "rs")).chain(files("kernels", "wgsl")) {
+    for (file, text) in
+        files("src", "rs").into_iter().chain(files("tests", "rs")).chain(files("kernels", "wgsl"))
+    {
         let long = text.lines().position(|l| l.chars().count() > 140);
         assert_eq!(long.map(|l| l + 1), None, "{file}: a line over 140 characters");
         assert!(text.lines().count() <= 600, "{file}: over 600 lines; is it still one idea?");

@@ -58,7 +58,8 @@ fn every_file_is_listed_and_every_kernel_validates() {
 fn every_kernel_is_written_as_spirv() {
     each(|_, name, _, module| {
         let options = spv::Options { lang_version: (1, 3), ..spv::Options::default() };
-        let words = spv::write_vec(&module.naga, &module.info, &options, None).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let words = spv::write_vec(&module.naga, &module.info, &options, None)
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(words.len() > 100, "{name}");
     });
 }
@@ -71,8 +72,9 @@ fn every_kernel_is_written_as_msl() {
         }
         let options =
             msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..msl::Options::default() };
-        let (text, _) = msl::write_string(&module.naga, &module.info, &options, &msl::PipelineOptions::default())
-            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        let (text, _) =
+            msl::write_string(&module.naga, &module.info, &options, &msl::PipelineOptions::default())
+                .unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(text.contains("kernel void"), "{name}");
     });
 }
@@ -93,7 +95,8 @@ fn every_kernel_is_written_as_hlsl() {
         let pipeline = hlsl::PipelineOptions::default();
         let mut text = String::new();
         let mut writer = hlsl::Writer::new(&mut text, &options, &pipeline);
-        let written = writer.write(&module.naga, &module.info, None).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let written =
+            writer.write(&module.naga, &module.info, None).unwrap_or_else(|e| panic!("{name}: {e}"));
         for entry in written.entry_point_names {
             entry.unwrap_or_else(|e| panic!("{name}: {e}"));
         }
@@ -116,6 +119,7 @@ fn an_error_names_the_file_and_the_line() {
 #[test]
 #[should_panic(expected = "kernels/broken.wgsl has no knob called B")]
 fn a_knob_that_does_not_exist_is_named() {
-    static BROKEN: Kernel = Kernel { name: "broken", source: "const A: u32 = 1u; // knob\n", knob_sets: &[&[]] };
+    static BROKEN: Kernel =
+        Kernel { name: "broken", source: "const A: u32 = 1u; // knob\n", knob_sets: &[&[]] };
     BROKEN.expand(&[("B", "2u")], Dialect::default());
 }

@@ -108,7 +108,10 @@ fn accumulated_batches_are_one_large_batch() {
             })
             .unwrap();
         let close = |x: f32, y: f32| (x - y).abs() <= 1e-4 * x.abs();
-        assert!(close(one.loss, four.loss) && close(one.grad_norm, four.grad_norm), "step {step}: {one:?} {four:?}");
+        assert!(
+            close(one.loss, four.loss) && close(one.grad_norm, four.grad_norm),
+            "step {step}: {one:?} {four:?}"
+        );
     }
 }
 
@@ -222,7 +225,10 @@ fn ctrl_c_saves_and_says_how_to_go_on() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}");
     let step = steps_done(&at.join("run"));
-    assert!(text.contains(&format!("stopped after step {step}")) && text.contains("train --resume run"), "{text}");
+    assert!(
+        text.contains(&format!("stopped after step {step}")) && text.contains("train --resume run"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -231,7 +237,8 @@ fn a_loss_that_is_no_number_stops_the_run() {
     let at = folder.path();
     let run = tiny_run(at, &[]);
     let kept = result(&run, 4);
-    let wild = ["--set", "lr=1e20", "--set", "clip_norm=0", "--set", "lr_warmup=0", "--set", "lr_schedule=constant"];
+    let wild =
+        ["--set", "lr=1e20", "--set", "clip_norm=0", "--set", "lr_warmup=0", "--set", "lr_schedule=constant"];
     // lr has an upper bound; within it a few steps are enough to overflow.
     let mut arguments = vec!["train", "--resume", "run", "--steps", "500", "--device", "cpu"];
     arguments.extend(["--set", "lr=999", "--set", "checkpoint_every=1000"]);
@@ -239,7 +246,10 @@ fn a_loss_that_is_no_number_stops_the_run() {
     let output = denoir(at, &arguments);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("error: step ") && text.contains("the first bad tensor is the result of "), "{text}");
+    assert!(
+        text.contains("error: step ") && text.contains("the first bad tensor is the result of "),
+        "{text}"
+    );
     assert!(result(&run, 4) == kept, "the last good checkpoint is kept");
     assert_eq!(steps_done(&run), 4);
     let refused = denoir(at, &["train", "--resume", "run", "--set", wild[1], "--steps", "9"]);

@@ -1,10 +1,10 @@
 //! The CPU twins of conv2d: tiles of the image, unrolled (im2col), times the weights as a matrix.
 
-use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::Geometry;
 use crate::launch::with_tile;
+use crate::matrix::{Matrix, MatrixMut};
 use crate::simd::vectorized;
 
 /// Elements of an unrolled tile: half a megabyte, which stays in a core's second-level cache.
@@ -14,53 +14,6 @@ const TILE: usize = 1 << 17;
 /// must not depend on the number of threads.
 fn tile_pixels(row: usize, pixels: usize) -> usize {
     (TILE / row.max(1)).clamp(32, 512).next_multiple_of(16).min(pixels.max(1))
-}
-
-/// `dst [m, n] (+)= lhs [m, k] * rhs [k, n]`, all with their strides as (row, column), in one thread.
-#[allow(clippy::too_many_arguments, reason = "a matrix product has as many")]
-fn product(
-    m: usize,
-    n: usize,
-    k: usize,
-    dst: &mut [f32],
-    dst_row: usize,
-    add: bool,
-    lhs: &[f32],
-    lhs_strides: (usize, usize),
-    rhs: &[f32],
-    rhs_strides: (usize, usize),
-) {
-    let last =
-        |rows: usize, cols: usize, strides: (usize, usize)| (rows - 1) * strides.0 + (cols - 1) * strides.1;
-    assert!(last(m, n, (dst_row, 1)) < dst.len(), "product: destination too small");
-    assert!(
-        last(m, k, lhs_strides) < lhs.len() && last(k, n, rhs_strides) < rhs.len(),
-        "product: operand too small"
-    );
-    // SAFETY: the largest index of each operand was checked against its slice just now.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            dst.as_mut_ptr(),
-            1,
-            dst_row as isize,
-            add,
-            lhs.as_ptr(),
-            lhs_strides.1 as isize,
-            lhs_strides.0 as isize,
-            rhs.as_ptr(),
-            rhs_strides.1 as isize,
-            rhs_strides.0 as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
-    }
 }
 
 /// Where the taps of an output pixel lie: rows `oh * stride + kh - top`, for `kh` in a range; columns alike, all of them.
@@ -143,12 +96,14 @@ fn convolve(
     let pixels = tile_pixels(row, dst.len() / cout);
     dst.par_chunks_mut(pixels * cout).enumerate().for_each(|(tile, dst)| {
         let (first, m) = (tile * pixels, dst.len() / cout);
+        let weights = Matrix::new(weights, row, cout, cout);
+        let mut out = MatrixMut::new(dst, m, cout, cout);
         if window.is_plain() {
-            product(m, cout, row, dst, cout, false, &src[first * row..], (row, 1), weights, (cout, 1));
+            out.set_product(1.0, Matrix::new(&src[first * row..], m, row, row), weights);
         } else {
             with_tile(m * row, |unrolled| {
                 window.unroll(src, first, unrolled);
-                product(m, cout, row, dst, cout, false, unrolled, (row, 1), weights, (cout, 1));
+                out.set_product(1.0, Matrix::new(unrolled, m, row, row), weights);
             });
         }
         finish(first, dst);
@@ -264,7 +219,12 @@ fn backward_x_strided(g: &Geometry, w: &[f32], dy: &[f32], dx: &mut [f32], flipp
                     if row == 0 {
                         out.fill(0.0);
                     } else {
-                        product(m, g.cin, row, out, g.cin, false, unrolled, (row, 1), weights, (g.cin, 1));
+                        let weights = Matrix::new(weights, row, g.cin, g.cin);
+                        MatrixMut::new(out, m, g.cin, g.cin).set_product(
+                            1.0,
+                            Matrix::new(unrolled, m, row, row),
+                            weights,
+                        );
                     }
                     for (i, pixel) in out.chunks_exact(g.cin).enumerate() {
                         let (h, w) = (rh + i / widths * g.stride, rw + i % widths * g.stride);
@@ -337,14 +297,18 @@ pub fn backward_w(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], parts: &m
         for (i, tile) in range.enumerate() {
             let first = tile * pixels;
             let m = pixels.min(total - first);
-            let dy = &dy[first * g.cout..(first + m) * g.cout];
+            let dy = Matrix::new(&dy[first * g.cout..], m, g.cout, g.cout);
+            let mut out = MatrixMut::new(out, row, g.cout, g.cout);
+            let mut add = |x: &[f32]| {
+                let x = Matrix::new(x, m, row, row).transposed();
+                if i == 0 { out.set_product(1.0, x, dy) } else { out.add_product(1.0, x, dy) }
+            };
             if window.is_plain() {
-                let x = &x[first * row..(first + m) * row];
-                product(row, g.cout, m, out, g.cout, i > 0, x, (1, row), dy, (g.cout, 1));
+                add(&x[first * row..]);
             } else {
                 with_tile(m * row, |unrolled| {
                     window.unroll(x, first, unrolled);
-                    product(row, g.cout, m, out, g.cout, i > 0, unrolled, (1, row), dy, (g.cout, 1));
+                    add(unrolled);
                 });
             }
         }
