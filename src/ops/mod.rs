@@ -2,6 +2,9 @@
 //! name in `kernels/`.
 
 pub mod activation;
+pub mod concat;
+
+pub mod resample;
 
 use crate::device::gpu::shader::Kernel;
 
@@ -9,4 +12,5 @@ use crate::device::gpu::shader::Kernel;
 pub(crate) const CHUNK: usize = 16_384;
 
 /// Every kernel of the program, for the tests that compile them all.
-pub static KERNELS: &[&Kernel] = &[&crate::tape::KERNEL, &activation::KERNEL];
+pub static KERNELS: &[&Kernel] =
+    &[&crate::tape::KERNEL, &activation::KERNEL, &concat::KERNEL, &resample::KERNEL];
