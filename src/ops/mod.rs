@@ -3,7 +3,7 @@
 
 pub mod activation;
 pub mod concat;
-
+pub mod group_norm;
 pub mod resample;
 
 use crate::device::gpu::shader::Kernel;
@@ -13,4 +13,4 @@ pub(crate) const CHUNK: usize = 16_384;
 
 /// Every kernel of the program, for the tests that compile them all.
 pub static KERNELS: &[&Kernel] =
-    &[&crate::tape::KERNEL, &activation::KERNEL, &concat::KERNEL, &resample::KERNEL];
+    &[&crate::tape::KERNEL, &activation::KERNEL, &concat::KERNEL, &group_norm::KERNEL, &resample::KERNEL];
