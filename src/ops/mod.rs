@@ -5,15 +5,18 @@ pub mod activation;
 pub mod adam;
 pub mod arithmetic;
 pub mod attention;
+pub mod concat;
 pub mod conv2d;
 pub mod denoising;
 pub mod dropout;
 pub mod embedding;
 pub mod grad_norm;
+pub mod group_norm;
 pub mod matmul;
 pub mod mse;
 pub mod noising;
 pub mod reduce;
+pub mod resample;
 pub mod timestep_embedding;
 
 use crate::device::gpu::shader::Kernel;
@@ -28,14 +31,17 @@ pub static KERNELS: &[&Kernel] = &[
     &adam::KERNEL,
     &arithmetic::KERNEL,
     &attention::KERNEL,
+    &concat::KERNEL,
     &conv2d::KERNEL,
     &denoising::KERNEL,
     &dropout::KERNEL,
     &embedding::KERNEL,
     &grad_norm::KERNEL,
+    &group_norm::KERNEL,
     &matmul::KERNEL,
     &mse::KERNEL,
     &noising::KERNEL,
     &reduce::KERNEL,
+    &resample::KERNEL,
     &timestep_embedding::KERNEL,
 ];

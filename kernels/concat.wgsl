@@ -1,0 +1,45 @@
+// concat - put tensors side by side along the channels, or take some channels out; each undoes the
+// other, and is its derivative.
+//
+//   output[row, to_first + c] = input[row, from_first + c]      c < width
+//
+//   input [rows, from_width]    output [rows, to_width]
+//
+// One thread for each element that is copied, or set to zero.
+//!include lib/grid.wgsl
+
+const WG: u32 = 256u;
+
+struct Params { rows: u32, width: u32, from_width: u32, from_first: u32, to_width: u32, to_first: u32 }
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> input: array<f32>;
+@group(0) @binding(2) var<storage, read_write> output: array<f32>;
+
+@compute @workgroup_size(WG)
+fn strip(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = flat_group(group, groups) * WG + lane;
+    if i < p.rows * p.width {
+        let row = i / p.width;
+        let c = i - row * p.width;
+        output[row * p.to_width + p.to_first + c] = input[row * p.from_width + p.from_first + c];
+    }
+}
+
+// The channels of a part without a gradient.
+@compute @workgroup_size(WG)
+fn zero(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = flat_group(group, groups) * WG + lane;
+    if i < p.rows * p.width {
+        let row = i / p.width;
+        output[row * p.to_width + p.to_first + i - row * p.width] = 0.0;
+    }
+}

@@ -1,0 +1,160 @@
+//! Group norm against plain loops in f64.
+
+use super::*;
+use crate::check::{Check, random};
+
+fn reference_activation(kind: Activation, z: f64) -> f64 {
+    match kind {
+        Activation::Identity => z,
+        Activation::Silu => z / (1.0 + (-z).exp()),
+        Activation::Relu => z.max(0.0),
+        Activation::Gelu => 0.5 * z * (1.0 + libm::erf(z / 2.0_f64.sqrt())),
+        Activation::Tanh => z.tanh(),
+        _ => unreachable!("not tested here"),
+    }
+}
+
+/// `n` samples of `p` pixels and `c` channels.
+fn reference([n, p, c, groups]: [usize; 4], eps: f32, kind: Activation, inputs: &[Vec<f64>]) -> Vec<f64> {
+    let (x, gamma, beta) = (&inputs[0], &inputs[1], &inputs[2]);
+    let width = c / groups;
+    let mut y = vec![0.0; n * p * c];
+    for sample in 0..n {
+        for group in 0..groups {
+            let mut elements = Vec::new();
+            for pixel in 0..p {
+                for channel in group * width..(group + 1) * width {
+                    elements.push(((sample * p + pixel) * c + channel, channel));
+                }
+            }
+            let count = elements.len() as f64;
+            let mean = elements.iter().map(|&(at, _)| x[at]).sum::<f64>() / count;
+            let var = elements.iter().map(|&(at, _)| (x[at] - mean).powi(2)).sum::<f64>() / count;
+            for (at, channel) in elements {
+                let xhat = (x[at] - mean) / (var + f64::from(eps)).sqrt();
+                y[at] = reference_activation(kind, gamma[channel] * xhat + beta[channel]);
+            }
+        }
+    }
+    y
+}
+
+/// Runs a check that already holds `x` of this shape, with random `gamma` and `beta`.
+fn check(check: Check, shape: &[usize], groups: usize, eps: f32, kind: Activation) {
+    let c = shape[shape.len() - 1];
+    let p = shape[1..shape.len() - 1].iter().product();
+    check.input(&[c]).input(&[c]).run(
+        |t| group_norm(&t[0], &t[1], &t[2], groups, eps, kind),
+        |v| reference([shape[0], p, c, groups], eps, kind, v),
+    );
+}
+
+fn name(groups: usize, kind: Activation) -> String {
+    format!("group_norm, {groups} groups, {kind:?}")
+}
+
+#[test]
+fn shapes() {
+    let shapes: [(&[usize], usize); 14] = [
+        (&[2, 3, 5, 12], 4),    // width 3
+        (&[3, 2, 7, 6], 6),     // one channel a group
+        (&[2, 5, 3, 7], 1),     // one group, prime
+        (&[2, 4, 4, 64], 32),   // width 2
+        (&[1, 17, 16, 32], 8),  // one row past a chunk of the CPU twin
+        (&[2, 13, 5, 33], 3),   // one past a workgroup's columns, and its rows
+        (&[1, 9, 57, 8], 2),    // 513 x 4: one row past a GPU chunk of moments
+        (&[2, 1, 1, 514], 2),   // width past a workgroup
+        (&[2, 3, 1, 300], 300), // channels past a workgroup's step
+        (&[3, 16], 4),          // no pixels
+        (&[2, 7, 1], 1),        // one channel
+        (&[1, 1025, 2], 2),
+        (&[1, 4097, 3], 3),  // chunks of the sums grow from here
+        (&[1, 2113, 64], 1), // and those of the moments
+    ];
+    for (shape, groups) in shapes {
+        // Small groups have little gradient left at a small eps: x moves with its own mean and deviation.
+        let eps = if shape.len() == 2 { 0.1 } else { 1e-5 };
+        let kind = Activation::Silu;
+        check(Check::new(name(groups, kind)).probes(20).input(shape), shape, groups, eps, kind);
+    }
+}
+
+#[test]
+fn activations() {
+    let shape = [2, 4, 3, 10];
+    for kind in [Activation::Identity, Activation::Relu, Activation::Gelu, Activation::Tanh] {
+        check(Check::new(name(5, kind)).input(&shape), &shape, 5, 1e-6, kind);
+    }
+}
+
+#[test]
+fn one_element_a_group() {
+    // The gradient of x is zero, which leaves nothing to compare rounding with.
+    let shape = [3, 1, 1, 5];
+    let x = random(0, 15);
+    check(Check::new(name(5, Activation::Silu)).fixed(&shape, x), &shape, 5, 1e-5, Activation::Silu);
+}
+
+#[test]
+fn mean_far_from_zero() {
+    // Values and reference share the inputs, rounded to f32. With the mean as an offset from an element
+    // nothing more is lost, so that the tolerance is the usual one.
+    let shape = [2, 9, 11, 12];
+    for (mean, deviation) in [(1000.0, 1.0), (-1e5, 3.0)] {
+        let x = random(0, shape.iter().product()).into_iter().map(|v| mean + deviation * v).collect();
+        check(
+            Check::new(format!("group_norm, mean {mean}")).values(&shape, x),
+            &shape,
+            4,
+            1e-5,
+            Activation::Silu,
+        );
+    }
+}
+
+#[test]
+fn first_element_far_from_the_mean() {
+    // The worst case for the offset: one element, the first, decides the variance.
+    let shape = [2, 20, 20, 8];
+    let mut x: Vec<f32> = random(0, shape.iter().product()).into_iter().map(|v| 10.0 + 0.01 * v).collect();
+    x[0] = -500.0;
+    check(Check::new("group_norm, outlier").values(&shape, x), &shape, 2, 1e-5, Activation::Identity);
+}
+
+#[test]
+fn constant_input_stays_finite() {
+    // A variance of zero: y is f(beta). No gradient of x: the reference has no step small enough for it.
+    let shape = [2, 3, 3, 4];
+    let x = vec![3.0; shape.iter().product()];
+    check(Check::new("group_norm, constant").fixed(&shape, x), &shape, 2, 1e-5, Activation::Silu);
+}
+
+#[test]
+fn past_65535_workgroups() {
+    // One workgroup a (sample, group) in the statistics, and one a sample elsewhere.
+    let shape = [65_537, 2, 2];
+    let size = [65_537, 2, 2, 1];
+    let kind = Activation::Identity;
+    Check::new("group_norm")
+        .probes(2)
+        .tolerance(1.6e-5)
+        .input(&shape)
+        .input(&[2])
+        .input(&[2])
+        .run(|t| group_norm(&t[0], &t[1], &t[2], 1, 1e-2, kind), |v| reference(size, 1e-2, kind, v));
+}
+
+#[test]
+#[should_panic(expected = "group_norm: 5 groups do not divide the channels of x [2, 3, 12]")]
+fn groups_must_divide() {
+    let tape = crate::tape::Tape::new();
+    let tensor = |name, shape: &[usize]| tape.variable(name, 0, shape);
+    group_norm(
+        &tensor("x", &[2, 3, 12]),
+        &tensor("g", &[12]),
+        &tensor("b", &[12]),
+        5,
+        1e-5,
+        Activation::Silu,
+    );
+}
