@@ -4,7 +4,8 @@
 //! says `mul_add`.
 
 /// Runs `work` compiled for the widest vectors that this machine has (AVX2, AVX-512, NEON ...). What `work` calls must be inlined
-/// into it to profit: keep the loop in the closure, and mark helpers `#[inline(always)]`.
+/// into it to profit: write `vectorized(#[inline(always)] || ...)`, and mark helpers `#[inline(always)]` too; a large closure is
+/// otherwise left outside, compiled for the oldest machine.
 #[inline(always)]
 pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     struct Work<F>(F);
@@ -18,25 +19,32 @@ pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(Work(work))
 }
 
-/// `e^x` to within 2 units in the last place; 0 far below, infinity far above. Branch-free, so that loops over it vectorise.
+/// `e^x` to within 1 unit in the last place; 0 far below, infinity far above. Branch-free, so that loops over it vectorise.
+///
+/// `mul_add` is one instruction on every machine since about 2013 (within `vectorized`), and halves the error.
 ///
 /// Cody and Waite's reduction to `|r| <= ln(2)/2`, then a polynomial of degree 6 (coefficients of Cephes' `expf`).
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     let clamped = x.clamp(-87.3, 88.7);
-    let n = (clamped * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0; // rounds to the nearest integer
-    let r = (clamped - n * 0.693_359_375) + n * 2.121_944_4e-4;
+    // Adding 1.5 * 2^23 rounds to the nearest integer, and leaves it in the low bits: a cast from float would saturate, which
+    // costs more than all the rest.
+    let magic = clamped * std::f32::consts::LOG2_E + 12_582_912.0;
+    let n = magic - 12_582_912.0;
+    let n_bits = (magic.to_bits() as i32).wrapping_sub(0x4B40_0000);
+    let r = n.mul_add(-0.693_359_375, clamped);
+    let r = n.mul_add(2.121_944_4e-4, r);
     let p = 1.987_569_1e-4_f32;
-    let p = p * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 0.166_666_66;
-    let p = p * r + 0.5;
-    let p = p * r * r + r + 1.0;
+    let p = p.mul_add(r, 1.398_199_9e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 0.166_666_66);
+    let p = p.mul_add(r, 0.5);
+    let p = p.mul_add(r * r, r) + 1.0;
     // n is at most 128, one too many for a single exponent: two halves.
-    let half = (n as i32) >> 1;
-    let scale = |k: i32| f32::from_bits(((k + 127) << 23) as u32);
-    let y = p * scale(half) * scale(n as i32 - half);
+    let half = n_bits >> 1;
+    let scale = |k: i32| f32::from_bits((k.wrapping_add(127) << 23) as u32);
+    let y = p * scale(half) * scale(n_bits.wrapping_sub(half));
     let y = if x < -87.3 { 0.0 } else { y };
     let y = if x > 88.7 { f32::INFINITY } else { y };
     if x.is_nan() { x } else { y }
@@ -78,12 +86,12 @@ mod tests {
     }
 
     #[test]
-    fn exp_is_right_to_two_units_in_the_last_place() {
+    fn exp_is_right_to_one_unit_in_the_last_place() {
         for i in -87_000..=88_000 {
             let x = i as f32 * 1e-3;
             let exact = f64::from(x).exp();
             let err = (f64::from(exp(x)) - exact).abs() / exact;
-            assert!(err <= 2.0 * f64::from(f32::EPSILON), "exp({x}) is {}, off by {err:e}", exp(x));
+            assert!(err <= f64::from(f32::EPSILON), "exp({x}) is {}, off by {err:e}", exp(x));
         }
         assert_eq!(exp(0.0), 1.0);
         assert_eq!(exp(-1000.0), 0.0);

@@ -73,11 +73,12 @@ impl Device {
         }
     }
 
-    /// Allocates zeroed memory.
+    /// Allocates zeroed memory, at least `bytes`, in blocks of 256 (where tensors begin).
     ///
     /// # Errors
     /// When there is not enough.
     pub fn alloc(&self, label: &str, bytes: usize) -> Result<Buffer> {
+        let bytes = bytes.next_multiple_of(256).max(256);
         match self {
             Device::Cpu(_) => Ok(Buffer::Cpu(Arc::new(Memory::zeroed(bytes)?))),
             Device::Gpu(gpu) => Ok(Buffer::Gpu(Arc::new(gpu.alloc(label, bytes)?))),

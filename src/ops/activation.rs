@@ -98,11 +98,14 @@ impl Launch for Forward {
 
     fn cpu(&self, io: &Io) {
         io.write(0).par_chunks_mut(CHUNK).zip(io.read(0).par_chunks(CHUNK)).for_each(|(y, x)| {
-            vectorized(|| {
-                for (y, x) in y.iter_mut().zip(x) {
-                    *y = self.kind.apply(*x);
-                }
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.iter_mut().zip(x) {
+                        *y = self.kind.apply(*x);
+                    }
+                },
+            );
         });
     }
 
@@ -130,11 +133,14 @@ impl Launch for BackwardX {
     fn cpu(&self, io: &Io) {
         let (x, dy) = (io.read(0).par_chunks(CHUNK), io.read(1).par_chunks(CHUNK));
         io.write(0).par_chunks_mut(CHUNK).zip(x).zip(dy).for_each(|((dx, x), dy)| {
-            vectorized(|| {
-                for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
-                    *dx = dy * self.kind.slope(*x);
-                }
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
+                        *dx = dy * self.kind.slope(*x);
+                    }
+                },
+            );
         });
     }
 

@@ -99,16 +99,19 @@ impl Launch for Update {
         let chunks = io.write(0).par_chunks_mut(CHUNK).zip(io.write(1).par_chunks_mut(CHUNK));
         let chunks = chunks.zip(io.write(2).par_chunks_mut(CHUNK)).zip(io.write(3).par_chunks_mut(CHUNK));
         chunks.zip(io.write(4).par_chunks_mut(CHUNK)).for_each(|((((p, g), m), v), ema)| {
-            vectorized(|| {
-                for ((((p, g), m), v), ema) in p.iter_mut().zip(&*g).zip(m).zip(v).zip(ema) {
-                    let g = g * scale;
-                    *m = beta1 * *m + rest1 * g;
-                    *v = beta2 * *v + rest2 * g * g;
-                    let direction = *m * state.correction1 / ((*v * state.correction2).sqrt() + eps);
-                    *p -= state.lr * (direction + weight_decay * *p);
-                    *ema -= rest_ema * (*ema - *p);
-                }
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    for ((((p, g), m), v), ema) in p.iter_mut().zip(&*g).zip(m).zip(v).zip(ema) {
+                        let g = g * scale;
+                        *m = beta1 * *m + rest1 * g;
+                        *v = beta2 * *v + rest2 * g * g;
+                        let direction = *m * state.correction1 / ((*v * state.correction2).sqrt() + eps);
+                        *p -= state.lr * (direction + weight_decay * *p);
+                        *ema -= rest_ema * (*ema - *p);
+                    }
+                },
+            );
             if options.zero_grads {
                 g.fill(0.0);
             }

@@ -213,12 +213,15 @@ impl Launch for Forward {
         let chunks = io.write(0).par_chunks_mut(CHUNK).zip(io.read(0).par_chunks(CHUNK));
         chunks.enumerate().for_each(|(chunk, (y, a))| {
             let start = chunk * CHUNK;
-            vectorized(|| match self.op {
-                Op::Add => zip_spread(view, start, y, a, b, |a, b| a + b),
-                Op::Sub => zip_spread(view, start, y, a, b, |a, b| a - b),
-                Op::Mul => zip_spread(view, start, y, a, b, |a, b| a * b),
-                Op::Div => zip_spread(view, start, y, a, b, |a, b| a / b),
-            });
+            vectorized(
+                #[inline(always)]
+                || match self.op {
+                    Op::Add => zip_spread(view, start, y, a, b, |a, b| a + b),
+                    Op::Sub => zip_spread(view, start, y, a, b, |a, b| a - b),
+                    Op::Mul => zip_spread(view, start, y, a, b, |a, b| a * b),
+                    Op::Div => zip_spread(view, start, y, a, b, |a, b| a / b),
+                },
+            );
         });
     }
 
@@ -281,11 +284,14 @@ impl Launch for DivBackwardB {
         let (dy, y, b) =
             (io.read(0).par_chunks(CHUNK), io.read(1).par_chunks(CHUNK), io.read(2).par_chunks(CHUNK));
         io.write(0).par_chunks_mut(CHUNK).zip(dy).zip(y).zip(b).for_each(|(((db, dy), y), b)| {
-            vectorized(|| {
-                for (((db, dy), y), b) in db.iter_mut().zip(dy).zip(y).zip(b) {
-                    *db = -dy * y / b;
-                }
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (((db, dy), y), b) in db.iter_mut().zip(dy).zip(y).zip(b) {
+                        *db = -dy * y / b;
+                    }
+                },
+            );
         });
     }
 
@@ -319,7 +325,10 @@ impl Launch for Affine {
 
     fn cpu(&self, io: &Io) {
         io.write(0).par_chunks_mut(CHUNK).zip(io.read(0).par_chunks(CHUNK)).for_each(|(y, x)| {
-            vectorized(|| y.iter_mut().zip(x).for_each(|(y, x)| *y = self.factor * x + self.offset));
+            vectorized(
+                #[inline(always)]
+                || y.iter_mut().zip(x).for_each(|(y, x)| *y = self.factor * x + self.offset),
+            );
         });
     }
 

@@ -210,14 +210,17 @@ impl Launch for Forward {
                 );
                 let mut sums = [0.0; QUERIES];
                 let rows = scores.chunks_exact_mut(size.keys).zip(&mut sums).zip(lse.row(0));
-                vectorized(|| {
-                    for ((scores, sum), lse) in rows {
-                        let top = fold(scores, f32::MIN, f32::max);
-                        scores.iter_mut().for_each(|s| *s = exp(*s - top));
-                        *sum = fold(scores, 0.0, |a, b| a + b);
-                        *lse = top + sum.ln();
-                    }
-                });
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for ((scores, sum), lse) in rows {
+                            let top = fold(scores, f32::MIN, f32::max);
+                            scores.iter_mut().for_each(|s| *s = exp(*s - top));
+                            *sum = fold(scores, 0.0, |a, b| a + b);
+                            *lse = top + sum.ln();
+                        }
+                    },
+                );
                 let weights = Matrix::new(scores, count, size.keys, size.keys);
                 y.set_product(1.0, weights, size.all_keys(v, pair));
                 for (i, sum) in sums[..count].iter().enumerate() {
@@ -317,10 +320,13 @@ impl Launch for Backward {
                     MatrixMut::new(p, count, keys, keys).set_product(size.scale(), q, k.transposed());
                     MatrixMut::new(ds, count, keys, keys).set_product(1.0, slope, v.transposed());
                     let lse = &lse[pair * size.queries + first..][..count];
-                    vectorized(|| {
-                        let rows = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
-                        rows.zip(lse).for_each(|((p, ds), lse)| weights_and_slopes(p, ds, *lse));
-                    });
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            let rows = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
+                            rows.zip(lse).for_each(|((p, ds), lse)| weights_and_slopes(p, ds, *lse));
+                        },
+                    );
                     let p = Matrix::new(p, count, keys, keys);
                     let ds = Matrix::new(ds, count, keys, keys);
                     // SAFETY: as above.

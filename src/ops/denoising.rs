@@ -126,11 +126,14 @@ impl Launch for Denoise {
         if self.shows_x0 {
             let inputs = x.par_chunks(CHUNK).zip(eps.par_chunks(CHUNK));
             io.write(1).par_chunks_mut(CHUNK).zip(inputs).for_each(|(x0, (x, eps))| {
-                vectorized(|| {
-                    for ((x0, x), eps) in x0.iter_mut().zip(x).zip(eps) {
-                        *x0 = row.x0(*x, *eps);
-                    }
-                });
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for ((x0, x), eps) in x0.iter_mut().zip(x).zip(eps) {
+                            *x0 = row.x0(*x, *eps);
+                        }
+                    },
+                );
             });
         }
         let samples = x.par_chunks_mut(self.size.elements).zip(eps.par_chunks(self.size.elements));
@@ -138,20 +141,23 @@ impl Launch for Denoise {
             let sample = state.first_sample.wrapping_add(n as u32);
             let pieces = x.par_chunks_mut(CHUNK).zip(eps.par_chunks(CHUNK));
             pieces.enumerate().for_each(|(piece, (x, eps))| {
-                vectorized(|| {
-                    let mut z = [0.0; AT_A_TIME];
-                    let mut block = first_block(piece);
-                    for (x, eps) in x.chunks_mut(AT_A_TIME).zip(eps.chunks(AT_A_TIME)) {
-                        if row.sigma != 0.0 {
-                            let z = &mut z[..x.len()];
-                            fill_normal(z, state.seed, Stream::Reverse as u32, state.row, sample, block);
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let mut z = [0.0; AT_A_TIME];
+                        let mut block = first_block(piece);
+                        for (x, eps) in x.chunks_mut(AT_A_TIME).zip(eps.chunks(AT_A_TIME)) {
+                            if row.sigma != 0.0 {
+                                let z = &mut z[..x.len()];
+                                fill_normal(z, state.seed, Stream::Reverse as u32, state.row, sample, block);
+                            }
+                            for ((x, eps), z) in x.iter_mut().zip(eps).zip(&z) {
+                                *x = row.coef_x0 * row.x0(*x, *eps) + row.coef_x * *x + row.sigma * z;
+                            }
+                            block += (AT_A_TIME / 4) as u32;
                         }
-                        for ((x, eps), z) in x.iter_mut().zip(eps).zip(&z) {
-                            *x = row.coef_x0 * row.x0(*x, *eps) + row.coef_x * *x + row.sigma * z;
-                        }
-                        block += (AT_A_TIME / 4) as u32;
-                    }
-                });
+                    },
+                );
             });
         });
     }

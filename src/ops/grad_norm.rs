@@ -51,7 +51,10 @@ impl Launch for Norm {
     fn cpu(&self, io: &Io) {
         let partials: &mut [f64] = bytemuck::cast_slice_mut(io.scratch(0));
         io.read(0).par_chunks(CHUNK).zip(&mut *partials).for_each(|(x, partial)| {
-            *partial = vectorized(|| squares(x));
+            *partial = vectorized(
+                #[inline(always)]
+                || squares(x),
+            );
         });
         io.write(0)[0] = partials.iter().sum::<f64>().sqrt() as f32;
     }

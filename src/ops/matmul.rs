@@ -241,24 +241,27 @@ fn sum_parts(parts: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
     const BLOCK: usize = 256;
     let count = y.len();
     y.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| {
-        vectorized(|| {
-            for (block, y) in y.chunks_mut(BLOCK).enumerate() {
-                let first = chunk * CHUNK + block * BLOCK;
-                let mut sum = [0.0_f64; BLOCK];
-                for part in parts.chunks(count) {
-                    for (sum, x) in sum.iter_mut().zip(&part[first..first + y.len()]) {
-                        *sum += f64::from(*x);
+        vectorized(
+            #[inline(always)]
+            || {
+                for (block, y) in y.chunks_mut(BLOCK).enumerate() {
+                    let first = chunk * CHUNK + block * BLOCK;
+                    let mut sum = [0.0_f64; BLOCK];
+                    for part in parts.chunks(count) {
+                        for (sum, x) in sum.iter_mut().zip(&part[first..first + y.len()]) {
+                            *sum += f64::from(*x);
+                        }
+                    }
+                    for (y, sum) in y.iter_mut().zip(&sum) {
+                        *y = *sum as f32;
+                    }
+                    if let Some(bias) = bias {
+                        let n = bias.len();
+                        y.iter_mut().enumerate().for_each(|(i, y)| *y += bias[(first + i) % n]);
                     }
                 }
-                for (y, sum) in y.iter_mut().zip(&sum) {
-                    *y = *sum as f32;
-                }
-                if let Some(bias) = bias {
-                    let n = bias.len();
-                    y.iter_mut().enumerate().for_each(|(i, y)| *y += bias[(first + i) % n]);
-                }
-            }
-        });
+            },
+        );
     });
 }
 
@@ -349,14 +352,17 @@ impl Launch for ColumnSum {
         let n = self.n;
         let sums: &mut [f64] = bytemuck::cast_slice_mut(io.scratch(0));
         sums.par_chunks_mut(n).zip(io.read(0).par_chunks(self.parts().1 * n)).for_each(|(sums, rows)| {
-            vectorized(|| {
-                sums.fill(0.0);
-                for row in rows.chunks_exact(n) {
-                    for (sum, x) in sums.iter_mut().zip(row) {
-                        *sum += f64::from(*x);
+            vectorized(
+                #[inline(always)]
+                || {
+                    sums.fill(0.0);
+                    for row in rows.chunks_exact(n) {
+                        for (sum, x) in sums.iter_mut().zip(row) {
+                            *sum += f64::from(*x);
+                        }
                     }
-                }
-            });
+                },
+            );
         });
         for (col, y) in io.write(0).iter_mut().enumerate() {
             *y = sums.iter().skip(col).step_by(n).sum::<f64>() as f32;

@@ -85,7 +85,10 @@ impl Launch for Forward {
         partial.par_iter_mut().enumerate().for_each(|(i, partial)| {
             let (sample, begin) = (i / slices, i % slices * CHUNK);
             let range = sample * size + begin..sample * size + size.min(begin + CHUNK);
-            let sum = vectorized(|| squared_distance(&prediction[range.clone()], &target[range]));
+            let sum = vectorized(
+                #[inline(always)]
+                || squared_distance(&prediction[range.clone()], &target[range]),
+            );
             *partial = (f64::from(weight.map_or(1.0, |w| w[sample])) * sum) as f32;
         });
         let sum: f64 = partial.iter().map(|&v| f64::from(v)).sum();
@@ -157,11 +160,14 @@ impl Launch for BackwardPrediction {
             let scale = scale * weight.map_or(1.0, |w| w[sample]);
             let chunks = dp.par_chunks_mut(CHUNK).zip(p.par_chunks(CHUNK)).zip(t.par_chunks(CHUNK));
             chunks.for_each(|((dp, p), t)| {
-                vectorized(|| {
-                    for ((dp, p), t) in dp.iter_mut().zip(p).zip(t) {
-                        *dp = scale * (p - t);
-                    }
-                });
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for ((dp, p), t) in dp.iter_mut().zip(p).zip(t) {
+                            *dp = scale * (p - t);
+                        }
+                    },
+                );
             });
         });
     }

@@ -110,13 +110,16 @@ impl Launch for Noising {
             *t = step as f32;
             let pieces = x_t.par_chunks_mut(CHUNK).zip(eps.par_chunks_mut(CHUNK)).zip(x0.par_chunks(CHUNK));
             pieces.enumerate().for_each(|(piece, ((x_t, eps), x0))| {
-                vectorized(|| {
-                    let stream = Stream::Noise as u32;
-                    fill_normal(eps, state.seed, stream, state.step, sample, first_block(piece));
-                    for ((x_t, eps), x0) in x_t.iter_mut().zip(&*eps).zip(x0) {
-                        *x_t = signal * x0 + noise * eps;
-                    }
-                });
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let stream = Stream::Noise as u32;
+                        fill_normal(eps, state.seed, stream, state.step, sample, first_block(piece));
+                        for ((x_t, eps), x0) in x_t.iter_mut().zip(&*eps).zip(x0) {
+                            *x_t = signal * x0 + noise * eps;
+                        }
+                    },
+                );
             });
         });
     }
@@ -153,9 +156,19 @@ impl Launch for Gaussian {
         io.write(0).par_chunks_mut(self.size.elements).enumerate().for_each(|(n, z)| {
             let sample = state.first_sample.wrapping_add(n as u32);
             z.par_chunks_mut(CHUNK).enumerate().for_each(|(piece, z)| {
-                vectorized(|| {
-                    fill_normal(z, state.seed, self.stream as u32, state.step, sample, first_block(piece));
-                });
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        fill_normal(
+                            z,
+                            state.seed,
+                            self.stream as u32,
+                            state.step,
+                            sample,
+                            first_block(piece),
+                        );
+                    },
+                );
             });
         });
     }

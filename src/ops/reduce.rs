@@ -107,11 +107,17 @@ impl Launch for Sum {
             let count = slice_rows.min(rows - first);
             let begin = (i / slices * rows + first) * columns;
             let range = begin..begin + count * columns;
-            vectorized(|| sum_slice(partial, &x[range.clone()], y.map(|y| &y[range])));
+            vectorized(
+                #[inline(always)]
+                || sum_slice(partial, &x[range.clone()], y.map(|y| &y[range])),
+            );
         });
         let partial = partial.par_chunks(slices * columns);
         io.write(0).par_chunks_mut(columns).zip(partial).for_each(|(out, partial)| {
-            vectorized(|| sum_partial(out, partial, f64::from(self.scale)));
+            vectorized(
+                #[inline(always)]
+                || sum_partial(out, partial, f64::from(self.scale)),
+            );
         });
     }
 
@@ -223,15 +229,18 @@ impl Launch for Spread {
         let chunk_rows = (CHUNK / columns).clamp(1, rows);
         for (dx, dy) in dx.chunks_mut(rows * columns).zip(dy.chunks(columns)) {
             dx.par_chunks_mut(chunk_rows * columns).for_each(|dx| {
-                vectorized(|| {
-                    if columns == 1 {
-                        dx.fill(self.scale * dy[0]);
-                        return;
-                    }
-                    for dx in dx.chunks_mut(columns) {
-                        dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx = self.scale * dy);
-                    }
-                });
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        if columns == 1 {
+                            dx.fill(self.scale * dy[0]);
+                            return;
+                        }
+                        for dx in dx.chunks_mut(columns) {
+                            dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx = self.scale * dy);
+                        }
+                    },
+                );
             });
         }
     }

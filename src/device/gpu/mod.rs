@@ -139,7 +139,7 @@ impl Gpu {
     /// # Errors
     /// When the device has not that much memory, or allows no buffer of this size.
     pub fn alloc(&self, label: &str, bytes: usize) -> Result<GpuBuffer> {
-        let bytes = (bytes as u64).next_multiple_of(256).max(256);
+        let bytes = bytes as u64;
         if bytes > self.limits.max_buffer_size {
             return Err(Error::new(format!(
                 "{label} needs a buffer of {}, and {} allows at most {}",

@@ -78,12 +78,7 @@ impl Kernel {
     /// When an include or a knob does not exist: a mistake in this program, which the tests find.
     pub fn expand(&self, knobs: &[Knob], dialect: Dialect) -> Expanded {
         let mut out = Expanded { text: String::new(), lines: Vec::new() };
-<<<<<<< HEAD
         // No `enable subgroups;`: naga 30 refuses the directive, and takes the operations by the device's features.
-=======
-        // No `enable subgroups;`: naga 30 refuses the directive, and takes the operations by the device's
-        // features.
->>>>>>> room-c
         let mut unused: Vec<&str> = knobs.iter().map(|k| k.0).collect();
         let mut included = Vec::new();
         out.file(&format!("{}.wgsl", self.name), self.source, knobs, dialect, &mut unused, &mut included);

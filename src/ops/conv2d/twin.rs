@@ -120,20 +120,23 @@ pub fn epilogue(
     residual: Option<&[f32]>,
 ) {
     let c = g.cout;
-    vectorized(|| {
-        for (i, pixel) in y.chunks_exact_mut(c).enumerate() {
-            if let Some(bias) = bias {
-                pixel.iter_mut().zip(&bias[..c]).for_each(|(y, b)| *y += b);
+    vectorized(
+        #[inline(always)]
+        || {
+            for (i, pixel) in y.chunks_exact_mut(c).enumerate() {
+                if let Some(bias) = bias {
+                    pixel.iter_mut().zip(&bias[..c]).for_each(|(y, b)| *y += b);
+                }
+                if let Some(shift) = shift {
+                    let n = (first + i) / (g.oh * g.ow);
+                    pixel.iter_mut().zip(&shift[n * c..(n + 1) * c]).for_each(|(y, s)| *y += s);
+                }
             }
-            if let Some(shift) = shift {
-                let n = (first + i) / (g.oh * g.ow);
-                pixel.iter_mut().zip(&shift[n * c..(n + 1) * c]).for_each(|(y, s)| *y += s);
+            if let Some(residual) = residual {
+                y.iter_mut().zip(&residual[first * c..]).for_each(|(y, r)| *y += r);
             }
-        }
-        if let Some(residual) = residual {
-            y.iter_mut().zip(&residual[first * c..]).for_each(|(y, r)| *y += r);
-        }
-    });
+        },
+    );
 }
 
 /// `dx` as a convolution of `dy` with flipped weights; for a stride above 1, one for each residue of the input pixel, because
@@ -315,32 +318,37 @@ pub fn backward_w(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], parts: &m
     });
     let parts = &*parts;
     dw.par_chunks_mut(4096).enumerate().for_each(|(i, dw)| {
-        vectorized(|| {
-            dw.copy_from_slice(&parts[i * 4096..][..dw.len()]);
-            for part in 1..count {
-                dw.iter_mut().zip(&parts[part * g.weights() + i * 4096..]).for_each(|(d, p)| *d += p);
-            }
-        });
+        vectorized(
+            #[inline(always)]
+            || {
+                dw.copy_from_slice(&parts[i * 4096..][..dw.len()]);
+                for part in 1..count {
+                    dw.iter_mut().zip(&parts[part * g.weights() + i * 4096..]).for_each(|(d, p)| *d += p);
+                }
+            },
+        );
     });
 }
 
 /// Sums of `dy` over the pixels of each sample, and over all.
 pub fn backward_shift(g: &Geometry, dy: &[f32], dshift: &mut [f32], dbias: &mut [f32]) {
     let c = g.cout;
+    // f64, because gradients of what a norm follows nearly cancel over the pixels.
+    const BLOCK: usize = 32;
     dshift.par_chunks_mut(c).zip(dy.par_chunks(g.oh * g.ow * c)).for_each(|(sum, dy)| {
-        with_tile(c, |run| {
-            vectorized(|| {
-                sum.fill(0.0);
-                // Short runs first: one long chain of additions would round too often.
-                for pixels in dy.chunks(64 * c) {
-                    run.fill(0.0);
-                    for pixel in pixels.chunks_exact(c) {
-                        run.iter_mut().zip(pixel).for_each(|(s, d)| *s += d);
+        vectorized(
+            #[inline(always)]
+            || {
+                for (block, sum) in sum.chunks_mut(BLOCK).enumerate() {
+                    let mut exact = [0.0_f64; BLOCK];
+                    for pixel in dy.chunks_exact(c) {
+                        let pixel = &pixel[block * BLOCK..][..sum.len()];
+                        exact.iter_mut().zip(pixel).for_each(|(s, d)| *s += f64::from(*d));
                     }
-                    sum.iter_mut().zip(&*run).for_each(|(s, r)| *s += r);
+                    sum.iter_mut().zip(exact).for_each(|(sum, exact)| *sum = exact as f32);
                 }
-            });
-        });
+            },
+        );
     });
     for (co, out) in dbias.iter_mut().enumerate() {
         let exact: f64 = dshift.iter().skip(co).step_by(c).map(|&v| f64::from(v)).sum();
