@@ -6,7 +6,7 @@ use crate::device::gpu::shader::Kernel;
 use crate::kernel;
 use crate::launch::{Dispatches, Io, Launch};
 use crate::ops::CHUNK;
-use crate::ops::noising::{Size, assert_is_state, first_block};
+use crate::ops::shared::{Size, assert_is_state, first_block};
 use crate::philox::{Stream, fill_normal};
 use crate::simd::vectorized;
 use crate::state::State;

@@ -6,18 +6,11 @@ use crate::device::gpu::shader::Kernel;
 use crate::kernel;
 use crate::launch::{Dispatches, Io, Launch, Slot};
 use crate::ops::CHUNK;
+use crate::ops::shared::{PART, parts};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 
 pub static KERNEL: Kernel = kernel!("grad_norm");
-
-/// Elements of a flat tensor that one dispatch takes: 128 MiB, which every adapter can bind.
-pub(crate) const PART: usize = 1 << 25;
-
-/// First element and number of elements of each part of `n` elements.
-pub(crate) fn parts(n: usize, part: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..n).step_by(part).map(move |first| (first, part.min(n - first)))
-}
 
 /// The Euclidean norm `[1]` of `grads [P]`, always added in the same order. It has no derivative.
 #[track_caller]

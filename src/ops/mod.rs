@@ -17,6 +17,7 @@ pub mod mse;
 pub mod noising;
 pub mod reduce;
 pub mod resample;
+mod shared;
 pub mod timestep_embedding;
 
 use crate::device::gpu::shader::Kernel;

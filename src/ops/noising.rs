@@ -6,11 +6,12 @@ use crate::device::gpu::shader::Kernel;
 use crate::kernel;
 use crate::launch::{Dispatches, Io, Launch};
 use crate::ops::CHUNK;
+use crate::ops::shared::{Size, assert_is_state, first_block};
 use crate::philox::{Stream, draw, fill_normal};
 use crate::simd::vectorized;
 use crate::state::State;
 use crate::tape::Tensor;
-use crate::tensor::{DType, Shape};
+use crate::tensor::Shape;
 
 pub static KERNEL: Kernel = kernel!("noising");
 
@@ -46,44 +47,6 @@ pub fn gaussian(shape: impl Into<Shape>, stream: Stream, state: &Tensor) -> Tens
     let size = Size::of("gaussian", &shape);
     let [z] = state.tape().launch(Gaussian { size, stream }, &[state], [shape]);
     z
-}
-
-#[track_caller]
-pub(crate) fn assert_is_state(op: &str, state: &Tensor) {
-    assert!(
-        state.dtype() == DType::U32 && state.elements() == State::WORDS,
-        "{op}: the state must be {} u32, got {}",
-        State::WORDS,
-        state.shape()
-    );
-}
-
-/// Samples of a batch, and elements of each.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Size {
-    pub samples: usize,
-    pub elements: usize,
-}
-
-impl Size {
-    #[track_caller]
-    pub fn of(op: &str, shape: &Shape) -> Self {
-        let samples = shape.dims().first().copied().unwrap_or(0);
-        assert!(shape.elements() > 0, "{op}: needs samples [N, ..] with elements, got {shape}");
-        Size { samples, elements: shape.elements() / samples }
-    }
-
-    /// Groups of four elements, the last of a sample perhaps smaller: what one draw of random numbers
-    /// serves.
-    pub fn blocks(self) -> usize {
-        self.samples * self.elements.div_ceil(4)
-    }
-}
-
-/// Number of the first block of four in piece `piece` of a sample that is cut into pieces of `CHUNK`
-/// elements.
-pub(crate) fn first_block(piece: usize) -> u32 {
-    (piece * (CHUNK / 4)) as u32
 }
 
 #[derive(Debug)]

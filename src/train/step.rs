@@ -151,7 +151,9 @@ impl Trainer {
         let alloc = |name: &str| device.alloc(name, elements * 4);
         let [p, ema, m, v] = STORES.map(alloc);
         let buffers = [p?, ema?, m?, v?];
-        let bound: Vec<(&str, &Buffer)> = STORES.into_iter().zip(&buffers).collect();
+        let metrics = device.alloc(METRICS, (NORM + 1) * 4)?;
+        let mut bound: Vec<(&str, &Buffer)> = STORES.into_iter().zip(&buffers).collect();
+        bound.push((METRICS, &metrics));
         let batch = Program::compile(&plan, device, &bound, Sharing::Shared)?;
         batch.write("noising", &recipe.schedule().noising_table())?;
         batch.write("share", &[1.0 / recipe.accumulation as f32])?;
@@ -159,7 +161,7 @@ impl Trainer {
             let tape = Tape::new();
             record_optimiser(&tape, recipe, elements, ACCUMULATED);
             let mut bound = bound.clone();
-            for store in [ACCUMULATED, METRICS, "state"] {
+            for store in [ACCUMULATED, "state"] {
                 bound.push((store, batch.store(store)));
             }
             Some(Program::compile(&Plan::new(&tape, &[], device), device, &bound, Sharing::Shared)?)
