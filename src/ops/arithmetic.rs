@@ -261,9 +261,13 @@ fn zip_spread(view: View, start: usize, y: &mut [f32], a: &[f32], b: &[f32], f: 
         let (y, a) = (&mut y[at..end], &a[at..end]);
         let b = &b[outer * columns + column..];
         if columns == 1 {
-            y.iter_mut().zip(a).for_each(|(y, a)| *y = f(*a, b[0]));
+            for (y, a) in y.iter_mut().zip(a) {
+                *y = f(*a, b[0]);
+            }
         } else {
-            y.iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = f(*a, *b));
+            for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+                *y = f(*a, *b);
+            }
         }
         at = end;
     }
@@ -327,7 +331,11 @@ impl Launch for Affine {
         io.write(0).par_chunks_mut(CHUNK).zip(io.read(0).par_chunks(CHUNK)).for_each(|(y, x)| {
             vectorized(
                 #[inline(always)]
-                || y.iter_mut().zip(x).for_each(|(y, x)| *y = self.factor * x + self.offset),
+                || {
+                    for (y, x) in y.iter_mut().zip(x) {
+                        *y = self.factor * x + self.offset;
+                    }
+                },
             );
         });
     }

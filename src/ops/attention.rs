@@ -215,7 +215,9 @@ impl Launch for Forward {
                     || {
                         for ((scores, sum), lse) in rows {
                             let top = fold(scores, f32::MIN, f32::max);
-                            scores.iter_mut().for_each(|s| *s = exp(*s - top));
+                            for s in scores.iter_mut() {
+                                *s = exp(*s - top);
+                            }
                             *sum = fold(scores, 0.0, |a, b| a + b);
                             *lse = top + sum.ln();
                         }
@@ -224,7 +226,9 @@ impl Launch for Forward {
                 let weights = Matrix::new(scores, count, size.keys, size.keys);
                 y.set_product(1.0, weights, size.all_keys(v, pair));
                 for (i, sum) in sums[..count].iter().enumerate() {
-                    y.row(i).iter_mut().for_each(|y| *y /= sum);
+                    for y in y.row(i).iter_mut() {
+                        *y /= sum;
+                    }
                 }
             }
         });
@@ -270,13 +274,19 @@ fn fold(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
 /// Turns one query's scores `p` into weights, and the gradients `ds` of these into those of the scores.
 #[inline(always)]
 fn weights_and_slopes(p: &mut [f32], ds: &mut [f32], lse: f32) {
-    p.iter_mut().for_each(|p| *p = exp(*p - lse));
+    for p in p.iter_mut() {
+        *p = exp(*p - lse);
+    }
     // Divided by their sum once more, because the logarithm of a sum is rounded, the more the larger the
     // scores. With the whole row at hand, delta = dy.y is the mean of the gradients, from which those of a
     // single key cancel exactly.
     let total = fold(p, 0.0, |a, b| a + b);
-    p.iter_mut().for_each(|p| *p /= total);
-    ds.iter_mut().zip(&*p).for_each(|(ds, p)| *ds *= p);
+    for p in p.iter_mut() {
+        *p /= total;
+    }
+    for (ds, p) in ds.iter_mut().zip(&*p) {
+        *ds *= p;
+    }
     let delta = fold(ds, 0.0, |a, b| a + b);
     for (p, ds) in p.iter().zip(ds) {
         *ds -= p * delta;
@@ -324,7 +334,9 @@ impl Launch for Backward {
                         #[inline(always)]
                         || {
                             let rows = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
-                            rows.zip(lse).for_each(|((p, ds), lse)| weights_and_slopes(p, ds, *lse));
+                            for ((p, ds), lse) in rows.zip(lse) {
+                                weights_and_slopes(p, ds, *lse);
+                            }
                         },
                     );
                     let p = Matrix::new(p, count, keys, keys);

@@ -178,7 +178,11 @@ fn sum_slice(sums: &mut [f32], x: &[f32], y: Option<&[f32]>) {
             let begin = x.len().min(line + tile);
             let end = x.len().min(line + width.min(tile + TILE));
             match y {
-                None => cells.iter_mut().zip(&x[begin..end]).for_each(|(cell, x)| *cell += f64::from(*x)),
+                None => {
+                    for (cell, x) in cells.iter_mut().zip(&x[begin..end]) {
+                        *cell += f64::from(*x);
+                    }
+                }
                 Some(y) => {
                     for ((cell, x), y) in cells.iter_mut().zip(&x[begin..end]).zip(&y[begin..end]) {
                         *cell += f64::from(*x) * f64::from(*y);
@@ -237,7 +241,9 @@ impl Launch for Spread {
                             return;
                         }
                         for dx in dx.chunks_mut(columns) {
-                            dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx = self.scale * dy);
+                            for (dx, dy) in dx.iter_mut().zip(dy) {
+                                *dx = self.scale * dy;
+                            }
                         }
                     },
                 );

@@ -125,15 +125,21 @@ pub fn epilogue(
         || {
             for (i, pixel) in y.chunks_exact_mut(c).enumerate() {
                 if let Some(bias) = bias {
-                    pixel.iter_mut().zip(&bias[..c]).for_each(|(y, b)| *y += b);
+                    for (y, b) in pixel.iter_mut().zip(&bias[..c]) {
+                        *y += b;
+                    }
                 }
                 if let Some(shift) = shift {
                     let n = (first + i) / (g.oh * g.ow);
-                    pixel.iter_mut().zip(&shift[n * c..(n + 1) * c]).for_each(|(y, s)| *y += s);
+                    for (y, s) in pixel.iter_mut().zip(&shift[n * c..(n + 1) * c]) {
+                        *y += s;
+                    }
                 }
             }
             if let Some(residual) = residual {
-                y.iter_mut().zip(&residual[first * c..]).for_each(|(y, r)| *y += r);
+                for (y, r) in y.iter_mut().zip(&residual[first * c..]) {
+                    *y += r;
+                }
             }
         },
     );
@@ -323,7 +329,9 @@ pub fn backward_w(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], parts: &m
             || {
                 dw.copy_from_slice(&parts[i * 4096..][..dw.len()]);
                 for part in 1..count {
-                    dw.iter_mut().zip(&parts[part * g.weights() + i * 4096..]).for_each(|(d, p)| *d += p);
+                    for (d, p) in dw.iter_mut().zip(&parts[part * g.weights() + i * 4096..]) {
+                        *d += p;
+                    }
                 }
             },
         );
@@ -343,9 +351,13 @@ pub fn backward_shift(g: &Geometry, dy: &[f32], dshift: &mut [f32], dbias: &mut 
                     let mut exact = [0.0_f64; BLOCK];
                     for pixel in dy.chunks_exact(c) {
                         let pixel = &pixel[block * BLOCK..][..sum.len()];
-                        exact.iter_mut().zip(pixel).for_each(|(s, d)| *s += f64::from(*d));
+                        for (s, d) in exact.iter_mut().zip(pixel) {
+                            *s += f64::from(*d);
+                        }
                     }
-                    sum.iter_mut().zip(exact).for_each(|(sum, exact)| *sum = exact as f32);
+                    for (sum, exact) in sum.iter_mut().zip(exact) {
+                        *sum = exact as f32;
+                    }
                 }
             },
         );
