@@ -25,6 +25,10 @@ pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
 ///
 /// Cody and Waite's reduction to `|r| <= ln(2)/2`, then a polynomial of degree 6 (coefficients of Cephes' `expf`).
 #[inline(always)]
+#[allow(
+    clippy::excessive_precision,
+    reason = "the first part of ln 2 is exact, and reads as it is published"
+)]
 pub fn exp(x: f32) -> f32 {
     let clamped = x.clamp(-87.3, 88.7);
     // Adding 1.5 * 2^23 rounds to the nearest integer, and leaves it in the low bits: a cast from float would saturate, which

@@ -204,7 +204,7 @@ impl UNetConfig {
             }
         }
         let deepest = self.block_out_channels[levels - 1];
-        if self.attn_norm_num_groups != 0 && deepest % self.attn_norm_num_groups != 0 {
+        if self.attn_norm_num_groups != 0 && !deepest.is_multiple_of(self.attn_norm_num_groups) {
             return bad(
                 format!(
                     "unet.attn_norm_num_groups = {} does not divide {deepest} channels",

@@ -159,7 +159,8 @@ fn check_unet(name: &str, golden: &Golden, device: &Device) {
         if err / allowed > worst.0 {
             worst = (err / allowed, what.to_owned());
         }
-        if !(err <= factor * allowed) {
+        let fine = err <= factor * allowed; // false for NaN
+        if !fine {
             failures.push(format!("{what} is off by {err:.2e}, PyTorch's f32 by {allowed:.2e}"));
         }
     };
@@ -198,7 +199,7 @@ fn check_unet(name: &str, golden: &Golden, device: &Device) {
             judge(&spec.name, relative(&got, of(&spec.name)), allowed.max(floor));
         }
     }
-    println!(
+    eprintln!(
         "{name} on {}: at worst {:.2} times PyTorch's f32 error, at {}",
         device.describe(),
         worst.0,

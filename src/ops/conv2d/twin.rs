@@ -182,7 +182,7 @@ fn transpose(matrix: &[f32], rows: usize, cols: usize, out: &mut [f32]) {
 
 /// The taps `k` that a position with residue `r` meets: those with `(r + before - k)` divisible by the stride.
 fn taps(k: usize, stride: usize, r: usize, before: usize) -> impl Iterator<Item = usize> + Clone {
-    (0..k).filter(move |k| (r + before + stride * k - k) % stride == 0)
+    (0..k).filter(move |k| (r + before + stride * k - k).is_multiple_of(stride))
 }
 
 /// Gradient of the input where the stride is above 1, in bands of image rows.
