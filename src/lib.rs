@@ -18,7 +18,7 @@
 //! |---|---|---|
 //! | 8 | [`cli`] | everything |
 //! | 7 | [`train`], [`sample`] | everything below |
-//! | 6 | [`models`] (the U-Net), [`diffusion`] (the schedule), [`data`], [`checkpoint`], [`recipe`], [`run`] | the model is a function to the diffusion process |
+//! | 6 | [`models`] (the U-Net), [`diffusion`] (the schedule), [`data`], [`checkpoint`], [`recipe`], [`run`] | ops and layers |
 //! | 5 | [`nn`] (parameters and layers), [`optim`] (learning rates, EMA) | ops |
 //! | 4 | [`ops`] | the tape; an op never knows another |
 //! | 3 | [`launch`], [`tape`], [`plan`], [`program`], [`state`] | tensors and kernels |

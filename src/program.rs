@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::device::cpu::{Hold, Memory};
 use crate::device::gpu::{Bound, Range};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
@@ -226,7 +227,8 @@ struct Call {
 }
 
 enum Code {
-    Cpu(Vec<Call>),
+    /// The calls, and every block of memory that they touch, once.
+    Cpu(Vec<Call>, Vec<Arc<Memory>>),
     Gpu(Vec<Bound>),
 }
 
@@ -291,7 +293,18 @@ impl Program {
             step.scratch.iter().map(|&n| temporary(n, plan.lifetimes[n].bytes)).collect()
         };
         let code = match device {
-            Device::Cpu(_) => Code::Cpu(plan.steps.iter().map(|s| call(s, &places, &scratch(s))).collect()),
+            Device::Cpu(_) => {
+                let mut touched: Vec<Arc<Memory>> = Vec::new();
+                for buffer in blocks.iter().chain(stores.values()) {
+                    match buffer {
+                        Buffer::Cpu(memory) if !touched.iter().any(|t| Arc::ptr_eq(t, memory)) => {
+                            touched.push(Arc::clone(memory));
+                        }
+                        _ => {}
+                    }
+                }
+                Code::Cpu(plan.steps.iter().map(|s| call(s, &places, &scratch(s))).collect(), touched)
+            }
             Device::Gpu(gpu) => {
                 let mut all = Vec::new();
                 for step in &plan.steps {
@@ -334,7 +347,8 @@ impl Program {
             self.poison()?;
         }
         match (&self.code, &self.device) {
-            (Code::Cpu(calls), Device::Cpu(cpu)) => {
+            (Code::Cpu(calls, touched), Device::Cpu(cpu)) => {
+                let _held = Hold::new(touched);
                 cpu.run(|| {
                     for call in calls {
                         call.launch.cpu(&Io::new(&call.reads, &call.writes, &call.scratch));

@@ -336,7 +336,13 @@ impl Recipe {
             ("clip_sample", self.clip_sample, 0.0, 1e9, true),
         ];
         for (key, value, low, high, closed) in real {
-            let fits = if closed { value >= low && value <= high } else { value > low && value < high };
+            // Kernels compute in f32: what is above zero must be so there too.
+            let small = f64::from(value as f32);
+            let fits = if closed {
+                value >= low && value <= high
+            } else {
+                value > low && small > low && value < high
+            };
             if !fits {
                 let range = if closed {
                     format!("from {low} to {high}")
@@ -358,7 +364,21 @@ impl Recipe {
             return Err(Error::usage("unet.in_channels and unet.out_channels differ")
                 .hint("a DDPM predicts noise of the image's shape"));
         }
-        self.unet.validate([self.image_size, self.image_size])
+        self.unet.validate([self.image_size, self.image_size])?;
+        // Kernels count elements in 32 bits. The widest activation of a level is a skip joined to what comes from below.
+        let widths = &self.unet.block_out_channels;
+        for (level, &c) in widths.iter().enumerate() {
+            let side = (self.image_size >> level) as u128;
+            let channels = (c + widths.get(level + 1).copied().unwrap_or(c)) as u128;
+            let elements = self.batch_size as u128 * side * side * channels;
+            if elements > i32::MAX as u128 {
+                return Err(Error::new(format!(
+                    "one tensor would have {elements} elements, too many for memory and kernels"
+                ))
+                .hint("lower --batch-size, the image size or the model's widths"));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::device::{Buffer, Device};
-use crate::diffusion::Variance;
+use crate::diffusion::{Model, Variance};
 use crate::error::Result;
 use crate::nn::{self, Params, Scope};
 use crate::ops::denoising::{Row, denoise, timestep_of_row};
@@ -14,7 +14,6 @@ use crate::program::{Plan, Program, Sharing};
 use crate::recipe::Recipe;
 use crate::state::State;
 use crate::tape::{Tape, Tensor};
-use crate::train::Model;
 
 /// How to draw samples.
 #[derive(Clone, Copy, Debug)]

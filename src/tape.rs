@@ -230,12 +230,17 @@ impl Tape {
         gradients
     }
 
-    /// Makes `tensor` be written straight into a store, if it is a temporary of this program's own; else records a copy.
+    /// Makes `tensor` be written straight into a store, if it is a temporary that nothing else reads; else records a copy, because
+    /// a GPU must not read a store in the launch that writes another part of it.
     pub fn place(&self, tensor: &Tensor, store: &str, first: usize) {
         let home = Home::Stored { store: store.into(), first };
-        let written = self.0.entries.borrow().iter().any(|e| e.writes.contains(&tensor.id));
+        let is_own = {
+            let entries = self.0.entries.borrow();
+            entries.iter().any(|e| e.writes.contains(&tensor.id))
+                && !entries.iter().any(|e| e.reads.contains(&tensor.id))
+        };
         let meta_home = self.0.metas.borrow()[tensor.id.0].home.clone();
-        if meta_home == Home::Temporary && written {
+        if meta_home == Home::Temporary && is_own {
             self.0.metas.borrow_mut()[tensor.id.0].home = home;
         } else {
             let target = self.stored(store, first, tensor.shape.clone());

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::{bar, print};
-use crate::data::picture::grid;
+use crate::data::picture::{enlarge, grid};
 use crate::data::{Dataset, Options, Split, open, statistics};
 use crate::error::{Error, Result};
 use crate::run::save_png;
@@ -91,7 +91,7 @@ fn sheet(dataset: &dyn Dataset, count: u64, out: &Path) -> Result<()> {
         dataset.read(i as u64, image)?;
     }
     let columns = (count as f64).sqrt().ceil() as usize;
-    save_png(out, &grid(&images, count, shape, columns, 2))?;
+    save_png(out, &enlarge(grid(&images, count, shape, columns, 2), shape[0]))?;
     print(&format!("contact sheet: {}\n", out.display()));
     Ok(())
 }

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use super::{bar, device, print};
 use crate::checkpoint;
-use crate::data::picture::grid;
+use crate::data::picture::{enlarge, grid};
 use crate::error::{Error, Result};
+use crate::models::{model_of, params_of};
 use crate::run::{Run, save_png};
 use crate::sample::{Options, Source};
-use crate::train::{model_of, params_of};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -120,7 +120,9 @@ fn check_out(out: &Path, is_picture: bool) -> Result<()> {
 fn write(images: &[f32], count: usize, image: [usize; 3], out: &Path, is_picture: bool) -> Result<()> {
     if is_picture {
         let columns = (count as f64).sqrt().ceil() as usize;
-        save_png(out, &grid(images, count, image, columns, if count == 1 { 0 } else { 2 }))?;
+        let picture = grid(images, count, image, columns, if count == 1 { 0 } else { 2 });
+        // One sample is the bare image; a grid is for looking at.
+        save_png(out, &if count == 1 { picture } else { enlarge(picture, image[0]) })?;
     } else {
         for (i, pixels) in images.chunks_exact(image.iter().product()).enumerate() {
             save_png(&out.join(format!("{i:06}.png")), &grid(pixels, 1, image, 1, 0))?;

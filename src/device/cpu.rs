@@ -2,6 +2,8 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 
@@ -10,17 +12,42 @@ const ALIGN: usize = 64;
 
 /// A block of zeroed memory that programs read and write through raw slices.
 ///
-/// Interior mutability is by contract: one `Program` runs at a time on a block, and the plan of a program gives every
-/// launch disjoint ranges (checked when the program is compiled).
+/// One user at a time: a running program or a copy holds the blocks that it touches, and a second one panics. Within a program
+/// the plan gives every launch disjoint ranges (checked when the program is compiled).
 pub struct Memory {
     start: NonNull<u8>,
     layout: Layout,
+    held: AtomicBool,
 }
 
-// SAFETY: the block is plain memory; the contract above keeps accesses apart.
+// SAFETY: the block is plain memory, and `held` keeps users apart.
 unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
+
+/// Blocks held by one user, until this is dropped.
+pub(crate) struct Hold<'a>(&'a [Arc<Memory>]);
+
+impl<'a> Hold<'a> {
+    /// # Panics
+    /// When another thread uses one of the blocks: a mistake of the caller. A block must not stand twice in the list.
+    #[track_caller]
+    pub fn new(blocks: &'a [Arc<Memory>]) -> Self {
+        for (i, block) in blocks.iter().enumerate() {
+            if block.held.swap(true, Ordering::Acquire) {
+                drop(Hold(&blocks[..i]));
+                panic!("two programs or copies use the same memory at the same time");
+            }
+        }
+        Hold(blocks)
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|block| block.held.store(false, Ordering::Release));
+    }
+}
 
 impl Memory {
     /// # Errors
@@ -33,7 +60,7 @@ impl Memory {
         let layout = Layout::from_size_align(bytes.max(ALIGN), ALIGN).map_err(|_| out_of_memory())?;
         // SAFETY: the layout has a size above zero.
         let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(out_of_memory)?;
-        Ok(Memory { start, layout })
+        Ok(Memory { start, layout, held: AtomicBool::new(false) })
     }
 
     pub fn bytes(&self) -> usize {

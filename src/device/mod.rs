@@ -6,7 +6,7 @@ pub mod gpu;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use cpu::{Cpu, Memory};
+use cpu::{Cpu, Hold, Memory};
 use gpu::{Gpu, GpuBuffer, adapters};
 
 /// A device to allocate on and to run programs on. Clones are the same device.
@@ -117,11 +117,15 @@ impl Device {
         match (self, buffer) {
             (Device::Cpu(_), Buffer::Cpu(memory)) => {
                 let target = memory.range(offset, data.len());
-                // SAFETY: the range is inside the block; no program runs on it meanwhile (see `Memory`).
+                let _held = Hold::new(std::slice::from_ref(memory));
+                // SAFETY: the range is inside the block, which is held.
                 unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len()) };
                 Ok(())
             }
-            (Device::Gpu(gpu), Buffer::Gpu(buffer)) => gpu.write(buffer, offset, data),
+            (Device::Gpu(gpu), Buffer::Gpu(target)) => {
+                assert!(offset + data.len() <= buffer.bytes(), "write past the end of a buffer");
+                gpu.write(target, offset, data)
+            }
             _ => panic!("buffer of another device"),
         }
     }
@@ -138,11 +142,15 @@ impl Device {
         match (self, buffer) {
             (Device::Cpu(_), Buffer::Cpu(memory)) => {
                 let source = memory.range(offset, out.len());
+                let _held = Hold::new(std::slice::from_ref(memory));
                 // SAFETY: as in `write`.
                 unsafe { std::ptr::copy_nonoverlapping(source, out.as_mut_ptr(), out.len()) };
                 Ok(())
             }
-            (Device::Gpu(gpu), Buffer::Gpu(buffer)) => gpu.read(buffer, offset, out),
+            (Device::Gpu(gpu), Buffer::Gpu(source)) => {
+                assert!(offset + out.len() <= buffer.bytes(), "read past the end of a buffer");
+                gpu.read(source, offset, out)
+            }
             _ => panic!("buffer of another device"),
         }
     }

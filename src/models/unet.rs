@@ -83,6 +83,9 @@ impl Default for UNetConfig {
     }
 }
 
+/// Most channels that the attention kernels give a head.
+const WIDEST_HEAD: usize = 512;
+
 const DOWN: &str = "DownBlock2D";
 const ATTN_DOWN: &str = "AttnDownBlock2D";
 const UP: &str = "UpBlock2D";
@@ -166,16 +169,26 @@ impl UNetConfig {
             ("layers_per_block", self.layers_per_block, 1, 64),
             ("downsample_padding", self.downsample_padding, 0, 1),
             ("norm_num_groups", self.norm_num_groups, 1, 65_536),
+            ("attn_norm_num_groups", self.attn_norm_num_groups, 0, 65_536),
+            ("time_embedding_dim", self.time_embedding_dim, 0, 65_536),
+            ("num_class_embeds", self.num_class_embeds, 0, 1 << 20),
+            ("attention_head_dim", self.attention_head_dim, 0, WIDEST_HEAD),
         ];
         for (key, value, low, high) in ranges {
             if value < low || value > high {
                 return bad(format!("unet.{key} is {value}"), &format!("it must be from {low} to {high}"));
             }
         }
-        if self.block_out_channels.iter().any(|&c| c > 65_536) {
+        if self.block_out_channels.iter().any(|&c| c > 16_384) || self.block_out_channels[0] < 2 {
             return bad(
-                "a number in unet.block_out_channels is above 65536".to_owned(),
-                "use smaller widths",
+                format!("unet.block_out_channels is {:?}", self.block_out_channels),
+                "widths must be from 1 to 16384, the first at least 2 (for the timestep's sines and cosines)",
+            );
+        }
+        if !(self.freq_shift.is_finite() && self.freq_shift < (self.block_out_channels[0] / 2) as f64) {
+            return bad(
+                format!("unet.freq_shift is {}", self.freq_shift),
+                "it must be below half of the first number in unet.block_out_channels",
             );
         }
         for &c in &self.block_out_channels {
@@ -193,6 +206,12 @@ impl UNetConfig {
             let attends = self.down_block_types[level] == ATTN_DOWN
                 || self.up_block_types[levels - 1 - level] == ATTN_UP
                 || level + 1 == levels && self.add_attention;
+            if attends && self.attention_head_dim == 0 && c > WIDEST_HEAD {
+                return bad(
+                    format!("one attention head would be {c} channels wide"),
+                    &format!("set unet.attention_head_dim to at most {WIDEST_HEAD}"),
+                );
+            }
             if attends && self.attention_head_dim > c {
                 return bad(
                     format!(

@@ -210,10 +210,12 @@ impl Scope {
 
 /// Records into the store of gradients what `backward` found for each parameter; those that nothing depends on stay zero there.
 ///
-/// Each parameter must have been asked for once in the recording.
-pub fn place_gradients(tape: &Tape, params: &Params, gradients: &crate::tape::Gradients) {
+/// # Panics
+/// When the recording asked for a parameter twice: its two gradients would have to be added up first.
+pub fn place_gradients(tape: &Tape, gradients: &crate::tape::Gradients) {
+    let mut seen = std::collections::HashSet::new();
     for (first, gradient) in gradients.of_store(STORE) {
-        debug_assert!(params.specs.iter().any(|s| s.first == first), "a gradient without a parameter");
+        assert!(seen.insert(first), "a parameter was recorded twice; keep its tensor and use that");
         tape.place(&gradient, GRADIENTS, first);
     }
 }

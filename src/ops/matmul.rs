@@ -81,6 +81,9 @@ struct Product {
     k: usize,
     transpose: Transpose,
     bias: bool,
+    /// The sum over K may be cut into parts: only where it runs over the batch. Elsewhere the cut would depend on the batch, and
+    /// a sample must not.
+    cuts: bool,
 }
 
 impl Product {
@@ -113,7 +116,7 @@ impl Product {
         if let Some(bias) = bias {
             assert!(bias.dims() == [n], "matmul: expected a bias of [{n}]: {}", shapes());
         }
-        Product { name: "matmul", batch, m, n, k, transpose, bias: bias.is_some() }
+        Product { name: "matmul", batch, m, n, k, transpose, bias: bias.is_some(), cuts: false }
     }
 
     fn record(self, a: &Tensor, b: &Tensor, bias: Option<&Tensor>, shape: Shape) -> Tensor {
@@ -143,11 +146,12 @@ impl Product {
         let Transpose { a: ta, b: tb } = self.transpose;
         if tb {
             let transpose = Transpose { a: true, b: ta };
-            let product = Product { name, m: self.n, n: self.k, k: self.m, transpose, bias: false, ..self };
+            let product =
+                Product { name, m: self.n, n: self.k, k: self.m, transpose, bias: false, cuts: true, ..self };
             product.record(dy, a, None, b.shape().clone())
         } else {
             let transpose = Transpose { a: !ta, b: false };
-            let product = Product { name, m: self.k, k: self.m, transpose, bias: false, ..self };
+            let product = Product { name, m: self.k, k: self.m, transpose, bias: false, cuts: true, ..self };
             product.record(a, dy, None, b.shape().clone())
         }
     }
@@ -162,7 +166,8 @@ impl Product {
         let (mut rows, mut cols) = (m.min(256), n.min(512));
         let tasks = |rows: usize, cols: usize| batch * m.div_ceil(rows) * n.div_ceil(cols);
         // A long sum is cut rather than the tile: a small tile spends its time on packing the factors.
-        let parts = (k / 1024).min(WANTED_TASKS.div_ceil(tasks(rows, cols))).max(1);
+        let most = if self.cuts { k / 1024 } else { 1 };
+        let parts = most.min(WANTED_TASKS.div_ceil(tasks(rows, cols))).max(1);
         let depth = k.div_ceil(parts).next_multiple_of(8);
         let parts = k.div_ceil(depth);
         while tasks(rows, cols) * parts < WANTED_TASKS && rows * cols * depth > SMALLEST_TASK {
@@ -178,7 +183,8 @@ impl Product {
     /// Parts of K, and the length of each, for the GPU.
     fn gpu_parts(&self) -> (usize, usize) {
         let tiles = self.batch * self.m.div_ceil(TILE) * self.n.div_ceil(TILE);
-        let parts = (self.k / 256).min(WANTED_GROUPS / tiles).max(1);
+        let most = if self.cuts { self.k / 256 } else { 1 };
+        let parts = most.min(WANTED_GROUPS / tiles).max(1);
         let depth = self.k.div_ceil(parts).next_multiple_of(4);
         (self.k.div_ceil(depth), depth)
     }

@@ -4,36 +4,6 @@ mod pictures;
 mod session;
 mod step;
 
-use std::cell::RefCell;
-use std::rc::Rc;
-
 pub use pictures::{backward_strip, forward_strip};
 pub use session::{Ended, Session, Watch};
 pub use step::{DryRun, Trainer};
-
-use crate::models::unet::unet;
-use crate::nn::{Params, Scope};
-use crate::recipe::Recipe;
-use crate::tape::Tensor;
-
-/// The model as the diffusion process sees it: a function from `(x_t [N, H, W, C], t [N], labels)` to a prediction of
-/// `x_t`'s shape, that records itself with the parameters of the scope.
-pub type Model = dyn Fn(&Scope, &Tensor, &Tensor, Option<&Tensor>) -> Tensor;
-
-/// The model of a recipe.
-pub fn model_of(recipe: &Recipe) -> Box<Model> {
-    let config = recipe.unet.clone();
-    Box::new(move |scope, x, t, labels| unet(&config, scope, x, t, labels))
-}
-
-/// The parameters of a recipe's model, found by recording it once.
-pub fn params_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
-    let params = Rc::default();
-    let tape = crate::tape::Tape::new();
-    let scope = Scope::new(&tape, &params);
-    let (side, channels) = (recipe.image_size, recipe.unet.in_channels);
-    let labels = (recipe.unet.num_class_embeds > 0).then(|| tape.stored_u32("labels", [1]));
-    let (x, t) = (tape.stored("x", 0, [1, side, side, channels]), tape.stored("t", 0, [1]));
-    model_of(recipe)(&scope, &x, &t, labels.as_ref());
-    params
-}

@@ -2,7 +2,7 @@
 
 use image::RgbImage;
 
-use crate::data::picture::grid;
+use crate::data::picture::{enlarge, grid};
 use crate::error::Result;
 use crate::philox::{Stream, draw, normal};
 use crate::recipe::Recipe;
@@ -32,7 +32,7 @@ pub fn forward_strip(recipe: &Recipe, images: &[f32], image: [usize; 3]) -> RgbI
             strip.extend(x0.iter().zip(&eps).map(|(x, e)| a * x + b * e));
         }
     }
-    grid(&strip, rows * COLUMNS, image, COLUMNS, GAP)
+    enlarge(grid(&strip, rows * COLUMNS, image, COLUMNS, GAP), image[0])
 }
 
 /// `rows` samples at falling `t`, from noise to picture.
@@ -56,5 +56,5 @@ pub fn backward_strip(source: &Source, options: Options, rows: usize) -> Result<
     for row in 0..rows {
         frames.iter().for_each(|frame| strip.extend_from_slice(&frame[row * pixels..(row + 1) * pixels]));
     }
-    Ok(grid(&strip, rows * COLUMNS, source.image, COLUMNS, GAP))
+    Ok(enlarge(grid(&strip, rows * COLUMNS, source.image, COLUMNS, GAP), source.image[0]))
 }

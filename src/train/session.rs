@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::pictures::{GAP, backward_strip, forward_strip};
 use super::step::Trainer;
 use crate::checkpoint;
-use crate::data::picture::grid;
+use crate::data::picture::{enlarge, grid};
 use crate::data::{Dataset, Loader, Options as DataOptions, Split};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -98,7 +98,7 @@ impl Session {
                 Error::usage("a resumed run keeps its model").hint("leave out --set unet..., or train anew")
             );
         }
-        let params = super::params_of(&recipe);
+        let params = crate::models::params_of(&recipe);
         let values = loaded.values(&params.borrow())?;
         let dataset = open_data(&recipe)?;
         let trainer = Trainer::new(&recipe, device, Some((loaded.header.step, &values)))?;
@@ -209,7 +209,7 @@ impl Session {
         let (source, count) = (self.trainer.source(), self.recipe.sample_count);
         let images = source.draw(Options::of(&self.recipe), count, None, || Ok(()))?;
         let columns = (count as f64).sqrt().ceil() as usize;
-        let picture = grid(&images, count, source.image, columns, GAP);
+        let picture = enlarge(grid(&images, count, source.image, columns, GAP), source.image[0]);
         let name = format!("samples/step-{:08}.png", self.trainer.step());
         let path = self.run.picture(&name, &picture)?;
         watch.say(&format!("samples: {}", path.display()));

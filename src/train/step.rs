@@ -3,11 +3,12 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use super::{Model, model_of, params_of};
 use crate::checkpoint::Values;
 use crate::data::Batch;
 use crate::device::{Buffer, Device};
+use crate::diffusion::Model;
 use crate::error::{Error, Result};
+use crate::models::{model_of, params_of};
 use crate::nn::{self, Params, Scope};
 use crate::ops::adam::{AdamOptions, AdamTensors, adam};
 use crate::ops::grad_norm::grad_norm;
@@ -40,7 +41,7 @@ fn record_batch(recipe: &Recipe, model: &Model, params: &Rc<RefCell<Params>>) ->
     // Gradients of the mean over all accumulated batches.
     let share = tape.stored("share", 0, [1]);
     let gradients = tape.backward(&loss, &share);
-    nn::place_gradients(&tape, &params.borrow(), &gradients);
+    nn::place_gradients(&tape, &gradients);
     tape.labelled("loss", || tape.place(&loss, METRICS, 0));
     let elements = params.borrow().elements();
     if recipe.accumulation > 1 {
@@ -129,7 +130,6 @@ pub struct Trainer {
     params: Rc<RefCell<Params>>,
     /// In the order of `STORES`.
     buffers: [Buffer; 4],
-    plan: Plan,
     batch: Program,
     optimiser: Option<Program>,
     /// Steps done.
@@ -146,8 +146,9 @@ impl Trainer {
         let tape = record_batch(recipe, &model, &params);
         let plan = Plan::new(&tape, &[], device);
         let elements = params.borrow().elements();
-        let stores: u64 = plan.stores().map(|(_, bytes)| bytes as u64).sum();
-        device.check_memory(stores + plan.shared_bytes())?;
+        // Weights, moments, EMA, one or two sets of gradients; and the images, tables and activations of a batch.
+        let others = plan.stores().filter(|(name, _)| !STORES.contains(name)).map(|(_, bytes)| bytes as u64);
+        device.check_memory(4 * elements as u64 * 4 + others.sum::<u64>() + plan.shared_bytes())?;
         let alloc = |name: &str| device.alloc(name, elements * 4);
         let [p, ema, m, v] = STORES.map(alloc);
         let buffers = [p?, ema?, m?, v?];
@@ -173,7 +174,6 @@ impl Trainer {
             recipe: recipe.clone(),
             model,
             params,
-            plan,
             batch,
             optimiser,
             step: resume.map_or(0, |(step, _)| step),
@@ -290,13 +290,20 @@ impl Trainer {
         Ok(Outcome { loss, grad_norm: metrics[NORM], lr })
     }
 
-    /// Runs the same batch again with every tensor kept, to name the first one that went bad. The optimiser changes nothing when
-    /// the norm of the gradient is not finite, so the weights are still those that the batch met.
+    /// Runs the same batch again, without the optimiser and with every tensor kept, to name the first one that went bad. (The
+    /// optimiser changed nothing if the norm of the gradient was not finite, so the weights are those that the batch met.)
     fn diverged(&self, loss: f32, norm: Option<f32>) -> Error {
         let find = || -> Result<Option<String>> {
-            let bound: Vec<(&str, &Buffer)> =
-                self.plan.stores().map(|(name, _)| (name, self.batch.store(name))).collect();
-            let mut program = Program::compile(&self.plan, &self.device, &bound, Sharing::Separate)?;
+            let no_optimiser = Recipe { accumulation: 2, ..self.recipe.clone() };
+            let plan = Plan::new(&record_batch(&no_optimiser, &self.model, &self.params), &[], &self.device);
+            let kept = |name: &&str| *name != ACCUMULATED && *name != nn::GRADIENTS;
+            let bound: Vec<(&str, &Buffer)> = plan
+                .stores()
+                .map(|(name, _)| name)
+                .filter(kept)
+                .map(|name| (name, self.batch.store(name)))
+                .collect();
+            let mut program = Program::compile(&plan, &self.device, &bound, Sharing::Separate)?;
             program.run()?;
             program.first_bad()
         };

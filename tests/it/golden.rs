@@ -124,7 +124,7 @@ fn check_unet(name: &str, golden: &Golden, device: &Device) {
     let y = unet(&config, &scope, &x_in, &t, labels.as_ref());
     let dy_in = tape.stored("dy", 0, y.shape().clone());
     let gradients = tape.backward(&y, &dy_in);
-    nn::place_gradients(&tape, &params.borrow(), &gradients);
+    nn::place_gradients(&tape, &gradients);
     let dx = gradients.get(&x_in).expect("the image has a gradient").clone();
     let plan = Plan::new(&tape, &[&y, &dx], device);
     let mut program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
@@ -224,11 +224,12 @@ fn unets_of_every_kind_with_all_gradients() {
     }
 }
 
-/// For large models, whose files are not committed: `DENOIR_GOLDEN=FILE cargo test --release large_unet -- --nocapture`, with
-/// a file of `tools/reference/large_unet.py`.
+/// For large models, whose files are not committed: `DENOIR_GOLDEN=FILE cargo test large_unet -- --ignored --nocapture`, with a
+/// file of `tools/reference/large_unet.py`.
 #[test]
-fn large_unet_if_a_file_is_given() {
-    let Some(path) = std::env::var_os("DENOIR_GOLDEN") else { return };
+#[ignore = "needs a file of tools/reference/large_unet.py"]
+fn large_unet() {
+    let path = std::env::var_os("DENOIR_GOLDEN").expect("DENOIR_GOLDEN names the file");
     let golden = Golden::read(std::path::Path::new(&path));
     for device in devices() {
         check_unet(&path.to_string_lossy(), &golden, &device);
@@ -269,7 +270,7 @@ fn names_shapes_and_numbers_of_parameters() {
 fn recipes_have_the_published_numbers_of_parameters() {
     for (name, wanted) in [("mnist", 1_707_009), ("cifar10", 35_746_307)] {
         let recipe = denoir::recipe::find(name).unwrap();
-        assert_eq!(denoir::train::params_of(&recipe).borrow().count(), wanted, "{name}");
+        assert_eq!(denoir::models::params_of(&recipe).borrow().count(), wanted, "{name}");
     }
 }
 

@@ -209,7 +209,7 @@ impl Gpu {
             } else {
                 wgpu::ShaderRuntimeChecks::unchecked()
             };
-            // SAFETY: the kernels are this program's own. Tests run them with all checks on, over buffers with guard
+            // SAFETY: the kernels are this program's own. Tests run them with and without the checks, over buffers with guard
             // words, and every dispatch bounds its indices by the shapes it was recorded with.
             let module = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
             let raw = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
@@ -256,8 +256,8 @@ impl Gpu {
         if let Some(t) = &self.timestamps {
             encoder.resolve_query_set(&t.queries, 0..2, &t.resolved.raw, 0);
         }
-        self.queue.submit([encoder.finish()]);
-        self.check("computing on the GPU")
+        let submission = self.queue.submit([encoder.finish()]);
+        self.submitted(submission)
     }
 
     /// Time that the last replay took on the device's own clock; `None` where it has no timestamps.

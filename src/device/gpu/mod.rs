@@ -4,7 +4,8 @@ pub mod adapters;
 mod dispatch;
 pub mod shader;
 
-use std::collections::HashMap;
+use std::cell::Cell;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -35,6 +36,15 @@ impl GpuBuffer {
 /// What the driver has reported since the last look: validation errors, lost device.
 type Faults = Arc<Mutex<Vec<String>>>;
 
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// True while a panic of this thread is expected and becomes an error; a panic hook should then be silent.
+pub fn expects_panic() -> bool {
+    QUIET.get()
+}
+
 /// An open adapter.
 pub struct Gpu {
     device: wgpu::Device,
@@ -47,6 +57,8 @@ pub struct Gpu {
     faults: Faults,
     pipelines: Mutex<HashMap<dispatch::PipelineKey, Arc<dispatch::Pipeline>>>,
     staging: Mutex<Option<wgpu::Buffer>>,
+    /// Submissions of replays that nobody has waited for yet.
+    in_flight: Mutex<VecDeque<wgpu::SubmissionIndex>>,
     timestamps: Option<dispatch::Timestamps>,
 }
 
@@ -75,12 +87,8 @@ impl Gpu {
         let sink = Arc::clone(&faults);
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| note(&sink, e.to_string())));
         let sink = Arc::clone(&faults);
-        device.set_device_lost_callback(move |reason, message| {
-            // Dropping the device at the end of the program is reported here too, and is no fault.
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                note(&sink, format!("device lost: {message}"));
-            }
-        });
+        // Dropping the device at the end of the program is reported here too; nobody looks any more.
+        device.set_device_lost_callback(move |_, message| note(&sink, format!("device lost: {message}")));
         let dialect = Dialect {
             immediates: features.contains(wgpu::Features::IMMEDIATES) && limits.max_immediate_size >= 128,
             subgroups: features.contains(wgpu::Features::SUBGROUP),
@@ -96,6 +104,7 @@ impl Gpu {
             faults,
             pipelines: Mutex::default(),
             staging: Mutex::default(),
+            in_flight: Mutex::default(),
             timestamps,
         })
     }
@@ -115,19 +124,14 @@ impl Gpu {
         self.limits.max_storage_buffer_binding_size
     }
 
-    /// Largest buffer, in bytes.
-    pub fn max_buffer(&self) -> u64 {
-        self.limits.max_buffer_size
-    }
-
-    /// Offsets of bindings are multiples of this many bytes.
-    pub fn alignment(&self) -> usize {
-        self.limits.min_storage_buffer_offset_alignment as usize
-    }
-
     /// Use the plain path (uniform buffers, no subgroups) whatever the adapter offers; for tests.
     pub fn use_dialect(&mut self, dialect: Dialect) {
         self.dialect = dialect;
+    }
+
+    /// Compile kernels with the checks that naga injects, which hide what a kernel does outside its tensors, or without.
+    pub fn use_checks(&mut self, checked: bool) {
+        self.checked = checked;
     }
 
     pub fn dialect(&self) -> Dialect {
@@ -142,7 +146,7 @@ impl Gpu {
         let bytes = bytes as u64;
         if bytes > self.limits.max_buffer_size {
             return Err(Error::new(format!(
-                "{label} needs a buffer of {}, and {} allows at most {}",
+                "{label} needs {} of memory in one buffer, and {} allows at most {}",
                 crate::device::size(bytes),
                 self.info.name,
                 crate::device::size(self.limits.max_buffer_size)
@@ -230,12 +234,50 @@ impl Gpu {
     /// # Errors
     /// When the driver reports an error, or does not answer in reasonable time.
     pub fn wait(&self) -> Result<()> {
+        self.in_flight().clear();
+        self.wait_for(None)
+    }
+
+    fn in_flight(&self) -> std::sync::MutexGuard<'_, VecDeque<wgpu::SubmissionIndex>> {
+        self.in_flight.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Notes a submission, and waits for an older one if too many are under way: each is waited for with a limit of its own, and
+    /// whoever submits many is not far ahead of what is done.
+    fn submitted(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
+        const AHEAD: usize = 3;
+        let oldest = {
+            let mut in_flight = self.in_flight();
+            in_flight.push_back(submission);
+            if in_flight.len() > AHEAD { in_flight.pop_front() } else { None }
+        };
+        match oldest {
+            Some(oldest) => self.wait_for(Some(oldest)),
+            None => self.check("computing on the GPU"),
+        }
+    }
+
+    fn wait_for(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
         let patience = if self.is_software() { SOFTWARE_PATIENCE } else { PATIENCE };
-        match self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout: Some(patience) }) {
-            Ok(_) => self.check("computing on the GPU"),
-            Err(e) => Err(self
-                .fault(&format!("the GPU {} did not answer within {} s", self.info.name, patience.as_secs()))
-                .caused_by(e)),
+        let poll = || self.device.poll(wgpu::PollType::Wait { submission_index, timeout: Some(patience) });
+        // wgpu panics when the driver loses the device while somebody waits for it.
+        QUIET.set(true);
+        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(poll));
+        QUIET.set(false);
+        match polled {
+            Ok(Ok(_)) => self.check("computing on the GPU"),
+            Ok(Err(e)) => {
+                // Dropping the device would wait for it again, and for ever.
+                std::mem::forget((self.device.clone(), self.queue.clone()));
+                let seconds = patience.as_secs();
+                let message = format!("the GPU {} did not answer within {seconds} s", self.info.name);
+                Err(self.fault(&message).caused_by(e))
+            }
+            Err(_) => {
+                note(&self.faults, "device lost while waiting for it".to_owned());
+                std::mem::forget((self.device.clone(), self.queue.clone()));
+                Err(self.fault(&format!("the GPU {} was lost", self.info.name)))
+            }
         }
     }
 
@@ -246,14 +288,17 @@ impl Gpu {
     }
 
     fn fault(&self, message: &str) -> Error {
-        let faults = self.faults.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut faults = self.faults.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let lost = faults.iter().any(|f| f.contains("lost"));
         let hint = if lost {
             "the driver reset the GPU: resume from the last checkpoint with a smaller --batch-size, or use --device cpu"
         } else {
             "try a smaller --batch-size, a newer driver or --device cpu"
         };
-        faults.iter().fold(Error::new(message).hint(hint), |error, fault| error.caused_by(fault))
+        let error = faults.iter().fold(Error::new(message).hint(hint), |error, fault| error.caused_by(fault));
+        // What was told is done with, but a lost device stays lost.
+        faults.retain(|f| f.contains("lost"));
+        error
     }
 
     /// Runs `work` and turns what the driver says of it into an error.
@@ -270,6 +315,8 @@ impl Gpu {
                 .hint("lower --batch-size or the image size, or close other programs that use the GPU")
                 .caused_by(error));
         }
+        // A lost device reports nothing of its own accord and hands out objects that do nothing.
+        self.check(doing)?;
         match validation.or(internal) {
             Some(error) => Err(Error::new(format!("{doing} failed on {}", self.info.name))
                 .hint("this is a defect of denoir or of the driver: please report it, and use --device cpu")
@@ -284,5 +331,71 @@ fn note(faults: &Faults, message: String) {
     // One lost device makes thousands of followers that say nothing new.
     if faults.len() < 4 {
         faults.push(message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gpu() -> Gpu {
+        adapters::open(None)
+            .expect("an adapter, if only a software one: run tools/test, which installs a driver")
+    }
+
+    #[test]
+    fn memory_is_zero_and_keeps_what_is_written() {
+        let gpu = gpu();
+        let buffer = gpu.alloc("test", 1024).unwrap();
+        let mut bytes = [1_u8; 12];
+        gpu.read(&buffer, 512, &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 12]);
+        gpu.write(&buffer, 516, &[7; 4]).unwrap();
+        gpu.read(&buffer, 512, &mut bytes).unwrap();
+        assert_eq!(bytes, [0, 0, 0, 0, 7, 7, 7, 7, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn too_large_a_buffer_is_an_error_with_a_hint() {
+        let error = gpu().alloc("the batch", 1 << 60).err().expect("no GPU has an exbibyte").to_string();
+        assert!(
+            error.contains("the batch needs 1048576.0 TiB of memory") && error.contains("lower --batch-size"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_the_driver_refuses_is_an_error_with_a_cause() {
+        let gpu = gpu();
+        let buffer = gpu.alloc("test", 1024).unwrap();
+        let misaligned = Range { buffer: &buffer, offset: 4, bytes: 64 };
+        let ranges = [("x", misaligned), ("y", Range { offset: 512, ..misaligned })];
+        let kernel = &crate::ops::activation::KERNEL;
+        let params = [("n", 16), ("kind", 1)];
+        let error = gpu
+            .bind(kernel, "forward", &[], &params, &ranges, [1, 1, 1])
+            .err()
+            .expect("a misaligned binding");
+        assert!(
+            error.report().contains("binding the buffers of kernels/activation.wgsl"),
+            "{}",
+            error.report()
+        );
+        assert!(error.report().contains("caused by"), "{}", error.report());
+        // The device goes on working.
+        let mut bytes = [1_u8; 4];
+        gpu.read(&buffer, 0, &mut bytes).unwrap();
+    }
+
+    #[test]
+    fn a_lost_device_is_an_error_and_neither_a_panic_nor_a_hang() {
+        let gpu = gpu();
+        let buffer = gpu.alloc("test", 1024).unwrap();
+        gpu.device.destroy();
+        let mut bytes = [0_u8; 4];
+        let error = gpu.read(&buffer, 0, &mut bytes).err().expect("the device is gone");
+        assert!(error.to_string().contains("--device cpu"), "{error}");
+        assert!(gpu.alloc("more", 1024).is_err());
+        assert!(gpu.write(&buffer, 0, &[0; 4]).and_then(|()| gpu.wait()).is_err());
     }
 }
