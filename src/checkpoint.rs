@@ -53,10 +53,15 @@ pub fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result
         Ok(())
     };
     attempt().map_err(|e| {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         let _ = fs::remove_file(&temporary);
-        Error::new(format!("cannot write {}", path.display()))
-            .hint("make room on the disk or choose another --out")
-            .caused_by(e)
+        let full = matches!(e.kind(), StorageFull | FileTooLarge | QuotaExceeded);
+        let hint = if full {
+            "make room on the disk or choose another --out"
+        } else {
+            "check the path, or choose another --out"
+        };
+        Error::new(format!("cannot write {}", path.display())).hint(hint).caused_by(e)
     })
 }
 
@@ -102,8 +107,10 @@ pub fn load(path: &Path) -> Result<Loaded> {
     let bytes = fs::read(path).map_err(|e| {
         Error::new(format!("cannot read the checkpoint {shown}")).hint("check the path").caused_by(e)
     })?;
-    let damaged =
-        || Error::new(format!("the checkpoint {shown} is damaged")).hint("use an older one, or train anew");
+    let damaged = || {
+        Error::new(format!("the checkpoint {shown} is damaged"))
+            .hint("delete it, and the one before it is used")
+    };
     SafeTensors::deserialize(&bytes).map_err(|e| damaged().caused_by(e))?;
     let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged().caused_by(e))?;
     let Some(text) = metadata.metadata().as_ref().and_then(|m| m.get(KEY)) else {
@@ -111,6 +118,9 @@ pub fn load(path: &Path) -> Result<Loaded> {
             .hint("give a folder made by `denoir train`"));
     };
     let header: Header = serde_json::from_str(text).map_err(|e| damaged().caused_by(e))?;
+    if header.step > u64::from(u32::MAX) {
+        return Err(damaged().caused_by(format!("it says {} steps", header.step)));
+    }
     if header.format != FORMAT {
         return Err(Error::new(format!("{shown} has format {}, this program reads {FORMAT}", header.format))
             .hint("use the version of denoir that wrote it"));
@@ -147,8 +157,9 @@ impl Loaded {
             // The data need not be aligned in the file.
             let values: Vec<f32> = bytemuck::pod_collect_to_vec(tensor.data());
             if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
-                return Err(Error::new(format!("{shown} holds {} in {name} at {bad}", values[bad]))
-                    .hint("it was damaged, or the run had diverged: use an older checkpoint"));
+                return Err(Error::new(format!("{shown} holds {} in {name} at {bad}", values[bad])).hint(
+                    "it was damaged, or the run had diverged: delete it, and the one before it is used",
+                ));
             }
             spec.for_each_index(|here, there| flat[spec.first + here] = values[there]);
         }

@@ -241,8 +241,10 @@ pub fn parse(text: &str, origin: &str) -> Result<Recipe> {
             .hint("compare with `denoir recipes digits`")
             .caused_by(e)
     };
-    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| bad(&e.message()))?;
-    table.try_into().map_err(|e: toml::de::Error| bad(&e.message()))
+    toml::from_str(text).map_err(|e: toml::de::Error| {
+        let line = e.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        bad(&line.map_or_else(|| e.message().to_owned(), |line| format!("line {line}: {}", e.message())))
+    })
 }
 
 impl Recipe {
@@ -302,6 +304,8 @@ impl Recipe {
     /// # Errors
     /// Names the key and what it may be.
     pub fn validate(&self) -> Result<()> {
+        // What TOML can hold.
+        const MOST: u64 = i64::MAX as u64;
         let whole = [
             ("image_size", self.image_size as u64, 1, 4096),
             ("steps", self.steps, 1, u64::from(u32::MAX)),
@@ -310,14 +314,17 @@ impl Recipe {
             ("timesteps", self.timesteps as u64, 1, 100_000),
             ("sample_steps", self.sample_steps as u64, 1, self.timesteps as u64),
             ("sample_count", self.sample_count as u64, 1, 10_000),
-            ("checkpoint_every", self.checkpoint_every, 1, u64::MAX),
-            ("keep_checkpoints", self.keep_checkpoints as u64, 1, u64::MAX),
+            ("checkpoint_every", self.checkpoint_every, 1, MOST),
+            ("keep_checkpoints", self.keep_checkpoints as u64, 1, MOST),
+            ("seed", self.seed, 0, MOST),
+            ("sample_every", self.sample_every, 0, MOST),
+            ("lr_warmup", self.lr_warmup, 0, MOST),
+            ("crop", self.crop as u64, 0, 1 << 20),
         ];
         for (key, value, low, high) in whole {
             if value < low || value > high {
-                let range =
-                    if high == u64::MAX { format!("{low} or more") } else { format!("from {low} to {high}") };
-                return Err(Error::usage(format!("{key} is {value}")).hint(format!("it must be {range}")));
+                let range = format!("it must be from {low} to {high}");
+                return Err(Error::usage(format!("{key} is {value}")).hint(range));
             }
         }
         // (key, value, low, high, whether low and high themselves are allowed)
@@ -363,6 +370,18 @@ impl Recipe {
         if self.unet.in_channels != self.unet.out_channels {
             return Err(Error::usage("unet.in_channels and unet.out_channels differ")
                 .hint("a DDPM predicts noise of the image's shape"));
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(plain) {
+            return Err(Error::usage(format!("name is {:?}", self.name))
+                .hint("it names a folder: use letters, digits, '-', '_' and '.'"));
+        }
+        let last = self.schedule().alpha_bars.last().copied().unwrap_or(0.0);
+        if last.is_nan() || last < 1e-12 {
+            return Err(Error::usage(format!(
+                "the schedule ends at alpha_bar = {last:e}, which is nothing but noise in f32"
+            ))
+            .hint("lower beta_end or timesteps"));
         }
         self.unet.validate([self.image_size, self.image_size])?;
         // Kernels count elements in 32 bits. The widest activation of a level is a skip joined to what comes from below.

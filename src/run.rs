@@ -10,6 +10,23 @@ use crate::checkpoint::{self, Loaded, write_whole};
 use crate::error::{Error, Result};
 use crate::recipe::{self, Recipe};
 
+/// Makes the first free one of `runs/<name>`, `runs/<name>-2`, ..., so that no other program takes it.
+fn claim(name: &str) -> Result<PathBuf> {
+    let denied =
+        |e| Error::new("cannot make a folder in runs").hint("choose another place with --out").caused_by(e);
+    fs::create_dir_all("runs").map_err(denied)?;
+    let mut number = 1;
+    loop {
+        let folder =
+            Path::new("runs").join(if number == 1 { name.to_owned() } else { format!("{name}-{number}") });
+        match fs::create_dir(&folder) {
+            Ok(()) => return Ok(folder),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => number += 1,
+            Err(e) => return Err(denied(e)),
+        }
+    }
+}
+
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Metrics {
@@ -39,11 +56,7 @@ impl Run {
     pub fn create(wanted: Option<&Path>, recipe: &Recipe) -> Result<Run> {
         let folder = match wanted {
             Some(folder) => folder.to_owned(),
-            None => (1..)
-                .map(|i| if i == 1 { recipe.name.clone() } else { format!("{}-{i}", recipe.name) })
-                .map(|name| Path::new("runs").join(name))
-                .find(|path| !path.exists())
-                .unwrap_or_else(|| unreachable!("some number is free")),
+            None => claim(&recipe.name)?,
         };
         let shown = folder.display().to_string();
         if folder.join(RECIPE).exists() {
@@ -61,6 +74,26 @@ impl Run {
         let run = Run { folder };
         write_whole(&run.folder.join(RECIPE), |file| file.write_all(recipe.to_toml().as_bytes()))?;
         Ok(run)
+    }
+
+    /// Keeps other programs from training into this folder, as long as the result lives.
+    ///
+    /// # Errors
+    /// When one does.
+    pub fn lock(&self) -> Result<fs::File> {
+        let path = self.folder.join(".lock");
+        let shown = self.folder.display();
+        let file = fs::File::create(&path).map_err(|e| {
+            Error::new(format!("cannot write into {shown}")).hint("choose another --out").caused_by(e)
+        })?;
+        match file.try_lock() {
+            Err(fs::TryLockError::WouldBlock) => {
+                Err(Error::new(format!("another denoir is training into {shown}"))
+                    .hint("wait for it, or choose another --out"))
+            }
+            // Not every file system has locks.
+            _ => Ok(file),
+        }
     }
 
     /// Opens the folder of a run.
@@ -124,7 +157,7 @@ impl Run {
         match self.checkpoints().last() {
             Some((_, path)) => checkpoint::load(path),
             None => Err(Error::new(format!("{} holds no checkpoint yet", self.folder.display()))
-                .hint("train it first; a checkpoint is written every `checkpoint_every` steps")),
+                .hint(format!("begin it again with `denoir train --resume {}`", self.folder.display()))),
         }
     }
 

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use crate::device::{Buffer, Device};
 use crate::diffusion::{Model, Variance};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::{self, Params, Scope};
 use crate::ops::denoising::{Row, denoise, timestep_of_row};
 use crate::ops::noising::gaussian;
@@ -30,7 +30,7 @@ impl Options {
     }
 }
 
-/// Most samples that are drawn in one go; more are drawn in turns, which bounds the memory.
+/// Most samples that are drawn in one go; more are drawn in turns. It does not change them.
 const BATCH: usize = 64;
 
 /// A compiled reverse step for `batch` samples.
@@ -166,10 +166,11 @@ impl Source<'_> {
         class: Option<u32>,
         mut progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
+        let most = self.batch(count);
         let mut images = Vec::with_capacity(count * self.image.iter().product::<usize>());
         let mut sampler: Option<(usize, Sampler)> = None;
-        for first in (0..count).step_by(BATCH) {
-            let batch = BATCH.min(count - first);
+        for first in (0..count).step_by(most) {
+            let batch = most.min(count - first);
             let ready = match sampler.take() {
                 Some((size, ready)) if size == batch => ready,
                 _ => self.sampler(options, batch)?,
@@ -178,11 +179,20 @@ impl Source<'_> {
             let labels = self.labels(first, batch, class);
             images.extend(ready.run(first as u32, &labels, |_, _, _| progress())?);
         }
+        if images.iter().any(|v| !v.is_finite()) {
+            return Err(Error::new("the model's samples are not finite numbers")
+                .hint("it has diverged: train again with a lower lr, or use an older checkpoint"));
+        }
         Ok(images)
+    }
+
+    /// How many samples of `count` are drawn together: what trained in the memory can be sampled in it.
+    fn batch(&self, count: usize) -> usize {
+        BATCH.min(self.recipe.batch_size.max(8)).min(count)
     }
 
     /// How many reverse steps `draw` makes in all.
     pub fn work(&self, options: Options, count: usize) -> u64 {
-        (count.div_ceil(BATCH) * self.recipe.schedule().respaced(options.steps).len()) as u64
+        (count.div_ceil(self.batch(count)) * self.recipe.schedule().respaced(options.steps).len()) as u64
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use super::{bar, print};
+use super::{bar, is_picture, note, print};
 use crate::data::picture::{enlarge, grid};
 use crate::data::{Dataset, Options, Split, open, statistics};
 use crate::error::{Error, Result};
@@ -45,16 +45,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let dataset = open(&arguments.spec, &options)?;
     let count = dataset.len().map_or(arguments.count, |len| len.min(arguments.count));
-    print(&describe(&arguments.spec, &*dataset, count)?);
+    let picture = arguments.out.as_deref().map(is_picture).transpose()?;
+    print(&describe(&arguments.spec, &*dataset, count)?)?;
     match &arguments.out {
-        Some(out) if out.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) => {
-            sheet(&*dataset, count, out)?
-        }
+        Some(out) if picture == Some(true) => sheet(&*dataset, count, out)?,
         Some(out) => folder(&*dataset, count, out)?,
         None => {}
     }
     for warning in dataset.warnings() {
-        eprintln!("warning: {warning}");
+        note(&format!("warning: {warning}"));
     }
     Ok(())
 }
@@ -86,14 +85,14 @@ fn sheet(dataset: &dyn Dataset, count: u64, out: &Path) -> Result<()> {
     let count = count.min(10_000) as usize;
     let shape = dataset.shape();
     let pixels: usize = shape.iter().product();
+    crate::device::Device::open("cpu")?.check_memory((count * pixels * 8) as u64)?;
     let mut images = vec![0.0; count * pixels];
     for (i, image) in images.chunks_exact_mut(pixels).enumerate() {
         dataset.read(i as u64, image)?;
     }
     let columns = (count as f64).sqrt().ceil() as usize;
     save_png(out, &enlarge(grid(&images, count, shape, columns, 2), shape[0]))?;
-    print(&format!("contact sheet: {}\n", out.display()));
-    Ok(())
+    print(&format!("contact sheet: {}\n", out.display()))
 }
 
 /// One file an image, in a folder for each class where there are classes, so that `images:DIR` reads it back; and a table.
@@ -127,8 +126,7 @@ fn folder(dataset: &dyn Dataset, count: u64, out: &Path) -> Result<()> {
     crate::checkpoint::write_whole(&out.join("labels.csv"), |file| {
         std::io::Write::write_all(file, table.as_bytes())
     })?;
-    print(&format!("{count} images: {}\n", out.display()));
-    Ok(())
+    print(&format!("{count} images: {}\n", out.display()))
 }
 
 /// A class name as a folder's name.

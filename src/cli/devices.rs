@@ -37,11 +37,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let devices = Devices { auto, cpu: CpuDevice { threads, available_bytes: available_memory() }, adapters };
     if arguments.json {
         let text = serde_json::to_string_pretty(&devices).unwrap_or_default();
-        print(&format!("{text}\n"));
+        print(&format!("{text}\n"))
     } else {
-        print(&describe(&devices));
+        print(&describe(&devices))
     }
-    Ok(())
 }
 
 fn describe(devices: &Devices) -> String {

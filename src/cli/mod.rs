@@ -7,12 +7,13 @@ mod sample;
 mod train;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Trains and samples diffusion models on any GPU, or on the CPU, without a framework.
 #[derive(Parser)]
@@ -52,9 +53,9 @@ pub fn main() -> ExitCode {
         }
         let place = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
         let text = info.payload_as_str().unwrap_or("unknown").lines().collect::<Vec<_>>().join(" ");
-        eprintln!(
+        note(&format!(
             "error: defect in denoir ({place}): {text}; please report it with the command that you ran"
-        );
+        ));
     }));
     let outcome = std::panic::catch_unwind(|| match arguments.command {
         Command::Devices(a) => devices::run(&a),
@@ -66,7 +67,7 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
-            eprintln!("{}", error.report());
+            note(&error.report());
             ExitCode::from(error.exit_code())
         }
         Err(_) => ExitCode::FAILURE,
@@ -74,9 +75,41 @@ pub fn main() -> ExitCode {
 }
 
 /// Prints results. A reader that closes the pipe early is no error.
-fn print(text: &str) {
+fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::new("cannot write to standard output").hint("make room where it goes").caused_by(e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Tells the user something on standard error. If nobody listens there any more, the work goes on.
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Whether `--out` names a picture: PNG, the one format that is written. Anything else is a folder, but for names that are
+/// surely meant as pictures of another format.
+fn is_picture(out: &Path) -> Result<bool> {
+    let extension = out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    if out.to_string_lossy().ends_with(['/', '\\']) || out.is_dir() {
+        return if extension == "png" && out.is_dir() {
+            Err(Error::new(format!("{} is a folder", out.display())).hint("name a file, or another folder"))
+        } else {
+            Ok(false)
+        };
+    }
+    if ["jpg", "jpeg", "gif", "webp", "bmp", "tif", "tiff"].contains(&extension.as_str()) {
+        return Err(Error::usage(format!("--out {}: pictures are written as PNG", out.display()))
+            .hint("name a file that ends in .png, or a folder"));
+    }
+    let parent = out.parent().filter(|p| !p.as_os_str().is_empty());
+    if let Some(parent) = parent.filter(|p| extension == "png" && !p.is_dir()) {
+        return Err(Error::new(format!("there is no folder {}", parent.display())).hint("make it first"));
+    }
+    Ok(extension == "png")
 }
 
 /// A progress bar on standard error; nothing where that is no terminal.

@@ -23,6 +23,5 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             text
         }
     };
-    print(&text);
-    Ok(())
+    print(&text)
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{bar, device, print};
+use super::{bar, device, is_picture, note, print};
 use crate::checkpoint;
 use crate::data::picture::{enlarge, grid};
 use crate::error::{Error, Result};
@@ -61,8 +61,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         };
         return Err(Error::usage(format!("--class {class}")).hint(hint));
     }
-    let is_picture = arguments.out.extension().is_some();
-    check_out(&arguments.out, is_picture)?;
+    // Said before the work begins, not after it.
+    let is_picture = is_picture(&arguments.out)?;
+    if !is_picture {
+        std::fs::create_dir_all(&arguments.out).map_err(|e| {
+            let message = format!("cannot write into {}", arguments.out.display());
+            Error::new(message).hint("choose another --out").caused_by(e)
+        })?;
+    }
 
     let params = params_of(recipe);
     let weights = loaded.set("ema", &params.borrow())?;
@@ -87,7 +93,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         _ => {}
     }
     let count = arguments.count as usize;
-    eprintln!("{count} samples, {steps} steps, on {}", device.describe());
+    note(&format!("{count} samples, {steps} steps, on {}", device.describe()));
     let progress = bar(source.work(options, count), "sampling {bar:30} {percent}% {eta} left");
     let images = source.draw(options, count, arguments.class, || {
         progress.inc(1);
@@ -95,26 +101,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     })?;
     progress.finish_and_clear();
     write(&images, count, source.image, &arguments.out, is_picture)
-}
-
-/// Says before the work begins that its result could not be written.
-fn check_out(out: &Path, is_picture: bool) -> Result<()> {
-    if is_picture {
-        let extension = out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-        if extension != "png" {
-            return Err(Error::usage(format!("--out {}: pictures are written as PNG", out.display()))
-                .hint("name a file that ends in .png, or a folder"));
-        }
-        if let Some(parent) = out.parent().filter(|p| !p.as_os_str().is_empty() && !p.is_dir()) {
-            return Err(
-                Error::new(format!("the folder {} does not exist", parent.display())).hint("make it first")
-            );
-        }
-        return Ok(());
-    }
-    std::fs::create_dir_all(out).map_err(|e| {
-        Error::new(format!("cannot write into {}", out.display())).hint("choose another --out").caused_by(e)
-    })
 }
 
 fn write(images: &[f32], count: usize, image: [usize; 3], out: &Path, is_picture: bool) -> Result<()> {
@@ -128,6 +114,5 @@ fn write(images: &[f32], count: usize, image: [usize; 3], out: &Path, is_picture
             save_png(&out.join(format!("{i:06}.png")), &grid(pixels, 1, image, 1, 0))?;
         }
     }
-    print(&format!("{}\n", out.display()));
-    Ok(())
+    print(&format!("{}\n", out.display()))
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use indicatif::ProgressBar;
 
-use super::{bar, device, print};
+use super::{bar, device, note, print};
 use crate::device::{Device, size};
 use crate::error::{Error, Result};
 use crate::recipe::{self, Recipe};
@@ -68,11 +68,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     arguments.change(&mut recipe)?;
     let device = device(&arguments.device)?;
     if arguments.dry_run {
-        print(&describe(&DryRun::new(&recipe, &device), &recipe, &device));
-        return Ok(());
+        return print(&describe(&DryRun::new(&recipe, &device), &recipe, &device));
     }
     let mut session = match &arguments.resume {
-        Some(folder) => Session::resume(Run::open(folder)?, &device, |recipe| arguments.change(recipe))?,
+        Some(folder) => Session::resume(Run::open(folder)?, &device, recipe)?,
         None => Session::start(recipe, &device, arguments.out.as_deref())?,
     };
     train(&mut session, &device)
@@ -82,18 +81,14 @@ fn train(session: &mut Session, device: &Device) -> Result<()> {
     let (recipe, folder) = (session.recipe().clone(), session.run_folder().folder().display().to_string());
     let parameters = session.trainer().params().borrow().count();
     let first = session.trainer().step();
-    eprintln!(
+    note(&format!(
         "{} on {}: {} parameters, into {folder}",
         recipe.name,
         device.describe(),
         thousands(parameters)
-    );
+    ));
     if let Some(remark) = recipe.unet.remark() {
-        eprintln!("note: {remark}");
-    }
-    if first >= recipe.steps {
-        return Err(Error::usage(format!("{folder} has {first} of {} steps done", recipe.steps))
-            .hint(format!("train on with --steps {}", first * 2)));
+        note(&format!("note: {remark}"));
     }
     let mut terminal = Terminal::new(first, recipe.steps)?;
     let ended = session.train(&mut terminal);
@@ -101,10 +96,9 @@ fn train(session: &mut Session, device: &Device) -> Result<()> {
     match ended? {
         Ended::Done => print(&format!("{folder}\n")),
         Ended::Interrupted(step) => {
-            print(&format!("stopped after step {step}; go on with: denoir train --resume {folder}\n"));
+            print(&format!("stopped after step {step}; go on with: denoir train --resume {folder}\n"))
         }
     }
-    Ok(())
 }
 
 /// Progress on the terminal, or a line now and then where standard error is no terminal.
@@ -126,7 +120,7 @@ impl Terminal {
             if flag.swap(true, Ordering::SeqCst) {
                 std::process::exit(130);
             }
-            eprintln!("\nstopping after this step (again to stop at once)");
+            note(&format!("\nstopping after this step (again to stop at once)"));
         };
         ctrlc::set_handler(handler).map_err(|e| Error::new("cannot catch Ctrl-C").caused_by(e))?;
         let bar = bar(steps, "{bar:30} {pos}/{len} {msg} {eta} left");
@@ -145,7 +139,7 @@ impl Watch for Terminal {
         let first = m.step == 1;
         if self.bar.is_hidden() && (first || m.step == self.steps || self.spoke.elapsed().as_secs() >= 10) {
             self.spoke = Instant::now();
-            eprintln!("step {}/{}  loss {loss:.4}  {:.1} images/s", m.step, self.steps, m.images_per_s);
+            note(&format!("step {}/{}  loss {loss:.4}  {:.1} images/s", m.step, self.steps, m.images_per_s));
         }
     }
 
@@ -157,7 +151,7 @@ impl Watch for Terminal {
     }
 
     fn say(&mut self, line: &str) {
-        self.bar.suspend(|| eprintln!("{line}"));
+        self.bar.suspend(|| note(&format!("{line}")));
     }
 
     fn interrupted(&self) -> bool {

@@ -35,11 +35,16 @@ pub fn forward_strip(recipe: &Recipe, images: &[f32], image: [usize; 3]) -> RgbI
     enlarge(grid(&strip, rows * COLUMNS, image, COLUMNS, GAP), image[0])
 }
 
-/// `rows` samples at falling `t`, from noise to picture.
+/// `rows` samples at falling `t`, from the first reverse step to the picture. `progress` is called after each step.
 ///
 /// # Errors
 /// When the driver reports an error.
-pub fn backward_strip(source: &Source, options: Options, rows: usize) -> Result<RgbImage> {
+pub fn backward_strip(
+    source: &Source,
+    options: Options,
+    rows: usize,
+    mut progress: impl FnMut() -> Result<()>,
+) -> Result<RgbImage> {
     let mut sampler = source.sampler(options, rows)?;
     let steps = sampler.timesteps().len();
     let pixels: usize = source.image.iter().product();
@@ -50,7 +55,7 @@ pub fn backward_strip(source: &Source, options: Options, rows: usize) -> Result<
         for _ in shown.iter().filter(|&&s| s == row) {
             frames.push(sampler.current()?);
         }
-        Ok(())
+        progress()
     })?;
     let mut strip = Vec::new();
     for row in 0..rows {

@@ -1,5 +1,6 @@
 //! The loop around the step: data, metrics, checkpoints, pictures, interruption.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,6 +19,17 @@ use crate::sample::Options;
 const FLUSH_SECONDS: f64 = 5.0;
 /// Rows of the strips.
 const STRIPS: usize = 4;
+
+const BACKWARD: &str = "backward.png";
+
+fn grid_name(step: u64) -> String {
+    format!("samples/step-{step:08}.png")
+}
+
+/// Ends a sampling process when the user wants to stop.
+fn go_on(watch: &dyn Watch) -> Result<()> {
+    if watch.interrupted() { Err(Error::new("interrupted")) } else { Ok(()) }
+}
 
 /// What the command line shows while a session goes on.
 pub trait Watch {
@@ -45,7 +57,10 @@ pub struct Session {
     recipe: Recipe,
     dataset: Arc<dyn Dataset>,
     trainer: Trainer,
-    warned: usize,
+    /// Warnings that were passed on.
+    told: HashSet<String>,
+    /// Held so that no other program trains into the folder.
+    _lock: std::fs::File,
 }
 
 /// Opens the data of a recipe and checks that the model fits it.
@@ -77,34 +92,41 @@ impl Session {
         let dataset = open_data(&recipe)?;
         let trainer = Trainer::new(&recipe, device, None)?;
         let run = Run::create(out, &recipe)?;
-        Ok(Session { run, recipe, dataset, trainer, warned: 0 })
+        let lock = run.lock()?;
+        Ok(Session { run, recipe, dataset, trainer, told: HashSet::new(), _lock: lock })
     }
 
-    /// Goes on from the newest checkpoint of a run, with the recipe that `change` makes of the run's own.
+    /// Goes on from the newest checkpoint of a run, or from the beginning if it has none yet. `recipe`: the run's own, perhaps with
+    /// other values; the model must be the same.
     ///
     /// # Errors
-    /// As [`Session::start`], and when the checkpoint is damaged.
-    pub fn resume(
-        run: Run,
-        device: &Device,
-        change: impl FnOnce(&mut Recipe) -> Result<()>,
-    ) -> Result<Session> {
-        let loaded = run.newest()?;
-        let mut recipe = loaded.recipe.clone();
-        change(&mut recipe)?;
-        recipe.validate()?;
-        if recipe.unet != loaded.recipe.unet {
-            return Err(
-                Error::usage("a resumed run keeps its model").hint("leave out --set unet..., or train anew")
-            );
+    /// As [`Session::start`], and when the checkpoint is damaged or of another model, or all steps are done.
+    pub fn resume(run: Run, device: &Device, recipe: Recipe) -> Result<Session> {
+        let lock = run.lock()?;
+        let (mut done, mut values) = (0, None);
+        if !run.checkpoints().is_empty() {
+            let loaded = run.newest()?;
+            if recipe.unet != loaded.recipe.unet {
+                return Err(Error::usage("a resumed run keeps its model")
+                    .hint("leave the unet keys as they are, or train anew"));
+            }
+            done = loaded.header.step;
+            values = Some(loaded.values(&crate::models::params_of(&recipe).borrow())?);
         }
-        let params = crate::models::params_of(&recipe);
-        let values = loaded.values(&params.borrow())?;
+        let complete = run.folder().join(BACKWARD).exists() && run.folder().join(grid_name(done)).exists();
+        if done > recipe.steps || done == recipe.steps && complete {
+            return Err(Error::usage(format!(
+                "{} has {done} of {} steps done",
+                run.folder().display(),
+                recipe.steps
+            ))
+            .hint(format!("train on with --steps {}", (done * 2).min(u64::from(u32::MAX)))));
+        }
         let dataset = open_data(&recipe)?;
-        let trainer = Trainer::new(&recipe, device, Some((loaded.header.step, &values)))?;
+        let trainer = Trainer::new(&recipe, device, values.as_ref().map(|v| (done, v)))?;
         run.write_recipe(&recipe)?;
-        run.truncate_metrics(loaded.header.step)?;
-        Ok(Session { run, recipe, dataset, trainer, warned: 0 })
+        run.truncate_metrics(done)?;
+        Ok(Session { run, recipe, dataset, trainer, told: HashSet::new(), _lock: lock })
     }
 
     pub fn run_folder(&self) -> &Run {
@@ -141,8 +163,9 @@ impl Session {
             let outcome = match self.trainer.advance(|| loader.next()) {
                 Ok(outcome) => outcome,
                 Err(error) => {
-                    self.run.log(&pending)?;
-                    return Err(error);
+                    // The first error is the one to tell.
+                    let _ = self.run.log(&pending);
+                    return Err(self.with_way_back(error));
                 }
             };
             training += before.elapsed().as_secs_f64();
@@ -162,7 +185,8 @@ impl Session {
             let stop = watch.interrupted();
             let last = step == recipe.steps;
             let saves = last || stop || step.is_multiple_of(recipe.checkpoint_every);
-            if saves || flushed.elapsed().as_secs_f64() > FLUSH_SECONDS {
+            let samples = last || recipe.sample_every > 0 && step.is_multiple_of(recipe.sample_every);
+            if saves || samples || flushed.elapsed().as_secs_f64() > FLUSH_SECONDS {
                 self.run.log(&pending)?;
                 pending.clear();
                 flushed = Instant::now();
@@ -170,25 +194,59 @@ impl Session {
             if saves {
                 self.save(watch)?;
             }
-            if last || recipe.sample_every > 0 && step.is_multiple_of(recipe.sample_every) && !stop {
-                self.grid(watch)?;
+            if samples && !stop {
+                self.pictures(watch, last)?;
             }
-            if stop && !last {
+            if watch.interrupted() {
+                if !saves {
+                    self.save(watch)?;
+                }
                 return Ok(Ended::Interrupted(step));
             }
         }
-        self.backward_strip(watch)?;
+        if first >= recipe.steps {
+            // All that a stopped program left undone.
+            self.pictures(watch, true)?;
+            if watch.interrupted() {
+                return Ok(Ended::Interrupted(first));
+            }
+        }
         Ok(Ended::Done)
+    }
+
+    /// The grid of samples, and at the end the backward strip. Pictures are not worth a run: what goes wrong here is told, and the
+    /// training goes on (a broken device will say so in the next step).
+    fn pictures(&self, watch: &mut dyn Watch, last: bool) -> Result<()> {
+        watch.doing(Some("sampling"));
+        let made = self.grid(watch).and_then(|()| if last { self.backward_strip(watch) } else { Ok(()) });
+        watch.doing(None);
+        match made {
+            Err(error) if !watch.interrupted() => {
+                if last {
+                    return Err(error);
+                }
+                watch.say(&format!("warning: no samples at this step: {error}"));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Says how to go on after an error in a step.
+    fn with_way_back(&self, error: Error) -> Error {
+        match self.run.checkpoints().last() {
+            Some((step, _)) => error.caused_by(format!("the checkpoint of step {step} is kept")),
+            None => error.caused_by("there is no checkpoint yet"),
+        }
     }
 
     /// Broken pictures and the like, each told once.
     fn pass_on_warnings(&mut self, watch: &mut dyn Watch) {
-        if self.dataset.skipped() as usize > self.warned {
-            let warnings = self.dataset.warnings();
-            for warning in warnings.iter().skip(self.warned) {
+        for warning in self.dataset.warnings() {
+            if !self.told.contains(&warning) {
                 watch.say(&format!("warning: {warning}"));
+                self.told.insert(warning);
             }
-            self.warned = self.dataset.skipped() as usize;
         }
     }
 
@@ -196,6 +254,13 @@ impl Session {
         watch.doing(Some("saving"));
         let step = self.trainer.step();
         let values = self.trainer.values()?;
+        if values.sets.iter().flatten().any(|v| !v.is_finite()) {
+            let error =
+                Error::new(format!("step {step}: a weight is not finite any more; nothing was saved"));
+            return Err(
+                self.with_way_back(error.hint("train again from the last checkpoint with a lower lr"))
+            );
+        }
         let path = self.run.checkpoint_path(step);
         checkpoint::save(&path, &self.trainer.params().borrow(), step, &self.recipe, &values)?;
         self.run.prune(self.recipe.keep_checkpoints);
@@ -205,15 +270,12 @@ impl Session {
 
     /// A grid of samples from the moving average, always from the same noise.
     fn grid(&self, watch: &mut dyn Watch) -> Result<()> {
-        watch.doing(Some("sampling"));
         let (source, count) = (self.trainer.source(), self.recipe.sample_count);
-        let images = source.draw(Options::of(&self.recipe), count, None, || Ok(()))?;
+        let images = source.draw(Options::of(&self.recipe), count, None, || go_on(watch))?;
         let columns = (count as f64).sqrt().ceil() as usize;
         let picture = enlarge(grid(&images, count, source.image, columns, GAP), source.image[0]);
-        let name = format!("samples/step-{:08}.png", self.trainer.step());
-        let path = self.run.picture(&name, &picture)?;
+        let path = self.run.picture(&grid_name(self.trainer.step()), &picture)?;
         watch.say(&format!("samples: {}", path.display()));
-        watch.doing(None);
         Ok(())
     }
 
@@ -231,11 +293,10 @@ impl Session {
     }
 
     fn backward_strip(&self, watch: &mut dyn Watch) -> Result<()> {
-        watch.doing(Some("sampling"));
-        let picture = backward_strip(&self.trainer.source(), Options::of(&self.recipe), STRIPS)?;
-        let path = self.run.picture("backward.png", &picture)?;
+        let options = Options::of(&self.recipe);
+        let picture = backward_strip(&self.trainer.source(), options, STRIPS, || go_on(watch))?;
+        let path = self.run.picture(BACKWARD, &picture)?;
         watch.say(&format!("backward process: {}", path.display()));
-        watch.doing(None);
         Ok(())
     }
 }

@@ -317,6 +317,6 @@ impl Trainer {
             _ => format!("the loss became {loss}"),
         };
         Error::new(format!("step {}: {what}; {culprit}", self.step + 1))
-            .hint("the last good checkpoint is kept: resume from it with a lower lr, or with clip_norm")
+            .hint("resume from the last checkpoint, or train again, with a lower lr or with clip_norm")
     }
 }

@@ -70,6 +70,11 @@ fn mistakes_in_the_command() {
     fails(at, &["train", "--device", "gpu:no-such-card"], 1, &["no GPU called no-such-card"]);
     fails(at, &["train", "--device", "gpu:99"], 1, &["no GPU called 99"]);
     fails(at, &["train", "--device", "tpu"], 2, &["no device called \"tpu\"", "choose auto, cpu"]);
+    fails(at, &["train", "--seed", "18446744073709551615"], 2, &["seed is 18446744073709551615"]);
+    fails(at, &["train", "--set", "beta_start=0.9"], 2, &["nothing but noise"]);
+    fails(at, &["train", "--set", "name=../../elsewhere"], 2, &["it names a folder"]);
+    fails(at, &["train", "--set", "unet.freq_shift=nan"], 2, &["unet.freq_shift"]);
+    fails(at, &["train", "--set", "unet.attention_head_dim=600"], 2, &["unet.attention_head_dim is 600"]);
     fails(at, &["train", "--data", "mnist:nowhere"], 1, &["nowhere"]);
     fails(at, &["train", "--data", "pictures"], 2, &["pictures"]);
     fails(at, &["sample", "runs/none"], 1, &["runs/none does not exist"]);
@@ -190,7 +195,7 @@ fn folders_that_cannot_be_written() {
         at,
         &["sample", "run", "--out", "none/out.png", "--device", "cpu"],
         1,
-        &["the folder none does not exist"],
+        &["there is no folder none"],
     );
     fails(at, &["sample", "run", "--out", "out.jpg", "--device", "cpu"], 2, &["written as PNG"]);
     fails(at, &["sample", "run", "--steps", "0", "--device", "cpu"], 2, &["--steps 0"]);
@@ -202,6 +207,49 @@ fn folders_that_cannot_be_written() {
         2,
         &["keeps its model"],
     );
+}
+
+#[test]
+fn a_run_without_a_checkpoint_begins_again_and_only_one_program_trains_into_a_folder() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let run = tiny_run(at, &[]);
+    let whole = fs::read(run.join("checkpoints/step-00000004.safetensors")).unwrap();
+    fs::remove_dir_all(run.join("checkpoints")).unwrap();
+    fs::create_dir(run.join("checkpoints")).unwrap();
+    fails(at, &["sample", "run", "--device", "cpu"], 1, &["holds no checkpoint yet", "--resume run"]);
+    let lock = fs::File::create(run.join(".lock")).unwrap();
+    lock.lock().unwrap();
+    fails(at, &["train", "--resume", "run", "--device", "cpu"], 1, &["another denoir is training into run"]);
+    drop(lock);
+    assert!(denoir(at, &["train", "--resume", "run", "--device", "cpu"]).status.success());
+    assert!(
+        fs::read(run.join("checkpoints/step-00000004.safetensors")).unwrap() == whole,
+        "begun again, it differs"
+    );
+    // Pictures that a stopped program left out are made by the next.
+    fs::remove_file(run.join("backward.png")).unwrap();
+    assert!(denoir(at, &["train", "--resume", "run", "--device", "cpu"]).status.success());
+    assert!(run.join("backward.png").exists());
+}
+
+/// The terminal may go away; what is done must not.
+#[cfg(unix)]
+#[test]
+fn closed_outputs() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let shell = |command: &str| {
+        let command = format!("{} {command}", env!("CARGO_BIN_EXE_denoir"));
+        Command::new("bash").args(["-c", &command]).current_dir(at).output().unwrap()
+    };
+    let train = format!("train --steps 2 --out run '{}' 2>/dev/full", TINY.join("' '"));
+    assert!(shell(&train).status.success(), "training stopped because nobody listened");
+    assert!(at.join("run/checkpoints/step-00000002.safetensors").exists());
+    let full = shell("recipes digits >/dev/full");
+    assert_eq!(full.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&full.stderr).contains("cannot write to standard output"));
+    assert!(shell("recipes digits | head -c 1").status.success());
 }
 
 /// A disk that fills up, as a limit on the size of files (which also fails in the middle of a write).

@@ -214,7 +214,8 @@ impl Gpu {
             let _ = sender.send(result);
         });
         self.wait()?;
-        match receiver.try_recv() {
+        // Another thread's wait may be the one that runs the callback, just after ours returned.
+        match receiver.recv_timeout(PATIENCE) {
             Ok(Ok(())) => {
                 let view = staging
                     .slice(..bytes)
