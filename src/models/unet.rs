@@ -83,6 +83,10 @@ impl Default for UNetConfig {
     }
 }
 
+fn times(n: usize) -> String {
+    if n == 1 { "once".to_owned() } else { format!("{n} times") }
+}
+
 /// Most channels that the attention kernels give a head.
 const WIDEST_HEAD: usize = 512;
 
@@ -257,7 +261,7 @@ impl UNetConfig {
         let divisor = 1_usize.checked_shl(levels as u32 - 1).unwrap_or(usize::MAX);
         if h == 0 || w == 0 || h % divisor != 0 || w % divisor != 0 {
             return bad(
-                format!("images of {h}x{w} pixels cannot be halved {} times", levels - 1),
+                format!("images of {h}x{w} pixels cannot be halved {}", times(levels - 1)),
                 &format!("choose a multiple of {divisor}, or fewer levels in unet.block_out_channels"),
             );
         }
