@@ -38,6 +38,9 @@ pub struct Metrics {
     pub images_per_s: f64,
     /// Of training, since this command began.
     pub seconds: f64,
+    /// Milliseconds of the last batch on the GPU's own clock, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_ms: Option<f64>,
 }
 
 /// The folder of a run.

@@ -120,7 +120,7 @@ impl Terminal {
             if flag.swap(true, Ordering::SeqCst) {
                 std::process::exit(130);
             }
-            note(&format!("\nstopping after this step (again to stop at once)"));
+            note("\nstopping after this step (again to stop at once)");
         };
         ctrlc::set_handler(handler).map_err(|e| Error::new("cannot catch Ctrl-C").caused_by(e))?;
         let bar = bar(steps, "{bar:30} {pos}/{len} {msg} {eta} left");
@@ -151,7 +151,7 @@ impl Watch for Terminal {
     }
 
     fn say(&mut self, line: &str) {
-        self.bar.suspend(|| note(&format!("{line}")));
+        self.bar.suspend(|| note(line));
     }
 
     fn interrupted(&self) -> bool {

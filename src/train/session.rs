@@ -176,6 +176,7 @@ impl Session {
                 loss: outcome.loss,
                 grad_norm: outcome.grad_norm,
                 lr: outcome.lr,
+                device_ms: outcome.device_ms,
                 images_per_s: rate,
                 seconds: began.elapsed().as_secs_f64(),
             };

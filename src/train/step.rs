@@ -80,6 +80,8 @@ pub struct Outcome {
     pub loss: f32,
     pub grad_norm: f32,
     pub lr: f64,
+    /// Milliseconds on the GPU's own clock, of the last batch; `None` where the device has none.
+    pub device_ms: Option<f64>,
 }
 
 /// The plan of a step, for `--dry-run`.
@@ -287,7 +289,11 @@ impl Trainer {
             return Err(self.diverged(loss, Some(metrics[NORM])));
         }
         self.step += 1;
-        Ok(Outcome { loss, grad_norm: metrics[NORM], lr })
+        let device_ms = match &self.device {
+            Device::Gpu(gpu) => gpu.device_time()?.map(|t| t.as_secs_f64() * 1e3),
+            Device::Cpu(_) => None,
+        };
+        Ok(Outcome { loss, grad_norm: metrics[NORM], lr, device_ms })
     }
 
     /// Runs the same batch again, without the optimiser and with every tensor kept, to name the first one that went bad. (The

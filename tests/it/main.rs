@@ -1,6 +1,7 @@
 //! The integration tests: one binary, so that it links once.
 
 mod command_line;
+mod engine;
 mod golden;
 mod house;
 mod kernels;

@@ -394,7 +394,7 @@ mod tests {
         let buffer = gpu.alloc("test", 1024).unwrap();
         gpu.device.destroy();
         let mut bytes = [0_u8; 4];
-        let error = gpu.read(&buffer, 0, &mut bytes).err().expect("the device is gone");
+        let error = gpu.read(&buffer, 0, &mut bytes).expect_err("the device is gone");
         assert!(error.to_string().contains("--device cpu"), "{error}");
         assert!(gpu.alloc("more", 1024).is_err());
         assert!(gpu.write(&buffer, 0, &[0; 4]).and_then(|()| gpu.wait()).is_err());
