@@ -125,7 +125,8 @@ pub fn load(path: &Path) -> Result<Loaded> {
         return Err(Error::new(format!("{shown} has format {}, this program reads {FORMAT}", header.format))
             .hint("use the version of denoir that wrote it"));
     }
-    let recipe = crate::recipe::parse(&header.recipe, &format!("the recipe inside {shown}"))?;
+    let origin = format!("the recipe inside {shown}");
+    let recipe = crate::recipe::parse(&header.recipe, &origin).map_err(Error::in_a_file)?;
     Ok(Loaded { path: path.to_owned(), bytes, header, recipe })
 }
 

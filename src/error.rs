@@ -42,6 +42,12 @@ impl Error {
         self
     }
 
+    /// The same, but the fault of a file and not of the command: exit status 1.
+    pub fn in_a_file(mut self) -> Self {
+        self.0.usage = false;
+        self
+    }
+
     /// Exit status of the program: 2 for a mistake in the command, 1 for anything else.
     pub fn exit_code(&self) -> u8 {
         if self.0.usage { 2 } else { 1 }

@@ -124,7 +124,7 @@ impl Run {
         let path = self.folder.join(RECIPE);
         let text = fs::read_to_string(&path)
             .map_err(|e| Error::new(format!("cannot read {}", path.display())).caused_by(e))?;
-        recipe::parse(&text, &path.display().to_string())
+        recipe::parse(&text, &path.display().to_string()).map_err(Error::in_a_file)
     }
 
     /// Writes the recipe anew, after a resumed run changed it.

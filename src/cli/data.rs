@@ -28,6 +28,7 @@ pub struct Arguments {
     /// Side of the centred square taken from each picture of images:DIR
     #[arg(long)]
     crop: Option<usize>,
+    /// Of generated data
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Look at the held-out part

@@ -22,16 +22,19 @@ pub struct Arguments {
     /// digits, faces, mnist:DIR, cifar10:DIR or images:DIR
     #[arg(long)]
     data: Option<String>,
-    /// Folder of the run [default: runs/RECIPE]
+    /// Folder of the run [default: the first free of runs/RECIPE, runs/RECIPE-2, ...]
     #[arg(long)]
     out: Option<PathBuf>,
     /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Steps of the optimiser in all [default: the recipe's]
     #[arg(long)]
     steps: Option<u64>,
+    /// Images of a step [default: the recipe's]
     #[arg(long)]
     batch_size: Option<usize>,
+    /// The same seed gives the same run [default: the recipe's]
     #[arg(long)]
     seed: Option<u64>,
     /// Go on with this run

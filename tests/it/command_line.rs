@@ -170,6 +170,16 @@ fn checkpoints_that_cannot_be_used() {
     fs::write(&newest, foreign).unwrap();
     fails(at, &sample, 1, &["is not a checkpoint of denoir"]);
 
+    let recipe = fs::read(run.join("recipe.toml")).unwrap();
+    fs::write(run.join("recipe.toml"), "steps = many").unwrap();
+    fails(
+        at,
+        &["train", "--resume", "run", "--device", "cpu"],
+        1,
+        &["recipe.toml is not a recipe", "line 1"],
+    );
+    fs::write(run.join("recipe.toml"), recipe).unwrap();
+
     fs::write(&newest, &whole).unwrap();
     assert!(!at.join("out.png").exists(), "a refused command left a picture");
     assert!(denoir(at, &sample).status.success());
