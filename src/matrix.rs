@@ -35,11 +35,6 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// Transposed if `yes`.
-    pub fn transposed_if(self, yes: bool) -> Self {
-        if yes { self.transposed() } else { self }
-    }
-
     /// `rows` rows from row `first` on.
     pub fn rows(self, first: usize, rows: usize) -> Self {
         assert!(rows > 0 && first + rows <= self.rows, "rows {first}+{rows} of {}", self.rows);

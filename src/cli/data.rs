@@ -53,6 +53,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Some(out) => folder(&*dataset, count, out)?,
         None => {}
     }
+    if dataset.skipped() > 0 {
+        note(&format!("unreadable pictures: {} (others stood in for them)", dataset.skipped()));
+    }
     for warning in dataset.warnings() {
         note(&format!("warning: {warning}"));
     }

@@ -205,6 +205,10 @@ impl Session {
                 return Ok(Ended::Interrupted(step));
             }
         }
+        let skipped = self.dataset.skipped();
+        if skipped > 0 {
+            watch.say(&format!("unreadable pictures: {skipped} (others stood in for them)"));
+        }
         if first >= recipe.steps {
             // All that a stopped program left undone.
             self.pictures(watch, true)?;

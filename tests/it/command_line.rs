@@ -304,6 +304,7 @@ fn a_broken_picture_among_good_ones_is_named_and_skipped() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
     assert!(text.contains("broken.png"), "{text}");
+    assert!(text.contains("unreadable pictures: 1 "), "{text}");
 }
 
 #[test]
