@@ -1,8 +1,10 @@
-//! The main kernels at shapes of the `mnist` recipe's U-Net at batch 16. Each is checked against f64 loops before it is timed.
+//! The main kernels at shapes of the `mnist` recipe's U-Net at batch 16. Each is checked against f64 loops
+//! before it is timed.
 //!
-//! `cargo bench --bench kernels -- conv2d` times what has `conv2d` in its name; `DENOIR_BENCH_DEVICE=gpu` adds a GPU.
-//! Where the report says `Gelem/s`, read GFLOP/s: the elements are floating-point operations, two for a multiply and add.
-//! Where it says `GB/s`, the bytes are those that must move even if each tensor is read or written only once a pass.
+//! `cargo bench --bench kernels -- conv2d` times what has `conv2d` in its name; `DENOIR_BENCH_DEVICE=gpu`
+//! adds a GPU. Where the report says `Gelem/s`, read GFLOP/s: the elements are floating-point operations,
+//! two for a multiply and add. Where it says `GB/s`, the bytes are those that must move even if each tensor
+//! is read or written only once a pass.
 
 #[path = "common/check.rs"]
 mod check;
@@ -23,7 +25,8 @@ use denoir::tape::Tape;
 use check::{check, compiled, sum};
 use common::{devices, numbers, time};
 
-/// Times on every device what `prepare` compiles and has checked. Nothing is prepared that the command line leaves out.
+/// Times on every device what `prepare` compiles and has checked. Nothing is prepared that the command line
+/// leaves out.
 fn bench(c: &mut Criterion, op: &str, shape: &str, work: Throughput, prepare: impl Fn(&Device) -> Program) {
     let mut group = c.benchmark_group(op);
     group.throughput(work);
@@ -83,7 +86,8 @@ impl Conv {
         (o * self.stride + k).checked_sub(1).filter(|&at| at < self.side)
     }
 
-    /// All pairs of a pixel of the result and a tap, `[oh, ow, kh, kw]`, that meet inside the image, at `[h, w]`.
+    /// All pairs of a pixel of the result and a tap, `[oh, ow, kh, kw]`, that meet inside the image, at
+    /// `[h, w]`.
     fn meetings(&self) -> impl Iterator<Item = ([usize; 4], [usize; 2])> {
         let (conv, pairs) = (*self, self.out() * self.out() * 9);
         (0..pairs).filter_map(move |i| {

@@ -1,4 +1,5 @@
-//! A whole training step of the `mnist` recipe at batch 16, and one pass of its U-Net as sampling makes it. Images a second.
+//! A whole training step of the `mnist` recipe at batch 16, and one pass of its U-Net as sampling makes it.
+//! Images a second.
 //!
 //! `cargo bench --bench step`; `DENOIR_BENCH_DEVICE=gpu` adds a GPU.
 
@@ -55,8 +56,8 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
-/// A trainer whose first steps were right: the loss is finite and falls, another run's losses are the same to the bit, and
-/// those of the CPU device are the same but for rounding.
+/// A trainer whose first steps were right: the loss is finite and falls, another run's losses are the same
+/// to the bit, and those of the CPU device are the same but for rounding.
 fn learning(recipe: &Recipe, batch: &Batch, device: &Device) -> Trainer {
     const STEPS: usize = 12;
     let on = device.describe();
@@ -114,8 +115,8 @@ fn prediction(recipe: &Recipe, device: &Device) -> (Program, Tensor) {
     (program, eps)
 }
 
-/// A program whose prediction is finite, the same to the bit when it runs again, and on a GPU that of the CPU device but for
-/// rounding.
+/// A program whose prediction is finite, the same to the bit when it runs again, and on a GPU that of the
+/// CPU device but for rounding.
 fn predicting(recipe: &Recipe, device: &Device) -> Program {
     let on = device.describe();
     let read = |(program, eps): &(Program, Tensor)| program.read(eps).expect("results are read");

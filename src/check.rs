@@ -1,7 +1,8 @@
-//! The check that every op passes: values and gradients, on every device of this machine, against an f64 reference.
+//! The check that every op passes: values and gradients, on every device of this machine, against an f64
+//! reference.
 //!
-//! Buffers are handed out filled with NaN between guard words, comparisons are of the form `err <= tol` so that NaN fails,
-//! and a failure prints everything that repeats it.
+//! Buffers are handed out filled with NaN between guard words, comparisons are of the form `err <= tol` so
+//! that NaN fails, and a failure prints everything that repeats it.
 
 use std::sync::{Arc, OnceLock};
 
@@ -14,8 +15,8 @@ use crate::philox::{Sequence, Stream};
 use crate::program::{Plan, Program, Sharing};
 use crate::tape::{Tape, Tensor};
 
-/// Every device that this machine has: the CPU device with one and with three threads, and each GPU with all that it offers
-/// and on the plain path (uniform buffers, no subgroups).
+/// Every device that this machine has: the CPU device with one and with three threads, and each GPU with
+/// all that it offers and on the plain path (uniform buffers, no subgroups).
 pub fn devices() -> &'static [(String, Device)] {
     static DEVICES: OnceLock<Vec<(String, Device)>> = OnceLock::new();
     DEVICES.get_or_init(|| {
@@ -78,7 +79,8 @@ impl Check {
         self
     }
 
-    /// How many elements of each input are differentiated numerically (each costs two runs of the reference).
+    /// How many elements of each input are differentiated numerically (each costs two runs of the
+    /// reference).
     pub fn probes(mut self, probes: usize) -> Self {
         self.probes = probes;
         self
@@ -108,9 +110,11 @@ impl Check {
         self
     }
 
-    /// Records the op with `record` on every device, and compares with `reference`, which gets the inputs as f64.
+    /// Records the op with `record` on every device, and compares with `reference`, which gets the inputs
+    /// as f64.
     ///
-    /// Gradients are those of `sum(y * dy)` for a random `dy`; the reference's are central differences of itself.
+    /// Gradients are those of `sum(y * dy)` for a random `dy`; the reference's are central differences of
+    /// itself.
     pub fn run(self, record: impl Fn(&[Tensor]) -> Tensor, reference: impl Fn(&[Vec<f64>]) -> Vec<f64>) {
         let exact: Vec<Vec<f64>> = self
             .inputs
@@ -146,7 +150,8 @@ impl Check {
         }
     }
 
-    /// All elements of all results against those of the first device, to the bit where both are CPU devices.
+    /// All elements of all results against those of the first device, to the bit where both are CPU
+    /// devices.
     fn agree(&self, device: &str, first: &[Vec<f32>], results: &[Vec<f32>]) {
         for (i, (a, b)) in first.iter().zip(results).enumerate() {
             let what = if i == 0 { "y".to_owned() } else { format!("gradient of input {}", i - 1) };

@@ -1,4 +1,5 @@
-//! Checkpoints: safetensors files that hold everything resuming needs, written so that a crash leaves the old or the new one.
+//! Checkpoints: safetensors files that hold everything resuming needs, written so that a crash leaves the
+//! old or the new one.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -11,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::nn::Params;
 use crate::recipe::Recipe;
 
-/// What a checkpoint says besides its tensors. Kept as one metadata entry, because the format gives several no fixed order and
-/// the same run must give the same bytes.
+/// What a checkpoint says besides its tensors. Kept as one metadata entry, because the format gives several
+/// no fixed order and the same run must give the same bytes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Header {
     /// Of the layout described here.

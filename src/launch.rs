@@ -6,10 +6,11 @@ use std::marker::PhantomData;
 
 use crate::device::gpu::shader::{Kernel, Knob};
 
-/// One recorded step of a program: reads some tensors, writes others, and knows how to do that on either device.
+/// One recorded step of a program: reads some tensors, writes others, and knows how to do that on either
+/// device.
 ///
-/// Tensors are named by their position among the reads and the writes that it was recorded with. A tensor that is updated in
-/// place stands among the writes.
+/// Tensors are named by their position among the reads and the writes that it was recorded with. A tensor
+/// that is updated in place stands among the writes.
 pub trait Launch: Debug + Send + Sync {
     /// The op and the entry, as the field calls it: `conv2d`, `group_norm backward_x`.
     fn name(&self) -> &'static str;
@@ -66,7 +67,8 @@ impl<'a> Io<'a> {
 
     pub fn read(&self, index: usize) -> &'a [f32] {
         let raw = self.reads[index];
-        // SAFETY: the compiled plan gives a launch reads that no write of it overlaps, inside blocks that outlive it.
+        // SAFETY: the compiled plan gives a launch reads that no write of it overlaps, inside blocks that
+        // outlive it.
         unsafe { std::slice::from_raw_parts(raw.start.cast::<f32>(), raw.elements) }
     }
 
@@ -98,8 +100,9 @@ impl<'a> Io<'a> {
     }
 }
 
-/// Working memory of the calling thread, kept from one use to the next so that it stays in its cache. Its contents are undefined.
-/// Do not start parallel work inside: another task on this thread would ask for the same memory.
+/// Working memory of the calling thread, kept from one use to the next so that it stays in its cache. Its
+/// contents are undefined. Do not start parallel work inside: another task on this thread would ask for the
+/// same memory.
 pub(crate) fn with_tile<R>(elements: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
     thread_local! {
         static TILE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -247,8 +250,9 @@ impl Dispatch {
         self
     }
 
-    /// As many workgroups as needed for `items` at `per_group` each, folded into two dimensions because one allows 65,535. The
-    /// kernel gets its number from `lib/grid.wgsl` and must ignore those past its own end.
+    /// As many workgroups as needed for `items` at `per_group` each, folded into two dimensions because one
+    /// allows 65,535. The kernel gets its number from `lib/grid.wgsl` and must ignore those past its
+    /// own end.
     #[track_caller]
     pub fn cover(&mut self, items: usize, per_group: usize) -> &mut Self {
         let groups = items.div_ceil(per_group).max(1);

@@ -4,11 +4,12 @@
 //!
 //! # How a step runs
 //!
-//! Shapes are known before training starts, so nothing is computed while a model is called: its ops *record* launches on a
-//! [`tape`] of symbolic tensors, [`Tape::backward`](tape::Tape::backward) records the launches of the gradients, and the
-//! optimiser its own. A [`program`] compiles the recording once for a [`device`]: it drops what nothing depends on, lets tensors
-//! share memory that are never alive together, and builds pipelines and bind groups. A training step then writes sixteen words
-//! of [`state`], replays the launches, and reads back the loss.
+//! Shapes are known before training starts, so nothing is computed while a model is called: its ops
+//! *record* launches on a [`tape`] of symbolic tensors, [`Tape::backward`](tape::Tape::backward) records
+//! the launches of the gradients, and the optimiser its own. A [`program`] compiles the recording once for
+//! a [`device`]: it drops what nothing depends on, lets tensors share memory that are never alive together,
+//! and builds pipelines and bind groups. A training step then writes sixteen words of [`state`], replays
+//! the launches, and reads back the loss.
 //!
 //! # Layers
 //!
@@ -18,7 +19,7 @@
 //! |---|---|---|
 //! | 8 | [`cli`] | everything |
 //! | 7 | [`train`], [`sample`] | everything below |
-//! | 6 | [`models`] (the U-Net), [`diffusion`] (the schedule), [`data`], [`checkpoint`], [`recipe`], [`run`] | ops and layers |
+//! | 6 | [`models`] (the U-Net), [`diffusion`], [`data`], [`checkpoint`], [`recipe`], [`run`] | ops and layers |
 //! | 5 | [`nn`] (parameters and layers), [`optim`] (learning rates, EMA) | ops |
 //! | 4 | [`ops`] | the tape; an op never knows another |
 //! | 3 | [`launch`], [`tape`], [`plan`], [`program`], [`state`] | tensors and kernels |
@@ -28,23 +29,28 @@
 //!
 //! # Invariants
 //!
-//! - **One op is one room.** `kernels/<op>.wgsl` holds its kernels, forward and backward; `src/ops/<op>.rs` its contract, launches,
-//!   derivative, CPU twin, reference and tests. There is no list of ops to extend but one line in `src/ops/mod.rs`. Shared are
-//!   only the activations (fused into several ops) and the sums (the derivative of a broadcast).
+//! - **One op is one room.** `kernels/<op>.wgsl` holds its kernels, forward and backward; `src/ops/<op>.rs`
+//!   its contract, launches, derivative, CPU twin, reference and tests. There is no list of ops to extend
+//!   but one line in `src/ops/mod.rs`. Shared are only the activations (fused into several ops) and the
+//!   sums (the derivative of a broadcast).
 //! - **Only the tape adds gradients.** A derivative returns gradients; it never adds to one.
-//! - **Two devices, one program.** Every launch has a WGSL kernel and a CPU twin, checked against each other and against f64.
-//! - **Channels last.** Activations are `[N, H, W, C]`, convolution weights `[KH, KW, Cin, Cout]`. Files follow PyTorch; the layout
-//!   changes where they are read and written, nowhere else.
-//! - **Flat parameters.** One store holds all parameters, and others, at equal offsets, gradients, Adam's moments and the EMA.
-//! - **Reproducible.** Random numbers are functions of (seed, stream, step, sample, element); no float atomics; every sum has a fixed
-//!   order that depends on shapes alone, not on the number of threads.
-//! - **A caller's mistake panics, the world's mistake is a [`Result`](error::Result)** with what to do about it.
+//! - **Two devices, one program.** Every launch has a WGSL kernel and a CPU twin, checked against each
+//!   other and against f64.
+//! - **Channels last.** Activations are `[N, H, W, C]`, convolution weights `[KH, KW, Cin, Cout]`. Files
+//!   follow PyTorch; the layout changes where they are read and written, nowhere else.
+//! - **Flat parameters.** One store holds all parameters, and others, at equal offsets, gradients, Adam's
+//!   moments and the EMA.
+//! - **Reproducible.** Random numbers are functions of (seed, stream, step, sample, element); no float
+//!   atomics; every sum has a fixed order that depends on shapes alone, not on the number of threads.
+//! - **A caller's mistake panics, the world's mistake is a [`Result`](error::Result)** with what to do
+//!   about it.
 //! - **No globals.** A device is passed; a tensor carries its tape. Only `device::gpu` names wgpu.
 //!
 //! # Reading order
 //!
-//! [`ops::activation`] (the smallest room) with `kernels/activation.wgsl`; [`tape`]; [`program`]; [`ops::conv2d`]; [`nn`];
-//! [`models::unet`]; [`diffusion`]; `train/step.rs`. How every op is checked: `src/check.rs`.
+//! [`ops::activation`] (the smallest room) with `kernels/activation.wgsl`; [`tape`]; [`program`];
+//! [`ops::conv2d`]; [`nn`]; [`models::unet`]; [`diffusion`]; `train/step.rs`. How every op is checked:
+//! `src/check.rs`.
 
 #[cfg(test)]
 mod check;

@@ -101,8 +101,9 @@ impl<'a> MatrixMut<'a> {
             self.rows,
             self.cols
         );
-        // `gemm` adds a longer sum in blocks whose length depends on the other sides. Cut here, an element's sum has the same
-        // order however many rows are computed together: a sample must not depend on its batch.
+        // `gemm` adds a longer sum in blocks whose length depends on the other sides. Cut here, an element's
+        // sum has the same order however many rows are computed together: a sample must not depend on
+        // its batch.
         for first in (0..a.cols).step_by(SUM) {
             let (a, b) = (a.cols(first, SUM.min(a.cols - first)), b.rows(first, SUM.min(a.cols - first)));
             let keep = keep || first > 0;
@@ -111,13 +112,15 @@ impl<'a> MatrixMut<'a> {
             } else if self.rows == 1 {
                 self.row_product(keep, alpha, a, b);
             } else {
-                // SAFETY: all three matrices lie inside their slices, and only this value may touch the one that is written.
+                // SAFETY: all three matrices lie inside their slices, and only this value may touch the one
+                // that is written.
                 unsafe { multiply(self.rows, self.start, self.row_stride, keep, alpha, a, a.row_stride, b) };
             }
         }
     }
 
-    /// The product with a single column, for which `gemm` has several ways of its own, chosen by the number of rows.
+    /// The product with a single column, for which `gemm` has several ways of its own, chosen by the number
+    /// of rows.
     fn column_product(&mut self, keep: bool, alpha: f32, a: Matrix, b: Matrix) {
         const ROWS: usize = 256;
         let mut column = [0.0_f32; SUM];
@@ -158,7 +161,8 @@ impl<'a> MatrixMut<'a> {
         let mut twice = [0.0_f32; 2 * COLS];
         for first in (0..self.cols).step_by(COLS) {
             let cols = COLS.min(self.cols - first);
-            // SAFETY: `twice` has room for two rows of `cols`; both rows of the left side are its only one (stride 0).
+            // SAFETY: `twice` has room for two rows of `cols`; both rows of the left side are its only one
+            // (stride 0).
             unsafe { multiply(2, twice.as_mut_ptr(), cols, false, alpha, a, 0, b.cols(first, cols)) };
             for (y, product) in self.row(0)[first..first + cols].iter_mut().zip(&twice) {
                 *y = if keep { *y + product } else { *product };
@@ -192,7 +196,8 @@ fn dot(a: &[f32], stride: usize, b: &[f32]) -> f32 {
 /// Longest sum that goes to `gemm` in one piece; it takes at least this many at a time.
 const SUM: usize = 512;
 
-/// `dst (+)= alpha * a * b` for `rows` rows that begin `row_stride` apart in `dst` and `a_stride` apart in `a`.
+/// `dst (+)= alpha * a * b` for `rows` rows that begin `row_stride` apart in `dst` and `a_stride` apart in
+/// `a`.
 ///
 /// # Safety
 /// `dst` must have room for the product, and `a` for rows of that stride.

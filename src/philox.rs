@@ -1,7 +1,9 @@
-//! Counter-based random numbers: Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+//! Counter-based random numbers: Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as
+//! 1, 2, 3").
 //!
-//! A number is a pure function of (seed, stream, step, sample, element), so that it does not matter which thread, device or
-//! batch asks for it. The same function stands in `kernels/lib/philox.wgsl`; its integers agree bit for bit.
+//! A number is a pure function of (seed, stream, step, sample, element), so that it does not matter which
+//! thread, device or batch asks for it. The same function stands in `kernels/lib/philox.wgsl`; its integers
+//! agree bit for bit.
 
 use crate::simd::sin_cos_turns;
 
@@ -119,8 +121,8 @@ pub fn fill_normal(out: &mut [f32], seed: u64, stream: u32, step: u32, sample: u
     }
 }
 
-/// A sequential generator over one (seed, stream, step, sample), for host code that draws an unknown number of times.
-/// It is a generator of the `rand` crate.
+/// A sequential generator over one (seed, stream, step, sample), for host code that draws an unknown number
+/// of times. It is a generator of the `rand` crate.
 #[derive(Clone, Debug)]
 pub struct Sequence {
     seed: u64,

@@ -14,14 +14,16 @@ impl Lifetime {
     }
 }
 
-/// Largest first, which leaves the small ones to fill the gaps; ties in order of recording, so that plans repeat.
+/// Largest first, which leaves the small ones to fill the gaps; ties in order of recording, so that plans
+/// repeat.
 fn by_size(items: &[Lifetime]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..items.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(items[i].bytes), i));
     order
 }
 
-/// Offsets in one block, and the block's size: each tensor goes into the tightest gap between those alive with it.
+/// Offsets in one block, and the block's size: each tensor goes into the tightest gap between those alive
+/// with it.
 pub fn arena(items: &[Lifetime], align: usize) -> (Vec<usize>, usize) {
     let mut offsets = vec![0; items.len()];
     let mut placed: Vec<usize> = Vec::new(); // sorted by offset
@@ -43,8 +45,9 @@ pub fn arena(items: &[Lifetime], align: usize) -> (Vec<usize>, usize) {
     (offsets, total)
 }
 
-/// A buffer for each tensor, and the sizes of the buffers. A buffer holds one tensor at a time, because a GPU must not see one
-/// buffer as read-only and as writable in the same dispatch, not even in disjoint ranges.
+/// A buffer for each tensor, and the sizes of the buffers. A buffer holds one tensor at a time, because a
+/// GPU must not see one buffer as read-only and as writable in the same dispatch, not even in disjoint
+/// ranges.
 pub fn slots(items: &[Lifetime]) -> (Vec<usize>, Vec<usize>) {
     let mut slot_of = vec![0; items.len()];
     let mut tenants: Vec<Vec<usize>> = Vec::new();

@@ -1,7 +1,7 @@
 //! A recording, compiled once for a device and replayed every step.
 //!
-//! Compiling drops what no result depends on, gives every tensor a place in memory, and builds whatever the device needs to
-//! run the launches again without allocating, looking up or deciding anything.
+//! Compiling drops what no result depends on, gives every tensor a place in memory, and builds whatever the
+//! device needs to run the launches again without allocating, looking up or deciding anything.
 
 mod planned;
 
@@ -71,8 +71,8 @@ pub struct Program {
 }
 
 impl Program {
-    /// Allocates and builds everything that running the plan needs. `bound`: memory for stores by name; the others are
-    /// allocated (zeroed) and can be reached through [`Program::store`].
+    /// Allocates and builds everything that running the plan needs. `bound`: memory for stores by name; the
+    /// others are allocated (zeroed) and can be reached through [`Program::store`].
     ///
     /// # Errors
     /// When memory is too small, or the driver cannot build a kernel.
@@ -231,7 +231,8 @@ impl Program {
         self.device.read(&place.buffer, place.offset, bytemuck::cast_slice_mut(out))
     }
 
-    /// After a run of an unshared program: the name of the first launch that wrote a number that is not finite.
+    /// After a run of an unshared program: the name of the first launch that wrote a number that is not
+    /// finite.
     ///
     /// # Errors
     /// When the driver reports an error.

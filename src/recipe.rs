@@ -1,4 +1,5 @@
-//! Recipes: everything that decides a training run, as one flat table; the built-in ones, TOML files, and `--set`.
+//! Recipes: everything that decides a training run, as one flat table; the built-in ones, TOML files, and
+//! `--set`.
 
 mod built_in;
 
@@ -52,7 +53,8 @@ pub struct Recipe {
     /// Largest norm of the gradient; 0: unbounded.
     pub clip_norm: f64,
     pub ema_decay: f64,
-    /// `1 - (1 + step / ema_inv_gamma)^-ema_power` while that is below ema_decay; else `(1 + step) / (10 + step)`.
+    /// `1 - (1 + step / ema_inv_gamma)^-ema_power` while that is below ema_decay; else `(1 + step) / (10 +
+    /// step)`.
     pub ema_warmup: bool,
     pub ema_inv_gamma: f64,
     pub ema_power: f64,
@@ -290,7 +292,8 @@ impl Recipe {
             .hint("lower beta_end or timesteps"));
         }
         self.unet.validate([self.image_size, self.image_size])?;
-        // Kernels count elements in 32 bits. The widest activation of a level is a skip joined to what comes from below.
+        // Kernels count elements in 32 bits. The widest activation of a level is a skip joined to what comes
+        // from below.
         let widths = &self.unet.block_out_channels;
         for (level, &c) in widths.iter().enumerate() {
             let side = (self.image_size >> level) as u128;

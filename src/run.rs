@@ -52,7 +52,8 @@ const RECIPE: &str = "recipe.toml";
 const METRICS: &str = "metrics.jsonl";
 
 impl Run {
-    /// Makes the folder of a new run. `wanted`: where; else the first free of `runs/<name>`, `runs/<name>-2`, ...
+    /// Makes the folder of a new run. `wanted`: where; else the first free of `runs/<name>`,
+    /// `runs/<name>-2`, ...
     ///
     /// # Errors
     /// When the folder holds a run already, or cannot be written.

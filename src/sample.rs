@@ -1,4 +1,5 @@
-//! Ancestral sampling: one recorded reverse step, replayed down the timesteps without reading anything back.
+//! Ancestral sampling: one recorded reverse step, replayed down the timesteps without reading anything
+//! back.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -87,8 +88,8 @@ impl Sampler {
         Ok(Sampler { start, step, x, state, batch, classes, timesteps })
     }
 
-    /// Draws samples number `first` to `first + batch`, and calls `watch(row, timestep, sampler)` after each reverse step.
-    /// `labels`: one for each sample, for models with classes.
+    /// Draws samples number `first` to `first + batch`, and calls `watch(row, timestep, sampler)` after
+    /// each reverse step. `labels`: one for each sample, for models with classes.
     ///
     /// # Errors
     /// When the driver reports an error, or `watch` does.

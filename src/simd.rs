@@ -1,11 +1,12 @@
-//! Vector code for the CPU twins: the widest instructions of the machine, and an exponential that vectorises.
+//! Vector code for the CPU twins: the widest instructions of the machine, and an exponential that
+//! vectorises.
 //!
-//! Results do not depend on the width: no sum is reordered, and no multiplication is fused with an addition unless the code
-//! says `mul_add`.
+//! Results do not depend on the width: no sum is reordered, and no multiplication is fused with an addition
+//! unless the code says `mul_add`.
 
-/// Runs `work` compiled for the widest vectors that this machine has (AVX2, AVX-512, NEON ...). What `work` calls must be inlined
-/// into it to profit: write `vectorized(#[inline(always)] || ...)`, and mark helpers `#[inline(always)]` too; a large closure is
-/// otherwise left outside, compiled for the oldest machine.
+/// Runs `work` compiled for the widest vectors that this machine has (AVX2, AVX-512, NEON ...). What `work`
+/// calls must be inlined into it to profit: write `vectorized(#[inline(always)] || ...)`, and mark helpers
+/// `#[inline(always)]` too; a large closure is otherwise left outside, compiled for the oldest machine.
 #[inline(always)]
 pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     struct Work<F>(F);
@@ -19,11 +20,14 @@ pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(Work(work))
 }
 
-/// `e^x` to within 1 unit in the last place; 0 far below, infinity far above. Branch-free, so that loops over it vectorise.
+/// `e^x` to within 1 unit in the last place; 0 far below, infinity far above. Branch-free, so that loops
+/// over it vectorise.
 ///
-/// `mul_add` is one instruction on every machine since about 2013 (within `vectorized`), and halves the error.
+/// `mul_add` is one instruction on every machine since about 2013 (within `vectorized`), and halves the
+/// error.
 ///
-/// Cody and Waite's reduction to `|r| <= ln(2)/2`, then a polynomial of degree 6 (coefficients of Cephes' `expf`).
+/// Cody and Waite's reduction to `|r| <= ln(2)/2`, then a polynomial of degree 6 (coefficients of Cephes'
+/// `expf`).
 #[inline(always)]
 #[allow(
     clippy::excessive_precision,
@@ -31,8 +35,8 @@ pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
 )]
 pub fn exp(x: f32) -> f32 {
     let clamped = x.clamp(-87.3, 88.7);
-    // Adding 1.5 * 2^23 rounds to the nearest integer, and leaves it in the low bits: a cast from float would saturate, which
-    // costs more than all the rest.
+    // Adding 1.5 * 2^23 rounds to the nearest integer, and leaves it in the low bits: a cast from float would
+    // saturate, which costs more than all the rest.
     let magic = clamped * std::f32::consts::LOG2_E + 12_582_912.0;
     let n = magic - 12_582_912.0;
     let n_bits = (magic.to_bits() as i32).wrapping_sub(0x4B40_0000);
@@ -60,7 +64,8 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// Sine and cosine of `2 pi * turns / 2^32`, to 1e-7. Branch-free; the same function stands in `kernels/lib/trig.wgsl`.
+/// Sine and cosine of `2 pi * turns / 2^32`, to 1e-7. Branch-free; the same function stands in
+/// `kernels/lib/trig.wgsl`.
 #[inline(always)]
 pub fn sin_cos_turns(turns: u32) -> (f32, f32) {
     let quarter = turns.wrapping_add(1 << 29) >> 30; // the nearest quarter turn

@@ -1,7 +1,8 @@
 //! The tape: records launches over symbolic tensors, and their gradients in reverse.
 //!
-//! Nothing is computed while recording. An op pushes its launches and, if a gradient will be asked for, a closure that records
-//! the launches of its derivative and *returns* gradients. Only [`Tape::backward`] adds them up.
+//! Nothing is computed while recording. An op pushes its launches and, if a gradient will be asked for, a
+//! closure that records the launches of its derivative and *returns* gradients. Only [`Tape::backward`]
+//! adds them up.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -59,7 +60,8 @@ struct Inner {
 #[derive(Clone, Default)]
 pub struct Tape(Rc<Inner>);
 
-/// A tensor on a tape: shape, type and identity, no data. Values never change once recorded, so clones are free.
+/// A tensor on a tape: shape, type and identity, no data. Values never change once recorded, so clones are
+/// free.
 #[derive(Clone)]
 pub struct Tensor {
     tape: Tape,
@@ -132,8 +134,9 @@ impl Tape {
         Tensor { tape: self.clone(), id: Id(metas.len() - 1), shape, dtype }
     }
 
-    /// A tensor in the store called `store`, from element `first` (a multiple of 64) on. Stores are bound to memory when the
-    /// program is compiled; those that are not bound then are allocated by the program.
+    /// A tensor in the store called `store`, from element `first` (a multiple of 64) on. Stores are bound
+    /// to memory when the program is compiled; those that are not bound then are allocated by the
+    /// program.
     pub fn stored(&self, store: &str, first: usize, shape: impl Into<Shape>) -> Tensor {
         self.tensor(shape.into(), DType::F32, Home::Stored { store: store.into(), first }, false)
     }
@@ -175,8 +178,8 @@ impl Tape {
         });
     }
 
-    /// States the derivative of what was just recorded: from the gradients of `outputs` (at least one is there) to those of
-    /// `inputs`, in their order. Kept only if some input needs a gradient.
+    /// States the derivative of what was just recorded: from the gradients of `outputs` (at least one is
+    /// there) to those of `inputs`, in their order. Kept only if some input needs a gradient.
     pub fn derivative(
         &self,
         inputs: &[&Tensor],
@@ -193,8 +196,9 @@ impl Tape {
         }
     }
 
-    /// Records the gradient launches for `sum(y * dy)`, where `dy` may be any tensor of `y`'s shape, and forgets the forward
-    /// closures. Every gradient that is used twice is added up here and nowhere else.
+    /// Records the gradient launches for `sum(y * dy)`, where `dy` may be any tensor of `y`'s shape, and
+    /// forgets the forward closures. Every gradient that is used twice is added up here and nowhere
+    /// else.
     ///
     /// # Panics
     /// When a derivative returns a gradient of the wrong shape: a defect of that op.
@@ -230,8 +234,9 @@ impl Tape {
         gradients
     }
 
-    /// Makes `tensor` be written straight into a store, if it is a temporary that nothing else reads; else records a copy, because
-    /// a GPU must not read a store in the launch that writes another part of it.
+    /// Makes `tensor` be written straight into a store, if it is a temporary that nothing else reads; else
+    /// records a copy, because a GPU must not read a store in the launch that writes another part of
+    /// it.
     pub fn place(&self, tensor: &Tensor, store: &str, first: usize) {
         let home = Home::Stored { store: store.into(), first };
         let is_own = {
@@ -273,7 +278,8 @@ impl Tape {
         number
     }
 
-    /// Looks at everything recorded. Forward closures that no `backward` used are dropped first: they hold the tape itself.
+    /// Looks at everything recorded. Forward closures that no `backward` used are dropped first: they hold
+    /// the tape itself.
     pub(crate) fn recorded<R>(&self, look: impl FnOnce(&[Meta], &[Entry]) -> R) -> R {
         self.0.nodes.borrow_mut().clear();
         look(&self.0.metas.borrow(), &self.0.entries.borrow())

@@ -22,8 +22,8 @@ pub fn sum(terms: impl Iterator<Item = f64>) -> (f64, f64) {
     terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
 }
 
-/// Compares some elements of `tensor`, the first and the last among them, with what `exact` says of each: its value, and the
-/// magnitude that errors are a fraction of. All others must be finite.
+/// Compares some elements of `tensor`, the first and the last among them, with what `exact` says of each:
+/// its value, and the magnitude that errors are a fraction of. All others must be finite.
 pub fn check(program: &Program, what: &str, tensor: &Tensor, exact: impl Fn(usize) -> (f64, f64)) {
     const PROBES: usize = 40;
     const TOLERANCE: f64 = 4e-6;

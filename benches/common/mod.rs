@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use denoir::device::Device;
 use denoir::philox::{Stream, draw, normal};
 
-/// The CPU device, and the one that the variable `DENOIR_BENCH_DEVICE` names (`gpu`, `gpu:INDEX`, `gpu:NAME-PART`), by the
-/// names that benchmarks carry.
+/// The CPU device, and the one that the variable `DENOIR_BENCH_DEVICE` names (`gpu`, `gpu:INDEX`,
+/// `gpu:NAME-PART`), by the names that benchmarks carry.
 pub fn devices() -> &'static [(String, Device)] {
     static DEVICES: LazyLock<Vec<(String, Device)>> = LazyLock::new(|| {
         let wanted =

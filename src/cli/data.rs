@@ -99,7 +99,8 @@ fn sheet(dataset: &dyn Dataset, count: u64, out: &Path) -> Result<()> {
     print(&format!("contact sheet: {}\n", out.display()))
 }
 
-/// One file an image, in a folder for each class where there are classes, so that `images:DIR` reads it back; and a table.
+/// One file an image, in a folder for each class where there are classes, so that `images:DIR` reads it
+/// back; and a table.
 fn folder(dataset: &dyn Dataset, count: u64, out: &Path) -> Result<()> {
     let denied = |e: std::io::Error| {
         Error::new(format!("cannot write into {}", out.display())).hint("choose another --out").caused_by(e)

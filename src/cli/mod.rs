@@ -90,8 +90,8 @@ fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Whether `--out` names a picture: PNG, the one format that is written. Anything else is a folder, but for names that are
-/// surely meant as pictures of another format.
+/// Whether `--out` names a picture: PNG, the one format that is written. Anything else is a folder, but for
+/// names that are surely meant as pictures of another format.
 fn is_picture(out: &Path) -> Result<bool> {
     let extension = out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     if out.to_string_lossy().ends_with(['/', '\\']) || out.is_dir() {

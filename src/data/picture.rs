@@ -144,8 +144,8 @@ fn on_white(image: DynamicImage) -> DynamicImage {
     }
 }
 
-/// The picture with every pixel as a square, so that images of `side` pixels are some 64 or more wide: small ones are hard to
-/// look at. Pictures of larger images come back as they are.
+/// The picture with every pixel as a square, so that images of `side` pixels are some 64 or more wide:
+/// small ones are hard to look at. Pictures of larger images come back as they are.
 pub fn enlarge(picture: RgbImage, side: usize) -> RgbImage {
     let factor = (64 / side.max(1)).max(1) as u32;
     let size = (picture.width().checked_mul(factor), picture.height().checked_mul(factor));

@@ -12,8 +12,9 @@ const ALIGN: usize = 64;
 
 /// A block of zeroed memory that programs read and write through raw slices.
 ///
-/// One user at a time: a running program or a copy holds the blocks that it touches, and a second one panics. Within a program
-/// the plan gives every launch disjoint ranges (checked when the program is compiled).
+/// One user at a time: a running program or a copy holds the blocks that it touches, and a second one
+/// panics. Within a program the plan gives every launch disjoint ranges (checked when the program is
+/// compiled).
 pub struct Memory {
     start: NonNull<u8>,
     layout: Layout,
@@ -30,7 +31,8 @@ pub(crate) struct Hold<'a>(&'a [Arc<Memory>]);
 
 impl<'a> Hold<'a> {
     /// # Panics
-    /// When another thread uses one of the blocks: a mistake of the caller. A block must not stand twice in the list.
+    /// When another thread uses one of the blocks: a mistake of the caller. A block must not stand twice in
+    /// the list.
     #[track_caller]
     pub fn new(blocks: &'a [Arc<Memory>]) -> Self {
         for (i, block) in blocks.iter().enumerate() {

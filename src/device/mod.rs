@@ -85,8 +85,8 @@ impl Device {
         }
     }
 
-    /// Says before anything is allocated that `bytes` are too many. Systems hand out memory that they do not have and kill
-    /// the program when it is used, so asking them does not help.
+    /// Says before anything is allocated that `bytes` are too many. Systems hand out memory that they do
+    /// not have and kill the program when it is used, so asking them does not help.
     ///
     /// # Errors
     /// When the machine has less memory available.
@@ -156,7 +156,8 @@ impl Device {
     }
 }
 
-/// Bytes that programs can still get on this machine, limits of the container included; `None` where the system does not say.
+/// Bytes that programs can still get on this machine, limits of the container included; `None` where the
+/// system does not say.
 pub fn available_memory() -> Option<u64> {
     let mut system = sysinfo::System::new().ok()?;
     system.refresh_memory();

@@ -1,4 +1,5 @@
-//! The diffusion process: schedules and reverse steps. The model is a function to it; nothing here knows a network.
+//! The diffusion process: schedules and reverse steps. The model is a function to it; nothing here knows a
+//! network.
 
 mod schedule;
 
@@ -7,6 +8,6 @@ pub use schedule::{Schedule, Variance};
 use crate::nn::Scope;
 use crate::tape::Tensor;
 
-/// The model as the diffusion process sees it: a function from `(x_t [N, H, W, C], t [N], labels)` to a prediction of
-/// `x_t`'s shape, that records itself with the parameters of the scope.
+/// The model as the diffusion process sees it: a function from `(x_t [N, H, W, C], t [N], labels)` to a
+/// prediction of `x_t`'s shape, that records itself with the parameters of the scope.
 pub type Model = dyn Fn(&Scope, &Tensor, &Tensor, Option<&Tensor>) -> Tensor;

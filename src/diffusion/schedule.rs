@@ -1,6 +1,7 @@
 //! The noise schedule of DDPM in f64, and the tables that the noising and denoising kernels read.
 //!
-//! Notation of Ho, Jain & Abbeel 2020 (arXiv:2006.11239): `x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps`.
+//! Notation of Ho, Jain & Abbeel 2020 (arXiv:2006.11239): `x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 -
+//! alpha_bar_t) eps`.
 
 use serde::{Deserialize, Serialize};
 
@@ -47,14 +48,16 @@ impl Schedule {
         self.alpha_bars.iter().flat_map(|a| [a.sqrt() as f32, (1.0 - a).sqrt() as f32]).collect()
     }
 
-    /// The timesteps of a reverse process of `n` steps, falling: multiples of `T / n` (the reference library's "leading").
+    /// The timesteps of a reverse process of `n` steps, falling: multiples of `T / n` (the reference
+    /// library's "leading").
     pub fn respaced(&self, n: usize) -> Vec<usize> {
         let stride = self.steps() / n.clamp(1, self.steps());
         (0..n.clamp(1, self.steps())).rev().map(|i| i * stride).collect()
     }
 
     /// Coefficients of the step from timestep `t` to the next lower one `prev` (none: to the end):
-    /// those of x_0 and x_t in the posterior's mean, and the standard deviation of the noise (Ho et al., equations 6 and 7).
+    /// those of x_0 and x_t in the posterior's mean, and the standard deviation of the noise (Ho et al.,
+    /// equations 6 and 7).
     pub fn reverse(&self, t: usize, prev: Option<usize>, variance: Variance) -> [f64; 3] {
         let alpha_bar = self.alpha_bars[t];
         let before = prev.map_or(1.0, |p| self.alpha_bars[p]);
@@ -71,8 +74,8 @@ impl Schedule {
         [of_x0, of_xt, sigma]
     }
 
-    /// `[timesteps, 8]`: what the denoising kernel needs at each of the falling `timesteps`. `clip`: bound of the predicted
-    /// x_0; none: unbounded.
+    /// `[timesteps, 8]`: what the denoising kernel needs at each of the falling `timesteps`. `clip`: bound
+    /// of the predicted x_0; none: unbounded.
     pub fn denoising_table(&self, timesteps: &[usize], variance: Variance, clip: Option<f64>) -> Vec<f32> {
         let mut table = Vec::with_capacity(timesteps.len() * Row::COLUMNS);
         for (i, &t) in timesteps.iter().enumerate() {

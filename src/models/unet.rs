@@ -1,4 +1,5 @@
-//! The U-Net of DDPM, with the semantics, options and parameter names of the diffusers library's `UNet2DModel`.
+//! The U-Net of DDPM, with the semantics, options and parameter names of the diffusers library's
+//! `UNet2DModel`.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +14,8 @@ use crate::ops::resample::upsample_nearest;
 use crate::ops::timestep_embedding::timestep_embedding;
 use crate::tape::Tensor;
 
-/// Options, by the names and with the defaults of the reference library's `config.json`; and one of our own.
+/// Options, by the names and with the defaults of the reference library's `config.json`; and one of our
+/// own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UNetConfig {
@@ -49,7 +51,8 @@ pub struct UNetConfig {
     pub add_attention: bool,
     /// Size of the class embedding table; 0: none.
     pub num_class_embeds: usize,
-    /// Our own: the last layer of each residual and attention block, and of the net, starts from zero, as in Ho et al. and ADM.
+    /// Our own: the last layer of each residual and attention block, and of the net, starts from zero, as
+    /// in Ho et al. and ADM.
     pub zero_init: bool,
 }
 
@@ -289,7 +292,8 @@ struct Context<'a> {
     temb: Tensor,
 }
 
-/// Records the net: `x [N, H, W, in_channels]` at timesteps `t [N]` (and class labels `[N]`, `u32`) to `[N, H, W, out_channels]`.
+/// Records the net: `x [N, H, W, in_channels]` at timesteps `t [N]` (and class labels `[N]`, `u32`) to `[N,
+/// H, W, out_channels]`.
 ///
 /// # Panics
 /// When the configuration is not valid for the image, or labels are missing or surplus.

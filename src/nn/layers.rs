@@ -36,7 +36,8 @@ impl Conv {
     }
 }
 
-/// `x [N, H, W, Cin]` through a convolution with bias, plus a per-sample `shift [N, out]` and a `residual` of the result's shape.
+/// `x [N, H, W, Cin]` through a convolution with bias, plus a per-sample `shift [N, out]` and a `residual`
+/// of the result's shape.
 #[track_caller]
 pub fn conv(s: &Scope, x: &Tensor, form: Conv, shift: Option<&Tensor>, residual: Option<&Tensor>) -> Tensor {
     let (k, cin) = (form.kernel, x.shape().last());
@@ -68,7 +69,8 @@ pub fn group_norm(s: &Scope, x: &Tensor, groups: usize, eps: f32, then: Activati
     s.label(|| norm::group_norm(x, &gamma, &beta, groups, eps, then))
 }
 
-/// Self-attention over the pixels of `x [N, H, W, C]` with a residual connection, as the reference library's `Attention`.
+/// Self-attention over the pixels of `x [N, H, W, C]` with a residual connection, as the reference
+/// library's `Attention`.
 ///
 /// `groups`: of the norm before it, none without. `heads` heads of `width` channels each.
 #[track_caller]

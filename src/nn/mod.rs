@@ -1,7 +1,8 @@
 //! Parameters and layers: named, flat in memory, recorded by plain functions.
 //!
-//! A model is a function that records itself. The first time it asks a [`Scope`] for a parameter, that parameter gets its place
-//! in the flat store; later recordings (for sampling, say) find it there. So the model's code is also its list of parameters.
+//! A model is a function that records itself. The first time it asks a [`Scope`] for a parameter, that
+//! parameter gets its place in the flat store; later recordings (for sampling, say) find it there. So the
+//! model's code is also its list of parameters.
 
 mod layers;
 
@@ -15,7 +16,8 @@ use crate::philox::{Stream, draw, normal, uniform};
 use crate::tape::{Tape, Tensor};
 use crate::tensor::Shape;
 
-/// Name of the store that parameters are recorded in. Binding it to the EMA weights makes the same recording sample from those.
+/// Name of the store that parameters are recorded in. Binding it to the EMA weights makes the same
+/// recording sample from those.
 pub const STORE: &str = "parameters";
 /// Name of the store of their gradients.
 pub const GRADIENTS: &str = "gradients";
@@ -69,7 +71,8 @@ impl Spec {
         }
     }
 
-    /// Calls `visit(index in memory, index in the file)` for every element, both relative to the parameter's beginning.
+    /// Calls `visit(index in memory, index in the file)` for every element, both relative to the
+    /// parameter's beginning.
     pub fn for_each_index(&self, mut visit: impl FnMut(usize, usize)) {
         // A linear layer is a 1x1 convolution here.
         let (taps, cin, cout) = match (self.layout, self.shape.dims()) {
@@ -208,7 +211,8 @@ impl Scope {
     }
 }
 
-/// Records into the store of gradients what `backward` found for each parameter; those that nothing depends on stay zero there.
+/// Records into the store of gradients what `backward` found for each parameter; those that nothing depends
+/// on stay zero there.
 ///
 /// # Panics
 /// When the recording asked for a parameter twice: its two gradients would have to be added up first.

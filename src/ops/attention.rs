@@ -1,5 +1,5 @@
-//! Scaled dot-product attention of several heads, which keeps the logarithm of each row's sum instead of the
-//! weights.
+//! Scaled dot-product attention of several heads, which keeps the logarithm of each row's sum instead of
+//! the weights.
 
 use rayon::prelude::*;
 

@@ -11,8 +11,8 @@ use crate::tensor::Shape;
 
 pub static KERNEL: Kernel = kernel!("concat");
 
-/// Tensors that differ in their last dimension only, side by side: `[.., C1]`, `[.., C2]`, ... to `[.., C1 +
-/// C2 + ..]`.
+/// Tensors that differ in their last dimension only, side by side: `[.., C1]`, `[.., C2]`, ... to `[.., C1
+/// + C2 + ..]`.
 #[track_caller]
 pub fn concat(parts: &[&Tensor]) -> Tensor {
     let shapes = || parts.iter().map(|t| t.shape().to_string()).collect::<Vec<_>>().join(", ");
@@ -32,8 +32,8 @@ pub fn concat(parts: &[&Tensor]) -> Tensor {
     y
 }
 
-/// The channels of `x [.., C]` taken apart: `[.., widths[0]]`, `[.., widths[1]]`, ... whose widths add up to
-/// `C`.
+/// The channels of `x [.., C]` taken apart: `[.., widths[0]]`, `[.., widths[1]]`, ... whose widths add up
+/// to `C`.
 #[track_caller]
 pub fn split(x: &Tensor, widths: &[usize]) -> Vec<Tensor> {
     assert!(

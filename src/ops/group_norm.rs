@@ -20,8 +20,9 @@ use loops::{
 
 pub static KERNEL: Kernel = kernel!("group_norm");
 
-/// `y = f(gamma[c] * (x - mean) / sqrt(var + eps) + beta[c])`, where mean and (biased) variance are those of
-/// a sample's group of `C / groups` neighbouring channels. `x [N, .., C]`, `gamma`, `beta [C]`, `y` as `x`.
+/// `y = f(gamma[c] * (x - mean) / sqrt(var + eps) + beta[c])`, where mean and (biased) variance are those
+/// of a sample's group of `C / groups` neighbouring channels. `x [N, .., C]`, `gamma`, `beta [C]`, `y` as
+/// `x`.
 ///
 /// Of the forward pass only the mean and the reciprocal deviation `[N, groups]` are kept; the backward pass
 /// reads `x` again.

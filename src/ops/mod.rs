@@ -1,5 +1,5 @@
-//! The ops, one room each: contract, launches, derivative, CPU twin, reference and tests. The kernel is the file of the same
-//! name in `kernels/`.
+//! The ops, one room each: contract, launches, derivative, CPU twin, reference and tests. The kernel is the
+//! file of the same name in `kernels/`.
 
 pub mod activation;
 pub mod adam;
@@ -22,7 +22,8 @@ pub mod timestep_embedding;
 
 use crate::device::gpu::shader::Kernel;
 
-/// Elements that one task of an elementwise CPU twin takes: enough to pay for the task, few enough to stay in the L2 cache.
+/// Elements that one task of an elementwise CPU twin takes: enough to pay for the task, few enough to stay
+/// in the L2 cache.
 pub(crate) const CHUNK: usize = 16_384;
 
 /// Every kernel of the program, for the tests that compile them all.

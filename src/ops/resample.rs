@@ -1,4 +1,5 @@
-//! Nearest upsampling and average pooling by a whole factor; each is the other's derivative but for a scale.
+//! Nearest upsampling and average pooling by a whole factor; each is the other's derivative but for a
+//! scale.
 
 use rayon::prelude::*;
 

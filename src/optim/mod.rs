@@ -12,8 +12,8 @@ pub enum LrSchedule {
 }
 
 impl LrSchedule {
-    /// The factor on the learning rate of step `step` (0 is the first) of `steps`, the first `warmup` of which rise linearly
-    /// from zero. The reference library's `get_scheduler`.
+    /// The factor on the learning rate of step `step` (0 is the first) of `steps`, the first `warmup` of
+    /// which rise linearly from zero. The reference library's `get_scheduler`.
     pub fn factor(self, step: u64, warmup: u64, steps: u64) -> f64 {
         if step < warmup {
             return step as f64 / warmup.max(1) as f64;

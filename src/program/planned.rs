@@ -42,8 +42,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans what `tape` recorded for the kind of device that `device` is. Launches that update stores are kept, and those that
-    /// these and `outputs` depend on; the others are dropped.
+    /// Plans what `tape` recorded for the kind of device that `device` is. Launches that update stores are
+    /// kept, and those that these and `outputs` depend on; the others are dropped.
     pub fn new(tape: &Tape, outputs: &[&Tensor], device: &Device) -> Plan {
         tape.recorded(|metas, entries| {
             let for_gpu = matches!(device, Device::Gpu(_));
@@ -137,7 +137,8 @@ impl Plan {
         self.share().1.iter().map(|&b| b as u64).sum()
     }
 
-    /// The largest range that a dispatch binds, in bytes; on the CPU device the largest tensor that a launch touches.
+    /// The largest range that a dispatch binds, in bytes; on the CPU device the largest tensor that a
+    /// launch touches.
     pub fn largest_binding(&self) -> u64 {
         if !self.for_gpu {
             let used = self.spots.iter().filter(|(spot, _)| !matches!(spot, Spot::Unused));

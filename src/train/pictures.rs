@@ -35,7 +35,8 @@ pub fn forward_strip(recipe: &Recipe, images: &[f32], image: [usize; 3]) -> RgbI
     enlarge(grid(&strip, rows * COLUMNS, image, COLUMNS, GAP), image[0])
 }
 
-/// `rows` samples at falling `t`, from the first reverse step to the picture. `progress` is called after each step.
+/// `rows` samples at falling `t`, from the first reverse step to the picture. `progress` is called after
+/// each step.
 ///
 /// # Errors
 /// When the driver reports an error.

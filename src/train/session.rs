@@ -96,11 +96,12 @@ impl Session {
         Ok(Session { run, recipe, dataset, trainer, told: HashSet::new(), _lock: lock })
     }
 
-    /// Goes on from the newest checkpoint of a run, or from the beginning if it has none yet. `recipe`: the run's own, perhaps with
-    /// other values; the model must be the same.
+    /// Goes on from the newest checkpoint of a run, or from the beginning if it has none yet. `recipe`: the
+    /// run's own, perhaps with other values; the model must be the same.
     ///
     /// # Errors
-    /// As [`Session::start`], and when the checkpoint is damaged or of another model, or all steps are done.
+    /// As [`Session::start`], and when the checkpoint is damaged or of another model, or all steps are
+    /// done.
     pub fn resume(run: Run, device: &Device, recipe: Recipe) -> Result<Session> {
         let lock = run.lock()?;
         let (mut done, mut values) = (0, None);
@@ -219,8 +220,8 @@ impl Session {
         Ok(Ended::Done)
     }
 
-    /// The grid of samples, and at the end the backward strip. Pictures are not worth a run: what goes wrong here is told, and the
-    /// training goes on (a broken device will say so in the next step).
+    /// The grid of samples, and at the end the backward strip. Pictures are not worth a run: what goes
+    /// wrong here is told, and the training goes on (a broken device will say so in the next step).
     fn pictures(&self, watch: &mut dyn Watch, last: bool) -> Result<()> {
         watch.doing(Some("sampling"));
         let made = self.grid(watch).and_then(|()| if last { self.backward_strip(watch) } else { Ok(()) });

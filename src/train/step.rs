@@ -1,4 +1,5 @@
-//! The training step: noise the images, predict the noise, and follow the gradient. Recorded once, replayed.
+//! The training step: noise the images, predict the noise, and follow the gradient. Recorded once,
+//! replayed.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -27,7 +28,8 @@ const ACCUMULATED: &str = "accumulated";
 const METRICS: &str = "metrics";
 const NORM: usize = 64;
 
-/// Records noising, forward, loss and backward for one batch; and the optimiser, unless gradients are accumulated first.
+/// Records noising, forward, loss and backward for one batch; and the optimiser, unless gradients are
+/// accumulated first.
 fn record_batch(recipe: &Recipe, model: &Model, params: &Rc<RefCell<Params>>) -> Tape {
     let tape = Tape::new();
     let (n, side, c) = (recipe.batch_size, recipe.image_size, recipe.unet.in_channels);
@@ -139,7 +141,8 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Compiles the step of a recipe and fills in the initial values, or those of a checkpoint after `step` steps.
+    /// Compiles the step of a recipe and fills in the initial values, or those of a checkpoint after `step`
+    /// steps.
     ///
     /// # Errors
     /// When memory is too small, or the driver cannot build a kernel.
@@ -148,7 +151,8 @@ impl Trainer {
         let tape = record_batch(recipe, &model, &params);
         let plan = Plan::new(&tape, &[], device);
         let elements = params.borrow().elements();
-        // Weights, moments, EMA, one or two sets of gradients; and the images, tables and activations of a batch.
+        // Weights, moments, EMA, one or two sets of gradients; and the images, tables and activations of a
+        // batch.
         let others = plan.stores().filter(|(name, _)| !STORES.contains(name)).map(|(_, bytes)| bytes as u64);
         device.check_memory(4 * elements as u64 * 4 + others.sum::<u64>() + plan.shared_bytes())?;
         let alloc = |name: &str| device.alloc(name, elements * 4);
@@ -254,7 +258,8 @@ impl Trainer {
     /// One step of the optimiser on `accumulation` batches.
     ///
     /// # Errors
-    /// When a loss or gradient is not finite (the weights stay as they were), or the driver or `next` reports an error.
+    /// When a loss or gradient is not finite (the weights stay as they were), or the driver or `next`
+    /// reports an error.
     pub fn advance(&mut self, mut next: impl FnMut() -> Result<Batch>) -> Result<Outcome> {
         let (mut state, lr) = self.state();
         let mut loss = 0.0;
@@ -296,8 +301,9 @@ impl Trainer {
         Ok(Outcome { loss, grad_norm: metrics[NORM], lr, device_ms })
     }
 
-    /// Runs the same batch again, without the optimiser and with every tensor kept, to name the first one that went bad. (The
-    /// optimiser changed nothing if the norm of the gradient was not finite, so the weights are those that the batch met.)
+    /// Runs the same batch again, without the optimiser and with every tensor kept, to name the first one
+    /// that went bad. (The optimiser changed nothing if the norm of the gradient was not finite, so the
+    /// weights are those that the batch met.)
     fn diverged(&self, loss: f32, norm: Option<f32>) -> Error {
         let find = || -> Result<Option<String>> {
             let no_optimiser = Recipe { accumulation: 2, ..self.recipe.clone() };

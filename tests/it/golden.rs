@@ -1,4 +1,5 @@
-//! Against PyTorch: values and all gradients of whole models, the optimiser, the schedule. `tools/reference` makes the files.
+//! Against PyTorch: values and all gradients of whole models, the optimiser, the schedule.
+//! `tools/reference` makes the files.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,7 +96,8 @@ fn relative(got: &[f32], wanted: &[f64]) -> f64 {
     norm(got.iter().zip(wanted).map(|(g, w)| f64::from(*g) - w)) / norm(wanted.iter().copied())
 }
 
-/// The reference library's `config.json` as ours: null is 0, and keys that these models leave at their only value are dropped.
+/// The reference library's `config.json` as ours: null is 0, and keys that these models leave at their only
+/// value are dropped.
 fn config_of(json: &Value) -> UNetConfig {
     let mut map = serde_json::Map::new();
     let known = serde_json::to_value(UNetConfig::default()).unwrap();
@@ -107,9 +109,10 @@ fn config_of(json: &Value) -> UNetConfig {
     serde_json::from_value(Value::Object(map)).unwrap()
 }
 
-/// Output, gradient of the image and of every parameter against the f64 values of a golden file. On the CPU device at most
-/// twice, on a GPU at most ten times the error that PyTorch's own f32 makes. A tensor of few numbers can be right by luck in
-/// PyTorch, so a layer's error as a whole counts too, and half a unit in the last place is always allowed.
+/// Output, gradient of the image and of every parameter against the f64 values of a golden file. On the CPU
+/// device at most twice, on a GPU at most ten times the error that PyTorch's own f32 makes. A tensor of few
+/// numbers can be right by luck in PyTorch, so a layer's error as a whole counts too, and half a unit in
+/// the last place is always allowed.
 fn check_unet(name: &str, golden: &Golden, device: &Device) {
     let config = config_of(&golden.metadata["config"]);
     let (shape, x) = golden.nhwc("in/x");
@@ -224,8 +227,8 @@ fn unets_of_every_kind_with_all_gradients() {
     }
 }
 
-/// For large models, whose files are not committed: `DENOIR_GOLDEN=FILE cargo test large_unet -- --ignored --nocapture`, with a
-/// file of `tools/reference/large_unet.py`.
+/// For large models, whose files are not committed: `DENOIR_GOLDEN=FILE cargo test large_unet -- --ignored
+/// --nocapture`, with a file of `tools/reference/large_unet.py`.
 #[test]
 #[ignore = "needs a file of tools/reference/large_unet.py"]
 fn large_unet() {

@@ -1,4 +1,5 @@
-//! Every kernel at every set of knobs in use, without a GPU: validated, and written in the languages of all drivers.
+//! Every kernel at every set of knobs in use, without a GPU: validated, and written in the languages of all
+//! drivers.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -57,8 +57,8 @@ fn kind(adapter: &wgpu::Adapter) -> &'static str {
     }
 }
 
-/// The adapter that `auto` takes: the first discrete one, else the first integrated one. Software drivers are some twenty
-/// times slower than the CPU device and are used only when asked for.
+/// The adapter that `auto` takes: the first discrete one, else the first integrated one. Software drivers
+/// are some twenty times slower than the CPU device and are used only when asked for.
 fn automatic(adapters: &[wgpu::Adapter]) -> Option<usize> {
     ["discrete", "integrated"].iter().find_map(|wanted| adapters.iter().position(|a| kind(a) == *wanted))
 }
@@ -97,7 +97,8 @@ pub fn open_automatic() -> Result<Option<Gpu>> {
     automatic(&adapters).map(|index| Gpu::open(&adapters[index])).transpose()
 }
 
-/// Opens the adapter that `wanted` means: a number, a part of a name, or nothing for the best one, software included.
+/// Opens the adapter that `wanted` means: a number, a part of a name, or nothing for the best one, software
+/// included.
 ///
 /// # Errors
 /// When there is no such adapter, or the driver refuses to open it.

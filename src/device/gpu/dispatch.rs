@@ -75,7 +75,8 @@ impl Gpu {
     /// When the driver cannot compile the kernel, or a binding is larger than the adapter allows.
     ///
     /// # Panics
-    /// When a binding or a parameter of the kernel was not given, or one was given that the kernel does not have.
+    /// When a binding or a parameter of the kernel was not given, or one was given that the kernel does not
+    /// have.
     pub fn bind(
         &self,
         kernel: &'static Kernel,
@@ -209,8 +210,9 @@ impl Gpu {
             } else {
                 wgpu::ShaderRuntimeChecks::unchecked()
             };
-            // SAFETY: the kernels are this program's own. Tests run them with and without the checks, over buffers with guard
-            // words, and every dispatch bounds its indices by the shapes it was recorded with.
+            // SAFETY: the kernels are this program's own. Tests run them with and without the checks, over
+            // buffers with guard words, and every dispatch bounds its indices by the shapes it
+            // was recorded with.
             let module = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
             let raw = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(&at),

@@ -1,4 +1,5 @@
-//! The GPU device: one adapter through wgpu, its memory, and prebuilt dispatches. The only module that names wgpu.
+//! The GPU device: one adapter through wgpu, its memory, and prebuilt dispatches. The only module that
+//! names wgpu.
 
 pub mod adapters;
 mod dispatch;
@@ -129,7 +130,8 @@ impl Gpu {
         self.dialect = dialect;
     }
 
-    /// Compile kernels with the checks that naga injects, which hide what a kernel does outside its tensors, or without.
+    /// Compile kernels with the checks that naga injects, which hide what a kernel does outside its
+    /// tensors, or without.
     pub fn use_checks(&mut self, checked: bool) {
         self.checked = checked;
     }
@@ -243,8 +245,8 @@ impl Gpu {
         self.in_flight.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Notes a submission, and waits for an older one if too many are under way: each is waited for with a limit of its own, and
-    /// whoever submits many is not far ahead of what is done.
+    /// Notes a submission, and waits for an older one if too many are under way: each is waited for with a
+    /// limit of its own, and whoever submits many is not far ahead of what is done.
     fn submitted(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
         const AHEAD: usize = 3;
         let oldest = {

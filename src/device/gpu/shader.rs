@@ -1,8 +1,8 @@
 //! Kernels as files: include, knobs, reflection.
 //!
-//! A kernel is valid WGSL as it stands in `kernels/`. Before it is compiled, `//!include lib/x.wgsl` lines are replaced by
-//! that file, and lines that end in `// knob` may be given another value. Bindings and parameters are stated once, in WGSL,
-//! and read from there by reflection.
+//! A kernel is valid WGSL as it stands in `kernels/`. Before it is compiled, `//!include lib/x.wgsl` lines
+//! are replaced by that file, and lines that end in `// knob` may be given another value. Bindings and
+//! parameters are stated once, in WGSL, and read from there by reflection.
 
 use std::fmt::Write as _;
 
@@ -52,7 +52,8 @@ const LIBRARY: &[(&str, &str)] = library![
     "wide.wgsl"
 ];
 
-/// What the device offers that changes the text of a kernel. The default is the plain path that runs everywhere.
+/// What the device offers that changes the text of a kernel. The default is the plain path that runs
+/// everywhere.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Dialect {
     /// Parameters as immediates instead of a uniform buffer.
@@ -67,7 +68,8 @@ pub struct Expanded {
     lines: Vec<(String, usize)>,
 }
 
-/// How the line that declares an entry point's parameters begins; with immediates the beginning is replaced.
+/// How the line that declares an entry point's parameters begins; with immediates the beginning is
+/// replaced.
 const UNIFORM: &str = "@group(0) @binding(0) var<uniform> ";
 const IMMEDIATE: &str = "var<immediate> ";
 
@@ -78,7 +80,8 @@ impl Kernel {
     /// When an include or a knob does not exist: a mistake in this program, which the tests find.
     pub fn expand(&self, knobs: &[Knob], dialect: Dialect) -> Expanded {
         let mut out = Expanded { text: String::new(), lines: Vec::new() };
-        // No `enable subgroups;`: naga 30 refuses the directive, and takes the operations by the device's features.
+        // No `enable subgroups;`: naga 30 refuses the directive, and takes the operations by the device's
+        // features.
         let mut unused: Vec<&str> = knobs.iter().map(|k| k.0).collect();
         let mut included = Vec::new();
         out.file(&format!("{}.wgsl", self.name), self.source, knobs, dialect, &mut unused, &mut included);

@@ -15,7 +15,8 @@ pub static KERNEL: Kernel = kernel!("conv2d", [[("Lane", "f32")], [("Lane", "vec
 
 const WG: usize = 64;
 
-/// Number of the kernel's knob set for `channels`: four at a time where that divides them; and channels per lane.
+/// Number of the kernel's knob set for `channels`: four at a time where that divides them; and channels per
+/// lane.
 fn lanes(channels: usize) -> (usize, usize) {
     if channels.is_multiple_of(4) { (1, 4) } else { (0, 1) }
 }
@@ -35,7 +36,8 @@ impl Padding {
         Padding { top: pad, bottom: pad, left: pad, right: pad }
     }
 
-    /// One row below and one column to the right: what TensorFlow's `SAME` means for stride 2 on even sizes.
+    /// One row below and one column to the right: what TensorFlow's `SAME` means for stride 2 on even
+    /// sizes.
     pub const BOTTOM_RIGHT: Padding = Padding { top: 0, bottom: 1, left: 0, right: 1 };
 }
 
@@ -77,7 +79,8 @@ impl Geometry {
     }
 }
 
-/// `y[n,oh,ow,co] = sum x[n, oh*stride + kh - top, ow*stride + kw - left, ci] * w[kh,kw,ci,co]`, plus the epilogue.
+/// `y[n,oh,ow,co] = sum x[n, oh*stride + kh - top, ow*stride + kw - left, ci] * w[kh,kw,ci,co]`, plus the
+/// epilogue.
 ///
 /// `x` is `[N, H, W, Cin]`, `w` is `[KH, KW, Cin, Cout]`, the result `[N, OH, OW, Cout]` with
 /// `OH = (H + top + bottom - KH) / stride + 1`.
@@ -261,8 +264,9 @@ struct BackwardW {
 }
 
 impl BackwardW {
-    /// Rows of pixels that one thread adds up, and the number of parts: enough threads to fill a large GPU, and not more
-    /// memory for the parts than a few copies of the weights or 64 MiB. Depends on the shapes alone.
+    /// Rows of pixels that one thread adds up, and the number of parts: enough threads to fill a large GPU,
+    /// and not more memory for the parts than a few copies of the weights or 64 MiB. Depends on the
+    /// shapes alone.
     fn split(&self) -> (usize, usize) {
         let g = &self.g;
         let rows = g.n * g.oh;

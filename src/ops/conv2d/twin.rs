@@ -10,13 +10,14 @@ use crate::simd::vectorized;
 /// Elements of an unrolled tile: half a megabyte, which stays in a core's second-level cache.
 const TILE: usize = 1 << 17;
 
-/// Pixels of a tile whose unrolled rows have `row` elements. Depends on the shape alone, as every partition here: results
-/// must not depend on the number of threads.
+/// Pixels of a tile whose unrolled rows have `row` elements. Depends on the shape alone, as every partition
+/// here: results must not depend on the number of threads.
 fn tile_pixels(row: usize, pixels: usize) -> usize {
     (TILE / row.max(1)).clamp(32, 512).next_multiple_of(16).min(pixels.max(1))
 }
 
-/// Where the taps of an output pixel lie: rows `oh * stride + kh - top`, for `kh` in a range; columns alike, all of them.
+/// Where the taps of an output pixel lie: rows `oh * stride + kh - top`, for `kh` in a range; columns
+/// alike, all of them.
 struct Window {
     h: usize,
     w: usize,
@@ -145,8 +146,8 @@ pub fn epilogue(
     );
 }
 
-/// `dx` as a convolution of `dy` with flipped weights; for a stride above 1, one for each residue of the input pixel, because
-/// only every `stride`-th tap meets it. `flipped`: room for the weights.
+/// `dx` as a convolution of `dy` with flipped weights; for a stride above 1, one for each residue of the
+/// input pixel, because only every `stride`-th tap meets it. `flipped`: room for the weights.
 pub fn backward_x(g: &Geometry, w: &[f32], dy: &[f32], dx: &mut [f32], flipped: &mut [f32]) {
     if g.stride == 1 {
         let per_tap = g.cin * g.cout;
@@ -180,7 +181,8 @@ fn transpose(matrix: &[f32], rows: usize, cols: usize, out: &mut [f32]) {
     }
 }
 
-/// The taps `k` that a position with residue `r` meets: those with `(r + before - k)` divisible by the stride.
+/// The taps `k` that a position with residue `r` meets: those with `(r + before - k)` divisible by the
+/// stride.
 fn taps(k: usize, stride: usize, r: usize, before: usize) -> impl Iterator<Item = usize> + Clone {
     (0..k).filter(move |k| (r + before + stride * k - k).is_multiple_of(stride))
 }
@@ -188,7 +190,8 @@ fn taps(k: usize, stride: usize, r: usize, before: usize) -> impl Iterator<Item 
 /// Gradient of the input where the stride is above 1, in bands of image rows.
 fn backward_x_strided(g: &Geometry, w: &[f32], dy: &[f32], dx: &mut [f32], flipped: &mut [f32]) {
     let per_tap = g.cin * g.cout;
-    // The weights of each residue class stand together, transposed, in the order in which its pixels are unrolled.
+    // The weights of each residue class stand together, transposed, in the order in which its pixels are
+    // unrolled.
     let classes = || (0..g.stride * g.stride).map(|class| (class / g.stride, class % g.stride));
     let order: Vec<usize> = classes()
         .flat_map(|(rh, rw)| {
@@ -245,7 +248,8 @@ fn backward_x_strided(g: &Geometry, w: &[f32], dy: &[f32], dx: &mut [f32], flipp
     });
 }
 
-/// The pixels of `dy` that the input pixel (n, h, w) went into, in the order of their taps; zero where there is none.
+/// The pixels of `dy` that the input pixel (n, h, w) went into, in the order of their taps; zero where
+/// there is none.
 fn gather_strided(g: &Geometry, dy: &[f32], n: usize, h: usize, w: usize, out: &mut [f32]) {
     let outside = usize::MAX;
     let from = |at: usize, before: usize, k: usize, len: usize| match (at + before).checked_sub(k) {
@@ -267,8 +271,8 @@ fn gather_strided(g: &Geometry, dy: &[f32], n: usize, h: usize, w: usize, out: &
     }
 }
 
-/// Into how many parts the pixels are dealt for the gradient of the weights: enough to keep many cores busy, few enough that
-/// the parts take no more than 16 MiB, or two copies of the weights.
+/// Into how many parts the pixels are dealt for the gradient of the weights: enough to keep many cores
+/// busy, few enough that the parts take no more than 16 MiB, or two copies of the weights.
 pub fn weight_parts(g: &Geometry) -> usize {
     let tiles = g.out_pixels().div_ceil(tile_pixels(tap_rows(g).1 * g.kw * g.cin, g.out_pixels()));
     ((4 << 20) / g.weights()).clamp(2, 16).min(tiles)

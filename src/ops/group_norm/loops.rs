@@ -3,8 +3,8 @@
 use super::Size;
 use crate::ops::activation::Activation;
 
-/// Runs `$call` with the activation as a constant, where the activation vectorises: a choice inside the loop
-/// would prevent it.
+/// Runs `$call` with the activation as a constant, where the activation vectorises: a choice inside the
+/// loop would prevent it.
 ///
 /// The closure around it that goes to `vectorized` must be `#[inline(always)]`: four loops are too much for
 /// the compiler to inline by itself, and what is not inlined gets no wide instructions (measured: SiLU at
@@ -65,8 +65,8 @@ pub(super) fn column_moments(x: &[f32], mean: &mut [f32], squares: &mut [f32], r
     }
 }
 
-/// Puts the moments of a sample's chunks and channels together to those of its groups (Chan, Golub & LeVeque
-/// 1979): the mean as its offset from the group's first element, and the reciprocal deviation.
+/// Puts the moments of a sample's chunks and channels together to those of its groups (Chan, Golub &
+/// LeVeque 1979): the mean as its offset from the group's first element, and the reciprocal deviation.
 pub(super) fn merge_moments(
     size: Size,
     eps: f32,
