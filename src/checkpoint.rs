@@ -71,24 +71,57 @@ pub fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result
 /// # Errors
 /// As [`write_whole`].
 pub fn save(path: &Path, params: &Params, step: u64, recipe: &Recipe, values: &Values) -> Result<()> {
+    let sets: Vec<(&str, &[f32])> =
+        SETS.into_iter().zip(&values.sets).map(|(set, flat)| (set, flat.as_slice())).collect();
+    save_sets(path, params, step, recipe, &sets)
+}
+
+/// Saves the moving average alone: a trained model that another run uses.
+///
+/// # Errors
+/// As [`write_whole`].
+pub fn save_ema(path: &Path, params: &Params, step: u64, recipe: &Recipe, ema: &[f32]) -> Result<()> {
+    save_sets(path, params, step, recipe, &[(SETS[1], ema)])
+}
+
+fn save_sets(path: &Path, params: &Params, step: u64, recipe: &Recipe, sets: &[(&str, &[f32])]) -> Result<()> {
     let header = Header { format: FORMAT, step, recipe: recipe.to_toml() };
     let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
-    for (set, flat) in SETS.iter().zip(&values.sets) {
+    for (set, flat) in sets {
         for spec in params.specs() {
             let mut file = vec![0.0; spec.shape.elements()];
             spec.for_each_index(|here, there| file[there] = flat[spec.first + here]);
             tensors.push((format!("{set}.{}", spec.name), spec.file_shape(), file));
         }
     }
+    let text = serde_json::to_string(&header).unwrap_or_else(|e| unreachable!("a plain header: {e}"));
+    write_tensors(path, &tensors, KEY, text)
+}
+
+/// Writes named tensors (name, shape, values) and one metadata entry as safetensors.
+///
+/// # Errors
+/// As [`write_whole`].
+pub fn write_tensors(
+    path: &Path,
+    tensors: &[(String, Vec<usize>, Vec<f32>)],
+    key: &str,
+    text: String,
+) -> Result<()> {
     let views = tensors.iter().map(|(name, shape, data)| {
         let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(data));
         (name.as_str(), view.unwrap_or_else(|e| unreachable!("{name}: {e}")))
     });
-    let text = serde_json::to_string(&header).unwrap_or_else(|e| unreachable!("a plain header: {e}"));
-    let metadata = Some([(KEY.to_owned(), text)].into());
-    let bytes = safetensors::serialize(views, metadata)
+    let bytes = safetensors::serialize(views, Some([(key.to_owned(), text)].into()))
         .map_err(|e| Error::new(format!("cannot encode {}", path.display())).caused_by(e))?;
     write_whole(path, |file| file.write_all(&bytes))
+}
+
+/// A number that tells weights apart: FNV-1a of their bits (Fowler, Noll & Vo). For mistakes, not against
+/// forgery.
+pub fn fingerprint(values: &[f32]) -> String {
+    let step = |hash: u64, value: &f32| (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0100_0000_01b3);
+    format!("{:016x}", values.iter().fold(0xcbf2_9ce4_8422_2325, step))
 }
 
 /// A checkpoint's bytes and header.
@@ -132,6 +165,11 @@ pub fn load(path: &Path) -> Result<Loaded> {
 }
 
 impl Loaded {
+    /// Where it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The values of one set, flat.
     ///
     /// # Errors
@@ -165,9 +203,11 @@ impl Loaded {
             }
             spec.for_each_index(|here, there| flat[spec.first + here] = values[there]);
         }
-        let expected = SETS.len() * params.specs().len();
-        if file.len() != expected {
-            return Err(other(format!("it holds {} tensors, expected {expected}", file.len())));
+        let known = |name: &&str| {
+            name.split_once('.').is_some_and(|(set, name)| SETS.contains(&set) && params.find(name).is_some())
+        };
+        if let Some(surplus) = file.names().iter().find(|name| !known(name)) {
+            return Err(other(format!("it holds a tensor {surplus} that the model has not")));
         }
         Ok(flat)
     }

@@ -56,10 +56,13 @@
 mod check;
 pub mod checkpoint;
 pub mod cli;
+pub mod codec;
 pub mod data;
 pub mod device;
 pub mod diffusion;
 pub mod error;
+pub mod figures;
+pub mod latent_file;
 pub mod launch;
 pub mod matrix;
 pub mod models;

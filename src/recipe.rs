@@ -2,6 +2,7 @@
 //! `--set`.
 
 mod built_in;
+mod validate;
 
 use std::path::Path;
 
@@ -11,7 +12,31 @@ use serde::{Deserialize, Serialize};
 use crate::diffusion::{Schedule, Variance};
 use crate::error::{Error, Result};
 use crate::models::unet::UNetConfig;
+use crate::models::vae::{Reconstruction, VaeConfig};
 use crate::optim::{Ema, EmaWarmup, LrSchedule};
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum System {
+    /// A diffusion model of pixels.
+    Ddpm,
+    /// A variational autoencoder, or an autoencoder.
+    Vae,
+    /// A diffusion model of a trained VAE's latents.
+    Ldm,
+}
+
+/// Where latent diffusion takes its latents from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Latents {
+    /// Each step encodes its images.
+    Drawn,
+    /// All images are encoded once, before training. Their means and variances are kept, and each step
+    /// draws from them, so that for images that do not change both train on the same distribution.
+    Cached,
+}
 
 /// The optimiser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +54,7 @@ pub struct Recipe {
     pub name: String,
     /// One line for `denoir recipes`.
     pub about: String,
+    pub system: System,
     /// A SPEC: digits, faces, mnist:DIR, cifar10:DIR or images:DIR.
     pub data: String,
     pub image_size: usize,
@@ -74,7 +100,78 @@ pub struct Recipe {
     /// Older checkpoints are deleted.
     pub keep_checkpoints: usize,
 
+    /// What a VAE's reconstructions are measured by: mse, l1 or bce, summed over the pixels of an image.
+    pub reconstruction: Reconstruction,
+    /// Of the Kullback-Leibler divergence, summed over the numbers of a latent.
+    pub kl_weight: f64,
+    /// Steps in which `kl_weight` rises from 0.
+    pub kl_warmup: u64,
+    /// Standard deviation of noise that is added to what the encoder sees: a denoising autoencoder.
+    pub corrupt_noise: f64,
+    /// Share of the pixels' values that the encoder sees as 0 (mid-grey).
+    pub corrupt_mask: f64,
+    /// Steps between evaluations on held-out images; 0: one for each pass through the data (1000 steps
+    /// where it is endless).
+    pub evaluate_every: u64,
+    /// Held-out images of an evaluation.
+    pub evaluate_count: usize,
+
+    pub latents: Latents,
+    /// Images of endless data that are encoded when latents are cached; data that ends is encoded whole.
+    pub latent_count: usize,
+    /// Side of the VAE's latents.
+    pub latent_size: usize,
+    /// What latents are multiplied by, to have unit variance; 0: measured before training.
+    pub scaling_factor: f64,
+    /// Fingerprint of the VAE's weights, filled in when training begins.
+    pub vae_fingerprint: String,
+
     pub unet: UNetConfig,
+    pub vae: VaeConfig,
+}
+
+/// Keys of a table that only some systems have.
+const DIFFUSION: [&str; 7] =
+    ["timesteps", "beta_start", "beta_end", "variance", "clip_sample", "sample_steps", "unet"];
+const VAE: [&str; 8] = [
+    "reconstruction",
+    "kl_weight",
+    "kl_warmup",
+    "corrupt_noise",
+    "corrupt_mask",
+    "evaluate_every",
+    "evaluate_count",
+    "vae",
+];
+const LDM: [&str; 5] = ["latents", "latent_count", "latent_size", "scaling_factor", "vae_fingerprint"];
+
+impl System {
+    /// As recipes write it.
+    fn name(self) -> &'static str {
+        match self {
+            System::Ddpm => "ddpm",
+            System::Vae => "vae",
+            System::Ldm => "ldm",
+        }
+    }
+
+    /// A built-in recipe of this system.
+    fn example(self) -> &'static str {
+        match self {
+            System::Ddpm => "digits",
+            System::Vae => "digits-vae",
+            System::Ldm => "digits-ldm",
+        }
+    }
+
+    /// Whether a recipe of this system has the key.
+    fn has(self, key: &str) -> bool {
+        match self {
+            System::Ddpm => !VAE.contains(&key) && !LDM.contains(&key),
+            System::Vae => !DIFFUSION.contains(&key) && !LDM.contains(&key),
+            System::Ldm => !VAE.contains(&key),
+        }
+    }
 }
 
 impl Default for Recipe {
@@ -82,6 +179,7 @@ impl Default for Recipe {
         Recipe {
             name: "custom".to_owned(),
             about: String::new(),
+            system: System::Ddpm,
             data: "digits".to_owned(),
             image_size: 32,
             crop: 0,
@@ -113,7 +211,20 @@ impl Default for Recipe {
             sample_every: 5000,
             checkpoint_every: 1000,
             keep_checkpoints: 2,
+            reconstruction: Reconstruction::Mse,
+            kl_weight: 1.0,
+            kl_warmup: 0,
+            corrupt_noise: 0.0,
+            corrupt_mask: 0.0,
+            evaluate_every: 0,
+            evaluate_count: 256,
+            latents: Latents::Cached,
+            latent_count: 10_000,
+            latent_size: 8,
+            scaling_factor: 0.0,
+            vae_fingerprint: String::new(),
             unet: UNetConfig::with_levels(3, &[64, 128, 128], &[false, true, true]),
+            vae: VaeConfig::default(),
         }
     }
 }
@@ -149,16 +260,43 @@ pub fn parse(text: &str, origin: &str) -> Result<Recipe> {
             .hint("compare with `denoir recipes digits`")
             .caused_by(e)
     };
-    toml::from_str(text).map_err(|e: toml::de::Error| {
+    let recipe: Recipe = toml::from_str(text).map_err(|e: toml::de::Error| {
         let line = e.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
         bad(&line.map_or_else(|| e.message().to_owned(), |line| format!("line {line}: {}", e.message())))
-    })
+    })?;
+    let table: toml::Table = text.parse().unwrap_or_default();
+    match table.keys().find(|key| !recipe.system.has(key)) {
+        Some(key) => Err(bad(&format!("{key} has no meaning for system = {}", recipe.system.name()))),
+        None => Ok(recipe),
+    }
 }
 
 impl Recipe {
-    /// The recipe as TOML.
+    /// The recipe as TOML, with the keys that its system has.
     pub fn to_toml(&self) -> String {
-        toml::to_string(self).unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"))
+        let mut table = toml::Table::try_from(self)
+            .unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"));
+        table.retain(|key, _| self.system.has(key));
+        toml::to_string(&table).unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"))
+    }
+
+    /// Channels of the images.
+    ///
+    /// # Panics
+    /// For latent diffusion, whose images are those of its VAE.
+    #[track_caller]
+    pub fn image_channels(&self) -> usize {
+        match self.system {
+            System::Ddpm => self.unet.in_channels,
+            System::Vae => self.vae.in_channels,
+            System::Ldm => panic!("image_channels: ask the VAE of a latent diffusion run"),
+        }
+    }
+
+    /// Shape `[H, W, C]` of what a diffusion model adds noise to: images or latents.
+    pub fn diffused(&self) -> [usize; 3] {
+        let side = if self.system == System::Ldm { self.latent_size } else { self.image_size };
+        [side, side, self.unet.in_channels]
     }
 
     /// Overrides one key: `lr=2e-4`, `unet.dropout=0.1`, `unet.block_out_channels=[32,64]`.
@@ -173,12 +311,12 @@ impl Recipe {
         let whole: toml::Table = self.to_toml().parse().unwrap_or_default();
         let mut changed = whole.clone();
         let slot = match key.split_once('.') {
-            Some(("unet", inner)) => {
-                changed.get_mut("unet").and_then(toml::Value::as_table_mut).and_then(|t| t.get_mut(inner))
+            Some((part, inner)) => {
+                changed.get_mut(part).and_then(toml::Value::as_table_mut).and_then(|t| t.get_mut(inner))
             }
-            _ => changed.get_mut(key).filter(|v| !v.is_table()),
+            None => changed.get_mut(key).filter(|v| !v.is_table()),
         };
-        let Some(slot) = slot else { return Err(unknown_key(key, &whole)) };
+        let Some(slot) = slot else { return Err(unknown_key(key, &whole, self.system)) };
         // Text may come without its quotes.
         let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut t| t.remove("v"));
         let before = std::mem::replace(slot, parsed.unwrap_or_else(|| toml::Value::String(value.to_owned())));
@@ -206,121 +344,19 @@ impl Recipe {
         let warmup = EmaWarmup { inv_gamma: self.ema_inv_gamma, power: self.ema_power };
         Ema { decay: self.ema_decay, warmup: self.ema_warmup.then_some(warmup) }
     }
-
-    /// Says what is wrong with the values, before anything else is done with them.
-    ///
-    /// # Errors
-    /// Names the key and what it may be.
-    pub fn validate(&self) -> Result<()> {
-        // What TOML can hold.
-        const MOST: u64 = i64::MAX as u64;
-        let whole = [
-            ("image_size", self.image_size as u64, 1, 4096),
-            ("steps", self.steps, 1, u64::from(u32::MAX)),
-            ("batch_size", self.batch_size as u64, 1, 65_536),
-            ("accumulation", self.accumulation, 1, 65_536),
-            ("timesteps", self.timesteps as u64, 1, 100_000),
-            ("sample_steps", self.sample_steps as u64, 1, self.timesteps as u64),
-            ("sample_count", self.sample_count as u64, 1, 10_000),
-            ("checkpoint_every", self.checkpoint_every, 1, MOST),
-            ("keep_checkpoints", self.keep_checkpoints as u64, 1, MOST),
-            ("seed", self.seed, 0, MOST),
-            ("sample_every", self.sample_every, 0, MOST),
-            ("lr_warmup", self.lr_warmup, 0, MOST),
-            ("crop", self.crop as u64, 0, 1 << 20),
-        ];
-        for (key, value, low, high) in whole {
-            if value < low || value > high {
-                let range = format!("it must be from {low} to {high}");
-                return Err(Error::usage(format!("{key} is {value}")).hint(range));
-            }
-        }
-        // (key, value, low, high, whether low and high themselves are allowed)
-        let real = [
-            ("lr", self.lr, 0.0, 1e3, false),
-            ("beta1", self.beta1, 0.0, 1.0, true),
-            ("beta2", self.beta2, 0.0, 1.0, true),
-            ("adam_eps", self.adam_eps, 0.0, 1.0, false),
-            ("weight_decay", self.weight_decay, 0.0, 1e3, true),
-            ("clip_norm", self.clip_norm, 0.0, 1e9, true),
-            ("ema_decay", self.ema_decay, 0.0, 1.0, true),
-            ("ema_inv_gamma", self.ema_inv_gamma, 0.0, 1e12, false),
-            ("ema_power", self.ema_power, 0.0, 1e3, false),
-            ("beta_start", self.beta_start, 0.0, 1.0, false),
-            ("beta_end", self.beta_end, 0.0, 1.0, false),
-            ("clip_sample", self.clip_sample, 0.0, 1e9, true),
-        ];
-        for (key, value, low, high, closed) in real {
-            // Kernels compute in f32: what is above zero must be so there too.
-            let small = f64::from(value as f32);
-            let fits = if closed {
-                value >= low && value <= high
-            } else {
-                value > low && small > low && value < high
-            };
-            if !fits {
-                let range = if closed {
-                    format!("from {low} to {high}")
-                } else {
-                    format!("between {low} and {high}")
-                };
-                return Err(Error::usage(format!("{key} is {value}")).hint(format!("it must be {range}")));
-            }
-        }
-        if self.beta1 >= 1.0 || self.beta2 >= 1.0 {
-            return Err(Error::usage("beta1 and beta2 must be below 1").hint("0.9 and 0.999 are usual"));
-        }
-        if self.optimizer == Optimizer::Adam && self.weight_decay > 0.0 {
-            return Err(
-                Error::usage("weight_decay goes with optimizer = adamw").hint("set optimizer=adamw too")
-            );
-        }
-        if self.unet.in_channels != self.unet.out_channels {
-            return Err(Error::usage("unet.in_channels and unet.out_channels differ")
-                .hint("a DDPM predicts noise of the image's shape"));
-        }
-        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(plain) {
-            return Err(Error::usage(format!("name is {:?}", self.name))
-                .hint("it names a folder: use letters, digits, '-', '_' and '.'"));
-        }
-        let last = self.schedule().alpha_bars.last().copied().unwrap_or(0.0);
-        if last.is_nan() || last < 1e-12 {
-            return Err(Error::usage(format!(
-                "the schedule ends at alpha_bar = {last:e}, which is nothing but noise in f32"
-            ))
-            .hint("lower beta_end or timesteps"));
-        }
-        self.unet.validate([self.image_size, self.image_size])?;
-        // Kernels count elements in 32 bits. The widest activation of a level is a skip joined to what comes
-        // from below.
-        let widths = &self.unet.block_out_channels;
-        for (level, &c) in widths.iter().enumerate() {
-            let side = (self.image_size >> level) as u128;
-            let channels = (c + widths.get(level + 1).copied().unwrap_or(c)) as u128;
-            let elements = self.batch_size as u128 * side * side * channels;
-            if elements > i32::MAX as u128 {
-                return Err(Error::new(format!(
-                    "one tensor would have {elements} elements, too many for memory and kernels"
-                ))
-                .hint("lower --batch-size, the image size or the model's widths"));
-            }
-        }
-        Ok(())
-    }
 }
 
-fn unknown_key(key: &str, table: &toml::Table) -> Error {
+fn unknown_key(key: &str, table: &toml::Table, system: System) -> Error {
     let mut keys: Vec<String> = table.iter().filter(|(_, v)| !v.is_table()).map(|(k, _)| k.clone()).collect();
-    if let Some(unet) = table.get("unet").and_then(toml::Value::as_table) {
-        keys.extend(unet.keys().map(|k| format!("unet.{k}")));
+    for (part, inner) in table {
+        keys.extend(inner.as_table().into_iter().flat_map(|t| t.keys()).map(|k| format!("{part}.{k}")));
     }
     let near = keys.iter().min_by_key(|k| distance(k, key)).filter(|k| distance(k, key) <= 1 + key.len() / 3);
     let inside = keys.iter().find(|k| k.ends_with(&format!(".{key}")));
     let error = Error::usage(format!("no key called {key:?} in a recipe"));
     match inside.or(near) {
         Some(near) => error.hint(format!("did you mean {near}?")),
-        None => error.hint("`denoir recipes digits` prints them all"),
+        None => error.hint(format!("`denoir recipes {}` prints them all", system.example())),
     }
 }
 

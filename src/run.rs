@@ -33,6 +33,11 @@ pub struct Metrics {
     /// Steps done, this one included.
     pub step: u64,
     pub loss: f32,
+    /// Of a VAE: the reconstruction's part of the loss, and the divergence before its weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconstruction: Option<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl: Option<f32>,
     pub grad_norm: f32,
     pub lr: f64,
     pub images_per_s: f64,
@@ -43,6 +48,25 @@ pub struct Metrics {
     pub device_ms: Option<f64>,
 }
 
+/// One line of `evaluations.jsonl`: a VAE on held-out images, through the means of their latents.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Steps done.
+    pub step: u64,
+    pub images: usize,
+    /// As in the loss: summed over the pixels of an image, averaged over images.
+    pub reconstruction: f64,
+    /// Summed over the numbers of a latent, averaged over images; an autoencoder has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl: Option<f64>,
+    /// Decibels, averaged over images.
+    pub psnr: f64,
+    pub ssim: f64,
+    /// Numbers of a latent whose mean depends on the image, of `units`.
+    pub active_units: usize,
+    pub units: usize,
+}
+
 /// The folder of a run.
 pub struct Run {
     folder: PathBuf,
@@ -50,8 +74,24 @@ pub struct Run {
 
 const RECIPE: &str = "recipe.toml";
 const METRICS: &str = "metrics.jsonl";
+const EVALUATIONS: &str = "evaluations.jsonl";
 
 impl Run {
+    /// Says early that [`Run::create`] would not make a run there.
+    ///
+    /// # Errors
+    /// When the folder holds a run already.
+    pub fn check_free(wanted: Option<&Path>) -> Result<()> {
+        match wanted.filter(|folder| folder.join(RECIPE).exists()) {
+            Some(folder) => {
+                let shown = folder.display();
+                Err(Error::new(format!("{shown} holds a run already"))
+                    .hint(format!("go on with `denoir train --resume {shown}`, or choose another --out")))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Makes the folder of a new run. `wanted`: where; else the first free of `runs/<name>`,
     /// `runs/<name>-2`, ...
     ///
@@ -63,10 +103,7 @@ impl Run {
             None => claim(&recipe.name)?,
         };
         let shown = folder.display().to_string();
-        if folder.join(RECIPE).exists() {
-            return Err(Error::new(format!("{shown} holds a run already"))
-                .hint(format!("go on with `denoir train --resume {shown}`, or choose another --out")));
-        }
+        Run::check_free(Some(&folder))?;
         let denied = |e| {
             Error::new(format!("cannot write into the folder {shown}"))
                 .hint("choose another --out")
@@ -113,6 +150,12 @@ impl Run {
         Ok(Run { folder: folder.to_owned() })
     }
 
+    /// The run that a checkpoint lies in.
+    pub fn of_checkpoint(path: &Path) -> Option<Run> {
+        let folder = path.canonicalize().ok()?.parent()?.parent()?.to_owned();
+        folder.join(RECIPE).is_file().then_some(Run { folder })
+    }
+
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -139,6 +182,16 @@ impl Run {
     /// Path of the checkpoint after `step` steps.
     pub fn checkpoint_path(&self, step: u64) -> PathBuf {
         self.folder.join("checkpoints").join(format!("step-{step:08}.safetensors"))
+    }
+
+    /// Where a latent diffusion run keeps its VAE.
+    pub fn vae_path(&self) -> PathBuf {
+        self.folder.join("vae.safetensors")
+    }
+
+    /// Where a latent diffusion run keeps what it encoded.
+    pub fn latents_path(&self) -> PathBuf {
+        self.folder.join("latents.safetensors")
     }
 
     /// The checkpoints' steps and paths, oldest first.
@@ -184,7 +237,19 @@ impl Run {
     /// # Errors
     /// When the disk is full.
     pub fn log(&self, lines: &[Metrics]) -> Result<()> {
-        let path = self.folder.join(METRICS);
+        self.append(METRICS, lines)
+    }
+
+    /// Appends to the evaluations.
+    ///
+    /// # Errors
+    /// When the disk is full.
+    pub fn log_evaluation(&self, line: &Evaluation) -> Result<()> {
+        self.append(EVALUATIONS, std::slice::from_ref(line))
+    }
+
+    fn append(&self, file: &str, lines: &[impl Serialize]) -> Result<()> {
+        let path = self.folder.join(file);
         let mut text = String::new();
         for line in lines {
             text += &serde_json::to_string(line).unwrap_or_else(|e| unreachable!("plain numbers: {e}"));
@@ -196,16 +261,35 @@ impl Run {
         })
     }
 
-    /// Drops the metrics after `step`, which a resumed run writes anew.
+    /// The metrics, as far as they can be read: a crash may have cut the last line.
+    pub fn metrics(&self) -> Vec<Metrics> {
+        self.lines(METRICS)
+    }
+
+    /// The evaluations, likewise.
+    pub fn evaluations(&self) -> Vec<Evaluation> {
+        self.lines(EVALUATIONS)
+    }
+
+    fn lines<T: serde::de::DeserializeOwned>(&self, file: &str) -> Vec<T> {
+        let text = fs::read_to_string(self.folder.join(file)).unwrap_or_default();
+        text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect()
+    }
+
+    /// Drops the metrics and evaluations after `step`, which a resumed run writes anew.
     ///
     /// # Errors
     /// When the folder cannot be written.
     pub fn truncate_metrics(&self, step: u64) -> Result<()> {
-        let path = self.folder.join(METRICS);
-        let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
-        let keep = text.lines().filter(|l| serde_json::from_str::<Metrics>(l).is_ok_and(|m| m.step <= step));
-        let kept: String = keep.flat_map(|l| [l, "\n"]).collect();
-        write_whole(&path, |file| file.write_all(kept.as_bytes()))
+        for file in [METRICS, EVALUATIONS] {
+            let path = self.folder.join(file);
+            let Ok(text) = fs::read_to_string(&path) else { continue };
+            let step_of = |l: &str| serde_json::from_str::<serde_json::Value>(l).ok()?.get("step")?.as_u64();
+            let keep = text.lines().filter(|l| step_of(l).is_some_and(|s| s <= step));
+            let kept: String = keep.flat_map(|l| [l, "\n"]).collect();
+            write_whole(&path, |file| file.write_all(kept.as_bytes()))?;
+        }
+        Ok(())
     }
 
     /// Saves a picture in the run folder.

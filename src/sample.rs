@@ -2,17 +2,22 @@
 //! back.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::rc::Rc;
 
+use crate::checkpoint;
+use crate::codec::Codec;
 use crate::device::{Buffer, Device};
 use crate::diffusion::{Model, Variance};
 use crate::error::{Error, Result};
+use crate::models::{model_of, params_of};
 use crate::nn::{self, Params, Scope};
 use crate::ops::denoising::{Row, denoise, timestep_of_row};
 use crate::ops::noising::gaussian;
 use crate::philox::Stream;
 use crate::program::{Plan, Program, Sharing};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, System};
+use crate::run::Run;
 use crate::state::State;
 use crate::tape::{Tape, Tensor};
 
@@ -22,12 +27,14 @@ pub struct Options {
     pub seed: u64,
     pub steps: usize,
     pub variance: Variance,
+    /// Whether each step's prediction of x_0 can be read.
+    pub keeps_x0: bool,
 }
 
 impl Options {
     /// The recipe's own.
     pub fn of(recipe: &Recipe) -> Self {
-        Options { seed: recipe.seed, steps: recipe.sample_steps, variance: recipe.variance }
+        Options { seed: recipe.seed, steps: recipe.sample_steps, variance: recipe.variance, keeps_x0: false }
     }
 }
 
@@ -36,9 +43,10 @@ const BATCH: usize = 64;
 
 /// A compiled reverse step for `batch` samples.
 pub struct Sampler {
-    start: Program,
+    noise: Program,
     step: Program,
     x: Tensor,
+    x0: Option<Tensor>,
     state: State,
     batch: usize,
     classes: usize,
@@ -72,20 +80,21 @@ impl Sampler {
         let classes = recipe.unet.num_class_embeds;
         let labels = (classes > 0).then(|| tape.stored_u32("labels", [batch]));
         let eps = model(&Scope::new(&tape, params), &x, &t, labels.as_ref());
-        denoise(&x, &eps, &rows, &state, None);
+        let x0 = options.keeps_x0.then(|| tape.stored("x0", 0, [batch, h, w, c]));
+        denoise(&x, &eps, &rows, &state, x0.as_ref());
         let plan = Plan::new(&tape, &[], device);
         let step = Program::compile(&plan, device, &[(nn::STORE, weights)], Sharing::Shared)?;
         step.write("denoising", &table)?;
 
         let begin = Tape::new();
         let begin_state = begin.stored_u32("state", [State::WORDS]);
-        let noise = gaussian([batch, h, w, c], Stream::Start, &begin_state);
-        begin.place(&noise, "x", 0);
+        let eps = gaussian([batch, h, w, c], Stream::Start, &begin_state);
+        begin.place(&eps, "x", 0);
         let plan = Plan::new(&begin, &[], device);
         let stores = [("x", step.store("x")), ("state", step.store("state"))];
-        let start = Program::compile(&plan, device, &stores, Sharing::Shared)?;
+        let noise = Program::compile(&plan, device, &stores, Sharing::Shared)?;
         let state = State { seed: options.seed, ..State::default() };
-        Ok(Sampler { start, step, x, state, batch, classes, timesteps })
+        Ok(Sampler { noise, step, x, x0, state, batch, classes, timesteps })
     }
 
     /// Draws samples number `first` to `first + batch`, and calls `watch(row, timestep, sampler)` after
@@ -97,6 +106,47 @@ impl Sampler {
         &mut self,
         first: u32,
         labels: &[u32],
+        watch: impl FnMut(usize, usize, &Sampler) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        self.begin(first)?;
+        self.walk(0, first, labels, watch)
+    }
+
+    /// The noise that samples number `first` and on start from.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    pub fn start(&mut self, first: u32) -> Result<Vec<f32>> {
+        self.begin(first)?;
+        self.current()
+    }
+
+    fn begin(&mut self, first: u32) -> Result<()> {
+        self.noise.write("state", &State { first_sample: first, ..self.state }.words())?;
+        self.noise.run()
+    }
+
+    /// As [`Sampler::run`], from `x` at the timestep of row `row` on.
+    ///
+    /// # Errors
+    /// As [`Sampler::run`].
+    pub fn run_from(
+        &mut self,
+        row: usize,
+        x: &[f32],
+        first: u32,
+        labels: &[u32],
+        watch: impl FnMut(usize, usize, &Sampler) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        self.step.write("x", x)?;
+        self.walk(row, first, labels, watch)
+    }
+
+    fn walk(
+        &mut self,
+        from: usize,
+        first: u32,
+        labels: &[u32],
         mut watch: impl FnMut(usize, usize, &Sampler) -> Result<()>,
     ) -> Result<Vec<f32>> {
         let mut state = State { first_sample: first, ..self.state };
@@ -104,9 +154,7 @@ impl Sampler {
             assert_eq!(labels.len(), self.batch, "a label for each sample");
             self.step.write("labels", labels)?;
         }
-        self.start.write("state", &state.words())?;
-        self.start.run()?;
-        for row in 0..self.timesteps.len() {
+        for row in from..self.timesteps.len() {
             state.row = row as u32;
             self.step.write("state", &state.words())?;
             self.step.run()?;
@@ -123,8 +171,89 @@ impl Sampler {
         self.step.read(&self.x)
     }
 
+    /// What the last step predicted x_0 to be, `[N, H, W, C]`.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    ///
+    /// # Panics
+    /// When the sampler was not made to keep it.
+    #[track_caller]
+    pub fn predicted(&self) -> Result<Vec<f32>> {
+        let Some(x0) = &self.x0 else { panic!("sampler: made without keeps_x0") };
+        self.step.read(x0)
+    }
+
+    /// The timesteps of the rows, falling.
     pub fn timesteps(&self) -> &[usize] {
         &self.timesteps
+    }
+}
+
+/// A trained diffusion model on a device, with all that sampling needs.
+pub struct Trained {
+    device: Device,
+    recipe: Recipe,
+    model: Box<Model>,
+    params: Rc<RefCell<Params>>,
+    weights: Buffer,
+    codec: Option<Codec>,
+}
+
+impl Trained {
+    /// Opens a run, or one of its checkpoints, with the moving average of its weights.
+    ///
+    /// # Errors
+    /// When it is damaged, is no diffusion model, lacks its VAE, or does not fit into memory.
+    pub fn open(path: &Path, device: &Device) -> Result<Trained> {
+        let (loaded, run) = if path.is_file() {
+            (checkpoint::load(path)?, Run::of_checkpoint(path))
+        } else {
+            let run = Run::open(path)?;
+            (run.newest()?, Some(run))
+        };
+        let recipe = loaded.recipe.clone();
+        if recipe.system == System::Vae {
+            let shown = path.display();
+            return Err(Error::new(format!("{shown} is a VAE: it has no diffusion process to sample with"))
+                .hint(format!(
+                    "draw from its prior with `denoir figure grid {shown}`, or train latent diffusion on it with `denoir train faces-ldm --vae {shown}`"
+                )));
+        }
+        recipe.validate().map_err(Error::in_a_file)?;
+        let codec = match (recipe.system, run) {
+            (System::Ldm, Some(run)) => Some(Codec::of_ldm(&run, &recipe, device)?),
+            (System::Ldm, None) => {
+                return Err(Error::new(format!("{} is outside its run folder", path.display()))
+                    .hint("give the run: its VAE is needed too"));
+            }
+            _ => None,
+        };
+        let params = params_of(&recipe);
+        let values = loaded.set("ema", &params.borrow())?;
+        let weights = device.alloc("parameters", values.len() * 4)?;
+        device.write(&weights, 0, bytemuck::cast_slice(&values))?;
+        Ok(Trained { device: device.clone(), model: model_of(&recipe), recipe, params, weights, codec })
+    }
+
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// The VAE of latent diffusion.
+    pub fn codec(&self) -> Option<&Codec> {
+        self.codec.as_ref()
+    }
+
+    pub fn source(&self) -> Source<'_> {
+        Source {
+            device: &self.device,
+            model: &self.model,
+            params: &self.params,
+            weights: &self.weights,
+            recipe: &self.recipe,
+            codec: self.codec.as_ref(),
+        }
     }
 }
 
@@ -135,17 +264,50 @@ pub struct Source<'a> {
     pub params: &'a Rc<RefCell<Params>>,
     pub weights: &'a Buffer,
     pub recipe: &'a Recipe,
-    /// `[H, W, C]`.
-    pub image: [usize; 3],
+    /// What decodes the samples of latent diffusion; `None` where samples are images.
+    pub codec: Option<&'a Codec>,
 }
 
 impl Source<'_> {
+    /// `[H, W, C]` of the images.
+    pub fn image(&self) -> [usize; 3] {
+        self.codec.map_or_else(|| self.recipe.diffused(), Codec::image)
+    }
+
+    /// Images `[N, H, W, C]` of samples as the process has them: the same, or latents decoded.
+    ///
+    /// # Errors
+    /// As [`Codec::decode`].
+    pub fn images_of(&self, samples: Vec<f32>) -> Result<Vec<f32>> {
+        match self.codec {
+            Some(codec) => {
+                let factor = (1.0 / self.recipe.scaling_factor) as f32;
+                codec.decode(&samples.into_iter().map(|v| v * factor).collect::<Vec<f32>>())
+            }
+            None => Ok(samples),
+        }
+    }
+
+    /// What the process makes of images `[N, H, W, C]`: the same, or the means of their latents, scaled.
+    ///
+    /// # Errors
+    /// As [`Codec::encode`].
+    pub fn samples_of(&self, images: &[f32]) -> Result<Vec<f32>> {
+        match self.codec {
+            Some(codec) => {
+                let factor = self.recipe.scaling_factor as f32;
+                Ok(codec.encode(images)?.mean.into_iter().map(|v| v * factor).collect())
+            }
+            None => Ok(images.to_vec()),
+        }
+    }
+
     /// A sampler for `batch` samples at a time.
     ///
     /// # Errors
     /// As [`Sampler::new`].
     pub fn sampler(&self, options: Options, batch: usize) -> Result<Sampler> {
-        let [h, w, c] = self.image;
+        let [h, w, c] = self.recipe.diffused();
         let shape = [batch, h, w, c];
         Sampler::new(self.device, self.model, self.params, self.weights, self.recipe, options, shape)
     }
@@ -156,7 +318,7 @@ impl Source<'_> {
         (first..first + count).map(|i| class.unwrap_or((i % classes) as u32)).collect()
     }
 
-    /// Draws `count` samples `[count, H, W, C]`, calling `progress` after each reverse step of each batch.
+    /// Draws `count` images `[count, H, W, C]`, calling `progress` after each reverse step of each batch.
     ///
     /// # Errors
     /// As [`Sampler::run`].
@@ -168,7 +330,7 @@ impl Source<'_> {
         mut progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
         let most = self.batch(count);
-        let mut images = Vec::with_capacity(count * self.image.iter().product::<usize>());
+        let mut images = Vec::with_capacity(count * self.recipe.diffused().iter().product::<usize>());
         let mut sampler: Option<(usize, Sampler)> = None;
         for first in (0..count).step_by(most) {
             let batch = most.min(count - first);
@@ -184,7 +346,7 @@ impl Source<'_> {
             return Err(Error::new("the model's samples are not finite numbers")
                 .hint("it has diverged: train again with a lower lr, or use an older checkpoint"));
         }
-        Ok(images)
+        self.images_of(images)
     }
 
     /// How many samples of `count` are drawn together: what trained in the memory can be sampled in it.

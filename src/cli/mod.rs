@@ -2,6 +2,8 @@
 
 mod data;
 mod devices;
+mod figure;
+mod latents;
 mod recipes;
 mod sample;
 mod train;
@@ -35,6 +37,12 @@ enum Command {
     Train(train::Arguments),
     /// Draw samples from a trained run
     Sample(sample::Arguments),
+    /// The field's figures of a run, as PNG or GIF
+    Figure(figure::Arguments),
+    /// Images to latents of a trained VAE
+    Encode(latents::EncodeArguments),
+    /// Latents back to images
+    Decode(latents::DecodeArguments),
 }
 
 /// Runs the program and gives its exit status: 0 for success, 2 for a mistake in the command, 1 otherwise.
@@ -63,6 +71,9 @@ pub fn main() -> ExitCode {
         Command::Data(a) => data::run(&a),
         Command::Train(a) => train::run(&a),
         Command::Sample(a) => sample::run(&a),
+        Command::Figure(a) => figure::run(&a),
+        Command::Encode(a) => latents::encode(&a),
+        Command::Decode(a) => latents::decode(&a),
     });
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,

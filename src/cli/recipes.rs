@@ -18,7 +18,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         None => {
             let mut text = String::new();
             for recipe in recipe::built_in() {
-                let _ = writeln!(text, "{:10} {}", recipe.name, recipe.about);
+                let _ = writeln!(text, "{:14} {}", recipe.name, recipe.about);
             }
             text
         }

@@ -1,14 +1,11 @@
 //! `denoir sample`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::{bar, device, is_picture, note, print};
-use crate::checkpoint;
-use crate::data::picture::{enlarge, grid};
+use super::latents::write_images;
+use super::{bar, device, is_picture, note};
 use crate::error::{Error, Result};
-use crate::models::{model_of, params_of};
-use crate::run::{Run, save_png};
-use crate::sample::{Options, Source};
+use crate::sample::{Options, Trained};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -38,13 +35,9 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let loaded = if arguments.run.is_file() {
-        checkpoint::load(&arguments.run)?
-    } else {
-        Run::open(&arguments.run)?.newest()?
-    };
-    let recipe = &loaded.recipe;
-    recipe.validate()?;
+    let device = device(&arguments.device)?;
+    let trained = Trained::open(&arguments.run, &device)?;
+    let recipe = trained.recipe();
     let timesteps = recipe.timesteps;
     let steps = arguments.steps.unwrap_or(timesteps);
     if steps == 0 || steps > timesteps {
@@ -70,21 +63,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         })?;
     }
 
-    let params = params_of(recipe);
-    let weights = loaded.set("ema", &params.borrow())?;
-    let device = device(&arguments.device)?;
-    let buffer = device.alloc("parameters", weights.len() * 4)?;
-    device.write(&buffer, 0, bytemuck::cast_slice(&weights))?;
-    let model = model_of(recipe);
-    let (side, channels) = (recipe.image_size, recipe.unet.in_channels);
-    let source = Source {
-        device: &device,
-        model: &model,
-        params: &params,
-        weights: &buffer,
-        recipe,
-        image: [side, side, channels],
-    };
+    let source = trained.source();
     let mut options = Options { steps, ..Options::of(recipe) };
     options.seed = arguments.seed.unwrap_or(options.seed);
     match arguments.sampler.as_str() {
@@ -100,19 +79,5 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Ok(())
     })?;
     progress.finish_and_clear();
-    write(&images, count, source.image, &arguments.out, is_picture)
-}
-
-fn write(images: &[f32], count: usize, image: [usize; 3], out: &Path, is_picture: bool) -> Result<()> {
-    if is_picture {
-        let columns = (count as f64).sqrt().ceil() as usize;
-        let picture = grid(images, count, image, columns, if count == 1 { 0 } else { 2 });
-        // One sample is the bare image; a grid is for looking at.
-        save_png(out, &if count == 1 { picture } else { enlarge(picture, image[0]) })?;
-    } else {
-        for (i, pixels) in images.chunks_exact(image.iter().product()).enumerate() {
-            save_png(&out.join(format!("{i:06}.png")), &grid(pixels, 1, image, 1, 0))?;
-        }
-    }
-    print(&format!("{}\n", out.display()))
+    write_images(&images, count, source.image(), &arguments.out, is_picture)
 }

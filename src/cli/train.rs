@@ -9,10 +9,11 @@ use std::time::Instant;
 use indicatif::ProgressBar;
 
 use super::{bar, device, note, print};
+use crate::codec::Codec;
 use crate::device::{Device, size};
 use crate::error::{Error, Result};
-use crate::recipe::{self, Recipe};
-use crate::run::{Metrics, Run};
+use crate::recipe::{self, Recipe, System};
+use crate::run::{Evaluation, Metrics, Run};
 use crate::train::{DryRun, Ended, Session, Watch};
 
 #[derive(clap::Args)]
@@ -37,6 +38,9 @@ pub struct Arguments {
     /// The same seed gives the same run [default: the recipe's]
     #[arg(long)]
     seed: Option<u64>,
+    /// The trained VAE of latent diffusion: its run, or one of its checkpoints
+    #[arg(long, value_name = "RUN", conflicts_with = "resume")]
+    vae: Option<PathBuf>,
     /// Go on with this run
     #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "out"])]
     resume: Option<PathBuf>,
@@ -71,13 +75,35 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     arguments.change(&mut recipe)?;
     let device = device(&arguments.device)?;
     if arguments.dry_run {
-        return print(&describe(&DryRun::new(&recipe, &device), &recipe, &device));
+        return dry_run(arguments, &recipe, &device);
     }
-    let mut session = match &arguments.resume {
-        Some(folder) => Session::resume(Run::open(folder)?, &device, recipe)?,
-        None => Session::start(recipe, &device, arguments.out.as_deref())?,
+    let progress = bar(1, "encoding images {bar:30} {pos}/{len} {eta} left");
+    let mut encoded = |done, all| {
+        progress.set_length(all);
+        progress.set_position(done);
     };
-    train(&mut session, &device)
+    let opened = match &arguments.resume {
+        Some(folder) => Session::resume(Run::open(folder)?, &device, recipe, &mut encoded),
+        None => {
+            let (out, vae) = (arguments.out.as_deref(), arguments.vae.as_deref());
+            Session::start(recipe, &device, out, vae, &mut encoded)
+        }
+    };
+    progress.finish_and_clear();
+    train(&mut opened?, &device)
+}
+
+fn dry_run(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<()> {
+    let codec = match (recipe.system, &arguments.vae, &arguments.resume) {
+        (System::Ldm, Some(vae), _) => Some(Codec::open(vae, device)?),
+        (System::Ldm, None, Some(folder)) => Some(Codec::open(folder, device)?),
+        (System::Ldm, None, None) => {
+            return Err(Error::usage("the plan of latent diffusion depends on its VAE")
+                .hint("give a trained one with --vae"));
+        }
+        _ => None,
+    };
+    print(&describe(&DryRun::new(recipe, device, codec.as_ref()), recipe, device))
 }
 
 fn train(session: &mut Session, device: &Device) -> Result<()> {
@@ -90,7 +116,8 @@ fn train(session: &mut Session, device: &Device) -> Result<()> {
         device.describe(),
         thousands(parameters)
     ));
-    if let Some(remark) = recipe.unet.remark() {
+    let remark = if recipe.system == System::Vae { None } else { recipe.unet.remark() };
+    if let Some(remark) = remark {
         note(&format!("note: {remark}"));
     }
     let mut terminal = Terminal::new(first, recipe.steps)?;
@@ -151,6 +178,14 @@ impl Watch for Terminal {
             self.bar.set_message(format!("{what} "));
         }
         self.bar.tick();
+    }
+
+    fn evaluated(&mut self, e: &Evaluation) {
+        let kl = e.kl.map(|kl| format!("KL {kl:.2}  ")).unwrap_or_default();
+        self.say(&format!(
+            "step {}, {} held-out images: reconstruction {:.2}  {kl}PSNR {:.2} dB  SSIM {:.3}  active {}/{} latent units",
+            e.step, e.images, e.reconstruction, e.psnr, e.ssim, e.active_units, e.units
+        ));
     }
 
     fn say(&mut self, line: &str) {

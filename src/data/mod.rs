@@ -130,6 +130,22 @@ pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
     }
 }
 
+/// As [`open`], for square pictures as a recipe states them; `crop` 0: the largest.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_for(
+    spec: &str,
+    image_size: usize,
+    channels: usize,
+    crop: usize,
+    seed: u64,
+    split: Split,
+) -> Result<Arc<dyn Dataset>> {
+    let crop = (crop > 0).then_some(crop);
+    open(spec, &Options { image_size, channels: Some(channels), crop, seed, split })
+}
+
 fn check(options: &Options) -> Result<()> {
     if !(8..=MAX_IMAGE_SIZE).contains(&options.image_size) {
         return Err(Error::usage(format!("an image size of {} pixels cannot be used", options.image_size))

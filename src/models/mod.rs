@@ -1,16 +1,17 @@
 //! Models: functions that record themselves on a tape.
 
 pub mod unet;
+pub mod vae;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::diffusion::Model;
 use crate::nn::{Params, Scope};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, System};
 use unet::unet;
 
-/// The model of a recipe.
+/// The diffusion model of a recipe.
 pub fn model_of(recipe: &Recipe) -> Box<Model> {
     let config = recipe.unet.clone();
     Box::new(move |scope, x, t, labels| unet(&config, scope, x, t, labels))
@@ -21,9 +22,16 @@ pub fn params_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
     let params = Rc::default();
     let tape = crate::tape::Tape::new();
     let scope = Scope::new(&tape, &params);
-    let (side, channels) = (recipe.image_size, recipe.unet.in_channels);
+    if recipe.system == System::Vae {
+        let (vae, side) = (&recipe.vae, recipe.image_size);
+        let image = [side, side, vae.in_channels];
+        let (mean, _) = vae::encode(vae, &scope, &tape.stored("x", 0, [1, side, side, vae.in_channels]));
+        vae::decode(vae, &scope, &mean, image);
+        return params;
+    }
+    let [h, w, c] = recipe.diffused();
     let labels = (recipe.unet.num_class_embeds > 0).then(|| tape.stored_u32("labels", [1]));
-    let (x, t) = (tape.stored("x", 0, [1, side, side, channels]), tape.stored("t", 0, [1]));
+    let (x, t) = (tape.stored("x", 0, [1, h, w, c]), tape.stored("t", 0, [1]));
     model_of(recipe)(&scope, &x, &t, labels.as_ref());
     params
 }

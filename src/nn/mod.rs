@@ -158,6 +158,7 @@ impl Params {
 pub struct Scope {
     tape: Tape,
     params: Rc<RefCell<Params>>,
+    store: Rc<str>,
     /// The step's state while training; dropout does nothing without.
     state: Option<Tensor>,
     prefix: String,
@@ -166,7 +167,19 @@ pub struct Scope {
 impl Scope {
     /// For sampling: parameters are constants, dropout does nothing.
     pub fn new(tape: &Tape, params: &Rc<RefCell<Params>>) -> Self {
-        Scope { tape: tape.clone(), params: Rc::clone(params), state: None, prefix: String::new() }
+        Scope::frozen(tape, params, STORE)
+    }
+
+    /// As [`Scope::new`], with the parameters in a store of their own: a trained model inside the recording
+    /// of another.
+    pub fn frozen(tape: &Tape, params: &Rc<RefCell<Params>>, store: &str) -> Self {
+        Scope {
+            tape: tape.clone(),
+            params: Rc::clone(params),
+            store: store.into(),
+            state: None,
+            prefix: String::new(),
+        }
     }
 
     /// For training: parameters get gradients, dropout draws with `state`.
@@ -192,8 +205,8 @@ impl Scope {
         let name = self.sub(name).prefix;
         let first = self.params.borrow_mut().place(name, shape.clone(), layout, init);
         match self.state {
-            Some(_) => self.tape.variable(STORE, first, shape),
-            None => self.tape.stored(STORE, first, shape),
+            Some(_) => self.tape.variable(&self.store, first, shape),
+            None => self.tape.stored(&self.store, first, shape),
         }
     }
 

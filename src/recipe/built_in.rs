@@ -1,13 +1,26 @@
 //! The built-in recipes, each with the source of its numbers.
 
-use super::Recipe;
+use super::{Recipe, System};
 use crate::diffusion::Variance;
 use crate::models::unet::UNetConfig;
+use crate::models::vae::{Reconstruction, VaeConfig, VaeKind};
 use crate::optim::LrSchedule;
 
 /// The built-in recipes; the first is the default.
 pub fn built_in() -> Vec<Recipe> {
-    vec![digits(), mnist(), celeba64(), cifar10()]
+    vec![
+        digits(),
+        mnist(),
+        celeba64(),
+        cifar10(),
+        digits_vae(),
+        faces_vae(),
+        celeba64_vae(),
+        mnist_mlp_vae(),
+        digits_ldm(),
+        faces_ldm(),
+        celeba64_ldm(),
+    ]
 }
 
 /// Small enough to be trained in minutes on two cores.
@@ -99,5 +112,153 @@ fn cifar10() -> Recipe {
             ..UNetConfig::with_levels(3, &[128, 256, 256, 256], &[false, true, false, false])
         },
         ..Recipe::default()
+    }
+}
+
+/// What the VAE recipes share: report A's optimiser.
+fn vae(name: &str, about: &str) -> Recipe {
+    Recipe {
+        name: name.to_owned(),
+        about: about.to_owned(),
+        system: System::Vae,
+        lr: 1e-4,
+        ema_decay: 0.999,
+        sample_count: 16,
+        ..Recipe::default()
+    }
+}
+
+/// Small enough for minutes on two cores.
+fn digits_vae() -> Recipe {
+    Recipe {
+        data: "digits".to_owned(),
+        image_size: 32,
+        steps: 1200,
+        batch_size: 32,
+        lr: 2e-3,
+        lr_schedule: LrSchedule::Cosine,
+        lr_warmup: 100,
+        ema_decay: 0.99,
+        kl_weight: 0.1,
+        kl_warmup: 300,
+        sample_every: 400,
+        checkpoint_every: 400,
+        evaluate_every: 200,
+        vae: VaeConfig { in_channels: 1, widths: vec![16, 32], norm_num_groups: 8, ..VaeConfig::default() },
+        ..vae("digits-vae", "convolutional VAE of generated handwriting, 32x32x1 to 8x8x4, minutes on two CPU cores")
+    }
+}
+
+/// The same on generated faces.
+fn faces_vae() -> Recipe {
+    Recipe {
+        data: "faces".to_owned(),
+        image_size: 32,
+        steps: 1200,
+        batch_size: 32,
+        lr: 2e-3,
+        lr_schedule: LrSchedule::Cosine,
+        lr_warmup: 100,
+        ema_decay: 0.99,
+        kl_weight: 0.1,
+        kl_warmup: 300,
+        sample_every: 400,
+        checkpoint_every: 400,
+        evaluate_every: 200,
+        vae: VaeConfig { widths: vec![16, 32], norm_num_groups: 8, ..VaeConfig::default() },
+        ..vae("faces-vae", "convolutional VAE of generated faces, 32x32x3 to 8x8x4, minutes on two CPU cores")
+    }
+}
+
+/// Report A: 20 epochs of 202,599 aligned faces at batch 64.
+fn celeba64_vae() -> Recipe {
+    Recipe {
+        data: "images:data/celeba".to_owned(),
+        image_size: 64,
+        crop: 178,
+        flip: true,
+        steps: 63_000,
+        ..vae("celeba64-vae", "convolutional VAE of aligned CelebA faces, 64x64x3 to 8x8x4, Adam 1e-4")
+    }
+}
+
+/// Report D: 100 epochs of 60,000 digits at batch 128.
+fn mnist_mlp_vae() -> Recipe {
+    Recipe {
+        data: "mnist:data/mnist".to_owned(),
+        image_size: 28,
+        steps: 47_000,
+        batch_size: 128,
+        lr: 1e-3,
+        reconstruction: Reconstruction::Bce,
+        vae: VaeConfig {
+            kind: VaeKind::Mlp,
+            in_channels: 1,
+            widths: vec![512, 256],
+            latent: 2,
+            ..VaeConfig::default()
+        },
+        ..vae("mnist-mlp-vae", "VAE of linear layers with a latent of 2 numbers on MNIST, binary cross-entropy")
+    }
+}
+
+/// What the latent diffusion recipes share. Latents are cached: drawing from kept means and variances is
+/// the distribution that encoding anew gives, without the encoder's work in every step. They have no bound
+/// to clip samples to.
+fn ldm(name: &str, about: &str) -> Recipe {
+    Recipe {
+        name: name.to_owned(),
+        about: about.to_owned(),
+        system: System::Ldm,
+        clip_sample: 0.0,
+        ..Recipe::default()
+    }
+}
+
+fn digits_ldm() -> Recipe {
+    Recipe {
+        data: "digits".to_owned(),
+        image_size: 32,
+        steps: 2000,
+        batch_size: 64,
+        lr: 1e-3,
+        lr_schedule: LrSchedule::Cosine,
+        lr_warmup: 100,
+        ema_decay: 0.995,
+        sample_steps: 200,
+        sample_count: 36,
+        sample_every: 1000,
+        checkpoint_every: 500,
+        unet: UNetConfig {
+            norm_num_groups: 8,
+            layers_per_block: 1,
+            attention_head_dim: 32,
+            zero_init: true,
+            ..UNetConfig::with_levels(4, &[64, 128], &[true, true])
+        },
+        ..ldm("digits-ldm", "latent diffusion of generated handwriting on a digits-vae, minutes on two CPU cores")
+    }
+}
+
+fn faces_ldm() -> Recipe {
+    Recipe {
+        name: "faces-ldm".to_owned(),
+        about: "latent diffusion of generated faces on a faces-vae, minutes on two CPU cores".to_owned(),
+        data: "faces".to_owned(),
+        ..digits_ldm()
+    }
+}
+
+/// Report A: the pixel model's process on latents 8x8x4; the network of the benchmark's `ldm-unet`.
+fn celeba64_ldm() -> Recipe {
+    Recipe {
+        data: "images:data/celeba".to_owned(),
+        image_size: 64,
+        crop: 178,
+        flip: true,
+        steps: 158_000,
+        batch_size: 64,
+        unet: UNetConfig::with_levels(4, &[128, 256], &[true, true]),
+        ..ldm("celeba64-ldm", "latent diffusion of aligned CelebA faces on a celeba64-vae, latents 8x8x4")
     }
 }

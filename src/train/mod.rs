@@ -1,9 +1,10 @@
 //! Training: the recorded step, the loop around it, and what it leaves in the run folder.
 
-mod pictures;
+mod evaluate;
+mod latents;
+mod objective;
 mod session;
 mod step;
 
-pub use pictures::{backward_strip, forward_strip};
-pub use session::{Ended, Session, Watch};
+pub use session::{Ended, Session, Watch, open_data};
 pub use step::{DryRun, Trainer};

@@ -1,24 +1,29 @@
 //! The loop around the step: data, metrics, checkpoints, pictures, interruption.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::pictures::{GAP, backward_strip, forward_strip};
+use super::evaluate::Evaluator;
+use super::latents::{CachedLatents, prepare};
 use super::step::Trainer;
 use crate::checkpoint;
-use crate::data::picture::{enlarge, grid};
-use crate::data::{Dataset, Loader, Options as DataOptions, Split};
+use crate::codec::Codec;
+use crate::data::{Dataset, Loader, Split, open_for};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::recipe::Recipe;
-use crate::run::{Metrics, Run};
+use crate::figures;
+use crate::recipe::{Recipe, System};
+use crate::run::{Evaluation, Metrics, Run};
 use crate::sample::Options;
 
 /// Metrics are written to the disk at least this often.
 const FLUSH_SECONDS: f64 = 5.0;
 /// Rows of the strips.
 const STRIPS: usize = 4;
+/// Steps between evaluations where data has no end.
+const ENDLESS_EPOCH: u64 = 1000;
 
 const BACKWARD: &str = "backward.png";
 
@@ -37,6 +42,8 @@ pub trait Watch {
     fn step(&mut self, metrics: &Metrics);
     /// While something else than training is done; `None` when it is over.
     fn doing(&mut self, what: Option<&str>);
+    /// A VAE was measured on held-out images.
+    fn evaluated(&mut self, evaluation: &Evaluation);
     /// Something that the user should know.
     fn say(&mut self, line: &str);
     /// True when the user wants to stop.
@@ -55,7 +62,14 @@ pub enum Ended {
 pub struct Session {
     run: Run,
     recipe: Recipe,
+    /// Images.
     dataset: Arc<dyn Dataset>,
+    /// What steps read instead of images, in latent diffusion with cached latents.
+    cached: Option<Arc<CachedLatents>>,
+    /// The VAE of latent diffusion.
+    codec: Option<Codec>,
+    /// Held-out images, of a VAE.
+    evaluator: Option<Evaluator>,
     trainer: Trainer,
     /// Warnings that were passed on.
     told: HashSet<String>,
@@ -63,18 +77,17 @@ pub struct Session {
     _lock: std::fs::File,
 }
 
-/// Opens the data of a recipe and checks that the model fits it.
-fn open_data(recipe: &Recipe) -> Result<Arc<dyn Dataset>> {
-    let options = DataOptions {
-        image_size: recipe.image_size,
-        channels: Some(recipe.unet.in_channels),
-        crop: (recipe.crop > 0).then_some(recipe.crop),
-        seed: recipe.seed,
-        split: Split::Train,
-    };
-    let dataset = crate::data::open(&recipe.data, &options)?;
+/// Opens the data of a recipe and checks that the model fits it. `codec`: the VAE of latent diffusion, whose
+/// images these are.
+///
+/// # Errors
+/// When the data cannot be used, or its classes are not the model's.
+pub fn open_data(recipe: &Recipe, codec: Option<&Codec>, split: Split) -> Result<Arc<dyn Dataset>> {
+    let channels = codec.map_or(recipe, Codec::recipe).image_channels();
+    let Recipe { image_size, crop, seed, .. } = *recipe;
+    let dataset = open_for(&recipe.data, image_size, channels, crop, seed, split)?;
     let (classes, table) = (dataset.classes().len(), recipe.unet.num_class_embeds);
-    if table > 0 && classes != table {
+    if recipe.system != System::Vae && table > 0 && classes != table {
         return Err(Error::usage(format!(
             "unet.num_class_embeds is {table} and the data has {classes} classes"
         ))
@@ -83,17 +96,85 @@ fn open_data(recipe: &Recipe) -> Result<Arc<dyn Dataset>> {
     Ok(dataset)
 }
 
+/// Says how a VAE does not fit a latent diffusion recipe.
+fn check_fit(recipe: &Recipe, codec: &Codec) -> Result<()> {
+    let theirs = codec.recipe();
+    let [side, _, channels] = codec.latent();
+    if theirs.vae.kind == crate::models::vae::VaeKind::Mlp {
+        return Err(Error::usage("the latents of this VAE are vectors, not images")
+            .hint("a U-Net needs a convolutional VAE, such as faces-vae"));
+    }
+    let pairs = [
+        ("image_size", recipe.image_size, theirs.image_size),
+        ("latent_size", recipe.latent_size, side),
+        ("unet.in_channels", recipe.unet.in_channels, channels),
+        ("unet.out_channels", recipe.unet.out_channels, channels),
+    ];
+    let wrong: Vec<_> = pairs.iter().filter(|(_, ours, needed)| ours != needed).collect();
+    if let Some((key, ours, needed)) = wrong.first() {
+        let set: Vec<String> = wrong.iter().map(|(key, _, needed)| format!("--set {key}={needed}")).collect();
+        return Err(Error::usage(format!("{key} is {ours}, this VAE needs {needed}"))
+            .hint(format!("give {}", set.join(" "))));
+    }
+    Ok(())
+}
+
+/// Held-out images for a VAE. A small folder has none: then training images must do, which is said later.
+fn open_evaluator(recipe: &Recipe, dataset: &Arc<dyn Dataset>) -> Result<Option<Evaluator>> {
+    if recipe.system != System::Vae {
+        return Ok(None);
+    }
+    let held_out = open_data(recipe, None, Split::HeldOut).unwrap_or_else(|_| Arc::clone(dataset));
+    Evaluator::new(&held_out, recipe.evaluate_count).map(Some)
+}
+
 impl Session {
-    /// A new run. Data and memory are checked before the folder is made.
+    /// A new run. Data and memory are checked before the folder is made. `vae`: where the VAE of latent
+    /// diffusion is; `progress` is told how many images of how many are encoded.
     ///
     /// # Errors
-    /// When the recipe, the data, the device or the folder is not usable.
-    pub fn start(recipe: Recipe, device: &Device, out: Option<&std::path::Path>) -> Result<Session> {
-        let dataset = open_data(&recipe)?;
-        let trainer = Trainer::new(&recipe, device, None)?;
+    /// When the recipe, the data, the VAE, the device or the folder is not usable.
+    pub fn start(
+        mut recipe: Recipe,
+        device: &Device,
+        out: Option<&Path>,
+        vae: Option<&Path>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Session> {
+        let codec = match (recipe.system, vae) {
+            (System::Ldm, Some(path)) => Some(Codec::open(path, device)?),
+            (System::Ldm, None) => {
+                return Err(Error::usage(format!("{} trains on the latents of a VAE", recipe.name))
+                    .hint("train one, such as `denoir train faces-vae`, and give its run with --vae"));
+            }
+            (_, Some(_)) => {
+                return Err(Error::usage(format!("{} does not train on latents", recipe.name))
+                    .hint("leave --vae out, or choose an ldm recipe"));
+            }
+            (_, None) => None,
+        };
+        if let Some(codec) = &codec {
+            check_fit(&recipe, codec)?;
+            codec.fingerprint().clone_into(&mut recipe.vae_fingerprint);
+        }
+        let dataset = open_data(&recipe, codec.as_ref(), Split::Train)?;
+        let evaluator = open_evaluator(&recipe, &dataset)?;
+        Run::check_free(out)?;
+        let cached = match &codec {
+            Some(codec) => prepare(codec, &dataset, &mut recipe, None, progress)?,
+            None => None,
+        };
+        let trainer = Trainer::new(&recipe, device, codec.as_ref(), None)?;
         let run = Run::create(out, &recipe)?;
         let lock = run.lock()?;
-        Ok(Session { run, recipe, dataset, trainer, told: HashSet::new(), _lock: lock })
+        if let Some(codec) = &codec {
+            codec.save(&run.vae_path())?;
+            if let Some(cached) = &cached {
+                cached.save(&run.latents_path(), codec, &recipe)?;
+            }
+        }
+        let told = HashSet::new();
+        Ok(Session { run, recipe, dataset, cached, codec, evaluator, trainer, told, _lock: lock })
     }
 
     /// Goes on from the newest checkpoint of a run, or from the beginning if it has none yet. `recipe`: the
@@ -102,19 +183,38 @@ impl Session {
     /// # Errors
     /// As [`Session::start`], and when the checkpoint is damaged or of another model, or all steps are
     /// done.
-    pub fn resume(run: Run, device: &Device, recipe: Recipe) -> Result<Session> {
+    pub fn resume(
+        run: Run,
+        device: &Device,
+        mut recipe: Recipe,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Session> {
         let lock = run.lock()?;
+        let codec = match recipe.system {
+            System::Ldm => Some(Codec::of_ldm(&run, &recipe, device)?),
+            _ => None,
+        };
         let (mut done, mut values) = (0, None);
         if !run.checkpoints().is_empty() {
             let loaded = run.newest()?;
-            if recipe.unet != loaded.recipe.unet {
+            let theirs = &loaded.recipe;
+            if (recipe.system, &recipe.unet, &recipe.vae) != (theirs.system, &theirs.unet, &theirs.vae) {
                 return Err(Error::usage("a resumed run keeps its model")
-                    .hint("leave the unet keys as they are, or train anew"));
+                    .hint("leave system and the unet and vae keys as they are, or train anew"));
+            }
+            if recipe.scaling_factor != theirs.scaling_factor {
+                return Err(Error::usage("a resumed run keeps its scaling_factor")
+                    .hint(format!("it is {}", theirs.scaling_factor)));
             }
             done = loaded.header.step;
             values = Some(loaded.values(&crate::models::params_of(&recipe).borrow())?);
         }
-        let complete = run.folder().join(BACKWARD).exists() && run.folder().join(grid_name(done)).exists();
+        let last_picture = match recipe.system {
+            System::Vae => grid_name(done),
+            _ => BACKWARD.to_owned(),
+        };
+        let made = |name: &str| run.folder().join(name).exists();
+        let complete = made(&last_picture) && made(&grid_name(done));
         if done > recipe.steps || done == recipe.steps && complete {
             return Err(Error::usage(format!(
                 "{} has {done} of {} steps done",
@@ -123,11 +223,21 @@ impl Session {
             ))
             .hint(format!("train on with --steps {}", (done * 2).min(u64::from(u32::MAX)))));
         }
-        let dataset = open_data(&recipe)?;
-        let trainer = Trainer::new(&recipe, device, values.as_ref().map(|v| (done, v)))?;
+        if let Some(codec) = &codec {
+            check_fit(&recipe, codec)?;
+        }
+        let dataset = open_data(&recipe, codec.as_ref(), Split::Train)?;
+        let evaluator = open_evaluator(&recipe, &dataset)?;
+        let cached = match &codec {
+            Some(codec) => prepare(codec, &dataset, &mut recipe, Some(&run.latents_path()), progress)?,
+            None => None,
+        };
+        let from = values.as_ref().map(|v| (done, v));
+        let trainer = Trainer::new(&recipe, device, codec.as_ref(), from)?;
         run.write_recipe(&recipe)?;
         run.truncate_metrics(done)?;
-        Ok(Session { run, recipe, dataset, trainer, told: HashSet::new(), _lock: lock })
+        let told = HashSet::new();
+        Ok(Session { run, recipe, dataset, cached, codec, evaluator, trainer, told, _lock: lock })
     }
 
     pub fn run_folder(&self) -> &Run {
@@ -152,11 +262,18 @@ impl Session {
         let (recipe, batch) = (self.recipe.clone(), self.recipe.batch_size);
         let per_step = recipe.accumulation * batch as u64;
         let first = self.trainer.step();
-        let mut loader =
-            Loader::new(Arc::clone(&self.dataset), batch, recipe.seed, recipe.flip, first * per_step)?;
-        if first == 0 {
+        let seen = first * per_step;
+        let mut loader = match &self.cached {
+            // Mirrored images are among them.
+            Some(cached) => {
+                Loader::new(Arc::clone(cached) as Arc<dyn Dataset>, batch, recipe.seed, false, seen)?
+            }
+            None => Loader::new(Arc::clone(&self.dataset), batch, recipe.seed, recipe.flip, seen)?,
+        };
+        if first == 0 && recipe.system != System::Vae {
             self.forward_strip(watch)?;
         }
+        let epoch = self.steps_between_evaluations();
         let mut pending: Vec<Metrics> = Vec::new();
         let mut flushed = began;
         while self.trainer.step() < recipe.steps {
@@ -175,6 +292,8 @@ impl Session {
             let metrics = Metrics {
                 step,
                 loss: outcome.loss,
+                reconstruction: outcome.reconstruction,
+                kl: outcome.kl,
                 grad_norm: outcome.grad_norm,
                 lr: outcome.lr,
                 device_ms: outcome.device_ms,
@@ -192,6 +311,9 @@ impl Session {
                 self.run.log(&pending)?;
                 pending.clear();
                 flushed = Instant::now();
+            }
+            if self.evaluator.is_some() && (last || step.is_multiple_of(epoch)) {
+                self.evaluate(watch)?;
             }
             if saves {
                 self.save(watch)?;
@@ -224,7 +346,10 @@ impl Session {
     /// wrong here is told, and the training goes on (a broken device will say so in the next step).
     fn pictures(&self, watch: &mut dyn Watch, last: bool) -> Result<()> {
         watch.doing(Some("sampling"));
-        let made = self.grid(watch).and_then(|()| if last { self.backward_strip(watch) } else { Ok(()) });
+        let made = match &self.evaluator {
+            Some(evaluator) => self.reconstructions(evaluator, watch),
+            None => self.grid(watch).and_then(|()| if last { self.backward_strip(watch) } else { Ok(()) }),
+        };
         watch.doing(None);
         match made {
             Err(error) if !watch.interrupted() => {
@@ -274,33 +399,66 @@ impl Session {
         Ok(())
     }
 
+    fn steps_between_evaluations(&self) -> u64 {
+        let images = self.recipe.batch_size as u64 * self.recipe.accumulation;
+        match (self.recipe.evaluate_every, self.dataset.len()) {
+            (0, Some(len)) => len.div_ceil(images),
+            (0, None) => ENDLESS_EPOCH,
+            (every, _) => every,
+        }
+    }
+
+    /// Measures the VAE on held-out images, and remembers the result.
+    fn evaluate(&self, watch: &mut dyn Watch) -> Result<()> {
+        let Some(evaluator) = &self.evaluator else { return Ok(()) };
+        watch.doing(Some("evaluating"));
+        let evaluation = evaluator.evaluate(&self.trainer.codec(), self.trainer.step())?;
+        self.run.log_evaluation(&evaluation)?;
+        watch.doing(None);
+        watch.evaluated(&evaluation);
+        Ok(())
+    }
+
+    /// Held-out images above their reconstructions, of a VAE.
+    fn reconstructions(&self, evaluator: &Evaluator, watch: &mut dyn Watch) -> Result<()> {
+        let codec = self.trainer.codec();
+        let picture = figures::pairs(&codec, evaluator.images(self.recipe.sample_count))?.draw(None);
+        let path = self.run.picture(&grid_name(self.trainer.step()), &picture)?;
+        watch.say(&format!("reconstructions: {}", path.display()));
+        Ok(())
+    }
+
+    fn source(&self) -> crate::sample::Source<'_> {
+        self.trainer.source(self.codec.as_ref())
+    }
+
     /// A grid of samples from the moving average, always from the same noise.
     fn grid(&self, watch: &mut dyn Watch) -> Result<()> {
-        let (source, count) = (self.trainer.source(), self.recipe.sample_count);
+        let (source, count) = (self.source(), self.recipe.sample_count);
         let images = source.draw(Options::of(&self.recipe), count, None, || go_on(watch))?;
-        let columns = (count as f64).sqrt().ceil() as usize;
-        let picture = enlarge(grid(&images, count, source.image, columns, GAP), source.image[0]);
+        let picture = figures::grid(images, source.image()).draw(None);
         let path = self.run.picture(&grid_name(self.trainer.step()), &picture)?;
         watch.say(&format!("samples: {}", path.display()));
         Ok(())
     }
 
     fn forward_strip(&self, watch: &mut dyn Watch) -> Result<()> {
-        let image = self.trainer.source().image;
-        let pixels: usize = image.iter().product();
+        let source = self.source();
+        let pixels: usize = source.image().iter().product();
         let mut images = vec![0.0; STRIPS * pixels];
         let count = self.dataset.len().unwrap_or(u64::MAX);
         for (i, out) in images.chunks_exact_mut(pixels).enumerate() {
             self.dataset.read(i as u64 % count, out)?;
         }
-        let path = self.run.picture("forward.png", &forward_strip(&self.recipe, &images, image))?;
+        let picture = figures::forward(&source, &images, self.recipe.seed)?.draw(None);
+        let path = self.run.picture("forward.png", &picture)?;
         watch.say(&format!("forward process: {}", path.display()));
         Ok(())
     }
 
     fn backward_strip(&self, watch: &mut dyn Watch) -> Result<()> {
         let options = Options::of(&self.recipe);
-        let picture = backward_strip(&self.trainer.source(), options, STRIPS, || go_on(watch))?;
+        let picture = figures::backward(&self.source(), options, STRIPS, &mut || go_on(watch))?.draw(None);
         let path = self.run.picture(BACKWARD, &picture)?;
         watch.say(&format!("backward process: {}", path.display()));
         Ok(())

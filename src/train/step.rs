@@ -1,22 +1,19 @@
-//! The training step: noise the images, predict the noise, and follow the gradient. Recorded once,
-//! replayed.
+//! The training step: the loss of a batch, its gradient, and the optimiser. Recorded once, replayed.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use super::objective::{IMAGES, KL_WEIGHT, NOISE_LEVELS, Objective};
 use crate::checkpoint::Values;
+use crate::codec::Codec;
 use crate::data::Batch;
 use crate::device::{Buffer, Device};
-use crate::diffusion::Model;
 use crate::error::{Error, Result};
-use crate::models::{model_of, params_of};
-use crate::nn::{self, Params, Scope};
+use crate::nn::{self, Params};
 use crate::ops::adam::{AdamOptions, AdamTensors, adam};
 use crate::ops::grad_norm::grad_norm;
-use crate::ops::mse::mse;
-use crate::ops::noising::noising;
 use crate::program::{Plan, Program, Sharing};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, System};
 use crate::state::State;
 use crate::tape::Tape;
 
@@ -24,33 +21,34 @@ use crate::tape::Tape;
 const STORES: [&str; 4] = [nn::STORE, "ema", "adam_m", "adam_v"];
 /// Where gradients of several batches are added up.
 const ACCUMULATED: &str = "accumulated";
-/// Loss at element 0, norm of the gradient at element `NORM`.
+/// Loss at element 0, norm of the gradient at element `NORM`, parts of the loss from `PARTS` on, each with
+/// a place of its own that a binding can begin at.
 const METRICS: &str = "metrics";
-const NORM: usize = 64;
+const SPACE: usize = 64;
+const NORM: usize = SPACE;
+const PARTS: usize = 2 * SPACE;
+const METRICS_LEN: usize = 4 * SPACE;
 
-/// Records noising, forward, loss and backward for one batch; and the optimiser, unless gradients are
-/// accumulated first.
-fn record_batch(recipe: &Recipe, model: &Model, params: &Rc<RefCell<Params>>) -> Tape {
+/// Records loss and backward for one batch; and the optimiser, unless gradients are accumulated first.
+fn record_batch(objective: &Objective, accumulation: u64) -> Tape {
     let tape = Tape::new();
-    let (n, side, c) = (recipe.batch_size, recipe.image_size, recipe.unet.in_channels);
-    let state = tape.stored_u32("state", [State::WORDS]);
-    let images = tape.stored("images", 0, [n, side, side, c]);
-    let table = tape.stored("noising", 0, [recipe.timesteps, 2]);
-    let labels = (recipe.unet.num_class_embeds > 0).then(|| tape.stored_u32("labels", [n]));
-    let (x_t, eps, t) = tape.labelled("noising", || noising(&images, &table, &state));
-    let predicted = model(&Scope::training(&tape, params, &state), &x_t, &t, labels.as_ref());
-    let loss = tape.labelled("loss", || mse(&predicted, &eps, None));
+    let loss = objective.record(&tape, &Objective::state(&tape));
     // Gradients of the mean over all accumulated batches.
     let share = tape.stored("share", 0, [1]);
-    let gradients = tape.backward(&loss, &share);
+    let gradients = tape.backward(&loss.total, &share);
     nn::place_gradients(&tape, &gradients);
-    tape.labelled("loss", || tape.place(&loss, METRICS, 0));
-    let elements = params.borrow().elements();
-    if recipe.accumulation > 1 {
+    tape.labelled("loss", || {
+        tape.place(&loss.total, METRICS, 0);
+        for (i, part) in loss.parts.iter().enumerate() {
+            tape.place(part, METRICS, PARTS + i * SPACE);
+        }
+    });
+    let elements = objective.params.borrow().elements();
+    if accumulation > 1 {
         let sum = tape.stored(ACCUMULATED, 0, [elements]);
         tape.labelled("optimiser", || tape.accumulate_into(&sum, &tape.stored(nn::GRADIENTS, 0, [elements])));
     } else {
-        record_optimiser(&tape, recipe, elements, nn::GRADIENTS);
+        record_optimiser(&tape, &objective.recipe, elements, nn::GRADIENTS);
     }
     tape
 }
@@ -58,7 +56,7 @@ fn record_batch(recipe: &Recipe, model: &Model, params: &Rc<RefCell<Params>>) ->
 /// Records clipping, Adam and EMA on the gradients in `store`.
 fn record_optimiser(tape: &Tape, recipe: &Recipe, elements: usize, store: &str) {
     tape.labelled("optimiser", || {
-        let state = tape.stored_u32("state", [State::WORDS]);
+        let state = Objective::state(tape);
         let gradients = tape.stored(store, 0, [elements]);
         let [params, ema, m, v] = STORES.map(|s| tape.stored(s, 0, [elements]));
         let norm = grad_norm(&gradients);
@@ -80,6 +78,9 @@ fn record_optimiser(tape: &Tape, recipe: &Recipe, elements: usize, store: &str) 
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
     pub loss: f32,
+    /// Of a VAE: the reconstruction's part of the loss, and the divergence before its weight.
+    pub reconstruction: Option<f32>,
+    pub kl: Option<f32>,
     pub grad_norm: f32,
     pub lr: f64,
     /// Milliseconds on the GPU's own clock, of the last batch; `None` where the device has none.
@@ -101,10 +102,11 @@ pub struct DryRun {
 }
 
 impl DryRun {
-    /// Plans the step of a recipe. Allocates nothing on the device.
-    pub fn new(recipe: &Recipe, device: &Device) -> DryRun {
-        let (model, params) = (model_of(recipe), params_of(recipe));
-        let plan = Plan::new(&record_batch(recipe, &model, &params), &[], device);
+    /// Plans the step of a recipe. Allocates nothing on the device. `codec`: the VAE of latent diffusion.
+    pub fn new(recipe: &Recipe, device: &Device, codec: Option<&Codec>) -> DryRun {
+        let objective = Objective::new(recipe, codec);
+        let params = Rc::clone(&objective.params);
+        let plan = Plan::new(&record_batch(&objective, recipe.accumulation), &[], device);
         let flat = params.borrow().elements() as u64 * 4;
         let optimiser_launches = if recipe.accumulation > 1 {
             let tape = Tape::new();
@@ -129,9 +131,7 @@ impl DryRun {
 /// A model being trained: its weights and moments on the device, and the compiled step.
 pub struct Trainer {
     device: Device,
-    recipe: Recipe,
-    model: Box<Model>,
-    params: Rc<RefCell<Params>>,
+    objective: Objective,
     /// In the order of `STORES`.
     buffers: [Buffer; 4],
     batch: Program,
@@ -142,15 +142,19 @@ pub struct Trainer {
 
 impl Trainer {
     /// Compiles the step of a recipe and fills in the initial values, or those of a checkpoint after `step`
-    /// steps.
+    /// steps. `codec`: the VAE of latent diffusion.
     ///
     /// # Errors
     /// When memory is too small, or the driver cannot build a kernel.
-    pub fn new(recipe: &Recipe, device: &Device, resume: Option<(u64, &Values)>) -> Result<Trainer> {
-        let (model, params) = (model_of(recipe), params_of(recipe));
-        let tape = record_batch(recipe, &model, &params);
-        let plan = Plan::new(&tape, &[], device);
-        let elements = params.borrow().elements();
+    pub fn new(
+        recipe: &Recipe,
+        device: &Device,
+        codec: Option<&Codec>,
+        resume: Option<(u64, &Values)>,
+    ) -> Result<Trainer> {
+        let objective = Objective::new(recipe, codec);
+        let plan = Plan::new(&record_batch(&objective, recipe.accumulation), &[], device);
+        let elements = objective.params.borrow().elements();
         // Weights, moments, EMA, one or two sets of gradients; and the images, tables and activations of a
         // batch.
         let others = plan.stores().filter(|(name, _)| !STORES.contains(name)).map(|(_, bytes)| bytes as u64);
@@ -158,11 +162,14 @@ impl Trainer {
         let alloc = |name: &str| device.alloc(name, elements * 4);
         let [p, ema, m, v] = STORES.map(alloc);
         let buffers = [p?, ema?, m?, v?];
-        let metrics = device.alloc(METRICS, (NORM + 1) * 4)?;
+        let metrics = device.alloc(METRICS, METRICS_LEN * 4)?;
         let mut bound: Vec<(&str, &Buffer)> = STORES.into_iter().zip(&buffers).collect();
         bound.push((METRICS, &metrics));
+        bound.extend(objective.bound());
         let batch = Program::compile(&plan, device, &bound, Sharing::Shared)?;
-        batch.write("noising", &recipe.schedule().noising_table())?;
+        if recipe.system != System::Vae {
+            batch.write(NOISE_LEVELS, &recipe.schedule().noising_table())?;
+        }
         batch.write("share", &[1.0 / recipe.accumulation as f32])?;
         let optimiser = if recipe.accumulation > 1 {
             let tape = Tape::new();
@@ -177,9 +184,7 @@ impl Trainer {
         };
         let trainer = Trainer {
             device: device.clone(),
-            recipe: recipe.clone(),
-            model,
-            params,
+            objective,
             batch,
             optimiser,
             step: resume.map_or(0, |(step, _)| step),
@@ -192,7 +197,7 @@ impl Trainer {
                 }
             }
             None => {
-                let initial = trainer.params.borrow().initial(recipe.seed);
+                let initial = trainer.params().borrow().initial(recipe.seed);
                 for buffer in &trainer.buffers[..2] {
                     trainer.device.write(buffer, 0, bytemuck::cast_slice(&initial))?;
                 }
@@ -207,20 +212,25 @@ impl Trainer {
     }
 
     pub fn params(&self) -> &Rc<RefCell<Params>> {
-        &self.params
+        &self.objective.params
     }
 
-    /// The trained model's moving average, for sampling.
-    pub fn source(&self) -> crate::sample::Source<'_> {
-        let (side, c) = (self.recipe.image_size, self.recipe.unet.in_channels);
+    /// The trained diffusion model's moving average, for sampling. `codec`: what decodes its latents.
+    pub fn source<'a>(&'a self, codec: Option<&'a Codec>) -> crate::sample::Source<'a> {
         crate::sample::Source {
             device: &self.device,
-            model: &self.model,
-            params: &self.params,
+            model: &self.objective.model,
+            params: &self.objective.params,
             weights: &self.buffers[1],
-            recipe: &self.recipe,
-            image: [side, side, c],
+            recipe: &self.objective.recipe,
+            codec,
         }
+    }
+
+    /// The VAE being trained, with the moving average of its weights.
+    pub fn codec(&self) -> Codec {
+        let (recipe, params) = (&self.objective.recipe, Rc::clone(&self.objective.params));
+        Codec::of(&self.device, recipe, params, self.buffers[1].clone())
     }
 
     /// The flat values of a checkpoint.
@@ -228,7 +238,7 @@ impl Trainer {
     /// # Errors
     /// When the driver reports an error.
     pub fn values(&self) -> Result<Values> {
-        let elements = self.params.borrow().elements();
+        let elements = self.params().borrow().elements();
         let mut sets = [const { Vec::new() }; 4];
         for (set, buffer) in sets.iter_mut().zip(&self.buffers) {
             set.resize(elements, 0.0_f32);
@@ -237,9 +247,17 @@ impl Trainer {
         Ok(Values { sets })
     }
 
+    fn is_variational(&self) -> bool {
+        self.objective.recipe.system == System::Vae && self.objective.recipe.vae.variational
+    }
+
+    fn has_labels(&self) -> bool {
+        self.objective.recipe.system != System::Vae && self.objective.recipe.unet.num_class_embeds > 0
+    }
+
     /// The host's part of a step: a few words.
     fn state(&self) -> (State, f64) {
-        let recipe = &self.recipe;
+        let recipe = &self.objective.recipe;
         let factor = recipe.lr_schedule.factor(self.step, recipe.lr_warmup, recipe.steps);
         let lr = recipe.lr * factor;
         let done = (self.step + 1) as f64;
@@ -262,20 +280,25 @@ impl Trainer {
     /// reports an error.
     pub fn advance(&mut self, mut next: impl FnMut() -> Result<Batch>) -> Result<Outcome> {
         let (mut state, lr) = self.state();
-        let mut loss = 0.0;
-        let mut metrics = [0.0_f32; NORM + 1];
-        for micro in 0..self.recipe.accumulation {
+        let (accumulation, batch_size) =
+            (self.objective.recipe.accumulation, self.objective.recipe.batch_size);
+        let mut sums = [0.0_f64; METRICS_LEN];
+        let mut metrics = [0.0_f32; METRICS_LEN];
+        if self.is_variational() {
+            self.batch.write(KL_WEIGHT, &[self.objective.kl_weight(self.step)])?;
+        }
+        for micro in 0..accumulation {
             let images = next()?;
-            state.first_sample = (micro as usize * self.recipe.batch_size) as u32;
-            self.batch.write("images", &images.images)?;
-            if self.recipe.unet.num_class_embeds > 0 {
+            state.first_sample = (micro as usize * batch_size) as u32;
+            self.batch.write(IMAGES, &images.images)?;
+            if self.has_labels() {
                 self.batch.write("labels", &images.labels)?;
             }
             self.batch.write("state", &state.words())?;
             self.batch.run()?;
             if self.optimiser.is_some() {
-                self.device.read(self.batch.store(METRICS), 0, bytemuck::bytes_of_mut(&mut metrics[0]))?;
-                loss += f64::from(metrics[0]);
+                self.device.read(self.batch.store(METRICS), 0, bytemuck::cast_slice_mut(&mut metrics))?;
+                sums.iter_mut().zip(&metrics).for_each(|(sum, m)| *sum += f64::from(*m));
                 if !metrics[0].is_finite() {
                     return Err(self.diverged(metrics[0], None));
                 }
@@ -285,11 +308,13 @@ impl Trainer {
             optimiser.run()?;
         }
         self.device.read(self.batch.store(METRICS), 0, bytemuck::cast_slice_mut(&mut metrics))?;
-        let loss = if self.optimiser.is_some() {
-            (loss / self.recipe.accumulation as f64) as f32
-        } else {
-            metrics[0]
+        let of = |place: usize| {
+            if self.optimiser.is_some() { (sums[place] / accumulation as f64) as f32 } else { metrics[place] }
         };
+        let loss = of(0);
+        let is_vae = self.objective.recipe.system == System::Vae;
+        let reconstruction = is_vae.then(|| of(PARTS));
+        let kl = self.is_variational().then(|| of(PARTS + SPACE));
         if !loss.is_finite() || !metrics[NORM].is_finite() {
             return Err(self.diverged(loss, Some(metrics[NORM])));
         }
@@ -298,7 +323,7 @@ impl Trainer {
             Device::Gpu(gpu) => gpu.device_time()?.map(|t| t.as_secs_f64() * 1e3),
             Device::Cpu(_) => None,
         };
-        Ok(Outcome { loss, grad_norm: metrics[NORM], lr, device_ms })
+        Ok(Outcome { loss, reconstruction, kl, grad_norm: metrics[NORM], lr, device_ms })
     }
 
     /// Runs the same batch again, without the optimiser and with every tensor kept, to name the first one
@@ -306,8 +331,8 @@ impl Trainer {
     /// weights are those that the batch met.)
     fn diverged(&self, loss: f32, norm: Option<f32>) -> Error {
         let find = || -> Result<Option<String>> {
-            let no_optimiser = Recipe { accumulation: 2, ..self.recipe.clone() };
-            let plan = Plan::new(&record_batch(&no_optimiser, &self.model, &self.params), &[], &self.device);
+            // As with accumulation: the optimiser is left out.
+            let plan = Plan::new(&record_batch(&self.objective, 2), &[], &self.device);
             let kept = |name: &&str| *name != ACCUMULATED && *name != nn::GRADIENTS;
             let bound: Vec<(&str, &Buffer)> = plan
                 .stores()

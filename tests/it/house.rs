@@ -37,7 +37,7 @@ fn layer(module: &str) -> u32 {
         "check" => 4,
         "nn" | "optim" => 5,
         "models" | "diffusion" | "data" | "checkpoint" | "recipe" | "run" => 6,
-        "sample" | "train" | "figures" | "bench" => 7,
+        "codec" | "latent_file" | "sample" | "train" | "figures" | "bench" => 7,
         "cli" => 8,
         other => panic!("module {other} is not in the table of layers of tests/it/house.rs"),
     }

@@ -1,0 +1,358 @@
+//! `denoir figure`
+
+use std::path::{Path, PathBuf};
+
+use image::RgbImage;
+
+use super::{bar, device, note, print};
+use crate::checkpoint;
+use crate::codec::Codec;
+use crate::data::{Split, open_for};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::figures;
+use crate::recipe::{Recipe, System};
+use crate::run::{Run, save_png};
+use crate::sample::{Options, Trained};
+
+/// The figures of the field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Kind {
+    /// Images at rising noise levels
+    Forward,
+    /// Samples at falling t
+    Backward,
+    /// Samples; with --with, those of another run from the same noise beside them
+    Grid,
+    /// Images above reconstructions from latents drawn for them
+    Reconstruction,
+    /// Images above reconstructions from the means of their latents
+    Mean,
+    /// Several draws z = mean + sigma eps for each image
+    Posterior,
+    /// GIF: z = mean + a sigma eps, for a from 0 to 10
+    Hallucination,
+    /// Latents of two numbers, decoded on a grid
+    Manifold,
+    /// The predicted x0 at falling t
+    Progressive,
+    /// Two images noised to t, mixed, and denoised
+    Interpolation,
+    /// The same for several t
+    CoarseToFine,
+    /// Samples that share their way until t
+    Branches,
+    /// The channels of latents as grey images
+    Channels,
+    /// beta, alpha_bar and the signal-to-noise ratio over t
+    Schedule,
+    /// The losses of a run over its steps
+    Loss,
+}
+
+impl Kind {
+    fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self).map(|v| v.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// Images, rows or points that are shown if nobody says how many.
+    fn count(self) -> usize {
+        match self {
+            Kind::Grid => 64,
+            Kind::Reconstruction | Kind::Mean => 16,
+            Kind::Manifold => 20,
+            Kind::Interpolation => 3,
+            Kind::CoarseToFine => 1,
+            _ => 4,
+        }
+    }
+
+    /// Columns, of those kinds that have a choice.
+    fn columns(self) -> usize {
+        match self {
+            Kind::Interpolation | Kind::CoarseToFine => 11,
+            _ => 8,
+        }
+    }
+}
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    kind: Kind,
+    /// A run folder, or one of its checkpoints
+    run: PathBuf,
+    /// Where images come from [default: the held-out part of the run's own data]
+    #[arg(long)]
+    data: Option<String>,
+    /// PNG, or GIF for hallucination [default: KIND.png or KIND.gif]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Images, samples, rows, pairs, or points of a side: what the figure has several of
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    count: Option<u32>,
+    /// Columns of interpolation, coarse-to-fine, branches and posterior
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..=100))]
+    columns: Option<u32>,
+    /// Of the noise, and which images are shown [default: the run's]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Least side of a picture in the figure, in pixels; width of a plot [default: 64, plots 480]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(8..=4096))]
+    size: Option<u32>,
+    /// Reverse steps [default: those of the run's own pictures]
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Timesteps of interpolation, coarse-to-fine and branches: 100,500
+    #[arg(long, value_delimiter = ',')]
+    t: Vec<usize>,
+    /// Another run for the grid, from the same noise
+    #[arg(long, value_name = "RUN")]
+    with: Option<PathBuf>,
+    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let kind = arguments.kind;
+    let ending = if kind == Kind::Hallucination { "gif" } else { "png" };
+    let out = match &arguments.out {
+        Some(out) => out.clone(),
+        None => PathBuf::from(format!("{}.{ending}", kind.name())),
+    };
+    check_out(&out, ending)?;
+    if arguments.with.is_some() && kind != Kind::Grid {
+        return Err(Error::usage("--with goes with grid").hint("leave it out"));
+    }
+    if !arguments.t.is_empty() && ![Kind::Interpolation, Kind::CoarseToFine, Kind::Branches].contains(&kind) {
+        return Err(Error::usage(format!("--t has no meaning for {}", kind.name())).hint("leave it out"));
+    }
+    if kind == Kind::Hallucination {
+        hallucination(arguments, &out)?;
+    } else {
+        save_png(&out, &picture(arguments)?)?;
+    }
+    print(&format!("{}\n", out.display()))
+}
+
+/// Says early that the figure cannot be written there.
+fn check_out(out: &Path, ending: &str) -> Result<()> {
+    let extension = out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    if extension != ending || out.is_dir() {
+        return Err(Error::usage(format!("--out {}", out.display()))
+            .hint(format!("this figure is written as .{ending}: name such a file")));
+    }
+    let parent = out.parent().filter(|p| !p.as_os_str().is_empty());
+    if let Some(parent) = parent.filter(|p| !p.is_dir()) {
+        return Err(Error::new(format!("there is no folder {}", parent.display())).hint("make it first"));
+    }
+    Ok(())
+}
+
+/// The recipe of a run folder or checkpoint.
+fn recipe_of(path: &Path) -> Result<Recipe> {
+    if path.is_file() { Ok(checkpoint::load(path)?.recipe) } else { Run::open(path)?.recipe() }
+}
+
+impl Arguments {
+    fn count(&self) -> usize {
+        self.count.map_or(self.kind.count(), |n| n as usize)
+    }
+
+    fn columns(&self) -> usize {
+        self.columns.map_or(self.kind.columns(), |n| n as usize)
+    }
+
+    fn cell(&self) -> Option<usize> {
+        self.size.map(|s| s as usize)
+    }
+
+    /// How to sample: as the run's own pictures, but for what the flags say.
+    fn options(&self, recipe: &Recipe) -> Result<Options> {
+        let mut options = Options::of(recipe);
+        options.seed = self.seed.unwrap_or(options.seed);
+        options.steps = self.steps.unwrap_or(options.steps);
+        if options.steps == 0 || options.steps > recipe.timesteps {
+            return Err(Error::usage(format!("--steps {}", options.steps))
+                .hint(format!("it must be from 1 to {}", recipe.timesteps)));
+        }
+        Ok(options)
+    }
+
+    /// The timesteps of `--t`, or parts of all of them.
+    fn times(&self, recipe: &Recipe, parts: &[f64]) -> Result<Vec<usize>> {
+        if let Some(t) = self.t.iter().find(|&&t| t >= recipe.timesteps) {
+            return Err(Error::usage(format!("--t {t}"))
+                .hint(format!("timesteps of this run are 0 to {}", recipe.timesteps - 1)));
+        }
+        if !self.t.is_empty() {
+            return Ok(self.t.clone());
+        }
+        Ok(parts.iter().map(|part| ((recipe.timesteps - 1) as f64 * part).round() as usize).collect())
+    }
+
+    /// `count` images for a run: of `--data`, or held out from its own; a seed of its own shows others.
+    fn images(&self, recipe: &Recipe, image: [usize; 3], count: usize) -> Result<Vec<f32>> {
+        let [side, _, channels] = image;
+        let spec = self.data.as_deref().unwrap_or(&recipe.data);
+        let open = |split| open_for(spec, side, channels, recipe.crop, recipe.seed, split);
+        // A small folder holds nothing out.
+        let data = open(Split::HeldOut).or_else(|_| open(Split::Train))?;
+        let len = data.len().unwrap_or(u64::MAX);
+        let first = self.seed.unwrap_or(0).wrapping_mul(count as u64);
+        let size = side * side * channels;
+        let mut images = vec![0.0; count * size];
+        for (i, out) in images.chunks_exact_mut(size).enumerate() {
+            data.read(first.wrapping_add(i as u64) % len, out)?;
+        }
+        for warning in data.warnings() {
+            note(&format!("warning: {warning}"));
+        }
+        Ok(images)
+    }
+}
+
+fn picture(arguments: &Arguments) -> Result<RgbImage> {
+    let path = &arguments.run;
+    let width = arguments.size.unwrap_or(480);
+    match arguments.kind {
+        Kind::Schedule => {
+            let recipe = recipe_of(path)?;
+            if recipe.system == System::Vae {
+                return Err(Error::new(format!("{} is a VAE: it has no noise schedule", path.display()))
+                    .hint("give a diffusion run"));
+            }
+            recipe.validate().map_err(Error::in_a_file)?;
+            Ok(figures::schedule(&recipe, width))
+        }
+        Kind::Loss => {
+            let run = if path.is_file() { Run::of_checkpoint(path) } else { Some(Run::open(path)?) };
+            let Some(run) = run else {
+                return Err(Error::new(format!("{} is in no run folder", path.display()))
+                    .hint("give the run: its metrics are needed"));
+            };
+            figures::loss(&run, width)
+        }
+        Kind::Grid => grid(arguments),
+        Kind::Forward
+        | Kind::Backward
+        | Kind::Progressive
+        | Kind::Interpolation
+        | Kind::CoarseToFine
+        | Kind::Branches => process(arguments),
+        _ => autoencoder(arguments),
+    }
+}
+
+/// Samples of a run; of a VAE, decoded from its prior.
+fn grid(arguments: &Arguments) -> Result<RgbImage> {
+    let device = device(&arguments.device)?;
+    let count = arguments.count();
+    let one = |path: &Path| -> Result<RgbImage> {
+        let recipe = recipe_of(path)?;
+        let drawing = if recipe.system == System::Vae {
+            let codec = Codec::open(path, &device)?;
+            let images = figures::prior(&codec, count, arguments.seed.unwrap_or(recipe.seed))?;
+            figures::grid(images, codec.image())
+        } else {
+            let trained = Trained::open(path, &device)?;
+            let (source, options) = (trained.source(), arguments.options(trained.recipe())?);
+            let progress = bar(source.work(options, count), "sampling {bar:30} {percent}% {eta} left");
+            let images = source.draw(options, count, None, || {
+                progress.inc(1);
+                Ok(())
+            })?;
+            progress.finish_and_clear();
+            figures::grid(images, source.image())
+        };
+        let title = arguments.with.as_ref().map(|_| path.display().to_string());
+        Ok(drawing.titled(title).draw(arguments.cell()))
+    };
+    match &arguments.with {
+        None => one(&arguments.run),
+        Some(other) => {
+            // The same noise for both, whatever their recipes say.
+            if arguments.seed.is_none() && recipe_of(&arguments.run)?.seed != recipe_of(other)?.seed {
+                return Err(Error::usage("the two runs have different seeds")
+                    .hint("give one for both with --seed"));
+            }
+            Ok(figures::beside(&[one(&arguments.run)?, one(other)?]))
+        }
+    }
+}
+
+fn process(arguments: &Arguments) -> Result<RgbImage> {
+    let device = device(&arguments.device)?;
+    let trained = Trained::open(&arguments.run, &device)?;
+    let (source, recipe) = (trained.source(), trained.recipe());
+    let options = arguments.options(recipe)?;
+    let (count, columns) = (arguments.count(), arguments.columns());
+    let progress = bar(0, "{spinner} step {pos} {elapsed}");
+    let mut step = || {
+        progress.inc(1);
+        Ok(())
+    };
+    let images = |count| arguments.images(recipe, source.image(), count);
+    let drawing = match arguments.kind {
+        Kind::Forward => figures::forward(&source, &images(count)?, options.seed),
+        Kind::Backward => figures::backward(&source, options, count, &mut step),
+        Kind::Progressive => figures::progressive(&source, options, count, &mut step),
+        Kind::Interpolation => {
+            let times = arguments.times(recipe, &[0.5])?;
+            figures::interpolation(&source, options, &images(2 * count)?, &times, columns, &mut step)
+        }
+        Kind::CoarseToFine => {
+            let times = arguments.times(recipe, &[0.125, 0.25, 0.5, 0.75, 1.0])?;
+            figures::interpolation(&source, options, &images(2 * count)?, &times, columns, &mut step)
+        }
+        _ => {
+            let times = arguments.times(recipe, &[1.0, 0.75, 0.5, 0.25, 0.1])?;
+            figures::branches(&source, options, &times, columns, &mut step)
+        }
+    };
+    progress.finish_and_clear();
+    Ok(drawing?.draw(arguments.cell()))
+}
+
+/// The VAE of a run and its images.
+fn vae_and_images(arguments: &Arguments, device: &Device) -> Result<(Codec, Vec<f32>)> {
+    let codec = Codec::open(&arguments.run, device)?;
+    let images = arguments.images(codec.recipe(), codec.image(), arguments.count())?;
+    Ok((codec, images))
+}
+
+fn autoencoder(arguments: &Arguments) -> Result<RgbImage> {
+    let device = device(&arguments.device)?;
+    let seed = arguments.seed.unwrap_or(0);
+    if arguments.kind == Kind::Manifold {
+        let codec = Codec::open(&arguments.run, &device)?;
+        return Ok(figures::manifold(&codec, arguments.count(), RANGE)?.draw(arguments.cell()));
+    }
+    let (codec, images) = vae_and_images(arguments, &device)?;
+    let drawing = match arguments.kind {
+        Kind::Reconstruction => figures::reconstruction(&codec, &images, seed),
+        Kind::Mean => figures::pairs(&codec, &images),
+        Kind::Posterior => figures::posterior(&codec, &images, arguments.columns(), seed),
+        _ => figures::channels(&codec, &images),
+    };
+    Ok(drawing?.draw(arguments.cell()))
+}
+
+/// How far the manifold reaches, in standard deviations of the prior.
+const RANGE: f32 = 3.0;
+/// Largest `a` of the hallucination, and milliseconds of a frame.
+const MOST: f32 = 10.0;
+const DELAY: u32 = 60;
+
+fn hallucination(arguments: &Arguments, out: &Path) -> Result<()> {
+    let device = device(&arguments.device)?;
+    let (codec, images) = vae_and_images(arguments, &device)?;
+    let progress = bar(101, "decoding {bar:30} {pos}/{len}");
+    let frames = figures::hallucination(&codec, &images, arguments.seed.unwrap_or(0), MOST, &mut || {
+        progress.inc(1);
+        Ok(())
+    })?;
+    progress.finish_and_clear();
+    let pictures: Vec<RgbImage> = frames.iter().map(|frame| frame.draw(arguments.cell())).collect();
+    figures::write_gif(out, &pictures, DELAY)
+}

@@ -1,0 +1,167 @@
+//! `denoir encode` and `denoir decode`
+
+use std::path::{Path, PathBuf};
+
+use super::{bar, device, is_picture, note, print};
+use crate::codec::Codec;
+use crate::data::{Split, open_for, read_picture};
+use crate::error::{Error, Result};
+use crate::figures;
+use crate::latent_file;
+use crate::run::save_png;
+
+#[derive(clap::Args)]
+pub struct EncodeArguments {
+    /// A run of a VAE or of latent diffusion, or a VAE's checkpoint
+    run: PathBuf,
+    /// Pictures, or data: digits, faces, mnist:DIR, cifar10:DIR or images:DIR [default: the VAE's own]
+    input: Vec<String>,
+    /// How many images of the data [default: all, or 64 of data without end]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    count: Option<u64>,
+    /// Write latents drawn from the posterior instead of its mean
+    #[arg(long)]
+    draw: bool,
+    /// Of the draws
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[arg(long, default_value = "latents.safetensors")]
+    out: PathBuf,
+    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+#[derive(clap::Args)]
+pub struct DecodeArguments {
+    /// A run of a VAE or of latent diffusion, or a VAE's checkpoint
+    run: PathBuf,
+    /// A file that `denoir encode` wrote
+    latents: PathBuf,
+    /// A grid (FILE.png; the bare image when there is one), or a folder for a file an image
+    #[arg(long, default_value = "decoded.png")]
+    out: PathBuf,
+    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+/// Images read between two reports of progress.
+const BLOCK: usize = 64;
+
+pub fn encode(arguments: &EncodeArguments) -> Result<()> {
+    let out = &arguments.out;
+    let parent = out.parent().filter(|p| !p.as_os_str().is_empty());
+    if let Some(parent) = parent.filter(|p| !p.is_dir()) {
+        return Err(Error::new(format!("there is no folder {}", parent.display())).hint("make it first"));
+    }
+    if out.is_dir() {
+        return Err(Error::new(format!("{} is a folder", out.display())).hint("name a file"));
+    }
+    let codec = Codec::open(&arguments.run, &device(&arguments.device)?)?;
+    let mut posterior = crate::codec::Posterior { mean: Vec::new(), log_var: None };
+    for_images(arguments, &codec, |images| {
+        let part = codec.encode(images)?;
+        posterior.mean.extend(part.mean);
+        if let Some(log_var) = part.log_var {
+            posterior.log_var.get_or_insert_default().extend(log_var);
+        }
+        Ok(())
+    })?;
+    let latents = match (arguments.draw, &posterior.log_var) {
+        (true, Some(_)) => figures::draw(&codec, &posterior, arguments.seed),
+        (true, None) => {
+            return Err(Error::usage("--draw: an autoencoder has nothing to draw from").hint("leave it out"));
+        }
+        (false, _) => posterior.mean.clone(),
+    };
+    latent_file::write(out, &codec, &latents, &posterior)?;
+    print(&format!("{}\n", out.display()))
+}
+
+/// Hands over the images in blocks.
+fn for_images(
+    arguments: &EncodeArguments,
+    codec: &Codec,
+    mut take: impl FnMut(&[f32]) -> Result<()>,
+) -> Result<()> {
+    let recipe = codec.recipe();
+    let [side, _, channels] = codec.image();
+    let crop = (recipe.crop > 0).then_some(recipe.crop);
+    let is_file = |input: &String| Path::new(input).is_file();
+    if !arguments.input.is_empty() && arguments.input.iter().all(is_file) {
+        for input in &arguments.input {
+            take(&read_picture(Path::new(input), side, channels, crop)?)?;
+        }
+        return Ok(());
+    }
+    let spec = match &arguments.input[..] {
+        [] => &recipe.data,
+        [spec] => spec,
+        several => {
+            let missing = several.iter().find(|i| !is_file(i)).unwrap_or(&several[0]);
+            return Err(Error::usage(format!("{missing} is no picture"))
+                .hint("give picture files, or one data SPEC"));
+        }
+    };
+    let data = open_for(spec, side, channels, recipe.crop, recipe.seed, Split::Train)?;
+    let count = match (data.len(), arguments.count) {
+        (Some(len), wanted) => wanted.unwrap_or(len).min(len),
+        (None, wanted) => wanted.unwrap_or(64),
+    };
+    let progress = bar(count, "encoding {bar:30} {pos}/{len} {eta} left");
+    let pixels = side * side * channels;
+    let mut images = vec![0.0; BLOCK * pixels];
+    let mut first = 0;
+    while first < count {
+        let n = (count - first).min(BLOCK as u64) as usize;
+        for (i, out) in images[..n * pixels].chunks_exact_mut(pixels).enumerate() {
+            data.read(first + i as u64, out)?;
+        }
+        take(&images[..n * pixels])?;
+        first += n as u64;
+        progress.set_position(first);
+    }
+    progress.finish_and_clear();
+    for warning in data.warnings() {
+        note(&format!("warning: {warning}"));
+    }
+    Ok(())
+}
+
+pub fn decode(arguments: &DecodeArguments) -> Result<()> {
+    let is_picture = is_picture(&arguments.out)?;
+    let codec = Codec::open(&arguments.run, &device(&arguments.device)?)?;
+    let images = codec.decode(&latent_file::read(&arguments.latents, &codec)?)?;
+    if images.iter().any(|v| !v.is_finite()) {
+        return Err(Error::new("the decoded images are not finite numbers")
+            .hint("the latents are far from any that the VAE was trained on"));
+    }
+    let count = images.len() / codec.image().iter().product::<usize>();
+    write_images(&images, count, codec.image(), &arguments.out, is_picture)
+}
+
+/// Writes images as one picture (the bare image where there is one), or into a folder.
+pub fn write_images(
+    images: &[f32],
+    count: usize,
+    image: [usize; 3],
+    out: &Path,
+    is_picture: bool,
+) -> Result<()> {
+    let bare = |pixels: &[f32]| crate::data::picture::grid(pixels, 1, image, 1, 0);
+    if is_picture && count == 1 {
+        save_png(out, &bare(images))?;
+    } else if is_picture {
+        save_png(out, &figures::grid(images.to_vec(), image).draw(None))?;
+    } else {
+        std::fs::create_dir_all(out).map_err(|e| {
+            let message = format!("cannot write into {}", out.display());
+            Error::new(message).hint("choose another --out").caused_by(e)
+        })?;
+        for (i, pixels) in images.chunks_exact(image.iter().product()).enumerate() {
+            save_png(&out.join(format!("{i:06}.png")), &bare(pixels))?;
+        }
+    }
+    print(&format!("{}\n", out.display()))
+}

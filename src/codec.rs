@@ -1,0 +1,267 @@
+//! A trained VAE at work: images to latents and back, a batch at a time.
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::rc::Rc;
+
+use crate::checkpoint::{self, Loaded, fingerprint};
+use crate::device::{Buffer, Device};
+use crate::error::{Error, Result};
+use crate::models::{params_of, vae};
+use crate::nn::{self, Params, Scope};
+use crate::program::{Plan, Program, Sharing};
+use crate::recipe::{Recipe, System};
+use crate::run::Run;
+use crate::tape::{Tape, Tensor};
+
+/// Images that are encoded or decoded in one go. It does not change the results.
+const BATCH: usize = 16;
+
+/// What the encoder knows of some images: Gaussians over their latents.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Posterior {
+    /// `[N, h, w, c]`.
+    pub mean: Vec<f32>,
+    /// `[N, h, w, c]`; an autoencoder has none.
+    pub log_var: Option<Vec<f32>>,
+}
+
+impl Posterior {
+    /// `exp(log_var / 2)`; 0 for an autoencoder.
+    pub fn sigma(&self) -> Vec<f32> {
+        match &self.log_var {
+            Some(log_var) => log_var.iter().map(|v| (0.5 * v).exp()).collect(),
+            None => vec![0.0; self.mean.len()],
+        }
+    }
+
+    /// `mean + a * sigma * eps`.
+    ///
+    /// # Panics
+    /// When `eps` has not the elements of the mean.
+    #[track_caller]
+    pub fn at(&self, a: f32, eps: &[f32]) -> Vec<f32> {
+        assert_eq!(eps.len(), self.mean.len(), "posterior: noise for {} numbers", self.mean.len());
+        self.mean.iter().zip(self.sigma()).zip(eps).map(|((m, s), e)| m + a * s * e).collect()
+    }
+}
+
+/// A compiled half of the VAE for [`BATCH`] samples or fewer.
+struct Half {
+    program: Program,
+    out: Tensor,
+    samples: usize,
+}
+
+/// A trained VAE on a device.
+pub struct Codec {
+    device: Device,
+    recipe: Recipe,
+    /// Steps that it was trained for.
+    step: u64,
+    params: Rc<RefCell<Params>>,
+    weights: Buffer,
+    /// Tells the weights apart from others; empty while they are trained.
+    fingerprint: String,
+    encoder: RefCell<Option<Half>>,
+    decoder: RefCell<Option<Half>>,
+}
+
+impl Codec {
+    /// The VAE of a checkpoint, with its moving average of the weights.
+    ///
+    /// # Errors
+    /// When it is no VAE, is damaged, or does not fit into memory.
+    pub fn load(loaded: &Loaded, device: &Device) -> Result<Codec> {
+        let recipe = &loaded.recipe;
+        if recipe.system != System::Vae {
+            return Err(Error::new(format!("{} holds a diffusion model, not a VAE", loaded.path().display()))
+                .hint("give a run of a VAE, such as `denoir train faces-vae` makes"));
+        }
+        recipe.validate().map_err(Error::in_a_file)?;
+        let params = params_of(recipe);
+        let values = loaded.set("ema", &params.borrow())?;
+        let weights = device.alloc("vae", values.len() * 4)?;
+        device.write(&weights, 0, bytemuck::cast_slice(&values))?;
+        let fingerprint = fingerprint(&values);
+        let codec = Codec::of(device, recipe, params, weights);
+        Ok(Codec { fingerprint, step: loaded.header.step, ..codec })
+    }
+
+    /// The VAE that `path` means: a VAE's run or checkpoint, or a latent diffusion run, which holds one.
+    ///
+    /// # Errors
+    /// As [`Codec::load`], and when there is none.
+    pub fn open(path: &Path, device: &Device) -> Result<Codec> {
+        if path.is_file() {
+            return Codec::load(&checkpoint::load(path)?, device);
+        }
+        let run = Run::open(path)?;
+        let recipe = run.recipe()?;
+        match recipe.system {
+            System::Vae => Codec::load(&run.newest()?, device),
+            System::Ldm => Codec::of_ldm(&run, &recipe, device),
+            System::Ddpm => Err(Error::new(format!("{} is a diffusion model of pixels, not a VAE", path.display()))
+                .hint("give a run of a VAE, such as `denoir train faces-vae` makes")),
+        }
+    }
+
+    /// The VAE inside a latent diffusion run with this recipe.
+    ///
+    /// # Errors
+    /// When it is missing, or not the one that the run was trained with.
+    pub fn of_ldm(run: &Run, recipe: &Recipe, device: &Device) -> Result<Codec> {
+        let path = run.vae_path();
+        if !path.is_file() {
+            return Err(Error::new(format!("the VAE of this run is missing: there is no {}", path.display()))
+                .hint("copy vae.safetensors from where the run came from; its latents mean nothing without it"));
+        }
+        let codec = Codec::load(&checkpoint::load(&path)?, device)?;
+        codec.check_is(&recipe.vae_fingerprint, &path)?;
+        Ok(codec)
+    }
+
+    /// A VAE whose weights are in `weights`, perhaps still in training.
+    pub fn of(device: &Device, recipe: &Recipe, params: Rc<RefCell<Params>>, weights: Buffer) -> Codec {
+        Codec {
+            device: device.clone(),
+            recipe: recipe.clone(),
+            step: 0,
+            params,
+            weights,
+            fingerprint: String::new(),
+            encoder: RefCell::default(),
+            decoder: RefCell::default(),
+        }
+    }
+
+    fn check_is(&self, wanted: &str, path: &Path) -> Result<()> {
+        if self.fingerprint == wanted {
+            return Ok(());
+        }
+        let message = format!("{} is not the VAE that this run was trained with", path.display());
+        Err(Error::new(message)
+            .hint("put the run's own vae.safetensors back")
+            .caused_by(format!("its fingerprint is {}, the run has {wanted:?}", self.fingerprint)))
+    }
+
+    /// Writes the VAE as a checkpoint of its moving average.
+    ///
+    /// # Errors
+    /// When the disk is full, or the driver reports an error.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut values = vec![0.0_f32; self.params.borrow().elements()];
+        self.device.read(&self.weights, 0, bytemuck::cast_slice_mut(&mut values))?;
+        checkpoint::save_ema(path, &self.params.borrow(), self.step, &self.recipe, &values)
+    }
+
+    /// The VAE's own recipe.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    pub fn params(&self) -> &Rc<RefCell<Params>> {
+        &self.params
+    }
+
+    pub fn weights(&self) -> &Buffer {
+        &self.weights
+    }
+
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// `[H, W, C]` of the images.
+    pub fn image(&self) -> [usize; 3] {
+        let side = self.recipe.image_size;
+        [side, side, self.recipe.vae.in_channels]
+    }
+
+    /// `[h, w, c]` of the latents; `[1, 1, c]` for vectors.
+    pub fn latent(&self) -> [usize; 3] {
+        self.recipe.vae.latent_shape(self.recipe.image_size)
+    }
+
+    /// Encodes images `[N, H, W, C]` in [-1, 1].
+    ///
+    /// # Errors
+    /// When memory is too small, or the driver reports an error.
+    ///
+    /// # Panics
+    /// When `images` is not a whole number of images.
+    pub fn encode(&self, images: &[f32]) -> Result<Posterior> {
+        let config = &self.recipe.vae;
+        let moments = self.moments(images)?;
+        if !config.variational {
+            return Ok(Posterior { mean: moments, log_var: None });
+        }
+        let (mut mean, mut log_var) = (Vec::new(), Vec::new());
+        for pair in moments.chunks_exact(2 * config.latent) {
+            mean.extend_from_slice(&pair[..config.latent]);
+            log_var.extend_from_slice(&pair[config.latent..]);
+        }
+        Ok(Posterior { mean, log_var: Some(log_var) })
+    }
+
+    /// As [`Codec::encode`], means and log-variances side by side: `[N, h, w, 2 c]`, or `[N, h, w, c]` for
+    /// an autoencoder.
+    ///
+    /// # Errors
+    /// As [`Codec::encode`].
+    pub fn moments(&self, images: &[f32]) -> Result<Vec<f32>> {
+        let [h, w, c] = self.image();
+        self.in_batches(&self.encoder, images, h * w * c, |tape, samples| {
+            let x = tape.stored("in", 0, [samples, h, w, c]);
+            vae::encode_moments(&self.recipe.vae, &Scope::new(tape, &self.params), &x)
+        })
+    }
+
+    /// Decodes latents `[N, h, w, c]`, not scaled, to images `[N, H, W, C]` in [-1, 1].
+    ///
+    /// # Errors
+    /// As [`Codec::encode`].
+    pub fn decode(&self, latents: &[f32]) -> Result<Vec<f32>> {
+        let [h, w, c] = self.latent();
+        self.in_batches(&self.decoder, latents, h * w * c, |tape, samples| {
+            let z = tape.stored("in", 0, [samples, h, w, c]);
+            let raw = vae::decode(&self.recipe.vae, &Scope::new(tape, &self.params), &z, self.image());
+            vae::image_of(&raw, self.recipe.reconstruction)
+        })
+    }
+
+    /// Runs one half over all samples; it is compiled when it is first used, or for another size of batch.
+    fn in_batches(
+        &self,
+        half: &RefCell<Option<Half>>,
+        input: &[f32],
+        size: usize,
+        record: impl Fn(&Tape, usize) -> Tensor,
+    ) -> Result<Vec<f32>> {
+        assert!(input.len().is_multiple_of(size), "vae: {} values for samples of {size}", input.len());
+        let most = (input.len() / size).clamp(1, BATCH);
+        let mut half = half.borrow_mut();
+        let ready = match half.take() {
+            Some(ready) if ready.samples >= most => ready,
+            _ => {
+                let tape = Tape::new();
+                let out = record(&tape, most);
+                let plan = Plan::new(&tape, &[&out], &self.device);
+                let bound = [(nn::STORE, &self.weights)];
+                let program = Program::compile(&plan, &self.device, &bound, Sharing::Shared)?;
+                Half { program, out, samples: most }
+            }
+        };
+        let half = half.insert(ready);
+        let mut results = Vec::new();
+        for chunk in input.chunks(half.samples * size) {
+            // What is left from the batch before in the rest of a short one does not matter.
+            half.program.write("in", chunk)?;
+            half.program.run()?;
+            let out = half.program.read(&half.out)?;
+            let of_a_sample = out.len() / half.samples;
+            results.extend_from_slice(&out[..chunk.len() / size * of_a_sample]);
+        }
+        Ok(results)
+    }
+}

@@ -1,0 +1,196 @@
+//! Figures of a VAE: what it keeps of images, and what its latents mean.
+
+use super::{Drawing, Sheet};
+use crate::codec::{Codec, Posterior};
+use crate::error::{Error, Result};
+use crate::models::vae::VaeKind;
+use crate::philox::{Stream, fill_normal};
+use crate::simd::vectorized;
+
+/// Standard normal numbers for `count` latents.
+fn noise(seed: u64, count: usize, size: usize) -> Vec<f32> {
+    let mut eps = vec![0.0; count * size];
+    for (i, eps) in eps.chunks_exact_mut(size).enumerate() {
+        vectorized(
+            #[inline(always)]
+            || fill_normal(eps, seed, Stream::Posterior as u32, 0, i as u32, 0),
+        );
+    }
+    eps
+}
+
+fn pixels(codec: &Codec) -> usize {
+    codec.image().iter().product()
+}
+
+fn latent_size(codec: &Codec) -> usize {
+    codec.latent().iter().product()
+}
+
+/// Images in a row of a sheet of pairs.
+const PAIRS: usize = 8;
+
+/// Images `[N, H, W, C]`, each above its reconstruction from the mean of its latent.
+///
+/// # Errors
+/// When the driver reports an error.
+pub fn pairs(codec: &Codec, images: &[f32]) -> Result<Drawing> {
+    let decoded = codec.decode(&codec.encode(images)?.mean)?;
+    Ok(above(codec, images, &decoded, "mean"))
+}
+
+/// Images `[N, H, W, C]`, each above a reconstruction from a latent drawn for it.
+///
+/// # Errors
+/// When the driver reports an error.
+pub fn reconstruction(codec: &Codec, images: &[f32], seed: u64) -> Result<Drawing> {
+    let drawn = draw(codec, &codec.encode(images)?, seed);
+    Ok(above(codec, images, &codec.decode(&drawn)?, "drawn"))
+}
+
+fn above(codec: &Codec, images: &[f32], below: &[f32], name: &str) -> Drawing {
+    let size = pixels(codec);
+    let count = images.len() / size;
+    let columns = PAIRS.min(count);
+    let mut cells = Vec::new();
+    for (images, below) in images.chunks(columns * size).zip(below.chunks(columns * size)) {
+        for row in [images, below] {
+            cells.extend_from_slice(row);
+            // An incomplete last row is filled up with white.
+            cells.extend(std::iter::repeat_n(1.0, columns * size - row.len()));
+        }
+    }
+    let rows = count.div_ceil(columns);
+    let labels = (0..rows).flat_map(|_| ["image", name]);
+    let sheet = Sheet::new(columns).row_labels(labels).group_rows(2);
+    Drawing { sheet, cells, image: codec.image() }
+}
+
+/// For each image: itself, the decoded mean, and `count` decoded draws of `z = mean + sigma eps`.
+///
+/// # Errors
+/// When the driver reports an error.
+pub fn posterior(codec: &Codec, images: &[f32], count: usize, seed: u64) -> Result<Drawing> {
+    let (size, latent) = (pixels(codec), latent_size(codec));
+    let mut cells = Vec::new();
+    for (row, image) in images.chunks_exact(size).enumerate() {
+        let posterior = codec.encode(image)?;
+        let eps = noise(seed.wrapping_add(row as u64), count, latent);
+        let drawn: Vec<f32> = eps.chunks_exact(latent).flat_map(|eps| posterior.at(1.0, eps)).collect();
+        cells.extend_from_slice(image);
+        cells.extend(codec.decode(&posterior.mean)?);
+        cells.extend(codec.decode(&drawn)?);
+    }
+    let labels = ["image".to_owned(), "mean".to_owned()]
+        .into_iter()
+        .chain((1..=count).map(|i| format!("z{}", super::subscript(i))));
+    let sheet = Sheet::new(count + 2).column_labels(labels);
+    Ok(Drawing { sheet, cells, image: codec.image() })
+}
+
+/// Frames of `z = mean + a sigma eps`, decoded, for `a` from 0 to `most` in steps of 0.1, with one `eps` for
+/// each image; the first row holds the images themselves.
+///
+/// # Errors
+/// When the driver reports an error, `progress` does, or there is no sigma.
+pub fn hallucination(
+    codec: &Codec,
+    images: &[f32],
+    seed: u64,
+    most: f32,
+    progress: &mut dyn FnMut() -> Result<()>,
+) -> Result<Vec<Drawing>> {
+    let posterior = codec.encode(images)?;
+    if posterior.log_var.is_none() {
+        return Err(Error::new("this is an autoencoder: its latents have no sigma to walk along")
+            .hint("use a run with vae.variational = true"));
+    }
+    let count = images.len() / pixels(codec);
+    let eps = noise(seed, count, latent_size(codec));
+    let frames = (most * 10.0).round() as usize;
+    let mut pictures = Vec::new();
+    for frame in 0..=frames {
+        let a = frame as f32 / 10.0;
+        let mut cells = images.to_vec();
+        cells.extend(codec.decode(&posterior.at(a, &eps))?);
+        let sheet = Sheet::new(count).row_labels(["image", "z"]).title(format!("z = μ + a σ ε   a = {a:.1}"));
+        pictures.push(Drawing { sheet, cells, image: codec.image() });
+        progress()?;
+    }
+    Ok(pictures)
+}
+
+/// Latents of two numbers, decoded on a grid of `side` by `side` points from `-range` to `range`; the second
+/// number rises upwards (Kingma & Welling 2014, figure 4, on a plain grid).
+///
+/// # Errors
+/// When latents are not two numbers, or the driver reports an error.
+pub fn manifold(codec: &Codec, side: usize, range: f32) -> Result<Drawing> {
+    if latent_size(codec) != 2 {
+        return Err(Error::new(format!("latents of this VAE are {} numbers", latent_size(codec)))
+            .hint("the manifold is drawn for latents of 2, such as those of mnist-mlp-vae"));
+    }
+    let at = |i: usize| range * (2.0 * i as f32 / (side - 1).max(1) as f32 - 1.0);
+    let latents: Vec<f32> =
+        (0..side).rev().flat_map(|y| (0..side).flat_map(move |x| [at(x), at(y)])).collect();
+    let pictures = codec.decode(&latents)?;
+    let label = |i: usize| format!("{:.1}", at(i)).replace("-0.0", "0.0").replace('-', "−");
+    let sheet = Sheet::new(side)
+        .column_labels((0..side).map(label))
+        .row_labels((0..side).rev().map(label))
+        .column_axis("z₁")
+        .row_axis("z₂");
+    Ok(Drawing { sheet, cells: pictures, image: codec.image() })
+}
+
+/// Images `[N, H, W, C]` and the channels of the means of their latents as grey pictures, each channel
+/// spread over its own range from black to white.
+///
+/// # Errors
+/// When latents are vectors, or the driver reports an error.
+pub fn channels(codec: &Codec, images: &[f32]) -> Result<Drawing> {
+    let ([lh, lw, lc], [h, w, c]) = (codec.latent(), codec.image());
+    if codec.recipe().vae.kind == VaeKind::Mlp {
+        return Err(Error::new("latents of this VAE are vectors, without channels")
+            .hint("use a run of a convolutional VAE"));
+    }
+    let mean = codec.encode(images)?.mean;
+    let range = |k: usize| {
+        let of = mean.iter().skip(k).step_by(lc);
+        of.fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &v| (low.min(v), high.max(v)))
+    };
+    let ranges: Vec<(f32, f32)> = (0..lc).map(range).collect();
+    let mut cells = Vec::new();
+    for (image, latent) in images.chunks_exact(h * w * c).zip(mean.chunks_exact(lh * lw * lc)) {
+        cells.extend_from_slice(image);
+        for (k, (low, high)) in ranges.iter().enumerate() {
+            for (y, x) in (0..h).flat_map(|y| (0..w).map(move |x| (y, x))) {
+                let v = latent[(y * lh / h * lw + x * lw / w) * lc + k];
+                let grey = 2.0 * (v - low) / (high - low).max(1e-12) - 1.0;
+                cells.extend(std::iter::repeat_n(grey, c));
+            }
+        }
+    }
+    let labels =
+        std::iter::once("image".to_owned()).chain((1..=lc).map(|k| format!("z{}", super::subscript(k))));
+    let sheet = Sheet::new(lc + 1).column_labels(labels);
+    Ok(Drawing { sheet, cells, image: codec.image() })
+}
+
+/// `count` images decoded from latents drawn from the prior, a standard normal.
+///
+/// # Errors
+/// When the driver reports an error, or the VAE has no prior.
+pub fn prior(codec: &Codec, count: usize, seed: u64) -> Result<Vec<f32>> {
+    if !codec.recipe().vae.variational {
+        return Err(Error::new("this is an autoencoder: there is no prior to draw latents from")
+            .hint("use a run with vae.variational = true"));
+    }
+    codec.decode(&noise(seed, count, latent_size(codec)))
+}
+
+/// Latents drawn from a posterior: `z = mean + sigma eps`.
+pub fn draw(codec: &Codec, posterior: &Posterior, seed: u64) -> Vec<f32> {
+    let size = latent_size(codec);
+    posterior.at(1.0, &noise(seed, posterior.mean.len() / size, size))
+}

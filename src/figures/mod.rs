@@ -1,0 +1,62 @@
+//! The figures of the field: what a diffusion process and a VAE do, as pictures with labelled axes.
+
+mod animation;
+mod autoencoder;
+mod curves;
+mod plot;
+mod process;
+mod sheet;
+mod text;
+mod ticks;
+
+pub use animation::write_gif;
+pub use autoencoder::{channels, draw, hallucination, manifold, pairs, posterior, prior, reconstruction};
+pub use curves::{loss, schedule};
+pub use plot::{Line, PALETTE, Plot, beside, pale};
+pub use process::{Progress, backward, branches, forward, interpolation, progressive};
+pub use sheet::Sheet;
+
+use image::RgbImage;
+
+/// A figure that is still to be drawn, at a size that the user chooses.
+#[derive(Clone, Debug)]
+pub struct Drawing {
+    pub sheet: Sheet,
+    /// Pictures `[N, H, W, C]` in [-1, 1], row by row.
+    pub cells: Vec<f32>,
+    /// `[H, W, C]`.
+    pub image: [usize; 3],
+}
+
+impl Drawing {
+    /// Draws it, with pictures of at least `size` pixels; `None`: a size that can be looked at.
+    pub fn draw(&self, size: Option<usize>) -> RgbImage {
+        let n = self.cells.len() / self.image.iter().product::<usize>();
+        let sheet = match size {
+            Some(size) => self.sheet.clone().cell(size),
+            None => self.sheet.clone(),
+        };
+        sheet.draw(&self.cells, n, self.image)
+    }
+
+    /// With a title, if there is one.
+    pub fn titled(mut self, title: Option<String>) -> Self {
+        if let Some(title) = title {
+            self.sheet = self.sheet.title(title);
+        }
+        self
+    }
+}
+
+/// Pictures `[N, H, W, C]` in as many rows as columns.
+pub fn grid(images: Vec<f32>, image: [usize; 3]) -> Drawing {
+    let n = images.len() / image.iter().product::<usize>();
+    let columns = (n as f64).sqrt().ceil().max(1.0) as usize;
+    Drawing { sheet: Sheet::new(columns), cells: images, image }
+}
+
+/// A number in small digits below the line.
+fn subscript(n: usize) -> String {
+    let small = |digit: char| char::from_u32(digit as u32 - '0' as u32 + '₀' as u32).unwrap_or(digit);
+    n.to_string().chars().map(small).collect()
+}

@@ -1,0 +1,203 @@
+//! Figures of a diffusion process, of images or of latents, which are shown decoded.
+
+use super::{Drawing, Sheet};
+use crate::error::Result;
+use crate::philox::{Stream, fill_normal};
+use crate::sample::{Options, Sampler, Source};
+use crate::simd::vectorized;
+
+/// Columns of a strip.
+const COLUMNS: usize = 10;
+
+/// What is called while figures are sampled; an error ends the work.
+pub type Progress<'a> = &'a mut dyn FnMut() -> Result<()>;
+
+/// Standard normal numbers of one sample.
+fn noise(seed: u64, sample: u32, size: usize) -> Vec<f32> {
+    let mut eps = vec![0.0; size];
+    vectorized(
+        #[inline(always)]
+        || fill_normal(&mut eps, seed, Stream::Noise as u32, 0, sample, 0),
+    );
+    eps
+}
+
+/// A sheet with one row for each of `rows` samples, whose columns are timesteps.
+fn strip(t: impl IntoIterator<Item = usize>) -> Sheet {
+    let labels: Vec<String> = t.into_iter().map(|t| t.to_string()).collect();
+    Sheet::new(labels.len()).column_labels(labels).column_axis("t")
+}
+
+/// `frames [columns][rows, ..]` as pictures row by row.
+fn rows_of(frames: &[Vec<f32>], rows: usize) -> Vec<f32> {
+    let size = frames.first().map_or(0, |f| f.len() / rows);
+    (0..rows).flat_map(|r| frames.iter().flat_map(move |f| f[r * size..(r + 1) * size].to_vec())).collect()
+}
+
+/// `x_t` of images `[rows, H, W, C]` for `t` from 0 to T - 1 in equal steps (Ho et al. 2020, equation 4);
+/// latents are noised and decoded.
+///
+/// # Errors
+/// When the driver reports an error.
+pub fn forward(source: &Source, images: &[f32], seed: u64) -> Result<Drawing> {
+    let schedule = source.recipe.schedule();
+    let (image, size) = (source.image(), source.recipe.diffused().iter().product::<usize>());
+    let samples = source.samples_of(images)?;
+    let shown: Vec<usize> = (0..COLUMNS).map(|i| i * (schedule.steps() - 1) / (COLUMNS - 1)).collect();
+    let mut strip_of = Vec::new();
+    for (row, x0) in samples.chunks_exact(size).enumerate() {
+        // One eps for a row: the picture drowns in the same noise.
+        let eps = noise(seed, row as u32, size);
+        for &t in &shown {
+            strip_of.extend(noised(x0, &eps, schedule.alpha_bars[t]));
+        }
+    }
+    let pictures = source.images_of(strip_of)?;
+    Ok(Drawing { sheet: strip(shown), cells: pictures, image })
+}
+
+/// `sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps`.
+fn noised(x0: &[f32], eps: &[f32], alpha_bar: f64) -> Vec<f32> {
+    let (a, b) = (alpha_bar.sqrt() as f32, (1.0 - alpha_bar).sqrt() as f32);
+    x0.iter().zip(eps).map(|(x, e)| a * x + b * e).collect()
+}
+
+/// `rows` samples at falling `t`, from the first reverse step to the picture.
+///
+/// # Errors
+/// When the driver reports an error, or `progress` does.
+pub fn backward(source: &Source, options: Options, rows: usize, progress: Progress) -> Result<Drawing> {
+    watched(source, options, rows, progress, Sampler::current)
+}
+
+/// The prediction of `x_0` at falling `t` of `rows` samples (Ho et al. 2020, figure 6).
+///
+/// # Errors
+/// When the driver reports an error, or `progress` does.
+pub fn progressive(source: &Source, options: Options, rows: usize, progress: Progress) -> Result<Drawing> {
+    let options = Options { keeps_x0: true, ..options };
+    watched(source, options, rows, progress, Sampler::predicted)
+}
+
+fn watched(
+    source: &Source,
+    options: Options,
+    rows: usize,
+    progress: Progress,
+    look: impl Fn(&Sampler) -> Result<Vec<f32>>,
+) -> Result<Drawing> {
+    let mut sampler = source.sampler(options, rows)?;
+    let steps = sampler.timesteps().len();
+    let columns = COLUMNS.min(steps);
+    let shown: Vec<usize> = (0..columns).map(|i| i * (steps - 1) / (columns - 1).max(1)).collect();
+    let times: Vec<usize> = shown.iter().map(|&row| sampler.timesteps()[row]).collect();
+    let mut frames: Vec<Vec<f32>> = Vec::new();
+    sampler.run(0, &source.labels(0, rows, None), |row, _, sampler| {
+        if shown.contains(&row) {
+            frames.push(look(sampler)?);
+        }
+        progress()
+    })?;
+    let pictures = source.images_of(rows_of(&frames, rows))?;
+    Ok(Drawing { sheet: strip(times), cells: pictures, image: source.image() })
+}
+
+/// The row of the reverse process whose timestep is `t`, or the next lower one.
+fn row_at(timesteps: &[usize], t: usize) -> usize {
+    timesteps.iter().position(|&at| at <= t).unwrap_or(timesteps.len() - 1)
+}
+
+/// Interpolations between pairs of images `[2 pairs, H, W, C]`: both are noised to `x_t`, mixed as `(1 -
+/// lambda) x_t + lambda x_t'`, and denoised (Ho et al. 2020, figures 8 and 9). One row for each pair and
+/// each of `times`; the first and last column are the images themselves.
+///
+/// # Errors
+/// When the driver reports an error, or `progress` does.
+pub fn interpolation(
+    source: &Source,
+    options: Options,
+    images: &[f32],
+    times: &[usize],
+    columns: usize,
+    progress: Progress,
+) -> Result<Drawing> {
+    let (image, size) = (source.image(), source.recipe.diffused().iter().product::<usize>());
+    let pixels: usize = image.iter().product();
+    let pairs = images.len() / (2 * pixels);
+    let schedule = source.recipe.schedule();
+    let samples = source.samples_of(images)?;
+    let lambdas: Vec<f32> = (0..columns).map(|i| i as f32 / (columns - 1).max(1) as f32).collect();
+    // One sample at a time: all of a row then draw the same noise on their way back, so that lambda is
+    // all that differs.
+    let mut sampler = source.sampler(options, 1)?;
+    let mut pictures = Vec::new();
+    let mut row_labels = Vec::new();
+    for pair in 0..pairs {
+        let [a, b] = [0, 1].map(|side| {
+            let i = 2 * pair + side;
+            (&images[i * pixels..(i + 1) * pixels], &samples[i * size..(i + 1) * size])
+        });
+        for &t in times {
+            let row = row_at(sampler.timesteps(), t);
+            let alpha_bar = schedule.alpha_bars[sampler.timesteps()[row]];
+            let x_t = noised(a.1, &noise(options.seed, 2 * pair as u32, size), alpha_bar);
+            let other = noised(b.1, &noise(options.seed, 2 * pair as u32 + 1, size), alpha_bar);
+            let mut mixtures = Vec::new();
+            for &lambda in &lambdas {
+                let mixed: Vec<f32> =
+                    x_t.iter().zip(&other).map(|(x, y)| (1.0 - lambda) * x + lambda * y).collect();
+                let label = source.labels(pair, 1, None);
+                mixtures.extend(sampler.run_from(row, &mixed, pair as u32, &label, |_, _, _| progress())?);
+            }
+            pictures.extend_from_slice(a.0);
+            pictures.extend(source.images_of(mixtures)?);
+            pictures.extend_from_slice(b.0);
+            row_labels.push(format!("t = {}", sampler.timesteps()[row]));
+        }
+    }
+    let middle = lambdas.iter().map(|l| format!("{}", (l * 100.0).round() / 100.0));
+    let labels = std::iter::once("source".to_owned()).chain(middle).chain(std::iter::once("source".to_owned()));
+    let sheet = Sheet::new(columns + 2).column_labels(labels).column_axis("λ").row_labels(row_labels);
+    Ok(Drawing { sheet: sheet.group_rows(times.len()), cells: pictures, image })
+}
+
+/// One sample's way down, shared until `t`, then branches with noise of their own: one row for each of
+/// `times`, the first column with the noise of the shared way (Ho et al. 2020, figure 7).
+///
+/// # Errors
+/// When the driver reports an error, or `progress` does.
+pub fn branches(
+    source: &Source,
+    options: Options,
+    times: &[usize],
+    columns: usize,
+    progress: Progress,
+) -> Result<Drawing> {
+    let mut trunk = source.sampler(options, 1)?;
+    let timesteps = trunk.timesteps().to_vec();
+    let rows: Vec<usize> = times.iter().map(|&t| row_at(&timesteps, t)).collect();
+    let label = source.labels(0, 1, None);
+    // x_t as it is before the step of its row.
+    let mut before: Vec<Vec<f32>> = Vec::new();
+    let last = rows.iter().copied().max().unwrap_or(0);
+    let mut states: Vec<Vec<f32>> = vec![trunk.start(0)?];
+    trunk.run(0, &label, |row, _, sampler| {
+        if row < last {
+            states.push(sampler.current()?);
+        }
+        progress()
+    })?;
+    for &row in &rows {
+        before.push(states[row].clone());
+    }
+    let mut sampler = source.sampler(options, columns)?;
+    let labels: Vec<u32> = vec![label[0]; columns];
+    let mut pictures = Vec::new();
+    for (&row, x_t) in rows.iter().zip(&before) {
+        let shared: Vec<f32> = std::iter::repeat_n(x_t, columns).flatten().copied().collect();
+        pictures.extend(sampler.run_from(row, &shared, 0, &labels, |_, _, _| progress())?);
+    }
+    let row_labels = rows.iter().map(|&row| format!("t = {}", timesteps[row]));
+    let sheet = Sheet::new(columns).row_labels(row_labels).row_axis("shared until");
+    Ok(Drawing { sheet, cells: source.images_of(pictures)?, image: source.image() })
+}

@@ -1,0 +1,114 @@
+//! Latents in a file: safetensors, in PyTorch's layout, with the fingerprint of the VAE that made them.
+
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, SafeTensors};
+
+use crate::checkpoint::write_tensors;
+use crate::codec::{Codec, Posterior};
+use crate::error::{Error, Result};
+
+/// Metadata entry that holds the fingerprint.
+const KEY: &str = "denoir_vae";
+/// Largest file that is read: memory must hold it twice.
+const MOST_BYTES: u64 = 8 << 30;
+
+/// `[N, h, w, c]` as `[N, c, h, w]`; with `back`, the other way.
+fn turned(values: &[f32], [h, w, c]: [usize; 3], back: bool) -> Vec<f32> {
+    let mut out = vec![0.0; values.len()];
+    for (from, to) in values.chunks_exact(h * w * c).zip(out.chunks_exact_mut(h * w * c)) {
+        for (pixel, k) in (0..h * w).flat_map(|pixel| (0..c).map(move |k| (pixel, k))) {
+            let (ours, theirs) = (pixel * c + k, k * h * w + pixel);
+            if back { to[ours] = from[theirs] } else { to[theirs] = from[ours] }
+        }
+    }
+    out
+}
+
+/// The shape of `n` latents in a file: `[N, C, h, w]`, or `[N, D]` for vectors.
+fn file_shape(codec: &Codec, n: usize) -> Vec<usize> {
+    match codec.latent() {
+        [1, 1, d] if codec.recipe().vae.kind == crate::models::vae::VaeKind::Mlp => vec![n, d],
+        [h, w, c] => vec![n, c, h, w],
+    }
+}
+
+/// Writes `latents` (what [`read`] gives back), and the `mean` and `log_var` that they come from.
+///
+/// # Errors
+/// When the disk is full or the folder cannot be written.
+pub fn write(path: &Path, codec: &Codec, latents: &[f32], posterior: &Posterior) -> Result<()> {
+    let size: usize = codec.latent().iter().product();
+    let shape = file_shape(codec, latents.len() / size);
+    let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
+    let mut add = |name: &str, values: &[f32]| {
+        tensors.push((name.to_owned(), shape.clone(), turned(values, codec.latent(), false)));
+    };
+    add("latents", latents);
+    add("mean", &posterior.mean);
+    if let Some(log_var) = &posterior.log_var {
+        add("log_var", log_var);
+    }
+    write_tensors(path, &tensors, KEY, codec.fingerprint().to_owned())
+}
+
+/// Reads the tensor `latents` of a file as `[N, h, w, c]`.
+///
+/// # Errors
+/// When the file is missing or damaged, holds no latents of this VAE's shape, or latents of another VAE.
+pub fn read(path: &Path, codec: &Codec) -> Result<Vec<f32>> {
+    let shown = path.display();
+    let unreadable = |e: std::io::Error| {
+        Error::new(format!("cannot read {shown}")).hint("give a file that `denoir encode` wrote").caused_by(e)
+    };
+    let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
+    if bytes > MOST_BYTES {
+        return Err(Error::new(format!("{shown} has {bytes} bytes")).hint("decode the latents in parts"));
+    }
+    let bytes = std::fs::read(path).map_err(unreadable)?;
+    let damaged = |e: safetensors::SafeTensorError| {
+        Error::new(format!("{shown} is damaged, or no safetensors file"))
+            .hint("give a file that `denoir encode` wrote")
+            .caused_by(e)
+    };
+    let file = SafeTensors::deserialize(&bytes).map_err(damaged)?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
+    let tensor = file.tensor("latents").map_err(|_| {
+        Error::new(format!("{shown} has no tensor called latents"))
+            .hint("give a file that `denoir encode` wrote")
+    })?;
+    let wanted = file_shape(codec, 1);
+    let shape = tensor.shape();
+    if tensor.dtype() != Dtype::F32 || shape.len() != wanted.len() || shape[1..] != wanted[1..] {
+        let sizes: Vec<String> = wanted[1..].iter().map(ToString::to_string).collect();
+        return Err(Error::new(format!("the latents in {shown} are {:?} {shape:?}", tensor.dtype()))
+            .hint(format!("this VAE decodes F32 [N, {}]", sizes.join(", "))));
+    }
+    let made_by = header.metadata().as_ref().and_then(|m| m.get(KEY));
+    if let Some(other) = made_by.filter(|f| *f != codec.fingerprint()) {
+        return Err(Error::new(format!("the latents in {shown} are those of another VAE"))
+            .hint("decode them with the run that encoded them")
+            .caused_by(format!("its fingerprint is {other}, this one's {}", codec.fingerprint())));
+    }
+    let values: Vec<f32> = bytemuck::pod_collect_to_vec(tensor.data());
+    if values.is_empty() {
+        return Err(Error::new(format!("{shown} holds no latents")).hint("encode at least one image"));
+    }
+    if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
+        return Err(Error::new(format!("{shown} holds {} at {bad}", values[bad])).hint("encode the images again"));
+    }
+    Ok(turned(&values, codec.latent(), true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turning_there_and_back() {
+        let values: Vec<f32> = (0..2 * 2 * 3 * 4).map(|v| v as f32).collect();
+        let there = turned(&values, [2, 3, 4], false);
+        assert_eq!(&there[..6], [0.0, 4.0, 8.0, 12.0, 16.0, 20.0], "the first channel's pixels");
+        assert_eq!(turned(&there, [2, 3, 4], true), values);
+    }
+}

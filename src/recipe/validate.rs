@@ -1,0 +1,160 @@
+//! What is wrong with a recipe's values, said before anything else is done with them.
+
+use super::{Optimizer, Recipe, System};
+use crate::error::{Error, Result};
+use crate::models::vae::VaeKind;
+
+impl Recipe {
+    /// Says what is wrong with the values, before anything else is done with them.
+    ///
+    /// # Errors
+    /// Names the key and what it may be.
+    pub fn validate(&self) -> Result<()> {
+        // What TOML can hold.
+        const MOST: u64 = i64::MAX as u64;
+        let whole = [
+            ("image_size", self.image_size as u64, 1, 4096),
+            ("steps", self.steps, 1, u64::from(u32::MAX)),
+            ("batch_size", self.batch_size as u64, 1, 65_536),
+            ("accumulation", self.accumulation, 1, 65_536),
+            ("timesteps", self.timesteps as u64, 1, 100_000),
+            ("sample_steps", self.sample_steps as u64, 1, self.timesteps as u64),
+            ("sample_count", self.sample_count as u64, 1, 10_000),
+            ("checkpoint_every", self.checkpoint_every, 1, MOST),
+            ("keep_checkpoints", self.keep_checkpoints as u64, 1, MOST),
+            ("seed", self.seed, 0, MOST),
+            ("sample_every", self.sample_every, 0, MOST),
+            ("lr_warmup", self.lr_warmup, 0, MOST),
+            ("crop", self.crop as u64, 0, 1 << 20),
+            ("kl_warmup", self.kl_warmup, 0, MOST),
+            ("evaluate_every", self.evaluate_every, 0, MOST),
+            ("evaluate_count", self.evaluate_count as u64, 2, 1 << 20),
+            ("latent_count", self.latent_count as u64, 1, 1 << 30),
+            ("latent_size", self.latent_size as u64, 1, 4096),
+        ];
+        for (key, value, low, high) in whole {
+            if value < low || value > high {
+                let range = format!("it must be from {low} to {high}");
+                return Err(Error::usage(format!("{key} is {value}")).hint(range));
+            }
+        }
+        // (key, value, low, high, whether low and high themselves are allowed)
+        let real = [
+            ("lr", self.lr, 0.0, 1e3, false),
+            ("beta1", self.beta1, 0.0, 1.0, true),
+            ("beta2", self.beta2, 0.0, 1.0, true),
+            ("adam_eps", self.adam_eps, 0.0, 1.0, false),
+            ("weight_decay", self.weight_decay, 0.0, 1e3, true),
+            ("clip_norm", self.clip_norm, 0.0, 1e9, true),
+            ("ema_decay", self.ema_decay, 0.0, 1.0, true),
+            ("ema_inv_gamma", self.ema_inv_gamma, 0.0, 1e12, false),
+            ("ema_power", self.ema_power, 0.0, 1e3, false),
+            ("beta_start", self.beta_start, 0.0, 1.0, false),
+            ("beta_end", self.beta_end, 0.0, 1.0, false),
+            ("clip_sample", self.clip_sample, 0.0, 1e9, true),
+            ("kl_weight", self.kl_weight, 0.0, 1e9, true),
+            ("corrupt_noise", self.corrupt_noise, 0.0, 1e3, true),
+            ("corrupt_mask", self.corrupt_mask, 0.0, 1.0, true),
+            ("scaling_factor", self.scaling_factor, 0.0, 1e9, true),
+        ];
+        for (key, value, low, high, closed) in real {
+            // Kernels compute in f32: what is above zero must be so there too.
+            let small = f64::from(value as f32);
+            let fits = if closed {
+                value >= low && value <= high
+            } else {
+                value > low && small > low && value < high
+            };
+            if !fits {
+                let range = if closed {
+                    format!("from {low} to {high}")
+                } else {
+                    format!("between {low} and {high}")
+                };
+                return Err(Error::usage(format!("{key} is {value}")).hint(format!("it must be {range}")));
+            }
+        }
+        if self.beta1 >= 1.0 || self.beta2 >= 1.0 {
+            return Err(Error::usage("beta1 and beta2 must be below 1").hint("0.9 and 0.999 are usual"));
+        }
+        if self.optimizer == Optimizer::Adam && self.weight_decay > 0.0 {
+            return Err(
+                Error::usage("weight_decay goes with optimizer = adamw").hint("set optimizer=adamw too")
+            );
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(plain) {
+            return Err(Error::usage(format!("name is {:?}", self.name))
+                .hint("it names a folder: use letters, digits, '-', '_' and '.'"));
+        }
+        match self.system {
+            System::Ddpm | System::Ldm => self.validate_diffusion(),
+            System::Vae => self.validate_vae(),
+        }
+    }
+
+    fn validate_diffusion(&self) -> Result<()> {
+        if self.unet.in_channels != self.unet.out_channels {
+            return Err(Error::usage("unet.in_channels and unet.out_channels differ")
+                .hint("a diffusion model predicts noise of the image's shape"));
+        }
+        let last = self.schedule().alpha_bars.last().copied().unwrap_or(0.0);
+        if last.is_nan() || last < 1e-12 {
+            return Err(Error::usage(format!(
+                "the schedule ends at alpha_bar = {last:e}, which is nothing but noise in f32"
+            ))
+            .hint("lower beta_end or timesteps"));
+        }
+        let [side, _, _] = self.diffused();
+        self.unet.validate([side, side])?;
+        // The widest activation of a level is a skip joined to what comes from below.
+        let widths = &self.unet.block_out_channels;
+        for (level, &c) in widths.iter().enumerate() {
+            let side = (side >> level) as u128;
+            let channels = (c + widths.get(level + 1).copied().unwrap_or(c)) as u128;
+            self.check_elements(side * side * channels)?;
+        }
+        Ok(())
+    }
+
+    fn validate_vae(&self) -> Result<()> {
+        let vae = &self.vae;
+        vae.validate(self.image_size)?;
+        if self.corrupt_mask >= 1.0 {
+            return Err(Error::usage("corrupt_mask is 1").hint("it must be below 1: something must be seen"));
+        }
+        let pixels = (self.image_size * self.image_size) as u128;
+        match vae.kind {
+            VaeKind::Conv => {
+                for (level, &c) in vae.widths.iter().enumerate() {
+                    // On the way up a level's pixels still have the channels of the one below.
+                    let widest = c.max(vae.widths.get(level + 1).copied().unwrap_or(c)) as u128;
+                    self.check_elements((pixels >> (2 * level)) * widest)?;
+                }
+            }
+            VaeKind::Mlp => {
+                let widest = vae.widths.iter().copied().max().unwrap_or(1) as u128;
+                self.check_elements(widest.max(pixels * vae.in_channels as u128))?;
+                let first = vae.widths.first().copied().unwrap_or(1) as u128;
+                let weights = first * pixels * vae.in_channels as u128;
+                if weights > i32::MAX as u128 {
+                    return Err(Error::usage(format!("the first layer would have {weights} weights"))
+                        .hint("lower image_size or the numbers in vae.widths"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Kernels count elements in 32 bits.
+    fn check_elements(&self, of_a_sample: u128) -> Result<()> {
+        let elements = self.batch_size as u128 * of_a_sample;
+        if elements > i32::MAX as u128 {
+            return Err(Error::new(format!(
+                "one tensor would have {elements} elements, too many for memory and kernels"
+            ))
+            .hint("lower --batch-size, the image size or the model's widths"));
+        }
+        Ok(())
+    }
+}

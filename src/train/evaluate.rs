@@ -1,0 +1,86 @@
+//! How well a VAE does on images that it was not trained on.
+
+use std::sync::Arc;
+
+use crate::codec::{Codec, Posterior};
+use crate::data::Dataset;
+use crate::data::quality::{active_units, psnr, ssim};
+use crate::error::Result;
+use crate::models::vae::Reconstruction;
+use crate::run::Evaluation;
+
+/// Held-out images, read once, and what is measured on them.
+pub struct Evaluator {
+    images: Vec<f32>,
+    count: usize,
+}
+
+impl Evaluator {
+    /// Reads the first `count` images, or all that there are.
+    ///
+    /// # Errors
+    /// When the data cannot be read.
+    pub fn new(data: &Arc<dyn Dataset>, count: usize) -> Result<Evaluator> {
+        let pixels: usize = data.shape().iter().product();
+        let count = data.len().map_or(count, |len| count.min(len as usize));
+        let mut images = vec![0.0; count * pixels];
+        for (i, out) in images.chunks_exact_mut(pixels).enumerate() {
+            data.read(i as u64, out)?;
+        }
+        Ok(Evaluator { images, count })
+    }
+
+    /// The first `count` images, or as many as there are, `[N, H, W, C]`.
+    pub fn images(&self, count: usize) -> &[f32] {
+        let pixels = self.images.len() / self.count;
+        &self.images[..count.min(self.count) * pixels]
+    }
+
+    /// Measures the decoded means of the latents after `step` steps.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    pub fn evaluate(&self, codec: &Codec, step: u64) -> Result<Evaluation> {
+        let posterior = codec.encode(&self.images)?;
+        let decoded = codec.decode(&posterior.mean)?;
+        let (active, units) = active_units(&posterior.mean, self.count);
+        Ok(Evaluation {
+            step,
+            images: self.count,
+            reconstruction: distance(&self.images, &decoded, codec.recipe().reconstruction)
+                / self.count as f64,
+            kl: divergence(&posterior).map(|kl| kl / self.count as f64),
+            psnr: psnr(&self.images, &decoded, self.count),
+            ssim: ssim(&self.images, &decoded, self.count, codec.image()),
+            active_units: active,
+            units,
+        })
+    }
+}
+
+/// The reconstruction's part of the loss, summed over all pixels.
+fn distance(images: &[f32], decoded: &[f32], form: Reconstruction) -> f64 {
+    let of = |(&x, &y): (&f32, &f32)| {
+        let (x, y) = (f64::from(x), f64::from(y));
+        match form {
+            Reconstruction::Mse => (x - y).powi(2),
+            Reconstruction::L1 => (x - y).abs(),
+            Reconstruction::Bce => {
+                // Pixels as probabilities; an f32 image comes no nearer to certainty than this.
+                let (t, p) = (0.5 + 0.5 * x, (0.5 + 0.5 * y).clamp(3e-8, 1.0 - 3e-8));
+                -(t * p.ln() + (1.0 - t) * (1.0 - p).ln())
+            }
+        }
+    };
+    images.iter().zip(decoded).map(of).sum()
+}
+
+/// The Gaussian divergence from a standard normal (Kingma & Welling 2014, appendix B), summed over all
+/// latents.
+fn divergence(posterior: &Posterior) -> Option<f64> {
+    let of = |(&m, &v): (&f32, &f32)| {
+        let (m, v) = (f64::from(m), f64::from(v));
+        0.5 * (m * m + v.exp() - 1.0 - v)
+    };
+    Some(posterior.mean.iter().zip(posterior.log_var.as_ref()?).map(of).sum())
+}
