@@ -12,10 +12,10 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 
 use super::loader::panic_text;
-use super::picture::fit;
+use super::picture::{fit, from_u8};
 use super::scan::pictures;
 use super::stored::write;
-use super::{Dataset, Options, Split};
+use super::{Dataset, Options, Split, check};
 use crate::error::{Error, Result};
 
 /// Memory that decoding one picture may take: 80 megapixels of RGB. It is needed once for each loader
@@ -69,6 +69,30 @@ pub(super) fn open(dir: &Path, options: &Options) -> Result<Folder> {
     let cache = if fits { files.iter().map(|_| OnceLock::new()).collect() } else { Vec::new() };
     let bad = Mutex::new(BTreeMap::new());
     Ok(Folder { dir: dir.to_owned(), files, labels, classes, notes, shape, crop: options.crop, cache, bad })
+}
+
+/// One picture file of any format that `images:` reads, cut and resized as there: `[size, size, channels]`,
+/// row-major in [-1, 1].
+///
+/// `size`, `channels` and `crop` are those of [`Options`]; `crop` is the side in pixels of the centred
+/// square that is cut out first, `None` the largest.
+///
+/// # Errors
+/// A size, number of channels or crop that cannot be used, or a file that is missing or no picture.
+pub fn read_picture(path: &Path, size: usize, channels: usize, crop: Option<usize>) -> Result<Vec<f32>> {
+    let split = Split::Train; // neither it nor the seed matters to a single file
+    check(&Options { image_size: size, channels: Some(channels), crop, seed: 0, split })?;
+    if !path.is_file() {
+        let wrong = if path.exists() { "is not a file" } else { "does not exist" };
+        return Err(Error::new(format!("picture {} {wrong}", path.display()))
+            .hint("give the path of a picture, such as a png or a jpeg"));
+    }
+    let bytes = decode_and_fit(path, size, channels, crop).map_err(|wrong| {
+        Error::new(format!("picture {} cannot be read", path.display()))
+            .hint("check the file, or convert it to png or jpeg")
+            .caused_by(wrong)
+    })?;
+    Ok(bytes.into_iter().map(from_u8).collect())
 }
 
 /// The name of the folder directly in DIR that a picture lies in; empty if it lies in DIR itself.
@@ -179,6 +203,19 @@ fn decode(path: &Path) -> std::result::Result<DynamicImage, String> {
     Ok(image)
 }
 
+/// `[size, size, channels]` bytes of a picture file, or what is wrong with it in a line.
+fn decode_and_fit(
+    path: &Path,
+    size: usize,
+    channels: usize,
+    crop: Option<usize>,
+) -> std::result::Result<Vec<u8>, String> {
+    // Decoders are other people's code fed with anybody's files: a panic there is one more bad picture.
+    catch_unwind(AssertUnwindSafe(|| decode(path).map(|image| fit(image, crop, size, channels))))
+        .unwrap_or_else(|panic| Err(format!("its decoder failed: {}", panic_text(panic.as_ref()))))
+        .map_err(|wrong| wrong.lines().next().unwrap_or_default().to_owned())
+}
+
 impl Folder {
     fn bad(&self) -> MutexGuard<'_, BTreeMap<usize, String>> {
         self.bad.lock().unwrap_or_else(PoisonError::into_inner)
@@ -193,14 +230,8 @@ impl Folder {
         if self.bad().contains_key(&i) {
             return false;
         }
-        let path = self.dir.join(&self.files[i]);
         let [size, _, channels] = self.shape;
-        // Decoders are other people's code fed with anybody's files: a panic there is one more bad picture.
-        let made = catch_unwind(AssertUnwindSafe(|| {
-            decode(&path).map(|image| fit(image, self.crop, size, channels))
-        }));
-        match made.unwrap_or_else(|panic| Err(format!("its decoder failed: {}", panic_text(panic.as_ref()))))
-        {
+        match decode_and_fit(&self.dir.join(&self.files[i]), size, channels, self.crop) {
             Ok(bytes) => {
                 write(&bytes, out);
                 if let Some(place) = self.cache.get(i) {
@@ -210,7 +241,6 @@ impl Folder {
                 true
             }
             Err(wrong) => {
-                let wrong = wrong.lines().next().unwrap_or_default().to_owned();
                 self.bad().insert(i, wrong);
                 false
             }

@@ -196,3 +196,40 @@ fn crop_cuts_before_resizing() {
     let corner = |crop| first_pixel(place.open(&Options { crop, ..options(10) }).as_ref(), 0).1[0];
     assert_eq!((corner(None), corner(Some(20))), (0, 255));
 }
+
+#[test]
+fn a_single_picture_is_read_as_in_a_folder() {
+    let place = Place::new();
+    let wave = RgbImage::from_fn(40, 50, |x, y| Rgb([(x * 6) as u8, (y * 5) as u8, ((x * y) % 256) as u8]));
+    wave.save(place.file("a.png")).unwrap();
+    let path = place.0.path().join("a.png");
+    for (size, channels, crop) in [(16, 3, None), (10, 1, Some(20)), (64, 3, Some(999)), (8, 1, None)] {
+        let data = place.open(&Options { channels: Some(channels), crop, ..options(size) });
+        let mut wanted = vec![f32::NAN; size * size * channels];
+        data.read(0, &mut wanted).unwrap();
+        assert_eq!(read_picture(&path, size, channels, crop).unwrap(), wanted, "{size} {channels} {crop:?}");
+    }
+}
+
+#[test]
+fn a_single_picture_that_cannot_be_read_says_why() {
+    let place = Place::new();
+    place.add("a.png", [1; 3]);
+    fs::write(place.file("b.png"), "no picture").unwrap();
+    fs::write(place.file("c.ppm"), "P6 60000 60000 255\n").unwrap();
+    let report = |name: &str, size, channels, crop| {
+        read_picture(&place.0.path().join(name), size, channels, crop).unwrap_err().report()
+    };
+    for (name, wrong) in [("x.png", "x.png does not exist; give"), ("", "is not a file; give")] {
+        let report = report(name, 8, 3, None);
+        assert!(report.contains(wrong), "{report}");
+    }
+    for name in ["b.png", "c.ppm"] {
+        let report = report(name, 8, 3, None);
+        assert!(report.contains(&format!("{name} cannot be read; check")), "{report}");
+        assert!(report.contains("\n  caused by: "), "{report}");
+    }
+    assert!(report("a.png", 5, 3, None).contains("5 pixels"));
+    assert!(report("a.png", 8, 2, None).contains("2 image channels"));
+    assert!(report("a.png", 8, 3, Some(0)).contains("crop of 0"));
+}

@@ -15,6 +15,7 @@ mod folder;
 mod idx;
 mod loader;
 pub mod picture;
+pub mod quality;
 mod scan;
 mod statistics;
 mod stored;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
+pub use folder::read_picture;
 pub use loader::{Batch, Loader};
 pub use statistics::{Statistics, statistics};
 
