@@ -44,7 +44,7 @@ pub fn tiny_run(folder: &Path, extra: &[&str]) -> PathBuf {
 }
 
 /// Asserts that the command fails with this status and one `error:` line that holds each of `wanted`.
-fn fails(folder: &Path, arguments: &[&str], status: i32, wanted: &[&str]) {
+pub fn fails(folder: &Path, arguments: &[&str], status: i32, wanted: &[&str]) {
     let output = denoir(folder, arguments);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(status), "{arguments:?}: {text}");

@@ -1,5 +1,6 @@
 //! The integration tests: one binary, so that it links once.
 
+mod autoencoder;
 mod command_line;
 mod engine;
 mod golden;
