@@ -13,7 +13,7 @@ use crate::models::{model_of, params_of};
 use crate::nn::{self, Params, Scope};
 use crate::ops::adam::{AdamOptions, AdamTensors, adam};
 use crate::ops::grad_norm::grad_norm;
-use crate::ops::mse::mse;
+use crate::ops::loss::mse;
 use crate::ops::noising::noising;
 use crate::program::{Plan, Program, Sharing};
 use crate::recipe::Recipe;
