@@ -12,8 +12,8 @@ pub mod dropout;
 pub mod embedding;
 pub mod grad_norm;
 pub mod group_norm;
+pub mod loss;
 pub mod matmul;
-pub mod mse;
 pub mod noising;
 pub mod reduce;
 pub mod resample;
@@ -40,8 +40,8 @@ pub static KERNELS: &[&Kernel] = &[
     &embedding::KERNEL,
     &grad_norm::KERNEL,
     &group_norm::KERNEL,
+    &loss::KERNEL,
     &matmul::KERNEL,
-    &mse::KERNEL,
     &noising::KERNEL,
     &reduce::KERNEL,
     &resample::KERNEL,
