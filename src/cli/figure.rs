@@ -276,7 +276,7 @@ fn grid(arguments: &Arguments) -> Result<RgbImage> {
                 return Err(Error::usage("the two runs have different seeds")
                     .hint("give one for both with --seed"));
             }
-            Ok(figures::beside(&[one(&arguments.run)?, one(other)?]))
+            Ok(figures::beside(&[one(&arguments.run)?, one(other)?], 24))
         }
     }
 }

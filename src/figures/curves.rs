@@ -7,6 +7,9 @@ use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 use crate::run::Run;
 
+/// White pixels between plots.
+const GAP: u32 = 16;
+
 /// Height of a plot, in pixels, for its width.
 fn height(width: u32) -> u32 {
     width * 3 / 4
@@ -29,7 +32,7 @@ pub fn schedule(recipe: &Recipe, width: u32) -> RgbImage {
         plot("β", &schedule.betas, false),
         plot("ᾱ", alpha_bars, false),
         plot("signal-to-noise ratio ᾱ / (1 − ᾱ)", &snr, true),
-    ])
+    ], GAP)
 }
 
 /// A running mean over a fiftieth of the steps, as the eye would draw it.
@@ -79,5 +82,5 @@ pub fn loss(run: &Run, width: u32) -> Result<RgbImage> {
         let plot = Plot::new("held-out PSNR").x_label("step").y_label("dB").line(Line::new("PSNR", psnr));
         panels.push(plot.draw(width, height(width)));
     }
-    Ok(beside(&panels))
+    Ok(beside(&panels, GAP))
 }
