@@ -60,6 +60,7 @@ pub mod data;
 pub mod device;
 pub mod diffusion;
 pub mod error;
+pub mod figures;
 pub mod launch;
 pub mod matrix;
 pub mod models;
