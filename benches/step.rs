@@ -61,7 +61,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn learning(recipe: &Recipe, batch: &Batch, device: &Device) -> Trainer {
     const STEPS: usize = 12;
     let on = device.describe();
-    let new = |device: &Device| Trainer::new(recipe, device, None).expect("the step compiles");
+    let new = |device: &Device| Trainer::new(recipe, device, None, None).expect("the step compiles");
     let mut trainer = new(device);
     let first = losses(&mut trainer, batch, STEPS);
     assert!(first.iter().all(|loss| loss.is_finite()), "{on}: losses {first:?}");
@@ -100,9 +100,9 @@ fn train(c: &mut Criterion) {
 
 /// The U-Net with its initial weights, as sampling runs it, and its prediction, after one run.
 fn prediction(recipe: &Recipe, device: &Device) -> (Program, Tensor) {
-    let trainer = Trainer::new(recipe, device, None).expect("the step compiles");
-    let source = trainer.source();
-    let [h, w, channels] = source.image;
+    let trainer = Trainer::new(recipe, device, None, None).expect("the step compiles");
+    let source = trainer.source(None);
+    let [h, w, channels] = source.image();
     let tape = Tape::new();
     let (x, t) = (tape.stored("x", 0, [BATCH, h, w, channels]), tape.stored("t", 0, [BATCH]));
     let eps = (source.model)(&Scope::new(&tape, source.params), &x, &t, None);

@@ -3,6 +3,7 @@
 mod animation;
 mod autoencoder;
 mod curves;
+mod ink;
 mod plot;
 mod process;
 mod sheet;

@@ -56,7 +56,7 @@ fn one_batch_is_overfitted() {
     recipe.timesteps = 20; // few noise levels, so that the batch can be learnt by heart
     recipe.sample_steps = 4;
     let batch = digits(&recipe);
-    let mut trainer = Trainer::new(&recipe, &Device::open("cpu").unwrap(), None).unwrap();
+    let mut trainer = Trainer::new(&recipe, &Device::open("cpu").unwrap(), None, None).unwrap();
     let mean = |trainer: &mut Trainer, n: usize| {
         (0..n).map(|_| trainer.advance(|| Ok(batch.clone())).unwrap().loss).sum::<f32>() / n as f32
     };
@@ -76,7 +76,7 @@ fn losses_agree_on_all_devices_over_the_first_steps() {
         let batch = digits(&recipe);
         let mut all: Vec<Vec<f32>> = Vec::new();
         for device in devices() {
-            let mut trainer = Trainer::new(&recipe, &device, None).unwrap();
+            let mut trainer = Trainer::new(&recipe, &device, None, None).unwrap();
             all.push((0..20).map(|_| trainer.advance(|| Ok(batch.clone())).unwrap().loss).collect());
         }
         for other in &all[1..] {
@@ -95,8 +95,8 @@ fn accumulated_batches_are_one_large_batch() {
     let batch = digits(&large);
     let mut split = large.clone();
     (split.batch_size, split.accumulation) = (2, 4);
-    let mut a = Trainer::new(&large, &cpu, None).unwrap();
-    let mut b = Trainer::new(&split, &cpu, None).unwrap();
+    let mut a = Trainer::new(&large, &cpu, None, None).unwrap();
+    let mut b = Trainer::new(&split, &cpu, None, None).unwrap();
     for step in 0..5 {
         let one = a.advance(|| Ok(batch.clone())).unwrap();
         let mut part = 0;
@@ -122,8 +122,8 @@ fn a_sample_does_not_depend_on_its_company() {
     recipe.unet.zero_init = false;
     recipe.unet.time_embedding_dim = 1024;
     for device in devices() {
-        let trainer = Trainer::new(&recipe, &device, None).unwrap();
-        let source = trainer.source();
+        let trainer = Trainer::new(&recipe, &device, None, None).unwrap();
+        let source = trainer.source(None);
         let options = Options { steps: 6, ..Options::of(&recipe) };
         let draw = |count| source.draw(options, count, None, || Ok(())).unwrap();
         let (one, five, many) = (draw(1), draw(5), draw(67));

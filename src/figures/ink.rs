@@ -1,0 +1,136 @@
+//! Lines as smooth ink: how far each pixel of a rectangle is covered by strokes and dashes.
+
+use image::RgbImage;
+
+use super::text::blend;
+
+/// A dash and the gap behind it, in pixels.
+const DASH: (f32, f32) = (6.0, 4.0);
+
+/// How far the pixels of a panel are covered: by the line being drawn, and by any line so far.
+pub struct Ink {
+    left: i64,
+    top: i64,
+    width: usize,
+    now: Vec<f32>,
+    all: Vec<f32>,
+}
+
+impl Ink {
+    /// Nothing is covered in the rectangle from left, top to right, bottom, these included.
+    pub fn new([left, top, right, bottom]: [i64; 4]) -> Ink {
+        let (width, height) = ((right - left + 1) as usize, (bottom - top + 1) as usize);
+        Ink { left, top, width, now: vec![0.0; width * height], all: vec![0.0; width * height] }
+    }
+
+    /// Covers a run of joined points; a single one is a dot.
+    pub fn run(&mut self, run: &[(f32, f32)], width: f32, dashed: bool) {
+        if let [dot] = run {
+            return self.stroke(*dot, *dot, width * 2.0);
+        }
+        let (on, period) = if dashed { (DASH.0, DASH.0 + DASH.1) } else { (f32::INFINITY, 0.0) };
+        let mut along = 0.0; // since the start of a dash
+        for pair in run.windows(2) {
+            let Some((a, b)) = self.clipped(pair[0], pair[1]) else { continue };
+            if !dashed {
+                self.stroke(a, b, width);
+                continue;
+            }
+            let length = (b.0 - a.0).hypot(b.1 - a.1);
+            let point = |s: f32| {
+                let s = (s / length).min(1.0);
+                (a.0 + (b.0 - a.0) * s, a.1 + (b.1 - a.1) * s)
+            };
+            let mut done = 0.0;
+            while done < length {
+                let step = (if along < on { on } else { period } - along).min(length - done).max(1e-3);
+                if along < on {
+                    self.stroke(point(done), point(done + step), width);
+                }
+                done += step;
+                along += step;
+                along = if along >= period { 0.0 } else { along };
+            }
+        }
+    }
+
+    /// The part of a segment that is not far above or below the panel, where there would be dashes without
+    /// end.
+    fn clipped(&self, a: (f32, f32), b: (f32, f32)) -> Option<((f32, f32), (f32, f32))> {
+        let height = (self.now.len() / self.width) as f32;
+        let (low, high) = (self.top as f32 - 50.0, self.top as f32 + height + 50.0);
+        if a.1.max(b.1) < low || a.1.min(b.1) > high {
+            return None;
+        }
+        let end = |p: (f32, f32)| {
+            let y = p.1.clamp(low, high);
+            (if y == p.1 { p.0 } else { a.0 + (b.0 - a.0) * ((y - a.1) / (b.1 - a.1)) }, y)
+        };
+        Some((end(a), end(b)))
+    }
+
+    /// Covers the pixels within half a width of the segment from `a` to `b`, those at the edge in part.
+    fn stroke(&mut self, a: (f32, f32), b: (f32, f32), width: f32) {
+        let reach = width / 2.0 + 0.5;
+        let height = self.now.len() / self.width;
+        let span = |u: f32, v: f32, first: i64, count: usize| {
+            let (low, high) = (u.min(v) - reach - first as f32, u.max(v) + reach - first as f32);
+            low.floor().clamp(0.0, count as f32) as usize..high.ceil().clamp(0.0, count as f32) as usize
+        };
+        let (dx, dy) = (b.0 - a.0, b.1 - a.1);
+        let square = dx * dx + dy * dy;
+        for y in span(a.1, b.1, self.top, height) {
+            for x in span(a.0, b.0, self.left, self.width) {
+                let px = (self.left + x as i64) as f32 + 0.5 - a.0;
+                let py = (self.top + y as i64) as f32 + 0.5 - a.1;
+                let along = if square > 0.0 { ((px * dx + py * dy) / square).clamp(0.0, 1.0) } else { 0.0 };
+                let distance = (px - along * dx).hypot(py - along * dy);
+                let part = &mut self.now[y * self.width + x];
+                *part = part.max((reach - distance).min(width).clamp(0.0, 1.0));
+            }
+        }
+    }
+
+    /// Lays what the present line covers on the picture.
+    pub fn lay(&mut self, picture: &mut RgbImage, colour: [u8; 3]) {
+        for (i, (now, all)) in self.now.iter_mut().zip(&mut self.all).enumerate() {
+            if *now > 0.0 {
+                let (x, y) = (self.left + (i % self.width) as i64, self.top + (i / self.width) as i64);
+                blend(picture, x, y, colour, *now);
+                *all = all.max(*now);
+                *now = 0.0;
+            }
+        }
+    }
+
+    /// How many pixels of a rectangle the lines cover.
+    pub fn within(&self, x: f32, y: f32, wide: f32, high: f32) -> f32 {
+        let inside = |i: usize| {
+            let (u, v) =
+                ((self.left + (i % self.width) as i64) as f32, (self.top + (i / self.width) as i64) as f32);
+            (x..x + wide).contains(&u) && (y..y + high).contains(&v)
+        };
+        self.all.iter().enumerate().filter(|(i, v)| **v > 0.0 && inside(*i)).map(|(_, v)| v).sum()
+    }
+}
+
+/// A run of points with at most four of each run within one column of pixels: the first, the highest, the
+/// lowest and the last draw the same line as all.
+pub fn thinned<'a>(points: impl Iterator<Item = &'a (f32, f32)>) -> Vec<(f32, f32)> {
+    let points: Vec<(f32, f32)> = points.copied().collect();
+    let mut kept = Vec::new();
+    for column in points.chunk_by(|a, b| a.0.floor() == b.0.floor()) {
+        if column.len() <= 4 {
+            kept.extend_from_slice(column);
+            continue;
+        }
+        let last = column.len() - 1;
+        let of = |better: fn(f32, f32) -> bool| {
+            (0..=last).fold(0, |best, i| if better(column[i].1, column[best].1) { i } else { best })
+        };
+        let mut indices = [0, of(|a, b| a < b), of(|a, b| a > b), last];
+        indices.sort_unstable();
+        kept.extend(indices.map(|i| column[i]));
+    }
+    kept
+}
