@@ -3,6 +3,7 @@
 mod command_line;
 mod engine;
 mod golden;
+mod golden_vae;
 mod house;
 mod kernels;
 mod training;
