@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 
 use denoir::device::{Device, gpu::adapters};
@@ -27,14 +28,34 @@ pub fn devices() -> Vec<Device> {
     std::iter::once(Device::open("cpu").unwrap()).chain(gpus).collect()
 }
 
+fn folder() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+/// Names of the golden files that begin with `prefix`, sorted.
+pub(crate) fn files(prefix: &str) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(folder())
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter(|n| n.starts_with(prefix) && n.ends_with(".safetensors"))
+        .collect();
+    names.sort();
+    names
+}
+
+/// Models with the names and shapes of their parameters.
+pub(crate) fn names(file: &str) -> BTreeMap<String, Value> {
+    serde_json::from_str(&std::fs::read_to_string(folder().join(file)).unwrap()).unwrap()
+}
+
 /// A golden file: every tensor as f64, and the metadata parsed.
-struct Golden {
-    tensors: BTreeMap<String, (Vec<usize>, Vec<f64>)>,
-    metadata: BTreeMap<String, Value>,
+pub(crate) struct Golden {
+    pub tensors: BTreeMap<String, (Vec<usize>, Vec<f64>)>,
+    pub metadata: BTreeMap<String, Value>,
 }
 
 impl Golden {
-    fn read(path: &std::path::Path) -> Golden {
+    pub fn read(path: &std::path::Path) -> Golden {
         let bytes = std::fs::read(path).unwrap();
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -58,20 +79,20 @@ impl Golden {
         Golden { tensors: tensors.collect(), metadata: metadata.into_iter().map(parse).collect() }
     }
 
-    fn named(name: &str) -> Golden {
-        Golden::read(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name))
+    pub fn named(name: &str) -> Golden {
+        Golden::read(&folder().join(name))
     }
 
-    fn get(&self, name: &str) -> &[f64] {
+    pub fn get(&self, name: &str) -> &[f64] {
         &self.tensors.get(name).unwrap_or_else(|| panic!("no tensor {name}")).1
     }
 
-    fn f32(&self, name: &str) -> Vec<f32> {
-        self.get(name).iter().map(|&v| v as f32).collect()
+    pub fn f32(&self, name: &str) -> Vec<f32> {
+        to_f32(self.get(name))
     }
 
     /// An image tensor `[N, C, H, W]` as `[N, H, W, C]`.
-    fn nhwc(&self, name: &str) -> ([usize; 4], Vec<f64>) {
+    pub fn nhwc(&self, name: &str) -> ([usize; 4], Vec<f64>) {
         let (shape, values) = &self.tensors[name];
         let [n, c, h, w] = shape[..] else { panic!("{name} is {shape:?}") };
         let mut out = Vec::with_capacity(values.len());
@@ -86,12 +107,12 @@ impl Golden {
     }
 }
 
-fn norm(values: impl Iterator<Item = f64>) -> f64 {
+pub(crate) fn norm(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|v| v * v).sum::<f64>().sqrt()
 }
 
 /// Norm of the difference over norm.
-fn relative(got: &[f32], wanted: &[f64]) -> f64 {
+pub(crate) fn relative(got: &[f32], wanted: &[f64]) -> f64 {
     assert_eq!(got.len(), wanted.len());
     norm(got.iter().zip(wanted).map(|(g, w)| f64::from(*g) - w)) / norm(wanted.iter().copied())
 }
@@ -109,10 +130,106 @@ fn config_of(json: &Value) -> UNetConfig {
     serde_json::from_value(Value::Object(map)).unwrap()
 }
 
-/// Output, gradient of the image and of every parameter against the f64 values of a golden file. On the CPU
-/// device at most twice, on a GPU at most ten times the error that PyTorch's own f32 makes. A tensor of few
-/// numbers can be right by luck in PyTorch, so a layer's error as a whole counts too, and half a unit in
-/// the last place is always allowed.
+/// Holds results against the f64 values of a golden file: on the CPU device at most twice, on a GPU at most
+/// ten times the error that PyTorch's own f32 makes. A tensor of few numbers can be right by luck in
+/// PyTorch, so a layer's error as a whole counts too, and half a unit in the last place is always allowed.
+pub(crate) struct Judge<'a> {
+    name: &'a str,
+    golden: &'a Golden,
+    device: &'a Device,
+    worst: (f64, String),
+    failures: Vec<String>,
+}
+
+impl<'a> Judge<'a> {
+    pub fn new(name: &'a str, golden: &'a Golden, device: &'a Device) -> Self {
+        Judge { name, golden, device, worst: (0.0, String::new()), failures: Vec::new() }
+    }
+
+    /// PyTorch's f32 error in a tensor, or the largest of several; 0 for one that the file does not list.
+    pub fn error_of(&self, tensors: &[&str]) -> f64 {
+        let one = |name: &&str| self.golden.metadata["f32_error"].get(name).and_then(Value::as_f64);
+        tensors.iter().filter_map(one).fold(0.0, f64::max)
+    }
+
+    /// Notes an error of ours beside PyTorch's, both relative.
+    pub fn error(&mut self, what: &str, err: f64, pytorch: f64) {
+        let factor = if matches!(self.device, Device::Cpu(_)) { 2.0 } else { 10.0 };
+        let allowed = pytorch.max(f64::from(f32::EPSILON) / 2.0);
+        if err.is_nan() || err / allowed > self.worst.0 {
+            self.worst = (err / allowed, what.to_owned());
+        }
+        let fine = err <= factor * allowed; // false for NaN
+        if !fine {
+            self.failures.push(format!("{what} is off by {err:.2e}, PyTorch's f32 by {allowed:.2e}"));
+        }
+    }
+
+    /// Gradients of all parameters, `all` as they lie in the store. One that is exactly zero is measured by
+    /// the others: rounding leaves it a share of theirs, `typical` or what PyTorch makes in its layer.
+    pub fn gradients(&mut self, params: &Params, all: &[f32], typical: f64) {
+        let golden = self.golden;
+        let zero: BTreeSet<&str> =
+            golden.metadata["zero_grad"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        let layer = |name: &str| name.rsplit_once('.').map(|(l, _)| l.to_owned()).unwrap_or_default();
+        let of = |n: &str| golden.get(&format!("f64/grad/{n}"));
+        let largest = |keep: &dyn Fn(&str) -> bool| {
+            let norms =
+                params.specs().iter().filter(|s| keep(&s.name)).map(|s| norm(of(&s.name).iter().copied()));
+            norms.fold(0.0, f64::max)
+        };
+        let overall = largest(&|_| true);
+        for spec in params.specs() {
+            let mut got = vec![0.0_f32; spec.shape.elements()];
+            spec.for_each_index(|here, there| got[there] = all[spec.first + here]);
+            let of_layer = golden.metadata["f32_error_layer"].get(layer(&spec.name)).and_then(Value::as_f64);
+            let pytorch = self.error_of(&[&spec.name]).max(of_layer.unwrap_or(0.0));
+            if zero.contains(spec.name.as_str()) {
+                let of_layer = largest(&|n| layer(n) == layer(&spec.name));
+                let scale = if of_layer > 1e-10 * overall { of_layer } else { overall };
+                let err = norm(got.iter().map(|&v| v.into())) / scale;
+                self.error(&format!("{} (exactly zero)", spec.name), err, typical.max(pytorch));
+            } else {
+                self.error(&spec.name, relative(&got, of(&spec.name)), pytorch);
+            }
+        }
+    }
+
+    /// # Panics
+    /// If anything was too far off.
+    pub fn verdict(self) {
+        let (name, device, (times, at)) = (self.name, self.device.describe(), self.worst);
+        eprintln!("{name} on {device}: at worst {times:.2} times PyTorch's f32 error, at {at}");
+        assert!(self.failures.is_empty(), "{name} on {device}:\n  {}", self.failures.join("\n  "));
+    }
+}
+
+/// The parameters of a golden file as they lie in the flat store. Names and shapes must be the model's.
+pub(crate) fn flat_parameters(name: &str, golden: &Golden, params: &Params) -> Vec<f32> {
+    let listed: BTreeSet<&str> = golden.tensors.keys().filter_map(|k| k.strip_prefix("param/")).collect();
+    let ours: BTreeSet<&str> = params.specs().iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(ours, listed, "{name}: names of parameters");
+    let mut flat = vec![0.0_f32; params.elements()];
+    for spec in params.specs() {
+        let (shape, values) = &golden.tensors[&format!("param/{}", spec.name)];
+        assert_eq!(&spec.file_shape(), shape, "{name}: {}", spec.name);
+        spec.for_each_index(|here, there| flat[spec.first + here] = values[there] as f32);
+    }
+    flat
+}
+
+/// The gradients of all parameters as they lie in the flat store.
+pub(crate) fn flat_gradients(program: &Program, params: &Params) -> Vec<f32> {
+    let mut all = vec![0.0_f32; params.elements()];
+    program.device().read(program.store(nn::GRADIENTS), 0, bytemuck::cast_slice_mut(&mut all)).unwrap();
+    all
+}
+
+pub(crate) fn to_f32(values: &[f64]) -> Vec<f32> {
+    values.iter().map(|&v| v as f32).collect()
+}
+
+/// Output, gradient of the image and of every parameter against the f64 values of a golden file.
 fn check_unet(name: &str, golden: &Golden, device: &Device) {
     let config = config_of(&golden.metadata["config"]);
     let (shape, x) = golden.nhwc("in/x");
@@ -133,17 +250,7 @@ fn check_unet(name: &str, golden: &Golden, device: &Device) {
     let mut program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
 
     let params = params.borrow();
-    let listed: BTreeSet<&str> = golden.tensors.keys().filter_map(|k| k.strip_prefix("param/")).collect();
-    let ours: BTreeSet<&str> = params.specs().iter().map(|s| s.name.as_str()).collect();
-    assert_eq!(ours, listed, "{name}: names of parameters");
-    let mut flat = vec![0.0_f32; params.elements()];
-    for spec in params.specs() {
-        let (shape, values) = &golden.tensors[&format!("param/{}", spec.name)];
-        assert_eq!(&spec.file_shape(), shape, "{name}: {}", spec.name);
-        spec.for_each_index(|here, there| flat[spec.first + here] = values[there] as f32);
-    }
-    let to_f32 = |v: &[f64]| -> Vec<f32> { v.iter().map(|&v| v as f32).collect() };
-    program.write(nn::STORE, &flat).unwrap();
+    program.write(nn::STORE, &flat_parameters(name, golden, &params)).unwrap();
     program.write("x", &to_f32(&x)).unwrap();
     program.write("t", &golden.f32("in/t")).unwrap();
     program.write("dy", &to_f32(&dy)).unwrap();
@@ -153,72 +260,36 @@ fn check_unet(name: &str, golden: &Golden, device: &Device) {
     }
     program.run().unwrap();
 
-    let factor = if matches!(device, Device::Cpu(_)) { 2.0 } else { 10.0 };
-    let error_of =
-        |table: &str, key: &str| golden.metadata[table].get(key).and_then(Value::as_f64).unwrap_or(0.0);
-    let mut worst = (0.0, String::new());
-    let mut failures = Vec::new();
-    let mut judge = |what: &str, err: f64, allowed: f64| {
-        if err / allowed > worst.0 {
-            worst = (err / allowed, what.to_owned());
-        }
-        let fine = err <= factor * allowed; // false for NaN
-        if !fine {
-            failures.push(format!("{what} is off by {err:.2e}, PyTorch's f32 by {allowed:.2e}"));
-        }
-    };
-    let floor = f64::from(f32::EPSILON) / 2.0;
-    let out = relative(&program.read(&y).unwrap(), &golden.nhwc("f64/out").1);
-    judge("out", out, error_of("f32_error", "out").max(floor));
-    let dx = relative(&program.read(&dx).unwrap(), &golden.nhwc("f64/dx").1);
-    judge("dx", dx, error_of("f32_error", "dx").max(floor));
-
-    let zero: BTreeSet<&str> =
-        golden.metadata["zero_grad"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
-    let layer = |name: &str| name.rsplit_once('.').map(|(l, _)| l.to_owned()).unwrap_or_default();
-    let of = |n: &str| golden.get(&format!("f64/grad/{n}"));
-    let largest = |keep: &dyn Fn(&str) -> bool| {
-        let norms =
-            params.specs().iter().filter(|s| keep(&s.name)).map(|s| norm(of(&s.name).iter().copied()));
-        norms.fold(0.0, f64::max)
-    };
-    let overall = largest(&|_| true);
-    let mut all = vec![0.0_f32; params.elements()];
-    device.read(program.store(nn::GRADIENTS), 0, bytemuck::cast_slice_mut(&mut all)).unwrap();
-    for spec in params.specs() {
-        let mut got = vec![0.0_f32; spec.shape.elements()];
-        spec.for_each_index(|here, there| got[there] = all[spec.first + here]);
-        let allowed = error_of("f32_error", &spec.name).max(error_of("f32_error_layer", &layer(&spec.name)));
-        if zero.contains(spec.name.as_str()) {
-            let of_layer = largest(&|n| layer(n) == layer(&spec.name));
-            let scale = if of_layer > 1e-10 * overall { of_layer } else { overall };
-            let typical = error_of("f32_error", "dx").max(allowed);
-            judge(
-                &format!("{} (exactly zero)", spec.name),
-                norm(got.iter().map(|&v| v.into())) / scale,
-                typical,
-            );
-        } else {
-            judge(&spec.name, relative(&got, of(&spec.name)), allowed.max(floor));
-        }
+    let mut judge = Judge::new(name, golden, device);
+    for (what, tensor) in [("out", &y), ("dx", &dx)] {
+        let wanted = golden.nhwc(&format!("f64/{what}")).1;
+        judge.error(what, relative(&program.read(tensor).unwrap(), &wanted), judge.error_of(&[what]));
     }
-    eprintln!(
-        "{name} on {}: at worst {:.2} times PyTorch's f32 error, at {}",
-        device.describe(),
-        worst.0,
-        worst.1
-    );
+    judge.gradients(&params, &flat_gradients(&program, &params), judge.error_of(&["dx"]));
+    judge.verdict();
+}
+
+#[test]
+fn what_is_too_far_off_is_no_pass() {
+    let metadata = serde_json::json!({ "f32_error": { "out": 1e-6 } });
+    let metadata = metadata.as_object().unwrap().clone().into_iter().collect();
+    let golden = Golden { tensors: BTreeMap::new(), metadata };
+    let device = Device::open("cpu").unwrap();
+    for (err, passes) in [(1.9e-6, true), (2.1e-6, false), (f64::INFINITY, false), (f64::NAN, false)] {
+        let verdict = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            let mut judge = Judge::new("a test of the judge", &golden, &device);
+            judge.error("exact", 0.0, 0.0);
+            judge.error("out", err, judge.error_of(&["dx", "out"]));
+            judge.error("within half a unit", 5e-8, 0.0);
+            judge.verdict();
+        }));
+        assert_eq!(verdict.is_ok(), passes, "{err}");
+    }
 }
 
 #[test]
 fn unets_of_every_kind_with_all_gradients() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let mut names: Vec<String> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .filter(|n| n.starts_with("unet_") && n.ends_with(".safetensors"))
-        .collect();
-    names.sort();
+    let names = files("unet_");
     assert!(names.len() >= 12, "{names:?}");
     for device in devices() {
         for name in &names {
@@ -241,9 +312,7 @@ fn large_unet() {
 
 #[test]
 fn names_shapes_and_numbers_of_parameters() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/unet_names.json");
-    let models: BTreeMap<String, Value> =
-        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let models = names("unet_names.json");
     for (model, entry) in &models {
         let config = config_of(&entry["config"]);
         let tape = Tape::new();

@@ -4,6 +4,7 @@ mod autoencoder;
 mod command_line;
 mod engine;
 mod golden;
+mod golden_vae;
 mod house;
 mod kernels;
 mod training;

@@ -1,6 +1,7 @@
-"""The UNet2DModel configurations: full-size ones whose names and counts are recorded, tiny ones that become goldens.
+"""The configurations: full-size ones whose names and counts are recorded, tiny ones that become goldens.  U-Nets first,
+then VAEs.
 
-Only keys that differ from diffusers' defaults are given, save where the default is the point of the case.
+Of a UNet2DModel, only keys that differ from diffusers' defaults are given, save where the default is the point of the case.
 """
 D, A, U, AU = "DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"
 
@@ -83,4 +84,45 @@ CASES = {
     # One level (no samplers), a prime-sized image, groups of 2 of 6 channels; head_dim 4 does not divide 6, so there
     # is one head and to_q, to_k, to_v are [4, 6], to_out.0 is [6, 4].
     "inner_width": case((6,), "A", (5, 7), [11.0, 64.0], attention_head_dim=4, norm_num_groups=3, **ONE),
+}
+
+
+# -------------------------------------------------------------------------------------------------------------- VAEs
+def vae(kind, in_channels, widths, latent, groups=32, eps=1e-5, variational=True):
+    return dict(kind=kind, in_channels=in_channels, widths=list(widths), latent=latent, norm_num_groups=groups,
+                norm_eps=eps, variational=variational)
+
+
+def vae_case(config, size, batch, reconstruction, kl_weight=1.0):
+    return dict(config=config, size=size, batch=batch, loss=dict(reconstruction=reconstruction, kl_weight=kl_weight))
+
+
+# Full sizes, whose names are recorded too.
+KNOWN_VAES = {
+    "conv64": vae_case(vae("conv", 3, (64, 128, 256), 4), 64, 2, "mse"),
+    "mlp": vae_case(vae("mlp", 1, (512, 256), 2), 28, 16, "bce"),
+}
+
+# Counted elsewhere.
+VAE_COUNTS = {"conv64": 4_039_115, "mlp": 1_068_820}
+
+# Each comment says what the case is there to catch.
+VAE_CASES = {
+    # What everyone trains, small; the latent is 3 x 3.
+    "conv_mse": vae_case(vae("conv", 3, (8, 16), 4, groups=4), 12, 3, "mse"),
+    # Odd batch, grey, an eps that shows, a weight of the KL; three channels of 5 x 5 are a multiple of nothing.
+    "conv_l1": vae_case(vae("conv", 1, (4, 8), 3, groups=2, eps=1e-3), 20, 5, "l1", 0.1),
+    # One level, wider than the others; logits instead of tanh.
+    "conv_bce": vae_case(vae("conv", 3, (16,), 4, groups=8), 8, 2, "bce", 0.5),
+    # No posterior: the encoder's last layer is half as wide.  The first level has one channel a group: the norms cancel
+    # the biases of its convolutions.
+    "conv_autoencoder": vae_case(vae("conv", 3, (4, 8), 4, groups=4, variational=False), 16, 2, "mse"),
+    # Equal neighbours, so blocks without a 1x1 convolution; an image that three halvings make odd.
+    "conv_three_levels": vae_case(vae("conv", 3, (4, 8, 8), 4, groups=2), 24, 2, "mse", 2.0),
+    # MNIST's size and the latent plane that is drawn.
+    "mlp_bce": vae_case(vae("mlp", 1, (10, 7), 2), 28, 3, "bce"),
+    # Three hidden layers; the channels lie innermost in the vector.
+    "mlp_mse": vae_case(vae("mlp", 3, (20, 12, 9), 5), 8, 4, "mse", 0.3),
+    # One hidden layer, no posterior; a vector of odd length.
+    "mlp_autoencoder": vae_case(vae("mlp", 3, (16,), 3, variational=False), 7, 3, "l1"),
 }

@@ -26,6 +26,7 @@ from safetensors import safe_open
 
 import configs
 import unet_golden
+import vae_golden
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden"
 
@@ -55,9 +56,35 @@ def unet_names():
         book[name] = {"config": config, "parameters": count, "tensors": seen.get(key, tensors)}
         seen.setdefault(key, name)
         print(f"names of {name}: {len(tensors)} tensors, {count:,} parameters")
+    write_book("unet_names.json", book)
+
+
+def write_book(name, book):
     text = json.dumps(book, separators=(",", ":")).replace('],["', '],\n["').replace('},"', '},\n"')
     assert json.loads(text) == book
-    (GOLDEN / "unet_names.json").write_text(text + "\n")
+    (GOLDEN / name).write_text(text + "\n")
+
+
+# ----------------------------------------------------------------------------------------------------------- VAEs
+def vaes():
+    for seed, (name, c) in enumerate(configs.VAE_CASES.items(), start=200):
+        path = GOLDEN / f"vae_{name}.safetensors"
+        line = vae_golden.write(path, c["config"], c["loss"], seed, c["batch"], c["size"])
+        print(f"vae_{name}: {line}")
+
+
+def vae_names():
+    """vae_names.json: {model: {"config", "image_size", "parameters", "tensors": [[name, shape], ...]}}."""
+    book = {}
+    for name, c in configs.KNOWN_VAES.items():
+        with torch.device("meta"):
+            model = vae_golden.model_of(c["config"], c["size"])
+        tensors = [[n, list(p.shape)] for n, p in model.state_dict().items()]
+        count = sum(math.prod(shape) for _, shape in tensors)
+        assert count == configs.VAE_COUNTS[name], (name, count)
+        book[name] = {"config": c["config"], "image_size": c["size"], "parameters": count, "tensors": tensors}
+        print(f"names of {name}: {len(tensors)} tensors, {count:,} parameters")
+    write_book("vae_names.json", book)
 
 
 # ------------------------------------------------------------------------------------------------------ optimisers
@@ -313,6 +340,8 @@ def verify():
             tensors = {k: f.get_tensor(k) for k in f.keys()}
         assert {v.dtype for v in tensors.values()} <= {torch.float32, torch.float64, torch.int32}
         assert all(v.isfinite().all() for v in tensors.values()), path
+        if path.name.startswith("vae_"):
+            verify_vae(path, tensors, meta)
         if not path.name.startswith("unet_"):
             continue
         with torch.device("meta"):
@@ -326,11 +355,30 @@ def verify():
     print(f"{total:9,}  in all")
 
 
+def verify_vae(path, tensors, meta):
+    config, size = meta["config"], tensors["in/x"].shape[2:]
+    assert list(size) == [meta["image_size"]] * 2
+    with torch.device("meta"):
+        shapes = {n: v.shape for n, v in vae_golden.model_of(config, size[0]).state_dict().items()}
+    zero, forward = set(meta["zero_grad"]), {k[4:] for k in tensors if k.startswith("f64/") and "grad" not in k}
+    assert forward == {"mean", "z", "out", "loss", "reconstruction"} | ({"log_var", "kl"} if config["variational"] else set())
+    assert ("in/eps" in tensors) == config["variational"]
+    assert {k[6:] for k in tensors if k.startswith("param/")} == set(shapes)
+    assert all(tensors[f"param/{n}"].shape == s == tensors[f"f64/grad/{n}"].shape for n, s in shapes.items())
+    assert set(meta["f32_error"]) == forward | (set(shapes) - zero) and zero < set(shapes)
+    assert all(v >= 0 for v in meta["f32_error"].values())  # a single number can be exact
+    assert all(v > 0 for v in meta["f32_error_layer"].values())
+    assert tensors["f64/out"].shape == tensors["in/x"].shape and tensors["in/x"].abs().max() == 1
+    assert meta["margin"] > 1e-4 and path.stat().st_size < 250_000, path
+
+
 if __name__ == "__main__":
     torch.set_num_threads(2)
     GOLDEN.mkdir(parents=True, exist_ok=True)
     unets()
     unet_names()
+    vaes()
+    vae_names()
     optim()
     schedule()
     ops()
