@@ -18,8 +18,8 @@
 //! | | modules | know |
 //! |---|---|---|
 //! | 8 | [`cli`] | everything |
-//! | 7 | [`train`], [`sample`] | everything below |
-//! | 6 | [`models`] (the U-Net), [`diffusion`], [`data`], [`checkpoint`], [`recipe`], [`run`] | ops and layers |
+//! | 7 | [`train`], [`sample`], [`figures`], [`codec`] (a trained VAE at work), [`latent_file`] | everything below |
+//! | 6 | [`models`] (U-Net, VAE), [`diffusion`], [`data`], [`checkpoint`], [`recipe`], [`run`] | ops and layers |
 //! | 5 | [`nn`] (parameters and layers), [`optim`] (learning rates, EMA) | ops |
 //! | 4 | [`ops`] | the tape; an op never knows another |
 //! | 3 | [`launch`], [`tape`], [`plan`], [`program`], [`state`] | tensors and kernels |
@@ -49,7 +49,7 @@
 //! # Reading order
 //!
 //! [`ops::activation`] (the smallest room) with `kernels/activation.wgsl`; [`tape`]; [`program`];
-//! [`ops::conv2d`]; [`nn`]; [`models::unet`]; [`diffusion`]; `train/step.rs`. How every op is checked:
+//! [`ops::conv2d`]; [`nn`]; [`models::unet`]; [`diffusion`]; `train/objective.rs`; `train/step.rs`; [`models::vae`]. How every op is checked:
 //! `src/check.rs`.
 
 #[cfg(test)]
