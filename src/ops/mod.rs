@@ -10,6 +10,7 @@ pub mod conv2d;
 pub mod denoising;
 pub mod dropout;
 pub mod embedding;
+pub mod gaussian_kl;
 pub mod grad_norm;
 pub mod group_norm;
 pub mod loss;
@@ -38,6 +39,7 @@ pub static KERNELS: &[&Kernel] = &[
     &denoising::KERNEL,
     &dropout::KERNEL,
     &embedding::KERNEL,
+    &gaussian_kl::KERNEL,
     &grad_norm::KERNEL,
     &group_norm::KERNEL,
     &loss::KERNEL,
