@@ -17,6 +17,7 @@ pub mod loss;
 pub mod matmul;
 pub mod noising;
 pub mod reduce;
+pub mod reparameterise;
 pub mod resample;
 mod shared;
 pub mod timestep_embedding;
@@ -46,6 +47,7 @@ pub static KERNELS: &[&Kernel] = &[
     &matmul::KERNEL,
     &noising::KERNEL,
     &reduce::KERNEL,
+    &reparameterise::KERNEL,
     &resample::KERNEL,
     &timestep_embedding::KERNEL,
 ];
