@@ -27,6 +27,10 @@ pub enum Stream {
     Augment = 7,
     /// Generated data sets.
     Generate = 8,
+    /// Noise of the latents drawn from an encoder.
+    Posterior = 9,
+    /// Noise added to the input of a denoising autoencoder.
+    Corrupt = 10,
     /// Dropout masks; each dropout adds its own number to this.
     Dropout = 256,
 }

@@ -10,12 +10,14 @@ pub mod conv2d;
 pub mod denoising;
 pub mod dropout;
 pub mod embedding;
+pub mod gaussian_kl;
 pub mod grad_norm;
 pub mod group_norm;
 pub mod loss;
 pub mod matmul;
 pub mod noising;
 pub mod reduce;
+pub mod reparameterise;
 pub mod resample;
 mod shared;
 pub mod timestep_embedding;
@@ -38,12 +40,14 @@ pub static KERNELS: &[&Kernel] = &[
     &denoising::KERNEL,
     &dropout::KERNEL,
     &embedding::KERNEL,
+    &gaussian_kl::KERNEL,
     &grad_norm::KERNEL,
     &group_norm::KERNEL,
     &loss::KERNEL,
     &matmul::KERNEL,
     &noising::KERNEL,
     &reduce::KERNEL,
+    &reparameterise::KERNEL,
     &resample::KERNEL,
     &timestep_embedding::KERNEL,
 ];
