@@ -3,7 +3,7 @@
     python -m venv /tmp/venv && /tmp/venv/bin/pip install -r tools/reference/requirements.txt
     /tmp/venv/bin/python tools/reference/make_goldens.py
 
-Versions: torch 2.15.0, diffusers 0.42.1, numpy 2.4.6, safetensors 0.8.0, Python 3.11; CPU, two threads; 15 s.
+Versions: torch 2.15.0, diffusers 0.42.1, numpy 2.4.6, safetensors 0.8.0, Python 3.11; CPU, two threads; half a minute.
 On one machine two runs write the same bytes; on another the F64 results move by about 1e-15.
 
 In every safetensors file a tensor of dtype F32 (or I32) is an input, exact as stored, and a tensor of dtype F64 is an
