@@ -15,7 +15,7 @@ use denoir::device::Device;
 use denoir::ops::activation::Activation;
 use denoir::ops::adam::{AdamOptions, AdamTensors, adam};
 use denoir::ops::attention::attention;
-use denoir::ops::conv2d::{Epilogue, Padding, conv2d};
+use denoir::ops::conv2d::{Epilogue, Padding, conv_transpose2d, conv2d};
 use denoir::ops::group_norm::group_norm;
 use denoir::ops::matmul::{Transpose, linear, matmul};
 use denoir::program::Program;
@@ -161,6 +161,77 @@ fn conv(c: &mut Criterion) {
             program
         });
     }
+}
+
+/// Doubling the side, as decoders do. GFLOP/s count the products that reach a pixel, and none with zeros
+/// between pixels.
+fn conv_transpose(c: &mut Criterion) {
+    let (n, side, channels, k, out) = (8, 8, 256, 4, 16);
+    let (x_dims, w_dims) = ([n, side, side, channels], [k, k, channels, channels]);
+    let y_dims = [n, out, out, channels];
+    let [x, w, dy] = [x_dims, w_dims, y_dims].map(|dims| numbers(dims[1] as u32, dims.iter().product()));
+    let bias = numbers(0, channels);
+    let inputs = [("x", &*x), ("w", &*w), ("bias", &*bias), ("dy", &*dy)];
+    let shape = format!("[{n},{side},{side},{channels}] {k}x{k}x{channels} stride 2");
+    let record = || {
+        let tape = Tape::new();
+        let (x, w) = (tape.variable("x", 0, x_dims), tape.variable("w", 0, w_dims));
+        let y = conv_transpose2d(&x, &w, 2, Padding::same(1), 0, Some(&tape.stored("bias", 0, [channels])));
+        let gradients = tape.backward(&y, &tape.stored("dy", 0, y_dims));
+        let [dx, dw] = [&x, &w].map(|t| gradients.get(t).expect("a gradient").clone());
+        (tape, y, dx, dw)
+    };
+    // All pairs of a pixel of x and a tap that meet inside the result: the pixel, the tap, and the pixel of
+    // the result that they go to.
+    let rows = || {
+        (0..side * k).filter_map(move |i| {
+            let (at, tap) = (i / k, i % k);
+            Some([at, tap, (2 * at + tap).checked_sub(1).filter(|to| *to < out)?])
+        })
+    };
+    let pairs = rows().flat_map(|row| rows().map(move |col| [0, 1, 2].map(|i| [row[i], col[i]])));
+    let meetings: Vec<[[usize; 2]; 3]> = pairs.collect();
+    let work = || Throughput::Elements((2 * n * meetings.len() * channels * channels) as u64);
+    let x_at = |[n, h, w, ci]: [usize; 4]| f64::from(x[((n * side + h) * side + w) * channels + ci]);
+    let dy_at = |[n, h, w, co]: [usize; 4]| f64::from(dy[((n * out + h) * out + w) * channels + co]);
+    let w_at = |[kh, kw, co, ci]: [usize; 4]| f64::from(w[((kh * k + kw) * channels + co) * channels + ci]);
+    bench(c, "conv_transpose2d forward", &shape, work(), |device| {
+        let (tape, y, ..) = record();
+        let program = compiled(device, &tape, &[&y], &inputs);
+        check(&program, "conv_transpose2d forward", &y, |index| {
+            let [n, oh, ow, co] = unravel(index, y_dims);
+            let met = meetings.iter().filter(|[_, _, to]| *to == [oh, ow]);
+            let terms = met.flat_map(|&[[h, w], [kh, kw], _]| {
+                (0..channels).map(move |ci| x_at([n, h, w, ci]) * w_at([kh, kw, co, ci]))
+            });
+            sum(terms.chain([f64::from(bias[co])]))
+        });
+        program
+    });
+    bench(c, "conv_transpose2d backward_x", &shape, work(), |device| {
+        let (tape, _, dx, _) = record();
+        let program = compiled(device, &tape, &[&dx], &inputs);
+        check(&program, "conv_transpose2d backward_x", &dx, |index| {
+            let [n, h, w, ci] = unravel(index, x_dims);
+            let met = meetings.iter().filter(|[at, ..]| *at == [h, w]);
+            sum(met.flat_map(|&[_, [kh, kw], [oh, ow]]| {
+                (0..channels).map(move |co| dy_at([n, oh, ow, co]) * w_at([kh, kw, co, ci]))
+            }))
+        });
+        program
+    });
+    bench(c, "conv_transpose2d backward_w", &shape, work(), |device| {
+        let (tape, _, _, dw) = record();
+        let program = compiled(device, &tape, &[&dw], &inputs);
+        check(&program, "conv_transpose2d backward_w", &dw, |index| {
+            let [kh, kw, co, ci] = unravel(index, w_dims);
+            let met = meetings.iter().filter(|[_, tap, _]| *tap == [kh, kw]);
+            sum(met.flat_map(|&[[h, w], _, [oh, ow]]| {
+                (0..n).map(move |n| x_at([n, h, w, ci]) * dy_at([n, oh, ow, co]))
+            }))
+        });
+        program
+    });
 }
 
 /// `silu(u)` and its slope.
@@ -458,5 +529,5 @@ fn optimise(c: &mut Criterion) {
     });
 }
 
-criterion_group!(kernels, conv, norm, attend, multiply, optimise);
+criterion_group!(kernels, conv, conv_transpose, norm, attend, multiply, optimise);
 criterion_main!(kernels);

@@ -1,15 +1,15 @@
 // conv2d - cross-correlation of an image with a kernel, as a gather: each output pixel collects its taps.
 //
 //   y[n,oh,ow,co]   = sum_{kh,kw,ci} x[n, oh*s + kh - top, ow*s + kw - left, ci] * w[kh,kw,ci,co]  (+ bias + shift + residual)
-//   dx[n,h,w,ci]    = sum_{kh,kw,co} dy[n, (h + top - kh)/s, (w + left - kw)/s, co] * w[kh,kw,ci,co]   where s divides
 //   dw[kh,kw,ci,co] = sum_{n,oh,ow}  x[n, oh*s + kh - top, ow*s + kw - left, ci] * dy[n,oh,ow,co]
 //   dshift[n,co]    = sum_{oh,ow} dy[n,oh,ow,co]          dbias[co] = sum_n dshift[n,co]
 //
-//   x, dx [N, H, W, Cin]    y, dy, residual [N, OH, OW, Cout]    w, dw [KH, KW, Cin, Cout]    bias [Cout]    shift [N, Cout]
+//   x [N, H, W, Cin]    y, dy, residual [N, OH, OW, Cout]    w, dw [KH, KW, Cin, Cout]    bias [Cout]    shift [N, Cout]
 //
 // Outside the image x is zero. The time embedding of a residual block is `shift`; its shortcut is `residual`.
 //
-// gather:     one thread for 4 pixels and one Lane of channels; forward, and with transposed weights backward_x.
+// gather:     one thread for 4 pixels and one Lane of channels. With flipped weights, it is also backward_x for s = 1; for a
+//             larger s, that is conv_transpose2d.wgsl.
 // backward_w: one thread for 4 input channels and one Lane of output channels, over a part of the image rows; the parts are
 //             added up by sum_parts in a fixed order.
 //!include lib/grid.wgsl
@@ -22,8 +22,7 @@ struct Params {
     dst_h: u32, dst_w: u32, dst_lanes: u32,
     src_h: u32, src_w: u32, src_c: u32,
     kh: u32, kw: u32,
-    // Source row of tap k for destination row o: (o * mul + sign * k + off) / div, where that is whole and inside.
-    mul: i32, sign: i32, off_h: i32, off_w: i32, div: i32,
+    stride: i32, top: i32, left: i32, // top and left are negative where flipped weights begin inside the image
     has_bias: u32, has_shift: u32, has_residual: u32,
 }
 
@@ -44,12 +43,10 @@ fn pixel(index: u32) -> Pixel {
 
 // First element of the source pixel of a tap, or -1.
 fn source(at: Pixel, kh: i32, kw: i32) -> i32 {
-    let h = at.h * p.mul + p.sign * kh + p.off_h;
-    let w = at.w * p.mul + p.sign * kw + p.off_w;
-    let sh = h / p.div;
-    let sw = w / p.div;
-    let inside = h >= 0 && w >= 0 && sh * p.div == h && sw * p.div == w && sh < i32(p.src_h) && sw < i32(p.src_w);
-    return select(-1, ((i32(at.n) * i32(p.src_h) + sh) * i32(p.src_w) + sw) * i32(p.src_c), inside);
+    let h = at.h * p.stride + kh - p.top;
+    let w = at.w * p.stride + kw - p.left;
+    let inside = h >= 0 && w >= 0 && h < i32(p.src_h) && w < i32(p.src_w);
+    return select(-1, ((i32(at.n) * i32(p.src_h) + h) * i32(p.src_w) + w) * i32(p.src_c), inside);
 }
 
 fn load(base: i32, c: u32) -> f32 {
@@ -110,25 +107,6 @@ fn gather(
     if first + 3u < pixels { store(first + 3u, a3, lane, s3); }
 }
 
-// flipped[tap, co, ci] = w[tap, ci, co]: what `gather` needs to run backwards.
-@group(0) @binding(7) var<storage, read> weights: array<f32>;
-@group(0) @binding(8) var<storage, read_write> flipped: array<f32>;
-
-@compute @workgroup_size(WG)
-fn transpose(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let i = flat_group(group, groups) * WG + thread;
-    let cin = p.dst_lanes; // in channels here
-    if i < p.kh * p.kw * p.src_c * cin {
-        let ci = i % cin;
-        let rest = i / cin;
-        flipped[i] = weights[(rest / p.src_c * cin + ci) * p.src_c + rest % p.src_c];
-    }
-}
-
 struct WParams {
     n: u32, h: u32, w: u32, cin: u32,
     kh: u32, kw: u32, oh: u32, ow: u32, lanes: u32,
@@ -137,9 +115,9 @@ struct WParams {
 }
 
 @group(0) @binding(0) var<uniform> q: WParams;
-@group(0) @binding(9) var<storage, read> x: array<f32>;
-@group(0) @binding(10) var<storage, read> dy: array<Lane>;
-@group(0) @binding(11) var<storage, read_write> parts: array<Lane>;
+@group(0) @binding(7) var<storage, read> x: array<f32>;
+@group(0) @binding(8) var<storage, read> dy: array<Lane>;
+@group(0) @binding(9) var<storage, read_write> parts: array<Lane>;
 
 @compute @workgroup_size(WG)
 fn backward_w(
@@ -203,8 +181,8 @@ fn backward_w(
 struct SumParams { n: u32, parts: u32, stride: u32, outer: u32 }
 
 @group(0) @binding(0) var<uniform> r: SumParams;
-@group(0) @binding(12) var<storage, read> pieces: array<f32>;
-@group(0) @binding(13) var<storage, read_write> total: array<f32>;
+@group(0) @binding(10) var<storage, read> pieces: array<f32>;
+@group(0) @binding(11) var<storage, read_write> total: array<f32>;
 
 // total[outer, n] = sum over parts of pieces[outer, part, n], in order. Also the sums of dy: rows of pixels, then samples.
 @compute @workgroup_size(WG)

@@ -4,7 +4,7 @@ use super::{Init, Layout, Scope};
 use crate::ops::activation::Activation;
 use crate::ops::arithmetic::add;
 use crate::ops::attention::attention;
-use crate::ops::conv2d::{Epilogue, Padding, conv2d};
+use crate::ops::conv2d::{Epilogue, Padding, conv_transpose2d, conv2d};
 use crate::ops::{group_norm as norm, matmul};
 use crate::tape::Tensor;
 
@@ -46,6 +46,25 @@ pub fn conv(s: &Scope, x: &Tensor, form: Conv, shift: Option<&Tensor>, residual:
     let w = s.param("weight", [k, k, cin, form.out], Layout::Conv, init);
     let bias = s.param("bias", [form.out], Layout::Plain, init);
     s.label(|| conv2d(x, &w, form.stride, form.padding, Epilogue { bias: Some(&bias), shift, residual }))
+}
+
+/// `x [N, H, W, Cin]` through a transposed convolution with bias, which enlarges it about `stride` times,
+/// to `[N, OH, OW, out]` with `OH = (H - 1) * stride - top - bottom + kernel`. Kernel 4, stride 2 and
+/// padding 1 double the height and the width.
+#[track_caller]
+pub fn conv_transpose(
+    s: &Scope,
+    x: &Tensor,
+    out: usize,
+    kernel: usize,
+    stride: usize,
+    padding: Padding,
+) -> Tensor {
+    // PyTorch counts the channels of the result here.
+    let init = Init::FanIn(out * kernel * kernel);
+    let w = s.param("weight", [kernel, kernel, out, x.shape().last()], Layout::Conv, init);
+    let bias = s.param("bias", [out], Layout::Plain, init);
+    s.label(|| conv_transpose2d(x, &w, stride, padding, 0, Some(&bias)))
 }
 
 /// `x [.., Cin]` to `[.., out]`, with bias.
@@ -94,4 +113,29 @@ pub fn attention_block(
     let init = if zero { Init::Zeros } else { Init::FanIn(heads * width) };
     let out = linear_from(&s.sub("to_out.0"), &mixed, c, init);
     s.label(|| add(&out.reshape([n, h, w, c]), x))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::super::Params;
+    use super::*;
+    use crate::tape::Tape;
+
+    #[test]
+    fn conv_transpose_has_the_parameters_of_pytorch() {
+        let (tape, params) = (Tape::new(), Rc::new(RefCell::new(Params::default())));
+        let scope = Scope::new(&tape, &params).sub("up");
+        let x = tape.stored("x", 0, [2, 8, 6, 5]);
+        let y = conv_transpose(&scope, &x, 3, 4, 2, Padding::same(1));
+        assert_eq!(y.shape().dims(), [2, 16, 12, 3]);
+        // {n: tuple(p.shape) for n, p in torch.nn.ConvTranspose2d(5, 3, 4, 2, 1).named_parameters()}
+        let params = params.borrow();
+        let shapes: Vec<_> = params.specs().iter().map(|s| (s.name.as_str(), s.file_shape())).collect();
+        assert_eq!(shapes, [("up.weight", vec![5, 3, 4, 4]), ("up.bias", vec![3])]);
+        // torch.nn.init._calculate_fan_in_and_fan_out(torch.nn.ConvTranspose2d(5, 3, 4, 2, 1).weight)[0]
+        assert!(params.specs().iter().all(|s| s.init == Init::FanIn(48)));
+    }
 }

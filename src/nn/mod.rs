@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-pub use layers::{Conv, attention_block, conv, group_norm, linear};
+pub use layers::{Conv, attention_block, conv, conv_transpose, group_norm, linear};
 
 use crate::philox::{Stream, draw, normal, uniform};
 use crate::tape::{Tape, Tensor};
@@ -32,7 +32,8 @@ pub enum Layout {
     Plain,
     /// `[Cin, Cout]` here, `[Cout, Cin]` in files.
     Linear,
-    /// `[KH, KW, Cin, Cout]` here, `[Cout, Cin, KH, KW]` in files.
+    /// `[KH, KW, Cin, Cout]` here, `[Cout, Cin, KH, KW]` in files. A transposed convolution has the weights
+    /// of the convolution whose adjoint it is: its own `Cin` and `Cout` have changed places in both.
     Conv,
 }
 

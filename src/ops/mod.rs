@@ -37,6 +37,7 @@ pub static KERNELS: &[&Kernel] = &[
     &attention::KERNEL,
     &concat::KERNEL,
     &conv2d::KERNEL,
+    &conv2d::transpose::KERNEL,
     &denoising::KERNEL,
     &dropout::KERNEL,
     &embedding::KERNEL,

@@ -1,9 +1,13 @@
-//! Convolution (cross-correlation) of images, with bias, time embedding and residual fused in.
+//! Convolution (cross-correlation) of images, with bias, time embedding and residual fused in; and its
+//! adjoint, the transposed convolution.
 
+pub(super) mod transpose;
 mod twin;
 
 #[cfg(test)]
 mod tests;
+
+pub use transpose::conv_transpose2d;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
@@ -77,6 +81,24 @@ impl Geometry {
     fn out_pixels(&self) -> usize {
         self.n * self.oh * self.ow
     }
+
+    /// What this convolution writes to, for its bias and time embedding.
+    fn result(&self) -> Image {
+        Image { n: self.n, pixels: self.oh * self.ow, channels: self.cout }
+    }
+
+    /// What this convolution reads, which its adjoint writes to.
+    fn image(&self) -> Image {
+        Image { n: self.n, pixels: self.h * self.w, channels: self.cin }
+    }
+}
+
+/// Sizes of a batch of images whose pixels are alike.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Image {
+    pub n: usize,
+    pub pixels: usize,
+    pub channels: usize,
 }
 
 /// `y[n,oh,ow,co] = sum x[n, oh*stride + kh - top, ow*stride + kw - left, ci] * w[kh,kw,ci,co]`, plus the
@@ -118,6 +140,7 @@ pub fn conv2d(x: &Tensor, w: &Tensor, stride: usize, padding: Padding, epilogue:
     let mut inputs = vec![x, w];
     inputs.extend([epilogue.bias, epilogue.shift, epilogue.residual].into_iter().flatten());
     let launch = Forward {
+        name: "conv2d",
         g,
         bias: epilogue.bias.is_some(),
         shift: epilogue.shift.is_some(),
@@ -129,12 +152,15 @@ pub fn conv2d(x: &Tensor, w: &Tensor, stride: usize, padding: Padding, epilogue:
     x.tape().derivative(&inputs, &[&y], move |dy| {
         let (x, w, tape) = (&x_saved, &w_saved, x_saved.tape());
         let Some(dy) = &dy[0] else { return vec![None; 2 + usize::from(has_bias)] };
-        let [dx] = tape.launch(BackwardX { g }, &[w, dy], [x.shape().clone()]);
-        let [dw] = tape.launch(BackwardW { g }, &[x, dy], [w.shape().clone()]);
+        let backward_x = transpose::Adjoint { name: "conv2d backward_x", g, bias: false };
+        let [dx] = tape.launch(backward_x, &[dy, w], [x.shape().clone()]);
+        let backward_w = BackwardW { name: "conv2d backward_w", g };
+        let [dw] = tape.launch(backward_w, &[x, dy], [w.shape().clone()]);
         let mut gradients = vec![Some(dx), Some(dw)];
         if has_bias || has_shift {
             let shapes = [Shape::from([g.n, g.cout]), Shape::from([g.cout])];
-            let [dshift, dbias] = tape.launch(BackwardShift { g }, &[dy], shapes);
+            let sums = BackwardShift { name: "conv2d backward_shift", of: g.result() };
+            let [dshift, dbias] = tape.launch(sums, &[dy], shapes);
             gradients.extend(has_bias.then_some(Some(dbias)));
             gradients.extend(has_shift.then_some(Some(dshift)));
         }
@@ -146,6 +172,7 @@ pub fn conv2d(x: &Tensor, w: &Tensor, stride: usize, padding: Padding, epilogue:
 
 #[derive(Debug)]
 struct Forward {
+    name: &'static str,
     g: Geometry,
     bias: bool,
     shift: bool,
@@ -154,7 +181,7 @@ struct Forward {
 
 impl Launch for Forward {
     fn name(&self) -> &'static str {
-        "conv2d"
+        self.name
     }
 
     fn cpu(&self, io: &Io) {
@@ -179,16 +206,11 @@ impl Launch for Forward {
         }
         let flags = [self.bias, self.shift, self.residual];
         gather(dispatch, g.n, [g.oh, g.ow, g.cout / width], [g.h, g.w, g.cin], [g.kh, g.kw], flags);
-        dispatch
-            .param("mul", g.stride)
-            .param("sign", 1_usize)
-            .param("off_h", -(g.top as i32))
-            .param("off_w", -(g.left as i32))
-            .param("div", 1_usize);
+        dispatch.param("stride", g.stride).param("top", g.top).param("left", g.left);
     }
 }
 
-/// Parameters that both directions have in common.
+/// Parameters that a convolution and, where its stride is 1, its adjoint have in common.
 fn gather(
     dispatch: &mut Dispatch,
     n: usize,
@@ -214,52 +236,8 @@ fn gather(
 }
 
 #[derive(Debug)]
-struct BackwardX {
-    g: Geometry,
-}
-
-impl Launch for BackwardX {
-    fn name(&self) -> &'static str {
-        "conv2d backward_x"
-    }
-
-    fn cpu(&self, io: &Io) {
-        twin::backward_x(&self.g, io.read(0), io.read(1), io.write(0), io.scratch(0));
-    }
-
-    fn cpu_scratch(&self) -> Vec<usize> {
-        vec![self.g.weights()]
-    }
-
-    fn gpu_scratch(&self) -> Vec<usize> {
-        vec![self.g.weights()]
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let g = &self.g;
-        let (knobs, width) = lanes(g.cin);
-        let sizes = |d: &mut Dispatch, width: usize| {
-            let dst = [g.h, g.w, g.cin / width];
-            gather(d, g.n, dst, [g.oh, g.ow, g.cout], [g.kh, g.kw], [false; 3]);
-            d.param("mul", 1_usize)
-                .param("sign", -1)
-                .param("off_h", g.top)
-                .param("off_w", g.left)
-                .param("div", g.stride);
-        };
-        let transpose = plan.add(&KERNEL, "transpose").read("weights", 0).scratch("flipped", 0);
-        sizes(transpose, 1);
-        transpose.cover(g.weights(), WG);
-        let dispatch = plan.add(&KERNEL, "gather").knobs(knobs);
-        sizes(dispatch, width);
-        dispatch.read("src", 1).scratch("w", 0).write("dst", 0);
-        // Absent, but a binding must see something, and dy may be smaller than a lane.
-        dispatch.read("bias", 0).read("shift", 0).read("residual", 0);
-    }
-}
-
-#[derive(Debug)]
 struct BackwardW {
+    name: &'static str,
     g: Geometry,
 }
 
@@ -280,7 +258,7 @@ impl BackwardW {
 
 impl Launch for BackwardW {
     fn name(&self) -> &'static str {
-        "conv2d backward_w"
+        self.name
     }
 
     fn cpu(&self, io: &Io) {
@@ -335,10 +313,11 @@ fn sum_parts(dispatch: &mut Dispatch, n: usize, parts: usize, all: usize, outer:
         .cover(n * outer, WG)
 }
 
-/// Sums of `dy` over the pixels: `dshift [N, Cout]`, and over the samples too: `dbias [Cout]`.
+/// Sums of `dy` over the pixels: `dshift [N, C]`, and over the samples too: `dbias [C]`.
 #[derive(Debug)]
 struct BackwardShift {
-    g: Geometry,
+    name: &'static str,
+    of: Image,
 }
 
 impl BackwardShift {
@@ -346,39 +325,38 @@ impl BackwardShift {
     const RUN: usize = 32;
 
     fn runs(&self) -> usize {
-        (self.g.oh * self.g.ow).div_ceil(Self::RUN)
+        self.of.pixels.div_ceil(Self::RUN)
     }
 }
 
 impl Launch for BackwardShift {
     fn name(&self) -> &'static str {
-        "conv2d backward_shift"
+        self.name
     }
 
     fn cpu(&self, io: &Io) {
-        twin::backward_shift(&self.g, io.read(0), io.write(0), io.write(1));
+        twin::backward_shift(self.of, io.read(0), io.write(0), io.write(1));
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {
-        vec![self.g.n * self.runs() * self.g.cout]
+        vec![self.of.n * self.runs() * self.of.channels]
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let g = &self.g;
-        let (pixels, runs) = (g.oh * g.ow, self.runs());
+        let (Image { n, pixels, channels }, runs) = (self.of, self.runs());
         plan.add(&KERNEL, "sum_runs")
-            .param("n", g.cout)
+            .param("n", channels)
             .param("parts", Self::RUN)
             .param("stride", pixels)
-            .param("outer", g.n * runs)
+            .param("outer", n * runs)
             .read("pieces", 0)
             .scratch("total", 0)
-            .cover(g.n * runs * g.cout, WG);
-        sum_parts(plan.add(&KERNEL, "sum_parts"), g.cout, runs, g.n * runs, g.n)
+            .cover(n * runs * channels, WG);
+        sum_parts(plan.add(&KERNEL, "sum_parts"), channels, runs, n * runs, n)
             .scratch("pieces", 0)
             .write("total", 0);
         // Reading dshift here and writing it above are two dispatches; dbias is another tensor.
-        let last = sum_parts(plan.add(&KERNEL, "sum_parts"), g.cout, g.n, g.n, 1);
-        last.part("pieces", crate::launch::Slot::Write(0), 0, g.n * g.cout).write("total", 1);
+        let last = sum_parts(plan.add(&KERNEL, "sum_parts"), channels, n, n, 1);
+        last.part("pieces", crate::launch::Slot::Write(0), 0, n * channels).write("total", 1);
     }
 }

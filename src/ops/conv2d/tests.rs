@@ -4,7 +4,7 @@ use super::*;
 use crate::check::{Check, random};
 
 /// The definition, in f64, for weights `[kh, kw, cin, cout]` and an image `[n, h, w, cin]`.
-fn reference(g: &Geometry, x: &[f64], w: &[f64]) -> Vec<f64> {
+pub(super) fn reference(g: &Geometry, x: &[f64], w: &[f64]) -> Vec<f64> {
     let mut y = vec![0.0; g.out_pixels() * g.cout];
     for n in 0..g.n {
         for oh in 0..g.oh {
@@ -94,7 +94,10 @@ fn one_past_the_tiles() {
 
 #[test]
 fn past_65535_workgroups() {
-    case([1, 2049, 2051, 1], [1, 1, 4], 1, Padding::same(0)).check();
+    // A thread has 4 pixels of one channel, because 4 does not divide the channels.
+    let wide = case([1, 2049, 1639, 1], [1, 1, 5], 1, Padding::same(0));
+    assert!(wide.geometry().out_pixels() / 4 * 5 > 65_535 * WG);
+    wide.check();
 }
 
 #[test]

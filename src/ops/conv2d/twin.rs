@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::Geometry;
+use super::{Geometry, Image};
 use crate::launch::with_tile;
 use crate::matrix::{Matrix, MatrixMut};
 use crate::simd::vectorized;
@@ -146,9 +146,31 @@ pub fn epilogue(
     );
 }
 
+/// Adds a bias to pixels of as many channels.
+pub fn add_bias(bias: &[f32], pixels: &mut [f32]) {
+    vectorized(
+        #[inline(always)]
+        || {
+            for pixel in pixels.chunks_exact_mut(bias.len()) {
+                for (y, b) in pixel.iter_mut().zip(bias) {
+                    *y += b;
+                }
+            }
+        },
+    );
+}
+
 /// `dx` as a convolution of `dy` with flipped weights; for a stride above 1, one for each residue of the
-/// input pixel, because only every `stride`-th tap meets it. `flipped`: room for the weights.
-pub fn backward_x(g: &Geometry, w: &[f32], dy: &[f32], dx: &mut [f32], flipped: &mut [f32]) {
+/// input pixel, because only every `stride`-th tap meets it. `flipped`: room for the weights. `finish` gets
+/// whole pixels, each once, for what is added to the products.
+pub fn adjoint(
+    g: &Geometry,
+    dy: &[f32],
+    w: &[f32],
+    dx: &mut [f32],
+    flipped: &mut [f32],
+    finish: impl Fn(&mut [f32]) + Sync,
+) {
     if g.stride == 1 {
         let per_tap = g.cin * g.cout;
         flipped.par_chunks_mut(per_tap).enumerate().for_each(|(tap, out)| {
@@ -166,9 +188,9 @@ pub fn backward_x(g: &Geometry, w: &[f32], dy: &[f32], dx: &mut [f32], flipped: 
             top: g.kh as isize - 1 - g.top as isize,
             left: g.kw as isize - 1 - g.left as isize,
         };
-        convolve(&window, g.cin, dy, flipped, dx, |_, _| {});
+        convolve(&window, g.cin, dy, flipped, dx, |_, pixels| finish(pixels));
     } else {
-        backward_x_strided(g, w, dy, dx, flipped);
+        adjoint_strided(g, dy, w, dx, flipped, finish);
     }
 }
 
@@ -181,18 +203,26 @@ fn transpose(matrix: &[f32], rows: usize, cols: usize, out: &mut [f32]) {
     }
 }
 
-/// The taps `k` that a position with residue `r` meets: those with `(r + before - k)` divisible by the
+/// The taps below `k` that a position with residue `r` meets: those equal to `r + before` modulo the
 /// stride.
-fn taps(k: usize, stride: usize, r: usize, before: usize) -> impl Iterator<Item = usize> + Clone {
-    (0..k).filter(move |k| (r + before + stride * k - k).is_multiple_of(stride))
+fn taps(k: usize, stride: usize, r: usize, before: usize) -> impl ExactSizeIterator<Item = usize> {
+    ((r + before) % stride..k).step_by(stride)
 }
 
-/// Gradient of the input where the stride is above 1, in bands of image rows.
-fn backward_x_strided(g: &Geometry, w: &[f32], dy: &[f32], dx: &mut [f32], flipped: &mut [f32]) {
+/// The adjoint where the stride is above 1, in bands of image rows.
+fn adjoint_strided(
+    g: &Geometry,
+    dy: &[f32],
+    w: &[f32],
+    dx: &mut [f32],
+    flipped: &mut [f32],
+    finish: impl Fn(&mut [f32]) + Sync,
+) {
     let per_tap = g.cin * g.cout;
     // The weights of each residue class stand together, transposed, in the order in which its pixels are
     // unrolled.
-    let classes = || (0..g.stride * g.stride).map(|class| (class / g.stride, class % g.stride));
+    let (across, down) = (g.stride.min(g.w), g.stride.min(g.h));
+    let classes = || (0..down * across).map(|class| (class / across, class % across));
     let order: Vec<usize> = classes()
         .flat_map(|(rh, rw)| {
             taps(g.kh, g.stride, rh, g.top)
@@ -204,7 +234,7 @@ fn backward_x_strided(g: &Geometry, w: &[f32], dy: &[f32], dx: &mut [f32], flipp
     });
     let flipped = &*flipped;
     let row_of =
-        |rh, rw| taps(g.kh, g.stride, rh, g.top).count() * taps(g.kw, g.stride, rw, g.left).count() * g.cout;
+        |rh, rw| taps(g.kh, g.stride, rh, g.top).len() * taps(g.kw, g.stride, rw, g.left).len() * g.cout;
     // Rows of a band, a multiple of the stride: its largest class fills a tile.
     let largest = classes().map(|(rh, rw)| row_of(rh, rw)).max().unwrap_or(0);
     let cols = g.w.div_ceil(g.stride);
@@ -238,6 +268,7 @@ fn backward_x_strided(g: &Geometry, w: &[f32], dy: &[f32], dx: &mut [f32], flipp
                             weights,
                         );
                     }
+                    finish(out);
                     for (i, pixel) in out.chunks_exact(g.cin).enumerate() {
                         let (h, w) = (rh + i / widths * g.stride, rw + i % widths * g.stride);
                         rows[(h * g.w + w) * g.cin..][..g.cin].copy_from_slice(pixel);
@@ -343,11 +374,11 @@ pub fn backward_w(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], parts: &m
 }
 
 /// Sums of `dy` over the pixels of each sample, and over all.
-pub fn backward_shift(g: &Geometry, dy: &[f32], dshift: &mut [f32], dbias: &mut [f32]) {
-    let c = g.cout;
+pub fn backward_shift(of: Image, dy: &[f32], dshift: &mut [f32], dbias: &mut [f32]) {
+    let c = of.channels;
     // f64, because gradients of what a norm follows nearly cancel over the pixels.
     const BLOCK: usize = 32;
-    dshift.par_chunks_mut(c).zip(dy.par_chunks(g.oh * g.ow * c)).for_each(|(sum, dy)| {
+    dshift.par_chunks_mut(c).zip(dy.par_chunks(of.pixels * c)).for_each(|(sum, dy)| {
         vectorized(
             #[inline(always)]
             || {

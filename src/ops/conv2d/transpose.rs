@@ -1,0 +1,182 @@
+//! Transposed convolution: the adjoint of a convolution, as a layer that enlarges images and as the
+//! gradient of a convolution's input.
+
+#[cfg(test)]
+mod tests;
+
+use super::{BackwardShift, BackwardW, Forward, Geometry, Padding, WG, gather, lanes, twin};
+use crate::device::gpu::shader::Kernel;
+use crate::kernel;
+use crate::launch::{Dispatches, Io, Launch};
+use crate::tape::Tensor;
+use crate::tensor::Shape;
+
+pub static KERNEL: Kernel = kernel!("conv_transpose2d", [[("Lane", "f32")], [("Lane", "vec4<f32>")]]);
+
+/// `y[n,oh,ow,co] = sum x[n,ih,iw,ci] * w[kh,kw,co,ci] + bias[co]` over all that have
+/// `oh = ih*stride + kh - top` and `ow = iw*stride + kw - left`.
+///
+/// This is the adjoint of [`conv2d`](super::conv2d) with the same `w`, stride and padding: `x` and `y` have
+/// changed places, and so have the channels of `w`. In files its weights are PyTorch's `[Cin, Cout, KH,
+/// KW]` of `ConvTranspose2d`.
+///
+/// `x` is `[N, H, W, Cin]`, `w` is `[KH, KW, Cout, Cin]`, `bias` is `[Cout]`, the result `[N, OH, OW,
+/// Cout]` with `OH = (H - 1) * stride - top - bottom + KH + output_padding`. A convolution maps images of
+/// `stride` different heights to the same height; `output_padding`, less than the stride, says which of
+/// them comes back. See Zeiler et al. 2010; Dumoulin and Visin 2016, chapter 4 (arXiv:1603.07285).
+///
+/// # Panics
+/// When the shapes do not fit together, or nothing of the image would be left.
+#[track_caller]
+pub fn conv_transpose2d(
+    x: &Tensor,
+    w: &Tensor,
+    stride: usize,
+    padding: Padding,
+    output_padding: usize,
+    bias: Option<&Tensor>,
+) -> Tensor {
+    let [n, oh, ow, cin] = x.shape().of_rank("conv_transpose2d, image");
+    let [kh, kw, cout, w_cin] = w.shape().of_rank("conv_transpose2d, weights");
+    // Heights and widths with what the padding cuts off.
+    let full = |size: usize, k: usize| size.saturating_sub(1) * stride + k + output_padding;
+    let (full_h, full_w) = (full(oh, kh), full(ow, kw));
+    let (cut_h, cut_w) = (padding.top + padding.bottom, padding.left + padding.right);
+    assert!(
+        cin == w_cin
+            && output_padding < stride
+            && n * oh * ow * cin * kh * kw * cout > 0
+            && full_h > cut_h
+            && full_w > cut_w,
+        "conv_transpose2d: image {} does not fit weights {} with stride {stride}, {padding:?} and output \
+         padding {output_padding}",
+        x.shape(),
+        w.shape()
+    );
+    if let Some(bias) = bias {
+        assert_eq!(bias.elements(), cout, "conv_transpose2d: bias {} for {cout} channels", bias.shape());
+    }
+    // The convolution whose adjoint this is. It reads y and writes x: because output_padding is less than the
+    // stride, the last row of x is the last that fits.
+    let (h, width) = (full_h - cut_h, full_w - cut_w);
+    let g = Geometry {
+        n,
+        h,
+        w: width,
+        cin: cout,
+        kh,
+        kw,
+        cout: cin,
+        oh,
+        ow,
+        stride,
+        top: padding.top,
+        left: padding.left,
+    };
+    let mut inputs = vec![x, w];
+    inputs.extend(bias);
+    let has_bias = bias.is_some();
+    let launch = Adjoint { name: "conv_transpose2d", g, bias: has_bias };
+    let [y] = x.tape().launch(launch, &inputs, [Shape::from([n, h, width, cout])]);
+    let (x_saved, w_saved) = (x.clone(), w.clone());
+    x.tape().derivative(&inputs, &[&y], move |dy| {
+        let (x, w, tape) = (&x_saved, &w_saved, x_saved.tape());
+        let Some(dy) = &dy[0] else { return vec![None; 2 + usize::from(has_bias)] };
+        let backward_x =
+            Forward { name: "conv_transpose2d backward_x", g, bias: false, shift: false, residual: false };
+        let [dx] = tape.launch(backward_x, &[dy, w], [x.shape().clone()]);
+        let backward_w = BackwardW { name: "conv_transpose2d backward_w", g };
+        let [dw] = tape.launch(backward_w, &[dy, x], [w.shape().clone()]);
+        let mut gradients = vec![Some(dx), Some(dw)];
+        if has_bias {
+            let sums = BackwardShift { name: "conv_transpose2d backward_bias", of: g.image() };
+            let [_, dbias] = tape.launch(sums, &[dy], [Shape::from([n, g.cin]), Shape::from([g.cin])]);
+            gradients.push(Some(dbias));
+        }
+        gradients
+    });
+    y
+}
+
+/// The adjoint of the convolution `g`: from `[N, OH, OW, Cout]` to `[N, H, W, Cin]`.
+///
+/// Reads `dy`, the weights and, where `bias` says so, a bias `[Cin]`.
+#[derive(Debug)]
+pub(super) struct Adjoint {
+    pub name: &'static str,
+    pub g: Geometry,
+    pub bias: bool,
+}
+
+impl Launch for Adjoint {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu(&self, io: &Io) {
+        let bias = self.bias.then(|| io.read(2));
+        twin::adjoint(&self.g, io.read(0), io.read(1), io.write(0), io.scratch(0), |pixels| {
+            if let Some(bias) = bias {
+                twin::add_bias(bias, pixels);
+            }
+        });
+    }
+
+    fn cpu_scratch(&self) -> Vec<usize> {
+        vec![self.g.weights()]
+    }
+
+    fn gpu_scratch(&self) -> Vec<usize> {
+        vec![self.g.weights()]
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        let g = &self.g;
+        let (knobs, width) = lanes(g.cin);
+        plan.add(&KERNEL, "flip")
+            .param("taps", g.kh * g.kw)
+            .param("rows", g.cin)
+            .param("cols", g.cout)
+            .read("weights", 1)
+            .scratch("flipped", 0)
+            .cover(g.weights(), WG);
+        // What is absent is never looked at, but a binding must see something, and dy may be smaller than a
+        // lane.
+        let bias = if self.bias { 2 } else { 1 };
+        if g.stride == 1 {
+            let dispatch = plan.add(&super::KERNEL, "gather").knobs(knobs);
+            dispatch.read("src", 0).scratch("w", 0).write("dst", 0);
+            dispatch.read("bias", bias).read("shift", 1).read("residual", 1);
+            let (dst, src) = ([g.h, g.w, g.cin / width], [g.oh, g.ow, g.cout]);
+            gather(dispatch, g.n, dst, src, [g.kh, g.kw], [self.bias, false, false]);
+            dispatch
+                .param("stride", 1_usize)
+                .param("top", g.kh as i32 - 1 - g.top as i32)
+                .param("left", g.kw as i32 - 1 - g.left as i32);
+            return;
+        }
+        let (residues, quads) = (g.stride.min(g.w), g.w.div_ceil(4 * g.stride));
+        plan.add(&KERNEL, "forward")
+            .knobs(knobs)
+            .param("rows", g.n * g.h)
+            .param("dst_h", g.h)
+            .param("dst_w", g.w)
+            .param("dst_lanes", g.cin / width)
+            .param("src_h", g.oh)
+            .param("src_w", g.ow)
+            .param("src_c", g.cout)
+            .param("kh", g.kh)
+            .param("kw", g.kw)
+            .param("stride", g.stride)
+            .param("top", g.top)
+            .param("left", g.left)
+            .param("residues", residues)
+            .param("quads", quads)
+            .param("has_bias", self.bias)
+            .read("src", 0)
+            .scratch("w", 0)
+            .write("dst", 0)
+            .read("bias", bias)
+            .cover(g.n * g.h * residues * quads * (g.cin / width), WG);
+    }
+}
