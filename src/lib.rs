@@ -49,8 +49,8 @@
 //! # Reading order
 //!
 //! [`ops::activation`] (the smallest room) with `kernels/activation.wgsl`; [`tape`]; [`program`];
-//! [`ops::conv2d`]; [`nn`]; [`models::unet`]; [`diffusion`]; `train/objective.rs`; `train/step.rs`; [`models::vae`]. How every op is checked:
-//! `src/check.rs`.
+//! [`ops::conv2d`]; [`nn`]; [`models::unet`]; [`diffusion`]; `train/objective.rs`; `train/step.rs`;
+//! [`models::vae`]; [`codec`]; [`figures`]. How every op is checked: `src/check.rs`.
 
 #[cfg(test)]
 mod check;

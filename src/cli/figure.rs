@@ -354,5 +354,5 @@ fn hallucination(arguments: &Arguments, out: &Path) -> Result<()> {
     })?;
     progress.finish_and_clear();
     let pictures: Vec<RgbImage> = frames.iter().map(|frame| frame.draw(arguments.cell())).collect();
-    figures::write_gif(out, &pictures, DELAY)
+    figures::write_gif(out, &figures::of_one_size(pictures), DELAY)
 }

@@ -56,6 +56,18 @@ pub fn grid(images: Vec<f32>, image: [usize; 3]) -> Drawing {
     Drawing { sheet: Sheet::new(columns), cells: images, image }
 }
 
+/// Frames of an animation in one size, the largest of them: labels may be wider in some.
+pub fn of_one_size(frames: Vec<RgbImage>) -> Vec<RgbImage> {
+    let width = frames.iter().map(RgbImage::width).max().unwrap_or(0);
+    let height = frames.iter().map(RgbImage::height).max().unwrap_or(0);
+    let fill = |frame: RgbImage| {
+        let mut page = RgbImage::from_pixel(width, height, image::Rgb([255; 3]));
+        image::imageops::replace(&mut page, &frame, 0, 0);
+        page
+    };
+    frames.into_iter().map(fill).collect()
+}
+
 /// A number in small digits below the line.
 fn subscript(n: usize) -> String {
     let small = |digit: char| char::from_u32(digit as u32 - '0' as u32 + '₀' as u32).unwrap_or(digit);

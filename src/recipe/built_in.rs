@@ -231,10 +231,9 @@ fn digits_ldm() -> Recipe {
         checkpoint_every: 500,
         unet: UNetConfig {
             norm_num_groups: 8,
-            layers_per_block: 1,
             attention_head_dim: 32,
             zero_init: true,
-            ..UNetConfig::with_levels(4, &[64, 128], &[true, true])
+            ..UNetConfig::with_levels(4, &[32, 64], &[true, true])
         },
         ..ldm("digits-ldm", "latent diffusion of generated handwriting on a digits-vae, minutes on two CPU cores")
     }
