@@ -84,7 +84,13 @@ pub fn save_ema(path: &Path, params: &Params, step: u64, recipe: &Recipe, ema: &
     save_sets(path, params, step, recipe, &[(SETS[1], ema)])
 }
 
-fn save_sets(path: &Path, params: &Params, step: u64, recipe: &Recipe, sets: &[(&str, &[f32])]) -> Result<()> {
+fn save_sets(
+    path: &Path,
+    params: &Params,
+    step: u64,
+    recipe: &Recipe,
+    sets: &[(&str, &[f32])],
+) -> Result<()> {
     let header = Header { format: FORMAT, step, recipe: recipe.to_toml() };
     let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
     for (set, flat) in sets {

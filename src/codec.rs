@@ -75,8 +75,11 @@ impl Codec {
     pub fn load(loaded: &Loaded, device: &Device) -> Result<Codec> {
         let recipe = &loaded.recipe;
         if recipe.system != System::Vae {
-            return Err(Error::new(format!("{} holds a diffusion model, not a VAE", loaded.path().display()))
-                .hint("give a run of a VAE, such as `denoir train faces-vae` makes"));
+            return Err(Error::new(format!(
+                "{} holds a diffusion model, not a VAE",
+                loaded.path().display()
+            ))
+            .hint("give a run of a VAE, such as `denoir train faces-vae` makes"));
         }
         recipe.validate().map_err(Error::in_a_file)?;
         let params = params_of(recipe);
@@ -101,8 +104,10 @@ impl Codec {
         match recipe.system {
             System::Vae => Codec::load(&run.newest()?, device),
             System::Ldm => Codec::of_ldm(&run, &recipe, device),
-            System::Ddpm => Err(Error::new(format!("{} is a diffusion model of pixels, not a VAE", path.display()))
-                .hint("give a run of a VAE, such as `denoir train faces-vae` makes")),
+            System::Ddpm => {
+                Err(Error::new(format!("{} is a diffusion model of pixels, not a VAE", path.display()))
+                    .hint("give a run of a VAE, such as `denoir train faces-vae` makes"))
+            }
         }
     }
 
@@ -113,8 +118,11 @@ impl Codec {
     pub fn of_ldm(run: &Run, recipe: &Recipe, device: &Device) -> Result<Codec> {
         let path = run.vae_path();
         if !path.is_file() {
-            return Err(Error::new(format!("the VAE of this run is missing: there is no {}", path.display()))
-                .hint("copy vae.safetensors from where the run came from; its latents mean nothing without it"));
+            return Err(Error::new(format!(
+                "the VAE of this run is missing: there is no {}",
+                path.display()
+            ))
+            .hint("copy vae.safetensors from where the run came from; its latents mean nothing without it"));
         }
         let codec = Codec::load(&checkpoint::load(&path)?, device)?;
         codec.check_is(&recipe.vae_fingerprint, &path)?;

@@ -95,7 +95,9 @@ pub fn read(path: &Path, codec: &Codec) -> Result<Vec<f32>> {
         return Err(Error::new(format!("{shown} holds no latents")).hint("encode at least one image"));
     }
     if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
-        return Err(Error::new(format!("{shown} holds {} at {bad}", values[bad])).hint("encode the images again"));
+        return Err(
+            Error::new(format!("{shown} holds {} at {bad}", values[bad])).hint("encode the images again")
+        );
     }
     Ok(turned(&values, codec.latent(), true))
 }

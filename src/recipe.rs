@@ -274,8 +274,8 @@ pub fn parse(text: &str, origin: &str) -> Result<Recipe> {
 impl Recipe {
     /// The recipe as TOML, with the keys that its system has.
     pub fn to_toml(&self) -> String {
-        let mut table = toml::Table::try_from(self)
-            .unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"));
+        let mut table =
+            toml::Table::try_from(self).unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"));
         table.retain(|key, _| self.system.has(key));
         toml::to_string(&table).unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"))
     }

@@ -273,8 +273,9 @@ fn grid(arguments: &Arguments) -> Result<RgbImage> {
         Some(other) => {
             // The same noise for both, whatever their recipes say.
             if arguments.seed.is_none() && recipe_of(&arguments.run)?.seed != recipe_of(other)?.seed {
-                return Err(Error::usage("the two runs have different seeds")
-                    .hint("give one for both with --seed"));
+                return Err(
+                    Error::usage("the two runs have different seeds").hint("give one for both with --seed")
+                );
             }
             Ok(figures::beside(&[one(&arguments.run)?, one(other)?], 24))
         }

@@ -100,8 +100,9 @@ fn for_images(
         [spec] => spec,
         several => {
             let missing = several.iter().find(|i| !is_file(i)).unwrap_or(&several[0]);
-            return Err(Error::usage(format!("{missing} is no picture"))
-                .hint("give picture files, or one data SPEC"));
+            return Err(
+                Error::usage(format!("{missing} is no picture")).hint("give picture files, or one data SPEC")
+            );
         }
     };
     let data = open_for(spec, side, channels, recipe.crop, recipe.seed, Split::Train)?;

@@ -88,8 +88,8 @@ pub fn posterior(codec: &Codec, images: &[f32], count: usize, seed: u64) -> Resu
     Ok(Drawing { sheet, cells, image: codec.image() })
 }
 
-/// Frames of `z = mean + a sigma eps`, decoded, for `a` from 0 to `most` in steps of 0.1, with one `eps` for
-/// each image; the first row holds the images themselves.
+/// Frames of `z = mean + a sigma eps`, decoded, for `a` from 0 to `most` in steps of 0.1, with one `eps`
+/// for each image; the first row holds the images themselves.
 ///
 /// # Errors
 /// When the driver reports an error, `progress` does, or there is no sigma.
@@ -120,8 +120,8 @@ pub fn hallucination(
     Ok(pictures)
 }
 
-/// Latents of two numbers, decoded on a grid of `side` by `side` points from `-range` to `range`; the second
-/// number rises upwards (Kingma & Welling 2014, figure 4, on a plain grid).
+/// Latents of two numbers, decoded on a grid of `side` by `side` points from `-range` to `range`; the
+/// second number rises upwards (Kingma & Welling 2014, figure 4, on a plain grid).
 ///
 /// # Errors
 /// When latents are not two numbers, or the driver reports an error.

@@ -28,11 +28,14 @@ pub fn schedule(recipe: &Recipe, width: u32) -> RgbImage {
         let line = Line::new(name, over_t(values));
         Plot::new(name).x_label("t").log_y(log).line(line).draw(width, height(width))
     };
-    beside(&[
-        plot("β", &schedule.betas, false),
-        plot("ᾱ", alpha_bars, false),
-        plot("signal-to-noise ratio ᾱ / (1 − ᾱ)", &snr, true),
-    ], GAP)
+    beside(
+        &[
+            plot("β", &schedule.betas, false),
+            plot("ᾱ", alpha_bars, false),
+            plot("signal-to-noise ratio ᾱ / (1 − ᾱ)", &snr, true),
+        ],
+        GAP,
+    )
 }
 
 /// A running mean over a fiftieth of the steps, as the eye would draw it.

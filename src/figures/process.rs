@@ -156,7 +156,8 @@ pub fn interpolation(
         }
     }
     let middle = lambdas.iter().map(|l| format!("{}", (l * 100.0).round() / 100.0));
-    let labels = std::iter::once("source".to_owned()).chain(middle).chain(std::iter::once("source".to_owned()));
+    let labels =
+        std::iter::once("source".to_owned()).chain(middle).chain(std::iter::once("source".to_owned()));
     let sheet = Sheet::new(columns + 2).column_labels(labels).column_axis("λ").row_labels(row_labels);
     Ok(Drawing { sheet: sheet.group_rows(times.len()), cells: pictures, image })
 }

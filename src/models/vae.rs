@@ -111,14 +111,20 @@ impl VaeConfig {
         }
         if let Some(c) = self.widths.iter().find(|&&c| c % self.norm_num_groups != 0) {
             return bad(
-                format!("vae.norm_num_groups = {} does not divide the {c} channels of a level", self.norm_num_groups),
+                format!(
+                    "vae.norm_num_groups = {} does not divide the {c} channels of a level",
+                    self.norm_num_groups
+                ),
                 "choose a divisor of every number in vae.widths".to_owned(),
             );
         }
         let factor = 1_usize.checked_shl(self.widths.len() as u32).unwrap_or(usize::MAX);
         if side == 0 || !side.is_multiple_of(factor) {
             return bad(
-                format!("images of {side}x{side} pixels cannot be halved for each of {} levels", self.widths.len()),
+                format!(
+                    "images of {side}x{side} pixels cannot be halved for each of {} levels",
+                    self.widths.len()
+                ),
                 format!("choose a multiple of {factor}, or fewer numbers in vae.widths"),
             );
         }
@@ -157,7 +163,12 @@ pub fn encode(config: &VaeConfig, scope: &Scope, x: &Tensor) -> (Tensor, Option<
 #[track_caller]
 pub fn encode_moments(config: &VaeConfig, scope: &Scope, x: &Tensor) -> Tensor {
     let [n, h, w, c] = x.shape().of_rank("vae");
-    assert!(c == config.in_channels && h == w, "vae: image {} for in_channels {}", x.shape(), config.in_channels);
+    assert!(
+        c == config.in_channels && h == w,
+        "vae: image {} for in_channels {}",
+        x.shape(),
+        config.in_channels
+    );
     config.validate(h).unwrap_or_else(|e| panic!("vae: {e}"));
     let mut layers = Layers { scope: scope.sub("encoder"), next: 0 };
     let out = config.moments() * config.latent;
@@ -194,7 +205,8 @@ pub fn decode(config: &VaeConfig, scope: &Scope, z: &Tensor, [h, w, c]: [usize; 
         }
         VaeKind::Mlp => {
             let n = z.dims()[0];
-            let y = layers.mlp(&z.reshape([n, config.latent]), config.widths.iter().rev().copied(), h * w * c);
+            let y =
+                layers.mlp(&z.reshape([n, config.latent]), config.widths.iter().rev().copied(), h * w * c);
             y.reshape([n, h, w, c])
         }
     }

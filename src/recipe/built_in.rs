@@ -145,7 +145,10 @@ fn digits_vae() -> Recipe {
         checkpoint_every: 400,
         evaluate_every: 200,
         vae: VaeConfig { in_channels: 1, widths: vec![16, 32], norm_num_groups: 8, ..VaeConfig::default() },
-        ..vae("digits-vae", "convolutional VAE of generated handwriting, 32x32x1 to 8x8x4, minutes on two CPU cores")
+        ..vae(
+            "digits-vae",
+            "convolutional VAE of generated handwriting, 32x32x1 to 8x8x4, minutes on two CPU cores",
+        )
     }
 }
 
@@ -198,7 +201,10 @@ fn mnist_mlp_vae() -> Recipe {
             latent: 2,
             ..VaeConfig::default()
         },
-        ..vae("mnist-mlp-vae", "VAE of linear layers with a latent of 2 numbers on MNIST, binary cross-entropy")
+        ..vae(
+            "mnist-mlp-vae",
+            "VAE of linear layers with a latent of 2 numbers on MNIST, binary cross-entropy",
+        )
     }
 }
 
@@ -235,7 +241,10 @@ fn digits_ldm() -> Recipe {
             zero_init: true,
             ..UNetConfig::with_levels(4, &[32, 64], &[true, true])
         },
-        ..ldm("digits-ldm", "latent diffusion of generated handwriting on a digits-vae, minutes on two CPU cores")
+        ..ldm(
+            "digits-ldm",
+            "latent diffusion of generated handwriting on a digits-vae, minutes on two CPU cores",
+        )
     }
 }
 

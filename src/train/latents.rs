@@ -69,8 +69,12 @@ impl CachedLatents {
             return Err(Error::new(format!("the latents of {count} images need {needed} of memory"))
                 .hint("set latents=drawn, which encodes anew in each step"));
         }
-        let mut cached =
-            CachedLatents { moments: Vec::new(), labels: Vec::new(), shape, classes: data.classes().to_vec() };
+        let mut cached = CachedLatents {
+            moments: Vec::new(),
+            labels: Vec::new(),
+            shape,
+            classes: data.classes().to_vec(),
+        };
         for pass in 0..passes {
             let encoded = pass as u64 * count;
             encode_some(codec, data, count, pass == 1, |moments, labels| {
@@ -86,7 +90,9 @@ impl CachedLatents {
     fn origin(codec: &Codec, recipe: &Recipe) -> String {
         let Recipe { data, image_size, crop, flip, seed, latent_count, .. } = recipe;
         let vae = codec.fingerprint();
-        format!("vae {vae}, {data}, size {image_size}, crop {crop}, flip {flip}, seed {seed}, count {latent_count}")
+        format!(
+            "vae {vae}, {data}, size {image_size}, crop {crop}, flip {flip}, seed {seed}, count {latent_count}"
+        )
     }
 
     /// Keeps them in a file.

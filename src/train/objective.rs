@@ -132,9 +132,7 @@ impl Objective {
         let seen = tape.labelled("corruption", || self.corrupted(&images, state));
         let (mean, log_var) = vae::encode(config, scope, &seen);
         let z = match &log_var {
-            Some(log_var) => {
-                tape.labelled("latents", || reparameterise(&mean, log_var, Noise::Drawn(state)))
-            }
+            Some(log_var) => tape.labelled("latents", || reparameterise(&mean, log_var, Noise::Drawn(state))),
             None => mean.clone(),
         };
         let raw = vae::decode(config, scope, &z, image);

@@ -77,8 +77,8 @@ pub struct Session {
     _lock: std::fs::File,
 }
 
-/// Opens the data of a recipe and checks that the model fits it. `codec`: the VAE of latent diffusion, whose
-/// images these are.
+/// Opens the data of a recipe and checks that the model fits it. `codec`: the VAE of latent diffusion,
+/// whose images these are.
 ///
 /// # Errors
 /// When the data cannot be used, or its classes are not the model's.

@@ -97,10 +97,18 @@ fn a_vae_run_measures_itself_and_resumes_to_the_same_bytes() {
     let at = folder.path();
     let extra = ["--set", "kl_warmup=3", "--set", "corrupt_noise=0.2", "--set", "corrupt_mask=0.2"];
     let whole = train(at, "faces-vae", "whole", "4", &TINY_VAE, &extra);
-    let parts = train(at, "faces-vae", "parts", "2", &TINY_VAE, &[&extra[..], &["--set", "lr_schedule=constant"]].concat());
+    let parts = train(
+        at,
+        "faces-vae",
+        "parts",
+        "2",
+        &TINY_VAE,
+        &[&extra[..], &["--set", "lr_schedule=constant"]].concat(),
+    );
     assert!(whole.join("samples/step-00000004.png").is_file());
     let lines = fs::read_to_string(whole.join("evaluations.jsonl")).unwrap();
-    let evaluations: Vec<serde_json::Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let evaluations: Vec<serde_json::Value> =
+        lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(evaluations.len(), 2, "steps 2 and 4");
     for key in ["reconstruction", "kl", "psnr", "ssim"] {
         assert!(evaluations[1][key].as_f64().is_some_and(f64::is_finite), "{key}: {lines}");
@@ -108,12 +116,18 @@ fn a_vae_run_measures_itself_and_resumes_to_the_same_bytes() {
     assert_eq!(evaluations[1]["units"], 4 * 4 * 4);
     let metrics = fs::read_to_string(whole.join("metrics.jsonl")).unwrap();
     let last: serde_json::Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
-    let [loss, reconstruction, kl] =
-        ["loss", "reconstruction", "kl"].map(|key| last[key].as_f64().unwrap());
+    let [loss, reconstruction, kl] = ["loss", "reconstruction", "kl"].map(|key| last[key].as_f64().unwrap());
     let sum = reconstruction + 0.1 * kl;
     assert!((loss - sum).abs() <= 1e-5 * loss.abs(), "{loss} is {reconstruction} and a tenth of {kl}");
 
-    let steady = train(at, "faces-vae", "steady", "4", &TINY_VAE, &[&extra[..], &["--set", "lr_schedule=constant"]].concat());
+    let steady = train(
+        at,
+        "faces-vae",
+        "steady",
+        "4",
+        &TINY_VAE,
+        &[&extra[..], &["--set", "lr_schedule=constant"]].concat(),
+    );
     succeeds(at, &["train", "--resume", "parts", "--steps", "4", "--device", "cpu"]);
     assert!(result(&steady, 4) == result(&parts, 4), "a resumed VAE differs");
 }
@@ -126,7 +140,14 @@ fn settings_of_the_autoencoders() {
     let metrics = fs::read_to_string(plain.join("metrics.jsonl")).unwrap();
     assert!(metrics.contains("\"reconstruction\"") && !metrics.contains("\"kl\""), "{metrics}");
     train(at, "faces-vae", "l1", "2", &TINY_VAE, &["--set", "reconstruction=l1"]);
-    train(at, "digits-vae", "bce", "2", &TINY_VAE, &["--set", "reconstruction=bce", "--set", "accumulation=2"]);
+    train(
+        at,
+        "digits-vae",
+        "bce",
+        "2",
+        &TINY_VAE,
+        &["--set", "reconstruction=bce", "--set", "accumulation=2"],
+    );
     train(at, "faces-ldm", "ldm", "2", &TINY_LDM, &["--vae", "plain"]);
     let drawn = ["--vae", "plain", "--set", "latents=drawn"];
     train(at, "faces-ldm", "drawn", "2", &TINY_LDM, &drawn);
@@ -142,8 +163,7 @@ fn a_latent_diffusion_run_is_complete_in_itself_and_resumes_to_the_same_bytes() 
     train(at, "faces-vae", "vae", "2", &TINY_VAE, &[]);
     for latents in ["cached", "drawn"] {
         let mode = format!("latents={latents}");
-        let extra =
-            ["--vae", "vae", "--set", &mode, "--set", "lr_schedule=constant", "--set", "flip=true"];
+        let extra = ["--vae", "vae", "--set", &mode, "--set", "lr_schedule=constant", "--set", "flip=true"];
         let name = |part: &str| format!("{part}-{latents}");
         let whole = train(at, "faces-ldm", &name("whole"), "4", &TINY_LDM, &extra);
         train(at, "faces-ldm", &name("parts"), "2", &TINY_LDM, &extra);
@@ -164,7 +184,10 @@ fn a_latent_diffusion_run_is_complete_in_itself_and_resumes_to_the_same_bytes() 
     fs::remove_file(at.join("parts-cached/latents.safetensors")).unwrap();
     succeeds(at, &["train", "--resume", "parts-cached", "--steps", "5", "--device", "cpu"]);
     // One sample is the bare image, in the size of the VAE's images.
-    succeeds(at, &["sample", "whole-cached", "--count", "1", "--steps", "2", "--out", "one.png", "--device", "cpu"]);
+    succeeds(
+        at,
+        &["sample", "whole-cached", "--count", "1", "--steps", "2", "--out", "one.png", "--device", "cpu"],
+    );
     assert_eq!(image::image_dimensions(at.join("one.png")).unwrap(), (16, 16));
 }
 
@@ -242,7 +265,9 @@ fn encoding_and_decoding() {
     }
     // Pictures of any size, one by one; drawn latents are others.
     let picture = path("wide.png");
-    image::RgbImage::from_fn(50, 20, |x, y| image::Rgb([x as u8 * 5, y as u8 * 9, 77])).save(&picture).unwrap();
+    image::RgbImage::from_fn(50, 20, |x, y| image::Rgb([x as u8 * 5, y as u8 * 9, 77]))
+        .save(&picture)
+        .unwrap();
     let (mean, drawn) = (path("mean.safetensors"), path("drawn.safetensors"));
     succeeds(at, &["encode", "vae", &picture, &picture, "--out", &mean, "--device", "cpu"]);
     succeeds(at, &["encode", "vae", &picture, &picture, "--out", &drawn, "--draw", "--device", "gpu:0"]);
@@ -295,7 +320,11 @@ fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
         let target = to.join(entry.file_name());
-        if entry.path().is_dir() { copy(&entry.path(), &target) } else { drop(fs::copy(entry.path(), target).unwrap()) }
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target)
+        } else {
+            fs::copy(entry.path(), target).map(|_| ()).unwrap()
+        }
     }
 }
 
@@ -319,7 +348,9 @@ fn a_lost_or_exchanged_vae_and_foreign_latents() {
 
     let lost = at.join("ldm/vae.safetensors");
     fs::remove_file(&lost).unwrap();
-    for command in [&["sample", "ldm"][..], &["figure", "mean", "ldm"], &["train", "--resume", "ldm", "--steps", "9"]] {
+    for command in
+        [&["sample", "ldm"][..], &["figure", "mean", "ldm"], &["train", "--resume", "ldm", "--steps", "9"]]
+    {
         says(command, &["the VAE of this run is missing"]);
     }
     fs::copy(other.join("checkpoints/step-00000002.safetensors"), &lost).unwrap();
