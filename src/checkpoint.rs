@@ -92,31 +92,31 @@ fn save_sets(
     sets: &[(&str, &[f32])],
 ) -> Result<()> {
     let header = Header { format: FORMAT, step, recipe: recipe.to_toml() };
-    let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
+    let mut values: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
     for (set, flat) in sets {
         for spec in params.specs() {
             let mut file = vec![0.0; spec.shape.elements()];
             spec.for_each_index(|here, there| file[there] = flat[spec.first + here]);
-            tensors.push((format!("{set}.{}", spec.name), spec.file_shape(), file));
+            values.push((format!("{set}.{}", spec.name), spec.file_shape(), file));
         }
     }
     let text = serde_json::to_string(&header).unwrap_or_else(|e| unreachable!("a plain header: {e}"));
+    let tensors: Vec<Named> =
+        values.iter().map(|(name, shape, data)| (name.as_str(), shape.clone(), data.as_slice())).collect();
     write_tensors(path, &tensors, KEY, text)
 }
 
-/// Writes named tensors (name, shape, values) and one metadata entry as safetensors.
+/// A tensor's name, shape and values.
+pub type Named<'a> = (&'a str, Vec<usize>, &'a [f32]);
+
+/// Writes tensors and one metadata entry as safetensors.
 ///
 /// # Errors
 /// As [`write_whole`].
-pub fn write_tensors(
-    path: &Path,
-    tensors: &[(String, Vec<usize>, Vec<f32>)],
-    key: &str,
-    text: String,
-) -> Result<()> {
+pub fn write_tensors(path: &Path, tensors: &[Named], key: &str, text: String) -> Result<()> {
     let views = tensors.iter().map(|(name, shape, data)| {
         let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(data));
-        (name.as_str(), view.unwrap_or_else(|e| unreachable!("{name}: {e}")))
+        (*name, view.unwrap_or_else(|e| unreachable!("{name}: {e}")))
     });
     let bytes = safetensors::serialize(views, Some([(key.to_owned(), text)].into()))
         .map_err(|e| Error::new(format!("cannot encode {}", path.display())).caused_by(e))?;

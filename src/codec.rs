@@ -14,7 +14,8 @@ use crate::recipe::{Recipe, System};
 use crate::run::Run;
 use crate::tape::{Tape, Tensor};
 
-/// Images that are encoded or decoded in one go. It does not change the results.
+/// Most images that are encoded or decoded in one go; fewer where training had fewer, because what trained
+/// in the memory must run in it. It does not change the results.
 const BATCH: usize = 16;
 
 /// What the encoder knows of some images: Gaussians over their latents.
@@ -97,7 +98,11 @@ impl Codec {
     /// As [`Codec::load`], and when there is none.
     pub fn open(path: &Path, device: &Device) -> Result<Codec> {
         if path.is_file() {
-            return Codec::load(&checkpoint::load(path)?, device);
+            let loaded = checkpoint::load(path)?;
+            return match (loaded.recipe.system, Run::of_checkpoint(path)) {
+                (System::Ldm, Some(run)) => Codec::of_ldm(&run, &loaded.recipe, device),
+                _ => Codec::load(&loaded, device),
+            };
         }
         let run = Run::open(path)?;
         let recipe = run.recipe()?;
@@ -126,7 +131,35 @@ impl Codec {
         }
         let codec = Codec::load(&checkpoint::load(&path)?, device)?;
         codec.check_is(&recipe.vae_fingerprint, &path)?;
+        codec.check_fits(recipe)?;
         Ok(codec)
+    }
+
+    /// Says how this VAE does not fit a latent diffusion recipe.
+    ///
+    /// # Errors
+    /// Names the keys to set.
+    pub fn check_fits(&self, recipe: &Recipe) -> Result<()> {
+        let theirs = &self.recipe;
+        let [side, _, channels] = self.latent();
+        if theirs.vae.kind == vae::VaeKind::Mlp {
+            return Err(Error::usage("the latents of this VAE are vectors, not images")
+                .hint("a U-Net needs a convolutional VAE, such as faces-vae"));
+        }
+        let pairs = [
+            ("image_size", recipe.image_size, theirs.image_size),
+            ("latent_size", recipe.latent_size, side),
+            ("unet.in_channels", recipe.unet.in_channels, channels),
+            ("unet.out_channels", recipe.unet.out_channels, channels),
+        ];
+        let wrong: Vec<_> = pairs.iter().filter(|(_, ours, needed)| ours != needed).collect();
+        if let Some((key, ours, needed)) = wrong.first() {
+            let set: Vec<String> =
+                wrong.iter().map(|(key, _, needed)| format!("--set {key}={needed}")).collect();
+            return Err(Error::usage(format!("{key} is {ours}, this VAE needs {needed}"))
+                .hint(format!("give {}", set.join(" "))));
+        }
+        Ok(())
     }
 
     /// A VAE whose weights are in `weights`, perhaps still in training.
@@ -247,7 +280,7 @@ impl Codec {
         record: impl Fn(&Tape, usize) -> Tensor,
     ) -> Result<Vec<f32>> {
         assert!(input.len().is_multiple_of(size), "vae: {} values for samples of {size}", input.len());
-        let most = (input.len() / size).clamp(1, BATCH);
+        let most = (input.len() / size).clamp(1, BATCH.min(self.recipe.batch_size));
         let mut half = half.borrow_mut();
         let ready = match half.take() {
             Some(ready) if ready.samples >= most => ready,

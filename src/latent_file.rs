@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 
 /// Metadata entry that holds the fingerprint.
 const KEY: &str = "denoir_vae";
-/// Largest file that is read: memory must hold it twice.
+/// Largest file that is read: memory must hold it several times.
 const MOST_BYTES: u64 = 8 << 30;
 
 /// `[N, h, w, c]` as `[N, c, h, w]`; with `back`, the other way.
@@ -40,15 +40,11 @@ fn file_shape(codec: &Codec, n: usize) -> Vec<usize> {
 pub fn write(path: &Path, codec: &Codec, latents: &[f32], posterior: &Posterior) -> Result<()> {
     let size: usize = codec.latent().iter().product();
     let shape = file_shape(codec, latents.len() / size);
-    let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
-    let mut add = |name: &str, values: &[f32]| {
-        tensors.push((name.to_owned(), shape.clone(), turned(values, codec.latent(), false)));
-    };
-    add("latents", latents);
-    add("mean", &posterior.mean);
-    if let Some(log_var) = &posterior.log_var {
-        add("log_var", log_var);
-    }
+    let turn = |values: &[f32]| turned(values, codec.latent(), false);
+    let (latents, mean) = (turn(latents), turn(&posterior.mean));
+    let log_var = posterior.log_var.as_deref().map(turn);
+    let mut tensors = vec![("latents", shape.clone(), &latents[..]), ("mean", shape.clone(), &mean[..])];
+    tensors.extend(log_var.as_ref().map(|values| ("log_var", shape, &values[..])));
     write_tensors(path, &tensors, KEY, codec.fingerprint().to_owned())
 }
 

@@ -110,8 +110,8 @@ pub struct Recipe {
     pub corrupt_noise: f64,
     /// Share of the pixels' values that the encoder sees as 0 (mid-grey).
     pub corrupt_mask: f64,
-    /// Steps between evaluations on held-out images; 0: one for each pass through the data (1000 steps
-    /// where it is endless).
+    /// Steps between evaluations on held-out images; 0: one for each pass through the data, but at least
+    /// 100 (1000 where the data is endless).
     pub evaluate_every: u64,
     /// Held-out images of an evaluation.
     pub evaluate_count: usize,

@@ -48,12 +48,15 @@ pub struct Metrics {
     pub device_ms: Option<f64>,
 }
 
-/// One line of `evaluations.jsonl`: a VAE on held-out images, through the means of their latents.
+/// One line of `evaluations.jsonl`: a VAE on held-out images where there are any, through the means of
+/// their latents.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Steps done.
     pub step: u64,
     pub images: usize,
+    /// False where the data is too small to hold any out: then they are training images.
+    pub held_out: bool,
     /// As in the loss: summed over the pixels of an image, averaged over images.
     pub reconstruction: f64,
     /// Summed over the numbers of a latent, averaged over images; an autoencoder has none.
@@ -92,8 +95,8 @@ impl Run {
         }
     }
 
-    /// Makes the folder of a new run. `wanted`: where; else the first free of `runs/<name>`,
-    /// `runs/<name>-2`, ...
+    /// Makes the folder of a new run, which becomes one when [`Run::write_recipe`] is called. `wanted`:
+    /// where; else the first free of `runs/<name>`, `runs/<name>-2`, ...
     ///
     /// # Errors
     /// When the folder holds a run already, or cannot be written.
@@ -112,9 +115,7 @@ impl Run {
         for part in ["checkpoints", "samples"] {
             fs::create_dir_all(folder.join(part)).map_err(denied)?;
         }
-        let run = Run { folder };
-        write_whole(&run.folder.join(RECIPE), |file| file.write_all(recipe.to_toml().as_bytes()))?;
-        Ok(run)
+        Ok(Run { folder })
     }
 
     /// Keeps other programs from training into this folder, as long as the result lives.
@@ -171,7 +172,7 @@ impl Run {
         recipe::parse(&text, &path.display().to_string()).map_err(Error::in_a_file)
     }
 
-    /// Writes the recipe anew, after a resumed run changed it.
+    /// Writes the recipe: of a new run, or anew, after a resumed run changed it.
     ///
     /// # Errors
     /// When the folder cannot be written.

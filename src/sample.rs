@@ -217,7 +217,8 @@ impl Trained {
             let shown = path.display();
             return Err(Error::new(format!("{shown} is a VAE: it has no diffusion process to sample with"))
                 .hint(format!(
-                    "draw from its prior with `denoir figure grid {shown}`, or train latent diffusion on it with `denoir train faces-ldm --vae {shown}`"
+                    "draw from its prior with `denoir figure grid {shown}`, or train latent diffusion on it \
+                     with `denoir train faces-ldm --vae {shown}`"
                 )));
         }
         recipe.validate().map_err(Error::in_a_file)?;
@@ -342,11 +343,12 @@ impl Source<'_> {
             let labels = self.labels(first, batch, class);
             images.extend(ready.run(first as u32, &labels, |_, _, _| progress())?);
         }
+        let images = self.images_of(images)?;
         if images.iter().any(|v| !v.is_finite()) {
             return Err(Error::new("the model's samples are not finite numbers")
                 .hint("it has diverged: train again with a lower lr, or use an older checkpoint"));
         }
-        self.images_of(images)
+        Ok(images)
     }
 
     /// How many samples of `count` are drawn together: what trained in the memory can be sampled in it.

@@ -93,7 +93,7 @@ pub struct Arguments {
     /// Columns of interpolation, coarse-to-fine, branches and posterior
     #[arg(long, value_parser = clap::value_parser!(u32).range(2..=100))]
     columns: Option<u32>,
-    /// Of the noise, and which images are shown [default: the run's]
+    /// Of the noise [default: the run's]; with one, other images are shown than the first
     #[arg(long)]
     seed: Option<u64>,
     /// Least side of a picture in the figure, in pixels; width of a plot [default: 64, plots 480]
@@ -149,6 +149,9 @@ fn check_out(out: &Path, ending: &str) -> Result<()> {
     Ok(())
 }
 
+/// Pixels of a figure that are too many.
+const MOST_PIXELS: u64 = 200_000_000;
+
 /// The recipe of a run folder or checkpoint.
 fn recipe_of(path: &Path) -> Result<Recipe> {
     if path.is_file() { Ok(checkpoint::load(path)?.recipe) } else { Run::open(path)?.recipe() }
@@ -191,24 +194,43 @@ impl Arguments {
         Ok(parts.iter().map(|part| ((recipe.timesteps - 1) as f64 * part).round() as usize).collect())
     }
 
-    /// `count` images for a run: of `--data`, or held out from its own; a seed of its own shows others.
-    fn images(&self, recipe: &Recipe, image: [usize; 3], count: usize) -> Result<Vec<f32>> {
+    /// `count` images for a run, and their labels: of `--data`, or held out from its own, from the first
+    /// on; `--seed` shows others.
+    fn images(&self, recipe: &Recipe, image: [usize; 3], count: usize) -> Result<(Vec<f32>, Vec<u32>)> {
         let [side, _, channels] = image;
         let spec = self.data.as_deref().unwrap_or(&recipe.data);
         let open = |split| open_for(spec, side, channels, recipe.crop, recipe.seed, split);
-        // A small folder holds nothing out.
-        let data = open(Split::HeldOut).or_else(|_| open(Split::Train))?;
+        let data = match open(Split::HeldOut) {
+            Err(_) if spec.starts_with("images:") => {
+                let data = open(Split::Train)?;
+                note("note: the folder is too small to hold images out; these were trained on");
+                data
+            }
+            held_out => held_out?,
+        };
         let len = data.len().unwrap_or(u64::MAX);
         let first = self.seed.unwrap_or(0).wrapping_mul(count as u64);
         let size = side * side * channels;
         let mut images = vec![0.0; count * size];
+        let mut labels = Vec::with_capacity(count);
         for (i, out) in images.chunks_exact_mut(size).enumerate() {
-            data.read(first.wrapping_add(i as u64) % len, out)?;
+            labels.push(data.read(first.wrapping_add(i as u64) % len, out)?);
         }
         for warning in data.warnings() {
             note(&format!("warning: {warning}"));
         }
-        Ok(images)
+        Ok((images, labels))
+    }
+
+    /// Says early that a figure of so many pictures of `side` pixels would be too large to hold.
+    fn check_size(&self, pictures: usize, side: usize) -> Result<()> {
+        let cell = self.cell().unwrap_or(64).next_multiple_of(side.max(1)).max(side);
+        let pixels = pictures as u64 * (cell * cell) as u64;
+        if pixels > MOST_PIXELS {
+            return Err(Error::usage(format!("the figure would have {} million pixels", pixels / 1_000_000))
+                .hint("lower --count, --columns or --size"));
+        }
+        Ok(())
     }
 }
 
@@ -252,11 +274,13 @@ fn grid(arguments: &Arguments) -> Result<RgbImage> {
         let recipe = recipe_of(path)?;
         let drawing = if recipe.system == System::Vae {
             let codec = Codec::open(path, &device)?;
+            arguments.check_size(count, codec.image()[0])?;
             let images = figures::prior(&codec, count, arguments.seed.unwrap_or(recipe.seed))?;
             figures::grid(images, codec.image())
         } else {
             let trained = Trained::open(path, &device)?;
             let (source, options) = (trained.source(), arguments.options(trained.recipe())?);
+            arguments.check_size(count, source.image()[0])?;
             let progress = bar(source.work(options, count), "sampling {bar:30} {percent}% {eta} left");
             let images = source.draw(options, count, None, || {
                 progress.inc(1);
@@ -294,17 +318,20 @@ fn process(arguments: &Arguments) -> Result<RgbImage> {
         Ok(())
     };
     let images = |count| arguments.images(recipe, source.image(), count);
+    arguments.check_size(count * 5 * (columns + 2), source.image()[0])?;
     let drawing = match arguments.kind {
-        Kind::Forward => figures::forward(&source, &images(count)?, options.seed),
+        Kind::Forward => figures::forward(&source, &images(count)?.0, options.seed),
         Kind::Backward => figures::backward(&source, options, count, &mut step),
         Kind::Progressive => figures::progressive(&source, options, count, &mut step),
         Kind::Interpolation => {
             let times = arguments.times(recipe, &[0.5])?;
-            figures::interpolation(&source, options, &images(2 * count)?, &times, columns, &mut step)
+            let (images, labels) = images(2 * count)?;
+            figures::interpolation(&source, options, &images, &labels, &times, columns, &mut step)
         }
         Kind::CoarseToFine => {
             let times = arguments.times(recipe, &[0.125, 0.25, 0.5, 0.75, 1.0])?;
-            figures::interpolation(&source, options, &images(2 * count)?, &times, columns, &mut step)
+            let (images, labels) = images(2 * count)?;
+            figures::interpolation(&source, options, &images, &labels, &times, columns, &mut step)
         }
         _ => {
             let times = arguments.times(recipe, &[1.0, 0.75, 0.5, 0.25, 0.1])?;
@@ -318,18 +345,22 @@ fn process(arguments: &Arguments) -> Result<RgbImage> {
 /// The VAE of a run and its images.
 fn vae_and_images(arguments: &Arguments, device: &Device) -> Result<(Codec, Vec<f32>)> {
     let codec = Codec::open(&arguments.run, device)?;
-    let images = arguments.images(codec.recipe(), codec.image(), arguments.count())?;
+    let (count, columns) = (arguments.count(), arguments.columns() + 2);
+    let frames = if arguments.kind == Kind::Hallucination { 101 } else { 1 };
+    arguments.check_size(count * columns * frames, codec.image()[0])?;
+    let (images, _) = arguments.images(codec.recipe(), codec.image(), count)?;
     Ok((codec, images))
 }
 
 fn autoencoder(arguments: &Arguments) -> Result<RgbImage> {
     let device = device(&arguments.device)?;
-    let seed = arguments.seed.unwrap_or(0);
     if arguments.kind == Kind::Manifold {
         let codec = Codec::open(&arguments.run, &device)?;
+        arguments.check_size(arguments.count() * arguments.count(), codec.image()[0])?;
         return Ok(figures::manifold(&codec, arguments.count(), RANGE)?.draw(arguments.cell()));
     }
     let (codec, images) = vae_and_images(arguments, &device)?;
+    let seed = arguments.seed.unwrap_or(codec.recipe().seed);
     let drawing = match arguments.kind {
         Kind::Reconstruction => figures::reconstruction(&codec, &images, seed),
         Kind::Mean => figures::pairs(&codec, &images),
@@ -349,10 +380,16 @@ fn hallucination(arguments: &Arguments, out: &Path) -> Result<()> {
     let device = device(&arguments.device)?;
     let (codec, images) = vae_and_images(arguments, &device)?;
     let progress = bar(101, "decoding {bar:30} {pos}/{len}");
-    let frames = figures::hallucination(&codec, &images, arguments.seed.unwrap_or(0), MOST, &mut || {
-        progress.inc(1);
-        Ok(())
-    })?;
+    let frames = figures::hallucination(
+        &codec,
+        &images,
+        arguments.seed.unwrap_or(codec.recipe().seed),
+        MOST,
+        &mut || {
+            progress.inc(1);
+            Ok(())
+        },
+    )?;
     progress.finish_and_clear();
     let pictures: Vec<RgbImage> = frames.iter().map(|frame| frame.draw(arguments.cell())).collect();
     figures::write_gif(out, &figures::of_one_size(pictures), DELAY)

@@ -90,6 +90,9 @@ fn for_images(
     let crop = (recipe.crop > 0).then_some(recipe.crop);
     let is_file = |input: &String| Path::new(input).is_file();
     if !arguments.input.is_empty() && arguments.input.iter().all(is_file) {
+        if arguments.count.is_some() {
+            return Err(Error::usage("--count goes with data, not with pictures").hint("leave it out"));
+        }
         for input in &arguments.input {
             take(&read_picture(Path::new(input), side, channels, crop)?)?;
         }
@@ -110,6 +113,10 @@ fn for_images(
         (Some(len), wanted) => wanted.unwrap_or(len).min(len),
         (None, wanted) => wanted.unwrap_or(64),
     };
+    // Latents, their moments and the file, and a block of images.
+    let numbers = 8 * count * codec.latent().iter().product::<usize>() as u64;
+    crate::device::Device::open("cpu")?
+        .check_memory(4 * (numbers + (BLOCK * side * side * channels) as u64))?;
     let progress = bar(count, "encoding {bar:30} {pos}/{len} {eta} left");
     let pixels = side * side * channels;
     let mut images = vec![0.0; BLOCK * pixels];

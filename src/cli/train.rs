@@ -101,8 +101,15 @@ fn dry_run(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<()
             return Err(Error::usage("the plan of latent diffusion depends on its VAE")
                 .hint("give a trained one with --vae"));
         }
+        (_, Some(_), _) => {
+            return Err(Error::usage(format!("{} does not train on latents", recipe.name))
+                .hint("leave --vae out, or choose an ldm recipe"));
+        }
         _ => None,
     };
+    if let Some(codec) = &codec {
+        codec.check_fits(recipe)?;
+    }
     print(&describe(&DryRun::new(recipe, device, codec.as_ref()), recipe, device))
 }
 
@@ -183,8 +190,11 @@ impl Watch for Terminal {
     fn evaluated(&mut self, e: &Evaluation) {
         let kl = e.kl.map(|kl| format!("KL {kl:.2}  ")).unwrap_or_default();
         self.say(&format!(
-            "step {}, {} held-out images: reconstruction {:.2}  {kl}PSNR {:.2} dB  SSIM {:.3}  active {}/{} latent units",
-            e.step, e.images, e.reconstruction, e.psnr, e.ssim, e.active_units, e.units
+            "step {}, {} {} images: reconstruction {:.2}  {kl}PSNR {:.2} dB  SSIM {:.3}  active {}/{} latent units",
+            e.step,
+            e.images,
+            if e.held_out { "held-out" } else { "training" },
+            e.reconstruction, e.psnr, e.ssim, e.active_units, e.units
         ));
     }
 

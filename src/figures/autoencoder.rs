@@ -4,19 +4,20 @@ use super::{Drawing, Sheet};
 use crate::codec::{Codec, Posterior};
 use crate::error::{Error, Result};
 use crate::models::vae::VaeKind;
-use crate::philox::{Stream, fill_normal};
-use crate::simd::vectorized;
+use crate::philox::Stream;
 
 /// Standard normal numbers for `count` latents.
 fn noise(seed: u64, count: usize, size: usize) -> Vec<f32> {
-    let mut eps = vec![0.0; count * size];
-    for (i, eps) in eps.chunks_exact_mut(size).enumerate() {
-        vectorized(
-            #[inline(always)]
-            || fill_normal(eps, seed, Stream::Posterior as u32, 0, i as u32, 0),
-        );
+    (0..count).flat_map(|i| super::noise(seed, Stream::Posterior, i as u32, size)).collect()
+}
+
+/// Refuses an autoencoder, whose latents are points.
+fn has_gaussian(codec: &Codec) -> Result<()> {
+    if codec.recipe().vae.variational {
+        return Ok(());
     }
-    eps
+    Err(Error::new("this is an autoencoder: its latents are points, without sigma and without a prior")
+        .hint("use a run with vae.variational = true"))
 }
 
 fn pixels(codec: &Codec) -> usize {
@@ -44,8 +45,11 @@ pub fn pairs(codec: &Codec, images: &[f32]) -> Result<Drawing> {
 /// # Errors
 /// When the driver reports an error.
 pub fn reconstruction(codec: &Codec, images: &[f32], seed: u64) -> Result<Drawing> {
-    let drawn = draw(codec, &codec.encode(images)?, seed);
-    Ok(above(codec, images, &codec.decode(&drawn)?, "drawn"))
+    let posterior = codec.encode(images)?;
+    // An autoencoder draws nothing.
+    let name = if posterior.log_var.is_some() { "drawn" } else { "decoded" };
+    let drawn = draw(codec, &posterior, seed);
+    Ok(above(codec, images, &codec.decode(&drawn)?, name))
 }
 
 fn above(codec: &Codec, images: &[f32], below: &[f32], name: &str) -> Drawing {
@@ -71,6 +75,7 @@ fn above(codec: &Codec, images: &[f32], below: &[f32], name: &str) -> Drawing {
 /// # Errors
 /// When the driver reports an error.
 pub fn posterior(codec: &Codec, images: &[f32], count: usize, seed: u64) -> Result<Drawing> {
+    has_gaussian(codec)?;
     let (size, latent) = (pixels(codec), latent_size(codec));
     let mut cells = Vec::new();
     for (row, image) in images.chunks_exact(size).enumerate() {
@@ -100,11 +105,8 @@ pub fn hallucination(
     most: f32,
     progress: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Vec<Drawing>> {
+    has_gaussian(codec)?;
     let posterior = codec.encode(images)?;
-    if posterior.log_var.is_none() {
-        return Err(Error::new("this is an autoencoder: its latents have no sigma to walk along")
-            .hint("use a run with vae.variational = true"));
-    }
     let count = images.len() / pixels(codec);
     let eps = noise(seed, count, latent_size(codec));
     let frames = (most * 10.0).round() as usize;
@@ -113,7 +115,7 @@ pub fn hallucination(
         let a = frame as f32 / 10.0;
         let mut cells = images.to_vec();
         cells.extend(codec.decode(&posterior.at(a, &eps))?);
-        let sheet = Sheet::new(count).row_labels(["image", "z"]).title(format!("z = μ + a σ ε   a = {a:.1}"));
+        let sheet = Sheet::new(count).row_labels(["image", "z"]).title(format!("z = μ + a·σ·ε, a = {a:.1}"));
         pictures.push(Drawing { sheet, cells, image: codec.image() });
         progress()?;
     }
@@ -182,10 +184,7 @@ pub fn channels(codec: &Codec, images: &[f32]) -> Result<Drawing> {
 /// # Errors
 /// When the driver reports an error, or the VAE has no prior.
 pub fn prior(codec: &Codec, count: usize, seed: u64) -> Result<Vec<f32>> {
-    if !codec.recipe().vae.variational {
-        return Err(Error::new("this is an autoencoder: there is no prior to draw latents from")
-            .hint("use a run with vae.variational = true"));
-    }
+    has_gaussian(codec)?;
     codec.decode(&noise(seed, count, latent_size(codec)))
 }
 

@@ -38,9 +38,9 @@ pub fn schedule(recipe: &Recipe, width: u32) -> RgbImage {
     )
 }
 
-/// A running mean over a fiftieth of the steps, as the eye would draw it.
+/// An exponential mean over about a hundredth of the steps, as the eye would draw it.
 fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let keep = 1.0 - 1.0 / (points.len() as f64 / 50.0).max(1.0);
+    let keep = 1.0 - 1.0 / (points.len() as f64 / 100.0).max(1.0);
     let (mut sum, mut weight) = (0.0, 0.0);
     let step = |&(x, y): &(f64, f64)| {
         sum = keep * sum + y;
@@ -74,15 +74,20 @@ pub fn loss(run: &Run, width: u32) -> Result<RgbImage> {
     let mut panels = vec![with_mean(plot, "loss", &losses, PALETTE[0]).draw(width, height(width))];
     let (reconstruction, kl) = (points(&|m| m.reconstruction), points(&|m| m.kl));
     if !kl.is_empty() {
-        let plot = Plot::new("parts of the loss, running means").x_label("step").log_y(true);
+        let plot = Plot::new("reconstruction and KL, running means").x_label("step").log_y(true);
         let line = |name: &str, points: &[(f64, f64)]| Line::new(name, smooth(points));
-        let plot = plot.line(line("reconstruction", &reconstruction)).line(line("KL", &kl));
+        let plot =
+            plot.line(line("reconstruction", &reconstruction)).line(line("KL, before its weight", &kl));
         panels.push(plot.draw(width, height(width)));
     }
     let evaluations = run.evaluations();
     if !evaluations.is_empty() {
         let psnr = evaluations.iter().map(|e| (e.step as f64, e.psnr));
-        let plot = Plot::new("held-out PSNR").x_label("step").y_label("dB").line(Line::new("PSNR", psnr));
+        let of = if evaluations.iter().all(|e| e.held_out) { "held-out" } else { "training" };
+        let plot = Plot::new(format!("PSNR of {of} images"))
+            .x_label("step")
+            .y_label("dB")
+            .line(Line::new("PSNR", psnr));
         panels.push(plot.draw(width, height(width)));
     }
     Ok(beside(&panels, GAP))

@@ -19,6 +19,19 @@ pub use sheet::Sheet;
 
 use image::RgbImage;
 
+use crate::philox::{Stream, fill_normal};
+use crate::simd::vectorized;
+
+/// Standard normal numbers of one sample.
+fn noise(seed: u64, stream: Stream, sample: u32, size: usize) -> Vec<f32> {
+    let mut eps = vec![0.0; size];
+    vectorized(
+        #[inline(always)]
+        || fill_normal(&mut eps, seed, stream as u32, 0, sample, 0),
+    );
+    eps
+}
+
 /// A figure that is still to be drawn, at a size that the user chooses.
 #[derive(Clone, Debug)]
 pub struct Drawing {

@@ -2,9 +2,8 @@
 
 use super::{Drawing, Sheet};
 use crate::error::Result;
-use crate::philox::{Stream, fill_normal};
+use crate::philox::Stream;
 use crate::sample::{Options, Sampler, Source};
-use crate::simd::vectorized;
 
 /// Columns of a strip.
 const COLUMNS: usize = 10;
@@ -12,19 +11,8 @@ const COLUMNS: usize = 10;
 /// What is called while figures are sampled; an error ends the work.
 pub type Progress<'a> = &'a mut dyn FnMut() -> Result<()>;
 
-/// Standard normal numbers of one sample.
-fn noise(seed: u64, sample: u32, size: usize) -> Vec<f32> {
-    let mut eps = vec![0.0; size];
-    vectorized(
-        #[inline(always)]
-        || fill_normal(&mut eps, seed, Stream::Noise as u32, 0, sample, 0),
-    );
-    eps
-}
-
 /// A sheet with one row for each of `rows` samples, whose columns are timesteps.
-fn strip(t: impl IntoIterator<Item = usize>) -> Sheet {
-    let labels: Vec<String> = t.into_iter().map(|t| t.to_string()).collect();
+fn strip(labels: Vec<String>) -> Sheet {
     Sheet::new(labels.len()).column_labels(labels).column_axis("t")
 }
 
@@ -47,13 +35,13 @@ pub fn forward(source: &Source, images: &[f32], seed: u64) -> Result<Drawing> {
     let mut strip_of = Vec::new();
     for (row, x0) in samples.chunks_exact(size).enumerate() {
         // One eps for a row: the picture drowns in the same noise.
-        let eps = noise(seed, row as u32, size);
+        let eps = super::noise(seed, Stream::Noise, row as u32, size);
         for &t in &shown {
             strip_of.extend(noised(x0, &eps, schedule.alpha_bars[t]));
         }
     }
     let pictures = source.images_of(strip_of)?;
-    Ok(Drawing { sheet: strip(shown), cells: pictures, image })
+    Ok(Drawing { sheet: strip(shown.iter().map(usize::to_string).collect()), cells: pictures, image })
 }
 
 /// `sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps`.
@@ -62,12 +50,16 @@ fn noised(x0: &[f32], eps: &[f32], alpha_bar: f64) -> Vec<f32> {
     x0.iter().zip(eps).map(|(x, e)| a * x + b * e).collect()
 }
 
-/// `rows` samples at falling `t`, from the first reverse step to the picture.
+/// `rows` samples `x_t` at falling `t`, from the first reverse step's result to the picture.
 ///
 /// # Errors
 /// When the driver reports an error, or `progress` does.
 pub fn backward(source: &Source, options: Options, rows: usize, progress: Progress) -> Result<Drawing> {
-    watched(source, options, rows, progress, Sampler::current)
+    // What a step leaves is the state at the timestep of the next.
+    let label = |timesteps: &[usize], row: usize| {
+        timesteps.get(row + 1).map_or_else(|| "x₀".to_owned(), usize::to_string)
+    };
+    watched(source, options, rows, progress, label, Sampler::current)
 }
 
 /// The prediction of `x_0` at falling `t` of `rows` samples (Ho et al. 2020, figure 6).
@@ -76,7 +68,8 @@ pub fn backward(source: &Source, options: Options, rows: usize, progress: Progre
 /// When the driver reports an error, or `progress` does.
 pub fn progressive(source: &Source, options: Options, rows: usize, progress: Progress) -> Result<Drawing> {
     let options = Options { keeps_x0: true, ..options };
-    watched(source, options, rows, progress, Sampler::predicted)
+    let label = |timesteps: &[usize], row: usize| timesteps[row].to_string();
+    watched(source, options, rows, progress, label, Sampler::predicted)
 }
 
 fn watched(
@@ -84,13 +77,14 @@ fn watched(
     options: Options,
     rows: usize,
     progress: Progress,
+    label: impl Fn(&[usize], usize) -> String,
     look: impl Fn(&Sampler) -> Result<Vec<f32>>,
 ) -> Result<Drawing> {
     let mut sampler = source.sampler(options, rows)?;
     let steps = sampler.timesteps().len();
     let columns = COLUMNS.min(steps);
     let shown: Vec<usize> = (0..columns).map(|i| i * (steps - 1) / (columns - 1).max(1)).collect();
-    let times: Vec<usize> = shown.iter().map(|&row| sampler.timesteps()[row]).collect();
+    let labels: Vec<String> = shown.iter().map(|&row| label(sampler.timesteps(), row)).collect();
     let mut frames: Vec<Vec<f32>> = Vec::new();
     sampler.run(0, &source.labels(0, rows, None), |row, _, sampler| {
         if shown.contains(&row) {
@@ -99,7 +93,7 @@ fn watched(
         progress()
     })?;
     let pictures = source.images_of(rows_of(&frames, rows))?;
-    Ok(Drawing { sheet: strip(times), cells: pictures, image: source.image() })
+    Ok(Drawing { sheet: strip(labels), cells: pictures, image: source.image() })
 }
 
 /// The row of the reverse process whose timestep is `t`, or the next lower one.
@@ -108,8 +102,8 @@ fn row_at(timesteps: &[usize], t: usize) -> usize {
 }
 
 /// Interpolations between pairs of images `[2 pairs, H, W, C]`: both are noised to `x_t`, mixed as `(1 -
-/// lambda) x_t + lambda x_t'`, and denoised (Ho et al. 2020, figures 8 and 9). One row for each pair and
-/// each of `times`; the first and last column are the images themselves.
+/// lambda) x_t + lambda x_t'`, and denoised; `labels`: of each image (Ho et al. 2020, figures 8 and 9). One
+/// row for each pair and each of `times`; the first and last column are the images themselves.
 ///
 /// # Errors
 /// When the driver reports an error, or `progress` does.
@@ -117,6 +111,7 @@ pub fn interpolation(
     source: &Source,
     options: Options,
     images: &[f32],
+    labels: &[u32],
     times: &[usize],
     columns: usize,
     progress: Progress,
@@ -140,14 +135,17 @@ pub fn interpolation(
         for &t in times {
             let row = row_at(sampler.timesteps(), t);
             let alpha_bar = schedule.alpha_bars[sampler.timesteps()[row]];
-            let x_t = noised(a.1, &noise(options.seed, 2 * pair as u32, size), alpha_bar);
-            let other = noised(b.1, &noise(options.seed, 2 * pair as u32 + 1, size), alpha_bar);
+            let x_t =
+                noised(a.1, &super::noise(options.seed, Stream::Noise, 2 * pair as u32, size), alpha_bar);
+            let other =
+                noised(b.1, &super::noise(options.seed, Stream::Noise, 2 * pair as u32 + 1, size), alpha_bar);
             let mut mixtures = Vec::new();
             for &lambda in &lambdas {
                 let mixed: Vec<f32> =
                     x_t.iter().zip(&other).map(|(x, y)| (1.0 - lambda) * x + lambda * y).collect();
-                let label = source.labels(pair, 1, None);
-                mixtures.extend(sampler.run_from(row, &mixed, pair as u32, &label, |_, _, _| progress())?);
+                // Of a model with classes: that of the nearer image.
+                let label = labels[2 * pair + usize::from(lambda > 0.5)];
+                mixtures.extend(sampler.run_from(row, &mixed, pair as u32, &[label], |_, _, _| progress())?);
             }
             pictures.extend_from_slice(a.0);
             pictures.extend(source.images_of(mixtures)?);

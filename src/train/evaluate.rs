@@ -1,33 +1,40 @@
-//! How well a VAE does on images that it was not trained on.
+//! How well a VAE does on images, if possible on such as it was not trained on.
 
 use std::sync::Arc;
 
 use crate::codec::{Codec, Posterior};
 use crate::data::Dataset;
 use crate::data::quality::{active_units, psnr, ssim};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::vae::Reconstruction;
 use crate::run::Evaluation;
 
-/// Held-out images, read once, and what is measured on them.
+/// Images, read once, and what is measured on them.
 pub struct Evaluator {
     images: Vec<f32>,
     count: usize,
+    held_out: bool,
 }
 
 impl Evaluator {
-    /// Reads the first `count` images, or all that there are.
+    /// Reads the first `count` images, or all that there are. `held_out`: whether training leaves them out.
     ///
     /// # Errors
-    /// When the data cannot be read.
-    pub fn new(data: &Arc<dyn Dataset>, count: usize) -> Result<Evaluator> {
+    /// When the data cannot be read, or memory is too small.
+    pub fn new(data: &Arc<dyn Dataset>, count: usize, held_out: bool) -> Result<Evaluator> {
         let pixels: usize = data.shape().iter().product();
         let count = data.len().map_or(count, |len| count.min(len as usize));
+        // The images, their latents and the decoded images.
+        let bytes = 12 * (count * pixels) as u64;
+        if crate::device::available_memory().is_some_and(|available| bytes > available) {
+            return Err(Error::new(format!("{count} images to measure on do not fit into memory"))
+                .hint("lower evaluate_count"));
+        }
         let mut images = vec![0.0; count * pixels];
         for (i, out) in images.chunks_exact_mut(pixels).enumerate() {
             data.read(i as u64, out)?;
         }
-        Ok(Evaluator { images, count })
+        Ok(Evaluator { images, count, held_out })
     }
 
     /// The first `count` images, or as many as there are, `[N, H, W, C]`.
@@ -47,6 +54,7 @@ impl Evaluator {
         Ok(Evaluation {
             step,
             images: self.count,
+            held_out: self.held_out,
             reconstruction: distance(&self.images, &decoded, codec.recipe().reconstruction)
                 / self.count as f64,
             kl: divergence(&posterior).map(|kl| kl / self.count as f64),

@@ -10,7 +10,7 @@ use crate::codec::Codec;
 use crate::data::Dataset;
 use crate::data::picture::mirror;
 use crate::error::{Error, Result};
-use crate::recipe::Recipe;
+use crate::recipe::{Latents, Recipe};
 
 /// Images encoded between two reports of progress.
 const BLOCK: usize = 64;
@@ -63,14 +63,16 @@ impl CachedLatents {
         let [h, w, c] = codec.latent();
         let shape = [h, w, c * codec.recipe().vae.moments()];
         let passes = if recipe.flip { 2 } else { 1 };
-        let bytes = passes as u64 * count * shape.iter().product::<usize>() as u64 * 4;
+        let size = shape.iter().product::<usize>();
+        // They are held once more while they are written.
+        let bytes = 2 * passes as u64 * count * size as u64 * 4;
         if crate::device::available_memory().is_some_and(|available| bytes > available) {
             let needed = crate::device::size(bytes);
             return Err(Error::new(format!("the latents of {count} images need {needed} of memory"))
                 .hint("set latents=drawn, which encodes anew in each step"));
         }
         let mut cached = CachedLatents {
-            moments: Vec::new(),
+            moments: Vec::with_capacity(passes * count as usize * size),
             labels: Vec::new(),
             shape,
             classes: data.classes().to_vec(),
@@ -87,48 +89,51 @@ impl CachedLatents {
     }
 
     /// What the cached latents are of; another recipe's are of no use.
-    fn origin(codec: &Codec, recipe: &Recipe) -> String {
+    fn origin(codec: &Codec, images: &dyn Dataset, recipe: &Recipe) -> String {
         let Recipe { data, image_size, crop, flip, seed, latent_count, .. } = recipe;
-        let vae = codec.fingerprint();
-        format!(
-            "vae {vae}, {data}, size {image_size}, crop {crop}, flip {flip}, seed {seed}, count {latent_count}"
-        )
+        let (vae, count) = (codec.fingerprint(), images.len().unwrap_or(*latent_count as u64));
+        format!("vae {vae}, {data}, size {image_size}, crop {crop}, flip {flip}, seed {seed}, {count} images")
     }
 
     /// Keeps them in a file.
     ///
     /// # Errors
     /// When the disk is full.
-    pub fn save(&self, path: &Path, codec: &Codec, recipe: &Recipe) -> Result<()> {
+    pub fn save(&self, path: &Path, codec: &Codec, images: &dyn Dataset, recipe: &Recipe) -> Result<()> {
         let [h, w, c] = self.shape;
         let n = self.labels.len();
-        let labels = self.labels.iter().map(|&l| l as f32).collect();
-        let tensors = [
-            ("moments".to_owned(), vec![n, h, w, c], self.moments.clone()),
-            ("labels".to_owned(), vec![n], labels),
-        ];
-        write_tensors(path, &tensors, KEY, Self::origin(codec, recipe))
+        let labels: Vec<f32> = self.labels.iter().map(|&l| l as f32).collect();
+        let tensors = [("moments", vec![n, h, w, c], &self.moments[..]), ("labels", vec![n], &labels[..])];
+        write_tensors(path, &tensors, KEY, Self::origin(codec, images, recipe))
     }
 
     /// Those of the file, if it holds the latents of this recipe, whole.
-    pub fn load(path: &Path, codec: &Codec, recipe: &Recipe, classes: &[String]) -> Option<CachedLatents> {
+    fn load(path: &Path, codec: &Codec, images: &dyn Dataset, recipe: &Recipe) -> Option<CachedLatents> {
         let bytes = std::fs::read(path).ok()?;
         let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
-        if header.metadata().as_ref()?.get(KEY)? != &Self::origin(codec, recipe) {
+        if header.metadata().as_ref()?.get(KEY)? != &Self::origin(codec, images, recipe) {
             return None;
         }
         let file = SafeTensors::deserialize(&bytes).ok()?;
         let [h, w, c] = codec.latent();
         let shape = [h, w, c * codec.recipe().vae.moments()];
-        let values = |name: &str| {
-            let tensor = file.tensor(name).ok().filter(|t| t.dtype() == Dtype::F32)?;
+        let passes = if recipe.flip { 2 } else { 1 };
+        let n = passes * images.len().unwrap_or(recipe.latent_count as u64) as usize;
+        let values = |name: &str, shape: &[usize]| -> Option<Vec<f32>> {
+            let tensor = file.tensor(name).ok()?;
             let values: Vec<f32> = bytemuck::pod_collect_to_vec(tensor.data());
-            values.iter().all(|v| v.is_finite()).then_some(values)
+            let whole = tensor.dtype() == Dtype::F32 && tensor.shape() == shape;
+            (whole && values.iter().all(|v| v.is_finite())).then_some(values)
         };
-        let (moments, labels) = (values("moments")?, values("labels")?);
-        let fits = !labels.is_empty() && moments.len() == labels.len() * shape.iter().product::<usize>();
+        let moments = values("moments", &[n, shape[0], shape[1], shape[2]])?;
+        let classes = images.classes().to_vec();
+        let is_label = |&l: &f32| l >= 0.0 && l.fract() == 0.0 && (l as usize) < classes.len().max(1);
+        let labels = values("labels", &[n])?;
+        if !labels.iter().all(is_label) {
+            return None;
+        }
         let labels = labels.into_iter().map(|l| l as u32).collect();
-        fits.then(|| CachedLatents { moments, labels, shape, classes: classes.to_vec() })
+        Some(CachedLatents { moments, labels, shape, classes })
     }
 
     /// What latents must be multiplied by for unit variance.
@@ -200,36 +205,39 @@ fn scale_of(moments: &[f32], codec: &Codec) -> f64 {
     1.0 / (squares / n - mean * mean + variances / n).sqrt()
 }
 
-/// The data that the steps of a latent diffusion run read: its images, or their cached latents. Fills in
-/// the scale if it is not known.
+/// What the steps of a latent diffusion run read: cached latents, those of `file` if they are the ones
+/// (else they are encoded, and kept there); or nothing, where steps encode images. Fills in the scale if it
+/// is not known.
 ///
 /// # Errors
 /// As [`CachedLatents::encode`]; and when latents have no variance.
 pub fn prepare(
     codec: &Codec,
-    images: &Arc<dyn Dataset>,
+    images: &dyn Dataset,
     recipe: &mut Recipe,
     file: Option<&Path>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Option<Arc<CachedLatents>>> {
-    let cached = if recipe.latents == crate::recipe::Latents::Cached {
-        let kept = file.and_then(|path| CachedLatents::load(path, codec, recipe, images.classes()));
-        Some(match kept {
-            Some(kept) => kept,
-            None => CachedLatents::encode(codec, &**images, recipe, progress)?,
-        })
-    } else {
-        None
-    };
+    let mut cached = None;
+    if recipe.latents == Latents::Cached {
+        cached = file.and_then(|path| CachedLatents::load(path, codec, images, recipe));
+        if cached.is_none() {
+            let encoded = CachedLatents::encode(codec, images, recipe, progress)?;
+            if let Some(path) = file {
+                encoded.save(path, codec, images, recipe)?;
+            }
+            cached = Some(encoded);
+        }
+    }
     if recipe.scaling_factor == 0.0 {
         recipe.scaling_factor = match &cached {
             Some(cached) => cached.scale(codec),
-            None => measure_scale(codec, &**images, progress)?,
+            None => measure_scale(codec, images, progress)?,
         };
     }
-    if !(recipe.scaling_factor.is_finite() && recipe.scaling_factor < 1e9) {
-        return Err(Error::new("the latents of this data are all the same")
-            .hint("the VAE has collapsed: train it longer, or with a lower kl_weight"));
+    if !(recipe.scaling_factor > 1e-9 && recipe.scaling_factor < 1e9) {
+        return Err(Error::new(format!("latents would be scaled by {}", recipe.scaling_factor))
+            .hint("the VAE has collapsed or diverged: train it anew, or set scaling_factor"));
     }
     Ok(cached.map(Arc::new))
 }

@@ -22,6 +22,8 @@ use crate::sample::Options;
 const FLUSH_SECONDS: f64 = 5.0;
 /// Rows of the strips.
 const STRIPS: usize = 4;
+/// Fewest steps between evaluations: a few dozen pictures are seen in one.
+const SHORTEST_EPOCH: u64 = 100;
 /// Steps between evaluations where data has no end.
 const ENDLESS_EPOCH: u64 = 1000;
 
@@ -66,7 +68,7 @@ pub struct Session {
     dataset: Arc<dyn Dataset>,
     /// What steps read instead of images, in latent diffusion with cached latents.
     cached: Option<Arc<CachedLatents>>,
-    /// The VAE of latent diffusion.
+    /// The VAE of latent diffusion, or the one that is trained.
     codec: Option<Codec>,
     /// Held-out images, of a VAE.
     evaluator: Option<Evaluator>,
@@ -96,36 +98,19 @@ pub fn open_data(recipe: &Recipe, codec: Option<&Codec>, split: Split) -> Result
     Ok(dataset)
 }
 
-/// Says how a VAE does not fit a latent diffusion recipe.
-fn check_fit(recipe: &Recipe, codec: &Codec) -> Result<()> {
-    let theirs = codec.recipe();
-    let [side, _, channels] = codec.latent();
-    if theirs.vae.kind == crate::models::vae::VaeKind::Mlp {
-        return Err(Error::usage("the latents of this VAE are vectors, not images")
-            .hint("a U-Net needs a convolutional VAE, such as faces-vae"));
-    }
-    let pairs = [
-        ("image_size", recipe.image_size, theirs.image_size),
-        ("latent_size", recipe.latent_size, side),
-        ("unet.in_channels", recipe.unet.in_channels, channels),
-        ("unet.out_channels", recipe.unet.out_channels, channels),
-    ];
-    let wrong: Vec<_> = pairs.iter().filter(|(_, ours, needed)| ours != needed).collect();
-    if let Some((key, ours, needed)) = wrong.first() {
-        let set: Vec<String> = wrong.iter().map(|(key, _, needed)| format!("--set {key}={needed}")).collect();
-        return Err(Error::usage(format!("{key} is {ours}, this VAE needs {needed}"))
-            .hint(format!("give {}", set.join(" "))));
-    }
-    Ok(())
-}
-
-/// Held-out images for a VAE. A small folder has none: then training images must do, which is said later.
+/// Images to measure a VAE on: held-out ones, or those of training where a folder is too small to hold any
+/// out, which is said.
 fn open_evaluator(recipe: &Recipe, dataset: &Arc<dyn Dataset>) -> Result<Option<Evaluator>> {
     if recipe.system != System::Vae {
         return Ok(None);
     }
-    let held_out = open_data(recipe, None, Split::HeldOut).unwrap_or_else(|_| Arc::clone(dataset));
-    Evaluator::new(&held_out, recipe.evaluate_count).map(Some)
+    match open_data(recipe, None, Split::HeldOut) {
+        Ok(held_out) => Evaluator::new(&held_out, recipe.evaluate_count, true).map(Some),
+        Err(_) if recipe.data.starts_with("images:") => {
+            Evaluator::new(dataset, recipe.evaluate_count, false).map(Some)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 impl Session {
@@ -154,14 +139,14 @@ impl Session {
             (_, None) => None,
         };
         if let Some(codec) = &codec {
-            check_fit(&recipe, codec)?;
+            codec.check_fits(&recipe)?;
             codec.fingerprint().clone_into(&mut recipe.vae_fingerprint);
         }
         let dataset = open_data(&recipe, codec.as_ref(), Split::Train)?;
         let evaluator = open_evaluator(&recipe, &dataset)?;
         Run::check_free(out)?;
         let cached = match &codec {
-            Some(codec) => prepare(codec, &dataset, &mut recipe, None, progress)?,
+            Some(codec) => prepare(codec, &*dataset, &mut recipe, None, progress)?,
             None => None,
         };
         let trainer = Trainer::new(&recipe, device, codec.as_ref(), None)?;
@@ -170,9 +155,12 @@ impl Session {
         if let Some(codec) = &codec {
             codec.save(&run.vae_path())?;
             if let Some(cached) = &cached {
-                cached.save(&run.latents_path(), codec, &recipe)?;
+                cached.save(&run.latents_path(), codec, &*dataset, &recipe)?;
             }
         }
+        // Last: it makes the folder a run, which is complete from then on.
+        run.write_recipe(&recipe)?;
+        let codec = codec.or_else(|| (recipe.system == System::Vae).then(|| trainer.codec()));
         let told = HashSet::new();
         Ok(Session { run, recipe, dataset, cached, codec, evaluator, trainer, told, _lock: lock })
     }
@@ -223,19 +211,17 @@ impl Session {
             ))
             .hint(format!("train on with --steps {}", (done * 2).min(u64::from(u32::MAX)))));
         }
-        if let Some(codec) = &codec {
-            check_fit(&recipe, codec)?;
-        }
         let dataset = open_data(&recipe, codec.as_ref(), Split::Train)?;
         let evaluator = open_evaluator(&recipe, &dataset)?;
         let cached = match &codec {
-            Some(codec) => prepare(codec, &dataset, &mut recipe, Some(&run.latents_path()), progress)?,
+            Some(codec) => prepare(codec, &*dataset, &mut recipe, Some(&run.latents_path()), progress)?,
             None => None,
         };
         let from = values.as_ref().map(|v| (done, v));
         let trainer = Trainer::new(&recipe, device, codec.as_ref(), from)?;
         run.write_recipe(&recipe)?;
         run.truncate_metrics(done)?;
+        let codec = codec.or_else(|| (recipe.system == System::Vae).then(|| trainer.codec()));
         let told = HashSet::new();
         Ok(Session { run, recipe, dataset, cached, codec, evaluator, trainer, told, _lock: lock })
     }
@@ -312,8 +298,11 @@ impl Session {
                 pending.clear();
                 flushed = Instant::now();
             }
-            if self.evaluator.is_some() && (last || step.is_multiple_of(epoch)) {
-                self.evaluate(watch)?;
+            if (last || step.is_multiple_of(epoch))
+                && let Err(error) = self.evaluate(watch)
+            {
+                self.save(watch)?;
+                return Err(self.with_way_back(error));
             }
             if saves {
                 self.save(watch)?;
@@ -346,9 +335,9 @@ impl Session {
     /// wrong here is told, and the training goes on (a broken device will say so in the next step).
     fn pictures(&self, watch: &mut dyn Watch, last: bool) -> Result<()> {
         watch.doing(Some("sampling"));
-        let made = match &self.evaluator {
-            Some(evaluator) => self.reconstructions(evaluator, watch),
-            None => self.grid(watch).and_then(|()| if last { self.backward_strip(watch) } else { Ok(()) }),
+        let made = match (&self.evaluator, &self.codec) {
+            (Some(evaluator), Some(codec)) => self.reconstructions(evaluator, codec, watch),
+            _ => self.grid(watch).and_then(|()| if last { self.backward_strip(watch) } else { Ok(()) }),
         };
         watch.doing(None);
         match made {
@@ -402,7 +391,7 @@ impl Session {
     fn steps_between_evaluations(&self) -> u64 {
         let images = self.recipe.batch_size as u64 * self.recipe.accumulation;
         match (self.recipe.evaluate_every, self.dataset.len()) {
-            (0, Some(len)) => len.div_ceil(images),
+            (0, Some(len)) => len.div_ceil(images).max(SHORTEST_EPOCH),
             (0, None) => ENDLESS_EPOCH,
             (every, _) => every,
         }
@@ -410,9 +399,9 @@ impl Session {
 
     /// Measures the VAE on held-out images, and remembers the result.
     fn evaluate(&self, watch: &mut dyn Watch) -> Result<()> {
-        let Some(evaluator) = &self.evaluator else { return Ok(()) };
+        let (Some(evaluator), Some(codec)) = (&self.evaluator, &self.codec) else { return Ok(()) };
         watch.doing(Some("evaluating"));
-        let evaluation = evaluator.evaluate(&self.trainer.codec(), self.trainer.step())?;
+        let evaluation = evaluator.evaluate(codec, self.trainer.step())?;
         self.run.log_evaluation(&evaluation)?;
         watch.doing(None);
         watch.evaluated(&evaluation);
@@ -420,9 +409,8 @@ impl Session {
     }
 
     /// Held-out images above their reconstructions, of a VAE.
-    fn reconstructions(&self, evaluator: &Evaluator, watch: &mut dyn Watch) -> Result<()> {
-        let codec = self.trainer.codec();
-        let picture = figures::pairs(&codec, evaluator.images(self.recipe.sample_count))?.draw(None);
+    fn reconstructions(&self, evaluator: &Evaluator, codec: &Codec, watch: &mut dyn Watch) -> Result<()> {
+        let picture = figures::pairs(codec, evaluator.images(self.recipe.sample_count))?.draw(None);
         let path = self.run.picture(&grid_name(self.trainer.step()), &picture)?;
         watch.say(&format!("reconstructions: {}", path.display()));
         Ok(())

@@ -151,8 +151,8 @@ fn settings_of_the_autoencoders() {
     train(at, "faces-ldm", "ldm", "2", &TINY_LDM, &["--vae", "plain"]);
     let drawn = ["--vae", "plain", "--set", "latents=drawn"];
     train(at, "faces-ldm", "drawn", "2", &TINY_LDM, &drawn);
-    fails(at, &["figure", "hallucination", "plain", "--device", "cpu"], 1, &["no sigma"]);
-    fails(at, &["figure", "grid", "plain", "--device", "cpu"], 1, &["no prior"]);
+    fails(at, &["figure", "hallucination", "plain", "--device", "cpu"], 1, &["without sigma"]);
+    fails(at, &["figure", "grid", "plain", "--device", "cpu"], 1, &["without a prior"]);
     fails(at, &["encode", "plain", "--draw", "--device", "cpu"], 2, &["nothing to draw from"]);
 }
 
