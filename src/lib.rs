@@ -13,7 +13,7 @@
 //!
 //! # Layers
 //!
-//! A module imports only from the rows below it (`tests/it/house.rs` holds this table).
+//! A module imports only from the rows below it, or from its own (`tests/it/house.rs` holds this table).
 //!
 //! | | modules | know |
 //! |---|---|---|

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 
-use super::{bar, device, note, print};
+use super::{bar, check_folder_of, device, note, print};
 use crate::checkpoint;
 use crate::codec::Codec;
 use crate::data::{Split, open_for};
@@ -142,11 +142,7 @@ fn check_out(out: &Path, ending: &str) -> Result<()> {
         return Err(Error::usage(format!("--out {}", out.display()))
             .hint(format!("this figure is written as .{ending}: name such a file")));
     }
-    let parent = out.parent().filter(|p| !p.as_os_str().is_empty());
-    if let Some(parent) = parent.filter(|p| !p.is_dir()) {
-        return Err(Error::new(format!("there is no folder {}", parent.display())).hint("make it first"));
-    }
-    Ok(())
+    check_folder_of(out)
 }
 
 /// Pixels of a figure that are too many.

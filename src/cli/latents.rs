@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{bar, device, is_picture, note, print};
+use super::{bar, check_folder_of, device, is_picture, note, print};
 use crate::codec::Codec;
 use crate::data::{Split, open_for, read_picture};
 use crate::error::{Error, Result};
@@ -51,10 +51,7 @@ const BLOCK: usize = 64;
 
 pub fn encode(arguments: &EncodeArguments) -> Result<()> {
     let out = &arguments.out;
-    let parent = out.parent().filter(|p| !p.as_os_str().is_empty());
-    if let Some(parent) = parent.filter(|p| !p.is_dir()) {
-        return Err(Error::new(format!("there is no folder {}", parent.display())).hint("make it first"));
-    }
+    check_folder_of(out)?;
     if out.is_dir() {
         return Err(Error::new(format!("{} is a folder", out.display())).hint("name a file"));
     }

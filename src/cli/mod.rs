@@ -116,11 +116,20 @@ fn is_picture(out: &Path) -> Result<bool> {
         return Err(Error::usage(format!("--out {}: pictures are written as PNG", out.display()))
             .hint("name a file that ends in .png, or a folder"));
     }
-    let parent = out.parent().filter(|p| !p.as_os_str().is_empty());
-    if let Some(parent) = parent.filter(|p| extension == "png" && !p.is_dir()) {
-        return Err(Error::new(format!("there is no folder {}", parent.display())).hint("make it first"));
+    if extension == "png" {
+        check_folder_of(out)?;
     }
     Ok(extension == "png")
+}
+
+/// Says early that a file cannot be written because its folder is missing.
+fn check_folder_of(out: &Path) -> Result<()> {
+    match out.parent().filter(|p| !p.as_os_str().is_empty() && !p.is_dir()) {
+        Some(missing) => {
+            Err(Error::new(format!("there is no folder {}", missing.display())).hint("make it first"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// A progress bar on standard error; nothing where that is no terminal.
