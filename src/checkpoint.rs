@@ -43,6 +43,10 @@ pub fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let temporary = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
     let attempt = || -> std::io::Result<()> {
+        // Renaming would replace a device or a pipe by a file.
+        if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+            return Err(std::io::Error::other("it is there already, and no regular file"));
+        }
         let mut file = File::create(&temporary)?;
         write(&mut file)?;
         file.sync_all()?;
@@ -147,9 +151,15 @@ pub fn load(path: &Path) -> Result<Loaded> {
     let bytes = fs::read(path).map_err(|e| {
         Error::new(format!("cannot read the checkpoint {shown}")).hint("check the path").caused_by(e)
     })?;
+    // Of a run's checkpoints there may be an older one; of a VAE inside a run there is none.
+    let older = path.parent().and_then(Path::file_name).is_some_and(|folder| folder == "checkpoints");
     let damaged = || {
-        Error::new(format!("the checkpoint {shown} is damaged"))
-            .hint("delete it, and the one before it is used")
+        let error = Error::new(format!("{shown} is damaged, or no checkpoint"));
+        error.hint(if older {
+            "if it is damaged, delete it, and the one before it is used"
+        } else {
+            "give a run folder; if this file belongs to one, copy it there again from where it came from"
+        })
     };
     SafeTensors::deserialize(&bytes).map_err(|e| damaged().caused_by(e))?;
     let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged().caused_by(e))?;

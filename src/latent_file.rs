@@ -33,6 +33,22 @@ fn file_shape(codec: &Codec, n: usize) -> Vec<usize> {
     }
 }
 
+/// Says early that [`write`] would replace something else than latents.
+///
+/// # Errors
+/// When there is such a file.
+pub fn check_replaceable(path: &Path) -> Result<()> {
+    let is_latents = || {
+        let bytes = std::fs::metadata(path).ok()?.is_file().then(|| std::fs::read(path).ok())??;
+        SafeTensors::read_metadata(&bytes).ok()?.1.metadata().as_ref()?.get(KEY).cloned()
+    };
+    if !path.exists() || is_latents().is_some() {
+        return Ok(());
+    }
+    Err(Error::new(format!("{} is there already, and does not hold latents", path.display()))
+        .hint("choose another --out"))
+}
+
 /// Writes `latents` (what [`read`] gives back), and the `mean` and `log_var` that they come from.
 ///
 /// # Errors
@@ -57,7 +73,13 @@ pub fn read(path: &Path, codec: &Codec) -> Result<Vec<f32>> {
     let unreadable = |e: std::io::Error| {
         Error::new(format!("cannot read {shown}")).hint("give a file that `denoir encode` wrote").caused_by(e)
     };
-    let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
+    let there = std::fs::metadata(path).map_err(unreadable)?;
+    if !there.is_file() {
+        return Err(
+            Error::new(format!("{shown} is no regular file")).hint("give a file that `denoir encode` wrote")
+        );
+    }
+    let bytes = there.len();
     if bytes > MOST_BYTES {
         return Err(Error::new(format!("{shown} has {bytes} bytes")).hint("decode the latents in parts"));
     }

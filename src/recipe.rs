@@ -257,7 +257,7 @@ pub fn find(name: &str) -> Result<Recipe> {
 pub fn parse(text: &str, origin: &str) -> Result<Recipe> {
     let bad = |e: &dyn std::fmt::Display| {
         Error::usage(format!("{origin} is not a recipe"))
-            .hint("compare with `denoir recipes digits`")
+            .hint("compare with one that `denoir recipes NAME` prints")
             .caused_by(e)
     };
     let recipe: Recipe = toml::from_str(text).map_err(|e: toml::de::Error| {
@@ -308,6 +308,10 @@ impl Recipe {
             return Err(Error::usage(format!("--set {assignment}: no value")).hint("write --set key=value"));
         };
         let (key, value) = (key.trim(), value.trim());
+        if key == "system" {
+            return Err(Error::usage("--set system: each system has keys of its own")
+                .hint("choose another recipe from `denoir recipes`"));
+        }
         let whole: toml::Table = self.to_toml().parse().unwrap_or_default();
         let mut changed = whole.clone();
         let slot = match key.split_once('.') {

@@ -105,17 +105,25 @@ impl Run {
             Some(folder) => folder.to_owned(),
             None => claim(&recipe.name)?,
         };
-        let shown = folder.display().to_string();
         Run::check_free(Some(&folder))?;
-        let denied = |e| {
-            Error::new(format!("cannot write into the folder {shown}"))
-                .hint("choose another --out")
-                .caused_by(e)
-        };
+        let run = Run { folder };
+        run.make_folders()?;
+        Ok(run)
+    }
+
+    /// Makes the folders inside, where they are missing.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn make_folders(&self) -> Result<()> {
         for part in ["checkpoints", "samples"] {
-            fs::create_dir_all(folder.join(part)).map_err(denied)?;
+            fs::create_dir_all(self.folder.join(part)).map_err(|e| {
+                Error::new(format!("cannot write into the folder {}", self.folder.display()))
+                    .hint("choose another place with --out")
+                    .caused_by(e)
+            })?;
         }
-        Ok(Run { folder })
+        Ok(())
     }
 
     /// Keeps other programs from training into this folder, as long as the result lives.

@@ -55,6 +55,7 @@ pub fn encode(arguments: &EncodeArguments) -> Result<()> {
     if out.is_dir() {
         return Err(Error::new(format!("{} is a folder", out.display())).hint("name a file"));
     }
+    latent_file::check_replaceable(out)?;
     let codec = Codec::open(&arguments.run, &device(&arguments.device)?)?;
     let mut posterior = crate::codec::Posterior { mean: Vec::new(), log_var: None };
     for_images(arguments, &codec, |images| {
@@ -107,7 +108,12 @@ fn for_images(
     };
     let data = open_for(spec, side, channels, recipe.crop, recipe.seed, Split::Train)?;
     let count = match (data.len(), arguments.count) {
-        (Some(len), wanted) => wanted.unwrap_or(len).min(len),
+        (Some(len), wanted) => {
+            if wanted.is_some_and(|wanted| wanted > len) {
+                note(&format!("note: the data holds {len} images"));
+            }
+            wanted.unwrap_or(len).min(len)
+        }
         (None, wanted) => wanted.unwrap_or(64),
     };
     // Latents, their moments and the file, and a block of images.

@@ -90,7 +90,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     };
     progress.finish_and_clear();
-    train(&mut opened?, &device)
+    let mut session = opened?;
+    if arguments.resume.is_some() && session.trainer().step() == 0 {
+        note("note: the run has no checkpoint yet, so it begins at step 1");
+    }
+    train(&mut session, &device)
 }
 
 fn dry_run(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<()> {

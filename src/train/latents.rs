@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, SafeTensors};
 
-use crate::checkpoint::write_tensors;
+use crate::checkpoint::{fingerprint, write_tensors};
 use crate::codec::Codec;
 use crate::data::Dataset;
 use crate::data::picture::mirror;
@@ -104,14 +104,16 @@ impl CachedLatents {
         let n = self.labels.len();
         let labels: Vec<f32> = self.labels.iter().map(|&l| l as f32).collect();
         let tensors = [("moments", vec![n, h, w, c], &self.moments[..]), ("labels", vec![n], &labels[..])];
-        write_tensors(path, &tensors, KEY, Self::origin(codec, images, recipe))
+        let origin = Self::origin(codec, images, recipe);
+        write_tensors(path, &tensors, KEY, format!("{origin}, moments {}", fingerprint(&self.moments)))
     }
 
     /// Those of the file, if it holds the latents of this recipe, whole.
     fn load(path: &Path, codec: &Codec, images: &dyn Dataset, recipe: &Recipe) -> Option<CachedLatents> {
         let bytes = std::fs::read(path).ok()?;
         let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
-        if header.metadata().as_ref()?.get(KEY)? != &Self::origin(codec, images, recipe) {
+        let (origin, whole) = header.metadata().as_ref()?.get(KEY)?.rsplit_once(", moments ")?;
+        if origin != Self::origin(codec, images, recipe) {
             return None;
         }
         let file = SafeTensors::deserialize(&bytes).ok()?;
@@ -129,7 +131,7 @@ impl CachedLatents {
         let classes = images.classes().to_vec();
         let is_label = |&l: &f32| l >= 0.0 && l.fract() == 0.0 && (l as usize) < classes.len().max(1);
         let labels = values("labels", &[n])?;
-        if !labels.iter().all(is_label) {
+        if !labels.iter().all(is_label) || fingerprint(&moments) != whole {
             return None;
         }
         let labels = labels.into_iter().map(|l| l as u32).collect();

@@ -178,6 +178,7 @@ impl Session {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Session> {
         let lock = run.lock()?;
+        run.make_folders()?;
         let codec = match recipe.system {
             System::Ldm => Some(Codec::of_ldm(&run, &recipe, device)?),
             _ => None,
@@ -186,9 +187,14 @@ impl Session {
         if !run.checkpoints().is_empty() {
             let loaded = run.newest()?;
             let theirs = &loaded.recipe;
-            if (recipe.system, &recipe.unet, &recipe.vae) != (theirs.system, &theirs.unet, &theirs.vae) {
+            if (&recipe.unet, &recipe.vae) != (&theirs.unet, &theirs.vae) {
                 return Err(Error::usage("a resumed run keeps its model")
-                    .hint("leave system and the unet and vae keys as they are, or train anew"));
+                    .hint("leave the unet and vae keys as they are, or train anew"));
+            }
+            let kept = |r: &Recipe| (r.image_size, r.reconstruction);
+            if recipe.system == System::Vae && kept(&recipe) != kept(theirs) {
+                return Err(Error::usage("a resumed VAE keeps its image_size and reconstruction")
+                    .hint("leave them as they are, or train anew"));
             }
             if recipe.scaling_factor != theirs.scaling_factor {
                 return Err(Error::usage("a resumed run keeps its scaling_factor")

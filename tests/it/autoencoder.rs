@@ -180,9 +180,19 @@ fn a_latent_diffusion_run_is_complete_in_itself_and_resumes_to_the_same_bytes() 
         let picture = image::open(at.join(&out)).unwrap();
         assert!(picture.width() >= 2 * 16, "decoded images are larger than latents");
     }
-    // A lost file of latents is only made again.
-    fs::remove_file(at.join("parts-cached/latents.safetensors")).unwrap();
+    // A lost or damaged file of latents is only made again, as are the folders.
+    let kept = at.join("parts-cached/latents.safetensors");
+    let whole = fs::read(&kept).unwrap();
+    fs::remove_file(&kept).unwrap();
+    fs::remove_dir_all(at.join("parts-cached/samples")).unwrap();
     succeeds(at, &["train", "--resume", "parts-cached", "--steps", "5", "--device", "cpu"]);
+    assert!(fs::read(&kept).unwrap() == whole, "encoding again gives the same bytes");
+    let mut damaged = whole.clone();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 4;
+    fs::write(&kept, damaged).unwrap();
+    succeeds(at, &["train", "--resume", "parts-cached", "--steps", "6", "--device", "cpu"]);
+    assert!(fs::read(&kept).unwrap() == whole, "damage is found");
     // One sample is the bare image, in the size of the VAE's images.
     succeeds(
         at,
@@ -311,6 +321,14 @@ fn mistakes_with_vaes_and_latents() {
     says(&["train", "faces-vae", "--set", "image_size=30"], 2, &["cannot be halved"]);
     says(&["train", "faces-vae", "--set", "vae.norm_num_groups=5"], 2, &["does not divide"]);
     says(&["encode", "ddpm"], 1, &["not a VAE"]);
+    says(&["encode", "vae", "--out", "vae/recipe.toml"], 1, &["does not hold latents"]);
+    says(&["train", "faces-vae", "--set", "system=ddpm"], 2, &["choose another recipe"]);
+    says(
+        &["train", "--resume", "vae", "--steps", "9", "--set", "reconstruction=l1"],
+        2,
+        &["keeps its image_size"],
+    );
+    says(&["figure", "manifold", "mlp", "--count", "1000", "--size", "512"], 2, &["million pixels"]);
     says(&["encode", "vae", "no.png", "neither.png"], 2, &["no.png is no picture"]);
     says(&["decode", "vae", "no.safetensors"], 1, &["cannot read no.safetensors"]);
     assert!(!at.join("x.gif").exists() && !at.join("latents.safetensors").exists());
@@ -358,5 +376,5 @@ fn a_lost_or_exchanged_vae_and_foreign_latents() {
         says(command, &["not the VAE that this run was trained with"]);
     }
     fs::write(&lost, "nonsense").unwrap();
-    says(&["sample", "ldm"], &["damaged"]);
+    says(&["sample", "ldm"], &["damaged", "from where it came from"]);
 }
