@@ -33,7 +33,7 @@ fn file_shape(codec: &Codec, n: usize) -> Vec<usize> {
     }
 }
 
-/// Says early that [`write`] would replace something else than latents.
+/// Says early that [`write()`] would replace something else than latents.
 ///
 /// # Errors
 /// When there is such a file.

@@ -13,7 +13,7 @@ use crate::tape::Tensor;
 #[cfg(test)]
 mod tests;
 
-/// One set of knobs for each [`Form`], in its order.
+/// One set of knobs for each `Form`, in its order.
 pub static KERNEL: Kernel = kernel!("loss", [[("FORM", "0u")], [("FORM", "1u")], [("FORM", "2u")]]);
 
 /// The mean over all elements of `w[n] * (prediction - target)^2` (Ho et al. 2020, equation 14), a tensor
