@@ -6,7 +6,7 @@ use denoir::ops::arithmetic::{add, affine, mul};
 use denoir::program::{Plan, Program, Sharing};
 use denoir::tape::{Tape, Tensor};
 
-use crate::golden::devices;
+use crate::reference::devices;
 
 const X: [f32; 5] = [-2.0, -0.5, 0.0, 1.0, 3.0];
 

@@ -2,7 +2,6 @@
 //! `tools/reference` makes the files.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -18,8 +17,8 @@ use denoir::tape::{Tape, Tensor};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::golden::{
-    Golden, Judge, devices, files, flat_gradients, flat_parameters, names, relative, to_f32,
+use crate::reference::{
+    Golden, Judge, check_names, devices, files, flat_gradients, flat_parameters, names, relative, to_f32,
 };
 
 fn parsed<T: DeserializeOwned>(value: &Value) -> T {
@@ -141,13 +140,7 @@ fn names_shapes_and_numbers_of_parameters() {
         let scope = Scope::new(&tape, &params);
         let (mean, _) = encode(&config, &scope, &tape.stored("x", 0, [1, side, side, config.in_channels]));
         decode(&config, &scope, &mean, image);
-        let params = params.borrow();
-        assert_eq!(params.count(), parsed::<usize>(&entry["parameters"]), "{model}");
-        let wanted: BTreeMap<String, Vec<usize>> =
-            parsed::<Vec<(String, Vec<usize>)>>(&entry["tensors"]).into_iter().collect();
-        let ours: BTreeMap<String, Vec<usize>> =
-            params.specs().iter().map(|s| (s.name.clone(), s.file_shape())).collect();
-        assert_eq!(ours, wanted, "{model}");
+        check_names(&models, model, &params.borrow());
     }
     assert_eq!(models["conv64"]["parameters"], 4_039_115);
     assert_eq!(models["mlp"]["parameters"], 1_068_820);

@@ -7,4 +7,5 @@ mod golden;
 mod golden_vae;
 mod house;
 mod kernels;
+mod reference;
 mod training;

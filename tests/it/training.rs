@@ -13,7 +13,7 @@ use denoir::train::Trainer;
 use tempfile::TempDir;
 
 use crate::command_line::{TINY, denoir, tiny_run};
-use crate::golden::devices;
+use crate::reference::devices;
 
 fn small() -> Recipe {
     let mut recipe = recipe::find("digits").unwrap();
