@@ -1,11 +1,8 @@
-//! Lines as smooth ink: how far each pixel of a rectangle is covered by strokes and dashes.
+//! Lines as smooth ink: how far each pixel of a rectangle is covered by strokes.
 
 use image::RgbImage;
 
 use super::text::blend;
-
-/// A dash and the gap behind it, in pixels.
-const DASH: (f32, f32) = (6.0, 4.0);
 
 /// How far the pixels of a panel are covered: by the line being drawn, and by any line so far.
 pub struct Ink {
@@ -24,49 +21,13 @@ impl Ink {
     }
 
     /// Covers a run of joined points; a single one is a dot.
-    pub fn run(&mut self, run: &[(f32, f32)], width: f32, dashed: bool) {
+    pub fn run(&mut self, run: &[(f32, f32)], width: f32) {
         if let [dot] = run {
             return self.stroke(*dot, *dot, width * 2.0);
         }
-        let (on, period) = if dashed { (DASH.0, DASH.0 + DASH.1) } else { (f32::INFINITY, 0.0) };
-        let mut along = 0.0; // since the start of a dash
         for pair in run.windows(2) {
-            let Some((a, b)) = self.clipped(pair[0], pair[1]) else { continue };
-            if !dashed {
-                self.stroke(a, b, width);
-                continue;
-            }
-            let length = (b.0 - a.0).hypot(b.1 - a.1);
-            let point = |s: f32| {
-                let s = (s / length).min(1.0);
-                (a.0 + (b.0 - a.0) * s, a.1 + (b.1 - a.1) * s)
-            };
-            let mut done = 0.0;
-            while done < length {
-                let step = (if along < on { on } else { period } - along).min(length - done).max(1e-3);
-                if along < on {
-                    self.stroke(point(done), point(done + step), width);
-                }
-                done += step;
-                along += step;
-                along = if along >= period { 0.0 } else { along };
-            }
+            self.stroke(pair[0], pair[1], width);
         }
-    }
-
-    /// The part of a segment that is not far above or below the panel, where there would be dashes without
-    /// end.
-    fn clipped(&self, a: (f32, f32), b: (f32, f32)) -> Option<((f32, f32), (f32, f32))> {
-        let height = (self.now.len() / self.width) as f32;
-        let (low, high) = (self.top as f32 - 50.0, self.top as f32 + height + 50.0);
-        if a.1.max(b.1) < low || a.1.min(b.1) > high {
-            return None;
-        }
-        let end = |p: (f32, f32)| {
-            let y = p.1.clamp(low, high);
-            (if y == p.1 { p.0 } else { a.0 + (b.0 - a.0) * ((y - a.1) / (b.1 - a.1)) }, y)
-        };
-        Some((end(a), end(b)))
     }
 
     /// Covers the pixels within half a width of the segment from `a` to `b`, those at the edge in part.

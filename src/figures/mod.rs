@@ -14,7 +14,7 @@ pub use animation::write_gif;
 pub use autoencoder::{channels, draw, hallucination, manifold, pairs, posterior, prior, reconstruction};
 pub use curves::{loss, schedule};
 pub use plot::{Line, PALETTE, Plot, beside, pale};
-pub use process::{Progress, backward, branches, forward, interpolation, progressive};
+pub use process::{backward, branches, forward, interpolation, progressive};
 pub use sheet::Sheet;
 
 use image::RgbImage;

@@ -40,14 +40,13 @@ pub struct Line {
     pub colour: Option<[u8; 3]>,
     /// In pixels.
     pub width: f32,
-    pub dashed: bool,
 }
 
 impl Line {
     /// A solid line, two pixels wide, in a colour of the palette.
     pub fn new(name: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Self {
         let points = points.into_iter().collect();
-        Line { name: name.into(), points, colour: None, width: 2.0, dashed: false }
+        Line { name: name.into(), points, colour: None, width: 2.0 }
     }
 
     pub fn colour(mut self, colour: [u8; 3]) -> Self {
@@ -58,11 +57,6 @@ impl Line {
     /// In pixels.
     pub fn width(mut self, width: f32) -> Self {
         self.width = width;
-        self
-    }
-
-    pub fn dashed(mut self) -> Self {
-        self.dashed = true;
         self
     }
 }
@@ -78,6 +72,7 @@ pub struct Plot {
     title: String,
     x_label: String,
     y_label: String,
+    /// Linear.
     x: Axis,
     y: Axis,
     lines: Vec<Line>,
@@ -99,22 +94,9 @@ impl Plot {
         self
     }
 
-    /// Whether the x axis is logarithmic.
-    pub fn log_x(mut self, log: bool) -> Self {
-        self.x.log = log;
-        self
-    }
-
     /// Whether the y axis is logarithmic.
     pub fn log_y(mut self, log: bool) -> Self {
         self.y.log = log;
-        self
-    }
-
-    /// Shows y from `low` to `high` instead of all of it. Bounds that are not finite or not in order, or
-    /// not above 0 on a logarithmic axis, are passed over.
-    pub fn y_range(mut self, low: f64, high: f64) -> Self {
-        self.y.fixed = Some((low, high));
         self
     }
 
@@ -138,7 +120,7 @@ impl Plot {
             .collect();
         for (line, &colour) in self.lines.iter().zip(&colours) {
             for run in panel.runs(line) {
-                ink.run(&run, line.width, line.dashed);
+                ink.run(&run, line.width);
             }
             ink.lay(&mut picture, colour);
         }
@@ -182,7 +164,7 @@ impl Plot {
             let middle = y + SPACE / 2.0 + (i as f32 + 0.5) * SIZE * text::LINE;
             let from = x + SPACE;
             let mut sample = Ink::new(panel.area);
-            sample.run(&[(from, middle), (from + SAMPLE, middle)], line.width, line.dashed);
+            sample.run(&[(from, middle), (from + SAMPLE, middle)], line.width);
             sample.lay(picture, colour);
             let at = (from + SAMPLE + SPACE, middle);
             text::draw(picture, &line.name, SIZE, at, (Across::Left, Down::Middle), INK);

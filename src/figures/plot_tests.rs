@@ -72,25 +72,15 @@ fn odd_data_give_a_plot_too() {
     let wild = [(0.0, 1.0), (1.0, 1e300), (2.0, -1e300), (3.0, 0.5), (4.0, 1e30), (5.0, 0.5)];
     for points in [&[][..], &[(3.0, 5.0)], &[(0.0, 0.0), (1.0, 0.0)], &[(1.0, f64::NAN)], &wild] {
         for log in [false, true] {
-            let plot = Plot::new("odd").log_x(log).log_y(log).line(red(points).dashed()).line(red(points));
+            let plot = Plot::new("odd").log_y(log).line(red(points)).line(red(points));
             let picture = plot.draw(200, 150);
             assert!(of(&picture, RED).is_some(), "at least in the legend: {points:?}");
-            plot.clone().y_range(0.25, 2.0).draw(200, 150);
-            plot.y_range(3.0, f64::NAN).draw(12, 9);
+            plot.draw(12, 9);
         }
     }
     let single = Plot::new("").line(red(&[(3.0, 5.0)])).draw(200, 150);
     let [l, t, r, b] = of(&single, RED).unwrap();
     assert!((4..9).contains(&(r - l)) && r - l == b - t, "a dot: {l} {t} {r} {b}");
-}
-
-#[test]
-fn a_wanted_range_cuts_the_line_off() {
-    let plot = Plot::new("").y_range(0.0, 1.0).line(red(&[(0.0, 0.5), (1.0, 50.0), (2.0, 0.5), (3.0, 0.5)]));
-    let (picture, [left, top, right, bottom]) = framed(&plot, 300, 200);
-    let [_, t, _, b] = of(&picture, RED).unwrap();
-    assert!(t <= top + 2 && b.abs_diff((top + bottom) / 2) <= 3, "{t} {b}");
-    assert_eq!(picture.get_pixel(left + (right - left) * 7 / 8, (top + bottom) / 2).0, RED);
 }
 
 #[test]
@@ -114,14 +104,7 @@ fn the_legend_avoids_the_lines_and_needs_two() {
 }
 
 #[test]
-fn dashes_leave_gaps_and_edges_are_smooth() {
-    let flat = [(0.0, 1.0), (1.0, 1.0)];
-    let count = |line: Line| {
-        let picture = Plot::new("").line(line).draw(400, 100);
-        picture.pixels().filter(|p| p.0 == RED).count()
-    };
-    let (solid, dashed) = (count(red(&flat)), count(red(&flat).dashed()));
-    assert!(dashed * 10 > solid * 5 && dashed * 10 < solid * 9, "{dashed} of {solid}");
+fn edges_are_smooth() {
     let slope = Plot::new("").line(red(&[(0.0, 0.0), (1.0, 1.0)])).draw(400, 200);
     let between = |p: &Rgb<u8>| p.0[0] > 245 && (40..200).contains(&p.0[1]) && p.0[1] == p.0[2];
     assert!(slope.pixels().filter(|p| between(p)).count() > 200);

@@ -9,7 +9,7 @@ use crate::sample::{Options, Sampler, Source};
 const COLUMNS: usize = 10;
 
 /// What is called while figures are sampled; an error ends the work.
-pub type Progress<'a> = &'a mut dyn FnMut() -> Result<()>;
+type Progress<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 /// A sheet with one row for each of `rows` samples, whose columns are timesteps.
 fn strip(labels: Vec<String>) -> Sheet {

@@ -4,8 +4,6 @@
 #[derive(Clone, Debug, Default)]
 pub struct Axis {
     pub log: bool,
-    /// A range that the caller wants.
-    pub fixed: Option<(f64, f64)>,
 }
 
 impl Axis {
@@ -32,16 +30,10 @@ impl Ticks {
     /// The axis that shows `values`, with as many ticks as `fit`, which is asked with their labels.
     pub fn new(axis: &Axis, values: impl Iterator<Item = f64>, fit: impl Fn(&[String]) -> bool) -> Ticks {
         let scale = |v: f64| if axis.log { v.log10() } else { v };
-        let fixed = axis.fixed.filter(|&(low, high)| axis.shows(low) && axis.shows(high) && low < high);
-        let (low, high) = match fixed {
-            Some((low, high)) => (scale(low), scale(high)),
-            None => {
-                let bounds = values
-                    .map(scale)
-                    .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
-                padded(bounds, axis.log)
-            }
-        };
+        let bounds = values
+            .map(scale)
+            .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
+        let (low, high) = padded(bounds, axis.log);
         let mut ticks = Ticks { axis: axis.clone(), low, high, marks: Vec::new(), minor: Vec::new() };
         // From many ticks to few, until the labels fit.
         for count in (1..=12).rev() {
@@ -170,7 +162,7 @@ mod tests {
     use super::*;
 
     fn ticks(values: &[f64], log: bool, count: usize) -> Vec<String> {
-        let axis = Axis { log, fixed: None };
+        let axis = Axis { log };
         let ticks = Ticks::new(&axis, values.iter().copied(), |labels| labels.len() <= count);
         assert!(ticks.marks.iter().all(|(at, _)| (-1e-6..1.0 + 1e-6).contains(at)), "{ticks:?}");
         assert!(ticks.marks.is_sorted_by(|a, b| a.0 < b.0), "{ticks:?}");
@@ -195,7 +187,7 @@ mod tests {
         assert_eq!(ticks(&[1e-9, 1e9], true, 5), ["10⁻⁸", "10⁻⁴", "10⁰", "10⁴", "10⁸"]);
         assert_eq!(ticks(&[0.03, 1.0], true, 9), ["0.05", "0.1", "0.2", "0.5", "1"]);
         assert_eq!(ticks(&[1.0, 3.0], true, 5), ["1", "1.5", "2", "2.5", "3"], "less than a decade");
-        let axis = Axis { log: true, fixed: None };
+        let axis = Axis { log: true };
         let ticks = Ticks::new(&axis, [1.0, 100.0].into_iter(), |labels| labels.len() <= 4);
         assert_eq!((ticks.marks.len(), ticks.minor.len()), (3, 17), "lines at 0.9, 2 to 9, and 20 to 90");
         let places = [1.0, 10.0, 100.0, 0.0, -1.0, f64::NAN].map(|v| ticks.place(v));
@@ -211,19 +203,6 @@ mod tests {
         assert_eq!(ticks(&[-7.0], false, 3), ["−7.5", "−7", "−6.5"]);
         assert!(!ticks(&[3e-5], true, 3).is_empty() && !ticks(&[0.1, 0.1 + 1e-12], false, 9).is_empty());
         assert_eq!(ticks(&[0.0, 1.0], false, 0), ["0"], "the fewest there are, where none fit");
-    }
-
-    #[test]
-    fn a_wanted_range_is_kept_exactly_if_it_is_one() {
-        let place = |low, high, log| {
-            let axis = Axis { log, fixed: Some((low, high)) };
-            Ticks::new(&axis, [1.0, 3.0].into_iter(), |_| true).place(2.0).unwrap()
-        };
-        assert_eq!(place(0.0, 4.0, false), 0.5);
-        assert_eq!(place(1.0, 4.0, true), 0.5);
-        let free = 0.5;
-        assert_eq!([place(4.0, 0.0, false), place(0.0, f64::NAN, false)], [free; 2]);
-        assert!((place(-1.0, 4.0, true) - free).abs() < 0.2, "not above 0");
     }
 
     #[test]
