@@ -152,24 +152,15 @@ fn digits_vae() -> Recipe {
     }
 }
 
-/// The same on generated faces.
 fn faces_vae() -> Recipe {
+    let about = "convolutional VAE of generated faces, 32x32x3 to 8x8x4, minutes on two CPU cores";
+    let digits = digits_vae();
     Recipe {
+        name: "faces-vae".to_owned(),
+        about: about.to_owned(),
         data: "faces".to_owned(),
-        image_size: 32,
-        steps: 1200,
-        batch_size: 32,
-        lr: 2e-3,
-        lr_schedule: LrSchedule::Cosine,
-        lr_warmup: 100,
-        ema_decay: 0.99,
-        kl_weight: 0.1,
-        kl_warmup: 300,
-        sample_every: 400,
-        checkpoint_every: 400,
-        evaluate_every: 200,
-        vae: VaeConfig { widths: vec![16, 32], norm_num_groups: 8, ..VaeConfig::default() },
-        ..vae("faces-vae", "convolutional VAE of generated faces, 32x32x3 to 8x8x4, minutes on two CPU cores")
+        vae: VaeConfig { in_channels: 3, ..digits.vae.clone() },
+        ..digits
     }
 }
 

@@ -158,3 +158,29 @@ impl Recipe {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::recipe::find;
+
+    #[test]
+    fn values_out_of_range_are_named() {
+        for (assignment, wanted) in [
+            ("batch_size=0", "batch_size is 0; it must be from 1"),
+            ("lr=-1", "lr is -1; it must be between"),
+            ("lr=nan", "lr is NaN"),
+            ("unet.norm_num_groups=5", "norm_num_groups = 5 does not divide the 32 channels"),
+            ("image_size=15", "images of 15x15 pixels cannot be halved once; choose a multiple of 2"),
+            ("unet.dropout=1", "unet.dropout is 1"),
+            ("unet.act_fn=mish", "choose silu, relu or gelu"),
+            ("unet.down_block_types=[\"X\", \"Y\"]", "no block called \"X\""),
+            ("sample_steps=5000", "sample_steps is 5000"),
+            ("unet.attention_head_dim=128", "wider than a level of 64 channels"),
+        ] {
+            let mut recipe = find("digits").unwrap();
+            recipe.set(assignment).unwrap();
+            let error = recipe.validate().unwrap_err();
+            assert!(error.to_string().contains(wanted), "{assignment}: {error}");
+        }
+    }
+}
