@@ -131,7 +131,7 @@ impl Codec {
         }
         let codec = Codec::load(&checkpoint::load(&path)?, device)?;
         codec.check_is(&recipe.vae_fingerprint, &path)?;
-        codec.check_fits(recipe)?;
+        codec.check_fits(recipe).map_err(Error::in_a_file)?;
         Ok(codec)
     }
 

@@ -241,11 +241,6 @@ impl Trained {
         &self.recipe
     }
 
-    /// The VAE of latent diffusion.
-    pub fn codec(&self) -> Option<&Codec> {
-        self.codec.as_ref()
-    }
-
     pub fn source(&self) -> Source<'_> {
         Source {
             device: &self.device,

@@ -148,6 +148,25 @@ pub fn open_for(
     open(spec, &Options { image_size, channels: Some(channels), crop, seed, split })
 }
 
+/// The images to judge a result by, and whether they were held out: a folder too small to hold any out gives
+/// those that it trains with.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_to_judge(
+    spec: &str,
+    image_size: usize,
+    channels: usize,
+    crop: usize,
+    seed: u64,
+) -> Result<(Arc<dyn Dataset>, bool)> {
+    let open = |split| open_for(spec, image_size, channels, crop, seed, split);
+    match open(Split::HeldOut) {
+        Err(_) if spec.starts_with("images:") => Ok((open(Split::Train)?, false)),
+        held_out => Ok((held_out?, true)),
+    }
+}
+
 fn check(options: &Options) -> Result<()> {
     if !(8..=MAX_IMAGE_SIZE).contains(&options.image_size) {
         return Err(Error::usage(format!("an image size of {} pixels cannot be used", options.image_size))

@@ -1,7 +1,5 @@
 //! How well a VAE does on images, if possible on such as it was not trained on.
 
-use std::sync::Arc;
-
 use crate::codec::{Codec, Posterior};
 use crate::data::Dataset;
 use crate::data::quality::{active_units, psnr, ssim};
@@ -21,7 +19,7 @@ impl Evaluator {
     ///
     /// # Errors
     /// When the data cannot be read, or memory is too small.
-    pub fn new(data: &Arc<dyn Dataset>, count: usize, held_out: bool) -> Result<Evaluator> {
+    pub fn new(data: &dyn Dataset, count: usize, held_out: bool) -> Result<Evaluator> {
         let pixels: usize = data.shape().iter().product();
         let count = data.len().map_or(count, |len| count.min(len as usize));
         // The images, their latents and the decoded images.

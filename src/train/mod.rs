@@ -3,8 +3,9 @@
 mod evaluate;
 mod latents;
 mod objective;
+mod pictures;
 mod session;
 mod step;
 
-pub use session::{Ended, Session, Watch, open_data};
+pub use session::{Ended, Session, Watch};
 pub use step::{DryRun, Trainer};

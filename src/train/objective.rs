@@ -29,11 +29,11 @@ pub(super) const KL_WEIGHT: &str = "kl_weight";
 /// Store of the weights of a VAE that is not trained.
 pub(super) const VAE: &str = "vae";
 
-/// The loss of a recorded batch, and the parts of it that are worth knowing, each `[1]`.
+/// The loss of a recorded batch; and of a VAE's its parts, before they are weighted. Each `[1]`.
 pub(super) struct Loss {
     pub total: Tensor,
-    /// Reconstruction and divergence, of a VAE.
-    pub parts: Vec<Tensor>,
+    pub reconstruction: Option<Tensor>,
+    pub kl: Option<Tensor>,
 }
 
 /// What is trained, and what is needed for it.
@@ -94,7 +94,7 @@ impl Objective {
         let (x_t, eps, t) = tape.labelled("noising", || noising(x0, &table, state));
         let predicted = (self.model)(scope, &x_t, &t, labels.as_ref());
         let total = tape.labelled("loss", || mse(&predicted, &eps, None));
-        Loss { total, parts: Vec::new() }
+        Loss { total, reconstruction: None, kl: None }
     }
 
     /// Scaled latents of the batch, drawn from their Gaussians (Rombach et al. 2022, section 3.1 and
@@ -139,11 +139,16 @@ impl Objective {
         tape.labelled("loss", || {
             let reconstruction = vae::loss(&raw, &images, recipe.reconstruction);
             let Some(log_var) = &log_var else {
-                return Loss { total: reconstruction.clone(), parts: vec![reconstruction] };
+                return Loss {
+                    total: reconstruction.clone(),
+                    reconstruction: Some(reconstruction),
+                    kl: None,
+                };
             };
             let kl = gaussian_kl(&mean, log_var);
             let weighted = mul(&kl, &tape.stored(KL_WEIGHT, 0, [1]));
-            Loss { total: add(&reconstruction, &weighted), parts: vec![reconstruction, kl] }
+            let total = add(&reconstruction, &weighted);
+            Loss { total, reconstruction: Some(reconstruction), kl: Some(kl) }
         })
     }
 

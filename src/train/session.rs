@@ -7,36 +7,22 @@ use std::time::Instant;
 
 use super::evaluate::Evaluator;
 use super::latents::{CachedLatents, prepare};
+use super::pictures::{BACKWARD, grid_name};
 use super::step::Trainer;
 use crate::checkpoint;
 use crate::codec::Codec;
-use crate::data::{Dataset, Loader, Split, open_for};
+use crate::data::{Dataset, Loader, Split, open_for, open_to_judge};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::figures;
 use crate::recipe::{Recipe, System};
 use crate::run::{Evaluation, Metrics, Run};
-use crate::sample::Options;
 
 /// Metrics are written to the disk at least this often.
 const FLUSH_SECONDS: f64 = 5.0;
-/// Rows of the strips.
-const STRIPS: usize = 4;
 /// Fewest steps between evaluations: a few dozen pictures are seen in one.
 const SHORTEST_EPOCH: u64 = 100;
 /// Steps between evaluations where data has no end.
 const ENDLESS_EPOCH: u64 = 1000;
-
-const BACKWARD: &str = "backward.png";
-
-fn grid_name(step: u64) -> String {
-    format!("samples/step-{step:08}.png")
-}
-
-/// Ends a sampling process when the user wants to stop.
-fn go_on(watch: &dyn Watch) -> Result<()> {
-    if watch.interrupted() { Err(Error::new("interrupted")) } else { Ok(()) }
-}
 
 /// What the command line shows while a session goes on.
 pub trait Watch {
@@ -62,32 +48,24 @@ pub enum Ended {
 
 /// A training run in its folder.
 pub struct Session {
-    run: Run,
-    recipe: Recipe,
-    /// Images.
-    dataset: Arc<dyn Dataset>,
-    /// What steps read instead of images, in latent diffusion with cached latents.
-    cached: Option<Arc<CachedLatents>>,
+    pub(super) run: Run,
+    pub(super) recipe: Recipe,
+    pub(super) data: Data,
     /// The VAE of latent diffusion, or the one that is trained.
-    codec: Option<Codec>,
-    /// Held-out images, of a VAE.
-    evaluator: Option<Evaluator>,
-    trainer: Trainer,
+    pub(super) codec: Option<Codec>,
+    pub(super) trainer: Trainer,
     /// Warnings that were passed on.
     told: HashSet<String>,
     /// Held so that no other program trains into the folder.
     _lock: std::fs::File,
 }
 
-/// Opens the data of a recipe and checks that the model fits it. `codec`: the VAE of latent diffusion,
-/// whose images these are.
-///
-/// # Errors
-/// When the data cannot be used, or its classes are not the model's.
-pub fn open_data(recipe: &Recipe, codec: Option<&Codec>, split: Split) -> Result<Arc<dyn Dataset>> {
+/// Opens the training data of a recipe and checks that the model fits it. `codec`: the VAE of latent
+/// diffusion, whose images these are.
+fn open_data(recipe: &Recipe, codec: Option<&Codec>) -> Result<Arc<dyn Dataset>> {
     let channels = codec.map_or(recipe, Codec::recipe).image_channels();
     let Recipe { image_size, crop, seed, .. } = *recipe;
-    let dataset = open_for(&recipe.data, image_size, channels, crop, seed, split)?;
+    let dataset = open_for(&recipe.data, image_size, channels, crop, seed, Split::Train)?;
     let (classes, table) = (dataset.classes().len(), recipe.unet.num_class_embeds);
     if recipe.system != System::Vae && table > 0 && classes != table {
         return Err(Error::usage(format!(
@@ -98,18 +76,39 @@ pub fn open_data(recipe: &Recipe, codec: Option<&Codec>, split: Split) -> Result
     Ok(dataset)
 }
 
-/// Images to measure a VAE on: held-out ones, or those of training where a folder is too small to hold any
-/// out, which is said.
-fn open_evaluator(recipe: &Recipe, dataset: &Arc<dyn Dataset>) -> Result<Option<Evaluator>> {
-    if recipe.system != System::Vae {
-        return Ok(None);
-    }
-    match open_data(recipe, None, Split::HeldOut) {
-        Ok(held_out) => Evaluator::new(&held_out, recipe.evaluate_count, true).map(Some),
-        Err(_) if recipe.data.starts_with("images:") => {
-            Evaluator::new(dataset, recipe.evaluate_count, false).map(Some)
-        }
-        Err(error) => Err(error),
+/// What a run works on besides its model.
+pub(super) struct Data {
+    /// Images.
+    pub dataset: Arc<dyn Dataset>,
+    /// What steps read instead of images, in latent diffusion with cached latents.
+    pub cached: Option<Arc<CachedLatents>>,
+    /// What a VAE is measured on.
+    pub evaluator: Option<Evaluator>,
+}
+
+impl Data {
+    /// Opens all of it; in latent diffusion, with `codec`, fills in the scale and keeps encoded latents in
+    /// `file`, or takes them from there.
+    fn open(
+        recipe: &mut Recipe,
+        codec: Option<&Codec>,
+        file: Option<&Path>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Data> {
+        let dataset = open_data(recipe, codec)?;
+        let evaluator = if recipe.system == System::Vae {
+            let Recipe { image_size, crop, seed, .. } = *recipe;
+            let (images, held_out) =
+                open_to_judge(&recipe.data, image_size, recipe.image_channels(), crop, seed)?;
+            Some(Evaluator::new(&*images, recipe.evaluate_count, held_out)?)
+        } else {
+            None
+        };
+        let cached = match codec {
+            Some(codec) => prepare(codec, &*dataset, recipe, file, progress)?,
+            None => None,
+        };
+        Ok(Data { dataset, cached, evaluator })
     }
 }
 
@@ -142,27 +141,32 @@ impl Session {
             codec.check_fits(&recipe)?;
             codec.fingerprint().clone_into(&mut recipe.vae_fingerprint);
         }
-        let dataset = open_data(&recipe, codec.as_ref(), Split::Train)?;
-        let evaluator = open_evaluator(&recipe, &dataset)?;
         Run::check_free(out)?;
-        let cached = match &codec {
-            Some(codec) => prepare(codec, &*dataset, &mut recipe, None, progress)?,
-            None => None,
-        };
+        let data = Data::open(&mut recipe, codec.as_ref(), None, progress)?;
         let trainer = Trainer::new(&recipe, device, codec.as_ref(), None)?;
         let run = Run::create(out, &recipe)?;
         let lock = run.lock()?;
         if let Some(codec) = &codec {
             codec.save(&run.vae_path())?;
-            if let Some(cached) = &cached {
-                cached.save(&run.latents_path(), codec, &*dataset, &recipe)?;
+            if let Some(cached) = &data.cached {
+                cached.save(&run.latents_path(), codec, &*data.dataset, &recipe)?;
             }
         }
         // Last: it makes the folder a run, which is complete from then on.
         run.write_recipe(&recipe)?;
+        Ok(Session::of(run, recipe, data, codec, trainer, lock))
+    }
+
+    fn of(
+        run: Run,
+        recipe: Recipe,
+        data: Data,
+        codec: Option<Codec>,
+        trainer: Trainer,
+        lock: std::fs::File,
+    ) -> Session {
         let codec = codec.or_else(|| (recipe.system == System::Vae).then(|| trainer.codec()));
-        let told = HashSet::new();
-        Ok(Session { run, recipe, dataset, cached, codec, evaluator, trainer, told, _lock: lock })
+        Session { run, recipe, data, codec, trainer, told: HashSet::new(), _lock: lock }
     }
 
     /// Goes on from the newest checkpoint of a run, or from the beginning if it has none yet. `recipe`: the
@@ -203,12 +207,8 @@ impl Session {
             done = loaded.header.step;
             values = Some(loaded.values(&crate::models::params_of(&recipe).borrow())?);
         }
-        let last_picture = match recipe.system {
-            System::Vae => grid_name(done),
-            _ => BACKWARD.to_owned(),
-        };
         let made = |name: &str| run.folder().join(name).exists();
-        let complete = made(&last_picture) && made(&grid_name(done));
+        let complete = made(&grid_name(done)) && (recipe.system == System::Vae || made(BACKWARD));
         if done > recipe.steps || done == recipe.steps && complete {
             return Err(Error::usage(format!(
                 "{} has {done} of {} steps done",
@@ -217,19 +217,12 @@ impl Session {
             ))
             .hint(format!("train on with --steps {}", (done * 2).min(u64::from(u32::MAX)))));
         }
-        let dataset = open_data(&recipe, codec.as_ref(), Split::Train)?;
-        let evaluator = open_evaluator(&recipe, &dataset)?;
-        let cached = match &codec {
-            Some(codec) => prepare(codec, &*dataset, &mut recipe, Some(&run.latents_path()), progress)?,
-            None => None,
-        };
+        let data = Data::open(&mut recipe, codec.as_ref(), Some(&run.latents_path()), progress)?;
         let from = values.as_ref().map(|v| (done, v));
         let trainer = Trainer::new(&recipe, device, codec.as_ref(), from)?;
         run.write_recipe(&recipe)?;
         run.truncate_metrics(done)?;
-        let codec = codec.or_else(|| (recipe.system == System::Vae).then(|| trainer.codec()));
-        let told = HashSet::new();
-        Ok(Session { run, recipe, dataset, cached, codec, evaluator, trainer, told, _lock: lock })
+        Ok(Session::of(run, recipe, data, codec, trainer, lock))
     }
 
     pub fn run_folder(&self) -> &Run {
@@ -255,12 +248,12 @@ impl Session {
         let per_step = recipe.accumulation * batch as u64;
         let first = self.trainer.step();
         let seen = first * per_step;
-        let mut loader = match &self.cached {
+        let mut loader = match &self.data.cached {
             // Mirrored images are among them.
             Some(cached) => {
                 Loader::new(Arc::clone(cached) as Arc<dyn Dataset>, batch, recipe.seed, false, seen)?
             }
-            None => Loader::new(Arc::clone(&self.dataset), batch, recipe.seed, recipe.flip, seen)?,
+            None => Loader::new(Arc::clone(&self.data.dataset), batch, recipe.seed, recipe.flip, seen)?,
         };
         if first == 0 && recipe.system != System::Vae {
             self.forward_strip(watch)?;
@@ -323,7 +316,7 @@ impl Session {
                 return Ok(Ended::Interrupted(step));
             }
         }
-        let skipped = self.dataset.skipped();
+        let skipped = self.data.dataset.skipped();
         if skipped > 0 {
             watch.say(&format!("unreadable pictures: {skipped} (others stood in for them)"));
         }
@@ -337,27 +330,6 @@ impl Session {
         Ok(Ended::Done)
     }
 
-    /// The grid of samples, and at the end the backward strip. Pictures are not worth a run: what goes
-    /// wrong here is told, and the training goes on (a broken device will say so in the next step).
-    fn pictures(&self, watch: &mut dyn Watch, last: bool) -> Result<()> {
-        watch.doing(Some("sampling"));
-        let made = match (&self.evaluator, &self.codec) {
-            (Some(evaluator), Some(codec)) => self.reconstructions(evaluator, codec, watch),
-            _ => self.grid(watch).and_then(|()| if last { self.backward_strip(watch) } else { Ok(()) }),
-        };
-        watch.doing(None);
-        match made {
-            Err(error) if !watch.interrupted() => {
-                if last {
-                    return Err(error);
-                }
-                watch.say(&format!("warning: no samples at this step: {error}"));
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Says how to go on after an error in a step.
     fn with_way_back(&self, error: Error) -> Error {
         match self.run.checkpoints().last() {
@@ -368,7 +340,7 @@ impl Session {
 
     /// Broken pictures and the like, each told once.
     fn pass_on_warnings(&mut self, watch: &mut dyn Watch) {
-        for warning in self.dataset.warnings() {
+        for warning in self.data.dataset.warnings() {
             if !self.told.contains(&warning) {
                 watch.say(&format!("warning: {warning}"));
                 self.told.insert(warning);
@@ -396,65 +368,10 @@ impl Session {
 
     fn steps_between_evaluations(&self) -> u64 {
         let images = self.recipe.batch_size as u64 * self.recipe.accumulation;
-        match (self.recipe.evaluate_every, self.dataset.len()) {
+        match (self.recipe.evaluate_every, self.data.dataset.len()) {
             (0, Some(len)) => len.div_ceil(images).max(SHORTEST_EPOCH),
             (0, None) => ENDLESS_EPOCH,
             (every, _) => every,
         }
-    }
-
-    /// Measures the VAE on held-out images, and remembers the result.
-    fn evaluate(&self, watch: &mut dyn Watch) -> Result<()> {
-        let (Some(evaluator), Some(codec)) = (&self.evaluator, &self.codec) else { return Ok(()) };
-        watch.doing(Some("evaluating"));
-        let evaluation = evaluator.evaluate(codec, self.trainer.step())?;
-        self.run.log_evaluation(&evaluation)?;
-        watch.doing(None);
-        watch.evaluated(&evaluation);
-        Ok(())
-    }
-
-    /// Held-out images above their reconstructions, of a VAE.
-    fn reconstructions(&self, evaluator: &Evaluator, codec: &Codec, watch: &mut dyn Watch) -> Result<()> {
-        let picture = figures::pairs(codec, evaluator.images(self.recipe.sample_count))?.draw(None);
-        let path = self.run.picture(&grid_name(self.trainer.step()), &picture)?;
-        watch.say(&format!("reconstructions: {}", path.display()));
-        Ok(())
-    }
-
-    fn source(&self) -> crate::sample::Source<'_> {
-        self.trainer.source(self.codec.as_ref())
-    }
-
-    /// A grid of samples from the moving average, always from the same noise.
-    fn grid(&self, watch: &mut dyn Watch) -> Result<()> {
-        let (source, count) = (self.source(), self.recipe.sample_count);
-        let images = source.draw(Options::of(&self.recipe), count, None, || go_on(watch))?;
-        let picture = figures::grid(images, source.image()).draw(None);
-        let path = self.run.picture(&grid_name(self.trainer.step()), &picture)?;
-        watch.say(&format!("samples: {}", path.display()));
-        Ok(())
-    }
-
-    fn forward_strip(&self, watch: &mut dyn Watch) -> Result<()> {
-        let source = self.source();
-        let pixels: usize = source.image().iter().product();
-        let mut images = vec![0.0; STRIPS * pixels];
-        let count = self.dataset.len().unwrap_or(u64::MAX);
-        for (i, out) in images.chunks_exact_mut(pixels).enumerate() {
-            self.dataset.read(i as u64 % count, out)?;
-        }
-        let picture = figures::forward(&source, &images, self.recipe.seed)?.draw(None);
-        let path = self.run.picture("forward.png", &picture)?;
-        watch.say(&format!("forward process: {}", path.display()));
-        Ok(())
-    }
-
-    fn backward_strip(&self, watch: &mut dyn Watch) -> Result<()> {
-        let options = Options::of(&self.recipe);
-        let picture = figures::backward(&self.source(), options, STRIPS, &mut || go_on(watch))?.draw(None);
-        let path = self.run.picture(BACKWARD, &picture)?;
-        watch.say(&format!("backward process: {}", path.display()));
-        Ok(())
     }
 }

@@ -21,13 +21,13 @@ use crate::tape::Tape;
 const STORES: [&str; 4] = [nn::STORE, "ema", "adam_m", "adam_v"];
 /// Where gradients of several batches are added up.
 const ACCUMULATED: &str = "accumulated";
-/// Loss at element 0, norm of the gradient at element `NORM`, parts of the loss from `PARTS` on, each with
-/// a place of its own that a binding can begin at.
+/// Where these numbers of a step lie: at elements that a binding can begin at.
 const METRICS: &str = "metrics";
-const SPACE: usize = 64;
-const NORM: usize = SPACE;
-const PARTS: usize = 2 * SPACE;
-const METRICS_LEN: usize = 4 * SPACE;
+const LOSS: usize = 0;
+const NORM: usize = 64;
+const RECONSTRUCTION: usize = 128;
+const KL: usize = 192;
+const METRICS_LEN: usize = KL + 1;
 
 /// Records loss and backward for one batch; and the optimiser, unless gradients are accumulated first.
 fn record_batch(objective: &Objective, accumulation: u64) -> Tape {
@@ -38,9 +38,9 @@ fn record_batch(objective: &Objective, accumulation: u64) -> Tape {
     let gradients = tape.backward(&loss.total, &share);
     nn::place_gradients(&tape, &gradients);
     tape.labelled("loss", || {
-        tape.place(&loss.total, METRICS, 0);
-        for (i, part) in loss.parts.iter().enumerate() {
-            tape.place(part, METRICS, PARTS + i * SPACE);
+        let numbers = [(Some(loss.total), LOSS), (loss.reconstruction, RECONSTRUCTION), (loss.kl, KL)];
+        for (number, place) in numbers {
+            number.iter().for_each(|number| tape.place(number, METRICS, place));
         }
     });
     let elements = objective.params.borrow().elements();
@@ -296,25 +296,21 @@ impl Trainer {
             }
             self.batch.write("state", &state.words())?;
             self.batch.run()?;
-            if self.optimiser.is_some() {
-                self.device.read(self.batch.store(METRICS), 0, bytemuck::cast_slice_mut(&mut metrics))?;
-                sums.iter_mut().zip(&metrics).for_each(|(sum, m)| *sum += f64::from(*m));
-                if !metrics[0].is_finite() {
-                    return Err(self.diverged(metrics[0], None));
-                }
+            self.device.read(self.batch.store(METRICS), 0, bytemuck::cast_slice_mut(&mut metrics))?;
+            sums.iter_mut().zip(&metrics).for_each(|(sum, m)| *sum += f64::from(*m));
+            if !metrics[LOSS].is_finite() {
+                return Err(self.diverged(metrics[LOSS], None));
             }
         }
         if let Some(optimiser) = &mut self.optimiser {
             optimiser.run()?;
+            self.device.read(self.batch.store(METRICS), 0, bytemuck::cast_slice_mut(&mut metrics))?;
         }
-        self.device.read(self.batch.store(METRICS), 0, bytemuck::cast_slice_mut(&mut metrics))?;
-        let of = |place: usize| {
-            if self.optimiser.is_some() { (sums[place] / accumulation as f64) as f32 } else { metrics[place] }
-        };
-        let loss = of(0);
+        let mean = |place: usize| (sums[place] / accumulation as f64) as f32;
+        let loss = mean(LOSS);
         let is_vae = self.objective.recipe.system == System::Vae;
-        let reconstruction = is_vae.then(|| of(PARTS));
-        let kl = self.is_variational().then(|| of(PARTS + SPACE));
+        let reconstruction = is_vae.then(|| mean(RECONSTRUCTION));
+        let kl = self.is_variational().then(|| mean(KL));
         if !loss.is_finite() || !metrics[NORM].is_finite() {
             return Err(self.diverged(loss, Some(metrics[NORM])));
         }
