@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use super::{bar, is_picture, note, print};
+use super::output::Target;
+use super::{bar, note, print};
 use crate::data::picture::{enlarge, grid};
 use crate::data::{Dataset, Options, Split, open, statistics};
 use crate::error::{Error, Result};
@@ -46,12 +47,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let dataset = open(&arguments.spec, &options)?;
     let count = dataset.len().map_or(arguments.count, |len| len.min(arguments.count));
-    let picture = arguments.out.as_deref().map(is_picture).transpose()?;
+    let target = arguments.out.as_deref().map(Target::new).transpose()?;
     print(&describe(&arguments.spec, &*dataset, count)?)?;
-    match &arguments.out {
-        Some(out) if picture == Some(true) => sheet(&*dataset, count, out)?,
-        Some(out) => folder(&*dataset, count, out)?,
-        None => {}
+    match (&arguments.out, target) {
+        (Some(out), Some(target)) if target.is_picture() => sheet(&*dataset, count, out)?,
+        (Some(out), Some(_)) => folder(&*dataset, count, out)?,
+        _ => {}
     }
     if dataset.skipped() > 0 {
         note(&format!("unreadable pictures: {} (others stood in for them)", dataset.skipped()));
@@ -105,10 +106,6 @@ fn folder(dataset: &dyn Dataset, count: u64, out: &Path) -> Result<()> {
     let denied = |e: std::io::Error| {
         Error::new(format!("cannot write into {}", out.display())).hint("choose another --out").caused_by(e)
     };
-    if out.exists() && std::fs::read_dir(out).map_err(denied)?.next().is_some() {
-        return Err(Error::new(format!("{} is not empty", out.display())).hint("choose another --out"));
-    }
-    std::fs::create_dir_all(out).map_err(denied)?;
     let shape = dataset.shape();
     let mut image = vec![0.0; shape.iter().product()];
     let mut table = "file,label,class,description\n".to_owned();

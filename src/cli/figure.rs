@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 
-use super::{bar, check_folder_of, device, note, print};
+use super::output::check_folder_of;
+use super::{bar, device, note, print};
 use crate::checkpoint;
 use crate::codec::Codec;
-use crate::data::{Split, open_for};
+use crate::data::open_to_judge;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::figures;
@@ -67,6 +68,22 @@ impl Kind {
         }
     }
 
+    /// Flags that say something to it, besides `--out`, `--size` and `--device`.
+    fn flags(self) -> &'static [&'static str] {
+        match self {
+            Kind::Forward | Kind::Reconstruction | Kind::Mean | Kind::Hallucination | Kind::Channels => {
+                &["data", "count", "seed"]
+            }
+            Kind::Backward | Kind::Progressive => &["count", "seed", "steps"],
+            Kind::Grid => &["count", "seed", "steps", "with"],
+            Kind::Posterior => &["data", "count", "seed", "columns"],
+            Kind::Manifold => &["count"],
+            Kind::Interpolation | Kind::CoarseToFine => &["data", "count", "seed", "columns", "steps", "t"],
+            Kind::Branches => &["seed", "columns", "steps", "t"],
+            Kind::Schedule | Kind::Loss => &[],
+        }
+    }
+
     /// Columns, of those kinds that have a choice.
     fn columns(self) -> usize {
         match self {
@@ -121,12 +138,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         None => PathBuf::from(format!("{}.{ending}", kind.name())),
     };
     check_out(&out, ending)?;
-    if arguments.with.is_some() && kind != Kind::Grid {
-        return Err(Error::usage("--with goes with grid").hint("leave it out"));
-    }
-    if !arguments.t.is_empty() && ![Kind::Interpolation, Kind::CoarseToFine, Kind::Branches].contains(&kind) {
-        return Err(Error::usage(format!("--t has no meaning for {}", kind.name())).hint("leave it out"));
-    }
+    arguments.check_flags()?;
     if kind == Kind::Hallucination {
         hallucination(arguments, &out)?;
     } else {
@@ -154,6 +166,24 @@ fn recipe_of(path: &Path) -> Result<Recipe> {
 }
 
 impl Arguments {
+    /// Refuses a flag that the figure has no use for.
+    fn check_flags(&self) -> Result<()> {
+        let given = [
+            ("data", self.data.is_some()),
+            ("count", self.count.is_some()),
+            ("columns", self.columns.is_some()),
+            ("seed", self.seed.is_some()),
+            ("steps", self.steps.is_some()),
+            ("t", !self.t.is_empty()),
+            ("with", self.with.is_some()),
+        ];
+        match given.iter().find(|(flag, given)| *given && !self.kind.flags().contains(flag)) {
+            Some((flag, _)) => Err(Error::usage(format!("--{flag} has no meaning for {}", self.kind.name()))
+                .hint("leave it out")),
+            None => Ok(()),
+        }
+    }
+
     fn count(&self) -> usize {
         self.count.map_or(self.kind.count(), |n| n as usize)
     }
@@ -195,15 +225,10 @@ impl Arguments {
     fn images(&self, recipe: &Recipe, image: [usize; 3], count: usize) -> Result<(Vec<f32>, Vec<u32>)> {
         let [side, _, channels] = image;
         let spec = self.data.as_deref().unwrap_or(&recipe.data);
-        let open = |split| open_for(spec, side, channels, recipe.crop, recipe.seed, split);
-        let data = match open(Split::HeldOut) {
-            Err(_) if spec.starts_with("images:") => {
-                let data = open(Split::Train)?;
-                note("note: the folder is too small to hold images out; these were trained on");
-                data
-            }
-            held_out => held_out?,
-        };
+        let (data, held_out) = open_to_judge(spec, side, channels, recipe.crop, recipe.seed)?;
+        if !held_out {
+            note("note: the folder is too small to hold images out");
+        }
         let len = data.len().unwrap_or(u64::MAX);
         let first = self.seed.unwrap_or(0).wrapping_mul(count as u64);
         let size = side * side * channels;
@@ -269,6 +294,10 @@ fn grid(arguments: &Arguments) -> Result<RgbImage> {
     let one = |path: &Path| -> Result<RgbImage> {
         let recipe = recipe_of(path)?;
         let drawing = if recipe.system == System::Vae {
+            if arguments.steps.is_some() {
+                return Err(Error::usage(format!("--steps: {} is a VAE, which takes none", path.display()))
+                    .hint("leave it out"));
+            }
             let codec = Codec::open(path, &device)?;
             arguments.check_size(count, codec.image()[0])?;
             let images = figures::prior(&codec, count, arguments.seed.unwrap_or(recipe.seed))?;

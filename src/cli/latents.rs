@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{bar, check_folder_of, device, is_picture, note, print};
+use super::output::{Target, check_folder_of};
+use super::{bar, device, note, print};
 use crate::codec::Codec;
 use crate::data::{Split, open_for, read_picture};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::figures;
 use crate::latent_file;
-use crate::run::save_png;
 
 #[derive(clap::Args)]
 pub struct EncodeArguments {
@@ -118,8 +119,7 @@ fn for_images(
     };
     // Latents, their moments and the file, and a block of images.
     let numbers = 8 * count * codec.latent().iter().product::<usize>() as u64;
-    crate::device::Device::open("cpu")?
-        .check_memory(4 * (numbers + (BLOCK * side * side * channels) as u64))?;
+    Device::open("cpu")?.check_memory(4 * (numbers + (BLOCK * side * side * channels) as u64))?;
     let progress = bar(count, "encoding {bar:30} {pos}/{len} {eta} left");
     let pixels = side * side * channels;
     let mut images = vec![0.0; BLOCK * pixels];
@@ -141,7 +141,7 @@ fn for_images(
 }
 
 pub fn decode(arguments: &DecodeArguments) -> Result<()> {
-    let is_picture = is_picture(&arguments.out)?;
+    let out = Target::new(&arguments.out)?;
     let codec = Codec::open(&arguments.run, &device(&arguments.device)?)?;
     let images = codec.decode(&latent_file::read(&arguments.latents, &codec)?)?;
     if images.iter().any(|v| !v.is_finite()) {
@@ -149,30 +149,5 @@ pub fn decode(arguments: &DecodeArguments) -> Result<()> {
             .hint("the latents are far from any that the VAE was trained on"));
     }
     let count = images.len() / codec.image().iter().product::<usize>();
-    write_images(&images, count, codec.image(), &arguments.out, is_picture)
-}
-
-/// Writes images as one picture (the bare image where there is one), or into a folder.
-pub fn write_images(
-    images: &[f32],
-    count: usize,
-    image: [usize; 3],
-    out: &Path,
-    is_picture: bool,
-) -> Result<()> {
-    let bare = |pixels: &[f32]| crate::data::picture::grid(pixels, 1, image, 1, 0);
-    if is_picture && count == 1 {
-        save_png(out, &bare(images))?;
-    } else if is_picture {
-        save_png(out, &figures::grid(images.to_vec(), image).draw(None))?;
-    } else {
-        std::fs::create_dir_all(out).map_err(|e| {
-            let message = format!("cannot write into {}", out.display());
-            Error::new(message).hint("choose another --out").caused_by(e)
-        })?;
-        for (i, pixels) in images.chunks_exact(image.iter().product()).enumerate() {
-            save_png(&out.join(format!("{i:06}.png")), &bare(pixels))?;
-        }
-    }
-    print(&format!("{}\n", out.display()))
+    out.write(&images, count, codec.image())
 }

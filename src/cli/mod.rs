@@ -4,12 +4,12 @@ mod data;
 mod devices;
 mod figure;
 mod latents;
+mod output;
 mod recipes;
 mod sample;
 mod train;
 
 use std::io::Write;
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -99,37 +99,6 @@ fn print(text: &str) -> Result<()> {
 /// Tells the user something on standard error. If nobody listens there any more, the work goes on.
 fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
-}
-
-/// Whether `--out` names a picture: PNG, the one format that is written. Anything else is a folder, but for
-/// names that are surely meant as pictures of another format.
-fn is_picture(out: &Path) -> Result<bool> {
-    let extension = out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    if out.to_string_lossy().ends_with(['/', '\\']) || out.is_dir() {
-        return if extension == "png" && out.is_dir() {
-            Err(Error::new(format!("{} is a folder", out.display())).hint("name a file, or another folder"))
-        } else {
-            Ok(false)
-        };
-    }
-    if ["jpg", "jpeg", "gif", "webp", "bmp", "tif", "tiff"].contains(&extension.as_str()) {
-        return Err(Error::usage(format!("--out {}: pictures are written as PNG", out.display()))
-            .hint("name a file that ends in .png, or a folder"));
-    }
-    if extension == "png" {
-        check_folder_of(out)?;
-    }
-    Ok(extension == "png")
-}
-
-/// Says early that a file cannot be written because its folder is missing.
-fn check_folder_of(out: &Path) -> Result<()> {
-    match out.parent().filter(|p| !p.as_os_str().is_empty() && !p.is_dir()) {
-        Some(missing) => {
-            Err(Error::new(format!("there is no folder {}", missing.display())).hint("make it first"))
-        }
-        None => Ok(()),
-    }
 }
 
 /// A progress bar on standard error; nothing where that is no terminal.

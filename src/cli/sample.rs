@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::latents::write_images;
-use super::{bar, device, is_picture, note};
+use super::output::Target;
+use super::{bar, device, note};
 use crate::error::{Error, Result};
 use crate::sample::{Options, Trained};
 
@@ -55,14 +55,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return Err(Error::usage(format!("--class {class}")).hint(hint));
     }
     // Said before the work begins, not after it.
-    let is_picture = is_picture(&arguments.out)?;
-    if !is_picture {
-        std::fs::create_dir_all(&arguments.out).map_err(|e| {
-            let message = format!("cannot write into {}", arguments.out.display());
-            Error::new(message).hint("choose another --out").caused_by(e)
-        })?;
-    }
-
+    let out = Target::new(&arguments.out)?;
     let source = trained.source();
     let mut options = Options { steps, ..Options::of(recipe) };
     options.seed = arguments.seed.unwrap_or(options.seed);
@@ -79,5 +72,5 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Ok(())
     })?;
     progress.finish_and_clear();
-    write_images(&images, count, source.image(), &arguments.out, is_picture)
+    out.write(&images, count, source.image())
 }

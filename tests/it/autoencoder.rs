@@ -217,20 +217,23 @@ fn figures_on(device: &str) {
         assert!(picture.pixels().any(|p| *p != first), "{kind} of {run} is one colour");
         (picture.width(), picture.height())
     };
+    let (count, steps) = (["--count", "2"], ["--steps", "3"]);
+    let times = ["--columns", "2", "--t", "100,700"];
     for run in ["ddpm", "ldm"] {
-        let few = ["--count", "2", "--steps", "3"];
-        for kind in ["forward", "backward", "progressive", "grid"] {
-            make(kind, run, &few);
+        make("forward", run, &count);
+        for kind in ["backward", "progressive", "grid"] {
+            make(kind, run, &[count, steps].concat());
         }
-        for kind in ["interpolation", "coarse-to-fine", "branches"] {
-            let columns: &[&str] = if kind == "branches" { &few[2..] } else { &few };
-            make(kind, run, &[columns, &["--columns", "2", "--t", "100,700"]].concat());
+        for kind in ["interpolation", "coarse-to-fine"] {
+            make(kind, run, &[&count[..], &steps, &times].concat());
         }
+        make("branches", run, &[&steps[..], &times].concat());
     }
     for run in ["vae", "ldm"] {
-        for kind in ["reconstruction", "mean", "posterior", "channels"] {
-            make(kind, run, &["--count", "2", "--columns", "2"]);
+        for kind in ["reconstruction", "mean", "channels"] {
+            make(kind, run, &count);
         }
+        make("posterior", run, &["--count", "2", "--columns", "2"]);
     }
     let (small, _) = make("mean", "vae", &["--count", "2", "--size", "16", "--seed", "3"]);
     let (large, _) = make("mean", "vae", &["--count", "2", "--size", "128", "--seed", "3"]);
@@ -272,6 +275,7 @@ fn encoding_and_decoding() {
         let out = path(run);
         succeeds(at, &["decode", run, &file, "--out", &out, "--device", "cpu"]);
         assert_eq!(image::image_dimensions(Path::new(&out).join("000002.png")).unwrap(), (16, 16));
+        fails(at, &["decode", run, &file, "--out", &out, "--device", "cpu"], 1, &["is not empty"]);
     }
     // Pictures of any size, one by one; drawn latents are others.
     let picture = path("wide.png");
@@ -306,6 +310,8 @@ fn mistakes_with_vaes_and_latents() {
     says(&["figure", "channels", "mlp"], 1, &["are vectors"]);
     says(&["figure", "branches", "ddpm", "--t", "5000"], 2, &["--t 5000", "0 to 999"]);
     says(&["figure", "mean", "vae", "--t", "5"], 2, &["--t has no meaning for mean"]);
+    says(&["figure", "forward", "ddpm", "--steps", "5"], 2, &["--steps has no meaning for forward"]);
+    says(&["figure", "loss", "ddpm", "--count", "5"], 2, &["--count has no meaning for loss"]);
     says(&["figure", "mean", "vae", "--out", "x.gif"], 2, &["written as .png"]);
     says(&["figure", "hallucination", "vae", "--out", "x.png"], 2, &["written as .gif"]);
     says(&["figure", "mean", "vae", "--out", "nowhere/x.png"], 1, &["no folder nowhere"]);

@@ -1,0 +1,93 @@
+//! Where a command writes its pictures: one file, or a folder for a file an image.
+
+use std::path::{Path, PathBuf};
+
+use super::print;
+use crate::data::picture::grid;
+use crate::error::{Error, Result};
+use crate::figures;
+use crate::run::save_png;
+
+/// What `--out` means, checked before the work begins.
+pub struct Target {
+    out: PathBuf,
+    is_picture: bool,
+}
+
+impl Target {
+    /// A picture, or a folder that is made here and must be empty, so that nothing in it is lost.
+    ///
+    /// # Errors
+    /// When it cannot be written, or is a name that is surely meant otherwise.
+    pub fn new(out: &Path) -> Result<Target> {
+        let is_picture = is_picture(out)?;
+        if !is_picture {
+            make_empty_folder(out)?;
+        }
+        Ok(Target { out: out.to_owned(), is_picture })
+    }
+
+    pub fn is_picture(&self) -> bool {
+        self.is_picture
+    }
+
+    /// Writes `count` images `[N, H, W, C]`: as one picture (the bare image where there is one), or a file
+    /// each.
+    ///
+    /// # Errors
+    /// When the disk is full.
+    pub fn write(&self, images: &[f32], count: usize, image: [usize; 3]) -> Result<()> {
+        let bare = |pixels: &[f32]| grid(pixels, 1, image, 1, 0);
+        if self.is_picture && count == 1 {
+            save_png(&self.out, &bare(images))?;
+        } else if self.is_picture {
+            save_png(&self.out, &figures::grid(images.to_vec(), image).draw(None))?;
+        } else {
+            for (i, pixels) in images.chunks_exact(image.iter().product()).enumerate() {
+                save_png(&self.out.join(format!("{i:06}.png")), &bare(pixels))?;
+            }
+        }
+        print(&format!("{}\n", self.out.display()))
+    }
+}
+
+fn make_empty_folder(out: &Path) -> Result<()> {
+    let denied = |e: std::io::Error| {
+        Error::new(format!("cannot write into {}", out.display())).hint("choose another --out").caused_by(e)
+    };
+    if out.exists() && std::fs::read_dir(out).map_err(denied)?.next().is_some() {
+        return Err(Error::new(format!("{} is not empty", out.display())).hint("choose another --out"));
+    }
+    std::fs::create_dir_all(out).map_err(denied)
+}
+
+/// Whether `--out` names a picture: PNG, the one format that is written. Anything else is a folder, but for
+/// names that are surely meant as pictures of another format.
+fn is_picture(out: &Path) -> Result<bool> {
+    let extension = out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    if out.to_string_lossy().ends_with(['/', '\\']) || out.is_dir() {
+        return if extension == "png" && out.is_dir() {
+            Err(Error::new(format!("{} is a folder", out.display())).hint("name a file, or another folder"))
+        } else {
+            Ok(false)
+        };
+    }
+    if ["jpg", "jpeg", "gif", "webp", "bmp", "tif", "tiff"].contains(&extension.as_str()) {
+        return Err(Error::usage(format!("--out {}: pictures are written as PNG", out.display()))
+            .hint("name a file that ends in .png, or a folder"));
+    }
+    if extension == "png" {
+        check_folder_of(out)?;
+    }
+    Ok(extension == "png")
+}
+
+/// Says early that a file cannot be written because its folder is missing.
+pub fn check_folder_of(out: &Path) -> Result<()> {
+    match out.parent().filter(|p| !p.as_os_str().is_empty() && !p.is_dir()) {
+        Some(missing) => {
+            Err(Error::new(format!("there is no folder {}", missing.display())).hint("make it first"))
+        }
+        None => Ok(()),
+    }
+}
