@@ -1,6 +1,6 @@
 //! What an op gives to the engine: its CPU twin and its dispatches on a GPU.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::fmt::Debug;
 use std::marker::PhantomData;
 
@@ -98,24 +98,6 @@ impl<'a> Io<'a> {
         // SAFETY: handed out once, and disjoint from every other tensor of the launch by the compiled plan.
         unsafe { std::slice::from_raw_parts_mut(raw.start.cast::<f32>(), raw.elements) }
     }
-}
-
-/// Working memory of the calling thread, kept from one use to the next so that it stays in its cache. Its
-/// contents are undefined. Do not start parallel work inside: another task on this thread would ask for the
-/// same memory.
-pub(crate) fn with_tile<R>(elements: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
-    thread_local! {
-        static TILE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    }
-    TILE.with_borrow_mut(|tile| {
-        if tile.len() < elements {
-            tile.resize(elements, 0.0);
-        }
-        if cfg!(test) {
-            tile.fill(f32::NAN);
-        }
-        work(&mut tile[..elements])
-    })
 }
 
 /// A parameter's word in `Params`: `u32`, `i32` and `f32` all take four bytes.

@@ -25,7 +25,7 @@
 //! | 3 | [`launch`], [`tape`], [`plan`], [`program`], [`state`] | tensors and kernels |
 //! | 2 | [`tensor`] (shape, type, identity) | nothing but itself |
 //! | 1 | [`device`] (`gpu`: adapters, shaders, buffers, dispatch; `cpu`: memory, threads) | bytes and kernels, no shapes |
-//! | 0 | [`error`], [`philox`] (random numbers), [`simd`], [`matrix`] | nothing |
+//! | 0 | [`error`], [`philox`] (random numbers), [`simd`], [`matrix`], [`micro`] (products on the CPU) | nothing |
 //!
 //! # Invariants
 //!
@@ -65,6 +65,7 @@ pub mod figures;
 pub mod latent_file;
 pub mod launch;
 pub mod matrix;
+pub mod micro;
 pub mod models;
 pub mod nn;
 pub mod ops;

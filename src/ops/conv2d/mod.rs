@@ -189,9 +189,13 @@ impl Launch for Forward {
         let mut optional = |given: bool| given.then(|| next.next().map(|i| io.read(i))).flatten();
         let (bias, shift, residual) = (optional(self.bias), optional(self.shift), optional(self.residual));
         let g = &self.g;
-        twin::forward(g, io.read(0), io.read(1), io.write(0), |first, y| {
+        twin::forward(g, io.read(0), io.read(1), io.write(0), io.scratch(0), |first, y| {
             twin::epilogue(g, first, y, bias, shift, residual);
         });
+    }
+
+    fn cpu_scratch(&self) -> Vec<usize> {
+        vec![twin::forward_weights(&self.g)]
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
@@ -262,11 +266,7 @@ impl Launch for BackwardW {
     }
 
     fn cpu(&self, io: &Io) {
-        twin::backward_w(&self.g, io.read(0), io.read(1), io.write(0), io.scratch(0));
-    }
-
-    fn cpu_scratch(&self) -> Vec<usize> {
-        vec![twin::weight_parts(&self.g) * self.g.weights()]
+        twin::backward_w(&self.g, io.read(0), io.read(1), io.write(0));
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {

@@ -123,7 +123,7 @@ impl Launch for Adjoint {
     }
 
     fn cpu_scratch(&self) -> Vec<usize> {
-        vec![self.g.weights()]
+        vec![twin::adjoint_weights(&self.g)]
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {

@@ -1,114 +1,88 @@
-//! The CPU twins of conv2d: tiles of the image, unrolled (im2col), times the weights as a matrix.
+//! The CPU twins of conv2d: pixels gathered in place, without an unrolled copy of the image, times the
+//! weights in panels.
 
 use rayon::prelude::*;
 
 use super::{Geometry, Image};
-use crate::launch::with_tile;
-use crate::matrix::{Matrix, MatrixMut};
+use crate::matrix::Tiles;
+use crate::micro::{Gather, Panels, Run, Side, gathered, outer, panel_elements};
 use crate::simd::vectorized;
 
-/// Elements of an unrolled tile: half a megabyte, which stays in a core's second-level cache.
-const TILE: usize = 1 << 17;
-
-/// Pixels of a tile whose unrolled rows have `row` elements. Depends on the shape alone, as every partition
-/// here: results must not depend on the number of threads.
-fn tile_pixels(row: usize, pixels: usize) -> usize {
-    (TILE / row.max(1)).clamp(32, 512).next_multiple_of(16).min(pixels.max(1))
+/// Pixels that a task takes, of `pixels` in all: few enough for the cache and to have work for many cores,
+/// enough to read the weights not too often. A multiple of all tiles' heights. Depends on the shape alone,
+/// as every partition here: results must not depend on the number of threads.
+fn task_pixels(pixels: usize) -> usize {
+    match pixels {
+        0..768 => 24,
+        768..3072 => 48,
+        _ => 96,
+    }
 }
 
-/// Where the taps of an output pixel lie: rows `oh * stride + kh - top`, for `kh` in a range; columns
-/// alike, all of them.
-struct Window {
-    h: usize,
-    w: usize,
-    c: usize,
-    kh: std::ops::Range<usize>,
-    kw: usize,
-    oh: usize,
-    ow: usize,
-    stride: usize,
+/// Elements of the room that [`forward`] needs for its weights.
+pub fn forward_weights(g: &Geometry) -> usize {
+    panel_elements(g.kh * g.kw * g.cin, g.cout)
+}
+
+/// `finish` gets the number of a task's first pixel and its pixels, for what is added to the products.
+/// `panels`: room for the weights.
+pub fn forward(
+    g: &Geometry,
+    x: &[f32],
+    w: &[f32],
+    y: &mut [f32],
+    panels: &mut [f32],
+    finish: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    let taps = g.kh * g.kw;
+    let panels = Panels::fill(panels, taps * g.cin, g.cout, taps, |tap, first, cols, out, width| {
+        let w = &w[tap * g.cin * g.cout..][..g.cin * g.cout];
+        for (out, w) in out.chunks_exact_mut(width).zip(w.chunks_exact(g.cout)) {
+            out[..cols].copy_from_slice(&w[first..first + cols]);
+        }
+    });
+    let window = Window { g, by: g.stride, top: g.top as isize, left: g.left as isize };
+    window.convolve([g.h, g.w, g.cin], [g.oh, g.ow, g.cout], x, panels, y, finish);
+}
+
+/// Where the taps of an output pixel lie: rows `oh * by + kh - top`, columns alike.
+struct Window<'a> {
+    g: &'a Geometry,
+    by: usize,
     top: isize,
     left: isize,
 }
 
-impl Window {
-    fn row(&self) -> usize {
-        self.kh.len() * self.kw * self.c
+impl Window<'_> {
+    fn convolve(
+        &self,
+        [src_h, src_w, c]: [usize; 3],
+        [dst_h, dst_w, dst_c]: [usize; 3],
+        src: &[f32],
+        panels: Panels,
+        dst: &mut [f32],
+        finish: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        let (kw, taps) = (self.g.kw, self.g.kh * self.g.kw);
+        let pixels = task_pixels(dst.len() / dst_c);
+        dst.par_chunks_mut(pixels * dst_c).enumerate().for_each(|(task, dst)| {
+            let first = task * pixels;
+            let place = |row: usize| {
+                let index = first + row;
+                let (n, oh, ow) = (index / (dst_h * dst_w), index / dst_w % dst_h, index % dst_w);
+                (n * src_h, oh * self.by, ow * self.by)
+            };
+            let start = |(image, h, w): (usize, usize, usize), tap: usize| {
+                // What lies before the image becomes a number past its end.
+                let h = ((h + tap / kw) as isize - self.top) as usize;
+                let w = ((w + tap % kw) as isize - self.left) as usize;
+                (h < src_h && w < src_w).then(|| ((image + h) * src_w + w) * c)
+            };
+            let rows = dst.len() / dst_c;
+            gathered(Gather { src, c, taps }, place, start, panels, rows, dst, |row| row * dst_c);
+            finish(first, dst);
+        });
     }
-
-    /// Writes one row per output pixel from number `first` on: its taps, zero outside the image.
-    fn unroll(&self, src: &[f32], first: usize, tile: &mut [f32]) {
-        let span = self.kw * self.c;
-        for (i, row) in tile.chunks_exact_mut(self.row()).enumerate() {
-            let index = first + i;
-            let (n, oh, ow) = (index / (self.oh * self.ow), index / self.ow % self.oh, index % self.ow);
-            let left = (ow * self.stride) as isize - self.left;
-            // Taps kw in from..to have their column inside.
-            let from = (-left).clamp(0, self.kw as isize) as usize;
-            let to = (self.w as isize - left).clamp(from as isize, self.kw as isize) as usize;
-            for (kh, taps) in self.kh.clone().zip(row.chunks_exact_mut(span)) {
-                let h = (oh * self.stride + kh) as isize - self.top;
-                if h < 0 || h >= self.h as isize || from == to {
-                    taps.fill(0.0);
-                    continue;
-                }
-                let start =
-                    (((n * self.h) as isize + h) * self.w as isize + left + from as isize) as usize * self.c;
-                taps[..from * self.c].fill(0.0);
-                taps[from * self.c..to * self.c].copy_from_slice(&src[start..start + (to - from) * self.c]);
-                taps[to * self.c..].fill(0.0);
-            }
-        }
-    }
-
-    /// A 1x1 convolution of stride 1 needs no unrolling: its rows are the pixels.
-    fn is_plain(&self) -> bool {
-        self.kh == (0..1) && self.kw == 1 && self.stride == 1 && self.top == 0 && self.left == 0
-    }
-}
-
-/// `finish` gets the number of a tile's first pixel and the tile, for what is added to the products.
-pub fn forward(g: &Geometry, x: &[f32], w: &[f32], y: &mut [f32], finish: impl Fn(usize, &mut [f32]) + Sync) {
-    let window = Window {
-        h: g.h,
-        w: g.w,
-        c: g.cin,
-        kh: 0..g.kh,
-        kw: g.kw,
-        oh: g.oh,
-        ow: g.ow,
-        stride: g.stride,
-        top: g.top as isize,
-        left: g.left as isize,
-    };
-    convolve(&window, g.cout, x, w, y, finish);
-}
-
-/// Output tiles in parallel; `weights` is `[row, cout]`.
-fn convolve(
-    window: &Window,
-    cout: usize,
-    src: &[f32],
-    weights: &[f32],
-    dst: &mut [f32],
-    finish: impl Fn(usize, &mut [f32]) + Sync,
-) {
-    let row = window.row();
-    let pixels = tile_pixels(row, dst.len() / cout);
-    dst.par_chunks_mut(pixels * cout).enumerate().for_each(|(tile, dst)| {
-        let (first, m) = (tile * pixels, dst.len() / cout);
-        let weights = Matrix::new(weights, row, cout, cout);
-        let mut out = MatrixMut::new(dst, m, cout, cout);
-        if window.is_plain() {
-            out.set_product(1.0, Matrix::new(&src[first * row..], m, row, row), weights);
-        } else {
-            with_tile(m * row, |unrolled| {
-                window.unroll(src, first, unrolled);
-                out.set_product(1.0, Matrix::new(unrolled, m, row, row), weights);
-            });
-        }
-        finish(first, dst);
-    });
 }
 
 /// Adds bias, time embedding and residual to the pixels from number `first` on.
@@ -160,216 +134,191 @@ pub fn add_bias(bias: &[f32], pixels: &mut [f32]) {
     );
 }
 
-/// `dx` as a convolution of `dy` with flipped weights; for a stride above 1, one for each residue of the
-/// input pixel, because only every `stride`-th tap meets it. `flipped`: room for the weights. `finish` gets
-/// whole pixels, each once, for what is added to the products.
+/// Elements of the room that [`adjoint`] needs for its weights.
+pub fn adjoint_weights(g: &Geometry) -> usize {
+    classes(g).iter().map(|class| panel_elements(class.taps.len() * g.cout, g.cin)).sum()
+}
+
+/// Input pixels whose rows and columns have the same remainders by the stride, and the taps that they meet.
+struct Class {
+    rh: usize,
+    rw: usize,
+    taps: Vec<(usize, usize)>,
+    /// For each tap, how many output rows and columns nearer to the origin than the first one's.
+    nearer: Vec<(usize, usize)>,
+}
+
+fn classes(g: &Geometry) -> Vec<Class> {
+    let meets = |k: usize, r: usize, before: usize| ((r + before) % g.stride..k).step_by(g.stride);
+    let mut classes = Vec::new();
+    for rh in 0..g.stride.min(g.h) {
+        for rw in 0..g.stride.min(g.w) {
+            let of_row = |kh| meets(g.kw, rw, g.left).map(move |kw| (kh, kw));
+            let taps: Vec<_> = meets(g.kh, rh, g.top).flat_map(of_row).collect();
+            let nearer = taps.iter().map(|(kh, kw)| (kh / g.stride, kw / g.stride)).collect();
+            classes.push(Class { rh, rw, taps, nearer });
+        }
+    }
+    classes
+}
+
+/// `dx` as products of `dy`'s pixels with transposed weights: for a stride above 1 one product for each
+/// class of input pixels, because only every `stride`-th tap meets it. `panels`: room for the weights.
+/// `finish` gets whole pixels, each once, for what is added to the products.
 pub fn adjoint(
     g: &Geometry,
     dy: &[f32],
     w: &[f32],
     dx: &mut [f32],
-    flipped: &mut [f32],
+    mut panels: &mut [f32],
     finish: impl Fn(&mut [f32]) + Sync,
 ) {
-    if g.stride == 1 {
-        let per_tap = g.cin * g.cout;
-        flipped.par_chunks_mut(per_tap).enumerate().for_each(|(tap, out)| {
-            transpose(&w[(g.kh * g.kw - 1 - tap) * per_tap..][..per_tap], g.cin, g.cout, out);
-        });
-        let window = Window {
-            h: g.oh,
-            w: g.ow,
-            c: g.cout,
-            kh: 0..g.kh,
-            kw: g.kw,
-            oh: g.h,
-            ow: g.w,
-            stride: 1,
-            top: g.kh as isize - 1 - g.top as isize,
-            left: g.kw as isize - 1 - g.left as isize,
-        };
-        convolve(&window, g.cin, dy, flipped, dx, |_, pixels| finish(pixels));
-    } else {
-        adjoint_strided(g, dy, w, dx, flipped, finish);
-    }
-}
-
-/// `out [cols, rows]` is the transpose of `matrix [rows, cols]`.
-fn transpose(matrix: &[f32], rows: usize, cols: usize, out: &mut [f32]) {
-    for (col, out) in out.chunks_exact_mut(rows).enumerate() {
-        for (row, out) in out.iter_mut().enumerate() {
-            *out = matrix[row * cols + col];
-        }
-    }
-}
-
-/// The taps below `k` that a position with residue `r` meets: those equal to `r + before` modulo the
-/// stride.
-fn taps(k: usize, stride: usize, r: usize, before: usize) -> impl ExactSizeIterator<Item = usize> {
-    ((r + before) % stride..k).step_by(stride)
-}
-
-/// The adjoint where the stride is above 1, in bands of image rows.
-fn adjoint_strided(
-    g: &Geometry,
-    dy: &[f32],
-    w: &[f32],
-    dx: &mut [f32],
-    flipped: &mut [f32],
-    finish: impl Fn(&mut [f32]) + Sync,
-) {
-    let per_tap = g.cin * g.cout;
-    // The weights of each residue class stand together, transposed, in the order in which its pixels are
-    // unrolled.
-    let (across, down) = (g.stride.min(g.w), g.stride.min(g.h));
-    let classes = || (0..down * across).map(|class| (class / across, class % across));
-    let order: Vec<usize> = classes()
-        .flat_map(|(rh, rw)| {
-            taps(g.kh, g.stride, rh, g.top)
-                .flat_map(move |kh| taps(g.kw, g.stride, rw, g.left).map(move |kw| kh * g.kw + kw))
+    let classes: Vec<(Class, Panels)> = classes(g)
+        .into_iter()
+        .map(|class| {
+            let taps = class.taps.len();
+            let (room, rest) =
+                std::mem::take(&mut panels).split_at_mut(panel_elements(taps * g.cout, g.cin));
+            panels = rest;
+            let filled = Panels::fill(room, taps * g.cout, g.cin, taps.max(1), |tap, first, cols, out, width| {
+                let (kh, kw) = class.taps[tap];
+                let w = &w[(kh * g.kw + kw) * g.cin * g.cout..][..g.cin * g.cout];
+                for (ci, w) in w[first * g.cout..].chunks_exact(g.cout).take(cols).enumerate() {
+                    for (out, w) in out.chunks_exact_mut(width).zip(w) {
+                        out[ci] = *w;
+                    }
+                }
+            });
+            (class, filled)
         })
         .collect();
-    flipped.par_chunks_mut(per_tap).zip(&order).for_each(|(out, tap)| {
-        transpose(&w[tap * per_tap..][..per_tap], g.cin, g.cout, out);
-    });
-    let flipped = &*flipped;
-    let row_of =
-        |rh, rw| taps(g.kh, g.stride, rh, g.top).len() * taps(g.kw, g.stride, rw, g.left).len() * g.cout;
-    // Rows of a band, a multiple of the stride: its largest class fills a tile.
-    let largest = classes().map(|(rh, rw)| row_of(rh, rw)).max().unwrap_or(0);
-    let cols = g.w.div_ceil(g.stride);
-    let band = (tile_pixels(largest, usize::MAX) / cols).clamp(1, g.h.div_ceil(g.stride)) * g.stride;
-    dx.par_chunks_mut(g.h * g.w * g.cin).enumerate().for_each(|(n, image)| {
-        image.par_chunks_mut(band * g.w * g.cin).enumerate().for_each(|(b, rows)| {
-            let mut first_weight = 0;
-            for (rh, rw) in classes() {
-                let row = row_of(rh, rw);
-                let weights = &flipped[first_weight..first_weight + row * g.cin];
-                first_weight += row * g.cin;
-                let heights = (rows.len() / (g.w * g.cin)).saturating_sub(rh).div_ceil(g.stride);
-                let widths = g.w.saturating_sub(rw).div_ceil(g.stride);
-                let m = heights * widths;
-                if m == 0 {
-                    continue;
-                }
-                with_tile(m * (row + g.cin), |tile| {
-                    let (unrolled, out) = tile.split_at_mut(m * row);
-                    for (i, taps_row) in unrolled.chunks_exact_mut(row.max(1)).enumerate() {
-                        let h = b * band + rh + i / widths * g.stride;
-                        gather_strided(g, dy, n, h, rw + i % widths * g.stride, taps_row);
-                    }
-                    if row == 0 {
-                        out.fill(0.0);
-                    } else {
-                        let weights = Matrix::new(weights, row, g.cin, g.cin);
-                        MatrixMut::new(out, m, g.cin, g.cin).set_product(
-                            1.0,
-                            Matrix::new(unrolled, m, row, row),
-                            weights,
-                        );
-                    }
-                    finish(out);
-                    for (i, pixel) in out.chunks_exact(g.cin).enumerate() {
-                        let (h, w) = (rh + i / widths * g.stride, rw + i % widths * g.stride);
-                        rows[(h * g.w + w) * g.cin..][..g.cin].copy_from_slice(pixel);
-                    }
+    // Bands of rows, so that what is written together lies together; a multiple of the stride.
+    let (rows, cols) = (g.h.div_ceil(g.stride), g.w.div_ceil(g.stride));
+    let band = (task_pixels(g.n * rows * cols) / cols).clamp(1, rows);
+    let bands = rows.div_ceil(band);
+    let images = dx.par_chunks_mut(g.h * g.w * g.cin).enumerate();
+    let bands_of = |(n, image): (usize, &mut [f32])| {
+        debug_assert_eq!(image.len().div_ceil(band * g.stride * g.w * g.cin), bands);
+        image.par_chunks_mut(band * g.stride * g.w * g.cin).enumerate().for_each(|(b, dx)| {
+            for (class, panels) in &classes {
+                let heights = (dx.len() / (g.w * g.cin)).saturating_sub(class.rh).div_ceil(g.stride);
+                let widths = g.w.saturating_sub(class.rw).div_ceil(g.stride);
+                let at = |row: usize| {
+                    (class.rh + row / widths * g.stride, class.rw + row % widths * g.stride)
+                };
+                // Of the first tap, which is the furthest; later ones lie nearer by one each.
+                let place = |row: usize| {
+                    let (h, w) = at(row);
+                    let h = b * band * g.stride + h + g.top;
+                    (h / g.stride, (w + g.left) / g.stride)
+                };
+                let start = |(oh, ow): (usize, usize), tap: usize| {
+                    // What lies before the image becomes a number past its end.
+                    let (oh, ow) = (oh.wrapping_sub(class.nearer[tap].0), ow.wrapping_sub(class.nearer[tap].1));
+                    (oh < g.oh && ow < g.ow).then(|| ((n * g.oh + oh) * g.ow + ow) * g.cout)
+                };
+                let left = Gather { src: dy, c: g.cout, taps: class.taps.len() };
+                gathered(left, place, start, *panels, heights * widths, dx, |row| {
+                    let (h, w) = at(row);
+                    (h * g.w + w) * g.cin
                 });
             }
+            finish(dx);
         });
-    });
+    };
+    images.for_each(bands_of);
 }
 
-/// The pixels of `dy` that the input pixel (n, h, w) went into, in the order of their taps; zero where
-/// there is none.
-fn gather_strided(g: &Geometry, dy: &[f32], n: usize, h: usize, w: usize, out: &mut [f32]) {
-    let outside = usize::MAX;
-    let from = |at: usize, before: usize, k: usize, len: usize| match (at + before).checked_sub(k) {
-        Some(d) if d / g.stride < len => d / g.stride,
-        _ => outside,
-    };
-    let mut parts = out.chunks_exact_mut(g.cout);
-    for kh in taps(g.kh, g.stride, h % g.stride, g.top) {
-        let oh = from(h, g.top, kh, g.oh);
-        for kw in taps(g.kw, g.stride, w % g.stride, g.left) {
-            let ow = from(w, g.left, kw, g.ow);
-            let Some(part) = parts.next() else { return };
-            if oh == outside || ow == outside {
-                part.fill(0.0);
-            } else {
-                part.copy_from_slice(&dy[((n * g.oh + oh) * g.ow + ow) * g.cout..][..g.cout]);
-            }
-        }
+/// How the gradient of the weights is dealt out: each task has some taps and some channels of either side,
+/// and adds up all pixels in order.
+struct Deal {
+    /// Taps that a task takes: all, a row of them, or one. Neighbours read the same pixels.
+    taps: usize,
+    /// Input and output channels that a task takes.
+    ci: usize,
+    co: usize,
+}
+
+/// Tasks that keep many cores busy.
+const WANTED: usize = 24;
+
+impl Deal {
+    fn new(g: &Geometry) -> Deal {
+        let tasks = |taps: usize, ci: usize, co: usize| {
+            (g.kh * g.kw).div_ceil(taps) * g.cin.div_ceil(ci) * g.cout.div_ceil(co)
+        };
+        let (ci, co) = (g.cin.min(64), g.cout.min(64));
+        let finer = [
+            (g.kh * g.kw, ci, co),
+            (g.kw, ci, co),
+            (g.kw, ci, co.min(32)),
+            (g.kw, ci.min(32), co.min(32)),
+            (g.kw, ci.min(16), co.min(32)),
+            (1, ci.min(16), co.min(32)),
+        ];
+        let (taps, ci, co) = finer.into_iter().find(|&(t, i, o)| tasks(t, i, o) >= WANTED).unwrap_or(finer[5]);
+        Deal { taps, ci, co }
     }
 }
 
-/// Into how many parts the pixels are dealt for the gradient of the weights: enough to keep many cores
-/// busy, few enough that the parts take no more than 16 MiB, or two copies of the weights.
-pub fn weight_parts(g: &Geometry) -> usize {
-    let tiles = g.out_pixels().div_ceil(tile_pixels(tap_rows(g).1 * g.kw * g.cin, g.out_pixels()));
-    ((4 << 20) / g.weights()).clamp(2, 16).min(tiles)
+/// Rows of output pixels whose products are added up in one chain: some 128 pixels.
+fn chain_rows(g: &Geometry) -> usize {
+    (128 / g.ow.max(1)).clamp(1, g.n * g.oh)
 }
 
-/// Tasks over rows of the kernel, and rows each: large weights are split there instead of into parts.
-fn tap_rows(g: &Geometry) -> (usize, usize) {
-    if g.weights() > 1 << 18 { (g.kh, 1) } else { (1, g.kh) }
-}
-
-/// `dw = unrolled(x)^T * dy`, in parts over the pixels that are added up in order. `parts`: room for them.
-pub fn backward_w(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], parts: &mut [f32]) {
-    let (tasks, kh_each) = tap_rows(g);
-    let slice = kh_each * g.kw * g.cin * g.cout;
-    let total = g.out_pixels();
-    let pixels = tile_pixels(kh_each * g.kw * g.cin, total);
-    let count = parts.len() / g.weights();
-    let tiles = total.div_ceil(pixels);
-    parts.par_chunks_mut(slice).enumerate().for_each(|(task, out)| {
-        let (part, kh) = (task / tasks, task % tasks * kh_each);
-        let window = Window {
-            h: g.h,
-            w: g.w,
-            c: g.cin,
-            kh: kh..kh + kh_each,
-            kw: g.kw,
-            oh: g.oh,
-            ow: g.ow,
-            stride: g.stride,
-            top: g.top as isize,
-            left: g.left as isize,
-        };
-        let row = window.row();
-        let range = part * tiles / count..(part + 1) * tiles / count;
-        for (i, tile) in range.enumerate() {
-            let first = tile * pixels;
-            let m = pixels.min(total - first);
-            let dy = Matrix::new(&dy[first * g.cout..], m, g.cout, g.cout);
-            let mut out = MatrixMut::new(out, row, g.cout, g.cout);
-            let mut add = |x: &[f32]| {
-                let x = Matrix::new(x, m, row, row).transposed();
-                if i == 0 { out.set_product(1.0, x, dy) } else { out.add_product(1.0, x, dy) }
-            };
-            if window.is_plain() {
-                add(&x[first * row..]);
-            } else {
-                with_tile(m * row, |unrolled| {
-                    window.unroll(x, first, unrolled);
-                    add(unrolled);
+/// `dw[kh,kw,ci,co] = sum over the pixels of x[.., ci] * dy[.., co]`, those pixels where the tap lies in the
+/// image.
+pub fn backward_w(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    let deal = Deal::new(g);
+    let taps = g.kh * g.kw;
+    let (across, down) = (g.cout.div_ceil(deal.co), g.cin.div_ceil(deal.ci));
+    let out = Tiles::new(dw);
+    (0..taps.div_ceil(deal.taps) * down * across).into_par_iter().for_each(|task| {
+        let first_tap = task / across / down * deal.taps;
+        let (ci, co) = (task / across % down * deal.ci, task % across * deal.co);
+        let a = Side { data: x, stride: g.stride * g.cin, first: ci, cols: deal.ci.min(g.cin - ci) };
+        let b = Side { data: dy, stride: g.cout, first: co, cols: deal.co.min(g.cout - co) };
+        for first_row in (0..g.n * g.oh).step_by(chain_rows(g)) {
+            let rows = first_row..(first_row + chain_rows(g)).min(g.n * g.oh);
+            for tap in first_tap..taps.min(first_tap + deal.taps) {
+                with_runs(|runs| {
+                    rows.clone().for_each(|row| runs.extend(run_of(g, row, tap / g.kw, tap % g.kw)));
+                    // SAFETY: every task has taps or channels of its own.
+                    unsafe {
+                        let mut dw = out.tile((tap * g.cin + ci) * g.cout + co, a.cols, b.cols, g.cout);
+                        outer(a, b, runs, first_row > 0, dw.row(0).as_mut_ptr(), g.cout);
+                    }
                 });
             }
         }
     });
-    let parts = &*parts;
-    dw.par_chunks_mut(4096).enumerate().for_each(|(i, dw)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                dw.copy_from_slice(&parts[i * 4096..][..dw.len()]);
-                for part in 1..count {
-                    for (d, p) in dw.iter_mut().zip(&parts[part * g.weights() + i * 4096..]) {
-                        *d += p;
-                    }
-                }
-            },
-        );
+}
+
+/// The pixels of row `row` (of all samples) of the output that have tap (kh, kw) in the image.
+fn run_of(g: &Geometry, row: usize, kh: usize, kw: usize) -> Option<Run> {
+    let (n, oh) = (row / g.oh, row % g.oh);
+    let h = (oh * g.stride + kh).checked_sub(g.top).filter(|&h| h < g.h)?;
+    // Columns from..to have 0 <= ow * stride + kw - left < w.
+    let from = g.left.saturating_sub(kw).div_ceil(g.stride);
+    let to = (g.w + g.left).saturating_sub(kw).div_ceil(g.stride).min(g.ow);
+    let count = to.checked_sub(from).filter(|&count| count > 0)?;
+    let column = from * g.stride + kw - g.left;
+    Some(Run {
+        a: ((n * g.h + h) * g.w + column) * g.cin,
+        b: ((n * g.oh + oh) * g.ow + from) * g.cout,
+        count,
+    })
+}
+
+/// An empty list, of memory that each thread keeps from one use to the next.
+fn with_runs(work: impl FnOnce(&mut Vec<Run>)) {
+    use std::cell::RefCell;
+    thread_local! {
+        static RUNS: RefCell<Vec<Run>> = const { RefCell::new(Vec::new()) };
+    }
+    RUNS.with_borrow_mut(|runs| {
+        runs.clear();
+        work(runs);
     });
 }
 
