@@ -266,7 +266,11 @@ impl Launch for BackwardW {
     }
 
     fn cpu(&self, io: &Io) {
-        twin::backward_w(&self.g, io.read(0), io.read(1), io.write(0));
+        twin::backward_w(&self.g, io.read(0), io.read(1), io.write(0), io.scratch(0));
+    }
+
+    fn cpu_scratch(&self) -> Vec<usize> {
+        vec![twin::weight_room(&self.g)]
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {

@@ -1,11 +1,14 @@
 //! The CPU twins of conv2d: pixels gathered in place, without an unrolled copy of the image, times the
 //! weights in panels.
 
+use std::cell::RefCell;
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::{Geometry, Image};
 use crate::matrix::Tiles;
-use crate::micro::{Gather, Panels, Run, Side, gathered, outer, panel_elements};
+use crate::micro::{Gather, Panels, Products, Run, Side, gathered, outer, panel_elements};
 use crate::simd::vectorized;
 
 /// Pixels that a task takes, of `pixels` in all: few enough for the cache and to have work for many cores,
@@ -229,69 +232,105 @@ pub fn adjoint(
     images.for_each(bands_of);
 }
 
-/// How the gradient of the weights is dealt out: each task has some taps and some channels of either side,
-/// and adds up all pixels in order.
-struct Deal {
-    /// Taps that a task takes: all, a row of them, or one. Neighbours read the same pixels.
-    taps: usize,
-    /// Input and output channels that a task takes.
-    ci: usize,
-    co: usize,
-}
+/// Input and output channels that a task of the gradient of the weights takes at most: what it adds to stays
+/// in the second-level cache.
+const CHANNELS: usize = 64;
 
 /// Tasks that keep many cores busy.
 const WANTED: usize = 24;
 
-impl Deal {
-    fn new(g: &Geometry) -> Deal {
-        let tasks = |taps: usize, ci: usize, co: usize| {
-            (g.kh * g.kw).div_ceil(taps) * g.cin.div_ceil(ci) * g.cout.div_ceil(co)
-        };
-        let (ci, co) = (g.cin.min(64), g.cout.min(64));
-        let finer = [
-            (g.kh * g.kw, ci, co),
-            (g.kw, ci, co),
-            (g.kw, ci, co.min(32)),
-            (g.kw, ci.min(32), co.min(32)),
-            (g.kw, ci.min(16), co.min(32)),
-            (1, ci.min(16), co.min(32)),
-        ];
-        let (taps, ci, co) = finer.into_iter().find(|&(t, i, o)| tasks(t, i, o) >= WANTED).unwrap_or(finer[5]);
-        Deal { taps, ci, co }
-    }
+/// Tasks that the weights are dealt to.
+fn weight_tasks(g: &Geometry) -> usize {
+    g.cin.div_ceil(CHANNELS) * g.cout.div_ceil(CHANNELS)
 }
 
 /// Rows of output pixels whose products are added up in one chain: some 128 pixels.
 fn chain_rows(g: &Geometry) -> usize {
-    (128 / g.ow.max(1)).clamp(1, g.n * g.oh)
+    (128 / g.ow).clamp(1, g.n * g.oh)
+}
+
+/// Into how many parts the pixels are dealt for the gradient of the weights, where these are too few for
+/// many tasks.
+fn weight_parts(g: &Geometry) -> usize {
+    WANTED.div_ceil(weight_tasks(g)).min((g.n * g.oh).div_ceil(chain_rows(g)))
+}
+
+/// Elements of the room that [`backward_w`] needs for its parts.
+pub fn weight_room(g: &Geometry) -> usize {
+    match weight_parts(g) {
+        1 => 0,
+        parts => parts * g.weights(),
+    }
 }
 
 /// `dw[kh,kw,ci,co] = sum over the pixels of x[.., ci] * dy[.., co]`, those pixels where the tap lies in the
-/// image.
-pub fn backward_w(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-    let deal = Deal::new(g);
-    let taps = g.kh * g.kw;
-    let (across, down) = (g.cout.div_ceil(deal.co), g.cin.div_ceil(deal.ci));
-    let out = Tiles::new(dw);
-    (0..taps.div_ceil(deal.taps) * down * across).into_par_iter().for_each(|task| {
-        let first_tap = task / across / down * deal.taps;
-        let (ci, co) = (task / across % down * deal.ci, task % across * deal.co);
-        let a = Side { data: x, stride: g.stride * g.cin, first: ci, cols: deal.ci.min(g.cin - ci) };
-        let b = Side { data: dy, stride: g.cout, first: co, cols: deal.co.min(g.cout - co) };
-        for first_row in (0..g.n * g.oh).step_by(chain_rows(g)) {
-            let rows = first_row..(first_row + chain_rows(g)).min(g.n * g.oh);
-            for tap in first_tap..taps.min(first_tap + deal.taps) {
-                with_runs(|runs| {
-                    rows.clone().for_each(|row| runs.extend(run_of(g, row, tap / g.kw, tap % g.kw)));
-                    // SAFETY: every task has taps or channels of its own.
-                    unsafe {
-                        let mut dw = out.tile((tap * g.cin + ci) * g.cout + co, a.cols, b.cols, g.cout);
-                        outer(a, b, runs, first_row > 0, dw.row(0).as_mut_ptr(), g.cout);
+/// image; in parts over the pixels that are added up in order. `room`: for the parts.
+pub fn backward_w(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], room: &mut [f32]) {
+    let (parts, tasks, across) = (weight_parts(g), weight_tasks(g), g.cout.div_ceil(CHANNELS));
+    let chains = (g.n * g.oh).div_ceil(chain_rows(g));
+    let out = if parts == 1 { Tiles::new(dw) } else { Tiles::new(room) };
+    (0..parts * tasks).into_par_iter().for_each(|task| {
+        let (part, task) = (task / tasks, task % tasks);
+        let (ci, co) = (task / across * CHANNELS, task % across * CHANNELS);
+        let a = Side { data: x, stride: g.cin, first: ci, cols: CHANNELS.min(g.cin - ci) };
+        let b = Side { data: dy, stride: g.cout, first: co, cols: CHANNELS.min(g.cout - co) };
+        let first = part * chains / parts;
+        for chain in first..(part + 1) * chains / parts {
+            with_runs(|runs, taps| {
+                let rows = chain * chain_rows(g)..((chain + 1) * chain_rows(g)).min(g.n * g.oh);
+                for tap in 0..g.kh * g.kw {
+                    let before = runs.len();
+                    for run in rows.clone().filter_map(|row| run_of(g, row, tap / g.kw, tap % g.kw)) {
+                        match runs[before..].last_mut() {
+                            Some(last) if follows(last, &run, g.stride) => last.count += run.count,
+                            _ => runs.push(run),
+                        }
                     }
-                });
-            }
+                    taps.push(before..runs.len());
+                }
+                let first_a = runs.iter().map(|run| run.a).min().unwrap_or(0);
+                let last_a = runs.iter().map(|run| run.a + (run.count - 1) * g.stride + 1).max().unwrap_or(0);
+                let what = Products {
+                    a,
+                    b,
+                    a_rows: first_a..last_a,
+                    b_rows: rows.start * g.ow..rows.end * g.ow,
+                    step: g.stride,
+                    runs,
+                    taps,
+                };
+                // SAFETY: every task has channels, or a part, of its own.
+                unsafe {
+                    let at = part * g.weights() + ci * g.cout + co;
+                    let all_rows = (g.kh * g.kw - 1) * g.cin + a.cols;
+                    let mut dw = out.tile(at, all_rows, b.cols, g.cout);
+                    outer(&what, chain > first, dw.row(0).as_mut_ptr(), g.cin * g.cout, g.cout);
+                }
+            });
         }
     });
+    if parts == 1 {
+        return;
+    }
+    let room = &*room;
+    dw.par_chunks_mut(4096).enumerate().for_each(|(i, dw)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                dw.copy_from_slice(&room[i * 4096..][..dw.len()]);
+                for part in 1..parts {
+                    for (d, p) in dw.iter_mut().zip(&room[part * g.weights() + i * 4096..]) {
+                        *d += p;
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// True if the pixels of `next` lie right behind those of `run` on both sides.
+fn follows(run: &Run, next: &Run, step: usize) -> bool {
+    run.a + run.count * step == next.a && run.b + run.count == next.b
 }
 
 /// The pixels of row `row` (of all samples) of the output that have tap (kh, kw) in the image.
@@ -303,22 +342,18 @@ fn run_of(g: &Geometry, row: usize, kh: usize, kw: usize) -> Option<Run> {
     let to = (g.w + g.left).saturating_sub(kw).div_ceil(g.stride).min(g.ow);
     let count = to.checked_sub(from).filter(|&count| count > 0)?;
     let column = from * g.stride + kw - g.left;
-    Some(Run {
-        a: ((n * g.h + h) * g.w + column) * g.cin,
-        b: ((n * g.oh + oh) * g.ow + from) * g.cout,
-        count,
-    })
+    Some(Run { a: (n * g.h + h) * g.w + column, b: (n * g.oh + oh) * g.ow + from, count })
 }
 
-/// An empty list, of memory that each thread keeps from one use to the next.
-fn with_runs(work: impl FnOnce(&mut Vec<Run>)) {
-    use std::cell::RefCell;
+/// Empty lists, of memory that each thread keeps from one use to the next.
+fn with_runs(work: impl FnOnce(&mut Vec<Run>, &mut Vec<Range<usize>>)) {
     thread_local! {
-        static RUNS: RefCell<Vec<Run>> = const { RefCell::new(Vec::new()) };
+        static LISTS: RefCell<(Vec<Run>, Vec<Range<usize>>)> = RefCell::default();
     }
-    RUNS.with_borrow_mut(|runs| {
+    LISTS.with_borrow_mut(|(runs, taps)| {
         runs.clear();
-        work(runs);
+        taps.clear();
+        work(runs, taps);
     });
 }
 
