@@ -225,6 +225,8 @@ fn describe(plan: &DryRun, recipe: &Recipe, device: &Device) -> String {
     line("optimiser bytes", format!("{} (two moments and the EMA copy)", size(plan.optimiser_bytes)));
     let (shared, separate) = (size(plan.activation_bytes_shared), size(plan.activation_bytes_separate));
     line("activation bytes", format!("{shared} with sharing, {separate} without"));
+    let saved = plan.activation_bytes_kept.saturating_sub(plan.activation_bytes_shared);
+    line("recomputed", format!("{} launches, which saves {}", thousands(plan.repeated), size(saved)));
     let state = plan.parameter_bytes + plan.gradient_bytes + plan.optimiser_bytes;
     line("in all", size(state + plan.activation_bytes_shared));
     let limit = match device {

@@ -162,6 +162,8 @@ pub struct Scope {
     store: Rc<str>,
     /// The step's state while training; dropout does nothing without.
     state: Option<Tensor>,
+    /// Whether blocks are computed again in the backward pass.
+    checkpoints: bool,
     prefix: String,
 }
 
@@ -179,6 +181,7 @@ impl Scope {
             params: Rc::clone(params),
             store: store.into(),
             state: None,
+            checkpoints: false,
             prefix: String::new(),
         }
     }
@@ -186,6 +189,12 @@ impl Scope {
     /// For training: parameters get gradients, dropout draws with `state`.
     pub fn training(tape: &Tape, params: &Rc<RefCell<Params>>, state: &Tensor) -> Self {
         Scope { state: Some(state.clone()), ..Scope::new(tape, params) }
+    }
+
+    /// With `on`, what is recorded in [`Scope::block`] is computed again in the backward pass.
+    #[must_use]
+    pub fn checkpointing(self, on: bool) -> Self {
+        Scope { checkpoints: on, ..self }
     }
 
     pub fn tape(&self) -> &Tape {
@@ -214,6 +223,12 @@ impl Scope {
     /// Runs `record` with its launches labelled as this part's.
     pub fn label<R>(&self, record: impl FnOnce() -> R) -> R {
         self.tape.labelled(&self.prefix, record)
+    }
+
+    /// Records a block of the model, such as a residual block, whose inside a large model does not keep for
+    /// the backward pass (see [`Tape::checkpoint`]).
+    pub fn block<R>(&self, record: impl FnOnce() -> R) -> R {
+        if self.checkpoints { self.tape.checkpoint(record) } else { record() }
     }
 
     /// Dropout while training, nothing else.

@@ -92,12 +92,16 @@ pub struct Outcome {
 pub struct DryRun {
     pub parameters: usize,
     pub launches: usize,
+    /// Of these, those of the backward pass that make once more what was not kept.
+    pub repeated: usize,
     pub parameter_bytes: u64,
     pub gradient_bytes: u64,
     /// Adam's two moments and the EMA copy.
     pub optimiser_bytes: u64,
     pub activation_bytes_shared: u64,
     pub activation_bytes_separate: u64,
+    /// With sharing, if nothing were made once more.
+    pub activation_bytes_kept: u64,
     pub largest_binding: u64,
 }
 
@@ -106,7 +110,9 @@ impl DryRun {
     pub fn new(recipe: &Recipe, device: &Device, codec: Option<&Codec>) -> DryRun {
         let objective = Objective::new(recipe, codec);
         let params = Rc::clone(&objective.params);
-        let plan = Plan::new(&record_batch(&objective, recipe.accumulation), &[], device);
+        let tape = record_batch(&objective, recipe.accumulation);
+        let plan = Plan::new(&tape, &[], device);
+        let kept = Plan::keeping_all(&tape, &[], device);
         let flat = params.borrow().elements() as u64 * 4;
         let optimiser_launches = if recipe.accumulation > 1 {
             let tape = Tape::new();
@@ -118,11 +124,13 @@ impl DryRun {
         DryRun {
             parameters: params.borrow().count(),
             launches: plan.launches() * recipe.accumulation as usize + optimiser_launches,
+            repeated: plan.repeated() * recipe.accumulation as usize,
             parameter_bytes: flat,
             gradient_bytes: flat * if recipe.accumulation > 1 { 2 } else { 1 },
             optimiser_bytes: 3 * flat,
             activation_bytes_shared: plan.shared_bytes(),
             activation_bytes_separate: plan.separate_bytes(),
+            activation_bytes_kept: kept.shared_bytes(),
             largest_binding: plan.largest_binding(),
         }
     }
