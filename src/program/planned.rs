@@ -70,7 +70,8 @@ impl Plan {
     fn in_order(needed: &Needed, order: &Order) -> Plan {
         let metas = needed.metas;
         // Second copies are temporary tensors as those that they are copies of.
-        let meta_of = |id: Id| &metas[if id.0 < metas.len() { id.0 } else { order.copies[id.0 - metas.len()].0 }];
+        let meta_of =
+            |id: Id| &metas[if id.0 < metas.len() { id.0 } else { order.copies[id.0 - metas.len()].0 }];
         let all = (0..metas.len() + order.copies.len()).map(Id);
         let mut spots: Vec<(Spot, usize)> = all.map(|id| (Spot::Unused, meta_of(id).bytes())).collect();
         let mut plan = Plan {

@@ -4,8 +4,8 @@
 //! [`Tape::checkpoint`](crate::tape::Tape::checkpoint) recorded. A result that is not kept is computed again
 //! just before the first launch of the backward pass that reads it, and so is, before that, whatever of its
 //! own inputs was not kept either. The choice begins with nothing kept and then keeps, dearest and latest
-//! first, all that does not raise the most that is alive at one time; so work is repeated only where that
-//! lowers the peak.
+//! first, all that does not raise the most that is alive at one time; then it gives up again, one by one, what
+//! lowers that; so work is repeated only where it lowers the peak.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -126,31 +126,64 @@ impl Needed<'_> {
         let plain = self.plain();
         let most = planner.peak(&plain);
         let units = planner.units(most / SMALLEST);
-        let mut given_up = vec![true; units.len()];
-        let mut best = planner.peak(&planner.order(&units, &given_up));
-        // Keeping one thing may make it pointless to give up another: until nothing changes, then once more
-        // with some slack.
-        let mut slack = false;
+        let mut choice = Choice { planner: &planner, units: &units, given_up: vec![true; units.len()] };
+        let mut best = choice.peak();
+        // Each change may make another worth it.
         loop {
-            let limit = if slack { best + best / SLACK } else { best };
-            let mut changed = false;
-            for i in 0..units.len() {
-                if given_up[i] {
-                    given_up[i] = false;
-                    let peak = planner.peak(&planner.order(&units, &given_up));
-                    given_up[i] = peak > limit;
-                    changed |= !given_up[i];
-                    best = best.min(peak);
-                }
-            }
-            match (changed, slack) {
-                (true, false) => {}
-                (false, false) => slack = true,
-                (_, true) => break,
+            let before = best;
+            best = choice.keep(best);
+            best = choice.give_up(best);
+            if best == before {
+                break;
             }
         }
+        choice.keep_within(best + best / SLACK);
+        let given_up = choice.given_up;
         let chosen = planner.order(&units, &given_up);
         if planner.peak(&chosen) + most / SLACK < most { chosen } else { plain }
+    }
+}
+
+/// What is given up so far.
+struct Choice<'a> {
+    planner: &'a Planner<'a>,
+    units: &'a [Unit],
+    given_up: Vec<bool>,
+}
+
+impl Choice<'_> {
+    fn peak(&self) -> usize {
+        self.planner.peak(&self.planner.order(self.units, &self.given_up))
+    }
+
+    /// Keeps what does not raise the peak above `best`, and gives the new one.
+    fn keep(&mut self, best: usize) -> usize {
+        self.change(true, |peak, best| peak <= best, best)
+    }
+
+    /// Keeps what does not raise the peak above `limit`.
+    fn keep_within(&mut self, limit: usize) {
+        self.change(true, |peak, _| peak <= limit, limit);
+    }
+
+    /// Gives up what lowers the peak below `best`, and gives the new one.
+    fn give_up(&mut self, best: usize) -> usize {
+        self.change(false, |peak, best| peak < best, best)
+    }
+
+    fn change(&mut self, from: bool, accepts: impl Fn(usize, usize) -> bool, mut best: usize) -> usize {
+        for i in 0..self.units.len() {
+            if self.given_up[i] == from {
+                self.given_up[i] = !from;
+                let peak = self.peak();
+                if accepts(peak, best) {
+                    best = best.min(peak);
+                } else {
+                    self.given_up[i] = from;
+                }
+            }
+        }
+        best
     }
 }
 
@@ -223,7 +256,9 @@ impl<'a> Planner<'a> {
             if let Some(block) = entry.block {
                 let inner = entry.writes.iter().filter(temporary).filter(|id| !leaves[id.0]);
                 let ways = match cheap {
-                    true => inner.filter(|id| entry.writes[0] == **id).map(|id| (*id, Way::Cheaply)).collect(),
+                    true => {
+                        inner.filter(|id| entry.writes[0] == **id).map(|id| (*id, Way::Cheaply)).collect()
+                    }
                     false => inner.map(|id| (*id, Way::Whole)).collect::<Vec<_>>(),
                 };
                 blocks.entry(block).or_default().extend(ways);
@@ -239,7 +274,8 @@ impl<'a> Planner<'a> {
         for (unit, _) in units.iter().zip(given_up).filter(|(_, given_up)| **given_up) {
             unit.tensors.iter().for_each(|(id, w)| way[id.0] = Some(*w));
         }
-        let mut making = Making { planner: self, way, now: (0..count).map(Id).collect(), order: Order::default() };
+        let mut making =
+            Making { planner: self, way, now: (0..count).map(Id).collect(), order: Order::default() };
         for (i, entry) in self.needed.entries.iter().enumerate() {
             if i >= self.needed.backward {
                 entry.reads.iter().for_each(|id| making.revive(*id, i));
@@ -320,4 +356,3 @@ impl Making<'_> {
         self.order.push(from, true, reads.into_iter(), writes.into_iter());
     }
 }
-
