@@ -163,10 +163,10 @@ impl Trainer {
         let objective = Objective::new(recipe, codec);
         let plan = Plan::new(&record_batch(&objective, recipe.accumulation), &[], device);
         let elements = objective.params.borrow().elements();
-        // Weights, moments, EMA, one or two sets of gradients; and the images, tables and activations of a
-        // batch.
+        // Weights, moments, EMA, and their copy while a checkpoint is written; one or two sets of gradients;
+        // and the images, tables and activations of a batch.
         let others = plan.stores().filter(|(name, _)| !STORES.contains(name)).map(|(_, bytes)| bytes as u64);
-        device.check_memory(4 * elements as u64 * 4 + others.sum::<u64>() + plan.shared_bytes())?;
+        device.check_memory(2 * 4 * elements as u64 * 4 + others.sum::<u64>() + plan.shared_bytes())?;
         let alloc = |name: &str| device.alloc(name, elements * 4);
         let [p, ema, m, v] = STORES.map(alloc);
         let buffers = [p?, ema?, m?, v?];
