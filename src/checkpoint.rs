@@ -1,15 +1,16 @@
 //! Checkpoints: safetensors files that hold everything resuming needs, written so that a crash leaves the
 //! old or the new one.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::SafeTensorError;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::nn::Params;
+use crate::nn::{Params, Spec};
 use crate::recipe::Recipe;
 
 /// What a checkpoint says besides its tensors. Kept as one metadata entry, because the format gives several
@@ -40,6 +41,15 @@ pub struct Values {
 /// # Errors
 /// When the disk is full or the folder cannot be written; what was there before is untouched.
 pub fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
+    make_whole(path, |temporary| {
+        let mut file = File::create(temporary)?;
+        write(&mut file)?;
+        file.sync_all()
+    })
+}
+
+/// As [`write_whole`], where `write` makes the file of the given path, and brings it to the disk.
+fn make_whole(path: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let temporary = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
     let attempt = || -> std::io::Result<()> {
@@ -47,9 +57,7 @@ pub fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result
         if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
             return Err(std::io::Error::other("it is there already, and no regular file"));
         }
-        let mut file = File::create(&temporary)?;
-        write(&mut file)?;
-        file.sync_all()?;
+        write(&temporary)?;
         fs::rename(&temporary, path)?;
         // The name is on the disk only when the folder is; not every system can open a folder.
         if let Some(folder) = path.parent().and_then(|p| File::open(p).ok()) {
@@ -96,18 +104,56 @@ fn save_sets(
     sets: &[(&str, &[f32])],
 ) -> Result<()> {
     let header = Header { format: FORMAT, step, recipe: recipe.to_toml() };
-    let mut values: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
-    for (set, flat) in sets {
-        for spec in params.specs() {
-            let mut file = vec![0.0; spec.shape.elements()];
-            spec.for_each_index(|here, there| file[there] = flat[spec.first + here]);
-            values.push((format!("{set}.{}", spec.name), spec.file_shape(), file));
-        }
-    }
     let text = serde_json::to_string(&header).unwrap_or_else(|e| unreachable!("a plain header: {e}"));
-    let tensors: Vec<Named> =
-        values.iter().map(|(name, shape, data)| (name.as_str(), shape.clone(), data.as_slice())).collect();
-    write_tensors(path, &tensors, KEY, text)
+    let tensors = sets.iter().flat_map(|(set, flat)| {
+        let of = |spec| Stored { spec, flat, shape: Spec::file_shape(spec) };
+        params.specs().iter().map(move |spec| (format!("{set}.{}", spec.name), of(spec)))
+    });
+    write_views(path, tensors, KEY, text)
+}
+
+/// A parameter on its way to a file: brought into the file's layout when it is written, and not all at once.
+struct Stored<'a> {
+    spec: &'a Spec,
+    flat: &'a [f32],
+    shape: Vec<usize>,
+}
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut file = vec![0.0_f32; self.spec.shape.elements()];
+        self.spec.for_each_index(|here, there| file[there] = self.flat[self.spec.first + here]);
+        Cow::Owned(bytemuck::cast_slice(&file).to_vec())
+    }
+
+    fn data_len(&self) -> usize {
+        self.spec.shape.elements() * 4
+    }
+}
+
+fn write_views<V: View>(
+    path: &Path,
+    views: impl IntoIterator<Item = (String, V)>,
+    key: &str,
+    text: String,
+) -> Result<()> {
+    make_whole(path, |temporary| {
+        let metadata = Some([(key.to_owned(), text)].into());
+        safetensors::serialize_to_file(views, metadata, temporary).map_err(|e| match e {
+            SafeTensorError::IoError(e) => e,
+            other => std::io::Error::other(other),
+        })?;
+        // Not every system brings a file to the disk that is only open for reading.
+        fs::OpenOptions::new().write(true).open(temporary)?.sync_all()
+    })
 }
 
 /// A tensor's name, shape and values.
@@ -120,11 +166,9 @@ pub type Named<'a> = (&'a str, Vec<usize>, &'a [f32]);
 pub fn write_tensors(path: &Path, tensors: &[Named], key: &str, text: String) -> Result<()> {
     let views = tensors.iter().map(|(name, shape, data)| {
         let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(data));
-        (*name, view.unwrap_or_else(|e| unreachable!("{name}: {e}")))
+        ((*name).to_owned(), view.unwrap_or_else(|e| unreachable!("{name}: {e}")))
     });
-    let bytes = safetensors::serialize(views, Some([(key.to_owned(), text)].into()))
-        .map_err(|e| Error::new(format!("cannot encode {}", path.display())).caused_by(e))?;
-    write_whole(path, |file| file.write_all(&bytes))
+    write_views(path, views, key, text)
 }
 
 /// A number that tells weights apart: FNV-1a of their bits (Fowler, Noll & Vo). For mistakes, not against

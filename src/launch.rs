@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::fmt::Debug;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use crate::device::gpu::shader::{Kernel, Knob};
 
@@ -30,6 +31,22 @@ pub trait Launch: Debug + Send + Sync {
     fn gpu_scratch(&self) -> Vec<usize> {
         Vec::new()
     }
+
+    /// How the backward pass may have the first result without it being kept since the forward pass.
+    fn again(&self) -> Again {
+        Again::Dear
+    }
+}
+
+/// How to make the first result of a launch once more.
+#[derive(Clone, Debug)]
+pub enum Again {
+    /// By much work: a matrix product or the like.
+    Dear,
+    /// By the same launch, which moves little more than its result and writes nothing else.
+    Same,
+    /// By another, whose reads are those of this launch and then what it writes but the first.
+    By(Arc<dyn Launch>),
 }
 
 /// A piece of CPU memory, resolved when the program is compiled.

@@ -4,6 +4,7 @@
 //! device needs to run the launches again without allocating, looking up or deciding anything.
 
 mod planned;
+mod recompute;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -68,6 +68,9 @@ pub struct Recipe {
     pub batch_size: usize,
     /// Batches whose gradients are averaged for one step of the optimiser.
     pub accumulation: u64,
+    /// Compute the model's blocks again in the backward pass instead of keeping what they computed: less
+    /// memory, more time, the same numbers.
+    pub checkpoint_blocks: bool,
 
     pub optimizer: Optimizer,
     pub lr: f64,
@@ -189,6 +192,7 @@ impl Default for Recipe {
             steps: 10_000,
             batch_size: 64,
             accumulation: 1,
+            checkpoint_blocks: false,
             optimizer: Optimizer::Adam,
             lr: 1e-4,
             lr_schedule: LrSchedule::Constant,

@@ -70,7 +70,31 @@ pub struct Evaluation {
     pub units: usize,
 }
 
+/// A file that lines are appended to. Each is with the system when [`Log::line`] returns, so that a program
+/// that is killed loses none.
+pub struct Log {
+    file: fs::File,
+    path: PathBuf,
+}
+
+impl Log {
+    /// Appends a line.
+    ///
+    /// # Errors
+    /// When the disk is full.
+    pub fn line(&mut self, line: &impl Serialize) -> Result<()> {
+        let mut text = serde_json::to_string(line).unwrap_or_else(|e| unreachable!("plain numbers: {e}"));
+        text.push('\n');
+        self.file.write_all(text.as_bytes()).map_err(|e| cannot_append(&self.path, e))
+    }
+}
+
+fn cannot_append(path: &Path, e: std::io::Error) -> Error {
+    Error::new(format!("cannot write {}", path.display())).hint("make room on the disk").caused_by(e)
+}
+
 /// The folder of a run.
+#[derive(Clone)]
 pub struct Run {
     folder: PathBuf,
 }
@@ -241,12 +265,12 @@ impl Run {
         }
     }
 
-    /// Appends to the metrics.
+    /// Opens the metrics for further lines.
     ///
     /// # Errors
-    /// When the disk is full.
-    pub fn log(&self, lines: &[Metrics]) -> Result<()> {
-        self.append(METRICS, lines)
+    /// When the folder cannot be written.
+    pub fn log(&self) -> Result<Log> {
+        self.appending(METRICS)
     }
 
     /// Appends to the evaluations.
@@ -254,20 +278,15 @@ impl Run {
     /// # Errors
     /// When the disk is full.
     pub fn log_evaluation(&self, line: &Evaluation) -> Result<()> {
-        self.append(EVALUATIONS, std::slice::from_ref(line))
+        self.appending(EVALUATIONS)?.line(line)
     }
 
-    fn append(&self, file: &str, lines: &[impl Serialize]) -> Result<()> {
+    fn appending(&self, file: &str) -> Result<Log> {
         let path = self.folder.join(file);
-        let mut text = String::new();
-        for line in lines {
-            text += &serde_json::to_string(line).unwrap_or_else(|e| unreachable!("plain numbers: {e}"));
-            text.push('\n');
+        match OpenOptions::new().create(true).append(true).open(&path) {
+            Ok(file) => Ok(Log { file, path }),
+            Err(e) => Err(cannot_append(&path, e)),
         }
-        let append = || OpenOptions::new().create(true).append(true).open(&path)?.write_all(text.as_bytes());
-        append().map_err(|e| {
-            Error::new(format!("cannot write {}", path.display())).hint("make room on the disk").caused_by(e)
-        })
     }
 
     /// The metrics, as far as they can be read: a crash may have cut the last line.

@@ -29,12 +29,28 @@ pub(crate) struct Meta {
     pub needs_grad: bool,
 }
 
+impl Meta {
+    pub fn bytes(&self) -> usize {
+        self.shape.elements() * self.dtype.bytes()
+    }
+}
+
 pub(crate) struct Entry {
     pub launch: Arc<dyn Launch>,
     pub reads: Vec<Id>,
     pub writes: Vec<Id>,
     /// The part of the model that recorded it: `down_blocks.0.resnets.1.conv1`.
     pub label: Rc<str>,
+    /// Number of the block that [`Tape::checkpoint`] recorded it in.
+    pub block: Option<usize>,
+}
+
+/// Everything that a tape recorded.
+pub(crate) struct Recording<'a> {
+    pub metas: &'a [Meta],
+    pub entries: &'a [Entry],
+    /// Number of the first entry of the backward pass; with none, of all entries.
+    pub backward: usize,
 }
 
 /// Takes the gradients of the outputs, and gives those of the inputs. `None`: zero.
@@ -54,6 +70,11 @@ struct Inner {
     nodes: RefCell<Vec<Node>>,
     label: RefCell<Option<Rc<str>>>,
     dropouts: Cell<u32>,
+    /// The block that is being recorded, and how many there are.
+    block: Cell<Option<usize>>,
+    blocks: Cell<usize>,
+    /// Entries before the first backward pass.
+    forward: Cell<Option<usize>>,
 }
 
 /// A recording. Clones are the same recording.
@@ -175,7 +196,20 @@ impl Tape {
             reads: reads.iter().map(|t| t.id).collect(),
             writes: writes.iter().map(|t| t.id).collect(),
             label: self.label(),
+            block: self.0.block.get(),
         });
+    }
+
+    /// Records a block of a large model. What it computes and only its own derivative needs is not kept for
+    /// the backward pass, which computes it once more from the block's inputs (Chen et al. 2016,
+    /// arXiv:1604.06174), as far as that saves memory. The gradients are the same to the bit.
+    pub fn checkpoint<R>(&self, record: impl FnOnce() -> R) -> R {
+        let number = self.0.blocks.get();
+        self.0.blocks.set(number + 1);
+        let outer = self.0.block.replace(Some(number));
+        let result = record();
+        self.0.block.set(outer);
+        result
     }
 
     /// States the derivative of what was just recorded: from the gradients of `outputs` (at least one is
@@ -205,6 +239,8 @@ impl Tape {
     pub fn backward(&self, y: &Tensor, dy: &Tensor) -> Gradients {
         assert_eq!(y.elements(), dy.elements(), "backward: gradient {} of {}", dy.shape, y.shape);
         let count = self.0.metas.borrow().len();
+        let entries = self.0.entries.borrow().len();
+        self.0.forward.set(Some(self.0.forward.get().unwrap_or(entries)));
         let mut gradients = Gradients { tape: self.clone(), of: vec![None; count] };
         gradients.of[y.id.0] = Some(dy.clone());
         let nodes = std::mem::take(&mut *self.0.nodes.borrow_mut());
@@ -280,9 +316,11 @@ impl Tape {
 
     /// Looks at everything recorded. Forward closures that no `backward` used are dropped first: they hold
     /// the tape itself.
-    pub(crate) fn recorded<R>(&self, look: impl FnOnce(&[Meta], &[Entry]) -> R) -> R {
+    pub(crate) fn recorded<R>(&self, look: impl FnOnce(Recording) -> R) -> R {
         self.0.nodes.borrow_mut().clear();
-        look(&self.0.metas.borrow(), &self.0.entries.borrow())
+        let (metas, entries) = (self.0.metas.borrow(), self.0.entries.borrow());
+        let backward = self.0.forward.get().unwrap_or(entries.len());
+        look(Recording { metas: &metas, entries: &entries, backward })
     }
 }
 

@@ -78,9 +78,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return dry_run(arguments, &recipe, &device);
     }
     let progress = bar(1, "encoding images {bar:30} {pos}/{len} {eta} left");
+    let mut spoke = None::<Instant>;
     let mut encoded = |done, all| {
         progress.set_length(all);
         progress.set_position(done);
+        if progress.is_hidden() && spoke.is_none_or(|at| at.elapsed().as_secs() >= 10) {
+            spoke = Some(Instant::now());
+            note(&format!("encoding images: {done} of {all}"));
+        }
     };
     let opened = match &arguments.resume {
         Some(folder) => Session::resume(Run::open(folder)?, &device, recipe, &mut encoded),
@@ -225,8 +230,12 @@ fn describe(plan: &DryRun, recipe: &Recipe, device: &Device) -> String {
     line("optimiser bytes", format!("{} (two moments and the EMA copy)", size(plan.optimiser_bytes)));
     let (shared, separate) = (size(plan.activation_bytes_shared), size(plan.activation_bytes_separate));
     line("activation bytes", format!("{shared} with sharing, {separate} without"));
+    let saved = plan.activation_bytes_kept.saturating_sub(plan.activation_bytes_shared);
+    line("recomputed", format!("{} launches, which saves {}", thousands(plan.repeated), size(saved)));
     let state = plan.parameter_bytes + plan.gradient_bytes + plan.optimiser_bytes;
     line("in all", size(state + plan.activation_bytes_shared));
+    let copied = plan.parameter_bytes + plan.optimiser_bytes;
+    line("while saving", format!("{} more (a copy of parameters, moments and EMA)", size(copied)));
     let limit = match device {
         Device::Gpu(gpu) => format!(", {} allows {}", gpu.name(), size(gpu.max_binding())),
         Device::Cpu(_) => ", the CPU device has no limit".to_owned(),

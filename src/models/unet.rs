@@ -354,10 +354,10 @@ impl Context<'_> {
         let config = self.config;
         let attends = config.down_block_types[level] == ATTN_DOWN;
         for layer in 0..config.layers_per_block {
-            hidden = self.resnet(&s.sub(format!("resnets.{layer}")), &hidden, c, 1.0);
+            hidden = s.block(|| self.resnet(&s.sub(format!("resnets.{layer}")), &hidden, c, 1.0));
             if attends {
                 let s = s.sub(format!("attentions.{layer}"));
-                hidden = self.attend(&s, &hidden, Some(config.norm_num_groups));
+                hidden = s.block(|| self.attend(&s, &hidden, Some(config.norm_num_groups)));
             }
             skips.push(hidden.clone());
         }
@@ -374,16 +374,16 @@ impl Context<'_> {
     fn middle(&self, s: &Scope, hidden: Tensor) -> Tensor {
         let config = self.config;
         let (c, scale) = (hidden.shape().last(), config.mid_block_scale_factor);
-        let mut hidden = self.resnet(&s.sub("resnets.0"), &hidden, c, scale);
+        let mut hidden = s.block(|| self.resnet(&s.sub("resnets.0"), &hidden, c, scale));
         if config.add_attention {
             let groups = match config.attn_norm_num_groups {
                 0 => (!config.scale_shift()).then_some(config.norm_num_groups),
                 groups => Some(groups),
             };
-            hidden = self.attend(&s.sub("attentions.0"), &hidden, groups);
+            hidden = s.block(|| self.attend(&s.sub("attentions.0"), &hidden, groups));
             hidden = divided(s, hidden, scale);
         }
-        self.resnet(&s.sub("resnets.1"), &hidden, c, scale)
+        s.block(|| self.resnet(&s.sub("resnets.1"), &hidden, c, scale))
     }
 
     fn up(&self, s: &Scope, mut hidden: Tensor, level: usize, c: usize, skips: &mut Vec<Tensor>) -> Tensor {
@@ -392,11 +392,13 @@ impl Context<'_> {
         for layer in 0..=config.layers_per_block {
             let s_layer = s.sub(format!("resnets.{layer}"));
             let skip = skips.pop().unwrap_or_else(|| unreachable!("as many skips as layers on the way up"));
-            let both = s_layer.label(|| concat(&[&hidden, &skip]));
-            hidden = self.resnet(&s_layer, &both, c, 1.0);
+            hidden = s.block(|| {
+                let both = s_layer.label(|| concat(&[&hidden, &skip]));
+                self.resnet(&s_layer, &both, c, 1.0)
+            });
             if attends {
                 let s = s.sub(format!("attentions.{layer}"));
-                hidden = self.attend(&s, &hidden, Some(config.norm_num_groups));
+                hidden = s.block(|| self.attend(&s, &hidden, Some(config.norm_num_groups)));
             }
         }
         if level + 1 < config.block_out_channels.len() {

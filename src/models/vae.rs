@@ -260,6 +260,10 @@ impl Layers {
 /// Two convolutions, each followed by group norm; ReLU after the first, and after the sum with the input
 /// (through a 1x1 convolution where the width changes).
 fn residual(config: &VaeConfig, s: &Scope, x: &Tensor, out: usize) -> Tensor {
+    s.block(|| two_convolutions(config, s, x, out))
+}
+
+fn two_convolutions(config: &VaeConfig, s: &Scope, x: &Tensor, out: usize) -> Tensor {
     let (groups, eps) = (config.norm_num_groups, config.norm_eps);
     let h = conv(&s.sub("conv1"), x, Conv::same(out), None, None);
     let h = group_norm(&s.sub("gn1"), &h, groups, eps, Activation::Relu);

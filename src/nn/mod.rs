@@ -10,6 +10,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use rayon::prelude::*;
+
 pub use layers::{Conv, attention_block, conv, conv_transpose, group_norm, linear};
 
 use crate::philox::{Stream, draw, normal, uniform};
@@ -120,21 +122,26 @@ impl Params {
 
     /// Initial values of all of them, drawn from `seed`; zero in the gaps.
     pub fn initial(&self, seed: u64) -> Vec<f32> {
+        // Draws that a thread takes at once.
+        const BLOCKS: usize = 4096;
         let mut values = vec![0.0; self.elements];
         for (number, spec) in self.specs.iter().enumerate() {
             let target = &mut values[spec.first..spec.first + spec.shape.elements()];
             let words = |block| draw(seed, Stream::Init as u32, number as u32, 0, block);
-            for (block, target) in target.chunks_mut(4).enumerate() {
-                let four = match spec.init {
-                    Init::FanIn(fan) => {
-                        words(block as u32).map(|w| (2.0 * uniform(w) - 1.0) / (fan as f32).sqrt())
-                    }
-                    Init::Normal => normal(words(block as u32)),
-                    Init::Ones => [1.0; 4],
-                    Init::Zeros => [0.0; 4],
-                };
-                target.copy_from_slice(&four[..target.len()]);
-            }
+            target.par_chunks_mut(4 * BLOCKS).enumerate().for_each(|(part, target)| {
+                for (block, target) in target.chunks_mut(4).enumerate() {
+                    let block = part * BLOCKS + block;
+                    let four = match spec.init {
+                        Init::FanIn(fan) => {
+                            words(block as u32).map(|w| (2.0 * uniform(w) - 1.0) / (fan as f32).sqrt())
+                        }
+                        Init::Normal => normal(words(block as u32)),
+                        Init::Ones => [1.0; 4],
+                        Init::Zeros => [0.0; 4],
+                    };
+                    target.copy_from_slice(&four[..target.len()]);
+                }
+            });
         }
         values
     }
@@ -162,6 +169,8 @@ pub struct Scope {
     store: Rc<str>,
     /// The step's state while training; dropout does nothing without.
     state: Option<Tensor>,
+    /// Whether blocks are computed again in the backward pass.
+    checkpoints: bool,
     prefix: String,
 }
 
@@ -179,6 +188,7 @@ impl Scope {
             params: Rc::clone(params),
             store: store.into(),
             state: None,
+            checkpoints: false,
             prefix: String::new(),
         }
     }
@@ -186,6 +196,12 @@ impl Scope {
     /// For training: parameters get gradients, dropout draws with `state`.
     pub fn training(tape: &Tape, params: &Rc<RefCell<Params>>, state: &Tensor) -> Self {
         Scope { state: Some(state.clone()), ..Scope::new(tape, params) }
+    }
+
+    /// With `on`, what is recorded in [`Scope::block`] is computed again in the backward pass.
+    #[must_use]
+    pub fn checkpointing(self, on: bool) -> Self {
+        Scope { checkpoints: on, ..self }
     }
 
     pub fn tape(&self) -> &Tape {
@@ -214,6 +230,12 @@ impl Scope {
     /// Runs `record` with its launches labelled as this part's.
     pub fn label<R>(&self, record: impl FnOnce() -> R) -> R {
         self.tape.labelled(&self.prefix, record)
+    }
+
+    /// Records a block of the model, such as a residual block, whose inside a large model does not keep for
+    /// the backward pass (see [`Tape::checkpoint`]).
+    pub fn block<R>(&self, record: impl FnOnce() -> R) -> R {
+        if self.checkpoints { self.tape.checkpoint(record) } else { record() }
     }
 
     /// Dropout while training, nothing else.

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch};
+use crate::launch::{Again, Dispatches, Io, Launch};
 use crate::ops::CHUNK;
 use crate::simd::{exp, sigmoid, vectorized};
 use crate::tape::Tensor;
@@ -116,6 +116,10 @@ impl Launch for Forward {
             .read("x", 0)
             .write("y", 0)
             .cover(self.n, 256);
+    }
+
+    fn again(&self) -> Again {
+        Again::Same
     }
 }
 

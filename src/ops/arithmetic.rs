@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch};
+use crate::launch::{Again, Dispatches, Io, Launch};
 use crate::ops::CHUNK;
 use crate::ops::reduce::{Sum, View};
 use crate::simd::vectorized;
@@ -245,6 +245,10 @@ impl Launch for Forward {
             .write(y, 0)
             .cover(n, 256);
     }
+
+    fn again(&self) -> Again {
+        Again::Same
+    }
 }
 
 /// `y = f(a, b)` for the elements of `a` from `start` on, in runs over which `b` is one number or goes
@@ -351,6 +355,10 @@ impl Launch for Affine {
             .read("u", 0)
             .write("v", 0)
             .cover(self.n, 256);
+    }
+
+    fn again(&self) -> Again {
+        Again::Same
     }
 }
 

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatch, Dispatches, Io, Launch};
+use crate::launch::{Again, Dispatch, Dispatches, Io, Launch};
 use crate::ops::CHUNK;
 use crate::tape::Tensor;
 use crate::tensor::Shape;
@@ -134,6 +134,10 @@ impl Launch for Join {
             first += width;
         }
     }
+
+    fn again(&self) -> Again {
+        Again::Same
+    }
 }
 
 /// Takes `width` channels from `first` on out of `total`.
@@ -165,6 +169,10 @@ impl Launch for Take {
         let from = Strip { stride: self.total, first: self.first };
         let to = Strip { stride: self.width, first: 0 };
         strip(plan, "strip", self.rows, self.width, from, to).read("input", 0).write("output", 0);
+    }
+
+    fn again(&self) -> Again {
+        Again::Same
     }
 }
 

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch};
+use crate::launch::{Again, Dispatches, Io, Launch};
 use crate::ops::CHUNK;
 use crate::philox::{Stream, draw, uniform};
 use crate::state::State;
@@ -126,6 +126,10 @@ impl Launch for Dropout {
             .read("state", 1)
             .write(y, 0)
             .cover(samples * blocks, 256);
+    }
+
+    fn again(&self) -> Again {
+        Again::Same
     }
 }
 

@@ -1,15 +1,18 @@
 //! Group normalisation with a scale and shift per channel and an activation (Wu & He 2018).
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatch, Dispatches, Io, Launch};
+use crate::launch::{Again, Dispatch, Dispatches, Io, Launch};
 use crate::ops::activation::Activation;
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 use crate::tensor::Shape;
 
+mod apply;
 mod loops;
 #[cfg(test)]
 mod tests;
@@ -186,6 +189,10 @@ impl Launch for Forward {
 
     fn cpu_scratch(&self) -> Vec<usize> {
         vec![self.size.n * self.size.chunks() * 3 * self.size.c, self.size.n * 3 * self.size.c]
+    }
+
+    fn again(&self) -> Again {
+        Again::By(Arc::new(apply::Apply { size: self.size, kind: self.kind }))
     }
 
     fn gpu(&self, plan: &mut Dispatches) {

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatch, Dispatches, Io, Launch};
+use crate::launch::{Again, Dispatch, Dispatches, Io, Launch};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 
@@ -131,6 +131,10 @@ impl Launch for Spread {
             .read("small", 0)
             .write("large_out", 0)
             .cover(self.size.large(), 256);
+    }
+
+    fn again(&self) -> Again {
+        Again::Same
     }
 }
 

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::recompute::{Needed, Order};
 use super::{CPU_ALIGN, GUARD_BYTES, Sharing};
 use crate::device::Device;
 use crate::launch::{Dispatches, Launch, Slot};
 use crate::plan::{self, Lifetime};
-use crate::tape::{Home, Tape, Tensor};
+use crate::tape::{Entry, Home, Recording, Tape, Tensor};
 use crate::tensor::Id;
 
 pub(super) struct Step {
@@ -18,6 +19,8 @@ pub(super) struct Step {
     pub(super) label: Rc<str>,
     /// Numbers of its scratch blocks among the lifetimes.
     pub(super) scratch: Vec<usize>,
+    /// It makes once more what it made before.
+    pub(super) again: bool,
 }
 
 #[derive(Clone)]
@@ -43,88 +46,109 @@ pub struct Plan {
 
 impl Plan {
     /// Plans what `tape` recorded for the kind of device that `device` is. Launches that update stores are
-    /// kept, and those that these and `outputs` depend on; the others are dropped.
+    /// kept, and those that these and `outputs` depend on; the others are dropped. Where that lowers the
+    /// memory, the backward pass runs cheap launches once more, and the blocks of
+    /// [`Tape::checkpoint`], instead of having their results kept; the results are the same to the bit.
     pub fn new(tape: &Tape, outputs: &[&Tensor], device: &Device) -> Plan {
-        tape.recorded(|metas, entries| {
+        Plan::of(tape, outputs, device, true)
+    }
+
+    /// As [`Plan::new`], with no launch run twice.
+    pub fn keeping_all(tape: &Tape, outputs: &[&Tensor], device: &Device) -> Plan {
+        Plan::of(tape, outputs, device, false)
+    }
+
+    fn of(tape: &Tape, outputs: &[&Tensor], device: &Device, recompute: bool) -> Plan {
+        tape.recorded(|recording| {
             let for_gpu = matches!(device, Device::Gpu(_));
-            let mut needed = vec![false; metas.len()];
-            outputs.iter().for_each(|t| needed[t.id().0] = true);
-            let stored = |id: &Id| metas[id.0].home != Home::Temporary;
-            let mut kept: Vec<&crate::tape::Entry> = Vec::new();
-            for entry in entries.iter().rev() {
-                if entry.writes.iter().any(|id| stored(id) || needed[id.0]) {
-                    entry.reads.iter().for_each(|id| needed[id.0] = true);
-                    kept.push(entry);
-                }
-            }
-            kept.reverse();
-            let mut spots: Vec<(Spot, usize)> =
-                metas.iter().map(|m| (Spot::Unused, m.shape.elements() * m.dtype.bytes())).collect();
-            let mut plan = Plan {
-                steps: Vec::new(),
-                spots: Vec::new(),
-                lifetimes: Vec::new(),
-                stores: BTreeMap::new(),
-                for_gpu,
-            };
-            for (time, entry) in kept.iter().enumerate() {
-                for id in entry.reads.iter().chain(&entry.writes) {
-                    let (spot, bytes) = &mut spots[id.0];
-                    match &metas[id.0].home {
-                        Home::Stored { store, first } => {
-                            let end = first * 4 + *bytes;
-                            let size = plan.stores.entry(store.to_string()).or_default();
-                            *size = end.max(*size);
-                            *spot = Spot::Stored { store: store.clone(), first: *first };
-                        }
-                        Home::Temporary => match spot {
-                            Spot::Temporary(n) => plan.lifetimes[*n].last = time,
-                            _ => {
-                                assert!(
-                                    entry.writes.contains(id),
-                                    "{}: reads a tensor that nothing wrote",
-                                    entry.launch.name()
-                                );
-                                *spot = Spot::Temporary(plan.lifetimes.len());
-                                plan.lifetimes.push(Lifetime { first: time, last: time, bytes: *bytes });
-                            }
-                        },
-                    }
-                }
-                let blocks = if for_gpu { entry.launch.gpu_scratch() } else { entry.launch.cpu_scratch() };
-                let scratch = blocks.into_iter().map(|elements| {
-                    plan.lifetimes.push(Lifetime { first: time, last: time, bytes: elements.max(1) * 4 });
-                    plan.lifetimes.len() - 1
-                });
-                plan.steps.push(Step {
-                    scratch: scratch.collect(),
-                    launch: Arc::clone(&entry.launch),
-                    reads: entry.reads.clone(),
-                    writes: entry.writes.clone(),
-                    label: entry.label.clone(),
-                });
-            }
-            for output in outputs {
-                if let (Spot::Temporary(n), _) = spots[output.id().0] {
-                    plan.lifetimes[n].last = kept.len();
-                }
-            }
-            plan.spots = spots;
-            plan
+            let needed = needed(&recording, outputs, for_gpu);
+            let order = if recompute { needed.recomputed() } else { needed.plain() };
+            Plan::in_order(&needed, &order)
         })
+    }
+
+    fn in_order(needed: &Needed, order: &Order) -> Plan {
+        let metas = needed.metas;
+        // Second copies are temporary tensors as those that they are copies of.
+        let meta_of =
+            |id: Id| &metas[if id.0 < metas.len() { id.0 } else { order.copies[id.0 - metas.len()].0 }];
+        let all = (0..metas.len() + order.copies.len()).map(Id);
+        let mut spots: Vec<(Spot, usize)> = all.map(|id| (Spot::Unused, meta_of(id).bytes())).collect();
+        let mut plan = Plan {
+            steps: Vec::new(),
+            spots: Vec::new(),
+            lifetimes: Vec::new(),
+            stores: BTreeMap::new(),
+            for_gpu: needed.for_gpu,
+        };
+        for (time, run) in order.runs.iter().enumerate() {
+            let (reads, writes, launch) = (order.reads(run), order.writes(run), needed.launch(run));
+            for id in reads.iter().chain(writes) {
+                let (spot, bytes) = &mut spots[id.0];
+                match &meta_of(*id).home {
+                    Home::Stored { store, first } => {
+                        let end = first * 4 + *bytes;
+                        let size = plan.stores.entry(store.to_string()).or_default();
+                        *size = end.max(*size);
+                        *spot = Spot::Stored { store: store.clone(), first: *first };
+                    }
+                    Home::Temporary => match spot {
+                        Spot::Temporary(n) => plan.lifetimes[*n].last = time,
+                        _ => {
+                            assert!(
+                                writes.contains(id),
+                                "{}: reads a tensor that nothing wrote",
+                                launch.name()
+                            );
+                            *spot = Spot::Temporary(plan.lifetimes.len());
+                            plan.lifetimes.push(Lifetime { first: time, last: time, bytes: *bytes });
+                        }
+                    },
+                }
+            }
+            let blocks = if plan.for_gpu { launch.gpu_scratch() } else { launch.cpu_scratch() };
+            let scratch = blocks.into_iter().map(|elements| {
+                plan.lifetimes.push(Lifetime { first: time, last: time, bytes: elements.max(1) * 4 });
+                plan.lifetimes.len() - 1
+            });
+            plan.steps.push(Step {
+                scratch: scratch.collect(),
+                launch,
+                reads: reads.to_vec(),
+                writes: writes.to_vec(),
+                label: needed.entries[run.entry].label.clone(),
+                again: run.again,
+            });
+        }
+        for output in &needed.outputs {
+            if let (Spot::Temporary(n), _) = spots[output.0] {
+                plan.lifetimes[n].last = order.runs.len();
+            }
+        }
+        plan.spots = spots;
+        plan
+    }
+
+    /// How many of [`Plan::launches`] only make once more what was not kept.
+    pub fn repeated(&self) -> usize {
+        self.count(|step| step.again)
     }
 
     /// Launches per run: twins on the CPU device, dispatches on a GPU.
     pub fn launches(&self) -> usize {
-        if !self.for_gpu {
-            return self.steps.len();
-        }
-        let count = |step: &Step| {
+        self.count(|_| true)
+    }
+
+    fn count(&self, which: impl Fn(&Step) -> bool) -> usize {
+        let launches = |step: &Step| {
+            if !self.for_gpu {
+                return 1;
+            }
             let mut dispatches = Dispatches::default();
             step.launch.gpu(&mut dispatches);
             dispatches.list.len()
         };
-        self.steps.iter().map(count).sum()
+        self.steps.iter().filter(|step| which(step)).map(launches).sum()
     }
 
     /// Bytes of temporary tensors if each had its own memory.
@@ -189,4 +213,24 @@ impl Plan {
             ),
         }
     }
+}
+
+/// What the outputs and the updates of stores depend on.
+fn needed<'a>(recording: &Recording<'a>, outputs: &[&Tensor], for_gpu: bool) -> Needed<'a> {
+    let Recording { metas, entries, backward } = *recording;
+    let mut wanted = vec![false; metas.len()];
+    outputs.iter().for_each(|t| wanted[t.id().0] = true);
+    let stored = |id: &Id| metas[id.0].home != Home::Temporary;
+    let mut kept: Vec<&Entry> = Vec::new();
+    let mut of_backward = 0;
+    for (i, entry) in entries.iter().enumerate().rev() {
+        if entry.writes.iter().any(|id| stored(id) || wanted[id.0]) {
+            entry.reads.iter().for_each(|id| wanted[id.0] = true);
+            kept.push(entry);
+            of_backward += usize::from(i >= backward);
+        }
+    }
+    kept.reverse();
+    let outputs = outputs.iter().map(|t| t.id()).collect();
+    Needed { metas, backward: kept.len() - of_backward, entries: kept, outputs, for_gpu }
 }

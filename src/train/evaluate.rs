@@ -1,5 +1,8 @@
 //! How well a VAE does on images, if possible on such as it was not trained on.
 
+use std::cell::OnceCell;
+use std::sync::Arc;
+
 use crate::codec::{Codec, Posterior};
 use crate::data::Dataset;
 use crate::data::quality::{active_units, psnr, ssim};
@@ -7,19 +10,20 @@ use crate::error::{Error, Result};
 use crate::models::vae::Reconstruction;
 use crate::run::Evaluation;
 
-/// Images, read once, and what is measured on them.
+/// Images, read once when they are first asked for, and what is measured on them.
 pub struct Evaluator {
-    images: Vec<f32>,
+    data: Arc<dyn Dataset>,
+    images: OnceCell<Vec<f32>>,
     count: usize,
     held_out: bool,
 }
 
 impl Evaluator {
-    /// Reads the first `count` images, or all that there are. `held_out`: whether training leaves them out.
+    /// For the first `count` images, or all that there are. `held_out`: whether training leaves them out.
     ///
     /// # Errors
-    /// When the data cannot be read, or memory is too small.
-    pub fn new(data: &dyn Dataset, count: usize, held_out: bool) -> Result<Evaluator> {
+    /// When memory is too small.
+    pub fn new(data: Arc<dyn Dataset>, count: usize, held_out: bool) -> Result<Evaluator> {
         let pixels: usize = data.shape().iter().product();
         let count = data.len().map_or(count, |len| count.min(len as usize));
         // The images, their latents and the decoded images.
@@ -28,17 +32,26 @@ impl Evaluator {
             return Err(Error::new(format!("{count} images to measure on do not fit into memory"))
                 .hint("lower evaluate_count"));
         }
-        let mut images = vec![0.0; count * pixels];
-        for (i, out) in images.chunks_exact_mut(pixels).enumerate() {
-            data.read(i as u64, out)?;
-        }
-        Ok(Evaluator { images, count, held_out })
+        Ok(Evaluator { data, images: OnceCell::new(), count, held_out })
     }
 
     /// The first `count` images, or as many as there are, `[N, H, W, C]`.
-    pub fn images(&self, count: usize) -> &[f32] {
-        let pixels = self.images.len() / self.count;
-        &self.images[..count.min(self.count) * pixels]
+    ///
+    /// # Errors
+    /// When the data cannot be read.
+    pub fn images(&self, count: usize) -> Result<&[f32]> {
+        let pixels: usize = self.data.shape().iter().product();
+        let images = match self.images.get() {
+            Some(images) => images,
+            None => {
+                let mut images = vec![0.0; self.count * pixels];
+                for (i, out) in images.chunks_exact_mut(pixels).enumerate() {
+                    self.data.read(i as u64, out)?;
+                }
+                self.images.get_or_init(|| images)
+            }
+        };
+        Ok(&images[..count.min(self.count) * pixels])
     }
 
     /// Measures the decoded means of the latents after `step` steps.
@@ -46,18 +59,18 @@ impl Evaluator {
     /// # Errors
     /// When the driver reports an error.
     pub fn evaluate(&self, codec: &Codec, step: u64) -> Result<Evaluation> {
-        let posterior = codec.encode(&self.images)?;
+        let images = self.images(self.count)?;
+        let posterior = codec.encode(images)?;
         let decoded = codec.decode(&posterior.mean)?;
         let (active, units) = active_units(&posterior.mean, self.count);
         Ok(Evaluation {
             step,
             images: self.count,
             held_out: self.held_out,
-            reconstruction: distance(&self.images, &decoded, codec.recipe().reconstruction)
-                / self.count as f64,
+            reconstruction: distance(images, &decoded, codec.recipe().reconstruction) / self.count as f64,
             kl: divergence(&posterior).map(|kl| kl / self.count as f64),
-            psnr: psnr(&self.images, &decoded, self.count),
-            ssim: ssim(&self.images, &decoded, self.count, codec.image()),
+            psnr: psnr(images, &decoded, self.count),
+            ssim: ssim(images, &decoded, self.count, codec.image()),
             active_units: active,
             units,
         })

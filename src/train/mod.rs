@@ -6,6 +6,7 @@ mod objective;
 mod pictures;
 mod session;
 mod step;
+mod writer;
 
 pub use session::{Ended, Session, Watch};
 pub use step::{DryRun, Trainer};

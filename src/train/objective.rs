@@ -70,7 +70,7 @@ impl Objective {
 
     /// Records the loss of one batch.
     pub fn record(&self, tape: &Tape, state: &Tensor) -> Loss {
-        let scope = Scope::training(tape, &self.params, state);
+        let scope = Scope::training(tape, &self.params, state).checkpointing(self.recipe.checkpoint_blocks);
         match self.recipe.system {
             System::Ddpm => {
                 let [h, w, c] = self.recipe.diffused();

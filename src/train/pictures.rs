@@ -21,22 +21,37 @@ fn go_on(watch: &dyn Watch) -> Result<()> {
     if watch.interrupted() { Err(Error::new("interrupted")) } else { Ok(()) }
 }
 
+fn missing(error: &Error) -> String {
+    format!("warning: no samples at this step: {error}")
+}
+
+/// A picture to be written, and what to call it to the user.
+struct Drawn {
+    what: &'static str,
+    name: String,
+    picture: image::RgbImage,
+}
+
 impl Session {
     /// The grid of samples, and at the end the backward strip. Pictures are not worth a run: what goes
     /// wrong here is told, and the training goes on (a broken device will say so in the next step).
-    pub(super) fn pictures(&self, watch: &mut dyn Watch, last: bool) -> Result<()> {
+    pub(super) fn pictures(&mut self, watch: &mut dyn Watch, last: bool) -> Result<()> {
         watch.doing(Some("sampling"));
         let made = match (&self.data.evaluator, &self.codec) {
-            (Some(evaluator), Some(codec)) => self.reconstructions(evaluator, codec, watch),
-            _ => self.grid(watch).and_then(|()| if last { self.backward_strip(watch) } else { Ok(()) }),
+            (Some(evaluator), Some(codec)) => self.reconstructions(evaluator, codec).map(|grid| vec![grid]),
+            _ => self.grid(watch).and_then(|grid| {
+                let strip = if last { Some(self.backward_strip(watch)?) } else { None };
+                Ok(std::iter::once(grid).chain(strip).collect())
+            }),
         };
         watch.doing(None);
+        let made = made.map(|pictures| pictures.into_iter().for_each(|p| self.write(p, last)));
         match made {
             Err(error) if !watch.interrupted() => {
                 if last {
                     return Err(error);
                 }
-                watch.say(&format!("warning: no samples at this step: {error}"));
+                watch.say(&missing(&error));
                 Ok(())
             }
             _ => Ok(()),
@@ -54,12 +69,20 @@ impl Session {
         Ok(())
     }
 
+    /// Has a picture written. If it cannot be, that is an error only where it is `needed`.
+    fn write(&mut self, Drawn { what, name, picture }: Drawn, needed: bool) {
+        let run = self.run.clone();
+        self.writer.give(move || match run.picture(&name, &picture) {
+            Ok(path) => Ok(Some(format!("{what}: {}", path.display()))),
+            Err(error) if needed => Err(error),
+            Err(error) => Ok(Some(missing(&error))),
+        });
+    }
+
     /// Held-out images above their reconstructions, of a VAE.
-    fn reconstructions(&self, evaluator: &Evaluator, codec: &Codec, watch: &mut dyn Watch) -> Result<()> {
-        let picture = figures::pairs(codec, evaluator.images(self.recipe.sample_count))?.draw(None);
-        let path = self.run.picture(&grid_name(self.trainer.step()), &picture)?;
-        watch.say(&format!("reconstructions: {}", path.display()));
-        Ok(())
+    fn reconstructions(&self, evaluator: &Evaluator, codec: &Codec) -> Result<Drawn> {
+        let picture = figures::pairs(codec, evaluator.images(self.recipe.sample_count)?)?.draw(None);
+        Ok(Drawn { what: "reconstructions", name: grid_name(self.trainer.step()), picture })
     }
 
     fn source(&self) -> Source<'_> {
@@ -67,16 +90,14 @@ impl Session {
     }
 
     /// A grid of samples from the moving average, always from the same noise.
-    fn grid(&self, watch: &mut dyn Watch) -> Result<()> {
+    fn grid(&self, watch: &mut dyn Watch) -> Result<Drawn> {
         let (source, count) = (self.source(), self.recipe.sample_count);
         let images = source.draw(Options::of(&self.recipe), count, None, || go_on(watch))?;
         let picture = figures::grid(images, source.image()).draw(None);
-        let path = self.run.picture(&grid_name(self.trainer.step()), &picture)?;
-        watch.say(&format!("samples: {}", path.display()));
-        Ok(())
+        Ok(Drawn { what: "samples", name: grid_name(self.trainer.step()), picture })
     }
 
-    pub(super) fn forward_strip(&self, watch: &mut dyn Watch) -> Result<()> {
+    pub(super) fn forward_strip(&mut self) -> Result<()> {
         let source = self.source();
         let pixels: usize = source.image().iter().product();
         let mut images = vec![0.0; STRIPS * pixels];
@@ -85,16 +106,13 @@ impl Session {
             self.data.dataset.read(i as u64 % count, out)?;
         }
         let picture = figures::forward(&source, &images, self.recipe.seed)?.draw(None);
-        let path = self.run.picture("forward.png", &picture)?;
-        watch.say(&format!("forward process: {}", path.display()));
+        self.write(Drawn { what: "forward process", name: "forward.png".to_owned(), picture }, true);
         Ok(())
     }
 
-    fn backward_strip(&self, watch: &mut dyn Watch) -> Result<()> {
+    fn backward_strip(&self, watch: &mut dyn Watch) -> Result<Drawn> {
         let options = Options::of(&self.recipe);
         let picture = figures::backward(&self.source(), options, STRIPS, &mut || go_on(watch))?.draw(None);
-        let path = self.run.picture(BACKWARD, &picture)?;
-        watch.say(&format!("backward process: {}", path.display()));
-        Ok(())
+        Ok(Drawn { what: "backward process", name: BACKWARD.to_owned(), picture })
     }
 }

@@ -9,6 +9,7 @@ use super::evaluate::Evaluator;
 use super::latents::{CachedLatents, prepare};
 use super::pictures::{BACKWARD, grid_name};
 use super::step::Trainer;
+use super::writer::Writer;
 use crate::checkpoint;
 use crate::codec::Codec;
 use crate::data::{Dataset, Loader, Split, open_for, open_to_judge};
@@ -17,8 +18,6 @@ use crate::error::{Error, Result};
 use crate::recipe::{Recipe, System};
 use crate::run::{Evaluation, Metrics, Run};
 
-/// Metrics are written to the disk at least this often.
-const FLUSH_SECONDS: f64 = 5.0;
 /// Fewest steps between evaluations: a few dozen pictures are seen in one.
 const SHORTEST_EPOCH: u64 = 100;
 /// Steps between evaluations where data has no end.
@@ -54,6 +53,7 @@ pub struct Session {
     /// The VAE of latent diffusion, or the one that is trained.
     pub(super) codec: Option<Codec>,
     pub(super) trainer: Trainer,
+    pub(super) writer: Writer,
     /// Warnings that were passed on.
     told: HashSet<String>,
     /// Held so that no other program trains into the folder.
@@ -84,6 +84,8 @@ pub(super) struct Data {
     pub cached: Option<Arc<CachedLatents>>,
     /// What a VAE is measured on.
     pub evaluator: Option<Evaluator>,
+    /// Reads the first batches while everything else is made.
+    ahead: Option<Loader>,
 }
 
 impl Data {
@@ -100,7 +102,7 @@ impl Data {
             let Recipe { image_size, crop, seed, .. } = *recipe;
             let (images, held_out) =
                 open_to_judge(&recipe.data, image_size, recipe.image_channels(), crop, seed)?;
-            Some(Evaluator::new(&*images, recipe.evaluate_count, held_out)?)
+            Some(Evaluator::new(images, recipe.evaluate_count, held_out)?)
         } else {
             None
         };
@@ -108,7 +110,18 @@ impl Data {
             Some(codec) => prepare(codec, &*dataset, recipe, file, progress)?,
             None => None,
         };
-        Ok(Data { dataset, cached, evaluator })
+        Ok(Data { dataset, cached, evaluator, ahead: None })
+    }
+
+    /// Starts to read the batches after `done` steps.
+    fn load(&self, recipe: &Recipe, done: u64) -> Result<Loader> {
+        let (batch, seed) = (recipe.batch_size, recipe.seed);
+        let seen = done * recipe.accumulation * batch as u64;
+        match &self.cached {
+            // Mirrored images are among them.
+            Some(cached) => Loader::new(Arc::clone(cached) as Arc<dyn Dataset>, batch, seed, false, seen),
+            None => Loader::new(Arc::clone(&self.dataset), batch, seed, recipe.flip, seen),
+        }
     }
 }
 
@@ -142,7 +155,8 @@ impl Session {
             codec.fingerprint().clone_into(&mut recipe.vae_fingerprint);
         }
         Run::check_free(out)?;
-        let data = Data::open(&mut recipe, codec.as_ref(), None, progress)?;
+        let mut data = Data::open(&mut recipe, codec.as_ref(), None, progress)?;
+        data.ahead = Some(data.load(&recipe, 0)?);
         let trainer = Trainer::new(&recipe, device, codec.as_ref(), None)?;
         let run = Run::create(out, &recipe)?;
         let lock = run.lock()?;
@@ -154,7 +168,7 @@ impl Session {
         }
         // Last: it makes the folder a run, which is complete from then on.
         run.write_recipe(&recipe)?;
-        Ok(Session::of(run, recipe, data, codec, trainer, lock))
+        Session::of(run, recipe, data, codec, trainer, lock)
     }
 
     fn of(
@@ -164,9 +178,10 @@ impl Session {
         codec: Option<Codec>,
         trainer: Trainer,
         lock: std::fs::File,
-    ) -> Session {
+    ) -> Result<Session> {
         let codec = codec.or_else(|| (recipe.system == System::Vae).then(|| trainer.codec()));
-        Session { run, recipe, data, codec, trainer, told: HashSet::new(), _lock: lock }
+        let told = HashSet::new();
+        Ok(Session { run, recipe, data, codec, trainer, writer: Writer::start()?, told, _lock: lock })
     }
 
     /// Goes on from the newest checkpoint of a run, or from the beginning if it has none yet. `recipe`: the
@@ -217,12 +232,13 @@ impl Session {
             ))
             .hint(format!("train on with --steps {}", (done * 2).min(u64::from(u32::MAX)))));
         }
-        let data = Data::open(&mut recipe, codec.as_ref(), Some(&run.latents_path()), progress)?;
+        let mut data = Data::open(&mut recipe, codec.as_ref(), Some(&run.latents_path()), progress)?;
+        data.ahead = Some(data.load(&recipe, done)?);
         let from = values.as_ref().map(|v| (done, v));
         let trainer = Trainer::new(&recipe, device, codec.as_ref(), from)?;
         run.write_recipe(&recipe)?;
         run.truncate_metrics(done)?;
-        Ok(Session::of(run, recipe, data, codec, trainer, lock))
+        Session::of(run, recipe, data, codec, trainer, lock)
     }
 
     pub fn run_folder(&self) -> &Run {
@@ -244,32 +260,23 @@ impl Session {
     pub fn train(&mut self, watch: &mut dyn Watch) -> Result<Ended> {
         let began = Instant::now();
         let mut training = 0.0;
-        let (recipe, batch) = (self.recipe.clone(), self.recipe.batch_size);
-        let per_step = recipe.accumulation * batch as u64;
+        let recipe = self.recipe.clone();
+        let per_step = recipe.accumulation * recipe.batch_size as u64;
         let first = self.trainer.step();
-        let seen = first * per_step;
-        let mut loader = match &self.data.cached {
-            // Mirrored images are among them.
-            Some(cached) => {
-                Loader::new(Arc::clone(cached) as Arc<dyn Dataset>, batch, recipe.seed, false, seen)?
-            }
-            None => Loader::new(Arc::clone(&self.data.dataset), batch, recipe.seed, recipe.flip, seen)?,
+        let mut loader = match self.data.ahead.take() {
+            Some(loader) => loader,
+            None => self.data.load(&recipe, first)?,
         };
         if first == 0 && recipe.system != System::Vae {
-            self.forward_strip(watch)?;
+            self.forward_strip()?;
         }
         let epoch = self.steps_between_evaluations();
-        let mut pending: Vec<Metrics> = Vec::new();
-        let mut flushed = began;
+        let mut log = self.run.log()?;
         while self.trainer.step() < recipe.steps {
             let before = Instant::now();
             let outcome = match self.trainer.advance(|| loader.next()) {
                 Ok(outcome) => outcome,
-                Err(error) => {
-                    // The first error is the one to tell.
-                    let _ = self.run.log(&pending);
-                    return Err(self.with_way_back(error));
-                }
+                Err(error) => return Err(self.with_way_back(error)),
             };
             training += before.elapsed().as_secs_f64();
             let step = self.trainer.step();
@@ -286,21 +293,19 @@ impl Session {
                 seconds: began.elapsed().as_secs_f64(),
             };
             watch.step(&metrics);
-            pending.push(metrics);
+            if let Err(error) = log.line(&metrics).and_then(|()| self.writer.look(|line| watch.say(line))) {
+                return Err(self.with_way_back(error));
+            }
             self.pass_on_warnings(watch);
             let stop = watch.interrupted();
             let last = step == recipe.steps;
             let saves = last || stop || step.is_multiple_of(recipe.checkpoint_every);
             let samples = last || recipe.sample_every > 0 && step.is_multiple_of(recipe.sample_every);
-            if saves || samples || flushed.elapsed().as_secs_f64() > FLUSH_SECONDS {
-                self.run.log(&pending)?;
-                pending.clear();
-                flushed = Instant::now();
-            }
             if (last || step.is_multiple_of(epoch))
                 && let Err(error) = self.evaluate(watch)
             {
                 self.save(watch)?;
+                self.written(watch)?;
                 return Err(self.with_way_back(error));
             }
             if saves {
@@ -313,6 +318,7 @@ impl Session {
                 if !saves {
                     self.save(watch)?;
                 }
+                self.written(watch)?;
                 return Ok(Ended::Interrupted(step));
             }
         }
@@ -324,14 +330,26 @@ impl Session {
             // All that a stopped program left undone.
             self.pictures(watch, true)?;
             if watch.interrupted() {
+                self.written(watch)?;
                 return Ok(Ended::Interrupted(first));
             }
         }
+        self.written(watch)?;
         Ok(Ended::Done)
     }
 
-    /// Says how to go on after an error in a step.
-    fn with_way_back(&self, error: Error) -> Error {
+    /// Waits until all is on the disk.
+    fn written(&mut self, watch: &mut dyn Watch) -> Result<()> {
+        watch.doing(Some("writing"));
+        let written = self.writer.finish(|line| watch.say(line));
+        watch.doing(None);
+        written.map_err(|error| self.with_way_back(error))
+    }
+
+    /// Says how to go on after an error.
+    fn with_way_back(&mut self, error: Error) -> Error {
+        // A checkpoint may be on its way. The first error is the one to tell.
+        while self.writer.finish(|_| ()).is_err() {}
         match self.run.checkpoints().last() {
             Some((step, _)) => error.caused_by(format!("the checkpoint of step {step} is kept")),
             None => error.caused_by("there is no checkpoint yet"),
@@ -348,20 +366,23 @@ impl Session {
         }
     }
 
-    fn save(&self, watch: &mut dyn Watch) -> Result<()> {
+    /// Has a copy of the state written while training goes on. There is one such copy at a time.
+    fn save(&mut self, watch: &mut dyn Watch) -> Result<()> {
+        self.written(watch)?;
         watch.doing(Some("saving"));
-        let step = self.trainer.step();
-        let values = self.trainer.values()?;
-        if values.sets.iter().flatten().any(|v| !v.is_finite()) {
-            let error =
-                Error::new(format!("step {step}: a weight is not finite any more; nothing was saved"));
-            return Err(
-                self.with_way_back(error.hint("train again from the last checkpoint with a lower lr"))
-            );
-        }
-        let path = self.run.checkpoint_path(step);
-        checkpoint::save(&path, &self.trainer.params().borrow(), step, &self.recipe, &values)?;
-        self.run.prune(self.recipe.keep_checkpoints);
+        let (step, values) = (self.trainer.step(), self.trainer.values()?);
+        let (run, recipe, params) =
+            (self.run.clone(), self.recipe.clone(), self.trainer.params().borrow().clone());
+        self.writer.give(move || {
+            if values.sets.iter().flatten().any(|v| !v.is_finite()) {
+                let error =
+                    Error::new(format!("step {step}: a weight is not finite any more; nothing was saved"));
+                return Err(error.hint("train again from the last checkpoint with a lower lr"));
+            }
+            checkpoint::save(&run.checkpoint_path(step), &params, step, &recipe, &values)?;
+            run.prune(recipe.keep_checkpoints);
+            Ok(None)
+        });
         watch.doing(None);
         Ok(())
     }

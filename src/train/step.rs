@@ -92,12 +92,16 @@ pub struct Outcome {
 pub struct DryRun {
     pub parameters: usize,
     pub launches: usize,
+    /// Of these, those of the backward pass that make once more what was not kept.
+    pub repeated: usize,
     pub parameter_bytes: u64,
     pub gradient_bytes: u64,
     /// Adam's two moments and the EMA copy.
     pub optimiser_bytes: u64,
     pub activation_bytes_shared: u64,
     pub activation_bytes_separate: u64,
+    /// With sharing, if nothing were made once more.
+    pub activation_bytes_kept: u64,
     pub largest_binding: u64,
 }
 
@@ -106,7 +110,9 @@ impl DryRun {
     pub fn new(recipe: &Recipe, device: &Device, codec: Option<&Codec>) -> DryRun {
         let objective = Objective::new(recipe, codec);
         let params = Rc::clone(&objective.params);
-        let plan = Plan::new(&record_batch(&objective, recipe.accumulation), &[], device);
+        let tape = record_batch(&objective, recipe.accumulation);
+        let plan = Plan::new(&tape, &[], device);
+        let kept = Plan::keeping_all(&tape, &[], device);
         let flat = params.borrow().elements() as u64 * 4;
         let optimiser_launches = if recipe.accumulation > 1 {
             let tape = Tape::new();
@@ -118,11 +124,13 @@ impl DryRun {
         DryRun {
             parameters: params.borrow().count(),
             launches: plan.launches() * recipe.accumulation as usize + optimiser_launches,
+            repeated: plan.repeated() * recipe.accumulation as usize,
             parameter_bytes: flat,
             gradient_bytes: flat * if recipe.accumulation > 1 { 2 } else { 1 },
             optimiser_bytes: 3 * flat,
             activation_bytes_shared: plan.shared_bytes(),
             activation_bytes_separate: plan.separate_bytes(),
+            activation_bytes_kept: kept.shared_bytes(),
             largest_binding: plan.largest_binding(),
         }
     }
@@ -155,10 +163,10 @@ impl Trainer {
         let objective = Objective::new(recipe, codec);
         let plan = Plan::new(&record_batch(&objective, recipe.accumulation), &[], device);
         let elements = objective.params.borrow().elements();
-        // Weights, moments, EMA, one or two sets of gradients; and the images, tables and activations of a
-        // batch.
+        // Weights, moments, EMA, and their copy while a checkpoint is written; one or two sets of gradients;
+        // and the images, tables and activations of a batch.
         let others = plan.stores().filter(|(name, _)| !STORES.contains(name)).map(|(_, bytes)| bytes as u64);
-        device.check_memory(4 * elements as u64 * 4 + others.sum::<u64>() + plan.shared_bytes())?;
+        device.check_memory(2 * 4 * elements as u64 * 4 + others.sum::<u64>() + plan.shared_bytes())?;
         let alloc = |name: &str| device.alloc(name, elements * 4);
         let [p, ema, m, v] = STORES.map(alloc);
         let buffers = [p?, ema?, m?, v?];

@@ -3,8 +3,15 @@
 use denoir::device::Device;
 use denoir::ops::activation::{Activation, activation};
 use denoir::ops::arithmetic::{add, affine, mul};
+use denoir::ops::concat::concat;
+use denoir::ops::conv2d::{Epilogue, Padding, conv2d};
+use denoir::ops::dropout::dropout;
+use denoir::ops::group_norm::group_norm;
+use denoir::philox::{Sequence, Stream};
 use denoir::program::{Plan, Program, Sharing};
+use denoir::state::State;
 use denoir::tape::{Tape, Tensor};
+use rand::RngExt as _;
 
 use crate::reference::devices;
 
@@ -112,4 +119,94 @@ fn the_first_bad_launch_is_named() {
         program.run().unwrap();
         assert_eq!(program.first_bad().unwrap(), None);
     }
+}
+
+/// Residual blocks between skips, in the manner of a U-Net, and the bits of all gradients.
+fn gradients_of_blocks(device: &Device, checkpoints: bool, recompute: bool) -> (Vec<Vec<u32>>, usize, u64) {
+    const C: usize = 8;
+    let tape = Tape::new();
+    let state = tape.stored_u32("state", [State::WORDS]);
+    let x = tape.variable("x", 0, [2, 24, 20, C]);
+    let (gamma, beta) = (tape.variable("gamma", 0, [C]), tape.variable("beta", 0, [C]));
+    let weights: Vec<Tensor> = (0..16).map(|i| tape.variable("w", i * 5184, [3, 3, C, C])).collect();
+    let joins: Vec<Tensor> = (0..3).map(|i| tape.variable("join", i * 128, [1, 1, 2 * C, C])).collect();
+    let block = |x: &Tensor, w: &[Tensor]| {
+        let record = || {
+            let h = group_norm(x, &gamma, &beta, 4, 1e-5, Activation::Silu);
+            let h = conv2d(&h, &w[0], 1, Padding::same(1), Epilogue::default());
+            let h = dropout(&activation(&h, Activation::Silu), 0.3, &state);
+            conv2d(&h, &w[1], 1, Padding::same(1), Epilogue { residual: Some(x), ..Epilogue::default() })
+        };
+        if checkpoints { tape.checkpoint(record) } else { record() }
+    };
+    let mut hidden = x.clone();
+    let mut skips = Vec::new();
+    for w in weights.chunks(2) {
+        hidden = block(&hidden, w);
+        skips.push(hidden.clone());
+    }
+    for (skip, w) in skips.iter().rev().zip(&joins) {
+        hidden = conv2d(&concat(&[&hidden, skip]), w, 1, Padding::same(0), Epilogue::default());
+    }
+    let dy = affine(&tape.stored("zero", 0, [2, 24, 20, C]), 1.0, 1.0);
+    let gradients = tape.backward(&hidden, &dy);
+    let wanted: Vec<Tensor> =
+        [&x, &gamma, &beta].into_iter().chain(&weights).chain(&joins).cloned().collect();
+    let wanted: Vec<Tensor> = wanted.iter().map(|t| gradients.get(t).expect("a gradient").clone()).collect();
+    let outputs: Vec<&Tensor> = wanted.iter().collect();
+    let plan = if recompute { Plan::new } else { Plan::keeping_all };
+    let plan = plan(&tape, &outputs, device);
+    let mut program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
+    let mut random = Sequence::new(1, Stream::Generate, 0, 0);
+    for store in ["x", "gamma", "beta", "w", "join"] {
+        let values: Vec<f32> =
+            (0..program.store(store).bytes() / 4).map(|_| random.random_range(-0.4..0.4)).collect();
+        program.write(store, &values).unwrap();
+    }
+    program.write("state", &State { seed: 7, step: 3, ..State::default() }.words()).unwrap();
+    program.run().unwrap();
+    let bits = |t: &Tensor| program.read(t).unwrap().iter().map(|v| v.to_bits()).collect();
+    (wanted.iter().map(bits).collect(), plan.repeated(), plan.shared_bytes())
+}
+
+#[test]
+fn what_is_computed_twice_changes_no_bit_of_a_gradient() {
+    for device in devices() {
+        let (kept, none, most) = gradients_of_blocks(&device, true, false);
+        let (cheap, few, less) = gradients_of_blocks(&device, false, true);
+        let (blocks, many, least) = gradients_of_blocks(&device, true, true);
+        assert!(kept.iter().flatten().any(|&bits| f32::from_bits(bits) != 0.0));
+        assert!(kept.iter().flatten().all(|&bits| f32::from_bits(bits).is_finite()));
+        assert!(kept == cheap && kept == blocks, "gradients differ on {}", device.describe());
+        assert!(none == 0 && 0 < few && few < many, "{none}, {few} and {many} launches run twice");
+        assert!(least < less && less < most, "{most}, {less} and {least} bytes on {}", device.describe());
+    }
+}
+
+#[test]
+fn what_changed_in_the_meantime_is_not_read_again() {
+    let device = Device::open("cpu").unwrap();
+    let tape = Tape::new();
+    let (x, w) = (tape.variable("x", 0, [4096]), tape.stored("w", 0, [4096]));
+    // `y` could be made again for the gradient of the product, but `w` is another one by then.
+    let y = add(&x, &w);
+    let mut z = mul(&y, &y);
+    tape.accumulate_into(&w, &x);
+    for _ in 0..4 {
+        let a = activation(&z, Activation::Tanh);
+        z = mul(&a, &a);
+    }
+    let gradients = tape.backward(&z, &tape.stored("dy", 0, [4096]));
+    let dx = gradients.get(&x).expect("a gradient").clone();
+    let run = |plan: Plan| {
+        let mut program = Program::compile(&plan, &device, &[], Sharing::Shared).unwrap();
+        for (store, value) in [("x", 0.1_f32), ("w", 0.2), ("dy", 1.0)] {
+            program.write(store, &[value; 4096]).unwrap();
+        }
+        program.run().unwrap();
+        (program.read(&dx).unwrap(), plan.repeated())
+    };
+    let (kept, _) = run(Plan::keeping_all(&tape, &[&dx], &device));
+    let (again, repeated) = run(Plan::new(&tape, &[&dx], &device));
+    assert!(repeated > 0 && kept == again, "{repeated} launches run twice; {} or {}", kept[0], again[0]);
 }

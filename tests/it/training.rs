@@ -9,7 +9,7 @@ use denoir::data::Batch;
 use denoir::device::Device;
 use denoir::recipe::{self, Recipe};
 use denoir::sample::Options;
-use denoir::train::Trainer;
+use denoir::train::{DryRun, Trainer};
 use tempfile::TempDir;
 
 use crate::command_line::{TINY, denoir, tiny_run};
@@ -112,6 +112,40 @@ fn accumulated_batches_are_one_large_batch() {
             close(one.loss, four.loss) && close(one.grad_norm, four.grad_norm),
             "step {step}: {one:?} {four:?}"
         );
+    }
+}
+
+#[test]
+fn checkpointed_blocks_save_memory_and_change_no_bit() {
+    let mut kept = small();
+    kept.unet.dropout = 0.2;
+    kept.unet.zero_init = false;
+    let mut again = kept.clone();
+    again.set("checkpoint_blocks=true").unwrap();
+    let batch = digits(&kept);
+    for device in devices() {
+        let run = |recipe: &Recipe| {
+            let mut trainer = Trainer::new(recipe, &device, None, None).unwrap();
+            let losses: Vec<f32> =
+                (0..3).map(|_| trainer.advance(|| Ok(batch.clone())).unwrap().loss).collect();
+            (losses, trainer.values().unwrap().sets)
+        };
+        assert!(run(&kept) == run(&again), "other bits on {}", device.describe());
+        let (a, b) = (DryRun::new(&kept, &device, None), DryRun::new(&again, &device, None));
+        assert!(a.repeated < b.repeated && a.launches < b.launches, "{a:?} {b:?}");
+        assert_eq!(a.activation_bytes_kept, b.activation_bytes_kept);
+    }
+    let cpu = Device::open("cpu").unwrap();
+    for (name, factor) in [("celeba64", 2.5), ("celeba64-vae", 1.7)] {
+        let mut recipe = recipe::find(name).unwrap();
+        recipe.checkpoint_blocks = true;
+        let plan = DryRun::new(&recipe, &cpu, None);
+        let saved = plan.activation_bytes_kept as f64 / plan.activation_bytes_shared as f64;
+        assert!(saved > factor, "{name}: only {saved} times less: {plan:?}");
+        recipe.checkpoint_blocks = false;
+        let plan = DryRun::new(&recipe, &cpu, None);
+        let saved = plan.activation_bytes_kept as f64 / plan.activation_bytes_shared as f64;
+        assert!(saved > 1.3, "{name}: only {saved} times less without blocks: {plan:?}");
     }
 }
 

@@ -152,10 +152,11 @@ pub fn conv2d(x: &Tensor, w: &Tensor, stride: usize, padding: Padding, epilogue:
     x.tape().derivative(&inputs, &[&y], move |dy| {
         let (x, w, tape) = (&x_saved, &w_saved, x_saved.tape());
         let Some(dy) = &dy[0] else { return vec![None; 2 + usize::from(has_bias)] };
-        let backward_x = transpose::Adjoint { name: "conv2d backward_x", g, bias: false };
-        let [dx] = tape.launch(backward_x, &[dy, w], [x.shape().clone()]);
+        // `x` is not needed after `dw`: it makes room for `dx`.
         let backward_w = BackwardW { name: "conv2d backward_w", g };
         let [dw] = tape.launch(backward_w, &[x, dy], [w.shape().clone()]);
+        let backward_x = transpose::Adjoint { name: "conv2d backward_x", g, bias: false };
+        let [dx] = tape.launch(backward_x, &[dy, w], [x.shape().clone()]);
         let mut gradients = vec![Some(dx), Some(dw)];
         if has_bias || has_shift {
             let shapes = [Shape::from([g.n, g.cout]), Shape::from([g.cout])];

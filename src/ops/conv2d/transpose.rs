@@ -82,11 +82,11 @@ pub fn conv_transpose2d(
     x.tape().derivative(&inputs, &[&y], move |dy| {
         let (x, w, tape) = (&x_saved, &w_saved, x_saved.tape());
         let Some(dy) = &dy[0] else { return vec![None; 2 + usize::from(has_bias)] };
+        let backward_w = BackwardW { name: "conv_transpose2d backward_w", g };
+        let [dw] = tape.launch(backward_w, &[dy, x], [w.shape().clone()]);
         let backward_x =
             Forward { name: "conv_transpose2d backward_x", g, bias: false, shift: false, residual: false };
         let [dx] = tape.launch(backward_x, &[dy, w], [x.shape().clone()]);
-        let backward_w = BackwardW { name: "conv_transpose2d backward_w", g };
-        let [dw] = tape.launch(backward_w, &[dy, x], [w.shape().clone()]);
         let mut gradients = vec![Some(dx), Some(dw)];
         if has_bias {
             let sums = BackwardShift { name: "conv_transpose2d backward_bias", of: g.image() };

@@ -1,0 +1,358 @@
+//! What the backward pass computes once more instead of having it kept since the forward pass.
+//!
+//! Two kinds of results can be had again: those of cheap launches, and everything inside a block that
+//! [`Tape::checkpoint`](crate::tape::Tape::checkpoint) recorded. A result that is not kept is computed again
+//! just before the first launch of the backward pass that reads it, and so is, before that, whatever of its
+//! own inputs was not kept either. The choice begins with nothing kept and then keeps, dearest and latest
+//! first, all that does not raise the most that is alive at one time; then it gives up again, one by one, what
+//! lowers that; so work is repeated only where it lowers the peak.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::CPU_ALIGN;
+use crate::launch::{Again, Launch};
+use crate::tape::{Entry, Home, Meta};
+use crate::tensor::Id;
+
+/// Tensors below this share of the peak are kept: a launch is not worth so little.
+const SMALLEST: usize = 512;
+/// The share of the peak that is given away for fewer launches.
+const SLACK: usize = 100;
+
+/// A launch of the final list.
+pub(super) struct Run {
+    /// Number of the entry that it runs, and whether for the second time.
+    pub entry: usize,
+    pub again: bool,
+    reads: Range<usize>,
+    writes: Range<usize>,
+}
+
+/// The launches in order, with the tensors that they touch. Numbers from that of the tape's tensors on are
+/// second copies.
+#[derive(Default)]
+pub(super) struct Order {
+    pub runs: Vec<Run>,
+    ids: Vec<Id>,
+    /// The tensors that the second copies are of.
+    pub copies: Vec<Id>,
+}
+
+impl Order {
+    pub fn reads(&self, run: &Run) -> &[Id] {
+        &self.ids[run.reads.clone()]
+    }
+
+    pub fn writes(&self, run: &Run) -> &[Id] {
+        &self.ids[run.writes.clone()]
+    }
+
+    fn push(
+        &mut self,
+        entry: usize,
+        again: bool,
+        reads: impl Iterator<Item = Id>,
+        writes: impl Iterator<Item = Id>,
+    ) {
+        let start = self.ids.len();
+        self.ids.extend(reads);
+        let middle = self.ids.len();
+        self.ids.extend(writes);
+        self.runs.push(Run { entry, again, reads: start..middle, writes: middle..self.ids.len() });
+    }
+}
+
+/// What was recorded and is needed.
+pub(super) struct Needed<'a> {
+    pub metas: &'a [Meta],
+    pub entries: Vec<&'a Entry>,
+    /// Number of the first entry of the backward pass.
+    pub backward: usize,
+    /// Tensors that are read after the run.
+    pub outputs: Vec<Id>,
+    pub for_gpu: bool,
+}
+
+/// A tensor that may be given up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Made again by what `Launch::again` says.
+    Cheaply,
+    /// Made again, with all that its launch writes, by the same launch.
+    Whole,
+}
+
+/// Tensors that are kept together or not at all.
+struct Unit {
+    tensors: Vec<(Id, Way)>,
+}
+
+impl Needed<'_> {
+    fn bytes(&self, id: Id) -> usize {
+        self.metas[id.0].bytes()
+    }
+
+    fn scratch(&self, launch: &dyn Launch) -> usize {
+        let blocks = if self.for_gpu { launch.gpu_scratch() } else { launch.cpu_scratch() };
+        blocks.into_iter().map(|elements| (elements.max(1) * 4).next_multiple_of(CPU_ALIGN)).sum()
+    }
+
+    /// What a run launches.
+    pub fn launch(&self, run: &Run) -> Arc<dyn Launch> {
+        let launch = &self.entries[run.entry].launch;
+        match run.again.then(|| launch.again()) {
+            Some(Again::By(other)) => other,
+            _ => Arc::clone(launch),
+        }
+    }
+
+    /// The launches as recorded.
+    pub fn plain(&self) -> Order {
+        let mut order = Order::default();
+        for (i, entry) in self.entries.iter().enumerate() {
+            order.push(i, false, entry.reads.iter().copied(), entry.writes.iter().copied());
+        }
+        order
+    }
+
+    /// The launches, with some of them run again in the backward pass.
+    pub fn recomputed(&self) -> Order {
+        if self.backward == self.entries.len() {
+            return self.plain();
+        }
+        let planner = Planner::new(self);
+        let plain = self.plain();
+        let most = planner.peak(&plain);
+        let units = planner.units(most / SMALLEST);
+        let mut choice = Choice { planner: &planner, units: &units, given_up: vec![true; units.len()] };
+        let mut best = choice.peak();
+        // Each change may make another worth it.
+        loop {
+            let before = best;
+            best = choice.keep(best);
+            best = choice.give_up(best);
+            if best == before {
+                break;
+            }
+        }
+        choice.keep_within(best + best / SLACK);
+        let given_up = choice.given_up;
+        let chosen = planner.order(&units, &given_up);
+        if planner.peak(&chosen) + most / SLACK < most { chosen } else { plain }
+    }
+}
+
+/// What is given up so far.
+struct Choice<'a> {
+    planner: &'a Planner<'a>,
+    units: &'a [Unit],
+    given_up: Vec<bool>,
+}
+
+impl Choice<'_> {
+    fn peak(&self) -> usize {
+        self.planner.peak(&self.planner.order(self.units, &self.given_up))
+    }
+
+    /// Keeps what does not raise the peak above `best`, and gives the new one.
+    fn keep(&mut self, best: usize) -> usize {
+        self.change(true, |peak, best| peak <= best, best)
+    }
+
+    /// Keeps what does not raise the peak above `limit`.
+    fn keep_within(&mut self, limit: usize) {
+        self.change(true, |peak, _| peak <= limit, limit);
+    }
+
+    /// Gives up what lowers the peak below `best`, and gives the new one.
+    fn give_up(&mut self, best: usize) -> usize {
+        self.change(false, |peak, best| peak < best, best)
+    }
+
+    fn change(&mut self, from: bool, accepts: impl Fn(usize, usize) -> bool, mut best: usize) -> usize {
+        for i in 0..self.units.len() {
+            if self.given_up[i] == from {
+                self.given_up[i] = !from;
+                let peak = self.peak();
+                if accepts(peak, best) {
+                    best = best.min(peak);
+                } else {
+                    self.given_up[i] = from;
+                }
+            }
+        }
+        best
+    }
+}
+
+struct Planner<'a> {
+    needed: &'a Needed<'a>,
+    /// The entry of the forward pass that writes each temporary tensor.
+    producer: Vec<Option<usize>>,
+    /// The first entry that changes what an entry reads from stores: after that it would give other values.
+    stale: Vec<usize>,
+    again: Vec<Again>,
+    /// Bytes of scratch of each entry, and when it runs again cheaply.
+    scratch: Vec<[usize; 2]>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(needed: &'a Needed) -> Self {
+        let mut producer = vec![None; needed.metas.len()];
+        let mut stores: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (i, entry) in needed.entries.iter().enumerate() {
+            for id in &entry.writes {
+                match &needed.metas[id.0].home {
+                    Home::Stored { store, .. } => stores.entry(store).or_default().push(i),
+                    Home::Temporary if i < needed.backward => producer[id.0] = Some(i),
+                    Home::Temporary => {}
+                }
+            }
+        }
+        needed.outputs.iter().for_each(|id| producer[id.0] = None);
+        let changed_after = |(i, entry): (usize, &&Entry)| {
+            let changes = entry.reads.iter().filter_map(|id| match &needed.metas[id.0].home {
+                Home::Stored { store, .. } => stores.get(&**store)?.iter().copied().find(|&at| at > i),
+                Home::Temporary => None,
+            });
+            changes.min().unwrap_or(usize::MAX)
+        };
+        let again: Vec<Again> = needed.entries.iter().map(|e| e.launch.again()).collect();
+        let scratch = needed.entries.iter().zip(&again).map(|(entry, again)| {
+            let whole = needed.scratch(&*entry.launch);
+            [whole, if let Again::By(launch) = again { needed.scratch(&**launch) } else { whole }]
+        });
+        Planner {
+            needed,
+            producer,
+            stale: needed.entries.iter().enumerate().map(changed_after).collect(),
+            scratch: scratch.collect(),
+            again,
+        }
+    }
+
+    /// What may be given up, dearest and latest first; single tensors from `smallest` bytes on.
+    fn units(&self, smallest: usize) -> Vec<Unit> {
+        let Needed { entries, backward, .. } = self.needed;
+        let temporary = |id: &&Id| self.producer[id.0].is_some();
+        let mut blocks: BTreeMap<usize, Vec<(Id, Way)>> = BTreeMap::new();
+        let mut single = Vec::new();
+        // What the forward pass reads outside its block is an output of that block.
+        let mut leaves = vec![false; self.needed.metas.len()];
+        for entry in &entries[..*backward] {
+            for id in entry.reads.iter().filter(temporary) {
+                let made_in = self.producer[id.0].and_then(|p| entries[p].block);
+                leaves[id.0] |= made_in != entry.block;
+            }
+        }
+        for (i, entry) in entries[..*backward].iter().enumerate() {
+            let cheap = !matches!(self.again[i], Again::Dear);
+            let large = |id: &Id| self.needed.bytes(*id) >= smallest.max(1);
+            if cheap && let Some(id) = entry.writes.first().filter(temporary).filter(|id| large(id)) {
+                single.push(Unit { tensors: vec![(*id, Way::Cheaply)] });
+            }
+            if let Some(block) = entry.block {
+                let inner = entry.writes.iter().filter(temporary).filter(|id| !leaves[id.0]);
+                let ways = match cheap {
+                    true => {
+                        inner.filter(|id| entry.writes[0] == **id).map(|id| (*id, Way::Cheaply)).collect()
+                    }
+                    false => inner.map(|id| (*id, Way::Whole)).collect::<Vec<_>>(),
+                };
+                blocks.entry(block).or_default().extend(ways);
+            }
+        }
+        let blocks = blocks.into_values().rev().map(|tensors| Unit { tensors });
+        blocks.chain(single.into_iter().rev()).collect()
+    }
+
+    fn order(&self, units: &[Unit], given_up: &[bool]) -> Order {
+        let count = self.needed.metas.len();
+        let mut way = vec![None; count];
+        for (unit, _) in units.iter().zip(given_up).filter(|(_, given_up)| **given_up) {
+            unit.tensors.iter().for_each(|(id, w)| way[id.0] = Some(*w));
+        }
+        let mut making =
+            Making { planner: self, way, now: (0..count).map(Id).collect(), order: Order::default() };
+        for (i, entry) in self.needed.entries.iter().enumerate() {
+            if i >= self.needed.backward {
+                entry.reads.iter().for_each(|id| making.revive(*id, i));
+            }
+            let reads = entry.reads.iter().map(|id| making.now[id.0]);
+            making.order.push(i, false, reads, entry.writes.iter().copied());
+        }
+        making.order
+    }
+
+    /// The most bytes alive at one time.
+    fn peak(&self, order: &Order) -> usize {
+        let count = self.needed.metas.len();
+        let original = |id: Id| if id.0 < count { id } else { order.copies[id.0 - count] };
+        let mut last = vec![usize::MAX; count + order.copies.len()];
+        self.needed.outputs.iter().for_each(|id| last[id.0] = order.runs.len());
+        // Backwards, the first to touch a tensor is its last user.
+        let mut born = vec![0; order.runs.len()];
+        let mut dies = vec![0; order.runs.len() + 1];
+        for (time, run) in order.runs.iter().enumerate().rev() {
+            for id in order.reads(run).iter().chain(order.writes(run)) {
+                if last[id.0] == usize::MAX {
+                    last[id.0] = time;
+                }
+            }
+            for id in order.writes(run) {
+                if self.needed.metas[original(*id).0].home == Home::Temporary {
+                    let bytes = self.needed.bytes(original(*id)).next_multiple_of(CPU_ALIGN);
+                    born[time] += bytes;
+                    dies[last[id.0]] += bytes;
+                }
+            }
+        }
+        let (mut alive, mut peak) = (0, 0);
+        for (time, run) in order.runs.iter().enumerate() {
+            alive += born[time];
+            let cheaply = run.again && !matches!(self.again[run.entry], Again::Dear);
+            peak = peak.max(alive + self.scratch[run.entry][usize::from(cheaply)]);
+            alive -= dies[time];
+        }
+        peak
+    }
+}
+
+/// An order under construction.
+struct Making<'a> {
+    planner: &'a Planner<'a>,
+    /// How each tensor that was given up is made again.
+    way: Vec<Option<Way>>,
+    /// What stands for each tensor now.
+    now: Vec<Id>,
+    order: Order,
+}
+
+impl Making<'_> {
+    /// Makes a tensor again, if it was given up and is not there yet, for the entry number `at`.
+    fn revive(&mut self, id: Id, at: usize) {
+        let (Some(way), Some(from)) = (self.way[id.0], self.planner.producer[id.0]) else { return };
+        if self.now[id.0] != id || self.planner.stale[from] < at {
+            return;
+        }
+        let entry = self.planner.needed.entries[from];
+        let (made, others) = match way {
+            Way::Cheaply => entry.writes.split_at(1),
+            Way::Whole => (&entry.writes[..], &[][..]),
+        };
+        let others = match self.planner.again[from] {
+            Again::By(_) if way == Way::Cheaply => others,
+            _ => &[],
+        };
+        entry.reads.iter().chain(others).for_each(|id| self.revive(*id, at));
+        let reads: Vec<Id> = entry.reads.iter().chain(others).map(|id| self.now[id.0]).collect();
+        for id in made {
+            self.now[id.0] = Id(self.now.len() + self.order.copies.len());
+            self.order.copies.push(*id);
+        }
+        let writes: Vec<Id> = made.iter().map(|id| self.now[id.0]).collect();
+        self.order.push(from, true, reads.into_iter(), writes.into_iter());
+    }
+}
