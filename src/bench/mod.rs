@@ -6,6 +6,7 @@
 mod given;
 mod measure;
 mod memory;
+mod roofline;
 mod subject;
 mod verify;
 mod workload;
@@ -13,6 +14,7 @@ mod workload;
 pub use given::compute;
 pub use measure::{Report, Times, numbers, time};
 pub use memory::Footprint;
+pub use roofline::{Bound, Ceilings, Effort, KERNELS};
 pub use subject::{Kind, Subject};
 pub use verify::verified;
 pub use workload::{Workload, find, names};

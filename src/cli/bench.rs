@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use super::output::check_folder_of;
 use super::{bar, note, print};
-use crate::bench::{self, Footprint, Kind, Report, Workload, time, verified};
+use crate::bench::{self, Ceilings, Effort, Footprint, Kind, Report, Workload, time, verified};
 use crate::device::{Device, size};
 use crate::error::{Error, Result};
 
@@ -45,6 +45,9 @@ enum What {
     /// Time a sampling step: one forward and one update; of a VAE, the decoder
     #[command(after_help = WORKLOADS, after_long_help = format!("{WORKLOADS}\n\n{FIELDS}"))]
     Sample(Timed),
+    /// Measure the device's ceilings: multiply-add rate, memory bandwidth, and the program's matrix product
+    #[command(after_help = CEILINGS)]
+    Roofline(Roofline),
     /// Compute output, loss and gradients from given weights and inputs, to hold another framework's against
     #[command(after_help = WORKLOADS, after_long_help = format!("{CONTRACT}\n\n{WORKLOADS}"))]
     Check(Check),
@@ -93,6 +96,24 @@ OUT holds f32 tensors:
 
 There is no dropout.";
 
+const CEILINGS: &str = "\
+The best of several readings each, by kernels of denoir's own. memory is the highest of copy, read and triad (a = b + s c)
+over arrays that no cache holds, counted as bytes that the program names; f32 multiply-add is at least what the matrix
+product reaches. Other programs on the machine make all of them lower: measure on an idle one.";
+
+#[derive(clap::Args)]
+struct Roofline {
+    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Threads of the CPU device [default: one per core]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// One JSON object, for programs
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(clap::Args)]
 struct Check {
     /// What to compute (see below)
@@ -115,6 +136,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.what {
         What::Step(timed) => step(timed, Kind::Step),
         What::Sample(timed) => step(timed, Kind::Sample),
+        What::Roofline(arguments) => roofline(arguments),
         What::Check(arguments) => check(arguments),
     }
 }
@@ -171,6 +193,42 @@ fn describe(report: &Report, workload: &Workload) -> String {
     line("peak memory", report.peak_memory_bytes.map_or("unknown".to_owned(), size));
     line("launches", super::thousands(report.launches));
     text
+}
+
+fn roofline(arguments: &Roofline) -> Result<()> {
+    let device = Device::open_with(&arguments.device, arguments.threads)?;
+    note(&format!("on {}", device.describe()));
+    let bar = bar(1, "{spinner} {msg}");
+    let ceilings = Ceilings::measure(&device, Effort::Full, &mut |doing| {
+        bar.set_message(doing.to_owned());
+        bar.tick();
+    })?;
+    bar.finish_and_clear();
+    print(&if arguments.json { json(&ceilings)? } else { describe_ceilings(&ceilings) })
+}
+
+fn describe_ceilings(of: &Ceilings) -> String {
+    let mut text = String::new();
+    let mut line = |what: &str, value: String| {
+        let _ = writeln!(text, "{what:24} {value}");
+    };
+    let mut rate = |what: &str, rate: Option<f64>, unit: &str| {
+        if let Some(rate) = rate {
+            line(what, format!("{rate:10.1} {unit}"));
+        }
+    };
+    rate("f32 multiply-add", Some(of.f32_gflops), "GFLOP/s");
+    rate("  one thread", of.f32_one_thread_gflops, "GFLOP/s");
+    rate("f16 multiply-add", of.f16_gflops, "GFLOP/s");
+    let product =
+        format!("GFLOP/s ({0}x{0}, {1:.0} %)", of.matmul_side, of.matmul_gflops / of.f32_gflops * 100.0);
+    rate("denoir's matrix product", Some(of.matmul_gflops), &product);
+    rate("memory", Some(of.memory_gb_s), "GB/s");
+    rate("  copy", Some(of.copy_gb_s), &format!("GB/s (arrays of {})", size(of.array_bytes)));
+    rate("  read", of.read_gb_s, "GB/s");
+    rate("  triad", of.triad_gb_s, "GB/s");
+    rate("  one thread", of.memory_one_thread_gb_s, "GB/s");
+    format!("{} ({})\n{text}", of.device, of.driver)
 }
 
 fn check(arguments: &Check) -> Result<()> {

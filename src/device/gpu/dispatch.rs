@@ -248,7 +248,7 @@ impl Gpu {
     ///
     /// # Errors
     /// When the driver reports an error.
-    pub fn replay(&self, dispatches: &[Bound]) -> Result<()> {
+    pub fn replay<'a>(&self, dispatches: impl IntoIterator<Item = &'a Bound>) -> Result<()> {
         let mut encoder = self.device.create_command_encoder(&Default::default());
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
