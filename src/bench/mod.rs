@@ -6,15 +6,19 @@
 mod given;
 mod measure;
 mod memory;
+mod profile;
 mod roofline;
 mod subject;
+mod trace;
 mod verify;
 mod workload;
 
 pub use given::compute;
 pub use measure::{Report, Times, numbers, time};
 pub use memory::Footprint;
+pub use profile::{Profile, Row};
 pub use roofline::{Bound, Ceilings, Effort, KERNELS};
 pub use subject::{Kind, Subject};
+pub use trace::write_trace;
 pub use verify::verified;
 pub use workload::{Workload, find, names};

@@ -1,5 +1,7 @@
 //! What is measured of a workload, ready to run again and again.
 
+use std::time::Instant;
+
 use serde::Serialize;
 
 use super::measure::numbers;
@@ -93,12 +95,17 @@ impl Subject {
         self.program().device().wait()
     }
 
-    /// As [`Subject::advance`], with the times of the launches.
+    /// As [`Subject::advance`], with the times of the launches; gives when they began.
     ///
     /// # Errors
     /// As [`Subject::advance`]; and when the device cannot time its kernels.
-    pub fn advance_timed(&mut self, spans: &mut Vec<Span>) -> Result<()> {
-        self.run(|program| program.run_timed(spans))
+    pub fn advance_timed(&mut self, spans: &mut Vec<Span>) -> Result<Instant> {
+        let mut began = Instant::now();
+        self.run(|program| {
+            began = Instant::now();
+            program.run_timed(spans)
+        })?;
+        Ok(began)
     }
 
     fn run(&mut self, mut run: impl FnMut(&mut Program) -> Result<()>) -> Result<()> {

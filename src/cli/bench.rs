@@ -11,7 +11,7 @@ use crate::bench::{self, Ceilings, Effort, Footprint, Kind, Report, Workload, ti
 use crate::device::{Device, size};
 use crate::error::{Error, Result};
 
-const WORKLOADS: &str = "\
+pub(super) const WORKLOADS: &str = "\
 Workloads (batch size on the CPU device; on a GPU):
   arena-unet     the Inference Arena's U-Net, 32x32x4                 2; 2
   mnist-unet     pixel DDPM of the recipe mnist, 28x28x1              16; 128
@@ -162,7 +162,7 @@ fn step(arguments: &Timed, kind: Kind) -> Result<()> {
 }
 
 /// A report as one JSON object.
-fn json(report: &impl serde::Serialize) -> Result<String> {
+pub(super) fn json(report: &impl serde::Serialize) -> Result<String> {
     let text = serde_json::to_string(report).map_err(|e| Error::new("cannot write JSON").caused_by(e))?;
     Ok(text + "\n")
 }

@@ -6,6 +6,7 @@ mod devices;
 mod figure;
 mod latents;
 mod output;
+mod profile;
 mod recipes;
 mod sample;
 mod train;
@@ -46,6 +47,8 @@ enum Command {
     Decode(latents::DecodeArguments),
     /// Time fixed workloads, after their results are checked
     Bench(bench::Arguments),
+    /// Where the time of a step goes: each kernel beside the device's ceilings
+    Profile(profile::Arguments),
 }
 
 /// Runs the program and gives its exit status: 0 for success, 2 for a mistake in the command, 1 otherwise.
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Encode(a) => latents::encode(&a),
         Command::Decode(a) => latents::decode(&a),
         Command::Bench(a) => bench::run(&a),
+        Command::Profile(a) => profile::run(&a),
     });
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
