@@ -7,6 +7,22 @@ use std::sync::Arc;
 
 use crate::device::gpu::shader::{Kernel, Knob};
 
+/// Work that a launch cannot avoid, counted from its shapes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Two for each multiplication and addition of a matrix product or a convolution, zeros around images
+    /// included, as PyTorch counts them. Element-wise work is not counted.
+    pub flops: u64,
+    /// Bytes of the tensors that are read and written, each once, whatever a kernel makes of it.
+    pub bytes: u64,
+}
+
+impl std::iter::Sum for Cost {
+    fn sum<I: Iterator<Item = Cost>>(costs: I) -> Cost {
+        costs.fold(Cost::default(), |a, b| Cost { flops: a.flops + b.flops, bytes: a.bytes + b.bytes })
+    }
+}
+
 /// One recorded step of a program: reads some tensors, writes others, and knows how to do that on either
 /// device.
 ///
@@ -15,6 +31,12 @@ use crate::device::gpu::shader::{Kernel, Knob};
 pub trait Launch: Debug + Send + Sync {
     /// The op and the entry, as the field calls it: `conv2d`, `group_norm backward_x`.
     fn name(&self) -> &'static str;
+
+    /// What a run of it costs. `bytes`: of all its reads and writes, each once, which is what it moves unless
+    /// it says otherwise.
+    fn cost(&self, bytes: u64) -> Cost {
+        Cost { flops: 0, bytes }
+    }
 
     /// The CPU twin.
     fn cpu(&self, io: &Io);

@@ -187,7 +187,10 @@ pub fn gathered<P: Copy>(
         #[inline(always)]
         fn tiles<S: Simd, const M: usize, const V: usize>(self, simd: S) {
             let Work { table, left: Gather { c, taps, .. }, weights, rows, dst, out } = self;
-            assert!(M == rows_of::<S>() && weights.width == V * S::F32_LANES, "gathered: another machine's tile");
+            assert!(
+                M == rows_of::<S>() && weights.width == V * S::F32_LANES,
+                "gathered: another machine's tile"
+            );
             for panel in 0..weights.count() {
                 let first = panel * weights.width;
                 let cols = weights.width.min(weights.cols - first);
@@ -337,7 +340,8 @@ pub unsafe fn outer(what: &Products, keep: bool, dst: *mut f32, tap_stride: usiz
         first >= rows.start && count > 0 && first + (count - 1) * step < rows.end
     };
     for run in what.runs {
-        let fits = inside(run.a, what.step, run.count, &what.a_rows) && inside(run.b, 1, run.count, &what.b_rows);
+        let fits =
+            inside(run.a, what.step, run.count, &what.a_rows) && inside(run.b, 1, run.count, &what.b_rows);
         assert!(fits, "outer: {run:?} leaves its rows");
     }
     PACKED.with_borrow_mut(|packed| {
@@ -404,7 +408,8 @@ impl Outer<'_> {
                 let packed_a = &packed_a[tile * a_rows.len() * M..][..a_rows.len() * M];
                 let packed_b = &packed_b[..b_rows.len() * width];
                 // SAFETY: `outer` checked that the runs lie in these rows.
-                let sums = unsafe { self.products::<S, M, V>(simd, &runs[range.clone()], packed_a, packed_b) };
+                let sums =
+                    unsafe { self.products::<S, M, V>(simd, &runs[range.clone()], packed_a, packed_b) };
                 for (m, sums) in sums.iter().enumerate().take(a.cols - row) {
                     // SAFETY: inside the tile that the caller of `outer` promised.
                     let out = unsafe {
@@ -471,7 +476,9 @@ mod tests {
 
     #[test]
     fn gathered_rows_with_holes() {
-        for (c, taps, rows, cols) in [(1, 1, 1, 1), (3, 4, 5, 2), (7, 9, 30, 33), (300, 3, 25, 70), (600, 1, 13, 16)] {
+        for (c, taps, rows, cols) in
+            [(1, 1, 1, 1), (3, 4, 5, 2), (7, 9, 30, 33), (300, 3, 25, 70), (600, 1, 13, 16)]
+        {
             let src = random(1, 40 * c);
             let w = random(2, taps * c * cols);
             let mut data = vec![f32::NAN; panel_elements(taps * c, cols)];
@@ -480,9 +487,19 @@ mod tests {
                     out[k * width..][..count].copy_from_slice(&w[(tap * c + k) * cols + first..][..count]);
                 }
             });
-            let start = |row: usize, tap: usize| (!(row + tap).is_multiple_of(5)).then_some((row * 7 + tap * 3) % 40 * c);
+            let start = |row: usize, tap: usize| {
+                (!(row + tap).is_multiple_of(5)).then_some((row * 7 + tap * 3) % 40 * c)
+            };
             let mut y = vec![9.0; rows * (cols + 1)];
-            gathered(Gather { src: &src, c, taps }, |row| row, start, panels, rows, &mut y, |row| row * (cols + 1));
+            gathered(
+                Gather { src: &src, c, taps },
+                |row| row,
+                start,
+                panels,
+                rows,
+                &mut y,
+                |row| row * (cols + 1),
+            );
             for row in 0..rows {
                 for col in 0..cols {
                     let products = (0..taps).flat_map(|tap| {
@@ -554,7 +571,7 @@ mod tests {
         let side = Side { data: &[0.0; 8], stride: 2, first: 0, cols: 2 };
         let runs = [Run { a: 1, b: 0, count: 3 }];
         let (a_rows, b_rows) = (0..3, 0..4);
-        let what = Products { a: side, b: side, a_rows, b_rows, step: 1, runs: &runs, taps: &[0..1] };
+        let what = Products { a: side, b: side, a_rows, b_rows, step: 1, runs: &runs, taps: &[0..1, 1..1] };
         // SAFETY: refused before anything is written.
         unsafe { outer(&what, false, [0.0; 4].as_mut_ptr(), 4, 2) };
     }

@@ -5,18 +5,20 @@
 
 mod planned;
 mod recompute;
+mod timed;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use planned::Plan;
 use planned::{Spot, Step};
+pub use timed::Span;
 
 use crate::device::cpu::{Hold, Memory};
 use crate::device::gpu::{Bound, Range};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
-use crate::launch::{Bind, Dispatch, Dispatches, Io, Launch, Raw, Slot};
+use crate::launch::{Bind, Cost, Dispatch, Dispatches, Io, Launch, Raw, Slot};
 use crate::plan::Lifetime;
 use crate::tape::Tensor;
 use crate::tensor::Id;
@@ -58,6 +60,19 @@ enum Code {
     Gpu(Vec<Bound>),
 }
 
+/// A launch of a program, as people look at it.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// The op and the entry: `conv2d backward_x`.
+    pub name: &'static str,
+    /// The part of the model that recorded it: `down_blocks.0.resnets.1.conv1`; may be empty.
+    pub label: String,
+    pub cost: Cost,
+    /// On a GPU how many dispatches it takes; 1 on the CPU device.
+    pub dispatches: usize,
+    writes: Vec<Id>,
+}
+
 /// A compiled recording.
 pub struct Program {
     device: Device,
@@ -66,8 +81,8 @@ pub struct Program {
     stores: BTreeMap<String, Buffer>,
     blocks: Vec<Buffer>,
     lifetimes: Vec<Lifetime>,
-    /// What each step writes, with its name, in order; for finding the first bad one.
-    written: Vec<(String, Vec<Id>)>,
+    /// One for each launch, in order.
+    parts: Vec<Part>,
     code: Code,
 }
 
@@ -118,6 +133,14 @@ impl Program {
         let scratch = |step: &Step| -> Vec<Place> {
             step.scratch.iter().map(|&n| temporary(n, plan.lifetimes[n].bytes)).collect()
         };
+        let part = |step: &Step| Part {
+            name: step.launch.name(),
+            label: step.label.to_string(),
+            cost: plan.cost_of(step),
+            dispatches: 1,
+            writes: step.writes.clone(),
+        };
+        let mut parts: Vec<Part> = plan.steps.iter().map(part).collect();
         let code = match device {
             Device::Cpu(_) => {
                 let mut touched: Vec<Arc<Memory>> = Vec::new();
@@ -133,20 +156,17 @@ impl Program {
             }
             Device::Gpu(gpu) => {
                 let mut all = Vec::new();
-                for step in &plan.steps {
+                for (step, part) in plan.steps.iter().zip(&mut parts) {
                     let scratch = scratch(step);
                     let mut dispatches = Dispatches::default();
                     step.launch.gpu(&mut dispatches);
+                    part.dispatches = dispatches.list.len();
                     for dispatch in &dispatches.list {
                         all.push(bind(gpu, step, dispatch, &places, &scratch)?);
                     }
                 }
                 Code::Gpu(all)
             }
-        };
-        let name = |step: &Step| match &*step.label {
-            "" => step.launch.name().to_owned(),
-            label => format!("{label} ({})", step.launch.name()),
         };
         Ok(Program {
             device: device.clone(),
@@ -155,7 +175,7 @@ impl Program {
             stores,
             blocks,
             lifetimes: plan.lifetimes.clone(),
-            written: plan.steps.iter().map(|s| (name(s), s.writes.clone())).collect(),
+            parts,
             code,
         })
     }
@@ -239,12 +259,14 @@ impl Program {
     /// When the driver reports an error.
     pub fn first_bad(&self) -> Result<Option<String>> {
         assert!(self.sharing != Sharing::Shared, "tensors of a shared program are gone after a run");
-        for (name, writes) in &self.written {
+        for Part { name, label, writes, .. } in &self.parts {
             for place in writes.iter().filter_map(|id| self.places[id.0].as_ref()) {
                 let mut values = vec![0.0_f32; place.bytes / 4];
                 self.device.read(&place.buffer, place.offset, bytemuck::cast_slice_mut(&mut values))?;
                 if values.iter().any(|v| !v.is_finite()) {
-                    return Ok(Some(name.clone()));
+                    let name =
+                        if label.is_empty() { (*name).to_owned() } else { format!("{label} ({name})") };
+                    return Ok(Some(name));
                 }
             }
         }

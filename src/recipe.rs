@@ -9,6 +9,7 @@ use std::path::Path;
 
 pub use built_in::built_in;
 use serde::{Deserialize, Serialize};
+pub use set::nearest;
 
 use crate::diffusion::{Schedule, Variance};
 use crate::error::{Error, Result};

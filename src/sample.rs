@@ -149,18 +149,35 @@ impl Sampler {
         labels: &[u32],
         mut watch: impl FnMut(usize, usize, &Sampler) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut state = State { first_sample: first, ..self.state };
         if self.classes > 0 {
             assert_eq!(labels.len(), self.batch, "a label for each sample");
             self.step.write("labels", labels)?;
         }
         for row in from..self.timesteps.len() {
-            state.row = row as u32;
-            self.step.write("state", &state.words())?;
+            self.set_row(row, first)?;
             self.step.run()?;
             watch(row, self.timesteps[row], self)?;
         }
         self.current()
+    }
+
+    /// Says which row's reverse step [`Sampler::program`] takes next, of samples number `first` and on.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    pub fn set_row(&mut self, row: usize, first: u32) -> Result<()> {
+        let state = State { row: row as u32, first_sample: first, ..self.state };
+        self.step.write("state", &state.words())
+    }
+
+    /// The launches of a reverse step.
+    pub fn program(&self) -> &Program {
+        &self.step
+    }
+
+    /// As [`Sampler::program`], to run them.
+    pub fn program_mut(&mut self) -> &mut Program {
+        &mut self.step
     }
 
     /// The samples as they are now, `[N, H, W, C]`.

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch, Slot};
+use crate::launch::{Cost, Dispatches, Io, Launch, Slot};
 use crate::tensor::{DType, Id, Shape};
 
 /// Where a tensor's data lives.
@@ -419,6 +419,11 @@ struct AddInto {
 impl Launch for AddInto {
     fn name(&self) -> &'static str {
         "accumulate into"
+    }
+
+    fn cost(&self, bytes: u64) -> Cost {
+        // The sum is read as well as written.
+        Cost { flops: 0, bytes: bytes + self.n as u64 * 4 }
     }
 
     fn cpu(&self, io: &Io) {

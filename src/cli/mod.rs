@@ -1,10 +1,12 @@
 //! The command line: what the user types, and how the program answers.
 
+mod bench;
 mod data;
 mod devices;
 mod figure;
 mod latents;
 mod output;
+mod profile;
 mod recipes;
 mod sample;
 mod train;
@@ -43,6 +45,10 @@ enum Command {
     Encode(latents::EncodeArguments),
     /// Latents back to images
     Decode(latents::DecodeArguments),
+    /// Time fixed workloads, after their results are checked
+    Bench(bench::Arguments),
+    /// Where the time of a step goes: each kernel beside the device's ceilings
+    Profile(profile::Arguments),
 }
 
 /// Runs the program and gives its exit status: 0 for success, 2 for a mistake in the command, 1 otherwise.
@@ -74,6 +80,8 @@ pub fn main() -> ExitCode {
         Command::Figure(a) => figure::run(&a),
         Command::Encode(a) => latents::encode(&a),
         Command::Decode(a) => latents::decode(&a),
+        Command::Bench(a) => bench::run(&a),
+        Command::Profile(a) => profile::run(&a),
     });
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -107,6 +115,19 @@ fn bar(length: u64, template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.set_style(style.progress_chars("=> "));
     bar
+}
+
+/// 1707009 as 1,707,009.
+fn thousands(n: usize) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
 }
 
 /// Opens the device that `--device` means and says which one it is.

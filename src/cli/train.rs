@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use indicatif::ProgressBar;
 
-use super::{bar, device, note, print};
+use super::{bar, device, note, print, thousands};
 use crate::codec::Codec;
 use crate::device::{Device, size};
 use crate::error::{Error, Result};
@@ -242,17 +242,4 @@ fn describe(plan: &DryRun, recipe: &Recipe, device: &Device) -> String {
     };
     line("largest binding", format!("{}{limit}", size(plan.largest_binding)));
     text
-}
-
-/// 1707009 as 1,707,009.
-fn thousands(n: usize) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }

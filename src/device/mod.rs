@@ -33,6 +33,22 @@ impl Buffer {
 }
 
 impl Device {
+    /// As [`Device::open`], with this many threads on the CPU device.
+    ///
+    /// # Errors
+    /// As [`Device::open`]; and when another device was meant, or there are to be no threads.
+    pub fn open_with(name: &str, threads: Option<usize>) -> Result<Self> {
+        let Some(threads) = threads else { return Device::open(name) };
+        if threads == 0 || threads > 1024 {
+            return Err(Error::usage(format!("--threads {threads}")).hint("it must be from 1 to 1024"));
+        }
+        match Device::open(name)? {
+            Device::Cpu(_) => Ok(Device::Cpu(Arc::new(Cpu::open(Some(threads))?))),
+            Device::Gpu(gpu) => Err(Error::usage(format!("{} has no threads to set", gpu.name()))
+                .hint("leave --threads out, or use --device cpu")),
+        }
+    }
+
     /// Opens the device that `name` means: `auto`, `cpu`, `gpu`, `gpu:INDEX` or `gpu:NAME-PART`.
     ///
     /// # Errors
@@ -62,6 +78,25 @@ impl Device {
                 n => format!("CPU, {n} threads"),
             },
             Device::Gpu(gpu) => gpu.name().to_owned(),
+        }
+    }
+
+    /// What drives it: the driver of a GPU, the processor of the CPU device.
+    pub fn driver(&self) -> String {
+        match self {
+            Device::Cpu(_) => processor(),
+            Device::Gpu(gpu) => gpu.driver(),
+        }
+    }
+
+    /// Returns when all work that was given to the device is done.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    pub fn wait(&self) -> Result<()> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            Device::Gpu(gpu) => gpu.wait(),
         }
     }
 
@@ -154,6 +189,14 @@ impl Device {
             _ => panic!("buffer of another device"),
         }
     }
+}
+
+/// The processor's name as the system gives it; `unknown processor` where it does not.
+fn processor() -> String {
+    let Ok(mut system) = sysinfo::System::new() else { return "unknown processor".to_owned() };
+    system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
+    let name = system.cpus().first().map(|cpu| cpu.brand().trim().to_owned());
+    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown processor".to_owned())
 }
 
 /// Bytes that programs can still get on this machine, limits of the container included; `None` where the

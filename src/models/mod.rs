@@ -1,5 +1,6 @@
 //! Models: functions that record themselves on a tape.
 
+pub mod arena;
 pub mod unet;
 pub mod vae;
 
@@ -29,9 +30,16 @@ pub fn params_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
         vae::decode(vae, &scope, &mean, image);
         return params;
     }
+    params_of_model(recipe, &*model_of(recipe))
+}
+
+/// The parameters of a diffusion model for what a recipe diffuses.
+pub fn params_of_model(recipe: &Recipe, model: &Model) -> Rc<RefCell<Params>> {
+    let params = Rc::default();
+    let tape = crate::tape::Tape::new();
     let [h, w, c] = recipe.diffused();
     let labels = (recipe.unet.num_class_embeds > 0).then(|| tape.stored_u32("labels", [1]));
     let (x, t) = (tape.stored("x", 0, [1, h, w, c]), tape.stored("t", 0, [1]));
-    model_of(recipe)(&scope, &x, &t, labels.as_ref());
+    model(&Scope::new(&tape, &params), &x, &t, labels.as_ref());
     params
 }

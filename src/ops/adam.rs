@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch, Slot};
+use crate::launch::{Cost, Dispatches, Io, Launch, Slot};
 use crate::ops::CHUNK;
 use crate::ops::shared::{PART, assert_is_state, parts};
 use crate::simd::vectorized;
@@ -82,6 +82,13 @@ struct Update {
 impl Launch for Update {
     fn name(&self) -> &'static str {
         "adam"
+    }
+
+    fn cost(&self, bytes: u64) -> Cost {
+        // Parameters, both moments and the EMA are read as well as written; the gradients are read, and
+        // written where they are cleared.
+        let again = if self.options.zero_grads { 5 } else { 4 };
+        Cost { flops: 0, bytes: bytes + (again * self.n * 4) as u64 }
     }
 
     fn cpu(&self, io: &Io) {

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatch, Dispatches, Io, Launch, Slot};
+use crate::launch::{Cost, Dispatch, Dispatches, Io, Launch, Slot};
 use crate::matrix::{Matrix, MatrixMut, Tiles};
 use crate::simd::{exp, vectorized};
 use crate::tape::Tensor;
@@ -86,6 +86,11 @@ impl Size {
 
     fn scale(&self) -> f32 {
         (1.0 / (self.d as f64).sqrt()) as f32
+    }
+
+    /// Operations of one of the products of queries with keys, or of scores with values.
+    fn product(&self) -> u64 {
+        2 * (self.pairs() * self.queries * self.keys * self.d) as u64
     }
 
     /// Pairs of sample and head.
@@ -180,6 +185,10 @@ impl Forward {
 impl Launch for Forward {
     fn name(&self) -> &'static str {
         "attention"
+    }
+
+    fn cost(&self, bytes: u64) -> Cost {
+        Cost { flops: 2 * self.0.product(), bytes }
     }
 
     fn cpu_scratch(&self) -> Vec<usize> {
@@ -300,6 +309,11 @@ struct Backward(Size);
 impl Launch for Backward {
     fn name(&self) -> &'static str {
         "attention backward"
+    }
+
+    fn cost(&self, bytes: u64) -> Cost {
+        // Those that the derivative needs; the scores, which are computed anew, are not counted.
+        Cost { flops: 4 * self.0.product(), bytes }
     }
 
     fn cpu_scratch(&self) -> Vec<usize> {

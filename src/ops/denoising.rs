@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch};
+use crate::launch::{Cost, Dispatches, Io, Launch};
 use crate::ops::CHUNK;
 use crate::ops::shared::{Size, assert_is_state, first_block};
 use crate::philox::{Stream, fill_normal};
@@ -118,6 +118,11 @@ const AT_A_TIME: usize = 256;
 impl Launch for Denoise {
     fn name(&self) -> &'static str {
         "denoise"
+    }
+
+    fn cost(&self, bytes: u64) -> Cost {
+        // x is updated in place.
+        Cost { flops: 0, bytes: bytes + (self.size.samples * self.size.elements * 4) as u64 }
     }
 
     fn cpu(&self, io: &Io) {

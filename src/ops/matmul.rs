@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatch, Dispatches, Io, Launch};
+use crate::launch::{Cost, Dispatch, Dispatches, Io, Launch};
 use crate::matrix::{Matrix, Tiles};
 use crate::ops::CHUNK;
 use crate::simd::vectorized;
@@ -275,6 +275,10 @@ fn sum_parts(parts: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
 impl Launch for Product {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn cost(&self, bytes: u64) -> Cost {
+        Cost { flops: 2 * (self.outputs() * self.k) as u64, bytes }
     }
 
     fn cpu_scratch(&self) -> Vec<usize> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::recompute::{Needed, Order};
 use super::{CPU_ALIGN, GUARD_BYTES, Sharing};
 use crate::device::Device;
-use crate::launch::{Dispatches, Launch, Slot};
+use crate::launch::{Cost, Dispatches, Launch, Slot};
 use crate::plan::{self, Lifetime};
 use crate::tape::{Entry, Home, Recording, Tape, Tensor};
 use crate::tensor::Id;
@@ -132,6 +132,19 @@ impl Plan {
     /// How many of [`Plan::launches`] only make once more what was not kept.
     pub fn repeated(&self) -> usize {
         self.count(|step| step.again)
+    }
+
+    /// What a launch costs: its tensors are read or written once each, however often it names them.
+    pub(super) fn cost_of(&self, step: &Step) -> Cost {
+        let mut touched: Vec<Id> = step.reads.iter().chain(&step.writes).copied().collect();
+        touched.sort_unstable();
+        touched.dedup();
+        step.launch.cost(touched.iter().map(|id| self.spots[id.0].1 as u64).sum())
+    }
+
+    /// What a run costs.
+    pub fn cost(&self) -> Cost {
+        self.steps.iter().map(|step| self.cost_of(step)).sum()
     }
 
     /// Launches per run: twins on the CPU device, dispatches on a GPU.

@@ -49,13 +49,19 @@ fn unknown_key(key: &str, table: &toml::Table, system: System) -> Error {
     for (part, inner) in table {
         keys.extend(inner.as_table().into_iter().flat_map(|t| t.keys()).map(|k| format!("{part}.{k}")));
     }
-    let near = keys.iter().min_by_key(|k| distance(k, key)).filter(|k| distance(k, key) <= 1 + key.len() / 3);
-    let inside = keys.iter().find(|k| k.ends_with(&format!(".{key}")));
+    let near = nearest(key, keys.iter().map(String::as_str));
+    let inside = keys.iter().map(String::as_str).find(|k| k.ends_with(&format!(".{key}")));
     let error = Error::usage(format!("no key called {key:?} in a recipe"));
     match inside.or(near) {
         Some(near) => error.hint(format!("did you mean {near}?")),
         None => error.hint(format!("`denoir recipes {}` prints them all", system.example())),
     }
+}
+
+/// The one of `known` that `wanted` was surely meant to be.
+pub fn nearest<'a>(wanted: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let near = known.into_iter().min_by_key(|name| distance(name, wanted));
+    near.filter(|name| distance(name, wanted) <= 1 + wanted.len() / 3)
 }
 
 /// Levenshtein's distance: insertions, deletions and replacements from one word to another.

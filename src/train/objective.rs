@@ -7,7 +7,7 @@ use crate::codec::Codec;
 use crate::device::Buffer;
 use crate::diffusion::Model;
 use crate::models::vae;
-use crate::models::{model_of, params_of};
+use crate::models::{model_of, params_of, params_of_model};
 use crate::nn::{Params, Scope};
 use crate::ops::arithmetic::{add, affine, mul};
 use crate::ops::dropout::dropout;
@@ -57,6 +57,12 @@ impl Objective {
             params: params_of(recipe),
             vae: codec.map(of),
         }
+    }
+
+    /// Noise prediction by another model than the recipe's own.
+    pub fn of_model(recipe: &Recipe, model: Box<Model>) -> Objective {
+        assert_eq!(recipe.system, System::Ddpm, "a model of one's own predicts noise of images");
+        Objective { recipe: recipe.clone(), params: params_of_model(recipe, &*model), model, vae: None }
     }
 
     /// Memory for stores that this objective reads and does not own.

@@ -8,6 +8,7 @@ use crate::checkpoint::Values;
 use crate::codec::Codec;
 use crate::data::Batch;
 use crate::device::{Buffer, Device};
+use crate::diffusion::Model;
 use crate::error::{Error, Result};
 use crate::nn::{self, Params};
 use crate::ops::adam::{AdamOptions, AdamTensors, adam};
@@ -160,7 +161,22 @@ impl Trainer {
         codec: Option<&Codec>,
         resume: Option<(u64, &Values)>,
     ) -> Result<Trainer> {
-        let objective = Objective::new(recipe, codec);
+        Trainer::of(Objective::new(recipe, codec), device, resume)
+    }
+
+    /// As [`Trainer::new`], for a diffusion model that is not the recipe's U-Net.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`].
+    ///
+    /// # Panics
+    /// When the recipe is not one of a diffusion model of images.
+    pub fn with_model(recipe: &Recipe, device: &Device, model: Box<Model>) -> Result<Trainer> {
+        Trainer::of(Objective::of_model(recipe, model), device, None)
+    }
+
+    fn of(objective: Objective, device: &Device, resume: Option<(u64, &Values)>) -> Result<Trainer> {
+        let recipe = &objective.recipe;
         let plan = Plan::new(&record_batch(&objective, recipe.accumulation), &[], device);
         let elements = objective.params.borrow().elements();
         // Weights, moments, EMA, and their copy while a checkpoint is written; one or two sets of gradients;
@@ -190,6 +206,7 @@ impl Trainer {
         } else {
             None
         };
+        let seed = recipe.seed;
         let trainer = Trainer {
             device: device.clone(),
             objective,
@@ -205,7 +222,7 @@ impl Trainer {
                 }
             }
             None => {
-                let initial = trainer.params().borrow().initial(recipe.seed);
+                let initial = trainer.params().borrow().initial(seed);
                 for buffer in &trainer.buffers[..2] {
                     trainer.device.write(buffer, 0, bytemuck::cast_slice(&initial))?;
                 }
@@ -217,6 +234,16 @@ impl Trainer {
     /// Steps done.
     pub fn step(&self) -> u64 {
         self.step
+    }
+
+    /// Makes the next step draw the numbers of the one after `step` steps; the weights stay as they are.
+    pub fn draw_as_after(&mut self, step: u64) {
+        self.step = step;
+    }
+
+    /// The launches of a batch; without accumulation, of the whole step.
+    pub fn program(&self) -> &Program {
+        &self.batch
     }
 
     pub fn params(&self) -> &Rc<RefCell<Params>> {
@@ -286,7 +313,19 @@ impl Trainer {
     /// # Errors
     /// When a loss or gradient is not finite (the weights stay as they were), or the driver or `next`
     /// reports an error.
-    pub fn advance(&mut self, mut next: impl FnMut() -> Result<Batch>) -> Result<Outcome> {
+    pub fn advance(&mut self, next: impl FnMut() -> Result<Batch>) -> Result<Outcome> {
+        self.advance_by(next, |batch| batch.run())
+    }
+
+    /// As [`Trainer::advance`], with `run` to run the launches of a batch.
+    ///
+    /// # Errors
+    /// As [`Trainer::advance`]; and those of `run`.
+    pub fn advance_by(
+        &mut self,
+        mut next: impl FnMut() -> Result<Batch>,
+        mut run: impl FnMut(&mut Program) -> Result<()>,
+    ) -> Result<Outcome> {
         let (mut state, lr) = self.state();
         let (accumulation, batch_size) =
             (self.objective.recipe.accumulation, self.objective.recipe.batch_size);
@@ -303,7 +342,7 @@ impl Trainer {
                 self.batch.write("labels", &images.labels)?;
             }
             self.batch.write("state", &state.words())?;
-            self.batch.run()?;
+            run(&mut self.batch)?;
             self.device.read(self.batch.store(METRICS), 0, bytemuck::cast_slice_mut(&mut metrics))?;
             sums.iter_mut().zip(&metrics).for_each(|(sum, m)| *sum += f64::from(*m));
             if !metrics[LOSS].is_finite() {

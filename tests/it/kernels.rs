@@ -16,7 +16,7 @@ const DIALECTS: [Dialect; 4] = [
 ];
 
 fn each(mut visit: impl FnMut(&Kernel, String, Dialect, Module)) {
-    for kernel in KERNELS {
+    for kernel in KERNELS.iter().chain(denoir::bench::KERNELS) {
         for (set, knobs) in kernel.knob_sets.iter().enumerate() {
             for dialect in DIALECTS {
                 let expanded = kernel.expand(knobs, dialect);
@@ -52,7 +52,7 @@ fn every_file_is_listed_and_every_kernel_validates() {
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .filter(|name| name.ends_with(".wgsl"))
         .collect();
-    assert_eq!(files, listed, "files in kernels/ and the list in src/ops/mod.rs");
+    assert_eq!(files, listed, "files in kernels/ and the lists in src/ops/mod.rs and src/bench");
 }
 
 #[test]

@@ -38,6 +38,28 @@ pub struct Bound {
     groups: [u32; 3],
 }
 
+impl Bound {
+    fn encode(&self, pass: &mut wgpu::ComputePass) {
+        pass.set_pipeline(&self.pipeline.raw);
+        pass.set_bind_group(0, &self.group, &[]);
+        if !self.immediates.is_empty() {
+            pass.set_immediates(0, &self.immediates);
+        }
+        let [x, y, z] = self.groups;
+        pass.dispatch_workgroups(x, y, z);
+    }
+}
+
+/// Memory that timestamps are resolved to.
+fn resolve_buffer(device: &wgpu::Device, bytes: u64) -> wgpu::Buffer {
+    device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some("timestamps"),
+        size: bytes.max(256),
+        usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+        mapped_at_creation: false,
+    })
+}
+
 /// Begin and end of a replay on the device's clock.
 pub(super) struct Timestamps {
     queries: wgpu::QuerySet,
@@ -54,15 +76,7 @@ impl Timestamps {
                 ty: wgpu::QueryType::Timestamp,
                 count: 2,
             }),
-            resolved: GpuBuffer {
-                raw: device.create_buffer(&wgpu::BufferDescriptor {
-                    label: Some("timestamps"),
-                    size: 256,
-                    usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
-                    mapped_at_creation: false,
-                }),
-                bytes: 256,
-            },
+            resolved: GpuBuffer { raw: resolve_buffer(device, 256), bytes: 256, _share: None },
             period: queue.get_timestamp_period(),
         })
     }
@@ -234,7 +248,7 @@ impl Gpu {
     ///
     /// # Errors
     /// When the driver reports an error.
-    pub fn replay(&self, dispatches: &[Bound]) -> Result<()> {
+    pub fn replay<'a>(&self, dispatches: impl IntoIterator<Item = &'a Bound>) -> Result<()> {
         let mut encoder = self.device.create_command_encoder(&Default::default());
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
@@ -246,13 +260,7 @@ impl Gpu {
                 }),
             });
             for dispatch in dispatches {
-                pass.set_pipeline(&dispatch.pipeline.raw);
-                pass.set_bind_group(0, &dispatch.group, &[]);
-                if !dispatch.immediates.is_empty() {
-                    pass.set_immediates(0, &dispatch.immediates);
-                }
-                let [x, y, z] = dispatch.groups;
-                pass.dispatch_workgroups(x, y, z);
+                dispatch.encode(&mut pass);
             }
         }
         if let Some(t) = &self.timestamps {
@@ -260,6 +268,57 @@ impl Gpu {
         }
         let submission = self.queue.submit([encoder.finish()]);
         self.submitted(submission)
+    }
+
+    /// As [`Gpu::replay`], with each dispatch between two timestamps, and waits for the end. Gives for each
+    /// when it began, since the first one did, and how long it took; `None` where the device has no
+    /// timestamps (nothing runs then).
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    pub fn replay_timed(&self, dispatches: &[Bound]) -> Result<Option<Vec<(Duration, Duration)>>> {
+        /// A set holds at most 4096 timestamps.
+        const AT_ONCE: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
+        let Some(Timestamps { period, .. }) = self.timestamps else { return Ok(None) };
+        let mut sets = Vec::new();
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        for some in dispatches.chunks(AT_ONCE) {
+            let count = 2 * some.len() as u32;
+            let (queries, resolved) = self.guarded("making room for timestamps", || {
+                let queries = self.device.create_query_set(&wgpu::QuerySetDescriptor {
+                    label: Some("dispatches"),
+                    ty: wgpu::QueryType::Timestamp,
+                    count,
+                });
+                (queries, resolve_buffer(&self.device, u64::from(count) * 8))
+            })?;
+            for (i, dispatch) in some.iter().enumerate() {
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                    label: Some("dispatch"),
+                    timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
+                        query_set: &queries,
+                        beginning_of_pass_write_index: Some(2 * i as u32),
+                        end_of_pass_write_index: Some(2 * i as u32 + 1),
+                    }),
+                });
+                dispatch.encode(&mut pass);
+            }
+            encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
+            sets.push((resolved, count as usize));
+        }
+        let submission = self.queue.submit([encoder.finish()]);
+        self.submitted(submission)?;
+        let mut ticks = Vec::with_capacity(2 * dispatches.len());
+        for (resolved, count) in sets {
+            let buffer = GpuBuffer { bytes: resolved.size(), raw: resolved, _share: None };
+            let mut some = vec![0_u64; count];
+            self.read(&buffer, 0, bytemuck::cast_slice_mut(&mut some))?;
+            ticks.extend(some);
+        }
+        let first = ticks.first().copied().unwrap_or(0);
+        let of = |ticks: u64| Duration::from_nanos((ticks as f64 * f64::from(period)) as u64);
+        let span = |pair: &[u64]| (of(pair[0].saturating_sub(first)), of(pair[1].saturating_sub(pair[0])));
+        Ok(Some(ticks.chunks_exact(2).map(span).collect()))
     }
 
     /// Time that the last replay took on the device's own clock; `None` where it has no timestamps.

@@ -7,6 +7,7 @@ pub mod shader;
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,6 +27,35 @@ const STAGING: u64 = 32 << 20;
 pub struct GpuBuffer {
     raw: wgpu::Buffer,
     bytes: u64,
+    /// `None` for the few bytes that no tensor lives in.
+    _share: Option<Share>,
+}
+
+/// Bytes of all tensors' buffers, and the most that they ever were.
+#[derive(Default)]
+struct Usage {
+    now: AtomicU64,
+    peak: AtomicU64,
+}
+
+/// A buffer's part of the usage, given back when it is dropped.
+struct Share {
+    usage: Arc<Usage>,
+    bytes: u64,
+}
+
+impl Share {
+    fn new(usage: &Arc<Usage>, bytes: u64) -> Share {
+        let now = usage.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        usage.peak.fetch_max(now, Ordering::Relaxed);
+        Share { usage: Arc::clone(usage), bytes }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.usage.now.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 impl GpuBuffer {
@@ -61,6 +91,7 @@ pub struct Gpu {
     /// Submissions of replays that nobody has waited for yet.
     in_flight: Mutex<VecDeque<wgpu::SubmissionIndex>>,
     timestamps: Option<dispatch::Timestamps>,
+    usage: Arc<Usage>,
 }
 
 impl Gpu {
@@ -107,12 +138,34 @@ impl Gpu {
             staging: Mutex::default(),
             in_flight: Mutex::default(),
             timestamps,
+            usage: Arc::default(),
         })
     }
 
     /// The adapter's name as its driver gives it.
     pub fn name(&self) -> &str {
         &self.info.name
+    }
+
+    /// The driver's name and version, and what it is driven through: `llvmpipe Mesa 25.0 (vulkan)`.
+    pub fn driver(&self) -> String {
+        let text = format!("{} {} ({})", self.info.driver, self.info.driver_info, self.info.backend);
+        text.trim().to_owned()
+    }
+
+    /// The most memory that buffers took at one time since [`Gpu::forget_peak`], in bytes.
+    pub fn peak_bytes(&self) -> u64 {
+        self.usage.peak.load(Ordering::Relaxed)
+    }
+
+    /// Counts the peak anew, from what is allocated now.
+    pub fn forget_peak(&self) {
+        self.usage.peak.store(self.usage.now.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// True if kernels can compute with 16-bit floats.
+    pub fn has_f16(&self) -> bool {
+        self.device.features().contains(wgpu::Features::SHADER_F16)
     }
 
     /// True for drivers that compute on the CPU (llvmpipe, SwiftShader).
@@ -164,7 +217,7 @@ impl Gpu {
                 mapped_at_creation: false,
             })
         })?;
-        Ok(GpuBuffer { raw, bytes })
+        Ok(GpuBuffer { raw, bytes, _share: Some(Share::new(&self.usage, bytes)) })
     }
 
     /// Writes into a buffer; later submissions see it.

@@ -11,7 +11,7 @@ pub use transpose::conv_transpose2d;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatch, Dispatches, Io, Launch};
+use crate::launch::{Cost, Dispatch, Dispatches, Io, Launch};
 use crate::tape::Tensor;
 use crate::tensor::Shape;
 
@@ -76,6 +76,11 @@ pub(crate) struct Geometry {
 impl Geometry {
     fn weights(&self) -> usize {
         self.kh * self.kw * self.cin * self.cout
+    }
+
+    /// Of the convolution, its adjoint and the gradient of its weights alike.
+    fn flops(&self) -> u64 {
+        2 * (self.out_pixels() * self.weights()) as u64
     }
 
     fn out_pixels(&self) -> usize {
@@ -185,6 +190,10 @@ impl Launch for Forward {
         self.name
     }
 
+    fn cost(&self, bytes: u64) -> Cost {
+        Cost { flops: self.g.flops(), bytes }
+    }
+
     fn cpu(&self, io: &Io) {
         let mut next = 2..;
         let mut optional = |given: bool| given.then(|| next.next().map(|i| io.read(i))).flatten();
@@ -264,6 +273,10 @@ impl BackwardW {
 impl Launch for BackwardW {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn cost(&self, bytes: u64) -> Cost {
+        Cost { flops: self.g.flops(), bytes }
     }
 
     fn cpu(&self, io: &Io) {

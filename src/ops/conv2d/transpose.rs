@@ -7,7 +7,7 @@ mod tests;
 use super::{BackwardShift, BackwardW, Forward, Geometry, Padding, WG, gather, lanes, twin};
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch};
+use crate::launch::{Cost, Dispatches, Io, Launch};
 use crate::tape::Tensor;
 use crate::tensor::Shape;
 
@@ -111,6 +111,10 @@ pub(super) struct Adjoint {
 impl Launch for Adjoint {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn cost(&self, bytes: u64) -> Cost {
+        Cost { flops: self.g.flops(), bytes }
     }
 
     fn cpu(&self, io: &Io) {

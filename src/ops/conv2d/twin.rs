@@ -180,18 +180,18 @@ pub fn adjoint(
         .into_iter()
         .map(|class| {
             let taps = class.taps.len();
-            let (room, rest) =
-                std::mem::take(&mut panels).split_at_mut(panel_elements(taps * g.cout, g.cin));
+            let (room, rest) = std::mem::take(&mut panels).split_at_mut(panel_elements(taps * g.cout, g.cin));
             panels = rest;
-            let filled = Panels::fill(room, taps * g.cout, g.cin, taps.max(1), |tap, first, cols, out, width| {
-                let (kh, kw) = class.taps[tap];
-                let w = &w[(kh * g.kw + kw) * g.cin * g.cout..][..g.cin * g.cout];
-                for (ci, w) in w[first * g.cout..].chunks_exact(g.cout).take(cols).enumerate() {
-                    for (out, w) in out.chunks_exact_mut(width).zip(w) {
-                        out[ci] = *w;
+            let filled =
+                Panels::fill(room, taps * g.cout, g.cin, taps.max(1), |tap, first, cols, out, width| {
+                    let (kh, kw) = class.taps[tap];
+                    let w = &w[(kh * g.kw + kw) * g.cin * g.cout..][..g.cin * g.cout];
+                    for (ci, w) in w[first * g.cout..].chunks_exact(g.cout).take(cols).enumerate() {
+                        for (out, w) in out.chunks_exact_mut(width).zip(w) {
+                            out[ci] = *w;
+                        }
                     }
-                }
-            });
+                });
             (class, filled)
         })
         .collect();
@@ -206,9 +206,8 @@ pub fn adjoint(
             for (class, panels) in &classes {
                 let heights = (dx.len() / (g.w * g.cin)).saturating_sub(class.rh).div_ceil(g.stride);
                 let widths = g.w.saturating_sub(class.rw).div_ceil(g.stride);
-                let at = |row: usize| {
-                    (class.rh + row / widths * g.stride, class.rw + row % widths * g.stride)
-                };
+                let at =
+                    |row: usize| (class.rh + row / widths * g.stride, class.rw + row % widths * g.stride);
                 // Of the first tap, which is the furthest; later ones lie nearer by one each.
                 let place = |row: usize| {
                     let (h, w) = at(row);
@@ -217,7 +216,8 @@ pub fn adjoint(
                 };
                 let start = |(oh, ow): (usize, usize), tap: usize| {
                     // What lies before the image becomes a number past its end.
-                    let (oh, ow) = (oh.wrapping_sub(class.nearer[tap].0), ow.wrapping_sub(class.nearer[tap].1));
+                    let (oh, ow) =
+                        (oh.wrapping_sub(class.nearer[tap].0), ow.wrapping_sub(class.nearer[tap].1));
                     (oh < g.oh && ow < g.ow).then(|| ((n * g.oh + oh) * g.ow + ow) * g.cout)
                 };
                 let left = Gather { src: dy, c: g.cout, taps: class.taps.len() };

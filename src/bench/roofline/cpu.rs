@@ -1,0 +1,225 @@
+//! The CPU's ceilings: multiplications with additions in registers, and arrays larger than its caches.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::{Effort, Raw, check, shortest};
+use crate::device::cpu::Cpu;
+use crate::device::{Device, available_memory};
+use crate::error::Result;
+use crate::simd::vectorized;
+
+/// Independent chains of multiply-adds: two a cycle, each of four or five cycles, are hidden by ten; and with
+/// their two factors they fit the sixteen registers of AVX2.
+const CHAINS: usize = 12;
+/// Multiply-adds of each chain between two looks at the clock: some milliseconds.
+const ROUNDS: usize = 1 << 20;
+
+/// Runs the chains on one thread: the operations that it took, and the sum of what they came to.
+struct Chains {
+    /// Each chain begins with another number, so that none can stand for another.
+    starts: [f32; CHAINS],
+    factor: f32,
+    summand: f32,
+}
+
+impl WithSimd for Chains {
+    type Output = (u64, f32);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> (u64, f32) {
+        let (a, b) = (simd.splat_f32s(self.factor), simd.splat_f32s(self.summand));
+        let [
+            mut c0,
+            mut c1,
+            mut c2,
+            mut c3,
+            mut c4,
+            mut c5,
+            mut c6,
+            mut c7,
+            mut c8,
+            mut c9,
+            mut c10,
+            mut c11,
+        ] = self.starts.map(|start| simd.splat_f32s(start));
+        for _ in 0..ROUNDS {
+            c0 = simd.mul_add_f32s(c0, a, b);
+            c1 = simd.mul_add_f32s(c1, a, b);
+            c2 = simd.mul_add_f32s(c2, a, b);
+            c3 = simd.mul_add_f32s(c3, a, b);
+            c4 = simd.mul_add_f32s(c4, a, b);
+            c5 = simd.mul_add_f32s(c5, a, b);
+            c6 = simd.mul_add_f32s(c6, a, b);
+            c7 = simd.mul_add_f32s(c7, a, b);
+            c8 = simd.mul_add_f32s(c8, a, b);
+            c9 = simd.mul_add_f32s(c9, a, b);
+            c10 = simd.mul_add_f32s(c10, a, b);
+            c11 = simd.mul_add_f32s(c11, a, b);
+        }
+        let all = [c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11];
+        let sum = all.into_iter().fold(simd.splat_f32s(0.0), |sum, c| simd.add_f32s(sum, c));
+        ((2 * CHAINS * ROUNDS * S::F32_LANES) as u64, simd.reduce_sum_f32s(sum) / S::F32_LANES as f32)
+    }
+}
+
+/// One thread's share. `c = c / 2 + 1` comes to 2, whatever it began with.
+fn chains() -> Result<u64> {
+    let starts = std::array::from_fn(|i| i as f32);
+    let (factor, summand) = (0.5, 1.0);
+    let (flops, sum) = pulp::Arch::new().dispatch(black_box(Chains { starts, factor, summand }));
+    check("a chain of multiplications and additions", f64::from(sum - 2.0 * CHAINS as f32).abs(), 1e-3)?;
+    Ok(flops)
+}
+
+/// Sum of a part of an array, in as many partial sums as hide the latency of an addition.
+struct Sum<'a>(&'a [f32]);
+
+impl WithSimd for Sum<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        let (vectors, rest) = S::as_simd_f32s(self.0);
+        let mut sums = [simd.splat_f32s(0.0); 8];
+        let mut eights = vectors.chunks_exact(8);
+        for eight in eights.by_ref() {
+            for (sum, x) in sums.iter_mut().zip(eight) {
+                *sum = simd.add_f32s(*sum, *x);
+            }
+        }
+        for x in eights.remainder() {
+            sums[0] = simd.add_f32s(sums[0], *x);
+        }
+        let sum = sums.into_iter().fold(simd.splat_f32s(0.0), |a, b| simd.add_f32s(a, b));
+        simd.reduce_sum_f32s(sum) + rest.iter().sum::<f32>()
+    }
+}
+
+/// Elements of each array: several times the largest cache together.
+fn array_elements() -> usize {
+    let cache = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index3/size")
+        .ok()
+        .and_then(|text| text.trim().strip_suffix('K')?.parse::<usize>().ok())
+        .map_or(32 << 20, |kib| kib << 10);
+    let wanted = (2 * cache).clamp(64 << 20, 512 << 20);
+    let room = available_memory().map_or(wanted, |bytes| (bytes / 8) as usize);
+    wanted.min(room.max(4 << 20)) / 4
+}
+
+/// Three arrays, each cut into a part for each thread.
+struct Arrays {
+    a: Vec<f32>,
+    b: Vec<f32>,
+    c: Vec<f32>,
+}
+
+/// GB/s of copying, reading and the triad.
+struct Rates {
+    copy: f64,
+    read: f64,
+    triad: f64,
+}
+
+impl Rates {
+    fn best(&self) -> f64 {
+        self.copy.max(self.read).max(self.triad)
+    }
+}
+
+impl Arrays {
+    /// Filled by the threads that will work on them, so that each finds its part in memory near it.
+    fn new(cpu: &Cpu, elements: usize) -> Arrays {
+        let filled = |value: f32| {
+            let mut array = vec![0.0; elements];
+            let part = elements.div_ceil(cpu.threads());
+            cpu.run(|| array.par_chunks_mut(part).for_each(|part| part.fill(value)));
+            array
+        };
+        Arrays { a: filled(0.0), b: filled(1.0), c: filled(2.0) }
+    }
+
+    fn rates(&mut self, cpu: &Cpu, effort: Effort) -> Result<Rates> {
+        let Arrays { a, b, c } = self;
+        let bytes = 4.0 * a.len() as f64;
+        let part = a.len().div_ceil(cpu.threads());
+        let rate = |arrays: f64, work: &mut (dyn FnMut() + Send)| -> Result<f64> {
+            let seconds = shortest(effort, || {
+                let began = Instant::now();
+                cpu.run(&mut *work);
+                Ok(began.elapsed().as_secs_f64())
+            })?;
+            Ok(arrays * bytes / seconds * 1e-9)
+        };
+        let copy = rate(2.0, &mut || {
+            a.par_chunks_mut(part).zip(b.par_chunks(part)).for_each(|(a, b)| a.copy_from_slice(b));
+        })?;
+        let mut total = 0.0_f64;
+        let read = rate(1.0, &mut || {
+            total = c.par_chunks(part).map(|c| f64::from(pulp::Arch::new().dispatch(Sum(c)))).sum();
+        })?;
+        let wanted = 2.0 * c.len() as f64;
+        check("the sum of an array", (total - wanted).abs() / wanted, 1e-3)?;
+        let scale = black_box(3.0_f32);
+        let triad = rate(3.0, &mut || {
+            let inputs = b.par_chunks(part).zip(c.par_chunks(part));
+            a.par_chunks_mut(part).zip(inputs).for_each(|(a, (b, c))| {
+                vectorized(
+                    #[inline(always)]
+                    || a.iter_mut().zip(b).zip(c).for_each(|((a, b), c)| *a = b + scale * c),
+                );
+            });
+        })?;
+        let wrong = a.iter().filter(|a| **a != 7.0).count();
+        check("the sum of two arrays", wrong as f64, 0.0)?;
+        Ok(Rates { copy, read, triad })
+    }
+}
+
+/// GFLOP/s of all threads of the device.
+fn multiply_add(cpu: &Cpu, effort: Effort) -> Result<f64> {
+    let mut flops = 0;
+    let seconds = shortest(effort, || {
+        let began = Instant::now();
+        let done = cpu.run(|| rayon::broadcast(|_| chains()));
+        let took = began.elapsed().as_secs_f64();
+        flops = done.into_iter().sum::<Result<u64>>()?;
+        Ok(took)
+    })?;
+    Ok(flops as f64 / seconds * 1e-9)
+}
+
+pub(super) fn measure(
+    cpu: &Cpu,
+    device: &Device,
+    effort: Effort,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Raw> {
+    let elements = array_elements();
+    device.check_memory(3 * 4 * elements as u64)?;
+    progress("multiply-add");
+    let f32_rate = multiply_add(cpu, effort)?;
+    progress("memory");
+    let mut arrays = Arrays::new(cpu, elements);
+    let rates = arrays.rates(cpu, effort)?;
+    let (mut f32_one_thread, mut memory_one_thread) = (None, None);
+    if effort == Effort::Full {
+        progress("one thread");
+        let one = Cpu::open(Some(1))?;
+        f32_one_thread = Some(multiply_add(&one, effort)?);
+        memory_one_thread = Some(arrays.rates(&one, effort)?.best());
+    }
+    Ok(Raw {
+        f32_rate,
+        f32_one_thread,
+        f16_rate: None,
+        copy: rates.copy,
+        read: Some(rates.read),
+        triad: Some(rates.triad),
+        memory_one_thread,
+        array_bytes: 4 * elements as u64,
+    })
+}

@@ -1,0 +1,178 @@
+//! What is measured of a workload, ready to run again and again.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::measure::numbers;
+use super::workload::Workload;
+use crate::data::Batch;
+use crate::device::{Buffer, Device};
+use crate::error::Result;
+use crate::models::vae;
+use crate::nn::{self, Scope};
+use crate::program::{Plan, Program, Sharing, Span};
+use crate::sample::{Options, Sampler};
+use crate::tape::{Tape, Tensor};
+use crate::train::Trainer;
+
+/// What of a workload is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A training step: noise, forward, loss, backward, clipping, Adam, EMA.
+    Step,
+    /// A reverse step: one forward and one update. Of a VAE, its decoder.
+    Sample,
+}
+
+/// A compiled step of a workload.
+pub struct Subject(Inner);
+
+enum Inner {
+    Training(Box<Trainer>, Batch),
+    Sampling(Box<Sampler>, usize),
+    Decoding(Box<Program>, Tensor),
+}
+
+impl Subject {
+    /// Compiles it, with the initial weights of the recipe's seed.
+    ///
+    /// # Errors
+    /// When memory is too small, or the driver cannot build a kernel.
+    pub fn new(workload: &Workload, kind: Kind, device: &Device) -> Result<Subject> {
+        let inner = match kind {
+            Kind::Step => Inner::Training(Box::new(workload.trainer(device)?), workload.data()),
+            Kind::Sample => {
+                let params = workload.params();
+                let initial = params.borrow().initial(workload.recipe.seed);
+                let weights = device.alloc(nn::STORE, initial.len() * 4)?;
+                device.write(&weights, 0, bytemuck::cast_slice(&initial))?;
+                drop(initial);
+                if workload.is_vae() {
+                    decoder(workload, device, &weights)?
+                } else {
+                    let recipe = &workload.recipe;
+                    let [h, w, c] = workload.image();
+                    let options = Options { steps: recipe.timesteps, ..Options::of(recipe) };
+                    let shape = [workload.batch(), h, w, c];
+                    let model = workload.model();
+                    let mut sampler =
+                        Sampler::new(device, &*model, &params, &weights, recipe, options, shape)?;
+                    sampler.start(0)?;
+                    if recipe.unet.num_class_embeds > 0 {
+                        sampler.program().write("labels", &workload.data().labels)?;
+                    }
+                    Inner::Sampling(Box::new(sampler), 0)
+                }
+            }
+        };
+        Ok(Subject(inner))
+    }
+
+    pub fn kind(&self) -> Kind {
+        match self.0 {
+            Inner::Training(..) => Kind::Step,
+            Inner::Sampling(..) | Inner::Decoding(..) => Kind::Sample,
+        }
+    }
+
+    /// What runs in a step.
+    pub fn program(&self) -> &Program {
+        match &self.0 {
+            Inner::Training(trainer, _) => trainer.program(),
+            Inner::Sampling(sampler, _) => sampler.program(),
+            Inner::Decoding(program, _) => program,
+        }
+    }
+
+    /// One step, to its end.
+    ///
+    /// # Errors
+    /// When the driver reports an error, or a training step's loss is not finite.
+    pub fn advance(&mut self) -> Result<()> {
+        self.run(|program| program.run())?;
+        self.program().device().wait()
+    }
+
+    /// As [`Subject::advance`], with the times of the launches; gives when they began.
+    ///
+    /// # Errors
+    /// As [`Subject::advance`]; and when the device cannot time its kernels.
+    pub fn advance_timed(&mut self, spans: &mut Vec<Span>) -> Result<Instant> {
+        let mut began = Instant::now();
+        self.run(|program| {
+            began = Instant::now();
+            program.run_timed(spans)
+        })?;
+        Ok(began)
+    }
+
+    fn run(&mut self, mut run: impl FnMut(&mut Program) -> Result<()>) -> Result<()> {
+        match &mut self.0 {
+            Inner::Training(trainer, batch) => {
+                trainer.advance_by(|| Ok(batch.clone()), run)?;
+                Ok(())
+            }
+            Inner::Sampling(sampler, row) => {
+                let rows = sampler.timesteps().len();
+                sampler.set_row(*row, 0)?;
+                *row = (*row + 1) % rows;
+                run(sampler.program_mut())
+            }
+            Inner::Decoding(program, _) => run(program),
+        }
+    }
+
+    /// The loss of a training step that draws what the very first one drew; the weights go on.
+    ///
+    /// # Errors
+    /// As [`Subject::advance`].
+    ///
+    /// # Panics
+    /// When it does not train.
+    #[track_caller]
+    pub(super) fn same_step(&mut self) -> Result<f32> {
+        let Inner::Training(trainer, batch) = &mut self.0 else { panic!("only training has a loss") };
+        trainer.draw_as_after(0);
+        Ok(trainer.advance(|| Ok(batch.clone()))?.loss)
+    }
+
+    /// What the first reverse step, or the decoder, gives.
+    ///
+    /// # Errors
+    /// As [`Subject::advance`].
+    ///
+    /// # Panics
+    /// When it trains.
+    #[track_caller]
+    pub(super) fn first_sample(&mut self) -> Result<Vec<f32>> {
+        match &mut self.0 {
+            Inner::Training(..) => panic!("training has no sample"),
+            Inner::Sampling(sampler, row) => {
+                sampler.start(0)?;
+                sampler.set_row(0, 0)?;
+                *row = 1;
+                sampler.program_mut().run()?;
+                sampler.current()
+            }
+            Inner::Decoding(program, image) => {
+                program.run()?;
+                program.read(image)
+            }
+        }
+    }
+}
+
+fn decoder(workload: &Workload, device: &Device, weights: &Buffer) -> Result<Inner> {
+    let (recipe, params) = (&workload.recipe, workload.params());
+    let [h, w, c] = recipe.vae.latent_shape(recipe.image_size);
+    let tape = Tape::new();
+    let z = tape.stored("z", 0, [workload.batch(), h, w, c]);
+    let raw = vae::decode(&recipe.vae, &Scope::new(&tape, &params), &z, workload.image());
+    let image = vae::image_of(&raw, recipe.reconstruction);
+    let plan = Plan::new(&tape, &[&image], device);
+    let program = Program::compile(&plan, device, &[(nn::STORE, weights)], Sharing::Shared)?;
+    program.write("z", &numbers(1, z.elements()))?;
+    Ok(Inner::Decoding(Box::new(program), image))
+}

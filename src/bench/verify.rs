@@ -1,0 +1,85 @@
+//! What a workload must show before anything of it is timed.
+
+use super::subject::{Kind, Subject};
+use super::workload::Workload;
+use crate::device::Device;
+use crate::error::{Error, Result};
+
+/// Steps in which the loss must fall.
+const FALLING: usize = 4;
+/// Steps that a second run repeats.
+const REPEATED: usize = 2;
+/// How far a GPU may be from the CPU device, as a fraction: of the loss, and of the norm of samples.
+const LOSS_TOLERANCE: f64 = 1e-3;
+const SAMPLE_TOLERANCE: f64 = 1e-4;
+
+/// A subject that computes the right thing: its results are finite, a second run gives the same bits, the
+/// loss of the same images and noise falls from step to step, and a GPU agrees with the CPU device.
+/// `progress` is told what goes on.
+///
+/// # Errors
+/// When any of that is not so, memory is too small, or the driver reports an error.
+pub fn verified(
+    workload: &Workload,
+    kind: Kind,
+    device: &Device,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Subject> {
+    let wrong = |what: String| {
+        Err(Error::new(format!("{} on {}: {what}", workload.name, device.describe()))
+            .hint("nothing was timed; please report it with the command and `denoir devices`"))
+    };
+    progress("checking");
+    let mut subject = Subject::new(workload, kind, device)?;
+    let (first, again) = match kind {
+        Kind::Step => {
+            let first = losses(&mut subject, FALLING)?;
+            if !first.windows(2).all(|pair| pair[1] < pair[0]) {
+                return wrong(format!("the loss of the same images and noise does not fall: {first:?}"));
+            }
+            // One after the other: both at once would take twice the memory.
+            drop(subject);
+            subject = Subject::new(workload, kind, device)?;
+            let again = losses(&mut subject, REPEATED)?;
+            (first[..REPEATED].to_vec(), again)
+        }
+        Kind::Sample => (subject.first_sample()?, subject.first_sample()?),
+    };
+    if let Some(bad) = first.iter().position(|v| !v.is_finite()) {
+        return wrong(format!("number {bad} of the results is {}", first[bad]));
+    }
+    if first.iter().zip(&again).any(|(a, b)| a.to_bits() != b.to_bits()) {
+        return wrong("a second run differs from the first".to_owned());
+    }
+    if let Device::Gpu(_) = device {
+        progress("comparing with the CPU device");
+        let small = workload.for_comparison();
+        let results = |device: &Device| -> Result<Vec<f32>> {
+            let mut subject = Subject::new(&small, kind, device)?;
+            match kind {
+                Kind::Step => losses(&mut subject, REPEATED),
+                Kind::Sample => subject.first_sample(),
+            }
+        };
+        let (ours, theirs) = (results(device)?, results(&Device::open("cpu")?)?);
+        let tolerance = if kind == Kind::Step { LOSS_TOLERANCE } else { SAMPLE_TOLERANCE };
+        let err = distance(&ours, &theirs);
+        // Not `err > tolerance`, which a NaN would pass.
+        if !matches!(err.partial_cmp(&tolerance), Some(std::cmp::Ordering::Less)) {
+            return wrong(format!("the results are off by {err:.1e} from those of the CPU device"));
+        }
+    }
+    Ok(subject)
+}
+
+/// Losses of steps on the same images, noise and timesteps.
+fn losses(subject: &mut Subject, steps: usize) -> Result<Vec<f32>> {
+    (0..steps).map(|_| subject.same_step()).collect()
+}
+
+/// Norm of the difference over norm.
+fn distance(ours: &[f32], theirs: &[f32]) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let differences = ours.iter().zip(theirs).map(|(a, b)| f64::from(*a) - f64::from(*b));
+    norm(&mut { differences }) / norm(&mut theirs.iter().map(|v| f64::from(*v)))
+}

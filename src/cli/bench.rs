@@ -1,0 +1,240 @@
+//! `denoir bench`
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use super::output::check_folder_of;
+use super::{bar, note, print};
+use crate::bench::{self, Ceilings, Effort, Footprint, Kind, Report, Workload, time, verified};
+use crate::device::{Device, size};
+use crate::error::{Error, Result};
+
+pub(super) const WORKLOADS: &str = "\
+Workloads (batch size on the CPU device; on a GPU):
+  arena-unet     the Inference Arena's U-Net, 32x32x4                 2; 2
+  mnist-unet     pixel DDPM of the recipe mnist, 28x28x1              16; 128
+  celeba64-unet  pixel DDPM of the recipe celeba64, 64x64x3           4; 64
+  ldm-unet       U-Net of the recipe celeba64-ldm, latents 8x8x4      64; 512
+  vae64          VAE of the recipe celeba64-vae, 64x64x3              8; 64
+  mlp-vae        VAE of the recipe mnist-mlp-vae, 28x28x1             128; 128
+  cifar10-unet   pixel DDPM of the recipe cifar10, 32x32x3            4; 128";
+
+const FIELDS: &str = "\
+The JSON object has workload, kind, device, driver, threads, batch, parameters, median_ms, min_ms, max_ms, quartiles_ms,
+images_per_s, gflops, peak_memory_bytes, launches, n, warmup, flops, dtype, version, date.
+
+gflops counts two operations for each multiplication and addition of products and convolutions, as PyTorch's counter does;
+element-wise work is not counted. peak_memory_bytes: on the CPU device the process's peak resident memory less what was
+resident when the command began; on a GPU the most that was allocated on it at one time; null where the system does not
+say. Nothing is timed before results are checked: finite, the same bits in a second run, a loss that falls from step to
+step on the same images and noise, and on a GPU the numbers of the CPU device.";
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Time a training step: noise, forward, loss, backward, clipping, Adam, EMA
+    #[command(after_help = WORKLOADS, after_long_help = format!("{WORKLOADS}\n\n{FIELDS}"))]
+    Step(Timed),
+    /// Time a sampling step: one forward and one update; of a VAE, the decoder
+    #[command(after_help = WORKLOADS, after_long_help = format!("{WORKLOADS}\n\n{FIELDS}"))]
+    Sample(Timed),
+    /// Measure the device's ceilings: multiply-add rate, memory bandwidth, and the program's matrix product
+    #[command(after_help = CEILINGS)]
+    Roofline(Roofline),
+    /// Compute output, loss and gradients from given weights and inputs, to hold another framework's against
+    #[command(after_help = WORKLOADS, after_long_help = format!("{CONTRACT}\n\n{WORKLOADS}"))]
+    Check(Check),
+}
+
+#[derive(clap::Args)]
+struct Timed {
+    /// What to run (see below)
+    workload: String,
+    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Threads of the CPU device [default: one per core]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Images of a step [default: the workload's]
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Steps that are timed
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    steps: u32,
+    /// Steps before them that are not
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    warmup: u32,
+    /// One JSON object, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+const CONTRACT: &str = "\
+GIVEN is a safetensors file of f32 tensors:
+  NAME       every parameter of the workload under its name in PyTorch (conv_in.weight, ...), in PyTorch's layout: convolutions
+             [Cout, Cin, KH, KW], transposed ones [Cin, Cout, KH, KW], linear layers [Cout, Cin]
+  in/x       images [N, C, H, W]; N is the batch size. U-Nets: the noised image. VAEs: the image in [-1, 1]; of mlp-vae
+             [N, 784] is fine too
+  in/t       U-Nets but arena-unet: timesteps [N], f32 or i64
+  in/target  U-Nets: what the output is compared with (the noise), of the shape of in/x
+  in/eps     VAEs: the noise of the reparameterisation, [N, 4, 8, 8] (vae64) or [N, 2] (mlp-vae)
+
+OUT holds f32 tensors:
+  out        [N, C, H, W]. U-Nets: the output. vae64: the decoded image, after tanh. mlp-vae: the decoder's logits
+  loss       [1]. U-Nets: mean of (out - in/target)^2. VAEs: reconstruction + KL divergence, both summed over an image and
+             averaged over the batch; the reconstruction is (out - in/x)^2 (vae64), or the binary cross-entropy of the logits
+             with the probabilities (in/x + 1) / 2 (mlp-vae)
+  grad/NAME  the loss's derivative by every parameter, in the layout of the parameter
+
+There is no dropout.";
+
+const CEILINGS: &str = "\
+The best of several readings each, by kernels of denoir's own. memory is the highest of copy, read and triad (a = b + s c)
+over arrays that no cache holds, counted as bytes that the program names; f32 multiply-add is at least what the matrix
+product reaches. Other programs on the machine make all of them lower: measure on an idle one.";
+
+#[derive(clap::Args)]
+struct Roofline {
+    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Threads of the CPU device [default: one per core]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// One JSON object, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+struct Check {
+    /// What to compute (see below)
+    workload: String,
+    /// Weights and inputs (see `--help`)
+    #[arg(long, value_name = "FILE.safetensors")]
+    given: PathBuf,
+    /// Where to write output, loss and gradients
+    #[arg(long, value_name = "FILE.safetensors")]
+    out: PathBuf,
+    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Threads of the CPU device [default: one per core]
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    match &arguments.what {
+        What::Step(timed) => step(timed, Kind::Step),
+        What::Sample(timed) => step(timed, Kind::Sample),
+        What::Roofline(arguments) => roofline(arguments),
+        What::Check(arguments) => check(arguments),
+    }
+}
+
+fn step(arguments: &Timed, kind: Kind) -> Result<()> {
+    let device = Device::open_with(&arguments.device, arguments.threads)?;
+    let footprint = Footprint::now(&device);
+    let workload = bench::find(&arguments.workload, &device, arguments.batch)?;
+    let (warmup, steps) = (arguments.warmup as usize, arguments.steps as usize);
+    let bar = bar((warmup + steps) as u64, "{msg} {bar:30} {pos}/{len} {eta} left");
+    let on = device.describe();
+    note(&format!("{}, batch {}, on {on}", workload.name, workload.batch()));
+    let mut subject = verified(&workload, kind, &device, &mut |doing| {
+        bar.set_message(doing.to_owned());
+        bar.tick();
+    })?;
+    bar.set_message("timing");
+    bar.reset_eta();
+    let times = time(warmup, steps, &mut || bar.inc(1), || subject.advance())?;
+    bar.finish_and_clear();
+    let report = Report::new(&workload, &device, &subject, warmup, &times, footprint);
+    print(&if arguments.json { json(&report)? } else { describe(&report, &workload) })
+}
+
+/// A report as one JSON object.
+pub(super) fn json(report: &impl serde::Serialize) -> Result<String> {
+    let text = serde_json::to_string(report).map_err(|e| Error::new("cannot write JSON").caused_by(e))?;
+    Ok(text + "\n")
+}
+
+fn describe(report: &Report, workload: &Workload) -> String {
+    let mut text = String::new();
+    let mut line = |what: &str, value: String| {
+        let _ = writeln!(text, "{what:16} {value}");
+    };
+    let what = match (report.kind, workload.is_vae()) {
+        (Kind::Step, _) => "training step",
+        (Kind::Sample, false) => "sampling step",
+        (Kind::Sample, true) => "decoding",
+    };
+    let ms = |ms: f64| format!("{ms:.3} ms");
+    let [low, high] = report.quartiles_ms;
+    line("workload", format!("{}, {what}, batch {}, {}", report.workload, report.batch, report.dtype));
+    line("device", format!("{} ({})", report.device, report.driver));
+    line("parameters", super::thousands(report.parameters));
+    line(
+        "median",
+        format!("{} of {} steps, after {} to warm up", ms(report.median_ms), report.n, report.warmup),
+    );
+    line("middle half", format!("{} to {}", ms(low), ms(high)));
+    line("spread", format!("{} to {}", ms(report.min_ms), ms(report.max_ms)));
+    line("images/s", format!("{:.1}", report.images_per_s));
+    line("GFLOP/s", format!("{:.1} (products and convolutions)", report.gflops));
+    line("peak memory", report.peak_memory_bytes.map_or("unknown".to_owned(), size));
+    line("launches", super::thousands(report.launches));
+    text
+}
+
+fn roofline(arguments: &Roofline) -> Result<()> {
+    let device = Device::open_with(&arguments.device, arguments.threads)?;
+    note(&format!("on {}", device.describe()));
+    let bar = bar(1, "{spinner} {msg}");
+    let ceilings = Ceilings::measure(&device, Effort::Full, &mut |doing| {
+        bar.set_message(doing.to_owned());
+        bar.tick();
+    })?;
+    bar.finish_and_clear();
+    print(&if arguments.json { json(&ceilings)? } else { describe_ceilings(&ceilings) })
+}
+
+fn describe_ceilings(of: &Ceilings) -> String {
+    let mut text = String::new();
+    let mut line = |what: &str, value: String| {
+        let _ = writeln!(text, "{what:24} {value}");
+    };
+    let mut rate = |what: &str, rate: Option<f64>, unit: &str| {
+        if let Some(rate) = rate {
+            line(what, format!("{rate:10.1} {unit}"));
+        }
+    };
+    rate("f32 multiply-add", Some(of.f32_gflops), "GFLOP/s");
+    rate("  one thread", of.f32_one_thread_gflops, "GFLOP/s");
+    rate("f16 multiply-add", of.f16_gflops, "GFLOP/s");
+    let product =
+        format!("GFLOP/s ({0}x{0}, {1:.0} %)", of.matmul_side, of.matmul_gflops / of.f32_gflops * 100.0);
+    rate("denoir's matrix product", Some(of.matmul_gflops), &product);
+    rate("memory", Some(of.memory_gb_s), "GB/s");
+    rate("  copy", Some(of.copy_gb_s), &format!("GB/s (arrays of {})", size(of.array_bytes)));
+    rate("  read", of.read_gb_s, "GB/s");
+    rate("  triad", of.triad_gb_s, "GB/s");
+    rate("  one thread", of.memory_one_thread_gb_s, "GB/s");
+    format!("{} ({})\n{text}", of.device, of.driver)
+}
+
+fn check(arguments: &Check) -> Result<()> {
+    check_folder_of(&arguments.out)?;
+    let device = Device::open_with(&arguments.device, arguments.threads)?;
+    let workload = bench::find(&arguments.workload, &device, None)?;
+    bench::compute(&workload, &device, &arguments.given, &arguments.out)?;
+    print(&format!("{}\n", arguments.out.display()))
+}
