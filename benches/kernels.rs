@@ -11,6 +11,7 @@ mod check;
 mod common;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use denoir::bench::numbers;
 use denoir::device::Device;
 use denoir::ops::activation::Activation;
 use denoir::ops::adam::{AdamOptions, AdamTensors, adam};
@@ -23,7 +24,7 @@ use denoir::state::State;
 use denoir::tape::Tape;
 
 use check::{check, compiled, sum};
-use common::{devices, numbers, time};
+use common::{devices, time};
 
 /// Times on every device what `prepare` compiles and has checked. Nothing is prepared that the command line
 /// leaves out.

@@ -4,7 +4,6 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use denoir::device::Device;
-use denoir::philox::{Stream, draw, normal};
 
 /// The CPU device, and the one that the variable `DENOIR_BENCH_DEVICE` names (`gpu`, `gpu:INDEX`,
 /// `gpu:NAME-PART`), by the names that benchmarks carry.
@@ -20,15 +19,6 @@ pub fn devices() -> &'static [(String, Device)] {
         std::iter::once("cpu".to_owned()).chain(wanted).map(open).collect()
     });
     &DEVICES
-}
-
-/// Standard normal numbers that depend on `salt` alone.
-pub fn numbers(salt: u32, n: usize) -> Vec<f32> {
-    let blocks = 0..n.div_ceil(4) as u32;
-    let mut all: Vec<f32> =
-        blocks.flat_map(|block| normal(draw(2026, Stream::Generate as u32, salt, 0, block))).collect();
-    all.truncate(n);
-    all
 }
 
 /// Time of `runs` calls of `run`, until the device has done all of the work.

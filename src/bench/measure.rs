@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::memory::Footprint;
+use super::ops::OpReport;
 use super::subject::{Kind, Subject};
 use super::workload::Workload;
 use crate::device::Device;
@@ -138,6 +139,34 @@ impl Report {
             n: times.count(),
             warmup,
             flops,
+            dtype: "f32",
+            version: env!("CARGO_PKG_VERSION"),
+            date: now(),
+        }
+    }
+}
+
+/// What a benchmark says of single ops; its JSON object.
+#[derive(Clone, Debug, Serialize)]
+pub struct OpsReport {
+    pub device: String,
+    pub driver: String,
+    pub threads: Option<usize>,
+    pub warmup: usize,
+    pub ops: Vec<OpReport>,
+    pub dtype: &'static str,
+    pub version: &'static str,
+    pub date: String,
+}
+
+impl OpsReport {
+    pub fn new(device: &Device, warmup: usize, ops: Vec<OpReport>) -> OpsReport {
+        OpsReport {
+            device: device.describe(),
+            driver: device.driver(),
+            threads: threads(device),
+            warmup,
+            ops,
             dtype: "f32",
             version: env!("CARGO_PKG_VERSION"),
             date: now(),

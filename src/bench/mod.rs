@@ -6,6 +6,7 @@
 mod given;
 mod measure;
 mod memory;
+mod ops;
 mod profile;
 mod roofline;
 mod subject;
@@ -14,8 +15,9 @@ mod verify;
 mod workload;
 
 pub use given::compute;
-pub use measure::{Report, Times, numbers, time};
+pub use measure::{OpsReport, Report, Times, numbers, time};
 pub use memory::Footprint;
+pub use ops::{Direction, OpReport, time_ops};
 pub use profile::{Profile, Row};
 pub use roofline::{Bound, Ceilings, Effort, KERNELS};
 pub use subject::{Kind, Subject};

@@ -7,7 +7,9 @@ use clap::Subcommand;
 
 use super::output::check_folder_of;
 use super::{bar, note, print};
-use crate::bench::{self, Ceilings, Effort, Footprint, Kind, Report, Workload, time, verified};
+use crate::bench::{
+    self, Ceilings, Direction, Effort, Footprint, Kind, OpsReport, Report, Workload, time, time_ops, verified,
+};
 use crate::device::{Device, size};
 use crate::error::{Error, Result};
 
@@ -45,6 +47,9 @@ enum What {
     /// Time a sampling step: one forward and one update; of a VAE, the decoder
     #[command(after_help = WORKLOADS, after_long_help = format!("{WORKLOADS}\n\n{FIELDS}"))]
     Sample(Timed),
+    /// Time single ops, forward and backward
+    #[command(after_help = OPS)]
+    Ops(Ops),
     /// Measure the device's ceilings: multiply-add rate, memory bandwidth, and the program's matrix product
     #[command(after_help = CEILINGS)]
     Roofline(Roofline),
@@ -96,6 +101,33 @@ OUT holds f32 tensors:
 
 There is no dropout.";
 
+const OPS: &str = "\
+Each op is held against plain loops in f64, and its gradients against differences of forward passes, before it is timed.
+Backward is the gradients of all inputs and weights, without the forward pass before it. GFLOP/s counts products and
+convolutions; GB/s the bytes that must move: of group norm two tensors forward and three backward, of Adam with EMA 36 for
+each parameter, elsewhere each tensor of a launch once.";
+
+#[derive(clap::Args)]
+struct Ops {
+    /// Only ops that have this in their names [default: all]
+    name_part: Option<String>,
+    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Threads of the CPU device [default: one per core]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Runs that are timed
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    steps: u32,
+    /// Runs before them that are not
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    warmup: u32,
+    /// One JSON object, for programs
+    #[arg(long)]
+    json: bool,
+}
+
 const CEILINGS: &str = "\
 The best of several readings each, by kernels of denoir's own. memory is the highest of copy, read and triad (a = b + s c)
 over arrays that no cache holds, counted as bytes that the program names; f32 multiply-add is at least what the matrix
@@ -136,6 +168,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.what {
         What::Step(timed) => step(timed, Kind::Step),
         What::Sample(timed) => step(timed, Kind::Sample),
+        What::Ops(arguments) => ops(arguments),
         What::Roofline(arguments) => roofline(arguments),
         What::Check(arguments) => check(arguments),
     }
@@ -192,6 +225,38 @@ fn describe(report: &Report, workload: &Workload) -> String {
     line("GFLOP/s", format!("{:.1} (products and convolutions)", report.gflops));
     line("peak memory", report.peak_memory_bytes.map_or("unknown".to_owned(), size));
     line("launches", super::thousands(report.launches));
+    text
+}
+
+fn ops(arguments: &Ops) -> Result<()> {
+    let device = Device::open_with(&arguments.device, arguments.threads)?;
+    note(&format!("on {}", device.describe()));
+    let bar = bar(1, "{spinner} {msg}");
+    let (warmup, steps) = (arguments.warmup as usize, arguments.steps as usize);
+    let part = arguments.name_part.as_deref().unwrap_or_default();
+    let reports = time_ops(part, &device, [warmup, steps], &mut |name| {
+        bar.set_message(name.to_owned());
+        bar.tick();
+    })?;
+    bar.finish_and_clear();
+    let report = OpsReport::new(&device, warmup, reports);
+    print(&if arguments.json { json(&report)? } else { describe_ops(&report) })
+}
+
+fn describe_ops(report: &OpsReport) -> String {
+    let mut text = format!("{} ({})\n", report.device, report.driver);
+    let head = ["median ms", "min", "max", "GFLOP/s", "GB/s"].map(|title| format!("{title:>10}")).concat();
+    let _ = writeln!(text, "{:24}{:9}{head}", "op", "");
+    for op in &report.ops {
+        let direction = match op.direction {
+            Direction::Forward => "forward",
+            Direction::Backward => "backward",
+            Direction::Step => "step",
+        };
+        let [median, min, max] = [op.median_ms, op.min_ms, op.max_ms].map(|ms| format!("{ms:>10.3}"));
+        let rate = if op.flops == 0 { "-".to_owned() } else { format!("{:.1}", op.gflops) };
+        let _ = writeln!(text, "{:24}{direction:9}{median}{min}{max}{rate:>10}{:>10.1}", op.op, op.gb_s);
+    }
     text
 }
 
