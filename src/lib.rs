@@ -18,7 +18,7 @@
 //! | | modules | know |
 //! |---|---|---|
 //! | 8 | [`cli`] | everything |
-//! | 7 | [`train`], [`sample`], [`figures`], [`codec`] (a trained VAE at work), [`latent_file`], [`bench`] | everything below |
+//! | 7 | [`train`], [`sample`], [`figures`], [`codec`] (a trained VAE at work), [`latent_file`], `bench` | everything below |
 //! | 6 | [`models`] (U-Net, VAE), [`diffusion`], [`data`], [`checkpoint`], [`recipe`], [`run`] | ops and layers |
 //! | 5 | [`nn`] (parameters and layers), [`optim`] (learning rates, EMA) | ops |
 //! | 4 | [`ops`] | the tape; an op never knows another |

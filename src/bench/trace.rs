@@ -23,9 +23,15 @@ const DEVICE: u32 = 1;
 /// # Errors
 /// When the file cannot be written.
 pub fn write_trace(path: &Path, profile: &Profile, parts: &[Part], device: &Device) -> Result<()> {
-    let name_of = |track: u32, name: &str| json!({"ph": "M", "name": "thread_name", "pid": 0, "tid": track, "args": {"name": name}});
-    let process = json!({"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "denoir"}});
-    let mut events = vec![process, name_of(HOST, "host"), name_of(DEVICE, &profile.device)];
+    let named = |what: &str, track: u32, name: &str| {
+        let about = json!({"name": name});
+        json!({"ph": "M", "name": what, "pid": 0, "tid": track, "args": about})
+    };
+    let mut events = vec![
+        named("process_name", HOST, "denoir"),
+        named("thread_name", HOST, "host"),
+        named("thread_name", DEVICE, &profile.device),
+    ];
     for (number, step) in profile.timelines.iter().enumerate() {
         events.push(event(HOST, &format!("step {}", number + 1), step.begin, step.time, json!({})));
         let last = step.spans.last().map_or(Duration::ZERO, |last| last.start + last.time);
