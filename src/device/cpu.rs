@@ -16,7 +16,10 @@ const ALIGN: usize = 64;
 /// panics. Within a program the plan gives every launch disjoint ranges (checked when the program is
 /// compiled).
 pub struct Memory {
+    /// As the system gave it, and the first byte in it that lies on a multiple of `ALIGN`.
+    given: NonNull<u8>,
     start: NonNull<u8>,
+    bytes: usize,
     layout: Layout,
     held: AtomicBool,
 }
@@ -59,14 +62,21 @@ impl Memory {
             Error::new(format!("not enough memory for a block of {bytes} bytes"))
                 .hint("lower --batch-size or the image size")
         };
-        let layout = Layout::from_size_align(bytes.max(ALIGN), ALIGN).map_err(|_| out_of_memory())?;
+        let bytes = bytes.max(ALIGN);
+        // Asked for zeros on such a boundary, the system's allocator writes them all. Without it, it hands out
+        // pages that are zero and cost neither time nor memory until they are used.
+        let size = bytes.checked_add(ALIGN).ok_or_else(out_of_memory)?;
+        let layout = Layout::from_size_align(size, 1).map_err(|_| out_of_memory())?;
         // SAFETY: the layout has a size above zero.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(out_of_memory)?;
-        Ok(Memory { start, layout, held: AtomicBool::new(false) })
+        let given = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(out_of_memory)?;
+        let gap = given.as_ptr().addr().next_multiple_of(ALIGN) - given.as_ptr().addr();
+        // SAFETY: the gap is below `ALIGN`, and that much was asked for beyond `bytes`.
+        let start = unsafe { given.add(gap) };
+        Ok(Memory { given, start, bytes, layout, held: AtomicBool::new(false) })
     }
 
     pub fn bytes(&self) -> usize {
-        self.layout.size()
+        self.bytes
     }
 
     /// Pointer to the element at `offset` bytes, of which `bytes` may be used.
@@ -88,7 +98,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: allocated by `zeroed` with this layout.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        unsafe { dealloc(self.given.as_ptr(), self.layout) }
     }
 }
 
@@ -118,5 +128,25 @@ impl Cpu {
     /// Runs `work` so that parallel iterators in it use this device's threads.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.pool.install(work)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_aligned_zeroed_and_of_the_size_that_was_asked_for() {
+        for bytes in [0, 1, 64, 1000, 1 << 20] {
+            let memory = Memory::zeroed(bytes).unwrap();
+            assert_eq!(memory.bytes(), bytes.max(ALIGN));
+            let start = memory.range(0, memory.bytes());
+            assert!(start.addr().is_multiple_of(ALIGN), "{bytes} bytes at {start:?}");
+            // SAFETY: the range was checked just now.
+            let all = unsafe { std::slice::from_raw_parts_mut(start, memory.bytes()) };
+            assert!(all.iter().all(|&b| b == 0), "{bytes} bytes");
+            all.fill(0xff); // into the last byte, for sanitisers and the allocator's own checks
+        }
+        assert!(Memory::zeroed(usize::MAX).is_err() && Memory::zeroed(usize::MAX / 2 + 1).is_err());
     }
 }
