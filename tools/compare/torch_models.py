@@ -1,7 +1,7 @@
 """The workloads' models in PyTorch, under the names that denoir's checkpoints have.
 
     python tools/compare/torch_models.py              parameter counts
-    python tools/compare/torch_models.py --verify     the same weights in diffusers' UNet2DModel (needs diffusers): outputs and gradients
+    python tools/compare/torch_models.py --verify     the same weights in diffusers' UNet2DModel (needs diffusers)
 
 `UNet` is the part of diffusers' UNet2DModel that the workloads use, written out, so that the comparison needs PyTorch only;
 its defaults are UNet2DModel's (32 groups, eps 1e-5, heads of 8 channels, SiLU).  `loss_of` is the loss that a model

@@ -19,9 +19,7 @@ fn main() {
     let (mut backend, mut name, mut batch, mut steps, mut warmup) = (String::new(), String::new(), 0, 5, 2);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
-        let mut number = || {
-            args.next().and_then(|v| v.parse().ok()).unwrap_or_else(|| stop(&format!("{arg} takes a number")))
-        };
+        let mut number = || args.next().and_then(|v| v.parse().ok()).unwrap_or_else(|| stop(&format!("{arg} takes a number")));
         match arg.as_str() {
             "--batch" => batch = number(),
             "--steps" => steps = number(),
@@ -49,9 +47,7 @@ fn main() {
     let run = Run { backend, name, shape, steps, warmup };
     match run.name.as_str() {
         "mnist-unet" => measure(&run, &device, |d| UNet::new(1, &[32, 64, 64], &[false, true, true], d)),
-        "celeba64-unet" => {
-            measure(&run, &device, |d| UNet::new(3, &[64, 128, 256, 256], &[false, false, true, true], d))
-        }
+        "celeba64-unet" => measure(&run, &device, |d| UNet::new(3, &[64, 128, 256, 256], &[false, false, true, true], d)),
         "ldm-unet" => measure(&run, &device, |d| UNet::new(4, &[128, 256], &[true, true], d)),
         _ => measure(&run, &device, Arena::new),
     }
@@ -272,8 +268,7 @@ impl UNet {
             });
             cur = c;
         }
-        let (mid1, mid_attn, mid2) =
-            (Res::new(cur, cur, te, d), Attn::new(cur, d), Res::new(cur, cur, te, d));
+        let (mid1, mid_attn, mid2) = (Res::new(cur, cur, te, d), Attn::new(cur, d), Res::new(cur, cur, te, d));
         let mut up = vec![];
         let mut prev = cur;
         for i in 0..n {
@@ -281,9 +276,7 @@ impl UNet {
             let ci = ch[(n - 1).saturating_sub(i + 1)];
             up.push(Level {
                 res: (0..3)
-                    .map(|j| {
-                        Res::new((if j == 0 { prev } else { c }) + (if j == 2 { ci } else { c }), c, te, d)
-                    })
+                    .map(|j| Res::new((if j == 0 { prev } else { c }) + (if j == 2 { ci } else { c }), c, te, d))
                     .collect(),
                 attn: if at[n - 1 - i] { (0..3).map(|_| Attn::new(c, d)).collect() } else { vec![] },
                 sample: (i != n - 1).then(|| conv(c, c, 3, 1, d)),
