@@ -222,6 +222,7 @@ unsafe fn sums<S: Simd, const M: usize, const V: usize>(
     mut b: *const f32,
 ) -> [[S::f32s; V]; M] {
     let mut total = [[simd.splat_f32s(0.0); V]; M];
+    let mut rest = total;
     let (runs, _) = runs.as_chunks::<M>();
     for runs in runs {
         for first in (0..c).step_by(LONGEST) {
@@ -231,9 +232,22 @@ unsafe fn sums<S: Simd, const M: usize, const V: usize>(
             b = b.wrapping_add(count * V * S::F32_LANES);
             for m in 0..M {
                 for v in 0..V {
-                    total[m][v] = simd.add_f32s(total[m][v], chain[m][v]);
+                    // Knuth's two-sum: what rounding takes from the total is kept. Gradients of what a norm
+                    // follows nearly cancel, and show every digit that is lost here.
+                    let (sum, next) = (total[m][v], chain[m][v]);
+                    let new = simd.add_f32s(sum, next);
+                    let added = simd.sub_f32s(new, sum);
+                    let left = simd.sub_f32s(sum, simd.sub_f32s(new, added));
+                    let lost = simd.add_f32s(left, simd.sub_f32s(next, added));
+                    total[m][v] = new;
+                    rest[m][v] = simd.add_f32s(rest[m][v], lost);
                 }
             }
+        }
+    }
+    for m in 0..M {
+        for v in 0..V {
+            total[m][v] = simd.add_f32s(total[m][v], rest[m][v]);
         }
     }
     total
