@@ -61,6 +61,7 @@ class Denoir:
 
     def __init__(self, given, device, threads, limit):
         self.device, self.threads, self.limit = device, threads, limit
+        built_here = "" if given else revision()
         if given is None:
             command(["cargo", "build", "--release", "--bin", "denoir"], "building denoir", cwd=ROOT)
             target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
@@ -69,7 +70,7 @@ class Denoir:
         found = load.run([self.binary, "--version"], 60)
         if found.status != 0:
             raise Unavailable(found.complaint())
-        self.version = found.out.split()[-1] + revision()
+        self.version = found.out.split()[-1] + built_here
 
     def call(self, *arguments):
         return load.run([self.binary, "bench", *arguments, "--device", self.device, "--threads", self.threads], self.limit)
@@ -95,7 +96,7 @@ class Denoir:
 
 
 def revision():
-    """The commit that is checked out, for the record; empty outside a repository."""
+    """The commit that is built, for the record; empty outside a repository."""
     if shutil.which("git") is None:
         return ""
     ask = lambda *a: subprocess.run(["git", "-C", str(ROOT), *a], capture_output=True, text=True)
