@@ -255,6 +255,15 @@ impl<'a> Tiles<'a> {
         Tiles { start: data.as_mut_ptr(), len: data.len(), lifetime: PhantomData }
     }
 
+    /// Where `count` elements from `first` on stand, for writing them in another shape than a matrix. Writing
+    /// is up to the caller to keep apart, as with [`Tiles::tile`].
+    #[track_caller]
+    pub fn pointer(&self, first: usize, count: usize) -> *mut f32 {
+        assert!(first + count <= self.len, "{count} elements from {first} on leave {}", self.len);
+        // SAFETY: inside the slice, as was checked just now.
+        unsafe { self.start.add(first) }
+    }
+
     /// The matrix whose first element stands at `first`.
     ///
     /// # Safety

@@ -76,16 +76,43 @@ pub fn time(
     Ok(Times::new(readings))
 }
 
+/// Where and when something was measured, and of what version; part of every JSON object.
+#[derive(Clone, Debug, Serialize)]
+pub struct Setting {
+    pub device: String,
+    /// The driver of a GPU, the processor of the CPU device.
+    pub driver: String,
+    /// Threads of the CPU device; `None` on a GPU.
+    pub threads: Option<usize>,
+    pub version: &'static str,
+    /// UTC, as `2026-11-24T07:30:00Z`.
+    pub date: String,
+}
+
+impl Setting {
+    /// That of a measurement that ends now.
+    pub fn of(device: &Device) -> Setting {
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Setting {
+            device: device.describe(),
+            driver: device.driver(),
+            threads: match device {
+                Device::Cpu(cpu) => Some(cpu.threads()),
+                Device::Gpu(_) => None,
+            },
+            version: env!("CARGO_PKG_VERSION"),
+            date: date(seconds),
+        }
+    }
+}
+
 /// What a benchmark says of a workload; its JSON object.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     pub workload: String,
     pub kind: Kind,
-    pub device: String,
-    /// The driver of a GPU, the processor of the CPU device.
-    pub driver: String,
-    /// Threads of the CPU device.
-    pub threads: Option<usize>,
+    #[serde(flatten)]
+    pub setting: Setting,
     pub batch: usize,
     pub parameters: usize,
     pub median_ms: f64,
@@ -105,9 +132,6 @@ pub struct Report {
     /// Of one step.
     pub flops: u64,
     pub dtype: &'static str,
-    pub version: &'static str,
-    /// UTC, as `2026-11-24T07:30:00Z`.
-    pub date: String,
 }
 
 impl Report {
@@ -123,9 +147,7 @@ impl Report {
         Report {
             workload: workload.name.clone(),
             kind: subject.kind(),
-            device: device.describe(),
-            driver: device.driver(),
-            threads: threads(device),
+            setting: Setting::of(device),
             batch: workload.batch(),
             parameters: workload.params().borrow().count(),
             median_ms: median,
@@ -140,8 +162,6 @@ impl Report {
             warmup,
             flops,
             dtype: "f32",
-            version: env!("CARGO_PKG_VERSION"),
-            date: now(),
         }
     }
 }
@@ -149,43 +169,17 @@ impl Report {
 /// What a benchmark says of single ops; its JSON object.
 #[derive(Clone, Debug, Serialize)]
 pub struct OpsReport {
-    pub device: String,
-    pub driver: String,
-    pub threads: Option<usize>,
+    #[serde(flatten)]
+    pub setting: Setting,
     pub warmup: usize,
     pub ops: Vec<OpReport>,
     pub dtype: &'static str,
-    pub version: &'static str,
-    pub date: String,
 }
 
 impl OpsReport {
     pub fn new(device: &Device, warmup: usize, ops: Vec<OpReport>) -> OpsReport {
-        OpsReport {
-            device: device.describe(),
-            driver: device.driver(),
-            threads: threads(device),
-            warmup,
-            ops,
-            dtype: "f32",
-            version: env!("CARGO_PKG_VERSION"),
-            date: now(),
-        }
+        OpsReport { setting: Setting::of(device), warmup, ops, dtype: "f32" }
     }
-}
-
-/// Threads of the CPU device; `None` on a GPU.
-pub(super) fn threads(device: &Device) -> Option<usize> {
-    match device {
-        Device::Cpu(cpu) => Some(cpu.threads()),
-        Device::Gpu(_) => None,
-    }
-}
-
-/// The time now, UTC.
-pub(super) fn now() -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    date(seconds)
 }
 
 /// Seconds since 1970 as a date in ISO 8601 (Hinnant, "chrono-compatible low-level date algorithms",

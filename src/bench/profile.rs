@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::measure::{Times, now, threads, time};
+use super::measure::{Setting, Times, time};
 use super::roofline::{Bound, Ceilings};
 use super::subject::{Kind, Subject};
 use super::workload::Workload;
@@ -54,9 +54,8 @@ pub struct Row {
 pub struct Profile {
     pub workload: String,
     pub kind: Kind,
-    pub device: String,
-    pub driver: String,
-    pub threads: Option<usize>,
+    #[serde(flatten)]
+    pub setting: Setting,
     pub batch: usize,
     /// Steps that the times are averages of.
     pub n: usize,
@@ -74,8 +73,6 @@ pub struct Profile {
     /// The same launches by the part of the model that they belong to.
     pub parts: Vec<Row>,
     pub ceilings: Ceilings,
-    pub version: &'static str,
-    pub date: String,
     #[serde(skip)]
     pub(super) timelines: Vec<Timeline>,
 }
@@ -133,9 +130,7 @@ impl Profile {
         Ok(Profile {
             workload: workload.name.clone(),
             kind: subject.kind(),
-            device: device.describe(),
-            driver: device.driver(),
-            threads: threads(device),
+            setting: Setting::of(device),
             batch: workload.batch(),
             n: steps,
             plain_ms: plain.median(),
@@ -146,8 +141,6 @@ impl Profile {
             kernels,
             parts,
             ceilings,
-            version: env!("CARGO_PKG_VERSION"),
-            date: now(),
             timelines,
         })
     }

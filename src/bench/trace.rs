@@ -30,7 +30,7 @@ pub fn write_trace(path: &Path, profile: &Profile, parts: &[Part], device: &Devi
     let mut events = vec![
         named("process_name", HOST, "denoir"),
         named("thread_name", HOST, "host"),
-        named("thread_name", DEVICE, &profile.device),
+        named("thread_name", DEVICE, &profile.setting.device),
     ];
     for (number, step) in profile.timelines.iter().enumerate() {
         events.push(event(HOST, &format!("step {}", number + 1), step.begin, step.time, json!({})));
@@ -49,7 +49,7 @@ pub fn write_trace(path: &Path, profile: &Profile, parts: &[Part], device: &Devi
             events.push(event(DEVICE, part.name, begin + span.start, span.time, about));
         }
     }
-    let about = json!({"workload": profile.workload, "device": profile.device, "version": profile.version});
+    let about = json!({"workload": profile.workload, "device": profile.setting.device, "version": profile.setting.version});
     let whole = json!({"displayTimeUnit": "ms", "otherData": about, "traceEvents": events});
     write_whole(path, |file| file.write_all(whole.to_string().as_bytes()))
 }

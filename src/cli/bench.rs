@@ -213,7 +213,7 @@ fn describe(report: &Report, workload: &Workload) -> String {
     let ms = |ms: f64| format!("{ms:.3} ms");
     let [low, high] = report.quartiles_ms;
     line("workload", format!("{}, {what}, batch {}, {}", report.workload, report.batch, report.dtype));
-    line("device", format!("{} ({})", report.device, report.driver));
+    line("device", format!("{} ({})", report.setting.device, report.setting.driver));
     line("parameters", super::thousands(report.parameters));
     line(
         "median",
@@ -244,7 +244,7 @@ fn ops(arguments: &Ops) -> Result<()> {
 }
 
 fn describe_ops(report: &OpsReport) -> String {
-    let mut text = format!("{} ({})\n", report.device, report.driver);
+    let mut text = format!("{} ({})\n", report.setting.device, report.setting.driver);
     let head = ["median ms", "min", "max", "GFLOP/s", "GB/s"].map(|title| format!("{title:>10}")).concat();
     let _ = writeln!(text, "{:24}{:9}{head}", "op", "");
     for op in &report.ops {
@@ -285,15 +285,20 @@ fn describe_ceilings(of: &Ceilings) -> String {
     rate("f32 multiply-add", Some(of.f32_gflops), "GFLOP/s");
     rate("  one thread", of.f32_one_thread_gflops, "GFLOP/s");
     rate("f16 multiply-add", of.f16_gflops, "GFLOP/s");
-    let product =
-        format!("GFLOP/s ({0}x{0}, {1:.0} %)", of.matmul_side, of.matmul_gflops / of.f32_gflops * 100.0);
-    rate("denoir's matrix product", Some(of.matmul_gflops), &product);
+    if let Some(side) = of.matmul_side {
+        let percent = of.matmul_gflops.unwrap_or_default() / of.f32_gflops * 100.0;
+        rate(
+            "denoir's matrix product",
+            of.matmul_gflops,
+            &format!("GFLOP/s ({side}x{side}, {percent:.0} %)"),
+        );
+    }
     rate("memory", Some(of.memory_gb_s), "GB/s");
     rate("  copy", Some(of.copy_gb_s), &format!("GB/s (arrays of {})", size(of.array_bytes)));
     rate("  read", of.read_gb_s, "GB/s");
     rate("  triad", of.triad_gb_s, "GB/s");
     rate("  one thread", of.memory_one_thread_gb_s, "GB/s");
-    format!("{} ({})\n{text}", of.device, of.driver)
+    format!("{} ({})\n{text}", of.setting.device, of.setting.driver)
 }
 
 fn check(arguments: &Check) -> Result<()> {

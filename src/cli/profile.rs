@@ -100,8 +100,8 @@ fn describe(profile: &Profile, by_label: bool) -> String {
         "{}, {what}, batch {}, on {} ({}), mean of {}",
         profile.workload,
         profile.batch,
-        profile.device,
-        profile.driver,
+        profile.setting.device,
+        profile.setting.driver,
         steps(profile.n)
     );
     let of = &profile.ceilings;

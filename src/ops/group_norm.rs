@@ -137,6 +137,17 @@ impl Size {
     }
 }
 
+/// The second pass over a sample, once its statistics are known.
+fn normalise_sample(size: Size, activation: Activation, x: &[f32], line: Line, y: &mut [f32]) {
+    let chunk = size.rows() * size.c;
+    y.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(y, x)| {
+        vectorized(
+            #[inline(always)]
+            || with_constant!(activation, kind => normalise(kind, x, line, y)),
+        );
+    });
+}
+
 #[derive(Debug)]
 struct Forward {
     size: Size,
@@ -178,12 +189,7 @@ impl Launch for Forward {
                 });
                 merge_moments(self.size, self.eps, x, moments, offset, rstd);
                 let line = Line::new(self.size, x, offset, rstd, gamma, beta, line);
-                y.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(y, x)| {
-                    vectorized(
-                        #[inline(always)]
-                        || with_constant!(self.kind, kind => normalise(kind, x, line, y)),
-                    );
-                });
+                normalise_sample(self.size, self.kind, x, line, y);
             });
     }
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 pub use gpu::KERNELS;
 
-use super::measure::{now, numbers, threads};
+use super::measure::{Setting, numbers};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::launch::Cost;
@@ -43,9 +43,8 @@ impl Effort {
 /// operations a second, where a multiplication with an addition is two; one GB/s a billion bytes.
 #[derive(Clone, Debug, Serialize)]
 pub struct Ceilings {
-    pub device: String,
-    pub driver: String,
-    pub threads: Option<usize>,
+    #[serde(flatten)]
+    pub setting: Setting,
     /// Multiplications and additions of f32 in registers, by the whole device.
     pub f32_gflops: f64,
     /// By one thread of the CPU device.
@@ -65,10 +64,8 @@ pub struct Ceilings {
     /// Bytes of each array that was moved.
     pub array_bytes: u64,
     /// What this program's own product of two square matrices reaches, and their side.
-    pub matmul_gflops: f64,
-    pub matmul_side: usize,
-    pub version: &'static str,
-    pub date: String,
+    pub matmul_gflops: Option<f64>,
+    pub matmul_side: Option<usize>,
 }
 
 /// Which ceiling a kernel meets first.
@@ -85,12 +82,12 @@ impl Ceilings {
     /// # Errors
     /// When there is too little memory, the driver reports an error, or a result is wrong.
     pub fn measure(device: &Device, effort: Effort, progress: &mut dyn FnMut(&str)) -> Result<Ceilings> {
-        let (matmul_gflops, matmul_side) = match effort {
+        let matmul = match effort {
             Effort::Full => {
                 progress("matrix product");
-                product(device, effort)?
+                Some(product(device, effort)?)
             }
-            Effort::Short => (0.0, 0),
+            Effort::Short => None,
         };
         let raw = match device {
             Device::Cpu(cpu) => cpu::measure(cpu, device, effort, progress)?,
@@ -98,11 +95,9 @@ impl Ceilings {
         };
         let all = [Some(raw.copy), raw.read, raw.triad];
         Ok(Ceilings {
-            device: device.describe(),
-            driver: device.driver(),
-            threads: threads(device),
+            setting: Setting::of(device),
             // A ceiling that the program's own product exceeds would be none.
-            f32_gflops: raw.f32_rate.max(matmul_gflops),
+            f32_gflops: matmul.map_or(raw.f32_rate, |(rate, _)| raw.f32_rate.max(rate)),
             f32_one_thread_gflops: raw.f32_one_thread,
             f16_gflops: raw.f16_rate,
             memory_gb_s: all.into_iter().flatten().fold(0.0, f64::max),
@@ -111,10 +106,8 @@ impl Ceilings {
             triad_gb_s: raw.triad,
             memory_one_thread_gb_s: raw.memory_one_thread,
             array_bytes: raw.array_bytes,
-            matmul_gflops,
-            matmul_side,
-            version: env!("CARGO_PKG_VERSION"),
-            date: now(),
+            matmul_gflops: matmul.map(|(rate, _)| rate),
+            matmul_side: matmul.map(|(_, side)| side),
         })
     }
 

@@ -8,7 +8,8 @@ use rayon::prelude::*;
 
 use super::{Geometry, Image};
 use crate::matrix::Tiles;
-use crate::micro::{Gather, Panels, Products, Run, Side, gathered, outer, panel_elements};
+use crate::micro::gather::{Gather, Panels, gathered, panel_elements};
+use crate::micro::outer::{Products, Run, Side, outer};
 use crate::simd::vectorized;
 
 /// Pixels that a task takes, of `pixels` in all: few enough for the cache and to have work for many cores,
@@ -139,30 +140,41 @@ pub fn add_bias(bias: &[f32], pixels: &mut [f32]) {
 
 /// Elements of the room that [`adjoint`] needs for its weights.
 pub fn adjoint_weights(g: &Geometry) -> usize {
-    classes(g).iter().map(|class| panel_elements(class.taps.len() * g.cout, g.cin)).sum()
+    classes(g).map(|class| class.room(g)).sum()
 }
 
-/// Input pixels whose rows and columns have the same remainders by the stride, and the taps that they meet.
+/// Input pixels whose rows and columns have the same remainders by the stride. They meet every `stride`-th
+/// tap in either direction, `down` times `across` in all, from tap (`kh`, `kw`) on.
 struct Class {
     rh: usize,
     rw: usize,
-    taps: Vec<(usize, usize)>,
-    /// For each tap, how many output rows and columns nearer to the origin than the first one's.
-    nearer: Vec<(usize, usize)>,
+    kh: usize,
+    kw: usize,
+    down: usize,
+    across: usize,
 }
 
-fn classes(g: &Geometry) -> Vec<Class> {
-    let meets = |k: usize, r: usize, before: usize| ((r + before) % g.stride..k).step_by(g.stride);
-    let mut classes = Vec::new();
-    for rh in 0..g.stride.min(g.h) {
-        for rw in 0..g.stride.min(g.w) {
-            let of_row = |kh| meets(g.kw, rw, g.left).map(move |kw| (kh, kw));
-            let taps: Vec<_> = meets(g.kh, rh, g.top).flat_map(of_row).collect();
-            let nearer = taps.iter().map(|(kh, kw)| (kh / g.stride, kw / g.stride)).collect();
-            classes.push(Class { rh, rw, taps, nearer });
-        }
+impl Class {
+    fn taps(&self) -> usize {
+        self.down * self.across
     }
-    classes
+
+    /// Elements of its weights in panels.
+    fn room(&self, g: &Geometry) -> usize {
+        panel_elements(self.taps() * g.cout, g.cin)
+    }
+}
+
+fn classes(g: &Geometry) -> impl Iterator<Item = Class> {
+    let Geometry { kh: all_kh, kw: all_kw, stride, .. } = *g;
+    let Geometry { h, w, top, left, .. } = *g;
+    (0..stride.min(h)).flat_map(move |rh| {
+        (0..stride.min(w)).map(move |rw| {
+            let (kh, kw) = ((rh + top) % stride, (rw + left) % stride);
+            let met = |first: usize, all: usize| all.saturating_sub(first).div_ceil(stride);
+            Class { rh, rw, kh, kw, down: met(kh, all_kh), across: met(kw, all_kw) }
+        })
+    })
 }
 
 /// `dx` as products of `dy`'s pixels with transposed weights: for a stride above 1 one product for each
@@ -173,37 +185,35 @@ pub fn adjoint(
     dy: &[f32],
     w: &[f32],
     dx: &mut [f32],
-    mut panels: &mut [f32],
+    panels: &mut [f32],
     finish: impl Fn(&mut [f32]) + Sync,
 ) {
-    let classes: Vec<(Class, Panels)> = classes(g)
-        .into_iter()
-        .map(|class| {
-            let taps = class.taps.len();
-            let (room, rest) = std::mem::take(&mut panels).split_at_mut(panel_elements(taps * g.cout, g.cin));
-            panels = rest;
-            let filled =
-                Panels::fill(room, taps * g.cout, g.cin, taps.max(1), |tap, first, cols, out, width| {
-                    let (kh, kw) = class.taps[tap];
-                    let w = &w[(kh * g.kw + kw) * g.cin * g.cout..][..g.cin * g.cout];
-                    for (ci, w) in w[first * g.cout..].chunks_exact(g.cout).take(cols).enumerate() {
-                        for (out, w) in out.chunks_exact_mut(width).zip(w) {
-                            out[ci] = *w;
-                        }
-                    }
-                });
-            (class, filled)
-        })
-        .collect();
+    let mut rest = &mut *panels;
+    for class in classes(g) {
+        let (room, others) = rest.split_at_mut(class.room(g));
+        rest = others;
+        let taps = class.taps();
+        Panels::fill(room, taps * g.cout, g.cin, taps.max(1), |tap, first, cols, out, width| {
+            let kh = class.kh + tap / class.across * g.stride;
+            let kw = class.kw + tap % class.across * g.stride;
+            let w = &w[(kh * g.kw + kw) * g.cin * g.cout..][..g.cin * g.cout];
+            for (ci, w) in w[first * g.cout..].chunks_exact(g.cout).take(cols).enumerate() {
+                for (out, w) in out.chunks_exact_mut(width).zip(w) {
+                    out[ci] = *w;
+                }
+            }
+        });
+    }
+    let panels = &*panels;
     // Bands of rows, so that what is written together lies together; a multiple of the stride.
     let (rows, cols) = (g.h.div_ceil(g.stride), g.w.div_ceil(g.stride));
-    let band = (task_pixels(g.n * rows * cols) / cols).clamp(1, rows);
-    let bands = rows.div_ceil(band);
-    let images = dx.par_chunks_mut(g.h * g.w * g.cin).enumerate();
-    let bands_of = |(n, image): (usize, &mut [f32])| {
-        debug_assert_eq!(image.len().div_ceil(band * g.stride * g.w * g.cin), bands);
-        image.par_chunks_mut(band * g.stride * g.w * g.cin).enumerate().for_each(|(b, dx)| {
-            for (class, panels) in &classes {
+    let band = (task_pixels(g.n * rows * cols) / cols).clamp(1, rows) * g.stride;
+    dx.par_chunks_mut(g.h * g.w * g.cin).enumerate().for_each(|(n, image)| {
+        image.par_chunks_mut(band * g.w * g.cin).enumerate().for_each(|(b, dx)| {
+            let mut rest = panels;
+            for class in classes(g) {
+                let (weights, others) = rest.split_at(class.room(g));
+                rest = others;
                 let heights = (dx.len() / (g.w * g.cin)).saturating_sub(class.rh).div_ceil(g.stride);
                 let widths = g.w.saturating_sub(class.rw).div_ceil(g.stride);
                 let at =
@@ -211,25 +221,23 @@ pub fn adjoint(
                 // Of the first tap, which is the furthest; later ones lie nearer by one each.
                 let place = |row: usize| {
                     let (h, w) = at(row);
-                    let h = b * band * g.stride + h + g.top;
-                    (h / g.stride, (w + g.left) / g.stride)
+                    ((b * band + h + g.top) / g.stride, (w + g.left) / g.stride)
                 };
                 let start = |(oh, ow): (usize, usize), tap: usize| {
                     // What lies before the image becomes a number past its end.
-                    let (oh, ow) =
-                        (oh.wrapping_sub(class.nearer[tap].0), ow.wrapping_sub(class.nearer[tap].1));
+                    let (oh, ow) = (oh.wrapping_sub(tap / class.across), ow.wrapping_sub(tap % class.across));
                     (oh < g.oh && ow < g.ow).then(|| ((n * g.oh + oh) * g.ow + ow) * g.cout)
                 };
-                let left = Gather { src: dy, c: g.cout, taps: class.taps.len() };
-                gathered(left, place, start, *panels, heights * widths, dx, |row| {
+                let left = Gather { src: dy, c: g.cout, taps: class.taps() };
+                let weights = Panels::new(weights, class.taps() * g.cout, g.cin);
+                gathered(left, place, start, weights, heights * widths, dx, |row| {
                     let (h, w) = at(row);
                     (h * g.w + w) * g.cin
                 });
             }
             finish(dx);
         });
-    };
-    images.for_each(bands_of);
+    });
 }
 
 /// Input and output channels that a task of the gradient of the weights takes at most: what it adds to stays
@@ -299,13 +307,10 @@ pub fn backward_w(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], room: &mu
                     runs,
                     taps,
                 };
-                // SAFETY: every task has channels, or a part, of its own.
-                unsafe {
-                    let at = part * g.weights() + ci * g.cout + co;
-                    let all_rows = (g.kh * g.kw - 1) * g.cin + a.cols;
-                    let mut dw = out.tile(at, all_rows, b.cols, g.cout);
-                    outer(&what, chain > first, dw.row(0).as_mut_ptr(), g.cin * g.cout, g.cout);
-                }
+                let last_row = (g.kh * g.kw - 1) * g.cin + a.cols - 1;
+                let dw = out.pointer(part * g.weights() + ci * g.cout + co, last_row * g.cout + b.cols);
+                // SAFETY: every task has channels, or a part, of its own, and `pointer` checked the last row.
+                unsafe { outer(&what, chain > first, dw, g.cin * g.cout, g.cout) };
             });
         }
     });

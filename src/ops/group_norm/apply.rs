@@ -2,11 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::Size;
-use super::loops::{Line, normalise, with_constant};
+use super::loops::Line;
+use super::{Size, normalise_sample};
 use crate::launch::{Dispatches, Io, Launch};
 use crate::ops::activation::Activation;
-use crate::simd::vectorized;
 
 /// Reads x, gamma, beta, offset and rstd; gives the same bits as the forward launch did.
 #[derive(Debug)]
@@ -23,7 +22,7 @@ impl Launch for Apply {
     fn cpu(&self, io: &Io) {
         let Size { c, groups, .. } = self.size;
         let (gamma, beta) = (io.read(1), io.read(2));
-        let (sample, chunk) = (self.size.sample(), self.size.rows() * c);
+        let sample = self.size.sample();
         io.write(0)
             .par_chunks_mut(sample)
             .zip(io.read(0).par_chunks(sample))
@@ -32,12 +31,7 @@ impl Launch for Apply {
             .zip(io.scratch(0).par_chunks_mut(3 * c))
             .for_each(|((((y, x), offset), rstd), line)| {
                 let line = Line::new(self.size, x, offset, rstd, gamma, beta, line);
-                y.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(y, x)| {
-                    vectorized(
-                        #[inline(always)]
-                        || with_constant!(self.kind, kind => normalise(kind, x, line, y)),
-                    );
-                });
+                normalise_sample(self.size, self.kind, x, line, y);
             });
     }
 

@@ -1,0 +1,8 @@
+//! Sums of products in tiles that stay in registers: the inner loops of the CPU twins of convolution.
+//!
+//! Every element is a sum of chains of multiply-adds (fused on machines that can, which is all since about
+//! 2013), cut at lengths that the shapes alone decide: it has the same bits wherever its tile lies and however
+//! wide the machine's vectors are.
+
+pub mod gather;
+pub mod outer;
