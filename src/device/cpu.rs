@@ -60,7 +60,7 @@ impl Memory {
     pub fn zeroed(bytes: usize) -> Result<Self> {
         let out_of_memory = || {
             Error::new(format!("not enough memory for a block of {bytes} bytes"))
-                .hint("lower --batch-size or the image size")
+                .hint("lower the batch size or the image size")
         };
         let bytes = bytes.max(ALIGN);
         // Asked for zeros on such a boundary, the system's allocator writes them all. Without it, it hands out

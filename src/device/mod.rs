@@ -135,7 +135,7 @@ impl Device {
                 size(bytes),
                 size(available)
             ))
-            .hint("lower --batch-size, the image size or the model's widths")),
+            .hint("lower the batch size, the image size or the model's widths")),
             _ => Ok(()),
         }
     }

@@ -153,7 +153,7 @@ impl Recipe {
             return Err(Error::new(format!(
                 "one tensor would have {elements} elements, too many for memory and kernels"
             ))
-            .hint("lower --batch-size, the image size or the model's widths"));
+            .hint("lower the batch size, the image size or the model's widths"));
         }
         Ok(())
     }

@@ -129,7 +129,7 @@ fn a_batch_too_large_for_memory() {
             "--out",
             "run",
         ];
-        fails(folder.path(), &arguments, 1, &["memory", "lower --batch-size"]);
+        fails(folder.path(), &arguments, 1, &["memory", "lower the batch size"]);
     }
     assert!(!folder.path().join("run").exists());
 }

@@ -133,7 +133,7 @@ impl Gpu {
                     self.info.name,
                     crate::device::size(self.max_binding())
                 ))
-                .hint("lower --batch-size, the image size or the model's widths"));
+                .hint("lower the batch size, the image size or the model's widths"));
             }
             entries.push(wgpu::BindGroupEntry {
                 binding: binding.index,

@@ -206,7 +206,7 @@ impl Gpu {
                 self.info.name,
                 crate::device::size(self.limits.max_buffer_size)
             ))
-            .hint("lower --batch-size, the image size or the model's widths"));
+            .hint("lower the batch size, the image size or the model's widths"));
         }
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let raw = self.guarded(&format!("allocating {} for {label}", crate::device::size(bytes)), || {
@@ -368,7 +368,7 @@ impl Gpu {
         let memory = pollster::block_on(memory.pop());
         if let Some(error) = memory {
             return Err(Error::new(format!("{} has too little memory: {doing} failed", self.info.name))
-                .hint("lower --batch-size or the image size, or close other programs that use the GPU")
+                .hint("lower the batch size or the image size, or close other programs that use the GPU")
                 .caused_by(error));
         }
         // A lost device reports nothing of its own accord and hands out objects that do nothing.
@@ -415,7 +415,8 @@ mod tests {
     fn too_large_a_buffer_is_an_error_with_a_hint() {
         let error = gpu().alloc("the batch", 1 << 60).err().expect("no GPU has an exbibyte").to_string();
         assert!(
-            error.contains("the batch needs 1048576.0 TiB of memory") && error.contains("lower --batch-size"),
+            error.contains("the batch needs 1048576.0 TiB of memory")
+                && error.contains("lower the batch size"),
             "{error}"
         );
     }
