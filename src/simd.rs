@@ -22,33 +22,9 @@ pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
 
 /// `e^x` to within 1 unit in the last place; 0 far below, infinity far above. Branch-free, so that loops
 /// over it vectorise.
-///
-/// `mul_add` is one instruction on every machine since about 2013 (within `vectorized`), and halves the
-/// error.
-///
-/// Cody and Waite's reduction to `|r| <= ln(2)/2`, then a polynomial of degree 6 (coefficients of Cephes'
-/// `expf`).
 #[inline(always)]
-#[allow(
-    clippy::excessive_precision,
-    reason = "the first part of ln 2 is exact, and reads as it is published"
-)]
 pub fn exp(x: f32) -> f32 {
-    let clamped = x.clamp(-87.3, 88.7);
-    // Adding 1.5 * 2^23 rounds to the nearest integer, and leaves it in the low bits: a cast from float would
-    // saturate, which costs more than all the rest.
-    let magic = clamped * std::f32::consts::LOG2_E + 12_582_912.0;
-    let n = magic - 12_582_912.0;
-    let n_bits = (magic.to_bits() as i32).wrapping_sub(0x4B40_0000);
-    let r = n.mul_add(-0.693_359_375, clamped);
-    let r = n.mul_add(2.121_944_4e-4, r);
-    let p = 1.987_569_1e-4_f32;
-    let p = p.mul_add(r, 1.398_199_9e-3);
-    let p = p.mul_add(r, 8.333_452e-3);
-    let p = p.mul_add(r, 4.166_579_6e-2);
-    let p = p.mul_add(r, 0.166_666_66);
-    let p = p.mul_add(r, 0.5);
-    let p = p.mul_add(r * r, r) + 1.0;
+    let (p, n_bits) = exp_parts(x.clamp(-87.3, 88.7));
     // n is at most 128, one too many for a single exponent: two halves.
     let half = n_bits >> 1;
     let scale = |k: i32| f32::from_bits((k.wrapping_add(127) << 23) as u32);
@@ -58,10 +34,64 @@ pub fn exp(x: f32) -> f32 {
     if x.is_nan() { x } else { y }
 }
 
-/// `1 / (1 + e^-x)`.
+/// `(e^r, n)` with `x = n ln(2) + r`, `|r| <= ln(2)/2`: Cody and Waite's reduction, then a polynomial of degree
+/// 6 (coefficients of Cephes' `expf`).
+///
+/// `mul_add` is one instruction on every machine since about 2013 (within `vectorized`), and halves the
+/// error.
+#[inline(always)]
+#[allow(
+    clippy::excessive_precision,
+    reason = "the first part of ln 2 is exact, and reads as it is published"
+)]
+fn exp_parts(x: f32) -> (f32, i32) {
+    // Adding 1.5 * 2^23 rounds to the nearest integer, and leaves it in the low bits: a cast from float would
+    // saturate, which costs more than all the rest.
+    let magic = x.mul_add(std::f32::consts::LOG2_E, 12_582_912.0);
+    let n = magic - 12_582_912.0;
+    let n_bits = (magic.to_bits() as i32).wrapping_sub(0x4B40_0000);
+    let r = n.mul_add(-0.693_359_375, x);
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let p = 1.987_569_1e-4_f32;
+    let p = p.mul_add(r, 1.398_199_9e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 0.166_666_66);
+    let p = p.mul_add(r, 0.5);
+    (p.mul_add(r * r, r) + 1.0, n_bits)
+}
+
+/// `e^x` for `-87.3 <= x <= 87.3`, to within 1 unit in the last place; arguments outside count as these
+/// bounds. About half the work of [`exp`], whose reduction and polynomial it shares.
+#[inline(always)]
+pub fn exp_within(x: f32) -> f32 {
+    // Written so that NaN passes: `clamp` and `max` would need two more instructions for that.
+    let x = if x < -87.3 { -87.3 } else { x };
+    let x = if x > 87.3 { 87.3 } else { x };
+    let (p, n_bits) = exp_parts(x);
+    p * f32::from_bits((n_bits.wrapping_add(127) << 23) as u32)
+}
+
+/// `1 / (1 + e^-x)`; far below, where it would leave the normal numbers, their smallest.
 #[inline(always)]
 pub fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+    1.0 / (1.0 + exp_within(-x))
+}
+
+/// The hyperbolic tangent, to within 2 units in the last place: the polynomial of Cephes' `tanhf` near 0,
+/// `1 - 2 / (e^2|x| + 1)` further out.
+#[inline(always)]
+#[allow(clippy::excessive_precision, reason = "the coefficients read as they are published")]
+pub fn tanh(x: f32) -> f32 {
+    let z = x * x;
+    let p = -5.704_988_7e-3_f32;
+    let p = p.mul_add(z, 2.063_908_9e-2);
+    let p = p.mul_add(z, -5.373_971_5e-2);
+    let p = p.mul_add(z, 0.133_314_42);
+    let p = p.mul_add(z, -0.333_332_8);
+    let near = (p * z).mul_add(x, x);
+    let far = 1.0 - 2.0 / (exp_within(2.0 * x.abs()) + 1.0);
+    (if x.abs() < 0.625 { near } else { far }).copysign(x)
 }
 
 /// Sine and cosine of `2 pi * turns / 2^32`, to 1e-7. Branch-free; the same function stands in
@@ -92,6 +122,34 @@ mod tests {
             let err = (f64::from(sin) - angle.sin()).abs().max((f64::from(cos) - angle.cos()).abs());
             assert!(err <= 1e-7, "sine and cosine of {turns} are {sin} and {cos}, off by {err:e}");
         }
+    }
+
+    #[test]
+    fn the_short_exponential_is_right_within_its_bounds() {
+        for i in -87_000..=87_000 {
+            let x = i as f32 * 1e-3;
+            let exact = f64::from(x).exp();
+            let err = (f64::from(exp_within(x)) - exact).abs() / exact;
+            assert!(err <= f64::from(f32::EPSILON), "exp_within({x}) is {}, off by {err:e}", exp_within(x));
+        }
+        assert!(exp_within(f32::NEG_INFINITY) <= 2e-38 && exp_within(f32::INFINITY).is_finite());
+        assert!(exp_within(f32::NAN).is_nan() && sigmoid(f32::NAN).is_nan());
+        assert_eq!([sigmoid(-1e30), sigmoid(0.0), sigmoid(1e30)].map(|y| (y * 2.0).round()), [0.0, 1.0, 2.0]);
+    }
+
+    #[test]
+    fn tanh_is_right_to_two_units_in_the_last_place() {
+        for x in (-100_000..=100_000).map(|i| i as f32 * 1e-4).chain([1e-30, -1e-6, 80.0, -1e30]) {
+            let exact = f64::from(x).tanh();
+            let err = (f64::from(tanh(x)) - exact).abs();
+            assert!(
+                err <= 2.0 * f64::from(f32::EPSILON) * exact.abs(),
+                "tanh({x}) is {}, off by {err:e}",
+                tanh(x)
+            );
+        }
+        assert!(tanh(f32::NAN).is_nan() && tanh(f32::INFINITY) == 1.0);
+        assert_eq!(tanh(-0.0).to_bits(), (-0.0_f32).to_bits());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
 use crate::launch::{Again, Dispatch, Dispatches, Io, Launch};
-use crate::ops::activation::Activation;
+use crate::ops::activation::{Activation, with_constant};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 use crate::tensor::Shape;
@@ -17,9 +17,7 @@ mod loops;
 #[cfg(test)]
 mod tests;
 
-use loops::{
-    Line, column_moments, column_sums, gradient, group_means, merge_moments, normalise, with_constant,
-};
+use loops::{Line, column_moments, column_sums, gradient, group_means, merge_moments, normalise};
 
 pub static KERNEL: Kernel = kernel!("group_norm");
 

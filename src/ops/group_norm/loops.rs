@@ -3,33 +3,6 @@
 use super::Size;
 use crate::ops::activation::Activation;
 
-/// Runs `$call` with the activation as a constant, where the activation vectorises: a choice inside the
-/// loop would prevent it.
-///
-/// The closure around it that goes to `vectorized` must be `#[inline(always)]`: four loops are too much for
-/// the compiler to inline by itself, and what is not inlined gets no wide instructions (measured: SiLU at
-/// half the speed).
-macro_rules! with_constant {
-    ($activation:expr, $kind:ident => $call:expr) => {
-        match $activation {
-            Activation::Identity => {
-                let $kind = Activation::Identity;
-                $call
-            }
-            Activation::Relu => {
-                let $kind = Activation::Relu;
-                $call
-            }
-            Activation::Silu => {
-                let $kind = Activation::Silu;
-                $call
-            }
-            $kind => $call,
-        }
-    };
-}
-pub(super) use with_constant;
-
 /// For each channel, mean and sum of squares about it over the rows of `x [rows, C]`. The mean is left as
 /// its distance from the first row, which is exact where values lie close together, however far from zero.
 ///
