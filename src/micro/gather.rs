@@ -5,8 +5,10 @@ use std::sync::OnceLock;
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// Longest chain of a gathered tile before it is added to the total: the rounding of a sum grows with its
-/// length.
+use crate::matrix::Tiles;
+
+/// Longest chain of a gathered tile, over as many taps as fit, before it is added to the total: the rounding
+/// of a sum grows with its length.
 const LONGEST: usize = 256;
 
 /// Rows of the tallest tile of any machine.
@@ -31,8 +33,8 @@ fn tile() -> (usize, usize) {
     *TILE.get_or_init(|| Arch::new().dispatch(Ask))
 }
 
-/// Columns that are computed together, of `cols` in all.
-fn panel(cols: usize) -> usize {
+/// Columns that are computed together, of `cols` in all: those of a panel.
+pub fn panel(cols: usize) -> usize {
     let (_, widest) = tile();
     if cols <= widest / 2 { widest / 2 } else { widest }
 }
@@ -70,15 +72,41 @@ impl<'a> Panels<'a> {
             let piece_rows = rows / pieces;
             data.par_chunks_mut(piece_rows * width).enumerate().for_each(|(i, out)| {
                 let (panel, piece) = (i / pieces, i % pieces);
-                let first = panel * width;
-                let filled = width.min(cols - first);
-                if filled < width {
-                    out.fill(0.0);
-                }
-                pack(piece, first, filled, out, width);
+                fill_piece(out, cols, panel, |first, count, out, width| {
+                    pack(piece, first, count, out, width)
+                });
             });
         }
         Panels::new(data, rows, cols)
+    }
+
+    /// As [`Panels::fill`] in one piece, on this thread alone.
+    pub fn fill_here(
+        data: &'a mut [f32],
+        rows: usize,
+        cols: usize,
+        pack: impl Fn(usize, usize, &mut [f32], usize),
+    ) -> Panels<'a> {
+        for (panel, out) in data.chunks_mut((rows * panel(cols)).max(1)).enumerate() {
+            fill_piece(out, cols, panel, &pack);
+        }
+        Panels::new(data, rows, cols)
+    }
+
+    /// A single panel, which may be wider than `cols` columns need; `pack` writes its rows.
+    pub fn fill_one(
+        data: &'a mut [f32],
+        rows: usize,
+        cols: usize,
+        pack: impl FnOnce(&mut [f32]),
+    ) -> Panels<'a> {
+        let width = data.len() / rows;
+        assert!(cols <= width && data.len() == rows * width, "a panel of [{rows}, {cols}]");
+        if cols < width {
+            data.fill(0.0);
+        }
+        pack(data);
+        Panels { data, rows, cols, width }
     }
 
     /// Views what [`Panels::fill`] filled.
@@ -87,13 +115,61 @@ impl<'a> Panels<'a> {
         Panels { data, rows, cols, width: panel(cols) }
     }
 
-    fn count(&self) -> usize {
+    /// The data, the matrix's rows, and the columns of a panel.
+    pub(super) fn parts(self) -> (&'a [f32], usize, usize) {
+        (self.data, self.rows, self.width)
+    }
+
+    /// Columns of the matrix.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Panels of it.
+    pub fn count(&self) -> usize {
         self.cols.div_ceil(self.width)
+    }
+
+    /// Share number `index` of `shares`, at most one for each panel; and its first column.
+    pub fn share(self, index: usize, shares: usize) -> (Self, usize) {
+        let [from, to] = [index, index + 1].map(|i| i * self.count() / shares);
+        let first = from * self.width;
+        let data = &self.data[first * self.rows..to * self.width * self.rows];
+        (Panels { data, cols: (to * self.width).min(self.cols) - first, ..self }, first)
     }
 
     fn panel(&self, index: usize) -> &'a [f32] {
         &self.data[index * self.rows * self.width..][..self.rows * self.width]
     }
+}
+
+/// Copies a row of a panel: such short ones are done before a call of `memcpy` has begun.
+#[inline(always)]
+pub fn copy_short(out: &mut [f32], x: &[f32]) {
+    #[inline(always)]
+    fn exactly<const N: usize>(out: &mut [f32], x: &[f32]) -> bool {
+        match (out.as_chunks_mut::<N>(), x.as_chunks::<N>()) {
+            (([out], []), ([x], [])) => {
+                *out = *x;
+                true
+            }
+            _ => false,
+        }
+    }
+    if !(exactly::<8>(out, x) || exactly::<16>(out, x) || exactly::<32>(out, x)) {
+        out.copy_from_slice(x);
+    }
+}
+
+/// Some rows of panel number `panel`.
+fn fill_piece(out: &mut [f32], cols: usize, index: usize, pack: impl Fn(usize, usize, &mut [f32], usize)) {
+    let width = panel(cols);
+    let first = index * width;
+    let filled = width.min(cols - first);
+    if filled < width {
+        out.fill(0.0);
+    }
+    pack(first, filled, out, width);
 }
 
 /// Working memory of [`gathered`]: where each run begins, and zeros for those outside.
@@ -156,6 +232,26 @@ pub fn gathered<P: Copy>(
     dst: &mut [f32],
     out: impl Fn(usize) -> usize,
 ) {
+    // SAFETY: nothing else may use `dst`.
+    unsafe { gathered_into(left, place, start, weights, rows, Tiles::new(dst), out) };
+}
+
+/// As [`gathered`], into rows of a slice that other tasks write too.
+///
+/// # Safety
+/// Nothing else may use these rows, as wide as the weights have columns, meanwhile.
+///
+/// # Panics
+/// As [`gathered`].
+pub unsafe fn gathered_into<P: Copy>(
+    left: Gather,
+    place: impl Fn(usize) -> P,
+    start: impl Fn(P, usize) -> Option<usize>,
+    weights: Panels,
+    rows: usize,
+    dst: Tiles,
+    out: impl Fn(usize) -> usize,
+) {
     assert!(weights.rows == left.taps * left.c, "gathered: weights");
     thread_local! {
         static TABLE: RefCell<Table> = RefCell::default();
@@ -170,7 +266,7 @@ pub fn gathered<P: Copy>(
         left: Gather<'a>,
         weights: Panels<'a>,
         rows: usize,
-        dst: &'a mut [f32],
+        dst: Tiles<'a>,
         out: F,
     }
     impl<F: Fn(usize) -> usize> WithSimd for Work<'_, F> {
@@ -202,9 +298,18 @@ pub fn gathered<P: Copy>(
                     // SAFETY: every run has `c` elements and the panel `taps * c` rows of `V` vectors.
                     let sums = unsafe { sums::<S, M, V>(simd, runs, c, b.as_ptr()) };
                     for (m, sums) in sums.iter().enumerate().take(rows - row) {
-                        let y = &mut dst[out(row + m) + first..][..cols];
-                        let sums: &[f32] = bytemuck::cast_slice(sums);
-                        y.copy_from_slice(&sums[..cols]);
+                        let y = dst.pointer(out(row + m) + first, cols);
+                        // SAFETY: `pointer` checked the row, which the caller of `gathered_into` promised.
+                        unsafe {
+                            if cols == weights.width {
+                                for (v, sum) in sums.iter().enumerate() {
+                                    y.add(v * S::F32_LANES).cast::<S::f32s>().write_unaligned(*sum);
+                                }
+                            } else {
+                                let sums: &[f32] = bytemuck::cast_slice(sums);
+                                y.copy_from_nonoverlapping(sums.as_ptr(), cols);
+                            }
+                        }
                     }
                 }
             }
@@ -223,51 +328,84 @@ unsafe fn sums<S: Simd, const M: usize, const V: usize>(
     c: usize,
     mut b: *const f32,
 ) -> [[S::f32s; V]; M] {
-    let mut total = [[simd.splat_f32s(0.0); V]; M];
-    let mut rest = total;
+    let zero = [[simd.splat_f32s(0.0); V]; M];
+    let (mut chain, mut length) = (zero, 0);
+    let mut total: Option<Total<S, M, V>> = None;
     let (runs, _) = runs.as_chunks::<M>();
     for runs in runs {
         for first in (0..c).step_by(LONGEST) {
             let count = LONGEST.min(c - first);
-            // SAFETY: the caller's promise.
-            let chain = unsafe { chain::<S, M, V>(simd, runs, first, count, b) };
-            b = b.wrapping_add(count * V * S::F32_LANES);
-            for m in 0..M {
-                for v in 0..V {
-                    // Knuth's two-sum: what rounding takes from the total is kept. Gradients of what a norm
-                    // follows nearly cancel, and show every digit that is lost here.
-                    let (sum, next) = (total[m][v], chain[m][v]);
-                    let new = simd.add_f32s(sum, next);
-                    let added = simd.sub_f32s(new, sum);
-                    let left = simd.sub_f32s(sum, simd.sub_f32s(new, added));
-                    let lost = simd.add_f32s(left, simd.sub_f32s(next, added));
-                    total[m][v] = new;
-                    rest[m][v] = simd.add_f32s(rest[m][v], lost);
+            if length + count > LONGEST {
+                match &mut total {
+                    None => total = Some(Total { sum: chain, rest: zero }),
+                    Some(total) => total.add(simd, &chain),
                 }
+                (chain, length) = (zero, 0);
+            }
+            // SAFETY: the caller's promise.
+            chain = unsafe { lengthened::<S, M, V>(simd, chain, runs, first, count, b) };
+            b = b.wrapping_add(count * V * S::F32_LANES);
+            length += count;
+        }
+    }
+    match total {
+        None => chain,
+        Some(mut total) => {
+            total.add(simd, &chain);
+            total.value(simd)
+        }
+    }
+}
+
+/// Sums of chains, and what rounding took from them.
+struct Total<S: Simd, const M: usize, const V: usize> {
+    sum: [[S::f32s; V]; M],
+    rest: [[S::f32s; V]; M],
+}
+
+impl<S: Simd, const M: usize, const V: usize> Total<S, M, V> {
+    /// Knuth's two-sum: what rounding takes from the total is kept. Gradients of what a norm follows nearly
+    /// cancel, and show every digit that is lost here.
+    #[inline(always)]
+    fn add(&mut self, simd: S, chain: &[[S::f32s; V]; M]) {
+        for m in 0..M {
+            for v in 0..V {
+                let (sum, next) = (self.sum[m][v], chain[m][v]);
+                let new = simd.add_f32s(sum, next);
+                let added = simd.sub_f32s(new, sum);
+                let left = simd.sub_f32s(sum, simd.sub_f32s(new, added));
+                let lost = simd.add_f32s(left, simd.sub_f32s(next, added));
+                self.sum[m][v] = new;
+                self.rest[m][v] = simd.add_f32s(self.rest[m][v], lost);
             }
         }
     }
-    for m in 0..M {
-        for v in 0..V {
-            total[m][v] = simd.add_f32s(total[m][v], rest[m][v]);
+
+    #[inline(always)]
+    fn value(mut self, simd: S) -> [[S::f32s; V]; M] {
+        for m in 0..M {
+            for v in 0..V {
+                self.sum[m][v] = simd.add_f32s(self.sum[m][v], self.rest[m][v]);
+            }
         }
+        self.sum
     }
-    total
 }
 
-/// The part of a tile that elements `first .. first + count` of its runs make with as many rows of `b`.
+/// `sums` and the part of a tile that elements `first .. first + count` of its runs make with as many rows of
+/// `b`.
 ///
 /// # Safety
 /// All of them must be there.
 #[inline(always)]
-unsafe fn chain<S: Simd, const M: usize, const V: usize>(
+unsafe fn lengthened<S: Simd, const M: usize, const V: usize>(
     simd: S,
+    mut sums: [[S::f32s; V]; M],
     runs: &[*const f32; M],
     first: usize,
     count: usize,
     b: *const f32,
 ) -> [[S::f32s; V]; M] {
-    let mut sums = [[simd.splat_f32s(0.0); V]; M];
     let runs = *runs;
     for k in 0..count {
         // SAFETY: the caller's promise.

@@ -1,13 +1,14 @@
 //! Scaled dot-product attention of several heads, which keeps the logarithm of each row's sum instead of
 //! the weights.
 
-use rayon::prelude::*;
+mod twin;
+
+#[cfg(test)]
+mod tests;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
 use crate::launch::{Cost, Dispatch, Dispatches, Io, Launch, Slot};
-use crate::matrix::{Matrix, MatrixMut, Tiles};
-use crate::simd::{exp, vectorized};
 use crate::tape::Tensor;
 
 /// The sets of knobs are for head widths up to 4, 8, 16, 32 ... 512.
@@ -30,14 +31,6 @@ const GROUP: usize = 64;
 
 /// Widest head that the kernel's sets of knobs reach.
 const WIDEST: usize = 512;
-
-/// Queries that the CPU twin takes at a time: enough for fast products, few enough for their scores to stay
-/// in the cache.
-const QUERIES: usize = 64;
-
-/// Into how many shares the CPU twin cuts its work, each with scratch of its own: a constant, so that the
-/// order of sums and the memory needed do not depend on the machine.
-const SHARES: usize = 32;
 
 /// `y = softmax(q k^T / sqrt(D)) v` for each head, head h being the channels `h D .. (h+1) D` of all four,
 /// `D = C / heads`: q, y `[N, T, C]`, k and v `[N, S, C]`. Vaswani et al. 2017 (arXiv:1706.03762), equation
@@ -103,16 +96,6 @@ impl Size {
         (pair / self.heads * rows + row) * self.channels() + pair % self.heads * self.d
     }
 
-    /// Some queries of one head, of q or a tensor of its shape.
-    fn query_block<'a>(&self, x: &'a [f32], pair: usize, first: usize, count: usize) -> Matrix<'a> {
-        Matrix::new(&x[self.at(pair, self.queries, first)..], count, self.d, self.channels())
-    }
-
-    /// All keys of one head, of k or v.
-    fn all_keys<'a>(&self, x: &'a [f32], pair: usize) -> Matrix<'a> {
-        Matrix::new(&x[self.at(pair, self.keys, 0)..], self.keys, self.d, self.channels())
-    }
-
     /// Channels of a head after padding to whole vec4.
     fn padded(&self) -> usize {
         self.d.next_multiple_of(4)
@@ -172,16 +155,6 @@ impl Size {
 #[derive(Debug)]
 struct Forward(Size);
 
-impl Forward {
-    fn blocks(&self) -> usize {
-        self.0.queries.div_ceil(QUERIES)
-    }
-
-    fn tasks(&self) -> usize {
-        self.0.pairs() * self.blocks()
-    }
-}
-
 impl Launch for Forward {
     fn name(&self) -> &'static str {
         "attention"
@@ -192,55 +165,12 @@ impl Launch for Forward {
     }
 
     fn cpu_scratch(&self) -> Vec<usize> {
-        vec![self.tasks().min(SHARES) * QUERIES * self.0.keys]
+        vec![twin::forward_room(&self.0)]
     }
 
     fn cpu(&self, io: &Io) {
-        let Forward(size) = self;
-        let (q, k, v) = (io.read(0), io.read(1), io.read(2));
-        let (y, lse) = (Tiles::new(io.write(0)), Tiles::new(io.write(1)));
-        let share = self.tasks().div_ceil(SHARES);
-        let scratch = io.scratch(0).par_chunks_mut(QUERIES * size.keys);
-        scratch.enumerate().for_each(|(number, scores)| {
-            for task in number * share..self.tasks().min((number + 1) * share) {
-                let (pair, first) = (task / self.blocks(), task % self.blocks() * QUERIES);
-                let count = QUERIES.min(size.queries - first);
-                let at = size.at(pair, size.queries, first);
-                // SAFETY: every task has queries, or channels, of its own.
-                let (mut y, mut lse) = unsafe {
-                    let lse = lse.tile(pair * size.queries + first, 1, count, count);
-                    (y.tile(at, count, size.d, size.channels()), lse)
-                };
-                let scores = &mut scores[..count * size.keys];
-                MatrixMut::new(scores, count, size.keys, size.keys).set_product(
-                    size.scale(),
-                    size.query_block(q, pair, first, count),
-                    size.all_keys(k, pair).transposed(),
-                );
-                let mut sums = [0.0; QUERIES];
-                let rows = scores.chunks_exact_mut(size.keys).zip(&mut sums).zip(lse.row(0));
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        for ((scores, sum), lse) in rows {
-                            let top = fold(scores, f32::MIN, f32::max);
-                            for s in scores.iter_mut() {
-                                *s = exp(*s - top);
-                            }
-                            *sum = fold(scores, 0.0, |a, b| a + b);
-                            *lse = top + sum.ln();
-                        }
-                    },
-                );
-                let weights = Matrix::new(scores, count, size.keys, size.keys);
-                y.set_product(1.0, weights, size.all_keys(v, pair));
-                for (i, sum) in sums[..count].iter().enumerate() {
-                    for y in y.row(i).iter_mut() {
-                        *y /= sum;
-                    }
-                }
-            }
-        });
+        let reads = [0, 1, 2].map(|i| io.read(i));
+        twin::forward(&self.0, reads, io.write(0), io.write(1), io.scratch(0));
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {
@@ -264,44 +194,6 @@ impl Launch for Forward {
     }
 }
 
-/// Folds all elements in sixteen interleaved strands, so that the loop vectorises.
-#[inline(always)]
-fn fold(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut strands = [start; 16];
-    let (blocks, rest) = x.as_chunks::<16>();
-    for block in blocks {
-        for (strand, x) in strands.iter_mut().zip(block) {
-            *strand = f(*strand, *x);
-        }
-    }
-    for (strand, x) in strands.iter_mut().zip(rest) {
-        *strand = f(*strand, *x);
-    }
-    strands.into_iter().fold(start, f)
-}
-
-/// Turns one query's scores `p` into weights, and the gradients `ds` of these into those of the scores.
-#[inline(always)]
-fn weights_and_slopes(p: &mut [f32], ds: &mut [f32], lse: f32) {
-    for p in p.iter_mut() {
-        *p = exp(*p - lse);
-    }
-    // Divided by their sum once more, because the logarithm of a sum is rounded, the more the larger the
-    // scores. With the whole row at hand, delta = dy.y is the mean of the gradients, from which those of a
-    // single key cancel exactly.
-    let total = fold(p, 0.0, |a, b| a + b);
-    for p in p.iter_mut() {
-        *p /= total;
-    }
-    for (ds, p) in ds.iter_mut().zip(&*p) {
-        *ds *= p;
-    }
-    let delta = fold(ds, 0.0, |a, b| a + b);
-    for (p, ds) in p.iter().zip(ds) {
-        *ds -= p * delta;
-    }
-}
-
 /// Writes dq, dk and dv from q, k, v, y, the logarithms and dy.
 #[derive(Debug)]
 struct Backward(Size);
@@ -317,57 +209,13 @@ impl Launch for Backward {
     }
 
     fn cpu_scratch(&self) -> Vec<usize> {
-        vec![self.0.pairs().min(SHARES) * 2 * QUERIES * self.0.keys]
+        vec![twin::backward_room(&self.0)]
     }
 
     fn cpu(&self, io: &Io) {
-        let Backward(size) = self;
-        let (q, k, v, lse, dy) = (io.read(0), io.read(1), io.read(2), io.read(4), io.read(5));
-        let [dq, dk, dv] = [0, 1, 2].map(|i| Tiles::new(io.write(i)));
-        let (d, c, keys) = (size.d, size.channels(), size.keys);
-        let share = size.pairs().div_ceil(SHARES);
-        let scratch = io.scratch(0).par_chunks_mut(2 * QUERIES * keys);
-        scratch.enumerate().for_each(|(number, scratch)| {
-            let (p, ds) = scratch.split_at_mut(QUERIES * keys);
-            for pair in number * share..size.pairs().min((number + 1) * share) {
-                let (k, v) = (size.all_keys(k, pair), size.all_keys(v, pair));
-                // SAFETY: every task has samples, or channels, of its own.
-                let (mut dk, mut dv) = unsafe {
-                    let at = size.at(pair, keys, 0);
-                    (dk.tile(at, keys, d, c), dv.tile(at, keys, d, c))
-                };
-                for first in (0..size.queries).step_by(QUERIES) {
-                    let count = QUERIES.min(size.queries - first);
-                    let (p, ds) = (&mut p[..count * keys], &mut ds[..count * keys]);
-                    let q = size.query_block(q, pair, first, count);
-                    let slope = size.query_block(dy, pair, first, count);
-                    MatrixMut::new(p, count, keys, keys).set_product(size.scale(), q, k.transposed());
-                    MatrixMut::new(ds, count, keys, keys).set_product(1.0, slope, v.transposed());
-                    let lse = &lse[pair * size.queries + first..][..count];
-                    vectorized(
-                        #[inline(always)]
-                        || {
-                            let rows = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
-                            for ((p, ds), lse) in rows.zip(lse) {
-                                weights_and_slopes(p, ds, *lse);
-                            }
-                        },
-                    );
-                    let p = Matrix::new(p, count, keys, keys);
-                    let ds = Matrix::new(ds, count, keys, keys);
-                    // SAFETY: as above.
-                    let mut dq = unsafe { dq.tile(size.at(pair, size.queries, first), count, d, c) };
-                    dq.set_product(size.scale(), ds, k);
-                    if first == 0 {
-                        dk.set_product(size.scale(), ds.transposed(), q);
-                        dv.set_product(1.0, p.transposed(), slope);
-                    } else {
-                        dk.add_product(size.scale(), ds.transposed(), q);
-                        dv.add_product(1.0, p.transposed(), slope);
-                    }
-                }
-            }
-        });
+        // Not the result: delta comes from the weights.
+        let reads = [0, 1, 2, 4, 5].map(|i| io.read(i));
+        twin::backward(&self.0, reads, [0, 1, 2].map(|i| io.write(i)), io.scratch(0));
     }
 
     /// delta, then the padded q, k, v, y, dy, dq, dk and dv.
@@ -421,6 +269,3 @@ impl Launch for Backward {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,12 +1,15 @@
 //! Matrix products, batched or with one matrix shared by all, with an optional bias; the linear layer.
 
+mod twin;
+
+#[cfg(test)]
+mod tests;
+
 use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
 use crate::launch::{Cost, Dispatch, Dispatches, Io, Launch};
-use crate::matrix::{Matrix, Tiles};
-use crate::ops::CHUNK;
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 use crate::tensor::Shape;
@@ -161,26 +164,6 @@ impl Product {
         self.batch * self.m * self.n
     }
 
-    /// The tasks of the CPU twin.
-    fn blocks(&self) -> Blocks {
-        let Product { batch, m, n, k, .. } = *self;
-        let (mut rows, mut cols) = (m.min(256), n.min(512));
-        let tasks = |rows: usize, cols: usize| batch * m.div_ceil(rows) * n.div_ceil(cols);
-        // A long sum is cut rather than the tile: a small tile spends its time on packing the factors.
-        let most = if self.cuts { k / 1024 } else { 1 };
-        let parts = most.min(WANTED_TASKS.div_ceil(tasks(rows, cols))).max(1);
-        let depth = k.div_ceil(parts).next_multiple_of(8);
-        let parts = k.div_ceil(depth);
-        while tasks(rows, cols) * parts < WANTED_TASKS && rows * cols * depth > SMALLEST_TASK {
-            if rows >= cols {
-                rows = rows.div_ceil(2);
-            } else {
-                cols = cols.div_ceil(2);
-            }
-        }
-        Blocks { rows, cols, depth, parts }
-    }
-
     /// Parts of K, and the length of each, for the GPU.
     fn gpu_parts(&self) -> (usize, usize) {
         let tiles = self.batch * self.m.div_ceil(TILE) * self.n.div_ceil(TILE);
@@ -189,88 +172,13 @@ impl Product {
         let depth = self.k.div_ceil(parts).next_multiple_of(4);
         (self.k.div_ceil(depth), depth)
     }
-
-    /// The products of all tasks into `out`, `[parts, batch, M, N]`.
-    fn multiply(&self, blocks: &Blocks, a: &[f32], b: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
-        let Product { batch, m, n, k, transpose, .. } = *self;
-        let (down, across) = (m.div_ceil(blocks.rows), n.div_ceil(blocks.cols));
-        let out = Tiles::new(out);
-        (0..blocks.parts * batch * down * across).into_par_iter().for_each(|task| {
-            let (stack, row, col) = (task / across / down, task / across % down, task % across);
-            let (part, item) = (stack / batch, stack % batch);
-            let (row, col, first) = (row * blocks.rows, col * blocks.cols, part * blocks.depth);
-            let (rows, cols) = (blocks.rows.min(m - row), blocks.cols.min(n - col));
-            let depth = blocks.depth.min(k - first);
-            let a = &a[item * m * k..][..m * k];
-            let b = &b[item * k * n..][..k * n];
-            let a = if transpose.a { Matrix::new(a, k, m, m).transposed() } else { Matrix::new(a, m, k, k) };
-            let b = if transpose.b { Matrix::new(b, n, k, k).transposed() } else { Matrix::new(b, k, n, n) };
-            let a = a.rows(row, rows).cols(first, depth);
-            let b = b.rows(first, depth).cols(col, cols);
-            // SAFETY: every task has a tile of its own.
-            let mut y = unsafe { out.tile((stack * m + row) * n + col, rows, cols, n) };
-            match bias {
-                None => y.set_product(1.0, a, b),
-                Some(bias) => {
-                    for i in 0..rows {
-                        y.row(i).copy_from_slice(&bias[col..][..cols]);
-                    }
-                    y.add_product(1.0, a, b);
-                }
-            }
-        });
-    }
 }
-
-/// Tasks that a CPU twin aims at: enough for the cores of most machines. It must not depend on the machine,
-/// since the order of sums depends on it.
-const WANTED_TASKS: usize = 32;
-
-/// Multiplications below which cutting a task further costs more than it gains.
-const SMALLEST_TASK: usize = 1 << 21;
 
 /// Workgroups that a GPU product aims at by cutting K.
 const WANTED_GROUPS: usize = 512;
 
 /// Rows and columns of a GPU workgroup: 4 for each of 16 threads, as in the kernel.
 const TILE: usize = 64;
-
-/// How the CPU twin cuts a product: tiles of `rows` x `cols`, each the sum of `parts` products of `depth`.
-struct Blocks {
-    rows: usize,
-    cols: usize,
-    depth: usize,
-    parts: usize,
-}
-
-/// `y = the sum of the parts`, each as long as y, in their order.
-fn sum_parts(parts: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
-    const BLOCK: usize = 256;
-    let count = y.len();
-    y.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (block, y) in y.chunks_mut(BLOCK).enumerate() {
-                    let first = chunk * CHUNK + block * BLOCK;
-                    let mut sum = [0.0_f64; BLOCK];
-                    for part in parts.chunks(count) {
-                        for (sum, x) in sum.iter_mut().zip(&part[first..first + y.len()]) {
-                            *sum += f64::from(*x);
-                        }
-                    }
-                    for (y, sum) in y.iter_mut().zip(&sum) {
-                        *y = *sum as f32;
-                    }
-                    if let Some(bias) = bias {
-                        let n = bias.len();
-                        y.iter_mut().enumerate().for_each(|(i, y)| *y += bias[(first + i) % n]);
-                    }
-                }
-            },
-        );
-    });
-}
 
 impl Launch for Product {
     fn name(&self) -> &'static str {
@@ -282,22 +190,12 @@ impl Launch for Product {
     }
 
     fn cpu_scratch(&self) -> Vec<usize> {
-        match self.blocks().parts {
-            1 => Vec::new(),
-            parts => vec![parts * self.outputs()],
-        }
+        vec![self.room().iter().sum()]
     }
 
     fn cpu(&self, io: &Io) {
-        let blocks = self.blocks();
         let (a, b, bias) = (io.read(0), io.read(1), io.has_read(2).then(|| io.read(2)));
-        if blocks.parts == 1 {
-            self.multiply(&blocks, a, b, bias, io.write(0));
-        } else {
-            let parts = io.scratch(0);
-            self.multiply(&blocks, a, b, None, parts);
-            sum_parts(parts, bias, io.write(0));
-        }
+        self.multiply(a, b, bias, io.write(0), io.scratch(0));
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {
@@ -400,6 +298,3 @@ impl Launch for ColumnSum {
         sum.scratch("part_sums", 0).read("bias", 0).write("y", 0).cover(self.n, 256);
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,0 +1,250 @@
+//! The CPU twins of attention: a block of queries at a time, whose scores stay in the cache.
+
+use rayon::prelude::*;
+
+use super::Size;
+use crate::matrix::Tiles;
+use crate::micro::dense::{Left, Right, product};
+use crate::micro::gather::{Panels, copy_short, panel_elements};
+use crate::simd::{exp_within, vectorized};
+
+/// Queries of a block: whole tiles of the products, few enough for their scores to stay in the cache.
+const BLOCK: usize = 24;
+
+/// Into how many shares the work is cut, each with scratch of its own: a constant, so that the memory needed
+/// does not depend on the machine.
+const SHARES: usize = 32;
+
+/// Strands of a sum over the keys, so that the loop vectorises.
+const STRANDS: usize = 16;
+
+impl Size {
+    /// Elements of a row of scores: the keys, padded to whole panels and whole strands.
+    fn row(&self) -> usize {
+        panel_elements(1, self.keys).next_multiple_of(STRANDS)
+    }
+
+    /// Elements of a row of one head's channels, padded to whole panels.
+    fn head_row(&self) -> usize {
+        panel_elements(1, self.d)
+    }
+
+    fn blocks(&self) -> usize {
+        self.queries.div_ceil(BLOCK)
+    }
+
+    /// The queries of a block, of q or a tensor of its shape.
+    fn query_rows<'a>(&self, x: &'a [f32], pair: usize, first: usize) -> Left<'a> {
+        Left { data: &x[self.at(pair, self.queries, first)..], row: self.channels(), step: 1 }
+    }
+
+    /// One head of k or v as the matrix `[keys, d]`.
+    fn pack<'a>(&self, x: &[f32], pair: usize, room: &'a mut [f32]) -> Right<'a> {
+        let x = &x[self.at(pair, self.keys, 0)..];
+        Right::packed(Panels::fill_here(room, self.keys, self.d, |first, count, out, width| {
+            for (out, x) in out.chunks_exact_mut(width).zip(x.chunks(self.channels())) {
+                copy_short(&mut out[..count], &x[first..][..count]);
+            }
+        }))
+    }
+
+    /// One head of k or v as the matrix `[d, keys]`.
+    fn pack_transposed<'a>(&self, x: &[f32], pair: usize, room: &'a mut [f32]) -> Right<'a> {
+        let x = &x[self.at(pair, self.keys, 0)..];
+        Right::packed(Panels::fill_here(room, self.d, self.keys, |first, count, out, width| {
+            let keys = x[first * self.channels()..].chunks(self.channels());
+            for (key, x) in keys.take(count).enumerate() {
+                for (out, x) in out.chunks_exact_mut(width).zip(x) {
+                    out[key] = *x;
+                }
+            }
+        }))
+    }
+}
+
+/// Scratch elements of the forward pass.
+pub(super) fn forward_room(size: &Size) -> usize {
+    size.pairs().saturating_mul(size.blocks()).min(SHARES) * forward_parts(size).iter().sum::<usize>()
+}
+
+/// Of one share: keys, values, scores, results.
+fn forward_parts(size: &Size) -> [usize; 4] {
+    let Size { d, keys, .. } = *size;
+    [panel_elements(d, keys), panel_elements(keys, d), BLOCK * size.row(), BLOCK * size.head_row()]
+}
+
+pub(super) fn forward(size: &Size, [q, k, v]: [&[f32]; 3], y: &mut [f32], lse: &mut [f32], room: &mut [f32]) {
+    let (y, lse) = (Tiles::new(y), Tiles::new(lse));
+    let (row, head_row, tasks) = (size.row(), size.head_row(), size.pairs() * size.blocks());
+    let (share, parts) = (tasks.div_ceil(SHARES), forward_parts(size));
+    room.par_chunks_mut(parts.iter().sum()).enumerate().for_each(|(number, room)| {
+        let [kt_room, v_room, scores, out] = cut(room, parts);
+        let mut task = number * share;
+        let end = tasks.min(task + share);
+        while task < end {
+            // The blocks of one pair of sample and head share its packed keys and values.
+            let pair = task / size.blocks();
+            let kt = size.pack_transposed(k, pair, kt_room);
+            let values = size.pack(v, pair, v_room);
+            while task < end && task / size.blocks() == pair {
+                let first = task % size.blocks() * BLOCK;
+                let count = BLOCK.min(size.queries - first);
+                product([count, size.d, size.keys], size.query_rows(q, pair, first), kt, scores, row, false);
+                // SAFETY: every task has queries, or channels, of its own.
+                let (mut y, mut lse) = unsafe {
+                    let lse = lse.tile(pair * size.queries + first, 1, count, count);
+                    (y.tile(size.at(pair, size.queries, first), count, size.d, size.channels()), lse)
+                };
+                let mut sums = [0.0; BLOCK];
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let rows = scores.chunks_exact_mut(row).zip(&mut sums).zip(lse.row(0));
+                        for ((scores, sum), lse) in rows {
+                            (*sum, *lse) = softmax(scores, size.keys, size.scale());
+                        }
+                    },
+                );
+                let weights = Left { data: scores, row, step: 1 };
+                product([count, size.keys, size.d], weights, values, out, head_row, false);
+                for (i, (out, sum)) in out.chunks_exact(head_row).zip(&sums[..count]).enumerate() {
+                    for (y, out) in y.row(i).iter_mut().zip(out) {
+                        *y = out / sum;
+                    }
+                }
+                task += 1;
+            }
+        }
+    });
+}
+
+/// Scratch elements of the backward pass.
+pub(super) fn backward_room(size: &Size) -> usize {
+    size.pairs().min(SHARES) * backward_parts(size).iter().sum::<usize>()
+}
+
+/// Of one share: keys and values transposed, keys, weights, slopes, dq, and dk and dv transposed.
+fn backward_parts(size: &Size) -> [usize; 8] {
+    let Size { d, keys, .. } = *size;
+    let (transposed, plain) = (panel_elements(d, keys), panel_elements(keys, d));
+    let (scores, keys_gradient) = (BLOCK * size.row(), d * size.row());
+    [transposed, transposed, plain, scores, scores, BLOCK * size.head_row(), keys_gradient, keys_gradient]
+}
+
+pub(super) fn backward(
+    size: &Size,
+    [q, k, v, lse, dy]: [&[f32]; 5],
+    [dq, dk, dv]: [&mut [f32]; 3],
+    room: &mut [f32],
+) {
+    let [dq, dk, dv] = [dq, dk, dv].map(Tiles::new);
+    let (row, head_row, d, keys, c) = (size.row(), size.head_row(), size.d, size.keys, size.channels());
+    let (share, parts) = (size.pairs().div_ceil(SHARES), backward_parts(size));
+    room.par_chunks_mut(parts.iter().sum()).enumerate().for_each(|(number, room)| {
+        let [kt_room, vt_room, k_room, p, ds, out, dkt, dvt] = cut(room, parts);
+        for pair in number * share..size.pairs().min((number + 1) * share) {
+            let kt = size.pack_transposed(k, pair, kt_room);
+            let vt = size.pack_transposed(v, pair, vt_room);
+            let plain_k = size.pack(k, pair, k_room);
+            for first in (0..size.queries).step_by(BLOCK) {
+                let count = BLOCK.min(size.queries - first);
+                let (q, dy) = (size.query_rows(q, pair, first), size.query_rows(dy, pair, first));
+                product([count, d, keys], q, kt, p, row, false);
+                product([count, d, keys], dy, vt, ds, row, false);
+                let lse = &lse[pair * size.queries + first..][..count];
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let rows = p.chunks_exact_mut(row).zip(ds.chunks_exact_mut(row));
+                        for ((p, ds), lse) in rows.zip(lse) {
+                            weights_and_slopes(p, ds, keys, size.scale(), *lse);
+                        }
+                    },
+                );
+                product([count, keys, d], Left { data: ds, row, step: 1 }, plain_k, out, head_row, false);
+                // SAFETY: every task has samples, or channels, of its own.
+                let mut dq = unsafe { dq.tile(size.at(pair, size.queries, first), count, d, c) };
+                for (i, out) in out.chunks_exact(head_row).take(count).enumerate() {
+                    for (dq, out) in dq.row(i).iter_mut().zip(out) {
+                        *dq = size.scale() * out;
+                    }
+                }
+                let [p, ds] = [&*p, &*ds].map(|x| Right::rows(x, row, keys));
+                product([d, count, keys], q.transposed(), ds, dkt, row, first > 0);
+                product([d, count, keys], dy.transposed(), p, dvt, row, first > 0);
+            }
+            // SAFETY: as above.
+            let (mut dk, mut dv) = unsafe {
+                let at = size.at(pair, keys, 0);
+                (dk.tile(at, keys, d, c), dv.tile(at, keys, d, c))
+            };
+            for key in 0..keys {
+                for (i, (dk, dv)) in dk.row(key).iter_mut().zip(dv.row(key)).enumerate() {
+                    *dk = size.scale() * dkt[i * row + key];
+                    *dv = dvt[i * row + key];
+                }
+            }
+        }
+    });
+}
+
+/// Cuts scratch into its parts.
+fn cut<const N: usize>(mut room: &mut [f32], parts: [usize; N]) -> [&mut [f32]; N] {
+    parts.map(|elements| {
+        let (part, rest) = std::mem::take(&mut room).split_at_mut(elements);
+        room = rest;
+        part
+    })
+}
+
+/// Turns a query's products with the keys into exponentials `e^(scale (s - top))`, zeros behind them. Gives
+/// their sum, and the logarithm of the sum of `e^(scale s)`.
+#[inline(always)]
+fn softmax(scores: &mut [f32], keys: usize, scale: f32) -> (f32, f32) {
+    scores[keys..].fill(f32::MIN);
+    // Not `f32::max`, which takes three instructions to step over NaN; one makes itself known below.
+    let top = fold(scores, f32::MIN, |a, b| if a > b { a } else { b });
+    for s in scores.iter_mut() {
+        *s = exp_within((*s - top) * scale);
+    }
+    scores[keys..].fill(0.0);
+    let sum = fold(scores, 0.0, |a, b| a + b);
+    (sum, top * scale + sum.ln())
+}
+
+/// Turns one query's products `p` with the keys into weights, and the gradients `ds` of these into those of
+/// the scaled scores; zeros behind both.
+#[inline(always)]
+fn weights_and_slopes(p: &mut [f32], ds: &mut [f32], keys: usize, scale: f32, lse: f32) {
+    for p in p.iter_mut() {
+        *p = exp_within(p.mul_add(scale, -lse));
+    }
+    p[keys..].fill(0.0);
+    ds[keys..].fill(0.0);
+    // Divided by their sum once more, because the logarithm of a sum is rounded, the more the larger the
+    // scores. With the whole row at hand, delta = dy.y is the mean of the gradients, from which those of a
+    // single key cancel exactly.
+    let total = fold(p, 0.0, |a, b| a + b);
+    for (p, ds) in p.iter_mut().zip(ds.iter_mut()) {
+        *p /= total;
+        *ds *= *p;
+    }
+    let delta = fold(ds, 0.0, |a, b| a + b);
+    for (p, ds) in p.iter().zip(ds) {
+        *ds -= p * delta;
+    }
+}
+
+/// Folds a row in interleaved strands, so that the loop vectorises.
+#[inline(always)]
+fn fold(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut strands = [start; STRANDS];
+    let (blocks, rest) = x.as_chunks::<STRANDS>();
+    assert!(rest.is_empty(), "a row of whole strands");
+    for block in blocks {
+        for (strand, x) in strands.iter_mut().zip(block) {
+            *strand = f(*strand, *x);
+        }
+    }
+    strands.into_iter().fold(start, f)
+}

@@ -1,0 +1,257 @@
+//! The CPU twins of matmul: rows times packed columns, and, where the sum runs along the rows of the left side
+//! as it is stored, sums of outer products.
+
+use rayon::prelude::*;
+
+use super::Product;
+use crate::matrix::Tiles;
+use crate::micro::gather::{Gather, Panels, copy_short, gathered_into, panel, panel_elements};
+use crate::micro::outer::{Products, Run, Side, outer};
+use crate::ops::CHUNK;
+use crate::simd::vectorized;
+
+/// Tasks that keep many cores busy.
+const WANTED: usize = 32;
+
+/// Rows of a task: whole tiles of any machine, few enough for their left side to stay in the cache, enough to
+/// read the packed columns not too often.
+const ROWS: usize = 192;
+
+/// Rows and columns of the result that a task of a sum of outer products takes at most, and terms that it adds
+/// up in one chain: what it reads and adds to stays in the second-level cache.
+const BLOCK: [usize; 2] = [128, 256];
+const CHAIN: usize = 128;
+
+/// Shortest part of a sum that is cut into parts.
+const SHORTEST: usize = 512;
+
+impl Product {
+    /// Whether the left side is stored with the terms of the sum as its rows.
+    fn is_outer(&self) -> bool {
+        self.transpose.a && !self.transpose.b
+    }
+
+    fn outer_tasks(&self) -> usize {
+        self.batch * self.m.div_ceil(BLOCK[0]) * self.n.div_ceil(BLOCK[1])
+    }
+
+    /// Into how many parts a sum of outer products is cut, where its result is too small for many tasks. It
+    /// depends on the shape alone, since the order of the sum depends on it.
+    fn outer_parts(&self) -> usize {
+        if !self.cuts {
+            return 1;
+        }
+        WANTED.div_ceil(self.outer_tasks()).min(self.k / SHORTEST).max(1)
+    }
+
+    fn packed(&self) -> usize {
+        panel_elements(self.k, self.n)
+    }
+
+    /// Elements of working memory: packed columns, and the left side where it has to be turned; or the parts
+    /// of the sums.
+    pub(super) fn room(&self) -> [usize; 2] {
+        match (self.is_outer(), self.outer_parts()) {
+            (true, 1) => [0, 0],
+            (true, parts) => [parts * self.outputs(), 0],
+            (false, _) => {
+                let turned = if self.transpose.a { self.batch * self.m * self.k } else { 0 };
+                [self.batch * self.packed(), turned]
+            }
+        }
+    }
+
+    pub(super) fn multiply(
+        &self,
+        a: &[f32],
+        b: &[f32],
+        bias: Option<&[f32]>,
+        y: &mut [f32],
+        room: &mut [f32],
+    ) {
+        if self.is_outer() {
+            return match self.outer_parts() {
+                1 => {
+                    self.outer_products(a, b, y);
+                    if let Some(bias) = bias {
+                        y.par_chunks_mut(CHUNK.next_multiple_of(self.n)).for_each(|y| add_bias(bias, y));
+                    }
+                }
+                _ => {
+                    self.outer_products(a, b, room);
+                    sum_parts(room, bias, y);
+                }
+            };
+        }
+        let (panels, turned) = room.split_at_mut(self.batch * self.packed());
+        let a = if self.transpose.a {
+            turn(a, turned, self.k, self.m);
+            &*turned
+        } else {
+            a
+        };
+        self.rows_times_columns(a, b, bias, y, panels);
+    }
+
+    /// Writes rows `from ..` of some columns of one b to a panel, or a piece of one.
+    fn pack(&self, b: &[f32], from: usize, first: usize, cols: usize, out: &mut [f32], width: usize) {
+        let Product { n, k, .. } = *self;
+        if self.transpose.b {
+            for (i, out) in out.chunks_exact_mut(width).enumerate() {
+                let column = b[first * k + from + i..].iter().step_by(k);
+                out[..cols].iter_mut().zip(column).for_each(|(out, b)| *out = *b);
+            }
+        } else {
+            for (out, b) in out.chunks_exact_mut(width).zip(b[from * n..].chunks_exact(n)) {
+                copy_short(&mut out[..cols], &b[first..first + cols]);
+            }
+        }
+    }
+
+    /// The product of rows `a [batch, m, k]` with b, which is packed into `room` first.
+    fn rows_times_columns(
+        &self,
+        a: &[f32],
+        b: &[f32],
+        bias: Option<&[f32]>,
+        y: &mut [f32],
+        room: &mut [f32],
+    ) {
+        let Product { batch, m, n, k, .. } = *self;
+        let y = Tiles::new(y);
+        // Some rows of item number `item` times the panels from column `first` on.
+        let multiply = |item: usize, row: usize, panels: Panels, first: usize| {
+            let rows = ROWS.min(m - row);
+            let left = Gather { src: &a[item * m * k..][..m * k], c: k, taps: 1 };
+            let at = |i: usize| (item * m + row + i) * n + first;
+            // SAFETY: every task has rows, or columns, of its own.
+            unsafe {
+                gathered_into(left, |i| (row + i) * k, |at, _| Some(at), panels, rows, y, at);
+            }
+            if let Some(bias) = bias {
+                let bias = &bias[first..][..panels.cols()];
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for i in 0..rows {
+                            // SAFETY: as above.
+                            let y = unsafe {
+                                std::slice::from_raw_parts_mut(y.pointer(at(i), bias.len()), bias.len())
+                            };
+                            y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+                        }
+                    },
+                );
+            }
+        };
+        let width = panel(n);
+        if m <= ROWS {
+            // Few rows: each task packs the columns that it multiplies, and finds them in the cache.
+            let count = n.div_ceil(width);
+            room.par_chunks_mut(k * width).enumerate().for_each(|(task, room)| {
+                let (item, first) = (task / count, task % count * width);
+                let cols = width.min(n - first);
+                let b = &b[item * k * n..][..k * n];
+                let panels = Panels::fill_one(room, k, cols, |out| self.pack(b, 0, first, cols, out, width));
+                multiply(item, 0, panels, first);
+            });
+            return;
+        }
+        for (b, room) in b.chunks_exact(k * n).zip(room.chunks_exact_mut(self.packed())) {
+            // Pieces of whole rows, so that a product of few columns is packed by more than one core too.
+            let pieces = [8, 4, 2].into_iter().find(|p| k.is_multiple_of(*p)).unwrap_or(1);
+            Panels::fill(room, k, n, pieces, |piece, first, cols, out, width| {
+                self.pack(b, piece * (k / pieces), first, cols, out, width);
+            });
+        }
+        let room = &*room;
+        let panels = |item: usize| Panels::new(&room[item * self.packed()..][..self.packed()], k, n);
+        let down = m.div_ceil(ROWS);
+        let across = WANTED.div_ceil(batch * down).min(n.div_ceil(width));
+        (0..batch * down * across).into_par_iter().for_each(|task| {
+            let (item, row, share) = (task / across / down, task / across % down * ROWS, task % across);
+            let (panels, first) = panels(item).share(share, across);
+            multiply(item, row, panels, first);
+        });
+    }
+
+    /// The product of `a [batch, k, m]`, transposed, with `b [batch, k, n]`, in parts over k:
+    /// `out [parts, batch, m, n]`.
+    fn outer_products(&self, a: &[f32], b: &[f32], out: &mut [f32]) {
+        let Product { batch, m, n, k, .. } = *self;
+        let (parts, across) = (self.outer_parts(), n.div_ceil(BLOCK[1]));
+        let (tasks, chains) = (self.outer_tasks() / batch, k.div_ceil(CHAIN));
+        let out = Tiles::new(out);
+        (0..parts * batch * tasks).into_par_iter().for_each(|task| {
+            let (stack, task) = (task / tasks, task % tasks);
+            let (part, item) = (stack / batch, stack % batch);
+            let (row, col) = (task / across * BLOCK[0], task % across * BLOCK[1]);
+            let (rows, cols) = (BLOCK[0].min(m - row), BLOCK[1].min(n - col));
+            let a = Side { data: &a[item * k * m..][..k * m], stride: m, first: row, cols: rows };
+            let b = Side { data: &b[item * k * n..][..k * n], stride: n, first: col, cols };
+            let first = part * chains / parts;
+            for chain in first..(part + 1) * chains / parts {
+                let terms = chain * CHAIN..k.min((chain + 1) * CHAIN);
+                let run = Run { a: terms.start, b: terms.start, count: terms.len() };
+                let (a_rows, b_rows) = (terms.clone(), terms);
+                let what = Products { a, b, a_rows, b_rows, step: 1, runs: &[run], taps: &[0..1] };
+                let dst = out.pointer((stack * m + row) * n + col, (rows - 1) * n + cols);
+                // SAFETY: every task has a tile of its own, and `pointer` checked its last row.
+                unsafe { outer(&what, chain > first, dst, 0, n) };
+            }
+        });
+    }
+}
+
+/// `y [.., m, k]` from `x [.., k, m]`.
+fn turn(x: &[f32], y: &mut [f32], k: usize, m: usize) {
+    for (x, y) in x.chunks_exact(k * m).zip(y.chunks_exact_mut(m * k)) {
+        y.par_chunks_exact_mut(k).enumerate().for_each(|(i, y)| {
+            for (y, x) in y.iter_mut().zip(x[i..].iter().step_by(m)) {
+                *y = *x;
+            }
+        });
+    }
+}
+
+fn add_bias(bias: &[f32], y: &mut [f32]) {
+    vectorized(
+        #[inline(always)]
+        || {
+            for y in y.chunks_mut(bias.len()) {
+                for (y, b) in y.iter_mut().zip(bias) {
+                    *y += b;
+                }
+            }
+        },
+    );
+}
+
+/// `y = the sum of the parts`, each as long as y, in their order.
+fn sum_parts(parts: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    const BLOCK: usize = 256;
+    let count = y.len();
+    y.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                for (block, y) in y.chunks_mut(BLOCK).enumerate() {
+                    let first = chunk * CHUNK + block * BLOCK;
+                    let mut sum = [0.0_f64; BLOCK];
+                    for part in parts.chunks(count) {
+                        for (sum, x) in sum.iter_mut().zip(&part[first..first + y.len()]) {
+                            *sum += f64::from(*x);
+                        }
+                    }
+                    for (y, sum) in y.iter_mut().zip(&sum) {
+                        *y = *sum as f32;
+                    }
+                    if let Some(bias) = bias {
+                        let n = bias.len();
+                        y.iter_mut().enumerate().for_each(|(i, y)| *y += bias[(first + i) % n]);
+                    }
+                }
+            },
+        );
+    });
+}
