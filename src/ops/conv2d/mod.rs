@@ -3,6 +3,7 @@
 
 pub(super) mod transpose;
 mod twin;
+mod winograd;
 
 #[cfg(test)]
 mod tests;

@@ -93,6 +93,24 @@ fn one_past_the_tiles() {
 }
 
 #[test]
+fn few_multiplications() {
+    // Shapes that the CPU twin takes Winograd's way: odd sides, one pixel, paddings that differ, channels of one
+    // and of several panels, more tiles than a task has.
+    for (image, cout, padding) in [
+        ([1, 1, 1, 32], 32, Padding::same(1)),
+        ([2, 5, 7, 32], 48, Padding::same(1)),
+        ([1, 6, 4, 48], 32, Padding { top: 0, bottom: 1, left: 2, right: 0 }),
+        ([1, 5, 4, 32], 32, Padding::same(0)),
+        ([3, 9, 8, 64], 80, Padding::same(1)),
+        ([1, 3, 4, 272], 32, Padding::same(2)),
+    ] {
+        let case = case(image, [3, 3, cout], 1, padding);
+        assert!(winograd::suits(&case.geometry()));
+        case.check();
+    }
+}
+
+#[test]
 fn past_65535_workgroups() {
     // A thread has 4 pixels of one channel, because 4 does not divide the channels.
     let wide = case([1, 2049, 1639, 1], [1, 1, 5], 1, Padding::same(0));

@@ -6,9 +6,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::winograd::{self, Correlation};
 use super::{Geometry, Image};
 use crate::matrix::Tiles;
-use crate::micro::gather::{Gather, Panels, gathered, panel_elements};
+use crate::micro::gather::{Gather, Panels, copy_short, gathered, panel_elements};
 use crate::micro::outer::{Products, Run, Side, outer};
 use crate::simd::vectorized;
 
@@ -25,6 +26,9 @@ fn task_pixels(pixels: usize) -> usize {
 
 /// Elements of the room that [`forward`] needs for its weights.
 pub fn forward_weights(g: &Geometry) -> usize {
+    if winograd::suits(g) {
+        return winograd::room(g.cin, g.cout);
+    }
     panel_elements(g.kh * g.kw * g.cin, g.cout)
 }
 
@@ -38,11 +42,24 @@ pub fn forward(
     panels: &mut [f32],
     finish: impl Fn(usize, &mut [f32]) + Sync,
 ) {
+    if winograd::suits(g) {
+        let of = Correlation {
+            n: g.n,
+            src: [g.h, g.w, g.cin],
+            dst: [g.oh, g.ow, g.cout],
+            top: g.top as isize,
+            left: g.left as isize,
+        };
+        let weight = |tap: usize, ci: usize, first: usize, out: &mut [f32]| {
+            copy_short(out, &w[(tap * g.cin + ci) * g.cout + first..][..out.len()]);
+        };
+        return of.run(x, weight, y, panels, finish);
+    }
     let taps = g.kh * g.kw;
     let panels = Panels::fill(panels, taps * g.cin, g.cout, taps, |tap, first, cols, out, width| {
         let w = &w[tap * g.cin * g.cout..][..g.cin * g.cout];
         for (out, w) in out.chunks_exact_mut(width).zip(w.chunks_exact(g.cout)) {
-            out[..cols].copy_from_slice(&w[first..first + cols]);
+            copy_short(&mut out[..cols], &w[first..first + cols]);
         }
     });
     let window = Window { g, by: g.stride, top: g.top as isize, left: g.left as isize };
@@ -140,6 +157,9 @@ pub fn add_bias(bias: &[f32], pixels: &mut [f32]) {
 
 /// Elements of the room that [`adjoint`] needs for its weights.
 pub fn adjoint_weights(g: &Geometry) -> usize {
+    if winograd::suits(g) {
+        return winograd::room(g.cout, g.cin);
+    }
     classes(g).map(|class| class.room(g)).sum()
 }
 
@@ -188,6 +208,21 @@ pub fn adjoint(
     panels: &mut [f32],
     finish: impl Fn(&mut [f32]) + Sync,
 ) {
+    if winograd::suits(g) {
+        // The same with taps in reverse order and channels exchanged.
+        let of = Correlation {
+            n: g.n,
+            src: [g.oh, g.ow, g.cout],
+            dst: [g.h, g.w, g.cin],
+            top: 2 - g.top as isize,
+            left: 2 - g.left as isize,
+        };
+        let weight = |tap: usize, co: usize, first: usize, out: &mut [f32]| {
+            let w = w[((8 - tap) * g.cin + first) * g.cout + co..].iter().step_by(g.cout);
+            out.iter_mut().zip(w).for_each(|(out, w)| *out = *w);
+        };
+        return of.run(dy, weight, dx, panels, |_, dx| finish(dx));
+    }
     let mut rest = &mut *panels;
     for class in classes(g) {
         let (room, others) = rest.split_at_mut(class.room(g));
@@ -265,6 +300,9 @@ fn weight_parts(g: &Geometry) -> usize {
 
 /// Elements of the room that [`backward_w`] needs for its parts.
 pub fn weight_room(g: &Geometry) -> usize {
+    if winograd::suits(g) {
+        return winograd::weight_room(g);
+    }
     match weight_parts(g) {
         1 => 0,
         parts => parts * g.weights(),
@@ -274,6 +312,9 @@ pub fn weight_room(g: &Geometry) -> usize {
 /// `dw[kh,kw,ci,co] = sum over the pixels of x[.., ci] * dy[.., co]`, those pixels where the tap lies in the
 /// image; in parts over the pixels that are added up in order. `room`: for the parts.
 pub fn backward_w(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], room: &mut [f32]) {
+    if winograd::suits(g) {
+        return winograd::backward_w(g, x, dy, dw, room);
+    }
     let (parts, tasks, across) = (weight_parts(g), weight_tasks(g), g.cout.div_ceil(CHANNELS));
     let chains = (g.n * g.oh).div_ceil(chain_rows(g));
     let out = if parts == 1 { Tiles::new(dw) } else { Tiles::new(room) };
