@@ -1,7 +1,7 @@
 //! Pipelines and bind groups, built once, and the replay of a list of them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::shader::{Dialect, Interface, Kernel, Knob};
 use super::{Gpu, GpuBuffer};
@@ -319,6 +319,20 @@ impl Gpu {
         let of = |ticks: u64| Duration::from_nanos((ticks as f64 * f64::from(period)) as u64);
         let span = |pair: &[u64]| (of(pair[0].saturating_sub(first)), of(pair[1].saturating_sub(pair[0])));
         Ok(Some(ticks.chunks_exact(2).map(span).collect()))
+    }
+
+    /// How long `dispatches` take, the mean of `again` times in a row: on the device's own clock where it has
+    /// one.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    pub fn time(&self, dispatches: &[Bound], again: usize) -> Result<Duration> {
+        self.wait()?;
+        let began = Instant::now();
+        self.replay(std::iter::repeat_n(dispatches, again).flatten())?;
+        self.wait()?;
+        let took = began.elapsed();
+        Ok(self.device_time()?.unwrap_or(took).div_f64(again as f64))
     }
 
     /// Time that the last replay took on the device's own clock; `None` where it has no timestamps.
