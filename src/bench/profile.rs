@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::measure::{Setting, Times, time};
 use super::roofline::{Bound, Ceilings};
 use super::subject::{Kind, Subject};
+use super::variants::{VariantRow, variants};
 use super::workload::Workload;
 use crate::device::Device;
 use crate::error::Result;
@@ -72,6 +73,8 @@ pub struct Profile {
     pub kernels: Vec<Row>,
     /// The same launches by the part of the model that they belong to.
     pub parts: Vec<Row>,
+    /// Of the launches that have variants, on a GPU.
+    pub variants: Vec<VariantRow>,
     pub ceilings: Ceilings,
     #[serde(skip)]
     pub(super) timelines: Vec<Timeline>,
@@ -140,6 +143,7 @@ impl Profile {
             gaps_percent: gaps_ms / step_ms * 100.0,
             kernels,
             parts,
+            variants: variants(subject.program().parts()),
             ceilings,
             timelines,
         })

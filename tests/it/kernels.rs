@@ -2,11 +2,12 @@
 //! drivers.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use denoir::device::gpu::shader::{Dialect, Kernel, Module};
 use denoir::ops::KERNELS;
 use naga::back::{hlsl, msl, spv};
+
+use crate::place::{leavings, root};
 
 const DIALECTS: [Dialect; 4] = [
     Dialect { immediates: false, subgroups: false },
@@ -23,7 +24,7 @@ fn each(mut visit: impl FnMut(&Kernel, String, Dialect, Module)) {
                 let name = format!("{}.{set}", kernel.name);
                 if dialect == Dialect::default() {
                     // For looking at, and for other compilers.
-                    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+                    let folder = leavings().join("kernels");
                     std::fs::create_dir_all(&folder).unwrap();
                     std::fs::write(folder.join(format!("{name}.wgsl")), &expanded.text).unwrap();
                 }
@@ -47,7 +48,7 @@ fn every_file_is_listed_and_every_kernel_validates() {
             assert!(threads <= 256, "{name}, {}: {threads} threads, 256 are sure to be there", point.name);
         }
     });
-    let folder = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")).unwrap();
+    let folder = std::fs::read_dir(root().join("kernels")).unwrap();
     let files: BTreeSet<String> = folder
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .filter(|name| name.ends_with(".wgsl"))
