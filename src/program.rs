@@ -183,8 +183,10 @@ impl Program {
                     let dispatches = Dispatches::of(&*step.launch, variant);
                     part.picked = picked;
                     part.dispatches = dispatches.list.len();
+                    // Bytes cost a slow GPU some sixteen operations each.
+                    let work = (part.cost.flops + 16 * part.cost.bytes) / part.dispatches.max(1) as u64;
                     for dispatch in &dispatches.list {
-                        all.push(bind(gpu, step, dispatch, &places, &scratch)?);
+                        all.push(bind(gpu, step, dispatch, &places, &scratch)?.of_work(work));
                     }
                 }
                 Code::Gpu(all)

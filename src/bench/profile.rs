@@ -50,6 +50,22 @@ pub struct Row {
     pub ceiling: Bound,
 }
 
+/// How long an entry of a kernel took to compile.
+#[derive(Clone, Debug, Serialize)]
+pub struct Compiled {
+    /// `kernels/conv2d.wgsl, forward`
+    pub entry: String,
+    pub ms: f64,
+}
+
+impl Compiled {
+    fn by(device: &Device) -> Vec<Compiled> {
+        let Device::Gpu(gpu) = device else { return Vec::new() };
+        let times = gpu.compile_times().into_iter();
+        times.map(|(entry, time)| Compiled { entry, ms: time.as_secs_f64() * 1e3 }).collect()
+    }
+}
+
 /// A step's profile; its JSON object.
 #[derive(Clone, Debug, Serialize)]
 pub struct Profile {
@@ -75,6 +91,8 @@ pub struct Profile {
     pub parts: Vec<Row>,
     /// Of the launches that have variants, on a GPU.
     pub variants: Vec<VariantRow>,
+    /// What the device compiled since it was opened, the slowest first; empty on the CPU device.
+    pub compiled: Vec<Compiled>,
     pub ceilings: Ceilings,
     #[serde(skip)]
     pub(super) timelines: Vec<Timeline>,
@@ -144,6 +162,7 @@ impl Profile {
             kernels,
             parts,
             variants: variants(subject.program().parts()),
+            compiled: Compiled::by(device),
             ceilings,
             timelines,
         })

@@ -129,6 +129,17 @@ fn describe(profile: &Profile, by_label: bool) -> String {
     total("step", profile.step_ms, "");
     let plain = format!("  (median of {} without clocks inside)", steps(profile.n));
     total("plain step", profile.plain_ms, &plain);
+    if let Some(slowest) = profile.compiled.first() {
+        let sum: f64 = profile.compiled.iter().map(|one| one.ms).sum();
+        let count = thousands(profile.compiled.len());
+        let _ = writeln!(
+            text,
+            "\ncompiled {count} kernels in {:.2} s, the slowest in {:.2} s: {}",
+            sum * 1e-3,
+            slowest.ms * 1e-3,
+            slowest.entry
+        );
+    }
     if !profile.variants.is_empty() {
         let _ = write!(text, "\n{}", tune::describe(&profile.variants));
     }

@@ -2,7 +2,9 @@
 //! drivers.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use denoir::device::gpu::adapters;
 use denoir::device::gpu::shader::{Dialect, Kernel, Module};
 use denoir::ops::KERNELS;
 use naga::back::{hlsl, msl, spv};
@@ -15,6 +17,9 @@ const DIALECTS: [Dialect; 4] = [
     Dialect { immediates: false, subgroups: true },
     Dialect { immediates: true, subgroups: true },
 ];
+
+/// For one entry of a kernel, on a busy machine.
+const LONGEST_COMPILATION: Duration = Duration::from_secs(10);
 
 fn each(mut visit: impl FnMut(&Kernel, String, Dialect, Module)) {
     for kernel in KERNELS.iter().chain(denoir::bench::KERNELS) {
@@ -104,6 +109,28 @@ fn every_kernel_is_written_as_hlsl() {
         }
         assert!(text.contains("numthreads"), "{name}");
     });
+}
+
+/// Drivers that take long to compile what nobody thinks is long have made programs seem dead.
+#[test]
+fn every_driver_compiles_every_kernel_and_takes_not_long() {
+    for adapter in adapters::list() {
+        let gpu = adapters::open(Some(&adapter.index.to_string())).unwrap();
+        for kernel in KERNELS.iter().chain(denoir::bench::KERNELS) {
+            if kernel.name.ends_with("_f16") && !gpu.has_f16() {
+                continue;
+            }
+            for knobs in kernel.knob_sets {
+                let module = kernel.expand(knobs, gpu.dialect()).parse().unwrap();
+                for point in &module.naga.entry_points {
+                    let entry: &'static str = point.name.clone().leak();
+                    let took = gpu.compile(kernel, entry, knobs).unwrap();
+                    let at = format!("kernels/{}.wgsl, {entry}, {knobs:?} on {}", kernel.name, adapter.name);
+                    assert!(took < LONGEST_COMPILATION, "{at}: {took:?}");
+                }
+            }
+        }
+    }
 }
 
 #[test]
