@@ -24,11 +24,11 @@ pub struct VariantRow {
     pub refused: Vec<Refusal>,
 }
 
-/// A row for each name and class, in order of their first launches.
+/// A row for each name and class that leaves a choice, in order of their first launches.
 pub fn variants(parts: &[Part]) -> Vec<VariantRow> {
     let mut rows: Vec<VariantRow> = Vec::new();
     for part in parts {
-        let Some(picked) = &part.picked else { continue };
+        let Some(picked) = part.picked.as_ref().filter(|picked| picked.of > 1) else { continue };
         let same = |row: &&mut VariantRow| row.name == part.name && row.shape_class == picked.shape_class;
         if let Some(row) = rows.iter_mut().find(same) {
             row.calls += 1;

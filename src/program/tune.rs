@@ -42,6 +42,8 @@ const PERIOD: usize = 1_000_003;
 #[derive(Clone, Debug)]
 pub struct Picked {
     pub variant: Variant,
+    /// How many there are to choose from.
+    pub of: usize,
     pub shape_class: String,
     /// What timing found; `None` where nobody timed it.
     pub choice: Option<Choice>,
@@ -107,7 +109,8 @@ fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picke
         let name = name_of(step);
         let choice = first_of.get(&name).and_then(|first| choices.get(first)).cloned();
         let chosen = choice.as_ref().and_then(|c| variants.iter().find(|v| v.name == c.variant));
-        Some(Picked { variant: chosen.unwrap_or(default).clone(), shape_class: name.1, choice })
+        let variant = chosen.unwrap_or(default).clone();
+        Some(Picked { variant, of: variants.len(), shape_class: name.1, choice })
     });
     Ok(picked.collect())
 }
@@ -313,9 +316,10 @@ impl Program {
         Program::compile_by(plan, device, &[], Sharing::Guarded, |gpu| {
             let pick = |step: &Step| {
                 let mut variants = step.launch.variants(&gpu.traits());
+                let of = variants.len();
                 variants.truncate(way + 1);
                 let shape_class = step.launch.shape_class();
-                variants.pop().map(|variant| Picked { variant, shape_class, choice: None })
+                variants.pop().map(|variant| Picked { variant, of, shape_class, choice: None })
             };
             Ok(plan.steps.iter().map(pick).collect())
         })
