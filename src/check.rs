@@ -12,7 +12,7 @@ use crate::device::Device;
 use crate::device::cpu::Cpu;
 use crate::device::gpu::{adapters, shader::Dialect};
 use crate::philox::{Sequence, Stream};
-use crate::program::{Plan, Program, Sharing};
+use crate::program::{Plan, Program};
 use crate::tape::{Tape, Tensor};
 
 /// Every device that this machine has: the CPU device with one and with three threads, and each GPU with
@@ -128,8 +128,9 @@ impl Check {
         let dy = random(999, y.len());
         let slopes = self.slopes(&exact, &dy, &reference);
         let mut first: Option<Vec<Vec<f32>>> = None;
-        for (device_name, device) in devices() {
-            let results = self.on(device, device_name, &record, &dy);
+        let everywhere = devices().iter().flat_map(|(name, device)| self.on(device, name, &record, &dy));
+        for (device_name, results) in everywhere {
+            let device_name = device_name.as_str();
             self.compare(device_name, "y", &results[0], &y, self.tolerance);
             for (i, slopes) in slopes.iter().enumerate() {
                 let scale = slopes.iter().map(|(_, s)| s.abs()).fold(1e-3, f64::max);
@@ -228,14 +229,15 @@ impl Check {
         slopes
     }
 
-    /// Values and gradients of all differentiable inputs on one device.
+    /// Values and gradients of all differentiable inputs on one device; on a GPU by every variant of the op's
+    /// launches, each with a name of its own.
     fn on(
         &self,
         device: &Device,
         name: &str,
         record: &impl Fn(&[Tensor]) -> Tensor,
         dy: &[f32],
-    ) -> Vec<Vec<f32>> {
+    ) -> Vec<(String, Vec<Vec<f32>>)> {
         let tape = Tape::new();
         let store = |i: usize| format!("input {i}");
         let tensors: Vec<Tensor> = self
@@ -256,8 +258,8 @@ impl Check {
         let mut outputs = vec![&y];
         outputs.extend(of.iter().flatten());
         let plan = Plan::new(&tape, &outputs, device);
-        let run = || -> crate::error::Result<Vec<Vec<f32>>> {
-            let mut program = Program::compile(&plan, device, &[], Sharing::Guarded)?;
+        let run = |name: &str, way: usize| -> crate::error::Result<Vec<Vec<f32>>> {
+            let mut program = Program::compile_way(&plan, device, way)?;
             for (i, input) in self.inputs.iter().enumerate() {
                 if plan.stores().any(|(used, _)| used == store(i)) {
                     match input {
@@ -284,6 +286,12 @@ impl Check {
             assert!(program.guards_intact()?, "{}\n  on {name}: wrote outside its tensors", self.describe());
             Ok(results)
         };
-        run().unwrap_or_else(|e| panic!("{}\n  on {name}: {e:?}", self.describe()))
+        let ways = (0..Program::ways(&plan)).map(|way| {
+            let name = if way == 0 { name.to_owned() } else { format!("{name}, variant {way}") };
+            let results =
+                run(&name, way).unwrap_or_else(|e| panic!("{}\n  on {name}: {e:?}", self.describe()));
+            (name, results)
+        });
+        ways.collect()
     }
 }

@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use crate::device::gpu::adapters::Traits;
 use crate::device::gpu::shader::{Kernel, Knob};
 
 /// Work that a launch cannot avoid, counted from its shapes.
@@ -44,12 +45,25 @@ pub trait Launch: Debug + Send + Sync {
     /// The dispatches of the WGSL kernel, in order.
     fn gpu(&self, plan: &mut Dispatches);
 
+    /// The ways in which its dispatches can run on an adapter, of which tuning picks the fastest. The first is
+    /// the safe one, which runs untuned and which the others' results are held against; with none there is
+    /// no choice.
+    fn variants(&self, _adapter: &Traits) -> Vec<Variant> {
+        Vec::new()
+    }
+
+    /// What decides which variant is fastest: of launches with one name and one class, the first that a program
+    /// has is timed for all. They must have the same variants and kernels.
+    fn shape_class(&self) -> String {
+        String::new()
+    }
+
     /// Elements of working memory that the CPU twin needs, one number a block. Its contents are undefined.
     fn cpu_scratch(&self) -> Vec<usize> {
         Vec::new()
     }
 
-    /// Elements of working memory that the GPU dispatches need, one number a block.
+    /// Elements of working memory that the GPU dispatches need, one number a block: enough for each variant.
     fn gpu_scratch(&self) -> Vec<usize> {
         Vec::new()
     }
@@ -58,6 +72,16 @@ pub trait Launch: Debug + Send + Sync {
     fn again(&self) -> Again {
         Again::Dear
     }
+}
+
+/// One of several ways in which a launch can run on a GPU: another tile, another split of the work. Their
+/// results differ in the rounding of sums alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variant {
+    /// For people, and in the tuning file: `16 lanes`. A launch has no two of one name.
+    pub name: String,
+    /// What [`Dispatches::variant`] gives to [`Launch::gpu`].
+    pub index: usize,
 }
 
 /// How to make the first result of a launch once more.
@@ -203,12 +227,29 @@ pub struct Dispatch {
 }
 
 /// The dispatches of one launch.
-#[derive(Default)]
 pub struct Dispatches {
     pub(crate) list: Vec<Dispatch>,
+    variant: usize,
 }
 
 impl Dispatches {
+    /// Those of `launch` as the variant of this index.
+    pub(crate) fn of(launch: &dyn Launch, variant: usize) -> Dispatches {
+        let mut dispatches = Dispatches { list: Vec::new(), variant };
+        launch.gpu(&mut dispatches);
+        dispatches
+    }
+
+    /// Those of `launch` on an adapter that nothing was tuned for.
+    pub(crate) fn untuned(launch: &dyn Launch, adapter: &Traits) -> Dispatches {
+        Dispatches::of(launch, launch.variants(adapter).first().map_or(0, |variant| variant.index))
+    }
+
+    /// Index of the [`Variant`] to run; 0 for launches that have none.
+    pub fn variant(&self) -> usize {
+        self.variant
+    }
+
     /// Adds a dispatch of `entry` with the kernel's first set of knobs.
     pub fn add(&mut self, kernel: &'static Kernel, entry: &'static str) -> &mut Dispatch {
         self.list.push(Dispatch {

@@ -41,7 +41,10 @@
 //! - **Flat parameters.** One store holds all parameters, and others, at equal offsets, gradients, Adam's
 //!   moments and the EMA.
 //! - **Reproducible.** Random numbers are functions of (seed, stream, step, sample, element); no float
-//!   atomics; every sum has a fixed order that depends on shapes alone, not on the number of threads.
+//!   atomics; every sum has a fixed order that depends on shapes alone, not on the number of threads. On a
+//!   GPU it depends on the variants of kernels too, which a tuning file fixes.
+//! - **The default is the measure.** A launch may offer variants. Tuning times them when a program is compiled,
+//!   and only what gives the default's results may win; a device that nobody gave a tuning runs defaults.
 //! - **A caller's mistake panics, the world's mistake is a [`Result`](error::Result)** with what to do
 //!   about it.
 //! - **No globals.** A device is passed; a tensor carries its tape. Only `device::gpu` names wgpu.
@@ -49,7 +52,7 @@
 //! # Reading order
 //!
 //! [`ops::activation`] (the smallest room) with `kernels/activation.wgsl`; [`tape`]; [`program`];
-//! [`ops::conv2d`]; [`nn`]; [`models::unet`]; [`diffusion`]; `train/objective.rs`; `train/step.rs`;
+//! `program/tune.rs`; [`ops::conv2d`]; [`nn`]; [`models::unet`]; [`diffusion`]; `train/objective.rs`; `train/step.rs`;
 //! [`models::vae`]; [`codec`]; [`figures`]. How every op is checked: `src/check.rs`.
 
 pub mod bench;

@@ -6,6 +6,7 @@
 mod planned;
 mod recompute;
 mod timed;
+mod tune;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,9 +14,10 @@ use std::sync::Arc;
 pub use planned::Plan;
 use planned::{Spot, Step};
 pub use timed::Span;
+pub use tune::Picked;
 
 use crate::device::cpu::{Hold, Memory};
-use crate::device::gpu::{Bound, Range};
+use crate::device::gpu::{Bound, Gpu, Range};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::launch::{Bind, Cost, Dispatch, Dispatches, Io, Launch, Raw, Slot};
@@ -70,6 +72,8 @@ pub struct Part {
     pub cost: Cost,
     /// On a GPU how many dispatches it takes; 1 on the CPU device.
     pub dispatches: usize,
+    /// The variant that it runs as, of those on a GPU that have several.
+    pub picked: Option<Picked>,
     writes: Vec<Id>,
 }
 
@@ -98,12 +102,28 @@ impl Program {
         bound: &[(&str, &Buffer)],
         sharing: Sharing,
     ) -> Result<Program> {
+        Program::compile_by(plan, device, bound, sharing, |gpu| tune::pick(gpu, plan))
+    }
+
+    /// `pick`: the variant of each launch.
+    fn compile_by(
+        plan: &Plan,
+        device: &Device,
+        bound: &[(&str, &Buffer)],
+        sharing: Sharing,
+        pick: impl FnOnce(&Gpu) -> Result<Vec<Option<Picked>>>,
+    ) -> Result<Program> {
         let (where_of, sizes) = plan.place(sharing);
         let is_bound = |name: &str| bound.iter().any(|(n, _)| *n == name);
         let own = plan.stores().filter(|(name, _)| !is_bound(name));
         device.check_memory(
             sizes.iter().map(|&b| b as u64).sum::<u64>() + own.map(|(_, bytes)| bytes as u64).sum::<u64>(),
         )?;
+        let picked = match device {
+            Device::Cpu(_) => Vec::new(),
+            // Before the program takes its memory: candidates need some too.
+            Device::Gpu(gpu) => pick(gpu)?,
+        };
         let blocks =
             sizes.iter().map(|&bytes| device.alloc("activations", bytes)).collect::<Result<Vec<_>>>()?;
         let mut stores = BTreeMap::new();
@@ -138,6 +158,7 @@ impl Program {
             label: step.label.to_string(),
             cost: plan.cost_of(step),
             dispatches: 1,
+            picked: None,
             writes: step.writes.clone(),
         };
         let mut parts: Vec<Part> = plan.steps.iter().map(part).collect();
@@ -156,13 +177,16 @@ impl Program {
             }
             Device::Gpu(gpu) => {
                 let mut all = Vec::new();
-                for (step, part) in plan.steps.iter().zip(&mut parts) {
+                for ((step, part), picked) in plan.steps.iter().zip(&mut parts).zip(picked) {
                     let scratch = scratch(step);
-                    let mut dispatches = Dispatches::default();
-                    step.launch.gpu(&mut dispatches);
+                    let variant = picked.as_ref().map_or(0, |picked| picked.variant.index);
+                    let dispatches = Dispatches::of(&*step.launch, variant);
+                    part.picked = picked;
                     part.dispatches = dispatches.list.len();
+                    // Bytes cost a slow GPU some sixteen operations each.
+                    let work = (part.cost.flops + 16 * part.cost.bytes) / part.dispatches.max(1) as u64;
                     for dispatch in &dispatches.list {
-                        all.push(bind(gpu, step, dispatch, &places, &scratch)?);
+                        all.push(bind(gpu, step, dispatch, &places, &scratch)?.of_work(work));
                     }
                 }
                 Code::Gpu(all)
@@ -327,7 +351,7 @@ fn call(step: &Step, places: &[Option<Place>], scratch: &[Place]) -> Call {
 }
 
 fn bind(
-    gpu: &crate::device::gpu::Gpu,
+    gpu: &Gpu,
     step: &Step,
     dispatch: &Dispatch,
     places: &[Option<Place>],

@@ -11,6 +11,7 @@ mod profile;
 mod roofline;
 mod subject;
 mod trace;
+mod variants;
 mod verify;
 mod workload;
 
@@ -22,5 +23,6 @@ pub use profile::{Profile, Row};
 pub use roofline::{Bound, Ceilings, Effort, KERNELS};
 pub use subject::{Kind, Subject};
 pub use trace::write_trace;
+pub use variants::{VariantRow, variants};
 pub use verify::verified;
 pub use workload::{Workload, find, names};

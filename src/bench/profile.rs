@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::measure::{Setting, Times, time};
 use super::roofline::{Bound, Ceilings};
 use super::subject::{Kind, Subject};
+use super::variants::{VariantRow, variants};
 use super::workload::Workload;
 use crate::device::Device;
 use crate::error::Result;
@@ -49,6 +50,22 @@ pub struct Row {
     pub ceiling: Bound,
 }
 
+/// How long an entry of a kernel took to compile.
+#[derive(Clone, Debug, Serialize)]
+pub struct Compiled {
+    /// `kernels/conv2d.wgsl, forward`
+    pub entry: String,
+    pub ms: f64,
+}
+
+impl Compiled {
+    fn by(device: &Device) -> Vec<Compiled> {
+        let Device::Gpu(gpu) = device else { return Vec::new() };
+        let times = gpu.compile_times().into_iter();
+        times.map(|(entry, time)| Compiled { entry, ms: time.as_secs_f64() * 1e3 }).collect()
+    }
+}
+
 /// A step's profile; its JSON object.
 #[derive(Clone, Debug, Serialize)]
 pub struct Profile {
@@ -72,6 +89,10 @@ pub struct Profile {
     pub kernels: Vec<Row>,
     /// The same launches by the part of the model that they belong to.
     pub parts: Vec<Row>,
+    /// Of the launches that have variants, on a GPU.
+    pub variants: Vec<VariantRow>,
+    /// What the device compiled since it was opened, the slowest first; empty on the CPU device.
+    pub compiled: Vec<Compiled>,
     pub ceilings: Ceilings,
     #[serde(skip)]
     pub(super) timelines: Vec<Timeline>,
@@ -140,6 +161,8 @@ impl Profile {
             gaps_percent: gaps_ms / step_ms * 100.0,
             kernels,
             parts,
+            variants: variants(subject.program().parts()),
+            compiled: Compiled::by(device),
             ceilings,
             timelines,
         })

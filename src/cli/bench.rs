@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
+use super::on::On;
 use super::output::check_folder_of;
 use super::{bar, note, print};
 use crate::bench::{
     self, Ceilings, Direction, Effort, Footprint, Kind, OpsReport, Report, Workload, time, time_ops, verified,
 };
-use crate::device::{Device, size};
+use crate::device::size;
 use crate::error::{Error, Result};
 
 pub(super) const WORKLOADS: &str = "\
@@ -62,9 +63,8 @@ enum What {
 struct Timed {
     /// What to run (see below)
     workload: String,
-    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    on: On,
     /// Threads of the CPU device [default: one per core]
     #[arg(long)]
     threads: Option<usize>,
@@ -111,9 +111,8 @@ each parameter, elsewhere each tensor of a launch once.";
 struct Ops {
     /// Only ops that have this in their names [default: all]
     name_part: Option<String>,
-    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    on: On,
     /// Threads of the CPU device [default: one per core]
     #[arg(long)]
     threads: Option<usize>,
@@ -135,9 +134,8 @@ product reaches. Other programs on the machine make all of them lower: measure o
 
 #[derive(clap::Args)]
 struct Roofline {
-    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    on: On,
     /// Threads of the CPU device [default: one per core]
     #[arg(long)]
     threads: Option<usize>,
@@ -156,9 +154,8 @@ struct Check {
     /// Where to write output, loss and gradients
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
-    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    on: On,
     /// Threads of the CPU device [default: one per core]
     #[arg(long)]
     threads: Option<usize>,
@@ -175,7 +172,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn step(arguments: &Timed, kind: Kind) -> Result<()> {
-    let device = Device::open_with(&arguments.device, arguments.threads)?;
+    let device = arguments.on.open_with(arguments.threads)?;
     let footprint = Footprint::now(&device);
     let workload = bench::find(&arguments.workload, &device, arguments.batch)?;
     let (warmup, steps) = (arguments.warmup as usize, arguments.steps as usize);
@@ -229,7 +226,7 @@ fn describe(report: &Report, workload: &Workload) -> String {
 }
 
 fn ops(arguments: &Ops) -> Result<()> {
-    let device = Device::open_with(&arguments.device, arguments.threads)?;
+    let device = arguments.on.open_with(arguments.threads)?;
     note(&format!("on {}", device.describe()));
     let bar = bar(1, "{spinner} {msg}");
     let (warmup, steps) = (arguments.warmup as usize, arguments.steps as usize);
@@ -261,7 +258,7 @@ fn describe_ops(report: &OpsReport) -> String {
 }
 
 fn roofline(arguments: &Roofline) -> Result<()> {
-    let device = Device::open_with(&arguments.device, arguments.threads)?;
+    let device = arguments.on.open_with(arguments.threads)?;
     note(&format!("on {}", device.describe()));
     let bar = bar(1, "{spinner} {msg}");
     let ceilings = Ceilings::measure(&device, Effort::Full, &mut |doing| {
@@ -303,7 +300,7 @@ fn describe_ceilings(of: &Ceilings) -> String {
 
 fn check(arguments: &Check) -> Result<()> {
     check_folder_of(&arguments.out)?;
-    let device = Device::open_with(&arguments.device, arguments.threads)?;
+    let device = arguments.on.open_with(arguments.threads)?;
     let workload = bench::find(&arguments.workload, &device, None)?;
     bench::compute(&workload, &device, &arguments.given, &arguments.out)?;
     print(&format!("{}\n", arguments.out.display()))

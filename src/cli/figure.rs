@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 
+use super::on::On;
 use super::output::check_folder_of;
-use super::{bar, device, note, print};
+use super::{bar, note, print};
 use crate::checkpoint;
 use crate::codec::Codec;
 use crate::data::open_to_judge;
@@ -125,9 +126,8 @@ pub struct Arguments {
     /// Another run for the grid, from the same noise
     #[arg(long, value_name = "RUN")]
     with: Option<PathBuf>,
-    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    on: On,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -289,7 +289,7 @@ fn picture(arguments: &Arguments) -> Result<RgbImage> {
 
 /// Samples of a run; of a VAE, decoded from its prior.
 fn grid(arguments: &Arguments) -> Result<RgbImage> {
-    let device = device(&arguments.device)?;
+    let device = arguments.on.open()?;
     let count = arguments.count();
     let one = |path: &Path| -> Result<RgbImage> {
         let recipe = recipe_of(path)?;
@@ -332,7 +332,7 @@ fn grid(arguments: &Arguments) -> Result<RgbImage> {
 }
 
 fn process(arguments: &Arguments) -> Result<RgbImage> {
-    let device = device(&arguments.device)?;
+    let device = arguments.on.open()?;
     let trained = Trained::open(&arguments.run, &device)?;
     let (source, recipe) = (trained.source(), trained.recipe());
     let options = arguments.options(recipe)?;
@@ -378,7 +378,7 @@ fn vae_and_images(arguments: &Arguments, device: &Device) -> Result<(Codec, Vec<
 }
 
 fn autoencoder(arguments: &Arguments) -> Result<RgbImage> {
-    let device = device(&arguments.device)?;
+    let device = arguments.on.open()?;
     if arguments.kind == Kind::Manifold {
         let codec = Codec::open(&arguments.run, &device)?;
         arguments.check_size(arguments.count() * arguments.count(), codec.image()[0])?;
@@ -402,7 +402,7 @@ const MOST: f32 = 10.0;
 const DELAY: u32 = 60;
 
 fn hallucination(arguments: &Arguments, out: &Path) -> Result<()> {
-    let device = device(&arguments.device)?;
+    let device = arguments.on.open()?;
     let (codec, images) = vae_and_images(arguments, &device)?;
     let progress = bar(101, "decoding {bar:30} {pos}/{len}");
     let frames = figures::hallucination(

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::on::On;
 use super::output::{Target, check_folder_of};
-use super::{bar, device, note, print};
+use super::{bar, note, print};
 use crate::codec::Codec;
 use crate::data::{Split, open_for, read_picture};
 use crate::device::Device;
@@ -28,9 +29,8 @@ pub struct EncodeArguments {
     seed: u64,
     #[arg(long, default_value = "latents.safetensors")]
     out: PathBuf,
-    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    on: On,
 }
 
 #[derive(clap::Args)]
@@ -42,9 +42,8 @@ pub struct DecodeArguments {
     /// A grid (FILE.png; the bare image when there is one), or a folder for a file an image
     #[arg(long, default_value = "decoded.png")]
     out: PathBuf,
-    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    on: On,
 }
 
 /// Images read between two reports of progress.
@@ -57,7 +56,7 @@ pub fn encode(arguments: &EncodeArguments) -> Result<()> {
         return Err(Error::new(format!("{} is a folder", out.display())).hint("name a file"));
     }
     latent_file::check_replaceable(out)?;
-    let codec = Codec::open(&arguments.run, &device(&arguments.device)?)?;
+    let codec = Codec::open(&arguments.run, &arguments.on.open()?)?;
     let mut posterior = crate::codec::Posterior { mean: Vec::new(), log_var: None };
     for_images(arguments, &codec, |images| {
         let part = codec.encode(images)?;
@@ -142,7 +141,7 @@ fn for_images(
 
 pub fn decode(arguments: &DecodeArguments) -> Result<()> {
     let out = Target::new(&arguments.out)?;
-    let codec = Codec::open(&arguments.run, &device(&arguments.device)?)?;
+    let codec = Codec::open(&arguments.run, &arguments.on.open()?)?;
     let images = codec.decode(&latent_file::read(&arguments.latents, &codec)?)?;
     if images.iter().any(|v| !v.is_finite()) {
         return Err(Error::new("the decoded images are not finite numbers")

@@ -5,11 +5,13 @@ mod data;
 mod devices;
 mod figure;
 mod latents;
+mod on;
 mod output;
 mod profile;
 mod recipes;
 mod sample;
 mod train;
+mod tune;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -49,6 +51,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Where the time of a step goes: each kernel beside the device's ceilings
     Profile(profile::Arguments),
+    /// Time the variants of a GPU's kernels ahead, and remember the fastest
+    Tune(tune::Arguments),
 }
 
 /// Runs the program and gives its exit status: 0 for success, 2 for a mistake in the command, 1 otherwise.
@@ -82,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Decode(a) => latents::decode(&a),
         Command::Bench(a) => bench::run(&a),
         Command::Profile(a) => profile::run(&a),
+        Command::Tune(a) => tune::run(&a),
     });
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -128,9 +133,4 @@ fn thousands(n: usize) -> String {
         out.push(digit);
     }
     out
-}
-
-/// Opens the device that `--device` means and says which one it is.
-fn device(name: &str) -> Result<crate::device::Device> {
-    crate::device::Device::open(name)
 }

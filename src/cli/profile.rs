@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::bench::{WORKLOADS, json};
+use super::on::On;
 use super::output::check_folder_of;
-use super::{bar, note, print, thousands};
+use super::{bar, note, print, thousands, tune};
 use crate::bench::{self, Bound, Ceilings, Effort, Kind, Profile, Row, Subject, Workload, write_trace};
 use crate::device::Device;
 use crate::error::Result;
@@ -19,7 +20,10 @@ binds it. Ceilings are measured at the start, as by `denoir bench roofline`. Abo
 
 On the CPU device a clock is read between launches; on a GPU each dispatch stands between two timestamps, which keeps
 dispatches from overlapping, so the whole step may take longer than without. `gaps` is what is left of the step: inputs
-written, results read, waiting. With it the shares add up to 100 %.";
+written, results read, waiting. With it the shares add up to 100 %.
+
+Below it stand the kernels that come in variants: which one runs, its time and the default's when they were tuned, and how
+much less that is.";
 
 #[derive(clap::Args)]
 #[command(after_help = WORKLOADS, after_long_help = format!("{WORKLOADS}\n\n{ABOUT}"))]
@@ -33,9 +37,8 @@ pub struct Arguments {
     /// Group by the part of the model instead of the kernel
     #[arg(long)]
     by_label: bool,
-    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    on: On,
     /// Threads of the CPU device [default: one per core]
     #[arg(long)]
     threads: Option<usize>,
@@ -60,8 +63,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if let Some(trace) = &arguments.trace {
         check_folder_of(trace)?;
     }
-    let device = Device::open_with(&arguments.device, arguments.threads)?;
-    let workload = workload(arguments, &device)?;
+    let device = arguments.on.open_with(arguments.threads)?;
+    let workload = workload(&arguments.what, arguments.batch, &device)?;
     let kind = if arguments.sample { Kind::Sample } else { Kind::Step };
     let (warmup, steps) = (arguments.warmup as usize, arguments.steps as usize);
     note(&format!("{}, batch {}, on {}", workload.name, workload.batch(), device.describe()));
@@ -83,13 +86,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// A workload by name; else the recipe of a run folder.
-fn workload(arguments: &Arguments, device: &Device) -> Result<Workload> {
-    let folder = Path::new(&arguments.what);
-    let is_name = bench::names().any(|name| name == arguments.what);
-    if !is_name && (folder.is_dir() || arguments.what.contains(['/', '\\'])) {
-        return Workload::of_recipe(&Run::open(folder)?.recipe()?, arguments.batch);
+pub(super) fn workload(what: &str, batch: Option<usize>, device: &Device) -> Result<Workload> {
+    let folder = Path::new(what);
+    let is_name = bench::names().any(|name| name == what);
+    if !is_name && (folder.is_dir() || what.contains(['/', '\\'])) {
+        return Workload::of_recipe(&Run::open(folder)?.recipe()?, batch);
     }
-    bench::find(&arguments.what, device, arguments.batch)
+    bench::find(what, device, batch)
 }
 
 fn describe(profile: &Profile, by_label: bool) -> String {
@@ -126,6 +129,20 @@ fn describe(profile: &Profile, by_label: bool) -> String {
     total("step", profile.step_ms, "");
     let plain = format!("  (median of {} without clocks inside)", steps(profile.n));
     total("plain step", profile.plain_ms, &plain);
+    if let Some(slowest) = profile.compiled.first() {
+        let sum: f64 = profile.compiled.iter().map(|one| one.ms).sum();
+        let count = thousands(profile.compiled.len());
+        let _ = writeln!(
+            text,
+            "\ncompiled {count} kernels in {:.2} s, the slowest in {:.2} s: {}",
+            sum * 1e-3,
+            slowest.ms * 1e-3,
+            slowest.entry
+        );
+    }
+    if !profile.variants.is_empty() {
+        let _ = write!(text, "\n{}", tune::describe(&profile.variants));
+    }
     text
 }
 

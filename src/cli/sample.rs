@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::on::On;
 use super::output::Target;
-use super::{bar, device, note};
+use super::{bar, note};
 use crate::error::{Error, Result};
 use crate::sample::{Options, Trained};
 
@@ -29,13 +30,12 @@ pub struct Arguments {
     /// A grid (FILE.png; the bare image when count is 1), or a folder for a file an image
     #[arg(long, default_value = "samples.png")]
     out: PathBuf,
-    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    on: On,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let device = device(&arguments.device)?;
+    let device = arguments.on.open()?;
     let trained = Trained::open(&arguments.run, &device)?;
     let recipe = trained.recipe();
     let timesteps = recipe.timesteps;

@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use indicatif::ProgressBar;
 
-use super::{bar, device, note, print, thousands};
+use super::on::On;
+use super::{bar, note, print, thousands};
 use crate::codec::Codec;
 use crate::device::{Device, size};
 use crate::error::{Error, Result};
@@ -26,9 +27,8 @@ pub struct Arguments {
     /// Folder of the run [default: the first free of runs/RECIPE, runs/RECIPE-2, ...]
     #[arg(long)]
     out: Option<PathBuf>,
-    /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    on: On,
     /// Steps of the optimiser in all [default: the recipe's]
     #[arg(long)]
     steps: Option<u64>,
@@ -73,7 +73,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         None => recipe::find(arguments.recipe.as_deref().unwrap_or("digits"))?,
     };
     arguments.change(&mut recipe)?;
-    let device = device(&arguments.device)?;
+    let device = arguments.on.open()?;
     if arguments.dry_run {
         return dry_run(arguments, &recipe, &device);
     }

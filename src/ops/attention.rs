@@ -6,25 +6,48 @@ mod twin;
 #[cfg(test)]
 mod tests;
 
+use crate::device::gpu::adapters::Traits;
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Cost, Dispatch, Dispatches, Io, Launch, Slot};
+use crate::launch::{Cost, Dispatch, Dispatches, Io, Launch, Slot, Variant};
 use crate::tape::Tensor;
 
-/// The sets of knobs are for head widths up to 4, 8, 16, 32 ... 512.
+/// Every split of a head's vec4 over threads that some width has; see [`set_of`].
 pub static KERNEL: Kernel = kernel!(
     "attention",
     [
         [("LANES", "1u"), ("QUADS", "1u")],
         [("LANES", "1u"), ("QUADS", "2u")],
         [("LANES", "1u"), ("QUADS", "4u")],
+        [("LANES", "2u"), ("QUADS", "1u")],
+        [("LANES", "2u"), ("QUADS", "2u")],
         [("LANES", "2u"), ("QUADS", "4u")],
+        [("LANES", "4u"), ("QUADS", "1u")],
+        [("LANES", "4u"), ("QUADS", "2u")],
         [("LANES", "4u"), ("QUADS", "4u")],
+        [("LANES", "8u"), ("QUADS", "1u")],
+        [("LANES", "8u"), ("QUADS", "2u")],
         [("LANES", "8u"), ("QUADS", "4u")],
+        [("LANES", "16u"), ("QUADS", "1u")],
+        [("LANES", "16u"), ("QUADS", "2u")],
         [("LANES", "16u"), ("QUADS", "4u")],
+        [("LANES", "32u"), ("QUADS", "1u")],
+        [("LANES", "32u"), ("QUADS", "2u")],
         [("LANES", "32u"), ("QUADS", "4u")],
+        [("LANES", "64u"), ("QUADS", "1u")],
+        [("LANES", "64u"), ("QUADS", "2u")],
     ]
 );
+
+/// Number of the set of knobs with so many threads a row, each with so many vec4.
+fn set_of(lanes: usize, quads: usize) -> usize {
+    (3 * lanes.ilog2() + quads.ilog2()) as usize
+}
+
+/// Threads a row of a set of knobs.
+fn lanes_of(set: usize) -> usize {
+    1 << (set / 3)
+}
 
 /// Threads of a workgroup, as in the kernel.
 const GROUP: usize = 64;
@@ -121,6 +144,25 @@ impl Size {
             .param("rows", self.n * rows)
     }
 
+    /// From as few threads a row as hold it, which saves barriers, to as many as have work, which take fewer
+    /// registers each and fill a GPU with fewer rows.
+    fn variants(&self) -> Vec<Variant> {
+        let whole = (self.padded() / 4).next_power_of_two();
+        let splits = [4, 2, 1].into_iter().map(|quads| (whole / quads, quads));
+        let fits = splits.filter(|&(lanes, quads)| lanes * quads == whole && lanes <= GROUP);
+        fits.map(|(lanes, quads)| Variant {
+            name: format!("{lanes} lanes of {quads} vec4"),
+            index: set_of(lanes, quads),
+        })
+        .collect()
+    }
+
+    fn shape_class(&self) -> String {
+        let Size { d, queries, keys, .. } = self;
+        let pairs = self.pairs().next_power_of_two();
+        format!("{queries} queries, {keys} keys, heads of {d}, up to {pairs} of them")
+    }
+
     /// A dispatch with a row of threads for each of `rows` queries or keys of each head.
     fn dispatch_rows<'a>(
         &self,
@@ -128,9 +170,8 @@ impl Size {
         entry: &'static str,
         rows: usize,
     ) -> &'a mut Dispatch {
-        let set = (self.padded() / 4).next_power_of_two().ilog2() as usize;
-        let lanes = 1 << set.saturating_sub(2);
-        let groups = self.pairs() * rows.div_ceil(GROUP / lanes);
+        let set = plan.variant();
+        let groups = self.pairs() * rows.div_ceil(GROUP / lanes_of(set));
         self.dispatch(plan, entry, rows).knobs(set).cover(groups, 1)
     }
 
@@ -171,6 +212,14 @@ impl Launch for Forward {
     fn cpu(&self, io: &Io) {
         let reads = [0, 1, 2].map(|i| io.read(i));
         twin::forward(&self.0, reads, io.write(0), io.write(1), io.scratch(0));
+    }
+
+    fn variants(&self, _: &Traits) -> Vec<Variant> {
+        self.0.variants()
+    }
+
+    fn shape_class(&self) -> String {
+        self.0.shape_class()
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {
@@ -216,6 +265,14 @@ impl Launch for Backward {
         // Not the result: delta comes from the weights.
         let reads = [0, 1, 2, 4, 5].map(|i| io.read(i));
         twin::backward(&self.0, reads, [0, 1, 2].map(|i| io.write(i)), io.scratch(0));
+    }
+
+    fn variants(&self, _: &Traits) -> Vec<Variant> {
+        self.0.variants()
+    }
+
+    fn shape_class(&self) -> String {
+        self.0.shape_class()
     }
 
     /// delta, then the padded q, k, v, y, dy, dq, dk and dv.

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::device::gpu::adapters::Traits;
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Again, Dispatch, Dispatches, Io, Launch};
+use crate::launch::{Again, Dispatch, Dispatches, Io, Launch, Variant};
 use crate::ops::activation::{Activation, with_constant};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
@@ -98,15 +99,42 @@ impl Size {
         self.p.div_ceil(self.rows())
     }
 
-    /// Pixels that a workgroup takes for the moments of one group: at least 2048 elements, eight a thread.
-    /// At most 64 chunks, since a single thread puts those together.
-    fn gpu_rows(self) -> usize {
-        self.p.div_ceil(64).max(2048_usize.div_ceil(self.width()))
+    /// Pixels that a workgroup takes for the moments of one group, by variant: at least 2048 elements, eight
+    /// a thread; fewer, which fills a GPU with small batches; or more, which leaves less to put together.
+    fn gpu_rows(self) -> [usize; 3] {
+        [2048_usize, 512, 8192].map(|elements| self.at_most_64_chunks(elements.div_ceil(self.width())))
     }
 
-    /// Pixels that a workgroup takes for the sums of the gradients; at most 64 chunks, as above.
-    fn gpu_sum_rows(self) -> usize {
-        self.p.div_ceil(64).max(64)
+    /// Pixels that a workgroup takes for the sums of the gradients, by variant.
+    fn gpu_sum_rows(self) -> [usize; 3] {
+        [64, 16, 256].map(|rows| self.at_most_64_chunks(rows))
+    }
+
+    /// A single thread puts the chunks together.
+    fn at_most_64_chunks(self, rows: usize) -> usize {
+        self.p.div_ceil(64).max(rows)
+    }
+
+    /// Those ways to cut a sample that differ.
+    fn variants(self, rows: [usize; 3]) -> Vec<Variant> {
+        let mut variants: Vec<Variant> = Vec::new();
+        for (index, rows) in rows.into_iter().enumerate() {
+            let name = format!("chunks of {} pixels", rows.min(self.p));
+            if variants.iter().all(|other| other.name != name) {
+                variants.push(Variant { name, index });
+            }
+        }
+        variants
+    }
+
+    /// The most chunks of a sample that a variant makes.
+    fn most_chunks(self, rows: [usize; 3]) -> usize {
+        rows.into_iter().map(|rows| self.p.div_ceil(rows)).max().unwrap_or(1)
+    }
+
+    fn shape_class(self) -> String {
+        let Size { n, p, c, groups } = self;
+        format!("{p} pixels of {c} channels, {groups} groups, up to {} samples", n.next_power_of_two())
     }
 
     /// Workgroups of the elementwise entries, which take 4 x 256 elements and do not cross samples.
@@ -155,7 +183,8 @@ struct Forward {
 
 impl Forward {
     fn add<'a>(&self, plan: &'a mut Dispatches, entry: &'static str) -> &'a mut Dispatch {
-        self.size.add(plan, entry, self.size.gpu_rows(), self.kind, self.eps)
+        let rows = self.size.gpu_rows()[plan.variant()];
+        self.size.add(plan, entry, rows, self.kind, self.eps)
     }
 }
 
@@ -201,7 +230,7 @@ impl Launch for Forward {
 
     fn gpu(&self, plan: &mut Dispatches) {
         let size = self.size;
-        let chunks = size.p.div_ceil(size.gpu_rows());
+        let chunks = size.p.div_ceil(size.gpu_rows()[plan.variant()]);
         self.add(plan, "chunk_moments")
             .read("x", 0)
             .scratch("moments", 0)
@@ -222,7 +251,15 @@ impl Launch for Forward {
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {
-        vec![2 * self.size.n * self.size.groups * self.size.p.div_ceil(self.size.gpu_rows())]
+        vec![2 * self.size.n * self.size.groups * self.size.most_chunks(self.size.gpu_rows())]
+    }
+
+    fn variants(&self, _: &Traits) -> Vec<Variant> {
+        self.size.variants(self.size.gpu_rows())
+    }
+
+    fn shape_class(&self) -> String {
+        self.size.shape_class()
     }
 }
 
@@ -234,7 +271,8 @@ struct BackwardX {
 
 impl BackwardX {
     fn add<'a>(&self, plan: &'a mut Dispatches, entry: &'static str) -> &'a mut Dispatch {
-        self.size.add(plan, entry, self.size.gpu_sum_rows(), self.kind, 0.0)
+        let rows = self.size.gpu_sum_rows()[plan.variant()];
+        self.size.add(plan, entry, rows, self.kind, 0.0)
     }
 }
 
@@ -288,7 +326,7 @@ impl Launch for BackwardX {
 
     fn gpu(&self, plan: &mut Dispatches) {
         let size = self.size;
-        let chunks = size.p.div_ceil(size.gpu_sum_rows());
+        let chunks = size.p.div_ceil(size.gpu_sum_rows()[plan.variant()]);
         self.add(plan, "backward_partial")
             .read("x", 0)
             .read("dy", 1)
@@ -320,8 +358,16 @@ impl Launch for BackwardX {
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {
-        let chunks = self.size.p.div_ceil(self.size.gpu_sum_rows());
+        let chunks = self.size.most_chunks(self.size.gpu_sum_rows());
         vec![2 * self.size.n * chunks * self.size.c, 2 * self.size.n * self.size.groups]
+    }
+
+    fn variants(&self, _: &Traits) -> Vec<Variant> {
+        self.size.variants(self.size.gpu_sum_rows())
+    }
+
+    fn shape_class(&self) -> String {
+        self.size.shape_class()
     }
 }
 

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use super::recompute::{Needed, Order};
 use super::{CPU_ALIGN, GUARD_BYTES, Sharing};
 use crate::device::Device;
+use crate::device::gpu::adapters::Traits;
 use crate::launch::{Cost, Dispatches, Launch, Slot};
 use crate::plan::{self, Lifetime};
 use crate::tape::{Entry, Home, Recording, Tape, Tensor};
-use crate::tensor::Id;
+use crate::tensor::{DType, Id};
 
 pub(super) struct Step {
     pub(super) launch: Arc<dyn Launch>,
@@ -39,9 +40,11 @@ pub(super) enum Spot {
 pub struct Plan {
     pub(super) steps: Vec<Step>,
     pub(super) spots: Vec<(Spot, usize)>,
+    pub(super) dtypes: Vec<DType>,
     pub(super) lifetimes: Vec<Lifetime>,
     pub(super) stores: BTreeMap<String, usize>,
-    pub(super) for_gpu: bool,
+    /// The adapter that it is for; `None` for the CPU device.
+    pub(super) adapter: Option<Traits>,
 }
 
 impl Plan {
@@ -60,26 +63,31 @@ impl Plan {
 
     fn of(tape: &Tape, outputs: &[&Tensor], device: &Device, recompute: bool) -> Plan {
         tape.recorded(|recording| {
-            let for_gpu = matches!(device, Device::Gpu(_));
-            let needed = needed(&recording, outputs, for_gpu);
+            let adapter = match device {
+                Device::Cpu(_) => None,
+                Device::Gpu(gpu) => Some(gpu.traits()),
+            };
+            let needed = needed(&recording, outputs, adapter.is_some());
             let order = if recompute { needed.recomputed() } else { needed.plain() };
-            Plan::in_order(&needed, &order)
+            Plan::in_order(&needed, &order, adapter)
         })
     }
 
-    fn in_order(needed: &Needed, order: &Order) -> Plan {
+    fn in_order(needed: &Needed, order: &Order, adapter: Option<Traits>) -> Plan {
         let metas = needed.metas;
         // Second copies are temporary tensors as those that they are copies of.
         let meta_of =
             |id: Id| &metas[if id.0 < metas.len() { id.0 } else { order.copies[id.0 - metas.len()].0 }];
         let all = (0..metas.len() + order.copies.len()).map(Id);
+        let dtypes = all.clone().map(|id| meta_of(id).dtype).collect();
         let mut spots: Vec<(Spot, usize)> = all.map(|id| (Spot::Unused, meta_of(id).bytes())).collect();
         let mut plan = Plan {
             steps: Vec::new(),
             spots: Vec::new(),
+            dtypes,
             lifetimes: Vec::new(),
             stores: BTreeMap::new(),
-            for_gpu: needed.for_gpu,
+            adapter,
         };
         for (time, run) in order.runs.iter().enumerate() {
             let (reads, writes, launch) = (order.reads(run), order.writes(run), needed.launch(run));
@@ -106,7 +114,7 @@ impl Plan {
                     },
                 }
             }
-            let blocks = if plan.for_gpu { launch.gpu_scratch() } else { launch.cpu_scratch() };
+            let blocks = if needed.for_gpu { launch.gpu_scratch() } else { launch.cpu_scratch() };
             let scratch = blocks.into_iter().map(|elements| {
                 plan.lifetimes.push(Lifetime { first: time, last: time, bytes: elements.max(1) * 4 });
                 plan.lifetimes.len() - 1
@@ -147,19 +155,15 @@ impl Plan {
         self.steps.iter().map(|step| self.cost_of(step)).sum()
     }
 
-    /// Launches per run: twins on the CPU device, dispatches on a GPU.
+    /// Launches per run: twins on the CPU device, dispatches on a GPU that nothing was tuned for.
     pub fn launches(&self) -> usize {
         self.count(|_| true)
     }
 
     fn count(&self, which: impl Fn(&Step) -> bool) -> usize {
-        let launches = |step: &Step| {
-            if !self.for_gpu {
-                return 1;
-            }
-            let mut dispatches = Dispatches::default();
-            step.launch.gpu(&mut dispatches);
-            dispatches.list.len()
+        let launches = |step: &Step| match &self.adapter {
+            None => 1,
+            Some(adapter) => Dispatches::untuned(&*step.launch, adapter).list.len(),
         };
         self.steps.iter().filter(|step| which(step)).map(launches).sum()
     }
@@ -174,18 +178,16 @@ impl Plan {
         self.share().1.iter().map(|&b| b as u64).sum()
     }
 
-    /// The largest range that a dispatch binds, in bytes; on the CPU device the largest tensor that a
+    /// The largest range that a dispatch binds untuned, in bytes; on the CPU device the largest tensor that a
     /// launch touches.
     pub fn largest_binding(&self) -> u64 {
-        if !self.for_gpu {
+        let Some(adapter) = &self.adapter else {
             let used = self.spots.iter().filter(|(spot, _)| !matches!(spot, Spot::Unused));
             return used.map(|(_, bytes)| *bytes as u64).max().unwrap_or(0);
-        }
+        };
         let mut largest = 0;
         for step in &self.steps {
-            let mut dispatches = Dispatches::default();
-            step.launch.gpu(&mut dispatches);
-            for bind in dispatches.list.iter().flat_map(|d| &d.binds) {
+            for bind in Dispatches::untuned(&*step.launch, adapter).list.iter().flat_map(|d| &d.binds) {
                 let whole = match bind.slot {
                     Slot::Read(i) => self.spots[step.reads[i].0].1,
                     Slot::Write(i) => self.spots[step.writes[i].0].1,
@@ -204,7 +206,7 @@ impl Plan {
 
     /// For each lifetime its block and offset; and the blocks' sizes.
     fn share(&self) -> (Vec<(usize, usize)>, Vec<usize>) {
-        if self.for_gpu {
+        if self.adapter.is_some() {
             let (slot_of, sizes) = plan::slots(&self.lifetimes);
             (slot_of.into_iter().map(|slot| (slot, 0)).collect(), sizes)
         } else {

@@ -2,11 +2,14 @@
 //! drivers.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::time::Duration;
 
+use denoir::device::gpu::adapters;
 use denoir::device::gpu::shader::{Dialect, Kernel, Module};
 use denoir::ops::KERNELS;
 use naga::back::{hlsl, msl, spv};
+
+use crate::place::{leavings, root};
 
 const DIALECTS: [Dialect; 4] = [
     Dialect { immediates: false, subgroups: false },
@@ -14,6 +17,9 @@ const DIALECTS: [Dialect; 4] = [
     Dialect { immediates: false, subgroups: true },
     Dialect { immediates: true, subgroups: true },
 ];
+
+/// For one entry of a kernel, on a busy machine.
+const LONGEST_COMPILATION: Duration = Duration::from_secs(10);
 
 fn each(mut visit: impl FnMut(&Kernel, String, Dialect, Module)) {
     for kernel in KERNELS.iter().chain(denoir::bench::KERNELS) {
@@ -23,7 +29,7 @@ fn each(mut visit: impl FnMut(&Kernel, String, Dialect, Module)) {
                 let name = format!("{}.{set}", kernel.name);
                 if dialect == Dialect::default() {
                     // For looking at, and for other compilers.
-                    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+                    let folder = leavings().join("kernels");
                     std::fs::create_dir_all(&folder).unwrap();
                     std::fs::write(folder.join(format!("{name}.wgsl")), &expanded.text).unwrap();
                 }
@@ -47,7 +53,7 @@ fn every_file_is_listed_and_every_kernel_validates() {
             assert!(threads <= 256, "{name}, {}: {threads} threads, 256 are sure to be there", point.name);
         }
     });
-    let folder = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")).unwrap();
+    let folder = std::fs::read_dir(root().join("kernels")).unwrap();
     let files: BTreeSet<String> = folder
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .filter(|name| name.ends_with(".wgsl"))
@@ -103,6 +109,28 @@ fn every_kernel_is_written_as_hlsl() {
         }
         assert!(text.contains("numthreads"), "{name}");
     });
+}
+
+/// Drivers that take long to compile what nobody thinks is long have made programs seem dead.
+#[test]
+fn every_driver_compiles_every_kernel_and_takes_not_long() {
+    for adapter in adapters::list() {
+        let gpu = adapters::open(Some(&adapter.index.to_string())).unwrap();
+        for kernel in KERNELS.iter().chain(denoir::bench::KERNELS) {
+            if kernel.name.ends_with("_f16") && !gpu.has_f16() {
+                continue;
+            }
+            for knobs in kernel.knob_sets {
+                let module = kernel.expand(knobs, gpu.dialect()).parse().unwrap();
+                for point in &module.naga.entry_points {
+                    let entry: &'static str = point.name.clone().leak();
+                    let took = gpu.compile(kernel, entry, knobs).unwrap();
+                    let at = format!("kernels/{}.wgsl, {entry}, {knobs:?} on {}", kernel.name, adapter.name);
+                    assert!(took < LONGEST_COMPILATION, "{at}: {took:?}");
+                }
+            }
+        }
+    }
 }
 
 #[test]

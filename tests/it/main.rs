@@ -9,5 +9,7 @@ mod golden;
 mod golden_vae;
 mod house;
 mod kernels;
+mod place;
 mod reference;
 mod training;
+mod tuning;

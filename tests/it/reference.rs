@@ -20,7 +20,7 @@ pub fn devices() -> Vec<Device> {
 }
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+    crate::place::root().join("tests/golden")
 }
 
 /// Names of the golden files that begin with `prefix`, sorted.

@@ -211,7 +211,7 @@ fn start_and_wait(at: &Path) -> std::process::Child {
     let mut arguments = vec!["train", "--out", "run", "--steps", "4000"];
     arguments.extend(TINY);
     arguments.extend(["--set", "lr_schedule=constant"]);
-    let mut child = Command::new(env!("CARGO_BIN_EXE_denoir"))
+    let mut child = Command::new(crate::place::program())
         .args(&arguments)
         .current_dir(at)
         .stderr(Stdio::null())

@@ -73,7 +73,8 @@ class Denoir:
         self.version = found.out.split()[-1] + built_here
 
     def call(self, *arguments):
-        return load.run([self.binary, "bench", *arguments, "--device", self.device, "--threads", self.threads], self.limit)
+        threads = ["--threads", self.threads] if self.device == "cpu" else []  # a GPU has none to set
+        return load.run([self.binary, "bench", *arguments, "--device", self.device, *threads], self.limit)
 
     def check(self, workload, given, out):
         return self.call("check", workload, "--given", given, "--out", out)

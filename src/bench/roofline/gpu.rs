@@ -1,7 +1,5 @@
 //! A GPU's ceilings, by kernels of its own: `kernels/roofline.wgsl`, `kernels/roofline_f16.wgsl`.
 
-use std::time::Instant;
-
 use super::{Effort, Raw, check, shortest};
 use crate::device::gpu::shader::Kernel;
 use crate::device::gpu::{Bound, Gpu, Range};
@@ -47,12 +45,7 @@ impl Arrays<'_> {
 
     /// Seconds of a dispatch, `again` times in a row, on the device's clock where it has one.
     fn seconds(&self, dispatch: &Bound, again: usize) -> Result<f64> {
-        self.gpu.wait()?;
-        let began = Instant::now();
-        self.gpu.replay(std::iter::repeat_n(dispatch, again))?;
-        self.gpu.wait()?;
-        let took = began.elapsed();
-        Ok(self.gpu.device_time()?.unwrap_or(took).as_secs_f64() / again as f64)
+        Ok(self.gpu.time(std::slice::from_ref(dispatch), again)?.as_secs_f64())
     }
 
     /// GFLOP/s of the chains of a kernel.

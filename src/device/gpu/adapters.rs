@@ -25,6 +25,13 @@ pub struct Adapter {
     pub auto: bool,
 }
 
+/// What of an adapter decides which variants a launch has on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traits {
+    /// The driver computes on the CPU, in lanes of its vectors.
+    pub software: bool,
+}
+
 const FEATURES: [(&str, wgpu::Features); 5] = [
     ("timestamps", wgpu::Features::TIMESTAMP_QUERY),
     ("timestamps-inside", wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS),

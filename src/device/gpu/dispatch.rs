@@ -1,7 +1,7 @@
 //! Pipelines and bind groups, built once, and the replay of a list of them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::shader::{Dialect, Interface, Kernel, Knob};
 use super::{Gpu, GpuBuffer};
@@ -28,10 +28,17 @@ pub(super) struct Pipeline {
     raw: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
     interface: Interface,
+    /// By naga and the driver, to compile it.
+    took: Duration,
 }
+
+/// How much work one submission may hold, in operations. Systems reset a GPU that is busy with one for some
+/// seconds; at 30 GFLOP/s, which is slow for a GPU, this takes one second.
+const SUBMISSION: u64 = 32_000_000_000;
 
 /// A dispatch with everything it needs: replaying it allocates and looks up nothing.
 pub struct Bound {
+    work: u64,
     pipeline: Arc<Pipeline>,
     group: wgpu::BindGroup,
     immediates: Vec<u8>,
@@ -39,6 +46,13 @@ pub struct Bound {
 }
 
 impl Bound {
+    /// Says how much it computes, in operations, for [`Gpu::replay`] to submit no more than a GPU does in
+    /// reasonable time. Without that it counts as nothing.
+    #[must_use]
+    pub fn of_work(self, work: u64) -> Self {
+        Bound { work, ..self }
+    }
+
     fn encode(&self, pass: &mut wgpu::ComputePass) {
         pass.set_pipeline(&self.pipeline.raw);
         pass.set_bind_group(0, &self.group, &[]);
@@ -152,7 +166,7 @@ impl Gpu {
             })
         })?;
         let immediates = if self.dialect.immediates { immediates } else { Vec::new() };
-        Ok(Bound { pipeline, group, immediates, groups })
+        Ok(Bound { work: 0, pipeline, group, immediates, groups })
     }
 
     fn uniform(&self, bytes: &[u8]) -> Result<wgpu::Buffer> {
@@ -166,6 +180,23 @@ impl Gpu {
         })?;
         self.queue.write_buffer(&buffer, 0, bytes);
         Ok(buffer)
+    }
+
+    /// Compiles an entry, if that was not done yet, and gives how long it took when it was.
+    ///
+    /// # Errors
+    /// When the driver cannot.
+    pub fn compile(&self, kernel: &'static Kernel, entry: &'static str, knobs: &[Knob]) -> Result<Duration> {
+        Ok(self.pipeline(kernel, entry, knobs)?.took)
+    }
+
+    /// How long this device took to compile each pipeline, by `kernels/file.wgsl, entry`, the slowest first.
+    pub fn compile_times(&self) -> Vec<(String, Duration)> {
+        let cache = self.pipelines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let name = |key: &PipelineKey| format!("kernels/{}.wgsl, {}", key.kernel, key.entry);
+        let mut times: Vec<_> = cache.iter().map(|(key, built)| (name(key), built.took)).collect();
+        times.sort_by(|(a, x), (b, y)| y.cmp(x).then_with(|| a.cmp(b)));
+        times
     }
 
     fn pipeline(
@@ -186,6 +217,7 @@ impl Gpu {
 
     fn build(&self, kernel: &'static Kernel, entry: &'static str, knobs: &[Knob]) -> Result<Pipeline> {
         let at = format!("kernels/{}.wgsl, {entry}", kernel.name);
+        let began = Instant::now();
         let expanded = kernel.expand(knobs, self.dialect);
         let interface =
             expanded.parse()?.interface(entry).unwrap_or_else(|| panic!("{at}: no such entry point"));
@@ -240,34 +272,44 @@ impl Gpu {
                 },
                 cache: None,
             });
-            Pipeline { raw, layout, interface }
+            Pipeline { raw, layout, interface, took: began.elapsed() }
         })
     }
 
-    /// Encodes the dispatches in order and submits them.
+    /// Encodes the dispatches in order and submits them: at once where they are little work, else in several
+    /// pieces, so that no system takes the GPU for dead.
     ///
     /// # Errors
     /// When the driver reports an error.
     pub fn replay<'a>(&self, dispatches: impl IntoIterator<Item = &'a Bound>) -> Result<()> {
-        let mut encoder = self.device.create_command_encoder(&Default::default());
-        {
+        let mut rest = dispatches.into_iter().peekable();
+        let mut begin = Some(0);
+        loop {
+            let mut encoder = self.device.create_command_encoder(&Default::default());
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                 label: Some("program"),
                 timestamp_writes: self.timestamps.as_ref().map(|t| wgpu::ComputePassTimestampWrites {
                     query_set: &t.queries,
-                    beginning_of_pass_write_index: Some(0),
+                    beginning_of_pass_write_index: begin.take(),
+                    // Which piece is the last is not known yet: each writes over the one before.
                     end_of_pass_write_index: Some(1),
                 }),
             });
-            for dispatch in dispatches {
+            let mut work = 0;
+            while let Some(dispatch) = rest.next_if(|next| fits(&mut work, next.work)) {
                 dispatch.encode(&mut pass);
             }
+            drop(pass);
+            if rest.peek().is_some() {
+                self.queue.submit([encoder.finish()]);
+                continue;
+            }
+            if let Some(t) = &self.timestamps {
+                encoder.resolve_query_set(&t.queries, 0..2, &t.resolved.raw, 0);
+            }
+            let submission = self.queue.submit([encoder.finish()]);
+            return self.submitted(submission);
         }
-        if let Some(t) = &self.timestamps {
-            encoder.resolve_query_set(&t.queries, 0..2, &t.resolved.raw, 0);
-        }
-        let submission = self.queue.submit([encoder.finish()]);
-        self.submitted(submission)
     }
 
     /// As [`Gpu::replay`], with each dispatch between two timestamps, and waits for the end. Gives for each
@@ -281,6 +323,7 @@ impl Gpu {
         const AT_ONCE: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
         let Some(Timestamps { period, .. }) = self.timestamps else { return Ok(None) };
         let mut sets = Vec::new();
+        let mut work = 0;
         let mut encoder = self.device.create_command_encoder(&Default::default());
         for some in dispatches.chunks(AT_ONCE) {
             let count = 2 * some.len() as u32;
@@ -293,6 +336,12 @@ impl Gpu {
                 (queries, resolve_buffer(&self.device, u64::from(count) * 8))
             })?;
             for (i, dispatch) in some.iter().enumerate() {
+                if !fits(&mut work, dispatch.work) {
+                    let next = self.device.create_command_encoder(&Default::default());
+                    self.queue.submit([std::mem::replace(&mut encoder, next).finish()]);
+                    work = 0;
+                    fits(&mut work, dispatch.work);
+                }
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                     label: Some("dispatch"),
                     timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
@@ -321,6 +370,20 @@ impl Gpu {
         Ok(Some(ticks.chunks_exact(2).map(span).collect()))
     }
 
+    /// How long `dispatches` take, the mean of `again` times in a row: on the device's own clock where it has
+    /// one.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    pub fn time(&self, dispatches: &[Bound], again: usize) -> Result<Duration> {
+        self.wait()?;
+        let began = Instant::now();
+        self.replay(std::iter::repeat_n(dispatches, again).flatten())?;
+        self.wait()?;
+        let took = began.elapsed();
+        Ok(self.device_time()?.unwrap_or(took).div_f64(again as f64))
+    }
+
     /// Time that the last replay took on the device's own clock; `None` where it has no timestamps.
     ///
     /// # Errors
@@ -332,6 +395,13 @@ impl Gpu {
         let nanoseconds = ticks[1].saturating_sub(ticks[0]) as f64 * f64::from(timestamps.period);
         Ok(Some(Duration::from_nanos(nanoseconds as u64)))
     }
+}
+
+/// Whether `more` has room in a submission that holds `work`, which then holds it too. The first always has.
+fn fits(work: &mut u64, more: u64) -> bool {
+    let has_room = *work == 0 || *work + more <= SUBMISSION;
+    *work += if has_room { more } else { 0 };
+    has_room
 }
 
 /// Puts the parameters where the kernel's `Params` wants them.
@@ -348,4 +418,66 @@ fn pack(interface: &Interface, params: &[(&'static str, u32)], at: &str) -> Vec<
         bytes[*offset as usize..*offset as usize + 4].copy_from_slice(&word.to_ne_bytes());
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::gpu::adapters;
+
+    #[test]
+    fn a_submission_holds_at_least_one_dispatch_and_not_too_much_work() {
+        let pieces = |works: &[u64]| -> Vec<usize> {
+            let (mut rest, mut pieces) = (works.iter().peekable(), Vec::new());
+            while rest.peek().is_some() {
+                let mut work = 0;
+                let mut count = 0;
+                while rest.next_if(|more| fits(&mut work, **more)).is_some() {
+                    count += 1;
+                }
+                pieces.push(count);
+            }
+            pieces
+        };
+        let half = SUBMISSION / 2;
+        assert_eq!(pieces(&[0; 5000]), [5000]);
+        assert_eq!(pieces(&[half; 5]), [2, 2, 1]);
+        assert_eq!(pieces(&[10 * SUBMISSION, 1, half, 20 * SUBMISSION]), [1, 2, 1]);
+    }
+
+    #[test]
+    fn pieces_run_in_order_and_are_timed_as_one() {
+        let gpu = adapters::open(None).expect("an adapter: run tools/test, which installs a software driver");
+        let [a, b] = [0, 1].map(|_| gpu.alloc("test", 1024).unwrap());
+        gpu.write(&a, 0, bytemuck::cast_slice(&[1.0_f32; 256])).unwrap();
+        let bind = |from, to, work| {
+            let range = |buffer| Range { buffer, offset: 0, bytes: 1024 };
+            let ranges = [("x", range(from)), ("y", range(to))];
+            let params = [("n", 256), ("kind", crate::ops::activation::Activation::Silu as u32)];
+            let kernel = &crate::ops::activation::KERNEL;
+            gpu.bind(kernel, "forward", &[], &params, &ranges, [1, 1, 1]).unwrap().of_work(work)
+        };
+        let run = |work| {
+            gpu.write(&b, 0, &[0; 1024]).unwrap();
+            gpu.write(&a, 0, bytemuck::cast_slice(&[1.0_f32; 256])).unwrap();
+            let list: Vec<Bound> =
+                (0..6).map(|i| if i % 2 == 0 { bind(&a, &b, work) } else { bind(&b, &a, work) }).collect();
+            gpu.replay(&list).unwrap();
+            let mut out = [0.0_f32; 256];
+            gpu.read(&a, 0, bytemuck::cast_slice_mut(&mut out)).unwrap();
+            if let Some(time) = gpu.device_time().unwrap() {
+                assert!(time > Duration::ZERO && time < Duration::from_secs(60), "{time:?}");
+            }
+            if let Some(times) = gpu.replay_timed(&list).unwrap() {
+                assert_eq!(times.len(), 6);
+                assert!(times.windows(2).all(|pair| pair[0].0 <= pair[1].0), "{times:?}");
+            }
+            out
+        };
+        let whole = run(1);
+        let silu = |x: f32| x / (1.0 + (-x).exp());
+        let wanted = (0..6).fold(1.0, |x, _| silu(x));
+        assert!((whole[0] - wanted).abs() <= 1e-5 * wanted, "{} {wanted}", whole[0]);
+        assert_eq!(run(SUBMISSION), whole);
+    }
 }

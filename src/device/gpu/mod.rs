@@ -4,6 +4,7 @@
 pub mod adapters;
 mod dispatch;
 pub mod shader;
+pub mod tuning;
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -13,7 +14,9 @@ use std::time::Duration;
 
 pub use dispatch::{Bound, Range};
 
+use self::adapters::Traits;
 use self::shader::Dialect;
+use self::tuning::Tuning;
 use crate::error::{Error, Result};
 
 /// How long a real GPU, and a software driver, may take over one submission before it is taken for dead.
@@ -91,6 +94,7 @@ pub struct Gpu {
     /// Submissions of replays that nobody has waited for yet.
     in_flight: Mutex<VecDeque<wgpu::SubmissionIndex>>,
     timestamps: Option<dispatch::Timestamps>,
+    tuning: Mutex<Option<Tuning>>,
     usage: Arc<Usage>,
 }
 
@@ -138,6 +142,7 @@ impl Gpu {
             staging: Mutex::default(),
             in_flight: Mutex::default(),
             timestamps,
+            tuning: Mutex::default(),
             usage: Arc::default(),
         })
     }
@@ -171,6 +176,21 @@ impl Gpu {
     /// True for drivers that compute on the CPU (llvmpipe, SwiftShader).
     pub fn is_software(&self) -> bool {
         self.info.device_type == wgpu::DeviceType::Cpu
+    }
+
+    /// What decides which variants launches have here.
+    pub fn traits(&self) -> Traits {
+        Traits { software: self.is_software() }
+    }
+
+    /// Runs launches as `tuning` says from now on; with none, as by default.
+    pub fn tune_with(&self, tuning: Option<Tuning>) {
+        *self.tuning() = tuning;
+    }
+
+    /// What launches are tuned by.
+    pub fn tuning(&self) -> std::sync::MutexGuard<'_, Option<Tuning>> {
+        self.tuning.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Largest range that one binding can see, in bytes.

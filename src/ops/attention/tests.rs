@@ -33,8 +33,8 @@ fn reference(size: Size, x: &[Vec<f64>]) -> Vec<f64> {
 
 /// Random inputs whose q and k spread over `(-spread, spread)`.
 fn check(n: usize, heads: usize, d: usize, [queries, keys]: [usize; 2], spread: f32, tolerance: f64) {
-    // Each probe runs the reference twice.
-    let probes = if queries * keys * n * heads * d > 20_000 { 2 } else { 20 };
+    // Each probe runs the reference twice; several, so that one of them is no small difference of large numbers.
+    let probes = if queries * keys * n * heads * d > 40_000 { 2 } else { 20 };
     let size = Size { n, heads, d, queries, keys };
     let values = |salt, rows, spread: f32| -> Vec<f32> {
         random(salt, n * rows * heads * d).into_iter().map(|v| v * spread).collect()
@@ -47,6 +47,22 @@ fn check(n: usize, heads: usize, d: usize, [queries, keys]: [usize; 2], spread: 
         .values(&of(keys), values(1, keys, spread))
         .values(&of(keys), values(2, keys, 1.0))
         .run(|x| attention(&x[0], &x[1], &x[2], heads), |x| reference(size, x));
+}
+
+#[test]
+fn variants_are_sets_of_knobs_that_hold_a_head() {
+    for d in 1..=WIDEST {
+        let size = Size { n: 1, heads: 1, d, queries: 1, keys: 1 };
+        let variants = size.variants();
+        assert!(!variants.is_empty() && (d <= 4 || variants.len() > 1), "{d}: {variants:?}");
+        for Variant { name, index } in variants {
+            let [lanes, quads] = [0, 1].map(|knob| KERNEL.knob_sets[index][knob].1.trim_end_matches('u'));
+            assert_eq!(name, format!("{lanes} lanes of {quads} vec4"));
+            let [lanes, quads] = [lanes, quads].map(|number| number.parse::<usize>().unwrap());
+            assert_eq!(lanes, lanes_of(index));
+            assert!(4 * lanes * quads >= d, "{d}: {name}");
+        }
+    }
 }
 
 #[test]

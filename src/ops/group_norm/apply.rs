@@ -41,7 +41,7 @@ impl Launch for Apply {
 
     fn gpu(&self, plan: &mut Dispatches) {
         self.size
-            .add(plan, "normalise", self.size.gpu_rows(), self.kind, 0.0)
+            .add(plan, "normalise", self.size.p, self.kind, 0.0)
             .read("x", 0)
             .read("gamma", 1)
             .read("beta", 2)

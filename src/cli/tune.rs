@@ -1,0 +1,130 @@
+//! `denoir tune`
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use super::bench::{WORKLOADS, json};
+use super::{note, on, print, profile, thousands};
+use crate::bench::{self, Kind, Subject, VariantRow, Workload, variants};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::recipe;
+
+const ABOUT: &str = "\
+Some kernels come in variants: other tiles, other splits of the work over threads. Which is fastest depends on the GPU, its
+driver and the shapes. This times them for the training step and the sampling step of a workload or a recipe, holds each
+against the default's results, and remembers the fastest. Other commands find it there; they time what they do not find.
+
+The choice of variants decides in which order sums are taken: with one tuning file a run gives the same bytes each time.";
+
+#[derive(clap::Args)]
+#[command(after_help = WORKLOADS, after_long_help = format!("{WORKLOADS}\n\n{ABOUT}"))]
+pub struct Arguments {
+    /// A workload (see below), a recipe's name or TOML file, or a run folder
+    #[arg(value_name = "WORKLOAD|RECIPE|RUN")]
+    what: String,
+    /// auto, gpu, gpu:INDEX or gpu:NAME-PART
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Images of a step [default: the workload's]
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Remember in this file instead of the adapter's own in the user's cache
+    #[arg(long, value_name = "FILE")]
+    tuning: Option<PathBuf>,
+    /// One JSON object, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was picked; its JSON object.
+#[derive(serde::Serialize)]
+struct Tuned {
+    workload: String,
+    batch: usize,
+    device: String,
+    driver: String,
+    /// `null` where there is no place for it.
+    file: Option<PathBuf>,
+    variants: Vec<VariantRow>,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let device = Device::open(&arguments.device)?;
+    let Device::Gpu(gpu) = &device else {
+        return Err(Error::usage("the CPU device has nothing to tune")
+            .hint("choose a GPU with --device; `denoir devices` lists them"));
+    };
+    on::tune(gpu, arguments.tuning.as_ref(), true)?;
+    let workload = workload(arguments, &device)?;
+    note(&format!("{}, batch {}, on {}", workload.name, workload.batch(), device.describe()));
+    let mut rows: Vec<VariantRow> = Vec::new();
+    for kind in [Kind::Step, Kind::Sample] {
+        // One after the other: both at once would take the memory of both.
+        let subject = Subject::new(&workload, kind, &device)?;
+        for row in variants(subject.program().parts()) {
+            if !rows.iter().any(|r| (&r.name, &r.shape_class) == (&row.name, &row.shape_class)) {
+                rows.push(row);
+            }
+        }
+    }
+    let tuned = Tuned {
+        workload: workload.name.clone(),
+        batch: workload.batch(),
+        device: device.describe(),
+        driver: device.driver(),
+        file: gpu.tuning().as_ref().and_then(|tuning| tuning.file().map(PathBuf::from)),
+        variants: rows,
+    };
+    if arguments.json {
+        return print(&json(&tuned)?);
+    }
+    let mut text = describe(&tuned.variants);
+    if tuned.variants.is_empty() {
+        text += "no kernel of it has variants\n";
+    } else if let Some(file) = &tuned.file {
+        let _ = writeln!(text, "remembered in {}", file.display());
+    }
+    print(&text)
+}
+
+fn workload(arguments: &Arguments, device: &Device) -> Result<Workload> {
+    let what = arguments.what.as_str();
+    match recipe::find(what) {
+        Ok(recipe) if !bench::names().any(|name| name == what) => {
+            Workload::of_recipe(&recipe, arguments.batch)
+        }
+        // Whoever names a file means a recipe.
+        Err(e) if what.ends_with(".toml") => Err(e),
+        _ => profile::workload(what, arguments.batch, device),
+    }
+}
+
+/// A line for each launch that has variants; nothing where none has.
+pub(super) fn describe(rows: &[VariantRow]) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    let title = |row: &VariantRow| format!("{} ({})", row.name, row.shape_class);
+    let wide = rows.iter().map(|row| title(row).chars().count()).max().unwrap_or(0);
+    let mut text = format!(
+        "{:wide$} {:>5} {:>10} {:>10} {:>6}  variant\n",
+        "kernel and shapes", "calls", "ms", "default", "gain"
+    );
+    for row in rows {
+        let [ms, default_ms] =
+            [row.ms, row.default_ms].map(|ms| ms.map_or("-".to_owned(), |ms| format!("{ms:.4}")));
+        let gain = row.gain_percent.map_or("-".to_owned(), |gain| format!("{gain:.0}%"));
+        let untuned = if row.ms.is_none() { " (default, not timed)" } else { "" };
+        let (title, calls) = (title(row), thousands(row.calls));
+        let _ = writeln!(
+            text,
+            "{title:wide$} {calls:>5} {ms:>10} {default_ms:>10} {gain:>6}  {}{untuned}",
+            row.variant
+        );
+        for refusal in &row.refused {
+            let _ = writeln!(text, "  refused: {}, {}", refusal.variant, refusal.why);
+        }
+    }
+    text
+}

@@ -1,0 +1,302 @@
+//! Which variants of its launches an adapter runs fastest: what timing found, remembered on disk.
+//!
+//! One JSON file an adapter, of people's interest too. A choice is found again by the launch's name and shape
+//! class and the text of its kernels; a file of another adapter, driver or wgpu says nothing here.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::{env, fs, io};
+
+use serde::{Deserialize, Serialize};
+
+use super::Gpu;
+use crate::error::{Error, Result};
+
+/// Layout of the file.
+const FORMAT: u32 = 1;
+
+/// What a choice is made for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Key {
+    /// The launch's name: `attention backward`.
+    pub launch: String,
+    /// Its sizes, as far as they decide: `1024 queries, 1024 keys, heads of 64, 128 pairs`.
+    pub shape_class: String,
+    /// Hash of the text of every kernel that its variants compile.
+    pub kernels: String,
+}
+
+/// The fastest variant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Choice {
+    #[serde(flatten)]
+    pub key: Key,
+    pub variant: String,
+    /// Milliseconds of one launch.
+    pub ms: f64,
+    /// The variant that runs untuned, and its milliseconds.
+    pub default: String,
+    pub default_ms: f64,
+    /// Those that may not win.
+    pub refused: Vec<Refusal>,
+}
+
+/// A variant that did not compile, or does not compute what the default does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub variant: String,
+    pub why: String,
+}
+
+/// What the times in a file depend on, besides the kernels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Stamp {
+    format: u32,
+    adapter: String,
+    driver: String,
+    wgpu: String,
+    /// Kernels are compiled with the checks that naga injects.
+    checked: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Contents {
+    #[serde(flatten)]
+    stamp: Stamp,
+    choices: Vec<Choice>,
+}
+
+/// What goes on, for people.
+#[derive(Clone, Copy, Debug)]
+pub enum Told<'a> {
+    /// Begins with number `done` of `all` launches.
+    Timing { done: usize, all: usize, launch: &'a str },
+    /// All are timed.
+    Done,
+    /// Something is not as it should be, and the work goes on.
+    Warning(&'a str),
+}
+
+/// The choices of one adapter.
+pub struct Tuning {
+    stamp: Stamp,
+    /// `None` where the system has no folder for it: then choices live as long as the program.
+    file: Option<PathBuf>,
+    times: bool,
+    choices: BTreeMap<Key, Choice>,
+    tell: Box<dyn FnMut(Told) + Send>,
+}
+
+impl Tuning {
+    /// The choices in the adapter's own file, in the user's cache. `times`: launches that have none are timed,
+    /// and remembered; otherwise they run as by default.
+    pub fn in_cache(gpu: &Gpu, times: bool, tell: impl FnMut(Told) + Send + 'static) -> Self {
+        let stamp = Stamp::of(gpu);
+        let mut tuning = Tuning {
+            file: cache().map(|folder| folder.join("denoir").join(stamp.file_name())),
+            stamp,
+            times,
+            choices: BTreeMap::new(),
+            tell: Box::new(tell),
+        };
+        let read = tuning.file.as_deref().map_or(Ok(None), read);
+        match read {
+            Ok(Some(contents)) if contents.stamp == tuning.stamp => tuning.add(contents.choices),
+            // Nothing yet, or of another driver.
+            Ok(_) => {}
+            Err(e) => (tuning.tell)(Told::Warning(&format!("warning: {}; it is made anew", one_line(&e)))),
+        }
+        tuning
+    }
+
+    /// The choices in `file`, which is made where it does not exist. `times`: as in [`Tuning::in_cache`];
+    /// without it the file decides everything, and stays as it is.
+    ///
+    /// # Errors
+    /// When it is another adapter's or driver's, or cannot be read; not for a damaged one that is to be written
+    /// anyway, which is told and made anew.
+    pub fn in_file(
+        gpu: &Gpu,
+        file: &Path,
+        times: bool,
+        tell: impl FnMut(Told) + Send + 'static,
+    ) -> Result<Self> {
+        let mut tuning = Tuning {
+            stamp: Stamp::of(gpu),
+            file: Some(file.to_owned()),
+            times,
+            choices: BTreeMap::new(),
+            tell: Box::new(tell),
+        };
+        let damaged = |e: io::Error| {
+            Error::new(format!("cannot read the tuning file {}", file.display()))
+                .hint("make it with `denoir tune WORKLOAD --tuning FILE`, or leave --tuning out")
+                .caused_by(e)
+        };
+        match read(file) {
+            Ok(Some(Contents { stamp, choices })) if stamp == tuning.stamp => tuning.add(choices),
+            Ok(Some(Contents { stamp, .. })) => {
+                return Err(Error::new(format!("the tuning file {} is for {stamp}", file.display()))
+                    .hint(format!("here is {}: make another file with `denoir tune`", tuning.stamp)));
+            }
+            Ok(None) if times => {}
+            Ok(None) => return Err(damaged(io::ErrorKind::NotFound.into())),
+            Err(e) if times && e.kind() == io::ErrorKind::InvalidData => {
+                (tuning.tell)(Told::Warning(&format!("warning: {}; it is made anew", one_line(&e))));
+            }
+            Err(e) => return Err(damaged(e)),
+        }
+        Ok(tuning)
+    }
+
+    /// Whether launches without a choice are timed.
+    pub fn times(&self) -> bool {
+        self.times
+    }
+
+    pub fn find(&self, key: &Key) -> Option<&Choice> {
+        self.choices.get(key)
+    }
+
+    /// All choices, in the order of their launches.
+    pub fn choices(&self) -> impl Iterator<Item = &Choice> {
+        self.choices.values()
+    }
+
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    pub fn tell(&mut self, what: Told) {
+        (self.tell)(what);
+    }
+
+    /// Remembers these too, on disk as well; that the disk takes none is told and no error.
+    pub fn remember(&mut self, choices: Vec<Choice>) {
+        self.add(choices);
+        let Some(file) = self.file.clone() else { return };
+        // Another program may have added some in the meantime.
+        if let Ok(Some(theirs)) = read(&file)
+            && theirs.stamp == self.stamp
+        {
+            for choice in theirs.choices {
+                self.choices.entry(choice.key.clone()).or_insert(choice);
+            }
+        }
+        let contents = Contents { stamp: self.stamp.clone(), choices: self.choices().cloned().collect() };
+        if let Err(e) = write(&file, &contents) {
+            let told = format!("warning: cannot keep the tuning in {}: {e}", file.display());
+            (self.tell)(Told::Warning(&told));
+        }
+    }
+
+    fn add(&mut self, choices: Vec<Choice>) {
+        self.choices.extend(choices.into_iter().map(|choice| (choice.key.clone(), choice)));
+    }
+}
+
+impl Stamp {
+    fn of(gpu: &Gpu) -> Stamp {
+        Stamp {
+            format: FORMAT,
+            adapter: gpu.name().to_owned(),
+            driver: gpu.driver(),
+            wgpu: wgpu_version().to_owned(),
+            checked: gpu.checked,
+        }
+    }
+
+    /// `nvidia-h100-vulkan.json`: a name for every adapter, and for builds with checks another.
+    fn file_name(&self) -> String {
+        let backend = self.driver.rsplit('(').next().unwrap_or_default();
+        let text = format!("{} {backend}{}", self.adapter, if self.checked { " checked" } else { "" });
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+        words.map(str::to_lowercase).collect::<Vec<_>>().join("-") + ".json"
+    }
+}
+
+impl std::fmt::Display for Stamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let checks = if self.checked { ", kernels with checks" } else { "" };
+        write!(f, "{}, driver {}, wgpu {}{checks}", self.adapter, self.driver, self.wgpu)
+    }
+}
+
+/// What is in a file; `None` where there is no file.
+fn read(file: &Path) -> io::Result<Option<Contents>> {
+    let bytes = match fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+        let what = format!("the tuning file {} is damaged ({e})", file.display());
+        io::Error::new(io::ErrorKind::InvalidData, what)
+    })
+}
+
+/// Whole or not at all, also when two programs write at one time.
+fn write(file: &Path, contents: &Contents) -> io::Result<()> {
+    if let Some(folder) = file.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = file.with_file_name(format!(".{name}.{}.part", std::process::id()));
+    let text = serde_json::to_string_pretty(contents)? + "\n";
+    let written = fs::File::create(&temporary)
+        .and_then(|mut out| io::Write::write_all(&mut out, text.as_bytes()).and_then(|()| out.sync_all()))
+        .and_then(|()| fs::rename(&temporary, file));
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn one_line(e: &io::Error) -> String {
+    e.to_string().lines().collect::<Vec<_>>().join(" ")
+}
+
+/// The user's folder for what can be made again.
+fn cache() -> Option<PathBuf> {
+    let folder = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    folder("XDG_CACHE_HOME").or_else(|| {
+        if cfg!(windows) {
+            folder("LOCALAPPDATA")
+        } else {
+            let inside = if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" };
+            folder("HOME").map(|home| home.join(inside))
+        }
+    })
+}
+
+/// The version of wgpu that was built in, which says of itself nothing when it runs.
+fn wgpu_version() -> &'static str {
+    const LOCK: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock"));
+    let after = LOCK.split_once("name = \"wgpu\"\nversion = \"").map_or("unknown", |(_, after)| after);
+    after.split('"').next().unwrap_or(after)
+}
+
+/// A hash of texts that is the same on every machine: FNV-1a of 64 bits (Fowler, Noll & Vo).
+pub struct Fingerprint(u64);
+
+impl Default for Fingerprint {
+    fn default() -> Self {
+        Fingerprint(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fingerprint {
+    pub fn add(&mut self, text: &str) {
+        // The end of a text counts too.
+        for byte in text.bytes().chain([0xff]) {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    pub fn hex(&self) -> String {
+        format!("{:016x}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests;
