@@ -22,16 +22,15 @@ const WG: u32 = 8u; // threads, 4 channels each
 @group(0) @binding(6) var<storage, read> residual: array<vec4<f32>>;
 
 fn load(base: i32, c: u32) -> f32 {
-    return select(0.0, src[u32(max(base, 0)) + c], base >= 0);
+    return select(0.0, src[u32(max(base, 0)) + min(c, p.src_c - 1u)], base >= 0 && c < p.src_c);
 }
 
-fn store(at: Pixel, lane: u32, sum: vec4<f32>) {
+fn store(dst_pixel: u32, n: u32, lane: u32, sum: vec4<f32>) {
     let lanes = p.dst_c / 4u;
     if lane < lanes {
+        let i = dst_pixel * lanes + lane;
         var value = sum;
-        if p.has_bias != 0u { value += bias[lane]; }
-        if p.has_shift != 0u { value += shift[at.n * lanes + lane]; }
-        let i = at.dst * lanes + lane;
+        if p.has_shift != 0u { value += shift[n * lanes + lane]; }
         if p.has_residual != 0u { value += residual[i]; }
         dst[i] = value;
     }
@@ -39,27 +38,27 @@ fn store(at: Pixel, lane: u32, sum: vec4<f32>) {
 
 struct Run { r: Residue, first: u32, pixels: u32 }
 
-// Eight pixels of a run from `first` on are stored, as many as there are.
-fn store_eight(run: Run, first: u32, lane: u32, s: Eight) {
-    store_run(run, first, lane, s.a);
-    store_run(run, first + 1u, lane, s.b);
-    store_run(run, first + 2u, lane, s.c);
-    store_run(run, first + 3u, lane, s.d);
-    store_run(run, first + 4u, lane, s.e);
-    store_run(run, first + 5u, lane, s.f);
-    store_run(run, first + 6u, lane, s.g);
-    store_run(run, first + 7u, lane, s.h);
-}
-
-fn store_run(run: Run, index: u32, lane: u32, sum: vec4<f32>) {
-    if index < run.pixels {
-        store(pixel(run.r, index), lane, sum);
-    }
-}
-
 // Pixel of a run, the last one past its end.
 fn run_pixel(run: Run, index: u32) -> Pixel {
     return pixel(run.r, min(index, run.pixels - 1u));
+}
+
+// The pixels of eight lanes are stored. One past the end is the last one again, with the same sum.
+fn store_eight(at: Pixel, lane: u32, s: Eight) {
+    store(subgroupBroadcast(at.dst, 0u), subgroupBroadcast(at.n, 0u), lane, s.a);
+    store(subgroupBroadcast(at.dst, 1u), subgroupBroadcast(at.n, 1u), lane, s.b);
+    store(subgroupBroadcast(at.dst, 2u), subgroupBroadcast(at.n, 2u), lane, s.c);
+    store(subgroupBroadcast(at.dst, 3u), subgroupBroadcast(at.n, 3u), lane, s.d);
+    store(subgroupBroadcast(at.dst, 4u), subgroupBroadcast(at.n, 4u), lane, s.e);
+    store(subgroupBroadcast(at.dst, 5u), subgroupBroadcast(at.n, 5u), lane, s.f);
+    store(subgroupBroadcast(at.dst, 6u), subgroupBroadcast(at.n, 6u), lane, s.g);
+    store(subgroupBroadcast(at.dst, 7u), subgroupBroadcast(at.n, 7u), lane, s.h);
+}
+
+fn bias_of(lane: u32) -> Eight {
+    var b = vec4<f32>();
+    if p.has_bias != 0u { b = bias[lane]; }
+    return Eight(b, b, b, b, b, b, b, b);
 }
 
 @compute @workgroup_size(WG)
@@ -96,15 +95,15 @@ fn gather(
     let a5 = run_pixel(run, own + 40u);
     let a6 = run_pixel(run, own + 48u);
     let a7 = run_pixel(run, own + 56u);
-    var s0 = Eight();
-    var s1 = Eight();
-    var s2 = Eight();
-    var s3 = Eight();
-    var s4 = Eight();
-    var s5 = Eight();
-    var s6 = Eight();
-    var s7 = Eight();
-    var at = run.r.first * p.src_c * lanes + column;
+    let start = bias_of(column);
+    var s0 = start;
+    var s1 = start;
+    var s2 = start;
+    var s3 = start;
+    var s4 = start;
+    var s5 = start;
+    var s6 = start;
+    var s7 = start;
     for (var kh = 0u; kh < run.r.kh; kh++) {
         for (var kw = 0u; kw < run.r.kw; kw++) {
             let b0 = source(a0, kh, kw);
@@ -115,73 +114,128 @@ fn gather(
             let b5 = source(a5, kh, kw);
             let b6 = source(a6, kh, kw);
             let b7 = source(a7, kh, kw);
-            for (var c = 0u; c < p.src_c; c++) {
-                let wv = w[at];
-                s0 = spread(s0, load(b0, c), wv);
-                s1 = spread(s1, load(b1, c), wv);
-                s2 = spread(s2, load(b2, c), wv);
-                s3 = spread(s3, load(b3, c), wv);
-                s4 = spread(s4, load(b4, c), wv);
-                s5 = spread(s5, load(b5, c), wv);
-                s6 = spread(s6, load(b6, c), wv);
-                s7 = spread(s7, load(b7, c), wv);
-                at += lanes;
+            let tap = (run.r.first + kh * run.r.kw + kw) * p.src_c;
+            for (var c = 0u; c < p.src_c; c += 4u) {
+                let w0 = w[(tap + c) * lanes + column];
+                s0 = spread(s0, load(b0, c), w0);
+                s1 = spread(s1, load(b1, c), w0);
+                s2 = spread(s2, load(b2, c), w0);
+                s3 = spread(s3, load(b3, c), w0);
+                s4 = spread(s4, load(b4, c), w0);
+                s5 = spread(s5, load(b5, c), w0);
+                s6 = spread(s6, load(b6, c), w0);
+                s7 = spread(s7, load(b7, c), w0);
+                let w1 = w[(tap + min(c + 1u, p.src_c - 1u)) * lanes + column];
+                s0 = spread(s0, load(b0, c + 1u), w1);
+                s1 = spread(s1, load(b1, c + 1u), w1);
+                s2 = spread(s2, load(b2, c + 1u), w1);
+                s3 = spread(s3, load(b3, c + 1u), w1);
+                s4 = spread(s4, load(b4, c + 1u), w1);
+                s5 = spread(s5, load(b5, c + 1u), w1);
+                s6 = spread(s6, load(b6, c + 1u), w1);
+                s7 = spread(s7, load(b7, c + 1u), w1);
+                let w2 = w[(tap + min(c + 2u, p.src_c - 1u)) * lanes + column];
+                s0 = spread(s0, load(b0, c + 2u), w2);
+                s1 = spread(s1, load(b1, c + 2u), w2);
+                s2 = spread(s2, load(b2, c + 2u), w2);
+                s3 = spread(s3, load(b3, c + 2u), w2);
+                s4 = spread(s4, load(b4, c + 2u), w2);
+                s5 = spread(s5, load(b5, c + 2u), w2);
+                s6 = spread(s6, load(b6, c + 2u), w2);
+                s7 = spread(s7, load(b7, c + 2u), w2);
+                let w3 = w[(tap + min(c + 3u, p.src_c - 1u)) * lanes + column];
+                s0 = spread(s0, load(b0, c + 3u), w3);
+                s1 = spread(s1, load(b1, c + 3u), w3);
+                s2 = spread(s2, load(b2, c + 3u), w3);
+                s3 = spread(s3, load(b3, c + 3u), w3);
+                s4 = spread(s4, load(b4, c + 3u), w3);
+                s5 = spread(s5, load(b5, c + 3u), w3);
+                s6 = spread(s6, load(b6, c + 3u), w3);
+                s7 = spread(s7, load(b7, c + 3u), w3);
             }
         }
     }
-    store_eight(run, run.first, lane, s0);
-    store_eight(run, run.first + 8u, lane, s1);
-    store_eight(run, run.first + 16u, lane, s2);
-    store_eight(run, run.first + 24u, lane, s3);
-    store_eight(run, run.first + 32u, lane, s4);
-    store_eight(run, run.first + 40u, lane, s5);
-    store_eight(run, run.first + 48u, lane, s6);
-    store_eight(run, run.first + 56u, lane, s7);
+    store_eight(a0, lane, s0);
+    store_eight(a1, lane, s1);
+    store_eight(a2, lane, s2);
+    store_eight(a3, lane, s3);
+    store_eight(a4, lane, s4);
+    store_eight(a5, lane, s5);
+    store_eight(a6, lane, s6);
+    store_eight(a7, lane, s7);
 }
 
-// Ten pixels of a row of src in one channel: the first eight, one for each lane, and the other two, which all lanes have.
-struct Line { v: f32, e: f32, f: f32 }
+// Ten pixels of a row of src in one channel.
+struct Line { x0: f32, x1: f32, x2: f32, x3: f32, x4: f32, x5: f32, x6: f32, x7: f32, x8: f32, x9: f32 }
 
-// Eight pixels of a row += three taps side by side.
-fn three_taps(sums: Eight, x: Line, w0: vec4<f32>, w1: vec4<f32>, w2: vec4<f32>) -> Eight {
-    let x0 = subgroupBroadcast(x.v, 0u);
-    let x1 = subgroupBroadcast(x.v, 1u);
-    let x2 = subgroupBroadcast(x.v, 2u);
-    let x3 = subgroupBroadcast(x.v, 3u);
-    let x4 = subgroupBroadcast(x.v, 4u);
-    let x5 = subgroupBroadcast(x.v, 5u);
-    let x6 = subgroupBroadcast(x.v, 6u);
-    let x7 = subgroupBroadcast(x.v, 7u);
-    return Eight(
-        sums.a + x0 * w0 + x1 * w1 + x2 * w2,
-        sums.b + x1 * w0 + x2 * w1 + x3 * w2,
-        sums.c + x2 * w0 + x3 * w1 + x4 * w2,
-        sums.d + x3 * w0 + x4 * w1 + x5 * w2,
-        sums.e + x4 * w0 + x5 * w1 + x6 * w2,
-        sums.f + x5 * w0 + x6 * w1 + x7 * w2,
-        sums.g + x6 * w0 + x7 * w1 + x.e * w2,
-        sums.h + x7 * w0 + x.e * w1 + x.f * w2,
+// v: one pixel for each of eight lanes.
+fn line_of(v: f32, x8: f32, x9: f32) -> Line {
+    return Line(
+        subgroupBroadcast(v, 0u), subgroupBroadcast(v, 1u), subgroupBroadcast(v, 2u), subgroupBroadcast(v, 3u),
+        subgroupBroadcast(v, 4u), subgroupBroadcast(v, 5u), subgroupBroadcast(v, 6u), subgroupBroadcast(v, 7u), x8, x9,
     );
 }
 
-// Stores a row of a square.
-fn store_line(corner: Pixel, row: u32, lane: u32, s: Eight) {
-    store_at(corner, row, 0u, lane, s.a);
-    store_at(corner, row, 1u, lane, s.b);
-    store_at(corner, row, 2u, lane, s.c);
-    store_at(corner, row, 3u, lane, s.d);
-    store_at(corner, row, 4u, lane, s.e);
-    store_at(corner, row, 5u, lane, s.f);
-    store_at(corner, row, 6u, lane, s.g);
-    store_at(corner, row, 7u, lane, s.h);
+// Eight pixels of a row += the left tap of a row of taps.
+fn left(sums: Eight, x: Line, tap: vec4<f32>) -> Eight {
+    var s = sums;
+    s.a += x.x0 * tap;
+    s.b += x.x1 * tap;
+    s.c += x.x2 * tap;
+    s.d += x.x3 * tap;
+    s.e += x.x4 * tap;
+    s.f += x.x5 * tap;
+    s.g += x.x6 * tap;
+    s.h += x.x7 * tap;
+    return s;
 }
 
-// `corner.h` and `corner.w` are rows and columns of dst here.
-fn store_at(corner: Pixel, row: u32, col: u32, lane: u32, sum: vec4<f32>) {
-    if u32(corner.h) + row < p.dst_h && u32(corner.w) + col < p.dst_w {
-        var at = corner;
-        at.dst += row * p.dst_w + col;
-        store(at, lane, sum);
+fn middle(sums: Eight, x: Line, tap: vec4<f32>) -> Eight {
+    var s = sums;
+    s.a += x.x1 * tap;
+    s.b += x.x2 * tap;
+    s.c += x.x3 * tap;
+    s.d += x.x4 * tap;
+    s.e += x.x5 * tap;
+    s.f += x.x6 * tap;
+    s.g += x.x7 * tap;
+    s.h += x.x8 * tap;
+    return s;
+}
+
+fn right(sums: Eight, x: Line, tap: vec4<f32>) -> Eight {
+    var s = sums;
+    s.a += x.x2 * tap;
+    s.b += x.x3 * tap;
+    s.c += x.x4 * tap;
+    s.d += x.x5 * tap;
+    s.e += x.x6 * tap;
+    s.f += x.x7 * tap;
+    s.g += x.x8 * tap;
+    s.h += x.x9 * tap;
+    return s;
+}
+
+// Stores a row of a square.
+fn store_line(corner: Corner, row: u32, lane: u32, s: Eight) {
+    if row < corner.rows {
+        store_at(corner, row, 0u, lane, s.a);
+        store_at(corner, row, 1u, lane, s.b);
+        store_at(corner, row, 2u, lane, s.c);
+        store_at(corner, row, 3u, lane, s.d);
+        store_at(corner, row, 4u, lane, s.e);
+        store_at(corner, row, 5u, lane, s.f);
+        store_at(corner, row, 6u, lane, s.g);
+        store_at(corner, row, 7u, lane, s.h);
+    }
+}
+
+// The sample of a square, its first pixel in dst, and how much of it lies inside.
+struct Corner { n: u32, dst: u32, rows: u32, cols: u32 }
+
+fn store_at(corner: Corner, row: u32, col: u32, lane: u32, sum: vec4<f32>) {
+    if col < corner.cols {
+        store(corner.dst + row * p.dst_w + col, corner.n, lane, sum);
     }
 }
 
@@ -206,7 +260,7 @@ fn gather_3x3(
     let column = min(lane, lanes - 1u);
     let h0 = square / squares_w % squares_h * 8u;
     let w0 = square % squares_w * 8u;
-    let corner = Pixel(n, i32(h0), i32(w0), (n * p.dst_h + h0) * p.dst_w + w0);
+    let corner = Corner(n, (n * p.dst_h + h0) * p.dst_w + w0, p.dst_h - h0, p.dst_w - w0);
     // Rows of the source square, a lane for each of eight columns; and its last two columns, four rows to a vector.
     let r = residue(0u);
     let i = subgroup_lane % 8u;
@@ -224,63 +278,112 @@ fn gather_3x3(
     let e0 = source(top, i / 2u, 8u + i % 2u);
     let e4 = source(top, 4u + i / 2u, 8u + i % 2u);
     let e8 = source(top, 8u + i / 2u % 2u, 8u + i % 2u);
-    var s0 = Eight();
-    var s1 = Eight();
-    var s2 = Eight();
-    var s3 = Eight();
-    var s4 = Eight();
-    var s5 = Eight();
-    var s6 = Eight();
-    var s7 = Eight();
+    let start = bias_of(column);
+    var s0 = start;
+    var s1 = start;
+    var s2 = start;
+    var s3 = start;
+    var s4 = start;
+    var s5 = start;
+    var s6 = start;
+    var s7 = start;
     let tap = p.src_c * lanes;
     for (var c = 0u; c < p.src_c; c++) {
         let f0 = load(e0, c);
         let f4 = load(e4, c);
         let f8 = load(e8, c);
-        let x0 = Line(load(b0, c), subgroupBroadcast(f0, 0u), subgroupBroadcast(f0, 1u));
-        let x1 = Line(load(b1, c), subgroupBroadcast(f0, 2u), subgroupBroadcast(f0, 3u));
-        let x2 = Line(load(b2, c), subgroupBroadcast(f0, 4u), subgroupBroadcast(f0, 5u));
-        let x3 = Line(load(b3, c), subgroupBroadcast(f0, 6u), subgroupBroadcast(f0, 7u));
-        let x4 = Line(load(b4, c), subgroupBroadcast(f4, 0u), subgroupBroadcast(f4, 1u));
-        let x5 = Line(load(b5, c), subgroupBroadcast(f4, 2u), subgroupBroadcast(f4, 3u));
-        let x6 = Line(load(b6, c), subgroupBroadcast(f4, 4u), subgroupBroadcast(f4, 5u));
-        let x7 = Line(load(b7, c), subgroupBroadcast(f4, 6u), subgroupBroadcast(f4, 7u));
-        let x8 = Line(load(b8, c), subgroupBroadcast(f8, 0u), subgroupBroadcast(f8, 1u));
-        let x9 = Line(load(b9, c), subgroupBroadcast(f8, 2u), subgroupBroadcast(f8, 3u));
+        let x0 = line_of(load(b0, c), subgroupBroadcast(f0, 0u), subgroupBroadcast(f0, 1u));
+        let x1 = line_of(load(b1, c), subgroupBroadcast(f0, 2u), subgroupBroadcast(f0, 3u));
+        let x2 = line_of(load(b2, c), subgroupBroadcast(f0, 4u), subgroupBroadcast(f0, 5u));
+        let x3 = line_of(load(b3, c), subgroupBroadcast(f0, 6u), subgroupBroadcast(f0, 7u));
+        let x4 = line_of(load(b4, c), subgroupBroadcast(f4, 0u), subgroupBroadcast(f4, 1u));
+        let x5 = line_of(load(b5, c), subgroupBroadcast(f4, 2u), subgroupBroadcast(f4, 3u));
+        let x6 = line_of(load(b6, c), subgroupBroadcast(f4, 4u), subgroupBroadcast(f4, 5u));
+        let x7 = line_of(load(b7, c), subgroupBroadcast(f4, 6u), subgroupBroadcast(f4, 7u));
+        let x8 = line_of(load(b8, c), subgroupBroadcast(f8, 0u), subgroupBroadcast(f8, 1u));
+        let x9 = line_of(load(b9, c), subgroupBroadcast(f8, 2u), subgroupBroadcast(f8, 3u));
         let at = c * lanes + column;
         let w00 = w[at];
+        s0 = left(s0, x0, w00);
+        s1 = left(s1, x1, w00);
+        s2 = left(s2, x2, w00);
+        s3 = left(s3, x3, w00);
+        s4 = left(s4, x4, w00);
+        s5 = left(s5, x5, w00);
+        s6 = left(s6, x6, w00);
+        s7 = left(s7, x7, w00);
         let w01 = w[at + tap];
+        s0 = middle(s0, x0, w01);
+        s1 = middle(s1, x1, w01);
+        s2 = middle(s2, x2, w01);
+        s3 = middle(s3, x3, w01);
+        s4 = middle(s4, x4, w01);
+        s5 = middle(s5, x5, w01);
+        s6 = middle(s6, x6, w01);
+        s7 = middle(s7, x7, w01);
         let w02 = w[at + 2u * tap];
-        s0 = three_taps(s0, x0, w00, w01, w02);
-        s1 = three_taps(s1, x1, w00, w01, w02);
-        s2 = three_taps(s2, x2, w00, w01, w02);
-        s3 = three_taps(s3, x3, w00, w01, w02);
-        s4 = three_taps(s4, x4, w00, w01, w02);
-        s5 = three_taps(s5, x5, w00, w01, w02);
-        s6 = three_taps(s6, x6, w00, w01, w02);
-        s7 = three_taps(s7, x7, w00, w01, w02);
+        s0 = right(s0, x0, w02);
+        s1 = right(s1, x1, w02);
+        s2 = right(s2, x2, w02);
+        s3 = right(s3, x3, w02);
+        s4 = right(s4, x4, w02);
+        s5 = right(s5, x5, w02);
+        s6 = right(s6, x6, w02);
+        s7 = right(s7, x7, w02);
         let w10 = w[at + 3u * tap];
+        s0 = left(s0, x1, w10);
+        s1 = left(s1, x2, w10);
+        s2 = left(s2, x3, w10);
+        s3 = left(s3, x4, w10);
+        s4 = left(s4, x5, w10);
+        s5 = left(s5, x6, w10);
+        s6 = left(s6, x7, w10);
+        s7 = left(s7, x8, w10);
         let w11 = w[at + 4u * tap];
+        s0 = middle(s0, x1, w11);
+        s1 = middle(s1, x2, w11);
+        s2 = middle(s2, x3, w11);
+        s3 = middle(s3, x4, w11);
+        s4 = middle(s4, x5, w11);
+        s5 = middle(s5, x6, w11);
+        s6 = middle(s6, x7, w11);
+        s7 = middle(s7, x8, w11);
         let w12 = w[at + 5u * tap];
-        s0 = three_taps(s0, x1, w10, w11, w12);
-        s1 = three_taps(s1, x2, w10, w11, w12);
-        s2 = three_taps(s2, x3, w10, w11, w12);
-        s3 = three_taps(s3, x4, w10, w11, w12);
-        s4 = three_taps(s4, x5, w10, w11, w12);
-        s5 = three_taps(s5, x6, w10, w11, w12);
-        s6 = three_taps(s6, x7, w10, w11, w12);
-        s7 = three_taps(s7, x8, w10, w11, w12);
+        s0 = right(s0, x1, w12);
+        s1 = right(s1, x2, w12);
+        s2 = right(s2, x3, w12);
+        s3 = right(s3, x4, w12);
+        s4 = right(s4, x5, w12);
+        s5 = right(s5, x6, w12);
+        s6 = right(s6, x7, w12);
+        s7 = right(s7, x8, w12);
         let w20 = w[at + 6u * tap];
+        s0 = left(s0, x2, w20);
+        s1 = left(s1, x3, w20);
+        s2 = left(s2, x4, w20);
+        s3 = left(s3, x5, w20);
+        s4 = left(s4, x6, w20);
+        s5 = left(s5, x7, w20);
+        s6 = left(s6, x8, w20);
+        s7 = left(s7, x9, w20);
         let w21 = w[at + 7u * tap];
+        s0 = middle(s0, x2, w21);
+        s1 = middle(s1, x3, w21);
+        s2 = middle(s2, x4, w21);
+        s3 = middle(s3, x5, w21);
+        s4 = middle(s4, x6, w21);
+        s5 = middle(s5, x7, w21);
+        s6 = middle(s6, x8, w21);
+        s7 = middle(s7, x9, w21);
         let w22 = w[at + 8u * tap];
-        s0 = three_taps(s0, x2, w20, w21, w22);
-        s1 = three_taps(s1, x3, w20, w21, w22);
-        s2 = three_taps(s2, x4, w20, w21, w22);
-        s3 = three_taps(s3, x5, w20, w21, w22);
-        s4 = three_taps(s4, x6, w20, w21, w22);
-        s5 = three_taps(s5, x7, w20, w21, w22);
-        s6 = three_taps(s6, x8, w20, w21, w22);
-        s7 = three_taps(s7, x9, w20, w21, w22);
+        s0 = right(s0, x2, w22);
+        s1 = right(s1, x3, w22);
+        s2 = right(s2, x4, w22);
+        s3 = right(s3, x5, w22);
+        s4 = right(s4, x6, w22);
+        s5 = right(s5, x7, w22);
+        s6 = right(s6, x8, w22);
+        s7 = right(s7, x9, w22);
     }
     store_line(corner, 0u, lane, s0);
     store_line(corner, 1u, lane, s1);
@@ -308,7 +411,7 @@ fn rows_of(row: u32) -> Rows {
 fn load_x(rows: Rows, n: u32, oh: u32, ow: u32) -> vec4<f32> {
     let h = i32(oh * q.stride) + rows.kh - i32(q.top);
     let w = i32(ow * q.stride) + rows.kw - i32(q.left);
-    let inside = h >= 0 && w >= 0 && h < i32(q.h) && w < i32(q.w);
+    let inside = h >= 0 && w >= 0 && h < i32(q.h) && w < i32(q.w) && ow < q.ow;
     let i = ((i32(n * q.h) + h) * i32(q.w) + w) * i32(q.cin) + rows.ci;
     return select(vec4<f32>(), x[select(0u, u32(i) / 4u, inside)], inside);
 }
@@ -368,18 +471,52 @@ fn backward_w(
     for (var line = part * q.rows; line < end; line++) {
         let n = line / q.oh;
         let oh = line % q.oh;
-        for (var ow = 0u; ow < q.ow; ow++) {
-            let d = dy[(line * q.ow + ow) * lanes + column];
-            let x0 = load_x(r0, n, oh, ow);
-            let x1 = load_x(r1, n, oh, ow);
-            s0 = spread(s0, x0.x, d);
-            s1 = spread(s1, x0.y, d);
-            s2 = spread(s2, x0.z, d);
-            s3 = spread(s3, x0.w, d);
-            s4 = spread(s4, x1.x, d);
-            s5 = spread(s5, x1.y, d);
-            s6 = spread(s6, x1.z, d);
-            s7 = spread(s7, x1.w, d);
+        // Past the end of the row x counts as outside.
+        for (var ow = 0u; ow < q.ow; ow += 4u) {
+            let d0 = dy[(line * q.ow + ow) * lanes + column];
+            let u0 = load_x(r0, n, oh, ow);
+            let v0 = load_x(r1, n, oh, ow);
+            s0 = spread(s0, u0.x, d0);
+            s1 = spread(s1, u0.y, d0);
+            s2 = spread(s2, u0.z, d0);
+            s3 = spread(s3, u0.w, d0);
+            s4 = spread(s4, v0.x, d0);
+            s5 = spread(s5, v0.y, d0);
+            s6 = spread(s6, v0.z, d0);
+            s7 = spread(s7, v0.w, d0);
+            let d1 = dy[(line * q.ow + min(ow + 1u, q.ow - 1u)) * lanes + column];
+            let u1 = load_x(r0, n, oh, ow + 1u);
+            let v1 = load_x(r1, n, oh, ow + 1u);
+            s0 = spread(s0, u1.x, d1);
+            s1 = spread(s1, u1.y, d1);
+            s2 = spread(s2, u1.z, d1);
+            s3 = spread(s3, u1.w, d1);
+            s4 = spread(s4, v1.x, d1);
+            s5 = spread(s5, v1.y, d1);
+            s6 = spread(s6, v1.z, d1);
+            s7 = spread(s7, v1.w, d1);
+            let d2 = dy[(line * q.ow + min(ow + 2u, q.ow - 1u)) * lanes + column];
+            let u2 = load_x(r0, n, oh, ow + 2u);
+            let v2 = load_x(r1, n, oh, ow + 2u);
+            s0 = spread(s0, u2.x, d2);
+            s1 = spread(s1, u2.y, d2);
+            s2 = spread(s2, u2.z, d2);
+            s3 = spread(s3, u2.w, d2);
+            s4 = spread(s4, v2.x, d2);
+            s5 = spread(s5, v2.y, d2);
+            s6 = spread(s6, v2.z, d2);
+            s7 = spread(s7, v2.w, d2);
+            let d3 = dy[(line * q.ow + min(ow + 3u, q.ow - 1u)) * lanes + column];
+            let u3 = load_x(r0, n, oh, ow + 3u);
+            let v3 = load_x(r1, n, oh, ow + 3u);
+            s0 = spread(s0, u3.x, d3);
+            s1 = spread(s1, u3.y, d3);
+            s2 = spread(s2, u3.z, d3);
+            s3 = spread(s3, u3.w, d3);
+            s4 = spread(s4, v3.x, d3);
+            s5 = spread(s5, v3.y, d3);
+            s6 = spread(s6, v3.z, d3);
+            s7 = spread(s7, v3.w, d3);
         }
     }
     store_rows(first, part, lane, s0);

@@ -48,11 +48,7 @@ fn store_row(line: u32, row: u32, col: u32, sum: vec4<f32>) {
 
 fn store_one(at: u32, col: u32, sum: f32) {
     if col < p.n {
-        var shift = 0.0;
-        if p.has_bias != 0u {
-            shift = bias[col];
-        }
-        y[at + col] = sum + shift;
+        y[at + col] = sum;
     }
 }
 
@@ -89,27 +85,68 @@ fn product(
     let b3 = b_column(item, col + 3u);
     let next_a = select(1u, p.m, p.a_transposed != 0u);
     let next_b = select(p.n, 1u, p.b_transposed != 0u);
-    var s0 = Eight();
-    var s1 = Eight();
-    var s2 = Eight();
-    var s3 = Eight();
-    var s4 = Eight();
-    var s5 = Eight();
-    var s6 = Eight();
-    var s7 = Eight();
+    var shift = vec4<f32>();
+    if p.has_bias != 0u {
+        let last = p.n - 1u;
+        shift = vec4<f32>(
+            bias[min(col, last)], bias[min(col + 1u, last)], bias[min(col + 2u, last)], bias[min(col + 3u, last)],
+        );
+    }
+    let start = Eight(shift, shift, shift, shift, shift, shift, shift, shift);
+    var s0 = start;
+    var s1 = start;
+    var s2 = start;
+    var s3 = start;
+    var s4 = start;
+    var s5 = start;
+    var s6 = start;
+    var s7 = start;
     let end = min((part + 1u) * p.depth, p.k);
-    for (var k = part * p.depth; k < end; k++) {
-        let ka = k * next_a;
-        let kb = k * next_b;
-        let columns = vec4<f32>(b[b0 + kb], b[b1 + kb], b[b2 + kb], b[b3 + kb]);
-        s0 = spread(s0, a[a0 + ka], columns);
-        s1 = spread(s1, a[a1 + ka], columns);
-        s2 = spread(s2, a[a2 + ka], columns);
-        s3 = spread(s3, a[a3 + ka], columns);
-        s4 = spread(s4, a[a4 + ka], columns);
-        s5 = spread(s5, a[a5 + ka], columns);
-        s6 = spread(s6, a[a6 + ka], columns);
-        s7 = spread(s7, a[a7 + ka], columns);
+    for (var k = part * p.depth; k < end; k += 4u) {
+        let ka0 = k * next_a;
+        let kb0 = k * next_b;
+        let c0 = vec4<f32>(b[b0 + kb0], b[b1 + kb0], b[b2 + kb0], b[b3 + kb0]);
+        s0 = spread(s0, a[a0 + ka0], c0);
+        s1 = spread(s1, a[a1 + ka0], c0);
+        s2 = spread(s2, a[a2 + ka0], c0);
+        s3 = spread(s3, a[a3 + ka0], c0);
+        s4 = spread(s4, a[a4 + ka0], c0);
+        s5 = spread(s5, a[a5 + ka0], c0);
+        s6 = spread(s6, a[a6 + ka0], c0);
+        s7 = spread(s7, a[a7 + ka0], c0);
+        let ka1 = min(k + 1u, end - 1u) * next_a;
+        let kb1 = min(k + 1u, end - 1u) * next_b;
+        let c1 = vec4<f32>(b[b0 + kb1], b[b1 + kb1], b[b2 + kb1], b[b3 + kb1]);
+        s0 = spread(s0, select(0.0, a[a0 + ka1], k + 1u < end), c1);
+        s1 = spread(s1, select(0.0, a[a1 + ka1], k + 1u < end), c1);
+        s2 = spread(s2, select(0.0, a[a2 + ka1], k + 1u < end), c1);
+        s3 = spread(s3, select(0.0, a[a3 + ka1], k + 1u < end), c1);
+        s4 = spread(s4, select(0.0, a[a4 + ka1], k + 1u < end), c1);
+        s5 = spread(s5, select(0.0, a[a5 + ka1], k + 1u < end), c1);
+        s6 = spread(s6, select(0.0, a[a6 + ka1], k + 1u < end), c1);
+        s7 = spread(s7, select(0.0, a[a7 + ka1], k + 1u < end), c1);
+        let ka2 = min(k + 2u, end - 1u) * next_a;
+        let kb2 = min(k + 2u, end - 1u) * next_b;
+        let c2 = vec4<f32>(b[b0 + kb2], b[b1 + kb2], b[b2 + kb2], b[b3 + kb2]);
+        s0 = spread(s0, select(0.0, a[a0 + ka2], k + 2u < end), c2);
+        s1 = spread(s1, select(0.0, a[a1 + ka2], k + 2u < end), c2);
+        s2 = spread(s2, select(0.0, a[a2 + ka2], k + 2u < end), c2);
+        s3 = spread(s3, select(0.0, a[a3 + ka2], k + 2u < end), c2);
+        s4 = spread(s4, select(0.0, a[a4 + ka2], k + 2u < end), c2);
+        s5 = spread(s5, select(0.0, a[a5 + ka2], k + 2u < end), c2);
+        s6 = spread(s6, select(0.0, a[a6 + ka2], k + 2u < end), c2);
+        s7 = spread(s7, select(0.0, a[a7 + ka2], k + 2u < end), c2);
+        let ka3 = min(k + 3u, end - 1u) * next_a;
+        let kb3 = min(k + 3u, end - 1u) * next_b;
+        let c3 = vec4<f32>(b[b0 + kb3], b[b1 + kb3], b[b2 + kb3], b[b3 + kb3]);
+        s0 = spread(s0, select(0.0, a[a0 + ka3], k + 3u < end), c3);
+        s1 = spread(s1, select(0.0, a[a1 + ka3], k + 3u < end), c3);
+        s2 = spread(s2, select(0.0, a[a2 + ka3], k + 3u < end), c3);
+        s3 = spread(s3, select(0.0, a[a3 + ka3], k + 3u < end), c3);
+        s4 = spread(s4, select(0.0, a[a4 + ka3], k + 3u < end), c3);
+        s5 = spread(s5, select(0.0, a[a5 + ka3], k + 3u < end), c3);
+        s6 = spread(s6, select(0.0, a[a6 + ka3], k + 3u < end), c3);
+        s7 = spread(s7, select(0.0, a[a7 + ka3], k + 3u < end), c3);
     }
     let line = (part * p.batch + item) * p.m;
     store_eight(line, row, col, s0);

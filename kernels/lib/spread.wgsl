@@ -4,6 +4,8 @@
 // are dear and lanes near, as on drivers that compute on the CPU, this takes the place of workgroup memory. Right for subgroups of
 // 8 lanes and more whose first eight are in use; every thread must be there.
 
+// The columns come four k at a time where they can: a loop on such drivers copies every sum once a turn.
+
 // Eight rows of sums, of four columns.
 struct Eight {
     a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>, e: vec4<f32>, f: vec4<f32>, g: vec4<f32>, h: vec4<f32>,
