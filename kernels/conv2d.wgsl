@@ -8,8 +8,8 @@
 //
 // Outside the image x is zero. The time embedding of a residual block is `shift`; its shortcut is `residual`.
 //
-// gather:     one thread for 4 pixels and one Lane of channels, of the convolution or of its adjoint: backward_x and the transposed
-//             convolution, with the weights that `adjoint_weights` makes.
+// gather:     one thread for 4 pixels and one Lane of channels, of the convolution or of its adjoint: backward_x and the
+//             transposed convolution, with the weights that `adjoint_weights` makes.
 // backward_w: one thread for 4 input channels and one Lane of output channels, over a part of the image rows; the parts are
 //             added up by sum_parts in a fixed order.
 // Here a thread does everything alone. conv2d_tiled.wgsl shares what is read through workgroup memory, conv2d_spread.wgsl

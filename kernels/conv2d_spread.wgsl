@@ -1,7 +1,7 @@
 // conv2d_spread - conv2d.wgsl without workgroup memory: lanes of a subgroup share what they read. For drivers on a CPU.
 //
-// A thread has four channels of the result of 64 pixels, or of 64 rows of dw: many sums for each number that is read, because there
-// a load costs as much as some tens of multiplications. Formulas and shapes as in conv2d.wgsl.
+// A thread has four channels of the result of 64 pixels, or of 64 rows of dw: many sums for each number that is read, because
+// there a load costs as much as some tens of multiplications. Formulas and shapes as in conv2d.wgsl.
 //
 // gather:     64 pixels in a row of memory; the eight lanes read a pixel each, eight times.
 // gather_3x3: a square of 8 x 8 pixels, of a convolution with 3 x 3 taps and a stride of 1: its 10 x 10 source pixels are read

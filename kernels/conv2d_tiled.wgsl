@@ -1,10 +1,10 @@
 // conv2d_tiled - conv2d.wgsl for GPUs: an implicit matrix product in tiles that a workgroup shares.
 //
 //   gather:      dst[pixel, co] = sum_k A[pixel, k] * w[k, co]        k = (kh, kw, ci), A = the source pixels under the taps
-//   backward_w:  dw[(kh,kw,ci), co] = sum_pixel A[pixel, k] * dy[pixel, co]   over a part of the pixels; conv2d.wgsl adds the parts
+//   backward_w:  dw[(kh,kw,ci), co] = sum_pixel A[pixel, k] * dy[pixel, co]   over a part of the pixels; conv2d.wgsl adds those
 //
-// A workgroup has a tile of ROWS x COLS of the result. It walks along k, DEPTH at a time: its threads fetch DEPTH columns of A and
-// as many rows of the other factor into workgroup memory, then each multiplies for its own rectangle. A is never written to
+// A workgroup has a tile of ROWS x COLS of the result. It walks along k, DEPTH at a time: its threads fetch DEPTH columns of A
+// and as many rows of the other factor into workgroup memory, then each multiplies for its own rectangle. A is never written to
 // memory: the address of an element follows from the pixel, decoded once for a tile, and the tap, which moves on by comparing and
 // subtracting. Formulas and shapes as in conv2d.wgsl.
 //

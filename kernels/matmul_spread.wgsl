@@ -3,8 +3,8 @@
 //   y[m,n] = sum_k A[m,k] * B[k,n] + bias[n]      A = a or its transpose, B = b or its transpose
 //
 // product: eight threads for 64 rows and 32 columns of y, of one item and one part of K: 4 columns each, and every eighth element
-// of a column of A, which its neighbours read for it. Many sums for each number that is read, because on such drivers a load costs
-// as much as some tens of multiplications, and as much alone as in a vec4. Parts of K are added up by matmul.wgsl.
+// of a column of A, which its neighbours read for it. Many sums for each number that is read, because on such drivers a load
+// costs as much as some tens of multiplications, and as much alone as in a vec4. Parts of K are added up by matmul.wgsl.
 //!include lib/grid.wgsl
 //!include lib/product.wgsl
 //!include lib/spread.wgsl

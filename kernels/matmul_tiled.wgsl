@@ -2,8 +2,8 @@
 //
 //   y[m,n] = sum_k A[m,k] * B[k,n] + bias[n]      A = a or its transpose, B = b or its transpose
 //
-// A workgroup has a tile of ROWS x COLS of y, of one item and one part of K. Its threads fetch DEPTH columns of A and as many rows
-// of B into workgroup memory, where every transpose looks alike, then each multiplies for its own rectangle. Parts of K are
+// A workgroup has a tile of ROWS x COLS of y, of one item and one part of K. Its threads fetch DEPTH columns of A and as many
+// rows of B into workgroup memory, where every transpose looks alike, then each multiplies for its own rectangle. Parts of K are
 // added up by matmul.wgsl.
 //
 // product: for N, and whichever of M and K lies along the memory of a or of b, multiples of 4: reads and writes vec4s. Reference:
