@@ -1,8 +1,8 @@
 // spread - numbers that the lanes of a subgroup read one each, given to all of them.
 //
 // A thread reads what all threads of its subgroup need only once in eight times, and gets the rest from its neighbours: where
-// loads are dear and lanes near, as on drivers that compute on the CPU, this takes the place of workgroup memory. Right for subgroups
-// of 8 lanes and more whose first eight are in use; every thread must be there.
+// loads are dear and lanes near, as on drivers that compute on the CPU, this takes the place of workgroup memory. Right for
+// subgroups of 8 lanes and more whose first eight are in use; every thread must be there.
 
 // The columns come four k at a time where they can: a loop on such drivers copies every sum once a turn.
 

@@ -1,7 +1,8 @@
 // tile - the product of two small matrices in workgroup memory, of which each thread has a rectangle in registers.
 //
 // Needs from its includer: `const TX`, `const TY`, the threads of a workgroup along the columns and the rows; `const HIGH`,
-// `const BROAD`, the rows and columns of a thread, 4 or 8 each. The includer fills tile_a and tile_b, waits, and calls multiply_tiles.
+// `const BROAD`, the rows and columns of a thread, 4 or 8 each. The includer fills tile_a and tile_b, waits, and calls
+// multiply_tiles.
 //
 // A thread has rows y + i*TY and, in fours, columns 4*(x + j*TX): threads side by side read vec4s side by side.
 
