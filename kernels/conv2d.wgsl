@@ -8,25 +8,20 @@
 //
 // Outside the image x is zero. The time embedding of a residual block is `shift`; its shortcut is `residual`.
 //
-// gather:     one thread for 4 pixels and one Lane of channels. With flipped weights, it is also backward_x for s = 1; for a
-//             larger s, that is conv_transpose2d.wgsl.
+// gather:     one thread for 4 pixels and one Lane of channels, of the convolution or of its adjoint: backward_x and the
+//             transposed convolution, with the weights that `adjoint_weights` makes.
 // backward_w: one thread for 4 input channels and one Lane of output channels, over a part of the image rows; the parts are
 //             added up by sum_parts in a fixed order.
+// Here a thread does everything alone. conv2d_tiled.wgsl shares what is read through workgroup memory, conv2d_spread.wgsl
+// through the lanes of a subgroup.
 //!include lib/grid.wgsl
+//!include lib/conv.wgsl
+//!include lib/conv_weights.wgsl
 
 const WG: u32 = 64u;
 alias Lane = f32; // knob: one channel, or vec4<f32> for four where they divide the channels
+const WIDTH: u32 = 1u; // knob: channels of a Lane
 
-struct Params {
-    n: u32,
-    dst_h: u32, dst_w: u32, dst_lanes: u32,
-    src_h: u32, src_w: u32, src_c: u32,
-    kh: u32, kw: u32,
-    stride: i32, top: i32, left: i32, // top and left are negative where flipped weights begin inside the image
-    has_bias: u32, has_shift: u32, has_residual: u32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> src: array<f32>;
 @group(0) @binding(2) var<storage, read> w: array<Lane>;
 @group(0) @binding(3) var<storage, read_write> dst: array<Lane>;
@@ -34,30 +29,15 @@ struct Params {
 @group(0) @binding(5) var<storage, read> shift: array<Lane>;
 @group(0) @binding(6) var<storage, read> residual: array<Lane>;
 
-struct Pixel { n: u32, h: i32, w: i32 }
-
-fn pixel(index: u32) -> Pixel {
-    let row = index / p.dst_w;
-    return Pixel(row / p.dst_h, i32(row % p.dst_h), i32(index % p.dst_w));
-}
-
-// First element of the source pixel of a tap, or -1.
-fn source(at: Pixel, kh: i32, kw: i32) -> i32 {
-    let h = at.h * p.stride + kh - p.top;
-    let w = at.w * p.stride + kw - p.left;
-    let inside = h >= 0 && w >= 0 && h < i32(p.src_h) && w < i32(p.src_w);
-    return select(-1, ((i32(at.n) * i32(p.src_h) + h) * i32(p.src_w) + w) * i32(p.src_c), inside);
-}
-
 fn load(base: i32, c: u32) -> f32 {
     return select(0.0, src[u32(max(base, 0)) + c], base >= 0);
 }
 
-fn store(index: u32, at: Pixel, lane: u32, sum: Lane) {
+fn store(at: Pixel, lanes: u32, lane: u32, sum: Lane) {
     var value = sum;
     if p.has_bias != 0u { value += bias[lane]; }
-    if p.has_shift != 0u { value += shift[at.n * p.dst_lanes + lane]; }
-    let i = index * p.dst_lanes + lane;
+    if p.has_shift != 0u { value += shift[at.n * lanes + lane]; }
+    let i = at.dst * lanes + lane;
     if p.has_residual != 0u { value += residual[i]; }
     dst[i] = value;
 }
@@ -68,53 +48,52 @@ fn gather(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
+    let lanes = p.dst_c / WIDTH;
+    let quads = (most_pixels() + 3u) / 4u;
     let item = flat_group(group, groups) * WG + thread;
-    let lane = item % p.dst_lanes;
-    let first = item / p.dst_lanes * 4u;
-    let pixels = p.n * p.dst_h * p.dst_w;
+    let lane = item % lanes;
+    let first = item / lanes % quads * 4u;
+    let number = item / lanes / quads;
+    if number >= residues() {
+        return;
+    }
+    let r = residue(number);
+    let pixels = p.n * r.rows * r.cols;
     if first >= pixels {
         return;
     }
     // Past the end the last pixel is computed again and not stored.
-    let a0 = pixel(first);
-    let a1 = pixel(min(first + 1u, pixels - 1u));
-    let a2 = pixel(min(first + 2u, pixels - 1u));
-    let a3 = pixel(min(first + 3u, pixels - 1u));
+    let a0 = pixel(r, first);
+    let a1 = pixel(r, min(first + 1u, pixels - 1u));
+    let a2 = pixel(r, min(first + 2u, pixels - 1u));
+    let a3 = pixel(r, min(first + 3u, pixels - 1u));
     var s0 = Lane();
     var s1 = Lane();
     var s2 = Lane();
     var s3 = Lane();
-    for (var kh = 0u; kh < p.kh; kh++) {
-        for (var kw = 0u; kw < p.kw; kw++) {
-            let b0 = source(a0, i32(kh), i32(kw));
-            let b1 = source(a1, i32(kh), i32(kw));
-            let b2 = source(a2, i32(kh), i32(kw));
-            let b3 = source(a3, i32(kh), i32(kw));
-            var at = (kh * p.kw + kw) * p.src_c * p.dst_lanes + lane;
+    var at = r.first * p.src_c * lanes + lane;
+    for (var kh = 0u; kh < r.kh; kh++) {
+        for (var kw = 0u; kw < r.kw; kw++) {
+            let b0 = source(a0, kh, kw);
+            let b1 = source(a1, kh, kw);
+            let b2 = source(a2, kh, kw);
+            let b3 = source(a3, kh, kw);
             for (var c = 0u; c < p.src_c; c++) {
                 let wv = w[at];
                 s0 += load(b0, c) * wv;
                 s1 += load(b1, c) * wv;
                 s2 += load(b2, c) * wv;
                 s3 += load(b3, c) * wv;
-                at += p.dst_lanes;
+                at += lanes;
             }
         }
     }
-    store(first, a0, lane, s0);
-    if first + 1u < pixels { store(first + 1u, a1, lane, s1); }
-    if first + 2u < pixels { store(first + 2u, a2, lane, s2); }
-    if first + 3u < pixels { store(first + 3u, a3, lane, s3); }
+    store(a0, lanes, lane, s0);
+    if first + 1u < pixels { store(a1, lanes, lane, s1); }
+    if first + 2u < pixels { store(a2, lanes, lane, s2); }
+    if first + 3u < pixels { store(a3, lanes, lane, s3); }
 }
 
-struct WParams {
-    n: u32, h: u32, w: u32, cin: u32,
-    kh: u32, kw: u32, oh: u32, ow: u32, lanes: u32,
-    stride: u32, top: u32, left: u32,
-    parts: u32, rows: u32,
-}
-
-@group(0) @binding(0) var<uniform> q: WParams;
 @group(0) @binding(7) var<storage, read> x: array<f32>;
 @group(0) @binding(8) var<storage, read> dy: array<Lane>;
 @group(0) @binding(9) var<storage, read_write> parts: array<Lane>;
@@ -125,10 +104,11 @@ fn backward_w(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
+    let lanes = q.cout / WIDTH;
     let blocks = (q.cin + 3u) / 4u;
     let item = flat_group(group, groups) * WG + thread;
-    let lane = item % q.lanes;
-    var rest = item / q.lanes;
+    let lane = item % lanes;
+    var rest = item / lanes;
     let ci = rest % blocks * 4u;
     rest /= blocks;
     let kw = rest % q.kw;
@@ -159,7 +139,7 @@ fn backward_w(
         let room = i32(q.w) - 1 - shift_w;
         let to_w = select(0u, min(q.ow, u32(max(room, 0)) / q.stride + 1u), room >= 0);
         var at_x = ((n * q.h + u32(ih)) * q.w + u32(i32(from_w * q.stride) + shift_w)) * q.cin + ci;
-        var at_y = (row * q.ow + from_w) * q.lanes + lane;
+        var at_y = (row * q.ow + from_w) * lanes + lane;
         for (var ow = from_w; ow < to_w; ow++) {
             let dyv = dy[at_y];
             s0 += x[at_x] * dyv;
@@ -167,14 +147,48 @@ fn backward_w(
             s2 += x[at_x + c2] * dyv;
             s3 += x[at_x + c3] * dyv;
             at_x += q.stride * q.cin;
-            at_y += q.lanes;
+            at_y += lanes;
         }
     }
-    let out = (((part * q.kh + kh) * q.kw + kw) * q.cin + ci) * q.lanes + lane;
+    let out = (((part * q.kh + kh) * q.kw + kw) * q.cin + ci) * lanes + lane;
     parts[out] = s0;
-    if c1 == 1u { parts[out + q.lanes] = s1; }
-    if c2 == 2u { parts[out + 2u * q.lanes] = s2; }
-    if c3 == 3u { parts[out + 3u * q.lanes] = s3; }
+    if c1 == 1u { parts[out + lanes] = s1; }
+    if c2 == 2u { parts[out + 2u * lanes] = s2; }
+    if c3 == 3u { parts[out + 3u * lanes] = s3; }
+}
+
+struct FlipParams { kh: u32, kw: u32, rows: u32, cols: u32, step: u32 }
+
+@group(0) @binding(0) var<uniform> f: FlipParams;
+@group(0) @binding(12) var<storage, read> weights: array<f32>;       // [kh, kw, rows, cols]
+@group(0) @binding(13) var<storage, read_write> flipped: array<f32>; // [kh * kw, cols, rows]
+
+// Where the tap k goes along one axis: taps of one residue stay together, in reverse.
+struct Turned { lesser: u32, own: u32, at: u32 }
+
+fn turned(k: u32, taps: u32) -> Turned {
+    let r = k % f.step;
+    let own = (taps - r + f.step - 1u) / f.step;
+    return Turned(taps / f.step * r + min(taps % f.step, r), own, own - 1u - k / f.step);
+}
+
+// Weights of the adjoint: rows and columns exchanged, and the taps in the order of lib/conv.wgsl. One thread per weight.
+@compute @workgroup_size(WG)
+fn adjoint_weights(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let i = flat_group(group, groups) * WG + thread;
+    if i < f.kh * f.kw * f.rows * f.cols {
+        let row = i % f.rows;
+        let col = i / f.rows % f.cols;
+        let tap = i / f.rows / f.cols;
+        let h = turned(tap / f.kw, f.kh);
+        let w = turned(tap % f.kw, f.kw);
+        let to = h.lesser * f.kw + h.own * w.lesser + h.at * w.own + w.at;
+        flipped[(to * f.cols + col) * f.rows + row] = weights[(tap * f.rows + row) * f.cols + col];
+    }
 }
 
 // `parts` pieces of n numbers are added up for each of `outer`; `stride`: pieces in all (sum_parts), or of a sample (sum_runs).

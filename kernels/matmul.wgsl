@@ -8,9 +8,10 @@
 // product: one thread for each 4 x 4 tile of y, TX x TY threads a workgroup, one workgroup for each (batch,
 // part of K, tile). Long sums over few elements of y are cut into `parts` of `depth` to fill the GPU: then y
 // is the scratch [parts,batch,M,N] and sum_parts adds the parts in their order. No workgroup memory:
-// neighbours meet in the cache. Reference: Goto & van de Geijn 2008 (doi:10.1145/1356052.1356053), of which
-// this is the innermost tile.
+// neighbours meet in the cache; matmul_tiled.wgsl and matmul_spread.wgsl share what is read. Reference:
+// Goto & van de Geijn 2008 (doi:10.1145/1356052.1356053), of which this is the innermost tile.
 //!include lib/grid.wgsl
+//!include lib/product.wgsl
 
 const TX: u32 = 16u; // knob: threads of a workgroup along N, 4 columns each
 const TY: u32 = 16u; // knob: threads of a workgroup along M, 4 rows each
@@ -20,14 +21,6 @@ const_assert WG >= (TX * TY);
 const COLUMNS: u32 = 64u; // columns that a workgroup of column_sum_parts takes, WG / COLUMNS threads each
 const LANES: u32 = WG / COLUMNS;
 
-// Column sums: m rows of n, in parts of depth rows.
-struct Params {
-    batch: u32, m: u32, n: u32, k: u32,
-    parts: u32, depth: u32,
-    a_transposed: u32, b_transposed: u32, has_bias: u32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> a4: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> b4: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>; // [N]; anything where has_bias is 0

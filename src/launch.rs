@@ -1,5 +1,7 @@
 //! What an op gives to the engine: its CPU twin and its dispatches on a GPU.
 
+pub mod ways;
+
 use std::cell::Cell;
 use std::fmt::Debug;
 use std::marker::PhantomData;

@@ -7,14 +7,23 @@ mod tests;
 
 use rayon::prelude::*;
 
+use crate::device::gpu::adapters::Traits;
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Cost, Dispatch, Dispatches, Io, Launch};
+use crate::launch::ways::{self, TILE_KNOBS, TILES, Tile, Way};
+use crate::launch::{Cost, Dispatch, Dispatches, Io, Launch, Variant};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 use crate::tensor::Shape;
 
+/// Every thread alone.
 pub static KERNEL: Kernel = kernel!("matmul");
+
+/// Shared through workgroup memory.
+pub static TILED: Kernel = kernel!("matmul_tiled", TILE_KNOBS);
+
+/// Shared through the lanes of a subgroup.
+pub static SPREAD: Kernel = kernel!("matmul_spread");
 
 /// Which factors of a product are given with rows and columns exchanged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -164,12 +173,14 @@ impl Product {
         self.batch * self.m * self.n
     }
 
-    /// Parts of K, and the length of each, for the GPU.
-    fn gpu_parts(&self) -> (usize, usize) {
-        let tiles = self.batch * self.m.div_ceil(TILE) * self.n.div_ceil(TILE);
+    /// Parts of K, and the length of each, for the GPU. Depends on the shapes and the way alone.
+    fn gpu_parts(&self, way: Way) -> (usize, usize) {
         let most = if self.cuts { self.k / 256 } else { 1 };
-        let parts = most.min(WANTED_GROUPS / tiles).max(1);
-        let depth = self.k.div_ceil(parts).next_multiple_of(4);
+        let wanted = match way {
+            Way::Direct => WANTED_GROUPS / (self.batch * self.m.div_ceil(TILE) * self.n.div_ceil(TILE)),
+            way => way.parts([self.m, self.n]) / self.batch,
+        };
+        let depth = self.k.div_ceil(most.min(wanted).max(1)).next_multiple_of(4);
         (self.k.div_ceil(depth), depth)
     }
 }
@@ -198,15 +209,28 @@ impl Launch for Product {
         self.multiply(a, b, bias, io.write(0), io.scratch(0));
     }
 
+    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
+        let spread: &[Way] = if adapter.broadcasts { &[Way::Spread] } else { &[] };
+        Way::variants(adapter, [self.batch * self.m, self.n], spread)
+    }
+
+    fn shape_class(&self) -> String {
+        let Product { batch, m, n, k, transpose: Transpose { a, b }, .. } = *self;
+        let turned = |yes| if yes { ", turned" } else { "" };
+        format!("{batch} x {m} x {k}{} by {k} x {n}{}", turned(a), turned(b))
+    }
+
     fn gpu_scratch(&self) -> Vec<usize> {
-        match self.gpu_parts().0 {
-            1 => Vec::new(),
-            parts => vec![parts * self.outputs()],
+        let ways = (0..TILES.len()).map(Way::Tiled).chain([Way::Direct, Way::Spread]);
+        match ways.map(|way| self.gpu_parts(way).0).max() {
+            None | Some(1) => Vec::new(),
+            Some(parts) => vec![parts * self.outputs()],
         }
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let (parts, depth) = self.gpu_parts();
+        let way = Way::of(plan.variant());
+        let (parts, depth) = self.gpu_parts(way);
         let Product { batch, m, n, k, transpose, .. } = *self;
         let params = |dispatch: &mut Dispatch, bias: bool| {
             dispatch.param("batch", batch).param("m", m).param("n", n).param("k", k);
@@ -215,12 +239,28 @@ impl Launch for Product {
             // Every binding needs a tensor; without a bias it is one that stays unread.
             dispatch.read("bias", if bias { 2 } else { 1 });
         };
-        let wide = k % 4 == 0 && n % 4 == 0 && (m % 4 == 0 || !transpose.a);
-        let (entry, [a, b, y]) =
-            if wide { ("product", ["a4", "b4", "y4"]) } else { ("product_ragged", ["a", "b", "y"]) };
-        let product = plan.add(&KERNEL, entry);
+        let groups = |rows: usize, cols: usize| parts * batch * m.div_ceil(rows) * n.div_ceil(cols);
+        let quads = ["a4", "b4", "y4"];
+        let ones = ["a", "b", "y"];
+        let (product, [a, b, y]) = match way {
+            Way::Direct | Way::Square => {
+                let wide = k % 4 == 0 && n % 4 == 0 && (m % 4 == 0 || !transpose.a);
+                let (entry, names) = if wide { ("product", quads) } else { ("product_ragged", ones) };
+                (plan.add(&KERNEL, entry).cover(groups(TILE, TILE), 1), names)
+            }
+            Way::Spread => {
+                (plan.add(&SPREAD, "product").cover(groups(ways::SPREAD[0], ways::SPREAD[1]), 1), ones)
+            }
+            Way::Tiled(tile) => {
+                let Tile { rows, cols, .. } = TILES[tile];
+                let along_a = if transpose.a { m } else { k };
+                let wide = n % 4 == 0 && along_a % 4 == 0 && (k % 4 == 0 || !transpose.b);
+                let (entry, names) = if wide { ("product", quads) } else { ("product_ragged", ones) };
+                (plan.add(&TILED, entry).knobs(tile).cover(groups(rows, cols), 1), names)
+            }
+        };
         params(product, self.bias && parts == 1);
-        product.read(a, 0).read(b, 1).cover(parts * batch * m.div_ceil(TILE) * n.div_ceil(TILE), 1);
+        product.read(a, 0).read(b, 1);
         if parts == 1 {
             product.write(y, 0);
         } else {

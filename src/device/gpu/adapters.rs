@@ -30,6 +30,8 @@ pub struct Adapter {
 pub struct Traits {
     /// The driver computes on the CPU, in lanes of its vectors.
     pub software: bool,
+    /// Lanes of a subgroup can read one another's numbers, and there are at least eight of them.
+    pub broadcasts: bool,
 }
 
 const FEATURES: [(&str, wgpu::Features); 5] = [

@@ -180,7 +180,10 @@ impl Gpu {
 
     /// What decides which variants launches have here.
     pub fn traits(&self) -> Traits {
-        Traits { software: self.is_software() }
+        Traits {
+            software: self.is_software(),
+            broadcasts: self.dialect.subgroups && self.info.subgroup_min_size >= 8,
+        }
     }
 
     /// Runs launches as `tuning` says from now on; with none, as by default.

@@ -21,10 +21,17 @@ pub struct Kernel {
     pub knob_sets: &'static [&'static [Knob]],
 }
 
-/// `kernel!("silu")` or `kernel!("conv2d", [[("TILE", "4u")], [("TILE", "8u")]])`.
+/// `kernel!("silu")`, `kernel!("matmul_tiled", TILE_KNOBS)` or `kernel!("conv2d", [[("TILE", "4u")], [("TILE", "8u")]])`.
 #[macro_export]
 macro_rules! kernel {
     ($name:literal) => { $crate::kernel!($name, [[]]) };
+    ($name:literal, $sets:path) => {
+        $crate::device::gpu::shader::Kernel {
+            name: $name,
+            source: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/", $name, ".wgsl")),
+            knob_sets: $sets,
+        }
+    };
     ($name:literal, [$([$($knob:expr),* $(,)?]),+ $(,)?]) => {
         $crate::device::gpu::shader::Kernel {
             name: $name,
@@ -43,11 +50,16 @@ macro_rules! library {
 /// The files that kernels may include.
 const LIBRARY: &[(&str, &str)] = library![
     "activation.wgsl",
+    "conv.wgsl",
+    "conv_weights.wgsl",
     "grid.wgsl",
     "philox.wgsl",
+    "product.wgsl",
     "reduce.wgsl",
     "reduce_subgroup.wgsl",
+    "spread.wgsl",
     "state.wgsl",
+    "tile.wgsl",
     "trig.wgsl",
     "wide.wgsl"
 ];

@@ -1,30 +1,22 @@
 //! Convolution (cross-correlation) of images, with bias, time embedding and residual fused in; and its
 //! adjoint, the transposed convolution.
 
-pub(super) mod transpose;
+mod gpu;
+mod transpose;
 mod twin;
 mod winograd;
 
 #[cfg(test)]
 mod tests;
 
+use gpu::{Gather, WG, Weights};
+pub use gpu::{KERNEL, SPREAD, TILED};
 pub use transpose::conv_transpose2d;
 
-use crate::device::gpu::shader::Kernel;
-use crate::kernel;
-use crate::launch::{Cost, Dispatch, Dispatches, Io, Launch};
+use crate::device::gpu::adapters::Traits;
+use crate::launch::{Cost, Dispatch, Dispatches, Io, Launch, Variant};
 use crate::tape::Tensor;
 use crate::tensor::Shape;
-
-pub static KERNEL: Kernel = kernel!("conv2d", [[("Lane", "f32")], [("Lane", "vec4<f32>")]]);
-
-const WG: usize = 64;
-
-/// Number of the kernel's knob set for `channels`: four at a time where that divides them; and channels per
-/// lane.
-fn lanes(channels: usize) -> (usize, usize) {
-    if channels.is_multiple_of(4) { (1, 4) } else { (0, 1) }
-}
 
 /// Rows and columns of zeros around the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,66 +201,32 @@ impl Launch for Forward {
         vec![twin::forward_weights(&self.g)]
     }
 
+    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
+        self.gather().variants(adapter)
+    }
+
+    fn shape_class(&self) -> String {
+        self.gather().shape_class()
+    }
+
     fn gpu(&self, plan: &mut Dispatches) {
-        let (knobs, width) = lanes(self.g.cout);
-        let g = &self.g;
-        let dispatch = plan.add(&KERNEL, "gather").knobs(knobs).read("src", 0).read("w", 1).write("dst", 0);
-        // What is absent is never looked at, but a binding must see something.
-        let mut next = 2;
-        for (name, given) in [("bias", self.bias), ("shift", self.shift), ("residual", self.residual)] {
-            dispatch.read(name, if given { next } else { 1 });
-            next += usize::from(given);
-        }
-        let flags = [self.bias, self.shift, self.residual];
-        gather(dispatch, g.n, [g.oh, g.ow, g.cout / width], [g.h, g.w, g.cin], [g.kh, g.kw], flags);
-        dispatch.param("stride", g.stride).param("top", g.top).param("left", g.left);
+        self.gather().dispatch(plan);
     }
 }
 
-/// Parameters that a convolution and, where its stride is 1, its adjoint have in common.
-fn gather(
-    dispatch: &mut Dispatch,
-    n: usize,
-    [dst_h, dst_w, dst_lanes]: [usize; 3],
-    [src_h, src_w, src_c]: [usize; 3],
-    [kh, kw]: [usize; 2],
-    [bias, shift, residual]: [bool; 3],
-) {
-    dispatch
-        .param("n", n)
-        .param("dst_h", dst_h)
-        .param("dst_w", dst_w)
-        .param("dst_lanes", dst_lanes)
-        .param("src_h", src_h)
-        .param("src_w", src_w)
-        .param("src_c", src_c)
-        .param("kh", kh)
-        .param("kw", kw)
-        .param("has_bias", bias)
-        .param("has_shift", shift)
-        .param("has_residual", residual)
-        .cover((n * dst_h * dst_w).div_ceil(4) * dst_lanes, WG);
+impl Forward {
+    fn gather(&self) -> Gather {
+        let mut next = 2..;
+        let mut optional = |given: bool| given.then(|| next.next()).flatten();
+        let extra = [optional(self.bias), optional(self.shift), optional(self.residual)];
+        Gather::forward(&self.g, extra)
+    }
 }
 
 #[derive(Debug)]
 struct BackwardW {
     name: &'static str,
     g: Geometry,
-}
-
-impl BackwardW {
-    /// Rows of pixels that one thread adds up, and the number of parts: enough threads to fill a large GPU,
-    /// and not more memory for the parts than a few copies of the weights or 64 MiB. Depends on the
-    /// shapes alone.
-    fn split(&self) -> (usize, usize) {
-        let g = &self.g;
-        let rows = g.n * g.oh;
-        let threads = (g.weights() / 16).max(1);
-        let wanted = (1_usize << 17).div_ceil(threads);
-        let most = ((16 << 20) / g.weights()).max(4);
-        let per_part = rows.div_ceil(wanted.min(most).min(rows));
-        (per_part, rows.div_ceil(per_part))
-    }
 }
 
 impl Launch for BackwardW {
@@ -288,36 +246,23 @@ impl Launch for BackwardW {
         vec![twin::weight_room(&self.g)]
     }
 
+    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
+        Weights(&self.g).variants(adapter)
+    }
+
+    fn shape_class(&self) -> String {
+        Weights(&self.g).shape_class()
+    }
+
     fn gpu_scratch(&self) -> Vec<usize> {
-        vec![self.split().1 * self.g.weights()]
+        vec![Weights(&self.g).scratch()]
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let g = &self.g;
-        let (knobs, width) = lanes(g.cout);
-        let (rows, parts) = self.split();
-        plan.add(&KERNEL, "backward_w")
-            .knobs(knobs)
-            .param("n", g.n)
-            .param("h", g.h)
-            .param("w", g.w)
-            .param("cin", g.cin)
-            .param("kh", g.kh)
-            .param("kw", g.kw)
-            .param("oh", g.oh)
-            .param("ow", g.ow)
-            .param("lanes", g.cout / width)
-            .param("stride", g.stride)
-            .param("top", g.top)
-            .param("left", g.left)
-            .param("parts", parts)
-            .param("rows", rows)
-            .read("x", 0)
-            .read("dy", 1)
-            .scratch("parts", 0)
-            .cover(parts * g.kh * g.kw * g.cin.div_ceil(4) * (g.cout / width), WG);
-        sum_parts(plan.add(&KERNEL, "sum_parts"), g.weights(), parts, parts, 1)
-            .scratch("pieces", 0)
+        let parts = Weights(&self.g).dispatch(plan);
+        let weights = self.g.weights();
+        sum_parts(plan.add(&KERNEL, "sum_parts"), weights, parts, parts, 1)
+            .part("pieces", crate::launch::Slot::Scratch(0), 0, parts * weights)
             .write("total", 0);
     }
 }

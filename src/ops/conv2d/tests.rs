@@ -52,14 +52,15 @@ impl Case {
 
     fn check(&self) {
         let g = self.geometry();
-        Check::new(format!("conv2d stride {} {:?}", self.stride, self.padding))
+        let check = Check::new(format!("conv2d stride {} {:?}", self.stride, self.padding))
             .input(&self.image)
             .input(&[g.kh, g.kw, g.cin, g.cout])
-            .probes(24)
-            .run(
-                |x| conv2d(&x[0], &x[1], self.stride, self.padding, Epilogue::default()),
-                |x| reference(&g, &x[0], &x[1]),
-            );
+            .probes(24);
+        let check = if g.out_pixels() > 1 << 20 { check.untuned() } else { check };
+        check.run(
+            |x| conv2d(&x[0], &x[1], self.stride, self.padding, Epilogue::default()),
+            |x| reference(&g, &x[0], &x[1]),
+        );
     }
 }
 

@@ -4,14 +4,12 @@
 #[cfg(test)]
 mod tests;
 
-use super::{BackwardShift, BackwardW, Forward, Geometry, Padding, WG, gather, lanes, twin};
-use crate::device::gpu::shader::Kernel;
-use crate::kernel;
-use crate::launch::{Cost, Dispatches, Io, Launch};
+use super::gpu::{Gather, KERNEL, WG};
+use super::{BackwardShift, BackwardW, Forward, Geometry, Padding, twin};
+use crate::device::gpu::adapters::Traits;
+use crate::launch::{Cost, Dispatches, Io, Launch, Variant};
 use crate::tape::Tensor;
 use crate::tensor::Shape;
-
-pub static KERNEL: Kernel = kernel!("conv_transpose2d", [[("Lane", "f32")], [("Lane", "vec4<f32>")]]);
 
 /// `y[n,oh,ow,co] = sum x[n,ih,iw,ci] * w[kh,kw,co,ci] + bias[co]` over all that have
 /// `oh = ih*stride + kh - top` and `ow = iw*stride + kw - left`.
@@ -134,53 +132,31 @@ impl Launch for Adjoint {
         vec![self.g.weights()]
     }
 
+    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
+        self.gather().variants(adapter)
+    }
+
+    fn shape_class(&self) -> String {
+        self.gather().shape_class()
+    }
+
     fn gpu(&self, plan: &mut Dispatches) {
         let g = &self.g;
-        let (knobs, width) = lanes(g.cin);
-        plan.add(&KERNEL, "flip")
-            .param("taps", g.kh * g.kw)
+        plan.add(&KERNEL, "adjoint_weights")
+            .param("kh", g.kh)
+            .param("kw", g.kw)
             .param("rows", g.cin)
             .param("cols", g.cout)
+            .param("step", g.stride)
             .read("weights", 1)
             .scratch("flipped", 0)
             .cover(g.weights(), WG);
-        // What is absent is never looked at, but a binding must see something, and dy may be smaller than a
-        // lane.
-        let bias = if self.bias { 2 } else { 1 };
-        if g.stride == 1 {
-            let dispatch = plan.add(&super::KERNEL, "gather").knobs(knobs);
-            dispatch.read("src", 0).scratch("w", 0).write("dst", 0);
-            dispatch.read("bias", bias).read("shift", 1).read("residual", 1);
-            let (dst, src) = ([g.h, g.w, g.cin / width], [g.oh, g.ow, g.cout]);
-            gather(dispatch, g.n, dst, src, [g.kh, g.kw], [self.bias, false, false]);
-            dispatch
-                .param("stride", 1_usize)
-                .param("top", g.kh as i32 - 1 - g.top as i32)
-                .param("left", g.kw as i32 - 1 - g.left as i32);
-            return;
-        }
-        let (residues, quads) = (g.stride.min(g.w), g.w.div_ceil(4 * g.stride));
-        plan.add(&KERNEL, "forward")
-            .knobs(knobs)
-            .param("rows", g.n * g.h)
-            .param("dst_h", g.h)
-            .param("dst_w", g.w)
-            .param("dst_lanes", g.cin / width)
-            .param("src_h", g.oh)
-            .param("src_w", g.ow)
-            .param("src_c", g.cout)
-            .param("kh", g.kh)
-            .param("kw", g.kw)
-            .param("stride", g.stride)
-            .param("top", g.top)
-            .param("left", g.left)
-            .param("residues", residues)
-            .param("quads", quads)
-            .param("has_bias", self.bias)
-            .read("src", 0)
-            .scratch("w", 0)
-            .write("dst", 0)
-            .read("bias", bias)
-            .cover(g.n * g.h * residues * quads * (g.cin / width), WG);
+        self.gather().dispatch(plan);
+    }
+}
+
+impl Adjoint {
+    fn gather(&self) -> Gather {
+        Gather::adjoint(&self.g, self.bias.then_some(2))
     }
 }

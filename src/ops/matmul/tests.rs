@@ -111,6 +111,7 @@ fn past_65535_workgroups() {
     // Small whole numbers, so that sums of millions of them are exact.
     let x = random(7, m).into_iter().map(|v| (v * 2.0).round()).collect();
     Check::new("matmul")
+        .untuned()
         .probes(2)
         .values(&[m, 1], x)
         .values(&[1, 1], vec![0.5])
