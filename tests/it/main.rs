@@ -9,4 +9,5 @@ mod golden_vae;
 mod house;
 mod kernels;
 mod reference;
+mod schedulers;
 mod training;
