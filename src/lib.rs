@@ -25,7 +25,7 @@
 //! | 3 | [`launch`], [`tape`], [`plan`], [`program`], [`state`] | tensors and kernels |
 //! | 2 | [`tensor`] (shape, type, identity) | nothing but itself |
 //! | 1 | [`device`] (`gpu`: adapters, shaders, buffers, dispatch; `cpu`: memory, threads) | bytes and kernels, no shapes |
-//! | 0 | [`error`], [`philox`] (random numbers), [`torch`] (PyTorch's), [`simd`], [`matrix`], [`micro`] (products on the CPU) | nothing |
+//! | 0 | [`error`], [`philox`] (random numbers), [`torch`], [`simd`], [`matrix`], [`micro`] (products on the CPU) | nothing |
 //!
 //! # Invariants
 //!

@@ -111,8 +111,8 @@ impl<'a> Walker<'a> {
             *x0 = step.x0[0] * x + step.x0[1] * out;
         }
         self.clip();
-        for i in 0..self.x.len() {
-            let (x0, x, out, noise) = (self.x0[i], self.x[i], out[i], noise[i]);
+        for (i, (&out, &noise)) in out.iter().zip(noise).enumerate() {
+            let (x0, x) = (self.x0[i], self.x[i]);
             let kept: [f64; SLOTS] =
                 std::array::from_fn(|slot| self.kept.get(slot).map_or(0.0, |kept| kept[i]));
             self.x[i] = step.next.at(x0, x, out, &kept, noise);

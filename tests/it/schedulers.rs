@@ -125,8 +125,10 @@ fn walks_on_the_devices() {
             for (i, step) in case.walk.steps.iter().enumerate() {
                 let x = on_device.step(i, step.t, &wave(draws));
                 draws += i32::from(step.draws);
-                // A dynamic bound or a clip may be met from either side within rounding, which moves nothing far.
-                let err = compare(case, i + 1, &row(&x, &seen), 3e-5, &device.describe());
+                // UniPC's predictions of the noise cancel at high noise, where x0 = (x - sigma eps) / alpha.
+                let cancels = matches!(&case.scheduler.method, Method::UniPc(options) if !options.predict_x0);
+                let tolerance = if cancels { 5e-4 } else { 5e-5 };
+                let err = compare(case, i + 1, &row(&x, &seen), tolerance, &device.describe());
                 worst = worst.max(err);
             }
         }
@@ -358,10 +360,10 @@ fn sums_that_the_library_publishes() {
     ] {
         let got = published(&config(class, more.clone()), steps, from);
         let off = (got - wanted).abs();
-        println!("{class} {more} {from:?}: {got}, printed {wanted}, off {off:.2e}, {:.1e} rel", off / wanted);
-        if off > digit {
-            println!("  BAD");
-        }
+        // To the last digit that is printed, or to a few units in the last place of the f32 that was printed:
+        // the library walks in f32, over sigmas up to 261, which shows most between sigmas of Karras.
+        let of_f32 = if *more == karras { 4e-6 } else { 3e-7 } * wanted;
+        assert!(off <= digit.max(of_f32), "{class} {more} from {from:?}: {got}, printed is {wanted}");
     }
 }
 
@@ -401,7 +403,8 @@ fn a_seed_gives_the_weights_of_the_library() {
             let got = [f64::from(here[0]), f64::from(here[here.len() - 1]), sum];
             for (got, wanted) in got.into_iter().zip(wanted) {
                 // Uniform numbers agree to the bit of their bounds, normal ones to rounding.
-                assert!((got - wanted).abs() <= 2e-6, "{}: {got}, not {wanted}", spec.name);
+                let tolerance = 1e-6 + 5e-8 * here.len() as f64;
+                assert!((got - wanted).abs() <= tolerance, "{}: {got}, not {wanted}", spec.name);
             }
         }
     }
@@ -420,13 +423,17 @@ fn a_seed_gives_the_pictures_of_the_library() {
             let options = Options { seed: 0, steps: 2, scheduler, rng: Rng::Denoir }.with_rng(Rng::Torch);
             let image = source.draw(&options, 1, None, || Ok(())).unwrap();
             let wanted = floats(&golden["pictures"][name]);
-            let mut worst: f64 = 0.0;
             for (i, got) in image.iter().enumerate() {
-                // [H, W, C] here, [C, H, W] there; pictures are half as far apart as samples.
-                let wanted = wanted[i % 3 * 64 + i / 3];
-                worst = worst.max((f64::from(*got) - wanted).abs() / 2.0);
+                // [H, W, C] here, [C, H, W] there.
+                let (pixel, channel) = (i / 3, i % 3);
+                let (got, wanted) = (f64::from(*got) / 2.0 + 0.5, wanted[channel * 64 + pixel] / 2.0 + 0.5);
+                let at = format!("{name} on {}, {i}: {got}, not {wanted}", device.describe());
+                // The nine values that the library publishes, as pictures; and all, beyond white and black too.
+                let published = pixel / 8 >= 5 && pixel % 8 >= 5 && channel == 2;
+                let off = (got.clamp(0.0, 1.0) - wanted.clamp(0.0, 1.0)).abs();
+                assert!(!published || off <= tolerance, "{at}");
+                assert!((got - wanted).abs() <= 2.0 * tolerance, "{at}");
             }
-            assert!(worst <= tolerance, "{name} on {}: off by {worst:e}", device.describe());
         }
     }
 }
