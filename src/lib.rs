@@ -25,7 +25,7 @@
 //! | 3 | [`launch`], [`tape`], [`plan`], [`program`], [`state`] | tensors and kernels |
 //! | 2 | [`tensor`] (shape, type, identity) | nothing but itself |
 //! | 1 | [`device`] (`gpu`: adapters, shaders, buffers, dispatch; `cpu`: memory, threads) | bytes and kernels, no shapes |
-//! | 0 | [`error`], [`philox`] (random numbers), [`simd`], [`matrix`], [`micro`] (products on the CPU) | nothing |
+//! | 0 | [`error`], [`philox`] (random numbers), [`torch`], [`simd`], [`matrix`], [`micro`] (products on the CPU) | nothing |
 //!
 //! # Invariants
 //!
@@ -85,4 +85,5 @@ pub mod simd;
 pub mod state;
 pub mod tape;
 pub mod tensor;
+pub mod torch;
 pub mod train;

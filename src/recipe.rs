@@ -11,7 +11,7 @@ pub use built_in::built_in;
 use serde::{Deserialize, Serialize};
 pub use set::nearest;
 
-use crate::diffusion::{Schedule, Variance};
+use crate::diffusion::{Schedule, Scheduler, Variance};
 use crate::error::{Error, Result};
 use crate::models::unet::UNetConfig;
 use crate::models::vae::{Reconstruction, VaeConfig};
@@ -40,6 +40,17 @@ pub enum Latents {
     Cached,
 }
 
+/// Where random numbers come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rng {
+    /// Philox, a function of seed, sample and step.
+    #[default]
+    Denoir,
+    /// PyTorch's CPU generator, drawn from in the order of the reference library.
+    Torch,
+}
+
 /// The optimiser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -65,6 +76,9 @@ pub struct Recipe {
     /// Mirror half of the pictures.
     pub flip: bool,
     pub seed: u64,
+    /// Of the initial weights: denoir, or torch, whose seeds then give the weights of a U-Net of the
+    /// diffusers library.
+    pub rng: Rng,
     pub steps: u64,
     pub batch_size: usize,
     /// Batches whose gradients are averaged for one step of the optimiser.
@@ -190,6 +204,7 @@ impl Default for Recipe {
             crop: 0,
             flip: false,
             seed: 0,
+            rng: Rng::Denoir,
             steps: 10_000,
             batch_size: 64,
             accumulation: 1,
@@ -308,6 +323,11 @@ impl Recipe {
     /// The noise schedule.
     pub fn schedule(&self) -> Schedule {
         Schedule::linear(self.timesteps, self.beta_start, self.beta_end)
+    }
+
+    /// The sampler of the run's own pictures.
+    pub fn scheduler(&self) -> Scheduler {
+        Scheduler::ddpm(self.timesteps, [self.beta_start, self.beta_end], self.variance, self.clip_sample)
     }
 
     /// The moving average of the weights.

@@ -1,4 +1,4 @@
-//! Ancestral sampling: one recorded reverse step, replayed down the timesteps without reading anything
+//! Sampling: one recorded step of the reverse process, replayed down the timesteps without reading anything
 //! back.
 
 use std::cell::RefCell;
@@ -8,97 +8,165 @@ use std::rc::Rc;
 use crate::checkpoint;
 use crate::codec::Codec;
 use crate::device::{Buffer, Device};
-use crate::diffusion::{Model, Variance};
+use crate::diffusion::{Clip, Model, Precision, Scheduler, Walk};
 use crate::error::{Error, Result};
 use crate::models::{model_of, params_of};
 use crate::nn::{self, Params, Scope};
-use crate::ops::denoising::{Row, denoise, timestep_of_row};
+use crate::ops::arithmetic::affine;
+use crate::ops::denoising::{Row, bounds, denoise, timestep_of_row};
 use crate::ops::noising::gaussian;
 use crate::philox::Stream;
 use crate::program::{Plan, Program, Sharing};
-use crate::recipe::{Recipe, System};
+use crate::recipe::{Recipe, Rng, System};
 use crate::run::Run;
 use crate::state::State;
 use crate::tape::{Tape, Tensor};
+use crate::torch::Generator;
 
 /// How to draw samples.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     pub seed: u64,
     pub steps: usize,
-    pub variance: Variance,
-    /// Whether each step's prediction of x_0 can be read.
-    pub keeps_x0: bool,
+    pub scheduler: Scheduler,
+    pub rng: Rng,
 }
 
 impl Options {
     /// The recipe's own.
     pub fn of(recipe: &Recipe) -> Self {
-        Options { seed: recipe.seed, steps: recipe.sample_steps, variance: recipe.variance, keeps_x0: false }
+        Options {
+            seed: recipe.seed,
+            steps: recipe.sample_steps,
+            scheduler: recipe.scheduler(),
+            rng: Rng::Denoir,
+        }
+    }
+
+    /// The same with other random numbers. With torch's also the tables are rounded as the reference library
+    /// rounds them, so that its pictures come out.
+    #[must_use]
+    pub fn with_rng(mut self, rng: Rng) -> Self {
+        self.rng = rng;
+        self.scheduler.precision = match rng {
+            Rng::Denoir => Precision::Exact,
+            Rng::Torch => Precision::Reference,
+        };
+        self
     }
 }
 
 /// Most samples that are drawn in one go; more are drawn in turns. It does not change them.
 const BATCH: usize = 64;
 
-/// A compiled reverse step for `batch` samples.
+/// A compiled step of the reverse process for `batch` samples.
 pub struct Sampler {
     noise: Program,
     step: Program,
     x: Tensor,
-    x0: Option<Tensor>,
+    size: usize,
     state: State,
     batch: usize,
     classes: usize,
-    timesteps: Vec<usize>,
+    walk: Walk,
+    timesteps: Vec<f64>,
+    given: Option<Given>,
+}
+
+/// Noise of PyTorch's generator, which the host draws for all samples at once: a batch of them takes its
+/// part.
+struct Given {
+    generator: Generator,
+    /// Samples of which the generator draws.
+    whole: usize,
+    /// `[H, W, C]`.
+    shape: [usize; 3],
+    /// Element of the store where the device looks for a step's noise.
+    place: usize,
+}
+
+impl Given {
+    /// The next noise of `batch` samples from `first` on, `[batch, H, W, C]`; drawn as `[whole, C, H, W]`.
+    fn draw(&mut self, first: usize, batch: usize) -> Vec<f32> {
+        let [h, w, c] = self.shape;
+        let size = h * w * c;
+        let mut all = vec![0.0; self.whole.max(first + batch) * size];
+        self.generator.fill_normal(&mut all);
+        let mut noise = Vec::with_capacity(batch * size);
+        for sample in all[first * size..(first + batch) * size].chunks_exact(size) {
+            noise.extend((0..size).map(|i| sample[i % c * h * w + i / c]));
+        }
+        noise
+    }
 }
 
 impl Sampler {
     /// Compiles for samples of `[H, W, C]` from `weights`, the flat parameters in the layout of `params`.
     ///
     /// # Errors
-    /// When memory is too small, or the driver cannot build a kernel.
+    /// When the sampler cannot walk so, memory is too small, or the driver cannot build a kernel.
     pub fn new(
         device: &Device,
         model: &Model,
         params: &Rc<RefCell<Params>>,
         weights: &Buffer,
         recipe: &Recipe,
-        options: Options,
+        options: &Options,
         [batch, h, w, c]: [usize; 4],
     ) -> Result<Sampler> {
-        let schedule = recipe.schedule();
-        let timesteps = schedule.respaced(options.steps);
-        let clip = (recipe.clip_sample > 0.0).then_some(recipe.clip_sample);
-        let table = schedule.denoising_table(&timesteps, options.variance, clip);
+        let walk = options.scheduler.walk(options.steps)?;
+        let given = options.rng == Rng::Torch;
+        let slots = walk.slots() + usize::from(given);
 
         let tape = Tape::new();
         let x = tape.stored("x", 0, [batch, h, w, c]);
+        let kept = tape.stored("kept", 0, [1 + slots, batch, h, w, c]);
         let state = tape.stored_u32("state", [State::WORDS]);
-        let rows = tape.stored("denoising", 0, [timesteps.len(), Row::COLUMNS]);
+        let rows = tape.stored("denoising", 0, [walk.steps.len(), Row::COLUMNS]);
         let t = timestep_of_row(batch, &rows, &state);
         let classes = recipe.unet.num_class_embeds;
         let labels = (classes > 0).then(|| tape.stored_u32("labels", [batch]));
-        let eps = model(&Scope::new(&tape, params), &x, &t, labels.as_ref());
-        let x0 = options.keeps_x0.then(|| tape.stored("x0", 0, [batch, h, w, c]));
-        denoise(&x, &eps, &rows, &state, x0.as_ref());
+        let out = model(&Scope::new(&tape, params), &x, &t, labels.as_ref());
+        let bound = match walk.clip {
+            Clip::Dynamic { ratio, most } => Some(bounds(&x, &out, &rows, &state, ratio, most as f32)),
+            _ => None,
+        };
+        denoise(&x, &out, &rows, &state, &kept, bound.as_ref());
         let plan = Plan::new(&tape, &[], device);
         let step = Program::compile(&plan, device, &[(nn::STORE, weights)], Sharing::Shared)?;
-        step.write("denoising", &table)?;
+        step.write("denoising", &walk.table(given))?;
 
         let begin = Tape::new();
         let begin_state = begin.stored_u32("state", [State::WORDS]);
-        let eps = gaussian([batch, h, w, c], Stream::Start, &begin_state);
-        begin.place(&eps, "x", 0);
+        let mut noise = gaussian([batch, h, w, c], Stream::Start, &begin_state);
+        if walk.start != 1.0 {
+            noise = affine(&noise, walk.start as f32, 0.0);
+        }
+        begin.place(&noise, "x", 0);
         let plan = Plan::new(&begin, &[], device);
         let stores = [("x", step.store("x")), ("state", step.store("state"))];
         let noise = Program::compile(&plan, device, &stores, Sharing::Shared)?;
+        let given = given.then(|| Given {
+            generator: Generator::new(options.seed),
+            whole: batch,
+            shape: [h, w, c],
+            place: slots * batch * h * w * c,
+        });
         let state = State { seed: options.seed, ..State::default() };
-        Ok(Sampler { noise, step, x, x0, state, batch, classes, timesteps })
+        let timesteps = walk.timesteps();
+        Ok(Sampler { noise, step, size: batch * h * w * c, x, state, batch, classes, walk, timesteps, given })
+    }
+
+    /// How many samples belong together, of which this sampler draws a part. PyTorch's generator draws the
+    /// noise of all at once.
+    pub fn set_whole(&mut self, whole: usize) {
+        if let Some(given) = &mut self.given {
+            given.whole = whole;
+        }
     }
 
     /// Draws samples number `first` to `first + batch`, and calls `watch(row, timestep, sampler)` after
-    /// each reverse step. `labels`: one for each sample, for models with classes.
+    /// each step. `labels`: one for each sample, for models with classes.
     ///
     /// # Errors
     /// When the driver reports an error, or `watch` does.
@@ -106,7 +174,7 @@ impl Sampler {
         &mut self,
         first: u32,
         labels: &[u32],
-        watch: impl FnMut(usize, usize, &Sampler) -> Result<()>,
+        watch: impl FnMut(usize, f64, &Sampler) -> Result<()>,
     ) -> Result<Vec<f32>> {
         self.begin(first)?;
         self.walk(0, first, labels, watch)
@@ -122,22 +190,37 @@ impl Sampler {
     }
 
     fn begin(&mut self, first: u32) -> Result<()> {
+        if let Some(given) = &mut self.given {
+            given.generator = Generator::new(self.state.seed);
+            let start = self.walk.start as f32;
+            let noise = given.draw(first as usize, self.batch);
+            return self.step.write("x", &noise.into_iter().map(|v| v * start).collect::<Vec<f32>>());
+        }
         self.noise.write("state", &State { first_sample: first, ..self.state }.words())?;
         self.noise.run()
     }
 
-    /// As [`Sampler::run`], from `x` at the timestep of row `row` on.
+    /// As [`Sampler::run`], from `x` at the timestep of row `row` on; a solver that goes by earlier steps must
+    /// begin with row 0.
     ///
     /// # Errors
     /// As [`Sampler::run`].
+    ///
+    /// # Panics
+    /// When the solver would miss what earlier steps leave it.
+    #[track_caller]
     pub fn run_from(
         &mut self,
         row: usize,
         x: &[f32],
         first: u32,
         labels: &[u32],
-        watch: impl FnMut(usize, usize, &Sampler) -> Result<()>,
+        watch: impl FnMut(usize, f64, &Sampler) -> Result<()>,
     ) -> Result<Vec<f32>> {
+        assert!(row == 0 || self.walk.slots() == 0, "run_from: row {row} of a solver with a history");
+        if let Some(given) = &mut self.given {
+            given.generator = Generator::new(self.state.seed);
+        }
         self.step.write("x", x)?;
         self.walk(row, first, labels, watch)
     }
@@ -147,7 +230,7 @@ impl Sampler {
         from: usize,
         first: u32,
         labels: &[u32],
-        mut watch: impl FnMut(usize, usize, &Sampler) -> Result<()>,
+        mut watch: impl FnMut(usize, f64, &Sampler) -> Result<()>,
     ) -> Result<Vec<f32>> {
         if self.classes > 0 {
             assert_eq!(labels.len(), self.batch, "a label for each sample");
@@ -155,6 +238,11 @@ impl Sampler {
         }
         for row in from..self.timesteps.len() {
             self.set_row(row, first)?;
+            if let (Some(given), true) = (&mut self.given, self.walk.steps[row].draws) {
+                let noise = given.draw(first as usize, self.batch);
+                let kept = self.step.store("kept");
+                self.step.device().write(kept, 4 * given.place, bytemuck::cast_slice(&noise))?;
+            }
             self.step.run()?;
             watch(row, self.timesteps[row], self)?;
         }
@@ -192,18 +280,20 @@ impl Sampler {
     ///
     /// # Errors
     /// When the driver reports an error.
-    ///
-    /// # Panics
-    /// When the sampler was not made to keep it.
-    #[track_caller]
     pub fn predicted(&self) -> Result<Vec<f32>> {
-        let Some(x0) = &self.x0 else { panic!("sampler: made without keeps_x0") };
-        self.step.read(x0)
+        let mut x0 = vec![0.0_f32; self.size];
+        self.step.device().read(self.step.store("kept"), 0, bytemuck::cast_slice_mut(&mut x0))?;
+        Ok(x0)
     }
 
-    /// The timesteps of the rows, falling.
-    pub fn timesteps(&self) -> &[usize] {
+    /// The timesteps of the rows. Some solvers visit one twice, or stand between two.
+    pub fn timesteps(&self) -> &[f64] {
         &self.timesteps
+    }
+
+    /// alpha-bar of the samples that the step of row `row` begins with.
+    pub fn alpha_bar(&self, row: usize) -> f64 {
+        self.walk.steps[row].alpha_bar
     }
 }
 
@@ -319,7 +409,7 @@ impl Source<'_> {
     ///
     /// # Errors
     /// As [`Sampler::new`].
-    pub fn sampler(&self, options: Options, batch: usize) -> Result<Sampler> {
+    pub fn sampler(&self, options: &Options, batch: usize) -> Result<Sampler> {
         let [h, w, c] = self.recipe.diffused();
         let shape = [batch, h, w, c];
         Sampler::new(self.device, self.model, self.params, self.weights, self.recipe, options, shape)
@@ -337,7 +427,7 @@ impl Source<'_> {
     /// As [`Sampler::run`].
     pub fn draw(
         &self,
-        options: Options,
+        options: &Options,
         count: usize,
         class: Option<u32>,
         mut progress: impl FnMut() -> Result<()>,
@@ -352,6 +442,7 @@ impl Source<'_> {
                 _ => self.sampler(options, batch)?,
             };
             let (_, ready) = sampler.insert((batch, ready));
+            ready.set_whole(count);
             let labels = self.labels(first, batch, class);
             images.extend(ready.run(first as u32, &labels, |_, _, _| progress())?);
         }
@@ -368,8 +459,11 @@ impl Source<'_> {
         BATCH.min(self.recipe.batch_size.max(8)).min(count)
     }
 
-    /// How many reverse steps `draw` makes in all.
-    pub fn work(&self, options: Options, count: usize) -> u64 {
-        (count.div_ceil(self.batch(count)) * self.recipe.schedule().respaced(options.steps).len()) as u64
+    /// How many evaluations of the model `draw` makes in all.
+    ///
+    /// # Errors
+    /// When the sampler cannot walk so.
+    pub fn work(&self, options: &Options, count: usize) -> Result<u64> {
+        Ok((count.div_ceil(self.batch(count)) * options.scheduler.walk(options.steps)?.steps.len()) as u64)
     }
 }

@@ -58,7 +58,7 @@ impl Subject {
                     let shape = [workload.batch(), h, w, c];
                     let model = workload.model();
                     let mut sampler =
-                        Sampler::new(device, &*model, &params, &weights, recipe, options, shape)?;
+                        Sampler::new(device, &*model, &params, &weights, recipe, &options, shape)?;
                     sampler.start(0)?;
                     if recipe.unet.num_class_embeds > 0 {
                         sampler.program().write("labels", &workload.data().labels)?;

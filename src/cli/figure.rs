@@ -306,8 +306,8 @@ fn grid(arguments: &Arguments) -> Result<RgbImage> {
             let trained = Trained::open(path, &device)?;
             let (source, options) = (trained.source(), arguments.options(trained.recipe())?);
             arguments.check_size(count, source.image()[0])?;
-            let progress = bar(source.work(options, count), "sampling {bar:30} {percent}% {eta} left");
-            let images = source.draw(options, count, None, || {
+            let progress = bar(source.work(&options, count)?, "sampling {bar:30} {percent}% {eta} left");
+            let images = source.draw(&options, count, None, || {
                 progress.inc(1);
                 Ok(())
             })?;
@@ -346,21 +346,21 @@ fn process(arguments: &Arguments) -> Result<RgbImage> {
     arguments.check_size(count * 5 * (columns + 2), source.image()[0])?;
     let drawing = match arguments.kind {
         Kind::Forward => figures::forward(&source, &images(count)?.0, options.seed),
-        Kind::Backward => figures::backward(&source, options, count, &mut step),
-        Kind::Progressive => figures::progressive(&source, options, count, &mut step),
+        Kind::Backward => figures::backward(&source, &options, count, &mut step),
+        Kind::Progressive => figures::progressive(&source, &options, count, &mut step),
         Kind::Interpolation => {
             let times = arguments.times(recipe, &[0.5])?;
             let (images, labels) = images(2 * count)?;
-            figures::interpolation(&source, options, &images, &labels, &times, columns, &mut step)
+            figures::interpolation(&source, &options, &images, &labels, &times, columns, &mut step)
         }
         Kind::CoarseToFine => {
             let times = arguments.times(recipe, &[0.125, 0.25, 0.5, 0.75, 1.0])?;
             let (images, labels) = images(2 * count)?;
-            figures::interpolation(&source, options, &images, &labels, &times, columns, &mut step)
+            figures::interpolation(&source, &options, &images, &labels, &times, columns, &mut step)
         }
         _ => {
             let times = arguments.times(recipe, &[1.0, 0.75, 0.5, 0.25, 0.1])?;
-            figures::branches(&source, options, &times, columns, &mut step)
+            figures::branches(&source, &options, &times, columns, &mut step)
         }
     };
     progress.finish_and_clear();

@@ -13,7 +13,7 @@ use super::{bar, note, print, thousands};
 use crate::codec::Codec;
 use crate::device::{Device, size};
 use crate::error::{Error, Result};
-use crate::recipe::{self, Recipe, System};
+use crate::recipe::{self, Recipe, Rng, System};
 use crate::run::{Evaluation, Metrics, Run};
 use crate::train::{DryRun, Ended, Session, Watch};
 
@@ -38,6 +38,10 @@ pub struct Arguments {
     /// The same seed gives the same run [default: the recipe's]
     #[arg(long)]
     seed: Option<u64>,
+    /// Of the initial weights: denoir or torch, whose seeds give the weights of a UNet2DModel of the diffusers
+    /// library [default: the recipe's]
+    #[arg(long, value_parser = ["denoir", "torch"])]
+    rng: Option<String>,
     /// The trained VAE of latent diffusion: its run, or one of its checkpoints
     #[arg(long, value_name = "RUN", conflicts_with = "resume")]
     vae: Option<PathBuf>,
@@ -63,6 +67,9 @@ impl Arguments {
         recipe.steps = self.steps.unwrap_or(recipe.steps);
         recipe.batch_size = self.batch_size.unwrap_or(recipe.batch_size);
         recipe.seed = self.seed.unwrap_or(recipe.seed);
+        if let Some(rng) = &self.rng {
+            recipe.rng = if rng == "torch" { Rng::Torch } else { Rng::Denoir };
+        }
         recipe.validate()
     }
 }

@@ -1,9 +1,14 @@
-//! The diffusion process: schedules and reverse steps. The model is a function to it; nothing here knows a
-//! network.
+//! The diffusion process: schedules, samplers and reverse steps. The model is a function to it; nothing here
+//! knows a network.
 
+pub mod form;
 mod schedule;
+mod scheduler;
+pub mod walk;
 
-pub use schedule::{Schedule, Variance};
+pub use schedule::{Betas, Precision, Schedule, Variance};
+pub use scheduler::{DpmSolver, FinalSigma, Method, Prediction, Scheduler, Sigmas, Spacing, UniPc, names};
+pub use walk::{Clip, Walk};
 
 use crate::nn::Scope;
 use crate::tape::Tensor;

@@ -1,11 +1,9 @@
-//! The noise schedule of DDPM in f64, and the tables that the noising and denoising kernels read.
+//! Noise schedules in f64, and the table that the noising kernel reads.
 //!
 //! Notation of Ho, Jain & Abbeel 2020 (arXiv:2006.11239): `x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 -
 //! alpha_bar_t) eps`.
 
 use serde::{Deserialize, Serialize};
-
-use crate::ops::denoising::Row;
 
 /// Variance of the reverse step, both of which Ho et al. found to work alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,25 +15,129 @@ pub enum Variance {
     FixedLarge,
 }
 
+/// How the noise levels of the forward process grow.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Betas {
+    /// From start to end in equal steps (Ho et al. 2020).
+    Linear,
+    /// Their square roots in equal steps (Rombach et al. 2022).
+    ScaledLinear,
+    /// alpha-bar as a squared cosine, beta at most 0.999 (Nichol & Dhariwal 2021, equation 17).
+    Cosine,
+    /// alpha-bar as `exp(-12 t / T)`.
+    Exponential,
+    /// alpha-bar of a Laplace distribution of log-SNR (Hang et al. 2024, arXiv:2407.03297).
+    Laplace,
+    /// From start to end along a sigmoid over [-6, 6] (GeoDiff).
+    Sigmoid,
+    /// Given one by one.
+    Given(Vec<f64>),
+}
+
+/// What tables are computed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    #[default]
+    Exact,
+    /// As the reference library keeps them, rounded to f32 after each operation. `1 - alpha_bar` cancels at
+    /// the first timesteps, so that this shows in the fourth digit of its coefficients there.
+    Reference,
+}
+
+impl Precision {
+    /// The result of an operation as it is kept.
+    pub fn keep(self, value: f64) -> f64 {
+        match self {
+            Precision::Exact => value,
+            Precision::Reference => f64::from(value as f32),
+        }
+    }
+}
+
 /// Noise levels of the forward process.
 #[derive(Clone, Debug)]
 pub struct Schedule {
     pub betas: Vec<f64>,
     /// Products of `1 - beta` up to and with each timestep.
     pub alpha_bars: Vec<f64>,
+    precision: Precision,
 }
 
 impl Schedule {
     /// `steps` betas from `start` to `end` in equal steps.
     pub fn linear(steps: usize, start: f64, end: f64) -> Self {
+        Schedule::new(&Betas::Linear, steps, start, end, Precision::Exact)
+    }
+
+    /// `steps` betas; `start` and `end` are those of the first and last one where the kind has such.
+    pub fn new(kind: &Betas, steps: usize, start: f64, end: f64, precision: Precision) -> Self {
         let last = steps.saturating_sub(1).max(1) as f64;
-        let betas: Vec<f64> = (0..steps).map(|i| start + (end - start) * i as f64 / last).collect();
+        // From both ends to the middle, as torch.linspace.
+        let even = |from: f64, to: f64, i: usize| match precision {
+            Precision::Exact => from + (to - from) * i as f64 / last,
+            Precision::Reference => {
+                let stride = precision.keep((precision.keep(to) - precision.keep(from)) / last);
+                let part = |n: usize| precision.keep(stride * n as f64);
+                precision.keep(if i < steps / 2 { from + part(i) } else { to - part(steps - 1 - i) })
+            }
+        };
+        let of_bars = |alpha_bar: &dyn Fn(f64) -> f64| {
+            let ratio =
+                |i: usize| alpha_bar((i + 1) as f64 / steps as f64) / alpha_bar(i as f64 / steps as f64);
+            (0..steps).map(|i| precision.keep((1.0 - ratio(i)).min(0.999))).collect()
+        };
+        let betas: Vec<f64> = match kind {
+            Betas::Linear => (0..steps).map(|i| even(start, end, i)).collect(),
+            Betas::ScaledLinear => {
+                (0..steps).map(|i| precision.keep(even(start.sqrt(), end.sqrt(), i).powi(2))).collect()
+            }
+            Betas::Cosine => of_bars(&|t| ((t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2)),
+            Betas::Exponential => of_bars(&|t| (-12.0 * t).exp()),
+            Betas::Laplace => of_bars(&|t| {
+                let log_snr = -0.5 * (0.5 - t).signum() * (1.0 - 2.0 * (0.5 - t).abs() + 1e-6).ln();
+                let snr = log_snr.exp();
+                (snr / (1.0 + snr)).sqrt()
+            }),
+            Betas::Sigmoid => {
+                let at = |i: usize| precision.keep(1.0 / (1.0 + (-even(-6.0, 6.0, i)).exp()));
+                (0..steps).map(|i| precision.keep(at(i) * (end - start) + start)).collect()
+            }
+            Betas::Given(betas) => betas.iter().map(|&beta| precision.keep(beta)).collect(),
+        };
+        Schedule::of(betas, precision)
+    }
+
+    fn of(betas: Vec<f64>, precision: Precision) -> Self {
         let product = |so_far: &mut f64, beta: &f64| {
-            *so_far *= 1.0 - beta;
-            Some(*so_far)
+            *so_far *= precision.keep(1.0 - beta);
+            Some(precision.keep(*so_far))
         };
         let alpha_bars = betas.iter().scan(1.0, product).collect();
-        Schedule { betas, alpha_bars }
+        Schedule { betas, alpha_bars, precision }
+    }
+
+    /// The schedule shifted and scaled so that the last timestep is nothing but noise, and the first as it
+    /// was (Lin et al. 2024, arXiv:2305.08891, algorithm 1).
+    #[must_use]
+    pub fn with_zero_terminal_snr(&self) -> Self {
+        let keep = |value: f64| self.precision.keep(value);
+        let roots: Vec<f64> = self.alpha_bars.iter().map(|a| keep(a.sqrt())).collect();
+        let (Some(&first), Some(&last)) = (roots.first(), roots.last()) else { return self.clone() };
+        let factor = keep(first / keep(first - last));
+        let bars: Vec<f64> = roots.iter().map(|r| keep(keep(keep(r - last) * factor).powi(2))).collect();
+        let before = std::iter::once(&1.0).chain(&bars);
+        let betas = bars.iter().zip(before).map(|(bar, before)| keep(1.0 - keep(bar / before))).collect();
+        Schedule::of(betas, self.precision)
+    }
+
+    /// `sqrt((1 - alpha_bar) / alpha_bar)` of each timestep: the noise beside an unscaled picture.
+    pub fn sigmas(&self) -> Vec<f64> {
+        let keep = |value: f64| self.precision.keep(value);
+        self.alpha_bars.iter().map(|&a| keep(keep(keep(1.0 - a) / a).sqrt())).collect()
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Number of timesteps, T.
@@ -48,24 +150,19 @@ impl Schedule {
         self.alpha_bars.iter().flat_map(|a| [a.sqrt() as f32, (1.0 - a).sqrt() as f32]).collect()
     }
 
-    /// The timesteps of a reverse process of `n` steps, falling: multiples of `T / n` (the reference
-    /// library's "leading").
-    pub fn respaced(&self, n: usize) -> Vec<usize> {
-        let stride = self.steps() / n.clamp(1, self.steps());
-        (0..n.clamp(1, self.steps())).rev().map(|i| i * stride).collect()
-    }
-
     /// Coefficients of the step from timestep `t` to the next lower one `prev` (none: to the end):
     /// those of x_0 and x_t in the posterior's mean, and the standard deviation of the noise (Ho et al.,
     /// equations 6 and 7).
     pub fn reverse(&self, t: usize, prev: Option<usize>, variance: Variance) -> [f64; 3] {
+        let keep = |value: f64| self.precision.keep(value);
         let alpha_bar = self.alpha_bars[t];
         let before = prev.map_or(1.0, |p| self.alpha_bars[p]);
-        let alpha = alpha_bar / before;
-        let beta = 1.0 - alpha;
-        let of_x0 = before.sqrt() * beta / (1.0 - alpha_bar);
-        let of_xt = alpha.sqrt() * (1.0 - before) / (1.0 - alpha_bar);
-        let small = (1.0 - before) / (1.0 - alpha_bar) * beta;
+        let alpha = keep(alpha_bar / before);
+        let beta = keep(1.0 - alpha);
+        let (noise, noise_before) = (keep(1.0 - alpha_bar), keep(1.0 - before));
+        let of_x0 = before.sqrt() * beta / noise;
+        let of_xt = alpha.sqrt() * noise_before / noise;
+        let small = noise_before / noise * beta;
         let sigma = match (prev, variance) {
             (None, _) => 0.0,
             (_, Variance::FixedSmall) => small.max(1e-20).sqrt(),
@@ -74,25 +171,12 @@ impl Schedule {
         [of_x0, of_xt, sigma]
     }
 
-    /// `[timesteps, 8]`: what the denoising kernel needs at each of the falling `timesteps`. `clip`: bound
-    /// of the predicted x_0; none: unbounded.
-    pub fn denoising_table(&self, timesteps: &[usize], variance: Variance, clip: Option<f64>) -> Vec<f32> {
-        let mut table = Vec::with_capacity(timesteps.len() * Row::COLUMNS);
-        for (i, &t) in timesteps.iter().enumerate() {
-            let [of_x0, of_xt, sigma] = self.reverse(t, timesteps.get(i + 1).copied(), variance);
-            let alpha_bar = self.alpha_bars[t];
-            let row = Row {
-                r0: (1.0 / alpha_bar).sqrt() as f32,
-                r1: (1.0 / alpha_bar - 1.0).sqrt() as f32,
-                coef_x0: of_x0 as f32,
-                coef_x: of_xt as f32,
-                sigma: sigma as f32,
-                clip: clip.unwrap_or(0.0) as f32,
-                t: t as f32,
-            };
-            table.extend(row.elements());
+    /// The deviation of the noise in a step from timestep `t` straight to the end, by the formula.
+    pub fn last_deviation(&self, t: usize, variance: Variance) -> f64 {
+        match variance {
+            Variance::FixedSmall => 1e-10, // the square root of the least variance
+            Variance::FixedLarge => self.precision.keep(1.0 - self.alpha_bars[t]).sqrt(),
         }
-        table
     }
 }
 
@@ -126,12 +210,47 @@ mod tests {
         }
     }
 
+    /// From the reference library's tables, in f64 (scaled_linear .00085 to .012, the others 1e-4 to .02).
     #[test]
-    fn respacing() {
-        let schedule = Schedule::linear(1000, 1e-4, 0.02);
-        assert_eq!(schedule.respaced(10), [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]);
-        assert_eq!(schedule.respaced(1000).first(), Some(&999));
-        assert_eq!(schedule.respaced(300).first(), Some(&897));
-        assert_eq!(schedule.respaced(5000).len(), 1000);
+    fn alpha_bars_of_the_other_schedules() {
+        for (kind, [start, end], wanted) in [
+            (
+                Betas::ScaledLinear,
+                [0.000_85, 0.012],
+                [0.99915, 0.998_296_028, 0.675_432_414, 0.277_669_65, 0.056_623_491_6, 0.004_660_098_51],
+            ),
+            (
+                Betas::Cosine,
+                [0.0, 0.0],
+                [0.999_958_716, 0.999_912_576, 0.847_012_161, 0.493_843_59, 0.144_272_102, 2.428_766_91e-9],
+            ),
+            (
+                Betas::Sigmoid,
+                [1e-4, 0.02],
+                [
+                    0.999_850_795,
+                    0.999_701_019,
+                    0.903_744_665,
+                    0.301_931_057,
+                    0.005_732_198_89,
+                    3.968_181_99e-5,
+                ],
+            ),
+        ] {
+            let schedule = Schedule::new(&kind, 1000, start, end, Precision::Exact);
+            for (t, wanted) in [0, 1, 249, 499, 749, 999].into_iter().zip(wanted) {
+                let err = (schedule.alpha_bars[t] - wanted).abs() / wanted;
+                assert!(err <= 3e-9, "{kind:?}: alpha_bar[{t}] = {}, not {wanted}", schedule.alpha_bars[t]);
+            }
+        }
+    }
+
+    #[test]
+    fn zero_terminal_snr_moves_the_end_and_keeps_the_beginning() {
+        let plain = Schedule::new(&Betas::ScaledLinear, 1000, 0.000_85, 0.012, Precision::Exact);
+        let zero = plain.with_zero_terminal_snr();
+        assert!((zero.alpha_bars[0] - plain.alpha_bars[0]).abs() <= 1e-12);
+        assert_eq!(zero.alpha_bars[999], 0.0);
+        assert!(zero.alpha_bars.windows(2).all(|pair| pair[1] < pair[0]));
     }
 }

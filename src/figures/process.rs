@@ -54,11 +54,10 @@ fn noised(x0: &[f32], eps: &[f32], alpha_bar: f64) -> Vec<f32> {
 ///
 /// # Errors
 /// When the driver reports an error, or `progress` does.
-pub fn backward(source: &Source, options: Options, rows: usize, progress: Progress) -> Result<Drawing> {
+pub fn backward(source: &Source, options: &Options, rows: usize, progress: Progress) -> Result<Drawing> {
     // What a step leaves is the state at the timestep of the next.
-    let label = |timesteps: &[usize], row: usize| {
-        timesteps.get(row + 1).map_or_else(|| "x₀".to_owned(), usize::to_string)
-    };
+    let label =
+        |timesteps: &[f64], row: usize| timesteps.get(row + 1).map_or_else(|| "x₀".to_owned(), |&t| shown(t));
     watched(source, options, rows, progress, label, Sampler::current)
 }
 
@@ -66,28 +65,27 @@ pub fn backward(source: &Source, options: Options, rows: usize, progress: Progre
 ///
 /// # Errors
 /// When the driver reports an error, or `progress` does.
-pub fn progressive(source: &Source, options: Options, rows: usize, progress: Progress) -> Result<Drawing> {
-    let options = Options { keeps_x0: true, ..options };
-    let label = |timesteps: &[usize], row: usize| timesteps[row].to_string();
+pub fn progressive(source: &Source, options: &Options, rows: usize, progress: Progress) -> Result<Drawing> {
+    let label = |timesteps: &[f64], row: usize| shown(timesteps[row]);
     watched(source, options, rows, progress, label, Sampler::predicted)
 }
 
 fn watched(
     source: &Source,
-    options: Options,
+    options: &Options,
     rows: usize,
     progress: Progress,
-    label: impl Fn(&[usize], usize) -> String,
+    label: impl Fn(&[f64], usize) -> String,
     look: impl Fn(&Sampler) -> Result<Vec<f32>>,
 ) -> Result<Drawing> {
     let mut sampler = source.sampler(options, rows)?;
     let steps = sampler.timesteps().len();
     let columns = COLUMNS.min(steps);
-    let shown: Vec<usize> = (0..columns).map(|i| i * (steps - 1) / (columns - 1).max(1)).collect();
-    let labels: Vec<String> = shown.iter().map(|&row| label(sampler.timesteps(), row)).collect();
+    let chosen: Vec<usize> = (0..columns).map(|i| i * (steps - 1) / (columns - 1).max(1)).collect();
+    let labels: Vec<String> = chosen.iter().map(|&row| label(sampler.timesteps(), row)).collect();
     let mut frames: Vec<Vec<f32>> = Vec::new();
     sampler.run(0, &source.labels(0, rows, None), |row, _, sampler| {
-        if shown.contains(&row) {
+        if chosen.contains(&row) {
             frames.push(look(sampler)?);
         }
         progress()
@@ -97,8 +95,13 @@ fn watched(
 }
 
 /// The row of the reverse process whose timestep is `t`, or the next lower one.
-fn row_at(timesteps: &[usize], t: usize) -> usize {
-    timesteps.iter().position(|&at| at <= t).unwrap_or(timesteps.len() - 1)
+fn row_at(timesteps: &[f64], t: usize) -> usize {
+    timesteps.iter().position(|&at| at <= t as f64).unwrap_or(timesteps.len() - 1)
+}
+
+/// A timestep to the nearest whole one.
+fn shown(t: f64) -> String {
+    format!("{t:.0}")
 }
 
 /// Interpolations between pairs of images `[2 pairs, H, W, C]`: both are noised to `x_t`, mixed as `(1 -
@@ -109,7 +112,7 @@ fn row_at(timesteps: &[usize], t: usize) -> usize {
 /// When the driver reports an error, or `progress` does.
 pub fn interpolation(
     source: &Source,
-    options: Options,
+    options: &Options,
     images: &[f32],
     labels: &[u32],
     times: &[usize],
@@ -119,7 +122,6 @@ pub fn interpolation(
     let (image, size) = (source.image(), source.recipe.diffused().iter().product::<usize>());
     let pixels: usize = image.iter().product();
     let pairs = images.len() / (2 * pixels);
-    let schedule = source.recipe.schedule();
     let samples = source.samples_of(images)?;
     let lambdas: Vec<f32> = (0..columns).map(|i| i as f32 / (columns - 1).max(1) as f32).collect();
     // One sample at a time: all of a row then draw the same noise on their way back, so that lambda is
@@ -134,7 +136,7 @@ pub fn interpolation(
         });
         for &t in times {
             let row = row_at(sampler.timesteps(), t);
-            let alpha_bar = schedule.alpha_bars[sampler.timesteps()[row]];
+            let alpha_bar = sampler.alpha_bar(row);
             let x_t =
                 noised(a.1, &super::noise(options.seed, Stream::Noise, 2 * pair as u32, size), alpha_bar);
             let other =
@@ -150,7 +152,7 @@ pub fn interpolation(
             pictures.extend_from_slice(a.0);
             pictures.extend(source.images_of(mixtures)?);
             pictures.extend_from_slice(b.0);
-            row_labels.push(format!("t = {}", sampler.timesteps()[row]));
+            row_labels.push(format!("t = {}", shown(sampler.timesteps()[row])));
         }
     }
     let middle = lambdas.iter().map(|l| format!("{}", (l * 100.0).round() / 100.0));
@@ -167,7 +169,7 @@ pub fn interpolation(
 /// When the driver reports an error, or `progress` does.
 pub fn branches(
     source: &Source,
-    options: Options,
+    options: &Options,
     times: &[usize],
     columns: usize,
     progress: Progress,
@@ -196,7 +198,7 @@ pub fn branches(
         let shared: Vec<f32> = std::iter::repeat_n(x_t, columns).flatten().copied().collect();
         pictures.extend(sampler.run_from(row, &shared, 0, &labels, |_, _, _| progress())?);
     }
-    let row_labels = rows.iter().map(|&row| format!("t = {}", timesteps[row]));
+    let row_labels = rows.iter().map(|&row| format!("t = {}", shown(timesteps[row])));
     let sheet = Sheet::new(columns).row_labels(row_labels).row_axis("shared until");
     Ok(Drawing { sheet, cells: source.images_of(pictures)?, image: source.image() })
 }

@@ -2,6 +2,7 @@
 
 pub mod arena;
 pub mod unet;
+pub mod unet_order;
 pub mod vae;
 
 use std::cell::RefCell;
@@ -9,13 +10,21 @@ use std::rc::Rc;
 
 use crate::diffusion::Model;
 use crate::nn::{Params, Scope};
-use crate::recipe::{Recipe, System};
+use crate::recipe::{Recipe, Rng, System};
 use unet::unet;
 
 /// The diffusion model of a recipe.
 pub fn model_of(recipe: &Recipe) -> Box<Model> {
     let config = recipe.unet.clone();
     Box::new(move |scope, x, t, labels| unet(&config, scope, x, t, labels))
+}
+
+/// Initial values of the parameters of a recipe's model.
+pub fn initial_of(recipe: &Recipe, params: &Params) -> Vec<f32> {
+    match recipe.rng {
+        Rng::Denoir => params.initial(recipe.seed),
+        Rng::Torch => params.initial_as_torch(recipe.seed, unet_order::rank),
+    }
 }
 
 /// The parameters of a recipe's model, found by recording it once.

@@ -17,6 +17,7 @@ pub use layers::{Conv, attention_block, conv, conv_transpose, group_norm, linear
 use crate::philox::{Stream, draw, normal, uniform};
 use crate::tape::{Tape, Tensor};
 use crate::tensor::Shape;
+use crate::torch::Generator;
 
 /// Name of the store that parameters are recorded in. Binding it to the EMA weights makes the same
 /// recording sample from those.
@@ -142,6 +143,32 @@ impl Params {
                     target.copy_from_slice(&four[..target.len()]);
                 }
             });
+        }
+        values
+    }
+
+    /// Initial values as PyTorch's default initialisation draws them from its CPU generator: parameter after
+    /// parameter in the order of `rank`, each in the order of its elements in files. Norms draw nothing;
+    /// layers that start from zero draw as the others do, so that those are what they would be without.
+    pub fn initial_as_torch<K: Ord>(&self, seed: u64, rank: impl Fn(&str) -> K) -> Vec<f32> {
+        let mut generator = Generator::new(seed);
+        let mut values = vec![0.0; self.elements];
+        let mut specs: Vec<&Spec> = self.specs.iter().collect();
+        specs.sort_by_key(|spec| rank(&spec.name));
+        for spec in specs {
+            let target = &mut values[spec.first..spec.first + spec.shape.elements()];
+            let mut drawn = vec![0.0; target.len()];
+            match spec.init {
+                Init::FanIn(fan) => generator.fill_uniform(&mut drawn, 1.0 / (fan as f32).sqrt()),
+                Init::Normal => generator.fill_normal(&mut drawn),
+                Init::Ones => drawn.fill(1.0),
+                Init::Zeros if spec.name.contains("norm") => {}
+                Init::Zeros => {
+                    generator.fill_uniform(&mut drawn, 1.0);
+                    drawn.fill(0.0);
+                }
+            }
+            spec.for_each_index(|here, in_file| target[here] = drawn[in_file]);
         }
         values
     }

@@ -1,4 +1,4 @@
-//! The reverse process of diffusion: one ancestral step, recorded once and replayed for every row.
+//! The reverse process of diffusion: one step of any solver, recorded once and replayed for every row.
 
 use rayon::prelude::*;
 
@@ -14,82 +14,146 @@ use crate::tape::Tensor;
 
 pub static KERNEL: Kernel = kernel!("denoising");
 
-/// One reverse step, a row of the sampler's table. Source: Ho et al. 2020, equation 7 and algorithm 2.
+/// Most tensors that are kept from step to step beside the sample and its prediction.
+pub const SLOTS: usize = 6;
+
+/// A linear form: coefficients of x0, of x, of the model's output, and of each slot.
+pub type Form = [f32; 3 + SLOTS];
+
+/// One step, a row of the sampler's table. For ancestral sampling see Ho et al. 2020, equation 7 and
+/// algorithm 2.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Row {
-    /// `sqrt(1 / abar)` and `sqrt(1 / abar - 1)`: the predicted `x0` is `r0 x - r1 eps`.
-    pub r0: f32,
-    pub r1: f32,
-    /// The mean is `coef_x0 x0 + coef_x x`.
-    pub coef_x0: f32,
-    pub coef_x: f32,
-    /// Standard deviation of the noise; no noise is drawn where it is 0.
-    pub sigma: f32,
-    /// `x0` is kept in `[-clip, clip]`, unless this is 0.
-    pub clip: f32,
     /// What the model is told.
     pub t: f32,
+    /// The predicted x0: coefficients of x and of the model's output.
+    pub x0: [f32; 2],
+    /// `x0` is kept in `[-clip, clip]`, unless this is 0.
+    pub clip: f32,
+    /// Standard deviation of the noise; no noise is drawn where it is 0.
+    pub sigma: f32,
+    /// Of the next x.
+    pub next: Form,
+    /// Of what the next step finds in each slot.
+    pub keep: [Form; SLOTS],
 }
 
 impl Row {
     /// Elements of a row in the stored table.
-    pub const COLUMNS: usize = 8;
+    pub const COLUMNS: usize = 72;
+    /// Column of the first form.
+    const FORMS: usize = 8;
 
     /// As it stands in the table.
     pub fn elements(&self) -> [f32; Self::COLUMNS] {
-        [self.r0, self.r1, self.coef_x0, self.coef_x, self.sigma, self.clip, self.t, 0.0]
+        let mut elements = [0.0; Self::COLUMNS];
+        elements[..5].copy_from_slice(&[self.t, self.x0[0], self.x0[1], self.clip, self.sigma]);
+        let forms = std::iter::once(&self.next).chain(&self.keep);
+        for (to, form) in elements[Self::FORMS..].chunks_mut(3 + SLOTS).zip(forms) {
+            to.copy_from_slice(form);
+        }
+        elements
     }
 
     #[inline(always)]
-    fn x0(&self, x: f32, eps: f32) -> f32 {
-        let predicted = self.r0 * x - self.r1 * eps;
-        let limit = if self.clip > 0.0 { self.clip } else { f32::INFINITY };
-        // Not min and max, which would turn a NaN of the model into a number.
-        let below = if predicted > limit { limit } else { predicted };
-        if below < -limit { -limit } else { below }
+    fn raw_x0(&self, x: f32, out: f32) -> f32 {
+        self.x0[0] * x + self.x0[1] * out
     }
 
     /// The row that the state names. One past the end means the last, as in the kernel.
     fn named(table: &[f32], row: u32) -> Self {
         let last = table.len() / Self::COLUMNS - 1;
         let row = &table[(row as usize).min(last) * Self::COLUMNS..][..Self::COLUMNS];
+        let form =
+            |which: usize| -> Form { std::array::from_fn(|i| row[Self::FORMS + which * (3 + SLOTS) + i]) };
         Row {
-            r0: row[0],
-            r1: row[1],
-            coef_x0: row[2],
-            coef_x: row[3],
+            t: row[0],
+            x0: [row[1], row[2]],
+            clip: row[3],
             sigma: row[4],
-            clip: row[5],
-            t: row[6],
+            next: form(0),
+            keep: std::array::from_fn(|slot| form(slot + 1)),
         }
     }
 }
 
-/// One ancestral step of the samples `x [N, ..]` (stored, updated in place) with the model's `eps`, by row
-/// `state.row` of `table [S, 8]` (of [`Row::elements`]). The predicted clean samples are written to `x0` if
-/// it is given (stored, of x's shape).
+/// `value` in `[-limit, limit]`. Not min and max, which would turn a NaN of the model into a number.
+#[inline(always)]
+fn within(value: f32, limit: f32) -> f32 {
+    let below = if value > limit { limit } else { value };
+    if below < -limit { -limit } else { below }
+}
+
+/// Its value, where a coefficient that is 0 leaves out what it belongs to, be that NaN.
+#[inline(always)]
+fn value(form: &Form, x0: f32, x: f32, out: f32, kept: &[f32]) -> f32 {
+    let mut sum = form[0] * x0 + form[1] * x;
+    if form[2] != 0.0 {
+        sum += form[2] * out;
+    }
+    for (coefficient, kept) in form[3..].iter().zip(kept) {
+        if *coefficient != 0.0 {
+            sum += coefficient * kept;
+        }
+    }
+    sum
+}
+
+/// One step of the samples `x [N, ..]` (stored, updated in place) with the model's output `out`, by row
+/// `state.row` of `table [S, 72]` (of [`Row::elements`]). `kept [1 + K, N, ..]` (stored): the predicted clean
+/// samples, then what the K slots keep from step to step. `bound [N]` ([`bounds`]): what `x0` is kept within
+/// and divided by, in place of the row's clip.
 ///
 /// Noise is that of stream `Reverse` at step `state.row` for the samples from `state.first_sample` on, so
 /// that one recorded program makes all steps: only the state changes between them.
 #[track_caller]
-pub fn denoise(x: &Tensor, eps: &Tensor, table: &Tensor, state: &Tensor, x0: Option<&Tensor>) {
+pub fn denoise(
+    x: &Tensor,
+    out: &Tensor,
+    table: &Tensor,
+    state: &Tensor,
+    kept: &Tensor,
+    bound: Option<&Tensor>,
+) {
     let rows = rows_of("denoise", table);
     assert_is_state("denoise", state);
-    for other in [Some(eps), x0].into_iter().flatten() {
-        assert!(
-            other.elements() == x.elements(),
-            "denoise: x {} with eps {} and x0 {:?}",
-            x.shape(),
-            eps.shape(),
-            x0.map(Tensor::shape)
-        );
-    }
-    let launch = Denoise { size: Size::of("denoise", x.shape()), rows, shows_x0: x0.is_some() };
-    let writes: Vec<&Tensor> = [Some(x), x0].into_iter().flatten().collect();
-    x.tape().launch_into(launch, &[eps, table, state], &writes);
+    let slots = kept.dims().first().map_or(0, |&first| first.saturating_sub(1));
+    assert!(
+        out.elements() == x.elements()
+            && kept.elements() == (1 + slots) * x.elements()
+            && slots <= SLOTS
+            && bound.is_none_or(|bound| Some(&bound.elements()) == x.dims().first()),
+        "denoise: x {} with output {}, kept {} and bound {:?}",
+        x.shape(),
+        out.shape(),
+        kept.shape(),
+        bound.map(Tensor::shape)
+    );
+    let launch = Denoise { size: Size::of("denoise", x.shape()), rows, slots, bounded: bound.is_some() };
+    let reads: Vec<&Tensor> = [out, table, state].into_iter().chain(bound).collect();
+    x.tape().launch_into(launch, &reads, &[x, kept]);
 }
 
-/// The timestep of row `state.row` of `table [S, 8]`, `n` times: what the model is told, `[n]`.
+/// What each sample's predicted `x0` is kept within, `[N]`: the quantile `ratio` of its absolute values,
+/// linear between neighbours, at least 1 and at most `most`. Other arguments as for [`denoise`].
+#[track_caller]
+pub fn bounds(x: &Tensor, out: &Tensor, table: &Tensor, state: &Tensor, ratio: f64, most: f32) -> Tensor {
+    let rows = rows_of("bounds", table);
+    assert_is_state("bounds", state);
+    assert!(
+        out.elements() == x.elements() && (0.0..=1.0).contains(&ratio),
+        "bounds: x {} with output {}, ratio {ratio}",
+        x.shape(),
+        out.shape()
+    );
+    let size = Size::of("bounds", x.shape());
+    let place = ratio * (size.elements - 1) as f64;
+    let launch = Bounds { size, rows, rank: place.floor() as usize, fraction: place.fract() as f32, most };
+    let [bound] = x.tape().launch(launch, &[x, out, table, state], [[size.samples].into()]);
+    bound
+}
+
+/// The timestep of row `state.row` of `table [S, 72]`, `n` times: what the model is told, `[n]`.
 #[track_caller]
 pub fn timestep_of_row(n: usize, table: &Tensor, state: &Tensor) -> Tensor {
     let rows = rows_of("timestep_of_row", table);
@@ -101,7 +165,7 @@ pub fn timestep_of_row(n: usize, table: &Tensor, state: &Tensor) -> Tensor {
 #[track_caller]
 fn rows_of(op: &str, table: &Tensor) -> usize {
     let [rows, columns] = table.shape().of_rank(op);
-    assert!(rows > 0 && columns == Row::COLUMNS, "{op}: table {}, which must be [S, 8]", table.shape());
+    assert!(rows > 0 && columns == Row::COLUMNS, "{op}: table {}, which must be [S, 72]", table.shape());
     rows
 }
 
@@ -109,11 +173,74 @@ fn rows_of(op: &str, table: &Tensor) -> usize {
 struct Denoise {
     size: Size,
     rows: usize,
-    shows_x0: bool,
+    slots: usize,
+    bounded: bool,
 }
 
 /// Normal numbers that the CPU twin makes at a time, on its stack.
 const AT_A_TIME: usize = 256;
+
+/// A part of one sample and of all that is kept of it.
+struct Piece<'a> {
+    sample: usize,
+    first_block: u32,
+    x: &'a mut [f32],
+    out: &'a [f32],
+    /// x0, then the slots; those that do not exist are empty.
+    kept: [&'a mut [f32]; 1 + SLOTS],
+}
+
+impl Piece<'_> {
+    #[inline(always)]
+    fn advance(&mut self, row: &Row, slots: usize, bound: Option<f32>, state: &State) {
+        let clip = if row.clip > 0.0 { row.clip } else { f32::INFINITY };
+        let (limit, divisor) = bound.map_or((clip, 1.0), |bound| (bound, bound));
+        let sample = state.first_sample.wrapping_add(self.sample as u32);
+        let mut z = [0.0; AT_A_TIME];
+        for first in (0..self.x.len()).step_by(AT_A_TIME) {
+            let count = AT_A_TIME.min(self.x.len() - first);
+            if row.sigma != 0.0 {
+                let block = self.first_block + (first / 4) as u32;
+                fill_normal(&mut z[..count], state.seed, Stream::Reverse as u32, state.row, sample, block);
+            }
+            for (i, z) in (first..first + count).zip(&z) {
+                let (x, out) = (self.x[i], self.out[i]);
+                let x0 = within(row.raw_x0(x, out), limit) / divisor;
+                let mut kept = [0.0; SLOTS];
+                for (kept, slot) in kept.iter_mut().zip(&self.kept[1..=slots]) {
+                    *kept = slot[i];
+                }
+                self.kept[0][i] = x0;
+                self.x[i] = value(&row.next, x0, x, out, &kept) + row.sigma * z;
+                for (slot, form) in self.kept[1..=slots].iter_mut().zip(&row.keep) {
+                    slot[i] = value(form, x0, x, out, &kept);
+                }
+            }
+        }
+    }
+}
+
+impl Denoise {
+    fn pieces<'a>(&self, x: &'a mut [f32], out: &'a [f32], kept: &'a mut [f32]) -> Vec<Piece<'a>> {
+        let elements = self.size.elements;
+        let mut tensors = kept.chunks_exact_mut(x.len());
+        let mut kept: [&mut [f32]; 1 + SLOTS] = std::array::from_fn(|_| tensors.next().unwrap_or_default());
+        let mut pieces = Vec::with_capacity(self.size.samples * elements.div_ceil(CHUNK));
+        let samples = x.chunks_mut(elements).zip(out.chunks(elements));
+        for (sample, (x, out)) in samples.enumerate() {
+            for (piece, (x, out)) in x.chunks_mut(CHUNK).zip(out.chunks(CHUNK)).enumerate() {
+                let kept = kept.each_mut().map(|tensor| {
+                    let (head, rest) =
+                        std::mem::take(tensor).split_at_mut_checked(x.len()).unwrap_or_default();
+                    *tensor = rest;
+                    head
+                });
+                pieces.push(Piece { sample, first_block: first_block(piece), x, out, kept });
+            }
+        }
+        pieces
+    }
+}
 
 impl Launch for Denoise {
     fn name(&self) -> &'static str {
@@ -121,67 +248,101 @@ impl Launch for Denoise {
     }
 
     fn cost(&self, bytes: u64) -> Cost {
-        // x is updated in place.
-        Cost { flops: 0, bytes: bytes + (self.size.samples * self.size.elements * 4) as u64 }
+        // x and the slots are updated in place.
+        let updated = (1 + self.slots) * self.size.samples * self.size.elements;
+        Cost { flops: 0, bytes: bytes + (updated * 4) as u64 }
     }
 
     fn cpu(&self, io: &Io) {
-        let (x, eps, state) = (io.write(0), io.read(0), State::from_words(io.read_u32(2)));
+        let (x, out, state) = (io.write(0), io.read(0), State::from_words(io.read_u32(2)));
         let row = Row::named(io.read(1), state.row);
-        if self.shows_x0 {
-            let inputs = x.par_chunks(CHUNK).zip(eps.par_chunks(CHUNK));
-            io.write(1).par_chunks_mut(CHUNK).zip(inputs).for_each(|(x0, (x, eps))| {
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        for ((x0, x), eps) in x0.iter_mut().zip(x).zip(eps) {
-                            *x0 = row.x0(*x, *eps);
-                        }
-                    },
-                );
-            });
-        }
-        let samples = x.par_chunks_mut(self.size.elements).zip(eps.par_chunks(self.size.elements));
-        samples.enumerate().for_each(|(n, (x, eps))| {
-            let sample = state.first_sample.wrapping_add(n as u32);
-            let pieces = x.par_chunks_mut(CHUNK).zip(eps.par_chunks(CHUNK));
-            pieces.enumerate().for_each(|(piece, (x, eps))| {
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        let mut z = [0.0; AT_A_TIME];
-                        let mut block = first_block(piece);
-                        for (x, eps) in x.chunks_mut(AT_A_TIME).zip(eps.chunks(AT_A_TIME)) {
-                            if row.sigma != 0.0 {
-                                let z = &mut z[..x.len()];
-                                fill_normal(z, state.seed, Stream::Reverse as u32, state.row, sample, block);
-                            }
-                            for ((x, eps), z) in x.iter_mut().zip(eps).zip(&z) {
-                                *x = row.coef_x0 * row.x0(*x, *eps) + row.coef_x * *x + row.sigma * z;
-                            }
-                            block += (AT_A_TIME / 4) as u32;
-                        }
-                    },
-                );
-            });
+        let bound = self.bounded.then(|| io.read(3));
+        self.pieces(x, out, io.write(1)).into_par_iter().for_each(|mut piece| {
+            let bound = bound.map(|bound| bound[piece.sample]);
+            vectorized(
+                #[inline(always)]
+                || piece.advance(&row, self.slots, bound, &state),
+            );
         });
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let entry = if self.shows_x0 { "denoise_showing_x0" } else { "denoise" };
+        let entry = if self.bounded { "denoise_bounded" } else { "denoise" };
         let dispatch = plan
             .add(&KERNEL, entry)
             .param("samples", self.size.samples)
             .param("elements", self.size.elements)
             .param("rows", self.rows)
-            .read("eps", 0)
+            .param("slots", self.slots)
+            .param("rank", 0_u32) // finds no bounds
+            .param("fraction", 0.0_f32)
+            .param("most", 0.0_f32)
+            .read("out", 0)
             .read("table", 1)
             .read("state", 2)
             .write("x", 0)
+            .write("kept", 1)
             .cover(self.size.blocks(), 256);
-        if self.shows_x0 {
-            dispatch.write("x0", 1);
+        if self.bounded {
+            dispatch.read("bound", 3);
         }
+    }
+}
+
+#[derive(Debug)]
+struct Bounds {
+    size: Size,
+    rows: usize,
+    /// Of the lower neighbour of the quantile.
+    rank: usize,
+    /// Where the quantile lies between its neighbours.
+    fraction: f32,
+    most: f32,
+}
+
+impl Launch for Bounds {
+    fn name(&self) -> &'static str {
+        "bounds"
+    }
+
+    fn cpu(&self, io: &Io) {
+        let (x, out, elements) = (io.read(0), io.read(1), self.size.elements);
+        let row = Row::named(io.read(2), State::from_words(io.read_u32(3)).row);
+        let samples = x.par_chunks(elements).zip(out.par_chunks(elements));
+        let sizes = io.scratch(0).par_chunks_mut(elements).zip(io.write(0));
+        samples.zip(sizes).for_each(|((x, out), (sizes, bound))| {
+            for ((size, x), out) in sizes.iter_mut().zip(x).zip(out) {
+                *size = row.raw_x0(*x, *out).abs();
+            }
+            let (_, low, above) = sizes.select_nth_unstable_by(self.rank, f32::total_cmp);
+            let mut quantile = *low;
+            if self.fraction > 0.0 {
+                let high = above.iter().copied().min_by(f32::total_cmp).unwrap_or(*low);
+                quantile += (high - quantile) * self.fraction;
+            }
+            *bound = quantile.max(1.0).min(self.most);
+        });
+    }
+
+    fn cpu_scratch(&self) -> Vec<usize> {
+        vec![self.size.samples * self.size.elements]
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        plan.add(&KERNEL, "find_bounds")
+            .param("samples", self.size.samples)
+            .param("elements", self.size.elements)
+            .param("rows", self.rows)
+            .param("slots", 0_u32)
+            .param("rank", self.rank)
+            .param("fraction", self.fraction)
+            .param("most", self.most)
+            .read("x", 0)
+            .read("out", 1)
+            .read("table", 2)
+            .read("state", 3)
+            .write("bounds", 0)
+            .cover(self.size.samples, 1);
     }
 }
 
@@ -206,6 +367,10 @@ impl Launch for TimestepOfRow {
             .param("samples", self.n)
             .param("elements", 1_u32) // of t
             .param("rows", self.rows)
+            .param("slots", 0_u32)
+            .param("rank", 0_u32)
+            .param("fraction", 0.0_f32)
+            .param("most", 0.0_f32)
             .read("table", 0)
             .read("state", 1)
             .write("t", 0)
@@ -214,153 +379,4 @@ impl Launch for TimestepOfRow {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::check::{Check, devices, random};
-    use crate::device::Device;
-    use crate::ops::noising::tests::noise;
-    use crate::program::{Plan, Program, Sharing};
-    use crate::tape::Tape;
-
-    /// Three steps that differ in what they do: far out with noise and clipping, unclipped, and the last,
-    /// without noise.
-    const ROWS: [Row; 3] = [
-        Row { r0: 12.5, r1: 12.46, coef_x0: 0.04, coef_x: 0.96, sigma: 0.3, clip: 1.0, t: 999.0 },
-        Row { r0: 1.5, r1: 1.118, coef_x0: 0.5, coef_x: 0.45, sigma: 0.1, clip: 0.0, t: 412.5 },
-        Row { r0: 1.01, r1: 0.1418, coef_x0: 1.0, coef_x: 0.0, sigma: 0.0, clip: 0.75, t: 0.0 },
-    ];
-
-    fn state(row: u32) -> State {
-        State { seed: 99 << 32 | 5, step: 123_456, first_sample: 40, row, ..State::default() }
-    }
-
-    /// Equation 7 of Ho et al., element by element: x and x0.
-    fn reference(x: &[f64], eps: &[f32], samples: usize, k: usize) -> (Vec<f64>, Vec<f64>) {
-        let row = ROWS[k.min(2)].elements().map(f64::from);
-        let elements = x.len() / samples;
-        let (mut next, mut x0) = (Vec::new(), Vec::new());
-        for n in 0..samples {
-            let z = noise(&state(k as u32), Stream::Reverse, k as u32, n, elements);
-            for e in 0..elements {
-                let (x, eps) = (x[n * elements + e], f64::from(eps[n * elements + e]));
-                let mut predicted = row[0] * x - row[1] * eps;
-                if row[5] > 0.0 {
-                    predicted = predicted.clamp(-row[5], row[5]);
-                }
-                x0.push(predicted);
-                next.push(row[2] * predicted + row[3] * x + row[4] * z[e]);
-            }
-        }
-        (next, x0)
-    }
-
-    fn close(got: &[f32], wanted: &[f64], what: &str) {
-        for (i, (got, wanted)) in got.iter().zip(wanted).enumerate() {
-            // r0 x and r1 eps cancel, which leaves the rounding of numbers near 12.
-            let err = (f64::from(*got) - wanted).abs();
-            assert!(err <= 4e-6, "{what} at {i} is {got}, wanted {wanted}");
-        }
-    }
-
-    #[test]
-    fn three_steps_of_one_program() {
-        let shapes: [&[usize]; 6] = [&[1, 1], &[3, 5], &[2, 3, 4, 7], &[300, 4], &[2, 16_390], &[4, 257]];
-        for (shape, shows_x0) in shapes.into_iter().zip([false, true].into_iter().cycle()) {
-            let count: usize = shape.iter().product();
-            let (start, eps) = (random(1, count), random(2, count));
-            let mut cpu: Option<Vec<f32>> = None;
-            for (name, device) in devices() {
-                let tape = Tape::new();
-                let (x, x0) = (tape.stored("x", 0, shape), tape.stored("x0", 0, shape));
-                let table = tape.stored("table", 0, [3, Row::COLUMNS]);
-                let words = tape.stored_u32("state", [State::WORDS]);
-                denoise(&x, &tape.stored("eps", 0, shape), &table, &words, shows_x0.then_some(&x0));
-                let plan = Plan::new(&tape, &[], device);
-                let mut program = Program::compile(&plan, device, &[], Sharing::Guarded).unwrap();
-                program.write("x", &start).unwrap();
-                program.write("eps", &eps).unwrap();
-                program.write("table", &ROWS.map(|row| row.elements()).concat()).unwrap();
-                let mut wanted: Vec<f64> = start.iter().map(|&x| f64::from(x)).collect();
-                // Row 7 does not exist: the last one is taken.
-                for k in [0, 1, 2, 7] {
-                    program.write("state", &state(k as u32).words()).unwrap();
-                    program.run().unwrap();
-                    let at = format!("{shape:?} on {name}, row {k}:");
-                    let (next, predicted) = reference(&wanted, &eps, shape[0], k);
-                    let got = program.read(&x).unwrap();
-                    close(&got, &next, &format!("{at} x"));
-                    if shows_x0 {
-                        close(&program.read(&x0).unwrap(), &predicted, &format!("{at} x0"));
-                    }
-                    wanted = got.into_iter().map(f64::from).collect();
-                }
-                let got = program.read(&x).unwrap();
-                match &cpu {
-                    None => cpu = Some(got),
-                    Some(cpu) if name.starts_with("cpu") => assert_eq!(cpu, &got, "threads matter"),
-                    Some(cpu) => {
-                        let cpu: Vec<f64> = cpu.iter().map(|&x| f64::from(x)).collect();
-                        close(&got, &cpu, &format!("{shape:?} on {name}, against the CPU device:"));
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_bad_prediction_shows() {
-        for (name, device) in devices() {
-            let tape = Tape::new();
-            let (x, words) = (tape.stored("x", 0, [1, 3]), tape.stored_u32("state", [State::WORDS]));
-            denoise(&x, &tape.stored("eps", 0, [1, 3]), &tape.stored("table", 0, [3, 8]), &words, None);
-            let plan = Plan::new(&tape, &[], device);
-            let mut program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
-            program.write("eps", &[0.5, f32::NAN, 0.5]).unwrap();
-            program.write("table", &ROWS.map(|row| row.elements()).concat()).unwrap();
-            program.write("state", &state(2).words()).unwrap();
-            program.run().unwrap();
-            let got = program.read(&x).unwrap();
-            assert!(got[0].is_finite() && got[1].is_nan() && got[2].is_finite(), "on {name}: {got:?}");
-        }
-    }
-
-    #[test]
-    fn past_65535_workgroups() {
-        let samples = 65_536 * 256 + 3;
-        for (name, device) in devices().iter().filter(|(_, device)| matches!(device, Device::Gpu(_))) {
-            let tape = Tape::new();
-            let (x, words) = (tape.stored("x", 0, [samples, 1]), tape.stored_u32("state", [State::WORDS]));
-            let eps = tape.stored("eps", 0, [samples, 1]);
-            denoise(&x, &eps, &tape.stored("table", 0, [3, 8]), &words, None);
-            let plan = Plan::new(&tape, &[], device);
-            let mut program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
-            program.write("eps", &vec![0.5_f32; samples]).unwrap();
-            program.write("table", &ROWS.map(|row| row.elements()).concat()).unwrap();
-            program.write("state", &state(2).words()).unwrap();
-            program.run().unwrap();
-            assert!(program.read(&x).unwrap().iter().all(|x| (x + 0.0709).abs() < 1e-6), "on {name}");
-        }
-    }
-
-    #[test]
-    fn the_model_is_told_the_timestep_of_the_row() {
-        for (n, row) in [(1, 0), (7, 1), (257, 2), (3, 1000)] {
-            Check::new("timestep_of_row")
-                .fixed(&[3, Row::COLUMNS], ROWS.map(|row| row.elements()).concat())
-                .words(&[State::WORDS], state(row).words().to_vec())
-                .run(
-                    |x| timestep_of_row(n, &x[0], &x[1]),
-                    |x| vec![x[0][(x[1][8] as usize).min(2) * 8 + 6]; n],
-                );
-        }
-    }
-
-    #[test]
-    #[should_panic(expected = "denoise: x [2, 3] with eps [2, 4]")]
-    fn shapes_must_agree() {
-        let tape = Tape::new();
-        let of = |name: &str, shape: [usize; 2]| tape.stored(name, 0, shape);
-        let state = tape.stored_u32("state", [State::WORDS]);
-        denoise(&of("x", [2, 3]), &of("eps", [2, 4]), &of("table", [3, 8]), &state, None);
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 //! What is wrong with a recipe's values, said before anything else is done with them.
 
-use super::{Optimizer, Recipe, System};
+use super::{Optimizer, Recipe, Rng, System};
 use crate::error::{Error, Result};
 use crate::models::vae::VaeKind;
 
@@ -118,6 +118,9 @@ impl Recipe {
     }
 
     fn validate_vae(&self) -> Result<()> {
+        if self.rng == Rng::Torch {
+            return Err(Error::usage("rng = torch goes with a U-Net").hint("leave it out for a VAE"));
+        }
         let vae = &self.vae;
         vae.validate(self.image_size)?;
         if self.corrupt_mask >= 1.0 {

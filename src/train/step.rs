@@ -10,6 +10,7 @@ use crate::data::Batch;
 use crate::device::{Buffer, Device};
 use crate::diffusion::Model;
 use crate::error::{Error, Result};
+use crate::models::initial_of;
 use crate::nn::{self, Params};
 use crate::ops::adam::{AdamOptions, AdamTensors, adam};
 use crate::ops::grad_norm::grad_norm;
@@ -206,7 +207,6 @@ impl Trainer {
         } else {
             None
         };
-        let seed = recipe.seed;
         let trainer = Trainer {
             device: device.clone(),
             objective,
@@ -222,7 +222,7 @@ impl Trainer {
                 }
             }
             None => {
-                let initial = trainer.params().borrow().initial(seed);
+                let initial = initial_of(&trainer.objective.recipe, &trainer.params().borrow());
                 for buffer in &trainer.buffers[..2] {
                     trainer.device.write(buffer, 0, bytemuck::cast_slice(&initial))?;
                 }

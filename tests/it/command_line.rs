@@ -339,3 +339,35 @@ fn devices_recipes_and_data_answer() {
     assert_eq!(fs::read_to_string(at.join("folder/labels.csv")).unwrap().lines().count(), 6);
     assert!(out(&["data", "images:folder"]).contains("5 images"));
 }
+
+#[test]
+fn samplers_of_the_command_line() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    tiny_run(at, &[]);
+    let sample =
+        |more: &[&'static str]| [&["sample", "run", "--count", "2", "--device", "cpu"], more].concat();
+    for (i, more) in [
+        &["--sampler", "dpmpp-2m", "--steps", "4", "--sigmas", "karras"][..],
+        &["--sampler", "ddim", "--steps", "3", "--eta", "0.5", "--spacing", "trailing"],
+        &["--sampler", "heun", "--steps", "3", "--sigmas", "exponential"],
+        &["--sampler", "unipc", "--steps", "3", "--rng", "torch"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = format!("{i}.png");
+        let mut arguments = sample(more);
+        arguments.extend(["--out", &out]);
+        let output = denoir(at, &arguments);
+        assert!(output.status.success(), "{more:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(at.join(out).is_file());
+    }
+    fails(at, &sample(&["--sampler", "fast"]), 2, &["no sampler called \"fast\"", "choose ddpm,", "unipc"]);
+    fails(at, &sample(&["--sampler", "ddim-inverse"]), 2, &["from a picture to its noise"]);
+    fails(at, &sample(&["--eta", "0.5"]), 2, &["--eta has no meaning for ddpm"]);
+    fails(at, &sample(&["--sampler", "ddim", "--eta", "2"]), 2, &["it must be from 0 to 1"]);
+    fails(at, &sample(&["--sampler", "pndm", "--steps", "3"]), 2, &["take 4 or more"]);
+    fails(at, &sample(&["--sampler", "plms", "--sigmas", "karras"]), 2, &["leave --sigmas out"]);
+    fails(at, &sample(&["--sampler", "euler", "--steps", "1001"]), 2, &["--steps 1001"]);
+}

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use denoir::device::Device;
-use denoir::diffusion::{Schedule, Variance};
+use denoir::diffusion::{Schedule, Scheduler, Variance};
 use denoir::models::unet::{UNetConfig, unet};
 use denoir::nn::{self, Params, Scope};
 use denoir::ops::adam::{AdamOptions, AdamTensors, adam};
@@ -234,7 +234,9 @@ fn schedule_and_posterior() {
     }
     for n in [10, 50, 1000] {
         let wanted: Vec<usize> = golden.get(&format!("timesteps/{n}")).iter().map(|&t| t as usize).collect();
-        assert_eq!(schedule.respaced(n), wanted);
+        let walk = Scheduler::ddpm(1000, [1e-4, 0.02], Variance::FixedSmall, 1.0).walk(n).unwrap();
+        let got: Vec<usize> = walk.timesteps().into_iter().map(|t| t as usize).collect();
+        assert_eq!(got, wanted);
     }
     let (t, prev) = (golden.get("posterior/t"), golden.get("posterior/prev"));
     for i in 0..t.len() {

@@ -11,5 +11,6 @@ mod house;
 mod kernels;
 mod place;
 mod reference;
+mod schedulers;
 mod training;
 mod tuning;

@@ -159,7 +159,7 @@ fn a_sample_does_not_depend_on_its_company() {
         let trainer = Trainer::new(&recipe, &device, None, None).unwrap();
         let source = trainer.source(None);
         let options = Options { steps: 6, ..Options::of(&recipe) };
-        let draw = |count| source.draw(options, count, None, || Ok(())).unwrap();
+        let draw = |count| source.draw(&options, count, None, || Ok(())).unwrap();
         let (one, five, many) = (draw(1), draw(5), draw(67));
         let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&one), bits(&five[..64]), "1 and 5 on {}", device.describe());

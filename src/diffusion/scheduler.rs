@@ -1,0 +1,389 @@
+//! Samplers: how a reverse process is walked, with the options and defaults of the diffusers library.
+//!
+//! A [`Scheduler`] is plain data, read from its `scheduler_config.json` ([`Scheduler::from_config`]) or made
+//! from a name. [`Scheduler::walk`] lays the process out for a number of steps. It knows no model.
+
+mod config;
+mod dpm_solver;
+mod one_step;
+mod pndm;
+mod sigma_space;
+mod spacing;
+mod unipc;
+
+use super::form::Form;
+use super::schedule::{Betas, Precision, Schedule, Variance};
+use super::walk::{Clip, Walk};
+use crate::error::{Error, Result};
+
+/// What the model's output means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prediction {
+    /// The noise.
+    #[default]
+    Epsilon,
+    /// The clean sample.
+    Sample,
+    /// `sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0` (Salimans & Ho 2022, arXiv:2202.00512).
+    V,
+}
+
+/// Which timesteps are visited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spacing {
+    /// Multiples of a whole stride, from 0 up.
+    Leading,
+    /// From the last timestep down.
+    Trailing,
+    /// Evenly, both ends included.
+    Linspace,
+}
+
+/// Which noise levels the solvers over sigma visit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sigmas {
+    /// Those of the timesteps.
+    #[default]
+    Timesteps,
+    /// Karras et al. 2022 (arXiv:2206.00364), equation 5, with rho = 7.
+    Karras,
+    /// In equal steps of their logarithm.
+    Exponential,
+}
+
+/// Where a walk over sigma ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FinalSigma {
+    #[default]
+    Zero,
+    /// At the schedule's lowest sigma.
+    Lowest,
+}
+
+/// The solver, with the options that only it has.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Method {
+    /// Ancestral sampling (Ho et al. 2020).
+    Ddpm { variance: Variance },
+    /// Song et al. 2021 (arXiv:2010.02502). `alpha_to_one`: the last step ends at alpha-bar = 1, otherwise at
+    /// the first timestep's. `reclip`: the noise is that of the clipped x0.
+    Ddim { eta: f64, alpha_to_one: bool, reclip: bool },
+    /// DDIM upwards, from a picture to its noise.
+    DdimInverse { alpha_to_one: bool },
+    /// Euler's method (Karras et al. 2022, algorithm 2 without churn). `log_linear`: sigmas in equal steps of
+    /// their logarithm from end to end.
+    Euler { log_linear: bool },
+    /// Euler's method to a lower level, and noise added back (k-diffusion).
+    EulerAncestral,
+    /// Heun's method: two evaluations a step (Karras et al. 2022, algorithm 2).
+    Heun,
+    /// Linear multistep of order 4 (k-diffusion).
+    Lms,
+    /// DPM-Solver++ of order 1 to 3 (Lu et al. 2022, arXiv:2211.01095).
+    DpmSolver(DpmSolver),
+    /// Pseudo numerical methods (Liu et al. 2022, arXiv:2202.09778): Runge-Kutta steps first, unless they are
+    /// skipped, then linear multistep.
+    Pndm { skip_prk: bool, alpha_to_one: bool },
+    /// Zhao et al. 2023 (arXiv:2302.04867), of order 1 to 3.
+    UniPc(UniPc),
+}
+
+/// Options of DPM-Solver++.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DpmSolver {
+    pub order: usize,
+    /// The stochastic form.
+    pub sde: bool,
+    /// Of order 2: Heun's instead of the midpoint form.
+    pub heun: bool,
+    pub lower_order_final: bool,
+    pub euler_at_final: bool,
+    /// Timesteps whose half log-SNR is below this are left out.
+    pub lambda_min: f64,
+}
+
+/// Options of UniPC.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UniPc {
+    pub order: usize,
+    /// B(h) = h instead of exp(h) - 1.
+    pub bh1: bool,
+    /// Works on predictions of x0 instead of the noise.
+    pub predict_x0: bool,
+    pub lower_order_final: bool,
+    /// Steps after which nothing is corrected.
+    pub disable_corrector: Vec<usize>,
+}
+
+/// A sampler and the process that it walks back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scheduler {
+    pub method: Method,
+    /// Timesteps that the model was trained with.
+    pub timesteps: usize,
+    pub betas: Betas,
+    pub beta_start: f64,
+    pub beta_end: f64,
+    pub zero_terminal_snr: bool,
+    pub prediction: Prediction,
+    pub spacing: Spacing,
+    /// Added to the timesteps of leading spacing.
+    pub steps_offset: usize,
+    pub clip: Clip,
+    pub sigmas: Sigmas,
+    /// Ends of Karras or exponential sigmas in place of the schedule's.
+    pub sigma_min: Option<f64>,
+    pub sigma_max: Option<f64>,
+    pub final_sigma: FinalSigma,
+    pub precision: Precision,
+}
+
+/// Names for the command line, and what they mean there.
+const NAMES: [&str; 16] = [
+    "ddpm",
+    "ddpm-small",
+    "ddpm-large",
+    "ddim",
+    "euler",
+    "euler-a",
+    "heun",
+    "lms",
+    "dpmpp-2m",
+    "dpmpp-2m-sde",
+    "dpmpp-3m",
+    "pndm",
+    "plms",
+    "unipc",
+    "unipc-3",
+    "ddim-inverse",
+];
+
+/// Names that [`Scheduler::named`] knows and that draw samples.
+pub fn names() -> &'static [&'static str] {
+    &NAMES[..NAMES.len() - 1]
+}
+
+impl Scheduler {
+    /// Ancestral sampling over a linear schedule; predictions of the noise; `clip` 0: none.
+    pub fn ddpm(timesteps: usize, [beta_start, beta_end]: [f64; 2], variance: Variance, clip: f64) -> Self {
+        Scheduler {
+            method: Method::Ddpm { variance },
+            timesteps,
+            betas: Betas::Linear,
+            beta_start,
+            beta_end,
+            zero_terminal_snr: false,
+            prediction: Prediction::Epsilon,
+            spacing: Spacing::Leading,
+            steps_offset: 0,
+            clip: if clip > 0.0 { Clip::At(clip) } else { Clip::None },
+            sigmas: Sigmas::Timesteps,
+            sigma_min: None,
+            sigma_max: None,
+            final_sigma: FinalSigma::Zero,
+            precision: Precision::Exact,
+        }
+    }
+
+    /// The same process walked back by another sampler, with the spacing and the end that are its default.
+    ///
+    /// # Errors
+    /// When no sampler is called so: lists them.
+    pub fn named(&self, name: &str) -> Result<Self> {
+        let dpm = |order, sde| Method::DpmSolver(DpmSolver { order, sde, ..DpmSolver::default() });
+        let variance = match self.method {
+            Method::Ddpm { variance } => variance,
+            _ => Variance::FixedSmall,
+        };
+        let method = match name {
+            "ddpm" => Method::Ddpm { variance },
+            "ddpm-small" => Method::Ddpm { variance: Variance::FixedSmall },
+            "ddpm-large" => Method::Ddpm { variance: Variance::FixedLarge },
+            "ddim" => Method::Ddim { eta: 0.0, alpha_to_one: true, reclip: false },
+            "ddim-inverse" => Method::DdimInverse { alpha_to_one: true },
+            "euler" => Method::Euler { log_linear: false },
+            "euler-a" => Method::EulerAncestral,
+            "heun" => Method::Heun,
+            "lms" => Method::Lms,
+            "dpmpp-2m" => dpm(2, false),
+            "dpmpp-2m-sde" => dpm(2, true),
+            "dpmpp-3m" => dpm(3, false),
+            "pndm" => Method::Pndm { skip_prk: false, alpha_to_one: false },
+            "plms" => Method::Pndm { skip_prk: true, alpha_to_one: false },
+            "unipc" => Method::UniPc(UniPc::default()),
+            "unipc-3" => Method::UniPc(UniPc { order: 3, ..UniPc::default() }),
+            _ => {
+                return Err(Error::usage(format!("no sampler called {name:?}"))
+                    .hint(format!("choose {}", names().join(", "))));
+            }
+        };
+        let spacing = if method.has_sigmas() { Spacing::Linspace } else { Spacing::Leading };
+        Ok(Scheduler { method, spacing, ..self.clone() })
+    }
+
+    /// The noise schedule.
+    pub fn schedule(&self) -> Schedule {
+        let plain =
+            Schedule::new(&self.betas, self.timesteps, self.beta_start, self.beta_end, self.precision);
+        if !self.zero_terminal_snr {
+            return plain;
+        }
+        let mut zero = plain.with_zero_terminal_snr();
+        // Nothing but noise would be an infinite sigma.
+        if let (true, Some(last)) = (self.method.has_sigmas(), zero.alpha_bars.last_mut()) {
+            *last = 2.0_f64.powi(-24);
+        }
+        zero
+    }
+
+    /// The process in `steps` steps. Those of Heun and of Runge-Kutta evaluate the model several times, and
+    /// each evaluation is a step of the walk.
+    ///
+    /// # Errors
+    /// When the options do not go together, or not with so few or so many steps.
+    pub fn walk(&self, steps: usize) -> Result<Walk> {
+        self.walk_from(steps, 0)
+    }
+
+    /// As [`Scheduler::walk`], but from its step number `first` on, for a sample that was noised only so far.
+    /// A multistep solver begins there with its lowest order.
+    ///
+    /// # Errors
+    /// As [`Scheduler::walk`], and when no step is left, or the solver must begin at the beginning.
+    pub fn walk_from(&self, steps: usize, first: usize) -> Result<Walk> {
+        if steps == 0 || steps > self.timesteps {
+            return Err(Error::usage(format!("{steps} sampling steps"))
+                .hint(format!("choose from 1 to {}", self.timesteps)));
+        }
+        if !self.method.has_sigmas() && self.sigmas != Sigmas::Timesteps {
+            return Err(Error::usage("this sampler walks over timesteps, not over sigmas")
+                .hint("leave --sigmas out, or choose euler, heun, lms, dpmpp-2m or unipc"));
+        }
+        let bare = match (&self.method, self.prediction, self.zero_terminal_snr) {
+            (Method::Ddpm { .. } | Method::Ddim { .. } | Method::DdimInverse { .. }, kind, true) => {
+                kind == Prediction::Epsilon
+            }
+            _ => false,
+        };
+        if bare {
+            return Err(Error::usage(
+                "a schedule that ends in pure noise cannot be left by predicting noise",
+            )
+            .hint("prediction_type must be v_prediction or sample with rescale_betas_zero_snr"));
+        }
+        let mut walk = match &self.method {
+            Method::Ddpm { variance } => self.ddpm_walk(*variance, steps),
+            Method::Ddim { eta, alpha_to_one, reclip } => self.ddim_walk(*eta, *alpha_to_one, *reclip, steps),
+            Method::DdimInverse { alpha_to_one } => self.inverse_walk(*alpha_to_one, steps),
+            Method::Euler { .. } => Ok(self.euler_walk(steps)),
+            Method::EulerAncestral => Ok(self.ancestral_walk(steps)),
+            Method::Heun => Ok(self.heun_walk(steps)),
+            Method::Lms => Ok(self.lms_walk(steps)),
+            Method::DpmSolver(options) => self.dpm_walk(options, steps, first),
+            Method::Pndm { .. } if first > 0 => Err(Error::usage("PNDM cannot begin on the way")
+                .hint("choose another sampler, dpmpp-2m for example")),
+            Method::Pndm { skip_prk, alpha_to_one } => self.pndm_walk(*skip_prk, *alpha_to_one, steps),
+            Method::UniPc(options) => self.unipc_walk(options, steps, first),
+        }?;
+        let skipped = if self.method == Method::Heun { 2 * first } else { first };
+        if skipped >= walk.steps.len() {
+            return Err(Error::usage(format!("step {first} of {steps} to begin with"))
+                .hint("begin with an earlier one"));
+        }
+        walk.steps.drain(..skipped);
+        Ok(walk)
+    }
+
+    /// How the reference library's class treats `x0`.
+    fn clip_if(&self, clips: bool, thresholds: bool) -> Clip {
+        match self.clip {
+            Clip::At(bound) if clips => Clip::At(bound),
+            dynamic @ Clip::Dynamic { .. } if thresholds => dynamic,
+            _ => Clip::None,
+        }
+    }
+}
+
+impl Method {
+    /// Whether it walks over noise levels of its own choice rather than over timesteps.
+    fn has_sigmas(&self) -> bool {
+        !matches!(
+            self,
+            Method::Ddpm { .. } | Method::Ddim { .. } | Method::DdimInverse { .. } | Method::Pndm { .. }
+        )
+    }
+}
+
+impl Default for DpmSolver {
+    fn default() -> Self {
+        DpmSolver {
+            order: 2,
+            sde: false,
+            heun: false,
+            lower_order_final: true,
+            euler_at_final: false,
+            lambda_min: f64::NEG_INFINITY,
+        }
+    }
+}
+
+impl Default for UniPc {
+    fn default() -> Self {
+        UniPc {
+            order: 2,
+            bh1: false,
+            predict_x0: true,
+            lower_order_final: true,
+            disable_corrector: Vec::new(),
+        }
+    }
+}
+
+/// A noise level at unit variance: `x = alpha x0 + sigma eps` with `alpha^2 + sigma^2 = 1`.
+#[derive(Clone, Copy, Debug)]
+struct Level {
+    alpha: f64,
+    sigma: f64,
+}
+
+impl Level {
+    fn of_bar(alpha_bar: f64, precision: Precision) -> Self {
+        let keep = |value: f64| precision.keep(value);
+        Level { alpha: keep(alpha_bar.sqrt()), sigma: keep(keep(1.0 - alpha_bar).sqrt()) }
+    }
+
+    /// From the noise beside an unscaled picture.
+    fn of_sigma(sigma: f64) -> Self {
+        let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
+        Level { alpha, sigma: sigma * alpha }
+    }
+
+    fn alpha_bar(self) -> f64 {
+        self.alpha * self.alpha
+    }
+
+    /// Half the logarithm of the signal-to-noise ratio.
+    fn lambda(self) -> f64 {
+        self.alpha.ln() - self.sigma.ln()
+    }
+}
+
+impl Prediction {
+    /// Coefficients of `x` and of the model's output in the predicted clean sample.
+    fn x0(self, at: Level) -> [f64; 2] {
+        match self {
+            Prediction::Epsilon => [1.0 / at.alpha, -at.sigma / at.alpha],
+            Prediction::Sample => [0.0, 1.0],
+            Prediction::V => [at.alpha, -at.sigma],
+        }
+    }
+
+    /// The predicted noise, of the prediction before it is clipped.
+    fn eps(self, at: Level) -> Form {
+        match self {
+            Prediction::Epsilon => Form::OUT,
+            Prediction::Sample => (Form::X - at.alpha * Form::OUT) / at.sigma,
+            Prediction::V => at.alpha * Form::OUT + at.sigma * Form::X,
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! DDPM and DDIM, which need nothing but the sample.
+
+use super::{Level, Prediction, Scheduler};
+use crate::diffusion::form::Form;
+use crate::diffusion::schedule::{Schedule, Variance};
+use crate::diffusion::walk::{Step, Walk};
+use crate::error::{Error, Result};
+
+impl Scheduler {
+    /// Ho et al. 2020, equation 7.
+    pub(super) fn ddpm_walk(&self, variance: Variance, n: usize) -> Result<Walk> {
+        let schedule = self.schedule();
+        let timesteps = self.checked(self.whole_timesteps(n))?;
+        let step = |(i, &t): (usize, &usize)| {
+            let [of_x0, of_x, sigma] = schedule.reverse(t, timesteps.get(i + 1).copied(), variance);
+            // The reference draws at the last step too unless it stands at timestep 0.
+            let last = schedule.last_deviation(t, variance);
+            let sigma = if i + 1 == n && t > 0 { last } else { sigma };
+            Step {
+                t: t as f64,
+                alpha_bar: schedule.alpha_bars[t],
+                x0: self.prediction.x0(self.level(&schedule, t)),
+                next: of_x0 * Form::X0 + of_x * Form::X + sigma * Form::NOISE,
+                keep: Vec::new(),
+                draws: t > 0,
+            }
+        };
+        let steps = timesteps.iter().enumerate().map(step).collect();
+        Ok(Walk { steps, start: 1.0, clip: self.clip })
+    }
+
+    /// Song et al. 2021, equations 12 and 16.
+    pub(super) fn ddim_walk(&self, eta: f64, alpha_to_one: bool, reclip: bool, n: usize) -> Result<Walk> {
+        let schedule = self.schedule();
+        let keep = |value: f64| self.precision.keep(value);
+        let end = if alpha_to_one { 1.0 } else { schedule.alpha_bars[0] };
+        let timesteps = self.checked(self.whole_timesteps(n))?;
+        let stride = self.timesteps / n;
+        let step = |&t: &usize| {
+            let bar = schedule.alpha_bars[t];
+            let before = t.checked_sub(stride).map_or(end, |before| schedule.alpha_bars[before]);
+            let (at, to) = (self.level(&schedule, t), Level::of_bar(before, self.precision));
+            let variance = keep(1.0 - before) / keep(1.0 - bar) * keep(1.0 - keep(bar / before));
+            let sigma = eta * variance.max(0.0).sqrt();
+            let eps =
+                if reclip { (Form::X - at.alpha * Form::X0) / at.sigma } else { self.prediction.eps(at) };
+            let towards = (keep(1.0 - before) - sigma * sigma).max(0.0).sqrt();
+            Step {
+                t: t as f64,
+                alpha_bar: bar,
+                x0: self.prediction.x0(at),
+                next: to.alpha * Form::X0 + towards * eps + sigma * Form::NOISE,
+                keep: Vec::new(),
+                draws: eta > 0.0,
+            }
+        };
+        let steps = timesteps.iter().map(step).collect();
+        Ok(Walk { steps, start: 1.0, clip: self.clip })
+    }
+
+    /// DDIM's step the other way: the model is asked at the level that the step leads to.
+    pub(super) fn inverse_walk(&self, alpha_to_one: bool, n: usize) -> Result<Walk> {
+        let schedule = self.schedule();
+        let first = if alpha_to_one { 1.0 } else { schedule.alpha_bars[0] };
+        let mut timesteps = self.checked(self.whole_timesteps(n))?;
+        timesteps.reverse();
+        let stride = self.timesteps / n;
+        let step = |&t: &usize| {
+            let below = t.checked_sub(stride).map_or(first, |below| schedule.alpha_bars[below]);
+            let (at, to) = (Level::of_bar(below, self.precision), self.level(&schedule, t));
+            // At the picture itself there is no noise to take a prediction of x0 apart from.
+            let eps = match self.prediction {
+                Prediction::Sample if at.sigma == 0.0 => Form::ZERO,
+                prediction => prediction.eps(at),
+            };
+            Step {
+                t: t as f64,
+                alpha_bar: below,
+                x0: self.prediction.x0(at),
+                next: to.alpha * Form::X0 + to.sigma * eps,
+                keep: Vec::new(),
+                draws: false,
+            }
+        };
+        let steps = timesteps.iter().map(step).collect();
+        Ok(Walk { steps, start: 1.0, clip: self.clip_if(true, false) })
+    }
+
+    pub(super) fn level(&self, schedule: &Schedule, t: usize) -> Level {
+        Level::of_bar(schedule.alpha_bars[t], self.precision)
+    }
+
+    /// Timesteps that the model knows.
+    pub(super) fn checked(&self, timesteps: Vec<usize>) -> Result<Vec<usize>> {
+        match timesteps.iter().find(|&&t| t >= self.timesteps) {
+            Some(t) => Err(Error::usage(format!("the walk would visit timestep {t} of {}", self.timesteps))
+                .hint("lower steps_offset, or take fewer steps")),
+            None => Ok(timesteps),
+        }
+    }
+}

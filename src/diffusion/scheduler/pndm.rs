@@ -1,0 +1,159 @@
+//! PNDM (Liu et al. 2022, arXiv:2202.09778): three Runge-Kutta steps of four evaluations each, then linear
+//! multistep of order 4 (PLMS); or PLMS alone, whose first step is made twice.
+
+use super::{Level, Prediction, Scheduler};
+use crate::diffusion::form::Form;
+use crate::diffusion::schedule::Schedule;
+use crate::diffusion::walk::{Clip, Step, Walk};
+use crate::error::{Error, Result};
+
+/// Slots: the last three outputs of the model, newest first; the sample that a step began with; and the
+/// weighted sum of a Runge-Kutta step's outputs so far.
+const OUTPUTS: usize = 3;
+const BEGUN: usize = 3;
+const SUM: usize = 4;
+
+/// What of the slots a step changes.
+struct Slots {
+    /// Outputs that are kept.
+    outputs: usize,
+    begun: Form,
+    sum: Form,
+}
+
+impl Slots {
+    fn new() -> Self {
+        Slots { outputs: 0, begun: Form::kept(BEGUN), sum: Form::ZERO }
+    }
+
+    /// After a step that keeps its output or does not.
+    fn keep(&self, output: bool) -> Vec<Form> {
+        let newest = output.then_some(Form::OUT);
+        let outputs = newest.into_iter().chain((0..OUTPUTS).map(Form::kept)).take(OUTPUTS);
+        outputs.chain([self.begun, self.sum]).collect()
+    }
+}
+
+struct Process<'a> {
+    scheduler: &'a Scheduler,
+    schedule: Schedule,
+    /// alpha-bar where there is no timestep any more.
+    end: f64,
+}
+
+impl Process<'_> {
+    fn bar(&self, t: isize) -> f64 {
+        usize::try_from(t).map_or(self.end, |t| self.schedule.alpha_bars[t])
+    }
+
+    /// Equation 11: the sample at `to` from the one at `from` and the noise `eps` between them.
+    fn transfer(&self, x: Form, [from, to]: [isize; 2], output: Form) -> Form {
+        let precision = self.scheduler.precision;
+        let (bar, bar_to) = (self.bar(from), self.bar(to));
+        let (at, towards) = (Level::of_bar(bar, precision), Level::of_bar(bar_to, precision));
+        let eps = match self.scheduler.prediction {
+            Prediction::V => at.alpha * output + at.sigma * x,
+            _ => output,
+        };
+        let denominator = bar * towards.sigma + (bar * (1.0 - bar) * bar_to).sqrt();
+        (bar_to / bar).sqrt() * x - (bar_to - bar) / denominator * eps
+    }
+
+    fn step(&self, t: isize, next: Form, keep: Vec<Form>) -> Step {
+        let at = Level::of_bar(self.bar(t), self.scheduler.precision);
+        let x0 = self.scheduler.prediction.x0(at);
+        Step { t: t as f64, alpha_bar: self.bar(t), x0, next, keep, draws: false }
+    }
+}
+
+impl Scheduler {
+    pub(super) fn pndm_walk(&self, skip_prk: bool, alpha_to_one: bool, n: usize) -> Result<Walk> {
+        if self.prediction == Prediction::Sample {
+            return Err(Error::usage("PNDM works on predictions of the noise or of v")
+                .hint("prediction_type sample needs another sampler, ddim for example"));
+        }
+        if !skip_prk && n < 4 {
+            return Err(Error::usage(format!("PNDM in {n} steps"))
+                .hint("it begins with Runge-Kutta steps over four timesteps: take 4 or more, or plms"));
+        }
+        let mut timesteps = self.checked(self.whole_timesteps(n))?;
+        timesteps.reverse();
+        let timesteps: Vec<isize> = timesteps.into_iter().map(|t| t as isize).collect();
+        let stride = (self.timesteps / n) as isize;
+        let schedule = self.schedule();
+        let end = if alpha_to_one { 1.0 } else { schedule.alpha_bars[0] };
+        let process = Process { scheduler: self, schedule, end };
+        let mut steps = Vec::new();
+        let mut slots = Slots::new();
+        let plms: Vec<isize> = if skip_prk {
+            let twice = if n > 1 { vec![timesteps[n - 2]] } else { Vec::new() };
+            [&timesteps[..n - 1], &twice, &timesteps[n - 1..]].concat()
+        } else {
+            runge_kutta(&process, &timesteps, stride, &mut slots, &mut steps)?;
+            timesteps[..n - 3].to_vec()
+        };
+        for (i, &t) in plms.iter().rev().enumerate() {
+            let repeated = skip_prk && i == 1;
+            let way = if repeated { [t + stride, t] } else { [t, t - stride] };
+            if way[0] >= self.timesteps as isize {
+                return Err(Error::usage(format!("PLMS would look beyond timestep {}", self.timesteps))
+                    .hint("choose another spacing or number of steps"));
+            }
+            let e = Form::kept;
+            if !repeated {
+                slots.outputs = (slots.outputs + 1).min(4);
+            }
+            let x = if repeated { Form::kept(BEGUN) } else { Form::X };
+            let output = match slots.outputs {
+                1 if repeated => 0.5 * (Form::OUT + e(0)),
+                1 => Form::OUT,
+                2 => (3.0 * Form::OUT - e(0)) / 2.0,
+                3 => (23.0 * Form::OUT - 16.0 * e(0) + 5.0 * e(1)) / 12.0,
+                _ => (55.0 * Form::OUT - 59.0 * e(0) + 37.0 * e(1) - 9.0 * e(2)) / 24.0,
+            };
+            slots.begun = if i == 0 { Form::X } else { Form::kept(BEGUN) };
+            steps.push(process.step(t, process.transfer(x, way, output), slots.keep(!repeated)));
+        }
+        Ok(Walk { steps, start: 1.0, clip: Clip::None })
+    }
+}
+
+/// The first three steps, of four evaluations each (equation 13).
+fn runge_kutta(
+    process: &Process,
+    timesteps: &[isize],
+    stride: isize,
+    slots: &mut Slots,
+    steps: &mut Vec<Step>,
+) -> Result<()> {
+    let half = stride / 2;
+    // Both ends and the middle of each of the last three intervals, falling, each middle and each inner end
+    // twice.
+    let fine: Vec<isize> = timesteps[timesteps.len() - 4..].iter().flat_map(|&t| [t, t + half]).collect();
+    let doubled: Vec<isize> = fine[..fine.len() - 1].iter().flat_map(|&t| [t, t]).collect();
+    let visited: Vec<isize> = doubled[1..doubled.len() - 1].iter().rev().copied().collect();
+    for (i, &t) in visited.iter().enumerate() {
+        let from = visited[i / 4 * 4];
+        let to = if i % 2 == 1 { t } else { t - half };
+        if from >= process.scheduler.timesteps as isize {
+            return Err(Error::usage("PNDM would look beyond the last timestep").hint("take fewer steps"));
+        }
+        let mut output = Form::OUT;
+        let mut x = Form::kept(BEGUN);
+        slots.begun = Form::kept(BEGUN);
+        match i % 4 {
+            0 => {
+                (x, slots.begun) = (Form::X, Form::X);
+                slots.sum = Form::OUT / 6.0;
+                slots.outputs += 1;
+            }
+            3 => {
+                output = Form::kept(SUM) + Form::OUT / 6.0;
+                slots.sum = Form::ZERO;
+            }
+            _ => slots.sum = Form::kept(SUM) + Form::OUT / 3.0,
+        }
+        steps.push(process.step(t, process.transfer(x, [from, to], output), slots.keep(i % 4 == 0)));
+    }
+    Ok(())
+}
