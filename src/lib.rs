@@ -82,3 +82,4 @@ pub mod state;
 pub mod tape;
 pub mod tensor;
 pub mod train;
+pub mod weights;

@@ -6,6 +6,7 @@ mod command_line;
 mod engine;
 mod golden;
 mod golden_vae;
+mod hostile_files;
 mod house;
 mod kernels;
 mod reference;
