@@ -19,7 +19,7 @@
 //! |---|---|---|
 //! | 8 | [`cli`] | everything |
 //! | 7 | [`train`], [`sample`], [`figures`], [`codec`] (a trained VAE at work), [`latent_file`], `bench` | everything below |
-//! | 6 | [`models`] (U-Net, VAE), [`diffusion`], [`data`], [`checkpoint`], [`recipe`], [`run`] | ops and layers |
+//! | 6 | [`models`] (U-Net, VAE), [`diffusion`], [`data`], [`checkpoint`], [`recipe`], [`run`], [`weights`] (files of other programs), [`diffusers`] (folders of that library) | ops and layers |
 //! | 5 | [`nn`] (parameters and layers), [`optim`] (learning rates, EMA) | ops |
 //! | 4 | [`ops`] | the tape; an op never knows another |
 //! | 3 | [`launch`], [`tape`], [`plan`], [`program`], [`state`] | tensors and kernels |
@@ -60,6 +60,7 @@ pub mod cli;
 pub mod codec;
 pub mod data;
 pub mod device;
+pub mod diffusers;
 pub mod diffusion;
 pub mod error;
 pub mod figures;

@@ -9,7 +9,7 @@ use crate::sample::{Options, Trained};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// A run folder, or one of its checkpoints
+    /// A run folder, one of its checkpoints, or a folder of the diffusers library
     run: PathBuf,
     /// How many samples
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -37,6 +37,9 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let device = device(&arguments.device)?;
     let trained = Trained::open(&arguments.run, &device)?;
+    for remark in trained.remarks() {
+        note(&format!("note: {remark}"));
+    }
     let recipe = trained.recipe();
     let timesteps = recipe.timesteps;
     let steps = arguments.steps.unwrap_or(timesteps);
