@@ -19,7 +19,7 @@
 //! |---|---|---|
 //! | 8 | [`cli`] | everything |
 //! | 7 | [`train`], [`sample`], [`figures`], [`codec`] (a trained VAE at work), [`latent_file`], `bench` | everything below |
-//! | 6 | [`models`] (U-Net, VAE), [`diffusion`], [`data`], [`checkpoint`], [`recipe`], [`run`], [`weights`] (files of other programs), [`diffusers`] (folders of that library) | ops and layers |
+//! | 6 | [`models`], [`diffusion`], [`data`], [`checkpoint`], [`recipe`], [`run`], [`weights`], [`diffusers`] | ops and layers |
 //! | 5 | [`nn`] (parameters and layers), [`optim`] (learning rates, EMA) | ops |
 //! | 4 | [`ops`] | the tape; an op never knows another |
 //! | 3 | [`launch`], [`tape`], [`plan`], [`program`], [`state`] | tensors and kernels |

@@ -5,6 +5,7 @@ mod bench;
 mod command_line;
 mod engine;
 mod golden;
+mod golden_diffusers;
 mod golden_vae;
 mod hostile_files;
 mod house;
