@@ -96,6 +96,16 @@ pub fn save_ema(path: &Path, params: &Params, step: u64, recipe: &Recipe, ema: &
     save_sets(path, params, step, recipe, &[(SETS[1], ema)])
 }
 
+/// Saves parameters under their own names, as other programs of the field expect them.
+///
+/// # Errors
+/// As [`write_whole`].
+pub fn save_plain(path: &Path, params: &Params, flat: &[f32]) -> Result<()> {
+    let of = |spec| Stored { spec, flat, shape: Spec::file_shape(spec) };
+    let tensors = params.specs().iter().map(|spec| (spec.name.clone(), of(spec)));
+    write_views(path, tensors, "format", "pt".to_owned())
+}
+
 fn save_sets(
     path: &Path,
     params: &Params,

@@ -1,13 +1,15 @@
 //! A trained VAE at work: images to latents and back, a batch at a time.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
 use crate::checkpoint::{self, Loaded, fingerprint};
 use crate::device::{Buffer, Device};
+use crate::diffusers::{self, Part};
 use crate::error::{Error, Result};
-use crate::models::{params_of, vae};
+use crate::models::{autoencoder, params_of, vae};
 use crate::nn::{self, Params, Scope};
 use crate::program::{Plan, Program, Sharing};
 use crate::recipe::{Recipe, System};
@@ -45,6 +47,11 @@ impl Posterior {
         assert_eq!(eps.len(), self.mean.len(), "posterior: noise for {} numbers", self.mean.len());
         self.mean.iter().zip(self.sigma()).zip(eps).map(|((m, s), e)| m + a * s * e).collect()
     }
+}
+
+fn no_vae(path: &Path) -> Error {
+    Error::new(format!("{} is a diffusion model of pixels, not a VAE", path.display()))
+        .hint("give a run of a VAE, such as `denoir train faces-vae` makes")
 }
 
 /// A compiled half of the VAE for [`BATCH`] samples or fewer.
@@ -85,18 +92,39 @@ impl Codec {
         recipe.validate().map_err(Error::in_a_file)?;
         let params = params_of(recipe);
         let values = loaded.set("ema", &params.borrow())?;
-        let weights = device.alloc("vae", values.len() * 4)?;
-        device.write(&weights, 0, bytemuck::cast_slice(&values))?;
-        let fingerprint = fingerprint(&values);
-        let codec = Codec::of(device, recipe, params, weights);
-        Ok(Codec { fingerprint, step: loaded.header.step, ..codec })
+        let codec = Codec::with(recipe, &values, device)?;
+        Ok(Codec { step: loaded.header.step, ..codec })
     }
 
-    /// The VAE that `path` means: a VAE's run or checkpoint, or a latent diffusion run, which holds one.
+    /// The VAE of a folder of the diffusers library.
+    ///
+    /// # Errors
+    /// When it does not fit into memory.
+    pub fn of_part(part: &Part, device: &Device) -> Result<Codec> {
+        Codec::with(&part.recipe, &part.weights, device)
+    }
+
+    /// `values`: the parameters, flat.
+    fn with(recipe: &Recipe, values: &[f32], device: &Device) -> Result<Codec> {
+        let weights = device.alloc("vae", values.len() * 4)?;
+        device.write(&weights, 0, bytemuck::cast_slice(values))?;
+        let codec = Codec::of(device, recipe, params_of(recipe), weights);
+        Ok(Codec { fingerprint: fingerprint(values), ..codec })
+    }
+
+    /// The VAE that `path` means: a VAE's run or checkpoint, a latent diffusion run, which holds one, or a
+    /// folder of the diffusers library.
     ///
     /// # Errors
     /// As [`Codec::load`], and when there is none.
     pub fn open(path: &Path, device: &Device) -> Result<Codec> {
+        if diffusers::is_folder(path) {
+            let folder = diffusers::open(path)?;
+            let has_vae = folder.model.recipe.system == System::Vae;
+            let part = folder.vae.or_else(|| has_vae.then_some(folder.model));
+            let Some(part) = part else { return Err(no_vae(path)) };
+            return Codec::of_part(&part, device);
+        }
         if path.is_file() {
             let loaded = checkpoint::load(path)?;
             return match (loaded.recipe.system, Run::of_checkpoint(path)) {
@@ -109,10 +137,7 @@ impl Codec {
         match recipe.system {
             System::Vae => Codec::load(&run.newest()?, device),
             System::Ldm => Codec::of_ldm(&run, &recipe, device),
-            System::Ddpm => {
-                Err(Error::new(format!("{} is a diffusion model of pixels, not a VAE", path.display()))
-                    .hint("give a run of a VAE, such as `denoir train faces-vae` makes"))
-            }
+            System::Ddpm => Err(no_vae(path)),
         }
     }
 
@@ -258,17 +283,34 @@ impl Codec {
         })
     }
 
-    /// Decodes latents `[N, h, w, c]`, not scaled, to images `[N, H, W, C]` in [-1, 1].
+    /// Decodes latents `[N, h, w, c]`, not scaled, to images `[N, H, W, C]` in [-1, 1]. A VQModel rounds
+    /// them to its codebook first.
     ///
     /// # Errors
     /// As [`Codec::encode`].
     pub fn decode(&self, latents: &[f32]) -> Result<Vec<f32>> {
         let [h, w, c] = self.latent();
-        self.in_batches(&self.decoder, latents, h * w * c, |tape, samples| {
+        let latents = match self.codebook()? {
+            Some(codebook) => Cow::Owned(autoencoder::quantised(latents, &codebook, c)),
+            None => Cow::Borrowed(latents),
+        };
+        self.in_batches(&self.decoder, &latents, h * w * c, |tape, samples| {
             let z = tape.stored("in", 0, [samples, h, w, c]);
             let raw = vae::decode(&self.recipe.vae, &Scope::new(tape, &self.params), &z, self.image());
-            vae::image_of(&raw, self.recipe.reconstruction)
+            vae::image_of(&self.recipe.vae, &raw, self.recipe.reconstruction)
         })
+    }
+
+    /// The vectors that a VQModel knows, `[codes, c]`.
+    fn codebook(&self) -> Result<Option<Vec<f32>>> {
+        if self.recipe.vae.kind != vae::VaeKind::Vq {
+            return Ok(None);
+        }
+        let params = self.params.borrow();
+        let Some(spec) = params.find(autoencoder::CODEBOOK) else { unreachable!("a VQModel has a codebook") };
+        let mut values = vec![0.0_f32; spec.shape.elements()];
+        self.device.read(&self.weights, spec.first * 4, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(Some(values))
     }
 
     /// Runs one half over all samples; it is compiled when it is first used, or for another size of batch.

@@ -19,7 +19,7 @@
 //! |---|---|---|
 //! | 8 | [`cli`] | everything |
 //! | 7 | [`train`], [`sample`], [`figures`], [`codec`] (a trained VAE at work), [`latent_file`], `bench` | everything below |
-//! | 6 | [`models`] (U-Net, VAE), [`diffusion`], [`data`], [`checkpoint`], [`recipe`], [`run`] | ops and layers |
+//! | 6 | [`models`], [`diffusion`], [`data`], [`checkpoint`], [`recipe`], [`run`], [`weights`], [`diffusers`] | ops and layers |
 //! | 5 | [`nn`] (parameters and layers), [`optim`] (learning rates, EMA) | ops |
 //! | 4 | [`ops`] | the tape; an op never knows another |
 //! | 3 | [`launch`], [`tape`], [`plan`], [`program`], [`state`] | tensors and kernels |
@@ -64,6 +64,7 @@ pub mod cli;
 pub mod codec;
 pub mod data;
 pub mod device;
+pub mod diffusers;
 pub mod diffusion;
 pub mod error;
 pub mod figures;
@@ -87,3 +88,4 @@ pub mod tape;
 pub mod tensor;
 pub mod torch;
 pub mod train;
+pub mod weights;

@@ -251,6 +251,18 @@ impl Run {
         }
     }
 
+    /// The checkpoint that a path means, the newest of a run or itself, and the run that it lies in.
+    ///
+    /// # Errors
+    /// As [`Run::open`] and [`Run::newest`].
+    pub fn checkpoint_of(path: &Path) -> Result<(Loaded, Option<Run>)> {
+        if path.is_file() {
+            return Ok((checkpoint::load(path)?, Run::of_checkpoint(path)));
+        }
+        let run = Run::open(path)?;
+        Ok((run.newest()?, Some(run)))
+    }
+
     /// Deletes all but the newest `keep` checkpoints, and what a crash left half written.
     pub fn prune(&self, keep: usize) {
         let all = self.checkpoints();

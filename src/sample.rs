@@ -5,9 +5,9 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
-use crate::checkpoint;
 use crate::codec::Codec;
 use crate::device::{Buffer, Device};
+use crate::diffusers;
 use crate::diffusion::{Clip, Model, Precision, Scheduler, Walk};
 use crate::error::{Error, Result};
 use crate::models::{model_of, params_of};
@@ -305,29 +305,34 @@ pub struct Trained {
     params: Rc<RefCell<Params>>,
     weights: Buffer,
     codec: Option<Codec>,
+    remarks: Vec<String>,
+}
+
+/// Says that what `path` holds is no diffusion model, if so.
+fn check_diffuses(path: &Path, recipe: &Recipe) -> Result<()> {
+    if recipe.system != System::Vae {
+        return Ok(());
+    }
+    let shown = path.display();
+    Err(Error::new(format!("{shown} is a VAE: it has no diffusion process to sample with")).hint(format!(
+        "draw from its prior with `denoir figure grid {shown}`, or train latent diffusion on it with `denoir \
+         train faces-ldm --vae {shown}`"
+    )))
 }
 
 impl Trained {
-    /// Opens a run, or one of its checkpoints, with the moving average of its weights.
+    /// Opens a run, or one of its checkpoints, with the moving average of its weights; or a folder of the
+    /// diffusers library.
     ///
     /// # Errors
     /// When it is damaged, is no diffusion model, lacks its VAE, or does not fit into memory.
     pub fn open(path: &Path, device: &Device) -> Result<Trained> {
-        let (loaded, run) = if path.is_file() {
-            (checkpoint::load(path)?, Run::of_checkpoint(path))
-        } else {
-            let run = Run::open(path)?;
-            (run.newest()?, Some(run))
-        };
-        let recipe = loaded.recipe.clone();
-        if recipe.system == System::Vae {
-            let shown = path.display();
-            return Err(Error::new(format!("{shown} is a VAE: it has no diffusion process to sample with"))
-                .hint(format!(
-                    "draw from its prior with `denoir figure grid {shown}`, or train latent diffusion on it \
-                     with `denoir train faces-ldm --vae {shown}`"
-                )));
+        if diffusers::is_folder(path) {
+            return Trained::of_folder(path, device);
         }
+        let (loaded, run) = Run::checkpoint_of(path)?;
+        let recipe = loaded.recipe.clone();
+        check_diffuses(path, &recipe)?;
         recipe.validate().map_err(Error::in_a_file)?;
         let codec = match (recipe.system, run) {
             (System::Ldm, Some(run)) => Some(Codec::of_ldm(&run, &recipe, device)?),
@@ -339,9 +344,30 @@ impl Trained {
         };
         let params = params_of(&recipe);
         let values = loaded.set("ema", &params.borrow())?;
+        Trained::with(recipe, &values, codec, device)
+    }
+
+    /// Opens a pipeline, or a bare model, of the diffusers library.
+    fn of_folder(path: &Path, device: &Device) -> Result<Trained> {
+        let folder = diffusers::open(path)?;
+        check_diffuses(path, &folder.model.recipe)?;
+        let codec = folder.vae.as_ref().map(|vae| Codec::of_part(vae, device)).transpose()?;
+        let trained = Trained::with(folder.model.recipe, &folder.model.weights, codec, device)?;
+        Ok(Trained { remarks: folder.remarks, ..trained })
+    }
+
+    /// `values`: the parameters, flat.
+    fn with(recipe: Recipe, values: &[f32], codec: Option<Codec>, device: &Device) -> Result<Trained> {
+        let params = params_of(&recipe);
         let weights = device.alloc("parameters", values.len() * 4)?;
-        device.write(&weights, 0, bytemuck::cast_slice(&values))?;
-        Ok(Trained { device: device.clone(), model: model_of(&recipe), recipe, params, weights, codec })
+        device.write(&weights, 0, bytemuck::cast_slice(values))?;
+        let (model, remarks) = (model_of(&recipe), Vec::new());
+        Ok(Trained { device: device.clone(), model, recipe, params, weights, codec, remarks })
+    }
+
+    /// What the user should know about the folder that it was read from.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 
     pub fn recipe(&self) -> &Recipe {

@@ -204,11 +204,11 @@ fn autoencoder(workload: &Workload, scope: &Scope, given: &Given) -> Result<Reco
         kl = Some(gaussian_kl(&mean, log_var));
     }
     let raw = vae::decode(config, scope, &z, [h, w, c]);
-    let reconstruction = vae::loss(&raw, &x, recipe.reconstruction);
+    let reconstruction = vae::loss(&recipe.vae, &raw, &x, recipe.reconstruction);
     let loss = kl.map_or_else(|| reconstruction.clone(), |kl| add(&reconstruction, &kl));
     let out = match recipe.reconstruction {
         Reconstruction::Bce => raw,
-        _ => vae::image_of(&raw, recipe.reconstruction),
+        _ => vae::image_of(&recipe.vae, &raw, recipe.reconstruction),
     };
     given.check_surplus(&workload.params().borrow(), &names)?;
     Ok(Recorded { out, loss, inputs })

@@ -170,7 +170,7 @@ fn decoder(workload: &Workload, device: &Device, weights: &Buffer) -> Result<Inn
     let tape = Tape::new();
     let z = tape.stored("z", 0, [workload.batch(), h, w, c]);
     let raw = vae::decode(&recipe.vae, &Scope::new(&tape, &params), &z, workload.image());
-    let image = vae::image_of(&raw, recipe.reconstruction);
+    let image = vae::image_of(&recipe.vae, &raw, recipe.reconstruction);
     let plan = Plan::new(&tape, &[&image], device);
     let program = Program::compile(&plan, device, &[(nn::STORE, weights)], Sharing::Shared)?;
     program.write("z", &numbers(1, z.elements()))?;

@@ -3,7 +3,9 @@
 mod bench;
 mod data;
 mod devices;
+mod export;
 mod figure;
+mod import;
 mod latents;
 mod on;
 mod output;
@@ -47,6 +49,10 @@ enum Command {
     Encode(latents::EncodeArguments),
     /// Latents back to images
     Decode(latents::DecodeArguments),
+    /// A folder of the diffusers library as a run, which can be trained on
+    Import(import::Arguments),
+    /// A run as a folder that the diffusers library loads
+    Export(export::Arguments),
     /// Time fixed workloads, after their results are checked
     Bench(bench::Arguments),
     /// Where the time of a step goes: each kernel beside the device's ceilings
@@ -84,6 +90,8 @@ pub fn main() -> ExitCode {
         Command::Figure(a) => figure::run(&a),
         Command::Encode(a) => latents::encode(&a),
         Command::Decode(a) => latents::decode(&a),
+        Command::Import(a) => import::run(&a),
+        Command::Export(a) => export::run(&a),
         Command::Bench(a) => bench::run(&a),
         Command::Profile(a) => profile::run(&a),
         Command::Tune(a) => tune::run(&a),

@@ -15,7 +15,7 @@ const USUAL_STEPS: usize = 50;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// A run folder, or one of its checkpoints
+    /// A run folder, one of its checkpoints, or a folder of the diffusers library
     run: PathBuf,
     /// How many samples
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -106,6 +106,9 @@ impl Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let device = arguments.on.open()?;
     let trained = Trained::open(&arguments.run, &device)?;
+    for remark in trained.remarks() {
+        note(&format!("note: {remark}"));
+    }
     let recipe = trained.recipe();
     let options = arguments.options(recipe)?;
     let classes = recipe.unet.num_class_embeds;

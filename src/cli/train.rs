@@ -103,7 +103,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     progress.finish_and_clear();
     let mut session = opened?;
-    if arguments.resume.is_some() && session.trainer().step() == 0 {
+    if arguments.resume.is_some() && session.run_folder().checkpoints().is_empty() {
         note("note: the run has no checkpoint yet, so it begins at step 1");
     }
     train(&mut session, &device)

@@ -1,6 +1,7 @@
 //! Models: functions that record themselves on a tape.
 
 pub mod arena;
+pub mod autoencoder;
 pub mod unet;
 pub mod unet_order;
 pub mod vae;

@@ -10,7 +10,7 @@ use crate::ops::arithmetic::{add, affine, mul};
 use crate::ops::concat::{concat, split};
 use crate::ops::conv2d::Padding;
 use crate::ops::embedding::embedding;
-use crate::ops::resample::upsample_nearest;
+use crate::ops::resample::{average_pool, upsample_nearest};
 use crate::ops::timestep_embedding::timestep_embedding;
 use crate::tape::Tensor;
 
@@ -29,6 +29,8 @@ pub struct UNetConfig {
     /// Cosines first.
     pub flip_sin_to_cos: bool,
     pub down_block_types: Vec<String>,
+    /// Whether there is a block between the way down and the way up.
+    pub mid_block: bool,
     pub up_block_types: Vec<String>,
     pub block_out_channels: Vec<usize>,
     pub layers_per_block: usize,
@@ -36,6 +38,10 @@ pub struct UNetConfig {
     pub mid_block_scale_factor: f32,
     /// 0: one row below and one column to the right, as the google/ddpm models have it.
     pub downsample_padding: usize,
+    /// How levels with attention halve their images: `conv` or `resnet`.
+    pub downsample_type: String,
+    /// And how they double them.
+    pub upsample_type: String,
     pub dropout: f32,
     /// `silu`, `relu` or `gelu`.
     pub act_fn: String,
@@ -67,11 +73,14 @@ impl Default for UNetConfig {
             freq_shift: 0.0,
             flip_sin_to_cos: true,
             down_block_types: names([DOWN, ATTN_DOWN, ATTN_DOWN, ATTN_DOWN]),
+            mid_block: true,
             up_block_types: names([ATTN_UP, ATTN_UP, ATTN_UP, UP]),
             block_out_channels: vec![224, 448, 672, 896],
             layers_per_block: 2,
             mid_block_scale_factor: 1.0,
             downsample_padding: 1,
+            downsample_type: CONV.to_owned(),
+            upsample_type: CONV.to_owned(),
             dropout: 0.0,
             act_fn: "silu".to_owned(),
             attention_head_dim: 8,
@@ -91,12 +100,26 @@ fn times(n: usize) -> String {
 }
 
 /// Most channels that the attention kernels give a head.
-const WIDEST_HEAD: usize = 512;
+pub(super) const WIDEST_HEAD: usize = 512;
 
 const DOWN: &str = "DownBlock2D";
 const ATTN_DOWN: &str = "AttnDownBlock2D";
 const UP: &str = "UpBlock2D";
 const ATTN_UP: &str = "AttnUpBlock2D";
+const RESNET_DOWN: &str = "ResnetDownsampleBlock2D";
+const RESNET_UP: &str = "ResnetUpsampleBlock2D";
+const CONV: &str = "conv";
+const RESNET: &str = "resnet";
+
+/// The activation that a configuration means by `act_fn`.
+pub(super) fn activation_called(name: &str) -> Option<Activation> {
+    match name {
+        "silu" | "swish" => Some(Activation::Silu),
+        "relu" => Some(Activation::Relu),
+        "gelu" => Some(Activation::Gelu),
+        _ => None,
+    }
+}
 
 impl UNetConfig {
     /// A net with these widths, attention at the levels where `attention` says so, and defaults otherwise.
@@ -113,12 +136,7 @@ impl UNetConfig {
     }
 
     fn activation(&self) -> Option<Activation> {
-        match self.act_fn.as_str() {
-            "silu" | "swish" => Some(Activation::Silu),
-            "relu" => Some(Activation::Relu),
-            "gelu" => Some(Activation::Gelu),
-            _ => None,
-        }
+        activation_called(&self.act_fn)
     }
 
     fn scale_shift(&self) -> bool {
@@ -154,8 +172,8 @@ impl UNetConfig {
             );
         }
         for (key, types, known) in [
-            ("down_block_types", &self.down_block_types, [DOWN, ATTN_DOWN]),
-            ("up_block_types", &self.up_block_types, [UP, ATTN_UP]),
+            ("down_block_types", &self.down_block_types, [DOWN, ATTN_DOWN, RESNET_DOWN]),
+            ("up_block_types", &self.up_block_types, [UP, ATTN_UP, RESNET_UP]),
         ] {
             if types.len() != levels {
                 return bad(
@@ -212,7 +230,7 @@ impl UNetConfig {
         for (level, &c) in self.block_out_channels.iter().enumerate() {
             let attends = self.down_block_types[level] == ATTN_DOWN
                 || self.up_block_types[levels - 1 - level] == ATTN_UP
-                || level + 1 == levels && self.add_attention;
+                || level + 1 == levels && self.add_attention && self.mid_block;
             if attends && self.attention_head_dim == 0 && c > WIDEST_HEAD {
                 return bad(
                     format!("one attention head would be {c} channels wide"),
@@ -250,6 +268,13 @@ impl UNetConfig {
                 format!("unet.resnet_time_scale_shift is {:?}", self.resnet_time_scale_shift),
                 "choose default or scale_shift",
             );
+        }
+        for (key, value) in
+            [("downsample_type", &self.downsample_type), ("upsample_type", &self.upsample_type)]
+        {
+            if ![CONV, RESNET].contains(&value.as_str()) {
+                return bad(format!("unet.{key} is {value:?}"), "choose conv or resnet");
+            }
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return bad(format!("unet.dropout is {}", self.dropout), "it must be at least 0 and below 1");
@@ -314,7 +339,9 @@ pub fn unet(config: &UNetConfig, s: &Scope, x: &Tensor, t: &Tensor, labels: Opti
         let s = s.sub(format!("down_blocks.{level}"));
         hidden = context.down(&s, hidden, level, c, &mut skips);
     }
-    hidden = context.middle(&s.sub("mid_block"), hidden);
+    if config.mid_block {
+        hidden = context.middle(&s.sub("mid_block"), hidden);
+    }
     for (level, &c) in config.block_out_channels.iter().rev().enumerate() {
         let s = s.sub(format!("up_blocks.{level}"));
         hidden = context.up(&s, hidden, level, c, &mut skips);
@@ -354,7 +381,7 @@ impl Context<'_> {
         let config = self.config;
         let attends = config.down_block_types[level] == ATTN_DOWN;
         for layer in 0..config.layers_per_block {
-            hidden = s.block(|| self.resnet(&s.sub(format!("resnets.{layer}")), &hidden, c, 1.0));
+            hidden = s.block(|| self.resnet(&s.sub(format!("resnets.{layer}")), &hidden, c, 1.0, Size::Same));
             if attends {
                 let s = s.sub(format!("attentions.{layer}"));
                 hidden = s.block(|| self.attend(&s, &hidden, Some(config.norm_num_groups)));
@@ -362,10 +389,16 @@ impl Context<'_> {
             skips.push(hidden.clone());
         }
         if level + 1 < config.block_out_channels.len() {
-            let padding =
-                if config.downsample_padding == 0 { Padding::BOTTOM_RIGHT } else { Padding::same(1) };
-            let form = Conv { stride: 2, padding, ..Conv::same(c) };
-            hidden = conv(&s.sub("downsamplers.0.conv"), &hidden, form, None, None);
+            let s = s.sub("downsamplers.0");
+            let kind = config.down_block_types[level].as_str();
+            hidden = if kind == RESNET_DOWN || kind == ATTN_DOWN && config.downsample_type == RESNET {
+                s.block(|| self.resnet(&s, &hidden, c, 1.0, Size::Halved))
+            } else {
+                let padding =
+                    if config.downsample_padding == 0 { Padding::BOTTOM_RIGHT } else { Padding::same(1) };
+                let form = Conv { stride: 2, padding, ..Conv::same(c) };
+                conv(&s.sub("conv"), &hidden, form, None, None)
+            };
             skips.push(hidden.clone());
         }
         hidden
@@ -374,7 +407,7 @@ impl Context<'_> {
     fn middle(&self, s: &Scope, hidden: Tensor) -> Tensor {
         let config = self.config;
         let (c, scale) = (hidden.shape().last(), config.mid_block_scale_factor);
-        let mut hidden = s.block(|| self.resnet(&s.sub("resnets.0"), &hidden, c, scale));
+        let mut hidden = s.block(|| self.resnet(&s.sub("resnets.0"), &hidden, c, scale, Size::Same));
         if config.add_attention {
             let groups = match config.attn_norm_num_groups {
                 0 => (!config.scale_shift()).then_some(config.norm_num_groups),
@@ -383,7 +416,7 @@ impl Context<'_> {
             hidden = s.block(|| self.attend(&s.sub("attentions.0"), &hidden, groups));
             hidden = divided(s, hidden, scale);
         }
-        s.block(|| self.resnet(&s.sub("resnets.1"), &hidden, c, scale))
+        s.block(|| self.resnet(&s.sub("resnets.1"), &hidden, c, scale, Size::Same))
     }
 
     fn up(&self, s: &Scope, mut hidden: Tensor, level: usize, c: usize, skips: &mut Vec<Tensor>) -> Tensor {
@@ -394,7 +427,7 @@ impl Context<'_> {
             let skip = skips.pop().unwrap_or_else(|| unreachable!("as many skips as layers on the way up"));
             hidden = s.block(|| {
                 let both = s_layer.label(|| concat(&[&hidden, &skip]));
-                self.resnet(&s_layer, &both, c, 1.0)
+                self.resnet(&s_layer, &both, c, 1.0, Size::Same)
             });
             if attends {
                 let s = s.sub(format!("attentions.{layer}"));
@@ -402,18 +435,30 @@ impl Context<'_> {
             }
         }
         if level + 1 < config.block_out_channels.len() {
-            let s = s.sub("upsamplers.0.conv");
-            hidden = s.label(|| upsample_nearest(&hidden, 2));
-            hidden = conv(&s, &hidden, Conv::same(c), None, None);
+            let s = s.sub("upsamplers.0");
+            let kind = config.up_block_types[level].as_str();
+            hidden = if kind == RESNET_UP || kind == ATTN_UP && config.upsample_type == RESNET {
+                s.block(|| self.resnet(&s, &hidden, c, 1.0, Size::Doubled))
+            } else {
+                let s = s.sub("conv");
+                conv(&s, &s.label(|| upsample_nearest(&hidden, 2)), Conv::same(c), None, None)
+            };
         }
         hidden
     }
 
-    /// Two convolutions around the timestep embedding, and a shortcut. The sum is divided by `scale`.
-    fn resnet(&self, s: &Scope, x: &Tensor, c: usize, scale: f32) -> Tensor {
+    /// Two convolutions around the timestep embedding, and a shortcut. The sum is divided by `scale`. Where
+    /// the size changes, it does so before the first convolution and in the shortcut.
+    fn resnet(&self, s: &Scope, x: &Tensor, c: usize, scale: f32, size: Size) -> Tensor {
         let config = self.config;
         let (groups, eps) = (config.norm_num_groups, config.norm_eps);
         let hidden = group_norm(&s.sub("norm1"), x, groups, eps, self.act);
+        let resized = |x: &Tensor| match size {
+            Size::Same => x.clone(),
+            Size::Halved => s.label(|| average_pool(x, 2)),
+            Size::Doubled => s.label(|| upsample_nearest(x, 2)),
+        };
+        let (x, hidden) = (&resized(x), resized(&hidden));
         let form = Conv::same(c);
         let project = |width| linear(&s.sub("time_emb_proj"), &self.temb, width);
         let hidden = if config.scale_shift() {
@@ -441,6 +486,14 @@ impl Context<'_> {
         let heads = self.config.heads(x.shape().last());
         attention_block(s, x, groups, self.config.norm_eps, heads, self.config.zero_init)
     }
+}
+
+/// What a residual block makes of its image's size.
+#[derive(Clone, Copy)]
+enum Size {
+    Same,
+    Halved,
+    Doubled,
 }
 
 fn divided(s: &Scope, x: Tensor, scale: f32) -> Tensor {

@@ -1,5 +1,5 @@
-//! Variational autoencoders: a convolutional one of residual blocks, and one of plain layers; without the
-//! Gaussian, autoencoders.
+//! Variational autoencoders: a convolutional one of residual blocks, one of plain layers, and those of the
+//! reference library; without the Gaussian, autoencoders.
 //!
 //! Kingma & Welling 2014 (arXiv:1312.6114). The encoder gives the mean and the log-variance of a Gaussian
 //! over latents, the decoder an image from a latent. Parameters are called as in a PyTorch model of two
@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::autoencoder;
 use crate::error::{Error, Result};
 use crate::nn::{Conv, Scope, conv, conv_transpose, group_norm, linear};
 use crate::ops::activation::{Activation, activation};
@@ -25,6 +26,10 @@ pub enum VaeKind {
     Conv,
     /// Linear layers with ReLU between them.
     Mlp,
+    /// The reference library's `AutoencoderKL`.
+    Kl,
+    /// Its `VQModel`, which rounds latents to a codebook; it is not trained here.
+    Vq,
 }
 
 /// Options of a VAE.
@@ -33,15 +38,27 @@ pub enum VaeKind {
 pub struct VaeConfig {
     pub kind: VaeKind,
     pub in_channels: usize,
-    /// `conv`: channels of each level, from the image inwards; each level halves the image. `mlp`: widths
-    /// of the hidden layers.
+    /// `conv`: channels of each level, from the image inwards; each level halves the image. `kl` and `vq`:
+    /// likewise, but the last level does not. `mlp`: widths of the hidden layers.
     pub widths: Vec<usize>,
-    /// `conv`: channels of the latent image; `mlp`: size of the latent vector.
+    /// Channels of the latent image; `mlp`: size of the latent vector.
     pub latent: usize,
     pub norm_num_groups: usize,
+    /// Of `conv`.
     pub norm_eps: f32,
     /// False: an autoencoder, whose latent is a point instead of a Gaussian.
     pub variational: bool,
+    /// Of `kl` and `vq`, as are all that follow: residual blocks of a level; the decoder has one more.
+    pub layers_per_block: usize,
+    /// `silu`, `relu` or `gelu`.
+    pub act_fn: String,
+    pub mid_block_add_attention: bool,
+    pub use_quant_conv: bool,
+    pub use_post_quant_conv: bool,
+    /// `vq`: vectors of the codebook.
+    pub num_vq_embeddings: usize,
+    /// `vq`: channels between encoder and `quant_conv`; 0: as many as the latent has.
+    pub inner_channels: usize,
 }
 
 impl Default for VaeConfig {
@@ -54,6 +71,13 @@ impl Default for VaeConfig {
             norm_num_groups: 32,
             norm_eps: 1e-5,
             variational: true,
+            layers_per_block: 1,
+            act_fn: "silu".to_owned(),
+            mid_block_add_attention: true,
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+            num_vq_embeddings: 256,
+            inner_channels: 0,
         }
     }
 }
@@ -79,7 +103,26 @@ impl VaeConfig {
                 [small, small, self.latent]
             }
             VaeKind::Mlp => [1, 1, self.latent],
+            VaeKind::Kl | VaeKind::Vq => {
+                let small = side >> (self.widths.len() - 1);
+                [small, small, self.latent]
+            }
         }
+    }
+
+    /// Whether it is one of the reference library's.
+    pub fn is_reference(&self) -> bool {
+        matches!(self.kind, VaeKind::Kl | VaeKind::Vq)
+    }
+
+    /// The activation of `kl` and `vq`.
+    pub(super) fn activation(&self) -> Activation {
+        super::unet::activation_called(&self.act_fn).unwrap_or(Activation::Silu)
+    }
+
+    /// Channels between the convolutions around the latent.
+    pub(super) fn inner(&self) -> usize {
+        if self.inner_channels == 0 { self.latent } else { self.inner_channels }
     }
 
     /// Says what is wrong with the options, for square images of `side` pixels.
@@ -88,7 +131,7 @@ impl VaeConfig {
     /// Names the key and what it may be.
     pub fn validate(&self, side: usize) -> Result<()> {
         let bad = |message: String, hint: String| Err(Error::usage(message).hint(hint));
-        let most = if self.kind == VaeKind::Conv { 16_384 } else { 1 << 20 };
+        let most = if self.kind == VaeKind::Mlp { 1 << 20 } else { 16_384 };
         if self.widths.is_empty() || self.widths.iter().any(|&w| w == 0 || w > most) {
             let message = format!("vae.widths is {:?}", self.widths);
             return bad(message, format!("it needs at least one number, each from 1 to {most}"));
@@ -118,14 +161,53 @@ impl VaeConfig {
                 "choose a divisor of every number in vae.widths".to_owned(),
             );
         }
-        let factor = 1_usize.checked_shl(self.widths.len() as u32).unwrap_or(usize::MAX);
+        let halvings = self.widths.len() - usize::from(self.is_reference());
+        let factor = 1_usize.checked_shl(halvings as u32).unwrap_or(usize::MAX);
         if side == 0 || !side.is_multiple_of(factor) {
             return bad(
-                format!(
-                    "images of {side}x{side} pixels cannot be halved for each of {} levels",
-                    self.widths.len()
-                ),
+                format!("images of {side}x{side} pixels cannot be halved {halvings} times, for the levels"),
                 format!("choose a multiple of {factor}, or fewer numbers in vae.widths"),
+            );
+        }
+        if self.is_reference() { self.validate_reference() } else { Ok(()) }
+    }
+
+    fn validate_reference(&self) -> Result<()> {
+        let bad = |message: String, hint: &str| Err(Error::usage(message).hint(hint));
+        let ranges = [
+            ("layers_per_block", self.layers_per_block, 1, 64),
+            ("num_vq_embeddings", self.num_vq_embeddings, 1, 1 << 20),
+            ("inner_channels", self.inner_channels, 0, 4096),
+        ];
+        for (key, value, low, high) in ranges {
+            if value < low || value > high {
+                return bad(format!("vae.{key} is {value}"), &format!("it must be from {low} to {high}"));
+            }
+        }
+        if super::unet::activation_called(&self.act_fn).is_none() {
+            return bad(
+                format!("vae.act_fn: no activation called {:?}", self.act_fn),
+                "choose silu, relu or gelu",
+            );
+        }
+        let deepest = self.widths.last().copied().unwrap_or(0);
+        if self.mid_block_add_attention && deepest > super::unet::WIDEST_HEAD {
+            return bad(
+                format!("the attention head would be {deepest} channels wide"),
+                &format!("the last of vae.widths can be at most {}", super::unet::WIDEST_HEAD),
+            );
+        }
+        if self.variational != (self.kind == VaeKind::Kl) {
+            return bad(
+                format!("vae.variational is {}", self.variational),
+                "kl has a Gaussian, and vq has none",
+            );
+        }
+        let convolved = self.use_quant_conv && self.use_post_quant_conv;
+        if self.kind == VaeKind::Vq && !convolved || self.kind == VaeKind::Kl && self.inner_channels != 0 {
+            return bad(
+                "vae.use_quant_conv and vae.inner_channels".to_owned(),
+                "vq has both convolutions around its codebook; inner_channels is of vq alone",
             );
         }
         Ok(())
@@ -183,6 +265,7 @@ pub fn encode_moments(config: &VaeConfig, scope: &Scope, x: &Tensor) -> Tensor {
             conv(&layers.next(), &hidden, Conv::same(out), None, None)
         }
         VaeKind::Mlp => layers.mlp(&x.reshape([n, h * w * c]), config.widths.iter().copied(), out),
+        VaeKind::Kl | VaeKind::Vq => autoencoder::encode(config, scope, x),
     }
 }
 
@@ -209,13 +292,15 @@ pub fn decode(config: &VaeConfig, scope: &Scope, z: &Tensor, [h, w, c]: [usize; 
                 layers.mlp(&z.reshape([n, config.latent]), config.widths.iter().rev().copied(), h * w * c);
             y.reshape([n, h, w, c])
         }
+        VaeKind::Kl | VaeKind::Vq => autoencoder::decode(config, scope, z, c),
     }
 }
 
 /// What the decoder gives as an image in [-1, 1]: `tanh`; where it gives logits, `2 sigmoid(x) - 1`, which
-/// is `tanh(x / 2)`.
-pub fn image_of(raw: &Tensor, reconstruction: Reconstruction) -> Tensor {
+/// is `tanh(x / 2)`. Those of the reference library give the image itself.
+pub fn image_of(config: &VaeConfig, raw: &Tensor, reconstruction: Reconstruction) -> Tensor {
     match reconstruction {
+        Reconstruction::Mse | Reconstruction::L1 if config.is_reference() => raw.clone(),
         Reconstruction::Mse | Reconstruction::L1 => activation(raw, Activation::Tanh),
         Reconstruction::Bce => activation(&affine(raw, 0.5, 0.0), Activation::Tanh),
     }
@@ -224,11 +309,11 @@ pub fn image_of(raw: &Tensor, reconstruction: Reconstruction) -> Tensor {
 /// The reconstruction's part of the loss, `[1]`: summed over the pixels of an image, averaged over the
 /// batch. `raw` as [`decode`] gives it, `images` in [-1, 1].
 #[track_caller]
-pub fn loss(raw: &Tensor, images: &Tensor, reconstruction: Reconstruction) -> Tensor {
+pub fn loss(config: &VaeConfig, raw: &Tensor, images: &Tensor, reconstruction: Reconstruction) -> Tensor {
     let pixels = (images.elements() / images.dims()[0]) as f32;
     let mean = match reconstruction {
-        Reconstruction::Mse => mse(&image_of(raw, reconstruction), images, None),
-        Reconstruction::L1 => l1(&image_of(raw, reconstruction), images, None),
+        Reconstruction::Mse => mse(&image_of(config, raw, reconstruction), images, None),
+        Reconstruction::L1 => l1(&image_of(config, raw, reconstruction), images, None),
         Reconstruction::Bce => bce_with_logits(raw, &affine(images, 0.5, 0.5), None),
     };
     affine(&mean, pixels, 0.0)

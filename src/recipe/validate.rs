@@ -2,7 +2,7 @@
 
 use super::{Optimizer, Recipe, Rng, System};
 use crate::error::{Error, Result};
-use crate::models::vae::VaeKind;
+use crate::models::vae::{Reconstruction, VaeKind};
 
 impl Recipe {
     /// Says what is wrong with the values, before anything else is done with them.
@@ -126,9 +126,12 @@ impl Recipe {
         if self.corrupt_mask >= 1.0 {
             return Err(Error::usage("corrupt_mask is 1").hint("it must be below 1: something must be seen"));
         }
+        if vae.is_reference() && self.reconstruction == Reconstruction::Bce {
+            return Err(Error::usage("reconstruction is bce").hint("kl and vq give images: choose mse or l1"));
+        }
         let pixels = (self.image_size * self.image_size) as u128;
         match vae.kind {
-            VaeKind::Conv => {
+            VaeKind::Conv | VaeKind::Kl | VaeKind::Vq => {
                 for (level, &c) in vae.widths.iter().enumerate() {
                     // On the way up a level's pixels still have the channels of the one below.
                     let widest = c.max(vae.widths.get(level + 1).copied().unwrap_or(c)) as u128;

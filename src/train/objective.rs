@@ -143,7 +143,7 @@ impl Objective {
         };
         let raw = vae::decode(config, scope, &z, image);
         tape.labelled("loss", || {
-            let reconstruction = vae::loss(&raw, &images, recipe.reconstruction);
+            let reconstruction = vae::loss(config, &raw, &images, recipe.reconstruction);
             let Some(log_var) = &log_var else {
                 return Loss {
                     total: reconstruction.clone(),

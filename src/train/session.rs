@@ -15,6 +15,7 @@ use crate::codec::Codec;
 use crate::data::{Dataset, Loader, Split, open_for, open_to_judge};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::models::vae::VaeKind;
 use crate::recipe::{Recipe, System};
 use crate::run::{Evaluation, Metrics, Run};
 
@@ -74,6 +75,11 @@ fn open_data(recipe: &Recipe, codec: Option<&Codec>) -> Result<Arc<dyn Dataset>>
         .hint(format!("set unet.num_class_embeds={classes}")));
     }
     Ok(dataset)
+}
+
+fn no_vq() -> Error {
+    Error::usage("a VQModel is not trained here")
+        .hint("train a VAE of kind kl, or latent diffusion on this one")
 }
 
 /// What a run works on besides its model.
@@ -154,6 +160,9 @@ impl Session {
             codec.check_fits(&recipe)?;
             codec.fingerprint().clone_into(&mut recipe.vae_fingerprint);
         }
+        if recipe.system == System::Vae && recipe.vae.kind == VaeKind::Vq {
+            return Err(no_vq());
+        }
         Run::check_free(out)?;
         let mut data = Data::open(&mut recipe, codec.as_ref(), None, progress)?;
         data.ahead = Some(data.load(&recipe, 0)?);
@@ -196,6 +205,9 @@ impl Session {
         mut recipe: Recipe,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Session> {
+        if recipe.system == System::Vae && recipe.vae.kind == VaeKind::Vq {
+            return Err(no_vq());
+        }
         let lock = run.lock()?;
         run.make_folders()?;
         let codec = match recipe.system {

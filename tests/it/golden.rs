@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use denoir::device::Device;
+use denoir::diffusers::config::{self, Model};
 use denoir::diffusion::{Schedule, Scheduler, Variance};
 use denoir::models::unet::{UNetConfig, unet};
 use denoir::nn::{self, Params, Scope};
@@ -20,17 +21,16 @@ use crate::reference::{
     Golden, Judge, check_names, devices, files, flat_gradients, flat_parameters, names, relative, to_f32,
 };
 
-/// The reference library's `config.json` as ours: null is 0, and keys that these models leave at their only
-/// value are dropped.
+/// The reference library's `config.json` as ours.
 fn config_of(json: &Value) -> UNetConfig {
-    let mut map = serde_json::Map::new();
-    let known = serde_json::to_value(UNetConfig::default()).unwrap();
-    for (key, value) in json.as_object().unwrap() {
-        if known.get(key).is_some() {
-            map.insert(key.clone(), if value.is_null() { Value::from(0) } else { value.clone() });
-        }
+    let mut json = json.clone();
+    json["_class_name"] = "UNet2DModel".into();
+    // Images that are no squares are no folders of diffusion models, but the network takes them.
+    json["sample_size"] = Value::Null;
+    match config::model(&json.to_string()).unwrap().model {
+        Model::UNet(config) => config,
+        other => panic!("{other:?}"),
     }
-    serde_json::from_value(Value::Object(map)).unwrap()
 }
 
 /// Output, gradient of the image and of every parameter against the f64 values of a golden file.

@@ -68,8 +68,8 @@ fn check_vae(name: &str, golden: &Golden, device: &Device) {
     });
     let z = gaussian.as_ref().map_or(&mean, |(_, z, _)| z);
     let raw = decode(&config, &scope, z, [h, w, c]);
-    let out = image_of(&raw, reconstruction);
-    let of_images = loss(&raw, &x_in, reconstruction);
+    let out = image_of(&config, &raw, reconstruction);
+    let of_images = loss(&config, &raw, &x_in, reconstruction);
     let total = match &gaussian {
         Some((_, _, kl)) => add(&of_images, &affine(kl, kl_weight, 0.0)),
         None => of_images.clone(),

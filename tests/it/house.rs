@@ -35,7 +35,7 @@ fn layer(module: &str) -> u32 {
         "ops" => 4,
         "check" => 4,
         "nn" | "optim" => 5,
-        "models" | "diffusion" | "data" | "checkpoint" | "recipe" | "run" => 6,
+        "models" | "diffusion" | "data" | "checkpoint" | "recipe" | "run" | "weights" | "diffusers" => 6,
         "codec" | "latent_file" | "sample" | "train" | "figures" | "bench" => 7,
         "cli" => 8,
         other => panic!("module {other} is not in the table of layers of tests/it/house.rs"),

@@ -84,13 +84,30 @@ CASES = {
     # One level (no samplers), a prime-sized image, groups of 2 of 6 channels; head_dim 4 does not divide 6, so there
     # is one head and to_q, to_k, to_v are [4, 6], to_out.0 is [6, 4].
     "inner_width": case((6,), "A", (5, 7), [11.0, 64.0], attention_head_dim=4, norm_num_groups=3, **ONE),
+    # As ADM has it: residual blocks that halve and double, in levels with attention and without; FiLM.
+    "resnet_samplers": case((4, 8, 4), "A--", (8, 12), [3.0, 71.0], attention_head_dim=4, norm_num_groups=2,
+                            resnet_time_scale_shift="scale_shift", attn_norm_num_groups=2, downsample_type="resnet",
+                            upsample_type="resnet", time_embedding_dim=8, **ONE),
+    # Nothing between the way down and the way up; residual samplers that plain levels do not heed.
+    "no_middle": case((4, 8), "-A", (8, 8), [12.0, 40.0], attention_head_dim=4, norm_num_groups=2, mid_block_type=None,
+                      downsample_type="resnet", upsample_type="resnet", time_embedding_dim=8, **ONE),
 }
+CASES["resnet_samplers"]["config"] |= dict(down_block_types=(A, "ResnetDownsampleBlock2D", D),
+                                           up_block_types=("ResnetUpsampleBlock2D", AU, U))
 
 
 # -------------------------------------------------------------------------------------------------------------- VAEs
 def vae(kind, in_channels, widths, latent, groups=32, eps=1e-5, variational=True):
     return dict(kind=kind, in_channels=in_channels, widths=list(widths), latent=latent, norm_num_groups=groups,
                 norm_eps=eps, variational=variational)
+
+
+def kl(in_channels, widths, latent, groups=32, **rest):
+    """AutoencoderKL, under our names."""
+    defaults = dict(layers_per_block=1, act_fn="silu", mid_block_add_attention=True, use_quant_conv=True,
+                    use_post_quant_conv=True)
+    return dict(kind="kl", in_channels=in_channels, widths=list(widths), latent=latent, norm_num_groups=groups,
+                variational=True) | defaults | rest
 
 
 def vae_case(config, size, batch, reconstruction, kl_weight=1.0):
@@ -125,4 +142,9 @@ VAE_CASES = {
     "mlp_mse": vae_case(vae("mlp", 3, (20, 12, 9), 5), 8, 4, "mse", 0.3),
     # One hidden layer, no posterior; a vector of odd length.
     "mlp_autoencoder": vae_case(vae("mlp", 3, (16,), 3, variational=False), 7, 3, "l1"),
+    # AutoencoderKL as it comes: a norm's eps of 1e-6, asymmetric padding, attention of one head, both 1x1 convolutions.
+    "kl_mse": vae_case(kl(3, (4, 8), 4, groups=2), 12, 2, "mse"),
+    # Three levels of two blocks, two of them equal; nothing that can be left out.
+    "kl_bare": vae_case(kl(1, (4, 4, 6), 2, groups=2, layers_per_block=2, mid_block_add_attention=False,
+                           use_quant_conv=False, use_post_quant_conv=False, act_fn="gelu"), 8, 3, "mse", 0.2),
 }

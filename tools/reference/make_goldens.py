@@ -25,6 +25,7 @@ from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 
 import configs
+import formats
 import unet_golden
 import vae_golden
 
@@ -330,6 +331,8 @@ def verify():
     """Reload what was written: names, shapes, dtypes, finite values, metadata, sizes."""
     total = 0
     for path in sorted(GOLDEN.iterdir()):
+        if path.is_dir():
+            continue
         size = path.stat().st_size
         total += size
         print(f"{size:9,}  {path.name}")
@@ -382,4 +385,6 @@ if __name__ == "__main__":
     optim()
     schedule()
     ops()
+    formats.write(GOLDEN)
+    write_book("diffusers_names.json", formats.names())
     verify()

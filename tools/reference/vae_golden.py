@@ -35,6 +35,7 @@ import math
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 
 from unet_golden import MATTERS, ZERO, relative, save
 
@@ -141,8 +142,41 @@ class MlpVae(nn.Module):
         return self.decoder(z).unflatten(1, self.image).permute(0, 3, 1, 2)
 
 
+class Reference(nn.Module):
+    """diffusers' AutoencoderKL or VQModel, by halves; the parameters keep their names."""
+
+    def __init__(self, c, size):
+        super().__init__()
+        model = theirs(c, size)
+        self.encoder, self.decoder = model.encoder, model.decoder
+        self.quant_conv = model.quant_conv or nn.Identity()
+        self.post_quant_conv = model.post_quant_conv or nn.Identity()
+        side = size >> (len(c["widths"]) - 1)
+        self.latent_shape = [c["latent"], side, side]
+
+    def rows(self, x):
+        return x
+
+    def encode(self, x):
+        return self.quant_conv(self.encoder(x))
+
+    def decode(self, z):
+        return self.decoder(self.post_quant_conv(z))
+
+
+def theirs(c, size):
+    """The library's model for our configuration."""
+    levels = len(c["widths"])
+    both = dict(in_channels=c["in_channels"], out_channels=c["in_channels"], block_out_channels=c["widths"],
+                down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels,
+                layers_per_block=c["layers_per_block"], act_fn=c["act_fn"], norm_num_groups=c["norm_num_groups"],
+                sample_size=size, mid_block_add_attention=c["mid_block_add_attention"])
+    return AutoencoderKL(latent_channels=c["latent"], use_quant_conv=c["use_quant_conv"],
+                         use_post_quant_conv=c["use_post_quant_conv"], **both)
+
+
 def model_of(config, size):
-    return {"conv": ConvVae, "mlp": MlpVae}[config["kind"]](config, size)
+    return {"conv": ConvVae, "mlp": MlpVae, "kl": Reference}[config["kind"]](config, size)
 
 
 def forward(model, config, loss, x, eps):
@@ -150,12 +184,14 @@ def forward(model, config, loss, x, eps):
     t = {}
     if config["variational"]:
         t["mean"], t["log_var"] = model.encode(x).chunk(2, dim=1)
+        if config["kind"] == "kl":
+            t["log_var"] = t["log_var"].clamp(-30, 20)
         t["z"] = t["mean"] + torch.exp(0.5 * t["log_var"]) * eps
     else:
         t["z"] = t["mean"] = model.encode(x)
     raw = model.decode(t["z"])
     kind, n = loss["reconstruction"], x.shape[0]
-    t["out"] = torch.tanh(raw / 2 if kind == "bce" else raw)
+    t["out"] = raw if config["kind"] == "kl" else torch.tanh(raw / 2 if kind == "bce" else raw)
     if kind == "bce":
         total = F.binary_cross_entropy_with_logits(raw, (x + 1) / 2, reduction="sum")
     else:
@@ -178,7 +214,8 @@ def build(config, loss, size, batch, seed):
     torch.manual_seed(seed)
     model = model_of(config, size)
     modules = dict(model.named_modules())
-    last = max(n for n in modules if n.startswith("encoder."))  # fewer than ten layers: the order is that of names
+    # Fewer than ten layers: the order is that of names.
+    last = "encoder.conv_out" if config["kind"] == "kl" else max(n for n in modules if n.startswith("encoder."))
     with torch.no_grad():
         for name, p in model.named_parameters():
             layer = modules[name.rsplit(".", 1)[0]]
@@ -250,7 +287,7 @@ def margin(model, config, loss, x, eps):
         forward(model, config, loss, x.double(), convert(eps, torch.float64))
     for hook in hooks:
         hook.remove()
-    return min(least)
+    return min(least, default=1.0)  # 1: there is no kink
 
 
 def run(model, dtype, config, loss, x, eps):

@@ -1,0 +1,45 @@
+//! `denoir export`
+
+use std::path::PathBuf;
+
+use super::print;
+use crate::checkpoint::{self, Loaded};
+use crate::diffusers::{self, Part};
+use crate::error::{Error, Result};
+use crate::models::params_of;
+use crate::recipe::System;
+use crate::run::Run;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// A run folder, or one of its checkpoints
+    run: PathBuf,
+    /// A new folder, for DDPMPipeline, LDMPipeline or AutoencoderKL to load
+    folder: PathBuf,
+    /// Which weights: their moving average (ema), or those of the last step (model)
+    #[arg(long, default_value = "ema", value_parser = ["ema", "model"])]
+    weights: String,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let folder = &arguments.folder;
+    diffusers::check_free(folder)?;
+    let (loaded, run) = Run::checkpoint_of(&arguments.run)?;
+    let model = part(&loaded, &arguments.weights)?;
+    let vae = match (model.recipe.system, run) {
+        (System::Ldm, Some(run)) => Some(part(&checkpoint::load(&run.vae_path())?, "ema")?),
+        (System::Ldm, None) => {
+            return Err(Error::new(format!("{} is outside its run folder", arguments.run.display()))
+                .hint("give the run: its VAE is needed too"));
+        }
+        _ => None,
+    };
+    diffusers::write(folder, &model, vae.as_ref())?;
+    print(&format!("{}\n", folder.display()))
+}
+
+fn part(loaded: &Loaded, set: &str) -> Result<Part> {
+    loaded.recipe.validate().map_err(Error::in_a_file)?;
+    let weights = loaded.set(set, &params_of(&loaded.recipe).borrow())?;
+    Ok(Part { recipe: loaded.recipe.clone(), weights })
+}

@@ -1,0 +1,85 @@
+//! `denoir import`
+
+use std::path::PathBuf;
+
+use super::{note, print, thousands};
+use crate::checkpoint::{self, Values};
+use crate::diffusers::{self, Part};
+use crate::error::{Error, Result};
+use crate::models::params_of;
+use crate::recipe::Recipe;
+use crate::run::Run;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// A folder of the diffusers library: a DDPM or latent diffusion pipeline, a UNet2DModel, an
+    /// AutoencoderKL or a VQModel
+    folder: PathBuf,
+    /// Folder of the run
+    out: PathBuf,
+    /// What to train on: digits, faces, mnist:DIR, cifar10:DIR or images:DIR [default: faces, or digits for
+    /// one channel]
+    #[arg(long)]
+    data: Option<String>,
+    /// Override a key of the recipe; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let out = &arguments.out;
+    Run::check_free(Some(out))?;
+    if !diffusers::is_folder(&arguments.folder) {
+        return Err(Error::new(format!(
+            "{} has no model_index.json and no config.json",
+            arguments.folder.display()
+        ))
+        .hint("give a folder that save_pretrained wrote"));
+    }
+    let folder = diffusers::open(&arguments.folder)?;
+    for remark in &folder.remarks {
+        note(&format!("note: {remark}"));
+    }
+    let Part { recipe: found, weights } = folder.model;
+    let recipe = changed(&found, arguments)?;
+    let params = params_of(&recipe);
+    let params = params.borrow();
+    let run = Run::create(Some(out), &recipe)?;
+    let _lock = run.lock()?;
+    if let Some(vae) = &folder.vae {
+        let of_vae = params_of(&vae.recipe);
+        checkpoint::save_ema(&run.vae_path(), &of_vae.borrow(), 0, &vae.recipe, &vae.weights)?;
+    }
+    let rest = vec![0.0; weights.len()];
+    let values = Values { sets: [weights.clone(), weights, rest.clone(), rest] };
+    checkpoint::save(&run.checkpoint_path(0), &params, 0, &recipe, &values)?;
+    // Last: it makes the folder a run.
+    run.write_recipe(&recipe)?;
+    note(&format!(
+        "{} parameters; train on with: denoir train --resume {}",
+        thousands(params.count()),
+        out.display()
+    ));
+    print(&format!("{}\n", out.display()))
+}
+
+/// The recipe with the user's changes, which may not change the model.
+fn changed(found: &Recipe, arguments: &Arguments) -> Result<Recipe> {
+    let mut recipe = found.clone();
+    for assignment in &arguments.set {
+        recipe.set(assignment)?;
+    }
+    if let Some(data) = &arguments.data {
+        recipe.data.clone_from(data);
+    }
+    recipe.validate()?;
+    // Dropout alone has no weights and changes no answer.
+    let mut unet = recipe.unet.clone();
+    unet.dropout = found.unet.dropout;
+    let kept = |r: &Recipe| (r.latent_size, r.scaling_factor, r.vae_fingerprint.clone());
+    if unet != found.unet || recipe.vae != found.vae || kept(&recipe) != kept(found) {
+        return Err(Error::usage("--set: the weights are those of the folder's own model")
+            .hint("leave the unet, vae and latent keys as they are, but for unet.dropout"));
+    }
+    Ok(recipe)
+}

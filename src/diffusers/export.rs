@@ -1,0 +1,101 @@
+//! A run as a folder that the reference library loads.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::config::{self, Model, VERSION};
+use super::{CONFIG, INDEX, Part, SCHEDULER, WEIGHTS, scheduler};
+use crate::checkpoint::{save_plain, write_whole};
+use crate::error::{Error, Result};
+use crate::models::params_of;
+use crate::models::vae::VaeKind;
+use crate::recipe::System;
+
+/// Says early that a folder cannot be written to: it must be new or empty, so that nothing is lost.
+///
+/// # Errors
+/// When it is not.
+pub fn check_free(folder: &Path) -> Result<()> {
+    let shown = folder.display();
+    if folder.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    let mut entries = fs::read_dir(folder)
+        .map_err(|e| Error::new(format!("{shown} is no folder")).hint("choose another").caused_by(e))?;
+    match entries.next() {
+        Some(_) => Err(Error::new(format!("{shown} is not empty")).hint("name a new folder")),
+        None => Ok(()),
+    }
+}
+
+/// Writes a diffusion model as a pipeline (`DDPMPipeline`, or `LDMPipeline` with its VAE), a VAE as itself.
+///
+/// # Errors
+/// When the reference library has no such model, or the folder cannot be written.
+pub fn write(folder: &Path, model: &Part, vae: Option<&Part>) -> Result<()> {
+    let recipe = &model.recipe;
+    let no_such = |reason: String| {
+        Error::new(format!("{} cannot be exported: {reason}", recipe.name))
+            .hint("only a VAE of kind kl, and latent diffusion on one, can be exported")
+    };
+    if recipe.system == System::Vae {
+        let text = config_of(model, 0.0).map_err(no_such)?;
+        return write_model(folder, model, &text);
+    }
+    let mut texts = vec![("unet", model, config_of(model, 0.0).map_err(no_such)?)];
+    if let Some(vae) = vae {
+        texts.push(("vqvae", vae, config_of(vae, recipe.scaling_factor).map_err(no_such)?));
+    }
+    let mut parts = Map::new();
+    for (name, part, text) in &texts {
+        write_model(&folder.join(name), part, text)?;
+        parts.insert((*name).to_owned(), json!(["diffusers", class_of(part)]));
+    }
+    make(&folder.join("scheduler"))?;
+    write_text(&folder.join("scheduler").join(SCHEDULER), &scheduler::text_of(recipe))?;
+    parts.insert("scheduler".to_owned(), json!(["diffusers", "DDPMScheduler"]));
+    let class = if vae.is_some() { "LDMPipeline" } else { "DDPMPipeline" };
+    parts.insert("_class_name".to_owned(), class.into());
+    parts.insert("_diffusers_version".to_owned(), VERSION.into());
+    // Last: it makes the folder a pipeline.
+    write_text(&folder.join(INDEX), &config::pretty(&Value::Object(parts)))
+}
+
+fn class_of(part: &Part) -> &'static str {
+    match (part.recipe.system, part.recipe.vae.kind) {
+        (System::Vae, VaeKind::Vq) => "VQModel",
+        (System::Vae, _) => "AutoencoderKL",
+        _ => "UNet2DModel",
+    }
+}
+
+/// `config.json` of a part. `factor`: of its latents, where something is trained on them.
+fn config_of(part: &Part, factor: f64) -> std::result::Result<String, String> {
+    let recipe = &part.recipe;
+    if recipe.system != System::Vae {
+        return config::text_of(&Model::UNet(recipe.unet.clone()), recipe.diffused()[0]);
+    }
+    let known = [factor, recipe.scaling_factor, 1.0];
+    let factor = known.into_iter().find(|&f| f > 0.0).unwrap_or(1.0);
+    config::text_of(&Model::Vae(recipe.vae.clone(), factor), recipe.image_size)
+}
+
+fn write_model(folder: &Path, part: &Part, config: &str) -> Result<()> {
+    make(folder)?;
+    let weights = folder.join(format!("{WEIGHTS}.safetensors"));
+    save_plain(&weights, &params_of(&part.recipe).borrow(), &part.weights)?;
+    write_text(&folder.join(CONFIG), config)
+}
+
+fn make(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(|e| {
+        Error::new(format!("cannot make the folder {}", folder.display())).hint("choose another").caused_by(e)
+    })
+}
+
+fn write_text(path: &Path, text: &str) -> Result<()> {
+    write_whole(path, |file| file.write_all(text.as_bytes()))
+}

@@ -1,0 +1,214 @@
+//! A folder that the reference library saved: a pipeline, or one model of it.
+
+use std::path::{Path, PathBuf};
+
+use super::config::{self, Config, Model};
+use super::load::flat_weights;
+use super::scheduler::{self, Process};
+use super::{CONFIG, INDEX, SCHEDULER, WEIGHTS};
+use crate::checkpoint::fingerprint;
+use crate::error::{Error, Result};
+use crate::models::params_of;
+use crate::models::vae::Reconstruction;
+use crate::recipe::{Recipe, System};
+use crate::weights::{Weights, read_text};
+
+/// Longest configuration that is read.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// A model with its weights.
+pub struct Part {
+    /// What it would have been trained with; the training itself is unknown, and has the defaults.
+    pub recipe: Recipe,
+    /// Flat, in the layout of its parameters.
+    pub weights: Vec<f32>,
+}
+
+/// What a folder holds.
+pub struct Folder {
+    /// The diffusion model, or the VAE where there is nothing else.
+    pub model: Part,
+    /// The VAE of a latent diffusion model.
+    pub vae: Option<Part>,
+    /// What the user should know.
+    pub remarks: Vec<String>,
+}
+
+/// Whether a folder looks as if the reference library had saved it.
+pub fn is_folder(path: &Path) -> bool {
+    path.is_dir() && [INDEX, CONFIG].iter().any(|name| path.join(name).is_file())
+}
+
+/// Reads a pipeline's folder (`model_index.json`, parts in folders of their own or all at the root), or
+/// that of a bare model (`config.json`).
+///
+/// # Errors
+/// When a file is missing or damaged, or says something that denoir does not have.
+pub fn open(path: &Path) -> Result<Folder> {
+    let mut remarks = Vec::new();
+    if !path.join(INDEX).is_file() {
+        let config = read_config(path, &mut remarks)?;
+        let model = match &config.model {
+            Model::UNet(_) => diffusion(path, &config, &process_in(path)?, None)?,
+            Model::Vae(..) => vae(path, &config, None)?,
+        };
+        return Ok(Folder { model, vae: None, remarks });
+    }
+    let index = path.join(INDEX);
+    let parts = config::index(&read_text(&index, MOST_BYTES)?).map_err(|reason| wrong(&index, &reason))?;
+    let (mut unet, mut codec, mut process) = (None, None, None);
+    for (name, class) in &parts {
+        let at = part_folder(path, name);
+        match name.as_str() {
+            "unet" => unet = Some(at),
+            "vae" | "vqvae" => codec = Some(at),
+            "scheduler" => process = Some(process_in(&at)?),
+            _ => return Err(wrong(&index, &format!("denoir has no part like its {name}, a {class}"))),
+        }
+    }
+    let Some(unet) = unet else { return Err(wrong(&index, "it has no unet")) };
+    let Some(process) = process else { return Err(wrong(&index, "it has no scheduler")) };
+    let config = read_config(&unet, &mut remarks)?;
+    let Some(codec) = codec else {
+        return Ok(Folder { model: diffusion(&unet, &config, &process, None)?, vae: None, remarks });
+    };
+    let vae_config = read_config(&codec, &mut remarks)?;
+    let Model::Vae(ours, factor) = &vae_config.model else {
+        return Err(wrong(&codec.join(CONFIG), "it is no VAE"));
+    };
+    // The images that its latents make; a VAE works at any size.
+    let side = config.side.map(|latent| latent << (ours.widths.len().clamp(1, 16) - 1));
+    let vae = vae(&codec, &vae_config, side)?;
+    let latent = Latent { factor: *factor, image_size: vae.recipe.image_size, vae: &vae };
+    let model = diffusion(&unet, &config, &process, Some(&latent))?;
+    Ok(Folder { model, vae: Some(vae), remarks })
+}
+
+fn wrong(path: &Path, reason: &str) -> Error {
+    Error::new(format!("{}: {reason}", path.display()))
+        .hint("give a folder of a DDPM or latent diffusion pipeline, or of one of its models")
+}
+
+/// A part's own folder; old pipelines have everything at the root.
+fn part_folder(root: &Path, name: &str) -> PathBuf {
+    let own = root.join(name);
+    if own.is_dir() { own } else { root.to_owned() }
+}
+
+fn read_config(folder: &Path, remarks: &mut Vec<String>) -> Result<Config> {
+    let path = folder.join(CONFIG);
+    let config = config::model(&read_text(&path, MOST_BYTES)?).map_err(|reason| wrong(&path, &reason))?;
+    if !config.unknown.is_empty() {
+        let keys = config.unknown.join(", ");
+        remarks.push(format!("{} has keys that mean nothing here: {keys}", path.display()));
+    }
+    Ok(config)
+}
+
+/// The process of the scheduler in a folder; without one, that of the class's defaults.
+fn process_in(folder: &Path) -> Result<Process> {
+    let path = folder.join(SCHEDULER);
+    let text = if path.symlink_metadata().is_ok() { read_text(&path, MOST_BYTES)? } else { "{}".to_owned() };
+    scheduler::process(&text).map_err(|reason| wrong(&path, &reason))
+}
+
+/// A recipe's name from that of the folder.
+fn name_of(folder: &Path) -> String {
+    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let name = whole.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let plain: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();
+    match plain.trim_start_matches('.') {
+        "" => "imported".to_owned(),
+        plain => plain.to_owned(),
+    }
+}
+
+/// What the recipes of all imported models share. `numbers`: those of the widest activation of a sample.
+fn base(folder: &Path, channels: usize, numbers: usize) -> Recipe {
+    Recipe {
+        name: name_of(folder),
+        about: "imported from a folder of the diffusers library".to_owned(),
+        data: if channels == 1 { "digits" } else { "faces" }.to_owned(),
+        // As many samples as a middling GPU has memory for.
+        batch_size: ((1 << 24) / numbers.max(1)).clamp(1, 64),
+        ..Recipe::default()
+    }
+}
+
+/// The weights of a valid recipe's model.
+fn weights_of(folder: &Path, recipe: &Recipe) -> Result<Vec<f32>> {
+    recipe
+        .validate()
+        .map_err(|e| e.in_a_file().caused_by(format!("in {}", folder.join(CONFIG).display())))?;
+    let Some(weights) = Weights::find(folder, WEIGHTS)? else {
+        return Err(wrong(folder, &format!("there is no {WEIGHTS}.safetensors or .bin")));
+    };
+    flat_weights(&weights, &params_of(recipe).borrow())
+}
+
+struct Latent<'a> {
+    factor: f64,
+    image_size: usize,
+    vae: &'a Part,
+}
+
+fn diffusion(folder: &Path, config: &Config, process: &Process, latent: Option<&Latent>) -> Result<Part> {
+    let Model::UNet(unet) = &config.model else {
+        return Err(wrong(&folder.join(CONFIG), "it is no UNet2DModel"));
+    };
+    let Some(side) = config.side else {
+        return Err(wrong(
+            &folder.join(CONFIG),
+            "it has no sample_size, so nobody knows how large images are",
+        ));
+    };
+    let first = unet.block_out_channels.first().copied().unwrap_or(1);
+    let numbers = side.saturating_mul(side).saturating_mul(first);
+    let mut recipe = Recipe {
+        image_size: side,
+        timesteps: process.timesteps,
+        sample_steps: process.timesteps,
+        beta_start: process.beta_start,
+        beta_end: process.beta_end,
+        variance: process.variance,
+        clip_sample: process.clip_sample,
+        unet: unet.clone(),
+        ..base(folder, unet.in_channels, numbers)
+    };
+    if let Some(latent) = latent {
+        recipe.system = System::Ldm;
+        recipe.latent_size = side;
+        recipe.image_size = latent.image_size;
+        recipe.scaling_factor = latent.factor;
+        recipe.vae_fingerprint = fingerprint(&latent.vae.weights);
+        recipe.data.clone_from(&latent.vae.recipe.data);
+    }
+    let weights = weights_of(folder, &recipe)?;
+    Ok(Part { recipe, weights })
+}
+
+fn vae(folder: &Path, config: &Config, side: Option<usize>) -> Result<Part> {
+    let Model::Vae(vae, factor) = &config.model else {
+        return Err(wrong(&folder.join(CONFIG), "it is no VAE"));
+    };
+    let Some(side) = side.or(config.side) else {
+        return Err(wrong(
+            &folder.join(CONFIG),
+            "it has no sample_size, so nobody knows how large images are",
+        ));
+    };
+    let first = vae.widths.first().copied().unwrap_or(1);
+    let recipe = Recipe {
+        system: System::Vae,
+        image_size: side,
+        // Rombach et al. 2022, without the parts of its loss that are networks.
+        reconstruction: Reconstruction::L1,
+        kl_weight: 1e-6,
+        scaling_factor: *factor,
+        vae: vae.clone(),
+        ..base(folder, vae.in_channels, side.saturating_mul(side).saturating_mul(first))
+    };
+    let weights = weights_of(folder, &recipe)?;
+    Ok(Part { recipe, weights })
+}

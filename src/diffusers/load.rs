@@ -1,0 +1,103 @@
+//! Weights under the reference library's names into a model's flat parameters.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+use crate::nn::{Layout, Params, Spec};
+use crate::weights::Weights;
+
+/// A tensor's name as the library writes it today; attention was spelled otherwise until version 0.12.
+fn modern(name: &str) -> String {
+    let parts: Vec<&str> = name.split('.').collect();
+    let inside = parts.iter().position(|p| *p == "attentions");
+    let renamed = parts.iter().enumerate().map(|(at, part)| match *part {
+        "query" if inside.is_some_and(|inside| at > inside) => "to_q",
+        "key" if inside.is_some_and(|inside| at > inside) => "to_k",
+        "value" if inside.is_some_and(|inside| at > inside) => "to_v",
+        "proj_attn" if inside.is_some_and(|inside| at > inside) => "to_out.0",
+        part => part,
+    });
+    renamed.collect::<Vec<_>>().join(".")
+}
+
+/// Whether a tensor of the file is the parameter: of its shape, or for the linear layers of attention that
+/// of a convolution over one pixel, as older files have it.
+fn fits(spec: &Spec, shape: &[usize]) -> bool {
+    let wanted = spec.file_shape();
+    let squeezed = match spec.layout {
+        Layout::Linear => shape.len() > 2 && shape.len() <= 4 && shape[2..].iter().all(|&d| d == 1),
+        _ => false,
+    };
+    shape == wanted || squeezed && shape[..2] == wanted[..]
+}
+
+/// The first few of a list.
+fn some(what: &str, names: &[String]) -> Option<String> {
+    const SHOWN: usize = 5;
+    let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    match names.len() {
+        0 => None,
+        n if n <= SHOWN => Some(format!("{what}: {shown}")),
+        n => Some(format!("{what}: {shown} and {} more", n - SHOWN)),
+    }
+}
+
+/// The values of all parameters, flat.
+///
+/// # Errors
+/// Names, in one error, what is missing, what is left over and what has another shape; and when the files
+/// cannot be read. Memory is asked for only when all of it fits.
+pub fn flat_weights(weights: &Weights, params: &Params) -> Result<Vec<f32>> {
+    let (mut found, mut surplus, mut wrong) = (BTreeMap::new(), Vec::new(), Vec::new());
+    for (name, shape) in weights.shapes() {
+        let modern = modern(name);
+        match params.find(&modern) {
+            Some(spec) if !fits(spec, shape) => {
+                wrong.push(format!("{name} is {shape:?} and must be {:?}", spec.file_shape()));
+                found.insert(modern, name);
+            }
+            Some(_) if !found.contains_key(&modern) => _ = found.insert(modern, name),
+            _ => surplus.push(name.to_owned()),
+        }
+    }
+    let missing: Vec<String> =
+        params.specs().iter().filter(|s| !found.contains_key(&s.name)).map(|s| s.name.clone()).collect();
+    let said: Vec<String> =
+        [some("missing", &missing), some("left over", &surplus), some("of another shape", &wrong)]
+            .into_iter()
+            .flatten()
+            .collect();
+    if !said.is_empty() {
+        let shown = weights.path().display();
+        return Err(Error::new(format!("the weights in {shown} are not those of its config.json"))
+            .hint("get both from the same place")
+            .caused_by(said.join("\n")));
+    }
+    let mut flat = vec![0.0; params.elements()];
+    for spec in params.specs() {
+        let values = weights.values(found[&spec.name])?;
+        spec.for_each_index(|here, there| flat[spec.first + here] = values[there]);
+    }
+    Ok(flat)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_names_of_attention() {
+        for (old, new) in [
+            ("mid_block.attentions.0.query.weight", "mid_block.attentions.0.to_q.weight"),
+            ("mid_block.attentions.0.key.bias", "mid_block.attentions.0.to_k.bias"),
+            ("up_blocks.0.attentions.1.value.bias", "up_blocks.0.attentions.1.to_v.bias"),
+            (
+                "encoder.mid_block.attentions.0.proj_attn.weight",
+                "encoder.mid_block.attentions.0.to_out.0.weight",
+            ),
+            ("value.attentions.0.to_q.weight", "value.attentions.0.to_q.weight"),
+        ] {
+            assert_eq!(modern(old), new);
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! Folders of the diffusers library: read as recipes and weights, and written.
+
+pub mod config;
+mod export;
+mod folder;
+mod load;
+pub mod scheduler;
+
+pub use config::index;
+pub use export::{check_free, write};
+pub use folder::{Folder, Part, is_folder, open};
+pub use load::flat_weights;
+
+/// Name of a model's configuration.
+const CONFIG: &str = "config.json";
+/// Name of a pipeline's list of parts.
+const INDEX: &str = "model_index.json";
+/// Name of a scheduler's configuration.
+const SCHEDULER: &str = "scheduler_config.json";
+/// Name of a model's weights, without the ending.
+const WEIGHTS: &str = "diffusion_pytorch_model";

@@ -1,0 +1,311 @@
+//! Weight files of other programs: safetensors, whole or in shards, and the zipped pickles of PyTorch, read
+//! without running anything.
+//!
+//! Nothing in such a file is believed: every size is held against the size of the file before memory is
+//! asked for. A parser says in a word what is wrong, and [`Weights`] which file it is.
+
+pub mod pickle;
+pub mod safetensors;
+pub mod shards;
+pub mod torch;
+pub mod zip;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+
+use crate::error::{Error, Result};
+
+/// A file, or bytes that stand for one.
+pub trait Source: Read + Seek {
+    /// `count` bytes from byte `at` on.
+    ///
+    /// # Errors
+    /// When there are fewer, or they cannot be read. The caller holds `count` against the file's length
+    /// first.
+    fn part(&mut self, at: u64, count: usize) -> std::result::Result<Vec<u8>, String> {
+        let mut bytes = vec![0; count];
+        self.seek(SeekFrom::Start(at))
+            .and_then(|_| self.read_exact(&mut bytes))
+            .map_err(|e| format!("cannot read {count} bytes at {at}: {e}"))?;
+        Ok(bytes)
+    }
+}
+
+impl<T: Read + Seek> Source for T {}
+
+/// Types of numbers that weights have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    F16,
+    Bf16,
+    F32,
+    F64,
+}
+
+impl Dtype {
+    /// Bytes of a number.
+    pub fn size(self) -> usize {
+        match self {
+            Dtype::F16 | Dtype::Bf16 => 2,
+            Dtype::F32 => 4,
+            Dtype::F64 => 8,
+        }
+    }
+
+    /// Numbers of this type, little end first, as f32: halves are widened exactly, doubles rounded.
+    fn widened(self, bytes: &[u8]) -> Vec<f32> {
+        match self {
+            Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::Bf16 => {
+                bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+            }
+            Dtype::F32 => bytemuck::pod_collect_to_vec(bytes),
+            Dtype::F64 => bytemuck::pod_collect_to_vec::<u8, f64>(bytes).iter().map(|&v| v as f32).collect(),
+        }
+    }
+}
+
+/// Where a tensor lies in its file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    pub dtype: Dtype,
+    /// As in the file.
+    pub shape: Vec<usize>,
+    /// Elements from one index to the next, along each dimension.
+    pub strides: Vec<usize>,
+    /// The byte of the file where its first element begins.
+    pub at: u64,
+}
+
+impl Stored {
+    /// A tensor in row-major order.
+    fn dense(dtype: Dtype, shape: Vec<usize>, at: u64) -> Self {
+        Stored { strides: dense_strides(&shape), dtype, shape, at }
+    }
+
+    /// Elements from its first to its last, both included; none where that has no end.
+    fn span(&self) -> Option<usize> {
+        if self.shape.contains(&0) {
+            return Some(0);
+        }
+        let reach =
+            self.shape.iter().zip(&self.strides).try_fold(0_usize, |reach, (size, stride)| {
+                reach.checked_add((size - 1).checked_mul(*stride)?)
+            });
+        reach?.checked_add(1)
+    }
+
+    /// Its elements out of all those that it spans, in row-major order.
+    fn gathered(&self, all: &[f32]) -> Vec<f32> {
+        let count = self.shape.iter().product();
+        let mut out = Vec::with_capacity(count);
+        let mut index = vec![0_usize; self.shape.len()];
+        for _ in 0..count {
+            out.push(all[index.iter().zip(&self.strides).map(|(i, s)| i * s).sum::<usize>()]);
+            for d in (0..index.len()).rev() {
+                index[d] += 1;
+                if index[d] < self.shape[d] {
+                    break;
+                }
+                index[d] = 0;
+            }
+        }
+        out
+    }
+}
+
+fn dense_strides(shape: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1_usize; shape.len()];
+    for d in (1..shape.len()).rev() {
+        strides[d - 1] = strides[d].saturating_mul(shape[d]);
+    }
+    strides
+}
+
+/// The tensors of one file by name.
+pub type Listing = BTreeMap<String, Stored>;
+
+/// The tensors of a file, or of several that belong together.
+pub struct Weights {
+    /// The file, or the index of the shards.
+    path: PathBuf,
+    files: Vec<(PathBuf, File)>,
+    tensors: BTreeMap<String, (usize, Stored)>,
+}
+
+/// The error about one of the files.
+fn unusable(path: &Path, reason: &str) -> Error {
+    Error::new(format!("{}: {reason}", path.display())).hint("get the file again from where it came from")
+}
+
+/// Opens a file of a known kind and lists its tensors.
+fn open_one(path: &Path) -> Result<(File, Listing)> {
+    let length = regular(path)?;
+    let mut file = File::open(path).map_err(|e| unreadable(path, e))?;
+    let listing = match path.extension().and_then(|e| e.to_str()) {
+        Some("safetensors") => safetensors::list(&mut file, length),
+        _ => torch::list(&mut file, length),
+    };
+    Ok((file, listing.map_err(|reason| unusable(path, &reason))?))
+}
+
+/// The length of a regular file; anything else (a folder, a pipe, a loop of links) is an error.
+///
+/// # Errors
+/// Says what it is instead.
+pub fn regular(path: &Path) -> Result<u64> {
+    let there = std::fs::metadata(path).map_err(|e| unreadable(path, e))?;
+    if !there.is_file() {
+        return Err(unusable(path, "it is no regular file"));
+    }
+    Ok(there.len())
+}
+
+fn unreadable(path: &Path, e: std::io::Error) -> Error {
+    Error::new(format!("cannot read {}", path.display())).hint("check the path").caused_by(e)
+}
+
+/// A text file of at most `most` bytes.
+///
+/// # Errors
+/// When it is missing, no regular file, larger, or no UTF-8.
+pub fn read_text(path: &Path, most: u64) -> Result<String> {
+    let length = regular(path)?;
+    if length > most {
+        return Err(unusable(
+            path,
+            &format!("{length} bytes are more than the {most} that such a file may have"),
+        ));
+    }
+    let bytes = std::fs::read(path).map_err(|e| unreadable(path, e))?;
+    String::from_utf8(bytes).map_err(|_| unusable(path, "it is no UTF-8 text"))
+}
+
+impl Weights {
+    /// The weights called `stem` in `folder`: whole or in shards, safetensors before pickles, full
+    /// precision before half. `None` where there are none.
+    ///
+    /// # Errors
+    /// When there are and cannot be used.
+    pub fn find(folder: &Path, stem: &str) -> Result<Option<Weights>> {
+        for precision in ["", ".fp16", ".bf16"] {
+            for ending in ["safetensors", "bin"] {
+                let whole = folder.join(format!("{stem}{precision}.{ending}"));
+                // A broken link is there too, and must be told.
+                if whole.symlink_metadata().is_ok() {
+                    return Weights::open(&whole).map(Some);
+                }
+                for index in [
+                    format!("{stem}.{ending}.index{precision}.json"),
+                    format!("{stem}{precision}.{ending}.index.json"),
+                ] {
+                    let index = folder.join(index);
+                    if index.symlink_metadata().is_ok() {
+                        return Weights::open_shards(&index).map(Some);
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// One file, a pickle unless it is called `.safetensors`.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not what it should be.
+    pub fn open(path: &Path) -> Result<Weights> {
+        let (file, listing) = open_one(path)?;
+        let tensors = listing.into_iter().map(|(name, stored)| (name, (0, stored))).collect();
+        Ok(Weights { path: path.to_owned(), files: vec![(path.to_owned(), file)], tensors })
+    }
+
+    /// The files that an index names.
+    ///
+    /// # Errors
+    /// As [`Weights::open`], and when the index and the files do not agree.
+    pub fn open_shards(index: &Path) -> Result<Weights> {
+        let text = read_text(index, shards::MOST_BYTES)?;
+        let shards = shards::parse(&text).map_err(|reason| unusable(index, &reason))?;
+        let (mut files, mut tensors) = (Vec::new(), BTreeMap::new());
+        for (name, mut promised) in shards {
+            let path = index.with_file_name(&name);
+            let (file, listing) = open_one(&path)?;
+            for (tensor, stored) in listing {
+                if !promised.remove(&tensor) {
+                    return Err(unusable(index, &format!("it does not say that {name} holds {tensor}")));
+                }
+                tensors.insert(tensor, (files.len(), stored));
+            }
+            if let Some(missing) = promised.first() {
+                return Err(unusable(
+                    index,
+                    &format!("it says that {name} holds {missing}, which it does not"),
+                ));
+            }
+            files.push((path, file));
+        }
+        Ok(Weights { path: index.to_owned(), files, tensors })
+    }
+
+    /// Where it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names and shapes of the tensors, by name.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.tensors.iter().map(|(name, (_, stored))| (name.as_str(), stored.shape.as_slice()))
+    }
+
+    /// A tensor's numbers in row-major order.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or a number is not finite.
+    ///
+    /// # Panics
+    /// When there is no tensor of that name.
+    #[track_caller]
+    pub fn values(&self, name: &str) -> Result<Vec<f32>> {
+        let Some((file, stored)) = self.tensors.get(name) else { panic!("weights: no tensor {name}") };
+        let (path, file) = &self.files[*file];
+        let span = stored.span().unwrap_or_else(|| unreachable!("parsers refuse what has no end"));
+        let bytes = (&mut &*file)
+            .part(stored.at, span * stored.dtype.size())
+            .map_err(|reason| unusable(path, &reason))?;
+        let all = stored.dtype.widened(&bytes);
+        let values = if stored.strides == dense_strides(&stored.shape) { all } else { stored.gathered(&all) };
+        match values.iter().position(|v| !v.is_finite()) {
+            Some(bad) => Err(unusable(path, &format!("{name} holds {} at {bad}", values[bad]))),
+            None => Ok(values),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_every_type() {
+        let halves: Vec<u8> =
+            [0x3c00_u16, 0xc000, 0x0001, 0x7bff].iter().flat_map(|h| h.to_le_bytes()).collect();
+        assert_eq!(Dtype::F16.widened(&halves), [1.0, -2.0, 2.0_f32.powi(-24), 65504.0]);
+        let brains: Vec<u8> = [0x3f80_u16, 0xc000, 0x0001].iter().flat_map(|h| h.to_le_bytes()).collect();
+        assert_eq!(Dtype::Bf16.widened(&brains), [1.0, -2.0, f32::from_bits(0x1_0000)]);
+        assert_eq!(Dtype::F32.widened(&1.5_f32.to_le_bytes()), [1.5]);
+        assert_eq!(Dtype::F64.widened(&0.1_f64.to_le_bytes()), [0.1]);
+    }
+
+    #[test]
+    fn a_transposed_tensor_is_gathered() {
+        let stored = Stored { dtype: Dtype::F32, shape: vec![3, 2], strides: vec![1, 3], at: 0 };
+        assert_eq!(stored.span(), Some(6));
+        assert_eq!(stored.gathered(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+        let endless = Stored { shape: vec![usize::MAX, 2], strides: vec![2, 1], ..stored };
+        assert_eq!(endless.span(), None);
+    }
+}

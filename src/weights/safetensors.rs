@@ -1,0 +1,48 @@
+//! The header of a safetensors file, believed only as far as the file's length bears it out.
+//!
+//! Eight bytes give the length of a JSON text, the text each tensor's type, shape and place; the rest of
+//! the file is the tensors, without gaps. The crate `safetensors` checks types, shapes, overlaps and gaps.
+
+use safetensors::tensor::{Dtype as Theirs, Metadata};
+
+use super::{Dtype, Listing, Source, Stored};
+
+/// Longest header that is read. The largest published models need less than 1 MB.
+const MOST_BYTES: u64 = 8 << 20;
+
+/// The tensors of a file of `length` bytes.
+///
+/// # Errors
+/// Says what is wrong with the file.
+pub fn list(source: &mut impl Source, length: u64) -> Result<Listing, String> {
+    let cut = || format!("it is no safetensors file: {length} bytes are too few");
+    let Some(rest) = length.checked_sub(8) else { return Err(cut()) };
+    let first = source.part(0, 8)?;
+    let header = u64::from_le_bytes(first.try_into().unwrap_or_default());
+    if header > rest {
+        return Err(format!("its header would have {header} bytes, and the file has {length}"));
+    }
+    if header > MOST_BYTES {
+        return Err(format!("its header has {header} bytes, more than the {MOST_BYTES} that are read"));
+    }
+    let text = source.part(8, header as usize)?;
+    let metadata: Metadata =
+        serde_json::from_slice(&text).map_err(|e| format!("its header is no safetensors header: {e}"))?;
+    let data = 8 + header;
+    if data.checked_add(metadata.data_len() as u64) != Some(length) {
+        let needed = metadata.data_len();
+        return Err(format!("its tensors have {needed} bytes, and the file has {} for them", length - data));
+    }
+    let mut listing = Listing::new();
+    for (name, info) in metadata.tensors() {
+        let dtype = match info.dtype {
+            Theirs::F16 => Dtype::F16,
+            Theirs::BF16 => Dtype::Bf16,
+            Theirs::F32 => Dtype::F32,
+            Theirs::F64 => Dtype::F64,
+            other => return Err(format!("{name} holds {other:?}, no weights")),
+        };
+        listing.insert(name, Stored::dense(dtype, info.shape.clone(), data + info.data_offsets.0 as u64));
+    }
+    Ok(listing)
+}

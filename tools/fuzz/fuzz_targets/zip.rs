@@ -1,0 +1,8 @@
+//! Any bytes as a file for `denoir::weights::zip`.
+#![no_main]
+
+use std::io::Cursor;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let _ = denoir::weights::zip::entries(&mut Cursor::new(bytes), bytes.len() as u64);
+});
