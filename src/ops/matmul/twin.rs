@@ -194,7 +194,8 @@ impl Product {
                 let terms = chain * CHAIN..k.min((chain + 1) * CHAIN);
                 let run = Run { a: terms.start, b: terms.start, count: terms.len() };
                 let (a_rows, b_rows) = (terms.clone(), terms);
-                let what = Products { a, b, a_rows, b_rows, step: 1, runs: &[run], taps: &[0..1] };
+                let taps = std::array::from_fn::<_, 1, _>(|_| 0..1);
+                let what = Products { a, b, a_rows, b_rows, step: 1, runs: &[run], taps: &taps };
                 let dst = out.pointer((stack * m + row) * n + col, (rows - 1) * n + cols);
                 // SAFETY: every task has a tile of its own, and `pointer` checked its last row.
                 unsafe { outer(&what, chain > first, dst, 0, n) };
