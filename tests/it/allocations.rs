@@ -68,6 +68,6 @@ fn the_launches_of_a_step_allocate_nothing() {
             found * 20 < launches,
             "{name}, {kind:?}: {found} allocations in {STEPS} steps of {launches} launches"
         );
-        println!("{name}, {kind:?}: {found} allocations in {STEPS} steps of {launches} launches");
+        eprintln!("{name}, {kind:?}: {found} allocations in {STEPS} steps of {launches} launches");
     }
 }

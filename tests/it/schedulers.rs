@@ -132,7 +132,7 @@ fn walks_on_the_devices() {
                 worst = worst.max(err);
             }
         }
-        println!("{}: worst error {worst:e} of the largest number", device.describe());
+        eprintln!("{}: worst error {worst:e} of the largest number", device.describe());
     }
 }
 
