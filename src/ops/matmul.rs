@@ -180,10 +180,15 @@ impl Product {
             Way::Direct => WANTED_GROUPS / (self.batch * self.m.div_ceil(TILE) * self.n.div_ceil(TILE)),
             way => way.parts([self.m, self.n]) / self.batch,
         };
-        let depth = self.k.div_ceil(most.min(wanted).max(1)).next_multiple_of(4);
+        let needed = if self.cuts { self.k.div_ceil(LONGEST_SUM) } else { 1 };
+        let depth = self.k.div_ceil(most.min(wanted).max(needed)).next_multiple_of(4);
         (self.k.div_ceil(depth), depth)
     }
 }
+
+/// Terms of a part where the sum runs over the batch: rounding grows with their number, and llvmpipe leaves any
+/// loop after 65,535 turns.
+const LONGEST_SUM: usize = 1 << 14;
 
 /// Workgroups that a GPU product aims at by cutting K.
 const WANTED_GROUPS: usize = 512;
