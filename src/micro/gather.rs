@@ -11,6 +11,10 @@ use crate::matrix::Tiles;
 /// of a sum grows with its length.
 const LONGEST: usize = 256;
 
+/// Fewer channels than this are no great work, and the gradients of such small networks show rounding most:
+/// each tap is a chain of its own then.
+const FEW: usize = 32;
+
 /// Rows of the tallest tile of any machine.
 const MOST_ROWS: usize = 12;
 
@@ -329,13 +333,14 @@ unsafe fn sums<S: Simd, const M: usize, const V: usize>(
     mut b: *const f32,
 ) -> [[S::f32s; V]; M] {
     let zero = [[simd.splat_f32s(0.0); V]; M];
+    let longest = if c < FEW { c } else { LONGEST };
     let (mut chain, mut length) = (zero, 0);
     let mut total: Option<Total<S, M, V>> = None;
     let (runs, _) = runs.as_chunks::<M>();
     for runs in runs {
         for first in (0..c).step_by(LONGEST) {
             let count = LONGEST.min(c - first);
-            if length + count > LONGEST {
+            if length + count > longest {
                 match &mut total {
                     None => total = Some(Total { sum: chain, rest: zero }),
                     Some(total) => total.add(simd, &chain),
