@@ -12,7 +12,7 @@ use crate::kernel;
 use crate::launch::{Cost, Dispatch, Dispatches, Io, Launch, Slot, Variant};
 use crate::tape::Tensor;
 
-/// Every split of a head's vec4 over threads that some width has; see [`set_of`].
+/// Every split of a head's vec4 over threads that some width has; see `set_of`.
 pub static KERNEL: Kernel = kernel!(
     "attention",
     [
