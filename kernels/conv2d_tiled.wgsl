@@ -128,7 +128,7 @@ fn gather(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let at = place(flat_group(group, groups));
+    let at = place(p.first_group + flat_group(group, groups));
     if at.row >= at.pixels {
         return;
     }
@@ -195,7 +195,7 @@ fn gather_ragged(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let at = place(flat_group(group, groups));
+    let at = place(p.first_group + flat_group(group, groups));
     if at.row >= at.pixels {
         return;
     }
@@ -332,7 +332,7 @@ fn backward_w(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let at = piece(flat_group(group, groups));
+    let at = piece(q.first_group + flat_group(group, groups));
     if at.part >= q.parts {
         return;
     }
@@ -395,7 +395,7 @@ fn backward_w_ragged(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let at = piece(flat_group(group, groups));
+    let at = piece(q.first_group + flat_group(group, groups));
     if at.part >= q.parts {
         return;
     }

@@ -121,7 +121,7 @@ fn product(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let at = place(flat_group(group, groups));
+    let at = place(p.first_group + flat_group(group, groups));
     if at.item >= p.batch {
         return;
     }
@@ -189,7 +189,7 @@ fn product_ragged(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let at = place(flat_group(group, groups));
+    let at = place(p.first_group + flat_group(group, groups));
     if at.item >= p.batch {
         return;
     }

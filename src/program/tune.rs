@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::planned::{Plan, Step};
-use super::{GUARD, Place, bind};
+use super::{GUARD, Place, bind, pieces};
 #[cfg(test)]
 use super::{Program, Sharing};
 use crate::device::Buffer;
@@ -261,8 +261,13 @@ impl<'a> Stage<'a> {
 
     fn dispatches(&self, variant: &Variant) -> Result<Vec<Bound>> {
         let dispatches = Dispatches::of(&*self.step.launch, variant.index);
+        let cost = self.plan.cost_of(self.step);
+        let work = (cost.flops + 16 * cost.bytes) / dispatches.list.len().max(1) as u64;
+        let pieces = pieces(self.gpu, work, None);
         let bound = dispatches.list.iter();
-        bound.map(|dispatch| bind(self.gpu, self.step, dispatch, &self.places, &self.scratch)).collect()
+        let bound =
+            bound.map(|dispatch| bind(self.gpu, self.step, dispatch, &self.places, &self.scratch, pieces));
+        Ok(bound.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
     /// What a run writes: from the same numbers for each variant where a launch changes what it writes, and

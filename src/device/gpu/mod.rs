@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-pub use dispatch::{Bound, Range};
+pub use dispatch::{Bound, Grid, Range};
 
 use self::adapters::Traits;
 use self::shader::Dialect;
@@ -95,6 +95,7 @@ pub struct Gpu {
     in_flight: Mutex<VecDeque<wgpu::SubmissionIndex>>,
     timestamps: Option<dispatch::Timestamps>,
     tuning: Mutex<Option<Tuning>>,
+    grid: Grid,
     usage: Arc<Usage>,
 }
 
@@ -143,6 +144,7 @@ impl Gpu {
             in_flight: Mutex::default(),
             timestamps,
             tuning: Mutex::default(),
+            grid: Grid::default(),
             usage: Arc::default(),
         })
     }
@@ -199,6 +201,28 @@ impl Gpu {
     /// Largest range that one binding can see, in bytes.
     pub fn max_binding(&self) -> u64 {
         self.limits.max_storage_buffer_binding_size
+    }
+
+    /// How dispatches are laid out.
+    pub fn grid(&self) -> Grid {
+        self.grid
+    }
+
+    /// Lays out dispatches in another way than workgroups and time ask for; for tests.
+    pub fn use_grid(&mut self, grid: Grid) {
+        self.grid = grid;
+    }
+
+    /// How many operations one dispatch may be, so that this GPU is done with it in a tenth of a second: systems
+    /// draw nothing else meanwhile, and some reset a GPU that is busy for long.
+    ///
+    /// By what the slowest of each kind do, 1 TFLOP/s and 0.1 TFLOP/s; nobody resets a driver on the CPU.
+    pub fn longest_dispatch(&self) -> u64 {
+        match self.info.device_type {
+            wgpu::DeviceType::DiscreteGpu => 100_000_000_000,
+            wgpu::DeviceType::Cpu => u64::MAX,
+            _ => 10_000_000_000,
+        }
     }
 
     /// Use the plain path (uniform buffers, no subgroups) whatever the adapter offers; for tests.
