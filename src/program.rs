@@ -17,7 +17,6 @@ pub use timed::Span;
 pub use tune::Picked;
 
 use crate::device::cpu::{Hold, Memory};
-use crate::device::gpu::tuning::Choice;
 use crate::device::gpu::{Bound, Gpu, Grid, Range};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
@@ -186,7 +185,7 @@ impl Program {
                     // Bytes cost a slow GPU some sixteen operations each.
                     let work = (part.cost.flops + 16 * part.cost.bytes) / dispatches.list.len().max(1) as u64;
                     let measured = part.picked.as_ref().and_then(|picked| picked.choice.as_ref());
-                    let pieces = pieces(gpu, work, measured);
+                    let pieces = gpu.pieces(work, measured.map(|choice| choice.ms));
                     let before = all.len();
                     for dispatch in &dispatches.list {
                         let bound = bind(gpu, step, dispatch, &places, &scratch, pieces)?;
@@ -354,17 +353,6 @@ fn call(step: &Step, places: &[Option<Place>], scratch: &[Place]) -> Call {
         }
     }
     call
-}
-
-/// Into how many pieces to cut a launch of `work` operations, so that none takes longer than a tenth of a second:
-/// by the time that tuning found where there is one.
-fn pieces(gpu: &Gpu, work: u64, measured: Option<&Choice>) -> usize {
-    const LONGEST_MS: f64 = 100.0;
-    match measured {
-        _ if gpu.is_software() => 1,
-        Some(choice) => (choice.ms / LONGEST_MS).ceil().max(1.0) as usize,
-        None => work.div_ceil(gpu.longest_dispatch()).max(1) as usize,
-    }
 }
 
 /// What runs a dispatch, in `pieces` where its kernel can.

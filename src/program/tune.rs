@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::planned::{Plan, Step};
-use super::{GUARD, Place, bind, pieces};
+use super::{GUARD, Place, bind};
 #[cfg(test)]
 use super::{Program, Sharing};
 use crate::device::Buffer;
@@ -263,7 +263,7 @@ impl<'a> Stage<'a> {
         let dispatches = Dispatches::of(&*self.step.launch, variant.index);
         let cost = self.plan.cost_of(self.step);
         let work = (cost.flops + 16 * cost.bytes) / dispatches.list.len().max(1) as u64;
-        let pieces = pieces(self.gpu, work, None);
+        let pieces = self.gpu.pieces(work, None);
         let bound = dispatches.list.iter();
         let bound =
             bound.map(|dispatch| bind(self.gpu, self.step, dispatch, &self.places, &self.scratch, pieces));

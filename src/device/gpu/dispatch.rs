@@ -67,6 +67,21 @@ impl Grid {
     }
 }
 
+/// As [`Gpu::pieces`]. Systems draw nothing else while a GPU works on one dispatch, and some reset it after a while.
+pub(super) fn pieces(kind: wgpu::DeviceType, work: u64, ms: Option<f64>) -> usize {
+    const LONGEST_MS: f64 = 100.0;
+    // What the slowest of a kind do in that time, at 1 TFLOP/s and at 0.1 TFLOP/s.
+    let longest = match kind {
+        wgpu::DeviceType::Cpu => return 1, // which nobody resets
+        wgpu::DeviceType::DiscreteGpu => 100_000_000_000,
+        _ => 10_000_000_000,
+    };
+    match ms {
+        Some(ms) => (ms / LONGEST_MS).ceil().max(1.0) as usize,
+        None => work.div_ceil(longest).max(1) as usize,
+    }
+}
+
 /// A dispatch with everything it needs: replaying it allocates and looks up nothing.
 pub struct Bound {
     work: u64,
@@ -474,6 +489,16 @@ mod tests {
         assert_eq!(pieces(&[0; 5000]), [5000]);
         assert_eq!(pieces(&[half; 5]), [2, 2, 1]);
         assert_eq!(pieces(&[10 * SUBMISSION, 1, half, 20 * SUBMISSION]), [1, 2, 1]);
+    }
+
+    #[test]
+    fn long_launches_are_cut() {
+        let (discrete, integrated) = (wgpu::DeviceType::DiscreteGpu, wgpu::DeviceType::IntegratedGpu);
+        assert_eq!([0, 100_000_000_000, 100_000_000_001].map(|work| pieces(discrete, work, None)), [1, 1, 2]);
+        assert_eq!(pieces(integrated, 77_000_000_000, None), 8);
+        // What was measured counts, however much work it is.
+        assert_eq!([0.0, 99.0, 250.0].map(|ms| pieces(integrated, u64::MAX, Some(ms))), [1, 1, 3]);
+        assert_eq!(pieces(wgpu::DeviceType::Cpu, u64::MAX, Some(1e6)), 1);
     }
 
     #[test]

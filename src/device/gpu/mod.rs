@@ -213,16 +213,10 @@ impl Gpu {
         self.grid = grid;
     }
 
-    /// How many operations one dispatch may be, so that this GPU is done with it in a tenth of a second: systems
-    /// draw nothing else meanwhile, and some reset a GPU that is busy for long.
-    ///
-    /// By what the slowest of each kind do, 1 TFLOP/s and 0.1 TFLOP/s; nobody resets a driver on the CPU.
-    pub fn longest_dispatch(&self) -> u64 {
-        match self.info.device_type {
-            wgpu::DeviceType::DiscreteGpu => 100_000_000_000,
-            wgpu::DeviceType::Cpu => u64::MAX,
-            _ => 10_000_000_000,
-        }
+    /// Into how many pieces to cut a launch of `work` operations, or of `ms` milliseconds where that was measured,
+    /// so that none keeps this GPU busy for more than a tenth of a second.
+    pub fn pieces(&self, work: u64, ms: Option<f64>) -> usize {
+        dispatch::pieces(self.info.device_type, work, ms)
     }
 
     /// Use the plain path (uniform buffers, no subgroups) whatever the adapter offers; for tests.
