@@ -6,7 +6,7 @@
 //
 // gather:     64 pixels in a row of memory; the eight lanes read a pixel each, eight times.
 // gather_3x3: a square of 8 x 8 pixels, of a convolution with 3 x 3 taps and a stride of 1: its 10 x 10 source pixels are read
-//             once for all taps.
+//             once for all taps. gather_3x3_tall: likewise, 16 rows of 8.
 //!include lib/grid.wgsl
 //!include lib/conv.wgsl
 //!include lib/spread.wgsl
@@ -22,6 +22,10 @@ const WG: u32 = 8u; // threads, 4 channels each
 
 fn load(base: i32, c: u32) -> f32 {
     return select(0.0, src[u32(max(base, 0)) + min(c, p.src_c - 1u)], base >= 0 && c < p.src_c);
+}
+
+fn load_four(base: i32, c: u32) -> vec4<f32> {
+    return vec4<f32>(load(base, c), load(base, c + 1u), load(base, c + 2u), load(base, c + 3u));
 }
 
 fn store(dst_pixel: u32, n: u32, lane: u32, sum: vec4<f32>) {
@@ -103,6 +107,7 @@ fn gather(
     var s5 = start;
     var s6 = start;
     var s7 = start;
+    let last = p.src_c - 1u;
     for (var kh = 0u; kh < run.r.kh; kh++) {
         for (var kw = 0u; kw < run.r.kw; kw++) {
             let b0 = source(a0, kh, kw);
@@ -115,42 +120,18 @@ fn gather(
             let b7 = source(a7, kh, kw);
             let tap = (run.r.first + kh * run.r.kw + kw) * p.src_c;
             for (var c = 0u; c < p.src_c; c += 4u) {
-                let w0 = w[(tap + c) * lanes + column];
-                s0 = spread(s0, load(b0, c), w0);
-                s1 = spread(s1, load(b1, c), w0);
-                s2 = spread(s2, load(b2, c), w0);
-                s3 = spread(s3, load(b3, c), w0);
-                s4 = spread(s4, load(b4, c), w0);
-                s5 = spread(s5, load(b5, c), w0);
-                s6 = spread(s6, load(b6, c), w0);
-                s7 = spread(s7, load(b7, c), w0);
-                let w1 = w[(tap + min(c + 1u, p.src_c - 1u)) * lanes + column];
-                s0 = spread(s0, load(b0, c + 1u), w1);
-                s1 = spread(s1, load(b1, c + 1u), w1);
-                s2 = spread(s2, load(b2, c + 1u), w1);
-                s3 = spread(s3, load(b3, c + 1u), w1);
-                s4 = spread(s4, load(b4, c + 1u), w1);
-                s5 = spread(s5, load(b5, c + 1u), w1);
-                s6 = spread(s6, load(b6, c + 1u), w1);
-                s7 = spread(s7, load(b7, c + 1u), w1);
-                let w2 = w[(tap + min(c + 2u, p.src_c - 1u)) * lanes + column];
-                s0 = spread(s0, load(b0, c + 2u), w2);
-                s1 = spread(s1, load(b1, c + 2u), w2);
-                s2 = spread(s2, load(b2, c + 2u), w2);
-                s3 = spread(s3, load(b3, c + 2u), w2);
-                s4 = spread(s4, load(b4, c + 2u), w2);
-                s5 = spread(s5, load(b5, c + 2u), w2);
-                s6 = spread(s6, load(b6, c + 2u), w2);
-                s7 = spread(s7, load(b7, c + 2u), w2);
-                let w3 = w[(tap + min(c + 3u, p.src_c - 1u)) * lanes + column];
-                s0 = spread(s0, load(b0, c + 3u), w3);
-                s1 = spread(s1, load(b1, c + 3u), w3);
-                s2 = spread(s2, load(b2, c + 3u), w3);
-                s3 = spread(s3, load(b3, c + 3u), w3);
-                s4 = spread(s4, load(b4, c + 3u), w3);
-                s5 = spread(s5, load(b5, c + 3u), w3);
-                s6 = spread(s6, load(b6, c + 3u), w3);
-                s7 = spread(s7, load(b7, c + 3u), w3);
+                let k = Four(
+                    w[(tap + c) * lanes + column], w[(tap + min(c + 1u, last)) * lanes + column],
+                    w[(tap + min(c + 2u, last)) * lanes + column], w[(tap + min(c + 3u, last)) * lanes + column],
+                );
+                s0 = spread(s0, load_four(b0, c), k);
+                s1 = spread(s1, load_four(b1, c), k);
+                s2 = spread(s2, load_four(b2, c), k);
+                s3 = spread(s3, load_four(b3, c), k);
+                s4 = spread(s4, load_four(b4, c), k);
+                s5 = spread(s5, load_four(b5, c), k);
+                s6 = spread(s6, load_four(b6, c), k);
+                s7 = spread(s7, load_four(b7, c), k);
             }
         }
     }
@@ -172,44 +153,38 @@ fn line_of(v: f32, x8: f32, x9: f32) -> Line {
     );
 }
 
-// Eight pixels of a row += the left tap of a row of taps.
-fn left(sums: Eight, x: Line, tap: vec4<f32>) -> Eight {
-    var s = sums;
-    s.a += x.x0 * tap;
-    s.b += x.x1 * tap;
-    s.c += x.x2 * tap;
-    s.d += x.x3 * tap;
-    s.e += x.x4 * tap;
-    s.f += x.x5 * tap;
-    s.g += x.x6 * tap;
-    s.h += x.x7 * tap;
-    return s;
+// The nine taps of a channel.
+struct Taps {
+    a: vec4<f32>, b: vec4<f32>, c: vec4<f32>,
+    d: vec4<f32>, e: vec4<f32>, f: vec4<f32>,
+    g: vec4<f32>, h: vec4<f32>, i: vec4<f32>,
 }
 
-fn middle(sums: Eight, x: Line, tap: vec4<f32>) -> Eight {
-    var s = sums;
-    s.a += x.x1 * tap;
-    s.b += x.x2 * tap;
-    s.c += x.x3 * tap;
-    s.d += x.x4 * tap;
-    s.e += x.x5 * tap;
-    s.f += x.x6 * tap;
-    s.g += x.x7 * tap;
-    s.h += x.x8 * tap;
-    return s;
+fn taps_at(at: u32, tap: u32) -> Taps {
+    return Taps(
+        w[at], w[at + tap], w[at + 2u * tap], w[at + 3u * tap], w[at + 4u * tap], w[at + 5u * tap], w[at + 6u * tap],
+        w[at + 7u * tap], w[at + 8u * tap],
+    );
 }
 
-fn right(sums: Eight, x: Line, tap: vec4<f32>) -> Eight {
-    var s = sums;
-    s.a += x.x2 * tap;
-    s.b += x.x3 * tap;
-    s.c += x.x4 * tap;
-    s.d += x.x5 * tap;
-    s.e += x.x6 * tap;
-    s.f += x.x7 * tap;
-    s.g += x.x8 * tap;
-    s.h += x.x9 * tap;
-    return s;
+fn nine(
+    sum: vec4<f32>, a: f32, b: f32, c: f32, d: f32, e: f32, f: f32, g: f32, h: f32, i: f32, t: Taps,
+) -> vec4<f32> {
+    return sum + a * t.a + b * t.b + c * t.c + d * t.d + e * t.e + f * t.f + g * t.g + h * t.h + i * t.i;
+}
+
+// Eight pixels of a row += the pixels x, y and z of three rows of src under the taps.
+fn under(s: Eight, x: Line, y: Line, z: Line, t: Taps) -> Eight {
+    return Eight(
+        nine(s.a, x.x0, x.x1, x.x2, y.x0, y.x1, y.x2, z.x0, z.x1, z.x2, t),
+        nine(s.b, x.x1, x.x2, x.x3, y.x1, y.x2, y.x3, z.x1, z.x2, z.x3, t),
+        nine(s.c, x.x2, x.x3, x.x4, y.x2, y.x3, y.x4, z.x2, z.x3, z.x4, t),
+        nine(s.d, x.x3, x.x4, x.x5, y.x3, y.x4, y.x5, z.x3, z.x4, z.x5, t),
+        nine(s.e, x.x4, x.x5, x.x6, y.x4, y.x5, y.x6, z.x4, z.x5, z.x6, t),
+        nine(s.f, x.x5, x.x6, x.x7, y.x5, y.x6, y.x7, z.x5, z.x6, z.x7, t),
+        nine(s.g, x.x6, x.x7, x.x8, y.x6, y.x7, y.x8, z.x6, z.x7, z.x8, t),
+        nine(s.h, x.x7, x.x8, x.x9, y.x7, y.x8, y.x9, z.x7, z.x8, z.x9, t),
+    );
 }
 
 // Stores a row of a square.
@@ -226,13 +201,25 @@ fn store_line(corner: Corner, row: u32, lane: u32, s: Eight) {
     }
 }
 
-// The sample of a square, its first pixel in dst, and how much of it lies inside.
-struct Corner { n: u32, dst: u32, rows: u32, cols: u32 }
+// The sample of a square, its first pixel in dst, and how much of it lies inside; the pixel of src under its first tap.
+struct Corner { n: u32, dst: u32, rows: u32, cols: u32, top: Pixel }
 
 fn store_at(corner: Corner, row: u32, col: u32, lane: u32, sum: vec4<f32>) {
     if col < corner.cols {
         store(corner.dst + row * p.dst_w + col, corner.n, lane, sum);
     }
+}
+
+// Of square number `square`, of `high` rows; n is p.n past the last.
+fn corner_of(square: u32, high: u32) -> Corner {
+    let squares_w = (p.dst_w + 7u) / 8u;
+    let squares_h = (p.dst_h + high - 1u) / high;
+    let n = min(square / squares_w / squares_h, p.n);
+    let h = square / squares_w % squares_h * high;
+    let w = square % squares_w * 8u;
+    let r = residue(0u);
+    let top = Pixel(n, i32(h) - r.top, i32(w) - r.left, 0u);
+    return Corner(n, (n * p.dst_h + h) * p.dst_w + w, p.dst_h - h, p.dst_w - w, top);
 }
 
 @compute @workgroup_size(WG)
@@ -244,36 +231,28 @@ fn gather_3x3(
 ) {
     let lanes = p.dst_c / 4u;
     let across = (lanes + WG - 1u) / WG;
-    let squares_w = (p.dst_w + 7u) / 8u;
-    let squares_h = (p.dst_h + 7u) / 8u;
     let flat = p.first_group + flat_group(group, groups);
-    let square = flat / across;
-    let n = square / squares_w / squares_h;
-    if n >= p.n {
+    let corner = corner_of(flat / across, 8u);
+    if corner.n >= p.n {
         return;
     }
     let lane = flat % across * WG + thread;
     let column = min(lane, lanes - 1u);
-    let h0 = square / squares_w % squares_h * 8u;
-    let w0 = square % squares_w * 8u;
-    let corner = Corner(n, (n * p.dst_h + h0) * p.dst_w + w0, p.dst_h - h0, p.dst_w - w0);
     // Rows of the source square, a lane for each of eight columns; and its last two columns, four rows to a vector.
-    let r = residue(0u);
     let i = subgroup_lane % 8u;
-    let top = Pixel(n, i32(h0) - r.top, i32(w0) - r.left, 0u);
-    let b0 = source(top, 0u, i);
-    let b1 = source(top, 1u, i);
-    let b2 = source(top, 2u, i);
-    let b3 = source(top, 3u, i);
-    let b4 = source(top, 4u, i);
-    let b5 = source(top, 5u, i);
-    let b6 = source(top, 6u, i);
-    let b7 = source(top, 7u, i);
-    let b8 = source(top, 8u, i);
-    let b9 = source(top, 9u, i);
-    let e0 = source(top, i / 2u, 8u + i % 2u);
-    let e4 = source(top, 4u + i / 2u, 8u + i % 2u);
-    let e8 = source(top, 8u + i / 2u % 2u, 8u + i % 2u);
+    let b0 = source(corner.top, 0u, i);
+    let b1 = source(corner.top, 1u, i);
+    let b2 = source(corner.top, 2u, i);
+    let b3 = source(corner.top, 3u, i);
+    let b4 = source(corner.top, 4u, i);
+    let b5 = source(corner.top, 5u, i);
+    let b6 = source(corner.top, 6u, i);
+    let b7 = source(corner.top, 7u, i);
+    let b8 = source(corner.top, 8u, i);
+    let b9 = source(corner.top, 9u, i);
+    let e0 = source(corner.top, 0u + i / 2u, 8u + i % 2u);
+    let e1 = source(corner.top, 4u + i / 2u, 8u + i % 2u);
+    let e2 = source(corner.top, 8u + i / 2u, 8u + i % 2u);
     let start = bias_of(column);
     var s0 = start;
     var s1 = start;
@@ -285,101 +264,28 @@ fn gather_3x3(
     var s7 = start;
     let tap = p.src_c * lanes;
     for (var c = 0u; c < p.src_c; c++) {
+        let t = taps_at(c * lanes + column, tap);
         let f0 = load(e0, c);
-        let f4 = load(e4, c);
-        let f8 = load(e8, c);
+        let f1 = load(e1, c);
+        let f2 = load(e2, c);
         let x0 = line_of(load(b0, c), subgroupBroadcast(f0, 0u), subgroupBroadcast(f0, 1u));
         let x1 = line_of(load(b1, c), subgroupBroadcast(f0, 2u), subgroupBroadcast(f0, 3u));
         let x2 = line_of(load(b2, c), subgroupBroadcast(f0, 4u), subgroupBroadcast(f0, 5u));
+        s0 = under(s0, x0, x1, x2, t);
         let x3 = line_of(load(b3, c), subgroupBroadcast(f0, 6u), subgroupBroadcast(f0, 7u));
-        let x4 = line_of(load(b4, c), subgroupBroadcast(f4, 0u), subgroupBroadcast(f4, 1u));
-        let x5 = line_of(load(b5, c), subgroupBroadcast(f4, 2u), subgroupBroadcast(f4, 3u));
-        let x6 = line_of(load(b6, c), subgroupBroadcast(f4, 4u), subgroupBroadcast(f4, 5u));
-        let x7 = line_of(load(b7, c), subgroupBroadcast(f4, 6u), subgroupBroadcast(f4, 7u));
-        let x8 = line_of(load(b8, c), subgroupBroadcast(f8, 0u), subgroupBroadcast(f8, 1u));
-        let x9 = line_of(load(b9, c), subgroupBroadcast(f8, 2u), subgroupBroadcast(f8, 3u));
-        let at = c * lanes + column;
-        let w00 = w[at];
-        s0 = left(s0, x0, w00);
-        s1 = left(s1, x1, w00);
-        s2 = left(s2, x2, w00);
-        s3 = left(s3, x3, w00);
-        s4 = left(s4, x4, w00);
-        s5 = left(s5, x5, w00);
-        s6 = left(s6, x6, w00);
-        s7 = left(s7, x7, w00);
-        let w01 = w[at + tap];
-        s0 = middle(s0, x0, w01);
-        s1 = middle(s1, x1, w01);
-        s2 = middle(s2, x2, w01);
-        s3 = middle(s3, x3, w01);
-        s4 = middle(s4, x4, w01);
-        s5 = middle(s5, x5, w01);
-        s6 = middle(s6, x6, w01);
-        s7 = middle(s7, x7, w01);
-        let w02 = w[at + 2u * tap];
-        s0 = right(s0, x0, w02);
-        s1 = right(s1, x1, w02);
-        s2 = right(s2, x2, w02);
-        s3 = right(s3, x3, w02);
-        s4 = right(s4, x4, w02);
-        s5 = right(s5, x5, w02);
-        s6 = right(s6, x6, w02);
-        s7 = right(s7, x7, w02);
-        let w10 = w[at + 3u * tap];
-        s0 = left(s0, x1, w10);
-        s1 = left(s1, x2, w10);
-        s2 = left(s2, x3, w10);
-        s3 = left(s3, x4, w10);
-        s4 = left(s4, x5, w10);
-        s5 = left(s5, x6, w10);
-        s6 = left(s6, x7, w10);
-        s7 = left(s7, x8, w10);
-        let w11 = w[at + 4u * tap];
-        s0 = middle(s0, x1, w11);
-        s1 = middle(s1, x2, w11);
-        s2 = middle(s2, x3, w11);
-        s3 = middle(s3, x4, w11);
-        s4 = middle(s4, x5, w11);
-        s5 = middle(s5, x6, w11);
-        s6 = middle(s6, x7, w11);
-        s7 = middle(s7, x8, w11);
-        let w12 = w[at + 5u * tap];
-        s0 = right(s0, x1, w12);
-        s1 = right(s1, x2, w12);
-        s2 = right(s2, x3, w12);
-        s3 = right(s3, x4, w12);
-        s4 = right(s4, x5, w12);
-        s5 = right(s5, x6, w12);
-        s6 = right(s6, x7, w12);
-        s7 = right(s7, x8, w12);
-        let w20 = w[at + 6u * tap];
-        s0 = left(s0, x2, w20);
-        s1 = left(s1, x3, w20);
-        s2 = left(s2, x4, w20);
-        s3 = left(s3, x5, w20);
-        s4 = left(s4, x6, w20);
-        s5 = left(s5, x7, w20);
-        s6 = left(s6, x8, w20);
-        s7 = left(s7, x9, w20);
-        let w21 = w[at + 7u * tap];
-        s0 = middle(s0, x2, w21);
-        s1 = middle(s1, x3, w21);
-        s2 = middle(s2, x4, w21);
-        s3 = middle(s3, x5, w21);
-        s4 = middle(s4, x6, w21);
-        s5 = middle(s5, x7, w21);
-        s6 = middle(s6, x8, w21);
-        s7 = middle(s7, x9, w21);
-        let w22 = w[at + 8u * tap];
-        s0 = right(s0, x2, w22);
-        s1 = right(s1, x3, w22);
-        s2 = right(s2, x4, w22);
-        s3 = right(s3, x5, w22);
-        s4 = right(s4, x6, w22);
-        s5 = right(s5, x7, w22);
-        s6 = right(s6, x8, w22);
-        s7 = right(s7, x9, w22);
+        s1 = under(s1, x1, x2, x3, t);
+        let x4 = line_of(load(b4, c), subgroupBroadcast(f1, 0u), subgroupBroadcast(f1, 1u));
+        s2 = under(s2, x2, x3, x4, t);
+        let x5 = line_of(load(b5, c), subgroupBroadcast(f1, 2u), subgroupBroadcast(f1, 3u));
+        s3 = under(s3, x3, x4, x5, t);
+        let x6 = line_of(load(b6, c), subgroupBroadcast(f1, 4u), subgroupBroadcast(f1, 5u));
+        s4 = under(s4, x4, x5, x6, t);
+        let x7 = line_of(load(b7, c), subgroupBroadcast(f1, 6u), subgroupBroadcast(f1, 7u));
+        s5 = under(s5, x5, x6, x7, t);
+        let x8 = line_of(load(b8, c), subgroupBroadcast(f2, 0u), subgroupBroadcast(f2, 1u));
+        s6 = under(s6, x6, x7, x8, t);
+        let x9 = line_of(load(b9, c), subgroupBroadcast(f2, 2u), subgroupBroadcast(f2, 3u));
+        s7 = under(s7, x7, x8, x9, t);
     }
     store_line(corner, 0u, lane, s0);
     store_line(corner, 1u, lane, s1);
@@ -389,4 +295,124 @@ fn gather_3x3(
     store_line(corner, 5u, lane, s5);
     store_line(corner, 6u, lane, s6);
     store_line(corner, 7u, lane, s7);
+}
+
+// As gather_3x3, with 16 rows, so that the weights serve twice as many pixels.
+@compute @workgroup_size(WG)
+fn gather_3x3_tall(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+    @builtin(subgroup_invocation_id) subgroup_lane: u32,
+) {
+    let lanes = p.dst_c / 4u;
+    let across = (lanes + WG - 1u) / WG;
+    let flat = p.first_group + flat_group(group, groups);
+    let corner = corner_of(flat / across, 16u);
+    if corner.n >= p.n {
+        return;
+    }
+    let lane = flat % across * WG + thread;
+    let column = min(lane, lanes - 1u);
+    // Rows of the source square, a lane for each of eight columns; and its last two columns, four rows to a vector.
+    let i = subgroup_lane % 8u;
+    let b0 = source(corner.top, 0u, i);
+    let b1 = source(corner.top, 1u, i);
+    let b2 = source(corner.top, 2u, i);
+    let b3 = source(corner.top, 3u, i);
+    let b4 = source(corner.top, 4u, i);
+    let b5 = source(corner.top, 5u, i);
+    let b6 = source(corner.top, 6u, i);
+    let b7 = source(corner.top, 7u, i);
+    let b8 = source(corner.top, 8u, i);
+    let b9 = source(corner.top, 9u, i);
+    let b10 = source(corner.top, 10u, i);
+    let b11 = source(corner.top, 11u, i);
+    let b12 = source(corner.top, 12u, i);
+    let b13 = source(corner.top, 13u, i);
+    let b14 = source(corner.top, 14u, i);
+    let b15 = source(corner.top, 15u, i);
+    let b16 = source(corner.top, 16u, i);
+    let b17 = source(corner.top, 17u, i);
+    let e0 = source(corner.top, 0u + i / 2u, 8u + i % 2u);
+    let e1 = source(corner.top, 4u + i / 2u, 8u + i % 2u);
+    let e2 = source(corner.top, 8u + i / 2u, 8u + i % 2u);
+    let e3 = source(corner.top, 12u + i / 2u, 8u + i % 2u);
+    let e4 = source(corner.top, 16u + i / 2u, 8u + i % 2u);
+    let start = bias_of(column);
+    var s0 = start;
+    var s1 = start;
+    var s2 = start;
+    var s3 = start;
+    var s4 = start;
+    var s5 = start;
+    var s6 = start;
+    var s7 = start;
+    var s8 = start;
+    var s9 = start;
+    var s10 = start;
+    var s11 = start;
+    var s12 = start;
+    var s13 = start;
+    var s14 = start;
+    var s15 = start;
+    let tap = p.src_c * lanes;
+    for (var c = 0u; c < p.src_c; c++) {
+        let t = taps_at(c * lanes + column, tap);
+        let f0 = load(e0, c);
+        let f1 = load(e1, c);
+        let f2 = load(e2, c);
+        let f3 = load(e3, c);
+        let f4 = load(e4, c);
+        let x0 = line_of(load(b0, c), subgroupBroadcast(f0, 0u), subgroupBroadcast(f0, 1u));
+        let x1 = line_of(load(b1, c), subgroupBroadcast(f0, 2u), subgroupBroadcast(f0, 3u));
+        let x2 = line_of(load(b2, c), subgroupBroadcast(f0, 4u), subgroupBroadcast(f0, 5u));
+        s0 = under(s0, x0, x1, x2, t);
+        let x3 = line_of(load(b3, c), subgroupBroadcast(f0, 6u), subgroupBroadcast(f0, 7u));
+        s1 = under(s1, x1, x2, x3, t);
+        let x4 = line_of(load(b4, c), subgroupBroadcast(f1, 0u), subgroupBroadcast(f1, 1u));
+        s2 = under(s2, x2, x3, x4, t);
+        let x5 = line_of(load(b5, c), subgroupBroadcast(f1, 2u), subgroupBroadcast(f1, 3u));
+        s3 = under(s3, x3, x4, x5, t);
+        let x6 = line_of(load(b6, c), subgroupBroadcast(f1, 4u), subgroupBroadcast(f1, 5u));
+        s4 = under(s4, x4, x5, x6, t);
+        let x7 = line_of(load(b7, c), subgroupBroadcast(f1, 6u), subgroupBroadcast(f1, 7u));
+        s5 = under(s5, x5, x6, x7, t);
+        let x8 = line_of(load(b8, c), subgroupBroadcast(f2, 0u), subgroupBroadcast(f2, 1u));
+        s6 = under(s6, x6, x7, x8, t);
+        let x9 = line_of(load(b9, c), subgroupBroadcast(f2, 2u), subgroupBroadcast(f2, 3u));
+        s7 = under(s7, x7, x8, x9, t);
+        let x10 = line_of(load(b10, c), subgroupBroadcast(f2, 4u), subgroupBroadcast(f2, 5u));
+        s8 = under(s8, x8, x9, x10, t);
+        let x11 = line_of(load(b11, c), subgroupBroadcast(f2, 6u), subgroupBroadcast(f2, 7u));
+        s9 = under(s9, x9, x10, x11, t);
+        let x12 = line_of(load(b12, c), subgroupBroadcast(f3, 0u), subgroupBroadcast(f3, 1u));
+        s10 = under(s10, x10, x11, x12, t);
+        let x13 = line_of(load(b13, c), subgroupBroadcast(f3, 2u), subgroupBroadcast(f3, 3u));
+        s11 = under(s11, x11, x12, x13, t);
+        let x14 = line_of(load(b14, c), subgroupBroadcast(f3, 4u), subgroupBroadcast(f3, 5u));
+        s12 = under(s12, x12, x13, x14, t);
+        let x15 = line_of(load(b15, c), subgroupBroadcast(f3, 6u), subgroupBroadcast(f3, 7u));
+        s13 = under(s13, x13, x14, x15, t);
+        let x16 = line_of(load(b16, c), subgroupBroadcast(f4, 0u), subgroupBroadcast(f4, 1u));
+        s14 = under(s14, x14, x15, x16, t);
+        let x17 = line_of(load(b17, c), subgroupBroadcast(f4, 2u), subgroupBroadcast(f4, 3u));
+        s15 = under(s15, x15, x16, x17, t);
+    }
+    store_line(corner, 0u, lane, s0);
+    store_line(corner, 1u, lane, s1);
+    store_line(corner, 2u, lane, s2);
+    store_line(corner, 3u, lane, s3);
+    store_line(corner, 4u, lane, s4);
+    store_line(corner, 5u, lane, s5);
+    store_line(corner, 6u, lane, s6);
+    store_line(corner, 7u, lane, s7);
+    store_line(corner, 8u, lane, s8);
+    store_line(corner, 9u, lane, s9);
+    store_line(corner, 10u, lane, s10);
+    store_line(corner, 11u, lane, s11);
+    store_line(corner, 12u, lane, s12);
+    store_line(corner, 13u, lane, s13);
+    store_line(corner, 14u, lane, s14);
+    store_line(corner, 15u, lane, s15);
 }

@@ -33,6 +33,13 @@ fn load_x(rows: Rows, n: u32, oh: u32, ow: u32) -> vec4<f32> {
     return select(vec4<f32>(), x[select(0u, u32(i) / 4u, inside)], inside);
 }
 
+// x under the tap of four pixels of dy: a channel in each row.
+fn under(rows: Rows, n: u32, oh: u32, ow: u32) -> mat4x4<f32> {
+    return transpose(mat4x4<f32>(
+        load_x(rows, n, oh, ow), load_x(rows, n, oh, ow + 1u), load_x(rows, n, oh, ow + 2u), load_x(rows, n, oh, ow + 3u),
+    ));
+}
+
 // Rows of dw that eight lanes have in one component: row, row + 4, .. row + 28.
 fn store_rows(row: u32, part: u32, lane: u32, s: Eight) {
     store_row(row, part, lane, s.a);
@@ -90,50 +97,21 @@ fn backward_w(
         let oh = line % q.oh;
         // Past the end of the row x counts as outside.
         for (var ow = 0u; ow < q.ow; ow += 4u) {
-            let d0 = dy[(line * q.ow + ow) * lanes + column];
-            let u0 = load_x(r0, n, oh, ow);
-            let v0 = load_x(r1, n, oh, ow);
-            s0 = spread(s0, u0.x, d0);
-            s1 = spread(s1, u0.y, d0);
-            s2 = spread(s2, u0.z, d0);
-            s3 = spread(s3, u0.w, d0);
-            s4 = spread(s4, v0.x, d0);
-            s5 = spread(s5, v0.y, d0);
-            s6 = spread(s6, v0.z, d0);
-            s7 = spread(s7, v0.w, d0);
-            let d1 = dy[(line * q.ow + min(ow + 1u, q.ow - 1u)) * lanes + column];
-            let u1 = load_x(r0, n, oh, ow + 1u);
-            let v1 = load_x(r1, n, oh, ow + 1u);
-            s0 = spread(s0, u1.x, d1);
-            s1 = spread(s1, u1.y, d1);
-            s2 = spread(s2, u1.z, d1);
-            s3 = spread(s3, u1.w, d1);
-            s4 = spread(s4, v1.x, d1);
-            s5 = spread(s5, v1.y, d1);
-            s6 = spread(s6, v1.z, d1);
-            s7 = spread(s7, v1.w, d1);
-            let d2 = dy[(line * q.ow + min(ow + 2u, q.ow - 1u)) * lanes + column];
-            let u2 = load_x(r0, n, oh, ow + 2u);
-            let v2 = load_x(r1, n, oh, ow + 2u);
-            s0 = spread(s0, u2.x, d2);
-            s1 = spread(s1, u2.y, d2);
-            s2 = spread(s2, u2.z, d2);
-            s3 = spread(s3, u2.w, d2);
-            s4 = spread(s4, v2.x, d2);
-            s5 = spread(s5, v2.y, d2);
-            s6 = spread(s6, v2.z, d2);
-            s7 = spread(s7, v2.w, d2);
-            let d3 = dy[(line * q.ow + min(ow + 3u, q.ow - 1u)) * lanes + column];
-            let u3 = load_x(r0, n, oh, ow + 3u);
-            let v3 = load_x(r1, n, oh, ow + 3u);
-            s0 = spread(s0, u3.x, d3);
-            s1 = spread(s1, u3.y, d3);
-            s2 = spread(s2, u3.z, d3);
-            s3 = spread(s3, u3.w, d3);
-            s4 = spread(s4, v3.x, d3);
-            s5 = spread(s5, v3.y, d3);
-            s6 = spread(s6, v3.z, d3);
-            s7 = spread(s7, v3.w, d3);
+            let d = Four(
+                dy[(line * q.ow + ow) * lanes + column], dy[(line * q.ow + min(ow + 1u, q.ow - 1u)) * lanes + column],
+                dy[(line * q.ow + min(ow + 2u, q.ow - 1u)) * lanes + column],
+                dy[(line * q.ow + min(ow + 3u, q.ow - 1u)) * lanes + column],
+            );
+            let u = under(r0, n, oh, ow);
+            let v = under(r1, n, oh, ow);
+            s0 = spread(s0, u[0], d);
+            s1 = spread(s1, u[1], d);
+            s2 = spread(s2, u[2], d);
+            s3 = spread(s3, u[3], d);
+            s4 = spread(s4, v[0], d);
+            s5 = spread(s5, v[1], d);
+            s6 = spread(s6, v[2], d);
+            s7 = spread(s7, v[3], d);
         }
     }
     store_rows(first, part, lane, s0);
@@ -170,14 +148,32 @@ fn dy_at(line: u32, ow: u32, column: u32) -> vec4<f32> {
 
 // dw of one tap += eight pixels of dy times the pixels of x under the tap, of which each lane has its channel.
 fn along(sums: Eight, x0: f32, x1: f32, x2: f32, x3: f32, x4: f32, x5: f32, x6: f32, x7: f32, d: Eight) -> Eight {
-    var s = spread(sums, x0, d.a);
-    s = spread(s, x1, d.b);
-    s = spread(s, x2, d.c);
-    s = spread(s, x3, d.d);
-    s = spread(s, x4, d.e);
-    s = spread(s, x5, d.f);
-    s = spread(s, x6, d.g);
-    return spread(s, x7, d.h);
+    return Eight(
+        sums.a + subgroupBroadcast(x0, 0u) * d.a + subgroupBroadcast(x1, 0u) * d.b + subgroupBroadcast(x2, 0u) * d.c
+            + subgroupBroadcast(x3, 0u) * d.d + subgroupBroadcast(x4, 0u) * d.e + subgroupBroadcast(x5, 0u) * d.f
+            + subgroupBroadcast(x6, 0u) * d.g + subgroupBroadcast(x7, 0u) * d.h,
+        sums.b + subgroupBroadcast(x0, 1u) * d.a + subgroupBroadcast(x1, 1u) * d.b + subgroupBroadcast(x2, 1u) * d.c
+            + subgroupBroadcast(x3, 1u) * d.d + subgroupBroadcast(x4, 1u) * d.e + subgroupBroadcast(x5, 1u) * d.f
+            + subgroupBroadcast(x6, 1u) * d.g + subgroupBroadcast(x7, 1u) * d.h,
+        sums.c + subgroupBroadcast(x0, 2u) * d.a + subgroupBroadcast(x1, 2u) * d.b + subgroupBroadcast(x2, 2u) * d.c
+            + subgroupBroadcast(x3, 2u) * d.d + subgroupBroadcast(x4, 2u) * d.e + subgroupBroadcast(x5, 2u) * d.f
+            + subgroupBroadcast(x6, 2u) * d.g + subgroupBroadcast(x7, 2u) * d.h,
+        sums.d + subgroupBroadcast(x0, 3u) * d.a + subgroupBroadcast(x1, 3u) * d.b + subgroupBroadcast(x2, 3u) * d.c
+            + subgroupBroadcast(x3, 3u) * d.d + subgroupBroadcast(x4, 3u) * d.e + subgroupBroadcast(x5, 3u) * d.f
+            + subgroupBroadcast(x6, 3u) * d.g + subgroupBroadcast(x7, 3u) * d.h,
+        sums.e + subgroupBroadcast(x0, 4u) * d.a + subgroupBroadcast(x1, 4u) * d.b + subgroupBroadcast(x2, 4u) * d.c
+            + subgroupBroadcast(x3, 4u) * d.d + subgroupBroadcast(x4, 4u) * d.e + subgroupBroadcast(x5, 4u) * d.f
+            + subgroupBroadcast(x6, 4u) * d.g + subgroupBroadcast(x7, 4u) * d.h,
+        sums.f + subgroupBroadcast(x0, 5u) * d.a + subgroupBroadcast(x1, 5u) * d.b + subgroupBroadcast(x2, 5u) * d.c
+            + subgroupBroadcast(x3, 5u) * d.d + subgroupBroadcast(x4, 5u) * d.e + subgroupBroadcast(x5, 5u) * d.f
+            + subgroupBroadcast(x6, 5u) * d.g + subgroupBroadcast(x7, 5u) * d.h,
+        sums.g + subgroupBroadcast(x0, 6u) * d.a + subgroupBroadcast(x1, 6u) * d.b + subgroupBroadcast(x2, 6u) * d.c
+            + subgroupBroadcast(x3, 6u) * d.d + subgroupBroadcast(x4, 6u) * d.e + subgroupBroadcast(x5, 6u) * d.f
+            + subgroupBroadcast(x6, 6u) * d.g + subgroupBroadcast(x7, 6u) * d.h,
+        sums.h + subgroupBroadcast(x0, 7u) * d.a + subgroupBroadcast(x1, 7u) * d.b + subgroupBroadcast(x2, 7u) * d.c
+            + subgroupBroadcast(x3, 7u) * d.d + subgroupBroadcast(x4, 7u) * d.e + subgroupBroadcast(x5, 7u) * d.f
+            + subgroupBroadcast(x6, 7u) * d.g + subgroupBroadcast(x7, 7u) * d.h,
+    );
 }
 
 fn store_tap(tap: u32, ci: u32, part: u32, lane: u32, s: Eight) {

@@ -25,6 +25,10 @@ fn b_column(item: u32, col: u32) -> u32 {
     return item * p.k * p.n + min(col, p.n - 1u) * select(1u, p.k, p.b_transposed != 0u);
 }
 
+fn a_four(row: u32, ka: vec4<u32>, real: vec4<bool>) -> vec4<f32> {
+    return select(vec4<f32>(), vec4<f32>(a[row + ka.x], a[row + ka.y], a[row + ka.z], a[row + ka.w]), real);
+}
+
 fn store_eight(line: u32, row: u32, col: u32, s: Eight) {
     store_row(line, row, col, s.a);
     store_row(line, row + 1u, col, s.b);
@@ -103,50 +107,25 @@ fn product(
     var s7 = start;
     let end = min((part + 1u) * p.depth, p.k);
     for (var k = part * p.depth; k < end; k += 4u) {
-        let ka0 = k * next_a;
-        let kb0 = k * next_b;
-        let c0 = vec4<f32>(b[b0 + kb0], b[b1 + kb0], b[b2 + kb0], b[b3 + kb0]);
-        s0 = spread(s0, a[a0 + ka0], c0);
-        s1 = spread(s1, a[a1 + ka0], c0);
-        s2 = spread(s2, a[a2 + ka0], c0);
-        s3 = spread(s3, a[a3 + ka0], c0);
-        s4 = spread(s4, a[a4 + ka0], c0);
-        s5 = spread(s5, a[a5 + ka0], c0);
-        s6 = spread(s6, a[a6 + ka0], c0);
-        s7 = spread(s7, a[a7 + ka0], c0);
-        let ka1 = min(k + 1u, end - 1u) * next_a;
-        let kb1 = min(k + 1u, end - 1u) * next_b;
-        let c1 = vec4<f32>(b[b0 + kb1], b[b1 + kb1], b[b2 + kb1], b[b3 + kb1]);
-        s0 = spread(s0, select(0.0, a[a0 + ka1], k + 1u < end), c1);
-        s1 = spread(s1, select(0.0, a[a1 + ka1], k + 1u < end), c1);
-        s2 = spread(s2, select(0.0, a[a2 + ka1], k + 1u < end), c1);
-        s3 = spread(s3, select(0.0, a[a3 + ka1], k + 1u < end), c1);
-        s4 = spread(s4, select(0.0, a[a4 + ka1], k + 1u < end), c1);
-        s5 = spread(s5, select(0.0, a[a5 + ka1], k + 1u < end), c1);
-        s6 = spread(s6, select(0.0, a[a6 + ka1], k + 1u < end), c1);
-        s7 = spread(s7, select(0.0, a[a7 + ka1], k + 1u < end), c1);
-        let ka2 = min(k + 2u, end - 1u) * next_a;
-        let kb2 = min(k + 2u, end - 1u) * next_b;
-        let c2 = vec4<f32>(b[b0 + kb2], b[b1 + kb2], b[b2 + kb2], b[b3 + kb2]);
-        s0 = spread(s0, select(0.0, a[a0 + ka2], k + 2u < end), c2);
-        s1 = spread(s1, select(0.0, a[a1 + ka2], k + 2u < end), c2);
-        s2 = spread(s2, select(0.0, a[a2 + ka2], k + 2u < end), c2);
-        s3 = spread(s3, select(0.0, a[a3 + ka2], k + 2u < end), c2);
-        s4 = spread(s4, select(0.0, a[a4 + ka2], k + 2u < end), c2);
-        s5 = spread(s5, select(0.0, a[a5 + ka2], k + 2u < end), c2);
-        s6 = spread(s6, select(0.0, a[a6 + ka2], k + 2u < end), c2);
-        s7 = spread(s7, select(0.0, a[a7 + ka2], k + 2u < end), c2);
-        let ka3 = min(k + 3u, end - 1u) * next_a;
-        let kb3 = min(k + 3u, end - 1u) * next_b;
-        let c3 = vec4<f32>(b[b0 + kb3], b[b1 + kb3], b[b2 + kb3], b[b3 + kb3]);
-        s0 = spread(s0, select(0.0, a[a0 + ka3], k + 3u < end), c3);
-        s1 = spread(s1, select(0.0, a[a1 + ka3], k + 3u < end), c3);
-        s2 = spread(s2, select(0.0, a[a2 + ka3], k + 3u < end), c3);
-        s3 = spread(s3, select(0.0, a[a3 + ka3], k + 3u < end), c3);
-        s4 = spread(s4, select(0.0, a[a4 + ka3], k + 3u < end), c3);
-        s5 = spread(s5, select(0.0, a[a5 + ka3], k + 3u < end), c3);
-        s6 = spread(s6, select(0.0, a[a6 + ka3], k + 3u < end), c3);
-        s7 = spread(s7, select(0.0, a[a7 + ka3], k + 3u < end), c3);
+        // Those past the end count as 0: in a, so that it does not matter what b is.
+        let ks = min(vec4<u32>(k, k + 1u, k + 2u, k + 3u), vec4<u32>(end - 1u));
+        let ka = ks * next_a;
+        let kb = ks * next_b;
+        let real = vec4<u32>(k, k + 1u, k + 2u, k + 3u) < vec4<u32>(end);
+        let c = Four(
+            vec4<f32>(b[b0 + kb.x], b[b1 + kb.x], b[b2 + kb.x], b[b3 + kb.x]),
+            vec4<f32>(b[b0 + kb.y], b[b1 + kb.y], b[b2 + kb.y], b[b3 + kb.y]),
+            vec4<f32>(b[b0 + kb.z], b[b1 + kb.z], b[b2 + kb.z], b[b3 + kb.z]),
+            vec4<f32>(b[b0 + kb.w], b[b1 + kb.w], b[b2 + kb.w], b[b3 + kb.w]),
+        );
+        s0 = spread(s0, a_four(a0, ka, real), c);
+        s1 = spread(s1, a_four(a1, ka, real), c);
+        s2 = spread(s2, a_four(a2, ka, real), c);
+        s3 = spread(s3, a_four(a3, ka, real), c);
+        s4 = spread(s4, a_four(a4, ka, real), c);
+        s5 = spread(s5, a_four(a5, ka, real), c);
+        s6 = spread(s6, a_four(a6, ka, real), c);
+        s7 = spread(s7, a_four(a7, ka, real), c);
     }
     let line = (part * p.batch + item) * p.m;
     store_eight(line, row, col, s0);

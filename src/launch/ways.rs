@@ -13,6 +13,8 @@ pub enum Way {
     Spread,
     /// As `Spread`, with a square of 8 x 8 pixels.
     Square,
+    /// As `Square`, 16 high.
+    Tall,
     /// In tiles of workgroup memory: one of [`TILES`].
     Tiled(usize),
 }
@@ -55,9 +57,10 @@ impl Way {
             Way::Direct => ("direct".to_owned(), 0),
             Way::Spread => ("spread".to_owned(), 1),
             Way::Square => ("spread over squares".to_owned(), 2),
+            Way::Tall => ("spread over tall squares".to_owned(), 3),
             Way::Tiled(number) => {
                 let Tile { rows, cols, high, broad } = TILES[number];
-                (format!("tiles of {rows} x {cols}, {high} x {broad} a thread"), 3 + number)
+                (format!("tiles of {rows} x {cols}, {high} x {broad} a thread"), 4 + number)
             }
         };
         Variant { name, index }
@@ -69,7 +72,8 @@ impl Way {
             0 => Way::Direct,
             1 => Way::Spread,
             2 => Way::Square,
-            number => Way::Tiled(number - 3),
+            3 => Way::Tall,
+            number => Way::Tiled(number - 4),
         }
     }
 
@@ -105,7 +109,7 @@ impl Way {
         let ([high, broad], wanted) = match self {
             Way::Tiled(number) => ([TILES[number].rows, TILES[number].cols], 2 * BUSY),
             Way::Spread => (SPREAD, 16),
-            Way::Direct | Way::Square => unreachable!("{self:?} has no tiles"),
+            Way::Direct | Way::Square | Way::Tall => unreachable!("{self:?} has no tiles"),
         };
         (wanted / (rows.div_ceil(high) * cols.div_ceil(broad))).max(1)
     }
@@ -127,7 +131,7 @@ mod tests {
 
     #[test]
     fn an_index_is_its_way() {
-        let all = (0..TILES.len()).map(Way::Tiled).chain([Way::Direct, Way::Spread, Way::Square]);
+        let all = (0..TILES.len()).map(Way::Tiled).chain([Way::Direct, Way::Spread, Way::Square, Way::Tall]);
         for way in all {
             assert_eq!(Way::of(way.variant().index), way);
         }

@@ -248,7 +248,7 @@ impl Launch for Product {
         let quads = ["a4", "b4", "y4"];
         let ones = ["a", "b", "y"];
         let (product, [a, b, y]) = match way {
-            Way::Direct | Way::Square => {
+            Way::Direct | Way::Square | Way::Tall => {
                 let wide = k % 4 == 0 && n % 4 == 0 && (m % 4 == 0 || !transpose.a);
                 let (entry, names) = if wide { ("product", quads) } else { ("product_ragged", ones) };
                 (plan.add(&KERNEL, entry).cover_in_pieces(groups(TILE, TILE), 1), names)

@@ -87,7 +87,13 @@ impl Gather {
     pub fn variants(&self, adapter: &Traits) -> Vec<Variant> {
         let spread: &[Way] = match (adapter.broadcasts && self.dst[2].is_multiple_of(4), self) {
             (false, _) => &[],
-            (true, Gather { taps: [3, 3], stride: 1, step: 1, .. }) => &[Way::Square, Way::Spread],
+            (true, Gather { taps: [3, 3], stride: 1, step: 1, dst: [high, ..], .. }) => {
+                if high.next_multiple_of(16) == high.next_multiple_of(8) {
+                    &[Way::Tall, Way::Square, Way::Spread]
+                } else {
+                    &[Way::Square, Way::Tall, Way::Spread]
+                }
+            }
             (true, _) => &[Way::Spread],
         };
         Way::variants(adapter, [self.residues() * self.most_pixels(), self.dst[2]], spread)
@@ -129,10 +135,12 @@ impl Gather {
                     * dst_c.div_ceil(ways::SPREAD[1]);
                 self.fill(plan.add(&SPREAD, "gather"), ["src", "w", "dst"], EXTRA).cover_in_pieces(groups, 1);
             }
-            Way::Square => {
-                let groups = self.n * dst_h.div_ceil(8) * dst_w.div_ceil(8) * dst_c.div_ceil(ways::SPREAD[1]);
-                self.fill(plan.add(&SPREAD, "gather_3x3"), ["src", "w", "dst"], EXTRA)
-                    .cover_in_pieces(groups, 1);
+            way @ (Way::Square | Way::Tall) => {
+                let (entry, high) =
+                    if way == Way::Tall { ("gather_3x3_tall", 16) } else { ("gather_3x3", 8) };
+                let squares = self.n * dst_h.div_ceil(high) * dst_w.div_ceil(8);
+                self.fill(plan.add(&SPREAD, entry), ["src", "w", "dst"], EXTRA)
+                    .cover_in_pieces(squares * dst_c.div_ceil(ways::SPREAD[1]), 1);
             }
         }
     }
@@ -186,7 +194,7 @@ impl Weights<'_> {
         let rows = g.n * g.oh;
         let wanted = match way {
             // A thread has 16 of the weights: enough threads to fill a large GPU.
-            Way::Direct => (1_usize << 17).div_ceil((g.weights() / 16).max(1)),
+            Way::Direct | Way::Tall => (1_usize << 17).div_ceil((g.weights() / 16).max(1)),
             Way::Square => 16 / self.squares(),
             way => way.parts(self.size()),
         };
@@ -252,7 +260,7 @@ impl Weights<'_> {
                 plan.add(&SPREAD_W, "backward_w_3x3").cover_in_pieces(parts * self.squares(), 1),
                 ["x_ones", "dy", "parts"],
             ),
-            Way::Direct => {
+            Way::Direct | Way::Tall => {
                 let (set, width) = lanes(g.cout);
                 let threads = parts * g.kh * g.kw * g.cin.div_ceil(4) * (g.cout / width);
                 (plan.add(&KERNEL, "backward_w").knobs(set).cover_in_pieces(threads, WG), PARTS)
