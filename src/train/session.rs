@@ -64,10 +64,8 @@ pub struct Session {
     _lock: std::fs::File,
 }
 
-/// Opens the training data of a recipe and checks that the model fits it. `codec`: the VAE of latent
-/// diffusion, whose images these are.
-fn open_data(recipe: &Recipe, codec: Option<&Codec>) -> Result<Arc<dyn Dataset>> {
-    let channels = codec.map_or(recipe, Codec::recipe).image_channels();
+/// Opens the training data of a recipe, images of so many `channels`, and checks that the model fits it.
+fn open_data(recipe: &Recipe, channels: usize) -> Result<Arc<dyn Dataset>> {
     let Recipe { image_size, crop, seed, .. } = *recipe;
     let dataset = open_for(&recipe.data, image_size, channels, crop, seed, Split::Train)?;
     let (classes, table) = (dataset.classes().len(), recipe.unet.num_class_embeds);
@@ -131,14 +129,19 @@ impl Data {
         file: Option<&Path>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Data> {
-        let dataset = open_data(recipe, codec)?;
-        let evaluator = if recipe.system == System::Vae {
-            let Recipe { image_size, crop, seed, .. } = *recipe;
-            let (images, held_out) =
-                open_to_judge(&recipe.data, image_size, recipe.image_channels(), crop, seed)?;
-            Some(Evaluator::new(images, recipe.evaluate_count, held_out)?)
-        } else {
-            None
+        // Those that the VAE of latent diffusion takes.
+        let channels = codec.map_or(&*recipe, Codec::recipe).image_channels();
+        let Recipe { image_size, crop, seed, .. } = *recipe;
+        let judged = || {
+            let is_vae = recipe.system == System::Vae;
+            is_vae.then(|| open_to_judge(&recipe.data, image_size, channels, crop, seed)).transpose()
+        };
+        // At the same time: large folders take a while to list.
+        let (dataset, judged) = rayon::join(|| open_data(recipe, channels), judged);
+        let dataset = dataset?;
+        let evaluator = match judged? {
+            Some((images, held_out)) => Some(Evaluator::new(images, recipe.evaluate_count, held_out)?),
+            None => None,
         };
         let cached = match codec {
             Some(codec) => prepare(codec, &*dataset, recipe, file, progress)?,
