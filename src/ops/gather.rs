@@ -172,11 +172,11 @@ mod tests {
             check_bytes(rows, shape, some(rows as u32));
             check_numbers(rows, shape, some(rows as u32));
         }
-        check_bytes(300, [3, 3, 1], (0..700).map(|n| n * 7919 % 300 | (n % 2) << 31).collect());
+        check_bytes(300, [3, 3, 1], (0..700).map(|n| (n * 7919 % 300) | ((n % 2) << 31)).collect());
     }
 
     #[test]
     fn past_65535_workgroups() {
-        check_bytes(2, [64, 64, 3], (0..1366).map(|n| n % 2 | (n % 3 / 2) << 31).collect());
+        check_bytes(2, [64, 64, 3], (0..1366).map(|n| (n % 2) | ((n % 3 / 2) << 31)).collect());
     }
 }
