@@ -75,6 +75,7 @@ impl Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let started = Instant::now();
     let mut recipe = match &arguments.resume {
         Some(folder) => Run::open(folder)?.recipe()?,
         None => recipe::find(arguments.recipe.as_deref().unwrap_or("digits"))?,
@@ -106,7 +107,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.resume.is_some() && session.run_folder().checkpoints().is_empty() {
         note("note: the run has no checkpoint yet, so it begins at step 1");
     }
-    train(&mut session, &device)
+    train(&mut session, &device, started)
 }
 
 fn dry_run(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<()> {
@@ -129,7 +130,7 @@ fn dry_run(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<()
     print(&describe(&DryRun::new(recipe, device, codec.as_ref()), recipe, device))
 }
 
-fn train(session: &mut Session, device: &Device) -> Result<()> {
+fn train(session: &mut Session, device: &Device, started: Instant) -> Result<()> {
     let (recipe, folder) = (session.recipe().clone(), session.run_folder().folder().display().to_string());
     let parameters = session.trainer().params().borrow().count();
     let first = session.trainer().step();
@@ -146,7 +147,9 @@ fn train(session: &mut Session, device: &Device) -> Result<()> {
     let mut terminal = Terminal::new(first, recipe.steps)?;
     let ended = session.train(&mut terminal);
     terminal.bar.finish_and_clear();
-    match ended? {
+    let ended = ended?;
+    note(&session.times().describe(started));
+    match ended {
         Ended::Done => print(&format!("{folder}\n")),
         Ended::Interrupted(step) => {
             print(&format!("stopped after step {step}; go on with: denoir train --resume {folder}\n"))

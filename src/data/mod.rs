@@ -26,7 +26,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 
 pub use folder::read_picture;
-pub use loader::{Batch, Loader};
+pub use loader::{Batch, Loader, Picks};
 pub use statistics::{Statistics, statistics};
 
 /// The largest side of a training picture, in pixels.
@@ -85,6 +85,11 @@ pub trait Dataset: Send + Sync {
     /// If `out` is not `H * W * C` long or `index` is not below `len`.
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32>;
 
+    /// All of it at once, where it lies in memory as it is read.
+    fn whole(&self) -> Option<Whole<'_>> {
+        None
+    }
+
     /// Words for picture `index` beyond its label: a face's features, a file's path. Empty if there are
     /// none.
     fn describe(&self, _index: u64) -> String {
@@ -100,6 +105,21 @@ pub trait Dataset: Send + Sync {
     fn warnings(&self) -> Vec<String> {
         Vec::new()
     }
+}
+
+/// All pictures of a set, `[N, H, W, C]`, and the label of each.
+pub struct Whole<'a> {
+    pub values: Values<'a>,
+    pub labels: Vec<u32>,
+}
+
+/// The values of pictures.
+#[derive(Clone, Copy)]
+pub enum Values<'a> {
+    /// Each stands for one in [-1, 1], as [`picture::from_u8`] says.
+    Bytes(&'a [u8]),
+    /// The values themselves.
+    Numbers(&'a [f32]),
 }
 
 /// Opens the data set that `spec` names: `digits`, `faces`, `mnist:DIR`, `cifar10:DIR` or `images:DIR`.

@@ -3,7 +3,7 @@
 use image::{DynamicImage, GrayImage, RgbImage};
 
 use super::picture::{fit, from_u8};
-use super::{Dataset, Options};
+use super::{Dataset, Options, Values, Whole};
 use crate::error::Result;
 
 /// Pictures of one size as they came, MNIST and CIFAR-10 among them.
@@ -45,6 +45,13 @@ impl Dataset for Stored {
 
     fn classes(&self) -> &[String] {
         &self.classes
+    }
+
+    fn whole(&self) -> Option<Whole<'_>> {
+        let count = self.pixels.len() / self.own.iter().product::<usize>();
+        let label = |i: usize| self.labels.get(i).map_or(0, |&label| u32::from(label));
+        (self.own == self.shape)
+            .then(|| Whole { values: Values::Bytes(&self.pixels), labels: (0..count).map(label).collect() })
     }
 
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {

@@ -7,8 +7,8 @@ use safetensors::tensor::{Dtype, SafeTensors};
 
 use crate::checkpoint::{fingerprint, write_tensors};
 use crate::codec::Codec;
-use crate::data::Dataset;
 use crate::data::picture::mirror;
+use crate::data::{Dataset, Values, Whole};
 use crate::error::{Error, Result};
 use crate::recipe::{Latents, Recipe};
 
@@ -38,6 +38,10 @@ impl Dataset for CachedLatents {
 
     fn classes(&self) -> &[String] {
         &self.classes
+    }
+
+    fn whole(&self) -> Option<Whole<'_>> {
+        Some(Whole { values: Values::Numbers(&self.moments), labels: self.labels.clone() })
     }
 
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {

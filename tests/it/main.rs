@@ -1,6 +1,7 @@
 //! The integration tests: one binary, so that it links once.
 
 mod allocations;
+mod around_the_step;
 mod autoencoder;
 mod bench;
 mod command_line;

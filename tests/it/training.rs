@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::command_line::{TINY, denoir, tiny_run};
 use crate::reference::devices;
 
-fn small() -> Recipe {
+pub fn small() -> Recipe {
     let mut recipe = recipe::find("digits").unwrap();
     for assignment in [
         "image_size=8",
