@@ -65,8 +65,7 @@ pub struct Session {
 /// diffusion, whose images these are.
 fn open_data(recipe: &Recipe, codec: Option<&Codec>) -> Result<Arc<dyn Dataset>> {
     let channels = codec.map_or(recipe, Codec::recipe).image_channels();
-    let Recipe { image_size, crop, seed, .. } = *recipe;
-    let dataset = open_for(&recipe.data, image_size, channels, crop, seed, Split::Train)?;
+    let dataset = open_for(&recipe.data, recipe.pictures(channels), Split::Train)?;
     let (classes, table) = (dataset.classes().len(), recipe.unet.num_class_embeds);
     if recipe.system != System::Vae && table > 0 && classes != table {
         return Err(Error::usage(format!(
@@ -104,10 +103,13 @@ impl Data {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Data> {
         let dataset = open_data(recipe, codec)?;
+        if let (1.., Some(images)) = (recipe.epochs, dataset.len()) {
+            recipe.steps = recipe.steps_of_a_pass(images).saturating_mul(recipe.epochs);
+            recipe.validate()?;
+        }
         let evaluator = if recipe.system == System::Vae {
-            let Recipe { image_size, crop, seed, .. } = *recipe;
-            let (images, held_out) =
-                open_to_judge(&recipe.data, image_size, recipe.image_channels(), crop, seed)?;
+            let pictures = recipe.pictures(recipe.image_channels());
+            let (images, held_out) = open_to_judge(&recipe.data, pictures)?;
             Some(Evaluator::new(images, recipe.evaluate_count, held_out)?)
         } else {
             None
