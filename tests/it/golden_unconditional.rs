@@ -129,7 +129,8 @@ fn the_first_updates() {
     }
 }
 
-/// Of bytes that two libraries round, one in some hundred may differ, and then by one.
+/// Pillow rounds to bytes after the rows and again after the columns, this program once: a byte may differ by one, in
+/// an enlarged picture one in six does, and the picture as a whole is no lighter or darker.
 #[test]
 fn pictures_are_torchvisions() {
     let (golden, recipe) = both();
@@ -144,13 +145,14 @@ fn pictures_are_torchvisions() {
         let got = read_picture(&path, 16, 3, None, recipe.resize).unwrap();
         let wanted = golden.get(&given.replace("/in", "/out"));
         assert_eq!(got.len(), wanted.len());
-        let off = got.iter().zip(wanted).map(|(g, w)| ((f64::from(*g) + 1.0) * 127.5 - w).abs());
-        let (worst, different) =
-            off.fold((0.0_f64, 0), |(worst, n), off| (worst.max(off), n + usize::from(off > 0.5)));
+        let off: Vec<f64> = got.iter().zip(wanted).map(|(g, w)| (f64::from(*g) + 1.0) * 127.5 - w).collect();
+        let worst = off.iter().fold(0.0_f64, |worst, off| worst.max(off.abs()));
+        let different = off.iter().filter(|off| off.abs() > 0.5).count();
+        let lighter = off.iter().sum::<f64>() / off.len() as f64;
         assert!(
-            worst <= 1.001 && different <= wanted.len() / 50,
-            "{given}: {different} of {} bytes differ, by up to {worst}",
-            wanted.len()
+            worst <= 1.001 && different <= off.len() / 4 && lighter.abs() <= 0.1,
+            "{given}: {different} of {} bytes differ, by up to {worst} and {lighter} in the mean",
+            off.len()
         );
         // The default is another filter, and its pictures are not these.
         let bicubic = read_picture(&path, 16, 3, None, Resize::Bicubic).unwrap();
