@@ -11,10 +11,12 @@ pub use built_in::built_in;
 use serde::{Deserialize, Serialize};
 pub use set::nearest;
 
+use crate::data::{Pictures, Resize};
 use crate::diffusion::{Schedule, Scheduler, Variance};
 use crate::error::{Error, Result};
 use crate::models::unet::UNetConfig;
 use crate::models::vae::{Reconstruction, VaeConfig};
+use crate::ops::adam::AdamOptions;
 use crate::optim::{Ema, EmaWarmup, LrSchedule};
 
 /// What is trained.
@@ -73,13 +75,20 @@ pub struct Recipe {
     pub image_size: usize,
     /// Side of the centred square taken from each picture of images:DIR; 0: the largest.
     pub crop: usize,
+    /// How pictures of another size are brought to image_size: bicubic, or bilinear as torchvision's Resize and
+    /// CenterCrop do it.
+    pub resize: Resize,
     /// Mirror half of the pictures.
     pub flip: bool,
     pub seed: u64,
     /// Of the initial weights: denoir, or torch, whose seeds then give the weights of a U-Net of the
     /// diffusers library.
     pub rng: Rng,
+    /// Steps of the optimiser.
     pub steps: u64,
+    /// Passes through the data; 0: as many as steps make. Where it is not 0, and the data ends, steps are filled in
+    /// when training begins: the batches of a pass, the last one rounded up, times this.
+    pub epochs: u64,
     pub batch_size: usize,
     /// Batches whose gradients are averaged for one step of the optimiser.
     pub accumulation: u64,
@@ -202,10 +211,12 @@ impl Default for Recipe {
             data: "digits".to_owned(),
             image_size: 32,
             crop: 0,
+            resize: Resize::Bicubic,
             flip: false,
             seed: 0,
             rng: Rng::Denoir,
             steps: 10_000,
+            epochs: 0,
             batch_size: 64,
             accumulation: 1,
             checkpoint_blocks: false,
@@ -328,6 +339,35 @@ impl Recipe {
     /// The sampler of the run's own pictures.
     pub fn scheduler(&self) -> Scheduler {
         Scheduler::ddpm(self.timesteps, [self.beta_start, self.beta_end], self.variance, self.clip_sample)
+    }
+
+    /// What its images are made of pictures like. `channels`: of the images, which for latent diffusion are those of
+    /// its VAE.
+    pub fn pictures(&self, channels: usize) -> Pictures {
+        let Recipe { image_size, crop, resize, seed, .. } = *self;
+        Pictures { image_size, channels, crop, resize, seed }
+    }
+
+    /// Steps of the optimiser in one pass through so many images: the last batch counts, however small.
+    pub fn steps_of_a_pass(&self, images: u64) -> u64 {
+        images.div_ceil(self.batch_size as u64).div_ceil(self.accumulation)
+    }
+
+    /// The learning rate of step `step`, counted from 0.
+    pub fn lr_at(&self, step: u64) -> f64 {
+        self.lr * self.lr_schedule.factor(step, self.lr_warmup, self.steps)
+    }
+
+    /// The optimiser. Gradients that were added up are cleared after a step.
+    pub fn adam(&self) -> AdamOptions {
+        AdamOptions {
+            beta1: self.beta1,
+            beta2: self.beta2,
+            eps: self.adam_eps,
+            weight_decay: self.weight_decay,
+            clip: (self.clip_norm > 0.0).then_some(self.clip_norm),
+            zero_grads: self.accumulation > 1,
+        }
     }
 
     /// The moving average of the weights.

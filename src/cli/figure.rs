@@ -9,7 +9,7 @@ use super::output::check_folder_of;
 use super::{bar, note, print};
 use crate::checkpoint;
 use crate::codec::Codec;
-use crate::data::open_to_judge;
+use crate::data::{Pictures, open_to_judge};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::figures;
@@ -225,7 +225,8 @@ impl Arguments {
     fn images(&self, recipe: &Recipe, image: [usize; 3], count: usize) -> Result<(Vec<f32>, Vec<u32>)> {
         let [side, _, channels] = image;
         let spec = self.data.as_deref().unwrap_or(&recipe.data);
-        let (data, held_out) = open_to_judge(spec, side, channels, recipe.crop, recipe.seed)?;
+        let pictures = Pictures { image_size: side, ..recipe.pictures(channels) };
+        let (data, held_out) = open_to_judge(spec, pictures)?;
         if !held_out {
             note("note: the folder is too small to hold images out");
         }

@@ -92,7 +92,7 @@ fn for_images(
             return Err(Error::usage("--count goes with data, not with pictures").hint("leave it out"));
         }
         for input in &arguments.input {
-            take(&read_picture(Path::new(input), side, channels, crop)?)?;
+            take(&read_picture(Path::new(input), side, channels, crop, recipe.resize)?)?;
         }
         return Ok(());
     }
@@ -106,7 +106,7 @@ fn for_images(
             );
         }
     };
-    let data = open_for(spec, side, channels, recipe.crop, recipe.seed, Split::Train)?;
+    let data = open_for(spec, recipe.pictures(channels), Split::Train)?;
     let count = match (data.len(), arguments.count) {
         (Some(len), wanted) => {
             if wanted.is_some_and(|wanted| wanted > len) {

@@ -64,7 +64,9 @@ impl Arguments {
         if let Some(data) = &self.data {
             recipe.data.clone_from(data);
         }
-        recipe.steps = self.steps.unwrap_or(recipe.steps);
+        if let Some(steps) = self.steps {
+            (recipe.steps, recipe.epochs) = (steps, 0);
+        }
         recipe.batch_size = self.batch_size.unwrap_or(recipe.batch_size);
         recipe.seed = self.seed.unwrap_or(recipe.seed);
         if let Some(rng) = &self.rng {

@@ -7,7 +7,7 @@ use super::load::flat_weights;
 use super::scheduler::{self, Process};
 use super::{CONFIG, INDEX, SCHEDULER, WEIGHTS};
 use crate::checkpoint::fingerprint;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::models::params_of;
 use crate::models::vae::Reconstruction;
 use crate::recipe::{Recipe, System};
@@ -99,7 +99,7 @@ fn read_config(folder: &Path, remarks: &mut Vec<String>) -> Result<Config> {
     let path = folder.join(CONFIG);
     let config = config::model(&read_text(&path, MOST_BYTES)?).map_err(|reason| wrong(&path, &reason))?;
     if !config.unknown.is_empty() {
-        let keys = config.unknown.join(", ");
+        let keys = one_line(&config.unknown.join(", "));
         remarks.push(format!("{} has keys that mean nothing here: {keys}", path.display()));
     }
     Ok(config)

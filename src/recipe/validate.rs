@@ -15,6 +15,7 @@ impl Recipe {
         let whole = [
             ("image_size", self.image_size as u64, 1, 4096),
             ("steps", self.steps, 1, u64::from(u32::MAX)),
+            ("epochs", self.epochs, 0, 1 << 20),
             ("batch_size", self.batch_size as u64, 1, 65_536),
             ("accumulation", self.accumulation, 1, 65_536),
             ("timesteps", self.timesteps as u64, 1, 100_000),

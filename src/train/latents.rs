@@ -94,9 +94,11 @@ impl CachedLatents {
 
     /// What the cached latents are of; another recipe's are of no use.
     fn origin(codec: &Codec, images: &dyn Dataset, recipe: &Recipe) -> String {
-        let Recipe { data, image_size, crop, flip, seed, latent_count, .. } = recipe;
+        let Recipe { data, image_size, crop, resize, flip, seed, latent_count, .. } = recipe;
         let (vae, count) = (codec.fingerprint(), images.len().unwrap_or(*latent_count as u64));
-        format!("vae {vae}, {data}, size {image_size}, crop {crop}, flip {flip}, seed {seed}, {count} images")
+        format!(
+            "vae {vae}, {data}, size {image_size} {resize:?}, crop {crop}, flip {flip}, seed {seed}, {count} images"
+        )
     }
 
     /// Keeps them in a file.

@@ -66,8 +66,7 @@ pub struct Session {
 
 /// Opens the training data of a recipe, images of so many `channels`, and checks that the model fits it.
 fn open_data(recipe: &Recipe, channels: usize) -> Result<Arc<dyn Dataset>> {
-    let Recipe { image_size, crop, seed, .. } = *recipe;
-    let dataset = open_for(&recipe.data, image_size, channels, crop, seed, Split::Train)?;
+    let dataset = open_for(&recipe.data, recipe.pictures(channels), Split::Train)?;
     let (classes, table) = (dataset.classes().len(), recipe.unet.num_class_embeds);
     if recipe.system != System::Vae && table > 0 && classes != table {
         return Err(Error::usage(format!(
@@ -131,14 +130,17 @@ impl Data {
     ) -> Result<Data> {
         // Those that the VAE of latent diffusion takes.
         let channels = codec.map_or(&*recipe, Codec::recipe).image_channels();
-        let Recipe { image_size, crop, seed, .. } = *recipe;
         let judged = || {
             let is_vae = recipe.system == System::Vae;
-            is_vae.then(|| open_to_judge(&recipe.data, image_size, channels, crop, seed)).transpose()
+            is_vae.then(|| open_to_judge(&recipe.data, recipe.pictures(channels))).transpose()
         };
         // At the same time: large folders take a while to list.
         let (dataset, judged) = rayon::join(|| open_data(recipe, channels), judged);
         let dataset = dataset?;
+        if let (1.., Some(images)) = (recipe.epochs, dataset.len()) {
+            recipe.steps = recipe.steps_of_a_pass(images).saturating_mul(recipe.epochs);
+            recipe.validate()?;
+        }
         let evaluator = match judged? {
             Some((images, held_out)) => Some(Evaluator::new(images, recipe.evaluate_count, held_out)?),
             None => None,

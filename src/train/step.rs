@@ -14,7 +14,7 @@ use crate::diffusion::Model;
 use crate::error::{Error, Result};
 use crate::models::initial_of;
 use crate::nn::{self, Params};
-use crate::ops::adam::{AdamOptions, AdamTensors, adam};
+use crate::ops::adam::{AdamTensors, adam};
 use crate::ops::grad_norm::grad_norm;
 use crate::program::{Plan, Program, Sharing};
 use crate::recipe::{Recipe, System};
@@ -66,16 +66,8 @@ fn record_optimiser(tape: &Tape, recipe: &Recipe, elements: usize, store: &str) 
         let gradients = tape.stored(store, 0, [elements]);
         let [params, ema, m, v] = STORES.map(|s| tape.stored(s, 0, [elements]));
         let norm = grad_norm(&gradients);
-        let options = AdamOptions {
-            beta1: recipe.beta1,
-            beta2: recipe.beta2,
-            eps: recipe.adam_eps,
-            weight_decay: recipe.weight_decay,
-            clip: (recipe.clip_norm > 0.0).then_some(recipe.clip_norm),
-            zero_grads: recipe.accumulation > 1,
-        };
         let tensors = AdamTensors { params: &params, grads: &gradients, m: &m, v: &v, ema: &ema };
-        adam(options, tensors, &norm, &state);
+        adam(recipe.adam(), tensors, &norm, &state);
         tape.place(&norm, METRICS, NORM);
     });
 }
@@ -336,8 +328,7 @@ impl Trainer {
     /// The host's part of the step after `done` of them: a few words.
     fn state(&self, done: u64) -> (State, f64) {
         let recipe = &self.objective.recipe;
-        let factor = recipe.lr_schedule.factor(done, recipe.lr_warmup, recipe.steps);
-        let lr = recipe.lr * factor;
+        let lr = recipe.lr_at(done);
         let number = (done + 1) as f64;
         let state = State {
             seed: recipe.seed,

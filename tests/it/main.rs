@@ -8,6 +8,7 @@ mod command_line;
 mod engine;
 mod golden;
 mod golden_diffusers;
+mod golden_unconditional;
 mod golden_vae;
 mod hostile_files;
 mod house;

@@ -38,6 +38,7 @@ fn digits(recipe: &Recipe) -> Batch {
         image_size: recipe.image_size,
         channels: Some(1),
         crop: None,
+        resize: denoir::data::Resize::Bicubic,
         seed: 3,
         split: denoir::data::Split::Train,
     };

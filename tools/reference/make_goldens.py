@@ -26,6 +26,7 @@ from safetensors import safe_open
 
 import configs
 import formats
+import unconditional_golden
 import unet_golden
 import vae_golden
 
@@ -384,6 +385,7 @@ if __name__ == "__main__":
     vae_names()
     optim()
     schedule()
+    unconditional_golden.write(GOLDEN / "unconditional.safetensors")
     ops()
     formats.write(GOLDEN)
     write_book("diffusers_names.json", formats.names())
