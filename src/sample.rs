@@ -34,13 +34,12 @@ pub struct Options {
 
 impl Options {
     /// The recipe's own.
-    pub fn of(recipe: &Recipe) -> Self {
-        Options {
-            seed: recipe.seed,
-            steps: recipe.sample_steps,
-            scheduler: recipe.scheduler(),
-            rng: Rng::Denoir,
-        }
+    ///
+    /// # Errors
+    /// As [`Recipe::scheduler`].
+    pub fn of(recipe: &Recipe) -> Result<Self> {
+        let scheduler = recipe.scheduler()?;
+        Ok(Options { seed: recipe.seed, steps: recipe.sample_steps, scheduler, rng: Rng::Denoir })
     }
 
     /// The same with other random numbers. With torch's also the tables are rounded as the reference library

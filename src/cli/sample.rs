@@ -10,9 +10,6 @@ use crate::error::{Error, Result};
 use crate::recipe::{Recipe, Rng};
 use crate::sample::{Options, Trained};
 
-/// Steps of a sampler that is made for few.
-const USUAL_STEPS: usize = 50;
-
 #[derive(clap::Args)]
 pub struct Arguments {
     /// A run folder, one of its checkpoints, or a folder of the diffusers library
@@ -24,9 +21,10 @@ pub struct Arguments {
     #[arg(long)]
     seed: Option<u64>,
     /// How to walk back: ddpm (with the recipe's variance), ddpm-small, ddpm-large, ddim, euler, euler-a, heun,
-    /// lms, dpmpp-2m, dpmpp-2m-sde, dpmpp-3m, pndm, plms, unipc or unipc-3
-    #[arg(long, default_value = "ddpm")]
-    sampler: String,
+    /// lms, dpmpp-2m, dpmpp-2m-sde, dpmpp-3m, pndm, plms, unipc or unipc-3 [default: the recipe's, which is ddpm
+    /// unless it was imported; the folder's own]
+    #[arg(long)]
+    sampler: Option<String>,
     /// Steps down [default: all timesteps for ddpm, 50 for the others]
     #[arg(long)]
     steps: Option<usize>,
@@ -56,8 +54,11 @@ pub struct Arguments {
 
 impl Arguments {
     fn options(&self, recipe: &Recipe) -> Result<Options> {
-        let mut scheduler = recipe.scheduler().named(&self.sampler)?;
-        if matches!(scheduler.method, Method::DdimInverse { .. }) {
+        let mut scheduler = match &self.sampler {
+            Some(name) => recipe.sampler(name)?,
+            None => recipe.scheduler()?,
+        };
+        if !scheduler.draws_samples() {
             return Err(Error::usage("--sampler ddim-inverse goes from a picture to its noise")
                 .hint(format!("to draw samples choose {}", diffusion::names().join(", "))));
         }
@@ -68,7 +69,8 @@ impl Arguments {
                 return Err(Error::usage(format!("--eta {given}")).hint("it must be from 0 to 1"));
             }
             (Some(_), _) => {
-                return Err(Error::usage(format!("--eta has no meaning for {}", self.sampler))
+                let sampler = self.sampler.as_deref().unwrap_or("this model's own sampler");
+                return Err(Error::usage(format!("--eta has no meaning for {sampler}"))
                     .hint("it goes with --sampler ddim"));
             }
         }
@@ -84,11 +86,7 @@ impl Arguments {
             None => {}
         }
         let timesteps = recipe.timesteps;
-        let usual = match scheduler.method {
-            Method::Ddpm { .. } => timesteps,
-            _ => USUAL_STEPS.min(timesteps),
-        };
-        let steps = self.steps.unwrap_or(usual);
+        let steps = self.steps.unwrap_or_else(|| scheduler.usual_steps());
         if steps == 0 || steps > timesteps {
             return Err(
                 Error::usage(format!("--steps {steps}")).hint(format!("it must be from 1 to {timesteps}"))

@@ -92,7 +92,7 @@ impl Session {
     /// A grid of samples from the moving average, always from the same noise.
     fn grid(&self, watch: &mut dyn Watch) -> Result<Drawn> {
         let (source, count) = (self.source(), self.recipe.sample_count);
-        let images = source.draw(&Options::of(&self.recipe), count, None, || go_on(watch))?;
+        let images = source.draw(&Options::of(&self.recipe)?, count, None, || go_on(watch))?;
         let picture = figures::grid(images, source.image()).draw(None);
         Ok(Drawn { what: "samples", name: grid_name(self.trainer.step()), picture })
     }
@@ -111,7 +111,7 @@ impl Session {
     }
 
     fn backward_strip(&self, watch: &mut dyn Watch) -> Result<Drawn> {
-        let options = Options::of(&self.recipe);
+        let options = Options::of(&self.recipe)?;
         let picture = figures::backward(&self.source(), &options, STRIPS, &mut || go_on(watch))?.draw(None);
         Ok(Drawn { what: "backward process", name: BACKWARD.to_owned(), picture })
     }

@@ -419,7 +419,7 @@ fn a_seed_gives_the_pictures_of_the_library() {
         let trainer = Trainer::new(&recipe, &device, None, None).unwrap();
         let source = trainer.source(None);
         for name in ["ddpm", "ddim"] {
-            let scheduler = recipe.scheduler().named(name).unwrap();
+            let scheduler = recipe.sampler(name).unwrap();
             let options = Options { seed: 0, steps: 2, scheduler, rng: Rng::Denoir }.with_rng(Rng::Torch);
             let image = source.draw(&options, 1, None, || Ok(())).unwrap();
             let wanted = floats(&golden["pictures"][name]);
@@ -450,7 +450,7 @@ fn every_sampler_draws_the_same_sample_in_any_company() {
         // A GPU takes long to build each: those that differ in what they record.
         let some = ["ddim", "euler-a", "unipc"];
         for name in denoir::diffusion::names().iter().filter(|name| on_cpu || some.contains(name)) {
-            let scheduler = recipe.scheduler().named(name).unwrap();
+            let scheduler = recipe.sampler(name).unwrap();
             let options = Options { seed: 3, steps: 4, scheduler, rng: Rng::Denoir };
             let draw = |options: &Options, count| {
                 let samples = source.draw(options, count, None, || Ok(())).unwrap();
