@@ -8,6 +8,7 @@ use super::{bar, note};
 use crate::diffusion::{self, Method, Sigmas, Spacing};
 use crate::error::{Error, Result};
 use crate::recipe::{Recipe, Rng};
+use crate::sample::inversion::{self, Way};
 use crate::sample::{Options, Trained};
 
 #[derive(clap::Args)]
@@ -17,6 +18,9 @@ pub struct Arguments {
     /// How many samples
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     count: u32,
+    /// Begin with the noise of a file that `denoir invert` wrote, by ddim in as many steps as it was found in
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["count", "rng"])]
+    noise: Option<PathBuf>,
     /// The same seed gives the same samples; the recipe's own otherwise
     #[arg(long)]
     seed: Option<u64>,
@@ -53,10 +57,11 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    fn options(&self, recipe: &Recipe) -> Result<Options> {
-        let mut scheduler = match &self.sampler {
-            Some(name) => recipe.sampler(name)?,
-            None => recipe.scheduler()?,
+    fn options(&self, recipe: &Recipe, way: Option<&Way>) -> Result<Options> {
+        let mut scheduler = match (&self.sampler, way) {
+            (Some(name), _) => recipe.sampler(name)?,
+            (None, Some(way)) => way.options(recipe, "ddim")?.scheduler,
+            (None, None) => recipe.scheduler()?,
         };
         if !scheduler.draws_samples() {
             return Err(Error::usage("--sampler ddim-inverse goes from a picture to its noise")
@@ -74,11 +79,8 @@ impl Arguments {
                     .hint("it goes with --sampler ddim"));
             }
         }
-        match self.spacing.as_deref() {
-            Some("leading") => scheduler.spacing = Spacing::Leading,
-            Some("trailing") => scheduler.spacing = Spacing::Trailing,
-            Some(_) => scheduler.spacing = Spacing::Linspace,
-            None => {}
+        if let Some(name) = &self.spacing {
+            scheduler.spacing = spacing_called(name);
         }
         match self.sigmas.as_deref() {
             Some("karras") => scheduler.sigmas = Sigmas::Karras,
@@ -86,7 +88,8 @@ impl Arguments {
             None => {}
         }
         let timesteps = recipe.timesteps;
-        let steps = self.steps.unwrap_or_else(|| scheduler.usual_steps());
+        let usual = || way.map_or_else(|| scheduler.usual_steps(), |way| way.steps);
+        let steps = self.steps.unwrap_or_else(usual);
         if steps == 0 || steps > timesteps {
             return Err(
                 Error::usage(format!("--steps {steps}")).hint(format!("it must be from 1 to {timesteps}"))
@@ -101,6 +104,15 @@ impl Arguments {
     }
 }
 
+/// What a value of `--spacing` means.
+pub fn spacing_called(name: &str) -> Spacing {
+    match name {
+        "leading" => Spacing::Leading,
+        "trailing" => Spacing::Trailing,
+        _ => Spacing::Linspace,
+    }
+}
+
 pub fn run(arguments: &Arguments) -> Result<()> {
     let device = arguments.on.open()?;
     let trained = Trained::open(&arguments.run, &device)?;
@@ -108,9 +120,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         note(&format!("note: {remark}"));
     }
     let recipe = trained.recipe();
-    let options = arguments.options(recipe)?;
+    let found = arguments.noise.as_ref().map(|path| inversion::read(path, recipe.diffused())).transpose()?;
+    let options = arguments.options(recipe, found.as_ref().map(|(_, way)| way))?;
     let classes = recipe.unet.num_class_embeds;
-    if let Some(class) = arguments.class.filter(|&c| c as usize >= classes) {
+    let found_class = found.as_ref().and_then(|(_, way)| way.class);
+    if let Some(class) = arguments.class.or(found_class).filter(|&c| c as usize >= classes) {
         let hint = if classes == 0 {
             "this model has no classes".to_owned()
         } else {
@@ -121,13 +135,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     // Said before the work begins, not after it.
     let out = Target::new(&arguments.out)?;
     let source = trained.source();
-    let count = arguments.count as usize;
+    let size = recipe.diffused().iter().product::<usize>();
+    let count = found.as_ref().map_or(arguments.count as usize, |(noise, _)| noise.len() / size);
+    let class = arguments.class.or(found_class);
     note(&format!("{count} samples, {} steps, on {}", options.steps, device.describe()));
     let progress = bar(source.work(&options, count)?, "sampling {bar:30} {percent}% {eta} left");
-    let images = source.draw(&options, count, arguments.class, || {
+    let step = || {
         progress.inc(1);
         Ok(())
-    })?;
+    };
+    let images = match &found {
+        Some((noise, _)) => source.draw_from(&options, noise, class, step)?,
+        None => source.draw(&options, count, class, step)?,
+    };
     progress.finish_and_clear();
     out.write(&images, count, source.image())
 }

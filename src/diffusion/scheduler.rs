@@ -34,7 +34,8 @@ pub enum Prediction {
 }
 
 /// Which timesteps are visited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Spacing {
     /// Multiples of a whole stride, from 0 up.
     Leading,

@@ -222,7 +222,7 @@ fn log_variances_are_bounded() {
 }
 
 /// Copies a folder.
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -235,7 +235,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn succeeds(at: &Path, arguments: &[&str]) -> String {
+/// Runs the program, which must succeed, and gives what it says on standard error.
+pub fn succeeds(at: &Path, arguments: &[&str]) -> String {
     let output = denoir(at, arguments);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{arguments:?}: {text}");

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::super::{FinalSigma, Method, Scheduler, Sigmas, Spacing};
+use super::super::{FinalSigma, Method, Scheduler, Sigmas};
 use super::Keys;
 use super::classes::*;
 use crate::diffusion::schedule::Betas;
@@ -44,11 +44,7 @@ impl Scheduler {
             "beta_schedule": self.betas.name().unwrap_or("linear"),
             "trained_betas": given,
             "prediction_type": self.prediction,
-            "timestep_spacing": match self.spacing {
-                Spacing::Leading => "leading",
-                Spacing::Trailing => "trailing",
-                Spacing::Linspace => "linspace",
-            },
+            "timestep_spacing": self.spacing,
             "steps_offset": self.steps_offset,
             CLIP: clips,
             RANGE: bound,
