@@ -74,7 +74,8 @@ impl Arguments {
                 return Err(Error::usage(format!("--eta {given}")).hint("it must be from 0 to 1"));
             }
             (Some(_), _) => {
-                let sampler = self.sampler.as_deref().unwrap_or("this model's own sampler");
+                let keys = recipe.scheduler_keys();
+                let sampler = self.sampler.as_deref().or(keys.class()).unwrap_or_default();
                 return Err(Error::usage(format!("--eta has no meaning for {sampler}"))
                     .hint("it goes with --sampler ddim"));
             }

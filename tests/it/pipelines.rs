@@ -201,23 +201,33 @@ fn rms(a: &[f32], b: &[f32]) -> f64 {
     (squares / a.len() as f64).sqrt()
 }
 
+/// The tiny pipeline with a schedule that ends at sigma = 0.5: its weights are random, and what is no prediction
+/// of noise leads astray by as much as sigma times its error, 157 times at the usual end.
+fn with_little_noise(folder: &Path) {
+    copy(&golden("tiny_ddpm"), folder);
+    set_scheduler(folder, "DDPMScheduler", json!({"beta_start": 1e-5, "beta_end": 4e-4}));
+}
+
 #[test]
 fn inversion_finds_the_noise_that_leads_back() {
+    let folder = TempDir::new().unwrap();
+    with_little_noise(folder.path());
     for device in devices() {
-        let trained = Trained::open(&golden("tiny_ddpm"), &device).unwrap();
+        let trained = Trained::open(folder.path(), &device).unwrap();
         let source = trained.source();
         let images: Vec<f32> = (0..2 * 192).map(|i| 0.8 * (i as f32 * 0.37).sin()).collect();
         let error = |steps| {
             let way = Way { steps, spacing: denoir::diffusion::Spacing::Leading, class: None };
             let noise = source.invert(&way, &images, || Ok(())).unwrap();
-            assert!(rms(&noise, &images) > 0.1, "noise is no picture");
+            assert!(rms(&noise, &images) > 0.05, "nothing was done");
             let down = way.options(trained.recipe(), "ddim").unwrap();
             rms(&source.draw_from(&down, &noise, None, || Ok(())).unwrap(), &images)
         };
         let errors = [20, 50, 200].map(error);
         eprintln!("{}: round trips of 20, 50 and 200 steps are off by {errors:?}", device.describe());
-        assert!(errors[1] < errors[0] && errors[2] < errors[1], "{errors:?}");
-        assert!(errors[2] <= 0.01, "{errors:?}");
+        // Of first order.
+        assert!(errors[1] < errors[0] / 2.0 && errors[2] < errors[1] / 3.0, "{errors:?}");
+        assert!(errors[2] <= 1e-3, "{errors:?}");
     }
 }
 
@@ -225,7 +235,7 @@ fn inversion_finds_the_noise_that_leads_back() {
 fn pictures_to_noise_and_back_on_the_command_line() {
     let folder = TempDir::new().unwrap();
     let at = folder.path();
-    copy(&golden("tiny_ddpm"), &at.join("f"));
+    with_little_noise(&at.join("f"));
     for (name, shift) in [("a.png", 0), ("b.png", 90)] {
         let picture =
             image::RgbImage::from_fn(8, 8, |x, y| image::Rgb([(20 * x + shift) as u8, (20 * y) as u8, 128]));
@@ -240,7 +250,7 @@ fn pictures_to_noise_and_back_on_the_command_line() {
     for (name, back) in [("a.png", "back/000000.png"), ("b.png", "back/000001.png")] {
         let [a, b] = [name, back].map(|file| image::open(at.join(file)).unwrap().to_rgb8().into_raw());
         let worst = a.iter().zip(&b).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-        assert!(worst <= 3, "{name} comes back off by {worst} of 255");
+        assert!(worst <= 2, "{name} comes back off by {worst} of 255");
     }
     fails(at, &[&["invert", "f", "a.png", "--out", "a.png"][..], &on].concat(), 1, &["does not hold noise"]);
     fails(at, &[&["invert", "f", "a.png", "--class", "1"][..], &on].concat(), 2, &["this model has none"]);
