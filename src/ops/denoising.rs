@@ -198,18 +198,21 @@ impl<'a> Piece<'a> {
         Piece { sample: 0, first_block: 0, x, out, kept }
     }
 
-    /// In two, unless it is small: several samples between samples of `elements`, one where a block of random
-    /// numbers begins.
-    fn cut(mut self, elements: usize) -> Result<[Self; 2], Self> {
-        let length = self.x.len();
-        let (at, sample, block) = if length > elements {
-            let samples = length / elements / 2;
-            (samples * elements, self.sample + samples, 0)
-        } else if length > CHUNK {
-            let pieces = length.div_ceil(CHUNK) / 2;
-            (pieces * CHUNK, self.sample, self.first_block + first_block(pieces))
+    /// Where it is cut in two, unless it is small: several samples between samples of `elements`, one where a
+    /// block of random numbers begins.
+    fn middle(&self, elements: usize) -> Option<usize> {
+        match self.x.len() {
+            length if length > elements => Some(length / elements / 2 * elements),
+            length if length > CHUNK => Some(length.div_ceil(CHUNK) / 2 * CHUNK),
+            _ => None,
+        }
+    }
+
+    fn cut(mut self, at: usize, elements: usize) -> [Self; 2] {
+        let (sample, block) = if self.x.len() > elements {
+            (self.sample + at / elements, 0)
         } else {
-            return Err(self);
+            (self.sample, self.first_block + first_block(at / CHUNK))
         };
         let (x, x_rest) = self.x.split_at_mut(at);
         let (out, out_rest) = self.out.split_at(at);
@@ -221,15 +224,14 @@ impl<'a> Piece<'a> {
             head
         });
         let rest = Piece { sample, first_block: block, x: x_rest, out: out_rest, kept: kept_rest };
-        Ok([Piece { x, out, kept, ..self }, rest])
+        [Piece { x, out, kept, ..self }, rest]
     }
 
     /// Hands over the small parts, on all threads.
     fn for_each(self, elements: usize, take: &(impl Fn(Piece) + Sync)) {
-        match self.cut(elements) {
-            Ok([a, b]) => _ = rayon::join(|| a.for_each(elements, take), || b.for_each(elements, take)),
-            Err(small) => take(small),
-        }
+        let Some(at) = self.middle(elements) else { return take(self) };
+        let [a, b] = self.cut(at, elements);
+        rayon::join(|| a.for_each(elements, take), || b.for_each(elements, take));
     }
 
     #[inline(always)]
