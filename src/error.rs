@@ -43,6 +43,12 @@ impl Error {
         self
     }
 
+    /// The same, said of a place: a file that is wrong.
+    pub fn within(mut self, place: impl fmt::Display) -> Self {
+        self.0.message = format!("{place}: {}", self.0.message);
+        self.in_a_file()
+    }
+
     /// The same, but the fault of a file and not of the command: exit status 1.
     pub fn in_a_file(mut self) -> Self {
         self.0.usage = false;

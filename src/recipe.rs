@@ -2,6 +2,7 @@
 //! `--set`.
 
 mod built_in;
+mod scheduler;
 mod set;
 mod validate;
 
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use set::nearest;
 
 use crate::data::{Pictures, Resize};
-use crate::diffusion::{Schedule, Scheduler, Variance};
+use crate::diffusion::{Betas, Keys, Prediction, Variance};
 use crate::error::{Error, Result};
 use crate::models::unet::UNetConfig;
 use crate::models::vae::{Reconstruction, VaeConfig};
@@ -116,6 +117,13 @@ pub struct Recipe {
     pub timesteps: usize,
     pub beta_start: f64,
     pub beta_end: f64,
+    /// linear, scaled_linear, squaredcos_cap_v2 (which needs no start and end), sigmoid, laplace or exp; or a
+    /// list of betas, one for each timestep.
+    pub beta_schedule: Betas,
+    /// Shift and scale the schedule so that its end is nothing but noise.
+    pub rescale_betas_zero_snr: bool,
+    /// What the model's output means: epsilon, sample or v_prediction.
+    pub prediction_type: Prediction,
     pub variance: Variance,
     /// Bound of the predicted x_0 while sampling; 0: unbounded.
     pub clip_sample: f64,
@@ -149,18 +157,34 @@ pub struct Recipe {
     pub latent_count: usize,
     /// Side of the VAE's latents.
     pub latent_size: usize,
-    /// What latents are multiplied by, to have unit variance; 0: measured before training.
+    /// What latents are multiplied by, to have unit variance; 0: measured before a diffusion model is trained
+    /// on them. A VAE's own is what it is exported with.
     pub scaling_factor: f64,
     /// Fingerprint of the VAE's weights, filled in when training begins.
     pub vae_fingerprint: String,
 
     pub unet: UNetConfig,
     pub vae: VaeConfig,
+    /// The sampler of the run's pictures where it is not ddpm: keys of a `scheduler_config.json`, but for those
+    /// that are above.
+    #[serde(skip_serializing_if = "Keys::is_empty")]
+    pub scheduler: Keys,
 }
 
 /// Keys of a table that only some systems have.
-const DIFFUSION: [&str; 7] =
-    ["timesteps", "beta_start", "beta_end", "variance", "clip_sample", "sample_steps", "unet"];
+const DIFFUSION: [&str; 11] = [
+    "timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "rescale_betas_zero_snr",
+    "prediction_type",
+    "variance",
+    "clip_sample",
+    "sample_steps",
+    "unet",
+    "scheduler",
+];
 const VAE: [&str; 8] = [
     "reconstruction",
     "kl_weight",
@@ -171,7 +195,9 @@ const VAE: [&str; 8] = [
     "evaluate_count",
     "vae",
 ];
-const LDM: [&str; 5] = ["latents", "latent_count", "latent_size", "scaling_factor", "vae_fingerprint"];
+const LDM: [&str; 4] = ["latents", "latent_count", "latent_size", "vae_fingerprint"];
+/// What the latents of a VAE are multiplied by: a key of whatever has latents.
+const SCALE: &str = "scaling_factor";
 
 impl System {
     /// As recipes write it.
@@ -195,7 +221,7 @@ impl System {
     /// Whether a recipe of this system has the key.
     fn has(self, key: &str) -> bool {
         match self {
-            System::Ddpm => !VAE.contains(&key) && !LDM.contains(&key),
+            System::Ddpm => !VAE.contains(&key) && !LDM.contains(&key) && key != SCALE,
             System::Vae => !DIFFUSION.contains(&key) && !LDM.contains(&key),
             System::Ldm => !VAE.contains(&key),
         }
@@ -236,6 +262,9 @@ impl Default for Recipe {
             timesteps: 1000,
             beta_start: 1e-4,
             beta_end: 0.02,
+            beta_schedule: Betas::Linear,
+            rescale_betas_zero_snr: false,
+            prediction_type: Prediction::Epsilon,
             variance: Variance::FixedSmall,
             clip_sample: 1.0,
             sample_steps: 1000,
@@ -257,6 +286,7 @@ impl Default for Recipe {
             vae_fingerprint: String::new(),
             unet: UNetConfig::with_levels(3, &[64, 128, 128], &[false, true, true]),
             vae: VaeConfig::default(),
+            scheduler: Keys::default(),
         }
     }
 }
@@ -329,16 +359,6 @@ impl Recipe {
     pub fn diffused(&self) -> [usize; 3] {
         let side = if self.system == System::Ldm { self.latent_size } else { self.image_size };
         [side, side, self.unet.in_channels]
-    }
-
-    /// The noise schedule.
-    pub fn schedule(&self) -> Schedule {
-        Schedule::linear(self.timesteps, self.beta_start, self.beta_end)
-    }
-
-    /// The sampler of the run's own pictures.
-    pub fn scheduler(&self) -> Scheduler {
-        Scheduler::ddpm(self.timesteps, [self.beta_start, self.beta_end], self.variance, self.clip_sample)
     }
 
     /// What its images are made of pictures like. `channels`: of the images, which for latent diffusion are those of

@@ -1,6 +1,8 @@
 //! Sampling: one recorded step of the reverse process, replayed down the timesteps without reading anything
 //! back.
 
+pub mod inversion;
+
 use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
@@ -34,13 +36,12 @@ pub struct Options {
 
 impl Options {
     /// The recipe's own.
-    pub fn of(recipe: &Recipe) -> Self {
-        Options {
-            seed: recipe.seed,
-            steps: recipe.sample_steps,
-            scheduler: recipe.scheduler(),
-            rng: Rng::Denoir,
-        }
+    ///
+    /// # Errors
+    /// As [`Recipe::scheduler`].
+    pub fn of(recipe: &Recipe) -> Result<Self> {
+        let scheduler = recipe.scheduler()?;
+        Ok(Options { seed: recipe.seed, steps: recipe.sample_steps, scheduler, rng: Rng::Denoir })
     }
 
     /// The same with other random numbers. With torch's also the tables are rounded as the reference library
@@ -456,10 +457,47 @@ impl Source<'_> {
         options: &Options,
         count: usize,
         class: Option<u32>,
+        progress: impl FnMut() -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        self.shown(self.walk(options, count, None, class, progress)?)
+    }
+
+    /// As [`Source::draw`], but from given noise `[N, h, w, c]`, which is taken as it is.
+    ///
+    /// # Errors
+    /// As [`Sampler::run`].
+    pub fn draw_from(
+        &self,
+        options: &Options,
+        noise: &[f32],
+        class: Option<u32>,
+        progress: impl FnMut() -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        let count = noise.len() / self.recipe.diffused().iter().product::<usize>();
+        self.shown(self.walk(options, count, Some(noise), class, progress)?)
+    }
+
+    fn shown(&self, samples: Vec<f32>) -> Result<Vec<f32>> {
+        let images = self.images_of(samples)?;
+        if images.iter().any(|v| !v.is_finite()) {
+            return Err(Error::new("the model's samples are not finite numbers")
+                .hint("it has diverged: train again with a lower lr, or use an older checkpoint"));
+        }
+        Ok(images)
+    }
+
+    /// What a walk of `count` samples ends with, from noise that it draws or from `start`.
+    fn walk(
+        &self,
+        options: &Options,
+        count: usize,
+        start: Option<&[f32]>,
+        class: Option<u32>,
         mut progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
         let most = self.batch(count);
-        let mut images = Vec::with_capacity(count * self.recipe.diffused().iter().product::<usize>());
+        let size = self.recipe.diffused().iter().product::<usize>();
+        let mut samples = Vec::with_capacity(count * size);
         let mut sampler: Option<(usize, Sampler)> = None;
         for first in (0..count).step_by(most) {
             let batch = most.min(count - first);
@@ -470,14 +508,16 @@ impl Source<'_> {
             let (_, ready) = sampler.insert((batch, ready));
             ready.set_whole(count);
             let labels = self.labels(first, batch, class);
-            images.extend(ready.run(first as u32, &labels, |_, _, _| progress())?);
+            let watch = |_, _, _: &Sampler| progress();
+            samples.extend(match start {
+                Some(start) => {
+                    let x = &start[first * size..(first + batch) * size];
+                    ready.run_from(0, x, first as u32, &labels, watch)?
+                }
+                None => ready.run(first as u32, &labels, watch)?,
+            });
         }
-        let images = self.images_of(images)?;
-        if images.iter().any(|v| !v.is_finite()) {
-            return Err(Error::new("the model's samples are not finite numbers")
-                .hint("it has diverged: train again with a lower lr, or use an older checkpoint"));
-        }
-        Ok(images)
+        Ok(samples)
     }
 
     /// How many samples of `count` are drawn together: what trained in the memory can be sampled in it.

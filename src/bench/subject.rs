@@ -54,7 +54,7 @@ impl Subject {
                 } else {
                     let recipe = &workload.recipe;
                     let [h, w, c] = workload.image();
-                    let options = Options { steps: recipe.timesteps, ..Options::of(recipe) };
+                    let options = Options { steps: recipe.timesteps, ..Options::of(recipe)? };
                     let shape = [workload.batch(), h, w, c];
                     let model = workload.model();
                     let mut sampler =

@@ -198,12 +198,20 @@ impl Arguments {
 
     /// How to sample: as the run's own pictures, but for what the flags say.
     fn options(&self, recipe: &Recipe) -> Result<Options> {
-        let mut options = Options::of(recipe);
+        let mut options = Options::of(recipe)?;
         options.seed = self.seed.unwrap_or(options.seed);
         options.steps = self.steps.unwrap_or(options.steps);
         if options.steps == 0 || options.steps > recipe.timesteps {
             return Err(Error::usage(format!("--steps {}", options.steps))
                 .hint(format!("it must be from 1 to {}", recipe.timesteps)));
+        }
+        if matches!(self.kind, Kind::Interpolation | Kind::CoarseToFine | Kind::Branches) {
+            let walk = options.scheduler.walk(options.steps)?;
+            let draws = walk.steps.iter().any(|step| step.draws);
+            // These begin on the way, and branches part by their noise.
+            if walk.slots() > 0 || self.kind == Kind::Branches && !draws {
+                options.scheduler = recipe.sampler("ddpm")?;
+            }
         }
         Ok(options)
     }

@@ -83,6 +83,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         None => recipe::find(arguments.recipe.as_deref().unwrap_or("digits"))?,
     };
     arguments.change(&mut recipe)?;
+    recipe.check_trainable()?;
     let device = arguments.on.open()?;
     if arguments.dry_run {
         return dry_run(arguments, &recipe, &device);

@@ -460,13 +460,14 @@ pub fn pretty(value: &impl Serialize) -> String {
     text + "\n"
 }
 
-/// The parts of a pipeline from its `model_index.json`: name and class.
+/// The class of a pipeline from its `model_index.json`, and its parts: name and class.
 ///
 /// # Errors
 /// When it is no such index.
-pub fn index(text: &str) -> Result<BTreeMap<String, String>, String> {
+pub fn index(text: &str) -> Result<(Option<String>, BTreeMap<String, String>), String> {
     let map: Map<String, Value> =
         serde_json::from_str(text).map_err(|e| format!("it is no JSON object: {e}"))?;
+    let class = map.get("_class_name").and_then(Value::as_str).map(str::to_owned);
     let mut parts = BTreeMap::new();
     for (name, value) in map {
         // [library, class]; [null, null] is a part that is not there. The rest are a pipeline's settings.
@@ -474,7 +475,7 @@ pub fn index(text: &str) -> Result<BTreeMap<String, String>, String> {
             parts.insert(name, class.clone());
         }
     }
-    Ok(parts)
+    Ok((class, parts))
 }
 
 #[cfg(test)]

@@ -32,7 +32,8 @@ impl Recipe {
         if let (toml::Value::Float(_), toml::Value::Integer(i)) = (&before, &*slot) {
             *slot = toml::Value::Float(*i as f64);
         }
-        if let (toml::Value::String(_), false) = (&before, slot.is_str()) {
+        // But betas may be a list.
+        if let (toml::Value::String(_), false) = (&before, slot.is_str() || slot.is_array()) {
             *slot = toml::Value::String(value.to_owned());
         }
         *self = changed.try_into().map_err(|e: toml::de::Error| {

@@ -98,7 +98,7 @@ impl Session {
     /// A grid of samples from the moving average, always from the same noise.
     fn grid(&self, watch: &dyn Watch) -> Result<Picture> {
         let (source, count) = (self.source(), self.recipe.sample_count);
-        let images = source.draw(&Options::of(&self.recipe), count, None, || go_on(watch))?;
+        let images = source.draw(&Options::of(&self.recipe)?, count, None, || go_on(watch))?;
         let drawing = figures::grid(images, source.image());
         Ok(Picture { what: "samples", name: grid_name(self.trainer.step()), drawing })
     }
@@ -120,7 +120,7 @@ impl Session {
     }
 
     fn backward_strip(&self, watch: &dyn Watch) -> Result<Picture> {
-        let options = Options::of(&self.recipe);
+        let options = Options::of(&self.recipe)?;
         let drawing = figures::backward(&self.source(), &options, STRIPS, &mut || go_on(watch))?;
         Ok(Picture { what: "backward process", name: BACKWARD.to_owned(), drawing })
     }

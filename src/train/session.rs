@@ -17,7 +17,6 @@ use crate::codec::Codec;
 use crate::data::{Dataset, Loader, Picks, Split, open_for, open_to_judge};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::models::vae::VaeKind;
 use crate::recipe::{Recipe, System};
 use crate::run::{Evaluation, Log, Metrics, Run};
 
@@ -75,11 +74,6 @@ fn open_data(recipe: &Recipe, channels: usize) -> Result<Arc<dyn Dataset>> {
         .hint(format!("set unet.num_class_embeds={classes}")));
     }
     Ok(dataset)
-}
-
-fn no_vq() -> Error {
-    Error::usage("a VQModel is not trained here")
-        .hint("train a VAE of kind kl, or latent diffusion on this one")
 }
 
 /// What a run works on besides its model.
@@ -204,6 +198,7 @@ impl Session {
         vae: Option<&Path>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Session> {
+        recipe.check_trainable()?;
         let codec = match (recipe.system, vae) {
             (System::Ldm, Some(path)) => Some(Codec::open(path, device)?),
             (System::Ldm, None) => {
@@ -219,9 +214,6 @@ impl Session {
         if let Some(codec) = &codec {
             codec.check_fits(&recipe)?;
             codec.fingerprint().clone_into(&mut recipe.vae_fingerprint);
-        }
-        if recipe.system == System::Vae && recipe.vae.kind == VaeKind::Vq {
-            return Err(no_vq());
         }
         Run::check_free(out)?;
         let mut data = Data::open(&mut recipe, codec.as_ref(), None, progress)?;
@@ -264,9 +256,7 @@ impl Session {
         mut recipe: Recipe,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Session> {
-        if recipe.system == System::Vae && recipe.vae.kind == VaeKind::Vq {
-            return Err(no_vq());
-        }
+        recipe.check_trainable()?;
         let lock = run.lock()?;
         run.make_folders()?;
         let codec = match recipe.system {

@@ -166,7 +166,7 @@ impl Trainer {
     /// steps. `codec`: the VAE of latent diffusion.
     ///
     /// # Errors
-    /// When memory is too small, or the driver cannot build a kernel.
+    /// When the model is none that is trained here, memory is too small, or the driver cannot build a kernel.
     pub fn new(
         recipe: &Recipe,
         device: &Device,
@@ -207,6 +207,7 @@ impl Trainer {
 
     fn of(objective: Objective, device: &Device, resume: Option<(u64, &Values)>) -> Result<Trainer> {
         let recipe = &objective.recipe;
+        recipe.check_trainable()?;
         let plan = Plan::new(&record_batch(&objective, recipe.accumulation), &[], device);
         let elements = objective.params.borrow().elements();
         // Weights, moments, EMA, and their copy while a checkpoint is written; one or two sets of gradients;

@@ -394,7 +394,7 @@ fn a_lost_or_exchanged_vae_and_foreign_latents() {
     succeeds(at, &["encode", "vae", "--count", "2", "--out", "of-vae.safetensors", "--device", "cpu"]);
     says(&["decode", "other", "of-vae.safetensors"], &["those of another VAE"]);
     succeeds(at, &["encode", "mlp", "--count", "2", "--out", "of-mlp.safetensors", "--device", "cpu"]);
-    says(&["decode", "vae", "of-mlp.safetensors"], &["F32 [2, 2]", "decodes F32 [N, 4, 4, 4]"]);
+    says(&["decode", "vae", "of-mlp.safetensors"], &["F32 [2, 2]", "takes F32 [N, 4, 4, 4]"]);
     let whole = fs::read(at.join("of-vae.safetensors")).unwrap();
     fs::write(at.join("cut.safetensors"), &whole[..whole.len() - 7]).unwrap();
     says(&["decode", "vae", "cut.safetensors"], &["damaged"]);

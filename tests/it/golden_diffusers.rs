@@ -222,7 +222,7 @@ fn log_variances_are_bounded() {
 }
 
 /// Copies a folder.
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -235,7 +235,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn succeeds(at: &Path, arguments: &[&str]) -> String {
+/// Runs the program, which must succeed, and gives what it says on standard error.
+pub fn succeeds(at: &Path, arguments: &[&str]) -> String {
     let output = denoir(at, arguments);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{arguments:?}: {text}");
@@ -340,10 +341,27 @@ fn folders_that_cannot_be_used() {
     with(
         "scheduler/scheduler_config.json",
         "prediction_type",
-        json!("v_prediction"),
-        &["prediction_type is"],
+        json!("flow_prediction"),
+        &["scheduler_config.json: prediction_type = \"flow_prediction\"", "denoir knows epsilon"],
     );
-    with("scheduler/scheduler_config.json", "num_train_timesteps", json!(1_u64 << 50), &["timesteps is"]);
+    for (key, value, wanted) in [
+        ("num_train_timesteps", json!(1_u64 << 50), "num_train_timesteps = 1125899906842624"),
+        ("num_train_timesteps", json!(0), "it must be at least 1"),
+        ("beta_end", json!(1.5), "beta_end = 1.5"),
+        ("beta_schedule", json!("quad"), "beta_schedule = \"quad\""),
+        ("trained_betas", json!([0.1, 0.2]), "num_train_timesteps = 1000"),
+        ("variance_type", json!("learned_range"), "variance_type = \"learned_range\""),
+        ("rescale_betas_zero_snr", json!(true), "cannot be left by predicting noise"),
+        ("steps_offset", json!(1), "visit timestep 1000"),
+        ("beta_shedule", json!("linear"), "no sampler has such a key"),
+    ] {
+        with("scheduler/scheduler_config.json", key, value, &["scheduler/scheduler_config.json: ", wanted]);
+    }
+    let index = |class: &str, wanted| {
+        with("model_index.json", "scheduler", json!(["diffusers", class]), &[wanted]);
+    };
+    index("KDPM2DiscreteScheduler", "_class_name is \"KDPM2DiscreteScheduler\"; denoir has DDPMScheduler");
+    index("DDIMInverseScheduler", "goes from a picture to its noise");
 
     // Names, each said once: one gone, one too many, one of another shape.
     let _ = fs::remove_dir_all(at.join("f"));

@@ -13,6 +13,7 @@ mod golden_vae;
 mod hostile_files;
 mod house;
 mod kernels;
+mod pipelines;
 mod place;
 mod reference;
 mod schedulers;

@@ -1,0 +1,79 @@
+//! `denoir invert`
+
+use std::path::PathBuf;
+
+use super::images::Input;
+use super::on::On;
+use super::output::check_folder_of;
+use super::sample::spacing_called;
+use super::{note, print};
+use crate::error::{Error, Result};
+use crate::sample::Trained;
+use crate::sample::inversion::{self, Way};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// A run folder, one of its checkpoints, or a folder of the diffusers library
+    run: PathBuf,
+    #[command(flatten)]
+    input: Input,
+    /// Steps up, and back down: more are more exact [default: 50]
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Which timesteps are visited: leading, trailing or linspace [default: the model's own]
+    #[arg(long, value_parser = ["leading", "trailing", "linspace"])]
+    spacing: Option<String>,
+    /// The class of all images, for models with classes
+    #[arg(long)]
+    class: Option<u32>,
+    #[arg(long, default_value = "noise.safetensors")]
+    out: PathBuf,
+    #[command(flatten)]
+    on: On,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let out = &arguments.out;
+    check_folder_of(out)?;
+    inversion::check_replaceable(out)?;
+    let device = arguments.on.open()?;
+    let trained = Trained::open(&arguments.run, &device)?;
+    for remark in trained.remarks() {
+        note(&format!("note: {remark}"));
+    }
+    let recipe = trained.recipe();
+    let classes = recipe.unet.num_class_embeds;
+    match arguments.class {
+        None if classes > 0 => {
+            return Err(Error::usage("this model has classes").hint("say which with --class"));
+        }
+        Some(class) if class as usize >= classes => {
+            let hint = if classes == 0 {
+                "this model has none".to_owned()
+            } else {
+                format!("it must be below {classes}")
+            };
+            return Err(Error::usage(format!("--class {class}")).hint(hint));
+        }
+        _ => {}
+    }
+    let scheduler = recipe.sampler("ddim-inverse")?;
+    let way = Way {
+        steps: arguments.steps.unwrap_or_else(|| scheduler.usual_steps()),
+        spacing: arguments.spacing.as_deref().map_or(scheduler.spacing, spacing_called),
+        class: arguments.class,
+    };
+    // Said before the work begins, not after it.
+    way.options(recipe, "ddim-inverse")?;
+    let (source, shape) = (trained.source(), recipe.diffused());
+    let (pixels, numbers) = (source.image().iter().product::<usize>(), shape.iter().product::<usize>());
+    let mut images = Vec::new();
+    arguments.input.for_each(recipe, source.image(), pixels + 4 * numbers, "reading", |block| {
+        images.extend_from_slice(block);
+        Ok(())
+    })?;
+    note(&format!("{} images, {} steps, on {}", images.len() / pixels, way.steps, device.describe()));
+    let noise = source.invert(&way, &images, || Ok(()))?;
+    inversion::write(out, &noise, shape, &way)?;
+    print(&format!("{}\n", out.display()))
+}
