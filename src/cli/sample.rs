@@ -7,6 +7,7 @@ use super::output::Target;
 use super::{bar, note};
 use crate::diffusion::{self, Method, Sigmas, Spacing};
 use crate::error::{Error, Result};
+use crate::models::unet::Class;
 use crate::recipe::{Recipe, Rng};
 use crate::sample::{Options, Trained};
 
@@ -111,14 +112,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let recipe = trained.recipe();
     let options = arguments.options(recipe)?;
-    let classes = recipe.unet.num_class_embeds;
-    if let Some(class) = arguments.class.filter(|&c| c as usize >= classes) {
-        let hint = if classes == 0 {
-            "this model has no classes".to_owned()
-        } else {
-            format!("it must be below {classes}")
-        };
-        return Err(Error::usage(format!("--class {class}")).hint(hint));
+    let bad = |class, hint: String| Err(Error::usage(format!("--class {class}")).hint(hint));
+    match (recipe.unet.class(), arguments.class) {
+        (Class::Number(classes), Some(class)) if class as usize >= classes => {
+            return bad(class, format!("it must be below {classes}"));
+        }
+        (Class::None, Some(class)) => return bad(class, "this model has no classes".to_owned()),
+        _ => {}
     }
     // Said before the work begins, not after it.
     let out = Target::new(&arguments.out)?;

@@ -77,9 +77,14 @@ fn open_data(recipe: &Recipe, codec: Option<&Codec>) -> Result<Arc<dyn Dataset>>
     Ok(dataset)
 }
 
-fn no_vq() -> Error {
-    Error::usage("a VQModel is not trained here")
-        .hint("train a VAE of kind kl, or latent diffusion on this one")
+/// Says that a recipe's model can only be used, if so.
+fn check_trainable(recipe: &Recipe) -> Result<()> {
+    match recipe.system {
+        System::Vae if recipe.vae.kind == VaeKind::Vq => Err(Error::usage("a VQModel is not trained here")
+            .hint("train a VAE of kind kl, or latent diffusion on this one")),
+        System::Vae => Ok(()),
+        _ => recipe.unet.check_trainable(recipe.timesteps),
+    }
 }
 
 /// What a run works on besides its model.
@@ -160,9 +165,7 @@ impl Session {
             codec.check_fits(&recipe)?;
             codec.fingerprint().clone_into(&mut recipe.vae_fingerprint);
         }
-        if recipe.system == System::Vae && recipe.vae.kind == VaeKind::Vq {
-            return Err(no_vq());
-        }
+        check_trainable(&recipe)?;
         Run::check_free(out)?;
         let mut data = Data::open(&mut recipe, codec.as_ref(), None, progress)?;
         data.ahead = Some(data.load(&recipe, 0)?);
@@ -205,9 +208,7 @@ impl Session {
         mut recipe: Recipe,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Session> {
-        if recipe.system == System::Vae && recipe.vae.kind == VaeKind::Vq {
-            return Err(no_vq());
-        }
+        check_trainable(&recipe)?;
         let lock = run.lock()?;
         run.make_folders()?;
         let codec = match recipe.system {

@@ -5,6 +5,7 @@ mod autoencoder;
 mod bench;
 mod command_line;
 mod engine;
+mod folders;
 mod golden;
 mod golden_diffusers;
 mod golden_vae;

@@ -25,6 +25,7 @@ from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 
 import configs
+import folders
 import formats
 import unet_golden
 import vae_golden
@@ -386,5 +387,6 @@ if __name__ == "__main__":
     schedule()
     ops()
     formats.write(GOLDEN)
+    folders.committed(GOLDEN / "folders")
     write_book("diffusers_names.json", formats.names())
     verify()
