@@ -20,7 +20,7 @@ use vae::{Common, Kl, Vq};
 /// What a model is, as our own configurations say it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Model {
-    UNet(UNetConfig),
+    UNet(Box<UNetConfig>),
     /// With what its latents are multiplied by.
     Vae(VaeConfig, f64),
 }
@@ -71,7 +71,7 @@ pub fn model(text: &str) -> Result<Config, String> {
         "UNet2DModel" => {
             let theirs: UNet2DModel = arguments(&map, &mut known)?;
             let size = theirs.sample_size;
-            (Model::UNet(theirs.ours()?), size)
+            (Model::UNet(Box::new(theirs.ours()?)), size)
         }
         "AutoencoderKL" => {
             let common: Common = arguments(&map, &mut known)?;
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn missing_keys_have_the_defaults_of_the_class_and_null_is_not_missing() {
         let unet = |text: &str| match model(text).unwrap() {
-            Config { model: Model::UNet(config), .. } => config,
+            Config { model: Model::UNet(config), .. } => *config,
             other => panic!("{other:?}"),
         };
         assert_eq!(unet(r#"{"_class_name": "UNet2DModel"}"#), UNetConfig::default());

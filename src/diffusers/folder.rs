@@ -173,7 +173,7 @@ fn diffusion(folder: &Path, config: &Config, process: &Process, latent: Option<&
         beta_end: process.beta_end,
         variance: process.variance,
         clip_sample: process.clip_sample,
-        unet: unet.clone(),
+        unet: (**unet).clone(),
         ..base(folder, unet.in_channels, numbers)
     };
     if let Some(latent) = latent {

@@ -28,7 +28,7 @@ fn config_of(json: &Value) -> UNetConfig {
     // Images that are no squares are no folders of diffusion models, but the network takes them.
     json["sample_size"] = Value::Null;
     match config::model(&json.to_string()).unwrap().model {
-        Model::UNet(config) => config,
+        Model::UNet(config) => *config,
         other => panic!("{other:?}"),
     }
 }

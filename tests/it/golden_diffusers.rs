@@ -147,7 +147,7 @@ fn recipe_of(config: &Value) -> Recipe {
     let parsed = config::model(&config.to_string()).unwrap();
     let side = parsed.side.unwrap_or(32);
     match parsed.model {
-        Model::UNet(unet) => Recipe { image_size: side, batch_size: 1, unet, ..Recipe::default() },
+        Model::UNet(unet) => Recipe { image_size: side, batch_size: 1, unet: *unet, ..Recipe::default() },
         Model::Vae(vae, _) => {
             Recipe { system: System::Vae, image_size: side, batch_size: 1, vae, ..Recipe::default() }
         }
