@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
 from PIL import Image
 
@@ -45,16 +45,18 @@ def theirs(steps):
 
 with tempfile.TemporaryDirectory() as folder:
     at = pathlib.Path(folder)
-    pipeline.save_pretrained(at / "model")
+    # The schedule is the same; the sampler is chosen by name.
+    DDPMPipeline(unet=pipeline.unet, scheduler=DDPMScheduler()).save_pretrained(at / "model")
     command = [args.denoir.resolve(), "sample", at / "model", "--sampler", "ddim", "--steps", args.steps, "--count", args.batch,
                "--seed", 0, "--rng", "torch", "--device", "cpu", "--out", at / "drawn"]
     theirs(2)
     seconds = {"denoir": [], "diffusers": []}
     for number in range(args.rounds):
         begin = time.perf_counter()
-        subprocess.run([str(word) for word in command], check=True, capture_output=True,
-                       env=os.environ | {"RAYON_NUM_THREADS": str(args.threads)})
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True,
+                              env=os.environ | {"RAYON_NUM_THREADS": str(args.threads)})
         seconds["denoir"].append(time.perf_counter() - begin)
+        assert done.returncode == 0, done.stderr
         begin = time.perf_counter()
         drawn = theirs(args.steps)
         seconds["diffusers"].append(time.perf_counter() - begin)
