@@ -12,6 +12,7 @@ use crate::device::{Buffer, Device};
 use crate::diffusers;
 use crate::diffusion::{Clip, Model, Precision, Scheduler, Walk};
 use crate::error::{Error, Result};
+use crate::models::unet::Class;
 use crate::models::{model_of, params_of};
 use crate::nn::{self, Params, Scope};
 use crate::ops::arithmetic::affine;
@@ -68,7 +69,7 @@ pub struct Sampler {
     size: usize,
     state: State,
     batch: usize,
-    classes: usize,
+    class: Class,
     walk: Walk,
     timesteps: Vec<f64>,
     given: Option<Given>,
@@ -105,7 +106,8 @@ impl Sampler {
     /// Compiles for samples of `[H, W, C]` from `weights`, the flat parameters in the layout of `params`.
     ///
     /// # Errors
-    /// When the sampler cannot walk so, memory is too small, or the driver cannot build a kernel.
+    /// When the sampler cannot walk so, or the model cannot be asked so; when memory is too small, or the driver
+    /// cannot build a kernel.
     pub fn new(
         device: &Device,
         model: &Model,
@@ -116,6 +118,15 @@ impl Sampler {
         [batch, h, w, c]: [usize; 4],
     ) -> Result<Sampler> {
         let walk = options.scheduler.walk(options.steps)?;
+        let timesteps = walk.timesteps();
+        recipe.unet.check_times(&timesteps)?;
+        let class = recipe.unet.class();
+        if let Class::Embedding(width) = class {
+            return Err(Error::usage(format!(
+                "class_embed_type is identity: the model takes a vector of {width} numbers as an image's class"
+            ))
+            .hint("samplers give it none; the library's `models::unet::unet` takes one"));
+        }
         let given = options.rng == Rng::Torch;
         let slots = walk.slots() + usize::from(given);
 
@@ -125,8 +136,7 @@ impl Sampler {
         let state = tape.stored_u32("state", [State::WORDS]);
         let rows = tape.stored("denoising", 0, [walk.steps.len(), Row::COLUMNS]);
         let t = timestep_of_row(batch, &rows, &state);
-        let classes = recipe.unet.num_class_embeds;
-        let labels = (classes > 0).then(|| tape.stored_u32("labels", [batch]));
+        let labels = class.tensor(&tape, batch);
         let out = model(&Scope::new(&tape, params), &x, &t, labels.as_ref());
         let bound = match walk.clip {
             Clip::Dynamic { ratio, most } => Some(bounds(&x, &out, &rows, &state, ratio, most as f32)),
@@ -154,8 +164,7 @@ impl Sampler {
             place: slots * batch * h * w * c,
         });
         let state = State { seed: options.seed, ..State::default() };
-        let timesteps = walk.timesteps();
-        Ok(Sampler { noise, step, size: batch * h * w * c, x, state, batch, classes, walk, timesteps, given })
+        Ok(Sampler { noise, step, size: batch * h * w * c, x, state, batch, class, walk, timesteps, given })
     }
 
     /// How many samples belong together, of which this sampler draws a part. PyTorch's generator draws the
@@ -233,10 +242,7 @@ impl Sampler {
         labels: &[u32],
         mut watch: impl FnMut(usize, f64, &Sampler) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        if self.classes > 0 {
-            assert_eq!(labels.len(), self.batch, "a label for each sample");
-            self.step.write("labels", labels)?;
-        }
+        self.set_labels(labels)?;
         for row in from..self.timesteps.len() {
             self.set_row(row, first)?;
             if let (Some(given), true) = (&mut self.given, self.walk.steps[row].draws) {
@@ -248,6 +254,27 @@ impl Sampler {
             watch(row, self.timesteps[row], self)?;
         }
         self.current()
+    }
+
+    /// Says what class each sample is of, for models with classes.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    ///
+    /// # Panics
+    /// When that is not a label for each sample.
+    #[track_caller]
+    pub fn set_labels(&self, labels: &[u32]) -> Result<()> {
+        if self.class == Class::None {
+            return Ok(());
+        }
+        assert_eq!(labels.len(), self.batch, "a label for each sample");
+        match self.class {
+            Class::Value => {
+                self.step.write("labels", &labels.iter().map(|&l| l as f32).collect::<Vec<f32>>())
+            }
+            _ => self.step.write("labels", labels),
+        }
     }
 
     /// Says which row's reverse step [`Sampler::program`] takes next, of samples number `first` and on.
@@ -443,9 +470,21 @@ impl Source<'_> {
     }
 
     /// The label of sample `i`: all classes in turn, so that a grid shows each; `class`: that one always.
-    pub fn labels(&self, first: usize, count: usize, class: Option<u32>) -> Vec<u32> {
-        let classes = self.recipe.unet.num_class_embeds.max(1);
-        (first..first + count).map(|i| class.unwrap_or((i % classes) as u32)).collect()
+    ///
+    /// # Errors
+    /// When classes are any numbers, and none is given.
+    pub fn labels(&self, first: usize, count: usize, class: Option<u32>) -> Result<Vec<u32>> {
+        let classes = match (self.recipe.unet.class(), class) {
+            (Class::Value, None) => {
+                return Err(Error::usage(
+                    "class_embed_type is timestep: the model takes a number as an image's class",
+                )
+                .hint("sample with --class N"));
+            }
+            (Class::Number(classes), _) => classes,
+            _ => 1,
+        };
+        Ok((first..first + count).map(|i| class.unwrap_or((i % classes) as u32)).collect())
     }
 
     /// Draws `count` images `[count, H, W, C]`, calling `progress` after each reverse step of each batch.
@@ -507,7 +546,7 @@ impl Source<'_> {
             };
             let (_, ready) = sampler.insert((batch, ready));
             ready.set_whole(count);
-            let labels = self.labels(first, batch, class);
+            let labels = self.labels(first, batch, class)?;
             let watch = |_, _, _: &Sampler| progress();
             samples.extend(match start {
                 Some(start) => {

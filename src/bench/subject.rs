@@ -60,9 +60,7 @@ impl Subject {
                     let mut sampler =
                         Sampler::new(device, &*model, &params, &weights, recipe, &options, shape)?;
                     sampler.start(0)?;
-                    if recipe.unet.num_class_embeds > 0 {
-                        sampler.program().write("labels", &workload.data().labels)?;
-                    }
+                    sampler.set_labels(&workload.data().labels)?;
                     Inner::Sampling(Box::new(sampler), 0)
                 }
             }

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use super::images::Input;
 use super::on::On;
 use super::output::check_folder_of;
-use super::sample::spacing_called;
+use super::sample::{check_class, spacing_called};
 use super::{note, print};
 use crate::error::{Error, Result};
+use crate::models::unet::Class;
 use crate::sample::Trained;
 use crate::sample::inversion::{self, Way};
 
@@ -42,21 +43,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         note(&format!("note: {remark}"));
     }
     let recipe = trained.recipe();
-    let classes = recipe.unet.num_class_embeds;
-    match arguments.class {
-        None if classes > 0 => {
-            return Err(Error::usage("this model has classes").hint("say which with --class"));
-        }
-        Some(class) if class as usize >= classes => {
-            let hint = if classes == 0 {
-                "this model has none".to_owned()
-            } else {
-                format!("it must be below {classes}")
-            };
-            return Err(Error::usage(format!("--class {class}")).hint(hint));
-        }
-        _ => {}
+    if arguments.class.is_none() && matches!(recipe.unet.class(), Class::Number(_) | Class::Value) {
+        return Err(Error::usage("this model has classes").hint("say which with --class"));
     }
+    check_class(recipe, arguments.class)?;
     let scheduler = recipe.sampler("ddim-inverse")?;
     let way = Way {
         steps: arguments.steps.unwrap_or_else(|| scheduler.usual_steps()),

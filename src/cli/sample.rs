@@ -7,6 +7,7 @@ use super::output::Target;
 use super::{bar, note};
 use crate::diffusion::{self, Method, Sigmas, Spacing};
 use crate::error::{Error, Result};
+use crate::models::unet::Class;
 use crate::recipe::{Recipe, Rng};
 use crate::sample::inversion::{self, Way};
 use crate::sample::{Options, Trained};
@@ -123,16 +124,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let recipe = trained.recipe();
     let found = arguments.noise.as_ref().map(|path| inversion::read(path, recipe.diffused())).transpose()?;
     let options = arguments.options(recipe, found.as_ref().map(|(_, way)| way))?;
-    let classes = recipe.unet.num_class_embeds;
     let found_class = found.as_ref().and_then(|(_, way)| way.class);
-    if let Some(class) = arguments.class.or(found_class).filter(|&c| c as usize >= classes) {
-        let hint = if classes == 0 {
-            "this model has no classes".to_owned()
-        } else {
-            format!("it must be below {classes}")
-        };
-        return Err(Error::usage(format!("--class {class}")).hint(hint));
-    }
+    check_class(recipe, arguments.class.or(found_class))?;
     // Said before the work begins, not after it.
     let out = Target::new(&arguments.out)?;
     let source = trained.source();
@@ -151,4 +144,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     progress.finish_and_clear();
     out.write(&images, count, source.image())
+}
+
+/// Says that a class is none of the model's, if so.
+pub fn check_class(recipe: &Recipe, class: Option<u32>) -> Result<()> {
+    let bad = |class, hint: String| Err(Error::usage(format!("--class {class}")).hint(hint));
+    match (recipe.unet.class(), class) {
+        (Class::Number(classes), Some(class)) if class as usize >= classes => {
+            bad(class, format!("it must be below {classes}"))
+        }
+        (Class::None, Some(class)) => bad(class, "this model has no classes".to_owned()),
+        _ => Ok(()),
+    }
 }

@@ -83,7 +83,7 @@ fn class_of(part: &Part) -> &'static str {
 fn config_of(part: &Part, factor: f64) -> std::result::Result<String, String> {
     let recipe = &part.recipe;
     if recipe.system != System::Vae {
-        return config::text_of(&Model::UNet(recipe.unet.clone()), recipe.diffused()[0]);
+        return config::text_of(&Model::UNet(Box::new(recipe.unet.clone())), recipe.diffused()[0]);
     }
     let known = [factor, recipe.scaling_factor, 1.0];
     let factor = known.into_iter().find(|&f| f > 0.0).unwrap_or(1.0);

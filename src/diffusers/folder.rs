@@ -186,7 +186,7 @@ fn diffusion(folder: &Path, config: &Config, sampler: &Sampler, latent: Option<&
     let first = unet.block_out_channels.first().copied().unwrap_or(1);
     let numbers = side.saturating_mul(side).saturating_mul(first);
     let mut recipe =
-        Recipe { image_size: side, unet: unet.clone(), ..base(folder, unet.in_channels, numbers) };
+        Recipe { image_size: side, unet: (**unet).clone(), ..base(folder, unet.in_channels, numbers) };
     let taken = recipe.set_scheduler(&sampler.keys).and_then(|()| recipe.validate_process());
     taken.map_err(|e| e.within(sampler.folder.join(SCHEDULER).display()))?;
     if let Some(latent) = latent {

@@ -116,8 +116,7 @@ impl Objective {
     fn noise_prediction(&self, tape: &Tape, scope: &Scope, x0: &Tensor, state: &Tensor) -> Loss {
         let recipe = &self.recipe;
         let table = tape.stored(NOISE_LEVELS, 0, [recipe.timesteps, 2]);
-        let classes = recipe.unet.num_class_embeds;
-        let labels = (classes > 0).then(|| tape.stored_u32("labels", [recipe.batch_size]));
+        let labels = recipe.unet.class().tensor(tape, recipe.batch_size);
         let (x_t, eps, t) = tape.labelled("noising", || noising(x0, &table, state));
         let predicted = (self.model)(scope, &x_t, &t, labels.as_ref());
         let total = tape.labelled("loss", || mse(&predicted, &eps, None));

@@ -147,7 +147,7 @@ fn recipe_of(config: &Value) -> Recipe {
     let parsed = config::model(&config.to_string()).unwrap();
     let side = parsed.side.unwrap_or(32);
     match parsed.model {
-        Model::UNet(unet) => Recipe { image_size: side, batch_size: 1, unet, ..Recipe::default() },
+        Model::UNet(unet) => Recipe { image_size: side, batch_size: 1, unet: *unet, ..Recipe::default() },
         Model::Vae(vae, _) => {
             Recipe { system: System::Vae, image_size: side, batch_size: 1, vae, ..Recipe::default() }
         }
@@ -299,6 +299,33 @@ fn a_pipeline_is_sampled_imported_trained_and_exported() {
     fails(at, &set, 2, &["weights are those of the folder's own model"]);
 }
 
+/// Embeddings of time and of classes that not every sampler, and no training, can serve.
+#[test]
+fn folders_that_are_asked_the_wrong_way() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    for name in ["unet_fourier_timestep", "unet_odd"] {
+        copy(&crate::place::root().join("tests/golden/folders").join(name), &at.join(name));
+    }
+    let sample = |of: &'static str, options: &[&'static str]| {
+        [&["sample", of, "--device", "cpu", "--count", "2"][..], options].concat()
+    };
+    let few = ["--sampler", "ddim", "--steps", "3", "--spacing", "trailing"];
+    let fourier = "unet_fourier_timestep";
+    fails(at, &sample(fourier, &few), 2, &["the model takes a number", "sample with --class N"]);
+    fails(at, &sample(fourier, &["--class", "3"]), 2, &["down to timestep 0", "--spacing trailing"]);
+    assert!(!at.join("samples.png").exists());
+    let of_class = |class: &'static str, out: &'static str| {
+        succeeds(at, &[&sample(fourier, &few)[..], &["--class", class, "--out", out]].concat());
+        fs::read(at.join(out)).unwrap()
+    };
+    assert!(of_class("3", "three.png") != of_class("900", "other.png"), "the class changes nothing");
+    let rows = "with a row for each timestep from 0 to 69, and the sampler asks for 999";
+    fails(at, &sample("unet_odd", &few), 2, &[rows]);
+    succeeds(at, &["import", fourier, "run"]);
+    fails(at, &["train", "--resume", "run", "--device", "cpu"], 2, &["a timestep 0, which has no logarithm"]);
+}
+
 #[test]
 fn folders_that_cannot_be_used() {
     let folder = TempDir::new().unwrap();
@@ -318,14 +345,12 @@ fn folders_that_cannot_be_used() {
         unet,
         "down_block_types",
         json!(["DownBlock2D", "KDownBlock2D"]),
-        &["no block called \"KDownBlock2D\""],
+        &["no block called \"KDownBlock2D\"", "choose DownBlock2D or AttnDownBlock2D or Resnet"],
     );
-    with(
-        unet,
-        "time_embedding_type",
-        json!("fourier"),
-        &["unet/config.json: time_embedding_type is \"fourier\""],
-    );
+    with(unet, "time_embedding_type", json!("fourier"), &["missing: time_proj.weight"]);
+    with(unet, "time_embedding_type", json!("spatial"), &["time_embedding_type is \"spatial\""]);
+    with(unet, "time_embedding_type", json!("learned"), &["unet.num_train_timesteps is 0"]);
+    with(unet, "class_embed_type", json!("timestep"), &["missing: class_embedding.linear_1"]);
     with(unet, "_class_name", json!("UNet2DConditionModel"), &["UNet2DConditionModel"]);
     with(unet, "sample_size", Value::Null, &["has no sample_size"]);
     with(unet, "sample_size", json!(1_u64 << 40), &["image_size is 1099511627776"]);

@@ -62,7 +62,7 @@ fn every_number_is_the_scripts() {
 
     // The network and the process, as they are exported.
     let json = |text: &str| -> Value { serde_json::from_str(text).unwrap() };
-    let ours = json(&text_of(&Model::UNet(recipe.unet.clone()), recipe.image_size).unwrap());
+    let ours = json(&text_of(&Model::UNet(Box::new(recipe.unet.clone())), recipe.image_size).unwrap());
     for (key, value) in golden.metadata["config"].as_object().unwrap() {
         let same =
             &ours[key] == value || ours[key].as_f64().is_some() && ours[key].as_f64() == value.as_f64();

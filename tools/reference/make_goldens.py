@@ -25,6 +25,7 @@ from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 
 import configs
+import folders
 import formats
 import unconditional_golden
 import unet_golden
@@ -388,5 +389,6 @@ if __name__ == "__main__":
     unconditional_golden.write(GOLDEN / "unconditional.safetensors")
     ops()
     formats.write(GOLDEN)
+    folders.committed(GOLDEN / "folders")
     write_book("diffusers_names.json", formats.names())
     verify()
