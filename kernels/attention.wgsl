@@ -27,6 +27,7 @@ struct Params {
     queries: u32, keys: u32,
     scale: f32,
     rows: u32, // of pad and unpad
+    first_group: u32, // of this dispatch
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -185,7 +186,7 @@ fn forward(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let a = place_of(flat_group(group, groups), thread, p.queries);
+    let a = place_of(p.first_group + flat_group(group, groups), thread, p.queries);
     let c = columns(a);
     let own = owned(a);
     let query = scaled(load_q((a.n * p.queries + a.row) * a.stride, c), own * p.scale);
@@ -233,7 +234,7 @@ fn backward_q(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let a = place_of(flat_group(group, groups), thread, p.queries);
+    let a = place_of(p.first_group + flat_group(group, groups), thread, p.queries);
     let c = columns(a);
     let own = owned(a);
     let at_query = (a.n * p.queries + a.row) * a.stride;
@@ -283,7 +284,7 @@ fn backward_kv(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let a = place_of(flat_group(group, groups), thread, p.keys);
+    let a = place_of(p.first_group + flat_group(group, groups), thread, p.keys);
     let c = columns(a);
     let own = owned(a);
     let at_key = (a.n * p.keys + a.row) * a.stride;
@@ -338,7 +339,7 @@ fn pad(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let i = flat_group(group, groups) * WG + thread;
+    let i = (p.first_group + flat_group(group, groups)) * WG + thread;
     let width = (p.d + 3u) / 4u * 4u;
     if i < p.rows * p.heads * width {
         let channel = i % width;
@@ -357,7 +358,7 @@ fn unpad(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let i = flat_group(group, groups) * WG + thread;
+    let i = (p.first_group + flat_group(group, groups)) * WG + thread;
     if i < p.rows * p.heads * p.d {
         unpadded[i] = wide[i / p.d * ((p.d + 3u) / 4u * 4u) + i % p.d];
     }

@@ -50,7 +50,7 @@ fn gather(
 ) {
     let lanes = p.dst_c / WIDTH;
     let quads = (most_pixels() + 3u) / 4u;
-    let item = flat_group(group, groups) * WG + thread;
+    let item = (p.first_group + flat_group(group, groups)) * WG + thread;
     let lane = item % lanes;
     let first = item / lanes % quads * 4u;
     let number = item / lanes / quads;
@@ -106,7 +106,7 @@ fn backward_w(
 ) {
     let lanes = q.cout / WIDTH;
     let blocks = (q.cin + 3u) / 4u;
-    let item = flat_group(group, groups) * WG + thread;
+    let item = (q.first_group + flat_group(group, groups)) * WG + thread;
     let lane = item % lanes;
     var rest = item / lanes;
     let ci = rest % blocks * 4u;

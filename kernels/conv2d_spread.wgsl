@@ -1,15 +1,14 @@
 // conv2d_spread - conv2d.wgsl without workgroup memory: lanes of a subgroup share what they read. For drivers on a CPU.
 //
-// A thread has four channels of the result of 64 pixels, or of 64 rows of dw: many sums for each number that is read, because
-// there a load costs as much as some tens of multiplications. Formulas and shapes as in conv2d.wgsl.
+// A thread has four channels of the result of 64 pixels: many sums for each number that is read, because there a load costs as
+// much as some tens of multiplications. Formulas and shapes as in conv2d.wgsl; the gradient of the weights is in
+// conv2d_spread_w.wgsl.
 //
 // gather:     64 pixels in a row of memory; the eight lanes read a pixel each, eight times.
 // gather_3x3: a square of 8 x 8 pixels, of a convolution with 3 x 3 taps and a stride of 1: its 10 x 10 source pixels are read
 //             once for all taps.
-// backward_w: 64 rows (kh,kw,ci) of dw, over a part of the pixels; conv2d.wgsl adds the parts.
 //!include lib/grid.wgsl
 //!include lib/conv.wgsl
-//!include lib/conv_weights.wgsl
 //!include lib/spread.wgsl
 
 const WG: u32 = 8u; // threads, 4 channels each
@@ -71,7 +70,7 @@ fn gather(
     let lanes = p.dst_c / 4u;
     let across = (lanes + WG - 1u) / WG;
     let runs = (most_pixels() + 63u) / 64u;
-    let flat = flat_group(group, groups);
+    let flat = p.first_group + flat_group(group, groups);
     let number = flat / across / runs;
     if number >= residues() {
         return;
@@ -165,9 +164,6 @@ fn gather(
     store_eight(a7, lane, s7);
 }
 
-// Ten pixels of a row of src in one channel.
-struct Line { x0: f32, x1: f32, x2: f32, x3: f32, x4: f32, x5: f32, x6: f32, x7: f32, x8: f32, x9: f32 }
-
 // v: one pixel for each of eight lanes.
 fn line_of(v: f32, x8: f32, x9: f32) -> Line {
     return Line(
@@ -250,7 +246,7 @@ fn gather_3x3(
     let across = (lanes + WG - 1u) / WG;
     let squares_w = (p.dst_w + 7u) / 8u;
     let squares_h = (p.dst_h + 7u) / 8u;
-    let flat = flat_group(group, groups);
+    let flat = p.first_group + flat_group(group, groups);
     let square = flat / across;
     let n = square / squares_w / squares_h;
     if n >= p.n {
@@ -393,138 +389,4 @@ fn gather_3x3(
     store_line(corner, 5u, lane, s5);
     store_line(corner, 6u, lane, s6);
     store_line(corner, 7u, lane, s7);
-}
-
-@group(0) @binding(7) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(8) var<storage, read> dy: array<vec4<f32>>;
-@group(0) @binding(9) var<storage, read_write> parts: array<vec4<f32>>;
-
-// Four rows of dw: the tap and the first channel.
-struct Rows { kh: i32, kw: i32, ci: i32 }
-
-fn rows_of(row: u32) -> Rows {
-    let tap = row / q.cin;
-    return Rows(i32(tap / q.kw), i32(tap % q.kw), i32(row % q.cin));
-}
-
-// x under the tap of a pixel of dy.
-fn load_x(rows: Rows, n: u32, oh: u32, ow: u32) -> vec4<f32> {
-    let h = i32(oh * q.stride) + rows.kh - i32(q.top);
-    let w = i32(ow * q.stride) + rows.kw - i32(q.left);
-    let inside = h >= 0 && w >= 0 && h < i32(q.h) && w < i32(q.w) && ow < q.ow;
-    let i = ((i32(n * q.h) + h) * i32(q.w) + w) * i32(q.cin) + rows.ci;
-    return select(vec4<f32>(), x[select(0u, u32(i) / 4u, inside)], inside);
-}
-
-// Rows of dw that eight lanes have in one component: row, row + 4, .. row + 28.
-fn store_rows(row: u32, part: u32, lane: u32, s: Eight) {
-    store_row(row, part, lane, s.a);
-    store_row(row + 4u, part, lane, s.b);
-    store_row(row + 8u, part, lane, s.c);
-    store_row(row + 12u, part, lane, s.d);
-    store_row(row + 16u, part, lane, s.e);
-    store_row(row + 20u, part, lane, s.f);
-    store_row(row + 24u, part, lane, s.g);
-    store_row(row + 28u, part, lane, s.h);
-}
-
-fn store_row(row: u32, part: u32, lane: u32, sum: vec4<f32>) {
-    let rows = q.kh * q.kw * q.cin;
-    let lanes = q.cout / 4u;
-    if row < rows && lane < lanes {
-        parts[(part * rows + row) * lanes + lane] = sum;
-    }
-}
-
-@compute @workgroup_size(WG)
-fn backward_w(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-    @builtin(subgroup_invocation_id) subgroup_lane: u32,
-) {
-    let rows = q.kh * q.kw * q.cin;
-    let lanes = q.cout / 4u;
-    let across = (lanes + WG - 1u) / WG;
-    let down = (rows + 63u) / 64u;
-    let flat = flat_group(group, groups);
-    let part = flat / across / down;
-    if part >= q.parts {
-        return;
-    }
-    let first = flat / across % down * 64u;
-    let lane = flat % across * WG + thread;
-    let column = min(lane, lanes - 1u);
-    // Rows past the end are read as the last ones, and not stored.
-    let own = first + subgroup_lane % 8u * 4u;
-    let r0 = rows_of(min(own, rows - 4u));
-    let r1 = rows_of(min(own + 32u, rows - 4u));
-    var s0 = Eight();
-    var s1 = Eight();
-    var s2 = Eight();
-    var s3 = Eight();
-    var s4 = Eight();
-    var s5 = Eight();
-    var s6 = Eight();
-    var s7 = Eight();
-    let end = min((part + 1u) * q.rows, q.n * q.oh);
-    for (var line = part * q.rows; line < end; line++) {
-        let n = line / q.oh;
-        let oh = line % q.oh;
-        // Past the end of the row x counts as outside.
-        for (var ow = 0u; ow < q.ow; ow += 4u) {
-            let d0 = dy[(line * q.ow + ow) * lanes + column];
-            let u0 = load_x(r0, n, oh, ow);
-            let v0 = load_x(r1, n, oh, ow);
-            s0 = spread(s0, u0.x, d0);
-            s1 = spread(s1, u0.y, d0);
-            s2 = spread(s2, u0.z, d0);
-            s3 = spread(s3, u0.w, d0);
-            s4 = spread(s4, v0.x, d0);
-            s5 = spread(s5, v0.y, d0);
-            s6 = spread(s6, v0.z, d0);
-            s7 = spread(s7, v0.w, d0);
-            let d1 = dy[(line * q.ow + min(ow + 1u, q.ow - 1u)) * lanes + column];
-            let u1 = load_x(r0, n, oh, ow + 1u);
-            let v1 = load_x(r1, n, oh, ow + 1u);
-            s0 = spread(s0, u1.x, d1);
-            s1 = spread(s1, u1.y, d1);
-            s2 = spread(s2, u1.z, d1);
-            s3 = spread(s3, u1.w, d1);
-            s4 = spread(s4, v1.x, d1);
-            s5 = spread(s5, v1.y, d1);
-            s6 = spread(s6, v1.z, d1);
-            s7 = spread(s7, v1.w, d1);
-            let d2 = dy[(line * q.ow + min(ow + 2u, q.ow - 1u)) * lanes + column];
-            let u2 = load_x(r0, n, oh, ow + 2u);
-            let v2 = load_x(r1, n, oh, ow + 2u);
-            s0 = spread(s0, u2.x, d2);
-            s1 = spread(s1, u2.y, d2);
-            s2 = spread(s2, u2.z, d2);
-            s3 = spread(s3, u2.w, d2);
-            s4 = spread(s4, v2.x, d2);
-            s5 = spread(s5, v2.y, d2);
-            s6 = spread(s6, v2.z, d2);
-            s7 = spread(s7, v2.w, d2);
-            let d3 = dy[(line * q.ow + min(ow + 3u, q.ow - 1u)) * lanes + column];
-            let u3 = load_x(r0, n, oh, ow + 3u);
-            let v3 = load_x(r1, n, oh, ow + 3u);
-            s0 = spread(s0, u3.x, d3);
-            s1 = spread(s1, u3.y, d3);
-            s2 = spread(s2, u3.z, d3);
-            s3 = spread(s3, u3.w, d3);
-            s4 = spread(s4, v3.x, d3);
-            s5 = spread(s5, v3.y, d3);
-            s6 = spread(s6, v3.z, d3);
-            s7 = spread(s7, v3.w, d3);
-        }
-    }
-    store_rows(first, part, lane, s0);
-    store_rows(first + 1u, part, lane, s1);
-    store_rows(first + 2u, part, lane, s2);
-    store_rows(first + 3u, part, lane, s3);
-    store_rows(first + 32u, part, lane, s4);
-    store_rows(first + 33u, part, lane, s5);
-    store_rows(first + 34u, part, lane, s6);
-    store_rows(first + 35u, part, lane, s7);
 }

@@ -15,13 +15,6 @@
 //!include lib/conv_weights.wgsl
 //!include lib/tile.wgsl
 
-const TX: u32 = 8u; // knob: threads along the channels of the result
-const TY: u32 = 8u; // knob: threads along its pixels, or along the rows of dw
-const HIGH: u32 = 8u; // knob: rows of a thread, 4 or 8
-const BROAD: u32 = 8u; // knob: columns of a thread, 4 or 8
-const WG: u32 = TX * TY;
-const_assert 0u == (WG % 4u);
-
 @group(0) @binding(1) var<storage, read> src4: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> w4: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> dst4: array<vec4<f32>>;
@@ -128,7 +121,7 @@ fn gather(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let at = place(flat_group(group, groups));
+    let at = place(p.first_group + flat_group(group, groups));
     if at.row >= at.pixels {
         return;
     }
@@ -195,7 +188,7 @@ fn gather_ragged(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let at = place(flat_group(group, groups));
+    let at = place(p.first_group + flat_group(group, groups));
     if at.row >= at.pixels {
         return;
     }
@@ -332,7 +325,7 @@ fn backward_w(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let at = piece(flat_group(group, groups));
+    let at = piece(q.first_group + flat_group(group, groups));
     if at.part >= q.parts {
         return;
     }
@@ -395,7 +388,7 @@ fn backward_w_ragged(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let at = piece(flat_group(group, groups));
+    let at = piece(q.first_group + flat_group(group, groups));
     if at.part >= q.parts {
         return;
     }

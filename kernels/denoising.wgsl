@@ -165,7 +165,7 @@ fn find_bounds(
                 before += atomicLoad(&histogram[bucket]);
                 bucket++;
             }
-            found = vec3<u32>(prefix << 8u | bucket, rank - before, atomicLoad(&histogram[bucket]));
+            found = vec3<u32>((prefix << 8u) | bucket, rank - before, atomicLoad(&histogram[bucket]));
         }
         let state_of_search = workgroupUniformLoad(&found);
         prefix = state_of_search.x;

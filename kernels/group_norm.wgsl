@@ -16,7 +16,7 @@
 
 const WG: u32 = 256u;
 const ITEMS: u32 = 4u; // elements of one thread in the elementwise entries
-const COLUMNS: u32 = 32u; // channels of one workgroup in backward_partial
+const COLUMNS: u32 = 32u; // channels of one workgroup in backward_partial and backward_parameters
 const LINES: u32 = WG / COLUMNS; // rows that it takes at once
 
 struct Params {
@@ -141,40 +141,36 @@ fn rows_of(chunk: u32) -> f32 {
     return f32(min(p.chunk_rows, p.rows - chunk * p.chunk_rows));
 }
 
-// x normalised: element `at`, a channel of the group `pair` = n * G + g whose first element is at `first`.
-fn normalised(at: u32, first: u32, pair: u32) -> f32 {
-    return (x[at] - x[first] - offset[pair]) * rstd[pair];
-}
-
-// Where an elementwise thread begins: ITEMS elements of one sample, WG apart.
-struct Walk { n: u32, at: u32, column: u32 }
+// What an elementwise thread does: up to ITEMS elements of one channel of one sample, `step` apart, so that it reads only once
+// what belongs to the channel. `at` is `end` where there is nothing to do.
+struct Walk { at: u32, step: u32, end: u32, column: u32, first: u32, pair: u32 }
 
 fn walk(thread: Thread) -> Walk {
     let size = p.rows * p.channels;
-    let blocks = (size + WG * ITEMS - 1u) / (WG * ITEMS);
+    let step = (p.rows + ITEMS - 1u) / ITEMS * p.channels;
+    let blocks = (step + WG - 1u) / WG;
     let id = flat_group(thread.group, thread.groups);
-    let n = id / blocks;
-    let at = (id - n * blocks) * WG * ITEMS + thread.lane;
-    return Walk(n, at, at % p.channels);
+    let n = min(id / blocks, p.samples - 1u);
+    let at = (id - n * blocks) * WG + thread.lane;
+    let column = at % p.channels;
+    let g = column / p.width;
+    let base = n * size;
+    let end = base + size;
+    return Walk(select(end, base + at, at < step), step, end, column, base + g * p.width, n * p.channel_groups + g);
 }
 
 // Third step: ITEMS elements a thread, workgroups do not cross samples.
 @compute @workgroup_size(WG)
 fn normalise(thread: Thread) {
-    let size = p.rows * p.channels;
-    let column_step = WG % p.channels;
-    var w = walk(thread);
-    if w.n >= p.samples {
-        return;
-    }
-    for (var i = 0u; i < ITEMS && w.at < size; i++) {
-        let g = w.column / p.width;
-        let base = w.n * size;
-        let xhat = normalised(base + w.at, base + g * p.width, w.n * p.channel_groups + g);
-        y[base + w.at] = activate(p.kind, gamma[w.column] * xhat + beta[w.column]);
-        w.at += WG;
-        w.column += column_step;
-        w.column -= select(0u, p.channels, w.column >= p.channels);
+    let w = walk(thread);
+    let first = x[w.first];
+    let mean = offset[w.pair];
+    let scale = rstd[w.pair];
+    let gain = gamma[w.column];
+    let shift = beta[w.column];
+    for (var at = w.at; at < w.end; at += w.step) {
+        let xhat = (x[at] - first - mean) * scale;
+        y[at] = activate(p.kind, gain * xhat + shift);
     }
 }
 
@@ -254,41 +250,38 @@ fn backward_means(thread: Thread) {
 // Fourth step: as normalise.
 @compute @workgroup_size(WG)
 fn backward_x(thread: Thread) {
-    let size = p.rows * p.channels;
-    let column_step = WG % p.channels;
-    var w = walk(thread);
-    if w.n >= p.samples {
-        return;
-    }
-    for (var i = 0u; i < ITEMS && w.at < size; i++) {
-        let g = w.column / p.width;
-        let base = w.n * size;
-        let pair = w.n * p.channel_groups + g;
-        let xhat = normalised(base + w.at, base + g * p.width, pair);
-        let gain = gamma[w.column];
-        let dz = dy[base + w.at] * activate_slope(p.kind, gain * xhat + beta[w.column]);
-        let mean = means[pair];
-        dx[base + w.at] = rstd[pair] * (gain * dz - mean.x - xhat * mean.y);
-        w.at += WG;
-        w.column += column_step;
-        w.column -= select(0u, p.channels, w.column >= p.channels);
+    let w = walk(thread);
+    let first = x[w.first];
+    let mean = offset[w.pair];
+    let scale = rstd[w.pair];
+    let gain = gamma[w.column];
+    let shift = beta[w.column];
+    let slopes = means[w.pair];
+    for (var at = w.at; at < w.end; at += w.step) {
+        let xhat = (x[at] - first - mean) * scale;
+        let dz = dy[at] * activate_slope(p.kind, gain * xhat + shift);
+        dx[at] = scale * (gain * dz - slopes.x - xhat * slopes.y);
     }
 }
 
-// dgamma and dbeta from the sums. One workgroup per channel.
+// dgamma and dbeta from the sums. One workgroup per COLUMNS channels.
 @compute @workgroup_size(WG)
 fn backward_parameters(thread: Thread) {
-    let c = own_group(thread, p.channels);
-    var of_beta = 0.0;
-    var of_gamma = 0.0;
-    for (var n = thread.lane; n < p.samples; n += WG) {
-        of_beta += sums[2u * n * p.channels + c];
-        of_gamma += sums[(2u * n + 1u) * p.channels + c];
+    let id = own_group(thread, (p.channels + COLUMNS - 1u) / COLUMNS);
+    let c = id * COLUMNS + thread.lane % COLUMNS;
+    var part = vec2<f32>(0.0);
+    if c < p.channels {
+        for (var n = thread.lane / COLUMNS; n < p.samples; n += LINES) {
+            part += vec2<f32>(sums[2u * n * p.channels + c], sums[(2u * n + 1u) * p.channels + c]);
+        }
     }
-    of_beta = block_sum(of_beta, thread);
-    of_gamma = block_sum(of_gamma, thread);
-    if thread.lane == 0u && is_own_group(thread, c) {
-        dbeta[c] = of_beta;
-        dgamma[c] = of_gamma;
+    cells[thread.lane] = part;
+    workgroupBarrier();
+    if thread.lane < COLUMNS && c < p.channels && is_own_group(thread, id) {
+        for (var line = 1u; line < LINES; line++) {
+            part += cells[line * COLUMNS + thread.lane];
+        }
+        dbeta[c] = part.x;
+        dgamma[c] = part.y;
     }
 }

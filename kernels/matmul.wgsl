@@ -56,7 +56,7 @@ fn product(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let t = tile_of(flat_group(group, groups), lane);
+    let t = tile_of(p.first_group + flat_group(group, groups), lane);
     if t.item >= p.batch || t.row >= p.m || t.col >= p.n || lane >= TX * TY {
         return;
     }
@@ -138,7 +138,7 @@ fn product_ragged(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let t = tile_of(flat_group(group, groups), lane);
+    let t = tile_of(p.first_group + flat_group(group, groups), lane);
     if t.item >= p.batch || t.row >= p.m || t.col >= p.n || lane >= TX * TY {
         return;
     }
@@ -188,7 +188,7 @@ fn sum_parts(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let i = flat_group(group, groups) * WG + lane;
+    let i = (p.first_group + flat_group(group, groups)) * WG + lane;
     let count = p.batch * p.m * p.n;
     if i < count {
         var sum = 0.0;
@@ -211,7 +211,7 @@ fn column_sum_parts(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let g = flat_group(group, groups);
+    let g = p.first_group + flat_group(group, groups);
     let across = (p.n + COLUMNS - 1u) / COLUMNS;
     let part = g / across;
     let col = (g % across) * COLUMNS + lane % COLUMNS;

@@ -61,7 +61,7 @@ fn product(
 ) {
     let across = (p.n + 4u * WG - 1u) / (4u * WG);
     let down = (p.m + 63u) / 64u;
-    let flat = flat_group(group, groups);
+    let flat = p.first_group + flat_group(group, groups);
     let stack = flat / across / down;
     let item = stack / p.parts;
     if item >= p.batch {

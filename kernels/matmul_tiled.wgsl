@@ -12,13 +12,6 @@
 //!include lib/product.wgsl
 //!include lib/tile.wgsl
 
-const TX: u32 = 8u; // knob: threads along the columns of y
-const TY: u32 = 8u; // knob: threads along its rows
-const HIGH: u32 = 8u; // knob: rows of a thread, 4 or 8
-const BROAD: u32 = 8u; // knob: columns of a thread, 4 or 8
-const WG: u32 = TX * TY;
-const_assert 0u == (WG % 4u);
-
 @group(0) @binding(1) var<storage, read> a4: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> b4: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>; // [N]; anything where has_bias is 0
@@ -121,7 +114,7 @@ fn product(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let at = place(flat_group(group, groups));
+    let at = place(p.first_group + flat_group(group, groups));
     if at.item >= p.batch {
         return;
     }
@@ -189,7 +182,7 @@ fn product_ragged(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let at = place(flat_group(group, groups));
+    let at = place(p.first_group + flat_group(group, groups));
     if at.item >= p.batch {
         return;
     }

@@ -10,7 +10,7 @@ use rand::RngExt as _;
 
 use crate::device::Device;
 use crate::device::cpu::Cpu;
-use crate::device::gpu::{adapters, shader::Dialect};
+use crate::device::gpu::{Grid, adapters, shader::Dialect};
 use crate::philox::{Sequence, Stream};
 use crate::program::{Plan, Program};
 use crate::tape::{Tape, Tensor};
@@ -32,6 +32,8 @@ pub fn devices() -> &'static [(String, Device)] {
             // Once as it ships, where a stray write reaches the guard words; once with the checks on.
             let mut full = open();
             full.use_checks(false);
+            // Many rows of workgroups and several pieces, which else only large launches have.
+            full.use_grid(Grid { row: 7, pieces: 3 });
             let offers = full.dialect();
             all.push((format!("{} with {offers:?}", adapter.name), Device::Gpu(Arc::new(full))));
             if offers != Dialect::default() {

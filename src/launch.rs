@@ -250,7 +250,10 @@ pub struct Dispatch {
     pub(crate) knobs: &'static [Knob],
     pub(crate) params: Vec<(&'static str, u32)>,
     pub(crate) binds: Vec<Bind>,
-    pub(crate) groups: [u32; 3],
+    /// Workgroups, in one dimension.
+    pub(crate) groups: usize,
+    /// The kernel's `Params` has `first_group`, so that it may run in pieces.
+    pub(crate) in_pieces: bool,
 }
 
 /// The dispatches of one launch.
@@ -285,7 +288,8 @@ impl Dispatches {
             knobs: kernel.knob_sets.first().copied().unwrap_or_default(),
             params: Vec::new(),
             binds: Vec::new(),
-            groups: [1, 1, 1],
+            groups: 1,
+            in_pieces: false,
         });
         let last = self.list.len() - 1;
         &mut self.list[last]
@@ -332,20 +336,18 @@ impl Dispatch {
         self
     }
 
-    /// Workgroups in each dimension.
-    #[track_caller]
-    pub fn groups(&mut self, x: usize, y: usize, z: usize) -> &mut Self {
-        self.groups = [x.word(), y.word(), z.word()];
-        self
-    }
-
     /// As many workgroups as needed for `items` at `per_group` each, folded into two dimensions because one
     /// allows 65,535. The kernel gets its number from `lib/grid.wgsl` and must ignore those past its
     /// own end.
-    #[track_caller]
     pub fn cover(&mut self, items: usize, per_group: usize) -> &mut Self {
-        let groups = items.div_ceil(per_group).max(1);
-        let x = groups.min(65_535);
-        self.groups(x, groups.div_ceil(x), 1)
+        self.groups = items.div_ceil(per_group).max(1);
+        self
+    }
+
+    /// As [`Dispatch::cover`], for kernels that may be much work and whose `Params` has `first_group`: where a
+    /// GPU would be busy with it for long, it runs as several dispatches, each of some of the groups.
+    pub fn cover_in_pieces(&mut self, items: usize, per_group: usize) -> &mut Self {
+        self.in_pieces = true;
+        self.cover(items, per_group)
     }
 }

@@ -17,7 +17,7 @@ pub use timed::Span;
 pub use tune::Picked;
 
 use crate::device::cpu::{Hold, Memory};
-use crate::device::gpu::{Bound, Gpu, Range};
+use crate::device::gpu::{Bound, Gpu, Grid, Range};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::launch::{Bind, Cost, Dispatch, Dispatches, Io, Launch, Raw, Slot};
@@ -226,12 +226,17 @@ impl Program {
                     let variant = picked.as_ref().map_or(0, |picked| picked.variant.index);
                     let dispatches = Dispatches::of(&*step.launch, variant);
                     part.picked = picked;
-                    part.dispatches = dispatches.list.len();
                     // Bytes cost a slow GPU some sixteen operations each.
-                    let work = (part.cost.flops + 16 * part.cost.bytes) / part.dispatches.max(1) as u64;
+                    let work = (part.cost.flops + 16 * part.cost.bytes) / dispatches.list.len().max(1) as u64;
+                    let measured = part.picked.as_ref().and_then(|picked| picked.choice.as_ref());
+                    let pieces = gpu.pieces(work, measured.map(|choice| choice.ms));
+                    let before = all.len();
                     for dispatch in &dispatches.list {
-                        all.push(bind(gpu, step, dispatch, &places, &scratch)?.of_work(work));
+                        let bound = bind(gpu, step, dispatch, &places, &scratch, pieces)?;
+                        let each = work / bound.len() as u64;
+                        all.extend(bound.into_iter().map(|bound| bound.of_work(each)));
                     }
+                    part.dispatches = all.len() - before;
                 }
                 Code::Gpu(all)
             }
@@ -396,13 +401,15 @@ fn call(step: &Step, places: &[Option<Place>], scratch: &[Place], keeps: bool) -
     call
 }
 
+/// What runs a dispatch, in `pieces` where its kernel can.
 fn bind(
     gpu: &Gpu,
     step: &Step,
     dispatch: &Dispatch,
     places: &[Option<Place>],
     scratch: &[Place],
-) -> Result<Bound> {
+    pieces: usize,
+) -> Result<Vec<Bound>> {
     let place_of = |slot: Slot| -> &Place {
         let of = |id: Id| places[id.0].as_ref().unwrap_or_else(|| panic!("{}: unplaced", step.launch.name()));
         match slot {
@@ -419,5 +426,14 @@ fn bind(
         (bind.name, Range { buffer, offset: place.offset + first * 4, bytes: count * 4 })
     };
     let ranges: Vec<(&str, Range)> = dispatch.binds.iter().map(range).collect();
-    gpu.bind(dispatch.kernel, dispatch.entry, dispatch.knobs, &dispatch.params, &ranges, dispatch.groups)
+    let Dispatch { kernel, entry, knobs, in_pieces, .. } = *dispatch;
+    let grid = if in_pieces { gpu.grid() } else { Grid { pieces: 1, ..gpu.grid() } };
+    let mut params = dispatch.params.clone();
+    let layout = grid.layout(dispatch.groups, if in_pieces { pieces } else { 1 });
+    let bound = layout.into_iter().map(|(first, groups)| {
+        params.truncate(dispatch.params.len());
+        params.extend(in_pieces.then_some(("first_group", first)));
+        gpu.bind(kernel, entry, knobs, &params, &ranges, groups)
+    });
+    bound.collect()
 }

@@ -16,6 +16,7 @@ struct Params {
     stride: u32, step: u32,
     pad_h: i32, pad_w: i32, // of the adjoint: kh - 1 - top for a convolution
     has_bias: u32, has_shift: u32, has_residual: u32,
+    first_group: u32, // of this dispatch
 }
 
 @group(0) @binding(0) var<uniform> p: Params;

@@ -5,6 +5,7 @@ struct WParams {
     kh: u32, kw: u32, oh: u32, ow: u32, cout: u32,
     stride: u32, top: u32, left: u32,
     parts: u32, rows: u32, // a part has so many of the n * oh rows of dy
+    first_group: u32, // of this dispatch
 }
 
 @group(0) @binding(0) var<uniform> q: WParams;

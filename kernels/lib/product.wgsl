@@ -5,6 +5,7 @@ struct Params {
     batch: u32, m: u32, n: u32, k: u32,
     parts: u32, depth: u32,
     a_transposed: u32, b_transposed: u32, has_bias: u32,
+    first_group: u32, // of this dispatch
 }
 
 @group(0) @binding(0) var<uniform> p: Params;

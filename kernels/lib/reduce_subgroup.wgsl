@@ -20,10 +20,13 @@ fn block_sum(value: f32, thread: Thread) -> f32 {
         reduce_cells[thread.subgroup] = part;
     }
     workgroupBarrier();
-    var sum = 0.0;
-    for (var i = 0u; i < thread.subgroups; i++) {
-        sum += reduce_cells[i];
+    // Each subgroup adds up all parts, its lanes sharing them: small subgroups are many.
+    let lanes = subgroupAdd(1u);
+    var some = 0.0;
+    for (var i = thread.subgroup_lane; i < thread.subgroups; i += lanes) {
+        some += reduce_cells[i];
     }
+    let sum = subgroupAdd(some);
     workgroupBarrier(); // before the next call overwrites the cells
     return sum;
 }

@@ -24,3 +24,6 @@ fn spread(sums: Eight, v: f32, columns: vec4<f32>) -> Eight {
     s.h += subgroupBroadcast(v, 7u) * columns;
     return s;
 }
+
+// Ten pixels of a row of an image in one channel.
+struct Line { x0: f32, x1: f32, x2: f32, x3: f32, x4: f32, x5: f32, x6: f32, x7: f32, x8: f32, x9: f32 }

@@ -1,11 +1,15 @@
 // tile - the product of two small matrices in workgroup memory, of which each thread has a rectangle in registers.
 //
-// Needs from its includer: `const TX`, `const TY`, the threads of a workgroup along the columns and the rows; `const HIGH`,
-// `const BROAD`, the rows and columns of a thread, 4 or 8 each. The includer fills tile_a and tile_b, waits, and calls
-// multiply_tiles.
+// A workgroup has TX * TY threads. The includer fills tile_a and tile_b, waits, and calls multiply_tiles.
 //
 // A thread has rows y + i*TY and, in fours, columns 4*(x + j*TX): threads side by side read vec4s side by side.
 
+const TX: u32 = 8u; // knob: threads along the columns of the result
+const TY: u32 = 8u; // knob: threads along its rows
+const HIGH: u32 = 8u; // knob: rows of a thread, 4 or 8
+const BROAD: u32 = 8u; // knob: columns of a thread, 4 or 8
+const WG: u32 = TX * TY;
+const_assert 0u == (WG % 4u);
 const ROWS: u32 = TY * HIGH;
 const COLS: u32 = TX * BROAD;
 const DEPTH: u32 = 16u;

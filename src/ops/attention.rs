@@ -172,7 +172,7 @@ impl Size {
     ) -> &'a mut Dispatch {
         let set = plan.variant();
         let groups = self.pairs() * rows.div_ceil(GROUP / lanes_of(set));
-        self.dispatch(plan, entry, rows).knobs(set).cover(groups, 1)
+        self.dispatch(plan, entry, rows).knobs(set).cover_in_pieces(groups, 1)
     }
 
     fn pad(&self, plan: &mut Dispatches, rows: usize, read: usize, scratch: usize) {
@@ -180,7 +180,7 @@ impl Size {
         self.dispatch(plan, "pad", rows)
             .read("narrow", read)
             .scratch("padded", scratch)
-            .cover(elements, GROUP);
+            .cover_in_pieces(elements, GROUP);
     }
 
     fn unpad(&self, plan: &mut Dispatches, rows: usize, scratch: usize, write: usize) {
@@ -188,7 +188,7 @@ impl Size {
         self.dispatch(plan, "unpad", rows)
             .scratch("wide", scratch)
             .write("unpadded", write)
-            .cover(elements, GROUP);
+            .cover_in_pieces(elements, GROUP);
     }
 }
 

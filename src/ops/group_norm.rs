@@ -137,9 +137,9 @@ impl Size {
         format!("{p} pixels of {c} channels, {groups} groups, up to {} samples", n.next_power_of_two())
     }
 
-    /// Workgroups of the elementwise entries, which take 4 x 256 elements and do not cross samples.
+    /// Workgroups of the elementwise entries, whose 256 threads take 4 rows of a channel each and do not cross samples.
     fn blocks(self) -> usize {
-        self.n * self.sample().div_ceil(1024)
+        self.n * (self.p.div_ceil(4) * self.c).div_ceil(256)
     }
 
     fn add<'a>(
@@ -397,6 +397,6 @@ impl Launch for BackwardParameters {
             .read("sums", 0)
             .write("dgamma", 0)
             .write("dbeta", 1)
-            .cover(self.size.c, 1);
+            .cover(self.size.c.div_ceil(32), 1);
     }
 }

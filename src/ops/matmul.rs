@@ -255,17 +255,18 @@ impl Launch for Product {
             Way::Direct | Way::Square => {
                 let wide = k % 4 == 0 && n % 4 == 0 && (m % 4 == 0 || !transpose.a);
                 let (entry, names) = if wide { ("product", quads) } else { ("product_ragged", ones) };
-                (plan.add(&KERNEL, entry).cover(groups(TILE, TILE), 1), names)
+                (plan.add(&KERNEL, entry).cover_in_pieces(groups(TILE, TILE), 1), names)
             }
-            Way::Spread => {
-                (plan.add(&SPREAD, "product").cover(groups(ways::SPREAD[0], ways::SPREAD[1]), 1), ones)
-            }
+            Way::Spread => (
+                plan.add(&SPREAD, "product").cover_in_pieces(groups(ways::SPREAD[0], ways::SPREAD[1]), 1),
+                ones,
+            ),
             Way::Tiled(tile) => {
                 let Tile { rows, cols, .. } = TILES[tile];
                 let along_a = if transpose.a { m } else { k };
                 let wide = n % 4 == 0 && along_a % 4 == 0 && (k % 4 == 0 || !transpose.b);
                 let (entry, names) = if wide { ("product", quads) } else { ("product_ragged", ones) };
-                (plan.add(&TILED, entry).knobs(tile).cover(groups(rows, cols), 1), names)
+                (plan.add(&TILED, entry).knobs(tile).cover_in_pieces(groups(rows, cols), 1), names)
             }
         };
         params(product, self.bias && parts == 1);
@@ -276,7 +277,7 @@ impl Launch for Product {
             product.scratch(y, 0);
             let sum = plan.add(&KERNEL, "sum_parts");
             params(sum, self.bias);
-            sum.scratch("part_sums", 0).write("y", 0).cover(self.outputs(), 256);
+            sum.scratch("part_sums", 0).write("y", 0).cover_in_pieces(self.outputs(), 256);
         }
     }
 }
@@ -340,10 +341,10 @@ impl Launch for ColumnSum {
         };
         let partial = plan.add(&KERNEL, "column_sum_parts");
         params(partial, self.rows);
-        partial.read("dy", 0).scratch("column_parts", 0).cover(parts * self.n.div_ceil(64), 1);
+        partial.read("dy", 0).scratch("column_parts", 0).cover_in_pieces(parts * self.n.div_ceil(64), 1);
         // The sum of the parts, of which each is one row.
         let sum = plan.add(&KERNEL, "sum_parts");
         params(sum, 1);
-        sum.scratch("part_sums", 0).read("bias", 0).write("y", 0).cover(self.n, 256);
+        sum.scratch("part_sums", 0).read("bias", 0).write("y", 0).cover_in_pieces(self.n, 256);
     }
 }

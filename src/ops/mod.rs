@@ -40,6 +40,7 @@ pub static KERNELS: &[&Kernel] = &[
     &concat::KERNEL,
     &conv2d::KERNEL,
     &conv2d::SPREAD,
+    &conv2d::SPREAD_W,
     &conv2d::TILED,
     &denoising::KERNEL,
     &dropout::KERNEL,

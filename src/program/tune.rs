@@ -261,8 +261,13 @@ impl<'a> Stage<'a> {
 
     fn dispatches(&self, variant: &Variant) -> Result<Vec<Bound>> {
         let dispatches = Dispatches::of(&*self.step.launch, variant.index);
+        let cost = self.plan.cost_of(self.step);
+        let work = (cost.flops + 16 * cost.bytes) / dispatches.list.len().max(1) as u64;
+        let pieces = self.gpu.pieces(work, None);
         let bound = dispatches.list.iter();
-        bound.map(|dispatch| bind(self.gpu, self.step, dispatch, &self.places, &self.scratch)).collect()
+        let bound =
+            bound.map(|dispatch| bind(self.gpu, self.step, dispatch, &self.places, &self.scratch, pieces));
+        Ok(bound.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
     /// What a run writes: from the same numbers for each variant where a launch changes what it writes, and

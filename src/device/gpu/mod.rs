@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-pub use dispatch::{Bound, Range};
+pub use dispatch::{Bound, Grid, Range};
 pub use late::Arriving;
 
 use self::adapters::Traits;
@@ -99,6 +99,7 @@ pub struct Gpu {
     in_flight: Mutex<VecDeque<wgpu::SubmissionIndex>>,
     timestamps: Option<dispatch::Timestamps>,
     tuning: Mutex<Option<Tuning>>,
+    grid: Grid,
     usage: Arc<Usage>,
 }
 
@@ -148,6 +149,7 @@ impl Gpu {
             in_flight: Mutex::default(),
             timestamps,
             tuning: Mutex::default(),
+            grid: Grid::default(),
             usage: Arc::default(),
         })
     }
@@ -204,6 +206,22 @@ impl Gpu {
     /// Largest range that one binding can see, in bytes.
     pub fn max_binding(&self) -> u64 {
         self.limits.max_storage_buffer_binding_size
+    }
+
+    /// How dispatches are laid out.
+    pub fn grid(&self) -> Grid {
+        self.grid
+    }
+
+    /// Lays out dispatches in another way than workgroups and time ask for; for tests.
+    pub fn use_grid(&mut self, grid: Grid) {
+        self.grid = grid;
+    }
+
+    /// Into how many pieces to cut a launch of `work` operations, or of `ms` milliseconds where that was measured,
+    /// so that none keeps this GPU busy for more than a tenth of a second.
+    pub fn pieces(&self, work: u64, ms: Option<f64>) -> usize {
+        dispatch::pieces(self.info.device_type, work, ms)
     }
 
     /// Use the plain path (uniform buffers, no subgroups) whatever the adapter offers; for tests.

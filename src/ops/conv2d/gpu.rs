@@ -17,6 +17,9 @@ pub static TILED: Kernel = kernel!("conv2d_tiled", TILE_KNOBS);
 /// Shared through the lanes of a subgroup.
 pub static SPREAD: Kernel = kernel!("conv2d_spread");
 
+/// The same for the gradient of the weights.
+pub static SPREAD_W: Kernel = kernel!("conv2d_spread_w");
+
 /// Threads of a workgroup of [`KERNEL`].
 pub(super) const WG: usize = 64;
 
@@ -107,7 +110,7 @@ impl Gather {
                 let (set, width) = lanes(dst_c);
                 let threads = self.residues() * self.most_pixels().div_ceil(4) * (dst_c / width);
                 self.fill(plan.add(&KERNEL, "gather").knobs(set), ["src", "w", "dst"], EXTRA)
-                    .cover(threads, WG);
+                    .cover_in_pieces(threads, WG);
             }
             Way::Tiled(tile) => {
                 let Tile { rows, cols, .. } = TILES[tile];
@@ -118,17 +121,18 @@ impl Gather {
                 } else {
                     ("gather_ragged", ["src", "w", "dst"], EXTRA)
                 };
-                self.fill(plan.add(&TILED, entry).knobs(tile), main, extra).cover(groups, 1);
+                self.fill(plan.add(&TILED, entry).knobs(tile), main, extra).cover_in_pieces(groups, 1);
             }
             Way::Spread => {
                 let groups = self.residues()
                     * self.most_pixels().div_ceil(ways::SPREAD[0])
                     * dst_c.div_ceil(ways::SPREAD[1]);
-                self.fill(plan.add(&SPREAD, "gather"), ["src", "w", "dst"], EXTRA).cover(groups, 1);
+                self.fill(plan.add(&SPREAD, "gather"), ["src", "w", "dst"], EXTRA).cover_in_pieces(groups, 1);
             }
             Way::Square => {
                 let groups = self.n * dst_h.div_ceil(8) * dst_w.div_ceil(8) * dst_c.div_ceil(ways::SPREAD[1]);
-                self.fill(plan.add(&SPREAD, "gather_3x3"), ["src", "w", "dst"], EXTRA).cover(groups, 1);
+                self.fill(plan.add(&SPREAD, "gather_3x3"), ["src", "w", "dst"], EXTRA)
+                    .cover_in_pieces(groups, 1);
             }
         }
     }
@@ -183,11 +187,17 @@ impl Weights<'_> {
         let wanted = match way {
             // A thread has 16 of the weights: enough threads to fill a large GPU.
             Way::Direct => (1_usize << 17).div_ceil((g.weights() / 16).max(1)),
+            Way::Square => 16 / self.squares(),
             way => way.parts(self.size()),
         };
         let most = ((16 << 20) / g.weights()).max(4);
-        let per_part = rows.div_ceil(wanted.min(most).min(rows));
+        let per_part = rows.div_ceil(wanted.min(most).clamp(1, rows));
         (per_part, rows.div_ceil(per_part))
+    }
+
+    /// Workgroups of a part in the way of that name: the taps of eight channels, to 32.
+    fn squares(&self) -> usize {
+        self.0.cin.div_ceil(8) * self.0.cout.div_ceil(ways::SPREAD[1])
     }
 
     fn is_wide(&self) -> bool {
@@ -195,7 +205,13 @@ impl Weights<'_> {
     }
 
     pub fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        let spread: &[Way] = if adapter.broadcasts && self.is_wide() { &[Way::Spread] } else { &[] };
+        let spread: &[Way] = match (adapter.broadcasts && self.is_wide(), self.0) {
+            (false, _) => &[],
+            // Of fewer than eight channels the squares waste a part.
+            (true, Geometry { kh: 3, kw: 3, stride: 1, cin: 8.., .. }) => &[Way::Square, Way::Spread],
+            (true, Geometry { kh: 3, kw: 3, stride: 1, .. }) => &[Way::Spread, Way::Square],
+            (true, _) => &[Way::Spread],
+        };
         Way::variants(adapter, self.size(), spread)
     }
 
@@ -206,7 +222,7 @@ impl Weights<'_> {
 
     /// Elements of the parts, in the way that has most.
     pub fn scratch(&self) -> usize {
-        let ways = (0..TILES.len()).map(Way::Tiled).chain([Way::Direct, Way::Spread]);
+        let ways = (0..TILES.len()).map(Way::Tiled).chain([Way::Direct, Way::Spread, Way::Square]);
         ways.map(|way| self.split(way).1).max().unwrap_or(1) * self.0.weights()
     }
 
@@ -225,17 +241,21 @@ impl Weights<'_> {
                     ("backward_w_ragged", PARTS)
                 };
                 let groups = parts * height.div_ceil(rows) * width.div_ceil(cols);
-                (plan.add(&TILED, entry).knobs(tile).cover(groups, 1), names)
+                (plan.add(&TILED, entry).knobs(tile).cover_in_pieces(groups, 1), names)
             }
             Way::Spread => {
                 let [rows, cols] = ways::SPREAD;
                 let groups = parts * height.div_ceil(rows) * width.div_ceil(cols);
-                (plan.add(&SPREAD, "backward_w").cover(groups, 1), PARTS)
+                (plan.add(&SPREAD_W, "backward_w").cover_in_pieces(groups, 1), PARTS)
             }
-            Way::Direct | Way::Square => {
+            Way::Square => (
+                plan.add(&SPREAD_W, "backward_w_3x3").cover_in_pieces(parts * self.squares(), 1),
+                ["x_ones", "dy", "parts"],
+            ),
+            Way::Direct => {
                 let (set, width) = lanes(g.cout);
                 let threads = parts * g.kh * g.kw * g.cin.div_ceil(4) * (g.cout / width);
-                (plan.add(&KERNEL, "backward_w").knobs(set).cover(threads, WG), PARTS)
+                (plan.add(&KERNEL, "backward_w").knobs(set).cover_in_pieces(threads, WG), PARTS)
             }
         };
         let [x, dy, out] = names;

@@ -10,7 +10,7 @@ mod winograd;
 mod tests;
 
 use gpu::{Gather, WG, Weights};
-pub use gpu::{KERNEL, SPREAD, TILED};
+pub use gpu::{KERNEL, SPREAD, SPREAD_W, TILED};
 pub use transpose::conv_transpose2d;
 
 use crate::device::gpu::adapters::Traits;

@@ -140,6 +140,23 @@ fn a_long_stride_has_a_residue_for_each_of_its_rows() {
 }
 
 #[test]
+fn past_65535_workgroups() {
+    // A thread has 4 pixels of one channel of one of the four residues.
+    let wide = case([1, 1025, 820, 1], [2, 2, 5], 2, Padding::same(0));
+    let [_, h, w, _] = wide.out();
+    assert!(h * w / 4 * 5 > 65_535 * WG);
+    Check::new("conv_transpose2d of a large image")
+        .untuned()
+        .input(&wide.image)
+        .input(&wide.weights())
+        .probes(4)
+        .run(
+            |x| conv_transpose2d(&x[0], &x[1], wide.stride, wide.padding, 0, None),
+            |x| wide.reference(&x[0], &x[1], None),
+        );
+}
+
+#[test]
 fn it_is_the_adjoint_of_conv2d() {
     // Column i of a matrix is what it makes of the unit vector i, so what its adjoint makes of x has the
     // element <column i, x> there.
