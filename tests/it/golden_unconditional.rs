@@ -3,7 +3,7 @@
 
 use denoir::data::{Resize, read_picture};
 use denoir::diffusers::config::{Model, text_of};
-use denoir::diffusion::Scheduler;
+use denoir::diffusion::Keys;
 use denoir::ops::adam::{AdamTensors, adam};
 use denoir::ops::grad_norm::grad_norm;
 use denoir::program::{Plan, Program, Sharing};
@@ -68,7 +68,8 @@ fn every_number_is_the_scripts() {
             &ours[key] == value || ours[key].as_f64().is_some() && ours[key].as_f64() == value.as_f64();
         assert!(same || key.starts_with('_'), "config.json: {key} is {} and must be {value}", ours[key]);
     }
-    let process = Scheduler::from_config(&golden.metadata["scheduler"].to_string()).unwrap();
+    let keys = Keys::parse(&golden.metadata["scheduler"].to_string()).unwrap();
+    let process = keys.with_class("DDPMScheduler").scheduler().unwrap();
     assert_eq!(recipe.scheduler().unwrap().to_config(), process.to_config());
     assert_eq!(denoir::models::params_of(&recipe).borrow().count(), 113_673_219);
 }

@@ -253,7 +253,12 @@ fn pictures_to_noise_and_back_on_the_command_line() {
         assert!(worst <= 2, "{name} comes back off by {worst} of 255");
     }
     fails(at, &[&["invert", "f", "a.png", "--out", "a.png"][..], &on].concat(), 1, &["does not hold noise"]);
-    fails(at, &[&["invert", "f", "a.png", "--class", "1"][..], &on].concat(), 2, &["this model has none"]);
+    fails(
+        at,
+        &[&["invert", "f", "a.png", "--class", "1"][..], &on].concat(),
+        2,
+        &["this model has no classes"],
+    );
     fails(at, &[&["invert", "f", "a.png", "--steps", "0"][..], &on].concat(), 2, &["0 sampling steps"]);
     fails(at, &[&["sample", "f", "--noise", "a.png"][..], &on].concat(), 1, &["a.png is damaged"]);
     copy(&golden("tiny_ldm"), &at.join("ldm"));
