@@ -1,13 +1,13 @@
 //! Any text as an index of shards, as each of a folder's configurations, and as the configuration of a sampler.
 #![no_main]
 
-use denoir::diffusers::{config, scheduler};
-use denoir::diffusion::Scheduler;
+use denoir::diffusers::config;
+use denoir::diffusion::{Keys, Scheduler};
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
     let _ = denoir::weights::shards::parse(text);
     let _ = config::index(text);
-    let _ = scheduler::process(text);
+    let _ = Keys::parse(text).and_then(|keys| keys.process());
     if let Ok(config) = config::model(text)
         && let Ok(written) = config::text_of(&config.model, config.side.unwrap_or(8))
     {
