@@ -236,8 +236,10 @@ fn backward_w_3x3(
             for (; line < stop; line++) {
                 let v2 = x_line(n, below, left, ci);
                 let d = Eight(
-                    dy_at(line, ow, column), dy_at(line, ow + 1u, column), dy_at(line, ow + 2u, column), dy_at(line, ow + 3u, column),
-                    dy_at(line, ow + 4u, column), dy_at(line, ow + 5u, column), dy_at(line, ow + 6u, column), dy_at(line, ow + 7u, column),
+                    dy_at(line, ow, column), dy_at(line, ow + 1u, column),
+                    dy_at(line, ow + 2u, column), dy_at(line, ow + 3u, column),
+                    dy_at(line, ow + 4u, column), dy_at(line, ow + 5u, column),
+                    dy_at(line, ow + 6u, column), dy_at(line, ow + 7u, column),
                 );
                 s00 = along(s00, v0.x0, v0.x1, v0.x2, v0.x3, v0.x4, v0.x5, v0.x6, v0.x7, d);
                 s01 = along(s01, v0.x1, v0.x2, v0.x3, v0.x4, v0.x5, v0.x6, v0.x7, v0.x8, d);

@@ -4,7 +4,7 @@
 //
 //   table, dtable [rows, width]    index [n]    y, dy [n, width]
 //
-// A number past the last row means the last row.
+// The numbers are u32, or f32 that are whole. One past the last row means the last row.
 //
 // One thread for each element of y, or of dtable, where it walks all n in order: no atomics, and always the
 // same sum.
@@ -12,7 +12,12 @@
 
 const WG: u32 = 256u;
 
-struct Params { n: u32, rows: u32, width: u32 }
+struct Params {
+    n: u32,
+    rows: u32,
+    width: u32,
+    words: u32, // 1: the numbers are u32
+}
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> table: array<f32>;
@@ -20,6 +25,13 @@ struct Params { n: u32, rows: u32, width: u32 }
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 @group(0) @binding(4) var<storage, read> dy: array<f32>;
 @group(0) @binding(5) var<storage, read_write> dtable: array<f32>;
+
+// The row that sample n picks.
+fn picked(n: u32) -> u32 {
+    let index = index[n];
+    let number = select(u32(bitcast<f32>(index)), index, p.words == 1u);
+    return min(number, p.rows - 1u);
+}
 
 @compute @workgroup_size(WG)
 fn forward(
@@ -29,7 +41,7 @@ fn forward(
 ) {
     let i = flat_group(group, groups) * WG + lane;
     if i < p.n * p.width {
-        let row = min(index[i / p.width], p.rows - 1u);
+        let row = picked(i / p.width);
         y[i] = table[row * p.width + i % p.width];
     }
 }
@@ -48,7 +60,7 @@ fn backward_table(
     var at = i % p.width;
     var sum = 0.0;
     for (var n = 0u; n < p.n; n++) {
-        if min(index[n], p.rows - 1u) == row {
+        if picked(n) == row {
             sum += dy[at];
         }
         at += p.width;

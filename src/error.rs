@@ -5,7 +5,8 @@ use std::fmt;
 /// Something in the world (a file, a flag, a device, memory) is not as it must be.
 ///
 /// Displayed as one line, `what is wrong; what to do`. Causes are printed on lines of their own by
-/// [`Error::report`]. A mistake of the *caller* of a function panics instead, where it was made.
+/// [`Error::report`]. Names out of foreign files may be part of any of them: [`one_line`] is what is shown.
+/// A mistake of the *caller* of a function panics instead, where it was made.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -42,6 +43,12 @@ impl Error {
         self
     }
 
+    /// The same, said of a place: a file that is wrong.
+    pub fn within(mut self, place: impl fmt::Display) -> Self {
+        self.0.message = format!("{place}: {}", self.0.message);
+        self.in_a_file()
+    }
+
     /// The same, but the fault of a file and not of the command: exit status 1.
     pub fn in_a_file(mut self) -> Self {
         self.0.usage = false;
@@ -57,17 +64,32 @@ impl Error {
     pub fn report(&self) -> String {
         let mut text = format!("error: {self}");
         for cause in &self.0.causes {
-            text += &format!("\n  caused by: {cause}");
+            text += &format!("\n  caused by: {}", one_line(cause));
         }
         text
     }
 }
 
+/// Text that may hold whatever a file holds, as it can be shown: control characters (line ends, and what a
+/// terminal takes for commands) escaped, and no longer than a screen.
+pub fn one_line(text: &str) -> String {
+    const MOST: usize = 2000;
+    let mut out = String::new();
+    for (count, c) in text.chars().enumerate() {
+        if count == MOST {
+            out.push_str("...");
+            break;
+        }
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.message)?;
+        f.write_str(&one_line(&self.0.message))?;
         match &self.0.hint {
-            Some(hint) => write!(f, "; {hint}"),
+            Some(hint) => write!(f, "; {}", one_line(hint)),
             None => Ok(()),
         }
     }
@@ -81,3 +103,17 @@ impl fmt::Debug for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_out_of_files_cannot_write_lines_of_their_own() {
+        let error = Error::new("a\nerror: b \u{1b}[2J").hint("c\td").caused_by("e\u{7}\nf");
+        let report = "error: a\\nerror: b \\u{1b}[2J; c\\td\n  caused by: e\\u{7}\n  caused by: f";
+        assert_eq!(error.report(), report);
+        let long = Error::new("x".repeat(1 << 20)).to_string();
+        assert_eq!((long.len(), &long[1999..]), (2003, "x..."));
+    }
+}

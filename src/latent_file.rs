@@ -14,7 +14,7 @@ const KEY: &str = "denoir_vae";
 const MOST_BYTES: u64 = 8 << 30;
 
 /// `[N, h, w, c]` as `[N, c, h, w]`; with `back`, the other way.
-fn turned(values: &[f32], [h, w, c]: [usize; 3], back: bool) -> Vec<f32> {
+pub(crate) fn turned(values: &[f32], [h, w, c]: [usize; 3], back: bool) -> Vec<f32> {
     let mut out = vec![0.0; values.len()];
     for (from, to) in values.chunks_exact(h * w * c).zip(out.chunks_exact_mut(h * w * c)) {
         for (pixel, k) in (0..h * w).flat_map(|pixel| (0..c).map(move |k| (pixel, k))) {
@@ -38,14 +38,22 @@ fn file_shape(codec: &Codec, n: usize) -> Vec<usize> {
 /// # Errors
 /// When there is such a file.
 pub fn check_replaceable(path: &Path) -> Result<()> {
-    let is_latents = || {
+    check_holds(path, KEY, "latents")
+}
+
+/// Says early that a file is there which has no `key` and so does not hold such `what`.
+pub(crate) fn check_holds(path: &Path, key: &str, what: &str) -> Result<()> {
+    let is_such = || {
         let bytes = std::fs::metadata(path).ok()?.is_file().then(|| std::fs::read(path).ok())??;
-        SafeTensors::read_metadata(&bytes).ok()?.1.metadata().as_ref()?.get(KEY).cloned()
+        SafeTensors::read_metadata(&bytes).ok()?.1.metadata().as_ref()?.get(key).cloned()
     };
-    if !path.exists() || is_latents().is_some() {
+    if path.is_dir() {
+        return Err(Error::new(format!("{} is a folder", path.display())).hint("name a file"));
+    }
+    if !path.exists() || is_such().is_some() {
         return Ok(());
     }
-    Err(Error::new(format!("{} is there already, and does not hold latents", path.display()))
+    Err(Error::new(format!("{} is there already, and does not hold {what}", path.display()))
         .hint("choose another --out"))
 }
 
@@ -70,54 +78,63 @@ pub fn write(path: &Path, codec: &Codec, latents: &[f32], posterior: &Posterior)
 /// When the file is missing or damaged, holds no latents of this VAE's shape, or latents of another VAE.
 pub fn read(path: &Path, codec: &Codec) -> Result<Vec<f32>> {
     let shown = path.display();
-    let unreadable = |e: std::io::Error| {
-        Error::new(format!("cannot read {shown}")).hint("give a file that `denoir encode` wrote").caused_by(e)
-    };
-    let there = std::fs::metadata(path).map_err(unreadable)?;
-    if !there.is_file() {
-        return Err(
-            Error::new(format!("{shown} is no regular file")).hint("give a file that `denoir encode` wrote")
-        );
-    }
-    let bytes = there.len();
-    if bytes > MOST_BYTES {
-        return Err(Error::new(format!("{shown} has {bytes} bytes")).hint("decode the latents in parts"));
-    }
-    let bytes = std::fs::read(path).map_err(unreadable)?;
-    let damaged = |e: safetensors::SafeTensorError| {
-        Error::new(format!("{shown} is damaged, or no safetensors file"))
-            .hint("give a file that `denoir encode` wrote")
-            .caused_by(e)
-    };
-    let file = SafeTensors::deserialize(&bytes).map_err(damaged)?;
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
-    let tensor = file.tensor("latents").map_err(|_| {
-        Error::new(format!("{shown} has no tensor called latents"))
-            .hint("give a file that `denoir encode` wrote")
-    })?;
     let wanted = file_shape(codec, 1);
-    let shape = tensor.shape();
-    if tensor.dtype() != Dtype::F32 || shape.len() != wanted.len() || shape[1..] != wanted[1..] {
-        let sizes: Vec<String> = wanted[1..].iter().map(ToString::to_string).collect();
-        return Err(Error::new(format!("the latents in {shown} are {:?} {shape:?}", tensor.dtype()))
-            .hint(format!("this VAE decodes F32 [N, {}]", sizes.join(", "))));
-    }
-    let made_by = header.metadata().as_ref().and_then(|m| m.get(KEY));
+    let (values, made_by) = read_tensor(path, "latents", &wanted[1..], KEY, "denoir encode")?;
     if let Some(other) = made_by.filter(|f| *f != codec.fingerprint()) {
         return Err(Error::new(format!("the latents in {shown} are those of another VAE"))
             .hint("decode them with the run that encoded them")
             .caused_by(format!("its fingerprint is {other}, this one's {}", codec.fingerprint())));
     }
+    Ok(turned(&values, codec.latent(), true))
+}
+
+/// The finite numbers of the tensor `name`, `[N, ..wanted]`, and what the file says under `key`. `writer`: the
+/// command that writes such files.
+pub(crate) fn read_tensor(
+    path: &Path,
+    name: &str,
+    wanted: &[usize],
+    key: &str,
+    writer: &str,
+) -> Result<(Vec<f32>, Option<String>)> {
+    let shown = path.display();
+    let give = format!("give a file that `{writer}` wrote");
+    let unreadable =
+        |e: std::io::Error| Error::new(format!("cannot read {shown}")).hint(give.clone()).caused_by(e);
+    let there = std::fs::metadata(path).map_err(unreadable)?;
+    if !there.is_file() {
+        return Err(Error::new(format!("{shown} is no regular file")).hint(give.clone()));
+    }
+    let bytes = there.len();
+    if bytes > MOST_BYTES {
+        return Err(Error::new(format!("{shown} has {bytes} bytes")).hint("write fewer into one file"));
+    }
+    let bytes = std::fs::read(path).map_err(unreadable)?;
+    let damaged = |e: safetensors::SafeTensorError| {
+        Error::new(format!("{shown} is damaged, or no safetensors file")).hint(give.clone()).caused_by(e)
+    };
+    let file = SafeTensors::deserialize(&bytes).map_err(damaged)?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
+    let tensor = file
+        .tensor(name)
+        .map_err(|_| Error::new(format!("{shown} has no tensor called {name}")).hint(give.clone()))?;
+    let shape = tensor.shape();
+    if tensor.dtype() != Dtype::F32 || shape.len() != 1 + wanted.len() || shape[1..] != *wanted {
+        let sizes: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+        return Err(Error::new(format!("the {name} in {shown} are {:?} {shape:?}", tensor.dtype()))
+            .hint(format!("this model takes F32 [N, {}]", sizes.join(", "))));
+    }
     let values: Vec<f32> = bytemuck::pod_collect_to_vec(tensor.data());
     if values.is_empty() {
-        return Err(Error::new(format!("{shown} holds no latents")).hint("encode at least one image"));
+        return Err(Error::new(format!("{shown} holds no {name}")).hint(give.clone()));
     }
     if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
         return Err(
-            Error::new(format!("{shown} holds {} at {bad}", values[bad])).hint("encode the images again")
+            Error::new(format!("{shown} holds {} at {bad}", values[bad])).hint("write the file again")
         );
     }
-    Ok(turned(&values, codec.latent(), true))
+    let said = header.metadata().as_ref().and_then(|m| m.get(key)).cloned();
+    Ok((values, said))
 }
 
 #[cfg(test)]

@@ -65,6 +65,13 @@ pub trait Launch: Debug + Send + Sync {
         Vec::new()
     }
 
+    /// The read that the first block of the CPU twin's working memory is made from, and from nothing else, by
+    /// [`Io::made`]: weights in the order of the inner loop. A program that never writes that read keeps the
+    /// block from run to run.
+    fn cpu_made_from(&self) -> Option<usize> {
+        None
+    }
+
     /// Elements of working memory that the GPU dispatches need, one number a block: enough for each variant.
     fn gpu_scratch(&self) -> Vec<usize> {
         Vec::new()
@@ -109,6 +116,14 @@ unsafe impl Send for Raw {}
 // SAFETY: as above.
 unsafe impl Sync for Raw {}
 
+/// Working memory that one read of a launch is put into in another order, once for all runs that find it
+/// unchanged.
+pub struct Made<'a> {
+    pub memory: &'a mut [f32],
+    /// It holds what the read gives.
+    pub done: bool,
+}
+
 /// The data of one launch on the CPU device.
 pub struct Io<'a> {
     reads: &'a [Raw],
@@ -116,13 +131,15 @@ pub struct Io<'a> {
     scratch: &'a [Raw],
     /// Which writes and scratch blocks were handed out: each only once, so that no two `&mut` overlap.
     taken: Cell<u64>,
+    made: bool,
     lifetime: PhantomData<&'a mut f32>,
 }
 
 impl<'a> Io<'a> {
-    pub(crate) fn new(reads: &'a [Raw], writes: &'a [Raw], scratch: &'a [Raw]) -> Self {
+    /// `made`: the first block of scratch holds what the last run made of a read that is the same now.
+    pub(crate) fn new(reads: &'a [Raw], writes: &'a [Raw], scratch: &'a [Raw], made: bool) -> Self {
         assert!(writes.len() + scratch.len() <= 64, "a launch writes at most 64 tensors");
-        Io { reads, writes, scratch, taken: Cell::new(0), lifetime: PhantomData }
+        Io { reads, writes, scratch, taken: Cell::new(0), made, lifetime: PhantomData }
     }
 
     /// True if a tensor was given at this position; optional ones come last.
@@ -153,6 +170,14 @@ impl<'a> Io<'a> {
     #[allow(clippy::mut_from_ref, reason = "each index is handed out once, which is checked")]
     pub fn scratch(&self, index: usize) -> &'a mut [f32] {
         self.take(self.writes.len() + index, self.scratch[index])
+    }
+
+    /// The first block of scratch, which [`Launch::cpu_made_from`] tells the read of.
+    ///
+    /// # Panics
+    /// When it is asked for twice.
+    pub fn made(&self) -> Made<'a> {
+        Made { memory: self.scratch(0), done: self.made }
     }
 
     #[allow(clippy::mut_from_ref, reason = "each bit is handed out once, which is checked")]

@@ -8,8 +8,9 @@
 //! *record* launches on a [`tape`] of symbolic tensors, [`Tape::backward`](tape::Tape::backward) records
 //! the launches of the gradients, and the optimiser its own. A [`program`] compiles the recording once for
 //! a [`device`]: it drops what nothing depends on, lets tensors share memory that are never alive together,
-//! and builds pipelines and bind groups. A training step then writes sixteen words of [`state`], replays
-//! the launches, and reads back the loss.
+//! and builds pipelines and bind groups. A training step then writes sixteen words of [`state`] and its
+//! images (or, where the data set lies on a GPU, their numbers), and replays the launches. The loss is read
+//! back at once on the CPU device, and two steps later on a GPU, which never waits for the host.
 //!
 //! # Layers
 //!

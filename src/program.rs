@@ -54,11 +54,45 @@ struct Call {
     reads: Vec<Raw>,
     writes: Vec<Raw>,
     scratch: Vec<Raw>,
+    made: Option<MadeFrom>,
+}
+
+/// What the first block of scratch of a call was made from.
+struct MadeFrom {
+    memory: Arc<Memory>,
+    /// Its changes when that was done; `None` before.
+    seen: Option<u64>,
+}
+
+impl Call {
+    fn run(&mut self) {
+        let mut done = false;
+        if let Some(MadeFrom { memory, seen }) = &mut self.made {
+            done = seen.replace(memory.changes()) == Some(memory.changes());
+        }
+        self.launch.cpu(&Io::new(&self.reads, &self.writes, &self.scratch, done));
+    }
+}
+
+/// What a CPU program touches.
+struct Touched {
+    /// Every block of memory, once.
+    all: Vec<Arc<Memory>>,
+    /// Those of its stores that it writes.
+    written: Vec<Arc<Memory>>,
+}
+
+impl Touched {
+    /// Holds all, for a run.
+    fn hold(&self) -> Hold<'_> {
+        let hold = Hold::new(&self.all);
+        self.written.iter().for_each(|memory| memory.change());
+        hold
+    }
 }
 
 enum Code {
-    /// The calls, and every block of memory that they touch, once.
-    Cpu(Vec<Call>, Vec<Arc<Memory>>),
+    Cpu(Vec<Call>, Touched),
     Gpu(Vec<Bound>),
 }
 
@@ -164,16 +198,26 @@ impl Program {
         let mut parts: Vec<Part> = plan.steps.iter().map(part).collect();
         let code = match device {
             Device::Cpu(_) => {
-                let mut touched: Vec<Arc<Memory>> = Vec::new();
-                for buffer in blocks.iter().chain(stores.values()) {
-                    match buffer {
-                        Buffer::Cpu(memory) if !touched.iter().any(|t| Arc::ptr_eq(t, memory)) => {
-                            touched.push(Arc::clone(memory));
+                let memories = |buffers: &mut dyn Iterator<Item = &Buffer>| {
+                    let mut memories: Vec<Arc<Memory>> = Vec::new();
+                    for buffer in buffers {
+                        match buffer {
+                            Buffer::Cpu(memory) if !memories.iter().any(|m| Arc::ptr_eq(m, memory)) => {
+                                memories.push(Arc::clone(memory));
+                            }
+                            _ => {}
                         }
-                        _ => {}
                     }
-                }
-                Code::Cpu(plan.steps.iter().map(|s| call(s, &places, &scratch(s))).collect(), touched)
+                    memories
+                };
+                let written = plan.written();
+                let touched = Touched {
+                    all: memories(&mut blocks.iter().chain(stores.values())),
+                    written: memories(&mut written.iter().map(|store| &stores[&**store])),
+                };
+                // A guarded program finds its working memory filled with NaN.
+                let keeps = sharing != Sharing::Guarded;
+                Code::Cpu(plan.steps.iter().map(|s| call(s, &places, &scratch(s), keeps)).collect(), touched)
             }
             Device::Gpu(gpu) => {
                 let mut all = Vec::new();
@@ -221,17 +265,13 @@ impl Program {
         if self.sharing == Sharing::Guarded {
             self.poison()?;
         }
-        match (&self.code, &self.device) {
+        match (&mut self.code, &self.device) {
             (Code::Cpu(calls, touched), Device::Cpu(cpu)) => {
-                let _held = Hold::new(touched);
-                cpu.run(|| {
-                    for call in calls {
-                        call.launch.cpu(&Io::new(&call.reads, &call.writes, &call.scratch));
-                    }
-                });
+                let _held = touched.hold();
+                cpu.run(|| calls.iter_mut().for_each(Call::run));
                 Ok(())
             }
-            (Code::Gpu(dispatches), Device::Gpu(gpu)) => gpu.replay(dispatches),
+            (Code::Gpu(dispatches), Device::Gpu(gpu)) => gpu.replay(&*dispatches),
             _ => unreachable!("code is built for the program's device"),
         }
     }
@@ -328,7 +368,8 @@ impl Program {
     }
 }
 
-fn call(step: &Step, places: &[Option<Place>], scratch: &[Place]) -> Call {
+/// `keeps`: working memory is as the last run left it.
+fn call(step: &Step, places: &[Option<Place>], scratch: &[Place], keeps: bool) -> Call {
     let raw = |place: &Place| match &place.buffer {
         Buffer::Cpu(memory) => {
             Raw { start: memory.range(place.offset, place.bytes), elements: place.bytes / 4 }
@@ -337,7 +378,12 @@ fn call(step: &Step, places: &[Option<Place>], scratch: &[Place]) -> Call {
     };
     let of =
         |ids: &[Id]| -> Vec<Raw> { ids.iter().filter_map(|id| places[id.0].as_ref()).map(raw).collect() };
+    let made_from = step.made_from.filter(|_| keeps).and_then(|id| places[id.0].as_ref());
     let call = Call {
+        made: made_from.and_then(|place| match &place.buffer {
+            Buffer::Cpu(memory) => Some(MadeFrom { memory: Arc::clone(memory), seen: None }),
+            Buffer::Gpu(_) => None,
+        }),
         launch: Arc::clone(&step.launch),
         reads: of(&step.reads),
         writes: of(&step.writes),

@@ -2,6 +2,7 @@
 //! `--set`.
 
 mod built_in;
+mod scheduler;
 mod set;
 mod validate;
 
@@ -11,10 +12,12 @@ pub use built_in::built_in;
 use serde::{Deserialize, Serialize};
 pub use set::nearest;
 
-use crate::diffusion::{Schedule, Scheduler, Variance};
+use crate::data::{Pictures, Resize};
+use crate::diffusion::{Betas, Keys, Prediction, Variance};
 use crate::error::{Error, Result};
 use crate::models::unet::UNetConfig;
 use crate::models::vae::{Reconstruction, VaeConfig};
+use crate::ops::adam::AdamOptions;
 use crate::optim::{Ema, EmaWarmup, LrSchedule};
 
 /// What is trained.
@@ -73,13 +76,20 @@ pub struct Recipe {
     pub image_size: usize,
     /// Side of the centred square taken from each picture of images:DIR; 0: the largest.
     pub crop: usize,
+    /// How pictures of another size are brought to image_size: bicubic, or bilinear as torchvision's Resize and
+    /// CenterCrop do it.
+    pub resize: Resize,
     /// Mirror half of the pictures.
     pub flip: bool,
     pub seed: u64,
     /// Of the initial weights: denoir, or torch, whose seeds then give the weights of a U-Net of the
     /// diffusers library.
     pub rng: Rng,
+    /// Steps of the optimiser.
     pub steps: u64,
+    /// Passes through the data; 0: as many as steps make. Where it is not 0, and the data ends, steps are filled in
+    /// when training begins: the batches of a pass, the last one rounded up, times this.
+    pub epochs: u64,
     pub batch_size: usize,
     /// Batches whose gradients are averaged for one step of the optimiser.
     pub accumulation: u64,
@@ -107,6 +117,13 @@ pub struct Recipe {
     pub timesteps: usize,
     pub beta_start: f64,
     pub beta_end: f64,
+    /// linear, scaled_linear, squaredcos_cap_v2 (which needs no start and end), sigmoid, laplace or exp; or a
+    /// list of betas, one for each timestep.
+    pub beta_schedule: Betas,
+    /// Shift and scale the schedule so that its end is nothing but noise.
+    pub rescale_betas_zero_snr: bool,
+    /// What the model's output means: epsilon, sample or v_prediction.
+    pub prediction_type: Prediction,
     pub variance: Variance,
     /// Bound of the predicted x_0 while sampling; 0: unbounded.
     pub clip_sample: f64,
@@ -140,18 +157,34 @@ pub struct Recipe {
     pub latent_count: usize,
     /// Side of the VAE's latents.
     pub latent_size: usize,
-    /// What latents are multiplied by, to have unit variance; 0: measured before training.
+    /// What latents are multiplied by, to have unit variance; 0: measured before a diffusion model is trained
+    /// on them. A VAE's own is what it is exported with.
     pub scaling_factor: f64,
     /// Fingerprint of the VAE's weights, filled in when training begins.
     pub vae_fingerprint: String,
 
     pub unet: UNetConfig,
     pub vae: VaeConfig,
+    /// The sampler of the run's pictures where it is not ddpm: keys of a `scheduler_config.json`, but for those
+    /// that are above.
+    #[serde(skip_serializing_if = "Keys::is_empty")]
+    pub scheduler: Keys,
 }
 
 /// Keys of a table that only some systems have.
-const DIFFUSION: [&str; 7] =
-    ["timesteps", "beta_start", "beta_end", "variance", "clip_sample", "sample_steps", "unet"];
+const DIFFUSION: [&str; 11] = [
+    "timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "rescale_betas_zero_snr",
+    "prediction_type",
+    "variance",
+    "clip_sample",
+    "sample_steps",
+    "unet",
+    "scheduler",
+];
 const VAE: [&str; 8] = [
     "reconstruction",
     "kl_weight",
@@ -162,7 +195,9 @@ const VAE: [&str; 8] = [
     "evaluate_count",
     "vae",
 ];
-const LDM: [&str; 5] = ["latents", "latent_count", "latent_size", "scaling_factor", "vae_fingerprint"];
+const LDM: [&str; 4] = ["latents", "latent_count", "latent_size", "vae_fingerprint"];
+/// What the latents of a VAE are multiplied by: a key of whatever has latents.
+const SCALE: &str = "scaling_factor";
 
 impl System {
     /// As recipes write it.
@@ -186,7 +221,7 @@ impl System {
     /// Whether a recipe of this system has the key.
     fn has(self, key: &str) -> bool {
         match self {
-            System::Ddpm => !VAE.contains(&key) && !LDM.contains(&key),
+            System::Ddpm => !VAE.contains(&key) && !LDM.contains(&key) && key != SCALE,
             System::Vae => !DIFFUSION.contains(&key) && !LDM.contains(&key),
             System::Ldm => !VAE.contains(&key),
         }
@@ -202,10 +237,12 @@ impl Default for Recipe {
             data: "digits".to_owned(),
             image_size: 32,
             crop: 0,
+            resize: Resize::Bicubic,
             flip: false,
             seed: 0,
             rng: Rng::Denoir,
             steps: 10_000,
+            epochs: 0,
             batch_size: 64,
             accumulation: 1,
             checkpoint_blocks: false,
@@ -225,6 +262,9 @@ impl Default for Recipe {
             timesteps: 1000,
             beta_start: 1e-4,
             beta_end: 0.02,
+            beta_schedule: Betas::Linear,
+            rescale_betas_zero_snr: false,
+            prediction_type: Prediction::Epsilon,
             variance: Variance::FixedSmall,
             clip_sample: 1.0,
             sample_steps: 1000,
@@ -246,6 +286,7 @@ impl Default for Recipe {
             vae_fingerprint: String::new(),
             unet: UNetConfig::with_levels(3, &[64, 128, 128], &[false, true, true]),
             vae: VaeConfig::default(),
+            scheduler: Keys::default(),
         }
     }
 }
@@ -320,14 +361,33 @@ impl Recipe {
         [side, side, self.unet.in_channels]
     }
 
-    /// The noise schedule.
-    pub fn schedule(&self) -> Schedule {
-        Schedule::linear(self.timesteps, self.beta_start, self.beta_end)
+    /// What its images are made of pictures like. `channels`: of the images, which for latent diffusion are those of
+    /// its VAE.
+    pub fn pictures(&self, channels: usize) -> Pictures {
+        let Recipe { image_size, crop, resize, seed, .. } = *self;
+        Pictures { image_size, channels, crop, resize, seed }
     }
 
-    /// The sampler of the run's own pictures.
-    pub fn scheduler(&self) -> Scheduler {
-        Scheduler::ddpm(self.timesteps, [self.beta_start, self.beta_end], self.variance, self.clip_sample)
+    /// Steps of the optimiser in one pass through so many images: the last batch counts, however small.
+    pub fn steps_of_a_pass(&self, images: u64) -> u64 {
+        images.div_ceil(self.batch_size as u64).div_ceil(self.accumulation)
+    }
+
+    /// The learning rate of step `step`, counted from 0.
+    pub fn lr_at(&self, step: u64) -> f64 {
+        self.lr * self.lr_schedule.factor(step, self.lr_warmup, self.steps)
+    }
+
+    /// The optimiser. Gradients that were added up are cleared after a step.
+    pub fn adam(&self) -> AdamOptions {
+        AdamOptions {
+            beta1: self.beta1,
+            beta2: self.beta2,
+            eps: self.adam_eps,
+            weight_decay: self.weight_decay,
+            clip: (self.clip_norm > 0.0).then_some(self.clip_norm),
+            zero_grads: self.accumulation > 1,
+        }
     }
 
     /// The moving average of the weights.

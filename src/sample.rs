@@ -1,6 +1,8 @@
 //! Sampling: one recorded step of the reverse process, replayed down the timesteps without reading anything
 //! back.
 
+pub mod inversion;
+
 use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
@@ -10,6 +12,7 @@ use crate::device::{Buffer, Device};
 use crate::diffusers;
 use crate::diffusion::{Clip, Model, Precision, Scheduler, Walk};
 use crate::error::{Error, Result};
+use crate::models::unet::Class;
 use crate::models::{model_of, params_of};
 use crate::nn::{self, Params, Scope};
 use crate::ops::arithmetic::affine;
@@ -34,13 +37,12 @@ pub struct Options {
 
 impl Options {
     /// The recipe's own.
-    pub fn of(recipe: &Recipe) -> Self {
-        Options {
-            seed: recipe.seed,
-            steps: recipe.sample_steps,
-            scheduler: recipe.scheduler(),
-            rng: Rng::Denoir,
-        }
+    ///
+    /// # Errors
+    /// As [`Recipe::scheduler`].
+    pub fn of(recipe: &Recipe) -> Result<Self> {
+        let scheduler = recipe.scheduler()?;
+        Ok(Options { seed: recipe.seed, steps: recipe.sample_steps, scheduler, rng: Rng::Denoir })
     }
 
     /// The same with other random numbers. With torch's also the tables are rounded as the reference library
@@ -67,7 +69,7 @@ pub struct Sampler {
     size: usize,
     state: State,
     batch: usize,
-    classes: usize,
+    class: Class,
     walk: Walk,
     timesteps: Vec<f64>,
     given: Option<Given>,
@@ -104,7 +106,8 @@ impl Sampler {
     /// Compiles for samples of `[H, W, C]` from `weights`, the flat parameters in the layout of `params`.
     ///
     /// # Errors
-    /// When the sampler cannot walk so, memory is too small, or the driver cannot build a kernel.
+    /// When the sampler cannot walk so, or the model cannot be asked so; when memory is too small, or the driver
+    /// cannot build a kernel.
     pub fn new(
         device: &Device,
         model: &Model,
@@ -115,6 +118,15 @@ impl Sampler {
         [batch, h, w, c]: [usize; 4],
     ) -> Result<Sampler> {
         let walk = options.scheduler.walk(options.steps)?;
+        let timesteps = walk.timesteps();
+        recipe.unet.check_times(&timesteps)?;
+        let class = recipe.unet.class();
+        if let Class::Embedding(width) = class {
+            return Err(Error::usage(format!(
+                "class_embed_type is identity: the model takes a vector of {width} numbers as an image's class"
+            ))
+            .hint("samplers give it none; the library's `models::unet::unet` takes one"));
+        }
         let given = options.rng == Rng::Torch;
         let slots = walk.slots() + usize::from(given);
 
@@ -124,8 +136,7 @@ impl Sampler {
         let state = tape.stored_u32("state", [State::WORDS]);
         let rows = tape.stored("denoising", 0, [walk.steps.len(), Row::COLUMNS]);
         let t = timestep_of_row(batch, &rows, &state);
-        let classes = recipe.unet.num_class_embeds;
-        let labels = (classes > 0).then(|| tape.stored_u32("labels", [batch]));
+        let labels = class.tensor(&tape, batch);
         let out = model(&Scope::new(&tape, params), &x, &t, labels.as_ref());
         let bound = match walk.clip {
             Clip::Dynamic { ratio, most } => Some(bounds(&x, &out, &rows, &state, ratio, most as f32)),
@@ -153,8 +164,7 @@ impl Sampler {
             place: slots * batch * h * w * c,
         });
         let state = State { seed: options.seed, ..State::default() };
-        let timesteps = walk.timesteps();
-        Ok(Sampler { noise, step, size: batch * h * w * c, x, state, batch, classes, walk, timesteps, given })
+        Ok(Sampler { noise, step, size: batch * h * w * c, x, state, batch, class, walk, timesteps, given })
     }
 
     /// How many samples belong together, of which this sampler draws a part. PyTorch's generator draws the
@@ -232,10 +242,7 @@ impl Sampler {
         labels: &[u32],
         mut watch: impl FnMut(usize, f64, &Sampler) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        if self.classes > 0 {
-            assert_eq!(labels.len(), self.batch, "a label for each sample");
-            self.step.write("labels", labels)?;
-        }
+        self.set_labels(labels)?;
         for row in from..self.timesteps.len() {
             self.set_row(row, first)?;
             if let (Some(given), true) = (&mut self.given, self.walk.steps[row].draws) {
@@ -247,6 +254,27 @@ impl Sampler {
             watch(row, self.timesteps[row], self)?;
         }
         self.current()
+    }
+
+    /// Says what class each sample is of, for models with classes.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    ///
+    /// # Panics
+    /// When that is not a label for each sample.
+    #[track_caller]
+    pub fn set_labels(&self, labels: &[u32]) -> Result<()> {
+        if self.class == Class::None {
+            return Ok(());
+        }
+        assert_eq!(labels.len(), self.batch, "a label for each sample");
+        match self.class {
+            Class::Value => {
+                self.step.write("labels", &labels.iter().map(|&l| l as f32).collect::<Vec<f32>>())
+            }
+            _ => self.step.write("labels", labels),
+        }
     }
 
     /// Says which row's reverse step [`Sampler::program`] takes next, of samples number `first` and on.
@@ -442,9 +470,21 @@ impl Source<'_> {
     }
 
     /// The label of sample `i`: all classes in turn, so that a grid shows each; `class`: that one always.
-    pub fn labels(&self, first: usize, count: usize, class: Option<u32>) -> Vec<u32> {
-        let classes = self.recipe.unet.num_class_embeds.max(1);
-        (first..first + count).map(|i| class.unwrap_or((i % classes) as u32)).collect()
+    ///
+    /// # Errors
+    /// When classes are any numbers, and none is given.
+    pub fn labels(&self, first: usize, count: usize, class: Option<u32>) -> Result<Vec<u32>> {
+        let classes = match (self.recipe.unet.class(), class) {
+            (Class::Value, None) => {
+                return Err(Error::usage(
+                    "class_embed_type is timestep: the model takes a number as an image's class",
+                )
+                .hint("sample with --class N"));
+            }
+            (Class::Number(classes), _) => classes,
+            _ => 1,
+        };
+        Ok((first..first + count).map(|i| class.unwrap_or((i % classes) as u32)).collect())
     }
 
     /// Draws `count` images `[count, H, W, C]`, calling `progress` after each reverse step of each batch.
@@ -456,10 +496,47 @@ impl Source<'_> {
         options: &Options,
         count: usize,
         class: Option<u32>,
+        progress: impl FnMut() -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        self.shown(self.walk(options, count, None, class, progress)?)
+    }
+
+    /// As [`Source::draw`], but from given noise `[N, h, w, c]`, which is taken as it is.
+    ///
+    /// # Errors
+    /// As [`Sampler::run`].
+    pub fn draw_from(
+        &self,
+        options: &Options,
+        noise: &[f32],
+        class: Option<u32>,
+        progress: impl FnMut() -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        let count = noise.len() / self.recipe.diffused().iter().product::<usize>();
+        self.shown(self.walk(options, count, Some(noise), class, progress)?)
+    }
+
+    fn shown(&self, samples: Vec<f32>) -> Result<Vec<f32>> {
+        let images = self.images_of(samples)?;
+        if images.iter().any(|v| !v.is_finite()) {
+            return Err(Error::new("the model's samples are not finite numbers")
+                .hint("it has diverged: train again with a lower lr, or use an older checkpoint"));
+        }
+        Ok(images)
+    }
+
+    /// What a walk of `count` samples ends with, from noise that it draws or from `start`.
+    fn walk(
+        &self,
+        options: &Options,
+        count: usize,
+        start: Option<&[f32]>,
+        class: Option<u32>,
         mut progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
         let most = self.batch(count);
-        let mut images = Vec::with_capacity(count * self.recipe.diffused().iter().product::<usize>());
+        let size = self.recipe.diffused().iter().product::<usize>();
+        let mut samples = Vec::with_capacity(count * size);
         let mut sampler: Option<(usize, Sampler)> = None;
         for first in (0..count).step_by(most) {
             let batch = most.min(count - first);
@@ -469,15 +546,17 @@ impl Source<'_> {
             };
             let (_, ready) = sampler.insert((batch, ready));
             ready.set_whole(count);
-            let labels = self.labels(first, batch, class);
-            images.extend(ready.run(first as u32, &labels, |_, _, _| progress())?);
+            let labels = self.labels(first, batch, class)?;
+            let watch = |_, _, _: &Sampler| progress();
+            samples.extend(match start {
+                Some(start) => {
+                    let x = &start[first * size..(first + batch) * size];
+                    ready.run_from(0, x, first as u32, &labels, watch)?
+                }
+                None => ready.run(first as u32, &labels, watch)?,
+            });
         }
-        let images = self.images_of(images)?;
-        if images.iter().any(|v| !v.is_finite()) {
-            return Err(Error::new("the model's samples are not finite numbers")
-                .hint("it has diverged: train again with a lower lr, or use an older checkpoint"));
-        }
-        Ok(images)
+        Ok(samples)
     }
 
     /// How many samples of `count` are drawn together: what trained in the memory can be sampled in it.

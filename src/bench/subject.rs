@@ -54,15 +54,13 @@ impl Subject {
                 } else {
                     let recipe = &workload.recipe;
                     let [h, w, c] = workload.image();
-                    let options = Options { steps: recipe.timesteps, ..Options::of(recipe) };
+                    let options = Options { steps: recipe.timesteps, ..Options::of(recipe)? };
                     let shape = [workload.batch(), h, w, c];
                     let model = workload.model();
                     let mut sampler =
                         Sampler::new(device, &*model, &params, &weights, recipe, &options, shape)?;
                     sampler.start(0)?;
-                    if recipe.unet.num_class_embeds > 0 {
-                        sampler.program().write("labels", &workload.data().labels)?;
-                    }
+                    sampler.set_labels(&workload.data().labels)?;
                     Inner::Sampling(Box::new(sampler), 0)
                 }
             }

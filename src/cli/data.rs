@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::output::Target;
 use super::{bar, note, print};
 use crate::data::picture::{enlarge, grid};
-use crate::data::{Dataset, Options, Split, open, statistics};
+use crate::data::{Dataset, Options, Resize, Split, open, statistics};
 use crate::error::{Error, Result};
 use crate::run::save_png;
 
@@ -29,6 +29,10 @@ pub struct Arguments {
     /// Side of the centred square taken from each picture of images:DIR
     #[arg(long)]
     crop: Option<usize>,
+    /// How pictures are brought to that size: bicubic (the centred square), or bilinear (torchvision's Resize and
+    /// CenterCrop)
+    #[arg(long, default_value = "bicubic", value_parser = ["bicubic", "bilinear"])]
+    resize: String,
     /// Of generated data
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -42,6 +46,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         image_size: arguments.image_size,
         channels: arguments.channels,
         crop: arguments.crop,
+        resize: if arguments.resize == "bilinear" { Resize::Bilinear } else { Resize::Bicubic },
         seed: arguments.seed,
         split: if arguments.held_out { Split::HeldOut } else { Split::Train },
     };

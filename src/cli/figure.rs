@@ -9,7 +9,7 @@ use super::output::check_folder_of;
 use super::{bar, note, print};
 use crate::checkpoint;
 use crate::codec::Codec;
-use crate::data::open_to_judge;
+use crate::data::{Pictures, open_to_judge};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::figures;
@@ -198,12 +198,20 @@ impl Arguments {
 
     /// How to sample: as the run's own pictures, but for what the flags say.
     fn options(&self, recipe: &Recipe) -> Result<Options> {
-        let mut options = Options::of(recipe);
+        let mut options = Options::of(recipe)?;
         options.seed = self.seed.unwrap_or(options.seed);
         options.steps = self.steps.unwrap_or(options.steps);
         if options.steps == 0 || options.steps > recipe.timesteps {
             return Err(Error::usage(format!("--steps {}", options.steps))
                 .hint(format!("it must be from 1 to {}", recipe.timesteps)));
+        }
+        if matches!(self.kind, Kind::Interpolation | Kind::CoarseToFine | Kind::Branches) {
+            let walk = options.scheduler.walk(options.steps)?;
+            let draws = walk.steps.iter().any(|step| step.draws);
+            // These begin on the way, and branches part by their noise.
+            if walk.slots() > 0 || self.kind == Kind::Branches && !draws {
+                options.scheduler = recipe.sampler("ddpm")?;
+            }
         }
         Ok(options)
     }
@@ -225,7 +233,8 @@ impl Arguments {
     fn images(&self, recipe: &Recipe, image: [usize; 3], count: usize) -> Result<(Vec<f32>, Vec<u32>)> {
         let [side, _, channels] = image;
         let spec = self.data.as_deref().unwrap_or(&recipe.data);
-        let (data, held_out) = open_to_judge(spec, side, channels, recipe.crop, recipe.seed)?;
+        let pictures = Pictures { image_size: side, ..recipe.pictures(channels) };
+        let (data, held_out) = open_to_judge(spec, pictures)?;
         if !held_out {
             note("note: the folder is too small to hold images out");
         }

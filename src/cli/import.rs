@@ -7,7 +7,7 @@ use crate::checkpoint::{self, Values};
 use crate::diffusers::{self, Part};
 use crate::error::{Error, Result};
 use crate::models::params_of;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, System};
 use crate::run::Run;
 
 #[derive(clap::Args)]
@@ -55,11 +55,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     checkpoint::save(&run.checkpoint_path(0), &params, 0, &recipe, &values)?;
     // Last: it makes the folder a run.
     run.write_recipe(&recipe)?;
-    note(&format!(
-        "{} parameters; train on with: denoir train --resume {}",
-        thousands(params.count()),
-        out.display()
-    ));
+    let (next, command) = match (recipe.check_trainable(), recipe.system) {
+        (Ok(()), _) => ("train on with", "train --resume"),
+        (Err(_), System::Vae) => ("encode with", "encode"),
+        (Err(_), _) => ("sample with", "sample"),
+    };
+    note(&format!("{} parameters; {next}: denoir {command} {}", thousands(params.count()), out.display()));
     print(&format!("{}\n", out.display()))
 }
 
@@ -76,10 +77,11 @@ fn changed(found: &Recipe, arguments: &Arguments) -> Result<Recipe> {
     // Dropout alone has no weights and changes no answer.
     let mut unet = recipe.unet.clone();
     unet.dropout = found.unet.dropout;
-    let kept = |r: &Recipe| (r.latent_size, r.scaling_factor, r.vae_fingerprint.clone());
+    let kept = |r: &Recipe| (r.latent_size, r.scaling_factor, r.vae_fingerprint.clone(), r.prediction_type);
     if unet != found.unet || recipe.vae != found.vae || kept(&recipe) != kept(found) {
-        return Err(Error::usage("--set: the weights are those of the folder's own model")
-            .hint("leave the unet, vae and latent keys as they are, but for unet.dropout"));
+        return Err(Error::usage("--set: the weights are those of the folder's own model").hint(
+            "leave prediction_type and the unet, vae and latent keys as they are, but for unet.dropout",
+        ));
     }
     Ok(recipe)
 }

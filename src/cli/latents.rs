@@ -1,13 +1,12 @@
 //! `denoir encode` and `denoir decode`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use super::images::Input;
 use super::on::On;
 use super::output::{Target, check_folder_of};
-use super::{bar, note, print};
+use super::print;
 use crate::codec::Codec;
-use crate::data::{Split, open_for, read_picture};
-use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::figures;
 use crate::latent_file;
@@ -16,11 +15,8 @@ use crate::latent_file;
 pub struct EncodeArguments {
     /// A run of a VAE or of latent diffusion, or a VAE's checkpoint
     run: PathBuf,
-    /// Pictures, or data: digits, faces, mnist:DIR, cifar10:DIR or images:DIR [default: the VAE's own]
-    input: Vec<String>,
-    /// How many images of the data [default: all, or 64 of data without end]
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
-    count: Option<u64>,
+    #[command(flatten)]
+    input: Input,
     /// Write latents drawn from the posterior instead of its mean
     #[arg(long)]
     draw: bool,
@@ -46,19 +42,15 @@ pub struct DecodeArguments {
     on: On,
 }
 
-/// Images read between two reports of progress.
-const BLOCK: usize = 64;
-
 pub fn encode(arguments: &EncodeArguments) -> Result<()> {
     let out = &arguments.out;
     check_folder_of(out)?;
-    if out.is_dir() {
-        return Err(Error::new(format!("{} is a folder", out.display())).hint("name a file"));
-    }
     latent_file::check_replaceable(out)?;
     let codec = Codec::open(&arguments.run, &arguments.on.open()?)?;
     let mut posterior = crate::codec::Posterior { mean: Vec::new(), log_var: None };
-    for_images(arguments, &codec, |images| {
+    // Latents, their moments and the file.
+    let numbers = 8 * codec.latent().iter().product::<usize>();
+    arguments.input.for_each(codec.recipe(), codec.image(), numbers, "encoding", |images| {
         let part = codec.encode(images)?;
         posterior.mean.extend(part.mean);
         if let Some(log_var) = part.log_var {
@@ -75,68 +67,6 @@ pub fn encode(arguments: &EncodeArguments) -> Result<()> {
     };
     latent_file::write(out, &codec, &latents, &posterior)?;
     print(&format!("{}\n", out.display()))
-}
-
-/// Hands over the images in blocks.
-fn for_images(
-    arguments: &EncodeArguments,
-    codec: &Codec,
-    mut take: impl FnMut(&[f32]) -> Result<()>,
-) -> Result<()> {
-    let recipe = codec.recipe();
-    let [side, _, channels] = codec.image();
-    let crop = (recipe.crop > 0).then_some(recipe.crop);
-    let is_file = |input: &String| Path::new(input).is_file();
-    if !arguments.input.is_empty() && arguments.input.iter().all(is_file) {
-        if arguments.count.is_some() {
-            return Err(Error::usage("--count goes with data, not with pictures").hint("leave it out"));
-        }
-        for input in &arguments.input {
-            take(&read_picture(Path::new(input), side, channels, crop)?)?;
-        }
-        return Ok(());
-    }
-    let spec = match &arguments.input[..] {
-        [] => &recipe.data,
-        [spec] => spec,
-        several => {
-            let missing = several.iter().find(|i| !is_file(i)).unwrap_or(&several[0]);
-            return Err(
-                Error::usage(format!("{missing} is no picture")).hint("give picture files, or one data SPEC")
-            );
-        }
-    };
-    let data = open_for(spec, side, channels, recipe.crop, recipe.seed, Split::Train)?;
-    let count = match (data.len(), arguments.count) {
-        (Some(len), wanted) => {
-            if wanted.is_some_and(|wanted| wanted > len) {
-                note(&format!("note: the data holds {len} images"));
-            }
-            wanted.unwrap_or(len).min(len)
-        }
-        (None, wanted) => wanted.unwrap_or(64),
-    };
-    // Latents, their moments and the file, and a block of images.
-    let numbers = 8 * count * codec.latent().iter().product::<usize>() as u64;
-    Device::open("cpu")?.check_memory(4 * (numbers + (BLOCK * side * side * channels) as u64))?;
-    let progress = bar(count, "encoding {bar:30} {pos}/{len} {eta} left");
-    let pixels = side * side * channels;
-    let mut images = vec![0.0; BLOCK * pixels];
-    let mut first = 0;
-    while first < count {
-        let n = (count - first).min(BLOCK as u64) as usize;
-        for (i, out) in images[..n * pixels].chunks_exact_mut(pixels).enumerate() {
-            data.read(first + i as u64, out)?;
-        }
-        take(&images[..n * pixels])?;
-        first += n as u64;
-        progress.set_position(first);
-    }
-    progress.finish_and_clear();
-    for warning in data.warnings() {
-        note(&format!("warning: {warning}"));
-    }
-    Ok(())
 }
 
 pub fn decode(arguments: &DecodeArguments) -> Result<()> {

@@ -5,7 +5,9 @@ mod data;
 mod devices;
 mod export;
 mod figure;
+mod images;
 mod import;
+mod invert;
 mod latents;
 mod on;
 mod output;
@@ -43,6 +45,8 @@ enum Command {
     Train(train::Arguments),
     /// Draw samples from a trained run
     Sample(sample::Arguments),
+    /// The noise that DDIM leads back from to given images
+    Invert(invert::Arguments),
     /// The field's figures of a run, as PNG or GIF
     Figure(figure::Arguments),
     /// Images to latents of a trained VAE
@@ -87,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::Data(a) => data::run(&a),
         Command::Train(a) => train::run(&a),
         Command::Sample(a) => sample::run(&a),
+        Command::Invert(a) => invert::run(&a),
         Command::Figure(a) => figure::run(&a),
         Command::Encode(a) => latents::encode(&a),
         Command::Decode(a) => latents::decode(&a),

@@ -7,11 +7,10 @@ use super::output::Target;
 use super::{bar, note};
 use crate::diffusion::{self, Method, Sigmas, Spacing};
 use crate::error::{Error, Result};
+use crate::models::unet::Class;
 use crate::recipe::{Recipe, Rng};
+use crate::sample::inversion::{self, Way};
 use crate::sample::{Options, Trained};
-
-/// Steps of a sampler that is made for few.
-const USUAL_STEPS: usize = 50;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -20,13 +19,17 @@ pub struct Arguments {
     /// How many samples
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     count: u32,
+    /// Begin with the noise of a file that `denoir invert` wrote, by ddim in as many steps as it was found in
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["count", "rng"])]
+    noise: Option<PathBuf>,
     /// The same seed gives the same samples; the recipe's own otherwise
     #[arg(long)]
     seed: Option<u64>,
     /// How to walk back: ddpm (with the recipe's variance), ddpm-small, ddpm-large, ddim, euler, euler-a, heun,
-    /// lms, dpmpp-2m, dpmpp-2m-sde, dpmpp-3m, pndm, plms, unipc or unipc-3
-    #[arg(long, default_value = "ddpm")]
-    sampler: String,
+    /// lms, dpmpp-2m, dpmpp-2m-sde, dpmpp-3m, pndm, plms, unipc or unipc-3 [default: the recipe's, which is ddpm
+    /// unless it was imported; the folder's own]
+    #[arg(long)]
+    sampler: Option<String>,
     /// Steps down [default: all timesteps for ddpm, 50 for the others]
     #[arg(long)]
     steps: Option<usize>,
@@ -55,9 +58,13 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    fn options(&self, recipe: &Recipe) -> Result<Options> {
-        let mut scheduler = recipe.scheduler().named(&self.sampler)?;
-        if matches!(scheduler.method, Method::DdimInverse { .. }) {
+    fn options(&self, recipe: &Recipe, way: Option<&Way>) -> Result<Options> {
+        let mut scheduler = match (&self.sampler, way) {
+            (Some(name), _) => recipe.sampler(name)?,
+            (None, Some(way)) => way.options(recipe, "ddim")?.scheduler,
+            (None, None) => recipe.scheduler()?,
+        };
+        if !scheduler.draws_samples() {
             return Err(Error::usage("--sampler ddim-inverse goes from a picture to its noise")
                 .hint(format!("to draw samples choose {}", diffusion::names().join(", "))));
         }
@@ -68,15 +75,14 @@ impl Arguments {
                 return Err(Error::usage(format!("--eta {given}")).hint("it must be from 0 to 1"));
             }
             (Some(_), _) => {
-                return Err(Error::usage(format!("--eta has no meaning for {}", self.sampler))
+                let keys = recipe.scheduler_keys();
+                let sampler = self.sampler.as_deref().or(keys.class()).unwrap_or_default();
+                return Err(Error::usage(format!("--eta has no meaning for {sampler}"))
                     .hint("it goes with --sampler ddim"));
             }
         }
-        match self.spacing.as_deref() {
-            Some("leading") => scheduler.spacing = Spacing::Leading,
-            Some("trailing") => scheduler.spacing = Spacing::Trailing,
-            Some(_) => scheduler.spacing = Spacing::Linspace,
-            None => {}
+        if let Some(name) = &self.spacing {
+            scheduler.spacing = spacing_called(name);
         }
         match self.sigmas.as_deref() {
             Some("karras") => scheduler.sigmas = Sigmas::Karras,
@@ -84,11 +90,8 @@ impl Arguments {
             None => {}
         }
         let timesteps = recipe.timesteps;
-        let usual = match scheduler.method {
-            Method::Ddpm { .. } => timesteps,
-            _ => USUAL_STEPS.min(timesteps),
-        };
-        let steps = self.steps.unwrap_or(usual);
+        let usual = || way.map_or_else(|| scheduler.usual_steps(), |way| way.steps);
+        let steps = self.steps.unwrap_or_else(usual);
         if steps == 0 || steps > timesteps {
             return Err(
                 Error::usage(format!("--steps {steps}")).hint(format!("it must be from 1 to {timesteps}"))
@@ -103,6 +106,15 @@ impl Arguments {
     }
 }
 
+/// What a value of `--spacing` means.
+pub fn spacing_called(name: &str) -> Spacing {
+    match name {
+        "leading" => Spacing::Leading,
+        "trailing" => Spacing::Trailing,
+        _ => Spacing::Linspace,
+    }
+}
+
 pub fn run(arguments: &Arguments) -> Result<()> {
     let device = arguments.on.open()?;
     let trained = Trained::open(&arguments.run, &device)?;
@@ -110,26 +122,38 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         note(&format!("note: {remark}"));
     }
     let recipe = trained.recipe();
-    let options = arguments.options(recipe)?;
-    let classes = recipe.unet.num_class_embeds;
-    if let Some(class) = arguments.class.filter(|&c| c as usize >= classes) {
-        let hint = if classes == 0 {
-            "this model has no classes".to_owned()
-        } else {
-            format!("it must be below {classes}")
-        };
-        return Err(Error::usage(format!("--class {class}")).hint(hint));
-    }
+    let found = arguments.noise.as_ref().map(|path| inversion::read(path, recipe.diffused())).transpose()?;
+    let options = arguments.options(recipe, found.as_ref().map(|(_, way)| way))?;
+    let found_class = found.as_ref().and_then(|(_, way)| way.class);
+    check_class(recipe, arguments.class.or(found_class))?;
     // Said before the work begins, not after it.
     let out = Target::new(&arguments.out)?;
     let source = trained.source();
-    let count = arguments.count as usize;
+    let size = recipe.diffused().iter().product::<usize>();
+    let count = found.as_ref().map_or(arguments.count as usize, |(noise, _)| noise.len() / size);
+    let class = arguments.class.or(found_class);
     note(&format!("{count} samples, {} steps, on {}", options.steps, device.describe()));
     let progress = bar(source.work(&options, count)?, "sampling {bar:30} {percent}% {eta} left");
-    let images = source.draw(&options, count, arguments.class, || {
+    let step = || {
         progress.inc(1);
         Ok(())
-    })?;
+    };
+    let images = match &found {
+        Some((noise, _)) => source.draw_from(&options, noise, class, step)?,
+        None => source.draw(&options, count, class, step)?,
+    };
     progress.finish_and_clear();
     out.write(&images, count, source.image())
+}
+
+/// Says that a class is none of the model's, if so.
+pub fn check_class(recipe: &Recipe, class: Option<u32>) -> Result<()> {
+    let bad = |class, hint: String| Err(Error::usage(format!("--class {class}")).hint(hint));
+    match (recipe.unet.class(), class) {
+        (Class::Number(classes), Some(class)) if class as usize >= classes => {
+            bad(class, format!("it must be below {classes}"))
+        }
+        (Class::None, Some(class)) => bad(class, "this model has no classes".to_owned()),
+        _ => Ok(()),
+    }
 }

@@ -64,7 +64,9 @@ impl Arguments {
         if let Some(data) = &self.data {
             recipe.data.clone_from(data);
         }
-        recipe.steps = self.steps.unwrap_or(recipe.steps);
+        if let Some(steps) = self.steps {
+            (recipe.steps, recipe.epochs) = (steps, 0);
+        }
         recipe.batch_size = self.batch_size.unwrap_or(recipe.batch_size);
         recipe.seed = self.seed.unwrap_or(recipe.seed);
         if let Some(rng) = &self.rng {
@@ -75,11 +77,13 @@ impl Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let started = Instant::now();
     let mut recipe = match &arguments.resume {
         Some(folder) => Run::open(folder)?.recipe()?,
         None => recipe::find(arguments.recipe.as_deref().unwrap_or("digits"))?,
     };
     arguments.change(&mut recipe)?;
+    recipe.check_trainable()?;
     let device = arguments.on.open()?;
     if arguments.dry_run {
         return dry_run(arguments, &recipe, &device);
@@ -106,7 +110,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.resume.is_some() && session.run_folder().checkpoints().is_empty() {
         note("note: the run has no checkpoint yet, so it begins at step 1");
     }
-    train(&mut session, &device)
+    train(&mut session, &device, started)
 }
 
 fn dry_run(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<()> {
@@ -129,7 +133,7 @@ fn dry_run(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<()
     print(&describe(&DryRun::new(recipe, device, codec.as_ref()), recipe, device))
 }
 
-fn train(session: &mut Session, device: &Device) -> Result<()> {
+fn train(session: &mut Session, device: &Device, started: Instant) -> Result<()> {
     let (recipe, folder) = (session.recipe().clone(), session.run_folder().folder().display().to_string());
     let parameters = session.trainer().params().borrow().count();
     let first = session.trainer().step();
@@ -146,7 +150,9 @@ fn train(session: &mut Session, device: &Device) -> Result<()> {
     let mut terminal = Terminal::new(first, recipe.steps)?;
     let ended = session.train(&mut terminal);
     terminal.bar.finish_and_clear();
-    match ended? {
+    let ended = ended?;
+    note(&session.times().describe(started));
+    match ended {
         Ended::Done => print(&format!("{folder}\n")),
         Ended::Interrupted(step) => {
             print(&format!("stopped after step {step}; go on with: denoir train --resume {folder}\n"))

@@ -15,7 +15,7 @@ use super::loader::panic_text;
 use super::picture::{fit, from_u8};
 use super::scan::pictures;
 use super::stored::write;
-use super::{Dataset, Options, Split, check};
+use super::{Dataset, Options, Resize, Split, check};
 use crate::error::{Error, Result};
 
 /// Memory that decoding one picture may take: 80 megapixels of RGB. It is needed once for each loader
@@ -38,6 +38,7 @@ pub(super) struct Folder {
     notes: Vec<String>,
     shape: [usize; 3],
     crop: Option<usize>,
+    resize: Resize,
     /// `[H, W, C]` bytes of the pictures read so far; empty if they would not all fit.
     cache: Vec<OnceLock<Box<[u8]>>>,
     /// What is wrong with the pictures that could not be decoded.
@@ -68,26 +69,33 @@ pub(super) fn open(dir: &Path, options: &Options) -> Result<Folder> {
     let fits = files.len() as u64 * shape.iter().product::<usize>() as u64 <= CACHE;
     let cache = if fits { files.iter().map(|_| OnceLock::new()).collect() } else { Vec::new() };
     let bad = Mutex::new(BTreeMap::new());
-    Ok(Folder { dir: dir.to_owned(), files, labels, classes, notes, shape, crop: options.crop, cache, bad })
+    let Options { crop, resize, .. } = *options;
+    Ok(Folder { dir: dir.to_owned(), files, labels, classes, notes, shape, crop, resize, cache, bad })
 }
 
 /// One picture file of any format that `images:` reads, cut and resized as there: `[size, size, channels]`,
 /// row-major in [-1, 1].
 ///
-/// `size`, `channels` and `crop` are those of [`Options`]; `crop` is the side in pixels of the centred
-/// square that is cut out first, `None` the largest.
+/// `size`, `channels`, `crop` and `resize` are those of [`Options`]; `crop` is the side in pixels of the
+/// centred square that is cut out first, `None` the largest.
 ///
 /// # Errors
 /// A size, number of channels or crop that cannot be used, or a file that is missing or no picture.
-pub fn read_picture(path: &Path, size: usize, channels: usize, crop: Option<usize>) -> Result<Vec<f32>> {
+pub fn read_picture(
+    path: &Path,
+    size: usize,
+    channels: usize,
+    crop: Option<usize>,
+    resize: Resize,
+) -> Result<Vec<f32>> {
     let split = Split::Train; // neither it nor the seed matters to a single file
-    check(&Options { image_size: size, channels: Some(channels), crop, seed: 0, split })?;
+    check(&Options { image_size: size, channels: Some(channels), crop, resize, seed: 0, split })?;
     if !path.is_file() {
         let wrong = if path.exists() { "is not a file" } else { "does not exist" };
         return Err(Error::new(format!("picture {} {wrong}", path.display()))
             .hint("give the path of a picture, such as a png or a jpeg"));
     }
-    let bytes = decode_and_fit(path, size, channels, crop).map_err(|wrong| {
+    let bytes = decode_and_fit(path, size, channels, crop, resize).map_err(|wrong| {
         Error::new(format!("picture {} cannot be read", path.display()))
             .hint("check the file, or convert it to png or jpeg")
             .caused_by(wrong)
@@ -209,9 +217,10 @@ fn decode_and_fit(
     size: usize,
     channels: usize,
     crop: Option<usize>,
+    resize: Resize,
 ) -> std::result::Result<Vec<u8>, String> {
     // Decoders are other people's code fed with anybody's files: a panic there is one more bad picture.
-    catch_unwind(AssertUnwindSafe(|| decode(path).map(|image| fit(image, crop, size, channels))))
+    catch_unwind(AssertUnwindSafe(|| decode(path).map(|image| fit(image, crop, resize, size, channels))))
         .unwrap_or_else(|panic| Err(format!("its decoder failed: {}", panic_text(panic.as_ref()))))
         .map_err(|wrong| wrong.lines().next().unwrap_or_default().to_owned())
 }
@@ -231,7 +240,7 @@ impl Folder {
             return false;
         }
         let [size, _, channels] = self.shape;
-        match decode_and_fit(&self.dir.join(&self.files[i]), size, channels, self.crop) {
+        match decode_and_fit(&self.dir.join(&self.files[i]), size, channels, self.crop, self.resize) {
             Ok(bytes) => {
                 write(&bytes, out);
                 if let Some(place) = self.cache.get(i) {

@@ -207,7 +207,11 @@ fn a_single_picture_is_read_as_in_a_folder() {
         let data = place.open(&Options { channels: Some(channels), crop, ..options(size) });
         let mut wanted = vec![f32::NAN; size * size * channels];
         data.read(0, &mut wanted).unwrap();
-        assert_eq!(read_picture(&path, size, channels, crop).unwrap(), wanted, "{size} {channels} {crop:?}");
+        assert_eq!(
+            read_picture(&path, size, channels, crop, Resize::Bicubic).unwrap(),
+            wanted,
+            "{size} {channels} {crop:?}"
+        );
     }
 }
 
@@ -218,7 +222,7 @@ fn a_single_picture_that_cannot_be_read_says_why() {
     fs::write(place.file("b.png"), "no picture").unwrap();
     fs::write(place.file("c.ppm"), "P6 60000 60000 255\n").unwrap();
     let report = |name: &str, size, channels, crop| {
-        read_picture(&place.0.path().join(name), size, channels, crop).unwrap_err().report()
+        read_picture(&place.0.path().join(name), size, channels, crop, Resize::Bicubic).unwrap_err().report()
     };
     for (name, wrong) in [("x.png", "x.png does not exist; give"), ("", "is not a file; give")] {
         let report = report(name, 8, 3, None);

@@ -16,6 +16,7 @@ use super::Dataset;
 use super::dice::below;
 use super::picture::mirror;
 use crate::error::{Error, Result};
+use crate::ops::gather::MIRRORED;
 use crate::philox::{Sequence, Stream, draw};
 
 /// Pictures for one step of training.
@@ -27,10 +28,52 @@ pub struct Batch {
     pub labels: Vec<u32>,
 }
 
-/// Batches in order, read ahead in background threads. Dropping it ends and joins them.
-pub struct Loader {
-    shared: Arc<Shared>,
+/// Which pictures are for one step of training, where all of them lie on the device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Picks {
+    /// `[N]`, with the bit [`MIRRORED`] where a picture is to be mirrored.
+    pub samples: Vec<u32>,
+    /// `[N]`; 0 where the set has no labels.
+    pub labels: Vec<u32>,
+}
+
+/// Batches (or [`Picks`]) in order, made ahead in background threads. Dropping it ends and joins them.
+pub struct Loader<B = Batch> {
+    shared: Arc<Shared<B>>,
     threads: Vec<JoinHandle<()>>,
+}
+
+impl Loader<Picks> {
+    /// The samples of the batches that [`Loader::new`] reads from a set of pictures with these labels.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    ///
+    /// # Panics
+    /// If `batch` is 0, or there are no labels, or more than 2^31.
+    #[track_caller]
+    pub fn picking(
+        labels: Vec<u32>,
+        batch: usize,
+        seed: u64,
+        flip: bool,
+        first_position: u64,
+    ) -> Result<Self> {
+        assert!(!labels.is_empty() && labels.len() <= MIRRORED as usize, "Loader: {} labels", labels.len());
+        let order = Order { len: Some(labels.len() as u64), seed, epochs: Mutex::default() };
+        let make = move |k: u64, _: &dyn Fn() -> bool| {
+            let first = first_position + k * batch as u64;
+            let mut picks = Picks { samples: Vec::with_capacity(batch), labels: Vec::with_capacity(batch) };
+            for (index, position) in order.samples(first, batch).into_iter().zip(first..) {
+                let bit = if flip && mirrored(seed, position) { MIRRORED } else { 0 };
+                picks.samples.push(index as u32 | bit);
+                picks.labels.push(labels[index as usize]);
+            }
+            Ok(picks)
+        };
+        // It takes no time worth more threads; alone, a new epoch's order would make a step wait.
+        Self::start(Box::new(make), batch, 1)
+    }
 }
 
 impl Loader {
@@ -64,10 +107,18 @@ impl Loader {
         first_position: u64,
         threads: usize,
     ) -> Result<Self> {
+        let order = Order { len: dataset.len(), seed, epochs: Mutex::default() };
+        let source = Source { dataset, order, batch, seed, flip, first_position };
+        Self::start(Box::new(move |k, stop| source.batch(k, stop)), batch, threads)
+    }
+}
+
+impl<B: Send + 'static> Loader<B> {
+    #[track_caller]
+    fn start(make: Make<B>, batch: usize, threads: usize) -> Result<Self> {
         assert!(batch > 0, "Loader: a batch of 0 samples");
-        let order = Order { len: dataset.len(), seed, epochs: Mutex::new(Vec::new()) };
         let shared = Arc::new(Shared {
-            source: Source { dataset, order, batch, seed, flip, first_position },
+            make,
             ahead: threads as u64 + 2,
             state: Mutex::new(State { next_made: 0, next_taken: 0, ready: BTreeMap::new(), stop: false }),
             changed: Condvar::new(),
@@ -94,7 +145,7 @@ impl Loader {
     /// The data can no longer be read. The call after that goes on with the following batch.
     // Not an iterator: it never ends, and its errors are to be looked at, not collected.
     #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> Result<Batch> {
+    pub fn next(&mut self) -> Result<B> {
         let mut state = self.shared.lock();
         loop {
             let wanted = state.next_taken;
@@ -108,7 +159,7 @@ impl Loader {
     }
 }
 
-impl Drop for Loader {
+impl<B> Drop for Loader<B> {
     fn drop(&mut self) {
         self.shared.lock().stop = true;
         self.shared.changed.notify_all();
@@ -119,24 +170,27 @@ impl Drop for Loader {
     }
 }
 
-struct Shared {
-    source: Source,
+/// Makes batch `k`; may end early, with a batch that nobody will look at, once `stop` says so.
+type Make<B> = Box<dyn Fn(u64, &dyn Fn() -> bool) -> Result<B> + Send + Sync>;
+
+struct Shared<B> {
+    make: Make<B>,
     /// Batches that may be made beyond the one that training waits for.
     ahead: u64,
-    state: Mutex<State>,
+    state: Mutex<State<B>>,
     /// Told whenever `state` changes.
     changed: Condvar,
 }
 
-struct State {
+struct State<B> {
     next_made: u64,
     next_taken: u64,
-    ready: BTreeMap<u64, Result<Batch>>,
+    ready: BTreeMap<u64, Result<B>>,
     stop: bool,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl<B> Shared<B> {
+    fn lock(&self) -> MutexGuard<'_, State<B>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -154,7 +208,7 @@ impl Shared {
             state.next_made += 1;
             drop(state);
             // Without this a panic in a decoder would leave `next` waiting for ever.
-            let made = catch_unwind(AssertUnwindSafe(|| self.source.batch(k, || self.lock().stop)));
+            let made = catch_unwind(AssertUnwindSafe(|| (self.make)(k, &|| self.lock().stop)));
             let batch = made.unwrap_or_else(|panic| {
                 Err(Error::new("reading the data failed inside the program")
                     .hint("this is a mistake in denoir or a decoder, please report it")
@@ -182,8 +236,7 @@ struct Source {
 }
 
 impl Source {
-    /// Batch `k`; ends early, with a batch that nobody will look at, once `stop` says so.
-    fn batch(&self, k: u64, stop: impl Fn() -> bool) -> Result<Batch> {
+    fn batch(&self, k: u64, stop: &dyn Fn() -> bool) -> Result<Batch> {
         let shape = self.dataset.shape();
         let size: usize = shape.iter().product();
         let first = self.first_position + k * self.batch as u64;

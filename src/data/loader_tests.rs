@@ -132,3 +132,21 @@ fn a_panic_while_reading_is_an_error_of_its_batch() {
     assert!(report.contains("decoder broke"), "{report}");
     assert_eq!(loader.next().unwrap().labels, [4, 5]);
 }
+
+#[test]
+fn picks_are_the_samples_of_the_batches() {
+    for (flip, first) in [(false, 0), (true, 0), (true, 35)] {
+        let read = Loader::new(Arc::new(Numbers::new(Some(10))), 4, 9, flip, first).unwrap();
+        let picked = Loader::picking((0..10).collect(), 4, 9, flip, first).unwrap();
+        let (mut read, mut picked) = (read, picked);
+        for batch in take(&mut read, 9) {
+            let Picks { samples, labels } = picked.next().unwrap();
+            assert_eq!(labels, batch.labels);
+            let picture = |&sample: &u32| {
+                let index = (sample & !MIRRORED) as f32;
+                if sample & MIRRORED == 0 { [index, -1.0] } else { [-1.0, index] }
+            };
+            assert_eq!(samples.iter().flat_map(picture).collect::<Vec<_>>(), batch.images);
+        }
+    }
+}

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 
 pub use folder::read_picture;
-pub use loader::{Batch, Loader};
+pub use loader::{Batch, Loader, Picks};
 pub use statistics::{Statistics, statistics};
 
 /// The largest side of a training picture, in pixels.
@@ -42,10 +42,25 @@ pub struct Options {
     /// Only `images:`. Side in pixels of the centred square that is cut out before resizing (178 for
     /// CelebA); `None`, or a picture smaller than that: the largest centred square.
     pub crop: Option<usize>,
+    /// How pictures of another size are brought to this one.
+    pub resize: Resize,
     /// Seed of generated data; files do not use it.
     pub seed: u64,
     /// Which part of the data.
     pub split: Split,
+}
+
+/// How a picture is brought to another size. Both filters are widened where they shrink, so that every pixel
+/// counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resize {
+    /// The centred square, by a Catmull-Rom filter.
+    #[default]
+    Bicubic,
+    /// The whole picture, its shorter side to the size, by a triangle filter; of that, the centred square. This is
+    /// torchvision's `Resize` (bilinear) and `CenterCrop` of a PIL picture.
+    Bilinear,
 }
 
 /// The part of a data set that trains, and the part that is kept from training to check the result.
@@ -85,6 +100,11 @@ pub trait Dataset: Send + Sync {
     /// If `out` is not `H * W * C` long or `index` is not below `len`.
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32>;
 
+    /// All of it at once, where it lies in memory as it is read.
+    fn whole(&self) -> Option<Whole<'_>> {
+        None
+    }
+
     /// Words for picture `index` beyond its label: a face's features, a file's path. Empty if there are
     /// none.
     fn describe(&self, _index: u64) -> String {
@@ -100,6 +120,21 @@ pub trait Dataset: Send + Sync {
     fn warnings(&self) -> Vec<String> {
         Vec::new()
     }
+}
+
+/// All pictures of a set, `[N, H, W, C]`, and the label of each.
+pub struct Whole<'a> {
+    pub values: Values<'a>,
+    pub labels: Vec<u32>,
+}
+
+/// The values of pictures.
+#[derive(Clone, Copy)]
+pub enum Values<'a> {
+    /// Each stands for one in [-1, 1], as [`picture::from_u8`] says.
+    Bytes(&'a [u8]),
+    /// The values themselves.
+    Numbers(&'a [f32]),
 }
 
 /// Opens the data set that `spec` names: `digits`, `faces`, `mnist:DIR`, `cifar10:DIR` or `images:DIR`.
@@ -132,20 +167,25 @@ pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
     }
 }
 
-/// As [`open`], for square pictures as a recipe states them; `crop` 0: the largest.
+/// What a recipe says about its pictures.
+#[derive(Clone, Copy, Debug)]
+pub struct Pictures {
+    pub image_size: usize,
+    pub channels: usize,
+    /// As in [`Options`]; 0: the largest square.
+    pub crop: usize,
+    pub resize: Resize,
+    pub seed: u64,
+}
+
+/// As [`open`], for square pictures as a recipe states them.
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_for(
-    spec: &str,
-    image_size: usize,
-    channels: usize,
-    crop: usize,
-    seed: u64,
-    split: Split,
-) -> Result<Arc<dyn Dataset>> {
+pub fn open_for(spec: &str, pictures: Pictures, split: Split) -> Result<Arc<dyn Dataset>> {
+    let Pictures { image_size, channels, crop, resize, seed } = pictures;
     let crop = (crop > 0).then_some(crop);
-    open(spec, &Options { image_size, channels: Some(channels), crop, seed, split })
+    open(spec, &Options { image_size, channels: Some(channels), crop, resize, seed, split })
 }
 
 /// The images to judge a result by, and whether they were held out: a folder too small to hold any out gives
@@ -153,14 +193,8 @@ pub fn open_for(
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_to_judge(
-    spec: &str,
-    image_size: usize,
-    channels: usize,
-    crop: usize,
-    seed: u64,
-) -> Result<(Arc<dyn Dataset>, bool)> {
-    let open = |split| open_for(spec, image_size, channels, crop, seed, split);
+pub fn open_to_judge(spec: &str, pictures: Pictures) -> Result<(Arc<dyn Dataset>, bool)> {
+    let open = |split| open_for(spec, pictures, split);
     match open(Split::HeldOut) {
         Err(_) if spec.starts_with("images:") => Ok((open(Split::Train)?, false)),
         held_out => Ok((held_out?, true)),
@@ -205,7 +239,14 @@ mod tests {
     use super::*;
 
     pub(super) fn options(image_size: usize) -> Options {
-        Options { image_size, channels: None, crop: None, seed: 1, split: Split::Train }
+        Options {
+            image_size,
+            channels: None,
+            crop: None,
+            resize: Resize::Bicubic,
+            seed: 1,
+            split: Split::Train,
+        }
     }
 
     /// The message of the error that opening `spec` gives.

@@ -3,6 +3,8 @@
 use image::imageops::{self, FilterType};
 use image::{DynamicImage, GrayImage, ImageBuffer, Pixel, Rgb, RgbImage};
 
+use super::Resize;
+
 /// A value in [-1, 1] as a byte, `round(255 * clamp(v / 2 + 1/2, 0, 1))`; NaN becomes 0.
 pub fn to_u8(v: f32) -> u8 {
     ((v * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8
@@ -53,20 +55,28 @@ pub fn grid(images: &[f32], n: usize, [h, w, c]: [usize; 3], columns: usize, gap
 /// The centred square of a picture, `crop` pixels wide (or as wide as the picture allows), as `[size,
 /// size, channels]` bytes. Transparency shows white, as on a page. Channels 1 or 3.
 ///
-/// The filter is Catmull-Rom, widened when it shrinks. It is PIL's `BICUBIC`, which Parmar et al. 2022
-/// ("On aliased resizing and surprising subtleties in GAN evaluation") recommend, so our pictures are
-/// those of other people's training scripts; a triangle blurs more, Lanczos rings more.
-pub(super) fn fit(image: DynamicImage, crop: Option<usize>, size: usize, channels: usize) -> Vec<u8> {
+/// The filter of [`Resize::Bicubic`] is PIL's, which Parmar et al. 2022 ("On aliased resizing and surprising
+/// subtleties in GAN evaluation") recommend; a triangle blurs more, Lanczos rings more.
+pub(super) fn fit(
+    image: DynamicImage,
+    crop: Option<usize>,
+    resize: Resize,
+    size: usize,
+    channels: usize,
+) -> Vec<u8> {
     let image = if image.color().has_alpha() { on_white(image) } else { image };
     let largest = image.width().min(image.height());
     let side = crop.map_or(largest, |c| largest.min(u32::try_from(c).unwrap_or(u32::MAX)));
     let size = size as u32;
     // Resizing every channel of a grey picture, or colours that become grey, would be work for nothing.
-    if channels == 1 || !image.color().has_color() {
-        let grey = square(image.into_luma8(), side, size, 1, GrayImage::from_raw);
-        return if channels == 1 { grey } else { grey.into_iter().flat_map(|v| [v; 3]).collect() };
-    }
-    square(image.into_rgb8(), side, size, 3, RgbImage::from_raw)
+    let grey = channels == 1 || !image.color().has_color();
+    let bytes = match (resize, grey) {
+        (Resize::Bicubic, true) => square(image.into_luma8(), side, size, 1, GrayImage::from_raw),
+        (Resize::Bicubic, false) => square(image.into_rgb8(), side, size, 3, RgbImage::from_raw),
+        (Resize::Bilinear, true) => whole(image.into_luma8(), crop.map(|_| side), size),
+        (Resize::Bilinear, false) => whole(image.into_rgb8(), crop.map(|_| side), size),
+    };
+    if grey && channels == 3 { bytes.into_iter().flat_map(|v| [v; 3]).collect() } else { bytes }
 }
 
 type Bytes<P> = ImageBuffer<P, Vec<u8>>;
@@ -90,6 +100,39 @@ fn square<P: Pixel<Subpixel = u8> + 'static>(
     }
     let small = from_raw(small, small, bytes).unwrap_or_else(|| unreachable!("{small} pixels square"));
     imageops::resize(&small, size, size, FilterType::CatmullRom).into_raw()
+}
+
+/// As torchvision has it: the picture (or its centred square of `side` pixels) with its shorter side at `size`,
+/// the longer one cut off to a whole number; of that, the square in the middle, half pixels going to the even one.
+fn whole<P: Pixel<Subpixel = u8> + 'static>(image: Bytes<P>, side: Option<u32>, size: u32) -> Vec<u8> {
+    let image = match side {
+        Some(side) => middle(&image, side),
+        None => image,
+    };
+    let (w, h) = image.dimensions();
+    // Of a strip only the middle is resized: as a whole it could take any amount of memory.
+    let [most_w, most_h] = [w.min(h.saturating_mul(4)), h.min(w.saturating_mul(4))];
+    let image = if [most_w, most_h] == [w, h] {
+        image
+    } else {
+        imageops::crop_imm(&image, (w - most_w) / 2, (h - most_h) / 2, most_w, most_h).to_image()
+    };
+    let (w, h) = image.dimensions();
+    let long = |long: u32, short: u32| (u64::from(size) * u64::from(long) / u64::from(short)) as u32;
+    let [new_w, new_h] = if w <= h { [size, long(h, w)] } else { [long(w, h), size] };
+    let resized = if [new_w, new_h] == [w, h] {
+        image
+    } else {
+        imageops::resize(&image, new_w, new_h, FilterType::Triangle)
+    };
+    middle(&resized, size).into_raw()
+}
+
+/// The square in the middle of a picture that is no smaller.
+fn middle<P: Pixel<Subpixel = u8> + 'static>(image: &Bytes<P>, side: u32) -> Bytes<P> {
+    let [x, y] =
+        [image.width(), image.height()].map(|n| (f64::from(n - side) / 2.0).round_ties_even() as u32);
+    imageops::crop_imm(image, x, y, side, side).to_image()
 }
 
 /// The averages of `factor` x `factor` pixels, `size` x `size` of them, from corner `[left, top]` on. A row
@@ -193,18 +236,30 @@ mod tests {
     #[test]
     fn fit_cuts_the_centre() {
         let wide = RgbImage::from_fn(30, 10, |x, _| Rgb([x as u8, 0, 7]));
-        let square = fit(DynamicImage::ImageRgb8(wide.clone()), None, 10, 3);
+        let square = fit(DynamicImage::ImageRgb8(wide.clone()), None, Resize::Bicubic, 10, 3);
         assert_eq!((&square[..3], &square[27..30]), (&[10, 0, 7][..], &[19, 0, 7][..]));
-        let cut = fit(DynamicImage::ImageRgb8(wide.clone()), Some(8), 8, 3);
+        let cut = fit(DynamicImage::ImageRgb8(wide.clone()), Some(8), Resize::Bicubic, 8, 3);
         assert_eq!(cut[0], 11);
-        assert_eq!(fit(DynamicImage::ImageRgb8(wide), Some(99), 10, 3), square, "no wider than the picture");
+        assert_eq!(
+            fit(DynamicImage::ImageRgb8(wide), Some(99), Resize::Bicubic, 10, 3),
+            square,
+            "no wider than the picture"
+        );
     }
 
     #[test]
     fn shrinking_averages_instead_of_dropping_pixels() {
         let stripes = GrayImage::from_fn(64, 64, |x, _| image::Luma([if x % 2 == 0 { 0 } else { 255 }]));
-        let small = fit(DynamicImage::ImageLuma8(stripes), None, 8, 1);
+        let small = fit(DynamicImage::ImageLuma8(stripes), None, Resize::Bicubic, 8, 1);
         assert!(small.iter().all(|v| (115..=140).contains(v)), "{small:?}");
+    }
+
+    #[test]
+    fn a_strip_takes_no_more_memory_than_a_picture() {
+        // As a whole it would be 256 x 51,200,000 pixels.
+        let strip = GrayImage::from_fn(1, 200_000, |_, y| image::Luma([if y < 100_000 { 0 } else { 255 }]));
+        let square = fit(DynamicImage::ImageLuma8(strip), None, Resize::Bilinear, 256, 1);
+        assert!(square.len() == 256 * 256 && square[0] <= 2 && square[256 * 256 - 1] >= 253);
     }
 
     #[test]
@@ -214,7 +269,7 @@ mod tests {
         let photo = RgbImage::from_fn(640, 512, |x, y| Rgb([wave(x, y), wave(y, x), (x % 256) as u8 / 2]));
         let cut = imageops::crop_imm(&photo, 64, 0, 512, 512).to_image();
         let exact = imageops::resize(&cut, 16, 16, FilterType::CatmullRom).into_raw();
-        let fast = fit(DynamicImage::ImageRgb8(photo), None, 16, 3);
+        let fast = fit(DynamicImage::ImageRgb8(photo), None, Resize::Bicubic, 16, 3);
         let worst = exact.iter().zip(&fast).map(|(&a, &b)| a.abs_diff(b)).max().unwrap();
         assert!(exact.len() == fast.len() && worst <= 3, "{worst}");
     }
@@ -222,13 +277,13 @@ mod tests {
     #[test]
     fn transparency_is_white_and_depths_agree() {
         let clear = image::RgbaImage::from_pixel(8, 8, Rgba([200, 0, 0, 0]));
-        assert!(fit(DynamicImage::ImageRgba8(clear), None, 8, 3).iter().all(|&v| v == 255));
+        assert!(fit(DynamicImage::ImageRgba8(clear), None, Resize::Bicubic, 8, 3).iter().all(|&v| v == 255));
         let half = image::GrayAlphaImage::from_pixel(8, 8, LumaA([0, 128]));
-        assert!(fit(DynamicImage::ImageLumaA8(half), None, 8, 3).iter().all(|&v| v == 127));
+        assert!(fit(DynamicImage::ImageLumaA8(half), None, Resize::Bicubic, 8, 3).iter().all(|&v| v == 127));
         let deep = image::ImageBuffer::from_pixel(8, 8, image::Luma([0x8080_u16]));
-        assert!(fit(DynamicImage::ImageLuma16(deep), None, 8, 3).iter().all(|&v| v == 128));
+        assert!(fit(DynamicImage::ImageLuma16(deep), None, Resize::Bicubic, 8, 3).iter().all(|&v| v == 128));
         let green = RgbImage::from_pixel(8, 8, Rgb([0, 255, 0]));
-        let grey = fit(DynamicImage::ImageRgb8(green), None, 8, 1);
+        let grey = fit(DynamicImage::ImageRgb8(green), None, Resize::Bicubic, 8, 1);
         assert!(grey.len() == 64 && grey.iter().all(|v| (150..=190).contains(v)), "{grey:?}");
     }
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use image::ImageFormat;
+use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 
@@ -37,18 +38,21 @@ pub(super) fn pictures(dir: &Path) -> Result<Vec<PathBuf>> {
                 continue;
             }
             let path = folder.join(entry.file_name());
-            // Follows links; one that leads nowhere is passed over.
-            let Ok(target) = fs::metadata(entry.path()) else { continue };
+            // The listing tells what an entry is; only links need a look at where they lead, which may be
+            // nowhere. Asking for each of 200,000 files took a third of a second.
+            let Ok(kind) = entry.file_type() else { continue };
+            let linked = kind.is_symlink();
+            let target = if linked { fs::metadata(entry.path()).map(|t| t.file_type()) } else { Ok(kind) };
+            let Ok(target) = target else { continue };
             if target.is_file() && is_picture(&path) {
                 found.push(path);
             } else if target.is_dir() {
-                let linked = entry.file_type().is_ok_and(|t| t.is_symlink());
                 (if linked { &mut links } else { &mut folders }).push(path);
             }
         }
         links.sort_by(|a, b| b.cmp(a));
     }
-    found.sort();
+    found.par_sort_unstable();
     Ok(found)
 }
 

@@ -3,7 +3,7 @@
 use image::{DynamicImage, GrayImage, RgbImage};
 
 use super::picture::{fit, from_u8};
-use super::{Dataset, Options};
+use super::{Dataset, Options, Resize, Values, Whole};
 use crate::error::Result;
 
 /// Pictures of one size as they came, MNIST and CIFAR-10 among them.
@@ -15,6 +15,7 @@ pub(super) struct Stored {
     classes: Vec<String>,
     own: [usize; 3],
     shape: [usize; 3],
+    resize: Resize,
 }
 
 impl Stored {
@@ -30,7 +31,7 @@ impl Stored {
         assert!(size > 0 && !pixels.is_empty() && pixels.len().is_multiple_of(size), "Stored: not {own:?}");
         assert!(labels.is_empty() || labels.len() == pixels.len() / size, "Stored: {} labels", labels.len());
         let shape = [options.image_size, options.image_size, options.channels.unwrap_or(own[2])];
-        Stored { pixels, labels, classes, own, shape }
+        Stored { pixels, labels, classes, own, shape, resize: options.resize }
     }
 }
 
@@ -45,6 +46,13 @@ impl Dataset for Stored {
 
     fn classes(&self) -> &[String] {
         &self.classes
+    }
+
+    fn whole(&self) -> Option<Whole<'_>> {
+        let count = self.pixels.len() / self.own.iter().product::<usize>();
+        let label = |i: usize| self.labels.get(i).map_or(0, |&label| u32::from(label));
+        (self.own == self.shape)
+            .then(|| Whole { values: Values::Bytes(&self.pixels), labels: (0..count).map(label).collect() })
     }
 
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
@@ -63,7 +71,7 @@ impl Dataset for Stored {
             };
             // The slice above has just this length.
             let image = image.unwrap_or_else(|| unreachable!("{} bytes are not {:?}", bytes.len(), self.own));
-            write(&fit(image, None, self.shape[0], self.shape[2]), out);
+            write(&fit(image, None, self.resize, self.shape[0], self.shape[2]), out);
         }
         Ok(self.labels.get(i).map_or(0, |&label| u32::from(label)))
     }

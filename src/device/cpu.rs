@@ -3,7 +3,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
@@ -22,6 +22,7 @@ pub struct Memory {
     bytes: usize,
     layout: Layout,
     held: AtomicBool,
+    changes: AtomicU64,
 }
 
 // SAFETY: the block is plain memory, and `held` keeps users apart.
@@ -72,11 +73,21 @@ impl Memory {
         let gap = given.as_ptr().addr().next_multiple_of(ALIGN) - given.as_ptr().addr();
         // SAFETY: the gap is below `ALIGN`, and that much was asked for beyond `bytes`.
         let start = unsafe { given.add(gap) };
-        Ok(Memory { given, start, bytes, layout, held: AtomicBool::new(false) })
+        Ok(Memory { given, start, bytes, layout, held: AtomicBool::new(false), changes: AtomicU64::new(0) })
     }
 
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// A number that grows whenever somebody writes: see [`Memory::change`].
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// To be called by everybody who writes, while the block is held.
+    pub fn change(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
     }
 
     /// Pointer to the element at `offset` bytes, of which `bytes` may be used.

@@ -4,10 +4,11 @@ pub mod cpu;
 pub mod gpu;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use cpu::{Cpu, Hold, Memory};
-use gpu::{Gpu, GpuBuffer, adapters};
+use gpu::{Arriving, Gpu, GpuBuffer, adapters};
 
 /// A device to allocate on and to run programs on. Clones are the same device.
 #[derive(Clone)]
@@ -21,6 +22,12 @@ pub enum Device {
 pub enum Buffer {
     Cpu(Arc<Memory>),
     Gpu(Arc<GpuBuffer>),
+}
+
+/// A few bytes read, which a GPU may still be sending.
+pub enum Late {
+    Here(Vec<u8>),
+    Coming(Arriving),
 }
 
 impl Buffer {
@@ -153,6 +160,7 @@ impl Device {
             (Device::Cpu(_), Buffer::Cpu(memory)) => {
                 let target = memory.range(offset, data.len());
                 let _held = Hold::new(std::slice::from_ref(memory));
+                memory.change();
                 // SAFETY: the range is inside the block, which is held.
                 unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len()) };
                 Ok(())
@@ -187,6 +195,49 @@ impl Device {
                 gpu.read(source, offset, out)
             }
             _ => panic!("buffer of another device"),
+        }
+    }
+
+    /// Reads a few bytes as they are when all work that was submitted before is done, but waits for nothing:
+    /// [`Device::arrived`] does. With a GPU's come the times of the program that ran last.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    ///
+    /// # Panics
+    /// As [`Device::write`]; and on a GPU when it is more than 3840 bytes.
+    #[track_caller]
+    pub fn read_later(&self, buffer: &Buffer, offset: usize, bytes: usize) -> Result<Late> {
+        match (self, buffer) {
+            (Device::Gpu(gpu), Buffer::Gpu(source)) => {
+                assert!(offset + bytes <= buffer.bytes(), "read past the end of a buffer");
+                gpu.read_later(source, offset, bytes).map(Late::Coming)
+            }
+            _ => {
+                let mut out = vec![0; bytes];
+                self.read(buffer, offset, &mut out)?;
+                Ok(Late::Here(out))
+            }
+        }
+    }
+
+    /// What [`Device::read_later`] read, and how long the program took that ran last before it, on the clock
+    /// of a GPU that has one.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    ///
+    /// # Panics
+    /// When `out` has another size, or the bytes come from another kind of device.
+    #[track_caller]
+    pub fn arrived(&self, late: Late, out: &mut [u8]) -> Result<Option<Duration>> {
+        match (self, late) {
+            (_, Late::Here(bytes)) => {
+                out.copy_from_slice(&bytes);
+                Ok(None)
+            }
+            (Device::Gpu(gpu), Late::Coming(arriving)) => gpu.arrived(arriving, out),
+            (Device::Cpu(_), Late::Coming(_)) => panic!("bytes of another device"),
         }
     }
 }

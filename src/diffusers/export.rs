@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::config::{self, Model, VERSION};
-use super::{CONFIG, INDEX, Part, SCHEDULER, WEIGHTS, scheduler};
+use super::{CONFIG, INDEX, Part, SCHEDULER, WEIGHTS};
 use crate::checkpoint::{save_plain, write_whole};
 use crate::error::{Error, Result};
 use crate::models::params_of;
@@ -31,7 +31,8 @@ pub fn check_free(folder: &Path) -> Result<()> {
     }
 }
 
-/// Writes a diffusion model as a pipeline (`DDPMPipeline`, or `LDMPipeline` with its VAE), a VAE as itself.
+/// Writes a diffusion model as a pipeline (`DDPMPipeline`, `DDIMPipeline` where it is sampled so, or
+/// `LDMPipeline` with its VAE), a VAE as itself.
 ///
 /// # Errors
 /// When the reference library has no such model, or the folder cannot be written.
@@ -45,6 +46,7 @@ pub fn write(folder: &Path, model: &Part, vae: Option<&Part>) -> Result<()> {
         let text = config_of(model, 0.0).map_err(no_such)?;
         return write_model(folder, model, &text);
     }
+    let keys = recipe.scheduler_keys().complete()?;
     let mut texts = vec![("unet", model, config_of(model, 0.0).map_err(no_such)?)];
     if let Some(vae) = vae {
         texts.push(("vqvae", vae, config_of(vae, recipe.scaling_factor).map_err(no_such)?));
@@ -55,9 +57,14 @@ pub fn write(folder: &Path, model: &Part, vae: Option<&Part>) -> Result<()> {
         parts.insert((*name).to_owned(), json!(["diffusers", class_of(part)]));
     }
     make(&folder.join("scheduler"))?;
-    write_text(&folder.join("scheduler").join(SCHEDULER), &scheduler::text_of(recipe))?;
-    parts.insert("scheduler".to_owned(), json!(["diffusers", "DDPMScheduler"]));
-    let class = if vae.is_some() { "LDMPipeline" } else { "DDPMPipeline" };
+    write_text(&folder.join("scheduler").join(SCHEDULER), &keys.text())?;
+    let scheduler = keys.class().unwrap_or_default();
+    parts.insert("scheduler".to_owned(), json!(["diffusers", scheduler]));
+    let class = match (vae, scheduler) {
+        (Some(_), _) => "LDMPipeline",
+        (None, "DDIMScheduler") => "DDIMPipeline",
+        (None, _) => "DDPMPipeline",
+    };
     parts.insert("_class_name".to_owned(), class.into());
     parts.insert("_diffusers_version".to_owned(), VERSION.into());
     // Last: it makes the folder a pipeline.
@@ -76,7 +83,7 @@ fn class_of(part: &Part) -> &'static str {
 fn config_of(part: &Part, factor: f64) -> std::result::Result<String, String> {
     let recipe = &part.recipe;
     if recipe.system != System::Vae {
-        return config::text_of(&Model::UNet(recipe.unet.clone()), recipe.diffused()[0]);
+        return config::text_of(&Model::UNet(Box::new(recipe.unet.clone())), recipe.diffused()[0]);
     }
     let known = [factor, recipe.scaling_factor, 1.0];
     let factor = known.into_iter().find(|&f| f > 0.0).unwrap_or(1.0);

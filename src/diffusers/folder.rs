@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::config::{self, Config, Model};
 use super::load::flat_weights;
-use super::scheduler::{self, Process};
 use super::{CONFIG, INDEX, SCHEDULER, WEIGHTS};
 use crate::checkpoint::fingerprint;
-use crate::error::{Error, Result};
+use crate::diffusion::Keys;
+use crate::error::{Error, Result, one_line};
 use crate::models::params_of;
 use crate::models::vae::Reconstruction;
 use crate::recipe::{Recipe, System};
@@ -49,28 +49,34 @@ pub fn open(path: &Path) -> Result<Folder> {
     if !path.join(INDEX).is_file() {
         let config = read_config(path, &mut remarks)?;
         let model = match &config.model {
-            Model::UNet(_) => diffusion(path, &config, &process_in(path)?, None)?,
+            Model::UNet(_) => diffusion(path, &config, &beside(path)?, None)?,
             Model::Vae(..) => vae(path, &config, None)?,
         };
         return Ok(Folder { model, vae: None, remarks });
     }
     let index = path.join(INDEX);
-    let parts = config::index(&read_text(&index, MOST_BYTES)?).map_err(|reason| wrong(&index, &reason))?;
-    let (mut unet, mut codec, mut process) = (None, None, None);
+    let (pipeline, parts) =
+        config::index(&read_text(&index, MOST_BYTES)?).map_err(|reason| wrong(&index, &reason))?;
+    let (mut unet, mut codec, mut sampler) = (None, None, None);
     for (name, class) in &parts {
         let at = part_folder(path, name);
         match name.as_str() {
             "unet" => unet = Some(at),
             "vae" | "vqvae" => codec = Some(at),
-            "scheduler" => process = Some(process_in(&at)?),
+            // Of the class that the index names, as the library reads it.
+            "scheduler" => sampler = Some(Sampler { keys: read_keys(&at)?.with_class(class), folder: at }),
             _ => return Err(wrong(&index, &format!("denoir has no part like its {name}, a {class}"))),
         }
     }
     let Some(unet) = unet else { return Err(wrong(&index, "it has no unet")) };
-    let Some(process) = process else { return Err(wrong(&index, "it has no scheduler")) };
+    let Some(mut sampler) = sampler else { return Err(wrong(&index, "it has no scheduler")) };
+    if pipeline.as_deref() == Some("DDIMPipeline") {
+        // It makes one of whatever it is given.
+        sampler.keys = sampler.keys.with_class("DDIMScheduler");
+    }
     let config = read_config(&unet, &mut remarks)?;
     let Some(codec) = codec else {
-        return Ok(Folder { model: diffusion(&unet, &config, &process, None)?, vae: None, remarks });
+        return Ok(Folder { model: diffusion(&unet, &config, &sampler, None)?, vae: None, remarks });
     };
     let vae_config = read_config(&codec, &mut remarks)?;
     let Model::Vae(ours, factor) = &vae_config.model else {
@@ -80,7 +86,7 @@ pub fn open(path: &Path) -> Result<Folder> {
     let side = config.side.map(|latent| latent << (ours.widths.len().clamp(1, 16) - 1));
     let vae = vae(&codec, &vae_config, side)?;
     let latent = Latent { factor: *factor, image_size: vae.recipe.image_size, vae: &vae };
-    let model = diffusion(&unet, &config, &process, Some(&latent))?;
+    let model = diffusion(&unet, &config, &sampler, Some(&latent))?;
     Ok(Folder { model, vae: Some(vae), remarks })
 }
 
@@ -99,17 +105,31 @@ fn read_config(folder: &Path, remarks: &mut Vec<String>) -> Result<Config> {
     let path = folder.join(CONFIG);
     let config = config::model(&read_text(&path, MOST_BYTES)?).map_err(|reason| wrong(&path, &reason))?;
     if !config.unknown.is_empty() {
-        let keys = config.unknown.join(", ");
+        let keys = one_line(&config.unknown.join(", "));
         remarks.push(format!("{} has keys that mean nothing here: {keys}", path.display()));
     }
     Ok(config)
 }
 
-/// The process of the scheduler in a folder; without one, that of the class's defaults.
-fn process_in(folder: &Path) -> Result<Process> {
+/// The scheduler of a pipeline.
+struct Sampler {
+    keys: Keys,
+    /// Where its configuration lies.
+    folder: PathBuf,
+}
+
+/// The scheduler beside a bare model; without one, the library's own for training.
+fn beside(folder: &Path) -> Result<Sampler> {
+    let keys = match folder.join(SCHEDULER).symlink_metadata() {
+        Ok(_) => read_keys(folder)?,
+        Err(_) => Keys::default().with_class("DDPMScheduler"),
+    };
+    Ok(Sampler { keys, folder: folder.to_owned() })
+}
+
+fn read_keys(folder: &Path) -> Result<Keys> {
     let path = folder.join(SCHEDULER);
-    let text = if path.symlink_metadata().is_ok() { read_text(&path, MOST_BYTES)? } else { "{}".to_owned() };
-    scheduler::process(&text).map_err(|reason| wrong(&path, &reason))
+    Keys::parse(&read_text(&path, MOST_BYTES)?).map_err(|e| e.within(path.display()))
 }
 
 /// A recipe's name from that of the folder.
@@ -153,7 +173,7 @@ struct Latent<'a> {
     vae: &'a Part,
 }
 
-fn diffusion(folder: &Path, config: &Config, process: &Process, latent: Option<&Latent>) -> Result<Part> {
+fn diffusion(folder: &Path, config: &Config, sampler: &Sampler, latent: Option<&Latent>) -> Result<Part> {
     let Model::UNet(unet) = &config.model else {
         return Err(wrong(&folder.join(CONFIG), "it is no UNet2DModel"));
     };
@@ -165,17 +185,10 @@ fn diffusion(folder: &Path, config: &Config, process: &Process, latent: Option<&
     };
     let first = unet.block_out_channels.first().copied().unwrap_or(1);
     let numbers = side.saturating_mul(side).saturating_mul(first);
-    let mut recipe = Recipe {
-        image_size: side,
-        timesteps: process.timesteps,
-        sample_steps: process.timesteps,
-        beta_start: process.beta_start,
-        beta_end: process.beta_end,
-        variance: process.variance,
-        clip_sample: process.clip_sample,
-        unet: unet.clone(),
-        ..base(folder, unet.in_channels, numbers)
-    };
+    let mut recipe =
+        Recipe { image_size: side, unet: (**unet).clone(), ..base(folder, unet.in_channels, numbers) };
+    let taken = recipe.set_scheduler(&sampler.keys).and_then(|()| recipe.validate_process());
+    taken.map_err(|e| e.within(sampler.folder.join(SCHEDULER).display()))?;
     if let Some(latent) = latent {
         recipe.system = System::Ldm;
         recipe.latent_size = side;

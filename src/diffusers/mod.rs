@@ -4,7 +4,6 @@ pub mod config;
 mod export;
 mod folder;
 mod load;
-pub mod scheduler;
 
 pub use config::index;
 pub use export::{check_free, write};

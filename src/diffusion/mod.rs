@@ -7,7 +7,9 @@ mod scheduler;
 pub mod walk;
 
 pub use schedule::{Betas, Precision, Schedule, Variance};
-pub use scheduler::{DpmSolver, FinalSigma, Method, Prediction, Scheduler, Sigmas, Spacing, UniPc, names};
+pub use scheduler::{
+    DpmSolver, FinalSigma, Keys, Method, Prediction, Process, Scheduler, Sigmas, Spacing, UniPc, names,
+};
 pub use walk::{Clip, Walk};
 
 use crate::nn::Scope;

@@ -15,8 +15,9 @@ pub enum Variance {
     FixedLarge,
 }
 
-/// How the noise levels of the forward process grow.
-#[derive(Clone, Debug, PartialEq)]
+/// How the noise levels of the forward process grow. Written as its name, or as a list.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Written", into = "Written")]
 pub enum Betas {
     /// From start to end in equal steps (Ho et al. 2020).
     Linear,
@@ -32,6 +33,62 @@ pub enum Betas {
     Sigmoid,
     /// Given one by one.
     Given(Vec<f64>),
+}
+
+/// What schedules are called in the reference library.
+const BETAS: [(&str, Betas); 6] = [
+    ("linear", Betas::Linear),
+    ("scaled_linear", Betas::ScaledLinear),
+    ("squaredcos_cap_v2", Betas::Cosine),
+    ("sigmoid", Betas::Sigmoid),
+    ("laplace", Betas::Laplace),
+    ("exp", Betas::Exponential),
+];
+
+impl Betas {
+    /// The schedule that the reference library calls so.
+    pub fn named(name: &str) -> Option<Betas> {
+        BETAS.into_iter().find(|(known, _)| *known == name).map(|(_, betas)| betas)
+    }
+
+    /// What the reference library calls it; those that are given have no name.
+    pub fn name(&self) -> Option<&'static str> {
+        BETAS.into_iter().find(|(_, betas)| betas == self).map(|(name, _)| name)
+    }
+
+    pub fn names() -> [&'static str; BETAS.len()] {
+        BETAS.map(|(name, _)| name)
+    }
+}
+
+/// How betas stand in a recipe.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Name(String),
+    Given(Vec<f64>),
+}
+
+impl From<Betas> for Written {
+    fn from(betas: Betas) -> Self {
+        match (betas.name(), betas) {
+            (Some(name), _) => Written::Name(name.to_owned()),
+            (None, Betas::Given(betas)) => Written::Given(betas),
+            (None, other) => unreachable!("{other:?} has a name"),
+        }
+    }
+}
+
+impl TryFrom<Written> for Betas {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Self, String> {
+        match written {
+            Written::Given(betas) => Ok(Betas::Given(betas)),
+            Written::Name(name) => Betas::named(&name)
+                .ok_or_else(|| format!("no schedule called {name:?}: choose {}", Betas::names().join(", "))),
+        }
+    }
 }
 
 /// What tables are computed in.

@@ -11,13 +11,17 @@ mod sigma_space;
 mod spacing;
 mod unipc;
 
+pub use config::{Keys, Process, names};
+use serde::{Deserialize, Serialize};
+
 use super::form::Form;
 use super::schedule::{Betas, Precision, Schedule, Variance};
 use super::walk::{Clip, Walk};
 use crate::error::{Error, Result};
 
 /// What the model's output means.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Prediction {
     /// The noise.
     #[default]
@@ -25,11 +29,13 @@ pub enum Prediction {
     /// The clean sample.
     Sample,
     /// `sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0` (Salimans & Ho 2022, arXiv:2202.00512).
+    #[serde(rename = "v_prediction")]
     V,
 }
 
 /// Which timesteps are visited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Spacing {
     /// Multiples of a whole stride, from 0 up.
     Leading,
@@ -138,31 +144,6 @@ pub struct Scheduler {
     pub precision: Precision,
 }
 
-/// Names for the command line, and what they mean there.
-const NAMES: [&str; 16] = [
-    "ddpm",
-    "ddpm-small",
-    "ddpm-large",
-    "ddim",
-    "euler",
-    "euler-a",
-    "heun",
-    "lms",
-    "dpmpp-2m",
-    "dpmpp-2m-sde",
-    "dpmpp-3m",
-    "pndm",
-    "plms",
-    "unipc",
-    "unipc-3",
-    "ddim-inverse",
-];
-
-/// Names that [`Scheduler::named`] knows and that draw samples.
-pub fn names() -> &'static [&'static str] {
-    &NAMES[..NAMES.len() - 1]
-}
-
 impl Scheduler {
     /// Ancestral sampling over a linear schedule; predictions of the noise; `clip` 0: none.
     pub fn ddpm(timesteps: usize, [beta_start, beta_end]: [f64; 2], variance: Variance, clip: f64) -> Self {
@@ -183,42 +164,6 @@ impl Scheduler {
             final_sigma: FinalSigma::Zero,
             precision: Precision::Exact,
         }
-    }
-
-    /// The same process walked back by another sampler, with the spacing and the end that are its default.
-    ///
-    /// # Errors
-    /// When no sampler is called so: lists them.
-    pub fn named(&self, name: &str) -> Result<Self> {
-        let dpm = |order, sde| Method::DpmSolver(DpmSolver { order, sde, ..DpmSolver::default() });
-        let variance = match self.method {
-            Method::Ddpm { variance } => variance,
-            _ => Variance::FixedSmall,
-        };
-        let method = match name {
-            "ddpm" => Method::Ddpm { variance },
-            "ddpm-small" => Method::Ddpm { variance: Variance::FixedSmall },
-            "ddpm-large" => Method::Ddpm { variance: Variance::FixedLarge },
-            "ddim" => Method::Ddim { eta: 0.0, alpha_to_one: true, reclip: false },
-            "ddim-inverse" => Method::DdimInverse { alpha_to_one: true },
-            "euler" => Method::Euler { log_linear: false },
-            "euler-a" => Method::EulerAncestral,
-            "heun" => Method::Heun,
-            "lms" => Method::Lms,
-            "dpmpp-2m" => dpm(2, false),
-            "dpmpp-2m-sde" => dpm(2, true),
-            "dpmpp-3m" => dpm(3, false),
-            "pndm" => Method::Pndm { skip_prk: false, alpha_to_one: false },
-            "plms" => Method::Pndm { skip_prk: true, alpha_to_one: false },
-            "unipc" => Method::UniPc(UniPc::default()),
-            "unipc-3" => Method::UniPc(UniPc { order: 3, ..UniPc::default() }),
-            _ => {
-                return Err(Error::usage(format!("no sampler called {name:?}"))
-                    .hint(format!("choose {}", names().join(", "))));
-            }
-        };
-        let spacing = if method.has_sigmas() { Spacing::Linspace } else { Spacing::Leading };
-        Ok(Scheduler { method, spacing, ..self.clone() })
     }
 
     /// The noise schedule.
@@ -291,7 +236,26 @@ impl Scheduler {
                 .hint("begin with an earlier one"));
         }
         walk.steps.drain(..skipped);
+        if !walk.is_finite() {
+            return Err(Error::usage(format!("no such walk in {steps} steps: it would divide by zero"))
+                .hint("take another number of steps, another spacing, or another sampler"));
+        }
         Ok(walk)
+    }
+
+    /// Whether it leads from noise to samples and not the other way.
+    pub fn draws_samples(&self) -> bool {
+        !matches!(self.method, Method::DdimInverse { .. })
+    }
+
+    /// Steps that are usual: all timesteps of ancestral sampling; of the others 50, or half of all.
+    pub fn usual_steps(&self) -> usize {
+        const USUAL: usize = 50;
+        match self.method {
+            Method::Ddpm { .. } => self.timesteps,
+            // Some visit the ends of so many intervals, which few timesteps have not.
+            _ => USUAL.min(self.timesteps.div_ceil(2)),
+        }
     }
 
     /// How the reference library's class treats `x0`.

@@ -76,6 +76,19 @@ impl Walk {
         self.steps.iter().flat_map(row).collect()
     }
 
+    /// Whether all coefficients are finite numbers.
+    pub fn is_finite(&self) -> bool {
+        let form = |form: &Form| {
+            let known = [form.x0, form.x, form.out, form.noise].into_iter().chain(form.kept);
+            known.into_iter().all(f64::is_finite)
+        };
+        let step = |step: &Step| {
+            let whole = step.t.is_finite() && step.x0.iter().all(|c| c.is_finite());
+            whole && form(&step.next) && step.keep.iter().all(form)
+        };
+        self.start.is_finite() && self.steps.iter().all(step)
+    }
+
     /// The timesteps of the steps.
     pub fn timesteps(&self) -> Vec<f64> {
         self.steps.iter().map(|step| step.t).collect()

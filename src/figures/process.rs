@@ -84,7 +84,7 @@ fn watched(
     let chosen: Vec<usize> = (0..columns).map(|i| i * (steps - 1) / (columns - 1).max(1)).collect();
     let labels: Vec<String> = chosen.iter().map(|&row| label(sampler.timesteps(), row)).collect();
     let mut frames: Vec<Vec<f32>> = Vec::new();
-    sampler.run(0, &source.labels(0, rows, None), |row, _, sampler| {
+    sampler.run(0, &source.labels(0, rows, None)?, |row, _, sampler| {
         if chosen.contains(&row) {
             frames.push(look(sampler)?);
         }
@@ -177,7 +177,7 @@ pub fn branches(
     let mut trunk = source.sampler(options, 1)?;
     let timesteps = trunk.timesteps().to_vec();
     let rows: Vec<usize> = times.iter().map(|&t| row_at(&timesteps, t)).collect();
-    let label = source.labels(0, 1, None);
+    let label = source.labels(0, 1, None)?;
     // x_t as it is before the step of its row.
     let mut before: Vec<Vec<f32>> = Vec::new();
     let last = rows.iter().copied().max().unwrap_or(0);

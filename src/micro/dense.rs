@@ -2,23 +2,80 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::gather::Panels;
+use super::gather::{MOST_ROWS, Panels, height};
 
-/// Longest chain of multiply-adds before it is added to what stands in the result.
+/// Longest chain of multiply-adds before it is added to what stands in the result. A panel of as many rows
+/// takes half of a first-level cache of 32 KiB.
 const LONGEST: usize = 256;
 
-/// The left side: element `(i, k)` is `data[i * row + k * step]`.
+/// The left side: element `(i, k)` is `data[i * row + k * step]`; in tiles it is
+/// `data[i / height * tile + i % height + k * height]`.
 #[derive(Clone, Copy)]
 pub struct Left<'a> {
-    pub data: &'a [f32],
-    pub row: usize,
-    pub step: usize,
+    data: &'a [f32],
+    row: usize,
+    step: usize,
+    /// Elements from one tile to the next; 0 for a side that is not in tiles.
+    tile: usize,
 }
 
-impl Left<'_> {
+impl<'a> Left<'a> {
+    /// A matrix as it is stored: rows begin `row` elements apart, the terms of a sum `step`.
+    pub fn new(data: &'a [f32], row: usize, step: usize) -> Self {
+        Left { data, row, step, tile: 0 }
+    }
+
+    /// The columns `first .. first + cols` of some rows of `stride` elements, copied to `room`, so that a
+    /// tile reads one number after the other: the rows are the terms of the sum.
+    pub fn tiles(rows: &[f32], stride: usize, first: usize, cols: usize, room: &'a mut Vec<f32>) -> Self {
+        let height = height();
+        let terms = rows.len().div_ceil(stride);
+        let tile = terms * height;
+        let elements = cols.div_ceil(height) * tile;
+        if room.len() < elements {
+            room.resize(elements, 0.0);
+        }
+        for (col, out) in (first..first + cols).step_by(height).zip(room.chunks_exact_mut(tile)) {
+            let some = height.min(first + cols - col);
+            for (row, out) in rows.chunks(stride).zip(out.chunks_exact_mut(height)) {
+                match (out.as_chunks_mut::<6>(), row[col..col + some].as_chunks::<6>()) {
+                    (([out], []), ([x], [])) => *out = *x,
+                    _ => {
+                        out[..some].copy_from_slice(&row[col..col + some]);
+                        out[some..].fill(0.0);
+                    }
+                }
+            }
+        }
+        Left { data: &room[..elements], row: 1, step: height, tile }
+    }
+
+    /// # Panics
+    /// When it is in tiles.
     pub fn transposed(self) -> Self {
+        assert_eq!(self.tile, 0, "a left side in tiles");
         Left { row: self.step, step: self.row, ..self }
     }
+
+    /// Position of the last element that [`product`] reads.
+    fn last(&self, rows: usize, depth: usize) -> usize {
+        let first = match self.tile {
+            0 => (rows - 1) * self.row,
+            // A tile is read whole.
+            tile => (rows.div_ceil(height()) - 1) * tile + height() - 1,
+        };
+        first + (depth - 1) * self.step
+    }
+}
+
+/// What the sums are added to.
+#[derive(Clone, Copy)]
+pub enum Start<'a> {
+    Zero,
+    /// What stands in the result.
+    Kept,
+    /// A number for each column.
+    Bias(&'a [f32]),
 }
 
 /// The right side, in panels of `width` columns that begin `panel` elements apart: row k of a panel begins at
@@ -49,7 +106,8 @@ impl<'a> Right<'a> {
 /// `cols` columns, which are written whole: rows of `dst` begin `dst_row` elements apart and must hold them.
 /// `keep`: add to what stands there.
 ///
-/// Each element is one chain of multiply-adds (fused where the machine can), cut every 256 terms.
+/// Each element is a chain of multiply-adds (fused where the machine can), cut into equal pieces of at most 256
+/// terms: its value depends on neither the rows nor the columns that are computed with it.
 ///
 /// # Panics
 /// When a side or the result is too small.
@@ -61,43 +119,64 @@ pub fn product(
     dst_row: usize,
     keep: bool,
 ) {
+    let cols = cols.next_multiple_of(right.width);
+    let start = if keep { Start::Kept } else { Start::Zero };
+    let fits = cols <= dst_row && (rows.max(1) - 1) * dst_row + cols <= dst.len();
+    assert!(fits, "product: {rows} rows of {cols} columns do not fit their place");
+    // SAFETY: the rows lie in `dst`.
+    unsafe { product_into([rows, depth, cols], left, right, dst.as_mut_ptr(), dst_row, start) };
+}
+
+/// As [`product`], of which `cols` columns and no more are written, to rows of a slice that other tasks may
+/// write too.
+///
+/// # Safety
+/// `dst` must be valid for `rows` rows of `cols` elements, and nothing else may use these meanwhile.
+///
+/// # Panics
+/// When a side is too small.
+pub unsafe fn product_into(
+    [rows, depth, cols]: [usize; 3],
+    left: Left,
+    right: Right,
+    dst: *mut f32,
+    dst_row: usize,
+    start: Start,
+) {
     assert!(rows * depth * cols > 0, "product: {rows} x {depth} x {cols}");
     let panels = cols.div_ceil(right.width);
-    let fits = (rows - 1) * left.row + (depth - 1) * left.step < left.data.len()
+    let fits = left.last(rows, depth) < left.data.len()
         && (panels - 1) * right.panel + (depth - 1) * right.row + right.width <= right.data.len()
-        && panels * right.width <= dst_row
-        && (rows - 1) * dst_row + panels * right.width <= dst.len();
+        && if let Start::Bias(bias) = start { bias.len() == cols } else { true };
     assert!(fits, "product: {rows} x {depth} x {cols} does not lie in its sides");
-    for first in (0..depth).step_by(LONGEST) {
-        let depth = LONGEST.min(depth - first);
+    let length = depth.div_ceil(depth.div_ceil(LONGEST));
+    for first in (0..depth).step_by(length) {
         Arch::new().dispatch(Product {
             a: left.data[first * left.step..].as_ptr(),
-            a_row: left.row,
-            a_step: left.step,
+            left,
             b: right.data[first * right.row..].as_ptr(),
             right,
-            dst: dst.as_mut_ptr(),
+            dst,
             dst_row,
             rows,
-            depth,
-            panels,
-            keep: keep || first > 0,
+            depth: length.min(depth - first),
+            cols,
+            start: if first > 0 { Start::Kept } else { start },
         });
     }
 }
 
 struct Product<'a> {
     a: *const f32,
-    a_row: usize,
-    a_step: usize,
+    left: Left<'a>,
     b: *const f32,
     right: Right<'a>,
     dst: *mut f32,
     dst_row: usize,
     rows: usize,
     depth: usize,
-    panels: usize,
-    keep: bool,
+    cols: usize,
+    start: Start<'a>,
 }
 
 impl WithSimd for Product<'_> {
@@ -106,20 +185,20 @@ impl WithSimd for Product<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let wide = self.right.width == 2 * S::F32_LANES;
         assert!(wide || self.right.width == S::F32_LANES, "product: another machine's panels");
-        for panel in 0..self.panels {
+        for panel in 0..self.cols.div_ceil(self.right.width) {
             let mut row = 0;
             while row < self.rows {
-                let left = self.rows - row;
+                let left = if self.left.tile > 0 { MOST_ROWS } else { self.rows - row };
                 // As many sums as the registers hold beside a row of the panel, and no small rest.
-                // SAFETY: `product` checked that all rows and panels lie in their slices.
+                // SAFETY: `product_into` checked that all rows and panels lie in their slices.
                 row += unsafe {
                     match (wide, S::REGISTER_COUNT >= 32) {
                         (true, true) if left >= 12 => self.tile::<S, 12, 2>(simd, row, panel),
                         (true, _) if left >= 6 && left != 8 => self.tile::<S, 6, 2>(simd, row, panel),
                         (true, _) if left >= 4 => self.tile::<S, 4, 2>(simd, row, panel),
                         (true, _) => self.tile::<S, 1, 2>(simd, row, panel),
-                        (false, _) if left >= 12 => self.tile::<S, 12, 1>(simd, row, panel),
-                        (false, _) if left >= 8 => self.tile::<S, 8, 1>(simd, row, panel),
+                        (false, true) if left >= 12 => self.tile::<S, 12, 1>(simd, row, panel),
+                        (false, _) if left >= 6 && left != 8 => self.tile::<S, 6, 1>(simd, row, panel),
                         (false, _) if left >= 4 => self.tile::<S, 4, 1>(simd, row, panel),
                         (false, _) => self.tile::<S, 1, 1>(simd, row, panel),
                     }
@@ -133,7 +212,7 @@ impl Product<'_> {
     /// `M` rows from `row` on of one panel of `V` vectors. Gives `M`.
     ///
     /// # Safety
-    /// They must be there.
+    /// They must be there, those past the last in a left side in tiles alone.
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize, const V: usize>(
         &self,
@@ -141,7 +220,8 @@ impl Product<'_> {
         row: usize,
         panel: usize,
     ) -> usize {
-        let a = self.a.wrapping_add(row * self.a_row);
+        let Left { row: a_row, step, tile, .. } = self.left;
+        let a = self.a.wrapping_add(if tile > 0 { row / M * tile } else { row * a_row });
         let b = self.b.wrapping_add(panel * self.right.panel);
         let dst = self.dst.wrapping_add(row * self.dst_row + panel * self.right.width);
         let mut sums = [[simd.splat_f32s(0.0); V]; M];
@@ -149,26 +229,71 @@ impl Product<'_> {
             // SAFETY: the caller's promise.
             unsafe {
                 let b = b.add(k * self.right.row);
-                let a = a.add(k * self.a_step);
+                let a = a.add(k * step);
                 let mut w = [simd.splat_f32s(0.0); V];
                 for (v, w) in w.iter_mut().enumerate() {
                     *w = b.add(v * S::F32_LANES).cast::<S::f32s>().read_unaligned();
                 }
                 for m in 0..M {
-                    let x = simd.splat_f32s(*a.add(m * self.a_row));
+                    let x = simd.splat_f32s(*a.add(m * a_row));
                     for v in 0..V {
                         sums[m][v] = simd.mul_add_e_f32s(x, w[v], sums[m][v]);
                     }
                 }
             }
         }
-        for (m, sums) in sums.into_iter().enumerate() {
-            for (v, sum) in sums.into_iter().enumerate() {
-                // SAFETY: the caller's promise.
-                unsafe {
-                    let out = dst.add(m * self.dst_row + v * S::F32_LANES).cast::<S::f32s>();
-                    let sum = if self.keep { simd.add_f32s(out.read_unaligned(), sum) } else { sum };
-                    out.write_unaligned(sum);
+        let first = panel * self.right.width;
+        let cols = self.right.width.min(self.cols - first);
+        // Whole tiles are written from the registers: no length that is not known when this is compiled.
+        if cols == self.right.width && self.rows - row >= M {
+            let at =
+                |m: usize, v: usize| dst.wrapping_add(m * self.dst_row + v * S::F32_LANES).cast::<S::f32s>();
+            match self.start {
+                Start::Zero => {}
+                Start::Kept => {
+                    for m in 0..M {
+                        for v in 0..V {
+                            // SAFETY: the caller's promise.
+                            let kept = unsafe { at(m, v).read_unaligned() };
+                            sums[m][v] = simd.add_f32s(kept, sums[m][v]);
+                        }
+                    }
+                }
+                Start::Bias(all) => {
+                    let mut bias = [simd.splat_f32s(0.0); V];
+                    for (v, bias) in bias.iter_mut().enumerate() {
+                        // SAFETY: as many as there are columns, which `product_into` checked.
+                        *bias = unsafe {
+                            let bias = all.as_ptr().add(first + v * S::F32_LANES);
+                            bias.cast::<S::f32s>().read_unaligned()
+                        };
+                    }
+                    for m in 0..M {
+                        for v in 0..V {
+                            sums[m][v] = simd.add_f32s(bias[v], sums[m][v]);
+                        }
+                    }
+                }
+            }
+            for m in 0..M {
+                for v in 0..V {
+                    // SAFETY: the caller's promise.
+                    unsafe { at(m, v).write_unaligned(sums[m][v]) };
+                }
+            }
+            return M;
+        }
+        for (m, sums) in sums.iter().enumerate().take(self.rows - row) {
+            let sums: &[f32] = bytemuck::cast_slice(sums);
+            // SAFETY: the caller's promise.
+            let out = unsafe { std::slice::from_raw_parts_mut(dst.add(m * self.dst_row), cols) };
+            match self.start {
+                Start::Zero => out.copy_from_slice(&sums[..cols]),
+                Start::Kept => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
+                Start::Bias(bias) => {
+                    for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[first..]) {
+                        *out = bias + sum;
+                    }
                 }
             }
         }
@@ -202,7 +327,7 @@ mod tests {
                     for k in 0..depth {
                         wide[k * (width + 3)..][..cols].copy_from_slice(&b[k * cols..][..cols]);
                     }
-                    let left = Left { data: &a, row, step };
+                    let left = Left::new(&a, row, step);
                     let mut y = vec![9.0; rows * (width + 1)];
                     product([rows, depth, cols], left, Right::packed(panels), &mut y, width + 1, false);
                     let right = Right::rows(&wide, width + 3, cols);
@@ -230,7 +355,7 @@ mod tests {
     fn a_side_that_is_too_small() {
         let side = vec![0.0; 4 * panel_elements(1, 8)];
         let right = Right::rows(&side, panel_elements(1, 8), 8);
-        let left = Left { data: &[0.0; 9], row: 5, step: 1 };
+        let left = Left::new(&[0.0; 9], 5, 1);
         product([2, 5, 8], left, right, &mut side.clone(), panel_elements(1, 8), false);
     }
 }

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::sync::OnceLock;
 
 use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
 
 use crate::matrix::Tiles;
 
@@ -16,7 +17,7 @@ const LONGEST: usize = 256;
 const FEW: usize = 32;
 
 /// Rows of the tallest tile of any machine.
-const MOST_ROWS: usize = 12;
+pub(super) const MOST_ROWS: usize = 12;
 
 /// Rows of a gathered tile: as many as the registers hold beside two vectors of weights.
 const fn rows_of<S: Simd>() -> usize {
@@ -35,6 +36,11 @@ fn tile() -> (usize, usize) {
     }
     static TILE: OnceLock<(usize, usize)> = OnceLock::new();
     *TILE.get_or_init(|| Arch::new().dispatch(Ask))
+}
+
+/// Rows that are computed together at most.
+pub fn height() -> usize {
+    tile().0
 }
 
 /// Columns that are computed together, of `cols` in all: those of a panel.
@@ -69,7 +75,6 @@ impl<'a> Panels<'a> {
         pieces: usize,
         pack: impl Fn(usize, usize, usize, &mut [f32], usize) + Sync,
     ) -> Panels<'a> {
-        use rayon::prelude::*;
         let width = panel(cols);
         assert!(rows.is_multiple_of(pieces), "panels: {rows} rows in {pieces} pieces");
         if rows > 0 {
@@ -97,19 +102,22 @@ impl<'a> Panels<'a> {
         Panels::new(data, rows, cols)
     }
 
-    /// A single panel, which may be wider than `cols` columns need; `pack` writes its rows.
-    pub fn fill_one(
+    /// A single panel, which may be wider than `cols` columns need; `pack` writes its rows, where they are not
+    /// there already.
+    pub fn one(
         data: &'a mut [f32],
         rows: usize,
         cols: usize,
-        pack: impl FnOnce(&mut [f32]),
+        pack: Option<impl FnOnce(&mut [f32])>,
     ) -> Panels<'a> {
         let width = data.len() / rows;
         assert!(cols <= width && data.len() == rows * width, "a panel of [{rows}, {cols}]");
-        if cols < width {
-            data.fill(0.0);
+        if let Some(pack) = pack {
+            if cols < width {
+                data.fill(0.0);
+            }
+            pack(data);
         }
-        pack(data);
         Panels { data, rows, cols, width }
     }
 

@@ -3,6 +3,7 @@
 pub mod arena;
 pub mod autoencoder;
 pub mod unet;
+mod unet_config;
 pub mod unet_order;
 pub mod vae;
 
@@ -48,7 +49,7 @@ pub fn params_of_model(recipe: &Recipe, model: &Model) -> Rc<RefCell<Params>> {
     let params = Rc::default();
     let tape = crate::tape::Tape::new();
     let [h, w, c] = recipe.diffused();
-    let labels = (recipe.unet.num_class_embeds > 0).then(|| tape.stored_u32("labels", [1]));
+    let labels = recipe.unet.class().tensor(&tape, 1);
     let (x, t) = (tape.stored("x", 0, [1, h, w, c]), tape.stored("t", 0, [1]));
     model(&Scope::new(&tape, &params), &x, &t, labels.as_ref());
     params

@@ -2,7 +2,16 @@
 
 /// Of a name's parts, the places of those that the library makes one after the other.
 const PARTS: [&[&str]; 4] = [
-    &["conv_in", "time_embedding", "class_embedding", "down_blocks", "mid_block", "up_blocks", "conv_out"],
+    &[
+        "conv_in",
+        "time_proj",
+        "time_embedding",
+        "class_embedding",
+        "down_blocks",
+        "mid_block",
+        "up_blocks",
+        "conv_out",
+    ],
     &["resnets", "attentions", "downsamplers", "upsamplers"],
     &[
         "linear_1",
@@ -51,6 +60,7 @@ mod tests {
         let in_order = [
             "conv_in.weight",
             "conv_in.bias",
+            "time_proj.weight",
             "time_embedding.linear_1.weight",
             "time_embedding.linear_2.weight",
             "class_embedding.weight",

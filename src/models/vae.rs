@@ -117,7 +117,7 @@ impl VaeConfig {
 
     /// The activation of `kl` and `vq`.
     pub(super) fn activation(&self) -> Activation {
-        super::unet::activation_called(&self.act_fn).unwrap_or(Activation::Silu)
+        super::unet_config::activation_called(&self.act_fn).unwrap_or(Activation::Silu)
     }
 
     /// Channels between the convolutions around the latent.
@@ -184,17 +184,17 @@ impl VaeConfig {
                 return bad(format!("vae.{key} is {value}"), &format!("it must be from {low} to {high}"));
             }
         }
-        if super::unet::activation_called(&self.act_fn).is_none() {
+        if super::unet_config::activation_called(&self.act_fn).is_none() {
             return bad(
                 format!("vae.act_fn: no activation called {:?}", self.act_fn),
                 "choose silu, relu or gelu",
             );
         }
         let deepest = self.widths.last().copied().unwrap_or(0);
-        if self.mid_block_add_attention && deepest > super::unet::WIDEST_HEAD {
+        if self.mid_block_add_attention && deepest > super::unet_config::WIDEST_HEAD {
             return bad(
                 format!("the attention head would be {deepest} channels wide"),
-                &format!("the last of vae.widths can be at most {}", super::unet::WIDEST_HEAD),
+                &format!("the last of vae.widths can be at most {}", super::unet_config::WIDEST_HEAD),
             );
         }
         if self.variational != (self.kind == VaeKind::Kl) {

@@ -45,8 +45,8 @@ pub enum Layout {
 pub enum Init {
     /// Uniform in `+-1/sqrt(fan_in)`.
     FanIn(usize),
-    /// Standard normal.
-    Normal,
+    /// Normal, of this standard deviation.
+    Normal(f32),
     Ones,
     Zeros,
 }
@@ -136,7 +136,7 @@ impl Params {
                         Init::FanIn(fan) => {
                             words(block as u32).map(|w| (2.0 * uniform(w) - 1.0) / (fan as f32).sqrt())
                         }
-                        Init::Normal => normal(words(block as u32)),
+                        Init::Normal(deviation) => normal(words(block as u32)).map(|v| deviation * v),
                         Init::Ones => [1.0; 4],
                         Init::Zeros => [0.0; 4],
                     };
@@ -160,7 +160,10 @@ impl Params {
             let mut drawn = vec![0.0; target.len()];
             match spec.init {
                 Init::FanIn(fan) => generator.fill_uniform(&mut drawn, 1.0 / (fan as f32).sqrt()),
-                Init::Normal => generator.fill_normal(&mut drawn),
+                Init::Normal(deviation) => {
+                    generator.fill_normal(&mut drawn);
+                    drawn.iter_mut().for_each(|v| *v *= deviation);
+                }
                 Init::Ones => drawn.fill(1.0),
                 Init::Zeros if spec.name.contains("norm") => {}
                 Init::Zeros => {

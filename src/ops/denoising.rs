@@ -180,7 +180,7 @@ struct Denoise {
 /// Normal numbers that the CPU twin makes at a time, on its stack.
 const AT_A_TIME: usize = 256;
 
-/// A part of one sample and of all that is kept of it.
+/// Whole samples, or a part of one, and all that is kept of them.
 struct Piece<'a> {
     sample: usize,
     first_block: u32,
@@ -190,7 +190,50 @@ struct Piece<'a> {
     kept: [&'a mut [f32]; 1 + SLOTS],
 }
 
-impl Piece<'_> {
+impl<'a> Piece<'a> {
+    /// All samples.
+    fn whole(x: &'a mut [f32], out: &'a [f32], kept: &'a mut [f32]) -> Self {
+        let mut tensors = kept.chunks_exact_mut(x.len());
+        let kept = std::array::from_fn(|_| tensors.next().unwrap_or_default());
+        Piece { sample: 0, first_block: 0, x, out, kept }
+    }
+
+    /// Where it is cut in two, unless it is small: several samples between samples of `elements`, one where a
+    /// block of random numbers begins.
+    fn middle(&self, elements: usize) -> Option<usize> {
+        match self.x.len() {
+            length if length > elements => Some(length / elements / 2 * elements),
+            length if length > CHUNK => Some(length.div_ceil(CHUNK) / 2 * CHUNK),
+            _ => None,
+        }
+    }
+
+    fn cut(mut self, at: usize, elements: usize) -> [Self; 2] {
+        let (sample, block) = if self.x.len() > elements {
+            (self.sample + at / elements, 0)
+        } else {
+            (self.sample, self.first_block + first_block(at / CHUNK))
+        };
+        let (x, x_rest) = self.x.split_at_mut(at);
+        let (out, out_rest) = self.out.split_at(at);
+        let mut kept_rest: [&mut [f32]; 1 + SLOTS] = std::array::from_fn(|_| Default::default());
+        let kept = std::array::from_fn(|slot| {
+            let tensor = std::mem::take(&mut self.kept[slot]);
+            let (head, rest) = tensor.split_at_mut_checked(at).unwrap_or_default();
+            kept_rest[slot] = rest;
+            head
+        });
+        let rest = Piece { sample, first_block: block, x: x_rest, out: out_rest, kept: kept_rest };
+        [Piece { x, out, kept, ..self }, rest]
+    }
+
+    /// Hands over the small parts, on all threads.
+    fn for_each(self, elements: usize, take: &(impl Fn(Piece) + Sync)) {
+        let Some(at) = self.middle(elements) else { return take(self) };
+        let [a, b] = self.cut(at, elements);
+        rayon::join(|| a.for_each(elements, take), || b.for_each(elements, take));
+    }
+
     #[inline(always)]
     fn advance(&mut self, row: &Row, slots: usize, bound: Option<f32>, state: &State) {
         let clip = if row.clip > 0.0 { row.clip } else { f32::INFINITY };
@@ -220,28 +263,6 @@ impl Piece<'_> {
     }
 }
 
-impl Denoise {
-    fn pieces<'a>(&self, x: &'a mut [f32], out: &'a [f32], kept: &'a mut [f32]) -> Vec<Piece<'a>> {
-        let elements = self.size.elements;
-        let mut tensors = kept.chunks_exact_mut(x.len());
-        let mut kept: [&mut [f32]; 1 + SLOTS] = std::array::from_fn(|_| tensors.next().unwrap_or_default());
-        let mut pieces = Vec::with_capacity(self.size.samples * elements.div_ceil(CHUNK));
-        let samples = x.chunks_mut(elements).zip(out.chunks(elements));
-        for (sample, (x, out)) in samples.enumerate() {
-            for (piece, (x, out)) in x.chunks_mut(CHUNK).zip(out.chunks(CHUNK)).enumerate() {
-                let kept = kept.each_mut().map(|tensor| {
-                    let (head, rest) =
-                        std::mem::take(tensor).split_at_mut_checked(x.len()).unwrap_or_default();
-                    *tensor = rest;
-                    head
-                });
-                pieces.push(Piece { sample, first_block: first_block(piece), x, out, kept });
-            }
-        }
-        pieces
-    }
-}
-
 impl Launch for Denoise {
     fn name(&self) -> &'static str {
         "denoise"
@@ -257,7 +278,7 @@ impl Launch for Denoise {
         let (x, out, state) = (io.write(0), io.read(0), State::from_words(io.read_u32(2)));
         let row = Row::named(io.read(1), state.row);
         let bound = self.bounded.then(|| io.read(3));
-        self.pieces(x, out, io.write(1)).into_par_iter().for_each(|mut piece| {
+        Piece::whole(x, out, io.write(1)).for_each(self.size.elements, &|mut piece| {
             let bound = bound.map(|bound| bound[piece.sample]);
             vectorized(
                 #[inline(always)]

@@ -1,4 +1,4 @@
-//! Rows of a trained table, picked by number: class labels.
+//! Rows of a trained table, picked by number: class labels, timesteps.
 
 use rayon::prelude::*;
 
@@ -10,7 +10,8 @@ use crate::tensor::DType;
 
 pub static KERNEL: Kernel = kernel!("embedding");
 
-/// `y[n] = table[index[n]]`: `table [V, C]` and `index [N]` of `u32` give `[N, C]`.
+/// `y[n] = table[index[n]]`: `table [V, C]` and `index [N]` give `[N, C]`. `index` holds `u32`, or whole
+/// numbers as `f32` (as timesteps are).
 ///
 /// A number past the last row picks the last row. Nothing reports that, since numbers are only known while
 /// the program runs: whoever writes `index` answers for it.
@@ -18,9 +19,8 @@ pub static KERNEL: Kernel = kernel!("embedding");
 pub fn embedding(table: &Tensor, index: &Tensor) -> Tensor {
     let [rows, width] = table.shape().of_rank("embedding");
     let [n] = index.shape().of_rank("embedding");
-    assert_eq!(index.dtype(), DType::U32, "embedding: index {} must be u32", index.shape());
     assert!(rows > 0, "embedding: table {} has no row to pick", table.shape());
-    let size = Size { n, rows, width };
+    let size = Size { n, rows, width, words: index.dtype() == DType::U32 };
     let [y] = table.tape().launch(Forward(size), &[table, index], [[n, width].into()]);
     let (tape, index) = (table.tape().clone(), index.clone());
     table.tape().derivative(&[table], &[&y], move |dy| {
@@ -36,11 +36,19 @@ struct Size {
     n: usize,
     rows: usize,
     width: usize,
+    /// Whether the index is of `u32`.
+    words: bool,
 }
 
 impl Size {
-    fn row(&self, index: u32) -> usize {
-        (index as usize).min(self.rows - 1)
+    /// The row of each of the numbers that the launch reads as its input `place`.
+    fn picked(&self, io: &Io, place: usize) -> Vec<usize> {
+        let last = self.rows - 1;
+        if self.words {
+            io.read_u32(place).iter().map(|&index| (index as usize).min(last)).collect()
+        } else {
+            io.read(place).iter().map(|&index| (index as usize).min(last)).collect()
+        }
     }
 }
 
@@ -54,17 +62,18 @@ impl Launch for Forward {
 
     fn cpu(&self, io: &Io) {
         let (size, table) = (self.0, io.read(0));
-        io.write(0).par_chunks_mut(size.width).zip(io.read_u32(1)).for_each(|(y, &index)| {
-            y.copy_from_slice(&table[size.row(index) * size.width..][..size.width]);
+        io.write(0).par_chunks_mut(size.width).zip(size.picked(io, 1)).for_each(|(y, row)| {
+            y.copy_from_slice(&table[row * size.width..][..size.width]);
         });
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let Size { n, rows, width } = self.0;
+        let Size { n, rows, width, words } = self.0;
         plan.add(&KERNEL, "forward")
             .param("n", n)
             .param("rows", rows)
             .param("width", width)
+            .param("words", words)
             .read("table", 0)
             .read("index", 1)
             .write("y", 0)
@@ -81,11 +90,12 @@ impl Launch for BackwardTable {
     }
 
     fn cpu(&self, io: &Io) {
-        let (size, index, dy) = (self.0, io.read_u32(0), io.read(1));
+        let (size, dy) = (self.0, io.read(1));
+        let picked = size.picked(io, 0);
         io.write(0).par_chunks_mut(size.width).enumerate().for_each(|(row, dtable)| {
             dtable.fill(0.0);
-            for (&index, dy) in index.iter().zip(dy.chunks(size.width)) {
-                if size.row(index) == row {
+            for (&of_sample, dy) in picked.iter().zip(dy.chunks(size.width)) {
+                if of_sample == row {
                     for (dtable, dy) in dtable.iter_mut().zip(dy) {
                         *dtable += dy;
                     }
@@ -95,11 +105,12 @@ impl Launch for BackwardTable {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let Size { n, rows, width } = self.0;
+        let Size { n, rows, width, words } = self.0;
         plan.add(&KERNEL, "backward_table")
             .param("n", n)
             .param("rows", rows)
             .param("width", width)
+            .param("words", words)
             .read("index", 0)
             .read("dy", 1)
             .write("dtable", 0)
@@ -136,6 +147,15 @@ mod tests {
         check(10, 257, vec![9, 3, 3, 0, 7, 3, 9]);
         check(257, 2, (0..600).map(|n| n * 7919 % 257).collect());
         check(3, 4, vec![3, u32::MAX, 1]);
+    }
+
+    #[test]
+    fn whole_numbers_as_floats() {
+        let index = vec![4.0, 0.0, 4.0, 999.0, 2.0];
+        Check::new("embedding of floats")
+            .input(&[5, 3])
+            .fixed(&[5], index)
+            .run(|x| embedding(&x[0], &x[1]), |x| reference(x, 5, 3));
     }
 
     #[test]

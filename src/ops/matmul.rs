@@ -209,9 +209,13 @@ impl Launch for Product {
         vec![self.room().iter().sum()]
     }
 
+    fn cpu_made_from(&self) -> Option<usize> {
+        self.packs_b_alone().then_some(1)
+    }
+
     fn cpu(&self, io: &Io) {
         let (a, b, bias) = (io.read(0), io.read(1), io.has_read(2).then(|| io.read(2)));
-        self.multiply(a, b, bias, io.write(0), io.scratch(0));
+        self.multiply(a, b, bias, io.write(0), io.made());
     }
 
     fn variants(&self, adapter: &Traits) -> Vec<Variant> {

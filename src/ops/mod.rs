@@ -10,6 +10,8 @@ pub mod conv2d;
 pub mod denoising;
 pub mod dropout;
 pub mod embedding;
+pub mod fourier_embedding;
+pub mod gather;
 pub mod gaussian_kl;
 pub mod grad_norm;
 pub mod group_norm;
@@ -43,6 +45,8 @@ pub static KERNELS: &[&Kernel] = &[
     &denoising::KERNEL,
     &dropout::KERNEL,
     &embedding::KERNEL,
+    &fourier_embedding::KERNEL,
+    &gather::KERNEL,
     &gaussian_kl::KERNEL,
     &grad_norm::KERNEL,
     &group_norm::KERNEL,

@@ -1,6 +1,6 @@
 //! What a recording will run, and the memory that it takes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -20,6 +20,9 @@ pub(super) struct Step {
     pub(super) label: Rc<str>,
     /// Numbers of its scratch blocks among the lifetimes.
     pub(super) scratch: Vec<usize>,
+    /// The read that its first scratch block is made from, where the program does not write that: the block
+    /// is kept from run to run.
+    pub(super) made_from: Option<Id>,
     /// It makes once more what it made before.
     pub(super) again: bool,
 }
@@ -89,6 +92,15 @@ impl Plan {
             stores: BTreeMap::new(),
             adapter,
         };
+        let stores_of = |ids: &[Id]| -> Vec<Rc<str>> {
+            let stores = ids.iter().filter_map(|id| match &meta_of(*id).home {
+                Home::Stored { store, .. } => Some(store.clone()),
+                Home::Temporary => None,
+            });
+            stores.collect()
+        };
+        let written: BTreeSet<Rc<str>> =
+            order.runs.iter().flat_map(|run| stores_of(order.writes(run))).collect();
         for (time, run) in order.runs.iter().enumerate() {
             let (reads, writes, launch) = (order.reads(run), order.writes(run), needed.launch(run));
             for id in reads.iter().chain(writes) {
@@ -115,12 +127,20 @@ impl Plan {
                 }
             }
             let blocks = if needed.for_gpu { launch.gpu_scratch() } else { launch.cpu_scratch() };
-            let scratch = blocks.into_iter().map(|elements| {
-                plan.lifetimes.push(Lifetime { first: time, last: time, bytes: elements.max(1) * 4 });
+            let made_from = launch
+                .cpu_made_from()
+                .filter(|_| !needed.for_gpu)
+                .map(|i| reads[i])
+                .filter(|id| stores_of(&[*id]).first().is_some_and(|store| !written.contains(store)));
+            let scratch = blocks.into_iter().enumerate().map(|(i, elements)| {
+                let kept = i == 0 && made_from.is_some();
+                let (first, last) = if kept { (0, order.runs.len()) } else { (time, time) };
+                plan.lifetimes.push(Lifetime { first, last, bytes: elements.max(1) * 4 });
                 plan.lifetimes.len() - 1
             });
             plan.steps.push(Step {
                 scratch: scratch.collect(),
+                made_from,
                 launch,
                 reads: reads.to_vec(),
                 writes: writes.to_vec(),
@@ -197,6 +217,16 @@ impl Plan {
             }
         }
         largest
+    }
+
+    /// Names of the stores that a run writes.
+    pub(super) fn written(&self) -> BTreeSet<&str> {
+        let writes = self.steps.iter().flat_map(|step| &step.writes);
+        let stores = writes.filter_map(|id| match &self.spots[id.0].0 {
+            Spot::Stored { store, .. } => Some(&**store),
+            _ => None,
+        });
+        stores.collect()
     }
 
     /// Sizes of the stores that the program uses, in bytes.

@@ -4,9 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::{Code, Part, Program, Sharing};
 use crate::device::Device;
-use crate::device::cpu::Hold;
 use crate::error::{Error, Result};
-use crate::launch::{Cost, Io};
+use crate::launch::Cost;
 
 /// When a launch ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,14 +43,14 @@ impl Program {
             self.poison()?;
         }
         spans.clear();
-        match (&self.code, &self.device) {
+        match (&mut self.code, &self.device) {
             (Code::Cpu(calls, touched), Device::Cpu(cpu)) => {
-                let _held = Hold::new(touched);
+                let _held = touched.hold();
                 cpu.run(|| {
                     let began = Instant::now();
                     let mut start = Duration::ZERO;
                     for call in calls {
-                        call.launch.cpu(&Io::new(&call.reads, &call.writes, &call.scratch));
+                        call.run();
                         let end = began.elapsed();
                         spans.push(Span { start, time: end - start });
                         start = end;
@@ -60,7 +59,7 @@ impl Program {
                 Ok(())
             }
             (Code::Gpu(dispatches), Device::Gpu(gpu)) => {
-                let Some(times) = gpu.replay_timed(dispatches)? else {
+                let Some(times) = gpu.replay_timed(&*dispatches)? else {
                     return Err(Error::new(format!("{} cannot time its kernels", gpu.name()))
                         .hint("its driver has no timestamps: use another device"));
                 };

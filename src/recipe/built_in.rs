@@ -1,6 +1,7 @@
 //! The built-in recipes, each with the source of its numbers.
 
-use super::{Recipe, System};
+use super::{Optimizer, Recipe, System};
+use crate::data::Resize;
 use crate::diffusion::Variance;
 use crate::models::unet::UNetConfig;
 use crate::models::vae::{Reconstruction, VaeConfig, VaeKind};
@@ -13,7 +14,9 @@ pub fn built_in() -> Vec<Recipe> {
         mnist(),
         celeba64(),
         cifar10(),
+        diffusers_unconditional(),
         digits_vae(),
+        digits_kl(),
         faces_vae(),
         celeba64_vae(),
         mnist_mlp_vae(),
@@ -115,6 +118,46 @@ fn cifar10() -> Recipe {
     }
 }
 
+/// `examples/unconditional_image_generation/train_unconditional.py` of the diffusers library with the arguments of
+/// its documentation (`--center_crop --random_flip --use_ema`): every number that decides what is learnt. (The
+/// script keeps all of its checkpoints, and has pictures and the model every tenth pass through the data instead
+/// of at steps. The last batch of a pass is smaller there; here a batch reaches into the next pass.)
+fn diffusers_unconditional() -> Recipe {
+    let plain = [false, false, false, false, true, false];
+    Recipe {
+        name: "diffusers-unconditional".to_owned(),
+        about: "pixel DDPM as diffusers' train_unconditional.py trains it, 64x64, 113,673,219 parameters"
+            .to_owned(),
+        data: "images:data/images".to_owned(),
+        image_size: 64,
+        resize: Resize::Bilinear,
+        flip: true,
+        epochs: 100,
+        // Of the flowers that the documentation trains on: 8,189 images.
+        steps: 51_200,
+        batch_size: 16,
+        optimizer: Optimizer::Adamw,
+        lr: 1e-4,
+        lr_schedule: LrSchedule::Cosine,
+        lr_warmup: 500,
+        beta1: 0.95,
+        beta2: 0.999,
+        adam_eps: 1e-8,
+        weight_decay: 1e-6,
+        clip_norm: 1.0,
+        ema_decay: 0.9999,
+        ema_warmup: true,
+        ema_inv_gamma: 1.0,
+        ema_power: 0.75,
+        sample_count: 16,
+        // Ten passes through the flowers.
+        sample_every: 5120,
+        checkpoint_every: 500,
+        unet: UNetConfig::with_levels(3, &[128, 128, 256, 256, 512, 512], &plain),
+        ..Recipe::default()
+    }
+}
+
 /// What the VAE recipes share: report A's optimiser.
 fn vae(name: &str, about: &str) -> Recipe {
     Recipe {
@@ -149,6 +192,25 @@ fn digits_vae() -> Recipe {
             "digits-vae",
             "convolutional VAE of generated handwriting, 32x32x1 to 8x8x4, minutes on two CPU cores",
         )
+    }
+}
+
+/// The reference library's `AutoencoderKL` small enough for minutes on two cores. Its loss is that of Rombach et al.
+/// 2022 without the parts that are networks; the weight of the divergence is a `digits-vae`'s, for a loss that is
+/// summed over pixels as well.
+fn digits_kl() -> Recipe {
+    let about = "AutoencoderKL of generated handwriting, 32x32x1 to 8x8x4, minutes on two CPU cores";
+    let digits = digits_vae();
+    Recipe {
+        name: "digits-kl".to_owned(),
+        about: about.to_owned(),
+        steps: 600,
+        lr: 1e-3,
+        sample_every: 200,
+        checkpoint_every: 200,
+        reconstruction: Reconstruction::L1,
+        vae: VaeConfig { kind: VaeKind::Kl, widths: vec![16, 32, 32], ..digits.vae.clone() },
+        ..digits
     }
 }
 

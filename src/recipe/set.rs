@@ -4,7 +4,7 @@ use super::{Recipe, System};
 use crate::error::{Error, Result};
 
 impl Recipe {
-    /// Overrides one key: `lr=2e-4`, `unet.dropout=0.1`, `unet.block_out_channels=[32,64]`.
+    /// Overrides one key: `lr=2e-4`, `unet.dropout=0.1`, `unet.block_out_channels=[32,64]`. `steps` sets `epochs` to 0.
     ///
     /// # Errors
     /// When there is no such key, or the value does not fit it.
@@ -32,7 +32,8 @@ impl Recipe {
         if let (toml::Value::Float(_), toml::Value::Integer(i)) = (&before, &*slot) {
             *slot = toml::Value::Float(*i as f64);
         }
-        if let (toml::Value::String(_), false) = (&before, slot.is_str()) {
+        // But betas may be a list.
+        if let (toml::Value::String(_), false) = (&before, slot.is_str() || slot.is_array()) {
             *slot = toml::Value::String(value.to_owned());
         }
         *self = changed.try_into().map_err(|e: toml::de::Error| {
@@ -40,6 +41,10 @@ impl Recipe {
                 .hint(format!("it is {before} now, give one of that kind"))
                 .caused_by(e.message())
         })?;
+        if key == "steps" {
+            // They are what is wanted then, and not what passes through the data would make them.
+            self.epochs = 0;
+        }
         Ok(())
     }
 }
@@ -103,6 +108,9 @@ mod tests {
         assert_eq!((recipe.lr, recipe.steps, recipe.data.as_str()), (1.0, 7, "mnist:some/dir"));
         assert!(recipe.flip && recipe.variance == Variance::FixedLarge && recipe.name == "2");
         assert_eq!((recipe.unet.block_out_channels, recipe.unet.dropout), (vec![16, 32], 0.5));
+        let mut recipe = find("diffusers-unconditional").unwrap();
+        recipe.set("steps=7").unwrap();
+        assert_eq!((recipe.steps, recipe.epochs), (7, 0));
     }
 
     #[test]

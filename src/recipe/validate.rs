@@ -15,6 +15,7 @@ impl Recipe {
         let whole = [
             ("image_size", self.image_size as u64, 1, 4096),
             ("steps", self.steps, 1, u64::from(u32::MAX)),
+            ("epochs", self.epochs, 0, 1 << 20),
             ("batch_size", self.batch_size as u64, 1, 65_536),
             ("accumulation", self.accumulation, 1, 65_536),
             ("timesteps", self.timesteps as u64, 1, 100_000),
@@ -98,13 +99,7 @@ impl Recipe {
             return Err(Error::usage("unet.in_channels and unet.out_channels differ")
                 .hint("a diffusion model predicts noise of the image's shape"));
         }
-        let last = self.schedule().alpha_bars.last().copied().unwrap_or(0.0);
-        if last.is_nan() || last < 1e-12 {
-            return Err(Error::usage(format!(
-                "the schedule ends at alpha_bar = {last:e}, which is nothing but noise in f32"
-            ))
-            .hint("lower beta_end or timesteps"));
-        }
+        self.validate_process()?;
         let [side, _, _] = self.diffused();
         self.unet.validate([side, side])?;
         // The widest activation of a level is a skip joined to what comes from below.

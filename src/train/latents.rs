@@ -7,8 +7,8 @@ use safetensors::tensor::{Dtype, SafeTensors};
 
 use crate::checkpoint::{fingerprint, write_tensors};
 use crate::codec::Codec;
-use crate::data::Dataset;
 use crate::data::picture::mirror;
+use crate::data::{Dataset, Values, Whole};
 use crate::error::{Error, Result};
 use crate::recipe::{Latents, Recipe};
 
@@ -38,6 +38,10 @@ impl Dataset for CachedLatents {
 
     fn classes(&self) -> &[String] {
         &self.classes
+    }
+
+    fn whole(&self) -> Option<Whole<'_>> {
+        Some(Whole { values: Values::Numbers(&self.moments), labels: self.labels.clone() })
     }
 
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
@@ -90,9 +94,11 @@ impl CachedLatents {
 
     /// What the cached latents are of; another recipe's are of no use.
     fn origin(codec: &Codec, images: &dyn Dataset, recipe: &Recipe) -> String {
-        let Recipe { data, image_size, crop, flip, seed, latent_count, .. } = recipe;
+        let Recipe { data, image_size, crop, resize, flip, seed, latent_count, .. } = recipe;
         let (vae, count) = (codec.fingerprint(), images.len().unwrap_or(*latent_count as u64));
-        format!("vae {vae}, {data}, size {image_size}, crop {crop}, flip {flip}, seed {seed}, {count} images")
+        format!(
+            "vae {vae}, {data}, size {image_size} {resize:?}, crop {crop}, flip {flip}, seed {seed}, {count} images"
+        )
     }
 
     /// Keeps them in a file.

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use super::resident::Resident;
 use crate::codec::Codec;
 use crate::device::Buffer;
 use crate::diffusion::Model;
@@ -11,6 +12,7 @@ use crate::models::{model_of, params_of, params_of_model};
 use crate::nn::{Params, Scope};
 use crate::ops::arithmetic::{add, affine, mul};
 use crate::ops::dropout::dropout;
+use crate::ops::gather::gather;
 use crate::ops::gaussian_kl::gaussian_kl;
 use crate::ops::loss::mse;
 use crate::ops::noising::{gaussian, noising};
@@ -22,6 +24,9 @@ use crate::tape::{Tape, Tensor};
 
 /// Store of a step's images; of cached latents, their moments.
 pub(super) const IMAGES: &str = "images";
+/// Store of a data set that lies on the device, and of the numbers of a step's samples in it.
+pub(super) const DATA: &str = "data";
+pub(super) const SAMPLES: &str = "samples";
 /// Store of the timesteps' noise levels.
 pub(super) const NOISE_LEVELS: &str = "noising";
 /// Store of the divergence's weight, which may rise.
@@ -45,6 +50,8 @@ pub(super) struct Objective {
     pub params: Rc<RefCell<Params>>,
     /// The VAE that latents come from: its parameters, weights and recipe.
     vae: Option<(Rc<RefCell<Params>>, Buffer, Recipe)>,
+    /// Where steps take their samples from, if they are not given them.
+    pub resident: Option<Resident>,
 }
 
 impl Objective {
@@ -56,18 +63,33 @@ impl Objective {
             model: model_of(recipe),
             params: params_of(recipe),
             vae: codec.map(of),
+            resident: None,
         }
     }
 
     /// Noise prediction by another model than the recipe's own.
     pub fn of_model(recipe: &Recipe, model: Box<Model>) -> Objective {
         assert_eq!(recipe.system, System::Ddpm, "a model of one's own predicts noise of images");
-        Objective { recipe: recipe.clone(), params: params_of_model(recipe, &*model), model, vae: None }
+        let params = params_of_model(recipe, &*model);
+        Objective { recipe: recipe.clone(), params, model, vae: None, resident: None }
     }
 
     /// Memory for stores that this objective reads and does not own.
-    pub fn bound(&self) -> Option<(&'static str, &Buffer)> {
-        self.vae.as_ref().filter(|_| self.encodes()).map(|(_, weights, _)| (VAE, weights))
+    pub fn bound(&self) -> impl Iterator<Item = (&'static str, &Buffer)> {
+        let vae = self.vae.as_ref().filter(|_| self.encodes()).map(|(_, weights, _)| (VAE, weights));
+        vae.into_iter().chain(self.resident.as_ref().map(|data| (DATA, &data.buffer)))
+    }
+
+    /// A step's samples `[N, H, W, C]`: images, or what is cached of them.
+    fn samples(&self, tape: &Tape, shape: [usize; 3]) -> Tensor {
+        let (n, [h, w, c]) = (self.recipe.batch_size, shape);
+        let Some(Resident { count, bytes, .. }) = self.resident else {
+            return tape.stored(IMAGES, 0, [n, h, w, c]);
+        };
+        let values = count * h * w * c;
+        let data =
+            if bytes { tape.stored_u32(DATA, [values.div_ceil(4)]) } else { tape.stored(DATA, 0, [values]) };
+        tape.labelled("data", || gather(&data, count, shape, &tape.stored_u32(SAMPLES, [n])))
     }
 
     fn encodes(&self) -> bool {
@@ -79,8 +101,7 @@ impl Objective {
         let scope = Scope::training(tape, &self.params, state).checkpointing(self.recipe.checkpoint_blocks);
         match self.recipe.system {
             System::Ddpm => {
-                let [h, w, c] = self.recipe.diffused();
-                let images = tape.stored(IMAGES, 0, [self.recipe.batch_size, h, w, c]);
+                let images = self.samples(tape, self.recipe.diffused());
                 self.noise_prediction(tape, &scope, &images, state)
             }
             System::Ldm => {
@@ -95,8 +116,7 @@ impl Objective {
     fn noise_prediction(&self, tape: &Tape, scope: &Scope, x0: &Tensor, state: &Tensor) -> Loss {
         let recipe = &self.recipe;
         let table = tape.stored(NOISE_LEVELS, 0, [recipe.timesteps, 2]);
-        let classes = recipe.unet.num_class_embeds;
-        let labels = (classes > 0).then(|| tape.stored_u32("labels", [recipe.batch_size]));
+        let labels = recipe.unet.class().tensor(tape, recipe.batch_size);
         let (x_t, eps, t) = tape.labelled("noising", || noising(x0, &table, state));
         let predicted = (self.model)(scope, &x_t, &t, labels.as_ref());
         let total = tape.labelled("loss", || mse(&predicted, &eps, None));
@@ -110,13 +130,12 @@ impl Objective {
             unreachable!("latent diffusion is trained with a VAE");
         };
         let [h, w, c] = self.recipe.diffused();
-        let n = self.recipe.batch_size;
         let (mean, log_var) = if self.encodes() {
             let side = theirs.image_size;
-            let images = tape.stored(IMAGES, 0, [n, side, side, theirs.vae.in_channels]);
+            let images = self.samples(tape, [side, side, theirs.vae.in_channels]);
             vae::encode(&theirs.vae, &Scope::frozen(tape, params, VAE), &images)
         } else {
-            let moments = tape.stored(IMAGES, 0, [n, h, w, theirs.vae.moments() * c]);
+            let moments = self.samples(tape, [h, w, theirs.vae.moments() * c]);
             tape.labelled("latents", || vae::mean_and_log_var(&theirs.vae, &moments))
         };
         tape.labelled("latents", || {
@@ -134,7 +153,7 @@ impl Objective {
         let recipe = &self.recipe;
         let (config, side) = (&recipe.vae, recipe.image_size);
         let image = [side, side, config.in_channels];
-        let images = tape.stored(IMAGES, 0, [recipe.batch_size, side, side, config.in_channels]);
+        let images = self.samples(tape, image);
         let seen = tape.labelled("corruption", || self.corrupted(&images, state));
         let (mean, log_var) = vae::encode(config, scope, &seen);
         let z = match &log_var {

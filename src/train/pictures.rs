@@ -1,10 +1,12 @@
 //! What a session shows of its model while it trains: grids, strips and reconstructions, and a VAE's measures.
 
+use std::time::Instant;
+
 use super::evaluate::Evaluator;
 use super::session::{Session, Watch};
 use crate::codec::Codec;
 use crate::error::{Error, Result};
-use crate::figures;
+use crate::figures::{self, Drawing};
 use crate::sample::{Options, Source};
 
 /// Rows of the strips.
@@ -25,11 +27,11 @@ fn missing(error: &Error) -> String {
     format!("warning: no samples at this step: {error}")
 }
 
-/// A picture to be written, and what to call it to the user.
-struct Drawn {
+/// A picture to be drawn and written, and what to call it to the user.
+struct Picture {
     what: &'static str,
     name: String,
-    picture: image::RgbImage,
+    drawing: Drawing,
 }
 
 impl Session {
@@ -37,6 +39,7 @@ impl Session {
     /// wrong here is told, and the training goes on (a broken device will say so in the next step).
     pub(super) fn pictures(&mut self, watch: &mut dyn Watch, last: bool) -> Result<()> {
         watch.doing(Some("sampling"));
+        let before = Instant::now();
         let made = match (&self.data.evaluator, &self.codec) {
             (Some(evaluator), Some(codec)) => self.reconstructions(evaluator, codec).map(|grid| vec![grid]),
             _ => self.grid(watch).and_then(|grid| {
@@ -45,6 +48,7 @@ impl Session {
             }),
         };
         watch.doing(None);
+        self.times.pictures += before.elapsed();
         let made = made.map(|pictures| pictures.into_iter().for_each(|p| self.write(p, last)));
         match made {
             Err(error) if !watch.interrupted() => {
@@ -59,20 +63,22 @@ impl Session {
     }
 
     /// Measures the VAE on held-out images, and remembers the result.
-    pub(super) fn evaluate(&self, watch: &mut dyn Watch) -> Result<()> {
+    pub(super) fn evaluate(&mut self, watch: &mut dyn Watch) -> Result<()> {
         let (Some(evaluator), Some(codec)) = (&self.data.evaluator, &self.codec) else { return Ok(()) };
         watch.doing(Some("evaluating"));
+        let before = Instant::now();
         let evaluation = evaluator.evaluate(codec, self.trainer.step())?;
         self.run.log_evaluation(&evaluation)?;
+        self.times.evaluations += before.elapsed();
         watch.doing(None);
         watch.evaluated(&evaluation);
         Ok(())
     }
 
-    /// Has a picture written. If it cannot be, that is an error only where it is `needed`.
-    fn write(&mut self, Drawn { what, name, picture }: Drawn, needed: bool) {
+    /// Has a picture drawn and written. If it cannot be, that is an error only where it is `needed`.
+    fn write(&mut self, Picture { what, name, drawing }: Picture, needed: bool) {
         let run = self.run.clone();
-        self.writer.give(move || match run.picture(&name, &picture) {
+        self.writer.give(move || match run.picture(&name, &drawing.draw(None)) {
             Ok(path) => Ok(Some(format!("{what}: {}", path.display()))),
             Err(error) if needed => Err(error),
             Err(error) => Ok(Some(missing(&error))),
@@ -80,9 +86,9 @@ impl Session {
     }
 
     /// Held-out images above their reconstructions, of a VAE.
-    fn reconstructions(&self, evaluator: &Evaluator, codec: &Codec) -> Result<Drawn> {
-        let picture = figures::pairs(codec, evaluator.images(self.recipe.sample_count)?)?.draw(None);
-        Ok(Drawn { what: "reconstructions", name: grid_name(self.trainer.step()), picture })
+    fn reconstructions(&self, evaluator: &Evaluator, codec: &Codec) -> Result<Picture> {
+        let drawing = figures::pairs(codec, evaluator.images(self.recipe.sample_count)?)?;
+        Ok(Picture { what: "reconstructions", name: grid_name(self.trainer.step()), drawing })
     }
 
     fn source(&self) -> Source<'_> {
@@ -90,14 +96,16 @@ impl Session {
     }
 
     /// A grid of samples from the moving average, always from the same noise.
-    fn grid(&self, watch: &mut dyn Watch) -> Result<Drawn> {
+    fn grid(&self, watch: &dyn Watch) -> Result<Picture> {
         let (source, count) = (self.source(), self.recipe.sample_count);
-        let images = source.draw(&Options::of(&self.recipe), count, None, || go_on(watch))?;
-        let picture = figures::grid(images, source.image()).draw(None);
-        Ok(Drawn { what: "samples", name: grid_name(self.trainer.step()), picture })
+        let images = source.draw(&Options::of(&self.recipe)?, count, None, || go_on(watch))?;
+        let drawing = figures::grid(images, source.image());
+        Ok(Picture { what: "samples", name: grid_name(self.trainer.step()), drawing })
     }
 
+    /// What noise makes of the first images. No step needs it, so the first one does not wait for it.
     pub(super) fn forward_strip(&mut self) -> Result<()> {
+        let before = Instant::now();
         let source = self.source();
         let pixels: usize = source.image().iter().product();
         let mut images = vec![0.0; STRIPS * pixels];
@@ -105,14 +113,15 @@ impl Session {
         for (i, out) in images.chunks_exact_mut(pixels).enumerate() {
             self.data.dataset.read(i as u64 % count, out)?;
         }
-        let picture = figures::forward(&source, &images, self.recipe.seed)?.draw(None);
-        self.write(Drawn { what: "forward process", name: "forward.png".to_owned(), picture }, true);
+        let drawing = figures::forward(&source, &images, self.recipe.seed)?;
+        self.times.pictures += before.elapsed();
+        self.write(Picture { what: "forward process", name: "forward.png".to_owned(), drawing }, true);
         Ok(())
     }
 
-    fn backward_strip(&self, watch: &mut dyn Watch) -> Result<Drawn> {
-        let options = Options::of(&self.recipe);
-        let picture = figures::backward(&self.source(), &options, STRIPS, &mut || go_on(watch))?.draw(None);
-        Ok(Drawn { what: "backward process", name: BACKWARD.to_owned(), picture })
+    fn backward_strip(&self, watch: &dyn Watch) -> Result<Picture> {
+        let options = Options::of(&self.recipe)?;
+        let drawing = figures::backward(&self.source(), &options, STRIPS, &mut || go_on(watch))?;
+        Ok(Picture { what: "backward process", name: BACKWARD.to_owned(), drawing })
     }
 }

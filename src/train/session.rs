@@ -3,21 +3,22 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::evaluate::Evaluator;
 use super::latents::{CachedLatents, prepare};
 use super::pictures::{BACKWARD, grid_name};
+use super::resident::{Input, kept};
 use super::step::Trainer;
+use super::times::Times;
 use super::writer::Writer;
-use crate::checkpoint;
+use crate::checkpoint::{self, Values};
 use crate::codec::Codec;
-use crate::data::{Dataset, Loader, Split, open_for, open_to_judge};
+use crate::data::{Dataset, Loader, Picks, Split, open_for, open_to_judge};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::models::vae::VaeKind;
 use crate::recipe::{Recipe, System};
-use crate::run::{Evaluation, Metrics, Run};
+use crate::run::{Evaluation, Log, Metrics, Run};
 
 /// Fewest steps between evaluations: a few dozen pictures are seen in one.
 const SHORTEST_EPOCH: u64 = 100;
@@ -55,18 +56,16 @@ pub struct Session {
     pub(super) codec: Option<Codec>,
     pub(super) trainer: Trainer,
     pub(super) writer: Writer,
+    pub(super) times: Times,
     /// Warnings that were passed on.
     told: HashSet<String>,
     /// Held so that no other program trains into the folder.
     _lock: std::fs::File,
 }
 
-/// Opens the training data of a recipe and checks that the model fits it. `codec`: the VAE of latent
-/// diffusion, whose images these are.
-fn open_data(recipe: &Recipe, codec: Option<&Codec>) -> Result<Arc<dyn Dataset>> {
-    let channels = codec.map_or(recipe, Codec::recipe).image_channels();
-    let Recipe { image_size, crop, seed, .. } = *recipe;
-    let dataset = open_for(&recipe.data, image_size, channels, crop, seed, Split::Train)?;
+/// Opens the training data of a recipe, images of so many `channels`, and checks that the model fits it.
+fn open_data(recipe: &Recipe, channels: usize) -> Result<Arc<dyn Dataset>> {
+    let dataset = open_for(&recipe.data, recipe.pictures(channels), Split::Train)?;
     let (classes, table) = (dataset.classes().len(), recipe.unet.num_class_embeds);
     if recipe.system != System::Vae && table > 0 && classes != table {
         return Err(Error::usage(format!(
@@ -75,11 +74,6 @@ fn open_data(recipe: &Recipe, codec: Option<&Codec>) -> Result<Arc<dyn Dataset>>
         .hint(format!("set unet.num_class_embeds={classes}")));
     }
     Ok(dataset)
-}
-
-fn no_vq() -> Error {
-    Error::usage("a VQModel is not trained here")
-        .hint("train a VAE of kind kl, or latent diffusion on this one")
 }
 
 /// What a run works on besides its model.
@@ -91,7 +85,32 @@ pub(super) struct Data {
     /// What a VAE is measured on.
     pub evaluator: Option<Evaluator>,
     /// Reads the first batches while everything else is made.
-    ahead: Option<Loader>,
+    ahead: Option<Feed>,
+}
+
+/// What steps train on, in order.
+enum Feed {
+    Images(Loader),
+    Samples(Loader<Picks>),
+}
+
+impl Feed {
+    fn next(&mut self) -> Result<Input> {
+        match self {
+            Feed::Images(loader) => loader.next().map(Input::from),
+            Feed::Samples(loader) => loader.next().map(Input::from),
+        }
+    }
+}
+
+/// What the lines of a session's log need besides the steps' outcomes.
+struct Progress {
+    log: Log,
+    began: Instant,
+    /// Steps done before.
+    first: u64,
+    /// Images of a step.
+    per_step: u64,
 }
 
 impl Data {
@@ -103,14 +122,22 @@ impl Data {
         file: Option<&Path>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Data> {
-        let dataset = open_data(recipe, codec)?;
-        let evaluator = if recipe.system == System::Vae {
-            let Recipe { image_size, crop, seed, .. } = *recipe;
-            let (images, held_out) =
-                open_to_judge(&recipe.data, image_size, recipe.image_channels(), crop, seed)?;
-            Some(Evaluator::new(images, recipe.evaluate_count, held_out)?)
-        } else {
-            None
+        // Those that the VAE of latent diffusion takes.
+        let channels = codec.map_or(&*recipe, Codec::recipe).image_channels();
+        let judged = || {
+            let is_vae = recipe.system == System::Vae;
+            is_vae.then(|| open_to_judge(&recipe.data, recipe.pictures(channels))).transpose()
+        };
+        // At the same time: large folders take a while to list.
+        let (dataset, judged) = rayon::join(|| open_data(recipe, channels), judged);
+        let dataset = dataset?;
+        if let (1.., Some(images)) = (recipe.epochs, dataset.len()) {
+            recipe.steps = recipe.steps_of_a_pass(images).saturating_mul(recipe.epochs);
+            recipe.validate()?;
+        }
+        let evaluator = match judged? {
+            Some((images, held_out)) => Some(Evaluator::new(images, recipe.evaluate_count, held_out)?),
+            None => None,
         };
         let cached = match codec {
             Some(codec) => prepare(codec, &*dataset, recipe, file, progress)?,
@@ -119,14 +146,41 @@ impl Data {
         Ok(Data { dataset, cached, evaluator, ahead: None })
     }
 
-    /// Starts to read the batches after `done` steps.
-    fn load(&self, recipe: &Recipe, done: u64) -> Result<Loader> {
+    /// What steps read: images, or what is cached of them.
+    fn source(&self) -> Arc<dyn Dataset> {
+        match &self.cached {
+            Some(cached) => Arc::clone(cached) as Arc<dyn Dataset>,
+            None => Arc::clone(&self.dataset),
+        }
+    }
+
+    /// Starts to read the batches after `done` steps, or, of a data set that is `resident`, to pick its samples.
+    fn load(&self, recipe: &Recipe, done: u64, resident: bool) -> Result<Feed> {
         let (batch, seed) = (recipe.batch_size, recipe.seed);
         let seen = done * recipe.accumulation * batch as u64;
-        match &self.cached {
-            // Mirrored images are among them.
-            Some(cached) => Loader::new(Arc::clone(cached) as Arc<dyn Dataset>, batch, seed, false, seen),
-            None => Loader::new(Arc::clone(&self.dataset), batch, seed, recipe.flip, seen),
+        // Mirrored images are among the cached.
+        let (source, flip) = (self.source(), recipe.flip && self.cached.is_none());
+        match source.whole().filter(|_| resident) {
+            Some(whole) => Loader::picking(whole.labels, batch, seed, flip, seen).map(Feed::Samples),
+            None => Loader::new(Arc::clone(&source), batch, seed, flip, seen).map(Feed::Images),
+        }
+    }
+
+    /// The trainer of a recipe on this data, and its first batches. `resume`: from a checkpoint.
+    fn trainer(
+        &mut self,
+        recipe: &Recipe,
+        device: &Device,
+        codec: Option<&Codec>,
+        resume: Option<(u64, &Values)>,
+    ) -> Result<Trainer> {
+        let source = self.source();
+        let whole = kept(&*source, device);
+        let done = resume.map_or(0, |(done, _)| done);
+        self.ahead = Some(self.load(recipe, done, whole.is_some())?);
+        match &whole {
+            Some(whole) => Trainer::with_data(recipe, device, codec, resume, whole),
+            None => Trainer::new(recipe, device, codec, resume),
         }
     }
 }
@@ -144,6 +198,7 @@ impl Session {
         vae: Option<&Path>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Session> {
+        recipe.check_trainable()?;
         let codec = match (recipe.system, vae) {
             (System::Ldm, Some(path)) => Some(Codec::open(path, device)?),
             (System::Ldm, None) => {
@@ -160,13 +215,9 @@ impl Session {
             codec.check_fits(&recipe)?;
             codec.fingerprint().clone_into(&mut recipe.vae_fingerprint);
         }
-        if recipe.system == System::Vae && recipe.vae.kind == VaeKind::Vq {
-            return Err(no_vq());
-        }
         Run::check_free(out)?;
         let mut data = Data::open(&mut recipe, codec.as_ref(), None, progress)?;
-        data.ahead = Some(data.load(&recipe, 0)?);
-        let trainer = Trainer::new(&recipe, device, codec.as_ref(), None)?;
+        let trainer = data.trainer(&recipe, device, codec.as_ref(), None)?;
         let run = Run::create(out, &recipe)?;
         let lock = run.lock()?;
         if let Some(codec) = &codec {
@@ -189,8 +240,8 @@ impl Session {
         lock: std::fs::File,
     ) -> Result<Session> {
         let codec = codec.or_else(|| (recipe.system == System::Vae).then(|| trainer.codec()));
-        let told = HashSet::new();
-        Ok(Session { run, recipe, data, codec, trainer, writer: Writer::start()?, told, _lock: lock })
+        let (writer, times, told) = (Writer::start()?, Times::default(), HashSet::new());
+        Ok(Session { run, recipe, data, codec, trainer, writer, times, told, _lock: lock })
     }
 
     /// Goes on from the newest checkpoint of a run, or from the beginning if it has none yet. `recipe`: the
@@ -205,9 +256,7 @@ impl Session {
         mut recipe: Recipe,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Session> {
-        if recipe.system == System::Vae && recipe.vae.kind == VaeKind::Vq {
-            return Err(no_vq());
-        }
+        recipe.check_trainable()?;
         let lock = run.lock()?;
         run.make_folders()?;
         let codec = match recipe.system {
@@ -245,9 +294,8 @@ impl Session {
             .hint(format!("train on with --steps {}", (done * 2).min(u64::from(u32::MAX)))));
         }
         let mut data = Data::open(&mut recipe, codec.as_ref(), Some(&run.latents_path()), progress)?;
-        data.ahead = Some(data.load(&recipe, done)?);
         let from = values.as_ref().map(|v| (done, v));
-        let trainer = Trainer::new(&recipe, device, codec.as_ref(), from)?;
+        let trainer = data.trainer(&recipe, device, codec.as_ref(), from)?;
         run.write_recipe(&recipe)?;
         run.truncate_metrics(done)?;
         Session::of(run, recipe, data, codec, trainer, lock)
@@ -265,57 +313,42 @@ impl Session {
         &self.trainer
     }
 
+    /// Where the time went.
+    pub fn times(&self) -> &Times {
+        &self.times
+    }
+
     /// Trains to the recipe's last step.
     ///
     /// # Errors
     /// When a loss is not finite, or data, disk or driver report an error. The last checkpoint is kept.
     pub fn train(&mut self, watch: &mut dyn Watch) -> Result<Ended> {
-        let began = Instant::now();
-        let mut training = 0.0;
         let recipe = self.recipe.clone();
-        let per_step = recipe.accumulation * recipe.batch_size as u64;
         let first = self.trainer.step();
-        let mut loader = match self.data.ahead.take() {
-            Some(loader) => loader,
-            None => self.data.load(&recipe, first)?,
+        let mut feed = match self.data.ahead.take() {
+            Some(feed) => feed,
+            None => self.data.load(&recipe, first, self.trainer.is_resident())?,
         };
-        if first == 0 && recipe.system != System::Vae {
-            self.forward_strip()?;
-        }
         let epoch = self.steps_between_evaluations();
-        let mut log = self.run.log()?;
+        let per_step = recipe.accumulation * recipe.batch_size as u64;
+        let mut progress = Progress { log: self.run.log()?, began: Instant::now(), first, per_step };
         while self.trainer.step() < recipe.steps {
-            let before = Instant::now();
-            let outcome = match self.trainer.advance(|| loader.next()) {
-                Ok(outcome) => outcome,
-                Err(error) => return Err(self.with_way_back(error)),
-            };
-            training += before.elapsed().as_secs_f64();
+            let submitted = self.submit(&mut feed);
             let step = self.trainer.step();
-            let rate = ((step - first) * per_step) as f64 / training;
-            let metrics = Metrics {
-                step,
-                loss: outcome.loss,
-                reconstruction: outcome.reconstruction,
-                kl: outcome.kl,
-                grad_norm: outcome.grad_norm,
-                lr: outcome.lr,
-                device_ms: outcome.device_ms,
-                images_per_s: rate,
-                seconds: began.elapsed().as_secs_f64(),
-            };
-            watch.step(&metrics);
-            if let Err(error) = log.line(&metrics).and_then(|()| self.writer.look(|line| watch.say(line))) {
-                return Err(self.with_way_back(error));
-            }
-            self.pass_on_warnings(watch);
             let stop = watch.interrupted();
             let last = step == recipe.steps;
             let saves = last || stop || step.is_multiple_of(recipe.checkpoint_every);
             let samples = last || recipe.sample_every > 0 && step.is_multiple_of(recipe.sample_every);
-            if (last || step.is_multiple_of(epoch))
-                && let Err(error) = self.evaluate(watch)
-            {
+            let evaluates = last || step.is_multiple_of(epoch);
+            // Whatever is done with the weights of a step waits for what the step gave.
+            let all = submitted.is_err() || saves || samples || evaluates;
+            self.collect(all, &mut progress, watch).map_err(|error| self.with_way_back(error))?;
+            submitted.map_err(|error| self.with_way_back(error))?;
+            self.pass_on_warnings(watch);
+            if step == 1 && recipe.system != System::Vae {
+                self.forward_strip()?;
+            }
+            if evaluates && let Err(error) = self.evaluate(watch) {
                 self.save(watch)?;
                 self.written(watch)?;
                 return Err(self.with_way_back(error));
@@ -327,6 +360,7 @@ impl Session {
                 self.pictures(watch, last)?;
             }
             if watch.interrupted() {
+                self.collect(true, &mut progress, watch).map_err(|error| self.with_way_back(error))?;
                 if !saves {
                     self.save(watch)?;
                 }
@@ -348,6 +382,48 @@ impl Session {
         }
         self.written(watch)?;
         Ok(Ended::Done)
+    }
+
+    /// Hands the next step to the device.
+    fn submit(&mut self, feed: &mut Feed) -> Result<()> {
+        let (mut waited, mut ready) = (Duration::ZERO, None);
+        let before = Instant::now();
+        let submitted = self.trainer.submit(|| {
+            let input = Times::during(&mut waited, || feed.next());
+            ready.get_or_insert_with(Instant::now);
+            input
+        });
+        self.times.data += waited;
+        self.times.steps += before.elapsed().saturating_sub(waited);
+        let first = &mut self.times.first_step;
+        *first = first.or(ready.map(|ready| [ready, Instant::now()]));
+        submitted
+    }
+
+    /// Tells what those steps gave that a GPU need not be waited for, or all.
+    fn collect(&mut self, all: bool, progress: &mut Progress, watch: &mut dyn Watch) -> Result<()> {
+        let Times { steps, data, log, first_step, .. } = &mut self.times;
+        while let Some(outcome) = Times::during(steps, || self.trainer.collect(all))? {
+            let done = outcome.step - progress.first;
+            if let Some([_, ended]) = first_step.as_mut().filter(|_| done == 1) {
+                *ended = Instant::now();
+            }
+            let metrics = Metrics {
+                step: outcome.step,
+                loss: outcome.loss,
+                reconstruction: outcome.reconstruction,
+                kl: outcome.kl,
+                grad_norm: outcome.grad_norm,
+                lr: outcome.lr,
+                device_ms: outcome.device_ms,
+                images_per_s: (done * progress.per_step) as f64 / (*steps + *data).as_secs_f64(),
+                seconds: progress.began.elapsed().as_secs_f64(),
+            };
+            watch.step(&metrics);
+            Times::during(log, || progress.log.line(&metrics))?;
+            self.writer.look(|line| watch.say(line))?;
+        }
+        Ok(())
     }
 
     /// Waits until all is on the disk.
@@ -380,6 +456,7 @@ impl Session {
 
     /// Has a copy of the state written while training goes on. There is one such copy at a time.
     fn save(&mut self, watch: &mut dyn Watch) -> Result<()> {
+        let before = Instant::now();
         self.written(watch)?;
         watch.doing(Some("saving"));
         let (step, values) = (self.trainer.step(), self.trainer.values()?);
@@ -396,6 +473,7 @@ impl Session {
             Ok(None)
         });
         watch.doing(None);
+        self.times.checkpoints += before.elapsed();
         Ok(())
     }
 

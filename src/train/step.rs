@@ -1,18 +1,20 @@
 //! The training step: the loss of a batch, its gradient, and the optimiser. Recorded once, replayed.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 
-use super::objective::{IMAGES, KL_WEIGHT, NOISE_LEVELS, Objective};
+use super::objective::{IMAGES, KL_WEIGHT, NOISE_LEVELS, Objective, SAMPLES};
+use super::resident::{Input, Resident};
 use crate::checkpoint::Values;
 use crate::codec::Codec;
-use crate::data::Batch;
-use crate::device::{Buffer, Device};
+use crate::data::Whole;
+use crate::device::{Buffer, Device, Late};
 use crate::diffusion::Model;
 use crate::error::{Error, Result};
 use crate::models::initial_of;
 use crate::nn::{self, Params};
-use crate::ops::adam::{AdamOptions, AdamTensors, adam};
+use crate::ops::adam::{AdamTensors, adam};
 use crate::ops::grad_norm::grad_norm;
 use crate::program::{Plan, Program, Sharing};
 use crate::recipe::{Recipe, System};
@@ -30,6 +32,8 @@ const NORM: usize = 64;
 const RECONSTRUCTION: usize = 128;
 const KL: usize = 192;
 const METRICS_LEN: usize = KL + 1;
+/// Steps that a GPU may be ahead of the numbers that were looked at.
+const LATE: usize = 2;
 
 /// Records loss and backward for one batch; and the optimiser, unless gradients are accumulated first.
 fn record_batch(objective: &Objective, accumulation: u64) -> Tape {
@@ -62,16 +66,8 @@ fn record_optimiser(tape: &Tape, recipe: &Recipe, elements: usize, store: &str) 
         let gradients = tape.stored(store, 0, [elements]);
         let [params, ema, m, v] = STORES.map(|s| tape.stored(s, 0, [elements]));
         let norm = grad_norm(&gradients);
-        let options = AdamOptions {
-            beta1: recipe.beta1,
-            beta2: recipe.beta2,
-            eps: recipe.adam_eps,
-            weight_decay: recipe.weight_decay,
-            clip: (recipe.clip_norm > 0.0).then_some(recipe.clip_norm),
-            zero_grads: recipe.accumulation > 1,
-        };
         let tensors = AdamTensors { params: &params, grads: &gradients, m: &m, v: &v, ema: &ema };
-        adam(options, tensors, &norm, &state);
+        adam(recipe.adam(), tensors, &norm, &state);
         tape.place(&norm, METRICS, NORM);
     });
 }
@@ -79,6 +75,8 @@ fn record_optimiser(tape: &Tape, recipe: &Recipe, elements: usize, store: &str) 
 /// What one step reports.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
+    /// Its number, from 1.
+    pub step: u64,
     pub loss: f32,
     /// Of a VAE: the reconstruction's part of the loss, and the divergence before its weight.
     pub reconstruction: Option<f32>,
@@ -146,8 +144,21 @@ pub struct Trainer {
     buffers: [Buffer; 4],
     batch: Program,
     optimiser: Option<Program>,
-    /// Steps done.
+    /// Steps done, or submitted.
     step: u64,
+    /// Those of them that were not collected, in order.
+    pending: VecDeque<Pending>,
+}
+
+/// A submitted step.
+struct Pending {
+    /// Steps before it.
+    done: u64,
+    lr: f64,
+    /// Its metrics after each batch, and after an optimiser that is apart.
+    numbers: Vec<Late>,
+    /// What its batches read, as long as a GPU may still have to run them again.
+    inputs: Vec<Input>,
 }
 
 impl Trainer {
@@ -155,7 +166,7 @@ impl Trainer {
     /// steps. `codec`: the VAE of latent diffusion.
     ///
     /// # Errors
-    /// When memory is too small, or the driver cannot build a kernel.
+    /// When the model is none that is trained here, memory is too small, or the driver cannot build a kernel.
     pub fn new(
         recipe: &Recipe,
         device: &Device,
@@ -163,6 +174,24 @@ impl Trainer {
         resume: Option<(u64, &Values)>,
     ) -> Result<Trainer> {
         Trainer::of(Objective::new(recipe, codec), device, resume)
+    }
+
+    /// As [`Trainer::new`], with a copy of the whole data set on the device: steps take [`Picks`] of it.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`].
+    ///
+    /// [`Picks`]: crate::data::Picks
+    pub fn with_data(
+        recipe: &Recipe,
+        device: &Device,
+        codec: Option<&Codec>,
+        resume: Option<(u64, &Values)>,
+        data: &Whole,
+    ) -> Result<Trainer> {
+        let mut objective = Objective::new(recipe, codec);
+        objective.resident = Some(Resident::new(data, device)?);
+        Trainer::of(objective, device, resume)
     }
 
     /// As [`Trainer::new`], for a diffusion model that is not the recipe's U-Net.
@@ -178,6 +207,7 @@ impl Trainer {
 
     fn of(objective: Objective, device: &Device, resume: Option<(u64, &Values)>) -> Result<Trainer> {
         let recipe = &objective.recipe;
+        recipe.check_trainable()?;
         let plan = Plan::new(&record_batch(&objective, recipe.accumulation), &[], device);
         let elements = objective.params.borrow().elements();
         // Weights, moments, EMA, and their copy while a checkpoint is written; one or two sets of gradients;
@@ -213,6 +243,7 @@ impl Trainer {
             batch,
             optimiser,
             step: resume.map_or(0, |(step, _)| step),
+            pending: VecDeque::new(),
             buffers,
         };
         match resume {
@@ -231,7 +262,12 @@ impl Trainer {
         Ok(trainer)
     }
 
-    /// Steps done.
+    /// Whether the data set lies on the device.
+    pub fn is_resident(&self) -> bool {
+        self.objective.resident.is_some()
+    }
+
+    /// Steps done, or submitted.
     pub fn step(&self) -> u64 {
         self.step
     }
@@ -290,30 +326,50 @@ impl Trainer {
         self.objective.recipe.system != System::Vae && self.objective.recipe.unet.num_class_embeds > 0
     }
 
-    /// The host's part of a step: a few words.
-    fn state(&self) -> (State, f64) {
+    /// The host's part of the step after `done` of them: a few words.
+    fn state(&self, done: u64) -> (State, f64) {
         let recipe = &self.objective.recipe;
-        let factor = recipe.lr_schedule.factor(self.step, recipe.lr_warmup, recipe.steps);
-        let lr = recipe.lr * factor;
-        let done = (self.step + 1) as f64;
+        let lr = recipe.lr_at(done);
+        let number = (done + 1) as f64;
         let state = State {
             seed: recipe.seed,
-            step: self.step as u32,
+            step: done as u32,
             lr: lr as f32,
-            correction1: (1.0 / (1.0 - recipe.beta1.powf(done))) as f32,
-            correction2: (1.0 / (1.0 - recipe.beta2.powf(done))) as f32,
-            ema_decay: recipe.ema().decay_at(self.step + 1) as f32,
+            correction1: (1.0 / (1.0 - recipe.beta1.powf(number))) as f32,
+            correction2: (1.0 / (1.0 - recipe.beta2.powf(number))) as f32,
+            ema_decay: recipe.ema().decay_at(done + 1) as f32,
             ..State::default()
         };
         (state, lr)
     }
 
-    /// One step of the optimiser on `accumulation` batches.
+    /// Writes all that batch `micro` of the step after `done` of them reads.
+    fn give(&self, done: u64, micro: usize, input: &Input) -> Result<()> {
+        match (input, self.is_resident()) {
+            (Input::Images(batch), false) => self.batch.write(IMAGES, &batch.images)?,
+            (Input::Samples(picks), true) => self.batch.write(SAMPLES, &picks.samples)?,
+            _ => panic!("training on a resident data set takes samples of it, other training takes images"),
+        }
+        if self.has_labels() {
+            self.batch.write("labels", input.labels())?;
+        }
+        if self.is_variational() {
+            self.batch.write(KL_WEIGHT, &[self.objective.kl_weight(done)])?;
+        }
+        let (mut state, _) = self.state(done);
+        state.first_sample = (micro * self.objective.recipe.batch_size) as u32;
+        self.batch.write("state", &state.words())
+    }
+
+    /// One step of the optimiser on `accumulation` batches, to its end.
     ///
     /// # Errors
     /// When a loss or gradient is not finite (the weights stay as they were), or the driver or `next`
     /// reports an error.
-    pub fn advance(&mut self, next: impl FnMut() -> Result<Batch>) -> Result<Outcome> {
+    ///
+    /// # Panics
+    /// When `next` gives images and the data set is resident, or picks of one that is not.
+    pub fn advance<B: Into<Input>>(&mut self, next: impl FnMut() -> Result<B>) -> Result<Outcome> {
         self.advance_by(next, |batch| batch.run())
     }
 
@@ -321,37 +377,96 @@ impl Trainer {
     ///
     /// # Errors
     /// As [`Trainer::advance`]; and those of `run`.
-    pub fn advance_by(
+    ///
+    /// # Panics
+    /// As [`Trainer::advance`].
+    pub fn advance_by<B: Into<Input>>(
         &mut self,
-        mut next: impl FnMut() -> Result<Batch>,
-        mut run: impl FnMut(&mut Program) -> Result<()>,
+        next: impl FnMut() -> Result<B>,
+        run: impl FnMut(&mut Program) -> Result<()>,
     ) -> Result<Outcome> {
-        let (mut state, lr) = self.state();
-        let (accumulation, batch_size) =
-            (self.objective.recipe.accumulation, self.objective.recipe.batch_size);
-        let mut sums = [0.0_f64; METRICS_LEN];
-        let mut metrics = [0.0_f32; METRICS_LEN];
-        if self.is_variational() {
-            self.batch.write(KL_WEIGHT, &[self.objective.kl_weight(self.step)])?;
+        self.submit_by(next, run)?;
+        let mut last = None;
+        while let Some(outcome) = self.collect(true)? {
+            last = Some(outcome);
         }
-        for micro in 0..accumulation {
-            let images = next()?;
-            state.first_sample = (micro as usize * batch_size) as u32;
-            self.batch.write(IMAGES, &images.images)?;
-            if self.has_labels() {
-                self.batch.write("labels", &images.labels)?;
-            }
-            self.batch.write("state", &state.words())?;
+        Ok(last.unwrap_or_else(|| unreachable!("a step was submitted")))
+    }
+
+    /// As [`Trainer::advance`], but does not wait for what a GPU makes of it: [`Trainer::collect`] tells.
+    ///
+    /// # Errors
+    /// As [`Trainer::advance`]; of numbers that are not finite, only on the CPU device.
+    ///
+    /// # Panics
+    /// As [`Trainer::advance`].
+    pub fn submit<B: Into<Input>>(&mut self, next: impl FnMut() -> Result<B>) -> Result<()> {
+        self.submit_by(next, |batch| batch.run())
+    }
+
+    fn submit_by<B: Into<Input>>(
+        &mut self,
+        mut next: impl FnMut() -> Result<B>,
+        mut run: impl FnMut(&mut Program) -> Result<()>,
+    ) -> Result<()> {
+        let done = self.step;
+        let (_, lr) = self.state(done);
+        let (mut numbers, mut inputs) = (Vec::new(), Vec::new());
+        let read = |trainer: &Trainer| {
+            let (store, bytes) = (trainer.batch.store(METRICS), METRICS_LEN * 4);
+            trainer.device.read_later(store, 0, bytes)
+        };
+        for micro in 0..self.objective.recipe.accumulation as usize {
+            let input = next()?.into();
+            self.give(done, micro, &input)?;
             run(&mut self.batch)?;
-            self.device.read(self.batch.store(METRICS), 0, bytemuck::cast_slice_mut(&mut metrics))?;
-            sums.iter_mut().zip(&metrics).for_each(|(sum, m)| *sum += f64::from(*m));
-            if !metrics[LOSS].is_finite() {
-                return Err(self.diverged(metrics[LOSS], None));
+            let metrics = read(self)?;
+            if let Late::Here(bytes) = &metrics {
+                let loss: f32 = bytemuck::pod_read_unaligned(&bytes[LOSS * 4..LOSS * 4 + 4]);
+                if !loss.is_finite() {
+                    return Err(self.diverged(done, loss, None));
+                }
+            } else {
+                inputs.push(input);
             }
+            numbers.push(metrics);
         }
         if let Some(optimiser) = &mut self.optimiser {
             optimiser.run()?;
-            self.device.read(self.batch.store(METRICS), 0, bytemuck::cast_slice_mut(&mut metrics))?;
+            numbers.push(read(self)?);
+        }
+        self.pending.push_back(Pending { done, lr, numbers, inputs });
+        self.step += 1;
+        Ok(())
+    }
+
+    /// What the oldest step gave that was submitted and not collected yet: once a GPU is two steps further, so
+    /// that it never waits for the host; with `all`, or on the CPU device, at once.
+    ///
+    /// # Errors
+    /// When its loss or gradient is not finite (it left the weights as they were; those after it perhaps
+    /// not), or the driver reports an error.
+    pub fn collect(&mut self, all: bool) -> Result<Option<Outcome>> {
+        let late = if all || matches!(self.device, Device::Cpu(_)) { 0 } else { LATE };
+        if self.pending.len() <= late {
+            return Ok(None);
+        }
+        let Some(Pending { done, lr, numbers, inputs }) = self.pending.pop_front() else { return Ok(None) };
+        let mut sums = [0.0_f64; METRICS_LEN];
+        let mut metrics = [0.0_f32; METRICS_LEN];
+        let accumulation = self.objective.recipe.accumulation as usize;
+        let mut time = None;
+        for (micro, late) in numbers.into_iter().enumerate() {
+            let took = self.device.arrived(late, bytemuck::cast_slice_mut(&mut metrics))?;
+            // What comes last is of the optimiser alone, where that is apart.
+            if micro < accumulation {
+                time = took;
+                sums.iter_mut().zip(&metrics).for_each(|(sum, m)| *sum += f64::from(*m));
+                if !metrics[LOSS].is_finite() {
+                    self.again(done, micro, &inputs)?;
+                    return Err(self.diverged(done, metrics[LOSS], None));
+                }
+            }
         }
         let mean = |place: usize| (sums[place] / accumulation as f64) as f32;
         let loss = mean(LOSS);
@@ -359,20 +474,23 @@ impl Trainer {
         let reconstruction = is_vae.then(|| mean(RECONSTRUCTION));
         let kl = self.is_variational().then(|| mean(KL));
         if !loss.is_finite() || !metrics[NORM].is_finite() {
-            return Err(self.diverged(loss, Some(metrics[NORM])));
+            self.again(done, accumulation - 1, &inputs)?;
+            return Err(self.diverged(done, loss, Some(metrics[NORM])));
         }
-        self.step += 1;
-        let device_ms = match &self.device {
-            Device::Gpu(gpu) => gpu.device_time()?.map(|t| t.as_secs_f64() * 1e3),
-            Device::Cpu(_) => None,
-        };
-        Ok(Outcome { loss, reconstruction, kl, grad_norm: metrics[NORM], lr, device_ms })
+        let device_ms = time.map(|time| time.as_secs_f64() * 1e3);
+        let step = done + 1;
+        Ok(Some(Outcome { step, loss, reconstruction, kl, grad_norm: metrics[NORM], lr, device_ms }))
+    }
+
+    /// Writes once more what a batch read, where later steps have written over it.
+    fn again(&self, done: u64, micro: usize, inputs: &[Input]) -> Result<()> {
+        inputs.get(micro).map_or(Ok(()), |input| self.give(done, micro, input))
     }
 
     /// Runs the same batch again, without the optimiser and with every tensor kept, to name the first one
     /// that went bad. (The optimiser changed nothing if the norm of the gradient was not finite, so the
     /// weights are those that the batch met.)
-    fn diverged(&self, loss: f32, norm: Option<f32>) -> Error {
+    fn diverged(&self, done: u64, loss: f32, norm: Option<f32>) -> Error {
         let find = || -> Result<Option<String>> {
             // As with accumulation: the optimiser is left out.
             let plan = Plan::new(&record_batch(&self.objective, 2), &[], &self.device);
@@ -396,7 +514,7 @@ impl Trainer {
             Some(norm) if loss.is_finite() => format!("the gradient's norm became {norm}"),
             _ => format!("the loss became {loss}"),
         };
-        Error::new(format!("step {}: {what}; {culprit}", self.step + 1))
+        Error::new(format!("step {}: {what}; {culprit}", done + 1))
             .hint("resume from the last checkpoint, or train again, with a lower lr or with clip_norm")
     }
 }

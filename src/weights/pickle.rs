@@ -3,17 +3,23 @@
 //! A pickle is a program for a small stack machine, and may name any function and call it. This interpreter
 //! knows the few names that weights need, and builds data where Python would call them; anything else is
 //! refused by name. Values live in flat lists and name each other by number: there is no depth to run out
-//! of, and memory grows at most in proportion to the pickle. Opcodes: CPython's `Lib/pickletools.py`.
+//! of, and memory grows at most in proportion to the pickle, whose opcodes are counted. Opcodes: CPython's `Lib/pickletools.py`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+
+/// Most opcodes that are run, each of which keeps a hundred bytes or so; a tensor takes about thirty.
+const MOST_OPCODES: usize = 1 << 20;
+/// Longest text. A pickle can name one as often as it has opcodes, and each time costs a look at it.
+const MOST_TEXT: usize = 1024;
 
 /// A tensor as the pickle describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
     /// PyTorch's class of the storage: `FloatStorage`.
-    pub storage: String,
+    pub storage: Rc<str>,
     /// Name of the storage in the archive.
-    pub key: String,
+    pub key: Rc<str>,
     /// Elements of the storage before the tensor's first.
     pub offset: usize,
     pub shape: Vec<usize>,
@@ -53,7 +59,8 @@ struct Machine<'a> {
     stack: Vec<Value>,
     marks: Vec<usize>,
     memo: HashMap<u32, Value>,
-    texts: Vec<String>,
+    /// Shared, because one text of the pickle can be part of a million tensors.
+    texts: Vec<Rc<str>>,
     sequences: Vec<Vec<Value>>,
     dicts: Vec<Vec<(Value, Value)>>,
     tensors: Vec<Tensor>,
@@ -65,8 +72,13 @@ struct Machine<'a> {
 /// When the pickle is damaged, holds something else, or names what weights have no need of.
 pub fn load(bytes: &[u8]) -> Result<Vec<(String, Tensor)>, String> {
     let mut machine = Machine { rest: bytes, length: bytes.len(), ..Machine::default() };
+    let mut opcodes = 0;
     let top = loop {
         let at = machine.length - machine.rest.len();
+        opcodes += 1;
+        if opcodes > MOST_OPCODES {
+            return Err(format!("its pickle has more than {MOST_OPCODES} opcodes (byte {at})"));
+        }
         match machine.step() {
             Ok(None) => {}
             Ok(Some(top)) => break top,
@@ -74,11 +86,12 @@ pub fn load(bytes: &[u8]) -> Result<Vec<(String, Tensor)>, String> {
         }
     };
     let Value::Dict(top) = top else { return Err("its pickle is no dictionary of tensors".to_owned()) };
-    let mut named = Vec::new();
+    // A name that is set twice has the later value, as in Python.
+    let mut named = BTreeMap::new();
     for (key, value) in &machine.dicts[top] {
         match (key, value) {
             (Value::Text(name), Value::Tensor(tensor)) => {
-                named.push((machine.texts[*name].clone(), machine.tensors[*tensor].clone()));
+                named.insert(&*machine.texts[*name], &machine.tensors[*tensor]);
             }
             (Value::Text(name), _) => {
                 return Err(format!("its pickle holds {:?}, which is no tensor", machine.texts[*name]));
@@ -86,7 +99,7 @@ pub fn load(bytes: &[u8]) -> Result<Vec<(String, Tensor)>, String> {
             _ => return Err("its pickle names tensors by something else than text".to_owned()),
         }
     }
-    Ok(named)
+    Ok(named.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect())
 }
 
 type Step<T> = Result<T, String>;
@@ -155,11 +168,11 @@ impl<'a> Machine<'a> {
             b'j' => self.recall(4)?,
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
-                self.global(&module, &name)?;
+                self.global(&module, &name.into())?;
             }
             0x93 => match (self.pop()?, self.pop()?) {
                 (Value::Text(name), Value::Text(module)) => {
-                    let (module, name) = (self.texts[module].clone(), self.texts[name].clone());
+                    let (module, name) = (Rc::clone(&self.texts[module]), Rc::clone(&self.texts[name]));
                     self.global(&module, &name)?;
                 }
                 _ => return Err("names a function by something else than text".to_owned()),
@@ -213,10 +226,13 @@ impl<'a> Machine<'a> {
     fn text(&mut self, width: usize) -> Step<()> {
         let count = self.number(width)? as usize;
         let bytes = self.take(count)?;
+        if count > MOST_TEXT {
+            return Err(format!("has a text of {count} bytes, more than {MOST_TEXT}"));
+        }
         let Ok(text) = std::str::from_utf8(bytes) else {
             return Err("has a text that is no UTF-8".to_owned());
         };
-        self.texts.push(text.to_owned());
+        self.texts.push(text.into());
         self.stack.push(Value::Text(self.texts.len() - 1));
         Ok(())
     }
@@ -226,6 +242,9 @@ impl<'a> Machine<'a> {
         let Some(end) = self.rest.iter().position(|&b| b == b'\n') else {
             return Err("is cut short".to_owned());
         };
+        if end > MOST_TEXT {
+            return Err(format!("has a name of {end} bytes, more than {MOST_TEXT}"));
+        }
         let line = String::from_utf8_lossy(self.take(end)?).into_owned();
         self.take(1)?;
         Ok(line)
@@ -302,15 +321,15 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn global(&mut self, module: &str, name: &str) -> Step<()> {
-        let known = match (module, name) {
+    fn global(&mut self, module: &str, name: &Rc<str>) -> Step<()> {
+        let known = match (module, &**name) {
             ("torch._utils", "_rebuild_tensor_v2") => Known::RebuildTensor,
             ("torch._utils", "_rebuild_parameter") => Known::RebuildParameter,
             ("collections", "OrderedDict") => Known::OrderedDict,
             ("torch", storage)
                 if storage.ends_with("Storage") && storage.bytes().all(|b| b.is_ascii_alphanumeric()) =>
             {
-                self.texts.push(storage.to_owned());
+                self.texts.push(Rc::clone(name));
                 Known::Storage(self.texts.len() - 1)
             }
             _ => return Err(format!("would call {module}.{name}, which weights have no need of")),
@@ -336,7 +355,7 @@ impl<'a> Machine<'a> {
                 Value::Text(key),
                 Value::Text(_),
                 Value::Int(_),
-            ] if self.texts[*tag] == "storage" => [*class, *key],
+            ] if &*self.texts[*tag] == "storage" => [*class, *key],
             _ => return Err("names something else than a storage".to_owned()),
         };
         self.stack.push(Value::Storage(storage));
@@ -359,8 +378,8 @@ impl<'a> Machine<'a> {
                 [Value::Storage([class, key]), Value::Int(offset), shape, strides, ..],
             ) => {
                 let tensor = Tensor {
-                    storage: self.texts[*class].clone(),
-                    key: self.texts[*key].clone(),
+                    storage: Rc::clone(&self.texts[*class]),
+                    key: Rc::clone(&self.texts[*key]),
                     offset: usize::try_from(*offset).map_err(|_| format!("has an offset of {offset}"))?,
                     shape: self.sizes(*shape)?,
                     strides: self.sizes(*strides)?,

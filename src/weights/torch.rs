@@ -18,6 +18,7 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<Listing, String> {
         return Err("it is a bare pickle, as torch.save wrote before version 1.6; save it anew".to_owned());
     }
     let entries = zip::entries(source, length)?;
+    zip::check_sums(source, &entries)?;
     let pickle = entries.iter().find(|e| e.name == "data.pkl" || e.name.ends_with("/data.pkl"));
     let Some(pickle) = pickle else { return Err("it holds no data.pkl".to_owned()) };
     let root = pickle.name.trim_end_matches("data.pkl");
@@ -55,7 +56,7 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<Listing, String> {
 
 /// Finds a tensor's storage, and its own place there.
 fn place(tensor: &Tensor, within: &BTreeMap<&str, &Entry>) -> Result<Stored, String> {
-    let dtype = match tensor.storage.as_str() {
+    let dtype = match &*tensor.storage {
         "HalfStorage" => Dtype::F16,
         "BFloat16Storage" => Dtype::Bf16,
         "FloatStorage" => Dtype::F32,

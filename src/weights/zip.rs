@@ -1,9 +1,12 @@
 //! The directory of a zip archive as PyTorch writes it: entries as they are, uncompressed.
 //!
 //! What is compressed is refused, so an archive holds no more than it weighs, and no two entries may share
-//! bytes. Layout: PKWARE's APPNOTE 6.3.10, sections 4.3.7, 4.3.12, 4.3.14 to 4.3.16 and 4.5.3.
+//! bytes. Every entry is held against its CRC-32. Layout: PKWARE's APPNOTE 6.3.10, sections 4.3.7, 4.3.12,
+//! 4.3.14 to 4.3.16 and 4.5.3.
 
 use std::collections::BTreeSet;
+
+use flate2::Crc;
 
 use super::Source;
 
@@ -14,6 +17,8 @@ pub struct Entry {
     /// Its first byte in the archive.
     pub at: u64,
     pub size: u64,
+    /// CRC-32 that its bytes should have.
+    pub crc: u32,
 }
 
 const END: u32 = 0x0605_4b50;
@@ -124,7 +129,8 @@ pub fn entries(source: &mut impl Source, length: u64) -> Result<Vec<Entry>, Stri
         if at.checked_add(size).is_none_or(|end| end > directory.at) {
             return Err(format!("{shown} would have {size} bytes at {at}, beyond the archive"));
         }
-        found.push((local, Entry { name: shown, at, size }));
+        let crc = number(rest, 16, 4) as u32;
+        found.push((local, Entry { name: shown, at, size, crc }));
         rest = after;
     }
     if found.len() as u64 != directory.entries {
@@ -139,6 +145,38 @@ pub fn entries(source: &mut impl Source, length: u64) -> Result<Vec<Entry>, Stri
         Some((_, entry)) => Err(format!("it holds {} twice", entry.name)),
         None => Ok(found.into_iter().map(|(_, entry)| entry).collect()),
     }
+}
+
+/// Reads all entries once and holds their bytes against what the directory says of them.
+///
+/// PyTorch can be told to leave the sums out (`torch.serialization.set_crc32_options`); then all are zero, and
+/// there is nothing to check.
+///
+/// # Errors
+/// Names the first entry that is damaged.
+pub fn check_sums(source: &mut impl Source, entries: &[Entry]) -> Result<(), String> {
+    const PIECE: u64 = 1 << 20;
+    if entries.iter().all(|entry| entry.crc == 0) {
+        return Ok(());
+    }
+    for entry in entries {
+        let mut crc = Crc::new();
+        let mut done = 0;
+        while done < entry.size {
+            let piece = PIECE.min(entry.size - done);
+            crc.update(&source.part(entry.at + done, piece as usize)?);
+            done += piece;
+        }
+        if crc.sum() != entry.crc {
+            return Err(format!(
+                "{} is damaged: its CRC-32 is {:08x} and should be {:08x}",
+                entry.name,
+                crc.sum(),
+                entry.crc
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Compressed size, size and place of the local header; where 32 bits are too few they are in `extra`.

@@ -132,6 +132,37 @@ fn a_vae_run_measures_itself_and_resumes_to_the_same_bytes() {
     assert!(result(&steady, 4) == result(&parts, 4), "a resumed VAE differs");
 }
 
+/// The reference library's AutoencoderKL, small: a short training makes both parts of its loss smaller, and what is
+/// exported is the folder that the library's class reads.
+#[test]
+fn an_autoencoder_kl_is_trained_and_exported() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let tiny = [
+        &TINY_VAE[..],
+        &["--set", "vae.widths=[8,8,8]", "--set", "lr_warmup=0", "--set", "lr_schedule=constant"],
+        &["--set", "kl_warmup=0", "--set", "evaluate_every=60", "--set", "checkpoint_every=60"],
+    ]
+    .concat();
+    let run = train(at, "digits-kl", "kl", "60", &tiny, &["--set", "lr=2e-3", "--set", "kl_weight=1.0"]);
+    let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let mean = |key: &str, lines: &[serde_json::Value]| {
+        lines.iter().map(|l| l[key].as_f64().unwrap()).sum::<f64>() / lines.len() as f64
+    };
+    for key in ["loss", "reconstruction"] {
+        let [first, last] = [mean(key, &lines[..10]), mean(key, &lines[50..])];
+        assert!(last < 0.8 * first, "{key} went from {first} to {last}");
+    }
+    succeeds(at, &["export", "kl", "out"]);
+    let config: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(at.join("out/config.json")).unwrap()).unwrap();
+    assert_eq!(config["_class_name"], "AutoencoderKL");
+    assert_eq!((&config["latent_channels"], &config["sample_size"]), (&4.into(), &16.into()));
+    succeeds(at, &["import", "out", "back"]);
+    assert!(at.join("out/diffusion_pytorch_model.safetensors").is_file());
+}
+
 #[test]
 fn settings_of_the_autoencoders() {
     let folder = TempDir::new().unwrap();
@@ -363,7 +394,7 @@ fn a_lost_or_exchanged_vae_and_foreign_latents() {
     succeeds(at, &["encode", "vae", "--count", "2", "--out", "of-vae.safetensors", "--device", "cpu"]);
     says(&["decode", "other", "of-vae.safetensors"], &["those of another VAE"]);
     succeeds(at, &["encode", "mlp", "--count", "2", "--out", "of-mlp.safetensors", "--device", "cpu"]);
-    says(&["decode", "vae", "of-mlp.safetensors"], &["F32 [2, 2]", "decodes F32 [N, 4, 4, 4]"]);
+    says(&["decode", "vae", "of-mlp.safetensors"], &["F32 [2, 2]", "takes F32 [N, 4, 4, 4]"]);
     let whole = fs::read(at.join("of-vae.safetensors")).unwrap();
     fs::write(at.join("cut.safetensors"), &whole[..whole.len() - 7]).unwrap();
     says(&["decode", "vae", "cut.safetensors"], &["damaged"]);

@@ -4,9 +4,10 @@ use denoir::device::Device;
 use denoir::ops::activation::{Activation, activation};
 use denoir::ops::arithmetic::{add, affine, mul};
 use denoir::ops::concat::concat;
-use denoir::ops::conv2d::{Epilogue, Padding, conv2d};
+use denoir::ops::conv2d::{Epilogue, Padding, conv_transpose2d, conv2d};
 use denoir::ops::dropout::dropout;
 use denoir::ops::group_norm::group_norm;
+use denoir::ops::matmul::{Transpose, matmul};
 use denoir::philox::{Sequence, Stream};
 use denoir::program::{Plan, Program, Sharing};
 use denoir::state::State;
@@ -209,4 +210,83 @@ fn what_changed_in_the_meantime_is_not_read_again() {
     let (kept, _) = run(Plan::keeping_all(&tape, &[&dx], &device));
     let (again, repeated) = run(Plan::new(&tape, &[&dx], &device));
     assert!(repeated > 0 && kept == again, "{repeated} launches run twice; {} or {}", kept[0], again[0]);
+}
+
+/// A network of every op that keeps its weights in another order: by Winograd's method, in panels, its adjoint
+/// of stride 1 and 2, products of few and of many rows, b turned or not. From stores `w` and `x`.
+fn ops_that_keep_weights(tape: &Tape) -> Vec<Tensor> {
+    let x = |shape: &[usize]| tape.stored("x", 0, shape);
+    let w = |shape: &[usize]| tape.stored("w", 0, shape);
+    let (image, same) = (x(&[1, 8, 6, 32]), Padding::same(1));
+    vec![
+        conv2d(&image, &w(&[3, 3, 32, 48]), 1, same, Epilogue::default()),
+        conv2d(&image, &w(&[3, 3, 32, 20]), 2, same, Epilogue::default()),
+        conv_transpose2d(&image, &w(&[3, 3, 32, 32]), 1, same, 0, None),
+        conv_transpose2d(&image, &w(&[3, 3, 20, 32]), 2, same, 1, None),
+        matmul(&x(&[7, 50]), &w(&[50, 70]), Transpose::NONE, None),
+        matmul(&x(&[7, 50]), &w(&[70, 50]), Transpose { a: false, b: true }, None),
+        matmul(&x(&[300, 5]), &w(&[5, 70]), Transpose::NONE, None),
+        matmul(&x(&[50, 7]), &w(&[70, 50]), Transpose { a: true, b: true }, None),
+    ]
+}
+
+#[test]
+fn weights_that_are_kept_in_another_order_follow_the_store() {
+    let device = Device::open("cpu").unwrap();
+    let random = |seed: u64, count: usize| -> Vec<f32> {
+        let mut rng = Sequence::new(seed, Stream::Init, 0, 0);
+        (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
+    };
+    let (x_len, w_len) = (8 * 6 * 32, 9 * 32 * 48);
+    let fresh = || {
+        let tape = Tape::new();
+        let outputs = ops_that_keep_weights(&tape);
+        let plan = Plan::new(&tape, &outputs.iter().collect::<Vec<_>>(), &device);
+        (Program::compile(&plan, &device, &[], Sharing::Shared).unwrap(), outputs)
+    };
+    let results = |(program, outputs): &mut (Program, Vec<Tensor>)| -> Vec<Vec<f32>> {
+        program.run().unwrap();
+        outputs.iter().map(|y| program.read(y).unwrap()).collect()
+    };
+    let wanted = |w: &[f32], x: &[f32]| {
+        let mut once = fresh();
+        once.0.write("w", w).unwrap();
+        once.0.write("x", x).unwrap();
+        results(&mut once)
+    };
+    let mut kept = fresh();
+    let (first, other) = (random(1, w_len), random(2, w_len));
+    kept.0.write("w", &first).unwrap();
+    for seed in 3..6 {
+        let x = random(seed, x_len);
+        kept.0.write("x", &x).unwrap();
+        assert!(results(&mut kept) == wanted(&first, &x), "run {seed} with the same weights");
+    }
+    let x = random(6, x_len);
+    kept.0.write("x", &x).unwrap();
+    kept.0.write("w", &other).unwrap();
+    assert!(results(&mut kept) == wanted(&other, &x), "weights that were written");
+    // As an optimiser does it: another program changes the store.
+    let tape = Tape::new();
+    tape.accumulate_into(&tape.stored("w", 0, [w_len]), &tape.stored("step", 0, [w_len]));
+    let plan = Plan::new(&tape, &[], &device);
+    let weights = kept.0.store("w").clone();
+    let mut update = Program::compile(&plan, &device, &[("w", &weights)], Sharing::Shared).unwrap();
+    update.write("step", &first).unwrap();
+    update.run().unwrap();
+    let sum: Vec<f32> = first.iter().zip(&other).map(|(a, b)| b + a).collect();
+    assert!(results(&mut kept) == wanted(&sum, &x), "weights that a program updated");
+    // A program that writes the store itself keeps nothing.
+    let tape = Tape::new();
+    let y = matmul(&tape.stored("x", 0, [7, 50]), &tape.stored("w", 0, [50, 70]), Transpose::NONE, None);
+    tape.accumulate_into(&tape.stored("w", 0, [7, 70]), &y);
+    let plan = Plan::new(&tape, &[&y], &device);
+    let mut updates = Program::compile(&plan, &device, &[("w", &weights)], Sharing::Shared).unwrap();
+    updates.write("x", &x[..7 * 50]).unwrap();
+    for _ in 0..2 {
+        let mut w = vec![0.0_f32; w_len];
+        device.read(&weights, 0, bytemuck::cast_slice_mut(&mut w)).unwrap();
+        updates.run().unwrap();
+        assert!(updates.read(&y).unwrap() == wanted(&w, &x)[4], "a program that updates its own weights");
+    }
 }

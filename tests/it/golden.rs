@@ -7,7 +7,7 @@ use std::rc::Rc;
 use denoir::device::Device;
 use denoir::diffusers::config::{self, Model};
 use denoir::diffusion::{Schedule, Scheduler, Variance};
-use denoir::models::unet::{UNetConfig, unet};
+use denoir::models::unet::{Class, UNetConfig, unet};
 use denoir::nn::{self, Params, Scope};
 use denoir::ops::adam::{AdamOptions, AdamTensors, adam};
 use denoir::ops::grad_norm::grad_norm;
@@ -28,7 +28,7 @@ fn config_of(json: &Value) -> UNetConfig {
     // Images that are no squares are no folders of diffusion models, but the network takes them.
     json["sample_size"] = Value::Null;
     match config::model(&json.to_string()).unwrap().model {
-        Model::UNet(config) => config,
+        Model::UNet(config) => *config,
         other => panic!("{other:?}"),
     }
 }
@@ -44,7 +44,7 @@ fn check_unet(name: &str, golden: &Golden, device: &Device) {
     let scope = Scope::training(&tape, &params, &state);
     let x_in = tape.variable("x", 0, shape);
     let t = tape.stored("t", 0, [shape[0]]);
-    let labels = golden.tensors.contains_key("in/labels").then(|| tape.stored_u32("labels", [shape[0]]));
+    let labels = config.class().tensor(&tape, shape[0]);
     let y = unet(&config, &scope, &x_in, &t, labels.as_ref());
     let dy_in = tape.stored("dy", 0, y.shape().clone());
     let gradients = tape.backward(&y, &dy_in);
@@ -58,9 +58,13 @@ fn check_unet(name: &str, golden: &Golden, device: &Device) {
     program.write("x", &to_f32(&x)).unwrap();
     program.write("t", &golden.f32("in/t")).unwrap();
     program.write("dy", &to_f32(&dy)).unwrap();
-    if labels.is_some() {
-        let words: Vec<u32> = golden.get("in/labels").iter().map(|&v| v as u32).collect();
-        program.write("labels", &words).unwrap();
+    match config.class() {
+        Class::None => assert!(!golden.tensors.contains_key("in/labels"), "{name}"),
+        Class::Number(_) => {
+            let words: Vec<u32> = golden.get("in/labels").iter().map(|&v| v as u32).collect();
+            program.write("labels", &words).unwrap();
+        }
+        Class::Value | Class::Embedding(_) => program.write("labels", &golden.f32("in/labels")).unwrap(),
     }
     program.run().unwrap();
 
@@ -106,7 +110,7 @@ fn names_shapes_and_numbers_of_parameters() {
         let side = 1 << config.block_out_channels.len();
         let x = tape.stored("x", 0, [1, side, side, config.in_channels]);
         let t = tape.stored("t", 0, [1]);
-        let labels = (config.num_class_embeds > 0).then(|| tape.stored_u32("labels", [1]));
+        let labels = config.class().tensor(&tape, 1);
         unet(&config, &Scope::new(&tape, &params), &x, &t, labels.as_ref());
         check_names(&models, model, &params.borrow());
     }

@@ -147,7 +147,7 @@ fn recipe_of(config: &Value) -> Recipe {
     let parsed = config::model(&config.to_string()).unwrap();
     let side = parsed.side.unwrap_or(32);
     match parsed.model {
-        Model::UNet(unet) => Recipe { image_size: side, batch_size: 1, unet, ..Recipe::default() },
+        Model::UNet(unet) => Recipe { image_size: side, batch_size: 1, unet: *unet, ..Recipe::default() },
         Model::Vae(vae, _) => {
             Recipe { system: System::Vae, image_size: side, batch_size: 1, vae, ..Recipe::default() }
         }
@@ -222,7 +222,7 @@ fn log_variances_are_bounded() {
 }
 
 /// Copies a folder.
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -235,7 +235,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn succeeds(at: &Path, arguments: &[&str]) -> String {
+/// Runs the program, which must succeed, and gives what it says on standard error.
+pub fn succeeds(at: &Path, arguments: &[&str]) -> String {
     let output = denoir(at, arguments);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{arguments:?}: {text}");
@@ -298,6 +299,33 @@ fn a_pipeline_is_sampled_imported_trained_and_exported() {
     fails(at, &set, 2, &["weights are those of the folder's own model"]);
 }
 
+/// Embeddings of time and of classes that not every sampler, and no training, can serve.
+#[test]
+fn folders_that_are_asked_the_wrong_way() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    for name in ["unet_fourier_timestep", "unet_odd"] {
+        copy(&crate::place::root().join("tests/golden/folders").join(name), &at.join(name));
+    }
+    let sample = |of: &'static str, options: &[&'static str]| {
+        [&["sample", of, "--device", "cpu", "--count", "2"][..], options].concat()
+    };
+    let few = ["--sampler", "ddim", "--steps", "3", "--spacing", "trailing"];
+    let fourier = "unet_fourier_timestep";
+    fails(at, &sample(fourier, &few), 2, &["the model takes a number", "sample with --class N"]);
+    fails(at, &sample(fourier, &["--class", "3"]), 2, &["down to timestep 0", "--spacing trailing"]);
+    assert!(!at.join("samples.png").exists());
+    let of_class = |class: &'static str, out: &'static str| {
+        succeeds(at, &[&sample(fourier, &few)[..], &["--class", class, "--out", out]].concat());
+        fs::read(at.join(out)).unwrap()
+    };
+    assert!(of_class("3", "three.png") != of_class("900", "other.png"), "the class changes nothing");
+    let rows = "with a row for each timestep from 0 to 69, and the sampler asks for 999";
+    fails(at, &sample("unet_odd", &few), 2, &[rows]);
+    succeeds(at, &["import", fourier, "run"]);
+    fails(at, &["train", "--resume", "run", "--device", "cpu"], 2, &["a timestep 0, which has no logarithm"]);
+}
+
 #[test]
 fn folders_that_cannot_be_used() {
     let folder = TempDir::new().unwrap();
@@ -317,14 +345,12 @@ fn folders_that_cannot_be_used() {
         unet,
         "down_block_types",
         json!(["DownBlock2D", "KDownBlock2D"]),
-        &["no block called \"KDownBlock2D\""],
+        &["no block called \"KDownBlock2D\"", "choose DownBlock2D or AttnDownBlock2D or Resnet"],
     );
-    with(
-        unet,
-        "time_embedding_type",
-        json!("fourier"),
-        &["unet/config.json: time_embedding_type is \"fourier\""],
-    );
+    with(unet, "time_embedding_type", json!("fourier"), &["missing: time_proj.weight"]);
+    with(unet, "time_embedding_type", json!("spatial"), &["time_embedding_type is \"spatial\""]);
+    with(unet, "time_embedding_type", json!("learned"), &["unet.num_train_timesteps is 0"]);
+    with(unet, "class_embed_type", json!("timestep"), &["missing: class_embedding.linear_1"]);
     with(unet, "_class_name", json!("UNet2DConditionModel"), &["UNet2DConditionModel"]);
     with(unet, "sample_size", Value::Null, &["has no sample_size"]);
     with(unet, "sample_size", json!(1_u64 << 40), &["image_size is 1099511627776"]);
@@ -340,10 +366,27 @@ fn folders_that_cannot_be_used() {
     with(
         "scheduler/scheduler_config.json",
         "prediction_type",
-        json!("v_prediction"),
-        &["prediction_type is"],
+        json!("flow_prediction"),
+        &["scheduler_config.json: prediction_type = \"flow_prediction\"", "denoir knows epsilon"],
     );
-    with("scheduler/scheduler_config.json", "num_train_timesteps", json!(1_u64 << 50), &["timesteps is"]);
+    for (key, value, wanted) in [
+        ("num_train_timesteps", json!(1_u64 << 50), "num_train_timesteps = 1125899906842624"),
+        ("num_train_timesteps", json!(0), "it must be at least 1"),
+        ("beta_end", json!(1.5), "beta_end = 1.5"),
+        ("beta_schedule", json!("quad"), "beta_schedule = \"quad\""),
+        ("trained_betas", json!([0.1, 0.2]), "num_train_timesteps = 1000"),
+        ("variance_type", json!("learned_range"), "variance_type = \"learned_range\""),
+        ("rescale_betas_zero_snr", json!(true), "cannot be left by predicting noise"),
+        ("steps_offset", json!(1), "visit timestep 1000"),
+        ("beta_shedule", json!("linear"), "no sampler has such a key"),
+    ] {
+        with("scheduler/scheduler_config.json", key, value, &["scheduler/scheduler_config.json: ", wanted]);
+    }
+    let index = |class: &str, wanted| {
+        with("model_index.json", "scheduler", json!(["diffusers", class]), &[wanted]);
+    };
+    index("KDPM2DiscreteScheduler", "_class_name is \"KDPM2DiscreteScheduler\"; denoir has DDPMScheduler");
+    index("DDIMInverseScheduler", "goes from a picture to its noise");
 
     // Names, each said once: one gone, one too many, one of another shape.
     let _ = fs::remove_dir_all(at.join("f"));

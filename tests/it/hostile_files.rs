@@ -9,8 +9,10 @@ use std::path::Path;
 use denoir::weights::{Weights, pickle, safetensors, torch, zip};
 use tempfile::TempDir;
 
+use crate::command_line::fails;
+
 /// A safetensors file of this header and so many bytes of zeros.
-fn safetensors_file(header: &str, bytes: usize) -> Vec<u8> {
+pub fn safetensors_file(header: &str, bytes: usize) -> Vec<u8> {
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header.as_bytes());
     file.extend(std::iter::repeat_n(0, bytes));
@@ -18,13 +20,16 @@ fn safetensors_file(header: &str, bytes: usize) -> Vec<u8> {
 }
 
 /// A zip archive of entries stored as they are. `method`: what it says of their compression.
-fn zip_file(entries: &[(&str, &[u8])], method: u16) -> Vec<u8> {
+pub fn zip_file(entries: &[(&str, &[u8])], method: u16) -> Vec<u8> {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
     for (name, bytes) in entries {
         let at = file.len() as u32;
         let size = (bytes.len() as u32).to_le_bytes();
         let lengths = [name.len() as u16, 0].map(u16::to_le_bytes).concat();
-        let common = [&[0, 0, 0, 0][..], &method.to_le_bytes(), &[0; 8], &size, &size, &lengths].concat();
+        let mut crc = flate2::Crc::new();
+        crc.update(bytes);
+        let sums = [&crc.sum().to_le_bytes()[..], &size, &size].concat();
+        let common = [&[0, 0, 0, 0][..], &method.to_le_bytes(), &[0; 4], &sums, &lengths].concat();
         file.extend([&b"PK\x03\x04"[..], &common, name.as_bytes(), bytes].concat());
         let rest = [&[0; 10][..], &at.to_le_bytes(), name.as_bytes()].concat();
         directory.extend([&b"PK\x01\x02\x14\x00"[..], &common, &rest].concat());
@@ -37,7 +42,7 @@ fn zip_file(entries: &[(&str, &[u8])], method: u16) -> Vec<u8> {
 }
 
 /// A pickle of one tensor `w` of these sizes and strides over a storage called 0.
-fn pickle_of(class: &str, offset: u8, sizes: &[u8], strides: &[u8]) -> Vec<u8> {
+pub fn pickle_of(class: &str, offset: u8, sizes: &[u8], strides: &[u8]) -> Vec<u8> {
     let tuple = |items: &[u8]| -> Vec<u8> {
         let ints: Vec<u8> = items.iter().flat_map(|&i| [b'K', i]).collect();
         [&b"("[..], &ints, b"t"].concat()
@@ -60,7 +65,7 @@ fn pickle_of(class: &str, offset: u8, sizes: &[u8], strides: &[u8]) -> Vec<u8> {
 }
 
 /// The archive that torch.save would make of a pickle and a storage.
-fn torch_file(pickle: &[u8], storage: &[u8]) -> Vec<u8> {
+pub fn torch_file(pickle: &[u8], storage: &[u8]) -> Vec<u8> {
     zip_file(&[("a/data.pkl", pickle), ("a/data/0", storage)], 0)
 }
 
@@ -174,14 +179,43 @@ fn pickles_run_nothing() {
     refuses(b"\x80\x02K\x01(\x85.", "more from its stack");
     refuses(b"\x80\x02u.", "a mark that is not there");
     refuses(b"\x80\x02X\xff\xff\xff\xffa.", "cut short");
-    // A list in itself, a million deep: Python's interpreter of pickles runs out of stack on such.
-    let mut deep = b"\x80\x02".to_vec();
-    deep.extend(std::iter::repeat_n(b']', 1_000_000));
-    deep.extend(std::iter::repeat_n(b'a', 999_999));
-    deep.push(b'.');
-    refuses(&deep, "no dictionary");
+    // A list in itself, half a million deep: Python's interpreter of pickles runs out of stack on such.
+    let deep = |depth| {
+        let mut deep = b"\x80\x02".to_vec();
+        deep.extend(std::iter::repeat_n(b']', depth));
+        deep.extend(std::iter::repeat_n(b'a', depth - 1));
+        deep.push(b'.');
+        deep
+    };
+    refuses(&deep(500_000), "no dictionary");
+    refuses(&deep(1_000_000), "more than 1048576 opcodes");
     refuses(b"\x80\x02]q\0h\0a.", "no dictionary");
     assert!(pickle::load(b"\x80\x02}.").unwrap().is_empty());
+}
+
+/// One text and one tuple of arguments, named a hundred thousand times: each stands in memory once, and the last
+/// tensor of a name is the one that counts.
+#[test]
+fn a_pickle_cannot_multiply_its_texts() {
+    let text = |text: &str| [&b"X"[..], &(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
+    let pickle = |name: &str| {
+        let start = [
+            &b"\x80\x02}("[..],
+            &text(name),
+            b"q\x00ctorch._utils\n_rebuild_tensor_v2\nq\x04((",
+            &text("storage"),
+            b"ctorch\nFloatStorage\nh\x00",
+            &text("cpu"),
+            b"K\x01tQK\x00K\x01\x85q\x02h\x02tq\x03R",
+        ];
+        [&start.concat(), &b"h\x00h\x04h\x03R".repeat(100_000)[..], b"u."].concat()
+    };
+    let tensors = pickle::load(&pickle(&"k".repeat(1024))).unwrap();
+    assert_eq!((tensors.len(), tensors[0].0.len(), tensors[0].1.key.len()), (1, 1024, 1024));
+    let long = pickle::load(&pickle(&"k".repeat(1025))).unwrap_err();
+    assert!(long.contains("has a text of 1025 bytes"), "{long}");
+    let name = [&b"\x80\x02c"[..], &b"m".repeat(5000), b"\nx\n."].concat();
+    assert!(pickle::load(&name).unwrap_err().contains("has a name of 5000 bytes"));
 }
 
 #[test]
@@ -207,6 +241,29 @@ fn tensors_outside_their_storages() {
     let big = [("a/data.pkl", &pickle[..]), ("a/byteorder", b"big"), ("a/data/0", &[0; 4])];
     says(list, &zip_file(&big, 0), &["byte order is \"big\""]);
     says(list, &pickle, &["bare pickle", "save it anew"]);
+}
+
+#[test]
+fn sums_of_archives() {
+    let list = |source: &mut Cursor<&[u8]>, length| torch::list(source, length);
+    let pickle = pickle_of("FloatStorage", 0, &[2, 2], &[2, 1]);
+    let whole = torch_file(&pickle, &[7; 16]);
+    assert!(torch::list(&mut Cursor::new(&whole[..]), whole.len() as u64).is_ok());
+    // One bit of a weight, of the pickle, of a sum itself.
+    let weight = whole.windows(16).position(|w| w == [7; 16]).unwrap();
+    let names = whole.windows(5).position(|w| w == b"torch").unwrap();
+    let sum = whole.windows(4).position(|w| w == b"PK\x01\x02").unwrap() + 16;
+    for (at, entry) in [(weight + 3, "a/data/0"), (names, "a/data.pkl"), (sum, "a/data.pkl")] {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0x10;
+        says(list, &damaged, &[entry, "is damaged: its CRC-32 is"]);
+    }
+    // torch.serialization.set_crc32_options(False): all sums are zero, and none is checked.
+    let mut without = whole.clone();
+    for (at, _) in whole.windows(4).enumerate().filter(|(_, bytes)| bytes == b"PK\x01\x02") {
+        without[at + 16..at + 20].fill(0);
+    }
+    assert!(torch::list(&mut Cursor::new(&without[..]), without.len() as u64).is_ok());
 }
 
 /// Made by `tools/reference/make_goldens.py`: torch.save of tensors of every type, one of them transposed.
@@ -274,6 +331,78 @@ fn files_and_shards() {
     fs::write(at.join("nan.safetensors"), broken).unwrap();
     let nan = Weights::find(at, "nan").unwrap().unwrap();
     assert!(nan.values("a").unwrap_err().report().contains("a holds NaN at 0"));
+}
+
+/// The same through the program: sampling from such a folder and importing it end with one line and status 1, and
+/// leave nothing behind.
+#[test]
+fn hostile_folders_through_the_program() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let (model, stem) = (at.join("f"), "diffusion_pytorch_model");
+    fs::create_dir(&model).unwrap();
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny_ddpm/unet/config.json");
+    let config = fs::read_to_string(config).unwrap();
+    fs::write(model.join("config.json"), &config).unwrap();
+    let says = |wanted: &[&str]| {
+        fails(at, &["sample", "f", "--device", "cpu"], 1, wanted);
+        fails(at, &["import", "f", "run"], 1, wanted);
+        assert!(!at.join("samples.png").exists() && !at.join("run").exists(), "{wanted:?} left something");
+    };
+    let weights = |ending: &str, bytes: &[u8], wanted: &[&str]| {
+        let path = model.join(format!("{stem}.{ending}"));
+        fs::write(&path, bytes).unwrap();
+        says(&[&[&*format!("{stem}.{ending}")], wanted].concat());
+        fs::remove_file(path).unwrap();
+    };
+    let calls = b"\x80\x02cposix\nsystem\nX\x04\0\0\0true\x85R.";
+    weights("bin", &torch_file(calls, &[0; 16]), &["would call posix.system"]);
+    let pickle = pickle_of("FloatStorage", 0, &[2, 2], &[2, 1]);
+    weights("bin", &zip_file(&[("a/data.pkl", &pickle), ("a/data/0", &[0; 16])], 8), &["is compressed"]);
+    let mut shared = torch_file(&pickle, &[0; 16]);
+    let second = shared.windows(4).rposition(|w| w == b"PK\x01\x02").unwrap();
+    shared[second + 42..second + 46].fill(0);
+    weights("bin", &shared, &["share bytes"]);
+    let mut damaged = torch_file(&pickle, &[7; 16]);
+    let weight = damaged.windows(16).position(|w| w == [7; 16]).unwrap();
+    damaged[weight] ^= 1;
+    weights("bin", &damaged, &["a/data/0 is damaged: its CRC-32 is"]);
+    let tensors = |offsets: [&str; 2]| {
+        let one =
+            |name: &str, at: &str| format!(r#""{name}":{{"dtype":"F32","shape":[2],"data_offsets":{at}}}"#);
+        safetensors_file(&format!("{{{},{}}}", one("a", offsets[0]), one("b", offsets[1])), 16)
+    };
+    weights("safetensors", &tensors(["[0,8]", "[4,12]"]), &["header"]);
+    weights("safetensors", &tensors(["[0,8]", "[8,999999999999]"]), &["header"]);
+    let mut enormous = tensors(["[0,8]", "[8,16]"]);
+    enormous[..8].copy_from_slice(&(1_u64 << 60).to_le_bytes());
+    weights("safetensors", &enormous, &["header would have 1152921504606846976 bytes"]);
+    // A name that would write lines of its own on the terminal.
+    let name = r#"{"a\nerror: b\u001b[2J":{"dtype":"I8","shape":[1],"data_offsets":[0,1]}}"#;
+    weights("safetensors", &safetensors_file(name, 1), &[r"a\nerror: b\u{1b}[2J holds I8"]);
+    let absurd = [
+        ("\"block_out_channels\": [", "\"block_out_channels\": [1099511627776, ", "blocks for 3 levels"),
+        ("\"sample_size\": 8", "\"sample_size\": 4611686018427387904", "image_size is 4611686018427387904"),
+        ("\"layers_per_block\": 1", "\"layers_per_block\": 4611686018427387904", "layers_per_block is"),
+    ];
+    fs::write(model.join(format!("{stem}.safetensors")), tensors(["[0,8]", "[8,16]"])).unwrap();
+    for (old, new, wanted) in absurd {
+        assert!(config.contains(old), "{config}");
+        fs::write(model.join("config.json"), config.replace(old, new)).unwrap();
+        says(&[wanted]);
+    }
+    fs::write(model.join("config.json"), &config).unwrap();
+    says(&["not those of its config.json"]);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::symlink;
+        fs::remove_file(model.join(format!("{stem}.safetensors"))).unwrap();
+        symlink(format!("{stem}.safetensors"), model.join(format!("{stem}.safetensors"))).unwrap();
+        says(&["cannot read", stem]);
+        fs::remove_dir_all(&model).unwrap();
+        symlink("f", &model).unwrap();
+        says(&["f"]);
+    }
 }
 
 /// Damage of every kind, ten thousand times for each parser: a mistake would be a panic, or a test that

@@ -1,16 +1,20 @@
 //! The integration tests: one binary, so that it links once.
 
 mod allocations;
+mod around_the_step;
 mod autoencoder;
 mod bench;
 mod command_line;
 mod engine;
+mod folders;
 mod golden;
 mod golden_diffusers;
+mod golden_unconditional;
 mod golden_vae;
 mod hostile_files;
 mod house;
 mod kernels;
+mod pipelines;
 mod place;
 mod reference;
 mod schedulers;

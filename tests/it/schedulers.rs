@@ -118,21 +118,23 @@ fn walks_in_f64() {
 fn walks_on_the_devices() {
     let (seen, cases) = cases();
     for device in devices() {
-        let mut worst: f64 = 0.0;
+        let mut worst = [0.0_f64; 2];
         for case in &cases {
+            // UniPC's predictions of the noise cancel at high noise, where x0 = (x - sigma eps) / alpha with sigma /
+            // alpha up to 157: 5.0e-5 on both devices, and 9.9e-6 of all others.
+            let cancels = matches!(&case.scheduler.method, Method::UniPc(options) if !options.predict_x0);
+            let tolerance = if cancels { 1e-4 } else { 2e-5 };
             let mut on_device = OnDevice::new(&case.walk, &device);
             let mut draws = 0;
             for (i, step) in case.walk.steps.iter().enumerate() {
                 let x = on_device.step(i, step.t, &wave(draws));
                 draws += i32::from(step.draws);
-                // UniPC's predictions of the noise cancel at high noise, where x0 = (x - sigma eps) / alpha.
-                let cancels = matches!(&case.scheduler.method, Method::UniPc(options) if !options.predict_x0);
-                let tolerance = if cancels { 5e-4 } else { 5e-5 };
                 let err = compare(case, i + 1, &row(&x, &seen), tolerance, &device.describe());
-                worst = worst.max(err);
+                let worst = &mut worst[usize::from(cancels)];
+                *worst = worst.max(err);
             }
         }
-        eprintln!("{}: worst error {worst:e} of the largest number", device.describe());
+        eprintln!("{}: worst error {worst:?} of the largest number", device.describe());
     }
 }
 
@@ -360,9 +362,12 @@ fn sums_that_the_library_publishes() {
     ] {
         let got = published(&config(class, more.clone()), steps, from);
         let off = (got - wanted).abs();
-        // To the last digit that is printed, or to a few units in the last place of the f32 that was printed:
-        // the library walks in f32, over sigmas up to 261, which shows most between sigmas of Karras.
-        let of_f32 = if *more == karras { 4e-6 } else { 3e-7 } * wanted;
+        // To the last digit that is printed, or as near as the printed number is to its own formula: the library
+        // walks and adds up in f32, over sigmas up to 261. Run in f64 it gives 57062.9228 for Euler with noise
+        // (1.2e-7 below what is printed), 27663.6828 for LMS with noise (2.4e-7), 3812.9932 for LMS over Karras's
+        // sigmas (1.3e-7 above). Euler over those is printed as 124.522995, which version 0.42.1 with torch 2.15
+        // does not give itself: in f32 124.522598, in f64 124.522588 (3.3e-6 below).
+        let of_f32 = if *more == karras && class == "EulerDiscrete" { 4e-6 } else { 3e-7 } * wanted;
         assert!(off <= f64::max(digit, of_f32), "{class} {more} from {from:?}: {got}, printed is {wanted}");
     }
 }
@@ -419,7 +424,7 @@ fn a_seed_gives_the_pictures_of_the_library() {
         let trainer = Trainer::new(&recipe, &device, None, None).unwrap();
         let source = trainer.source(None);
         for name in ["ddpm", "ddim"] {
-            let scheduler = recipe.scheduler().named(name).unwrap();
+            let scheduler = recipe.sampler(name).unwrap();
             let options = Options { seed: 0, steps: 2, scheduler, rng: Rng::Denoir }.with_rng(Rng::Torch);
             let image = source.draw(&options, 1, None, || Ok(())).unwrap();
             let wanted = floats(&golden["pictures"][name]);
@@ -450,7 +455,7 @@ fn every_sampler_draws_the_same_sample_in_any_company() {
         // A GPU takes long to build each: those that differ in what they record.
         let some = ["ddim", "euler-a", "unipc"];
         for name in denoir::diffusion::names().iter().filter(|name| on_cpu || some.contains(name)) {
-            let scheduler = recipe.scheduler().named(name).unwrap();
+            let scheduler = recipe.sampler(name).unwrap();
             let options = Options { seed: 3, steps: 4, scheduler, rng: Rng::Denoir };
             let draw = |options: &Options, count| {
                 let samples = source.draw(options, count, None, || Ok(())).unwrap();

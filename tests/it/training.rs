@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::command_line::{TINY, denoir, tiny_run};
 use crate::reference::devices;
 
-fn small() -> Recipe {
+pub fn small() -> Recipe {
     let mut recipe = recipe::find("digits").unwrap();
     for assignment in [
         "image_size=8",
@@ -38,6 +38,7 @@ fn digits(recipe: &Recipe) -> Batch {
         image_size: recipe.image_size,
         channels: Some(1),
         crop: None,
+        resize: denoir::data::Resize::Bicubic,
         seed: 3,
         split: denoir::data::Split::Train,
     };
@@ -158,7 +159,7 @@ fn a_sample_does_not_depend_on_its_company() {
     for device in devices() {
         let trainer = Trainer::new(&recipe, &device, None, None).unwrap();
         let source = trainer.source(None);
-        let options = Options { steps: 6, ..Options::of(&recipe) };
+        let options = Options { steps: 6, ..Options::of(&recipe).unwrap() };
         let draw = |count| source.draw(&options, count, None, || Ok(())).unwrap();
         let (one, five, many) = (draw(1), draw(5), draw(67));
         let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();

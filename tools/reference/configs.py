@@ -91,6 +91,18 @@ CASES = {
     # Nothing between the way down and the way up; residual samplers that plain levels do not heed.
     "no_middle": case((4, 8), "-A", (8, 8), [12.0, 40.0], attention_head_dim=4, norm_num_groups=2, mid_block_type=None,
                       downsample_type="resnet", upsample_type="resnet", time_embedding_dim=8, **ONE),
+    # Frequencies of the logarithm of a level that need not be whole; the output divided by it.
+    "fourier": case((4, 8), "-A", (8, 8), [0.7, 42.5, 999.0], attention_head_dim=4, norm_num_groups=2,
+                    time_embedding_type="fourier", time_embedding_dim=8),
+    # A table of timesteps, of which two images share a row.
+    "learned": case((4, 8), "-A", (8, 8), [3, 19, 3], attention_head_dim=4, norm_num_groups=2, time_embedding_type="learned",
+                    num_train_timesteps=20, **ONE),
+    # A class that is a number, embedded as a timestep is; odd widths, so the sinusoids end with a zero.
+    "class_timestep": case((9, 6), "-A", (8, 8), [12.0, 77.0], attention_head_dim=3, norm_num_groups=3,
+                           class_embed_type="timestep", time_embedding_dim=8, **ONE),
+    # A class that is its embedding; the number of classes means nothing then.
+    "class_identity": case((4, 8), "-A", (8, 8), [5.0, 120.0], attention_head_dim=4, norm_num_groups=2,
+                           class_embed_type="identity", num_class_embeds=3, time_embedding_dim=6, **ONE),
 }
 CASES["resnet_samplers"]["config"] |= dict(down_block_types=(A, "ResnetDownsampleBlock2D", D),
                                            up_block_types=("ResnetUpsampleBlock2D", AU, U))

@@ -4,6 +4,8 @@
     tiny_ddpm/               the pipeline of diffusers' own tests (seed 0), as save_pretrained writes it
     tiny_ddpm.safetensors    noise/x, noise/step: torch's generator at seed 0, as the pipeline draws it; f64/eps: the model at
                              t = 500 in f64; f32/ddpm, f32/ddim: the images of the pipelines, two steps, [3, 8, 8]
+    tiny_ldm/                an LDMPipeline of random weights: VQModel, UNet2DModel, DDIMScheduler as latent diffusion has it
+    tiny_ldm.safetensors     f32/image: its picture of seed 0 in four steps, [3, 16, 16]; f64/image: the same with the models in f64
     vq.safetensors           a VQModel: param/<name>, in/x; f64/h (before the codebook), f64/out (h decoded)
 """
 import copy
@@ -11,7 +13,8 @@ import json
 import math
 
 import torch
-from diffusers import AutoencoderKL, DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel, VQModel
+from diffusers import (AutoencoderKL, DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, LDMPipeline, UNet2DModel,
+                       VQModel)
 
 import unet_golden
 
@@ -19,6 +22,7 @@ import unet_golden
 def write(golden):
     torch_save(golden / "torch_save.bin")
     tiny(golden)
+    ldm(golden)
     vq(golden / "vq.safetensors")
 
 
@@ -56,6 +60,46 @@ def tiny(golden):
     image = lambda a: torch.from_numpy(a).permute(2, 0, 1).contiguous()
     unet_golden.save(golden / "tiny_ddpm.safetensors",
                      {"noise/x": x, "noise/step": step, "f64/eps": eps, "f32/ddpm": image(ddpm), "f32/ddim": image(ddim)})
+
+
+def ldm(golden):
+    unet = UNet2DModel(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, sample_size=8, attention_head_dim=4,
+                       down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+    vae = VQModel(block_out_channels=(4, 8), down_block_types=["DownEncoderBlock2D"] * 2,
+                  up_block_types=["UpDecoderBlock2D"] * 2, norm_num_groups=2, latent_channels=3, vq_embed_dim=3,
+                  num_vq_embeddings=31, sample_size=16, scaling_factor=0.6)
+    scheduler = DDIMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", clip_sample=False)
+    pipeline = LDMPipeline(vqvae=vivid(vae, 43).eval(), unet=vivid(unet, 42).eval(), scheduler=scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(golden / "tiny_ldm")
+
+    def picture():
+        generator = torch.Generator("cpu").manual_seed(0)
+        return pipeline(batch_size=1, num_inference_steps=4, generator=generator, output_type="np").images[0]
+
+    f32 = picture()
+    # The first noise is drawn in f32 and widened, as the pictures of the seed are.
+    module = __import__("sys").modules[LDMPipeline.__module__]
+    draw, decode, margins = module.randn_tensor, vae.decode, []
+    module.randn_tensor = lambda *args, **more: draw(*args, **more).double()
+
+    def near(latents):
+        vectors = latents.permute(0, 2, 3, 1).reshape(-1, 3)
+        distances = torch.cdist(vectors, vae.quantize.embedding.weight).sort(1).values
+        margins.append((distances[:, 1] - distances[:, 0]).min().item())
+        return decode(latents)
+
+    vae.decode = near
+    unet.time_proj = unet_golden.TimestepsF64(unet.config)
+    unet.double(), vae.double()
+    f64 = picture()
+    module.randn_tensor, vae.decode = draw, decode
+    # No vector is as near to two codes as rounding is, and most of the picture is neither black nor white.
+    assert margins[0] > 1e-3, margins
+    assert ((f64 > 0) & (f64 < 1)).mean() > 0.5, ((f64 > 0) & (f64 < 1)).mean()
+    print("tiny_ldm: f32 off f64 by", abs(f32 - f64).max(), "margin", margins[0])
+    image = lambda a: torch.from_numpy(a).permute(2, 0, 1).contiguous()
+    unet_golden.save(golden / "tiny_ldm.safetensors", {"f32/image": image(f32).float(), "f64/image": image(f64).double()})
 
 
 def vivid(model, seed):

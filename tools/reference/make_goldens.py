@@ -25,7 +25,9 @@ from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 
 import configs
+import folders
 import formats
+import unconditional_golden
 import unet_golden
 import vae_golden
 
@@ -384,7 +386,9 @@ if __name__ == "__main__":
     vae_names()
     optim()
     schedule()
+    unconditional_golden.write(GOLDEN / "unconditional.safetensors")
     ops()
     formats.write(GOLDEN)
+    folders.committed(GOLDEN / "folders")
     write_book("diffusers_names.json", formats.names())
     verify()

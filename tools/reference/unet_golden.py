@@ -9,11 +9,13 @@ One departure from diffusers in the f64 run: diffusers computes the sinusoids of
 of 3e-5 in the angle at t = 999); the f64 run here computes them in f64.  The f32 run is untouched.
 
 Tensors (PyTorch layouts: images NCHW, conv OIHW, linear [out, in]):
-    param/<name>  f32    in/x  f32    in/t  f32 [N]    in/labels  i32 [N], where the model takes them    in/dy  f32
+    param/<name>  f32    in/x  f32    in/t  f32 [N]    in/dy  f32
+    in/labels  where the model takes them: i32 [N], or f32 [N, T] with class_embed_type identity
     f64/out   f64/dx   f64/temb (the sinusoids, [N, C0])   f64/grad/<name>, for every parameter            all f64
 Metadata, each a JSON text:
     config            the configuration under diffusers' key names (what config.json holds)
-    zero_grad         [names] whose exact gradient is zero; f64/grad holds rounding noise there
+    zero_grad         [names] whose exact gradient is zero, or which are not trained (Fourier frequencies); f64/grad holds
+                      rounding noise there
     f32_error         {"out", "dx", <name>...}: norm(f32 - f64) / norm(f64), the worst of PyTorch's CPU paths; no entry for
                       the zero_grad names
     f32_error_layer   {<name less .weight or .bias>}: the same over weight and bias as one vector
@@ -89,6 +91,8 @@ def build(config, seed):
     model = UNet2DModel(**config)
     with torch.no_grad():
         for name, p in model.named_parameters():
+            if name == "time_proj.weight":
+                continue  # frequencies N(0, 16^2), or a table N(0, 1)
             if p.ndim == 1:
                 is_gain = "norm" in name and name.endswith("weight")
                 p.copy_(torch.randn(p.shape) * (0.4 if is_gain else 0.3) + (1.0 if is_gain else 0.0))
@@ -98,14 +102,31 @@ def build(config, seed):
     return model
 
 
+def labels_for(config, batch):
+    """Classes of a batch, in the form that the model takes; None where it takes none."""
+    if config.class_embed_type == "identity":
+        return torch.randn(batch, config.time_embedding_dim or 4 * config.block_out_channels[0])
+    if config.class_embed_type == "timestep":
+        labels = torch.randint(1, 1000, (batch,))
+        return labels.float() if config.time_embedding_type == "fourier" else labels
+    if config.num_class_embeds is None:
+        return None
+    # The last image repeats the first one's class: a row of the table that two images share sums their gradients.
+    labels = torch.randint(config.num_class_embeds, (batch,))
+    labels[-1] = labels[0]
+    return labels
+
+
 def run(model, dtype, x, t, labels, dy):
     """Output, dx and the gradients by name, all as f64."""
     model = model.to(dtype)
     model.zero_grad()
     x = x.detach().clone().to(dtype).requires_grad_()
-    out = model(x, t, class_labels=labels).sample
+    cast = lambda v: v.to(dtype) if v is not None and v.is_floating_point() else v
+    out = model(x, cast(t), class_labels=cast(labels)).sample
     (out * dy.to(dtype)).sum().backward()
-    grads = {n: p.grad.double().clone() for n, p in model.named_parameters()}
+    # Fourier frequencies are not trained.
+    grads = {n: torch.zeros_like(p).double() if p.grad is None else p.grad.double().clone() for n, p in model.named_parameters()}
     return out.detach().double(), x.grad.double(), grads
 
 
@@ -135,16 +156,14 @@ def write(path, config, seed, batch, size, t):
     h, w = size
     x = torch.randn(batch, model.config.in_channels, h, w)
     dy = torch.randn(batch, model.config.out_channels, h, w)
-    t = torch.tensor(t, dtype=torch.float32)
+    # A learned table is picked from by whole numbers.
+    t = torch.tensor(t, dtype=torch.long if model.config.time_embedding_type == "learned" else torch.float32)
     assert t.shape == (batch,)
-    classes = model.config.num_class_embeds
-    # The last image repeats the first one's class: a row of the table that two images share sums their gradients.
-    labels = None if classes is None else torch.randint(classes, (batch,))
-    if labels is not None:
-        labels[-1] = labels[0]
+    labels = labels_for(model.config, batch)
 
     runs = list(f32_runs(model, x, t, labels, dy))
-    model.time_proj = TimestepsF64(model.config)
+    if model.config.time_embedding_type == "positional":
+        model.time_proj = TimestepsF64(model.config)
     out, dx, g = run(model, torch.float64, x, t, labels, dy)
 
     norms = {n: v.norm().item() for n, v in g.items()}
@@ -167,10 +186,12 @@ def write(path, config, seed, batch, size, t):
                    for k, ns in layers.items() if any(n not in zero for n in ns)}
 
     tensors = {f"param/{n}": p for n, p in params.items()}
-    tensors |= {"in/x": x, "in/t": t, "in/dy": dy}
+    tensors |= {"in/x": x, "in/t": t.float(), "in/dy": dy}
     if labels is not None:
-        tensors["in/labels"] = labels.to(torch.int32)
-    tensors |= {"f64/out": out, "f64/dx": dx, "f64/temb": model.time_proj(t)}
+        tensors["in/labels"] = labels if labels.is_floating_point() else labels.to(torch.int32)
+    with torch.no_grad():
+        temb = model.time_proj(t.double() if t.is_floating_point() else t)
+    tensors |= {"f64/out": out, "f64/dx": dx, "f64/temb": temb}
     tensors |= {f"f64/grad/{n}": v for n, v in g.items()}
     digits = lambda d: {k: float(f"{v:.4g}") for k, v in d.items()}
     save(path, tensors, config=config_json(model), zero_grad=zero, f32_error=digits(error),

@@ -140,6 +140,16 @@ impl Timestamps {
             period: queue.get_timestamp_period(),
         })
     }
+
+    /// Where the ticks of the last replay's begin and end are.
+    pub(super) fn resolved(&self) -> &wgpu::Buffer {
+        &self.resolved.raw
+    }
+
+    /// Time between two ticks.
+    pub(super) fn between(&self, [begin, end]: [u64; 2]) -> Duration {
+        Duration::from_nanos((end.saturating_sub(begin) as f64 * f64::from(self.period)) as u64)
+    }
 }
 
 impl Gpu {
@@ -438,8 +448,7 @@ impl Gpu {
         let Some(timestamps) = &self.timestamps else { return Ok(None) };
         let mut ticks = [0_u64; 2];
         self.read(&timestamps.resolved, 0, bytemuck::cast_slice_mut(&mut ticks))?;
-        let nanoseconds = ticks[1].saturating_sub(ticks[0]) as f64 * f64::from(timestamps.period);
-        Ok(Some(Duration::from_nanos(nanoseconds as u64)))
+        Ok(Some(timestamps.between(ticks)))
     }
 }
 

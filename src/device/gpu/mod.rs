@@ -3,6 +3,7 @@
 
 pub mod adapters;
 mod dispatch;
+mod late;
 pub mod shader;
 pub mod tuning;
 
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use dispatch::{Bound, Grid, Range};
+pub use late::Arriving;
 
 use self::adapters::Traits;
 use self::shader::Dialect;
@@ -91,6 +93,8 @@ pub struct Gpu {
     faults: Faults,
     pipelines: Mutex<HashMap<dispatch::PipelineKey, Arc<dispatch::Pipeline>>>,
     staging: Mutex<Option<wgpu::Buffer>>,
+    /// As `staging`, for a few bytes each, of which several are under way at a time; those that are not.
+    late: Mutex<Vec<wgpu::Buffer>>,
     /// Submissions of replays that nobody has waited for yet.
     in_flight: Mutex<VecDeque<wgpu::SubmissionIndex>>,
     timestamps: Option<dispatch::Timestamps>,
@@ -141,6 +145,7 @@ impl Gpu {
             faults,
             pipelines: Mutex::default(),
             staging: Mutex::default(),
+            late: Mutex::default(),
             in_flight: Mutex::default(),
             timestamps,
             tuning: Mutex::default(),

@@ -59,8 +59,9 @@ struct Stamp {
     checked: bool,
 }
 
+/// What a tuning file says.
 #[derive(Serialize, Deserialize)]
-struct Contents {
+pub struct Contents {
     #[serde(flatten)]
     stamp: Stamp,
     choices: Vec<Choice>,
@@ -222,14 +223,31 @@ impl std::fmt::Display for Stamp {
     }
 }
 
+impl Contents {
+    /// The contents of a file's bytes.
+    ///
+    /// # Errors
+    /// When they are no tuning.
+    pub fn parse(bytes: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(bytes)
+    }
+}
+
 /// What is in a file; `None` where there is no file.
 fn read(file: &Path) -> io::Result<Option<Contents>> {
-    let bytes = match fs::read(file) {
-        Ok(bytes) => bytes,
+    // Far more than the launches of a model could fill; a pipe has no end.
+    const MOST_BYTES: u64 = 16 << 20;
+    match fs::metadata(file) {
+        Ok(there) if there.is_file() && there.len() <= MOST_BYTES => {}
+        Ok(_) => {
+            let what = format!("{} is no file of at most {MOST_BYTES} bytes", file.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
-    };
-    serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+    }
+    let bytes = fs::read(file)?;
+    Contents::parse(&bytes).map(Some).map_err(|e| {
         let what = format!("the tuning file {} is damaged ({e})", file.display());
         io::Error::new(io::ErrorKind::InvalidData, what)
     })

@@ -35,7 +35,7 @@ impl Size {
 
     /// The queries of a block, of q or a tensor of its shape.
     fn query_rows<'a>(&self, x: &'a [f32], pair: usize, first: usize) -> Left<'a> {
-        Left { data: &x[self.at(pair, self.queries, first)..], row: self.channels(), step: 1 }
+        Left::new(&x[self.at(pair, self.queries, first)..], self.channels(), 1)
     }
 
     /// One head of k or v as the matrix `[keys, d]`.
@@ -105,7 +105,7 @@ pub(super) fn forward(size: &Size, [q, k, v]: [&[f32]; 3], y: &mut [f32], lse: &
                         }
                     },
                 );
-                let weights = Left { data: scores, row, step: 1 };
+                let weights = Left::new(scores, row, 1);
                 product([count, size.keys, size.d], weights, values, out, head_row, false);
                 for (i, (out, sum)) in out.chunks_exact(head_row).zip(&sums[..count]).enumerate() {
                     for (y, out) in y.row(i).iter_mut().zip(out) {
@@ -161,7 +161,7 @@ pub(super) fn backward(
                         }
                     },
                 );
-                product([count, keys, d], Left { data: ds, row, step: 1 }, plain_k, out, head_row, false);
+                product([count, keys, d], Left::new(ds, row, 1), plain_k, out, head_row, false);
                 // SAFETY: every task has samples, or channels, of its own.
                 let mut dq = unsafe { dq.tile(size.at(pair, size.queries, first), count, d, c) };
                 for (i, out) in out.chunks_exact(head_row).take(count).enumerate() {

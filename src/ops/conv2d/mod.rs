@@ -192,13 +192,17 @@ impl Launch for Forward {
         let mut optional = |given: bool| given.then(|| next.next().map(|i| io.read(i))).flatten();
         let (bias, shift, residual) = (optional(self.bias), optional(self.shift), optional(self.residual));
         let g = &self.g;
-        twin::forward(g, io.read(0), io.read(1), io.write(0), io.scratch(0), |first, y| {
+        twin::forward(g, io.read(0), io.read(1), io.write(0), io.made(), |first, y| {
             twin::epilogue(g, first, y, bias, shift, residual);
         });
     }
 
     fn cpu_scratch(&self) -> Vec<usize> {
         vec![twin::forward_weights(&self.g)]
+    }
+
+    fn cpu_made_from(&self) -> Option<usize> {
+        Some(1)
     }
 
     fn variants(&self, adapter: &Traits) -> Vec<Variant> {

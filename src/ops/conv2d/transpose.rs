@@ -117,7 +117,7 @@ impl Launch for Adjoint {
 
     fn cpu(&self, io: &Io) {
         let bias = self.bias.then(|| io.read(2));
-        twin::adjoint(&self.g, io.read(0), io.read(1), io.write(0), io.scratch(0), |pixels| {
+        twin::adjoint(&self.g, io.read(0), io.read(1), io.write(0), io.made(), |pixels| {
             if let Some(bias) = bias {
                 twin::add_bias(bias, pixels);
             }
@@ -126,6 +126,10 @@ impl Launch for Adjoint {
 
     fn cpu_scratch(&self) -> Vec<usize> {
         vec![twin::adjoint_weights(&self.g)]
+    }
+
+    fn cpu_made_from(&self) -> Option<usize> {
+        Some(1)
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {

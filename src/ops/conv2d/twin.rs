@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::winograd::{self, Correlation};
 use super::{Geometry, Image};
+use crate::launch::Made;
 use crate::matrix::Tiles;
 use crate::micro::gather::{Gather, Panels, copy_short, gathered, panel_elements};
 use crate::micro::outer::{Products, Run, Side, outer};
@@ -39,7 +40,7 @@ pub fn forward(
     x: &[f32],
     w: &[f32],
     y: &mut [f32],
-    panels: &mut [f32],
+    panels: Made,
     finish: impl Fn(usize, &mut [f32]) + Sync,
 ) {
     if winograd::suits(g) {
@@ -56,12 +57,15 @@ pub fn forward(
         return of.run(x, weight, y, panels, finish);
     }
     let taps = g.kh * g.kw;
-    let panels = Panels::fill(panels, taps * g.cin, g.cout, taps, |tap, first, cols, out, width| {
-        let w = &w[tap * g.cin * g.cout..][..g.cin * g.cout];
-        for (out, w) in out.chunks_exact_mut(width).zip(w.chunks_exact(g.cout)) {
-            copy_short(&mut out[..cols], &w[first..first + cols]);
-        }
-    });
+    if !panels.done {
+        Panels::fill(panels.memory, taps * g.cin, g.cout, taps, |tap, first, cols, out, width| {
+            let w = &w[tap * g.cin * g.cout..][..g.cin * g.cout];
+            for (out, w) in out.chunks_exact_mut(width).zip(w.chunks_exact(g.cout)) {
+                copy_short(&mut out[..cols], &w[first..first + cols]);
+            }
+        });
+    }
+    let panels = Panels::new(panels.memory, taps * g.cin, g.cout);
     let window = Window { g, by: g.stride, top: g.top as isize, left: g.left as isize };
     window.convolve([g.h, g.w, g.cin], [g.oh, g.ow, g.cout], x, panels, y, finish);
 }
@@ -205,7 +209,7 @@ pub fn adjoint(
     dy: &[f32],
     w: &[f32],
     dx: &mut [f32],
-    panels: &mut [f32],
+    panels: Made,
     finish: impl Fn(&mut [f32]) + Sync,
 ) {
     if winograd::suits(g) {
@@ -223,8 +227,8 @@ pub fn adjoint(
         };
         return of.run(dy, weight, dx, panels, |_, dx| finish(dx));
     }
-    let mut rest = &mut *panels;
-    for class in classes(g) {
+    let mut rest = &mut *panels.memory;
+    for class in classes(g).filter(|_| !panels.done) {
         let (room, others) = rest.split_at_mut(class.room(g));
         rest = others;
         let taps = class.taps();
@@ -239,7 +243,7 @@ pub fn adjoint(
             }
         });
     }
-    let panels = &*panels;
+    let panels = &*panels.memory;
     // Bands of rows, so that what is written together lies together; a multiple of the stride.
     let (rows, cols) = (g.h.div_ceil(g.stride), g.w.div_ceil(g.stride));
     let band = (task_pixels(g.n * rows * cols) / cols).clamp(1, rows) * g.stride;

@@ -12,6 +12,7 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::Geometry;
+use crate::launch::Made;
 use crate::matrix::Tiles;
 use crate::micro::dense::{Left, Right, product};
 use crate::micro::gather::{Panels, panel, panel_elements};
@@ -55,14 +56,16 @@ impl Correlation {
         src: &[f32],
         weight: impl Fn(usize, usize, usize, &mut [f32]) + Sync,
         dst: &mut [f32],
-        room: &mut [f32],
+        room: Made,
         finish: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let (c, dst_c) = (self.src[2], self.dst[2]);
-        transform_weights(c, dst_c, weight, room);
+        if !room.done {
+            transform_weights(c, dst_c, weight, room.memory);
+        }
         let (down, across) = (self.dst[0].div_ceil(2), self.dst[1].div_ceil(2));
         let (count, row) = (self.n * down * across, panel_elements(1, dst_c));
-        let room = &*room;
+        let room = &*room.memory;
         let dst = Tiles::new(dst);
         (0..count.div_ceil(TASK)).into_par_iter().for_each(|task| {
             let tiles = task * TASK..count.min((task + 1) * TASK);
@@ -83,14 +86,7 @@ impl Correlation {
                 for (place, (input, output)) in places.enumerate() {
                     let weights = &room[place * panel_elements(c, dst_c)..][..panel_elements(c, dst_c)];
                     let weights = Right::packed(Panels::new(weights, c, dst_c));
-                    product(
-                        [tiles.len(), c, dst_c],
-                        Left { data: input, row: c, step: 1 },
-                        weights,
-                        output,
-                        row,
-                        false,
-                    );
+                    product([tiles.len(), c, dst_c], Left::new(input, c, 1), weights, output, row, false);
                 }
                 for (i, tile) in tiles.enumerate() {
                     let (n, h, w) = at(tile);
@@ -294,7 +290,7 @@ pub fn backward_w(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], room: &mu
                     }
                     let places = input.chunks_exact(CHAIN * rows).zip(slope.chunks_exact(CHAIN * CHANNELS));
                     for ((input, slope), sums) in places.zip(sums.chunks_exact_mut(CHANNELS * CHANNELS)) {
-                        let left = Left { data: input, row: 1, step: rows };
+                        let left = Left::new(input, 1, rows);
                         let right = Right::rows(slope, CHANNELS, cols);
                         product([rows, tiles.len(), cols], left, right, sums, CHANNELS, chain > first);
                     }

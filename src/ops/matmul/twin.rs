@@ -1,12 +1,15 @@
 //! The CPU twins of matmul: rows times packed columns, and, where the sum runs along the rows of the left side
 //! as it is stored, sums of outer products.
 
+use std::cell::RefCell;
+
 use rayon::prelude::*;
 
 use super::Product;
+use crate::launch::Made;
 use crate::matrix::Tiles;
-use crate::micro::gather::{Gather, Panels, copy_short, gathered_into, panel, panel_elements};
-use crate::micro::outer::{Products, Run, Side, outer};
+use crate::micro::dense::{Left, Right, Start, product_into};
+use crate::micro::gather::{Panels, copy_short, panel, panel_elements};
 use crate::ops::CHUNK;
 use crate::simd::vectorized;
 
@@ -19,7 +22,7 @@ const ROWS: usize = 192;
 
 /// Rows and columns of the result that a task of a sum of outer products takes at most, and terms that it adds
 /// up in one chain: what it reads and adds to stays in the second-level cache.
-const BLOCK: [usize; 2] = [128, 256];
+const BLOCK: [usize; 2] = [192, 256];
 const CHAIN: usize = 128;
 
 /// Shortest part of a sum that is cut into parts.
@@ -61,13 +64,18 @@ impl Product {
         }
     }
 
+    /// Whether the working memory holds b, packed, and nothing else.
+    pub(super) fn packs_b_alone(&self) -> bool {
+        !self.is_outer() && self.room()[1] == 0
+    }
+
     pub(super) fn multiply(
         &self,
         a: &[f32],
         b: &[f32],
         bias: Option<&[f32]>,
         y: &mut [f32],
-        room: &mut [f32],
+        Made { memory: room, done }: Made,
     ) {
         if self.is_outer() {
             return match self.outer_parts() {
@@ -90,17 +98,14 @@ impl Product {
         } else {
             a
         };
-        self.rows_times_columns(a, b, bias, y, panels);
+        self.rows_times_columns(a, b, bias, y, Made { memory: panels, done });
     }
 
     /// Writes rows `from ..` of some columns of one b to a panel, or a piece of one.
     fn pack(&self, b: &[f32], from: usize, first: usize, cols: usize, out: &mut [f32], width: usize) {
         let Product { n, k, .. } = *self;
         if self.transpose.b {
-            for (i, out) in out.chunks_exact_mut(width).enumerate() {
-                let column = b[first * k + from + i..].iter().step_by(k);
-                out[..cols].iter_mut().zip(column).for_each(|(out, b)| *out = *b);
-            }
+            pack_turned(&b[first * k + from..], k, cols, out, width);
         } else {
             for (out, b) in out.chunks_exact_mut(width).zip(b[from * n..].chunks_exact(n)) {
                 copy_short(&mut out[..cols], &b[first..first + cols]);
@@ -115,34 +120,18 @@ impl Product {
         b: &[f32],
         bias: Option<&[f32]>,
         y: &mut [f32],
-        room: &mut [f32],
+        Made { memory: room, done }: Made,
     ) {
         let Product { batch, m, n, k, .. } = *self;
         let y = Tiles::new(y);
         // Some rows of item number `item` times the panels from column `first` on.
         let multiply = |item: usize, row: usize, panels: Panels, first: usize| {
-            let rows = ROWS.min(m - row);
-            let left = Gather { src: &a[item * m * k..][..m * k], c: k, taps: 1 };
-            let at = |i: usize| (item * m + row + i) * n + first;
-            // SAFETY: every task has rows, or columns, of its own.
-            unsafe {
-                gathered_into(left, |i| (row + i) * k, |at, _| Some(at), panels, rows, y, at);
-            }
-            if let Some(bias) = bias {
-                let bias = &bias[first..][..panels.cols()];
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        for i in 0..rows {
-                            // SAFETY: as above.
-                            let y = unsafe {
-                                std::slice::from_raw_parts_mut(y.pointer(at(i), bias.len()), bias.len())
-                            };
-                            y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-                        }
-                    },
-                );
-            }
+            let (rows, cols) = (ROWS.min(m - row), panels.cols());
+            let left = Left::new(&a[(item * m + row) * k..], k, 1);
+            let dst = y.pointer((item * m + row) * n + first, (rows - 1) * n + cols);
+            let start = bias.map_or(Start::Zero, |bias| Start::Bias(&bias[first..][..cols]));
+            // SAFETY: every task has rows, or columns, of its own, and `pointer` checked the last row.
+            unsafe { product_into([rows, k, cols], left, Right::packed(panels), dst, n, start) };
         };
         let width = panel(n);
         if m <= ROWS {
@@ -152,12 +141,14 @@ impl Product {
                 let (item, first) = (task / count, task % count * width);
                 let cols = width.min(n - first);
                 let b = &b[item * k * n..][..k * n];
-                let panels = Panels::fill_one(room, k, cols, |out| self.pack(b, 0, first, cols, out, width));
+                let pack = |out: &mut [f32]| self.pack(b, 0, first, cols, out, width);
+                let panels = Panels::one(room, k, cols, (!done).then_some(pack));
                 multiply(item, 0, panels, first);
             });
             return;
         }
-        for (b, room) in b.chunks_exact(k * n).zip(room.chunks_exact_mut(self.packed())) {
+        let items = b.chunks_exact(k * n).zip(room.chunks_exact_mut(self.packed()));
+        for (b, room) in items.filter(|_| !done) {
             // Pieces of whole rows, so that a product of few columns is packed by more than one core too.
             let pieces = [8, 4, 2].into_iter().find(|p| k.is_multiple_of(*p)).unwrap_or(1);
             Panels::fill(room, k, n, pieces, |piece, first, cols, out, width| {
@@ -182,26 +173,73 @@ impl Product {
         let (parts, across) = (self.outer_parts(), n.div_ceil(BLOCK[1]));
         let (tasks, chains) = (self.outer_tasks() / batch, k.div_ceil(CHAIN));
         let out = Tiles::new(out);
+        thread_local! {
+            static PACKED: RefCell<[Vec<f32>; 2]> = RefCell::default();
+        }
         (0..parts * batch * tasks).into_par_iter().for_each(|task| {
             let (stack, task) = (task / tasks, task % tasks);
             let (part, item) = (stack / batch, stack % batch);
             let (row, col) = (task / across * BLOCK[0], task % across * BLOCK[1]);
             let (rows, cols) = (BLOCK[0].min(m - row), BLOCK[1].min(n - col));
-            let a = Side { data: &a[item * k * m..][..k * m], stride: m, first: row, cols: rows };
-            let b = Side { data: &b[item * k * n..][..k * n], stride: n, first: col, cols };
+            let (a, b) = (&a[item * k * m..][..k * m], &b[item * k * n..][..k * n]);
+            let dst = out.pointer((stack * m + row) * n + col, (rows - 1) * n + cols);
             let first = part * chains / parts;
-            for chain in first..(part + 1) * chains / parts {
-                let terms = chain * CHAIN..k.min((chain + 1) * CHAIN);
-                let run = Run { a: terms.start, b: terms.start, count: terms.len() };
-                let (a_rows, b_rows) = (terms.clone(), terms);
-                let taps = std::array::from_fn::<_, 1, _>(|_| 0..1);
-                let what = Products { a, b, a_rows, b_rows, step: 1, runs: &[run], taps: &taps };
-                let dst = out.pointer((stack * m + row) * n + col, (rows - 1) * n + cols);
-                // SAFETY: every task has a tile of its own, and `pointer` checked its last row.
-                unsafe { outer(&what, chain > first, dst, 0, n) };
-            }
+            PACKED.with_borrow_mut(|[packed_a, packed_b]| {
+                for chain in first..(part + 1) * chains / parts {
+                    let terms = chain * CHAIN..k.min((chain + 1) * CHAIN);
+                    let depth = terms.len();
+                    let left = Left::tiles(&a[terms.start * m..terms.end * m], m, row, rows, packed_a);
+                    let elements = panel_elements(depth, cols);
+                    if packed_b.len() < elements {
+                        packed_b.resize(elements, 0.0);
+                    }
+                    let pack = |first, count, out: &mut [f32], width| {
+                        let b = b[terms.start * n..terms.end * n].chunks_exact(n);
+                        for (out, b) in out.chunks_exact_mut(width).zip(b) {
+                            copy_short(&mut out[..count], &b[col + first..][..count]);
+                        }
+                    };
+                    let right =
+                        Right::packed(Panels::fill_here(&mut packed_b[..elements], depth, cols, pack));
+                    let start = if chain > first { Start::Kept } else { Start::Zero };
+                    // SAFETY: every task has a tile of its own, and `pointer` checked its last row.
+                    unsafe { product_into([rows, depth, cols], left, right, dst, n, start) };
+                }
+            });
         });
     }
+}
+
+/// `out[i][j] = b[j][i]` for `cols` rows of `b`, which begin `stride` elements apart, and the rows of `out`.
+fn pack_turned(b: &[f32], stride: usize, cols: usize, out: &mut [f32], width: usize) {
+    vectorized(
+        #[inline(always)]
+        || {
+            // In squares, of which a row is read, and written, by one instruction.
+            const SIDE: usize = 4;
+            let rows = out.len() / width;
+            for (square, out) in out.chunks_mut(SIDE * width).enumerate() {
+                let from = square * SIDE;
+                let mut col = 0;
+                while from + SIDE <= rows && col + SIDE <= cols {
+                    let mut x = [[0.0; SIDE]; SIDE];
+                    for (j, x) in x.iter_mut().enumerate() {
+                        x.copy_from_slice(&b[(col + j) * stride + from..][..SIDE]);
+                    }
+                    let [p, q, r, s] = x;
+                    for i in 0..SIDE {
+                        out[i * width + col..][..SIDE].copy_from_slice(&[p[i], q[i], r[i], s[i]]);
+                    }
+                    col += SIDE;
+                }
+                for (i, out) in out.chunks_exact_mut(width).enumerate() {
+                    for col in col..cols {
+                        out[col] = b[col * stride + from + i];
+                    }
+                }
+            }
+        },
+    );
 }
 
 /// `y [.., m, k]` from `x [.., k, m]`.

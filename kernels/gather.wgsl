@@ -1,0 +1,59 @@
+// gather - samples of a data set that lies on the device, picked by number, mirrored where that is asked.
+//
+//   y[n, h, w, c] = value(data[k, h, w', c])        k = sample[n] without its top bit
+//   w' = W - 1 - w where the top bit of sample[n] is set, else w
+//   bytes: value(b) = 2 b / 255 - 1, from bytes, four to a word, the first lowest        numbers: value(v) = v
+//
+//   data [rows, H, W, C]    sample [n]    y [n, H, W, C]    elements = H W C
+//
+// A number past the last row means the last row. One thread for each element of y.
+//!include lib/grid.wgsl
+
+const WG: u32 = 256u;
+const MIRRORED: u32 = 0x80000000u;
+
+struct Params { n: u32, rows: u32, elements: u32, width: u32, channels: u32 }
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> sample: array<u32>;
+@group(0) @binding(2) var<storage, read> packed: array<u32>;
+@group(0) @binding(3) var<storage, read> data: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+
+// Where element `i` of y comes from.
+fn source_of(i: u32) -> u32 {
+    let picked = sample[i / p.elements];
+    var e = i % p.elements;
+    if picked >= MIRRORED {
+        let c = e % p.channels;
+        let w = e / p.channels % p.width;
+        e = (e / p.channels - w + p.width - 1u - w) * p.channels + c;
+    }
+    return min(picked & ~MIRRORED, p.rows - 1u) * p.elements + e;
+}
+
+@compute @workgroup_size(WG)
+fn bytes(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = flat_group(group, groups) * WG + lane;
+    if i < p.n * p.elements {
+        let at = source_of(i);
+        let byte = packed[at / 4u] >> (8u * (at % 4u)) & 255u;
+        y[i] = f32(byte) * (2.0 / 255.0) - 1.0;
+    }
+}
+
+@compute @workgroup_size(WG)
+fn numbers(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = flat_group(group, groups) * WG + lane;
+    if i < p.n * p.elements {
+        y[i] = data[source_of(i)];
+    }
+}

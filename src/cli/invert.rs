@@ -1,0 +1,69 @@
+//! `denoir invert`
+
+use std::path::PathBuf;
+
+use super::images::Input;
+use super::on::On;
+use super::output::check_folder_of;
+use super::sample::{check_class, spacing_called};
+use super::{note, print};
+use crate::error::{Error, Result};
+use crate::models::unet::Class;
+use crate::sample::Trained;
+use crate::sample::inversion::{self, Way};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// A run folder, one of its checkpoints, or a folder of the diffusers library
+    run: PathBuf,
+    #[command(flatten)]
+    input: Input,
+    /// Steps up, and back down: more are more exact [default: 50]
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Which timesteps are visited: leading, trailing or linspace [default: the model's own]
+    #[arg(long, value_parser = ["leading", "trailing", "linspace"])]
+    spacing: Option<String>,
+    /// The class of all images, for models with classes
+    #[arg(long)]
+    class: Option<u32>,
+    #[arg(long, default_value = "noise.safetensors")]
+    out: PathBuf,
+    #[command(flatten)]
+    on: On,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let out = &arguments.out;
+    check_folder_of(out)?;
+    inversion::check_replaceable(out)?;
+    let device = arguments.on.open()?;
+    let trained = Trained::open(&arguments.run, &device)?;
+    for remark in trained.remarks() {
+        note(&format!("note: {remark}"));
+    }
+    let recipe = trained.recipe();
+    if arguments.class.is_none() && matches!(recipe.unet.class(), Class::Number(_) | Class::Value) {
+        return Err(Error::usage("this model has classes").hint("say which with --class"));
+    }
+    check_class(recipe, arguments.class)?;
+    let scheduler = recipe.sampler("ddim-inverse")?;
+    let way = Way {
+        steps: arguments.steps.unwrap_or_else(|| scheduler.usual_steps()),
+        spacing: arguments.spacing.as_deref().map_or(scheduler.spacing, spacing_called),
+        class: arguments.class,
+    };
+    // Said before the work begins, not after it.
+    way.options(recipe, "ddim-inverse")?;
+    let (source, shape) = (trained.source(), recipe.diffused());
+    let (pixels, numbers) = (source.image().iter().product::<usize>(), shape.iter().product::<usize>());
+    let mut images = Vec::new();
+    arguments.input.for_each(recipe, source.image(), pixels + 4 * numbers, "reading", |block| {
+        images.extend_from_slice(block);
+        Ok(())
+    })?;
+    note(&format!("{} images, {} steps, on {}", images.len() / pixels, way.steps, device.describe()));
+    let noise = source.invert(&way, &images, || Ok(()))?;
+    inversion::write(out, &noise, shape, &way)?;
+    print(&format!("{}\n", out.display()))
+}

@@ -1,0 +1,118 @@
+//! Reading back without waiting: copies that set off with a step and are looked at some steps later.
+
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use super::{Gpu, GpuBuffer, PATIENCE};
+use crate::error::Result;
+
+/// Bytes of the buffers that small copies wait in, and where in them the ends of a replay lie.
+const BYTES: u64 = 4096;
+const TICKS: u64 = BYTES - 256;
+
+/// A copy of a few bytes under way from the device.
+pub struct Arriving {
+    staging: wgpu::Buffer,
+    bytes: usize,
+    submission: wgpu::SubmissionIndex,
+    mapped: Receiver<std::result::Result<(), wgpu::BufferAsyncError>>,
+}
+
+impl Gpu {
+    /// Sends a copy of a few bytes, as they are when all that was submitted before is done, and the times of
+    /// the last replay with it. Waits for nothing.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    ///
+    /// # Panics
+    /// When it is more than 3840 bytes.
+    #[track_caller]
+    pub fn read_later(&self, buffer: &GpuBuffer, offset: usize, bytes: usize) -> Result<Arriving> {
+        assert!(bytes as u64 <= TICKS, "{bytes} bytes are too many to be read later");
+        let free = self.late().pop();
+        let staging = match free {
+            Some(staging) => staging,
+            None => self.guarded("allocating memory for reading back", || {
+                self.device.create_buffer(&wgpu::BufferDescriptor {
+                    label: Some("read later"),
+                    size: BYTES,
+                    usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                    mapped_at_creation: false,
+                })
+            })?,
+        };
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(&buffer.raw, offset as u64, &staging, 0, bytes as u64);
+        if let Some(timestamps) = &self.timestamps {
+            encoder.copy_buffer_to_buffer(timestamps.resolved(), 0, &staging, TICKS, 16);
+        }
+        let submission = self.queue.submit([encoder.finish()]);
+        let (sender, mapped) = channel();
+        staging.slice(..).map_async(wgpu::MapMode::Read, move |result| {
+            let _ = sender.send(result);
+        });
+        Ok(Arriving { staging, bytes, submission, mapped })
+    }
+
+    /// What [`Gpu::read_later`] sent, and how long the last replay before it took on the device's own clock,
+    /// if it has one. Waits until it is there.
+    ///
+    /// # Errors
+    /// When the driver reports an error, or does not answer.
+    ///
+    /// # Panics
+    /// When `out` has another size.
+    #[track_caller]
+    pub fn arrived(&self, arriving: Arriving, out: &mut [u8]) -> Result<Option<Duration>> {
+        let Arriving { staging, bytes, submission, mapped } = arriving;
+        assert_eq!(bytes, out.len(), "bytes read later");
+        self.wait_for(Some(submission))?;
+        // Another thread's wait may be the one that runs the callback, just after ours returned.
+        if !matches!(mapped.recv_timeout(PATIENCE), Ok(Ok(()))) {
+            return Err(self.fault("reading back from the GPU failed"));
+        }
+        let view = staging
+            .slice(..)
+            .get_mapped_range()
+            .map_err(|e| self.fault("reading back from the GPU failed").caused_by(e))?;
+        out.copy_from_slice(&view[..bytes]);
+        let ticks: [u64; 2] = bytemuck::pod_read_unaligned(&view[TICKS as usize..TICKS as usize + 16]);
+        drop(view);
+        staging.unmap();
+        self.late().push(staging);
+        Ok(self.timestamps.as_ref().map(|timestamps| timestamps.between(ticks)))
+    }
+
+    /// Buffers of copies that have arrived, for the next ones.
+    fn late(&self) -> std::sync::MutexGuard<'_, Vec<wgpu::Buffer>> {
+        self.late.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::device::gpu::adapters;
+
+    #[test]
+    fn each_copy_holds_what_there_was_when_it_was_sent() {
+        let gpu = adapters::open(None).expect("an adapter: run tools/test, which installs a software driver");
+        let buffer = gpu.alloc("test", 1024).unwrap();
+        let mut out = [0_u8; 8];
+        for round in 0..3 {
+            let send = |value: u8| {
+                gpu.write(&buffer, 512, &[value; 8]).unwrap();
+                gpu.read_later(&buffer, 512, 8).unwrap()
+            };
+            let sent: Vec<_> = (0..5).map(|i| send(10 * round + i)).collect();
+            // Plain reading goes on beside it.
+            gpu.read(&buffer, 512, &mut out).unwrap();
+            assert_eq!(out, [10 * round + 4; 8]);
+            for (i, arriving) in sent.into_iter().enumerate() {
+                gpu.arrived(arriving, &mut out).unwrap();
+                assert_eq!(out, [10 * round + i as u8; 8]);
+            }
+        }
+        assert_eq!(gpu.late().len(), 5, "buffers are used again");
+    }
+}

@@ -1,0 +1,274 @@
+//! A sampler out of the keys of a `scheduler_config.json`.
+
+use serde_json::{Map, Value, json};
+
+use super::super::{DpmSolver, FinalSigma, Method, Prediction, Scheduler, Sigmas, Spacing, UniPc};
+use super::classes::*;
+use crate::diffusion::schedule::{Betas, Precision, Variance};
+use crate::diffusion::walk::Clip;
+use crate::error::{Error, Result};
+
+/// The keys of a file as its class reads them.
+pub(super) struct Reader<'a> {
+    pub class: &'static str,
+    pub own: &'a [&'static str],
+    pub map: &'a Map<String, Value>,
+}
+
+impl Reader<'_> {
+    pub fn refuse(&self, key: &str, hint: impl Into<String>) -> Error {
+        let value = self.map.get(key).unwrap_or(&Value::Null);
+        Error::new(format!("{key} = {value} of {}", self.class)).hint(hint)
+    }
+
+    /// The value of a key, unless it is missing, null, or none of the class.
+    fn value(&self, key: &str) -> Option<&Value> {
+        let has = self.own.contains(&key) || COMMON.contains(&key);
+        self.map.get(key).filter(|value| has && !value.is_null())
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>> {
+        match self.value(key) {
+            None => Ok(None),
+            // Python writes them so.
+            Some(Value::String(s)) if s == "-inf" || s == "-Infinity" => Ok(Some(f64::NEG_INFINITY)),
+            Some(value) => {
+                let finite = value.as_f64().filter(|v| v.is_finite());
+                finite.map(Some).ok_or_else(|| self.refuse(key, "it must be a number"))
+            }
+        }
+    }
+
+    fn whole(&self, key: &str, default: usize) -> Result<usize> {
+        match self.value(key) {
+            None => Ok(default),
+            Some(value) => {
+                let fits = value.as_u64().filter(|&v| v <= 1_000_000);
+                fits.map(|v| v as usize)
+                    .ok_or_else(|| self.refuse(key, "it must be a whole number up to a million"))
+            }
+        }
+    }
+
+    fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        match self.value(key) {
+            None => Ok(default),
+            Some(value) => value.as_bool().ok_or_else(|| self.refuse(key, "it must be true or false")),
+        }
+    }
+
+    /// The meaning of a word; the first of `known` where the key is missing.
+    fn word<T: Clone>(&self, key: &str, known: &[(&str, T)]) -> Result<T> {
+        let Some(value) = self.value(key) else { return Ok(known[0].1.clone()) };
+        let found = known.iter().find(|(word, _)| value.as_str() == Some(word));
+        found.map(|(_, meaning)| meaning.clone()).ok_or_else(|| {
+            let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
+            self.refuse(key, format!("denoir knows {}", words.join(", ")))
+        })
+    }
+
+    /// A key that may stand there as long as it asks for nothing.
+    fn off(&self, key: &str) -> Result<()> {
+        let asks = self.value(key).is_some_and(|v| *v != json!(false) && *v != json!([]));
+        if asks { Err(self.refuse(key, "denoir does not do that")) } else { Ok(()) }
+    }
+
+    fn betas(&self) -> Result<Betas> {
+        match self.value("trained_betas") {
+            None => match self.value("beta_schedule") {
+                None => Ok(Betas::Linear),
+                Some(word) => {
+                    let betas = word.as_str().and_then(Betas::named);
+                    let known = || format!("denoir knows {}", Betas::names().join(", "));
+                    betas.ok_or_else(|| self.refuse("beta_schedule", known()))
+                }
+            },
+            Some(value) => {
+                let bad = || self.refuse("trained_betas", "it must be a list of numbers from 0 to 1");
+                let list = value.as_array().ok_or_else(bad)?;
+                let number = |v: &Value| v.as_f64().filter(|b| (0.0..=1.0).contains(b));
+                let betas: Option<Vec<f64>> = list.iter().map(number).collect();
+                betas.filter(|betas| !betas.is_empty()).map(Betas::Given).ok_or_else(bad)
+            }
+        }
+    }
+
+    pub fn variance(&self) -> Result<Variance> {
+        self.word(
+            VARIANCE,
+            &[
+                ("fixed_small", Variance::FixedSmall),
+                ("fixed_small_log", Variance::FixedSmall),
+                ("fixed_large", Variance::FixedLarge),
+            ],
+        )
+    }
+
+    /// What `x0` is kept within, where it is not held by its quantile; 0: nothing.
+    pub fn bound(&self, default: bool) -> Result<f64> {
+        let bound = self.number(RANGE)?.unwrap_or(1.0);
+        if bound <= 0.0 {
+            return Err(self.refuse(RANGE, "it must be above 0"));
+        }
+        Ok(if self.flag(CLIP, default)? { bound } else { 0.0 })
+    }
+
+    fn clip(&self, default: bool) -> Result<Clip> {
+        if self.flag(DYNAMIC, false)? {
+            let (ratio, most) = (self.number(RATIO)?.unwrap_or(0.995), self.number(MOST)?.unwrap_or(1.0));
+            if !(0.0..=1.0).contains(&ratio) {
+                return Err(self.refuse(RATIO, "it must be from 0 to 1"));
+            }
+            if most <= 0.0 {
+                return Err(self.refuse(MOST, "it must be above 0"));
+            }
+            return Ok(Clip::Dynamic { ratio, most });
+        }
+        let bound = self.bound(default)?;
+        Ok(if bound > 0.0 { Clip::At(bound) } else { Clip::None })
+    }
+
+    fn sigmas(&self) -> Result<Sigmas> {
+        self.off(BETA)?;
+        match (self.flag(KARRAS, false)?, self.flag(EXPONENTIAL, false)?) {
+            (false, false) => Ok(Sigmas::Timesteps),
+            (true, false) => Ok(Sigmas::Karras),
+            (false, true) => Ok(Sigmas::Exponential),
+            (true, true) => Err(self.refuse(KARRAS, "use_exponential_sigmas is true as well: choose one")),
+        }
+    }
+
+    fn method(&self) -> Result<Method> {
+        match self.class {
+            "DDPMScheduler" => Ok(Method::Ddpm { variance: self.variance()? }),
+            "DDIMScheduler" => {
+                Ok(Method::Ddim { eta: 0.0, alpha_to_one: self.flag(ONE, true)?, reclip: false })
+            }
+            "DDIMInverseScheduler" => Ok(Method::DdimInverse { alpha_to_one: self.flag(ONE, true)? }),
+            "EulerDiscreteScheduler" => {
+                self.word("timestep_type", &[("discrete", ())])?;
+                let log_linear =
+                    self.word("interpolation_type", &[("linear", false), ("log_linear", true)])?;
+                Ok(Method::Euler { log_linear })
+            }
+            "EulerAncestralDiscreteScheduler" => Ok(Method::EulerAncestral),
+            "HeunDiscreteScheduler" => Ok(Method::Heun),
+            "LMSDiscreteScheduler" => Ok(Method::Lms),
+            "PNDMScheduler" => {
+                Ok(Method::Pndm { skip_prk: self.flag(SKIP, false)?, alpha_to_one: self.flag(ONE, false)? })
+            }
+            "DPMSolverMultistepScheduler" => self.dpm_solver(),
+            _ => self.unipc(),
+        }
+    }
+
+    fn dpm_solver(&self) -> Result<Method> {
+        for key in ["use_lu_lambdas", FLOW, SHIFTING] {
+            self.off(key)?;
+        }
+        // Only a learned one would mean something here.
+        self.variance()?;
+        // Files of other multistep classes are read as the library reads them.
+        let kinds = [("dpmsolver++", false), ("sde-dpmsolver++", true), ("deis", false)];
+        let shapes = [("midpoint", false), ("heun", true), ("logrho", false), ("bh1", false), ("bh2", false)];
+        Ok(Method::DpmSolver(DpmSolver {
+            order: self.order()?,
+            sde: self.word(ALGORITHM, &kinds)?,
+            heun: self.word(SOLVER, &shapes)?,
+            lower_order_final: self.flag(LOWER, true)?,
+            euler_at_final: self.flag("euler_at_final", false)?,
+            lambda_min: self.number("lambda_min_clipped")?.unwrap_or(f64::NEG_INFINITY),
+        }))
+    }
+
+    fn unipc(&self) -> Result<Method> {
+        for key in [FLOW, SHIFTING, "shift_terminal", "solver_p"] {
+            self.off(key)?;
+        }
+        let shapes = [("bh2", false), ("bh1", true), ("midpoint", false), ("heun", false), ("logrho", false)];
+        let bad = || self.refuse("disable_corrector", "it must be a list of whole numbers");
+        let steps = match self.value("disable_corrector") {
+            None => Vec::new(),
+            Some(list) => list.as_array().ok_or_else(bad)?.clone(),
+        };
+        let steps: Option<Vec<usize>> = steps.iter().map(|v| v.as_u64().map(|v| v as usize)).collect();
+        Ok(Method::UniPc(UniPc {
+            order: self.order()?,
+            bh1: self.word(SOLVER, &shapes)?,
+            predict_x0: self.flag("predict_x0", true)?,
+            lower_order_final: self.flag(LOWER, true)?,
+            disable_corrector: steps.ok_or_else(bad)?,
+        }))
+    }
+
+    fn order(&self) -> Result<usize> {
+        match self.whole(ORDER, 2)? {
+            order @ 1..=3 => Ok(order),
+            _ => Err(self.refuse(ORDER, "it must be 1, 2 or 3")),
+        }
+    }
+
+    pub fn scheduler(&self) -> Result<Scheduler> {
+        let heun = self.class == "HeunDiscreteScheduler";
+        let [start, end] = if heun { [0.000_85, 0.012] } else { [1e-4, 0.02] };
+        let betas = self.betas()?;
+        let method = self.method()?;
+        let mut spacings =
+            [("leading", Spacing::Leading), ("linspace", Spacing::Linspace), ("trailing", Spacing::Trailing)];
+        if method.has_sigmas() {
+            spacings.swap(0, 1);
+        }
+        let clips = ["DDPMScheduler", "DDIMScheduler", "DDIMInverseScheduler"].contains(&self.class);
+        let scheduler = Scheduler {
+            timesteps: match &betas {
+                Betas::Given(betas) => self.whole(TIMESTEPS, betas.len())?,
+                _ => self.whole(TIMESTEPS, 1000)?,
+            },
+            betas,
+            beta_start: self.number("beta_start")?.unwrap_or(start),
+            beta_end: self.number("beta_end")?.unwrap_or(end),
+            zero_terminal_snr: self.flag(ZERO_SNR, false)?,
+            prediction: self.word(
+                "prediction_type",
+                &[
+                    ("epsilon", Prediction::Epsilon),
+                    ("sample", Prediction::Sample),
+                    ("v_prediction", Prediction::V),
+                ],
+            )?,
+            spacing: self.word("timestep_spacing", &spacings)?,
+            steps_offset: self.whole("steps_offset", 0)?,
+            clip: self.clip(clips)?,
+            sigmas: self.sigmas()?,
+            sigma_min: self.number(LOW)?,
+            sigma_max: self.number(HIGH)?,
+            final_sigma: self
+                .word(FINAL, &[("zero", FinalSigma::Zero), ("sigma_min", FinalSigma::Lowest)])?,
+            precision: Precision::Exact,
+            method,
+        };
+        if scheduler.timesteps == 0 {
+            return Err(self.refuse(TIMESTEPS, "it must be at least 1"));
+        }
+        if let Betas::Given(betas) = &scheduler.betas
+            && betas.len() != scheduler.timesteps
+        {
+            return Err(self.refuse(TIMESTEPS, format!("trained_betas has {} numbers", betas.len())));
+        }
+        for (key, value) in [("beta_start", scheduler.beta_start), ("beta_end", scheduler.beta_end)] {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(self.refuse(key, "it must be from 0 to 1"));
+            }
+        }
+        for (key, value) in [(LOW, scheduler.sigma_min), (HIGH, scheduler.sigma_max)] {
+            if value.is_some_and(|v| v <= 0.0) {
+                return Err(self.refuse(key, "it must be above 0"));
+            }
+        }
+        let pndm = matches!(scheduler.method, Method::Pndm { .. });
+        if pndm && scheduler.prediction == Prediction::Sample {
+            return Err(self.refuse("prediction_type", "PNDM knows epsilon and v_prediction"));
+        }
+        Ok(scheduler)
+    }
+}

@@ -1,0 +1,113 @@
+//! The keys of a `scheduler_config.json` that say what a sampler is.
+
+use serde_json::{Value, json};
+
+use super::super::{FinalSigma, Method, Scheduler, Sigmas};
+use super::Keys;
+use super::classes::*;
+use crate::diffusion::schedule::Betas;
+use crate::diffusion::walk::Clip;
+
+impl Scheduler {
+    /// All keys of its class, as the diffusers library reads them; eta is an argument of its pipelines and is
+    /// not part of them.
+    pub fn keys(&self) -> Keys {
+        let class = match self.method {
+            Method::Ddpm { .. } => 0,
+            Method::Ddim { .. } => 1,
+            Method::DdimInverse { .. } => 2,
+            Method::Euler { .. } => 3,
+            Method::EulerAncestral => 4,
+            Method::Heun => 5,
+            Method::Lms => 6,
+            Method::DpmSolver(_) => 7,
+            Method::Pndm { .. } => 8,
+            Method::UniPc(_) => 9,
+        };
+        let (name, own) = CLASSES[class];
+        let given = match &self.betas {
+            Betas::Given(betas) => json!(betas),
+            _ => Value::Null,
+        };
+        let (clips, bound) = match self.clip {
+            Clip::At(bound) => (true, bound),
+            _ => (false, 1.0),
+        };
+        let (dynamic, ratio, most) = match self.clip {
+            Clip::Dynamic { ratio, most } => (true, ratio, most),
+            _ => (false, 0.995, 1.0),
+        };
+        let all = json!({
+            TIMESTEPS: self.timesteps,
+            "beta_start": self.beta_start,
+            "beta_end": self.beta_end,
+            "beta_schedule": self.betas.name().unwrap_or("linear"),
+            "trained_betas": given,
+            "prediction_type": self.prediction,
+            "timestep_spacing": self.spacing,
+            "steps_offset": self.steps_offset,
+            CLIP: clips,
+            RANGE: bound,
+            DYNAMIC: dynamic,
+            RATIO: ratio,
+            MOST: most,
+            ZERO_SNR: self.zero_terminal_snr,
+            KARRAS: self.sigmas == Sigmas::Karras,
+            EXPONENTIAL: self.sigmas == Sigmas::Exponential,
+            LOW: self.sigma_min,
+            HIGH: self.sigma_max,
+            FINAL: if self.final_sigma == FinalSigma::Zero { "zero" } else { "sigma_min" },
+        });
+        let of_method = self.method.keys();
+        let mut keys = Keys::default();
+        for part in [all, of_method] {
+            keys.extend(part);
+        }
+        keys.0.retain(|key, value| {
+            !value.is_null() && (COMMON.contains(&key.as_str()) || own.contains(&key.as_str()))
+        });
+        keys.0.insert(CLASS.to_owned(), json!(name));
+        keys
+    }
+}
+
+impl Method {
+    /// The keys that only this method has.
+    fn keys(&self) -> Value {
+        match self {
+            Method::Ddpm { variance } => {
+                json!({ VARIANCE: variance })
+            }
+            Method::Ddim { alpha_to_one, .. } | Method::DdimInverse { alpha_to_one } => {
+                json!({ONE: alpha_to_one})
+            }
+            Method::Euler { log_linear } => {
+                json!({"interpolation_type": if *log_linear { "log_linear" } else { "linear" }})
+            }
+            Method::EulerAncestral | Method::Heun | Method::Lms => json!({}),
+            Method::DpmSolver(options) => {
+                let mut keys = json!({
+                    ORDER: options.order,
+                    ALGORITHM: if options.sde { "sde-dpmsolver++" } else { "dpmsolver++" },
+                    SOLVER: if options.heun { "heun" } else { "midpoint" },
+                    LOWER: options.lower_order_final,
+                    "euler_at_final": options.euler_at_final,
+                });
+                if options.lambda_min.is_finite() {
+                    keys["lambda_min_clipped"] = json!(options.lambda_min);
+                }
+                keys
+            }
+            Method::Pndm { skip_prk, alpha_to_one } => {
+                json!({SKIP: skip_prk, ONE: alpha_to_one})
+            }
+            Method::UniPc(options) => json!({
+                ORDER: options.order,
+                SOLVER: if options.bh1 { "bh1" } else { "bh2" },
+                "predict_x0": options.predict_x0,
+                LOWER: options.lower_order_final,
+                "disable_corrector": options.disable_corrector,
+            }),
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The process of a recipe and the sampler that walks it back.
+
+use super::{Recipe, System};
+use crate::diffusion::{Keys, Precision, Prediction, Process, Schedule, Scheduler};
+use crate::error::{Error, Result};
+use crate::models::vae::VaeKind;
+
+/// What a recipe without a word on its sampler has.
+const DEFAULT: &str = "DDPMScheduler";
+
+impl Recipe {
+    fn process(&self) -> Process {
+        Process {
+            timesteps: self.timesteps,
+            betas: self.beta_schedule.clone(),
+            beta_start: self.beta_start,
+            beta_end: self.beta_end,
+            zero_terminal_snr: self.rescale_betas_zero_snr,
+            prediction: self.prediction_type,
+            variance: self.variance,
+            clip: self.clip_sample,
+        }
+    }
+
+    /// Takes over what a `scheduler_config.json` says, and as many steps as are usual for it.
+    ///
+    /// # Errors
+    /// Names the key that denoir does not honour.
+    pub fn set_scheduler(&mut self, keys: &Keys) -> Result<()> {
+        let process = keys.process()?;
+        self.sample_steps = keys.scheduler()?.usual_steps();
+        self.timesteps = process.timesteps;
+        self.beta_schedule = process.betas;
+        self.beta_start = process.beta_start;
+        self.beta_end = process.beta_end;
+        self.rescale_betas_zero_snr = process.zero_terminal_snr;
+        self.prediction_type = process.prediction;
+        self.variance = process.variance;
+        self.clip_sample = process.clip;
+        self.scheduler = keys.without_process();
+        Ok(())
+    }
+
+    /// All that the recipe says of its sampler and process, as a `scheduler_config.json` has it.
+    pub fn scheduler_keys(&self) -> Keys {
+        let class = self.scheduler.class().unwrap_or(DEFAULT);
+        self.scheduler.with_class(class).with_process(&self.process())
+    }
+
+    /// The sampler of the run's own pictures.
+    ///
+    /// # Errors
+    /// Names the key that is wrong; a valid recipe has none.
+    pub fn scheduler(&self) -> Result<Scheduler> {
+        self.scheduler_keys().scheduler()
+    }
+
+    /// The sampler of this name for the run's process. What the recipe says of its own goes on to hold where
+    /// it means something.
+    ///
+    /// # Errors
+    /// When no sampler is called so, or it cannot walk this process.
+    pub fn sampler(&self, name: &str) -> Result<Scheduler> {
+        self.scheduler_keys().with_sampler(name)?.scheduler()
+    }
+
+    /// The noise schedule.
+    pub fn schedule(&self) -> Schedule {
+        let (start, end) = (self.beta_start, self.beta_end);
+        let plain = Schedule::new(&self.beta_schedule, self.timesteps, start, end, Precision::Exact);
+        if self.rescale_betas_zero_snr { plain.with_zero_terminal_snr() } else { plain }
+    }
+
+    /// Says that the model can be used but not trained, if so.
+    ///
+    /// # Errors
+    /// Names what is not trained.
+    pub fn check_trainable(&self) -> Result<()> {
+        match (self.system, self.prediction_type) {
+            (System::Vae, _) if self.vae.kind == VaeKind::Vq => {
+                Err(Error::usage("a VQModel is not trained here")
+                    .hint("train a VAE of kind kl, or latent diffusion on this one"))
+            }
+            (System::Vae, _) => Ok(()),
+            (_, Prediction::Epsilon) => self.unet.check_trainable(self.timesteps),
+            (_, other) => {
+                let key = if other == Prediction::V { "v_prediction" } else { "sample" };
+                Err(Error::usage(format!(
+                    "prediction_type is {key}: such a model is sampled here, not trained"
+                ))
+                .hint("training teaches a model to predict the noise: prediction_type = epsilon"))
+            }
+        }
+    }
+
+    /// Says what is wrong with the schedule and the sampler.
+    ///
+    /// # Errors
+    /// Names the key.
+    pub fn validate_process(&self) -> Result<()> {
+        let schedule = self.schedule();
+        if schedule.steps() != self.timesteps {
+            return Err(Error::usage(format!(
+                "beta_schedule has {} numbers and timesteps is {}",
+                schedule.steps(),
+                self.timesteps
+            ))
+            .hint("it needs one for each timestep"));
+        }
+        let (first, last) = (schedule.alpha_bars[0], schedule.alpha_bars[self.timesteps - 1]);
+        if first.is_nan() || first >= 1.0 {
+            return Err(Error::usage(format!(
+                "the schedule begins at alpha_bar = {first}, without any noise"
+            ))
+            .hint("the first beta must be above 0"));
+        }
+        if last.is_nan() || last < 1e-12 && !self.rescale_betas_zero_snr {
+            return Err(Error::usage(format!(
+                "the schedule ends at alpha_bar = {last:e}, which is nothing but noise in f32"
+            ))
+            .hint("lower beta_end or timesteps"));
+        }
+        if let Some(key) = self.scheduler.of_process() {
+            return Err(Error::usage(format!(
+                "scheduler.{key}: the recipe has keys of its own for the process"
+            ))
+            .hint(
+                "they are timesteps, beta_start, beta_end, beta_schedule, rescale_betas_zero_snr, \
+                       prediction_type, variance and clip_sample",
+            ));
+        }
+        let named = |e: Error| Error::usage("the recipe's sampler is none that denoir has").caused_by(e);
+        let scheduler = self.scheduler().map_err(named)?;
+        if !scheduler.draws_samples() {
+            return Err(Error::usage("DDIMInverseScheduler goes from a picture to its noise")
+                .hint("name the class that draws samples, DDIMScheduler for example"));
+        }
+        scheduler.walk(self.sample_steps).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::diffusion::{Betas, Clip, Keys, Method, Prediction, Spacing, Variance};
+    use crate::recipe::{Recipe, find, parse};
+
+    fn with(config: &str) -> Recipe {
+        let mut recipe = find("digits").unwrap();
+        recipe.set_scheduler(&Keys::parse(config).unwrap()).unwrap();
+        recipe.validate().unwrap();
+        recipe
+    }
+
+    #[test]
+    fn a_recipe_holds_what_a_file_says() {
+        for config in [
+            r#"{"_class_name": "DDPMScheduler"}"#,
+            r#"{"_class_name": "DDPMScheduler", "variance_type": "fixed_large", "clip_sample_range": 2.5}"#,
+            r#"{"_class_name": "DDIMScheduler", "trained_betas": [0.01, 0.02, 0.5], "set_alpha_to_one": false}"#,
+            r#"{"_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2", "thresholding": true,
+                "prediction_type": "v_prediction", "rescale_betas_zero_snr": true, "steps_offset": null}"#,
+            r#"{"_class_name": "HeunDiscreteScheduler", "use_karras_sigmas": true}"#,
+            r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity, "solver_order": 3}"#,
+            r#"{"_class_name": "UniPCMultistepScheduler", "disable_corrector": [0, 2], "sigma_min": 0.1}"#,
+        ] {
+            let keys = Keys::parse(config).unwrap();
+            let mut wanted = keys.scheduler().unwrap();
+            let recipe = with(config);
+            assert_eq!(recipe.sample_steps, wanted.usual_steps());
+            if config.contains("Heun") {
+                // The class has other betas by default.
+                assert_eq!([recipe.beta_start, recipe.beta_end], [0.000_85, 0.012]);
+            }
+            for recipe in [parse(&recipe.to_toml(), "test").unwrap(), recipe] {
+                assert_eq!(recipe.scheduler().unwrap(), wanted, "{config}");
+                // As a file of the same class, whoever reads it.
+                let written = Keys::parse(&recipe.scheduler_keys().complete().unwrap().text()).unwrap();
+                assert_eq!(written.scheduler().unwrap(), wanted, "{config}");
+                assert_eq!(written.process().unwrap(), keys.process().unwrap(), "{config}");
+                wanted.precision = crate::diffusion::Precision::Exact;
+            }
+        }
+        let plain = find("digits").unwrap();
+        assert!(!plain.to_toml().contains("[scheduler]"), "ancestral sampling needs no table");
+    }
+
+    /// As `OtherScheduler.from_config(scheduler.config)` in the library.
+    #[test]
+    fn another_sampler_keeps_what_the_file_says() {
+        let recipe = with(
+            r#"{"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
+            "beta_end": 0.012, "skip_prk_steps": true, "steps_offset": 1, "clip_sample": false,
+            "prediction_type": "v_prediction", "timestep_spacing": "leading", "set_alpha_to_one": false}"#,
+        );
+        let ddim = recipe.sampler("ddim").unwrap();
+        assert_eq!((ddim.clip, ddim.steps_offset, ddim.spacing), (Clip::None, 1, Spacing::Leading));
+        assert_eq!((&ddim.betas, ddim.prediction), (&Betas::ScaledLinear, Prediction::V));
+        assert_eq!(ddim.method, Method::Ddim { eta: 0.0, alpha_to_one: false, reclip: false });
+        assert_eq!(recipe.sampler("euler").unwrap().spacing, Spacing::Leading);
+        // What the file does not say has the default of the new class.
+        let bare = with(r#"{"_class_name": "PNDMScheduler"}"#);
+        assert_eq!(bare.sampler("euler").unwrap().spacing, Spacing::Linspace);
+        assert_eq!(bare.sampler("ddim").unwrap().clip, Clip::At(1.0));
+        let large = with(r#"{"_class_name": "DDIMScheduler", "variance_type": "fixed_large"}"#);
+        assert_eq!(large.sampler("ddpm").unwrap().method, Method::Ddpm { variance: Variance::FixedLarge });
+    }
+
+    #[test]
+    fn what_no_sampler_can_do_is_refused() {
+        for (assignment, wanted) in [
+            ("rescale_betas_zero_snr=true", "cannot be left by predicting noise"),
+            ("beta_schedule=quad", "does not fit"),
+            ("beta_schedule=[0.1, 0.2]", "beta_schedule has 2 numbers and timesteps is 1000"),
+            ("prediction_type=flow", "does not fit"),
+        ] {
+            let mut recipe = find("digits").unwrap();
+            let error = recipe.set(assignment).and_then(|()| recipe.validate()).unwrap_err();
+            assert!(error.to_string().contains(wanted), "{assignment}: {error}");
+        }
+        for (table, wanted) in [
+            ("_class_name = \"DDIMInverseScheduler\"", "DDIMInverseScheduler goes from a picture"),
+            ("_class_name = \"KDPM2DiscreteScheduler\"", "KDPM2DiscreteScheduler"),
+            ("timestep_spacing = \"odd\"", "timestep_spacing"),
+            ("beta_start = 0.1", "scheduler.beta_start: the recipe has keys of its own"),
+        ] {
+            let recipe = parse(&format!("{}[scheduler]\n{table}\n", "image_size = 16\n"), "test").unwrap();
+            let error = recipe.validate().unwrap_err();
+            assert!(error.report().contains(wanted), "{table}: {}", error.report());
+        }
+        let mut recipe = find("digits").unwrap();
+        recipe.set("prediction_type=v_prediction").unwrap();
+        recipe.validate().unwrap();
+        assert!(
+            recipe.check_trainable().unwrap_err().to_string().contains("prediction_type is v_prediction")
+        );
+    }
+}

@@ -1,0 +1,84 @@
+//! A data set that lies on the device: steps are told which samples to take, and nothing else is uploaded.
+
+use crate::data::{Batch, Dataset, Picks, Values, Whole};
+use crate::device::{Buffer, Device, available_memory};
+use crate::error::Result;
+
+/// The most that a data set may take of a GPU's memory, in bytes. Drivers do not say how much there is; any GPU
+/// that a model is trained on can spare this.
+const MOST: u64 = 256 << 20;
+/// Of memory that is the machine's, it may take at most one part in this many of what is available.
+const SHARE: u64 = 8;
+
+/// All samples of a data set in a device's memory.
+pub(super) struct Resident {
+    pub buffer: Buffer,
+    pub count: usize,
+    /// A byte a value, not a float.
+    pub bytes: bool,
+}
+
+/// What a step trains on.
+pub enum Input {
+    Images(Batch),
+    /// Samples of the data set that lies on the device.
+    Samples(Picks),
+}
+
+impl From<Batch> for Input {
+    fn from(batch: Batch) -> Input {
+        Input::Images(batch)
+    }
+}
+
+impl From<Picks> for Input {
+    fn from(picks: Picks) -> Input {
+        Input::Samples(picks)
+    }
+}
+
+impl Input {
+    pub(super) fn labels(&self) -> &[u32] {
+        match self {
+            Input::Images(batch) => &batch.labels,
+            Input::Samples(picks) => &picks.labels,
+        }
+    }
+}
+
+fn raw<'a>(values: &Values<'a>) -> &'a [u8] {
+    match values {
+        Values::Bytes(bytes) => bytes,
+        Values::Numbers(numbers) => bytemuck::cast_slice(numbers),
+    }
+}
+
+/// The data set, if it is to lie on the device. The CPU device reads it where it is; a GPU gets a copy if that
+/// is in memory as a whole, small enough, and seen by one binding.
+pub(super) fn kept<'a>(data: &'a dyn Dataset, device: &Device) -> Option<Whole<'a>> {
+    let Device::Gpu(gpu) = device else { return None };
+    let whole = data.whole()?;
+    let spare = if gpu.is_software() { available_memory()? / SHARE } else { MOST };
+    (raw(&whole.values).len() as u64 <= spare.min(gpu.max_binding())).then_some(whole)
+}
+
+impl Resident {
+    /// Copies it.
+    ///
+    /// # Errors
+    /// When memory is too small, or the driver reports an error.
+    pub fn new(whole: &Whole, device: &Device) -> Result<Resident> {
+        let raw = raw(&whole.values);
+        let buffer = device.alloc("data", raw.len())?;
+        // GPUs take whole words.
+        let (words, rest) = raw.split_at(raw.len() / 4 * 4);
+        device.write(&buffer, 0, words)?;
+        if !rest.is_empty() {
+            let mut last = [0; 4];
+            last[..rest.len()].copy_from_slice(rest);
+            device.write(&buffer, words.len(), &last)?;
+        }
+        let bytes = matches!(whole.values, Values::Bytes(_));
+        Ok(Resident { buffer, count: whole.labels.len(), bytes })
+    }
+}
