@@ -2,7 +2,7 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::gather::{MOST_ROWS, Panels, height};
+use super::panels::{MOST_ROWS, Panels, height};
 
 /// Longest chain of multiply-adds before it is added to what stands in the result. A panel of as many rows
 /// takes half of a first-level cache of 32 KiB.
@@ -96,7 +96,7 @@ impl<'a> Right<'a> {
 
     /// Rows of `row` elements, read as panels as wide as those of `cols` columns are; `row` must hold them all.
     pub fn rows(data: &'a [f32], row: usize, cols: usize) -> Self {
-        let width = super::gather::panel(cols);
+        let width = super::panels::panel(cols);
         assert!(cols.next_multiple_of(width) <= row, "rows of {row} elements for panels of {cols} columns");
         Right { data, row, panel: width, width }
     }
@@ -305,7 +305,7 @@ impl Product<'_> {
 mod tests {
     use super::*;
     use crate::check::random;
-    use crate::micro::gather::panel_elements;
+    use crate::micro::panels::panel_elements;
 
     /// Every number of rows up to two tiles, sides with gaps, sums longer than a chain, kept results.
     #[test]

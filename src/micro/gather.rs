@@ -1,11 +1,10 @@
 //! Products whose left side is gathered from runs of an image: convolution, forward and adjoint.
 
 use std::cell::RefCell;
-use std::sync::OnceLock;
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
+use super::panels::{MOST_ROWS, Panels, height, rows_of};
 use crate::matrix::Tiles;
 
 /// Longest chain of a gathered tile, over as many taps as fit, before it is added to the total: the rounding
@@ -15,174 +14,6 @@ const LONGEST: usize = 256;
 /// Fewer channels than this are no great work, and the gradients of such small networks show rounding most:
 /// each tap is a chain of its own then.
 const FEW: usize = 32;
-
-/// Rows of the tallest tile of any machine.
-pub(super) const MOST_ROWS: usize = 12;
-
-/// Rows of a gathered tile: as many as the registers hold beside two vectors of weights.
-const fn rows_of<S: Simd>() -> usize {
-    if S::REGISTER_COUNT >= 32 { MOST_ROWS } else { 6 }
-}
-
-/// Rows and columns of the largest tile of this machine: two vectors wide.
-fn tile() -> (usize, usize) {
-    struct Ask;
-    impl WithSimd for Ask {
-        type Output = (usize, usize);
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) -> (usize, usize) {
-            (rows_of::<S>(), 2 * S::F32_LANES)
-        }
-    }
-    static TILE: OnceLock<(usize, usize)> = OnceLock::new();
-    *TILE.get_or_init(|| Arch::new().dispatch(Ask))
-}
-
-/// Rows that are computed together at most.
-pub fn height() -> usize {
-    tile().0
-}
-
-/// Columns that are computed together, of `cols` in all: those of a panel.
-pub fn panel(cols: usize) -> usize {
-    let (_, widest) = tile();
-    if cols <= widest / 2 { widest / 2 } else { widest }
-}
-
-/// Elements that [`Panels`] of a matrix of this size take.
-pub fn panel_elements(rows: usize, cols: usize) -> usize {
-    rows * cols.next_multiple_of(panel(cols))
-}
-
-/// A matrix `[rows, cols]` in panels of columns, each panel `[rows, width]`, the last padded with zeros:
-/// read in order by the tiles of a product.
-#[derive(Clone, Copy)]
-pub struct Panels<'a> {
-    data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    width: usize,
-}
-
-impl<'a> Panels<'a> {
-    /// Fills `data` with the panels of a matrix of which `pack` writes parts: `pack(piece, first, count, out,
-    /// width)` writes the piece's `rows / pieces` rows of the columns `first .. first + count` to rows of
-    /// `out` that begin `width` elements apart. In parallel over panels and pieces.
-    pub fn fill(
-        data: &'a mut [f32],
-        rows: usize,
-        cols: usize,
-        pieces: usize,
-        pack: impl Fn(usize, usize, usize, &mut [f32], usize) + Sync,
-    ) -> Panels<'a> {
-        let width = panel(cols);
-        assert!(rows.is_multiple_of(pieces), "panels: {rows} rows in {pieces} pieces");
-        if rows > 0 {
-            let piece_rows = rows / pieces;
-            data.par_chunks_mut(piece_rows * width).enumerate().for_each(|(i, out)| {
-                let (panel, piece) = (i / pieces, i % pieces);
-                fill_piece(out, cols, panel, |first, count, out, width| {
-                    pack(piece, first, count, out, width)
-                });
-            });
-        }
-        Panels::new(data, rows, cols)
-    }
-
-    /// As [`Panels::fill`] in one piece, on this thread alone.
-    pub fn fill_here(
-        data: &'a mut [f32],
-        rows: usize,
-        cols: usize,
-        pack: impl Fn(usize, usize, &mut [f32], usize),
-    ) -> Panels<'a> {
-        for (panel, out) in data.chunks_mut((rows * panel(cols)).max(1)).enumerate() {
-            fill_piece(out, cols, panel, &pack);
-        }
-        Panels::new(data, rows, cols)
-    }
-
-    /// A single panel, which may be wider than `cols` columns need; `pack` writes its rows, where they are not
-    /// there already.
-    pub fn one(
-        data: &'a mut [f32],
-        rows: usize,
-        cols: usize,
-        pack: Option<impl FnOnce(&mut [f32])>,
-    ) -> Panels<'a> {
-        let width = data.len() / rows;
-        assert!(cols <= width && data.len() == rows * width, "a panel of [{rows}, {cols}]");
-        if let Some(pack) = pack {
-            if cols < width {
-                data.fill(0.0);
-            }
-            pack(data);
-        }
-        Panels { data, rows, cols, width }
-    }
-
-    /// Views what [`Panels::fill`] filled.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Panels<'a> {
-        assert_eq!(data.len(), panel_elements(rows, cols), "panels of [{rows}, {cols}]");
-        Panels { data, rows, cols, width: panel(cols) }
-    }
-
-    /// The data, the matrix's rows, and the columns of a panel.
-    pub(super) fn parts(self) -> (&'a [f32], usize, usize) {
-        (self.data, self.rows, self.width)
-    }
-
-    /// Columns of the matrix.
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    /// Panels of it.
-    pub fn count(&self) -> usize {
-        self.cols.div_ceil(self.width)
-    }
-
-    /// Share number `index` of `shares`, at most one for each panel; and its first column.
-    pub fn share(self, index: usize, shares: usize) -> (Self, usize) {
-        let [from, to] = [index, index + 1].map(|i| i * self.count() / shares);
-        let first = from * self.width;
-        let data = &self.data[first * self.rows..to * self.width * self.rows];
-        (Panels { data, cols: (to * self.width).min(self.cols) - first, ..self }, first)
-    }
-
-    fn panel(&self, index: usize) -> &'a [f32] {
-        &self.data[index * self.rows * self.width..][..self.rows * self.width]
-    }
-}
-
-/// Copies a row of a panel: such short ones are done before a call of `memcpy` has begun.
-#[inline(always)]
-pub fn copy_short(out: &mut [f32], x: &[f32]) {
-    #[inline(always)]
-    fn exactly<const N: usize>(out: &mut [f32], x: &[f32]) -> bool {
-        match (out.as_chunks_mut::<N>(), x.as_chunks::<N>()) {
-            (([out], []), ([x], [])) => {
-                *out = *x;
-                true
-            }
-            _ => false,
-        }
-    }
-    if !(exactly::<8>(out, x) || exactly::<16>(out, x) || exactly::<32>(out, x)) {
-        out.copy_from_slice(x);
-    }
-}
-
-/// Some rows of panel number `panel`.
-fn fill_piece(out: &mut [f32], cols: usize, index: usize, pack: impl Fn(usize, usize, &mut [f32], usize)) {
-    let width = panel(cols);
-    let first = index * width;
-    let filled = width.min(cols - first);
-    if filled < width {
-        out.fill(0.0);
-    }
-    pack(first, filled, out, width);
-}
 
 /// Working memory of [`gathered`]: where each run begins, and zeros for those outside.
 #[derive(Default)]
@@ -200,7 +31,7 @@ impl Table {
         place: impl Fn(usize) -> P,
         start: impl Fn(P, usize) -> Option<usize>,
     ) {
-        let (height, _) = tile();
+        let height = height();
         if self.zeros.len() < c {
             self.zeros = vec![0.0; c];
         }
@@ -264,7 +95,7 @@ pub unsafe fn gathered_into<P: Copy>(
     dst: Tiles,
     out: impl Fn(usize) -> usize,
 ) {
-    assert!(weights.rows == left.taps * left.c, "gathered: weights");
+    assert!(weights.rows() == left.taps * left.c, "gathered: weights");
     thread_local! {
         static TABLE: RefCell<Table> = RefCell::default();
     }
@@ -285,7 +116,7 @@ pub unsafe fn gathered_into<P: Copy>(
         type Output = ();
         #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) {
-            match (S::REGISTER_COUNT >= 32, self.weights.width == 2 * S::F32_LANES) {
+            match (S::REGISTER_COUNT >= 32, self.weights.width() == 2 * S::F32_LANES) {
                 (true, true) => self.tiles::<S, 12, 2>(simd),
                 (true, false) => self.tiles::<S, 12, 1>(simd),
                 (false, true) => self.tiles::<S, 6, 2>(simd),
@@ -298,12 +129,12 @@ pub unsafe fn gathered_into<P: Copy>(
         fn tiles<S: Simd, const M: usize, const V: usize>(self, simd: S) {
             let Work { table, left: Gather { c, taps, .. }, weights, rows, dst, out } = self;
             assert!(
-                M == rows_of::<S>() && weights.width == V * S::F32_LANES,
+                M == rows_of::<S>() && weights.width() == V * S::F32_LANES,
                 "gathered: another machine's tile"
             );
             for panel in 0..weights.count() {
-                let first = panel * weights.width;
-                let cols = weights.width.min(weights.cols - first);
+                let first = panel * weights.width();
+                let cols = weights.width().min(weights.cols() - first);
                 let b = weights.panel(panel);
                 for (tile, row) in (0..rows).step_by(M).enumerate() {
                     let runs = &table.runs[tile * taps * M..][..taps * M];
@@ -313,7 +144,7 @@ pub unsafe fn gathered_into<P: Copy>(
                         let y = dst.pointer(out(row + m) + first, cols);
                         // SAFETY: `pointer` checked the row, which the caller of `gathered_into` promised.
                         unsafe {
-                            if cols == weights.width {
+                            if cols == weights.width() {
                                 for (v, sum) in sums.iter().enumerate() {
                                     y.add(v * S::F32_LANES).cast::<S::f32s>().write_unaligned(*sum);
                                 }
@@ -442,6 +273,7 @@ unsafe fn lengthened<S: Simd, const M: usize, const V: usize>(
 mod tests {
     use super::*;
     use crate::check::random;
+    use crate::micro::panels::panel_elements;
 
     fn close(got: f32, wanted: f64, size: f64) -> bool {
         (f64::from(got) - wanted).abs() <= 2e-6 * size

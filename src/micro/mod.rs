@@ -8,3 +8,4 @@
 pub mod dense;
 pub mod gather;
 pub mod outer;
+pub mod panels;

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::Size;
 use crate::matrix::Tiles;
 use crate::micro::dense::{Left, Right, product};
-use crate::micro::gather::{Panels, copy_short, panel_elements};
+use crate::micro::panels::{Panels, copy_short, panel_elements};
 use crate::simd::{exp_within, vectorized};
 
 /// Queries of a block: whole tiles of the products, few enough for their scores to stay in the cache.

@@ -10,8 +10,9 @@ use super::winograd::{self, Correlation};
 use super::{Geometry, Image};
 use crate::launch::Made;
 use crate::matrix::Tiles;
-use crate::micro::gather::{Gather, Panels, copy_short, gathered, panel_elements};
+use crate::micro::gather::{Gather, gathered};
 use crate::micro::outer::{Products, Run, Side, outer};
+use crate::micro::panels::{Panels, copy_short, panel_elements};
 use crate::simd::vectorized;
 
 /// Pixels that a task takes, of `pixels` in all: few enough for the cache and to have work for many cores,

@@ -15,7 +15,7 @@ use super::Geometry;
 use crate::launch::Made;
 use crate::matrix::Tiles;
 use crate::micro::dense::{Left, Right, product};
-use crate::micro::gather::{Panels, panel, panel_elements};
+use crate::micro::panels::{Panels, panel, panel_elements};
 use crate::simd::vectorized;
 
 use transforms::{TransformInput, TransformOutput, TransformSlope};

@@ -9,7 +9,7 @@ use super::Product;
 use crate::launch::Made;
 use crate::matrix::Tiles;
 use crate::micro::dense::{Left, Right, Start, product_into};
-use crate::micro::gather::{Panels, copy_short, panel, panel_elements};
+use crate::micro::panels::{Panels, copy_short, panel, panel_elements};
 use crate::ops::CHUNK;
 use crate::simd::vectorized;
 
