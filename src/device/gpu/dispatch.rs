@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::shader::{Dialect, Interface, Kernel, Knob};
+use super::timestamps::{Timestamps, resolve_buffer};
 use super::{Gpu, GpuBuffer};
 use crate::error::{Error, Result};
 
@@ -36,52 +37,6 @@ pub(super) struct Pipeline {
 /// seconds; at 30 GFLOP/s, which is slow for a GPU, this takes one second.
 const SUBMISSION: u64 = 32_000_000_000;
 
-/// How the workgroups of a dispatch are laid out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grid {
-    /// Workgroups in a row: WebGPU promises 65,535.
-    pub row: usize,
-    /// Pieces that a dispatch is cut into at least, where its kernel can.
-    pub pieces: usize,
-}
-
-impl Default for Grid {
-    fn default() -> Self {
-        Grid { row: 65_535, pieces: 1 }
-    }
-}
-
-impl Grid {
-    /// `groups` workgroups in `wanted` pieces, or fewer: of each its first workgroup, and workgroups in each
-    /// dimension. Only the last piece may have some past the end, those that fill its last row.
-    pub fn layout(self, groups: usize, wanted: usize) -> Vec<(u32, [u32; 3])> {
-        let row = self.row.max(groups.div_ceil(Grid::default().row));
-        let size = groups.div_ceil(wanted.max(self.pieces).min(groups));
-        let size = if size > row { size.next_multiple_of(row) } else { size };
-        let piece = |first: usize| {
-            let count = size.min(groups - first);
-            let x = count.min(row);
-            (first as u32, [x as u32, count.div_ceil(x) as u32, 1])
-        };
-        (0..groups).step_by(size).map(piece).collect()
-    }
-}
-
-/// As [`Gpu::pieces`]. Systems draw nothing else while a GPU works on one dispatch, and some reset it after a while.
-pub(super) fn pieces(kind: wgpu::DeviceType, work: u64, ms: Option<f64>) -> usize {
-    const LONGEST_MS: f64 = 100.0;
-    // What the slowest of a kind do in that time, at 1 TFLOP/s and at 0.1 TFLOP/s.
-    let longest = match kind {
-        wgpu::DeviceType::Cpu => return 1, // which nobody resets
-        wgpu::DeviceType::DiscreteGpu => 100_000_000_000,
-        _ => 10_000_000_000,
-    };
-    match ms {
-        Some(ms) => (ms / LONGEST_MS).ceil().max(1.0) as usize,
-        None => work.div_ceil(longest).max(1) as usize,
-    }
-}
-
 /// A dispatch with everything it needs: replaying it allocates and looks up nothing.
 pub struct Bound {
     work: u64,
@@ -107,48 +62,6 @@ impl Bound {
         }
         let [x, y, z] = self.groups;
         pass.dispatch_workgroups(x, y, z);
-    }
-}
-
-/// Memory that timestamps are resolved to.
-fn resolve_buffer(device: &wgpu::Device, bytes: u64) -> wgpu::Buffer {
-    device.create_buffer(&wgpu::BufferDescriptor {
-        label: Some("timestamps"),
-        size: bytes.max(256),
-        usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
-        mapped_at_creation: false,
-    })
-}
-
-/// Begin and end of a replay on the device's clock.
-pub(super) struct Timestamps {
-    queries: wgpu::QuerySet,
-    resolved: GpuBuffer,
-    /// Nanoseconds per tick.
-    period: f32,
-}
-
-impl Timestamps {
-    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue, features: wgpu::Features) -> Option<Self> {
-        features.contains(wgpu::Features::TIMESTAMP_QUERY).then(|| Timestamps {
-            queries: device.create_query_set(&wgpu::QuerySetDescriptor {
-                label: Some("step"),
-                ty: wgpu::QueryType::Timestamp,
-                count: 2,
-            }),
-            resolved: GpuBuffer { raw: resolve_buffer(device, 256), bytes: 256, _share: None },
-            period: queue.get_timestamp_period(),
-        })
-    }
-
-    /// Where the ticks of the last replay's begin and end are.
-    pub(super) fn resolved(&self) -> &wgpu::Buffer {
-        &self.resolved.raw
-    }
-
-    /// Time between two ticks.
-    pub(super) fn between(&self, [begin, end]: [u64; 2]) -> Duration {
-        Duration::from_nanos((end.saturating_sub(begin) as f64 * f64::from(self.period)) as u64)
     }
 }
 
@@ -415,7 +328,7 @@ impl Gpu {
         self.submitted(submission)?;
         let mut ticks = Vec::with_capacity(2 * dispatches.len());
         for (resolved, count) in sets {
-            let buffer = GpuBuffer { bytes: resolved.size(), raw: resolved, _share: None };
+            let buffer = GpuBuffer::uncounted(resolved);
             let mut some = vec![0_u64; count];
             self.read(&buffer, 0, bytemuck::cast_slice_mut(&mut some))?;
             ticks.extend(some);
@@ -498,47 +411,6 @@ mod tests {
         assert_eq!(pieces(&[0; 5000]), [5000]);
         assert_eq!(pieces(&[half; 5]), [2, 2, 1]);
         assert_eq!(pieces(&[10 * SUBMISSION, 1, half, 20 * SUBMISSION]), [1, 2, 1]);
-    }
-
-    #[test]
-    fn long_launches_are_cut() {
-        let (discrete, integrated) = (wgpu::DeviceType::DiscreteGpu, wgpu::DeviceType::IntegratedGpu);
-        assert_eq!([0, 100_000_000_000, 100_000_000_001].map(|work| pieces(discrete, work, None)), [1, 1, 2]);
-        assert_eq!(pieces(integrated, 77_000_000_000, None), 8);
-        // What was measured counts, however much work it is.
-        assert_eq!([0.0, 99.0, 250.0].map(|ms| pieces(integrated, u64::MAX, Some(ms))), [1, 1, 3]);
-        assert_eq!(pieces(wgpu::DeviceType::Cpu, u64::MAX, Some(1e6)), 1);
-    }
-
-    #[test]
-    fn a_layout_has_every_workgroup_once() {
-        let default = Grid::default();
-        assert_eq!(default.layout(1, 1), [(0, [1, 1, 1])]);
-        assert_eq!(default.layout(65_536, 1), [(0, [65_535, 2, 1])]);
-        assert_eq!(default.layout(5, 9).len(), 5);
-        for grid in [default, Grid { row: 7, pieces: 3 }, Grid { row: 1, pieces: 1 }] {
-            for groups in [1, 2, 3, 6, 7, 8, 20, 21, 22, 50, 65_535, 65_536, 200_000, 1 << 20] {
-                for wanted in [1, 2, 5] {
-                    let pieces = grid.layout(groups, wanted);
-                    assert!(
-                        pieces.len() <= wanted.max(grid.pieces),
-                        "{grid:?}, {groups}, {wanted}: {pieces:?}"
-                    );
-                    let mut next = 0;
-                    for (i, (first, [x, y, z])) in pieces.iter().enumerate() {
-                        assert_eq!(
-                            (*first as usize, *z),
-                            (next, 1),
-                            "{grid:?}, {groups}, {wanted}: {pieces:?}"
-                        );
-                        assert!([x, y].iter().all(|n| (1..=65_535).contains(*n)), "{pieces:?}");
-                        let count = *x as usize * *y as usize;
-                        next += if i + 1 < pieces.len() { count } else { count.min(groups - next) };
-                    }
-                    assert_eq!(next, groups, "{grid:?}, {wanted}: {pieces:?}");
-                }
-            }
-        }
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Reading back without waiting: copies that set off with a step and are looked at some steps later.
 
-use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use super::{Gpu, GpuBuffer, PATIENCE};
+use super::memory::{Mapped, map};
+use super::{Gpu, GpuBuffer};
 use crate::error::Result;
 
 /// Bytes of the buffers that small copies wait in, and where in them the ends of a replay lie.
@@ -15,7 +15,7 @@ pub struct Arriving {
     staging: wgpu::Buffer,
     bytes: usize,
     submission: wgpu::SubmissionIndex,
-    mapped: Receiver<std::result::Result<(), wgpu::BufferAsyncError>>,
+    mapped: Mapped,
 }
 
 impl Gpu {
@@ -48,10 +48,7 @@ impl Gpu {
             encoder.copy_buffer_to_buffer(timestamps.resolved(), 0, &staging, TICKS, 16);
         }
         let submission = self.queue.submit([encoder.finish()]);
-        let (sender, mapped) = channel();
-        staging.slice(..).map_async(wgpu::MapMode::Read, move |result| {
-            let _ = sender.send(result);
-        });
+        let mapped = map(&staging, BYTES);
         Ok(Arriving { staging, bytes, submission, mapped })
     }
 
@@ -68,18 +65,10 @@ impl Gpu {
         let Arriving { staging, bytes, submission, mapped } = arriving;
         assert_eq!(bytes, out.len(), "bytes read later");
         self.wait_for(Some(submission))?;
-        // Another thread's wait may be the one that runs the callback, just after ours returned.
-        if !matches!(mapped.recv_timeout(PATIENCE), Ok(Ok(()))) {
-            return Err(self.fault("reading back from the GPU failed"));
-        }
-        let view = staging
-            .slice(..)
-            .get_mapped_range()
-            .map_err(|e| self.fault("reading back from the GPU failed").caused_by(e))?;
-        out.copy_from_slice(&view[..bytes]);
-        let ticks: [u64; 2] = bytemuck::pod_read_unaligned(&view[TICKS as usize..TICKS as usize + 16]);
-        drop(view);
-        staging.unmap();
+        let ticks: [u64; 2] = self.take_mapped(&staging, BYTES, &mapped, |view| {
+            out.copy_from_slice(&view[..bytes]);
+            bytemuck::pod_read_unaligned(&view[TICKS as usize..TICKS as usize + 16])
+        })?;
         self.late().push(staging);
         Ok(self.timestamps.as_ref().map(|timestamps| timestamps.between(ticks)))
     }

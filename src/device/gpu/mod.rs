@@ -3,18 +3,22 @@
 
 pub mod adapters;
 mod dispatch;
+mod grid;
 mod late;
+mod memory;
 pub mod shader;
+mod timestamps;
 pub mod tuning;
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-pub use dispatch::{Bound, Grid, Range};
+pub use dispatch::{Bound, Range};
+pub use grid::Grid;
 pub use late::Arriving;
+pub use memory::GpuBuffer;
 
 use self::adapters::Traits;
 use self::shader::Dialect;
@@ -24,50 +28,6 @@ use crate::error::{Error, Result};
 /// How long a real GPU, and a software driver, may take over one submission before it is taken for dead.
 const PATIENCE: Duration = Duration::from_secs(120);
 const SOFTWARE_PATIENCE: Duration = Duration::from_secs(3600);
-
-/// Largest piece that is read back or written in one go, so that staging memory stays small.
-const STAGING: u64 = 32 << 20;
-
-/// A block of device memory.
-pub struct GpuBuffer {
-    raw: wgpu::Buffer,
-    bytes: u64,
-    /// `None` for the few bytes that no tensor lives in.
-    _share: Option<Share>,
-}
-
-/// Bytes of all tensors' buffers, and the most that they ever were.
-#[derive(Default)]
-struct Usage {
-    now: AtomicU64,
-    peak: AtomicU64,
-}
-
-/// A buffer's part of the usage, given back when it is dropped.
-struct Share {
-    usage: Arc<Usage>,
-    bytes: u64,
-}
-
-impl Share {
-    fn new(usage: &Arc<Usage>, bytes: u64) -> Share {
-        let now = usage.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        usage.peak.fetch_max(now, Ordering::Relaxed);
-        Share { usage: Arc::clone(usage), bytes }
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.usage.now.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
-impl GpuBuffer {
-    pub fn bytes(&self) -> usize {
-        self.bytes as usize
-    }
-}
 
 /// What the driver has reported since the last look: validation errors, lost device.
 type Faults = Arc<Mutex<Vec<String>>>;
@@ -97,10 +57,10 @@ pub struct Gpu {
     late: Mutex<Vec<wgpu::Buffer>>,
     /// Submissions of replays that nobody has waited for yet.
     in_flight: Mutex<VecDeque<wgpu::SubmissionIndex>>,
-    timestamps: Option<dispatch::Timestamps>,
+    timestamps: Option<timestamps::Timestamps>,
     tuning: Mutex<Option<Tuning>>,
     grid: Grid,
-    usage: Arc<Usage>,
+    usage: Arc<memory::Usage>,
 }
 
 impl Gpu {
@@ -134,7 +94,7 @@ impl Gpu {
             immediates: features.contains(wgpu::Features::IMMEDIATES) && limits.max_immediate_size >= 128,
             subgroups: features.contains(wgpu::Features::SUBGROUP),
         };
-        let timestamps = dispatch::Timestamps::new(&device, &queue, features);
+        let timestamps = timestamps::Timestamps::new(&device, &queue, features);
         Ok(Gpu {
             device,
             queue,
@@ -167,12 +127,12 @@ impl Gpu {
 
     /// The most memory that buffers took at one time since [`Gpu::forget_peak`], in bytes.
     pub fn peak_bytes(&self) -> u64 {
-        self.usage.peak.load(Ordering::Relaxed)
+        self.usage.peak()
     }
 
     /// Counts the peak anew, from what is allocated now.
     pub fn forget_peak(&self) {
-        self.usage.peak.store(self.usage.now.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.usage.forget_peak();
     }
 
     /// True if kernels can compute with 16-bit floats.
@@ -221,7 +181,7 @@ impl Gpu {
     /// Into how many pieces to cut a launch of `work` operations, or of `ms` milliseconds where that was measured,
     /// so that none keeps this GPU busy for more than a tenth of a second.
     pub fn pieces(&self, work: u64, ms: Option<f64>) -> usize {
-        dispatch::pieces(self.info.device_type, work, ms)
+        grid::pieces(self.info.device_type, work, ms)
     }
 
     /// Use the plain path (uniform buffers, no subgroups) whatever the adapter offers; for tests.
@@ -237,98 +197,6 @@ impl Gpu {
 
     pub fn dialect(&self) -> Dialect {
         self.dialect
-    }
-
-    /// Allocates zeroed memory.
-    ///
-    /// # Errors
-    /// When the device has not that much memory, or allows no buffer of this size.
-    pub fn alloc(&self, label: &str, bytes: usize) -> Result<GpuBuffer> {
-        let bytes = bytes as u64;
-        if bytes > self.limits.max_buffer_size {
-            return Err(Error::new(format!(
-                "{label} needs {} of memory in one buffer, and {} allows at most {}",
-                crate::device::size(bytes),
-                self.info.name,
-                crate::device::size(self.limits.max_buffer_size)
-            ))
-            .hint("lower the batch size, the image size or the model's widths"));
-        }
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let raw = self.guarded(&format!("allocating {} for {label}", crate::device::size(bytes)), || {
-            self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(label),
-                size: bytes,
-                usage,
-                mapped_at_creation: false,
-            })
-        })?;
-        Ok(GpuBuffer { raw, bytes, _share: Some(Share::new(&self.usage, bytes)) })
-    }
-
-    /// Writes into a buffer; later submissions see it.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
-    pub fn write(&self, buffer: &GpuBuffer, offset: usize, data: &[u8]) -> Result<()> {
-        for (i, piece) in data.chunks(STAGING as usize).enumerate() {
-            self.queue.write_buffer(&buffer.raw, offset as u64 + i as u64 * STAGING, piece);
-            if data.len() as u64 > STAGING {
-                // Staging memory of a large upload would otherwise pile up until the next step.
-                self.queue.submit([]);
-                self.wait()?;
-            }
-        }
-        self.check("writing to the GPU")
-    }
-
-    /// Reads back from a buffer, waiting for all work before it.
-    ///
-    /// # Errors
-    /// When the driver reports an error, or does not answer.
-    pub fn read(&self, buffer: &GpuBuffer, offset: usize, out: &mut [u8]) -> Result<()> {
-        for (i, piece) in out.chunks_mut(STAGING as usize).enumerate() {
-            self.read_piece(buffer, offset as u64 + i as u64 * STAGING, piece)?;
-        }
-        Ok(())
-    }
-
-    fn read_piece(&self, buffer: &GpuBuffer, offset: u64, out: &mut [u8]) -> Result<()> {
-        let bytes = out.len() as u64;
-        let mut staging = self.staging.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if staging.as_ref().is_none_or(|s| s.size() < bytes) {
-            *staging = Some(self.guarded("allocating memory for reading back", || {
-                self.device.create_buffer(&wgpu::BufferDescriptor {
-                    label: Some("read back"),
-                    size: bytes.next_power_of_two().max(4096),
-                    usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                    mapped_at_creation: false,
-                })
-            })?);
-        }
-        let Some(staging) = staging.as_ref() else { return Ok(()) };
-        let mut encoder = self.device.create_command_encoder(&Default::default());
-        encoder.copy_buffer_to_buffer(&buffer.raw, offset, staging, 0, bytes);
-        self.queue.submit([encoder.finish()]);
-        let (sender, receiver) = std::sync::mpsc::channel();
-        staging.slice(..bytes).map_async(wgpu::MapMode::Read, move |result| {
-            let _ = sender.send(result);
-        });
-        self.wait()?;
-        // Another thread's wait may be the one that runs the callback, just after ours returned.
-        match receiver.recv_timeout(PATIENCE) {
-            Ok(Ok(())) => {
-                let view = staging
-                    .slice(..bytes)
-                    .get_mapped_range()
-                    .map_err(|e| self.fault("reading back from the GPU failed").caused_by(e))?;
-                out.copy_from_slice(&view);
-                drop(view);
-                staging.unmap();
-                Ok(())
-            }
-            _ => Err(self.fault("reading back from the GPU failed")),
-        }
     }
 
     /// Waits until all submitted work is done.
@@ -443,28 +311,6 @@ mod tests {
     fn gpu() -> Gpu {
         adapters::open(None)
             .expect("an adapter, if only a software one: run tools/test, which installs a driver")
-    }
-
-    #[test]
-    fn memory_is_zero_and_keeps_what_is_written() {
-        let gpu = gpu();
-        let buffer = gpu.alloc("test", 1024).unwrap();
-        let mut bytes = [1_u8; 12];
-        gpu.read(&buffer, 512, &mut bytes).unwrap();
-        assert_eq!(bytes, [0; 12]);
-        gpu.write(&buffer, 516, &[7; 4]).unwrap();
-        gpu.read(&buffer, 512, &mut bytes).unwrap();
-        assert_eq!(bytes, [0, 0, 0, 0, 7, 7, 7, 7, 0, 0, 0, 0]);
-    }
-
-    #[test]
-    fn too_large_a_buffer_is_an_error_with_a_hint() {
-        let error = gpu().alloc("the batch", 1 << 60).err().expect("no GPU has an exbibyte").to_string();
-        assert!(
-            error.contains("the batch needs 1048576.0 TiB of memory")
-                && error.contains("lower the batch size"),
-            "{error}"
-        );
     }
 
     #[test]
