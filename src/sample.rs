@@ -2,26 +2,26 @@
 //! back.
 
 pub mod inversion;
+mod source;
+mod trained;
 
 use std::cell::RefCell;
-use std::path::Path;
 use std::rc::Rc;
 
-use crate::codec::Codec;
+pub use source::Source;
+pub use trained::Trained;
+
 use crate::device::{Buffer, Device};
-use crate::diffusers;
 use crate::diffusion::{Clip, Model, Precision, Scheduler, Walk};
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
-use crate::models::{model_of, params_of};
 use crate::nn::{self, Params, Scope};
 use crate::ops::arithmetic::affine;
 use crate::ops::denoising::{Row, bounds, denoise, timestep_of_row};
 use crate::ops::noising::gaussian;
 use crate::philox::Stream;
 use crate::program::{Plan, Program, Sharing};
-use crate::recipe::{Recipe, Rng, System};
-use crate::run::Run;
+use crate::recipe::{Recipe, Rng};
 use crate::state::State;
 use crate::tape::{Tape, Tensor};
 use crate::torch::Generator;
@@ -57,9 +57,6 @@ impl Options {
         self
     }
 }
-
-/// Most samples that are drawn in one go; more are drawn in turns. It does not change them.
-const BATCH: usize = 64;
 
 /// A compiled step of the reverse process for `batch` samples.
 pub struct Sampler {
@@ -322,253 +319,5 @@ impl Sampler {
     /// alpha-bar of the samples that the step of row `row` begins with.
     pub fn alpha_bar(&self, row: usize) -> f64 {
         self.walk.steps[row].alpha_bar
-    }
-}
-
-/// A trained diffusion model on a device, with all that sampling needs.
-pub struct Trained {
-    device: Device,
-    recipe: Recipe,
-    model: Box<Model>,
-    params: Rc<RefCell<Params>>,
-    weights: Buffer,
-    codec: Option<Codec>,
-    remarks: Vec<String>,
-}
-
-/// Says that what `path` holds is no diffusion model, if so.
-fn check_diffuses(path: &Path, recipe: &Recipe) -> Result<()> {
-    if recipe.system != System::Vae {
-        return Ok(());
-    }
-    let shown = path.display();
-    Err(Error::new(format!("{shown} is a VAE: it has no diffusion process to sample with")).hint(format!(
-        "draw from its prior with `denoir figure grid {shown}`, or train latent diffusion on it with `denoir \
-         train faces-ldm --vae {shown}`"
-    )))
-}
-
-impl Trained {
-    /// Opens a run, or one of its checkpoints, with the moving average of its weights; or a folder of the
-    /// diffusers library.
-    ///
-    /// # Errors
-    /// When it is damaged, is no diffusion model, lacks its VAE, or does not fit into memory.
-    pub fn open(path: &Path, device: &Device) -> Result<Trained> {
-        if diffusers::is_folder(path) {
-            return Trained::of_folder(path, device);
-        }
-        let (loaded, run) = Run::checkpoint_of(path)?;
-        let recipe = loaded.recipe.clone();
-        check_diffuses(path, &recipe)?;
-        recipe.validate().map_err(Error::in_a_file)?;
-        let codec = match (recipe.system, run) {
-            (System::Ldm, Some(run)) => Some(Codec::of_ldm(&run, &recipe, device)?),
-            (System::Ldm, None) => {
-                return Err(Error::new(format!("{} is outside its run folder", path.display()))
-                    .hint("give the run: its VAE is needed too"));
-            }
-            _ => None,
-        };
-        let params = params_of(&recipe);
-        let values = loaded.set("ema", &params.borrow())?;
-        Trained::with(recipe, &values, codec, device)
-    }
-
-    /// Opens a pipeline, or a bare model, of the diffusers library.
-    fn of_folder(path: &Path, device: &Device) -> Result<Trained> {
-        let folder = diffusers::open(path)?;
-        check_diffuses(path, &folder.model.recipe)?;
-        let codec = folder.vae.as_ref().map(|vae| Codec::of_part(vae, device)).transpose()?;
-        let trained = Trained::with(folder.model.recipe, &folder.model.weights, codec, device)?;
-        Ok(Trained { remarks: folder.remarks, ..trained })
-    }
-
-    /// `values`: the parameters, flat.
-    fn with(recipe: Recipe, values: &[f32], codec: Option<Codec>, device: &Device) -> Result<Trained> {
-        let params = params_of(&recipe);
-        let weights = device.alloc("parameters", values.len() * 4)?;
-        device.write(&weights, 0, bytemuck::cast_slice(values))?;
-        let (model, remarks) = (model_of(&recipe), Vec::new());
-        Ok(Trained { device: device.clone(), model, recipe, params, weights, codec, remarks })
-    }
-
-    /// What the user should know about the folder that it was read from.
-    pub fn remarks(&self) -> &[String] {
-        &self.remarks
-    }
-
-    pub fn recipe(&self) -> &Recipe {
-        &self.recipe
-    }
-
-    pub fn source(&self) -> Source<'_> {
-        Source {
-            device: &self.device,
-            model: &self.model,
-            params: &self.params,
-            weights: &self.weights,
-            recipe: &self.recipe,
-            codec: self.codec.as_ref(),
-        }
-    }
-}
-
-/// What sampling needs to know of a trained model.
-pub struct Source<'a> {
-    pub device: &'a Device,
-    pub model: &'a Model,
-    pub params: &'a Rc<RefCell<Params>>,
-    pub weights: &'a Buffer,
-    pub recipe: &'a Recipe,
-    /// What decodes the samples of latent diffusion; `None` where samples are images.
-    pub codec: Option<&'a Codec>,
-}
-
-impl Source<'_> {
-    /// `[H, W, C]` of the images.
-    pub fn image(&self) -> [usize; 3] {
-        self.codec.map_or_else(|| self.recipe.diffused(), Codec::image)
-    }
-
-    /// Images `[N, H, W, C]` of samples as the process has them: the same, or latents decoded.
-    ///
-    /// # Errors
-    /// As [`Codec::decode`].
-    pub fn images_of(&self, samples: Vec<f32>) -> Result<Vec<f32>> {
-        match self.codec {
-            Some(codec) => {
-                let factor = (1.0 / self.recipe.scaling_factor) as f32;
-                codec.decode(&samples.into_iter().map(|v| v * factor).collect::<Vec<f32>>())
-            }
-            None => Ok(samples),
-        }
-    }
-
-    /// What the process makes of images `[N, H, W, C]`: the same, or the means of their latents, scaled.
-    ///
-    /// # Errors
-    /// As [`Codec::encode`].
-    pub fn samples_of(&self, images: &[f32]) -> Result<Vec<f32>> {
-        match self.codec {
-            Some(codec) => {
-                let factor = self.recipe.scaling_factor as f32;
-                Ok(codec.encode(images)?.mean.into_iter().map(|v| v * factor).collect())
-            }
-            None => Ok(images.to_vec()),
-        }
-    }
-
-    /// A sampler for `batch` samples at a time.
-    ///
-    /// # Errors
-    /// As [`Sampler::new`].
-    pub fn sampler(&self, options: &Options, batch: usize) -> Result<Sampler> {
-        let [h, w, c] = self.recipe.diffused();
-        let shape = [batch, h, w, c];
-        Sampler::new(self.device, self.model, self.params, self.weights, self.recipe, options, shape)
-    }
-
-    /// The label of sample `i`: all classes in turn, so that a grid shows each; `class`: that one always.
-    ///
-    /// # Errors
-    /// When classes are any numbers, and none is given.
-    pub fn labels(&self, first: usize, count: usize, class: Option<u32>) -> Result<Vec<u32>> {
-        let classes = match (self.recipe.unet.class(), class) {
-            (Class::Value, None) => {
-                return Err(Error::usage(
-                    "class_embed_type is timestep: the model takes a number as an image's class",
-                )
-                .hint("sample with --class N"));
-            }
-            (Class::Number(classes), _) => classes,
-            _ => 1,
-        };
-        Ok((first..first + count).map(|i| class.unwrap_or((i % classes) as u32)).collect())
-    }
-
-    /// Draws `count` images `[count, H, W, C]`, calling `progress` after each reverse step of each batch.
-    ///
-    /// # Errors
-    /// As [`Sampler::run`].
-    pub fn draw(
-        &self,
-        options: &Options,
-        count: usize,
-        class: Option<u32>,
-        progress: impl FnMut() -> Result<()>,
-    ) -> Result<Vec<f32>> {
-        self.shown(self.walk(options, count, None, class, progress)?)
-    }
-
-    /// As [`Source::draw`], but from given noise `[N, h, w, c]`, which is taken as it is.
-    ///
-    /// # Errors
-    /// As [`Sampler::run`].
-    pub fn draw_from(
-        &self,
-        options: &Options,
-        noise: &[f32],
-        class: Option<u32>,
-        progress: impl FnMut() -> Result<()>,
-    ) -> Result<Vec<f32>> {
-        let count = noise.len() / self.recipe.diffused().iter().product::<usize>();
-        self.shown(self.walk(options, count, Some(noise), class, progress)?)
-    }
-
-    fn shown(&self, samples: Vec<f32>) -> Result<Vec<f32>> {
-        let images = self.images_of(samples)?;
-        if images.iter().any(|v| !v.is_finite()) {
-            return Err(Error::new("the model's samples are not finite numbers")
-                .hint("it has diverged: train again with a lower lr, or use an older checkpoint"));
-        }
-        Ok(images)
-    }
-
-    /// What a walk of `count` samples ends with, from noise that it draws or from `start`.
-    fn walk(
-        &self,
-        options: &Options,
-        count: usize,
-        start: Option<&[f32]>,
-        class: Option<u32>,
-        mut progress: impl FnMut() -> Result<()>,
-    ) -> Result<Vec<f32>> {
-        let most = self.batch(count);
-        let size = self.recipe.diffused().iter().product::<usize>();
-        let mut samples = Vec::with_capacity(count * size);
-        let mut sampler: Option<(usize, Sampler)> = None;
-        for first in (0..count).step_by(most) {
-            let batch = most.min(count - first);
-            let ready = match sampler.take() {
-                Some((size, ready)) if size == batch => ready,
-                _ => self.sampler(options, batch)?,
-            };
-            let (_, ready) = sampler.insert((batch, ready));
-            ready.set_whole(count);
-            let labels = self.labels(first, batch, class)?;
-            let watch = |_, _, _: &Sampler| progress();
-            samples.extend(match start {
-                Some(start) => {
-                    let x = &start[first * size..(first + batch) * size];
-                    ready.run_from(0, x, first as u32, &labels, watch)?
-                }
-                None => ready.run(first as u32, &labels, watch)?,
-            });
-        }
-        Ok(samples)
-    }
-
-    /// How many samples of `count` are drawn together: what trained in the memory can be sampled in it.
-    fn batch(&self, count: usize) -> usize {
-        BATCH.min(self.recipe.batch_size.max(8)).min(count)
-    }
-
-    /// How many evaluations of the model `draw` makes in all.
-    ///
-    /// # Errors
-    /// When the sampler cannot walk so.
-    pub fn work(&self, options: &Options, count: usize) -> Result<u64> {
-        Ok((count.div_ceil(self.batch(count)) * options.scheduler.walk(options.steps)?.steps.len()) as u64)
     }
 }

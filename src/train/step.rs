@@ -24,7 +24,7 @@ use crate::tape::Tape;
 /// Names of the flat stores, in the order of a checkpoint's sets.
 const STORES: [&str; 4] = [nn::STORE, "ema", "adam_m", "adam_v"];
 /// Where gradients of several batches are added up.
-const ACCUMULATED: &str = "accumulated";
+pub(super) const ACCUMULATED: &str = "accumulated";
 /// Where these numbers of a step lie: at elements that a binding can begin at.
 const METRICS: &str = "metrics";
 const LOSS: usize = 0;
@@ -36,7 +36,7 @@ const METRICS_LEN: usize = KL + 1;
 const LATE: usize = 2;
 
 /// Records loss and backward for one batch; and the optimiser, unless gradients are accumulated first.
-fn record_batch(objective: &Objective, accumulation: u64) -> Tape {
+pub(super) fn record_batch(objective: &Objective, accumulation: u64) -> Tape {
     let tape = Tape::new();
     let loss = objective.record(&tape, &Objective::state(&tape));
     // Gradients of the mean over all accumulated batches.
@@ -60,7 +60,7 @@ fn record_batch(objective: &Objective, accumulation: u64) -> Tape {
 }
 
 /// Records clipping, Adam and EMA on the gradients in `store`.
-fn record_optimiser(tape: &Tape, recipe: &Recipe, elements: usize, store: &str) {
+pub(super) fn record_optimiser(tape: &Tape, recipe: &Recipe, elements: usize, store: &str) {
     tape.labelled("optimiser", || {
         let state = Objective::state(tape);
         let gradients = tape.stored(store, 0, [elements]);
@@ -85,55 +85,6 @@ pub struct Outcome {
     pub lr: f64,
     /// Milliseconds on the GPU's own clock, of the last batch; `None` where the device has none.
     pub device_ms: Option<f64>,
-}
-
-/// The plan of a step, for `--dry-run`.
-#[derive(Clone, Debug)]
-pub struct DryRun {
-    pub parameters: usize,
-    pub launches: usize,
-    /// Of these, those of the backward pass that make once more what was not kept.
-    pub repeated: usize,
-    pub parameter_bytes: u64,
-    pub gradient_bytes: u64,
-    /// Adam's two moments and the EMA copy.
-    pub optimiser_bytes: u64,
-    pub activation_bytes_shared: u64,
-    pub activation_bytes_separate: u64,
-    /// With sharing, if nothing were made once more.
-    pub activation_bytes_kept: u64,
-    pub largest_binding: u64,
-}
-
-impl DryRun {
-    /// Plans the step of a recipe. Allocates nothing on the device. `codec`: the VAE of latent diffusion.
-    pub fn new(recipe: &Recipe, device: &Device, codec: Option<&Codec>) -> DryRun {
-        let objective = Objective::new(recipe, codec);
-        let params = Rc::clone(&objective.params);
-        let tape = record_batch(&objective, recipe.accumulation);
-        let plan = Plan::new(&tape, &[], device);
-        let kept = Plan::keeping_all(&tape, &[], device);
-        let flat = params.borrow().elements() as u64 * 4;
-        let optimiser_launches = if recipe.accumulation > 1 {
-            let tape = Tape::new();
-            record_optimiser(&tape, recipe, params.borrow().elements(), ACCUMULATED);
-            Plan::new(&tape, &[], device).launches()
-        } else {
-            0
-        };
-        DryRun {
-            parameters: params.borrow().count(),
-            launches: plan.launches() * recipe.accumulation as usize + optimiser_launches,
-            repeated: plan.repeated() * recipe.accumulation as usize,
-            parameter_bytes: flat,
-            gradient_bytes: flat * if recipe.accumulation > 1 { 2 } else { 1 },
-            optimiser_bytes: 3 * flat,
-            activation_bytes_shared: plan.shared_bytes(),
-            activation_bytes_separate: plan.separate_bytes(),
-            activation_bytes_kept: kept.shared_bytes(),
-            largest_binding: plan.largest_binding(),
-        }
-    }
 }
 
 /// A model being trained: its weights and moments on the device, and the compiled step.

@@ -1,0 +1,105 @@
+//! Trained models as they are opened for sampling.
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::rc::Rc;
+
+use super::Source;
+use crate::codec::Codec;
+use crate::device::{Buffer, Device};
+use crate::diffusers;
+use crate::diffusion::Model;
+use crate::error::{Error, Result};
+use crate::models::{model_of, params_of};
+use crate::nn::Params;
+use crate::recipe::{Recipe, System};
+use crate::run::Run;
+
+/// A trained diffusion model on a device, with all that sampling needs.
+pub struct Trained {
+    device: Device,
+    recipe: Recipe,
+    model: Box<Model>,
+    params: Rc<RefCell<Params>>,
+    weights: Buffer,
+    codec: Option<Codec>,
+    remarks: Vec<String>,
+}
+
+/// Says that what `path` holds is no diffusion model, if so.
+fn check_diffuses(path: &Path, recipe: &Recipe) -> Result<()> {
+    if recipe.system != System::Vae {
+        return Ok(());
+    }
+    let shown = path.display();
+    Err(Error::new(format!("{shown} is a VAE: it has no diffusion process to sample with")).hint(format!(
+        "draw from its prior with `denoir figure grid {shown}`, or train latent diffusion on it with `denoir \
+         train faces-ldm --vae {shown}`"
+    )))
+}
+
+impl Trained {
+    /// Opens a run, or one of its checkpoints, with the moving average of its weights; or a folder of the
+    /// diffusers library.
+    ///
+    /// # Errors
+    /// When it is damaged, is no diffusion model, lacks its VAE, or does not fit into memory.
+    pub fn open(path: &Path, device: &Device) -> Result<Trained> {
+        if diffusers::is_folder(path) {
+            return Trained::of_folder(path, device);
+        }
+        let (loaded, run) = Run::checkpoint_of(path)?;
+        let recipe = loaded.recipe.clone();
+        check_diffuses(path, &recipe)?;
+        recipe.validate().map_err(Error::in_a_file)?;
+        let codec = match (recipe.system, run) {
+            (System::Ldm, Some(run)) => Some(Codec::of_ldm(&run, &recipe, device)?),
+            (System::Ldm, None) => {
+                return Err(Error::new(format!("{} is outside its run folder", path.display()))
+                    .hint("give the run: its VAE is needed too"));
+            }
+            _ => None,
+        };
+        let params = params_of(&recipe);
+        let values = loaded.set("ema", &params.borrow())?;
+        Trained::with(recipe, &values, codec, device)
+    }
+
+    /// Opens a pipeline, or a bare model, of the diffusers library.
+    fn of_folder(path: &Path, device: &Device) -> Result<Trained> {
+        let folder = diffusers::open(path)?;
+        check_diffuses(path, &folder.model.recipe)?;
+        let codec = folder.vae.as_ref().map(|vae| Codec::of_part(vae, device)).transpose()?;
+        let trained = Trained::with(folder.model.recipe, &folder.model.weights, codec, device)?;
+        Ok(Trained { remarks: folder.remarks, ..trained })
+    }
+
+    /// `values`: the parameters, flat.
+    fn with(recipe: Recipe, values: &[f32], codec: Option<Codec>, device: &Device) -> Result<Trained> {
+        let params = params_of(&recipe);
+        let weights = device.alloc("parameters", values.len() * 4)?;
+        device.write(&weights, 0, bytemuck::cast_slice(values))?;
+        let (model, remarks) = (model_of(&recipe), Vec::new());
+        Ok(Trained { device: device.clone(), model, recipe, params, weights, codec, remarks })
+    }
+
+    /// What the user should know about the folder that it was read from.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
+    }
+
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    pub fn source(&self) -> Source<'_> {
+        Source {
+            device: &self.device,
+            model: &self.model,
+            params: &self.params,
+            weights: &self.weights,
+            recipe: &self.recipe,
+            codec: self.codec.as_ref(),
+        }
+    }
+}

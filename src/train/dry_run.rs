@@ -1,0 +1,60 @@
+//! What a training step will take, before anything is allocated.
+
+use std::rc::Rc;
+
+use super::objective::Objective;
+use super::step::{ACCUMULATED, record_batch, record_optimiser};
+use crate::codec::Codec;
+use crate::device::Device;
+use crate::program::Plan;
+use crate::recipe::Recipe;
+use crate::tape::Tape;
+
+/// The plan of a step, for `--dry-run`.
+#[derive(Clone, Debug)]
+pub struct DryRun {
+    pub parameters: usize,
+    pub launches: usize,
+    /// Of these, those of the backward pass that make once more what was not kept.
+    pub repeated: usize,
+    pub parameter_bytes: u64,
+    pub gradient_bytes: u64,
+    /// Adam's two moments and the EMA copy.
+    pub optimiser_bytes: u64,
+    pub activation_bytes_shared: u64,
+    pub activation_bytes_separate: u64,
+    /// With sharing, if nothing were made once more.
+    pub activation_bytes_kept: u64,
+    pub largest_binding: u64,
+}
+
+impl DryRun {
+    /// Plans the step of a recipe. Allocates nothing on the device. `codec`: the VAE of latent diffusion.
+    pub fn new(recipe: &Recipe, device: &Device, codec: Option<&Codec>) -> DryRun {
+        let objective = Objective::new(recipe, codec);
+        let params = Rc::clone(&objective.params);
+        let tape = record_batch(&objective, recipe.accumulation);
+        let plan = Plan::new(&tape, &[], device);
+        let kept = Plan::keeping_all(&tape, &[], device);
+        let flat = params.borrow().elements() as u64 * 4;
+        let optimiser_launches = if recipe.accumulation > 1 {
+            let tape = Tape::new();
+            record_optimiser(&tape, recipe, params.borrow().elements(), ACCUMULATED);
+            Plan::new(&tape, &[], device).launches()
+        } else {
+            0
+        };
+        DryRun {
+            parameters: params.borrow().count(),
+            launches: plan.launches() * recipe.accumulation as usize + optimiser_launches,
+            repeated: plan.repeated() * recipe.accumulation as usize,
+            parameter_bytes: flat,
+            gradient_bytes: flat * if recipe.accumulation > 1 { 2 } else { 1 },
+            optimiser_bytes: 3 * flat,
+            activation_bytes_shared: plan.shared_bytes(),
+            activation_bytes_separate: plan.separate_bytes(),
+            activation_bytes_kept: kept.shared_bytes(),
+            largest_binding: plan.largest_binding(),
+        }
+    }
+}

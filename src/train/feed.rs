@@ -1,0 +1,127 @@
+//! What a session trains on: its data, opened and read ahead.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::evaluate::Evaluator;
+use super::latents::{CachedLatents, prepare};
+use super::resident::{Input, kept};
+use super::step::Trainer;
+use crate::checkpoint::Values;
+use crate::codec::Codec;
+use crate::data::{Dataset, Loader, Picks, Split, open_for, open_to_judge};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::recipe::{Recipe, System};
+
+/// Opens the training data of a recipe, images of so many `channels`, and checks that the model fits it.
+fn open_data(recipe: &Recipe, channels: usize) -> Result<Arc<dyn Dataset>> {
+    let dataset = open_for(&recipe.data, recipe.pictures(channels), Split::Train)?;
+    let (classes, table) = (dataset.classes().len(), recipe.unet.num_class_embeds);
+    if recipe.system != System::Vae && table > 0 && classes != table {
+        return Err(Error::usage(format!(
+            "unet.num_class_embeds is {table} and the data has {classes} classes"
+        ))
+        .hint(format!("set unet.num_class_embeds={classes}")));
+    }
+    Ok(dataset)
+}
+
+/// What a run works on besides its model.
+pub(super) struct Data {
+    /// Images.
+    pub dataset: Arc<dyn Dataset>,
+    /// What steps read instead of images, in latent diffusion with cached latents.
+    pub cached: Option<Arc<CachedLatents>>,
+    /// What a VAE is measured on.
+    pub evaluator: Option<Evaluator>,
+    /// Reads the first batches while everything else is made.
+    pub(super) ahead: Option<Feed>,
+}
+
+/// What steps train on, in order.
+pub(super) enum Feed {
+    Images(Loader),
+    Samples(Loader<Picks>),
+}
+
+impl Feed {
+    pub(super) fn next(&mut self) -> Result<Input> {
+        match self {
+            Feed::Images(loader) => loader.next().map(Input::from),
+            Feed::Samples(loader) => loader.next().map(Input::from),
+        }
+    }
+}
+
+impl Data {
+    /// Opens all of it; in latent diffusion, with `codec`, fills in the scale and keeps encoded latents in
+    /// `file`, or takes them from there.
+    pub(super) fn open(
+        recipe: &mut Recipe,
+        codec: Option<&Codec>,
+        file: Option<&Path>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Data> {
+        // Those that the VAE of latent diffusion takes.
+        let channels = codec.map_or(&*recipe, Codec::recipe).image_channels();
+        let judged = || {
+            let is_vae = recipe.system == System::Vae;
+            is_vae.then(|| open_to_judge(&recipe.data, recipe.pictures(channels))).transpose()
+        };
+        // At the same time: large folders take a while to list.
+        let (dataset, judged) = rayon::join(|| open_data(recipe, channels), judged);
+        let dataset = dataset?;
+        if let (1.., Some(images)) = (recipe.epochs, dataset.len()) {
+            recipe.steps = recipe.steps_of_a_pass(images).saturating_mul(recipe.epochs);
+            recipe.validate()?;
+        }
+        let evaluator = match judged? {
+            Some((images, held_out)) => Some(Evaluator::new(images, recipe.evaluate_count, held_out)?),
+            None => None,
+        };
+        let cached = match codec {
+            Some(codec) => prepare(codec, &*dataset, recipe, file, progress)?,
+            None => None,
+        };
+        Ok(Data { dataset, cached, evaluator, ahead: None })
+    }
+
+    /// What steps read: images, or what is cached of them.
+    pub(super) fn source(&self) -> Arc<dyn Dataset> {
+        match &self.cached {
+            Some(cached) => Arc::clone(cached) as Arc<dyn Dataset>,
+            None => Arc::clone(&self.dataset),
+        }
+    }
+
+    /// Starts to read the batches after `done` steps, or, of a data set that is `resident`, to pick its samples.
+    pub(super) fn load(&self, recipe: &Recipe, done: u64, resident: bool) -> Result<Feed> {
+        let (batch, seed) = (recipe.batch_size, recipe.seed);
+        let seen = done * recipe.accumulation * batch as u64;
+        // Mirrored images are among the cached.
+        let (source, flip) = (self.source(), recipe.flip && self.cached.is_none());
+        match source.whole().filter(|_| resident) {
+            Some(whole) => Loader::picking(whole.labels, batch, seed, flip, seen).map(Feed::Samples),
+            None => Loader::new(Arc::clone(&source), batch, seed, flip, seen).map(Feed::Images),
+        }
+    }
+
+    /// The trainer of a recipe on this data, and its first batches. `resume`: from a checkpoint.
+    pub(super) fn trainer(
+        &mut self,
+        recipe: &Recipe,
+        device: &Device,
+        codec: Option<&Codec>,
+        resume: Option<(u64, &Values)>,
+    ) -> Result<Trainer> {
+        let source = self.source();
+        let whole = kept(&*source, device);
+        let done = resume.map_or(0, |(done, _)| done);
+        self.ahead = Some(self.load(recipe, done, whole.is_some())?);
+        match &whole {
+            Some(whole) => Trainer::with_data(recipe, device, codec, resume, whole),
+            None => Trainer::new(recipe, device, codec, resume),
+        }
+    }
+}
