@@ -8,7 +8,8 @@ pub mod walk;
 
 pub use schedule::{Betas, Precision, Schedule, Variance};
 pub use scheduler::{
-    DpmSolver, FinalSigma, Keys, Method, Prediction, Process, Scheduler, Sigmas, Spacing, UniPc, names,
+    DpmSolver, FinalSigma, Keys, Learned, Method, Prediction, Process, Scheduler, Sigmas, Spacing, UniPc,
+    names,
 };
 pub use walk::{Clip, Walk};
 

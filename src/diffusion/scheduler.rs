@@ -11,7 +11,7 @@ mod sigma_space;
 mod spacing;
 mod unipc;
 
-pub use config::{Keys, Process, names};
+pub use config::{Keys, Learned, names};
 use serde::{Deserialize, Serialize};
 
 use super::form::Form;
@@ -121,17 +121,30 @@ pub struct UniPc {
     pub disable_corrector: Vec<usize>,
 }
 
-/// A sampler and the process that it walks back.
+/// The process that a model learned to walk back.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Scheduler {
-    pub method: Method,
-    /// Timesteps that the model was trained with.
+pub struct Process {
     pub timesteps: usize,
     pub betas: Betas,
     pub beta_start: f64,
     pub beta_end: f64,
     pub zero_terminal_snr: bool,
     pub prediction: Prediction,
+}
+
+impl Process {
+    /// The noise schedule.
+    pub fn schedule(&self, precision: Precision) -> Schedule {
+        let plain = Schedule::new(&self.betas, self.timesteps, self.beta_start, self.beta_end, precision);
+        if self.zero_terminal_snr { plain.with_zero_terminal_snr() } else { plain }
+    }
+}
+
+/// A sampler and the process that it walks back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scheduler {
+    pub method: Method,
+    pub process: Process,
     pub spacing: Spacing,
     /// Added to the timesteps of leading spacing.
     pub steps_offset: usize,
@@ -149,12 +162,14 @@ impl Scheduler {
     pub fn ddpm(timesteps: usize, [beta_start, beta_end]: [f64; 2], variance: Variance, clip: f64) -> Self {
         Scheduler {
             method: Method::Ddpm { variance },
-            timesteps,
-            betas: Betas::Linear,
-            beta_start,
-            beta_end,
-            zero_terminal_snr: false,
-            prediction: Prediction::Epsilon,
+            process: Process {
+                timesteps,
+                betas: Betas::Linear,
+                beta_start,
+                beta_end,
+                zero_terminal_snr: false,
+                prediction: Prediction::Epsilon,
+            },
             spacing: Spacing::Leading,
             steps_offset: 0,
             clip: if clip > 0.0 { Clip::At(clip) } else { Clip::None },
@@ -168,17 +183,13 @@ impl Scheduler {
 
     /// The noise schedule.
     pub fn schedule(&self) -> Schedule {
-        let plain =
-            Schedule::new(&self.betas, self.timesteps, self.beta_start, self.beta_end, self.precision);
-        if !self.zero_terminal_snr {
-            return plain;
-        }
-        let mut zero = plain.with_zero_terminal_snr();
+        let mut schedule = self.process.schedule(self.precision);
         // Nothing but noise would be an infinite sigma.
-        if let (true, Some(last)) = (self.method.has_sigmas(), zero.alpha_bars.last_mut()) {
+        let endless = self.process.zero_terminal_snr && self.method.has_sigmas();
+        if let (true, Some(last)) = (endless, schedule.alpha_bars.last_mut()) {
             *last = 2.0_f64.powi(-24);
         }
-        zero
+        schedule
     }
 
     /// The process in `steps` steps. Those of Heun and of Runge-Kutta evaluate the model several times, and
@@ -196,15 +207,15 @@ impl Scheduler {
     /// # Errors
     /// As [`Scheduler::walk`], and when no step is left, or the solver must begin at the beginning.
     pub fn walk_from(&self, steps: usize, first: usize) -> Result<Walk> {
-        if steps == 0 || steps > self.timesteps {
+        if steps == 0 || steps > self.process.timesteps {
             return Err(Error::usage(format!("{steps} sampling steps"))
-                .hint(format!("choose from 1 to {}", self.timesteps)));
+                .hint(format!("choose from 1 to {}", self.process.timesteps)));
         }
         if !self.method.has_sigmas() && self.sigmas != Sigmas::Timesteps {
             return Err(Error::usage("this sampler walks over timesteps, not over sigmas")
                 .hint("leave --sigmas out, or choose euler, heun, lms, dpmpp-2m or unipc"));
         }
-        let bare = match (&self.method, self.prediction, self.zero_terminal_snr) {
+        let bare = match (&self.method, self.process.prediction, self.process.zero_terminal_snr) {
             (Method::Ddpm { .. } | Method::Ddim { .. } | Method::DdimInverse { .. }, kind, true) => {
                 kind == Prediction::Epsilon
             }
@@ -252,9 +263,9 @@ impl Scheduler {
     pub fn usual_steps(&self) -> usize {
         const USUAL: usize = 50;
         match self.method {
-            Method::Ddpm { .. } => self.timesteps,
+            Method::Ddpm { .. } => self.process.timesteps,
             // Some visit the ends of so many intervals, which few timesteps have not.
-            _ => USUAL.min(self.timesteps.div_ceil(2)),
+            _ => USUAL.min(self.process.timesteps.div_ceil(2)),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The process of a recipe and the sampler that walks it back.
 
 use super::{Recipe, System};
-use crate::diffusion::{Keys, Precision, Prediction, Process, Schedule, Scheduler};
+use crate::diffusion::{Keys, Learned, Precision, Prediction, Process, Schedule, Scheduler};
 use crate::error::{Error, Result};
 use crate::models::vae::VaeKind;
 
@@ -17,8 +17,6 @@ impl Recipe {
             beta_end: self.beta_end,
             zero_terminal_snr: self.rescale_betas_zero_snr,
             prediction: self.prediction_type,
-            variance: self.variance,
-            clip: self.clip_sample,
         }
     }
 
@@ -27,7 +25,7 @@ impl Recipe {
     /// # Errors
     /// Names the key that denoir does not honour.
     pub fn set_scheduler(&mut self, keys: &Keys) -> Result<()> {
-        let process = keys.process()?;
+        let Learned { process, variance, clip } = keys.learned()?;
         self.sample_steps = keys.scheduler()?.usual_steps();
         self.timesteps = process.timesteps;
         self.beta_schedule = process.betas;
@@ -35,8 +33,8 @@ impl Recipe {
         self.beta_end = process.beta_end;
         self.rescale_betas_zero_snr = process.zero_terminal_snr;
         self.prediction_type = process.prediction;
-        self.variance = process.variance;
-        self.clip_sample = process.clip;
+        self.variance = variance;
+        self.clip_sample = clip;
         self.scheduler = keys.without_process();
         Ok(())
     }
@@ -44,7 +42,8 @@ impl Recipe {
     /// All that the recipe says of its sampler and process, as a `scheduler_config.json` has it.
     pub fn scheduler_keys(&self) -> Keys {
         let class = self.scheduler.class().unwrap_or(DEFAULT);
-        self.scheduler.with_class(class).with_process(&self.process())
+        let learned = Learned { process: self.process(), variance: self.variance, clip: self.clip_sample };
+        self.scheduler.with_class(class).with_process(&learned)
     }
 
     /// The sampler of the run's own pictures.
@@ -66,9 +65,7 @@ impl Recipe {
 
     /// The noise schedule.
     pub fn schedule(&self) -> Schedule {
-        let (start, end) = (self.beta_start, self.beta_end);
-        let plain = Schedule::new(&self.beta_schedule, self.timesteps, start, end, Precision::Exact);
-        if self.rescale_betas_zero_snr { plain.with_zero_terminal_snr() } else { plain }
+        self.process().schedule(Precision::Exact)
     }
 
     /// Says that the model can be used but not trained, if so.
@@ -176,7 +173,7 @@ mod tests {
                 // As a file of the same class, whoever reads it.
                 let written = Keys::parse(&recipe.scheduler_keys().complete().unwrap().text()).unwrap();
                 assert_eq!(written.scheduler().unwrap(), wanted, "{config}");
-                assert_eq!(written.process().unwrap(), keys.process().unwrap(), "{config}");
+                assert_eq!(written.learned().unwrap(), keys.learned().unwrap(), "{config}");
                 wanted.precision = crate::diffusion::Precision::Exact;
             }
         }
@@ -194,7 +191,7 @@ mod tests {
         );
         let ddim = recipe.sampler("ddim").unwrap();
         assert_eq!((ddim.clip, ddim.steps_offset, ddim.spacing), (Clip::None, 1, Spacing::Leading));
-        assert_eq!((&ddim.betas, ddim.prediction), (&Betas::ScaledLinear, Prediction::V));
+        assert_eq!((&ddim.process.betas, ddim.process.prediction), (&Betas::ScaledLinear, Prediction::V));
         assert_eq!(ddim.method, Method::Ddim { eta: 0.0, alpha_to_one: false, reclip: false });
         assert_eq!(recipe.sampler("euler").unwrap().spacing, Spacing::Leading);
         // What the file does not say has the default of the new class.

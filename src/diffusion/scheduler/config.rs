@@ -16,8 +16,8 @@ pub use classes::names;
 use classes::*;
 use read::Reader;
 
-use super::{Prediction, Scheduler};
-use crate::diffusion::schedule::{Betas, Variance};
+use super::{Process, Scheduler};
+use crate::diffusion::schedule::Variance;
 use crate::error::{Error, Result};
 
 /// The keys of a `scheduler_config.json`, those of other classes among them; nulls, which say nothing here,
@@ -28,20 +28,15 @@ pub struct Keys(Map<String, Value>);
 
 /// The process that a model learned, and what is done to its predictions, whatever walks it back.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Process {
-    pub timesteps: usize,
-    pub betas: Betas,
-    pub beta_start: f64,
-    pub beta_end: f64,
-    pub zero_terminal_snr: bool,
-    pub prediction: Prediction,
+pub struct Learned {
+    pub process: Process,
     /// Of ancestral sampling.
     pub variance: Variance,
     /// Bound of the predicted x0; 0: none. Some classes have no such bound.
     pub clip: f64,
 }
 
-/// The keys that a [`Process`] is made of.
+/// The keys that [`Learned`] is made of.
 const PROCESS: [&str; 10] = [
     TIMESTEPS,
     "beta_start",
@@ -151,25 +146,20 @@ impl Keys {
     ///
     /// # Errors
     /// As [`Keys::scheduler`].
-    pub fn process(&self) -> Result<Process> {
+    pub fn learned(&self) -> Result<Learned> {
         let scheduler = self.scheduler()?;
         let named = self.class().unwrap_or_default();
         let class = CLASSES.iter().find(|(class, _)| *class == named).map_or("", |(class, _)| *class);
         let reader = Reader { class, own: &[VARIANCE, CLIP, RANGE], map: &self.0 };
-        Ok(Process {
-            timesteps: scheduler.timesteps,
-            betas: scheduler.betas,
-            beta_start: scheduler.beta_start,
-            beta_end: scheduler.beta_end,
-            zero_terminal_snr: scheduler.zero_terminal_snr,
-            prediction: scheduler.prediction,
+        Ok(Learned {
+            process: scheduler.process,
             variance: reader.variance()?,
             // Of those that have the key, only Heun's leaves it off.
             clip: reader.bound(class != "HeunDiscreteScheduler")?,
         })
     }
 
-    /// The keys that no [`Process`] holds.
+    /// The keys that no [`Learned`] holds.
     #[must_use]
     pub fn without_process(&self) -> Self {
         let mut keys = self.clone();
@@ -177,29 +167,21 @@ impl Keys {
         keys
     }
 
-    /// The first key that a [`Process`] would hold.
+    /// The first key that a [`Learned`] would hold.
     pub fn of_process(&self) -> Option<&str> {
         self.0.keys().map(String::as_str).find(|key| PROCESS.contains(key))
     }
 
     /// These keys and those of a process.
     #[must_use]
-    pub fn with_process(&self, process: &Process) -> Self {
+    pub fn with_process(&self, Learned { process, variance, clip }: &Learned) -> Self {
         let mut keys = self.without_process();
+        keys.extend(process.keys());
         keys.extend(json!({
-            TIMESTEPS: process.timesteps,
-            "beta_start": process.beta_start,
-            "beta_end": process.beta_end,
-            "prediction_type": process.prediction,
-            ZERO_SNR: process.zero_terminal_snr,
-            VARIANCE: process.variance,
-            CLIP: process.clip > 0.0,
-            RANGE: if process.clip > 0.0 { process.clip } else { 1.0 },
+            VARIANCE: variance,
+            CLIP: *clip > 0.0,
+            RANGE: if *clip > 0.0 { *clip } else { 1.0 },
         }));
-        match &process.betas {
-            Betas::Given(betas) => keys.extend(json!({ "trained_betas": betas })),
-            named => keys.extend(json!({ "beta_schedule": named.name() })),
-        }
         keys
     }
 

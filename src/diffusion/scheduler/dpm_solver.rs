@@ -65,7 +65,7 @@ impl Scheduler {
             Step {
                 t: levels.timesteps[i],
                 alpha_bar: from.alpha_bar(),
-                x0: self.prediction.x0(from),
+                x0: self.process.prediction.x0(from),
                 next,
                 keep: [Form::X0, Form::kept(0)][..options.order - 1].to_vec(),
                 draws: sde,

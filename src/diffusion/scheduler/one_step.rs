@@ -19,7 +19,7 @@ impl Scheduler {
             Step {
                 t: t as f64,
                 alpha_bar: schedule.alpha_bars[t],
-                x0: self.prediction.x0(self.level(&schedule, t)),
+                x0: self.process.prediction.x0(self.level(&schedule, t)),
                 next: of_x0 * Form::X0 + of_x * Form::X + sigma * Form::NOISE,
                 keep: Vec::new(),
                 draws: t > 0,
@@ -35,20 +35,23 @@ impl Scheduler {
         let keep = |value: f64| self.precision.keep(value);
         let end = if alpha_to_one { 1.0 } else { schedule.alpha_bars[0] };
         let timesteps = self.checked(self.whole_timesteps(n))?;
-        let stride = self.timesteps / n;
+        let stride = self.process.timesteps / n;
         let step = |&t: &usize| {
             let bar = schedule.alpha_bars[t];
             let before = t.checked_sub(stride).map_or(end, |before| schedule.alpha_bars[before]);
             let (at, to) = (self.level(&schedule, t), Level::of_bar(before, self.precision));
             let variance = keep(1.0 - before) / keep(1.0 - bar) * keep(1.0 - keep(bar / before));
             let sigma = eta * variance.max(0.0).sqrt();
-            let eps =
-                if reclip { (Form::X - at.alpha * Form::X0) / at.sigma } else { self.prediction.eps(at) };
+            let eps = if reclip {
+                (Form::X - at.alpha * Form::X0) / at.sigma
+            } else {
+                self.process.prediction.eps(at)
+            };
             let towards = (keep(1.0 - before) - sigma * sigma).max(0.0).sqrt();
             Step {
                 t: t as f64,
                 alpha_bar: bar,
-                x0: self.prediction.x0(at),
+                x0: self.process.prediction.x0(at),
                 next: to.alpha * Form::X0 + towards * eps + sigma * Form::NOISE,
                 keep: Vec::new(),
                 draws: eta > 0.0,
@@ -64,19 +67,19 @@ impl Scheduler {
         let first = if alpha_to_one { 1.0 } else { schedule.alpha_bars[0] };
         let mut timesteps = self.checked(self.whole_timesteps(n))?;
         timesteps.reverse();
-        let stride = self.timesteps / n;
+        let stride = self.process.timesteps / n;
         let step = |&t: &usize| {
             let below = t.checked_sub(stride).map_or(first, |below| schedule.alpha_bars[below]);
             let (at, to) = (Level::of_bar(below, self.precision), self.level(&schedule, t));
             // At the picture itself there is no noise to take a prediction of x0 apart from.
-            let eps = match self.prediction {
+            let eps = match self.process.prediction {
                 Prediction::Sample if at.sigma == 0.0 => Form::ZERO,
                 prediction => prediction.eps(at),
             };
             Step {
                 t: t as f64,
                 alpha_bar: below,
-                x0: self.prediction.x0(at),
+                x0: self.process.prediction.x0(at),
                 next: to.alpha * Form::X0 + to.sigma * eps,
                 keep: Vec::new(),
                 draws: false,
@@ -92,9 +95,11 @@ impl Scheduler {
 
     /// Timesteps that the model knows.
     pub(super) fn checked(&self, timesteps: Vec<usize>) -> Result<Vec<usize>> {
-        match timesteps.iter().find(|&&t| t >= self.timesteps) {
-            Some(t) => Err(Error::usage(format!("the walk would visit timestep {t} of {}", self.timesteps))
-                .hint("lower steps_offset, or take fewer steps")),
+        match timesteps.iter().find(|&&t| t >= self.process.timesteps) {
+            Some(t) => {
+                Err(Error::usage(format!("the walk would visit timestep {t} of {}", self.process.timesteps))
+                    .hint("lower steps_offset, or take fewer steps"))
+            }
             None => Ok(timesteps),
         }
     }

@@ -34,14 +34,14 @@ impl Slots {
     }
 }
 
-struct Process<'a> {
+struct Setting<'a> {
     scheduler: &'a Scheduler,
     schedule: Schedule,
     /// alpha-bar where there is no timestep any more.
     end: f64,
 }
 
-impl Process<'_> {
+impl Setting<'_> {
     fn bar(&self, t: isize) -> f64 {
         usize::try_from(t).map_or(self.end, |t| self.schedule.alpha_bars[t])
     }
@@ -51,7 +51,7 @@ impl Process<'_> {
         let precision = self.scheduler.precision;
         let (bar, bar_to) = (self.bar(from), self.bar(to));
         let (at, towards) = (Level::of_bar(bar, precision), Level::of_bar(bar_to, precision));
-        let eps = match self.scheduler.prediction {
+        let eps = match self.scheduler.process.prediction {
             Prediction::V => at.alpha * output + at.sigma * x,
             _ => output,
         };
@@ -61,14 +61,14 @@ impl Process<'_> {
 
     fn step(&self, t: isize, next: Form, keep: Vec<Form>) -> Step {
         let at = Level::of_bar(self.bar(t), self.scheduler.precision);
-        let x0 = self.scheduler.prediction.x0(at);
+        let x0 = self.scheduler.process.prediction.x0(at);
         Step { t: t as f64, alpha_bar: self.bar(t), x0, next, keep, draws: false }
     }
 }
 
 impl Scheduler {
     pub(super) fn pndm_walk(&self, skip_prk: bool, alpha_to_one: bool, n: usize) -> Result<Walk> {
-        if self.prediction == Prediction::Sample {
+        if self.process.prediction == Prediction::Sample {
             return Err(Error::usage("PNDM works on predictions of the noise or of v")
                 .hint("prediction_type sample needs another sampler, ddim for example"));
         }
@@ -79,25 +79,28 @@ impl Scheduler {
         let mut timesteps = self.checked(self.whole_timesteps(n))?;
         timesteps.reverse();
         let timesteps: Vec<isize> = timesteps.into_iter().map(|t| t as isize).collect();
-        let stride = (self.timesteps / n) as isize;
+        let stride = (self.process.timesteps / n) as isize;
         let schedule = self.schedule();
         let end = if alpha_to_one { 1.0 } else { schedule.alpha_bars[0] };
-        let process = Process { scheduler: self, schedule, end };
+        let setting = Setting { scheduler: self, schedule, end };
         let mut steps = Vec::new();
         let mut slots = Slots::new();
         let plms: Vec<isize> = if skip_prk {
             let twice = if n > 1 { vec![timesteps[n - 2]] } else { Vec::new() };
             [&timesteps[..n - 1], &twice, &timesteps[n - 1..]].concat()
         } else {
-            runge_kutta(&process, &timesteps, stride, &mut slots, &mut steps)?;
+            runge_kutta(&setting, &timesteps, stride, &mut slots, &mut steps)?;
             timesteps[..n - 3].to_vec()
         };
         for (i, &t) in plms.iter().rev().enumerate() {
             let repeated = skip_prk && i == 1;
             let way = if repeated { [t + stride, t] } else { [t, t - stride] };
-            if way[0] >= self.timesteps as isize {
-                return Err(Error::usage(format!("PLMS would look beyond timestep {}", self.timesteps))
-                    .hint("choose another spacing or number of steps"));
+            if way[0] >= self.process.timesteps as isize {
+                return Err(Error::usage(format!(
+                    "PLMS would look beyond timestep {}",
+                    self.process.timesteps
+                ))
+                .hint("choose another spacing or number of steps"));
             }
             let e = Form::kept;
             if !repeated {
@@ -112,7 +115,7 @@ impl Scheduler {
                 _ => (55.0 * Form::OUT - 59.0 * e(0) + 37.0 * e(1) - 9.0 * e(2)) / 24.0,
             };
             slots.begun = if i == 0 { Form::X } else { Form::kept(BEGUN) };
-            steps.push(process.step(t, process.transfer(x, way, output), slots.keep(!repeated)));
+            steps.push(setting.step(t, setting.transfer(x, way, output), slots.keep(!repeated)));
         }
         Ok(Walk { steps, start: 1.0, clip: Clip::None })
     }
@@ -120,7 +123,7 @@ impl Scheduler {
 
 /// The first three steps, of four evaluations each (equation 13).
 fn runge_kutta(
-    process: &Process,
+    setting: &Setting,
     timesteps: &[isize],
     stride: isize,
     slots: &mut Slots,
@@ -135,7 +138,7 @@ fn runge_kutta(
     for (i, &t) in visited.iter().enumerate() {
         let from = visited[i / 4 * 4];
         let to = if i % 2 == 1 { t } else { t - half };
-        if from >= process.scheduler.timesteps as isize {
+        if from >= setting.scheduler.process.timesteps as isize {
             return Err(Error::usage("PNDM would look beyond the last timestep").hint("take fewer steps"));
         }
         let mut output = Form::OUT;
@@ -153,7 +156,7 @@ fn runge_kutta(
             }
             _ => slots.sum = Form::kept(SUM) + Form::OUT / 3.0,
         }
-        steps.push(process.step(t, process.transfer(x, [from, to], output), slots.keep(i % 4 == 0)));
+        steps.push(setting.step(t, setting.transfer(x, [from, to], output), slots.keep(i % 4 == 0)));
     }
     Ok(())
 }

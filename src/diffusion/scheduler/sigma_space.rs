@@ -40,7 +40,7 @@ impl Leap<'_> {
         Step {
             t: self.t,
             alpha_bar: self.at().alpha_bar(),
-            x0: self.scheduler.prediction.x0(self.at()),
+            x0: self.scheduler.process.prediction.x0(self.at()),
             next: Level::of_sigma(self.to).alpha * y,
             keep,
             draws,

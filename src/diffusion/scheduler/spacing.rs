@@ -24,7 +24,7 @@ pub(super) struct Levels {
 impl Scheduler {
     /// Falling whole timesteps of the samplers that walk over them.
     pub(super) fn whole_timesteps(&self, n: usize) -> Vec<usize> {
-        let total = self.timesteps;
+        let total = self.process.timesteps;
         match self.spacing {
             Spacing::Leading => {
                 let stride = total / n;
@@ -42,7 +42,7 @@ impl Scheduler {
     /// Noise levels of the k-diffusion samplers, which start from the last timestep and may stand between
     /// two.
     pub(super) fn k_levels(&self, schedule: &Schedule, n: usize) -> Levels {
-        let total = self.timesteps;
+        let total = self.process.timesteps;
         let keep = |value: f64| self.precision.keep(value);
         let mut timesteps: Vec<f64> = match self.spacing {
             Spacing::Linspace => linspace(0.0, (total - 1) as f64, n).rev().map(keep).collect(),
@@ -79,13 +79,13 @@ impl Scheduler {
                 let stride = last / (n + 1);
                 (1..=n).rev().map(|i| (i * stride + self.steps_offset) as f64).collect()
             }
-            Spacing::Trailing => trailing(last, self.timesteps as f64 / n as f64),
+            Spacing::Trailing => trailing(last, self.process.timesteps as f64 / n as f64),
         };
         let unipc = matches!(self.method, Method::UniPc(_));
         let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| interpolated(&table, t)).collect();
         let mut lowest = table[0];
         if let Some(chosen) = self.chosen_sigmas([table[table.len() - 1], table[0]], n) {
-            let rounds = self.sigmas == Sigmas::Karras && (unipc || self.betas != Betas::Cosine);
+            let rounds = self.sigmas == Sigmas::Karras && (unipc || self.process.betas != Betas::Cosine);
             let whole = |t: f64| if rounds { t.round_ties_even() } else { t.trunc() };
             timesteps = chosen.iter().map(|&sigma| whole(timestep_of(&table, sigma))).collect();
             sigmas = chosen;

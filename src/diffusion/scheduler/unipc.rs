@@ -84,7 +84,7 @@ impl Scheduler {
             most.min((i + 1).saturating_sub(begin).max(1))
         };
         let step = |i: usize| {
-            let prediction = if options.predict_x0 { Form::X0 } else { self.prediction.eps(at[i]) };
+            let prediction = if options.predict_x0 { Form::X0 } else { self.process.prediction.eps(at[i]) };
             let kept = (0..order).map(Form::kept);
             let mut x = Form::X;
             if i > begin && !options.disable_corrector.contains(&(i - 1)) {
@@ -98,7 +98,7 @@ impl Scheduler {
             let update = Update { options, from: at[i], to: at[i + 1], before: &earlier };
             let next = update.apply(x, &m, None);
             let keep = m.into_iter().chain([x]).collect();
-            let x0 = self.prediction.x0(at[i]);
+            let x0 = self.process.prediction.x0(at[i]);
             let (t, alpha_bar) = (levels.timesteps[i], at[i].alpha_bar());
             Step { t, alpha_bar, x0, next, keep, draws: false }
         };

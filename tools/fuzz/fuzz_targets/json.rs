@@ -7,7 +7,7 @@ use denoir::diffusion::{Keys, Scheduler};
 libfuzzer_sys::fuzz_target!(|text: &str| {
     let _ = denoir::weights::shards::parse(text);
     let _ = config::index(text);
-    let _ = Keys::parse(text).and_then(|keys| keys.process());
+    let _ = Keys::parse(text).and_then(|keys| keys.learned());
     if let Ok(config) = config::model(text)
         && let Ok(written) = config::text_of(&config.model, config.side.unwrap_or(8))
     {

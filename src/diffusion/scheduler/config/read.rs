@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::{DpmSolver, FinalSigma, Method, Prediction, Scheduler, Sigmas, Spacing, UniPc};
+use super::super::{DpmSolver, FinalSigma, Method, Prediction, Process, Scheduler, Sigmas, Spacing, UniPc};
 use super::classes::*;
 use crate::diffusion::schedule::{Betas, Precision, Variance};
 use crate::diffusion::walk::Clip;
@@ -219,7 +219,7 @@ impl Reader<'_> {
             spacings.swap(0, 1);
         }
         let clips = ["DDPMScheduler", "DDIMScheduler", "DDIMInverseScheduler"].contains(&self.class);
-        let scheduler = Scheduler {
+        let process = Process {
             timesteps: match &betas {
                 Betas::Given(betas) => self.whole(TIMESTEPS, betas.len())?,
                 _ => self.whole(TIMESTEPS, 1000)?,
@@ -236,6 +236,9 @@ impl Reader<'_> {
                     ("v_prediction", Prediction::V),
                 ],
             )?,
+        };
+        let scheduler = Scheduler {
+            process,
             spacing: self.word("timestep_spacing", &spacings)?,
             steps_offset: self.whole("steps_offset", 0)?,
             clip: self.clip(clips)?,
@@ -247,15 +250,16 @@ impl Reader<'_> {
             precision: Precision::Exact,
             method,
         };
-        if scheduler.timesteps == 0 {
+        let process = &scheduler.process;
+        if process.timesteps == 0 {
             return Err(self.refuse(TIMESTEPS, "it must be at least 1"));
         }
-        if let Betas::Given(betas) = &scheduler.betas
-            && betas.len() != scheduler.timesteps
+        if let Betas::Given(betas) = &process.betas
+            && betas.len() != process.timesteps
         {
             return Err(self.refuse(TIMESTEPS, format!("trained_betas has {} numbers", betas.len())));
         }
-        for (key, value) in [("beta_start", scheduler.beta_start), ("beta_end", scheduler.beta_end)] {
+        for (key, value) in [("beta_start", process.beta_start), ("beta_end", process.beta_end)] {
             if !(0.0..=1.0).contains(&value) {
                 return Err(self.refuse(key, "it must be from 0 to 1"));
             }
@@ -266,7 +270,7 @@ impl Reader<'_> {
             }
         }
         let pndm = matches!(scheduler.method, Method::Pndm { .. });
-        if pndm && scheduler.prediction == Prediction::Sample {
+        if pndm && process.prediction == Prediction::Sample {
             return Err(self.refuse("prediction_type", "PNDM knows epsilon and v_prediction"));
         }
         Ok(scheduler)

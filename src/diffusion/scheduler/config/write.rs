@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::super::{FinalSigma, Method, Scheduler, Sigmas};
+use super::super::{FinalSigma, Method, Process, Scheduler, Sigmas};
 use super::Keys;
 use super::classes::*;
 use crate::diffusion::schedule::Betas;
@@ -25,10 +25,6 @@ impl Scheduler {
             Method::UniPc(_) => 9,
         };
         let (name, own) = CLASSES[class];
-        let given = match &self.betas {
-            Betas::Given(betas) => json!(betas),
-            _ => Value::Null,
-        };
         let (clips, bound) = match self.clip {
             Clip::At(bound) => (true, bound),
             _ => (false, 1.0),
@@ -38,12 +34,6 @@ impl Scheduler {
             _ => (false, 0.995, 1.0),
         };
         let all = json!({
-            TIMESTEPS: self.timesteps,
-            "beta_start": self.beta_start,
-            "beta_end": self.beta_end,
-            "beta_schedule": self.betas.name().unwrap_or("linear"),
-            "trained_betas": given,
-            "prediction_type": self.prediction,
             "timestep_spacing": self.spacing,
             "steps_offset": self.steps_offset,
             CLIP: clips,
@@ -51,22 +41,38 @@ impl Scheduler {
             DYNAMIC: dynamic,
             RATIO: ratio,
             MOST: most,
-            ZERO_SNR: self.zero_terminal_snr,
             KARRAS: self.sigmas == Sigmas::Karras,
             EXPONENTIAL: self.sigmas == Sigmas::Exponential,
             LOW: self.sigma_min,
             HIGH: self.sigma_max,
             FINAL: if self.final_sigma == FinalSigma::Zero { "zero" } else { "sigma_min" },
         });
-        let of_method = self.method.keys();
         let mut keys = Keys::default();
-        for part in [all, of_method] {
+        for part in [self.process.keys(), all, self.method.keys()] {
             keys.extend(part);
         }
         keys.0.retain(|key, value| {
             !value.is_null() && (COMMON.contains(&key.as_str()) || own.contains(&key.as_str()))
         });
         keys.0.insert(CLASS.to_owned(), json!(name));
+        keys
+    }
+}
+
+impl Process {
+    /// The keys that it is made of.
+    pub(super) fn keys(&self) -> Value {
+        let mut keys = json!({
+            TIMESTEPS: self.timesteps,
+            "beta_start": self.beta_start,
+            "beta_end": self.beta_end,
+            "beta_schedule": self.betas.name().unwrap_or("linear"),
+            "prediction_type": self.prediction,
+            ZERO_SNR: self.zero_terminal_snr,
+        });
+        if let Betas::Given(betas) = &self.betas {
+            keys["trained_betas"] = json!(betas);
+        }
         keys
     }
 }
