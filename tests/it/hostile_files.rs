@@ -10,34 +10,13 @@ use denoir::weights::{Weights, pickle, safetensors, torch, zip};
 use tempfile::TempDir;
 
 use crate::command_line::fails;
+use crate::zip_writer::zip_file;
 
 /// A safetensors file of this header and so many bytes of zeros.
 pub fn safetensors_file(header: &str, bytes: usize) -> Vec<u8> {
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header.as_bytes());
     file.extend(std::iter::repeat_n(0, bytes));
-    file
-}
-
-/// A zip archive of entries stored as they are. `method`: what it says of their compression.
-pub fn zip_file(entries: &[(&str, &[u8])], method: u16) -> Vec<u8> {
-    let (mut file, mut directory) = (Vec::new(), Vec::new());
-    for (name, bytes) in entries {
-        let at = file.len() as u32;
-        let size = (bytes.len() as u32).to_le_bytes();
-        let lengths = [name.len() as u16, 0].map(u16::to_le_bytes).concat();
-        let mut crc = flate2::Crc::new();
-        crc.update(bytes);
-        let sums = [&crc.sum().to_le_bytes()[..], &size, &size].concat();
-        let common = [&[0, 0, 0, 0][..], &method.to_le_bytes(), &[0; 4], &sums, &lengths].concat();
-        file.extend([&b"PK\x03\x04"[..], &common, name.as_bytes(), bytes].concat());
-        let rest = [&[0; 10][..], &at.to_le_bytes(), name.as_bytes()].concat();
-        directory.extend([&b"PK\x01\x02\x14\x00"[..], &common, &rest].concat());
-    }
-    let [at, size] = [file.len() as u32, directory.len() as u32].map(u32::to_le_bytes);
-    let count = (entries.len() as u16).to_le_bytes();
-    file.extend(directory);
-    file.extend([&b"PK\x05\x06\0\0\0\0"[..], &count, &count, &size, &at, &[0, 0]].concat());
     file
 }
 

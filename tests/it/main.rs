@@ -20,3 +20,4 @@ mod reference;
 mod schedulers;
 mod training;
 mod tuning;
+mod zip_writer;

@@ -5,12 +5,12 @@
 use std::io::Cursor;
 
 use denoir::weights::torch::list;
-use denoir_fuzz::{archive, two};
+use denoir_fuzz::{two, zip_file};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let _ = list(&mut Cursor::new(bytes), bytes.len() as u64);
     let (pickle, storage) = two(bytes);
-    let whole = archive(&[("a/data.pkl", pickle), ("a/data/0", storage), ("a/data/1", &storage[storage.len() / 2..])]);
+    let whole = zip_file(&[("a/data.pkl", pickle), ("a/data/0", storage), ("a/data/1", &storage[storage.len() / 2..])], 0);
     let Ok(listing) = list(&mut Cursor::new(&whole[..]), whole.len() as u64) else { return };
     for (name, stored) in listing {
         let span = stored.shape.iter().zip(&stored.strides).map(|(size, stride)| (size.max(&1) - 1) * stride);
