@@ -143,7 +143,10 @@ fn rows_of(chunk: u32) -> f32 {
 
 // What an elementwise thread does: up to ITEMS elements of one channel of one sample, `step` apart, so that it reads only once
 // what belongs to the channel. `at` is `end` where there is nothing to do.
-struct Walk { at: u32, step: u32, end: u32, column: u32, first: u32, pair: u32 }
+struct Walk {
+    at: u32, step: u32, end: u32, pair: u32, // n * groups + g
+    first: f32, mean: f32, scale: f32, gain: f32, shift: f32,
+}
 
 fn walk(thread: Thread) -> Walk {
     let size = p.rows * p.channels;
@@ -156,21 +159,23 @@ fn walk(thread: Thread) -> Walk {
     let g = column / p.width;
     let base = n * size;
     let end = base + size;
-    return Walk(select(end, base + at, at < step), step, end, column, base + g * p.width, n * p.channel_groups + g);
+    let pair = n * p.channel_groups + g;
+    return Walk(
+        select(end, base + at, at < step), step, end, pair,
+        x[base + g * p.width], offset[pair], rstd[pair], gamma[column], beta[column],
+    );
+}
+
+fn normalised(w: Walk, x: f32) -> f32 {
+    return (x - w.first - w.mean) * w.scale;
 }
 
 // Third step: ITEMS elements a thread, workgroups do not cross samples.
 @compute @workgroup_size(WG)
 fn normalise(thread: Thread) {
     let w = walk(thread);
-    let first = x[w.first];
-    let mean = offset[w.pair];
-    let scale = rstd[w.pair];
-    let gain = gamma[w.column];
-    let shift = beta[w.column];
     for (var at = w.at; at < w.end; at += w.step) {
-        let xhat = (x[at] - first - mean) * scale;
-        y[at] = activate(p.kind, gain * xhat + shift);
+        y[at] = activate(p.kind, w.gain * normalised(w, x[at]) + w.shift);
     }
 }
 
@@ -251,16 +256,11 @@ fn backward_means(thread: Thread) {
 @compute @workgroup_size(WG)
 fn backward_x(thread: Thread) {
     let w = walk(thread);
-    let first = x[w.first];
-    let mean = offset[w.pair];
-    let scale = rstd[w.pair];
-    let gain = gamma[w.column];
-    let shift = beta[w.column];
     let slopes = means[w.pair];
     for (var at = w.at; at < w.end; at += w.step) {
-        let xhat = (x[at] - first - mean) * scale;
-        let dz = dy[at] * activate_slope(p.kind, gain * xhat + shift);
-        dx[at] = scale * (gain * dz - slopes.x - xhat * slopes.y);
+        let xhat = normalised(w, x[at]);
+        let dz = dy[at] * activate_slope(p.kind, w.gain * xhat + w.shift);
+        dx[at] = w.scale * (w.gain * dz - slopes.x - xhat * slopes.y);
     }
 }
 

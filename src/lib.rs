@@ -45,6 +45,8 @@
 //! - **Reproducible.** Random numbers are functions of (seed, stream, step, sample, element); no float
 //!   atomics; every sum has a fixed order that depends on shapes alone, not on the number of threads. On a
 //!   GPU it depends on the variants of kernels too, which a tuning file fixes.
+//! - **What is made of weights alone is kept.** A CPU program that never writes a store keeps its launches' packed
+//!   weights from run to run, and makes them anew when somebody else writes the store.
 //! - **The default is the measure.** A launch may offer variants. Tuning times them when a program is compiled,
 //!   and only what gives the default's results may win; a device that nobody gave a tuning runs defaults.
 //! - **A caller's mistake panics, the world's mistake is a [`Result`](error::Result)** with what to do
