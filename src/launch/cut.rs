@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::{Launch, Slot};
 
 /// A dimension that a launch can be cut along: images, rows, elements. What is not said to be cut, each part
-/// sees whole. But for the rounding of sums the parts give what the whole launch does.
+/// sees whole. But for the rounding of sums the parts give what the whole launch does. They run on GPUs alone:
+/// the CPU device has no bindings.
 pub struct Cut {
     /// Its length.
     pub(crate) items: usize,

@@ -82,7 +82,7 @@ impl Plan {
     fn of(tape: &Tape, outputs: &[&Tensor], device: &Device, recompute: bool) -> Plan {
         let limit = match device {
             Device::Cpu(_) => usize::MAX,
-            Device::Gpu(gpu) => usize::try_from(gpu.max_binding() / 4).unwrap_or(usize::MAX),
+            Device::Gpu(gpu) => usize::try_from(gpu.cut_to() / 4).unwrap_or(usize::MAX),
         };
         Plan::within(tape, outputs, device, recompute, &|_, _| limit)
     }
@@ -121,16 +121,14 @@ impl Plan {
         };
         let plan = Plan::within(tape, outputs, device, true, &third);
         for step in &plan.steps {
-            let elements = |ids: &[Id]| ids.iter().map(|id| plan.spots[id.0].1 / 4).collect::<Vec<_>>();
-            let could = third(&*step.launch, [&elements(&step.reads), &elements(&step.writes)]) < usize::MAX;
+            let (name, cuts) = (step.launch.name(), step.launch.cuts());
             let is_cut = step.portions.as_ref().is_some_and(|portions| portions.count() > 1);
-            assert!(could == is_cut, "{}: could be cut: {could}, is: {is_cut}", step.launch.name());
-            let parts = step.dispatches(0).iter().flat_map(|d| &d.binds).all(|bind| bind.part.is_some());
-            assert!(
-                is_cut || parts || !step.launch.cuts().is_empty(),
-                "{} cannot be cut",
-                step.launch.name()
-            );
+            let could = cuts.iter().any(|cut| cut.items > 1 && cut.slices().next().is_some());
+            assert!(could == is_cut, "{name}: could be cut: {could}, is: {is_cut}");
+            // Those that bind parts of themselves need none.
+            let dispatches = step.dispatches(0);
+            let own = dispatches.iter().flat_map(|dispatch| &dispatch.binds).any(|bind| bind.part.is_some());
+            assert!(own || !cuts.is_empty(), "{name} does not say how to cut it");
         }
         plan
     }

@@ -263,3 +263,91 @@ impl Portion {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::Io;
+
+    /// Rows of `width` with a number each; what it keeps of a row is `room` words.
+    #[derive(Clone, Copy, Debug)]
+    struct Rows {
+        rows: usize,
+        room: usize,
+    }
+
+    impl Launch for Rows {
+        fn name(&self) -> &'static str {
+            "rows"
+        }
+
+        fn cpu(&self, _: &Io) {}
+
+        fn gpu(&self, plan: &mut Dispatches) {
+            plan.add(&KERNEL, "copy").read("words", 0).write("to", 0).scratch("sum", 0);
+        }
+
+        fn gpu_scratch(&self) -> Vec<usize> {
+            vec![self.rows * self.room]
+        }
+
+        fn cuts(&self) -> Vec<Cut> {
+            let room = self.room;
+            vec![Cut::along(self.rows, move |_, rows| Rows { rows, room }).reads([0]).writes([0])]
+        }
+    }
+
+    /// First row and number of rows of each portion.
+    fn cut(rows: usize, room: usize, width: usize, limit: usize) -> (Portions, Vec<(usize, usize)>) {
+        let launch: Arc<dyn Launch> = Arc::new(Rows { rows, room });
+        let adapter = Traits { software: true, broadcasts: true };
+        let portions = Portions::of(&launch, &[rows * width], &[rows], &adapter, limit);
+        let of = |portion: &Portion| (portion.writes[0].first, portion.writes[0].count);
+        let found: Vec<_> = portions.list.iter().map(of).collect();
+        let mut next = 0;
+        for ((first, count), portion) in found.iter().zip(&portions.list) {
+            assert_eq!(*first, next);
+            assert_eq!((portion.reads[0].first, portion.reads[0].count), (first * width, count * width));
+            next += count;
+        }
+        assert_eq!(next, rows);
+        (portions, found)
+    }
+
+    #[test]
+    fn only_what_is_too_large_is_cut_and_as_little_as_may_be() {
+        assert_eq!(cut(100, 1, 10, 1000).1, [(0, 100)]);
+        assert_eq!(cut(100, 1, 10, 999).1.len(), 2);
+        assert_eq!(cut(100, 1, 10, 10).1.len(), 100);
+        // A row alone is too large.
+        assert_eq!(cut(3, 1, 10, 9).1.len(), 3);
+        assert_eq!(cut(1, 1, 10, 9).1.len(), 1);
+        // Its working memory is.
+        assert_eq!(cut(100, 10, 1, 250).1.len(), 4);
+    }
+
+    #[test]
+    fn portions_begin_where_bindings_may_if_they_can() {
+        let (portions, found) = cut(1000, 1, 64, 64 * 300);
+        assert_eq!(found, [(0, 256), (256, 256), (512, 256), (768, 232)]);
+        assert!(portions.carried.is_empty());
+        assert_eq!(portions.scratch(), [256]);
+        // Fewer rows fit than 64: their numbers are carried, they are not.
+        let (portions, found) = cut(100, 1, 64, 64 * 30);
+        assert_eq!(found.len(), 4);
+        assert_eq!(portions.carried, [Slot::Write(0)]);
+        assert_eq!(portions.scratch(), [25, 25]);
+        // Of four dispatches that run, one begins where a binding may.
+        assert_eq!(portions.dispatches(0).len(), 4 + 2 * 3);
+    }
+
+    #[test]
+    fn slices_of_slices_are_where_they_should_be() {
+        let view = View::whole(24).slice(2, 6, 1, 4); // of [2, 6, 2]
+        assert_eq!((view.outer, view.stride, view.first, view.count), (2, 12, 2, 8));
+        let view = view.slice(2, 4, 3, 1);
+        assert_eq!((view.outer, view.stride, view.first, view.count), (2, 12, 8, 2));
+        let view = View::whole(24).slice(1, 6, 1, 4).slice(1, 4, 3, 1);
+        assert_eq!((view.outer, view.first, view.count), (1, 16, 4));
+    }
+}
