@@ -3,7 +3,8 @@
 //   copy:  to[to_first + i]   = words[from_first + i]          of 32 bits, whatever they mean
 //   add:   sum[to_first + i] += summand[from_first + i]        i < n
 //
-// For launches that are cut: bindings begin at multiples of 256 bytes, and a part of a tensor may not. One thread for each number.
+// For launches that are cut: bindings begin at multiples of 256 bytes, and a part of a tensor may not. One thread for
+// each number.
 //!include lib/grid.wgsl
 
 const WG: u32 = 256u;
