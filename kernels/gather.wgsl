@@ -44,7 +44,7 @@ fn bytes(
         let at = source_of(i);
         let word = at / 4u;
         if word >= p.first && word - p.first < p.count {
-            let byte = packed[word - p.first] >> (8u * (at % 4u)) & 255u;
+            let byte = (packed[word - p.first] >> (8u * (at % 4u))) & 255u;
             y[i] = f32(byte) * (2.0 / 255.0) - 1.0;
         }
     }
