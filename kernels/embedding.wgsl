@@ -7,7 +7,7 @@
 // The numbers are u32, or f32 that are whole. One past the last row means the last row.
 //
 // One thread for each element of y, or of dtable, where it walks all n in order: no atomics, and always the
-// same sum.
+// same sum. table and dtable may be `count` of their elements from `first` on; y gets what these have for it.
 //!include lib/grid.wgsl
 
 const WG: u32 = 256u;
@@ -17,6 +17,7 @@ struct Params {
     rows: u32,
     width: u32,
     words: u32, // 1: the numbers are u32
+    first: u32, count: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -41,8 +42,10 @@ fn forward(
 ) {
     let i = flat_group(group, groups) * WG + lane;
     if i < p.n * p.width {
-        let row = picked(i / p.width);
-        y[i] = table[row * p.width + i % p.width];
+        let at = picked(i / p.width) * p.width + i % p.width;
+        if at >= p.first && at - p.first < p.count {
+            y[i] = table[at - p.first];
+        }
     }
 }
 
@@ -53,11 +56,11 @@ fn backward_table(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let i = flat_group(group, groups) * WG + lane;
-    if i >= p.rows * p.width {
+    if i >= p.count {
         return;
     }
-    let row = i / p.width;
-    var at = i % p.width;
+    let row = (p.first + i) / p.width;
+    var at = (p.first + i) % p.width;
     var sum = 0.0;
     for (var n = 0u; n < p.n; n++) {
         if picked(n) == row {

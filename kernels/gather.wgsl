@@ -6,13 +6,14 @@
 //
 //   data [rows, H, W, C]    sample [n]    y [n, H, W, C]    elements = H W C
 //
-// A number past the last row means the last row. One thread for each element of y.
+// A number past the last row means the last row. One thread for each element of y. The data may be `count` of its
+// elements (of bytes: words) from `first` on; y gets what these have for it.
 //!include lib/grid.wgsl
 
 const WG: u32 = 256u;
 const MIRRORED: u32 = 0x80000000u;
 
-struct Params { n: u32, rows: u32, elements: u32, width: u32, channels: u32 }
+struct Params { n: u32, rows: u32, elements: u32, width: u32, channels: u32, first: u32, count: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> sample: array<u32>;
@@ -41,8 +42,11 @@ fn bytes(
     let i = flat_group(group, groups) * WG + lane;
     if i < p.n * p.elements {
         let at = source_of(i);
-        let byte = packed[at / 4u] >> (8u * (at % 4u)) & 255u;
-        y[i] = f32(byte) * (2.0 / 255.0) - 1.0;
+        let word = at / 4u;
+        if word >= p.first && word - p.first < p.count {
+            let byte = (packed[word - p.first] >> (8u * (at % 4u))) & 255u;
+            y[i] = f32(byte) * (2.0 / 255.0) - 1.0;
+        }
     }
 }
 
@@ -54,6 +58,9 @@ fn numbers(
 ) {
     let i = flat_group(group, groups) * WG + lane;
     if i < p.n * p.elements {
-        y[i] = data[source_of(i)];
+        let at = source_of(i);
+        if at >= p.first && at - p.first < p.count {
+            y[i] = data[at - p.first];
+        }
     }
 }

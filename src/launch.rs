@@ -1,5 +1,6 @@
 //! What an op gives to the engine: its CPU twin and its dispatches on a GPU.
 
+pub mod cut;
 pub mod ways;
 
 use std::cell::Cell;
@@ -7,6 +8,7 @@ use std::fmt::Debug;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+pub use self::cut::Cut;
 use crate::device::gpu::adapters::Traits;
 use crate::device::gpu::shader::{Kernel, Knob};
 
@@ -74,6 +76,12 @@ pub trait Launch: Debug + Send + Sync {
 
     /// Elements of working memory that the GPU dispatches need, one number a block: enough for each variant.
     fn gpu_scratch(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// The dimensions along which it can be cut where an adapter binds no tensor as large as one of its own: one
+    /// for each tensor that grows with the batch, or alone may be large.
+    fn cuts(&self) -> Vec<Cut> {
         Vec::new()
     }
 
@@ -227,7 +235,7 @@ impl Word for usize {
 }
 
 /// Which tensor of the launch a binding sees.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slot {
     Read(usize),
     Write(usize),
@@ -263,16 +271,15 @@ pub struct Dispatches {
 }
 
 impl Dispatches {
-    /// Those of `launch` as the variant of this index.
-    pub(crate) fn of(launch: &dyn Launch, variant: usize) -> Dispatches {
-        let mut dispatches = Dispatches { list: Vec::new(), variant };
-        launch.gpu(&mut dispatches);
-        dispatches
+    pub(crate) fn none() -> Dispatches {
+        Dispatches { list: Vec::new(), variant: 0 }
     }
 
-    /// Those of `launch` on an adapter that nothing was tuned for.
-    pub(crate) fn untuned(launch: &dyn Launch, adapter: &Traits) -> Dispatches {
-        Dispatches::of(launch, launch.variants(adapter).first().map_or(0, |variant| variant.index))
+    /// Those of `launch` as the variant of this index.
+    pub(crate) fn of(launch: &dyn Launch, variant: usize) -> Dispatches {
+        let mut dispatches = Dispatches { variant, ..Dispatches::none() };
+        launch.gpu(&mut dispatches);
+        dispatches
     }
 
     /// Index of the [`Variant`] to run; 0 for launches that have none.

@@ -49,6 +49,8 @@
 //!   weights from run to run, and makes them anew when somebody else writes the store.
 //! - **The default is the measure.** A launch may offer variants. Tuning times them when a program is compiled,
 //!   and only what gives the default's results may win; a device that nobody gave a tuning runs defaults.
+//! - **No tensor is too large to bind.** A launch says along which dimensions it can be cut; a plan for a GPU cuts it
+//!   into launches of its kind on parts of its tensors, until each fits a binding. One image must fit.
 //! - **A caller's mistake panics, the world's mistake is a [`Result`](error::Result)** with what to do
 //!   about it.
 //! - **No globals.** A device is passed; a tensor carries its tape. Only `device::gpu` names wgpu.

@@ -4,6 +4,7 @@
 //! device needs to run the launches again without allocating, looking up or deciding anything.
 
 mod planned;
+mod portions;
 mod recompute;
 mod timed;
 mod tune;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 
 pub use planned::Plan;
 use planned::{Spot, Step};
+pub(crate) use portions::KERNEL;
 pub use timed::Span;
 pub use tune::Picked;
 
@@ -20,7 +22,7 @@ use crate::device::cpu::{Hold, Memory};
 use crate::device::gpu::{Bound, Gpu, Grid, Range};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
-use crate::launch::{Bind, Cost, Dispatch, Dispatches, Io, Launch, Raw, Slot};
+use crate::launch::{Bind, Cost, Dispatch, Io, Launch, Raw, Slot};
 use crate::plan::Lifetime;
 use crate::tape::Tensor;
 use crate::tensor::Id;
@@ -224,14 +226,14 @@ impl Program {
                 for ((step, part), picked) in plan.steps.iter().zip(&mut parts).zip(picked) {
                     let scratch = scratch(step);
                     let variant = picked.as_ref().map_or(0, |picked| picked.variant.index);
-                    let dispatches = Dispatches::of(&*step.launch, variant);
+                    let dispatches = step.dispatches(variant);
                     part.picked = picked;
                     // Bytes cost a slow GPU some sixteen operations each.
-                    let work = (part.cost.flops + 16 * part.cost.bytes) / dispatches.list.len().max(1) as u64;
+                    let work = (part.cost.flops + 16 * part.cost.bytes) / dispatches.len().max(1) as u64;
                     let measured = part.picked.as_ref().and_then(|picked| picked.choice.as_ref());
                     let pieces = gpu.pieces(work, measured.map(|choice| choice.ms));
                     let before = all.len();
-                    for dispatch in &dispatches.list {
+                    for dispatch in &dispatches {
                         let bound = bind(gpu, step, dispatch, &places, &scratch, pieces)?;
                         let each = work / bound.len() as u64;
                         all.extend(bound.into_iter().map(|bound| bound.of_work(each)));

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::kernel;
-use crate::launch::{Cost, Dispatches, Io, Launch, Slot};
+use crate::launch::{Cost, Cut, Dispatches, Io, Launch};
 use crate::tensor::{DType, Id, Shape};
 
 /// Where a tensor's data lives.
@@ -388,6 +388,10 @@ impl Launch for Accumulate {
             .write("sum", 0)
             .cover(self.n, 256);
     }
+
+    fn cuts(&self) -> Vec<Cut> {
+        vec![Cut::along(self.n, |_, n| Accumulate { n }).reads([0, 1]).writes([0])]
+    }
 }
 
 /// Moves a gradient that is not this program's own into a store.
@@ -407,6 +411,10 @@ impl Launch for Copy {
 
     fn gpu(&self, plan: &mut Dispatches) {
         plan.add(&KERNEL, "copy").param("n", self.n).read("a", 0).write("sum", 0).cover(self.n, 256);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        vec![Cut::along(self.n, |_, n| Copy { n }).reads([0]).writes([0])]
     }
 }
 
@@ -435,15 +443,10 @@ impl Launch for AddInto {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        // Parts of 128 MiB, the least that adapters bind.
-        const PART: usize = 1 << 25;
-        for first in (0..self.n).step_by(PART) {
-            let n = PART.min(self.n - first);
-            plan.add(&KERNEL, "add_into")
-                .param("n", n)
-                .part("a", Slot::Read(0), first, n)
-                .part("sum", Slot::Write(0), first, n)
-                .cover(n, 256);
-        }
+        plan.add(&KERNEL, "add_into").param("n", self.n).read("a", 0).write("sum", 0).cover(self.n, 256);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        vec![Cut::along(self.n, |_, n| AddInto { n }).reads([0]).writes([0])]
     }
 }

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Again, Dispatches, Io, Launch};
+use crate::launch::{Again, Cut, Dispatches, Io, Launch};
 use crate::ops::CHUNK;
 use crate::simd::{exp, sigmoid, tanh, vectorized};
 use crate::tape::Tensor;
@@ -158,6 +158,11 @@ impl Launch for Forward {
     fn again(&self) -> Again {
         Again::Same
     }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let kind = self.kind;
+        vec![Cut::along(self.n, move |_, n| Forward { kind, n }).reads([0]).writes([0])]
+    }
 }
 
 #[derive(Debug)]
@@ -195,6 +200,11 @@ impl Launch for BackwardX {
             .read("dy", 1)
             .write("dx", 0)
             .cover(self.n, 256);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let kind = self.kind;
+        vec![Cut::along(self.n, move |_, n| BackwardX { kind, n }).reads([0, 1]).writes([0])]
     }
 }
 

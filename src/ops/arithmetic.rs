@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Again, Dispatches, Io, Launch};
+use crate::launch::{Again, Cut, Dispatches, Io, Launch};
 use crate::ops::CHUNK;
 use crate::ops::reduce::{Sum, View};
 use crate::simd::vectorized;
@@ -249,6 +249,23 @@ impl Launch for Forward {
     fn again(&self) -> Again {
         Again::Same
     }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let Forward { op, view } = *self;
+        let part = move |view| Forward { op, view };
+        let cut = match view {
+            View { outer: 1, rows: 1, columns } => {
+                Cut::along(columns, move |_, columns| part(flat(columns))).reads([0, 1])
+            }
+            View { outer: 1, rows, .. } => {
+                Cut::along(rows, move |_, rows| part(View { rows, ..view })).reads([0])
+            }
+            View { outer, .. } => {
+                Cut::along(outer, move |_, outer| part(View { outer, ..view })).reads([0, 1])
+            }
+        };
+        vec![cut.writes([0])]
+    }
 }
 
 /// `y = f(a, b)` for the elements of `a` from `start` on, in runs over which `b` is one number or goes
@@ -317,6 +334,10 @@ impl Launch for DivBackwardB {
             .write("db", 0)
             .cover(self.n, 256);
     }
+
+    fn cuts(&self) -> Vec<Cut> {
+        vec![Cut::along(self.n, |_, n| DivBackwardB { n }).reads(0..3).writes([0])]
+    }
 }
 
 #[derive(Debug)]
@@ -355,6 +376,11 @@ impl Launch for Affine {
             .read("u", 0)
             .write("v", 0)
             .cover(self.n, 256);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let Affine { factor, offset, n } = *self;
+        vec![Cut::along(n, move |_, n| Affine { factor, offset, n }).reads([0]).writes([0])]
     }
 
     fn again(&self) -> Again {

@@ -9,7 +9,7 @@ mod tests;
 use crate::device::gpu::adapters::Traits;
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Cost, Dispatch, Dispatches, Io, Launch, Slot, Variant};
+use crate::launch::{Cost, Cut, Dispatch, Dispatches, Io, Launch, Slot, Variant};
 use crate::tape::Tensor;
 
 /// Every split of a head's vec4 over threads that some width has; see `set_of`.
@@ -241,6 +241,11 @@ impl Launch for Forward {
             forward.read("q", 0).read("k", 1).read("v", 2).write("y", 0).write("lse", 1);
         }
     }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let Forward(size) = *self;
+        vec![Cut::along(size.n, move |_, n| Forward(Size { n, ..size })).reads(0..3).writes(0..2)]
+    }
 }
 
 /// Writes dq, dk and dv from q, k, v, y, the logarithms and dy.
@@ -324,5 +329,10 @@ impl Launch for Backward {
             size.unpad(plan, size.keys, 7, 1);
             size.unpad(plan, size.keys, 8, 2);
         }
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let Backward(size) = *self;
+        vec![Cut::along(size.n, move |_, n| Backward(Size { n, ..size })).reads(0..6).writes(0..3)]
     }
 }

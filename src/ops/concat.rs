@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Again, Dispatch, Dispatches, Io, Launch};
+use crate::launch::{Again, Cut, Dispatch, Dispatches, Io, Launch};
 use crate::ops::CHUNK;
 use crate::tape::Tensor;
 use crate::tensor::Shape;
@@ -138,6 +138,13 @@ impl Launch for Join {
     fn again(&self) -> Again {
         Again::Same
     }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let (total, parts) = (self.total, self.parts.clone());
+        let reads = parts.iter().filter(|(_, there)| *there).count();
+        let part = move |_, rows| Join { rows, total, parts: parts.clone() };
+        vec![Cut::along(self.rows, part).reads(0..reads).writes([0])]
+    }
 }
 
 /// Takes `width` channels from `first` on out of `total`.
@@ -173,6 +180,12 @@ impl Launch for Take {
 
     fn again(&self) -> Again {
         Again::Same
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let Take { total, first, width, .. } = *self;
+        let part = move |_, rows| Take { rows, total, first, width };
+        vec![Cut::along(self.rows, part).reads([0]).writes([0])]
     }
 }
 

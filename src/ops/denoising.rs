@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Cost, Dispatches, Io, Launch};
+use crate::launch::{Cost, Cut, Dispatches, Io, Launch, Slot};
 use crate::ops::CHUNK;
 use crate::ops::shared::{Size, assert_is_state, first_block};
 use crate::philox::{Stream, fill_normal};
@@ -298,6 +298,7 @@ impl Launch for Denoise {
             .param("rank", 0_u32) // finds no bounds
             .param("fraction", 0.0_f32)
             .param("most", 0.0_f32)
+            .param("first_sample", self.size.first)
             .read("out", 0)
             .read("table", 1)
             .read("state", 2)
@@ -308,9 +309,16 @@ impl Launch for Denoise {
             dispatch.read("bound", 3);
         }
     }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let Denoise { size, rows, slots, bounded } = *self;
+        let part = move |first, count| Denoise { size: size.part(first, count), rows, slots, bounded };
+        let reads = [0].into_iter().chain(bounded.then_some(3));
+        vec![Cut::along(size.samples, part).reads(reads).writes([0]).within(Slot::Write(1), 1 + slots)]
+    }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Bounds {
     size: Size,
     rows: usize,
@@ -358,12 +366,19 @@ impl Launch for Bounds {
             .param("rank", self.rank)
             .param("fraction", self.fraction)
             .param("most", self.most)
+            .param("first_sample", 0_u32) // draws nothing
             .read("x", 0)
             .read("out", 1)
             .read("table", 2)
             .read("state", 3)
             .write("bounds", 0)
             .cover(self.size.samples, 1);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let whole = *self;
+        let part = move |first, count| Bounds { size: whole.size.part(first, count), ..whole };
+        vec![Cut::along(whole.size.samples, part).reads([0, 1]).writes([0])]
     }
 }
 
@@ -392,10 +407,16 @@ impl Launch for TimestepOfRow {
             .param("rank", 0_u32)
             .param("fraction", 0.0_f32)
             .param("most", 0.0_f32)
+            .param("first_sample", 0_u32)
             .read("table", 0)
             .read("state", 1)
             .write("t", 0)
             .cover(self.n, 256);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let rows = self.rows;
+        vec![Cut::along(self.n, move |_, n| TimestepOfRow { n, rows }).writes([0])]
     }
 }
 

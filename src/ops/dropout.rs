@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Again, Dispatches, Io, Launch};
+use crate::launch::{Again, Cut, Dispatches, Io, Launch};
 use crate::ops::CHUNK;
 use crate::philox::{Stream, draw, uniform};
 use crate::state::State;
@@ -37,6 +37,7 @@ pub fn dropout(x: &Tensor, p: f32, state: &Tensor) -> Tensor {
     let samples = x.dims()[0];
     let mask = Mask {
         samples,
+        first: 0,
         size: x.elements() / samples,
         stream: Stream::Dropout as u32 + x.tape().next_dropout(),
         threshold: threshold(p),
@@ -70,6 +71,8 @@ fn threshold(p: f32) -> u32 {
 #[derive(Clone, Copy, Debug)]
 struct Mask {
     samples: usize,
+    /// Number of the first sample, where they are a part of a batch.
+    first: usize,
     /// Elements of a sample.
     size: usize,
     stream: u32,
@@ -109,7 +112,7 @@ impl Launch for Dropout {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let Mask { samples, size, stream, threshold, scale } = self.mask;
+        let Mask { samples, first, size, stream, threshold, scale } = self.mask;
         let (entry, x, y) = match size.is_multiple_of(4) {
             true => ("forward_vec4", "x4", "y4"),
             false => ("forward", "x", "y"),
@@ -122,10 +125,20 @@ impl Launch for Dropout {
             .param("stream", stream)
             .param("threshold", threshold)
             .param("scale", scale)
+            .param("first_sample", first)
             .read(x, 0)
             .read("state", 1)
             .write(y, 0)
             .cover(samples * blocks, 256);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let Dropout { name, mask } = *self;
+        let part = move |first, samples| {
+            let mask = Mask { samples, first: mask.first + first, ..mask };
+            Dropout { name, mask }
+        };
+        vec![Cut::along(mask.samples, part).reads([0]).writes([0])]
     }
 
     fn again(&self) -> Again {

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch};
+use crate::launch::{Cut, Dispatch, Dispatches, Io, Launch};
 use crate::tape::Tensor;
 use crate::tensor::DType;
 
@@ -20,7 +20,7 @@ pub fn embedding(table: &Tensor, index: &Tensor) -> Tensor {
     let [rows, width] = table.shape().of_rank("embedding");
     let [n] = index.shape().of_rank("embedding");
     assert!(rows > 0, "embedding: table {} has no row to pick", table.shape());
-    let size = Size { n, rows, width, words: index.dtype() == DType::U32 };
+    let size = Size { n, rows, width, words: index.dtype() == DType::U32, first: 0, count: table.elements() };
     let [y] = table.tape().launch(Forward(size), &[table, index], [[n, width].into()]);
     let (tape, index) = (table.tape().clone(), index.clone());
     table.tape().derivative(&[table], &[&y], move |dy| {
@@ -38,9 +38,27 @@ struct Size {
     width: usize,
     /// Whether the index is of `u32`.
     words: bool,
+    /// Elements of the table, or of its gradient, where it is cut: the first, and how many.
+    first: usize,
+    count: usize,
 }
 
 impl Size {
+    /// With some of the elements of the table.
+    fn part(self, first: usize, count: usize) -> Size {
+        Size { first: self.first + first, count, ..self }
+    }
+
+    fn dispatch<'a>(&self, plan: &'a mut Dispatches, entry: &'static str) -> &'a mut Dispatch {
+        plan.add(&KERNEL, entry)
+            .param("n", self.n)
+            .param("rows", self.rows)
+            .param("width", self.width)
+            .param("words", self.words)
+            .param("first", self.first)
+            .param("count", self.count)
+    }
+
     /// The row of each of the numbers that the launch reads as its input `place`.
     fn picked(&self, io: &Io, place: usize) -> Vec<usize> {
         let last = self.rows - 1;
@@ -68,16 +86,20 @@ impl Launch for Forward {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let Size { n, rows, width, words } = self.0;
-        plan.add(&KERNEL, "forward")
-            .param("n", n)
-            .param("rows", rows)
-            .param("width", width)
-            .param("words", words)
+        self.0
+            .dispatch(plan, "forward")
             .read("table", 0)
             .read("index", 1)
             .write("y", 0)
-            .cover(n * width, 256);
+            .cover(self.0.n * self.0.width, 256);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let Forward(size) = *self;
+        vec![
+            Cut::along(size.n, move |_, n| Forward(Size { n, ..size })).reads([1]).writes([0]),
+            Cut::along(size.count, move |first, count| Forward(size.part(first, count))).reads([0]),
+        ]
     }
 }
 
@@ -105,16 +127,20 @@ impl Launch for BackwardTable {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let Size { n, rows, width, words } = self.0;
-        plan.add(&KERNEL, "backward_table")
-            .param("n", n)
-            .param("rows", rows)
-            .param("width", width)
-            .param("words", words)
+        self.0
+            .dispatch(plan, "backward_table")
             .read("index", 0)
             .read("dy", 1)
             .write("dtable", 0)
-            .cover(rows * width, 256);
+            .cover(self.0.count, 256);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let BackwardTable(size) = *self;
+        vec![
+            Cut::along(size.n, move |_, n| BackwardTable(Size { n, ..size })).reads([0, 1]).sums([0]),
+            Cut::along(size.count, move |first, count| BackwardTable(size.part(first, count))).writes([0]),
+        ]
     }
 }
 

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Cost, Dispatches, Io, Launch};
+use crate::launch::{Cost, Cut, Dispatches, Io, Launch};
 use crate::tape::Tensor;
 use crate::tensor::DType;
 
@@ -42,12 +42,12 @@ pub fn gather(data: &Tensor, rows: usize, shape: [usize; 3], sample: &Tensor) ->
         u32::try_from(rows * elements).is_ok(),
         "gather: {rows} samples of {shape:?} are too many values"
     );
-    let launch = Gather { n, rows, elements, width, channels, bytes };
+    let launch = Gather { n, rows, elements, width, channels, bytes, first: 0, count: data.elements() };
     let [y] = sample.tape().launch(launch, &[data, sample], [[n, h, width, channels].into()]);
     y
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Gather {
     n: usize,
     rows: usize,
@@ -56,6 +56,9 @@ struct Gather {
     channels: usize,
     /// A byte a value, not a float.
     bytes: bool,
+    /// Elements of the data, where they are cut: the first, and how many.
+    first: usize,
+    count: usize,
 }
 
 /// Copies a sample, row by row, each pixel of `channels` values through `value`.
@@ -111,10 +114,21 @@ impl Launch for Gather {
             .param("elements", self.elements)
             .param("width", self.width)
             .param("channels", self.channels)
+            .param("first", self.first)
+            .param("count", self.count)
             .read(data, 0)
             .read("sample", 1)
             .write("y", 0)
             .cover(self.n * self.elements, 256);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let whole = *self;
+        let of_data = move |first, count| Gather { first: whole.first + first, count, ..whole };
+        vec![
+            Cut::along(whole.n, move |_, n| Gather { n, ..whole }).reads([1]).writes([0]),
+            Cut::along(whole.count, of_data).reads([0]),
+        ]
     }
 }
 

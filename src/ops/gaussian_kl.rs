@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch};
+use crate::launch::{Cut, Dispatches, Io, Launch};
 use crate::ops::shared::Size;
 use crate::ops::{CHUNK, reduce};
 use crate::simd::{exp, vectorized};
@@ -27,39 +27,40 @@ pub fn gaussian_kl(mean: &Tensor, log_var: &Tensor) -> Tensor {
         mean.shape(),
         log_var.shape()
     );
-    let size = Size::of("gaussian_kl", mean.shape());
-    let [y] = mean.tape().launch(Forward(size), &[mean, log_var], [[1].into()]);
+    let samples = Size::of("gaussian_kl", mean.shape()).samples;
+    let sum = Sum { elements: mean.elements(), scale: 0.5 / samples as f64 };
+    let [y] = mean.tape().launch(Forward(sum), &[mean, log_var], [[1].into()]);
     let (saved_mean, saved_log_var) = (mean.clone(), log_var.clone());
     mean.tape().derivative(&[mean, log_var], &[&y], move |dy| {
         let Some(dy) = &dy[0] else { return vec![None, None] };
         let shape = saved_mean.shape();
         let shapes = [shape.clone(), shape.clone()];
         let reads = [&saved_mean, &saved_log_var, dy];
-        dy.tape().launch(Backward(size), &reads, shapes).into_iter().map(Some).collect()
+        dy.tape().launch(Backward(sum), &reads, shapes).into_iter().map(Some).collect()
     });
     y
 }
 
-/// What the sum is multiplied by.
-fn scale(size: Size) -> f64 {
-    0.5 / size.samples as f64
+#[derive(Clone, Copy, Debug)]
+struct Sum {
+    elements: usize,
+    /// What it is multiplied by.
+    scale: f64,
 }
 
-fn elements(size: Size) -> usize {
-    size.samples * size.elements
-}
-
-/// Slices of all elements on the GPU, and the elements of each: as many as fill a large GPU if each thread
-/// still gets 16 elements.
-fn gpu_slices(size: Size) -> (usize, usize) {
-    let slices = elements(size).div_ceil(16 * 256).min(1024);
-    let slice_size = elements(size).div_ceil(slices);
-    (elements(size).div_ceil(slice_size), slice_size)
+impl Sum {
+    /// Slices of all elements on the GPU, and the elements of each: as many as fill a large GPU if each thread
+    /// still gets 16 elements.
+    fn gpu_slices(self) -> (usize, usize) {
+        let slices = self.elements.div_ceil(16 * 256).min(1024);
+        let slice_size = self.elements.div_ceil(slices);
+        (self.elements.div_ceil(slice_size), slice_size)
+    }
 }
 
 /// Reads mean and log_var.
 #[derive(Debug)]
-struct Forward(Size);
+struct Forward(Sum);
 
 impl Launch for Forward {
     fn name(&self) -> &'static str {
@@ -67,7 +68,7 @@ impl Launch for Forward {
     }
 
     fn cpu_scratch(&self) -> Vec<usize> {
-        vec![elements(self.0).div_ceil(CHUNK)]
+        vec![self.0.elements.div_ceil(CHUNK)]
     }
 
     fn cpu(&self, io: &Io) {
@@ -80,17 +81,17 @@ impl Launch for Forward {
             ) as f32;
         });
         let sum: f64 = partial.iter().map(|&v| f64::from(v)).sum();
-        io.write(0)[0] = (scale(self.0) * sum) as f32;
+        io.write(0)[0] = (self.0.scale * sum) as f32;
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {
-        vec![gpu_slices(self.0).0]
+        vec![self.0.gpu_slices().0]
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let (slices, slice_size) = gpu_slices(self.0);
+        let (slices, slice_size) = self.0.gpu_slices();
         plan.add(&KERNEL, "forward")
-            .param("elements", elements(self.0))
+            .param("elements", self.0.elements)
             .param("slices", slices)
             .param("slice_size", slice_size)
             .param("scale", 1.0_f32)
@@ -105,15 +106,21 @@ impl Launch for Forward {
             .param("slices", 1_u32)
             .param("slice_rows", slices)
             .param("width", 1_u32)
-            .param("scale", scale(self.0) as f32)
+            .param("scale", self.0.scale as f32)
             .scratch("x", 0)
             .write("out", 0);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let Forward(sum) = *self;
+        let part = move |_, elements| Forward(Sum { elements, ..sum });
+        vec![Cut::along(sum.elements, part).reads([0, 1]).sums([0])]
     }
 }
 
 /// Reads mean, log_var and dy; writes dmean and dlog_var.
 #[derive(Debug)]
-struct Backward(Size);
+struct Backward(Sum);
 
 impl Launch for Backward {
     fn name(&self) -> &'static str {
@@ -121,7 +128,7 @@ impl Launch for Backward {
     }
 
     fn cpu(&self, io: &Io) {
-        let scale = scale(self.0) as f32 * io.read(2)[0];
+        let scale = self.0.scale as f32 * io.read(2)[0];
         let reads = io.read(0).par_chunks(CHUNK).zip(io.read(1).par_chunks(CHUNK));
         let writes = io.write(0).par_chunks_mut(CHUNK).zip(io.write(1).par_chunks_mut(CHUNK));
         writes.zip(reads).for_each(|((dmean, dlog_var), (mean, log_var))| {
@@ -141,16 +148,22 @@ impl Launch for Backward {
 
     fn gpu(&self, plan: &mut Dispatches) {
         plan.add(&KERNEL, "backward")
-            .param("elements", elements(self.0))
+            .param("elements", self.0.elements)
             .param("slices", 1_u32)
-            .param("slice_size", elements(self.0))
-            .param("scale", scale(self.0) as f32)
+            .param("slice_size", self.0.elements)
+            .param("scale", self.0.scale as f32)
             .read("mean", 0)
             .read("log_var", 1)
             .read("dy", 2)
             .write("dmean", 0)
             .write("dlog_var", 1)
-            .cover(elements(self.0), 256);
+            .cover(self.0.elements, 256);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let Backward(sum) = *self;
+        let part = move |_, elements| Backward(Sum { elements, ..sum });
+        vec![Cut::along(sum.elements, part).reads([0, 1]).writes([0, 1])]
     }
 }
 

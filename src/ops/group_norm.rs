@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::device::gpu::adapters::Traits;
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Again, Dispatch, Dispatches, Io, Launch, Variant};
+use crate::launch::{Again, Cut, Dispatch, Dispatches, Io, Launch, Variant};
 use crate::ops::activation::{Activation, with_constant};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
@@ -254,6 +254,12 @@ impl Launch for Forward {
         vec![2 * self.size.n * self.size.groups * self.size.most_chunks(self.size.gpu_rows())]
     }
 
+    fn cuts(&self) -> Vec<Cut> {
+        let Forward { size, eps, kind } = *self;
+        let part = move |_, n| Forward { size: Size { n, ..size }, eps, kind };
+        vec![Cut::along(size.n, part).reads([0]).writes(0..3)]
+    }
+
     fn variants(&self, _: &Traits) -> Vec<Variant> {
         self.size.variants(self.size.gpu_rows())
     }
@@ -362,6 +368,12 @@ impl Launch for BackwardX {
         vec![2 * self.size.n * chunks * self.size.c, 2 * self.size.n * self.size.groups]
     }
 
+    fn cuts(&self) -> Vec<Cut> {
+        let BackwardX { size, kind } = *self;
+        let part = move |_, n| BackwardX { size: Size { n, ..size }, kind };
+        vec![Cut::along(size.n, part).reads([0, 1, 4, 5]).writes([0, 1])]
+    }
+
     fn variants(&self, _: &Traits) -> Vec<Variant> {
         self.size.variants(self.size.gpu_sum_rows())
     }
@@ -398,5 +410,11 @@ impl Launch for BackwardParameters {
             .write("dgamma", 0)
             .write("dbeta", 1)
             .cover(self.size.c.div_ceil(32), 1);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let size = self.size;
+        let part = move |_, n| BackwardParameters { size: Size { n, ..size } };
+        vec![Cut::along(size.n, part).reads([0]).sums([0, 1])]
     }
 }

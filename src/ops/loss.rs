@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch};
+use crate::launch::{Cut, Dispatches, Io, Launch};
 use crate::ops::{CHUNK, reduce};
 use crate::simd::{exp, vectorized};
 use crate::tape::Tensor;
@@ -89,7 +89,8 @@ fn loss(form: Form, prediction: &Tensor, target: &Tensor, weight: Option<&Tensor
         target.shape(),
         weight.map(Tensor::shape)
     );
-    let spec = Spec { form, samples, size: prediction.elements() / samples, weighted: weight.is_some() };
+    let all = prediction.elements();
+    let spec = Spec { form, samples, size: all / samples, all, weighted: weight.is_some() };
     let mut reads = vec![prediction, target];
     reads.extend(weight);
     let [y] = prediction.tape().launch(Forward(spec), &reads, [[1].into()]);
@@ -110,13 +111,15 @@ struct Spec {
     samples: usize,
     /// Elements of a sample.
     size: usize,
+    /// Elements that the mean is of.
+    all: usize,
     weighted: bool,
 }
 
 impl Spec {
     /// What the sum is multiplied by.
     fn scale(self) -> f64 {
-        1.0 / (self.samples * self.size) as f64
+        1.0 / self.all as f64
     }
 
     /// Slices of a sample on the GPU, and their elements: as many as fill a large GPU if each thread still
@@ -165,7 +168,7 @@ impl Launch for Forward {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let Spec { form, samples, size, weighted } = self.0;
+        let Spec { form, samples, size, weighted, .. } = self.0;
         let (slices, slice_size) = self.0.gpu_slices();
         plan.add(&KERNEL, "forward")
             .knobs(form as usize)
@@ -190,6 +193,12 @@ impl Launch for Forward {
             .param("scale", self.0.scale() as f32)
             .scratch("x", 0)
             .write("out", 0);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let Forward(spec) = *self;
+        let samples = Cut::along(spec.samples, move |_, samples| Forward(Spec { samples, ..spec }));
+        vec![samples.reads(if spec.weighted { 0..3 } else { 0..2 }).sums([0])]
     }
 }
 
@@ -222,7 +231,7 @@ impl Launch for BackwardPrediction {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let Spec { form, samples, size, weighted } = self.0;
+        let Spec { form, samples, size, weighted, .. } = self.0;
         plan.add(&KERNEL, "backward_prediction")
             .knobs(form as usize)
             .param("samples", samples)
@@ -237,6 +246,13 @@ impl Launch for BackwardPrediction {
             .read("weight", if weighted { 3 } else { 0 })
             .write("dp", 0)
             .cover(samples * size, 256);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let BackwardPrediction(spec) = *self;
+        let part = move |_, samples| BackwardPrediction(Spec { samples, ..spec });
+        let weight = spec.weighted.then_some(3);
+        vec![Cut::along(spec.samples, part).reads([0, 1].into_iter().chain(weight)).writes([0])]
     }
 }
 

@@ -11,7 +11,7 @@ use crate::device::gpu::adapters::Traits;
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
 use crate::launch::ways::{self, TILE_KNOBS, TILES, Tile, Way};
-use crate::launch::{Cost, Dispatch, Dispatches, Io, Launch, Variant};
+use crate::launch::{Cost, Cut, Dispatch, Dispatches, Io, Launch, Slot, Variant};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 use crate::tensor::Shape;
@@ -280,6 +280,21 @@ impl Launch for Product {
             sum.scratch("part_sums", 0).write("y", 0).cover_in_pieces(self.outputs(), 256);
         }
     }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let whole = *self;
+        let Product { batch, m, n, k, transpose, .. } = whole;
+        if batch > 1 {
+            vec![Cut::along(batch, move |_, batch| Product { batch, ..whole }).reads([0, 1]).writes([0])]
+        } else if !transpose.a {
+            vec![Cut::along(m, move |_, m| Product { m, ..whole }).reads([0]).writes([0])]
+        } else {
+            // The bias is added once.
+            let part = move |first, k| Product { k, bias: whole.bias && first == 0, ..whole };
+            let cut = Cut::along(k, part).reads([0]).sums([0]);
+            vec![if transpose.b { cut.within(Slot::Read(1), n) } else { cut.reads([1]) }]
+        }
+    }
 }
 
 /// `y[n] = sum over rows of x[row, n]`: the gradient of a bias.
@@ -346,5 +361,10 @@ impl Launch for ColumnSum {
         let sum = plan.add(&KERNEL, "sum_parts");
         params(sum, 1);
         sum.scratch("part_sums", 0).read("bias", 0).write("y", 0).cover_in_pieces(self.n, 256);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let n = self.n;
+        vec![Cut::along(self.rows, move |_, rows| ColumnSum { rows, n }).reads([0]).sums([0])]
     }
 }

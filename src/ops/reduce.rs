@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch};
+use crate::launch::{Cut, Dispatches, Io, Launch};
 use crate::ops::CHUNK;
 use crate::simd::vectorized;
 use crate::tape::Tensor;
@@ -163,6 +163,19 @@ impl Launch for Sum {
             .write("out", 0)
             .cover(groups, 1);
     }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let Sum { name, view, scale, products } = *self;
+        let part = move |view| Sum { name, view, scale, products };
+        let reads = if products { 0..2 } else { 0..1 };
+        if view.outer > 1 {
+            let outer = Cut::along(view.outer, move |_, outer| part(View { outer, ..view }));
+            vec![outer.reads(reads).writes([0])]
+        } else {
+            let rows = Cut::along(view.rows, move |_, rows| part(View { rows, ..view }));
+            vec![rows.reads(reads).sums([0])]
+        }
+    }
 }
 
 /// Column sums, in f64, of consecutive rows of `x`, or of `x * y`; `sums` has one element per column.
@@ -263,6 +276,16 @@ impl Launch for Spread {
             .read("dy", 0)
             .write("dx", 0)
             .cover(self.view.elements(), 256);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let Spread { view, scale } = *self;
+        let part = move |view| Spread { view, scale };
+        vec![if view.outer > 1 {
+            Cut::along(view.outer, move |_, outer| part(View { outer, ..view })).reads([0]).writes([0])
+        } else {
+            Cut::along(view.rows, move |_, rows| part(View { rows, ..view })).writes([0])
+        }]
     }
 }
 

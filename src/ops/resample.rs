@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Again, Dispatch, Dispatches, Io, Launch};
+use crate::launch::{Again, Cut, Dispatch, Dispatches, Io, Launch};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 
@@ -136,6 +136,12 @@ impl Launch for Spread {
     fn again(&self) -> Again {
         Again::Same
     }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let Spread { size, scale } = *self;
+        let part = move |_, lines| Spread { size: Size { lines, ..size }, scale };
+        vec![Cut::along(size.lines, part).reads([0]).writes([0])]
+    }
 }
 
 /// `small = scale * ` the sum of the pixels of `large` that it covers.
@@ -184,6 +190,12 @@ impl Launch for Gather {
             .read("large", 0)
             .write("small_out", 0)
             .cover(self.size.small(), 256);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let Gather { size, scale } = *self;
+        let part = move |_, lines| Gather { size: Size { lines, ..size }, scale };
+        vec![Cut::along(size.lines, part).reads([0]).writes([0])]
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) fn assert_is_state(op: &str, state: &Tensor) {
 pub(crate) struct Size {
     pub samples: usize,
     pub elements: usize,
+    /// Number of the first sample, where they are a part of a batch.
+    pub first: usize,
 }
 
 impl Size {
@@ -27,7 +29,12 @@ impl Size {
     pub fn of(op: &str, shape: &Shape) -> Self {
         let samples = shape.dims().first().copied().unwrap_or(0);
         assert!(shape.elements() > 0, "{op}: needs samples [N, ..] with elements, got {shape}");
-        Size { samples, elements: shape.elements() / samples }
+        Size { samples, elements: shape.elements() / samples, first: 0 }
+    }
+
+    /// Of some of the samples.
+    pub fn part(self, first: usize, samples: usize) -> Self {
+        Size { samples, first: self.first + first, ..self }
     }
 
     /// Groups of four elements, the last of a sample perhaps smaller: what one draw of random numbers

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::portions::Portions;
 use super::recompute::{Needed, Order};
 use super::{CPU_ALIGN, GUARD_BYTES, Sharing};
 use crate::device::Device;
 use crate::device::gpu::adapters::Traits;
-use crate::launch::{Cost, Dispatches, Launch, Slot};
+use crate::launch::{Cost, Dispatch, Launch, Slot};
 use crate::plan::{self, Lifetime};
 use crate::tape::{Entry, Home, Recording, Tape, Tensor};
 use crate::tensor::{DType, Id};
@@ -25,6 +26,20 @@ pub(super) struct Step {
     pub(super) made_from: Option<Id>,
     /// It makes once more what it made before.
     pub(super) again: bool,
+    /// `None` on the CPU device.
+    portions: Option<Portions>,
+}
+
+impl Step {
+    /// What runs on a GPU as the variant of this index.
+    pub(super) fn dispatches(&self, variant: usize) -> Vec<Dispatch> {
+        self.portions.as_ref().map(|portions| portions.dispatches(variant)).unwrap_or_default()
+    }
+
+    /// What runs on an adapter that nothing was tuned for.
+    fn untuned(&self, adapter: &Traits) -> Vec<Dispatch> {
+        self.dispatches(self.launch.variants(adapter).first().map_or(0, |variant| variant.index))
+    }
 }
 
 #[derive(Clone)]
@@ -65,6 +80,21 @@ impl Plan {
     }
 
     fn of(tape: &Tape, outputs: &[&Tensor], device: &Device, recompute: bool) -> Plan {
+        let limit = match device {
+            Device::Cpu(_) => usize::MAX,
+            Device::Gpu(gpu) => usize::try_from(gpu.cut_to() / 4).unwrap_or(usize::MAX),
+        };
+        Plan::within(tape, outputs, device, recompute, &|_, _| limit)
+    }
+
+    /// `limit`: how many elements a binding of a launch may have, whose tensors have those.
+    fn within(
+        tape: &Tape,
+        outputs: &[&Tensor],
+        device: &Device,
+        recompute: bool,
+        limit: &dyn Fn(&dyn Launch, [&[usize]; 2]) -> usize,
+    ) -> Plan {
         tape.recorded(|recording| {
             let adapter = match device {
                 Device::Cpu(_) => None,
@@ -72,11 +102,49 @@ impl Plan {
             };
             let needed = needed(&recording, outputs, adapter.is_some());
             let order = if recompute { needed.recomputed() } else { needed.plain() };
-            Plan::in_order(&needed, &order, adapter)
+            Plan::in_order(&needed, &order, adapter, limit)
         })
     }
 
-    fn in_order(needed: &Needed, order: &Order, adapter: Option<Traits>) -> Plan {
+    /// As [`Plan::new`], with each launch cut as if no third of a tensor could be bound that it can be cut along.
+    #[cfg(test)]
+    pub(crate) fn cut_up(tape: &Tape, outputs: &[&Tensor], device: &Device) -> Plan {
+        let third = |launch: &dyn Launch, [reads, writes]: [&[usize]; 2]| {
+            let cuts = launch.cuts();
+            let slices = cuts.iter().filter(|cut| cut.items > 1).flat_map(crate::launch::Cut::slices);
+            let elements = slices.map(|(slot, _)| match slot {
+                Slot::Read(i) => reads[i],
+                Slot::Write(i) => writes[i],
+                Slot::Scratch(_) => 0,
+            });
+            elements.max().map_or(usize::MAX, |elements| (elements / 3).max(1))
+        };
+        let plan = Plan::within(tape, outputs, device, true, &third);
+        for step in &plan.steps {
+            let (name, cuts) = (step.launch.name(), step.launch.cuts());
+            let is_cut = step.portions.as_ref().is_some_and(|portions| portions.count() > 1);
+            let could = cuts.iter().any(|cut| cut.items > 1 && cut.slices().next().is_some());
+            assert!(could == is_cut, "{name}: could be cut: {could}, is: {is_cut}");
+            // Those that bind parts of themselves need none.
+            let dispatches = step.dispatches(0);
+            let own = dispatches.iter().flat_map(|dispatch| &dispatch.binds).any(|bind| bind.part.is_some());
+            assert!(own || !cuts.is_empty(), "{name} does not say how to cut it");
+        }
+        plan
+    }
+
+    /// Launches that only give summands of what they write.
+    #[cfg(test)]
+    pub(crate) fn adds(&self) -> bool {
+        self.steps.iter().any(|step| step.portions.as_ref().is_some_and(Portions::adds))
+    }
+
+    fn in_order(
+        needed: &Needed,
+        order: &Order,
+        adapter: Option<Traits>,
+        limit: &dyn Fn(&dyn Launch, [&[usize]; 2]) -> usize,
+    ) -> Plan {
         let metas = needed.metas;
         // Second copies are temporary tensors as those that they are copies of.
         let meta_of =
@@ -126,7 +194,12 @@ impl Plan {
                     },
                 }
             }
-            let blocks = if needed.for_gpu { launch.gpu_scratch() } else { launch.cpu_scratch() };
+            let portions = plan.adapter.as_ref().map(|adapter| {
+                let elements = |ids: &[Id]| ids.iter().map(|id| spots[id.0].1 / 4).collect::<Vec<_>>();
+                let (reads, writes) = (elements(reads), elements(writes));
+                Portions::of(&launch, &reads, &writes, adapter, limit(&*launch, [&reads, &writes]))
+            });
+            let blocks = portions.as_ref().map_or_else(|| launch.cpu_scratch(), Portions::scratch);
             let made_from = launch
                 .cpu_made_from()
                 .filter(|_| !needed.for_gpu)
@@ -146,6 +219,7 @@ impl Plan {
                 writes: writes.to_vec(),
                 label: needed.entries[run.entry].label.clone(),
                 again: run.again,
+                portions,
             });
         }
         for output in &needed.outputs {
@@ -183,7 +257,7 @@ impl Plan {
     fn count(&self, which: impl Fn(&Step) -> bool) -> usize {
         let launches = |step: &Step| match &self.adapter {
             None => 1,
-            Some(adapter) => Dispatches::untuned(&*step.launch, adapter).list.len(),
+            Some(adapter) => step.untuned(adapter).len(),
         };
         self.steps.iter().filter(|step| which(step)).map(launches).sum()
     }
@@ -207,7 +281,7 @@ impl Plan {
         };
         let mut largest = 0;
         for step in &self.steps {
-            for bind in Dispatches::untuned(&*step.launch, adapter).list.iter().flat_map(|d| &d.binds) {
+            for bind in step.untuned(adapter).iter().flat_map(|dispatch| &dispatch.binds) {
                 let whole = match bind.slot {
                     Slot::Read(i) => self.spots[step.reads[i].0].1,
                     Slot::Write(i) => self.spots[step.writes[i].0].1,

@@ -260,11 +260,11 @@ impl<'a> Stage<'a> {
     }
 
     fn dispatches(&self, variant: &Variant) -> Result<Vec<Bound>> {
-        let dispatches = Dispatches::of(&*self.step.launch, variant.index);
+        let dispatches = self.step.dispatches(variant.index);
         let cost = self.plan.cost_of(self.step);
-        let work = (cost.flops + 16 * cost.bytes) / dispatches.list.len().max(1) as u64;
+        let work = (cost.flops + 16 * cost.bytes) / dispatches.len().max(1) as u64;
         let pieces = self.gpu.pieces(work, None);
-        let bound = dispatches.list.iter();
+        let bound = dispatches.iter();
         let bound =
             bound.map(|dispatch| bind(self.gpu, self.step, dispatch, &self.places, &self.scratch, pieces));
         Ok(bound.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())

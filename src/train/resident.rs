@@ -54,12 +54,12 @@ fn raw<'a>(values: &Values<'a>) -> &'a [u8] {
 }
 
 /// The data set, if it is to lie on the device. The CPU device reads it where it is; a GPU gets a copy if that
-/// is in memory as a whole, small enough, and seen by one binding.
+/// is in memory as a whole and small enough.
 pub(super) fn kept<'a>(data: &'a dyn Dataset, device: &Device) -> Option<Whole<'a>> {
     let Device::Gpu(gpu) = device else { return None };
     let whole = data.whole()?;
     let spare = if gpu.is_software() { available_memory()? / SHARE } else { MOST };
-    (raw(&whole.values).len() as u64 <= spare.min(gpu.max_binding())).then_some(whole)
+    (raw(&whole.values).len() as u64 <= spare.min(gpu.max_buffer())).then_some(whole)
 }
 
 impl Resident {

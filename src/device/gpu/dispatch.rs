@@ -116,7 +116,7 @@ impl Gpu {
                     self.info.name,
                     crate::device::size(self.max_binding())
                 ))
-                .hint("lower the batch size, the image size or the model's widths"));
+                .hint("lower the image size or the model's widths: a batch is cut where that helps"));
             }
             entries.push(wgpu::BindGroupEntry {
                 binding: binding.index,

@@ -60,6 +60,7 @@ pub struct Gpu {
     timestamps: Option<timestamps::Timestamps>,
     tuning: Mutex<Option<Tuning>>,
     grid: Grid,
+    cut_to: u64,
     usage: Arc<memory::Usage>,
 }
 
@@ -99,7 +100,6 @@ impl Gpu {
             device,
             queue,
             info,
-            limits,
             dialect,
             checked: cfg!(debug_assertions),
             faults,
@@ -110,6 +110,8 @@ impl Gpu {
             timestamps,
             tuning: Mutex::default(),
             grid: Grid::default(),
+            cut_to: limits.max_storage_buffer_binding_size,
+            limits,
             usage: Arc::default(),
         })
     }
@@ -166,6 +168,21 @@ impl Gpu {
     /// Largest range that one binding can see, in bytes.
     pub fn max_binding(&self) -> u64 {
         self.limits.max_storage_buffer_binding_size
+    }
+
+    /// Largest buffer, in bytes.
+    pub fn max_buffer(&self) -> u64 {
+        self.limits.max_buffer_size
+    }
+
+    /// What launches are cut to, in bytes: by default [`Gpu::max_binding`].
+    pub fn cut_to(&self) -> u64 {
+        self.cut_to
+    }
+
+    /// Cut launches until they bind no more than this, as far as that goes; for tests.
+    pub fn use_cuts(&mut self, bytes: u64) {
+        self.cut_to = bytes.min(self.max_binding());
     }
 
     /// How dispatches are laid out.

@@ -188,7 +188,7 @@ impl Weights<'_> {
     }
 
     /// Rows of pixels of a part, and the number of parts. Depends on the shapes and the way alone; not more
-    /// memory than a few copies of the weights or 64 MiB.
+    /// memory than a few copies of the weights or 64 MiB, nor than the 128 MiB that every adapter binds.
     fn split(&self, way: Way) -> (usize, usize) {
         let g = self.0;
         let rows = g.n * g.oh;
@@ -198,7 +198,7 @@ impl Weights<'_> {
             Way::Square => 16 / self.squares(),
             way => way.parts(self.size()),
         };
-        let most = ((16 << 20) / g.weights()).max(4);
+        let most = ((16 << 20) / g.weights()).max(4).min(((32 << 20) / g.weights()).max(1));
         let per_part = rows.div_ceil(wanted.min(most).clamp(1, rows));
         (per_part, rows.div_ceil(per_part))
     }

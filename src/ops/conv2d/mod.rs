@@ -14,7 +14,7 @@ pub use gpu::{KERNEL, SPREAD, SPREAD_W, TILED};
 pub use transpose::conv_transpose2d;
 
 use crate::device::gpu::adapters::Traits;
-use crate::launch::{Cost, Dispatch, Dispatches, Io, Launch, Variant};
+use crate::launch::{Cost, Cut, Dispatch, Dispatches, Io, Launch, Variant};
 use crate::tape::Tensor;
 use crate::tensor::Shape;
 
@@ -169,7 +169,7 @@ pub fn conv2d(x: &Tensor, w: &Tensor, stride: usize, padding: Padding, epilogue:
     y
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Forward {
     name: &'static str,
     g: Geometry,
@@ -216,14 +216,25 @@ impl Launch for Forward {
     fn gpu(&self, plan: &mut Dispatches) {
         self.gather().dispatch(plan);
     }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let whole = *self;
+        let [_, shift, residual] = self.extra();
+        let images = Cut::along(self.g.n, move |_, n| Forward { g: Geometry { n, ..whole.g }, ..whole });
+        vec![images.reads([Some(0), shift, residual].into_iter().flatten()).writes([0])]
+    }
 }
 
 impl Forward {
     fn gather(&self) -> Gather {
+        Gather::forward(&self.g, self.extra())
+    }
+
+    /// Which reads are the bias, the time embedding and the residual.
+    fn extra(&self) -> [Option<usize>; 3] {
         let mut next = 2..;
         let mut optional = |given: bool| given.then(|| next.next()).flatten();
-        let extra = [optional(self.bias), optional(self.shift), optional(self.residual)];
-        Gather::forward(&self.g, extra)
+        [optional(self.bias), optional(self.shift), optional(self.residual)]
     }
 }
 
@@ -268,6 +279,12 @@ impl Launch for BackwardW {
         sum_parts(plan.add(&KERNEL, "sum_parts"), weights, parts, parts, 1)
             .part("pieces", crate::launch::Slot::Scratch(0), 0, parts * weights)
             .write("total", 0);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let BackwardW { name, g } = *self;
+        let part = move |_, n| BackwardW { name, g: Geometry { n, ..g } };
+        vec![Cut::along(g.n, part).reads([0, 1]).sums([0])]
     }
 }
 
@@ -326,5 +343,11 @@ impl Launch for BackwardShift {
         // Reading dshift here and writing it above are two dispatches; dbias is another tensor.
         let last = sum_parts(plan.add(&KERNEL, "sum_parts"), channels, n, n, 1);
         last.part("pieces", crate::launch::Slot::Write(0), 0, n * channels).write("total", 1);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let BackwardShift { name, of } = *self;
+        let part = move |_, n| BackwardShift { name, of: Image { n, ..of } };
+        vec![Cut::along(of.n, part).reads([0]).writes([0]).sums([1])]
     }
 }

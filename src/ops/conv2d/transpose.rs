@@ -7,7 +7,7 @@ mod tests;
 use super::gpu::{Gather, KERNEL, WG};
 use super::{BackwardShift, BackwardW, Forward, Geometry, Padding, twin};
 use crate::device::gpu::adapters::Traits;
-use crate::launch::{Cost, Dispatches, Io, Launch, Variant};
+use crate::launch::{Cost, Cut, Dispatches, Io, Launch, Variant};
 use crate::tape::Tensor;
 use crate::tensor::Shape;
 
@@ -156,6 +156,12 @@ impl Launch for Adjoint {
             .scratch("flipped", 0)
             .cover(g.weights(), WG);
         self.gather().dispatch(plan);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let Adjoint { name, g, bias } = *self;
+        let part = move |_, n| Adjoint { name, g: Geometry { n, ..g }, bias };
+        vec![Cut::along(g.n, part).reads([0]).writes([0])]
     }
 }
 

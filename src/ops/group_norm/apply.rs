@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::loops::Line;
 use super::{Size, normalise_sample};
-use crate::launch::{Dispatches, Io, Launch};
+use crate::launch::{Cut, Dispatches, Io, Launch};
 use crate::ops::activation::Activation;
 
 /// Reads x, gamma, beta, offset and rstd; gives the same bits as the forward launch did.
@@ -49,5 +49,11 @@ impl Launch for Apply {
             .read("rstd", 4)
             .write("y", 0)
             .cover(self.size.blocks(), 1);
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let Apply { size, kind } = *self;
+        let part = move |_, n| Apply { size: Size { n, ..size }, kind };
+        vec![Cut::along(size.n, part).reads([0, 3, 4]).writes([0])]
     }
 }
