@@ -1,5 +1,6 @@
 //! What an op gives to the engine: its CPU twin and its dispatches on a GPU.
 
+pub mod pack;
 pub mod ways;
 
 use std::cell::Cell;
