@@ -1,4 +1,6 @@
-//! What several rooms need: samples and their random blocks, the step's state, pieces of flat tensors.
+//! What several rooms need: samples and their random blocks, the step's state, pieces of flat tensors, products.
+
+pub(crate) mod product;
 
 use crate::ops::CHUNK;
 use crate::state::State;
