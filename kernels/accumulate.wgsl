@@ -2,17 +2,18 @@
 //
 //   sum = a + b (forward)      sum = a (copy)      sum += a (add_into)      a, b, sum [n]
 //
-// One thread for each element.
+// One thread for each element, which may be four numbers.
 //!include lib/grid.wgsl
 
 const WG: u32 = 256u;
+alias T = f32; // knob: or vec4<f32>
 
-struct Params { n: u32 }
+struct Params { n: u32 } // elements
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> a: array<f32>;
-@group(0) @binding(2) var<storage, read> b: array<f32>;
-@group(0) @binding(3) var<storage, read_write> sum: array<f32>;
+@group(0) @binding(1) var<storage, read> a: array<T>;
+@group(0) @binding(2) var<storage, read> b: array<T>;
+@group(0) @binding(3) var<storage, read_write> sum: array<T>;
 
 @compute @workgroup_size(WG)
 fn forward(

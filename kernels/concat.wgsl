@@ -5,16 +5,17 @@
 //
 //   input [rows, from_width]    output [rows, to_width]
 //
-// One thread for each element that is copied, or set to zero.
+// One thread for each element that is copied, or set to zero; it may be four numbers, and widths count elements.
 //!include lib/grid.wgsl
 
 const WG: u32 = 256u;
+alias T = f32; // knob: or vec4<f32>
 
 struct Params { rows: u32, width: u32, from_width: u32, from_first: u32, to_width: u32, to_first: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> input: array<f32>;
-@group(0) @binding(2) var<storage, read_write> output: array<f32>;
+@group(0) @binding(1) var<storage, read> input: array<T>;
+@group(0) @binding(2) var<storage, read_write> output: array<T>;
 
 @compute @workgroup_size(WG)
 fn strip(
@@ -40,6 +41,6 @@ fn zero(
     let i = flat_group(group, groups) * WG + lane;
     if i < p.rows * p.width {
         let row = i / p.width;
-        output[row * p.to_width + p.to_first + i - row * p.width] = 0.0;
+        output[row * p.to_width + p.to_first + i - row * p.width] = T(0.0);
     }
 }

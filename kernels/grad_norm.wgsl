@@ -2,37 +2,52 @@
 //
 //   norm = sqrt(sum x^2)
 //
-//   x [n], a part of the tensor at a time    partials [one for each workgroup of partial_sums]    norm [1]
+//   x [n], a part of the tensor at a time    partials [one for each workgroup of the first two]    norm [1]
 //
-// partial_sums: each workgroup adds WG * PER_THREAD elements. total: one workgroup adds what they left.
+// partial_sums: each workgroup adds WG * QUADS times four elements. partial_rest: one workgroup adds those that fill no four.
+// total: one workgroup adds what they left.
 //!include lib/grid.wgsl
 //!include lib/reduce.wgsl
 
 const WG: u32 = 256u;
-const PER_THREAD: u32 = 64u;
+const QUADS: u32 = 16u; // of a thread
 
-// n: elements of this part, or partial sums in total. first: where this part's partial sums begin.
+// n: elements of this part, in partial_sums in fours; in total partial sums. first: where this part's partial sums begin.
 struct Params { n: u32, first: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> partials: array<f32>;
-@group(0) @binding(3) var<storage, read_write> norm: array<f32>;
+@group(0) @binding(1) var<storage, read> x4: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> x: array<f32>;
+@group(0) @binding(3) var<storage, read_write> partials: array<f32>;
+@group(0) @binding(4) var<storage, read_write> norm: array<f32>;
 
 @compute @workgroup_size(WG)
 fn partial_sums(thread: Thread) {
     let group = flat_group(thread.group, thread.groups);
-    let start = group * WG * PER_THREAD + thread.lane;
-    var sum = 0.0;
-    for (var k = 0u; k < PER_THREAD; k++) {
+    let start = group * WG * QUADS + thread.lane;
+    var sum = vec4<f32>();
+    for (var k = 0u; k < QUADS; k++) {
         let i = start + k * WG;
         if i < p.n {
-            sum += x[i] * x[i];
+            let four = x4[i];
+            sum += four * four;
         }
     }
-    let all = block_sum(sum, thread);
-    if thread.lane == 0u && group * WG * PER_THREAD < p.n {
+    let all = block_sum((sum.x + sum.y) + (sum.z + sum.w), thread);
+    if thread.lane == 0u && group * WG * QUADS < p.n {
         partials[p.first + group] = all;
+    }
+}
+
+@compute @workgroup_size(WG)
+fn partial_rest(thread: Thread) {
+    var square = 0.0;
+    if thread.lane < p.n {
+        square = x[thread.lane] * x[thread.lane];
+    }
+    let all = block_sum(square, thread);
+    if thread.lane == 0u {
+        partials[p.first] = all;
     }
 }
 

@@ -6,19 +6,20 @@
 //
 //   small [N, H, W, C]    large [N, f*H, f*W, C]
 //
-// One thread for each element of the result.
+// One thread for each element of the result; it may be four channels.
 //!include lib/grid.wgsl
 
 const WG: u32 = 256u;
+alias T = f32; // knob: or vec4<f32>
 
-// `lines` is N * H, `width` W and `channels` C of the small one.
+// `lines` is N * H, `width` W and `channels` C, in elements, of the small one.
 struct Params { lines: u32, width: u32, channels: u32, factor: u32, scale: f32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> small: array<f32>;
-@group(0) @binding(2) var<storage, read_write> large_out: array<f32>;
-@group(0) @binding(3) var<storage, read> large: array<f32>;
-@group(0) @binding(4) var<storage, read_write> small_out: array<f32>;
+@group(0) @binding(1) var<storage, read> small: array<T>;
+@group(0) @binding(2) var<storage, read_write> large_out: array<T>;
+@group(0) @binding(3) var<storage, read> large: array<T>;
+@group(0) @binding(4) var<storage, read_write> small_out: array<T>;
 
 @compute @workgroup_size(WG)
 fn spread(
@@ -52,7 +53,7 @@ fn gather(
         let c = i - pixel * p.channels;
         let line = pixel / p.width; // n * H + h
         let column = pixel - line * p.width;
-        var sum = 0.0;
+        var sum = T(0.0);
         for (var v = 0u; v < p.factor; v++) {
             let start = (line * p.factor + v) * large_width + column * p.factor;
             for (var u = 0u; u < p.factor; u++) {

@@ -1,6 +1,7 @@
 //! What an op gives to the engine: its CPU twin and its dispatches on a GPU.
 
 pub mod cut;
+pub mod pack;
 pub mod ways;
 
 use std::cell::Cell;

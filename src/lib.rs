@@ -33,8 +33,8 @@
 //! - **One op is one room.** `kernels/<op>.wgsl` holds its kernels, forward and backward (products and
 //!   convolutions have more files, one for each way to share what is read); `src/ops/<op>.rs`
 //!   its contract, launches, derivative, CPU twin, reference and tests. There is no list of ops to extend
-//!   but one line in `src/ops/mod.rs`. Shared are only the activations (fused into several ops) and the
-//!   sums (the derivative of a broadcast).
+//!   but one line in `src/ops/mod.rs`. Shared are only the activations (fused into several ops), the
+//!   sums (the derivative of a broadcast) and, on a GPU, matrix products (`src/ops/shared/product.rs`).
 //! - **Only the tape adds gradients.** A derivative returns gradients; it never adds to one.
 //! - **Two devices, one program.** Every launch has a WGSL kernel and a CPU twin, checked against each
 //!   other and against f64.

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::kernel;
-use crate::launch::{Cost, Cut, Dispatches, Io, Launch};
+use crate::launch::{Cost, Cut, Dispatch, Dispatches, Io, Launch, pack};
 use crate::tensor::{DType, Id, Shape};
 
 /// Where a tensor's data lives.
@@ -349,12 +349,18 @@ impl Gradients {
     }
 }
 
-pub(crate) static KERNEL: crate::device::gpu::shader::Kernel = kernel!("accumulate");
+pub(crate) static KERNEL: crate::device::gpu::shader::Kernel = kernel!("accumulate", pack::KNOBS);
 
 /// The sum of two gradients of one tensor.
 fn accumulate(a: &Tensor, b: &Tensor) -> Tensor {
     let [sum] = a.tape.launch(Accumulate { n: a.elements() }, &[a, b], [a.shape.clone()]);
     sum
+}
+
+/// One over `n` numbers.
+fn dispatch<'a>(plan: &'a mut Dispatches, entry: &'static str, n: usize) -> &'a mut Dispatch {
+    let pack = pack::of(&[n]);
+    plan.add(&KERNEL, entry).knobs(pack::set(pack)).param("n", n / pack).cover(n / pack, 256)
 }
 
 #[derive(Debug)]
@@ -381,12 +387,7 @@ impl Launch for Accumulate {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        plan.add(&KERNEL, "forward")
-            .param("n", self.n)
-            .read("a", 0)
-            .read("b", 1)
-            .write("sum", 0)
-            .cover(self.n, 256);
+        dispatch(plan, "forward", self.n).read("a", 0).read("b", 1).write("sum", 0);
     }
 
     fn cuts(&self) -> Vec<Cut> {
@@ -410,7 +411,7 @@ impl Launch for Copy {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        plan.add(&KERNEL, "copy").param("n", self.n).read("a", 0).write("sum", 0).cover(self.n, 256);
+        dispatch(plan, "copy", self.n).read("a", 0).write("sum", 0);
     }
 
     fn cuts(&self) -> Vec<Cut> {
@@ -443,7 +444,7 @@ impl Launch for AddInto {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        plan.add(&KERNEL, "add_into").param("n", self.n).read("a", 0).write("sum", 0).cover(self.n, 256);
+        dispatch(plan, "add_into", self.n).read("a", 0).write("sum", 0);
     }
 
     fn cuts(&self) -> Vec<Cut> {

@@ -4,14 +4,14 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Cost, Dispatches, Io, Launch, Slot};
+use crate::launch::{Cost, Dispatches, Io, Launch, Slot, pack};
 use crate::ops::CHUNK;
-use crate::ops::shared::{PART, assert_is_state, parts};
+use crate::ops::shared::{PART, Piece, assert_is_state, pieces};
 use crate::simd::vectorized;
 use crate::state::State;
 use crate::tape::Tensor;
 
-pub static KERNEL: Kernel = kernel!("adam");
+pub static KERNEL: Kernel = kernel!("adam", pack::KNOBS);
 
 /// What of Adam does not change from step to step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,6 +71,12 @@ fn adam_by_parts(options: AdamOptions, tensors: AdamTensors, norm: &Tensor, stat
     params.tape().launch_into(launch, &[norm, state], &[params, grads, m, v, ema]);
 }
 
+/// The tensors as the kernel calls them, in the order of the writes.
+const NAMES: [&str; 5] = ["params", "grads", "m", "v", "ema"];
+
+/// Elements of a workgroup, WG * ITEMS of the kernel.
+const PER_GROUP: usize = 256 * 4;
+
 #[derive(Debug)]
 struct Update {
     options: AdamOptions,
@@ -126,9 +132,11 @@ impl Launch for Update {
 
     fn gpu(&self, plan: &mut Dispatches) {
         let options = &self.options;
-        for (first, count) in parts(self.n, self.part) {
-            plan.add(&KERNEL, "update")
-                .param("n", count)
+        for Piece { first, count, quads } in pieces(self.n, self.part) {
+            let pack = if quads { 4 } else { 1 };
+            let update = plan.add(&KERNEL, "update").knobs(pack::set(pack));
+            update
+                .param("n", count / pack)
                 .param("beta1", options.beta1 as f32)
                 .param("beta2", options.beta2 as f32)
                 .param("rest1", (1.0 - options.beta1) as f32)
@@ -139,12 +147,10 @@ impl Launch for Update {
                 .param("zero_grads", options.zero_grads)
                 .read("norm", 0)
                 .read("state", 1)
-                .part("params", Slot::Write(0), first, count)
-                .part("grads", Slot::Write(1), first, count)
-                .part("m", Slot::Write(2), first, count)
-                .part("v", Slot::Write(3), first, count)
-                .part("ema", Slot::Write(4), first, count)
-                .cover(count, 256);
+                .cover(count / pack, PER_GROUP);
+            for (i, name) in NAMES.into_iter().enumerate() {
+                update.part(name, Slot::Write(i), first, count);
+            }
         }
     }
 }
@@ -157,8 +163,6 @@ mod tests {
     use crate::ops::grad_norm::grad_norm;
     use crate::program::{Plan, Program, Sharing};
     use crate::tape::Tape;
-
-    const NAMES: [&str; 5] = ["params", "grads", "m", "v", "ema"];
 
     const OPTIONS: AdamOptions = AdamOptions {
         beta1: 0.9,

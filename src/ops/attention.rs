@@ -1,6 +1,7 @@
 //! Scaled dot-product attention of several heads, which keeps the logarithm of each row's sum instead of
 //! the weights.
 
+mod products;
 mod twin;
 
 #[cfg(test)]
@@ -38,6 +39,9 @@ pub static KERNEL: Kernel = kernel!(
         [("LANES", "64u"), ("QUADS", "2u")],
     ]
 );
+
+/// Softmax and its derivative between matrix products; the threads that share a row.
+pub static PRODUCTS: Kernel = kernel!("attention_products", [[("LANES", "1u")], [("LANES", "32u")]]);
 
 /// Number of the set of knobs with so many threads a row, each with so many vec4.
 fn set_of(lanes: usize, quads: usize) -> usize {
@@ -144,9 +148,18 @@ impl Size {
             .param("rows", self.n * rows)
     }
 
-    /// From as few threads a row as hold it, which saves barriers, to as many as have work, which take fewer
-    /// registers each and fill a GPU with fewer rows.
-    fn variants(&self) -> Vec<Variant> {
+    /// Scratch holds copies of the tensors: padded, or each head apart for products.
+    fn copies(&self) -> bool {
+        self.is_ragged() || (self.heads > 1 && self.can_store_scores())
+    }
+
+    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
+        self.walks().into_iter().chain(self.product_variants(adapter)).collect()
+    }
+
+    /// Those that never store the scores: from as few threads a row as hold it, which saves barriers, to as many
+    /// as have work, which take fewer registers each and fill a GPU with fewer rows.
+    fn walks(&self) -> Vec<Variant> {
         let whole = (self.padded() / 4).next_power_of_two();
         let splits = [4, 2, 1].into_iter().map(|quads| (whole / quads, quads));
         let fits = splits.filter(|&(lanes, quads)| lanes * quads == whole && lanes <= GROUP);
@@ -214,8 +227,8 @@ impl Launch for Forward {
         twin::forward(&self.0, reads, io.write(0), io.write(1), io.scratch(0));
     }
 
-    fn variants(&self, _: &Traits) -> Vec<Variant> {
-        self.0.variants()
+    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
+        self.0.variants(adapter)
     }
 
     fn shape_class(&self) -> String {
@@ -224,11 +237,15 @@ impl Launch for Forward {
 
     fn gpu_scratch(&self) -> Vec<usize> {
         let [queries, keys] = self.0.padded_elements();
-        if self.0.is_ragged() { vec![queries, keys, keys, queries] } else { Vec::new() }
+        let copies = if self.0.copies() { vec![queries, keys, keys, queries] } else { Vec::new() };
+        [copies, self.0.score_scratch(1)].concat()
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
         let Forward(size) = self;
+        if let Some(way) = products::way_of(plan.variant()) {
+            return products::forward(size, plan, way);
+        }
         if size.is_ragged() {
             size.pad(plan, size.queries, 0, 0);
             size.pad(plan, size.keys, 1, 1);
@@ -272,23 +289,27 @@ impl Launch for Backward {
         twin::backward(&self.0, reads, [0, 1, 2].map(|i| io.write(i)), io.scratch(0));
     }
 
-    fn variants(&self, _: &Traits) -> Vec<Variant> {
-        self.0.variants()
+    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
+        self.0.variants(adapter)
     }
 
     fn shape_class(&self) -> String {
         self.0.shape_class()
     }
 
-    /// delta, then the padded q, k, v, y, dy, dq, dk and dv.
+    /// delta, then copies of q, k, v, y, dy, dq, dk and dv, then scores and their gradient.
     fn gpu_scratch(&self) -> Vec<usize> {
         let delta = self.0.pairs() * self.0.queries;
         let [q, k] = self.0.padded_elements();
-        if self.0.is_ragged() { vec![delta, q, k, k, q, q, q, k, k] } else { vec![delta] }
+        let copies = if self.0.copies() { vec![q, k, k, q, q, q, k, k] } else { Vec::new() };
+        [vec![delta], copies, self.0.score_scratch(2)].concat()
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
         let Backward(size) = self;
+        if let Some(way) = products::way_of(plan.variant()) {
+            return products::backward(size, plan, way);
+        }
         let ragged = size.is_ragged();
         // Reads and writes, or the scratch that takes their place.
         let pick = |given: Slot, padded: usize| if ragged { Slot::Scratch(padded) } else { given };

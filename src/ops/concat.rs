@@ -4,12 +4,12 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Again, Cut, Dispatch, Dispatches, Io, Launch};
+use crate::launch::{Again, Cut, Dispatch, Dispatches, Io, Launch, pack};
 use crate::ops::CHUNK;
 use crate::tape::Tensor;
 use crate::tensor::Shape;
 
-pub static KERNEL: Kernel = kernel!("concat");
+pub static KERNEL: Kernel = kernel!("concat", pack::KNOBS);
 
 /// Tensors that differ in their last dimension only, side by side: `[.., C1]`, `[.., C2]`, ... to `[.., C1
 /// + C2 + ..]`.
@@ -204,14 +204,16 @@ fn strip<'a>(
     from: Strip,
     to: Strip,
 ) -> &'a mut Dispatch {
+    let pack = pack::of(&[width, from.stride, from.first, to.stride, to.first]);
     plan.add(&KERNEL, entry)
+        .knobs(pack::set(pack))
         .param("rows", rows)
-        .param("width", width)
-        .param("from_width", from.stride)
-        .param("from_first", from.first)
-        .param("to_width", to.stride)
-        .param("to_first", to.first)
-        .cover(rows * width, 256)
+        .param("width", width / pack)
+        .param("from_width", from.stride / pack)
+        .param("from_first", from.first / pack)
+        .param("to_width", to.stride / pack)
+        .param("to_first", to.first / pack)
+        .cover(rows * width / pack, 256)
 }
 
 #[cfg(test)]
@@ -235,13 +237,15 @@ mod tests {
 
     #[test]
     fn concatenation() {
-        let cases: [(&[usize], &[usize]); 6] = [
+        let cases: [(&[usize], &[usize]); 8] = [
             (&[2, 3, 5], &[7, 4]),
             (&[1], &[1, 1]),
             (&[3, 2, 1], &[16, 1, 33]),
             (&[], &[3, 5]),
             (&[2, 257], &[4]),
             (&[3], &[16_385, 2]),
+            (&[2, 3], &[8, 12]),
+            (&[5], &[4, 6, 2, 4]),
         ];
         for (outer, widths) in cases {
             let mut check = Check::new("concat");
@@ -272,6 +276,17 @@ mod tests {
             Check::new(format!("part {part} of split")).input(&[2, 3, 11, 13]).run(
                 |x| split(&x[0], &widths)[part].clone(),
                 |x| reference_split(13, first, widths[part], &x[0]),
+            );
+        }
+    }
+
+    #[test]
+    fn splitting_in_fours() {
+        let widths = [8, 4, 12];
+        for (part, first) in [0, 8, 12].into_iter().enumerate() {
+            Check::new(format!("part {part} of split")).input(&[7, 24]).run(
+                |x| split(&x[0], &widths)[part].clone(),
+                |x| reference_split(24, first, widths[part], &x[0]),
             );
         }
     }

@@ -6,7 +6,7 @@ use crate::device::gpu::shader::Kernel;
 use crate::kernel;
 use crate::launch::{Dispatches, Io, Launch, Slot};
 use crate::ops::CHUNK;
-use crate::ops::shared::{PART, parts};
+use crate::ops::shared::{PART, Piece, pieces};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 
@@ -33,8 +33,13 @@ struct Norm {
     part: usize,
 }
 
-/// Elements that one workgroup adds, WG * PER_THREAD of the kernel.
-const PER_GROUP: usize = 256 * 64;
+/// Elements that one workgroup adds, WG * QUADS * 4 of the kernel.
+const PER_GROUP: usize = 256 * 16 * 4;
+
+/// Partial sums of a piece.
+fn groups_of(piece: Piece) -> usize {
+    piece.count.div_ceil(PER_GROUP)
+}
 
 impl Launch for Norm {
     fn name(&self) -> &'static str {
@@ -58,14 +63,18 @@ impl Launch for Norm {
 
     fn gpu(&self, plan: &mut Dispatches) {
         let mut groups = 0;
-        for (first, count) in parts(self.n, self.part) {
-            plan.add(&KERNEL, "partial_sums")
-                .param("n", count)
+        for piece in pieces(self.n, self.part) {
+            let (entry, name, n) = match piece.quads {
+                true => ("partial_sums", "x4", piece.count / 4),
+                false => ("partial_rest", "x", piece.count),
+            };
+            plan.add(&KERNEL, entry)
+                .param("n", n)
                 .param("first", groups)
-                .part("x", Slot::Read(0), first, count)
+                .part(name, Slot::Read(0), piece.first, piece.count)
                 .scratch("partials", 0)
-                .cover(count, PER_GROUP);
-            groups += count.div_ceil(PER_GROUP);
+                .cover(groups_of(piece), 1);
+            groups += groups_of(piece);
         }
         plan.add(&KERNEL, "total")
             .param("n", groups)
@@ -75,7 +84,7 @@ impl Launch for Norm {
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {
-        vec![parts(self.n, self.part).map(|(_, count)| count.div_ceil(PER_GROUP)).sum()]
+        vec![pieces(self.n, self.part).map(groups_of).sum()]
     }
 }
 

@@ -8,33 +8,13 @@ mod tests;
 use rayon::prelude::*;
 
 use crate::device::gpu::adapters::Traits;
-use crate::device::gpu::shader::Kernel;
-use crate::kernel;
-use crate::launch::ways::{self, TILE_KNOBS, TILES, Tile, Way};
+use crate::launch::ways::{TILES, Way};
 use crate::launch::{Cost, Cut, Dispatch, Dispatches, Io, Launch, Slot, Variant};
+pub use crate::ops::shared::product::{KERNEL, SPREAD, TILED, Transpose};
+use crate::ops::shared::product::{Sizes, Slots, TILE};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 use crate::tensor::Shape;
-
-/// Every thread alone.
-pub static KERNEL: Kernel = kernel!("matmul");
-
-/// Shared through workgroup memory.
-pub static TILED: Kernel = kernel!("matmul_tiled", TILE_KNOBS);
-
-/// Shared through the lanes of a subgroup.
-pub static SPREAD: Kernel = kernel!("matmul_spread");
-
-/// Which factors of a product are given with rows and columns exchanged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Transpose {
-    pub a: bool,
-    pub b: bool,
-}
-
-impl Transpose {
-    pub const NONE: Transpose = Transpose { a: false, b: false };
-}
 
 /// `y = x w + bias`: x `[.., Cin]`, w `[Cin, Cout]`, bias `[Cout]`, y `[.., Cout]`.
 ///
@@ -193,9 +173,6 @@ const LONGEST_SUM: usize = 1 << 14;
 /// Workgroups that a GPU product aims at by cutting K.
 const WANTED_GROUPS: usize = 512;
 
-/// Rows and columns of a GPU workgroup: 4 for each of 16 threads, as in the kernel.
-const TILE: usize = 64;
-
 impl Launch for Product {
     fn name(&self) -> &'static str {
         self.name
@@ -241,42 +218,15 @@ impl Launch for Product {
         let way = Way::of(plan.variant());
         let (parts, depth) = self.gpu_parts(way);
         let Product { batch, m, n, k, transpose, .. } = *self;
-        let params = |dispatch: &mut Dispatch, bias: bool| {
-            dispatch.param("batch", batch).param("m", m).param("n", n).param("k", k);
-            dispatch.param("parts", parts).param("depth", depth).param("has_bias", bias);
-            dispatch.param("a_transposed", transpose.a).param("b_transposed", transpose.b);
-            // Every binding needs a tensor; without a bias it is one that stays unread.
-            dispatch.read("bias", if bias { 2 } else { 1 });
-        };
-        let groups = |rows: usize, cols: usize| parts * batch * m.div_ceil(rows) * n.div_ceil(cols);
-        let quads = ["a4", "b4", "y4"];
-        let ones = ["a", "b", "y"];
-        let (product, [a, b, y]) = match way {
-            Way::Direct | Way::Square | Way::Tall => {
-                let wide = k % 4 == 0 && n % 4 == 0 && (m % 4 == 0 || !transpose.a);
-                let (entry, names) = if wide { ("product", quads) } else { ("product_ragged", ones) };
-                (plan.add(&KERNEL, entry).cover_in_pieces(groups(TILE, TILE), 1), names)
-            }
-            Way::Spread => (
-                plan.add(&SPREAD, "product").cover_in_pieces(groups(ways::SPREAD[0], ways::SPREAD[1]), 1),
-                ones,
-            ),
-            Way::Tiled(tile) => {
-                let Tile { rows, cols, .. } = TILES[tile];
-                let along_a = if transpose.a { m } else { k };
-                let wide = n % 4 == 0 && along_a % 4 == 0 && (k % 4 == 0 || !transpose.b);
-                let (entry, names) = if wide { ("product", quads) } else { ("product_ragged", ones) };
-                (plan.add(&TILED, entry).knobs(tile).cover_in_pieces(groups(rows, cols), 1), names)
-            }
-        };
-        params(product, self.bias && parts == 1);
-        product.read(a, 0).read(b, 1);
+        let sizes = Sizes { batch, m, n, k, transpose };
+        let bias = self.bias.then_some(Slot::Read(2));
+        let slots = Slots { a: Slot::Read(0), b: Slot::Read(1), bias, y: Slot::Write(0) };
         if parts == 1 {
-            product.write(y, 0);
+            sizes.dispatch(plan, way, [parts, depth], slots);
         } else {
-            product.scratch(y, 0);
+            sizes.dispatch(plan, way, [parts, depth], Slots { bias: None, y: Slot::Scratch(0), ..slots });
             let sum = plan.add(&KERNEL, "sum_parts");
-            params(sum, self.bias);
+            sizes.params(sum, [parts, depth], bias, slots.b);
             sum.scratch("part_sums", 0).write("y", 0).cover_in_pieces(self.outputs(), 256);
         }
     }

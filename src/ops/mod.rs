@@ -38,6 +38,7 @@ pub static KERNELS: &[&Kernel] = &[
     &adam::KERNEL,
     &arithmetic::KERNEL,
     &attention::KERNEL,
+    &attention::PRODUCTS,
     &concat::KERNEL,
     &conv2d::KERNEL,
     &conv2d::SPREAD,

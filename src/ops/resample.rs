@@ -5,11 +5,11 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Again, Cut, Dispatch, Dispatches, Io, Launch};
+use crate::launch::{Again, Cut, Dispatch, Dispatches, Io, Launch, pack};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 
-pub static KERNEL: Kernel = kernel!("resample");
+pub static KERNEL: Kernel = kernel!("resample", pack::KNOBS);
 
 /// Every pixel repeated `factor` times in both directions: `x [N, H, W, C]` to `[N, factor * H, factor * W,
 /// C]`.
@@ -78,13 +78,23 @@ impl Size {
         self.width * self.channels
     }
 
-    fn add<'a>(self, plan: &'a mut Dispatches, entry: &'static str, scale: f32) -> &'a mut Dispatch {
+    /// A dispatch that writes so many numbers.
+    fn add<'a>(
+        self,
+        plan: &'a mut Dispatches,
+        entry: &'static str,
+        scale: f32,
+        results: usize,
+    ) -> &'a mut Dispatch {
+        let pack = pack::of(&[self.channels]);
         plan.add(&KERNEL, entry)
+            .knobs(pack::set(pack))
             .param("lines", self.lines)
             .param("width", self.width)
-            .param("channels", self.channels)
+            .param("channels", self.channels / pack)
             .param("factor", self.factor)
             .param("scale", scale)
+            .cover(results / pack, 256)
     }
 }
 
@@ -126,11 +136,7 @@ impl Launch for Spread {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        self.size
-            .add(plan, "spread", self.scale)
-            .read("small", 0)
-            .write("large_out", 0)
-            .cover(self.size.large(), 256);
+        self.size.add(plan, "spread", self.scale, self.size.large()).read("small", 0).write("large_out", 0);
     }
 
     fn again(&self) -> Again {
@@ -185,11 +191,7 @@ impl Launch for Gather {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        self.size
-            .add(plan, "gather", self.scale)
-            .read("large", 0)
-            .write("small_out", 0)
-            .cover(self.size.small(), 256);
+        self.size.add(plan, "gather", self.scale, self.size.small()).read("large", 0).write("small_out", 0);
     }
 
     fn cuts(&self) -> Vec<Cut> {

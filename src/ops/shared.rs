@@ -1,4 +1,6 @@
-//! What several rooms need: samples and their random blocks, the step's state, parts of flat tensors.
+//! What several rooms need: samples and their random blocks, the step's state, pieces of flat tensors, products.
+
+pub(crate) mod product;
 
 use crate::ops::CHUNK;
 use crate::state::State;
@@ -53,7 +55,41 @@ pub(crate) fn first_block(piece: usize) -> u32 {
 /// Elements of a flat tensor that one dispatch takes: 128 MiB, which every adapter can bind.
 pub(crate) const PART: usize = 1 << 25;
 
-/// First element and number of elements of each part of `n` elements.
-pub(crate) fn parts(n: usize, part: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..n).step_by(part).map(move |first| (first, part.min(n - first)))
+/// Elements of a flat tensor that one dispatch takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub first: usize,
+    pub count: usize,
+    /// A kernel may see them as vec4; the others are fewer than 64.
+    pub quads: bool,
+}
+
+/// The pieces of `n` elements, none longer than `part`: in fours as far as that goes. A binding begins at a
+/// multiple of 64 elements, so what is left is what does not fill 64.
+pub(crate) fn pieces(n: usize, part: usize) -> impl Iterator<Item = Piece> {
+    let whole = if n.is_multiple_of(4) { n } else { n / 64 * 64 };
+    let quads = (0..whole).step_by(part);
+    let quads = quads.map(move |first| Piece { first, count: part.min(whole - first), quads: true });
+    quads.chain((whole < n).then_some(Piece { first: whole, count: n - whole, quads: false }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_all_there_is() {
+        for n in (1..300).chain([16_387, 65_536]) {
+            for part in [64, 128, PART] {
+                let mut next = 0;
+                for Piece { first, count, quads } in pieces(n, part) {
+                    assert_eq!((first, first % 64), (next, 0), "{n} in parts of {part}");
+                    assert!(count > 0 && count <= part, "{n} in parts of {part}");
+                    assert!(if quads { count % 4 == 0 } else { count < 64 }, "{n} in parts of {part}");
+                    next += count;
+                }
+                assert_eq!(next, n, "{n} in parts of {part}");
+            }
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::check::{Check, random};
+use crate::launch::ways::Way;
 
 /// One query after the other: scores, their softmax, the weighted sum of values.
 fn reference(size: Size, x: &[Vec<f64>]) -> Vec<f64> {
@@ -53,7 +54,7 @@ fn check(n: usize, heads: usize, d: usize, [queries, keys]: [usize; 2], spread: 
 fn variants_are_sets_of_knobs_that_hold_a_head() {
     for d in 1..=WIDEST {
         let size = Size { n: 1, heads: 1, d, queries: 1, keys: 1 };
-        let variants = size.variants();
+        let variants = size.walks();
         assert!(!variants.is_empty() && (d <= 4 || variants.len() > 1), "{d}: {variants:?}");
         for Variant { name, index } in variants {
             let [lanes, quads] = [0, 1].map(|knob| KERNEL.knob_sets[index][knob].1.trim_end_matches('u'));
@@ -61,6 +62,28 @@ fn variants_are_sets_of_knobs_that_hold_a_head() {
             let [lanes, quads] = [lanes, quads].map(|number| number.parse::<usize>().unwrap());
             assert_eq!(lanes, lanes_of(index));
             assert!(4 * lanes * quads >= d, "{d}: {name}");
+        }
+    }
+}
+
+#[test]
+fn products_are_offered_while_their_scores_are_few() {
+    let adapters = [true, false].map(|software| Traits { software, broadcasts: true });
+    for (size, offered) in [
+        (Size { n: 64, heads: 1, d: 128, queries: 64, keys: 64 }, 3),
+        (Size { n: 1, heads: 1, d: 64, queries: 4096, keys: 4096 }, 3),
+        (Size { n: 1, heads: 2, d: 64, queries: 4096, keys: 4096 }, 0),
+    ] {
+        for adapter in &adapters {
+            let variants = size.variants(adapter);
+            let ways: Vec<Way> = variants.iter().filter_map(|v| products::way_of(v.index)).collect();
+            assert_eq!(ways.len(), offered, "{size:?}: {variants:?}");
+            let first_is_tiled = ways.first().is_some_and(|way| matches!(way, Way::Tiled(_)));
+            assert_eq!(first_is_tiled, offered > 0 && !adapter.software, "{size:?}: {variants:?}");
+            assert!(
+                products::way_of(variants[0].index).is_none(),
+                "the default stores no scores: {variants:?}"
+            );
         }
     }
 }
