@@ -1,12 +1,14 @@
 //! The layers that models of this field are made of.
 
-use super::{Init, Layout, Scope};
+use super::{ALIGN, Init, Layout, Scope};
 use crate::ops::activation::Activation;
 use crate::ops::arithmetic::add;
 use crate::ops::attention::attention;
+use crate::ops::concat::concat;
 use crate::ops::conv2d::{Epilogue, Padding, conv_transpose2d, conv2d};
 use crate::ops::{group_norm as norm, matmul};
 use crate::tape::Tensor;
+use crate::tensor::Shape;
 
 /// A convolution's form.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +50,41 @@ pub fn conv(s: &Scope, x: &Tensor, form: Conv, shift: Option<&Tensor>, residual:
     s.label(|| conv2d(x, &w, form.stride, form.padding, Epilogue { bias: Some(&bias), shift, residual }))
 }
 
+/// `[N, H, W, C1]`, and maybe `[N, H, W, C2]` beside it, through a 1x1 convolution to `[N, H, W, out]`: of each
+/// part a product with its rows of the weights, so that nobody writes the parts side by side.
+#[track_caller]
+pub fn point(s: &Scope, parts: &[&Tensor], out: usize, bias: bool) -> Tensor {
+    let cin: usize = parts.iter().map(|x| x.shape().last()).sum();
+    let init = Init::FanIn(cin);
+    // Rows of small models may begin between the places that a GPU can bind.
+    let apart = parts.iter().all(|x| (x.shape().last() * out).is_multiple_of(ALIGN));
+    let parts = match apart {
+        true => parts.iter().map(|&x| x.clone()).collect(),
+        false => vec![side_by_side(s, parts)],
+    };
+    let shapes: Vec<Shape> = parts.iter().map(|x| [1, 1, x.shape().last(), out].into()).collect();
+    let weights = s.param_in_parts("weight", [1, 1, cin, out], &shapes, Layout::Conv, init);
+    let bias = bias.then(|| s.param("bias", [out], Layout::Plain, init));
+    s.label(|| {
+        let pad = Padding::same(0);
+        let first = Epilogue { bias: bias.as_ref(), ..Epilogue::default() };
+        let mut sum = conv2d(&parts[0], &weights[0], 1, pad, first);
+        for (x, w) in parts.iter().zip(&weights).skip(1) {
+            sum = conv2d(x, w, 1, pad, Epilogue { residual: Some(&sum), ..Epilogue::default() });
+        }
+        sum
+    })
+}
+
+/// One tensor for those who cannot read several.
+#[track_caller]
+pub fn side_by_side(s: &Scope, parts: &[&Tensor]) -> Tensor {
+    match parts {
+        [x] => (*x).clone(),
+        _ => s.label(|| concat(parts)),
+    }
+}
+
 /// `x [N, H, W, Cin]` through a transposed convolution with bias, which enlarges it about `stride` times,
 /// to `[N, OH, OW, out]` with `OH = (H - 1) * stride - top - bottom + kernel`. Kernel 4, stride 2 and
 /// padding 1 double the height and the width.
@@ -82,10 +119,16 @@ fn linear_from(s: &Scope, x: &Tensor, out: usize, init: Init) -> Tensor {
 /// Group norm over `x [N, .., C]`, followed by an activation.
 #[track_caller]
 pub fn group_norm(s: &Scope, x: &Tensor, groups: usize, eps: f32, then: Activation) -> Tensor {
-    let c = x.shape().last();
+    group_norm_of(s, &[x], groups, eps, then)
+}
+
+/// As [`group_norm`], of one tensor or of two side by side.
+#[track_caller]
+pub fn group_norm_of(s: &Scope, parts: &[&Tensor], groups: usize, eps: f32, then: Activation) -> Tensor {
+    let c: usize = parts.iter().map(|x| x.shape().last()).sum();
     let gamma = s.param("weight", [c], Layout::Plain, Init::Ones);
     let beta = s.param("bias", [c], Layout::Plain, Init::Zeros);
-    s.label(|| norm::group_norm(x, &gamma, &beta, groups, eps, then))
+    s.label(|| norm::group_norm_of(parts, &gamma, &beta, groups, eps, then))
 }
 
 /// Self-attention over the pixels of `x [N, H, W, C]` with a residual connection, as the reference
