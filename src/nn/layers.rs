@@ -163,9 +163,69 @@ mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
 
-    use super::super::Params;
+    use super::super::{Params, STORE};
     use super::*;
+    use crate::check::{devices, random};
+    use crate::device::Device;
+    use crate::program::{Plan, Program, Sharing};
+    use crate::state::State;
     use crate::tape::Tape;
+
+    /// Parts of these widths through `point`, as they are or put side by side first: all launches, the
+    /// result, and the gradients of the parts and of the parameters.
+    fn point_of(
+        device: &Device,
+        widths: [usize; 2],
+        out: usize,
+        apart: bool,
+    ) -> (Vec<&'static str>, [Vec<f32>; 3]) {
+        let (tape, params) = (Tape::new(), Rc::new(RefCell::new(Params::default())));
+        let scope = Scope::training(&tape, &params, &tape.stored_u32("state", [State::WORDS]));
+        let parts = ["left", "right"].into_iter().zip(widths);
+        let parts: Vec<Tensor> = parts.map(|(name, c)| tape.variable(name, 0, [2, 3, 5, c])).collect();
+        let refs: Vec<&Tensor> = parts.iter().collect();
+        let y = if apart {
+            point(&scope, &refs, out, true)
+        } else {
+            point(&scope, &[&side_by_side(&scope, &refs)], out, true)
+        };
+        let gradients = tape.backward(&y, &tape.stored("dy", 0, y.shape().clone()));
+        let launches = tape.recorded(|all| all.entries.iter().map(|entry| entry.launch.name()).collect());
+        let of_parts: Vec<&Tensor> = refs.iter().filter_map(|x| gradients.get(x)).collect();
+        let of_params = gradients.of_store(STORE);
+        let outputs: Vec<&Tensor> =
+            of_params.iter().map(|(_, dw)| dw).chain(of_parts.iter().copied()).chain([&y]).collect();
+        let plan = Plan::new(&tape, &outputs, device);
+        let mut program = Program::compile(&plan, device, &[], Sharing::Guarded).unwrap();
+        program.write("left", &random(0, 30 * widths[0])).unwrap();
+        program.write("right", &random(1, 30 * widths[1])).unwrap();
+        program.write(STORE, &random(2, params.borrow().elements())).unwrap();
+        program.write("dy", &random(3, y.elements())).unwrap();
+        program.run().unwrap();
+        let read = |tensors: Vec<&Tensor>| tensors.iter().flat_map(|t| program.read(t).unwrap()).collect();
+        let of_params = of_params.iter().map(|(_, dw)| dw).collect();
+        (launches, [vec![&y], of_parts, of_params].map(read))
+    }
+
+    #[test]
+    fn a_point_of_two_is_that_of_both_side_by_side() {
+        for (_, device) in devices() {
+            // Rows that a GPU can bind, and others.
+            for (widths, out, alone) in [([8, 24], 16, true), ([3, 5], 7, false)] {
+                let (launches, results) = point_of(device, widths, out, true);
+                assert_eq!(!launches.contains(&"concat join"), alone, "{launches:?}");
+                let (_, wanted) = point_of(device, widths, out, false);
+                for (results, wanted) in results.iter().zip(&wanted) {
+                    assert_eq!(results.len(), wanted.len());
+                    let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * b.abs().max(1.0);
+                    assert!(
+                        results.iter().zip(wanted).all(close),
+                        "{widths:?} to {out}: {results:?}, {wanted:?}"
+                    );
+                }
+            }
+        }
+    }
 
     #[test]
     fn conv_transpose_has_the_parameters_of_pytorch() {
