@@ -4,10 +4,13 @@
 //   dz   = dy * f'(z)         dgamma[c] = sum of dz * xhat         dbeta[c] = sum of dz
 //   dx   = rstd * (gamma[c] * dz - m0 - xhat * m1)   m0, m1 = group means of gamma * dz and gamma * dz * xhat
 //
-//   x, y, dx, dy [N, P, C]    gamma, beta [C]    offset, rstd [N, G]    sums [N, 2, C] of (dz, dz * xhat)
+//   x, y, dx, dy [N, P, C]    gamma, beta [C]    statistics [N, 3, G]    sums [N, 2, C] of (dz, dz * xhat)
 //   group g holds D = C/G consecutive channels
 //
-// The mean is kept as its offset from the group's first element: `x - first` is exact where values lie close
+// x may lie in two tensors side by side, [N, P, left] and [N, P, C - left], a group in both. Entries that read x run once for
+// each of these parts, for its `own` channels from `first` on; dx lies as x does.
+//
+// Statistics of a group: its first element, the mean's offset from it, rstd. `x - first` is exact where values lie close
 // together, so that a mean far from zero costs no accuracy, and no value is further from the mean than
 // sqrt(P*D - 1) deviations (Samuelson 1968). Reference: Wu & He 2018 (arXiv:1803.08494).
 //!include lib/grid.wgsl
@@ -25,6 +28,9 @@ struct Params {
     channels: u32, // C
     channel_groups: u32, // G
     width: u32, // D
+    left: u32,
+    first: u32, // of the part's channels
+    own: u32, // channels of the part
     chunk_rows: u32,
     chunks: u32, // of one sample
     kind: u32,
@@ -32,21 +38,20 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>; // [N, P, C]
+@group(0) @binding(1) var<storage, read> x: array<f32>; // [N, P, own]
 @group(0) @binding(2) var<storage, read> gamma: array<f32>; // [C]
 @group(0) @binding(3) var<storage, read> beta: array<f32>; // [C]
 @group(0) @binding(4) var<storage, read_write> y: array<f32>; // [N, P, C]
-@group(0) @binding(5) var<storage, read_write> offset_out: array<f32>; // [N, G]
-@group(0) @binding(6) var<storage, read_write> rstd_out: array<f32>; // [N, G]
-@group(0) @binding(7) var<storage, read_write> moments: array<vec2<f32>>; // [N, G, chunks]: offset, squares
-@group(0) @binding(8) var<storage, read> offset: array<f32>; // [N, G]
-@group(0) @binding(9) var<storage, read> rstd: array<f32>; // [N, G]
+@group(0) @binding(5) var<storage, read_write> statistics_out: array<f32>; // [N, 3, G]: first, offset, rstd
+@group(0) @binding(6) var<storage, read> head: array<f32>; // [N, P, left], the first part of x
+@group(0) @binding(7) var<storage, read_write> moments: array<vec2<f32>>; // [parts, N, G, chunks]: offset, squares
+@group(0) @binding(8) var<storage, read> statistics: array<f32>; // [N, 3, G]
 @group(0) @binding(10) var<storage, read> dy: array<f32>; // [N, P, C]
 @group(0) @binding(11) var<storage, read_write> partial: array<vec2<f32>>; // [N, chunks, C]: dz, dz * xhat
 @group(0) @binding(12) var<storage, read_write> sums_out: array<f32>; // [N, 2, C]
 @group(0) @binding(13) var<storage, read> sums: array<f32>; // [N, 2, C]
 @group(0) @binding(14) var<storage, read_write> means: array<vec2<f32>>; // [N, G] of (m0, m1)
-@group(0) @binding(15) var<storage, read_write> dx: array<f32>; // [N, P, C]
+@group(0) @binding(15) var<storage, read_write> dx: array<f32>; // [N, P, own]
 @group(0) @binding(16) var<storage, read_write> dgamma: array<f32>; // [C]
 @group(0) @binding(17) var<storage, read_write> dbeta: array<f32>; // [C]
 
@@ -60,36 +65,54 @@ fn is_own_group(thread: Thread, id: u32) -> bool {
     return flat_group(thread.group, thread.groups) == id;
 }
 
+// The first element of a group, in whichever part.
+fn first_of(n: u32, g: u32) -> f32 {
+    let column = g * p.width;
+    if column < p.first {
+        return head[n * p.rows * p.left + column];
+    }
+    return x[n * p.rows * p.own + column - p.first];
+}
+
+// Channels of a group in part 0 or 1.
+fn columns_in(part: u32, g: u32) -> u32 {
+    let before = clamp(p.left, g * p.width, (g + 1u) * p.width) - g * p.width;
+    return select(p.width - before, before, part == 0u);
+}
+
 // First step: mean, and sum of squares about it, of a chunk of rows of one group. One workgroup per (n, g,
-// chunk). Two passes, of which the second finds the data in the cache.
+// chunk), for the groups that the part has channels of. Two passes, of which the second finds the data in the cache.
 @compute @workgroup_size(WG)
 fn chunk_moments(thread: Thread) {
-    let id = own_group(thread, p.samples * p.channel_groups * p.chunks);
-    let pair = id / p.chunks; // n * G + g
-    let chunk = id - pair * p.chunks;
-    let n = pair / p.channel_groups;
-    let g = pair - n * p.channel_groups;
-    let start = n * p.rows * p.channels + g * p.width;
-    let first = x[start];
+    let lowest = p.first / p.width;
+    let own_groups = (p.first + p.own + p.width - 1u) / p.width - lowest;
+    let id = own_group(thread, p.samples * own_groups * p.chunks);
+    let n = id / p.chunks / own_groups;
+    let chunk = id % p.chunks;
+    let g = lowest + id / p.chunks % own_groups;
+    let part = select(0u, 1u, p.first > 0u);
+    let width = columns_in(part, g);
+    let start = n * p.rows * p.own + max(g * p.width, p.first) - p.first;
+    let first = first_of(n, g);
     let row_start = chunk * p.chunk_rows;
     let row_end = min(row_start + p.chunk_rows, p.rows);
-    let count = f32((row_end - row_start) * p.width);
+    let count = f32((row_end - row_start) * width);
 
     // The thread's elements, every WG-th one of the chunk, without a division for each.
-    let row0 = row_start + thread.lane / p.width;
-    let column0 = thread.lane % p.width;
-    let row_step = WG / p.width;
-    let column_step = WG % p.width;
+    let row0 = row_start + thread.lane / width;
+    let column0 = thread.lane % width;
+    let row_step = WG / width;
+    let column_step = WG % width;
 
     var total = 0.0;
     var row = row0;
     var column = column0;
     while row < row_end {
-        total += x[start + row * p.channels + column] - first;
+        total += x[start + row * p.own + column] - first;
         row += row_step;
         column += column_step;
-        if column >= p.width {
-            column -= p.width;
+        if column >= width {
+            column -= width;
             row += 1u;
         }
     }
@@ -99,41 +122,56 @@ fn chunk_moments(thread: Thread) {
     row = row0;
     column = column0;
     while row < row_end {
-        let distance = x[start + row * p.channels + column] - first - mean;
+        let distance = x[start + row * p.own + column] - first - mean;
         squares += distance * distance;
         row += row_step;
         column += column_step;
-        if column >= p.width {
-            column -= p.width;
+        if column >= width {
+            column -= width;
             row += 1u;
         }
     }
     squares = block_sum(squares, thread);
     if thread.lane == 0u && is_own_group(thread, id) {
-        moments[id] = vec2<f32>(mean, squares);
+        let pair = n * p.channel_groups + g;
+        moments[(part * p.samples * p.channel_groups + pair) * p.chunks + chunk] = vec2<f32>(mean, squares);
+        if chunk == 0u {
+            statistics_out[3u * n * p.channel_groups + g] = first; // both parts of a group write the same
+        }
     }
 }
 
-// Second step: the chunks of one group put together (Chan, Golub & LeVeque 1979). One thread per (n, g).
+// Second step: the chunks and parts of one group put together (Chan, Golub & LeVeque 1979). One thread per (n, g).
 @compute @workgroup_size(WG)
 fn merge_moments(thread: Thread) {
+    let pairs = p.samples * p.channel_groups;
     let pair = flat_group(thread.group, thread.groups) * WG + thread.lane;
-    if pair >= p.samples * p.channel_groups {
+    if pair >= pairs {
         return;
     }
+    let n = pair / p.channel_groups;
+    let g = pair - n * p.channel_groups;
     let all = f32(p.rows);
     var mean = 0.0;
-    for (var i = 0u; i < p.chunks; i++) {
-        mean += moments[pair * p.chunks + i].x * (rows_of(i) / all);
+    for (var part = 0u; part < 2u; part++) {
+        let share = f32(columns_in(part, g)) / f32(p.width);
+        // Of a part without the group there is nothing.
+        for (var i = 0u; i < p.chunks && share > 0.0; i++) {
+            mean += moments[(part * pairs + pair) * p.chunks + i].x * (rows_of(i) / all * share);
+        }
     }
     var squares = 0.0;
-    for (var i = 0u; i < p.chunks; i++) {
-        let chunk = moments[pair * p.chunks + i];
-        let distance = chunk.x - mean;
-        squares += chunk.y + distance * distance * rows_of(i) * f32(p.width);
+    for (var part = 0u; part < 2u; part++) {
+        let columns = f32(columns_in(part, g));
+        for (var i = 0u; i < p.chunks && columns > 0.0; i++) {
+            let chunk = moments[(part * pairs + pair) * p.chunks + i];
+            let distance = chunk.x - mean;
+            squares += chunk.y + distance * distance * rows_of(i) * columns;
+        }
     }
-    offset_out[pair] = mean;
-    rstd_out[pair] = 1.0 / sqrt(squares / (all * f32(p.width)) + p.eps);
+    let out = 3u * n * p.channel_groups + g;
+    statistics_out[out + p.channel_groups] = mean;
+    statistics_out[out + 2u * p.channel_groups] = 1.0 / sqrt(squares / (all * f32(p.width)) + p.eps);
 }
 
 // Rows in a chunk; the last one may be short.
@@ -141,41 +179,53 @@ fn rows_of(chunk: u32) -> f32 {
     return f32(min(p.chunk_rows, p.rows - chunk * p.chunk_rows));
 }
 
+struct Statistics { first: f32, mean: f32, scale: f32 }
+
+fn statistics_of(n: u32, g: u32) -> Statistics {
+    let at = 3u * n * p.channel_groups + g;
+    return Statistics(statistics[at], statistics[at + p.channel_groups], statistics[at + 2u * p.channel_groups]);
+}
+
+fn normalised(stats: Statistics, x: f32) -> f32 {
+    return (x - stats.first - stats.mean) * stats.scale;
+}
+
 // What an elementwise thread does: up to ITEMS elements of one channel of one sample, `step` apart, so that it reads only once
-// what belongs to the channel. `at` is `end` where there is nothing to do.
+// what belongs to the channel. `at` is `end` where there is nothing to do. `beside`, `stride`: the same in y and dy.
 struct Walk {
-    at: u32, step: u32, end: u32, pair: u32, // n * groups + g
-    first: f32, mean: f32, scale: f32, gain: f32, shift: f32,
+    at: u32, step: u32, end: u32,
+    beside: u32, stride: u32,
+    pair: u32, // n * groups + g
+    stats: Statistics, gain: f32, shift: f32,
 }
 
 fn walk(thread: Thread) -> Walk {
-    let size = p.rows * p.channels;
-    let step = (p.rows + ITEMS - 1u) / ITEMS * p.channels;
+    let size = p.rows * p.own;
+    let stride = (p.rows + ITEMS - 1u) / ITEMS;
+    let step = stride * p.own;
     let blocks = (step + WG - 1u) / WG;
     let id = flat_group(thread.group, thread.groups);
     let n = min(id / blocks, p.samples - 1u);
     let at = (id - n * blocks) * WG + thread.lane;
-    let column = at % p.channels;
+    let row = at / p.own;
+    let column = p.first + at - row * p.own;
     let g = column / p.width;
-    let base = n * size;
-    let end = base + size;
-    let pair = n * p.channel_groups + g;
+    let end = n * size + size;
     return Walk(
-        select(end, base + at, at < step), step, end, pair,
-        x[base + g * p.width], offset[pair], rstd[pair], gamma[column], beta[column],
+        select(end, n * size + at, at < step), step, end,
+        (n * p.rows + row) * p.channels + column, stride * p.channels,
+        n * p.channel_groups + g, statistics_of(n, g), gamma[column], beta[column],
     );
-}
-
-fn normalised(w: Walk, x: f32) -> f32 {
-    return (x - w.first - w.mean) * w.scale;
 }
 
 // Third step: ITEMS elements a thread, workgroups do not cross samples.
 @compute @workgroup_size(WG)
 fn normalise(thread: Thread) {
     let w = walk(thread);
+    var beside = w.beside;
     for (var at = w.at; at < w.end; at += w.step) {
-        y[at] = activate(p.kind, w.gain * normalised(w, x[at]) + w.shift);
+        y[beside] = activate(p.kind, w.gain * normalised(w.stats, x[at]) + w.shift);
+        beside += w.stride;
     }
 }
 
@@ -184,33 +234,29 @@ var<workgroup> cells: array<vec2<f32>, WG>;
 // First step: sums of dz and dz * xhat over a chunk of rows. One workgroup per (n, chunk, COLUMNS channels).
 @compute @workgroup_size(WG)
 fn backward_partial(thread: Thread) {
-    let panels = (p.channels + COLUMNS - 1u) / COLUMNS;
+    let panels = (p.own + COLUMNS - 1u) / COLUMNS;
     let id = own_group(thread, p.samples * p.chunks * panels);
     let block = id / panels; // n * chunks + chunk
     let n = block / p.chunks;
     let row_start = (block - n * p.chunks) * p.chunk_rows;
     let row_end = min(row_start + p.chunk_rows, p.rows);
-    let c = (id - block * panels) * COLUMNS + thread.lane % COLUMNS;
+    let own = (id - block * panels) * COLUMNS + thread.lane % COLUMNS;
+    let c = p.first + own;
     var part = vec2<f32>(0.0);
-    if c < p.channels {
-        let g = c / p.width;
-        let pair = n * p.channel_groups + g;
-        let base = n * p.rows * p.channels;
-        let first = x[base + g * p.width];
-        let mean = offset[pair];
-        let scale = rstd[pair];
+    if own < p.own {
+        let stats = statistics_of(n, c / p.width);
         let gain = gamma[c];
         let shift = beta[c];
         for (var row = row_start + thread.lane / COLUMNS; row < row_end; row += LINES) {
-            let at = base + row * p.channels + c;
-            let xhat = (x[at] - first - mean) * scale;
-            let dz = dy[at] * activate_slope(p.kind, gain * xhat + shift);
+            let line = n * p.rows + row;
+            let xhat = normalised(stats, x[line * p.own + own]);
+            let dz = dy[line * p.channels + c] * activate_slope(p.kind, gain * xhat + shift);
             part += vec2<f32>(dz, dz * xhat);
         }
     }
     cells[thread.lane] = part;
     workgroupBarrier();
-    if thread.lane < COLUMNS && c < p.channels && is_own_group(thread, id) {
+    if thread.lane < COLUMNS && own < p.own && is_own_group(thread, id) {
         for (var line = 1u; line < LINES; line++) {
             part += cells[line * COLUMNS + thread.lane];
         }
@@ -257,10 +303,12 @@ fn backward_means(thread: Thread) {
 fn backward_x(thread: Thread) {
     let w = walk(thread);
     let slopes = means[w.pair];
+    var beside = w.beside;
     for (var at = w.at; at < w.end; at += w.step) {
-        let xhat = normalised(w, x[at]);
-        let dz = dy[at] * activate_slope(p.kind, w.gain * xhat + w.shift);
-        dx[at] = w.scale * (w.gain * dz - slopes.x - xhat * slopes.y);
+        let xhat = normalised(w.stats, x[at]);
+        let dz = dy[beside] * activate_slope(p.kind, w.gain * xhat + w.shift);
+        dx[at] = w.stats.scale * (w.gain * dz - slopes.x - xhat * slopes.y);
+        beside += w.stride;
     }
 }
 

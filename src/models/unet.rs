@@ -3,10 +3,12 @@
 
 use super::unet_config::{ATTN_DOWN, ATTN_UP, FOURIER, LEARNED, RESNET, RESNET_DOWN, RESNET_UP};
 pub use super::unet_config::{Class, UNetConfig};
-use crate::nn::{Conv, Init, Layout, Scope, attention_block, conv, group_norm, linear};
+use crate::nn::{
+    Conv, Init, Layout, Scope, attention_block, conv, group_norm, group_norm_of, linear, point, side_by_side,
+};
 use crate::ops::activation::{Activation, activation};
 use crate::ops::arithmetic::{add, affine, div, mul};
-use crate::ops::concat::{concat, split};
+use crate::ops::concat::split;
 use crate::ops::conv2d::Padding;
 use crate::ops::embedding::embedding;
 use crate::ops::fourier_embedding::fourier_embedding;
@@ -113,7 +115,8 @@ impl Context<'_> {
         let config = self.config;
         let attends = config.down_block_types[level] == ATTN_DOWN;
         for layer in 0..config.layers_per_block {
-            hidden = s.block(|| self.resnet(&s.sub(format!("resnets.{layer}")), &hidden, c, 1.0, Size::Same));
+            hidden =
+                s.block(|| self.resnet(&s.sub(format!("resnets.{layer}")), &[&hidden], c, 1.0, Size::Same));
             if attends {
                 let s = s.sub(format!("attentions.{layer}"));
                 hidden = s.block(|| self.attend(&s, &hidden, Some(config.norm_num_groups)));
@@ -124,7 +127,7 @@ impl Context<'_> {
             let s = s.sub("downsamplers.0");
             let kind = config.down_block_types[level].as_str();
             hidden = if kind == RESNET_DOWN || kind == ATTN_DOWN && config.downsample_type == RESNET {
-                s.block(|| self.resnet(&s, &hidden, c, 1.0, Size::Halved))
+                s.block(|| self.resnet(&s, &[&hidden], c, 1.0, Size::Halved))
             } else {
                 let padding =
                     if config.downsample_padding == 0 { Padding::BOTTOM_RIGHT } else { Padding::same(1) };
@@ -139,7 +142,7 @@ impl Context<'_> {
     fn middle(&self, s: &Scope, hidden: Tensor) -> Tensor {
         let config = self.config;
         let (c, scale) = (hidden.shape().last(), config.mid_block_scale_factor);
-        let mut hidden = s.block(|| self.resnet(&s.sub("resnets.0"), &hidden, c, scale, Size::Same));
+        let mut hidden = s.block(|| self.resnet(&s.sub("resnets.0"), &[&hidden], c, scale, Size::Same));
         if config.add_attention {
             let groups = match config.attn_norm_num_groups {
                 0 => (!config.scale_shift()).then_some(config.norm_num_groups),
@@ -148,19 +151,16 @@ impl Context<'_> {
             hidden = s.block(|| self.attend(&s.sub("attentions.0"), &hidden, groups));
             hidden = divided(s, hidden, scale);
         }
-        s.block(|| self.resnet(&s.sub("resnets.1"), &hidden, c, scale, Size::Same))
+        s.block(|| self.resnet(&s.sub("resnets.1"), &[&hidden], c, scale, Size::Same))
     }
 
     fn up(&self, s: &Scope, mut hidden: Tensor, level: usize, c: usize, skips: &mut Vec<Tensor>) -> Tensor {
         let config = self.config;
         let attends = config.up_block_types[level] == ATTN_UP;
         for layer in 0..=config.layers_per_block {
-            let s_layer = s.sub(format!("resnets.{layer}"));
             let skip = skips.pop().unwrap_or_else(|| unreachable!("as many skips as layers on the way up"));
-            hidden = s.block(|| {
-                let both = s_layer.label(|| concat(&[&hidden, &skip]));
-                self.resnet(&s_layer, &both, c, 1.0, Size::Same)
-            });
+            let s_layer = s.sub(format!("resnets.{layer}"));
+            hidden = s.block(|| self.resnet(&s_layer, &[&hidden, &skip], c, 1.0, Size::Same));
             if attends {
                 let s = s.sub(format!("attentions.{layer}"));
                 hidden = s.block(|| self.attend(&s, &hidden, Some(config.norm_num_groups)));
@@ -170,7 +170,7 @@ impl Context<'_> {
             let s = s.sub("upsamplers.0");
             let kind = config.up_block_types[level].as_str();
             hidden = if kind == RESNET_UP || kind == ATTN_UP && config.upsample_type == RESNET {
-                s.block(|| self.resnet(&s, &hidden, c, 1.0, Size::Doubled))
+                s.block(|| self.resnet(&s, &[&hidden], c, 1.0, Size::Doubled))
             } else {
                 let s = s.sub("conv");
                 conv(&s, &s.label(|| upsample_nearest(&hidden, 2)), Conv::same(c), None, None)
@@ -179,18 +179,18 @@ impl Context<'_> {
         hidden
     }
 
-    /// Two convolutions around the timestep embedding, and a shortcut. The sum is divided by `scale`. Where
-    /// the size changes, it does so before the first convolution and in the shortcut.
-    fn resnet(&self, s: &Scope, x: &Tensor, c: usize, scale: f32, size: Size) -> Tensor {
+    /// Two convolutions around the timestep embedding, and a shortcut, of the `parts` side by side. The sum is
+    /// divided by `scale`. Where the size changes, it does so before the first convolution and in the shortcut.
+    fn resnet(&self, s: &Scope, parts: &[&Tensor], c: usize, scale: f32, size: Size) -> Tensor {
         let config = self.config;
         let (groups, eps) = (config.norm_num_groups, config.norm_eps);
-        let hidden = group_norm(&s.sub("norm1"), x, groups, eps, self.act);
+        let hidden = group_norm_of(&s.sub("norm1"), parts, groups, eps, self.act);
         let resized = |x: &Tensor| match size {
             Size::Same => x.clone(),
             Size::Halved => s.label(|| average_pool(x, 2)),
             Size::Doubled => s.label(|| upsample_nearest(x, 2)),
         };
-        let (x, hidden) = (&resized(x), resized(&hidden));
+        let (parts, hidden) = (parts.iter().map(|x| resized(x)).collect::<Vec<_>>(), resized(&hidden));
         let form = Conv::same(c);
         let project = |width| linear(&s.sub("time_emb_proj"), &self.temb, width);
         let hidden = if config.scale_shift() {
@@ -205,10 +205,11 @@ impl Context<'_> {
             group_norm(&s.sub("norm2"), &hidden, groups, eps, self.act)
         };
         let hidden = s.label(|| s.dropout(&hidden, config.dropout));
-        let shortcut = if x.shape().last() == c {
-            x.clone()
+        let parts: Vec<&Tensor> = parts.iter().collect();
+        let shortcut = if parts.iter().map(|x| x.shape().last()).sum::<usize>() == c {
+            side_by_side(s, &parts)
         } else {
-            conv(&s.sub("conv_shortcut"), x, Conv::point(c), None, None)
+            point(&s.sub("conv_shortcut"), &parts, c, true)
         };
         let sum = conv(&s.sub("conv2"), &hidden, form.zero_if(config.zero_init), None, Some(&shortcut));
         divided(s, sum, scale)

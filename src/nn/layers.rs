@@ -1,12 +1,14 @@
 //! The layers that models of this field are made of.
 
-use super::{Init, Layout, Scope};
+use super::{ALIGN, Init, Layout, Scope};
 use crate::ops::activation::Activation;
 use crate::ops::arithmetic::add;
 use crate::ops::attention::attention;
+use crate::ops::concat::concat;
 use crate::ops::conv2d::{Epilogue, Padding, conv_transpose2d, conv2d};
 use crate::ops::{group_norm as norm, matmul};
 use crate::tape::Tensor;
+use crate::tensor::Shape;
 
 /// A convolution's form.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +50,41 @@ pub fn conv(s: &Scope, x: &Tensor, form: Conv, shift: Option<&Tensor>, residual:
     s.label(|| conv2d(x, &w, form.stride, form.padding, Epilogue { bias: Some(&bias), shift, residual }))
 }
 
+/// `[N, H, W, C1]`, and maybe `[N, H, W, C2]` beside it, through a 1x1 convolution to `[N, H, W, out]`: of each
+/// part a product with its rows of the weights, so that nobody writes the parts side by side.
+#[track_caller]
+pub fn point(s: &Scope, parts: &[&Tensor], out: usize, bias: bool) -> Tensor {
+    let cin: usize = parts.iter().map(|x| x.shape().last()).sum();
+    let init = Init::FanIn(cin);
+    // Rows of small models may begin between the places that a GPU can bind.
+    let apart = parts.iter().all(|x| (x.shape().last() * out).is_multiple_of(ALIGN));
+    let parts = match apart {
+        true => parts.iter().map(|&x| x.clone()).collect(),
+        false => vec![side_by_side(s, parts)],
+    };
+    let shapes: Vec<Shape> = parts.iter().map(|x| [1, 1, x.shape().last(), out].into()).collect();
+    let weights = s.param_in_parts("weight", [1, 1, cin, out], &shapes, Layout::Conv, init);
+    let bias = bias.then(|| s.param("bias", [out], Layout::Plain, init));
+    s.label(|| {
+        let pad = Padding::same(0);
+        let first = Epilogue { bias: bias.as_ref(), ..Epilogue::default() };
+        let mut sum = conv2d(&parts[0], &weights[0], 1, pad, first);
+        for (x, w) in parts.iter().zip(&weights).skip(1) {
+            sum = conv2d(x, w, 1, pad, Epilogue { residual: Some(&sum), ..Epilogue::default() });
+        }
+        sum
+    })
+}
+
+/// One tensor for those who cannot read several.
+#[track_caller]
+pub fn side_by_side(s: &Scope, parts: &[&Tensor]) -> Tensor {
+    match parts {
+        [x] => (*x).clone(),
+        _ => s.label(|| concat(parts)),
+    }
+}
+
 /// `x [N, H, W, Cin]` through a transposed convolution with bias, which enlarges it about `stride` times,
 /// to `[N, OH, OW, out]` with `OH = (H - 1) * stride - top - bottom + kernel`. Kernel 4, stride 2 and
 /// padding 1 double the height and the width.
@@ -82,10 +119,16 @@ fn linear_from(s: &Scope, x: &Tensor, out: usize, init: Init) -> Tensor {
 /// Group norm over `x [N, .., C]`, followed by an activation.
 #[track_caller]
 pub fn group_norm(s: &Scope, x: &Tensor, groups: usize, eps: f32, then: Activation) -> Tensor {
-    let c = x.shape().last();
+    group_norm_of(s, &[x], groups, eps, then)
+}
+
+/// As [`group_norm`], of one tensor or of two side by side.
+#[track_caller]
+pub fn group_norm_of(s: &Scope, parts: &[&Tensor], groups: usize, eps: f32, then: Activation) -> Tensor {
+    let c: usize = parts.iter().map(|x| x.shape().last()).sum();
     let gamma = s.param("weight", [c], Layout::Plain, Init::Ones);
     let beta = s.param("bias", [c], Layout::Plain, Init::Zeros);
-    s.label(|| norm::group_norm(x, &gamma, &beta, groups, eps, then))
+    s.label(|| norm::group_norm_of(parts, &gamma, &beta, groups, eps, then))
 }
 
 /// Self-attention over the pixels of `x [N, H, W, C]` with a residual connection, as the reference
@@ -120,9 +163,69 @@ mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
 
-    use super::super::Params;
+    use super::super::{Params, STORE};
     use super::*;
+    use crate::check::{devices, random};
+    use crate::device::Device;
+    use crate::program::{Plan, Program, Sharing};
+    use crate::state::State;
     use crate::tape::Tape;
+
+    /// Parts of these widths through `point`, as they are or put side by side first: all launches, the
+    /// result, and the gradients of the parts and of the parameters.
+    fn point_of(
+        device: &Device,
+        widths: [usize; 2],
+        out: usize,
+        apart: bool,
+    ) -> (Vec<&'static str>, [Vec<f32>; 3]) {
+        let (tape, params) = (Tape::new(), Rc::new(RefCell::new(Params::default())));
+        let scope = Scope::training(&tape, &params, &tape.stored_u32("state", [State::WORDS]));
+        let parts = ["left", "right"].into_iter().zip(widths);
+        let parts: Vec<Tensor> = parts.map(|(name, c)| tape.variable(name, 0, [2, 3, 5, c])).collect();
+        let refs: Vec<&Tensor> = parts.iter().collect();
+        let y = if apart {
+            point(&scope, &refs, out, true)
+        } else {
+            point(&scope, &[&side_by_side(&scope, &refs)], out, true)
+        };
+        let gradients = tape.backward(&y, &tape.stored("dy", 0, y.shape().clone()));
+        let launches = tape.recorded(|all| all.entries.iter().map(|entry| entry.launch.name()).collect());
+        let of_parts: Vec<&Tensor> = refs.iter().filter_map(|x| gradients.get(x)).collect();
+        let of_params = gradients.of_store(STORE);
+        let outputs: Vec<&Tensor> =
+            of_params.iter().map(|(_, dw)| dw).chain(of_parts.iter().copied()).chain([&y]).collect();
+        let plan = Plan::new(&tape, &outputs, device);
+        let mut program = Program::compile(&plan, device, &[], Sharing::Guarded).unwrap();
+        program.write("left", &random(0, 30 * widths[0])).unwrap();
+        program.write("right", &random(1, 30 * widths[1])).unwrap();
+        program.write(STORE, &random(2, params.borrow().elements())).unwrap();
+        program.write("dy", &random(3, y.elements())).unwrap();
+        program.run().unwrap();
+        let read = |tensors: Vec<&Tensor>| tensors.iter().flat_map(|t| program.read(t).unwrap()).collect();
+        let of_params = of_params.iter().map(|(_, dw)| dw).collect();
+        (launches, [vec![&y], of_parts, of_params].map(read))
+    }
+
+    #[test]
+    fn a_point_of_two_is_that_of_both_side_by_side() {
+        for (_, device) in devices() {
+            // Rows that a GPU can bind, and others.
+            for (widths, out, alone) in [([8, 24], 16, true), ([3, 5], 7, false)] {
+                let (launches, results) = point_of(device, widths, out, true);
+                assert_eq!(!launches.contains(&"concat join"), alone, "{launches:?}");
+                let (_, wanted) = point_of(device, widths, out, false);
+                for (results, wanted) in results.iter().zip(&wanted) {
+                    assert_eq!(results.len(), wanted.len());
+                    let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * b.abs().max(1.0);
+                    assert!(
+                        results.iter().zip(wanted).all(close),
+                        "{widths:?} to {out}: {results:?}, {wanted:?}"
+                    );
+                }
+            }
+        }
+    }
 
     #[test]
     fn conv_transpose_has_the_parameters_of_pytorch() {

@@ -12,7 +12,9 @@ use std::rc::Rc;
 
 use rayon::prelude::*;
 
-pub use layers::{Conv, attention_block, conv, conv_transpose, group_norm, linear};
+pub use layers::{
+    Conv, attention_block, conv, conv_transpose, group_norm, group_norm_of, linear, point, side_by_side,
+};
 
 use crate::philox::{Stream, draw, normal, uniform};
 use crate::tape::{Tape, Tensor};
@@ -249,8 +251,43 @@ impl Scope {
     #[track_caller]
     pub fn param(&self, name: &str, shape: impl Into<Shape>, layout: Layout, init: Init) -> Tensor {
         let shape = shape.into();
-        let name = self.sub(name).prefix;
-        let first = self.params.borrow_mut().place(name, shape.clone(), layout, init);
+        let first = self.place(name, shape.clone(), layout, init);
+        self.placed(first, shape)
+    }
+
+    /// A parameter of this part as tensors that lie one behind the other in it, for those who want its rows
+    /// apart.
+    ///
+    /// # Panics
+    /// When they do not make up the parameter, or one does not begin where a GPU can bind it.
+    #[track_caller]
+    pub fn param_in_parts(
+        &self,
+        name: &str,
+        shape: impl Into<Shape>,
+        parts: &[Shape],
+        layout: Layout,
+        init: Init,
+    ) -> Vec<Tensor> {
+        let shape = shape.into();
+        let elements: usize = parts.iter().map(Shape::elements).sum();
+        assert_eq!(elements, shape.elements(), "parameter {name} {shape} in parts {parts:?}");
+        let mut first = self.place(name, shape, layout, init);
+        let part = |part: &Shape| {
+            assert!(first.is_multiple_of(ALIGN), "parameter {name}: a part begins at element {first}");
+            let tensor = self.placed(first, part.clone());
+            first += part.elements();
+            tensor
+        };
+        parts.iter().map(part).collect()
+    }
+
+    #[track_caller]
+    fn place(&self, name: &str, shape: Shape, layout: Layout, init: Init) -> usize {
+        self.params.borrow_mut().place(self.sub(name).prefix, shape, layout, init)
+    }
+
+    fn placed(&self, first: usize, shape: Shape) -> Tensor {
         match self.state {
             Some(_) => self.tape.variable(&self.store, first, shape),
             None => self.tape.stored(&self.store, first, shape),

@@ -1,7 +1,9 @@
-//! Group normalisation with a scale and shift per channel and an activation (Wu & He 2018).
+//! Group normalisation with a scale and shift per channel and an activation (Wu & He 2018), of one tensor or of
+//! two side by side.
 
 use std::sync::Arc;
 
+use rayon::iter::Either;
 use rayon::prelude::*;
 
 use crate::device::gpu::adapters::Traits;
@@ -15,10 +17,14 @@ use crate::tensor::Shape;
 
 mod apply;
 mod loops;
+mod size;
 #[cfg(test)]
 mod tests;
 
-use loops::{Line, column_moments, column_sums, gradient, group_means, merge_moments, normalise};
+use loops::{
+    Line, Sample, Source, column_moments, column_sums, gradient, group_means, merge_moments, normalise,
+};
+use size::{Part, Size};
 
 pub static KERNEL: Kernel = kernel!("group_norm");
 
@@ -26,8 +32,8 @@ pub static KERNEL: Kernel = kernel!("group_norm");
 /// of a sample's group of `C / groups` neighbouring channels. `x [N, .., C]`, `gamma`, `beta [C]`, `y` as
 /// `x`.
 ///
-/// Of the forward pass only the mean and the reciprocal deviation `[N, groups]` are kept; the backward pass
-/// reads `x` again.
+/// Of the forward pass only the statistics `[N, 3, groups]` are kept, a mean (as an element and the distance
+/// from it) and a reciprocal deviation for each group; the backward pass reads `x` again.
 #[track_caller]
 pub fn group_norm(
     x: &Tensor,
@@ -37,140 +43,78 @@ pub fn group_norm(
     eps: f32,
     activation: Activation,
 ) -> Tensor {
-    let (dims, c) = (x.dims(), x.shape().last());
+    group_norm_of(&[x], gamma, beta, groups, eps, activation)
+}
+
+/// [`group_norm`] of one tensor, or of two, `[N, .., C1]` and `[N, .., C2]`, as if they stood side by side
+/// along the channels: nobody writes `[N, .., C1 + C2]` but the result. A group may have channels of both.
+#[track_caller]
+pub fn group_norm_of(
+    parts: &[&Tensor],
+    gamma: &Tensor,
+    beta: &Tensor,
+    groups: usize,
+    eps: f32,
+    activation: Activation,
+) -> Tensor {
+    let shapes = || parts.iter().map(|x| x.shape().to_string()).collect::<Vec<_>>().join(" beside ");
+    let outer = |x: &Tensor| x.dims().split_last().map(|(_, outer)| outer.to_vec());
+    let fit = matches!(parts.len(), 1 | 2) && parts.iter().all(|x| x.elements() > 0 && x.dims().len() >= 2);
+    assert!(fit && outer(parts[0]) == outer(parts[parts.len() - 1]), "group_norm: x {}", shapes());
+    let c: usize = parts.iter().map(|x| x.shape().last()).sum();
     assert!(
-        dims.len() >= 2 && x.elements() > 0 && gamma.dims() == [c] && beta.dims() == [c],
+        gamma.dims() == [c] && beta.dims() == [c],
         "group_norm: x {} wants gamma and beta [{c}], got {} and {}",
-        x.shape(),
+        shapes(),
         gamma.shape(),
         beta.shape()
     );
     assert!(
         groups > 0 && c.is_multiple_of(groups),
         "group_norm: {groups} groups do not divide the channels of x {}",
-        x.shape()
+        shapes()
     );
-    let size = Size { n: dims[0], p: dims[1..dims.len() - 1].iter().product(), c, groups };
-    let kind = activation;
-    let statistics = || Shape::from([size.n, groups]);
-    let shapes = [x.shape().clone(), statistics(), statistics()];
-    let [y, offset, rstd] = x.tape().launch(Forward { size, eps, kind }, &[x, gamma, beta], shapes);
-    let (x_, gamma_, beta_) = (x.clone(), gamma.clone(), beta.clone());
-    x.tape().derivative(&[x, gamma, beta], &[&y], move |dy| {
-        let Some(dy) = &dy[0] else { return vec![None, None, None] };
-        let tape = x_.tape();
-        let reads = [&x_, dy, &gamma_, &beta_, &offset, &rstd];
-        let shapes = [x_.shape().clone(), [size.n, 2, size.c].into()];
-        let [dx, sums] = tape.launch(BackwardX { size, kind }, &reads, shapes);
+    let dims = parts[0].dims();
+    let (n, p) = (dims[0], dims[1..dims.len() - 1].iter().product());
+    let size = Size { n, p, c, groups, left: parts[0].shape().last() };
+    let (tape, kind) = (gamma.tape(), activation);
+    let mut whole = dims.to_vec();
+    *whole.last_mut().expect("at least two dimensions") = c;
+    let inputs: Vec<&Tensor> = parts.iter().copied().chain([gamma, beta]).collect();
+    let shapes = [Shape::from(whole.as_slice()), [n, 3, groups].into()];
+    let [y, statistics] = tape.launch(Forward { size, eps, kind }, &inputs, shapes);
+    let (parts_, gamma_, beta_) =
+        (parts.iter().map(|&x| x.clone()).collect::<Vec<_>>(), gamma.clone(), beta.clone());
+    tape.derivative(&inputs, &[&y], move |dy| {
+        let Some(dy) = &dy[0] else { return vec![None; parts_.len() + 2] };
+        let tape = dy.tape();
+        let reads: Vec<&Tensor> = parts_.iter().chain([dy, &gamma_, &beta_, &statistics]).collect();
+        let (launch, sums) = (BackwardX { size, kind }, Shape::from([size.n, 2, size.c]));
+        let shape = |part: usize| parts_[part].shape().clone();
+        let (sums, mut gradients) = if parts_.len() == 1 {
+            let [sums, dx] = tape.launch(launch, &reads, [sums, shape(0)]);
+            (sums, vec![Some(dx)])
+        } else {
+            let [sums, left, right] = tape.launch(launch, &reads, [sums, shape(0), shape(1)]);
+            (sums, vec![Some(left), Some(right)])
+        };
         let shapes = [gamma_.shape().clone(), beta_.shape().clone()];
         let [dgamma, dbeta] = tape.launch(BackwardParameters { size }, &[&sums], shapes);
-        vec![Some(dx), Some(dgamma), Some(dbeta)]
+        gradients.extend([Some(dgamma), Some(dbeta)]);
+        gradients
     });
     y
 }
 
-/// Samples, pixels of a sample, channels, groups.
-#[derive(Clone, Copy, Debug)]
-struct Size {
-    n: usize,
-    p: usize,
-    c: usize,
-    groups: usize,
-}
-
-impl Size {
-    /// Channels of a group.
-    fn width(self) -> usize {
-        self.c / self.groups
-    }
-
-    /// Elements of a sample.
-    fn sample(self) -> usize {
-        self.p * self.c
-    }
-
-    /// Pixels that one task of the CPU twin takes: some 32 KiB, so that a single sample is work for many
-    /// cores, and at most 256, which bounds the rounding of the sums.
-    fn rows(self) -> usize {
-        (8192 / self.c).clamp(1, 256)
-    }
-
-    fn chunks(self) -> usize {
-        self.p.div_ceil(self.rows())
-    }
-
-    /// Pixels that a workgroup takes for the moments of one group, by variant: at least 2048 elements, eight
-    /// a thread; fewer, which fills a GPU with small batches; or more, which leaves less to put together.
-    fn gpu_rows(self) -> [usize; 3] {
-        [2048_usize, 512, 8192].map(|elements| self.at_most_64_chunks(elements.div_ceil(self.width())))
-    }
-
-    /// Pixels that a workgroup takes for the sums of the gradients, by variant.
-    fn gpu_sum_rows(self) -> [usize; 3] {
-        [64, 16, 256].map(|rows| self.at_most_64_chunks(rows))
-    }
-
-    /// A single thread puts the chunks together.
-    fn at_most_64_chunks(self, rows: usize) -> usize {
-        self.p.div_ceil(64).max(rows)
-    }
-
-    /// Those ways to cut a sample that differ.
-    fn variants(self, rows: [usize; 3]) -> Vec<Variant> {
-        let mut variants: Vec<Variant> = Vec::new();
-        for (index, rows) in rows.into_iter().enumerate() {
-            let name = format!("chunks of {} pixels", rows.min(self.p));
-            if variants.iter().all(|other| other.name != name) {
-                variants.push(Variant { name, index });
-            }
-        }
-        variants
-    }
-
-    /// The most chunks of a sample that a variant makes.
-    fn most_chunks(self, rows: [usize; 3]) -> usize {
-        rows.into_iter().map(|rows| self.p.div_ceil(rows)).max().unwrap_or(1)
-    }
-
-    fn shape_class(self) -> String {
-        let Size { n, p, c, groups } = self;
-        format!("{p} pixels of {c} channels, {groups} groups, up to {} samples", n.next_power_of_two())
-    }
-
-    /// Workgroups of the elementwise entries, whose 256 threads take 4 rows of a channel each and do not cross samples.
-    fn blocks(self) -> usize {
-        self.n * (self.p.div_ceil(4) * self.c).div_ceil(256)
-    }
-
-    fn add<'a>(
-        self,
-        plan: &'a mut Dispatches,
-        entry: &'static str,
-        chunk_rows: usize,
-        kind: Activation,
-        eps: f32,
-    ) -> &'a mut Dispatch {
-        plan.add(&KERNEL, entry)
-            .param("samples", self.n)
-            .param("rows", self.p)
-            .param("channels", self.c)
-            .param("channel_groups", self.groups)
-            .param("width", self.width())
-            .param("chunk_rows", chunk_rows)
-            .param("chunks", self.p.div_ceil(chunk_rows))
-            .param("kind", kind as u32)
-            .param("eps", eps)
-    }
-}
-
 /// The second pass over a sample, once its statistics are known.
-fn normalise_sample(size: Size, activation: Activation, x: &[f32], line: Line, y: &mut [f32]) {
-    let chunk = size.rows() * size.c;
-    y.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(y, x)| {
-        vectorized(
-            #[inline(always)]
-            || with_constant!(activation, kind => normalise(kind, x, line, y)),
-        );
+fn normalise_sample(size: Size, activation: Activation, x: Sample, line: Line, y: &mut [f32]) {
+    y.par_chunks_mut(size.rows() * size.c).enumerate().for_each(|(chunk, y)| {
+        for (part, x) in x.chunk(chunk) {
+            vectorized(
+                #[inline(always)]
+                || with_constant!(activation, kind => normalise(kind, x, part, line, y)),
+            );
+        }
     });
 }
 
@@ -182,9 +126,9 @@ struct Forward {
 }
 
 impl Forward {
-    fn add<'a>(&self, plan: &'a mut Dispatches, entry: &'static str) -> &'a mut Dispatch {
+    fn add<'a>(&self, plan: &'a mut Dispatches, entry: &'static str, part: Part) -> &'a mut Dispatch {
         let rows = self.size.gpu_rows()[plan.variant()];
-        self.size.add(plan, entry, rows, self.kind, self.eps)
+        self.size.add(plan, entry, part, rows, self.kind, self.eps)
     }
 }
 
@@ -194,29 +138,35 @@ impl Launch for Forward {
     }
 
     fn cpu(&self, io: &Io) {
-        let Size { c, groups, .. } = self.size;
-        let (gamma, beta) = (io.read(1), io.read(2));
-        let (sample, chunk) = (self.size.sample(), self.size.rows() * c);
+        let size = self.size;
+        let Size { c, groups, .. } = size;
+        let (x, after) = (Source::new(size, io), size.parts().count());
+        let (gamma, beta) = (io.read(after), io.read(after + 1));
         // Sample by sample, so that the second pass over a sample finds it in the cache.
         io.write(0)
-            .par_chunks_mut(sample)
-            .zip(io.read(0).par_chunks(sample))
-            .zip(io.write(1).par_chunks_mut(groups))
-            .zip(io.write(2).par_chunks_mut(groups))
-            .zip(io.scratch(0).par_chunks_mut(3 * c * self.size.chunks()))
+            .par_chunks_mut(size.sample())
+            .zip(io.write(1).par_chunks_mut(3 * groups))
+            .zip(io.scratch(0).par_chunks_mut(3 * c * size.chunks()))
             .zip(io.scratch(1).par_chunks_mut(3 * c))
-            .for_each(|(((((y, x), offset), rstd), moments), line)| {
-                moments.par_chunks_mut(3 * c).zip(x.par_chunks(chunk)).for_each(|(moments, x)| {
+            .enumerate()
+            .for_each(|(n, (((y, statistics), moments), line))| {
+                let x = x.sample(n);
+                moments.par_chunks_mut(3 * c).enumerate().for_each(|(chunk, moments)| {
                     let (mean, rest) = moments.split_at_mut(c);
                     let (squares, rest) = rest.split_at_mut(c);
-                    vectorized(
-                        #[inline(always)]
-                        || column_moments(x, mean, squares, rest),
-                    );
+                    for (part, x) in x.chunk(chunk) {
+                        let of = part.channels();
+                        let (mean, squares) = (&mut mean[of.clone()], &mut squares[of.clone()]);
+                        let rest = &mut rest[of];
+                        vectorized(
+                            #[inline(always)]
+                            || column_moments(x, mean, squares, rest),
+                        );
+                    }
                 });
-                merge_moments(self.size, self.eps, x, moments, offset, rstd);
-                let line = Line::new(self.size, x, offset, rstd, gamma, beta, line);
-                normalise_sample(self.size, self.kind, x, line, y);
+                merge_moments(size, self.eps, x, moments, statistics);
+                let line = Line::new(size, statistics, gamma, beta, line);
+                normalise_sample(size, self.kind, x, line, y);
             });
     }
 
@@ -231,33 +181,39 @@ impl Launch for Forward {
     fn gpu(&self, plan: &mut Dispatches) {
         let size = self.size;
         let chunks = size.p.div_ceil(size.gpu_rows()[plan.variant()]);
-        self.add(plan, "chunk_moments")
-            .read("x", 0)
+        let after = size.parts().count();
+        for part in size.parts() {
+            self.add(plan, "chunk_moments", part)
+                .read("x", part.index)
+                .read("head", 0)
+                .scratch("moments", 0)
+                .write("statistics_out", 1)
+                .cover(size.n * size.groups_of(part) * chunks, 1);
+        }
+        self.add(plan, "merge_moments", size.all())
             .scratch("moments", 0)
-            .cover(size.n * size.groups * chunks, 1);
-        self.add(plan, "merge_moments")
-            .scratch("moments", 0)
-            .write("offset_out", 1)
-            .write("rstd_out", 2)
+            .write("statistics_out", 1)
             .cover(size.n * size.groups, 256);
-        self.add(plan, "normalise")
-            .read("x", 0)
-            .read("gamma", 1)
-            .read("beta", 2)
-            .write("offset", 1)
-            .write("rstd", 2)
-            .write("y", 0)
-            .cover(size.blocks(), 1);
+        for part in size.parts() {
+            self.add(plan, "normalise", part)
+                .read("x", part.index)
+                .read("gamma", after)
+                .read("beta", after + 1)
+                .write("statistics", 1)
+                .write("y", 0)
+                .cover(size.blocks(part), 1);
+        }
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {
-        vec![2 * self.size.n * self.size.groups * self.size.most_chunks(self.size.gpu_rows())]
+        let size = self.size;
+        vec![2 * size.parts().count() * size.n * size.groups * size.most_chunks(size.gpu_rows())]
     }
 
     fn cuts(&self) -> Vec<Cut> {
         let Forward { size, eps, kind } = *self;
         let part = move |_, n| Forward { size: Size { n, ..size }, eps, kind };
-        vec![Cut::along(size.n, part).reads([0]).writes(0..3)]
+        vec![Cut::along(size.n, part).reads(0..size.parts().count()).writes([0, 1])]
     }
 
     fn variants(&self, _: &Traits) -> Vec<Variant> {
@@ -276,9 +232,9 @@ struct BackwardX {
 }
 
 impl BackwardX {
-    fn add<'a>(&self, plan: &'a mut Dispatches, entry: &'static str) -> &'a mut Dispatch {
+    fn add<'a>(&self, plan: &'a mut Dispatches, entry: &'static str, part: Part) -> &'a mut Dispatch {
         let rows = self.size.gpu_sum_rows()[plan.variant()];
-        self.size.add(plan, entry, rows, self.kind, 0.0)
+        self.size.add(plan, entry, part, rows, self.kind, 0.0)
     }
 }
 
@@ -288,41 +244,55 @@ impl Launch for BackwardX {
     }
 
     fn cpu(&self, io: &Io) {
-        let Size { c, groups, .. } = self.size;
-        let (gamma, beta) = (io.read(2), io.read(3));
-        let (sample, chunk) = (self.size.sample(), self.size.rows() * c);
-        io.write(0)
-            .par_chunks_mut(sample)
-            .zip(io.read(0).par_chunks(sample))
-            .zip(io.read(1).par_chunks(sample))
-            .zip(io.read(4).par_chunks(groups))
-            .zip(io.read(5).par_chunks(groups))
-            .zip(io.write(1).par_chunks_mut(2 * c))
-            .zip(io.scratch(0).par_chunks_mut(2 * c * self.size.chunks()))
+        let size = self.size;
+        let Size { n, p, c, groups, left } = size;
+        let (x, after) = (Source::new(size, io), size.parts().count());
+        let [dy, gamma, beta, statistics] = [0, 1, 2, 3].map(|i| io.read(after + i));
+        let (sample, chunk) = (size.sample(), size.rows() * c);
+        let right = match after {
+            1 => Either::Left((0..n).into_par_iter().map(|_| <&mut [f32]>::default())),
+            _ => Either::Right(io.write(2).par_chunks_mut(p * (c - left))),
+        };
+        io.write(1)
+            .par_chunks_mut(p * left)
+            .zip(right)
+            .zip(dy.par_chunks(sample))
+            .zip(statistics.par_chunks(3 * groups))
+            .zip(io.write(0).par_chunks_mut(2 * c))
+            .zip(io.scratch(0).par_chunks_mut(2 * c * size.chunks()))
             .zip(io.scratch(1).par_chunks_mut(5 * c))
-            .for_each(|(((((((dx, x), dy), offset), rstd), sums), partial), line)| {
+            .enumerate()
+            .for_each(|(n, ((((((left, right), dy), statistics), sums), partial), line))| {
+                let x = x.sample(n);
                 let (line, means) = line.split_at_mut(3 * c);
-                let line = Line::new(self.size, x, offset, rstd, gamma, beta, line);
-                let chunks = || x.par_chunks(chunk).zip(dy.par_chunks(chunk));
-                partial.par_chunks_mut(2 * c).zip(chunks()).for_each(|(sums, (x, dy))| {
-                    let (s0, s1) = sums.split_at_mut(c);
-                    vectorized(
-                        #[inline(always)]
-                        || with_constant!(self.kind, kind => column_sums(kind, x, dy, line, s0, s1)),
-                    );
-                });
+                let line = Line::new(size, statistics, gamma, beta, line);
+                partial.par_chunks_mut(2 * c).zip(dy.par_chunks(chunk)).enumerate().for_each(
+                    |(chunk, (sums, dy))| {
+                        let (s0, s1) = sums.split_at_mut(c);
+                        for (part, x) in x.chunk(chunk) {
+                            vectorized(
+                                #[inline(always)]
+                                || with_constant!(self.kind, kind => column_sums(kind, x, dy, part, line, s0, s1)),
+                            );
+                        }
+                    },
+                );
                 for (i, sum) in sums.iter_mut().enumerate() {
                     *sum = partial.iter().skip(i).step_by(2 * c).map(|&s| f64::from(s)).sum::<f64>() as f32;
                 }
                 let (m0, m1) = means.split_at_mut(c);
-                group_means(self.size, gamma, sums, m0, m1);
+                group_means(size, gamma, sums, m0, m1);
                 let (m0, m1) = (&*m0, &*m1);
-                dx.par_chunks_mut(chunk).zip(chunks()).for_each(|(dx, (x, dy))| {
-                    vectorized(
-                        #[inline(always)]
-                        || with_constant!(self.kind, kind => gradient(kind, x, dy, line, m0, m1, dx)),
-                    );
-                });
+                for (part, dx) in size.parts().zip([left, right]) {
+                    let chunks = dx.par_chunks_mut(size.rows() * part.width).zip(dy.par_chunks(chunk));
+                    chunks.enumerate().for_each(|(chunk, (dx, dy))| {
+                        let x = x.chunk_of(part, chunk);
+                        vectorized(
+                            #[inline(always)]
+                            || with_constant!(self.kind, kind => gradient(kind, x, dy, part, line, m0, m1, dx)),
+                        );
+                    });
+                }
             });
     }
 
@@ -333,34 +303,37 @@ impl Launch for BackwardX {
     fn gpu(&self, plan: &mut Dispatches) {
         let size = self.size;
         let chunks = size.p.div_ceil(size.gpu_sum_rows()[plan.variant()]);
-        self.add(plan, "backward_partial")
-            .read("x", 0)
-            .read("dy", 1)
-            .read("gamma", 2)
-            .read("beta", 3)
-            .read("offset", 4)
-            .read("rstd", 5)
+        let after = size.parts().count();
+        for part in size.parts() {
+            self.add(plan, "backward_partial", part)
+                .read("x", part.index)
+                .read("dy", after)
+                .read("gamma", after + 1)
+                .read("beta", after + 2)
+                .read("statistics", after + 3)
+                .scratch("partial", 0)
+                .cover(size.n * chunks * part.width.div_ceil(32), 1);
+        }
+        self.add(plan, "backward_sums", size.all())
             .scratch("partial", 0)
-            .cover(size.n * chunks * size.c.div_ceil(32), 1);
-        self.add(plan, "backward_sums")
-            .scratch("partial", 0)
-            .write("sums_out", 1)
+            .write("sums_out", 0)
             .cover(size.n * size.c, 256);
-        self.add(plan, "backward_means")
-            .read("gamma", 2)
-            .write("sums", 1)
+        self.add(plan, "backward_means", size.all())
+            .read("gamma", after + 1)
+            .write("sums", 0)
             .scratch("means", 1)
             .cover(size.n * size.groups, 256);
-        self.add(plan, "backward_x")
-            .read("x", 0)
-            .read("dy", 1)
-            .read("gamma", 2)
-            .read("beta", 3)
-            .read("offset", 4)
-            .read("rstd", 5)
-            .scratch("means", 1)
-            .write("dx", 0)
-            .cover(size.blocks(), 1);
+        for part in size.parts() {
+            self.add(plan, "backward_x", part)
+                .read("x", part.index)
+                .read("dy", after)
+                .read("gamma", after + 1)
+                .read("beta", after + 2)
+                .read("statistics", after + 3)
+                .scratch("means", 1)
+                .write("dx", 1 + part.index)
+                .cover(size.blocks(part), 1);
+        }
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {
@@ -371,7 +344,8 @@ impl Launch for BackwardX {
     fn cuts(&self) -> Vec<Cut> {
         let BackwardX { size, kind } = *self;
         let part = move |_, n| BackwardX { size: Size { n, ..size }, kind };
-        vec![Cut::along(size.n, part).reads([0, 1, 4, 5]).writes([0, 1])]
+        let after = size.parts().count();
+        vec![Cut::along(size.n, part).reads((0..=after).chain([after + 3])).writes(0..=after)]
     }
 
     fn variants(&self, _: &Traits) -> Vec<Variant> {
@@ -405,7 +379,7 @@ impl Launch for BackwardParameters {
 
     fn gpu(&self, plan: &mut Dispatches) {
         self.size
-            .add(plan, "backward_parameters", self.size.p, Activation::Identity, 0.0)
+            .add(plan, "backward_parameters", self.size.all(), self.size.p, Activation::Identity, 0.0)
             .read("sums", 0)
             .write("dgamma", 0)
             .write("dbeta", 1)

@@ -2,12 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::loops::Line;
-use super::{Size, normalise_sample};
+use super::loops::{Line, Source};
+use super::normalise_sample;
+use super::size::Size;
 use crate::launch::{Cut, Dispatches, Io, Launch};
 use crate::ops::activation::Activation;
 
-/// Reads x, gamma, beta, offset and rstd; gives the same bits as the forward launch did.
+/// Reads x (in its parts), gamma, beta and the statistics; gives the same bits as the forward launch did.
 #[derive(Debug)]
 pub(super) struct Apply {
     pub size: Size,
@@ -20,18 +21,17 @@ impl Launch for Apply {
     }
 
     fn cpu(&self, io: &Io) {
-        let Size { c, groups, .. } = self.size;
-        let (gamma, beta) = (io.read(1), io.read(2));
-        let sample = self.size.sample();
+        let size = self.size;
+        let (x, after) = (Source::new(size, io), size.parts().count());
+        let [gamma, beta, statistics] = [0, 1, 2].map(|i| io.read(after + i));
         io.write(0)
-            .par_chunks_mut(sample)
-            .zip(io.read(0).par_chunks(sample))
-            .zip(io.read(3).par_chunks(groups))
-            .zip(io.read(4).par_chunks(groups))
-            .zip(io.scratch(0).par_chunks_mut(3 * c))
-            .for_each(|((((y, x), offset), rstd), line)| {
-                let line = Line::new(self.size, x, offset, rstd, gamma, beta, line);
-                normalise_sample(self.size, self.kind, x, line, y);
+            .par_chunks_mut(size.sample())
+            .zip(statistics.par_chunks(3 * size.groups))
+            .zip(io.scratch(0).par_chunks_mut(3 * size.c))
+            .enumerate()
+            .for_each(|(n, ((y, statistics), line))| {
+                let line = Line::new(size, statistics, gamma, beta, line);
+                normalise_sample(size, self.kind, x.sample(n), line, y);
             });
     }
 
@@ -40,20 +40,23 @@ impl Launch for Apply {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        self.size
-            .add(plan, "normalise", self.size.p, self.kind, 0.0)
-            .read("x", 0)
-            .read("gamma", 1)
-            .read("beta", 2)
-            .read("offset", 3)
-            .read("rstd", 4)
-            .write("y", 0)
-            .cover(self.size.blocks(), 1);
+        let after = self.size.parts().count();
+        for part in self.size.parts() {
+            self.size
+                .add(plan, "normalise", part, self.size.p, self.kind, 0.0)
+                .read("x", part.index)
+                .read("gamma", after)
+                .read("beta", after + 1)
+                .read("statistics", after + 2)
+                .write("y", 0)
+                .cover(self.size.blocks(part), 1);
+        }
     }
 
     fn cuts(&self) -> Vec<Cut> {
         let Apply { size, kind } = *self;
         let part = move |_, n| Apply { size: Size { n, ..size }, kind };
-        vec![Cut::along(size.n, part).reads([0, 3, 4]).writes([0])]
+        let after = size.parts().count();
+        vec![Cut::along(size.n, part).reads((0..after).chain([after + 2])).writes([0])]
     }
 }

@@ -1,7 +1,60 @@
 //! The loops of group norm's CPU twin; those over pixels run along the channels and vectorise.
 
-use super::Size;
+use super::size::{Part, Size};
+use crate::launch::Io;
 use crate::ops::activation::Activation;
+
+/// x, in its parts.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    size: Size,
+    parts: [&'a [f32]; 2],
+}
+
+impl<'a> Source<'a> {
+    /// The first reads of a launch.
+    pub fn new(size: Size, io: &Io<'a>) -> Self {
+        let mut parts = [&[][..]; 2];
+        size.parts().for_each(|part| parts[part.index] = io.read(part.index));
+        Source { size, parts }
+    }
+
+    pub fn sample(self, n: usize) -> Sample<'a> {
+        let mut parts = self.parts;
+        for part in self.size.parts() {
+            let elements = self.size.p * part.width;
+            parts[part.index] = &parts[part.index][n * elements..][..elements];
+        }
+        Sample { size: self.size, parts }
+    }
+}
+
+/// One sample of x, in its parts.
+#[derive(Clone, Copy)]
+pub(super) struct Sample<'a> {
+    size: Size,
+    parts: [&'a [f32]; 2],
+}
+
+impl<'a> Sample<'a> {
+    fn at(self, row: usize, channel: usize) -> f32 {
+        let Size { c, left, .. } = self.size;
+        match channel.checked_sub(left) {
+            None => self.parts[0][row * left + channel],
+            Some(channel) => self.parts[1][row * (c - left) + channel],
+        }
+    }
+
+    /// The rows that a task takes.
+    pub fn chunk(self, chunk: usize) -> impl Iterator<Item = (Part, &'a [f32])> {
+        self.size.parts().map(move |part| (part, self.chunk_of(part, chunk)))
+    }
+
+    pub fn chunk_of(self, part: Part, chunk: usize) -> &'a [f32] {
+        let (rows, p) = (self.size.rows(), self.size.p);
+        &self.parts[part.index][chunk * rows * part.width..((chunk + 1) * rows).min(p) * part.width]
+    }
+}
 
 /// For each channel, mean and sum of squares about it over the rows of `x [rows, C]`. The mean is left as
 /// its distance from the first row, which is exact where values lie close together, however far from zero.
@@ -38,26 +91,24 @@ pub(super) fn column_moments(x: &[f32], mean: &mut [f32], squares: &mut [f32], r
     }
 }
 
-/// Puts the moments of a sample's chunks and channels together to those of its groups (Chan, Golub &
-/// LeVeque 1979): the mean as its offset from the group's first element, and the reciprocal deviation.
-pub(super) fn merge_moments(
-    size: Size,
-    eps: f32,
-    x: &[f32],
-    moments: &[f32],
-    offset: &mut [f32],
-    rstd: &mut [f32],
-) {
+/// Puts the moments of a sample's chunks and channels together to the statistics of its groups (Chan, Golub &
+/// LeVeque 1979): their first elements, the means as their distance from those, and the reciprocal
+/// deviations.
+pub(super) fn merge_moments(size: Size, eps: f32, x: Sample, moments: &[f32], statistics: &mut [f32]) {
     let (c, width, rows) = (size.c, size.width(), size.rows());
-    for (g, (offset, rstd)) in offset.iter_mut().zip(rstd).enumerate() {
+    let (origins, rest) = statistics.split_at_mut(size.groups);
+    let (offsets, rstds) = rest.split_at_mut(size.groups);
+    for (g, ((origin, offset), rstd)) in origins.iter_mut().zip(offsets).zip(rstds).enumerate() {
         let channels = g * width..(g + 1) * width;
-        let origin = f64::from(x[g * width]);
-        // Mean from `origin`, sum of squares and number of rows of each chunk and channel.
+        *origin = x.at(0, channels.start);
+        let from = f64::from(*origin);
+        // Mean from the origin, sum of squares and number of rows of each chunk and channel.
         let parts = || {
-            moments.chunks_exact(3 * c).zip(x.chunks(rows * c)).flat_map(|(moments, x)| {
-                let count = (x.len() / c) as f64;
+            moments.chunks_exact(3 * c).zip((0..size.p).step_by(rows)).flat_map(|(moments, row)| {
+                let count = rows.min(size.p - row) as f64;
                 channels.clone().map(move |i| {
-                    (f64::from(x[i]) - origin + f64::from(moments[i]), f64::from(moments[c + i]), count)
+                    let mean = f64::from(x.at(row, i)) - from + f64::from(moments[i]);
+                    (mean, f64::from(moments[c + i]), count)
                 })
             })
         };
@@ -85,34 +136,35 @@ impl<'a> Line<'a> {
     /// Spreads the statistics of a sample's groups over its channels, into `memory [3, C]`.
     pub(super) fn new(
         size: Size,
-        x: &[f32],
-        offset: &[f32],
-        rstd: &[f32],
+        statistics: &[f32],
         gamma: &'a [f32],
         beta: &'a [f32],
         memory: &'a mut [f32],
     ) -> Self {
-        let width = size.width();
+        let (width, groups) = (size.width(), size.groups);
+        let (origins, rest) = statistics.split_at(groups);
+        let (offsets, rstds) = rest.split_at(groups);
         let (firsts, rest) = memory.split_at_mut(size.c);
         let (scales, biases) = rest.split_at_mut(size.c);
-        for g in 0..size.groups {
+        for g in 0..groups {
             let channels = g * width..(g + 1) * width;
-            firsts[channels.clone()].fill(x[g * width]);
-            scales[channels.clone()].fill(rstd[g]);
-            biases[channels].fill(-offset[g] * rstd[g]);
+            firsts[channels.clone()].fill(origins[g]);
+            scales[channels.clone()].fill(rstds[g]);
+            biases[channels].fill(-offsets[g] * rstds[g]);
         }
         Line { first: firsts, rstd: scales, bias: biases, gamma, beta }
     }
 
-    /// The same with lengths that the compiler knows to be `c`.
+    /// That of a part, with lengths that the compiler knows to be the same.
     #[inline(always)]
-    fn cut(self, c: usize) -> Self {
+    fn cut(self, part: Part) -> Self {
+        let Part { first, width, .. } = part;
         Line {
-            first: &self.first[..c],
-            rstd: &self.rstd[..c],
-            bias: &self.bias[..c],
-            gamma: &self.gamma[..c],
-            beta: &self.beta[..c],
+            first: &self.first[first..][..width],
+            rstd: &self.rstd[first..][..width],
+            bias: &self.bias[first..][..width],
+            gamma: &self.gamma[first..][..width],
+            beta: &self.beta[first..][..width],
         }
     }
 
@@ -127,34 +179,38 @@ impl<'a> Line<'a> {
     }
 }
 
-/// `y = f(z)` over rows `x`, `y [rows, C]`.
+/// `y = f(z)` over rows of `x [rows, part]`, `y [rows, C]`.
 #[inline(always)]
-pub(super) fn normalise(kind: Activation, x: &[f32], line: Line, y: &mut [f32]) {
-    let c = line.first.len();
-    let line = line.cut(c);
-    for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-        for i in 0..c {
+pub(super) fn normalise(kind: Activation, x: &[f32], part: Part, line: Line, y: &mut [f32]) {
+    let (c, width) = (line.first.len(), part.width);
+    let line = line.cut(part);
+    for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(width)) {
+        let y = &mut y[part.first..][..width];
+        for i in 0..width {
             y[i] = kind.apply(line.z(i, line.xhat(i, x[i])));
         }
     }
 }
 
-/// For each channel, the sums of `dz` and of `dz * xhat` over the rows of `x`, `dy [rows, C]`.
+/// For each channel of a part, the sums of `dz` and of `dz * xhat` over the rows of `x [rows, part]`,
+/// `dy [rows, C]`.
 #[inline(always)]
 pub(super) fn column_sums(
     kind: Activation,
     x: &[f32],
     dy: &[f32],
+    part: Part,
     line: Line,
     s0: &mut [f32],
     s1: &mut [f32],
 ) {
-    let c = s0.len();
-    let (line, s1) = (line.cut(c), &mut s1[..c]);
+    let (c, Part { first, width, .. }) = (s0.len(), part);
+    let (line, s0, s1) = (line.cut(part), &mut s0[first..][..width], &mut s1[first..][..width]);
     s0.fill(0.0);
     s1.fill(0.0);
-    for (x, dy) in x.chunks_exact(c).zip(dy.chunks_exact(c)) {
-        for i in 0..c {
+    for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact(c)) {
+        let dy = &dy[first..][..width];
+        for i in 0..width {
             let xhat = line.xhat(i, x[i]);
             let dz = dy[i] * kind.slope(line.z(i, xhat));
             s0[i] += dz;
@@ -179,21 +235,25 @@ pub(super) fn group_means(size: Size, gamma: &[f32], sums: &[f32], m0: &mut [f32
     }
 }
 
-/// `dx = rstd * (gamma * dz - m0 - xhat * m1)` over the rows of `x`, `dy`, `dx [rows, C]`.
+/// `dx = rstd * (gamma * dz - m0 - xhat * m1)` over the rows of `x`, `dx [rows, part]`, `dy [rows, C]`.
 #[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "the formula's")]
 pub(super) fn gradient(
     kind: Activation,
     x: &[f32],
     dy: &[f32],
+    part: Part,
     line: Line,
     m0: &[f32],
     m1: &[f32],
     dx: &mut [f32],
 ) {
-    let c = m0.len();
-    let (line, m1) = (line.cut(c), &m1[..c]);
-    for ((dx, x), dy) in dx.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(dy.chunks_exact(c)) {
-        for i in 0..c {
+    let (c, Part { first, width, .. }) = (m0.len(), part);
+    let (line, m0, m1) = (line.cut(part), &m0[first..][..width], &m1[first..][..width]);
+    let rows = dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dy.chunks_exact(c));
+    for ((dx, x), dy) in rows {
+        let dy = &dy[first..][..width];
+        for i in 0..width {
             let xhat = line.xhat(i, x[i]);
             let dz = dy[i] * kind.slope(line.z(i, xhat));
             dx[i] = line.rstd[i] * (line.gamma[i] * dz - m0[i] - xhat * m1[i]);

@@ -79,6 +79,72 @@ fn shapes() {
     }
 }
 
+/// `left` and `right` channels of as many pixels side by side.
+fn beside([left, right]: [usize; 2], parts: &[Vec<f64>]) -> Vec<f64> {
+    let pixels = parts[0].chunks(left).zip(parts[1].chunks(right));
+    pixels.flat_map(|(left, right)| [left, right].concat()).collect()
+}
+
+/// Runs a check that already holds the two parts `[outer, widths]`, with random `gamma` and `beta`.
+fn check_parts(check: Check, outer: &[usize], widths: [usize; 2], groups: usize, eps: f32) {
+    let (c, kind) = (widths[0] + widths[1], Activation::Silu);
+    let size = [outer[0], outer[1..].iter().product(), c, groups];
+    check.input(&[c]).input(&[c]).run(
+        |t| group_norm_of(&[&t[0], &t[1]], &t[2], &t[3], groups, eps, kind),
+        |v| reference(size, eps, kind, &[beside(widths, v), v[2].clone(), v[3].clone()]),
+    );
+}
+
+#[test]
+fn of_two_side_by_side() {
+    let cases: [(&[usize], [usize; 2], usize); 9] = [
+        (&[2, 3, 5], [8, 4], 3),      // the border between groups
+        (&[3, 2, 7], [5, 7], 4),      // a group in both, neither a multiple of 4
+        (&[2, 4, 3], [1, 11], 2),     // most of the straddling group on the right
+        (&[2, 4, 3], [11, 1], 2),     // and on the left
+        (&[2, 5, 3], [3, 4], 1),      // one group
+        (&[1, 9, 57], [3, 5], 2),     // one row past a GPU chunk of moments
+        (&[2, 13, 5], [33, 31], 8),   // one channel past a workgroup's columns, and one short
+        (&[1, 17, 16], [257, 31], 4), // past a workgroup's step, and past a chunk of the CPU twin
+        (&[1, 2113], [40, 24], 1),    // chunks of the moments grow from here
+    ];
+    for (outer, widths, groups) in cases {
+        let shapes = widths.map(|width| [outer, &[width]].concat());
+        let check = Check::new(name(groups, Activation::Silu)).probes(20).input(&shapes[0]).input(&shapes[1]);
+        check_parts(check, outer, widths, groups, 1e-5);
+    }
+}
+
+#[test]
+fn two_whose_means_are_far_apart() {
+    // The group in both has its first element in the left part, far from most that it holds on the right.
+    let (outer, widths) = ([2, 7, 9], [7, 9]);
+    let values = |salt, mean: f32, width: usize| {
+        random(salt, 2 * 7 * 9 * width).into_iter().map(|v| mean + 3.0 * v).collect::<Vec<f32>>()
+    };
+    let check = Check::new("group_norm, two means")
+        .values(&[2, 7, 9, 7], values(0, -900.0, 7))
+        .values(&[2, 7, 9, 9], values(1, 1000.0, 9));
+    check_parts(check, &outer, widths, 4, 1e-5);
+}
+
+#[test]
+fn beside_itself() {
+    // Two gradients of one tensor.
+    let kind = Activation::Identity;
+    Check::new("group_norm, x beside x")
+        .input(&[2, 5, 3])
+        .fixed(&[6], random(1, 6))
+        .fixed(&[6], random(2, 6))
+        .run(
+            |t| group_norm_of(&[&t[0], &t[0]], &t[1], &t[2], 2, 1e-5, kind),
+            |v| {
+                let x = beside([3, 3], &[v[0].clone(), v[0].clone()]);
+                reference([2, 5, 6, 2], 1e-5, kind, &[x, v[1].clone(), v[2].clone()])
+            },
+        );
+}
+
 #[test]
 fn activations() {
     let shape = [2, 4, 3, 10];
@@ -142,6 +208,14 @@ fn past_65535_workgroups() {
         .input(&[2])
         .input(&[2])
         .run(|t| group_norm(&t[0], &t[1], &t[2], 1, 1e-2, kind), |v| reference(size, 1e-2, kind, v));
+}
+
+#[test]
+#[should_panic(expected = "group_norm: x [2, 3, 12] beside [2, 4, 12]")]
+fn pixels_must_agree() {
+    let tape = crate::tape::Tape::new();
+    let [x, y, g] = [[2, 3, 12].as_slice(), &[2, 4, 12], &[24]].map(|shape| tape.variable("x", 0, shape));
+    group_norm_of(&[&x, &y], &g, &g, 2, 1e-5, Activation::Silu);
 }
 
 #[test]
