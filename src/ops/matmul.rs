@@ -169,6 +169,12 @@ impl Product {
         }
     }
 
+    /// The kernel of [`Way::Broad`] computes it.
+    fn may_be_broad(&self) -> bool {
+        let wide = self.n.is_multiple_of(4) && self.k.is_multiple_of(4);
+        self.transpose == Transpose::NONE && wide && !self.cuts
+    }
+
     fn outputs(&self) -> usize {
         self.batch * self.m * self.n
     }
@@ -219,7 +225,11 @@ impl Launch for Product {
     }
 
     fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        let spread: &[Way] = if adapter.broadcasts { &[Way::Spread] } else { &[] };
+        let spread: &[Way] = match (adapter.broadcasts, self.may_be_broad()) {
+            (false, _) => &[],
+            (true, false) => &[Way::Spread],
+            (true, true) => &[Way::Spread, Way::Broad],
+        };
         Way::variants(adapter, [self.batch * self.m, self.n], spread)
     }
 
@@ -256,6 +266,10 @@ impl Launch for Product {
                 let wide = k % 4 == 0 && n % 4 == 0 && (m % 4 == 0 || !transpose.a);
                 let (entry, names) = if wide { ("product", quads) } else { ("product_ragged", ones) };
                 (plan.add(&KERNEL, entry).cover_in_pieces(groups(TILE, TILE), 1), names)
+            }
+            Way::Broad => {
+                let [rows, cols] = ways::BROAD;
+                (plan.add(&SPREAD, "product_broad").cover_in_pieces(groups(rows, cols), 1), quads)
             }
             Way::Spread => (
                 plan.add(&SPREAD, "product").cover_in_pieces(groups(ways::SPREAD[0], ways::SPREAD[1]), 1),
