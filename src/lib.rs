@@ -31,7 +31,8 @@
 //! # Invariants
 //!
 //! - **One op is one room.** `kernels/<op>.wgsl` holds its kernels, forward and backward (products and
-//!   convolutions have more files, one for each way to share what is read); `src/ops/<op>.rs`
+//!   convolutions have more files, one for each way to share what is read; a convolution by Winograd's way runs
+//!   the products' kernels between its transforms); `src/ops/<op>.rs`
 //!   its contract, launches, derivative, CPU twin, reference and tests. There is no list of ops to extend
 //!   but one line in `src/ops/mod.rs`. Shared are only the activations (fused into several ops), the
 //!   sums (the derivative of a broadcast) and, on a GPU, matrix products (`src/ops/shared/product.rs`).

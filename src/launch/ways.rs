@@ -15,6 +15,8 @@ pub enum Way {
     Square,
     /// As `Square`, 16 high.
     Tall,
+    /// As `Spread`, with 128 rows and as many columns.
+    Broad,
     /// In tiles of workgroup memory: one of [`TILES`].
     Tiled(usize),
 }
@@ -48,6 +50,9 @@ pub const TILE_KNOBS: &[&[Knob]] = &[
 /// Rows and columns of a workgroup of eight threads that spread what they read.
 pub const SPREAD: [usize; 2] = [64, 32];
 
+/// Likewise in the broad way.
+pub const BROAD: [usize; 2] = [128, 128];
+
 /// Workgroups that keep a large GPU busy.
 const BUSY: usize = 256;
 
@@ -58,9 +63,10 @@ impl Way {
             Way::Spread => ("spread".to_owned(), 1),
             Way::Square => ("spread over squares".to_owned(), 2),
             Way::Tall => ("spread over tall squares".to_owned(), 3),
+            Way::Broad => ("spread broadly".to_owned(), 4),
             Way::Tiled(number) => {
                 let Tile { rows, cols, high, broad } = TILES[number];
-                (format!("tiles of {rows} x {cols}, {high} x {broad} a thread"), 4 + number)
+                (format!("tiles of {rows} x {cols}, {high} x {broad} a thread"), 5 + number)
             }
         };
         Variant { name, index }
@@ -73,7 +79,8 @@ impl Way {
             1 => Way::Spread,
             2 => Way::Square,
             3 => Way::Tall,
-            number => Way::Tiled(number - 4),
+            4 => Way::Broad,
+            number => Way::Tiled(number - 5),
         }
     }
 
@@ -109,6 +116,7 @@ impl Way {
         let ([high, broad], wanted) = match self {
             Way::Tiled(number) => ([TILES[number].rows, TILES[number].cols], 2 * BUSY),
             Way::Spread => (SPREAD, 16),
+            Way::Broad => (BROAD, 16),
             Way::Direct | Way::Square | Way::Tall => unreachable!("{self:?} has no tiles"),
         };
         (wanted / (rows.div_ceil(high) * cols.div_ceil(broad))).max(1)
@@ -131,7 +139,13 @@ mod tests {
 
     #[test]
     fn an_index_is_its_way() {
-        let all = (0..TILES.len()).map(Way::Tiled).chain([Way::Direct, Way::Spread, Way::Square, Way::Tall]);
+        let all = (0..TILES.len()).map(Way::Tiled).chain([
+            Way::Direct,
+            Way::Spread,
+            Way::Square,
+            Way::Tall,
+            Way::Broad,
+        ]);
         for way in all {
             assert_eq!(Way::of(way.variant().index), way);
         }

@@ -149,6 +149,12 @@ impl Product {
         }
     }
 
+    /// The kernel of [`Way::Broad`] computes it.
+    fn may_be_broad(&self) -> bool {
+        let wide = self.n.is_multiple_of(4) && self.k.is_multiple_of(4);
+        self.transpose == Transpose::NONE && wide && !self.cuts
+    }
+
     fn outputs(&self) -> usize {
         self.batch * self.m * self.n
     }
@@ -196,7 +202,11 @@ impl Launch for Product {
     }
 
     fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        let spread: &[Way] = if adapter.broadcasts { &[Way::Spread] } else { &[] };
+        let spread: &[Way] = match (adapter.broadcasts, self.may_be_broad()) {
+            (false, _) => &[],
+            (true, false) => &[Way::Spread],
+            (true, true) => &[Way::Spread, Way::Broad],
+        };
         Way::variants(adapter, [self.batch * self.m, self.n], spread)
     }
 

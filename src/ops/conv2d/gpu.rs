@@ -1,6 +1,6 @@
 //! In which ways a convolution can run on a GPU, and the dispatches of each.
 
-use super::Geometry;
+use super::{Geometry, gpu_winograd};
 use crate::device::gpu::adapters::Traits;
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
@@ -40,7 +40,8 @@ pub(super) struct Gather {
     /// The stride of the convolution whose adjoint it is.
     pub step: usize,
     pub pad: [i32; 2],
-    pub weights: Slot,
+    /// It is the adjoint of one. Its weights are made in the scratch, but for the way of `gpu_winograd`.
+    pub adjoint: bool,
     /// Which reads are the bias, the time embedding and the residual.
     pub extra: [Option<usize>; 3],
 }
@@ -55,12 +56,11 @@ impl Gather {
             stride: g.stride,
             step: 1,
             pad: [g.kh as i32 - 1 - g.top as i32, g.kw as i32 - 1 - g.left as i32],
-            weights: Slot::Read(1),
+            adjoint: false,
             extra,
         }
     }
 
-    /// With weights that `adjoint_weights` has made in the scratch.
     pub fn adjoint(g: &Geometry, bias: Option<usize>) -> Gather {
         Gather {
             n: g.n,
@@ -70,7 +70,7 @@ impl Gather {
             stride: 1,
             step: g.stride,
             pad: [g.top as i32, g.left as i32],
-            weights: Slot::Scratch(0),
+            adjoint: true,
             extra: [bias, None, None],
         }
     }
@@ -96,7 +96,9 @@ impl Gather {
             }
             (true, _) => &[Way::Spread],
         };
-        Way::variants(adapter, [self.residues() * self.most_pixels(), self.dst[2]], spread)
+        let mut ways = Way::variants(adapter, [self.residues() * self.most_pixels(), self.dst[2]], spread);
+        ways.extend(gpu_winograd::variants(self, adapter));
+        ways
     }
 
     pub fn shape_class(&self) -> String {
@@ -108,7 +110,19 @@ impl Gather {
         )
     }
 
+    /// Elements of working memory, one number a block.
+    pub fn scratch(&self) -> Vec<usize> {
+        let flipped = self.taps[0] * self.taps[1] * self.src[2] * self.dst[2];
+        self.adjoint.then_some(flipped).into_iter().chain(gpu_winograd::scratch(self)).collect()
+    }
+
     pub fn dispatch(&self, plan: &mut Dispatches) {
+        if let Some(product) = gpu_winograd::product_of(plan.variant()) {
+            return gpu_winograd::dispatch(self, usize::from(self.adjoint), product, plan);
+        }
+        if self.adjoint {
+            self.flip(plan);
+        }
         let [dst_h, dst_w, dst_c] = self.dst;
         let [_, _, src_c] = self.src;
         match Way::of(plan.variant()) {
@@ -129,6 +143,7 @@ impl Gather {
                 };
                 self.fill(plan.add(&TILED, entry).knobs(tile), main, extra).cover_in_pieces(groups, 1);
             }
+            Way::Broad => unreachable!("a product alone is spread so"),
             Way::Spread => {
                 let groups = self.residues()
                     * self.most_pixels().div_ceil(ways::SPREAD[0])
@@ -145,13 +160,29 @@ impl Gather {
         }
     }
 
+    /// The weights of the adjoint into the scratch.
+    fn flip(&self, plan: &mut Dispatches) {
+        let [kh, kw] = self.taps;
+        let (rows, cols) = (self.dst[2], self.src[2]);
+        plan.add(&KERNEL, "adjoint_weights")
+            .param("kh", kh)
+            .param("kw", kw)
+            .param("rows", rows)
+            .param("cols", cols)
+            .param("step", self.step)
+            .read("weights", 1)
+            .scratch("flipped", 0)
+            .cover(kh * kw * rows * cols, WG);
+    }
+
     fn fill<'a>(
         &self,
         dispatch: &'a mut Dispatch,
         [src, w, dst]: [&'static str; 3],
         extra: [&'static str; 3],
     ) -> &'a mut Dispatch {
-        dispatch.read(src, 0).bind(w, self.weights).write(dst, 0);
+        let weights = if self.adjoint { Slot::Scratch(0) } else { Slot::Read(1) };
+        dispatch.read(src, 0).bind(w, weights).write(dst, 0);
         for (name, given) in extra.into_iter().zip(self.extra) {
             // What is absent is never looked at, but a binding must see something, as large as a lane.
             dispatch.read(name, given.unwrap_or(1));
@@ -194,7 +225,7 @@ impl Weights<'_> {
         let rows = g.n * g.oh;
         let wanted = match way {
             // A thread has 16 of the weights: enough threads to fill a large GPU.
-            Way::Direct | Way::Tall => (1_usize << 17).div_ceil((g.weights() / 16).max(1)),
+            Way::Direct | Way::Tall | Way::Broad => (1_usize << 17).div_ceil((g.weights() / 16).max(1)),
             Way::Square => 16 / self.squares(),
             way => way.parts(self.size()),
         };
@@ -260,7 +291,7 @@ impl Weights<'_> {
                 plan.add(&SPREAD_W, "backward_w_3x3").cover_in_pieces(parts * self.squares(), 1),
                 ["x_ones", "dy", "parts"],
             ),
-            Way::Direct | Way::Tall => {
+            Way::Direct | Way::Tall | Way::Broad => {
                 let (set, width) = lanes(g.cout);
                 let threads = parts * g.kh * g.kw * g.cin.div_ceil(4) * (g.cout / width);
                 (plan.add(&KERNEL, "backward_w").knobs(set).cover_in_pieces(threads, WG), PARTS)

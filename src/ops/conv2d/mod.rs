@@ -2,6 +2,7 @@
 //! adjoint, the transposed convolution.
 
 mod gpu;
+mod gpu_winograd;
 mod transpose;
 mod twin;
 mod winograd;
@@ -11,6 +12,7 @@ mod tests;
 
 use gpu::{Gather, WG, Weights};
 pub use gpu::{KERNEL, SPREAD, SPREAD_W, TILED};
+pub use gpu_winograd::WINOGRAD;
 pub use transpose::conv_transpose2d;
 
 use crate::device::gpu::adapters::Traits;
@@ -211,6 +213,10 @@ impl Launch for Forward {
 
     fn shape_class(&self) -> String {
         self.gather().shape_class()
+    }
+
+    fn gpu_scratch(&self) -> Vec<usize> {
+        self.gather().scratch()
     }
 
     fn gpu(&self, plan: &mut Dispatches) {

@@ -112,6 +112,32 @@ fn few_multiplications() {
 }
 
 #[test]
+fn few_multiplications_on_a_gpu() {
+    // Odd sides, one pixel, paddings that differ, columns one quad past a tile, several slabs: the last not full, and
+    // in one of them the end of a sample and the beginning of the next.
+    for (image, cout, padding) in [
+        ([1, 1, 1, 128], 132, Padding::same(1)),
+        ([1, 6, 4, 132], 128, Padding { top: 0, bottom: 1, left: 2, right: 0 }),
+        ([3, 5, 7, 128], 132, Padding::same(1)),
+        ([1, 5, 4, 128], 128, Padding::same(0)),
+        ([1, 3, 4, 128], 128, Padding::same(2)),
+    ] {
+        let case = case(image, [3, 3, cout], 1, padding);
+        for software in [false, true] {
+            let adapter = Traits { software, broadcasts: true };
+            let forward = Gather::forward(&case.geometry(), [None; 3]);
+            let backward = Gather::adjoint(&case.geometry(), None);
+            let counts = [forward, backward].map(|of| {
+                let is = |way: &&Variant| way.name.starts_with("Winograd");
+                of.variants(&adapter).iter().filter(is).count()
+            });
+            assert_eq!(counts, [2, 2]);
+        }
+        case.check();
+    }
+}
+
+#[test]
 fn past_65535_workgroups() {
     // A thread has 4 pixels of one channel, because 4 does not divide the channels.
     let wide = case([1, 2049, 1639, 1], [1, 1, 5], 1, Padding::same(0));
@@ -121,19 +147,24 @@ fn past_65535_workgroups() {
 
 #[test]
 fn epilogue_of_every_kind() {
-    let g = case([3, 4, 5, 3], [3, 3, 8], 1, Padding::same(1)).geometry();
-    for [bias, shift, residual] in [
-        [true, false, false],
-        [false, true, false],
-        [false, false, true],
-        [true, true, false],
-        [true, true, true],
+    let few = case([3, 4, 5, 3], [3, 3, 8], 1, Padding::same(1)).geometry();
+    let many = case([3, 3, 4, 128], [3, 3, 128], 1, Padding::same(1)).geometry();
+    for (g, [bias, shift, residual]) in [
+        (few, [true, false, false]),
+        (few, [false, true, false]),
+        (few, [false, false, true]),
+        (few, [true, true, false]),
+        (few, [true, true, true]),
+        (many, [false, true, false]),
+        (many, [true, true, true]),
     ] {
         let mut check = Check::new(format!("conv2d, bias {bias}, shift {shift}, residual {residual}"))
             .input(&[g.n, g.h, g.w, g.cin])
-            .input(&[3, 3, g.cin, g.cout]);
+            .input(&[3, 3, g.cin, g.cout])
+            .probes(24);
         let mut given = Vec::new();
-        for (on, shape) in [(bias, vec![8]), (shift, vec![3, 8]), (residual, vec![3, 4, 5, 8])] {
+        let shapes = [vec![g.cout], vec![g.n, g.cout], vec![g.n, g.oh, g.ow, g.cout]];
+        for (on, shape) in [bias, shift, residual].into_iter().zip(shapes) {
             given.push(on.then_some(2 + given.iter().flatten().count()));
             if on {
                 check = check.input(&shape);

@@ -4,7 +4,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::gpu::{Gather, KERNEL, WG};
+use super::gpu::Gather;
 use super::{BackwardShift, BackwardW, Forward, Geometry, Padding, twin};
 use crate::device::gpu::adapters::Traits;
 use crate::launch::{Cost, Cut, Dispatches, Io, Launch, Variant};
@@ -133,7 +133,7 @@ impl Launch for Adjoint {
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {
-        vec![self.g.weights()]
+        self.gather().scratch()
     }
 
     fn variants(&self, adapter: &Traits) -> Vec<Variant> {
@@ -145,16 +145,6 @@ impl Launch for Adjoint {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let g = &self.g;
-        plan.add(&KERNEL, "adjoint_weights")
-            .param("kh", g.kh)
-            .param("kw", g.kw)
-            .param("rows", g.cin)
-            .param("cols", g.cout)
-            .param("step", g.stride)
-            .read("weights", 1)
-            .scratch("flipped", 0)
-            .cover(g.weights(), WG);
         self.gather().dispatch(plan);
     }
 

@@ -80,6 +80,7 @@ fn batches() {
 fn one_past_every_tile() {
     check(&[], [257, 65, 33], Transpose::NONE, true, 5);
     check(&[], [31, 516, 36], Transpose::NONE, false, 5);
+    check(&[2], [130, 132, 12], Transpose::NONE, true, 5);
     check(&[], [130, 515, 64], Transpose { a: false, b: true }, true, 5);
 }
 

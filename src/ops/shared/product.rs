@@ -77,6 +77,10 @@ impl Sizes {
                 let (entry, names) = if wide { ("product", quads) } else { ("product_ragged", ones) };
                 (plan.add(&KERNEL, entry).cover_in_pieces(groups(TILE, TILE), 1), names)
             }
+            Way::Broad => {
+                let [rows, cols] = ways::BROAD;
+                (plan.add(&SPREAD, "product_broad").cover_in_pieces(groups(rows, cols), 1), quads)
+            }
             Way::Spread => (
                 plan.add(&SPREAD, "product").cover_in_pieces(groups(ways::SPREAD[0], ways::SPREAD[1]), 1),
                 ones,

@@ -144,7 +144,7 @@ fn past_65535_workgroups() {
     // A thread has 4 pixels of one channel of one of the four residues.
     let wide = case([1, 1025, 820, 1], [2, 2, 5], 2, Padding::same(0));
     let [_, h, w, _] = wide.out();
-    assert!(h * w / 4 * 5 > 65_535 * WG);
+    assert!(h * w / 4 * 5 > 65_535 * super::super::WG);
     Check::new("conv_transpose2d of a large image")
         .untuned()
         .input(&wide.image)

@@ -1,0 +1,203 @@
+// conv2d_winograd - convolutions of 3 x 3 taps and a stride of 1 by Winograd's minimal filtering, F(2x2, 3x3).
+//
+//   dst = A^T [sum_c U[c] . V[c]] A      U[c] = G w[c] G^T      V[c] = B^T src[c] B
+//
+//   src [N, H, W, C]    dst, residual [N, OH, OW, D]    w [3, 3, C, D]    bias [D]    shift [N, D]
+//   u [16, C, D]    v [16, tiles, C]    m [16, tiles, D]
+//
+// A tile is 2 x 2 pixels of dst, which 4 x 4 of src give: 16 multiplications for four pixels instead of 36. Summed over the
+// channels, the product in the middle is one matrix product for each of the 16 places, m = v u, which the kernels of matmul make.
+// `tiles`: those of a slab of the batch, so that v and m stay small and near. Channels are multiples of 4 on both sides.
+//
+// transform_weights: one thread for 4 channels of dst and one of src.    transform_src, transform_dst: for 4 channels of a tile.
+// Reference: Lavin & Gray 2015 (arXiv:1509.09308).
+//!include lib/grid.wgsl
+
+const WG: u32 = 64u;
+
+struct Params {
+    dst_h: u32, dst_w: u32, dst_c: u32,
+    src_h: u32, src_w: u32, src_c: u32,
+    top: i32, left: i32, // rows and columns of zeros before src
+    first_tile: u32, tiles: u32, // of the slab
+    adjoint: u32, // the weights are those of a convolution whose adjoint this is, [3, 3, D, C]
+    has_bias: u32, has_shift: u32, has_residual: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+
+@group(0) @binding(1) var<storage, read> w: array<f32>;
+@group(0) @binding(2) var<storage, read> w4: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> u4: array<vec4<f32>>;
+
+// Four of a row or a column.
+struct Line { a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32> }
+
+fn plus(x: Line, y: Line) -> Line {
+    return Line(x.a + y.a, x.b + y.b, x.c + y.c, x.d + y.d);
+}
+
+fn minus(x: Line, y: Line) -> Line {
+    return Line(x.a - y.a, x.b - y.b, x.c - y.c, x.d - y.d);
+}
+
+// Channel c of src under a tap, to the channels of dst from 4 * quad on.
+fn tap(row: u32, col: u32, c: u32, quad: u32) -> vec4<f32> {
+    if p.adjoint == 0u {
+        return w4[((row * 3u + col) * p.src_c + c) * (p.dst_c / 4u) + quad];
+    }
+    // The taps in reverse.
+    let at = ((8u - row * 3u - col) * p.dst_c + 4u * quad) * p.src_c + c;
+    return vec4<f32>(w[at], w[at + p.src_c], w[at + 2u * p.src_c], w[at + 3u * p.src_c]);
+}
+
+// G x.
+fn stretched(x0: vec4<f32>, x1: vec4<f32>, x2: vec4<f32>) -> Line {
+    return Line(x0, 0.5 * (x0 + x1 + x2), 0.5 * (x0 - x1 + x2), x2);
+}
+
+fn store_u(row: u32, at: u32, s: Line) {
+    let place = p.src_c * p.dst_c / 4u;
+    let i = 4u * row * place + at;
+    u4[i] = s.a;
+    u4[i + place] = s.b;
+    u4[i + 2u * place] = s.c;
+    u4[i + 3u * place] = s.d;
+}
+
+@compute @workgroup_size(WG)
+fn transform_weights(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let quads = p.dst_c / 4u;
+    let item = flat_group(group, groups) * WG + thread;
+    if item >= p.src_c * quads {
+        return;
+    }
+    // Threads side by side read side by side.
+    let c = select(item / quads, item % p.src_c, p.adjoint != 0u);
+    let quad = select(item % quads, item / p.src_c, p.adjoint != 0u);
+    let x0 = stretched(tap(0u, 0u, c, quad), tap(1u, 0u, c, quad), tap(2u, 0u, c, quad));
+    let x1 = stretched(tap(0u, 1u, c, quad), tap(1u, 1u, c, quad), tap(2u, 1u, c, quad));
+    let x2 = stretched(tap(0u, 2u, c, quad), tap(1u, 2u, c, quad), tap(2u, 2u, c, quad));
+    let at = c * quads + quad;
+    store_u(0u, at, stretched(x0.a, x1.a, x2.a));
+    store_u(1u, at, stretched(x0.b, x1.b, x2.b));
+    store_u(2u, at, stretched(x0.c, x1.c, x2.c));
+    store_u(3u, at, stretched(x0.d, x1.d, x2.d));
+}
+
+// The sample and the first pixel of a tile of the slab.
+struct Tile { n: u32, h: u32, w: u32 }
+
+fn tile(number: u32) -> Tile {
+    let across = (p.dst_w + 1u) / 2u;
+    let down = (p.dst_h + 1u) / 2u;
+    let i = p.first_tile + number;
+    return Tile(i / across / down, i / across % down * 2u, i % across * 2u);
+}
+
+@group(0) @binding(4) var<storage, read> src4: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> v4: array<vec4<f32>>;
+
+// Channels of a pixel under a tile, zeros outside src.
+fn src_quad(at: Tile, row: i32, col: i32, quad: u32) -> vec4<f32> {
+    let h = i32(at.h) - p.top + row;
+    let w = i32(at.w) - p.left + col;
+    let inside = h >= 0 && w >= 0 && h < i32(p.src_h) && w < i32(p.src_w);
+    let i = ((i32(at.n * p.src_h) + h) * i32(p.src_w) + w) * i32(p.src_c / 4u) + i32(quad);
+    return select(vec4<f32>(), src4[u32(select(0, i, inside))], inside);
+}
+
+fn src_line(at: Tile, row: i32, quad: u32) -> Line {
+    return Line(
+        src_quad(at, row, 0, quad), src_quad(at, row, 1, quad), src_quad(at, row, 2, quad), src_quad(at, row, 3, quad),
+    );
+}
+
+// s B.
+fn store_v(row: u32, item: u32, s: Line) {
+    let place = p.tiles * p.src_c / 4u;
+    let i = 4u * row * place + item;
+    v4[i] = s.a - s.c;
+    v4[i + place] = s.b + s.c;
+    v4[i + 2u * place] = s.c - s.b;
+    v4[i + 3u * place] = s.b - s.d;
+}
+
+@compute @workgroup_size(WG)
+fn transform_src(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let quads = p.src_c / 4u;
+    let item = flat_group(group, groups) * WG + thread;
+    if item >= p.tiles * quads {
+        return;
+    }
+    let at = tile(item / quads);
+    let quad = item % quads;
+    let x0 = src_line(at, 0, quad);
+    let x1 = src_line(at, 1, quad);
+    let x2 = src_line(at, 2, quad);
+    let x3 = src_line(at, 3, quad);
+    store_v(0u, item, minus(x0, x2));
+    store_v(1u, item, plus(x1, x2));
+    store_v(2u, item, minus(x2, x1));
+    store_v(3u, item, minus(x1, x3));
+}
+
+@group(0) @binding(6) var<storage, read> m4: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read_write> dst4: array<vec4<f32>>;
+@group(0) @binding(8) var<storage, read> bias4: array<vec4<f32>>;
+@group(0) @binding(9) var<storage, read> shift4: array<vec4<f32>>;
+@group(0) @binding(10) var<storage, read> residual4: array<vec4<f32>>;
+
+fn m_line(row: u32, item: u32) -> Line {
+    let place = p.tiles * p.dst_c / 4u;
+    let i = 4u * row * place + item;
+    return Line(m4[i], m4[i + place], m4[i + 2u * place], m4[i + 3u * place]);
+}
+
+fn store_dst(i: u32, sum: vec4<f32>) {
+    var value = sum;
+    if p.has_residual != 0u { value += residual4[i]; }
+    dst4[i] = value;
+}
+
+// s A, and what belongs to the sample and the channels.
+fn store_line(at: Tile, row: u32, quad: u32, s: Line, more: vec4<f32>) {
+    if at.h + row < p.dst_h {
+        let quads = p.dst_c / 4u;
+        let i = ((at.n * p.dst_h + at.h + row) * p.dst_w + at.w) * quads + quad;
+        store_dst(i, s.a + s.b + s.c + more);
+        if at.w + 1u < p.dst_w { store_dst(i + quads, s.b - s.c - s.d + more); }
+    }
+}
+
+@compute @workgroup_size(WG)
+fn transform_dst(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let quads = p.dst_c / 4u;
+    let item = flat_group(group, groups) * WG + thread;
+    if item >= p.tiles * quads {
+        return;
+    }
+    let at = tile(item / quads);
+    let quad = item % quads;
+    var more = vec4<f32>();
+    if p.has_bias != 0u { more += bias4[quad]; }
+    if p.has_shift != 0u { more += shift4[at.n * quads + quad]; }
+    let x0 = m_line(0u, item);
+    let x1 = m_line(1u, item);
+    let x2 = m_line(2u, item);
+    let x3 = m_line(3u, item);
+    store_line(at, 0u, quad, plus(plus(x0, x1), x2), more);
+    store_line(at, 1u, quad, minus(minus(x1, x2), x3), more);
+}
