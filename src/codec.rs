@@ -226,6 +226,10 @@ impl Codec {
         &self.recipe
     }
 
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     pub fn params(&self) -> &Rc<RefCell<Params>> {
         &self.params
     }

@@ -38,8 +38,9 @@ pub enum System {
 pub enum Latents {
     /// Each step encodes its images.
     Drawn,
-    /// All images are encoded once, before training. Their means and variances are kept, and each step
-    /// draws from them, so that for images that do not change both train on the same distribution.
+    /// Each image is encoded once: before training on a GPU, by the first step that meets it on the CPU device.
+    /// Means and variances are kept, and each step draws from them, so that for images that do not change both
+    /// train on the same distribution.
     Cached,
 }
 
@@ -157,8 +158,8 @@ pub struct Recipe {
     pub latent_count: usize,
     /// Side of the VAE's latents.
     pub latent_size: usize,
-    /// What latents are multiplied by, to have unit variance; 0: measured before a diffusion model is trained
-    /// on them. A VAE's own is what it is exported with.
+    /// What latents are multiplied by, to have unit variance; 0: measured on the first 64 images in the order of
+    /// training before a diffusion model is trained on them. A VAE's own is what it is exported with.
     pub scaling_factor: f64,
     /// Fingerprint of the VAE's weights, filled in when training begins.
     pub vae_fingerprint: String,

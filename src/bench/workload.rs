@@ -210,7 +210,8 @@ impl Workload {
     pub fn data(&self) -> Batch {
         let size: usize = self.image().iter().product();
         let classes = self.recipe.unet.num_class_embeds.max(1);
-        let mut batch = Batch { images: vec![0.0; self.batch() * size], labels: Vec::new() };
+        let samples = (0..self.batch() as u64).collect();
+        let mut batch = Batch { images: vec![0.0; self.batch() * size], labels: Vec::new(), samples };
         for (sample, image) in batch.images.chunks_exact_mut(size).enumerate() {
             for (block, four) in image.chunks_mut(4).enumerate() {
                 let words = draw(0, Stream::Generate as u32, 0, sample as u32, block as u32);

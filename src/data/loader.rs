@@ -26,6 +26,8 @@ pub struct Batch {
     pub images: Vec<f32>,
     /// `[N]`; 0 where the set has no labels.
     pub labels: Vec<u32>,
+    /// `[N]`: their numbers in the set.
+    pub samples: Vec<u64>,
 }
 
 /// Which pictures are for one step of training, where all of them lie on the device.
@@ -243,7 +245,7 @@ impl Source {
         let mut images = vec![0.0; self.batch * size];
         let mut labels = Vec::with_capacity(self.batch);
         let samples = self.order.samples(first, self.batch);
-        for ((out, index), position) in images.chunks_exact_mut(size).zip(samples).zip(first..) {
+        for ((out, &index), position) in images.chunks_exact_mut(size).zip(&samples).zip(first..) {
             if stop() {
                 break;
             }
@@ -252,7 +254,7 @@ impl Source {
                 mirror(out, shape);
             }
         }
-        Ok(Batch { images, labels })
+        Ok(Batch { images, labels, samples })
     }
 }
 

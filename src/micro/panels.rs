@@ -91,19 +91,19 @@ impl<'a> Panels<'a> {
         Panels::new(data, rows, cols)
     }
 
-    /// A single panel, which may be wider than `cols` columns need; `pack` writes its rows, where they are not
-    /// there already.
-    pub fn one(
+    /// Some panels of a matrix whose panels are `width` wide, of `cols` columns together; `pack` writes what is
+    /// not padding, where it is not there already.
+    pub fn some(
         data: &'a mut [f32],
         rows: usize,
         cols: usize,
+        width: usize,
         pack: Option<impl FnOnce(&mut [f32])>,
     ) -> Panels<'a> {
-        let width = data.len() / rows;
-        assert!(cols <= width && data.len() == rows * width, "a panel of [{rows}, {cols}]");
+        assert_eq!(data.len(), rows * cols.next_multiple_of(width), "panels of [{rows}, {cols}]");
         if let Some(pack) = pack {
-            if cols < width {
-                data.fill(0.0);
+            if !cols.is_multiple_of(width) {
+                data[cols / width * width * rows..].fill(0.0);
             }
             pack(data);
         }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::evaluate::Evaluator;
-use super::latents::{CachedLatents, prepare};
+use super::latents::{CachedLatents, Encoded, prepare};
 use super::resident::{Input, kept};
 use super::step::Trainer;
 use crate::checkpoint::Values;
@@ -32,7 +32,7 @@ pub(super) struct Data {
     /// Images.
     pub dataset: Arc<dyn Dataset>,
     /// What steps read instead of images, in latent diffusion with cached latents.
-    pub cached: Option<Arc<CachedLatents>>,
+    pub encoded: Option<Encoded>,
     /// What a VAE is measured on.
     pub evaluator: Option<Evaluator>,
     /// Reads the first batches while everything else is made.
@@ -80,19 +80,31 @@ impl Data {
             Some((images, held_out)) => Some(Evaluator::new(images, recipe.evaluate_count, held_out)?),
             None => None,
         };
-        let cached = match codec {
-            Some(codec) => prepare(codec, &*dataset, recipe, file, progress)?,
+        let encoded = match codec {
+            Some(codec) => prepare(codec, &dataset, recipe, file, progress)?,
             None => None,
         };
-        Ok(Data { dataset, cached, evaluator, ahead: None })
+        Ok(Data { dataset, encoded, evaluator, ahead: None })
     }
 
-    /// What steps read: images, or what is cached of them.
+    /// What is read for steps: images, or all that is cached of them.
     pub(super) fn source(&self) -> Arc<dyn Dataset> {
-        match &self.cached {
-            Some(cached) => Arc::clone(cached) as Arc<dyn Dataset>,
-            None => Arc::clone(&self.dataset),
+        self.encoded.as_ref().map_or_else(|| Arc::clone(&self.dataset), Encoded::source)
+    }
+
+    /// What the next step trains on. `codec` encodes images that no step met before.
+    pub(super) fn next(&mut self, feed: &mut Feed, codec: Option<&Codec>) -> Result<Input> {
+        match (feed.next()?, &mut self.encoded, codec) {
+            (Input::Images(batch), Some(Encoded::Some(growing)), Some(codec)) => {
+                growing.encode(codec, batch).map(Input::from)
+            }
+            (input, ..) => Ok(input),
         }
+    }
+
+    /// All latents, once, when the last of them is encoded; training must [`Data::load`] them then.
+    pub(super) fn grown(&mut self) -> Option<Arc<CachedLatents>> {
+        Encoded::grown(&mut self.encoded)
     }
 
     /// Starts to read the batches after `done` steps, or, of a data set that is `resident`, to pick its samples.
@@ -100,7 +112,7 @@ impl Data {
         let (batch, seed) = (recipe.batch_size, recipe.seed);
         let seen = done * recipe.accumulation * batch as u64;
         // Mirrored images are among the cached.
-        let (source, flip) = (self.source(), recipe.flip && self.cached.is_none());
+        let (source, flip) = (self.source(), recipe.flip && self.encoded.is_none());
         match source.whole().filter(|_| resident) {
             Some(whole) => Loader::picking(whole.labels, batch, seed, flip, seen).map(Feed::Samples),
             None => Loader::new(Arc::clone(&source), batch, seed, flip, seen).map(Feed::Images),

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::feed::{Data, Feed};
+use super::latents::Encoded;
 use super::pictures::{BACKWARD, grid_name};
 use super::step::Trainer;
 use super::times::Times;
@@ -106,8 +107,8 @@ impl Session {
         let lock = run.lock()?;
         if let Some(codec) = &codec {
             codec.save(&run.vae_path())?;
-            if let Some(cached) = &data.cached {
-                cached.save(&run.latents_path(), codec, &*data.dataset, &recipe)?;
+            if let Some(Encoded::All(latents)) = &data.encoded {
+                latents.save(&run.latents_path())?;
             }
         }
         // Last: it makes the folder a run, which is complete from then on.
@@ -229,6 +230,11 @@ impl Session {
             self.collect(all, &mut progress, watch).map_err(|error| self.with_way_back(error))?;
             submitted.map_err(|error| self.with_way_back(error))?;
             self.pass_on_warnings(watch);
+            if let Some(latents) = self.data.grown() {
+                feed = self.data.load(&recipe, step, self.trainer.is_resident())?;
+                let path = self.run.latents_path();
+                self.writer.give(move || latents.save(&path).map(|()| None));
+            }
             if step == 1 && recipe.system != System::Vae {
                 self.forward_strip()?;
             }
@@ -273,7 +279,7 @@ impl Session {
         let (mut waited, mut ready) = (Duration::ZERO, None);
         let before = Instant::now();
         let submitted = self.trainer.submit(|| {
-            let input = Times::during(&mut waited, || feed.next());
+            let input = Times::during(&mut waited, || self.data.next(feed, self.codec.as_ref()));
             ready.get_or_insert_with(Instant::now);
             input
         });

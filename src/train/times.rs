@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 pub struct Times {
     /// Steps, without the waiting for their data.
     pub steps: Duration,
-    /// Waiting for data.
+    /// Waiting for data; in latent diffusion, encoding images that no step met before too.
     pub data: Duration,
     /// Writing `metrics.jsonl`.
     pub log: Duration,

@@ -192,16 +192,17 @@ fn a_latent_diffusion_run_is_complete_in_itself_and_resumes_to_the_same_bytes() 
     let folder = TempDir::new().unwrap();
     let at = folder.path();
     train(at, "faces-vae", "vae", "2", &TINY_VAE, &[]);
-    for latents in ["cached", "drawn"] {
-        let mode = format!("latents={latents}");
-        let extra = ["--vae", "vae", "--set", &mode, "--set", "lr_schedule=constant", "--set", "flip=true"];
+    // Measuring the scale encodes all of these few images; where it is given, steps encode what they meet.
+    let kinds = [("cached", "latents=cached"), ("drawn", "latents=drawn"), ("grown", "scaling_factor=0.9")];
+    for (latents, mode) in kinds {
+        let extra = ["--vae", "vae", "--set", mode, "--set", "lr_schedule=constant", "--set", "flip=true"];
         let name = |part: &str| format!("{part}-{latents}");
         let whole = train(at, "faces-ldm", &name("whole"), "4", &TINY_LDM, &extra);
         train(at, "faces-ldm", &name("parts"), "2", &TINY_LDM, &extra);
         assert_eq!(whole.join("latents.safetensors").is_file(), latents == "cached");
     }
     fs::remove_dir_all(at.join("vae")).unwrap();
-    for latents in ["cached", "drawn"] {
+    for (latents, _) in kinds {
         let parts = format!("parts-{latents}");
         succeeds(at, &["train", "--resume", &parts, "--steps", "4", "--device", "cpu"]);
         let whole = at.join(format!("whole-{latents}"));
@@ -211,18 +212,34 @@ fn a_latent_diffusion_run_is_complete_in_itself_and_resumes_to_the_same_bytes() 
         let picture = image::open(at.join(&out)).unwrap();
         assert!(picture.width() >= 2 * 16, "decoded images are larger than latents");
     }
-    // A lost or damaged file of latents is only made again, as are the folders.
+    let to = |run: &str, steps: &str| {
+        succeeds(at, &["train", "--resume", run, "--steps", steps, "--device", "cpu"]);
+    };
+    // Whether steps encode images or find their latents in a file makes no difference. After the images of twelve
+    // steps none is missing: those of an epoch whose first third this process did not see, and the next.
     let kept = at.join("parts-cached/latents.safetensors");
     let whole = fs::read(&kept).unwrap();
+    fs::copy(&kept, at.join("whole-grown/latents.safetensors")).unwrap();
+    to("whole-grown", "12");
+    to("parts-grown", "12");
+    assert!(
+        result(&at.join("whole-grown"), 12) == result(&at.join("parts-grown"), 12),
+        "the file's latents differ"
+    );
+    assert!(
+        fs::read(at.join("parts-grown/latents.safetensors")).unwrap() == whole,
+        "steps make the same file"
+    );
+    // A lost or damaged file of latents is only made again, as are the folders.
     fs::remove_file(&kept).unwrap();
     fs::remove_dir_all(at.join("parts-cached/samples")).unwrap();
-    succeeds(at, &["train", "--resume", "parts-cached", "--steps", "5", "--device", "cpu"]);
+    to("parts-cached", "12");
     assert!(fs::read(&kept).unwrap() == whole, "encoding again gives the same bytes");
     let mut damaged = whole.clone();
     let middle = damaged.len() / 2;
     damaged[middle] ^= 4;
     fs::write(&kept, damaged).unwrap();
-    succeeds(at, &["train", "--resume", "parts-cached", "--steps", "6", "--device", "cpu"]);
+    to("parts-cached", "24");
     assert!(fs::read(&kept).unwrap() == whole, "damage is found");
     // One sample is the bare image, in the size of the VAE's images.
     succeeds(

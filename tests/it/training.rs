@@ -46,7 +46,8 @@ fn digits(recipe: &Recipe) -> Batch {
     };
     let dataset = denoir::data::open("digits", &options).unwrap();
     let pixels = recipe.image_size * recipe.image_size;
-    let mut batch = Batch { images: vec![0.0; recipe.batch_size * pixels], labels: Vec::new() };
+    let samples = (0..recipe.batch_size as u64).collect();
+    let mut batch = Batch { images: vec![0.0; recipe.batch_size * pixels], labels: Vec::new(), samples };
     for (i, image) in batch.images.chunks_exact_mut(pixels).enumerate() {
         batch.labels.push(dataset.read(i as u64, image).unwrap());
     }
@@ -139,8 +140,9 @@ fn accumulated_batches_are_one_large_batch() {
         let four = b
             .advance(|| {
                 let images = batch.images.chunks_exact(128).nth(part).unwrap().to_vec();
+                let samples = batch.samples[2 * part..][..2].to_vec();
                 part += 1;
-                Ok(Batch { images, labels: vec![0; 2] })
+                Ok(Batch { images, labels: vec![0; 2], samples })
             })
             .unwrap();
         let close = |x: f32, y: f32| (x - y).abs() <= 1e-4 * x.abs();

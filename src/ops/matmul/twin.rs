@@ -9,7 +9,7 @@ use super::Product;
 use crate::launch::Made;
 use crate::matrix::Tiles;
 use crate::micro::dense::{Left, Right, Start, product_into};
-use crate::micro::panels::{Panels, copy_short, panel, panel_elements};
+use crate::micro::panels::{Panels, copy_short, height, panel, panel_elements};
 use crate::ops::CHUNK;
 use crate::simd::vectorized;
 
@@ -19,6 +19,11 @@ const WANTED: usize = 32;
 /// Rows of a task: whole tiles of any machine, few enough for their left side to stay in the cache, enough to
 /// read the packed columns not too often.
 const ROWS: usize = 192;
+
+/// Panels that a task packs and multiplies at most, where it packs its own: a row of them is read as one run,
+/// which the memory gives faster than lines that lie apart. And tasks that are wanted rather than wide ones.
+const STRIP: usize = 4;
+const FEW: usize = 8;
 
 /// Rows and columns of the result that a task of a sum of outer products takes at most, and terms that it adds
 /// up in one chain: what it reads and adds to stays in the second-level cache.
@@ -45,6 +50,24 @@ impl Product {
             return 1;
         }
         WANTED.div_ceil(self.outer_tasks()).min(self.k / SHORTEST).max(1)
+    }
+
+    /// How many blocks of the result of a sum of outer products lie below and beside each other: [`BLOCK`] at most,
+    /// of one size, and more than one or two, so that no core waits for the last of them.
+    fn blocks(&self) -> [usize; 2] {
+        /// A smaller block is mostly packing.
+        const LEAST: usize = 64;
+        let sizes = [self.m, self.n];
+        let mut counts = [self.m.div_ceil(BLOCK[0]), self.n.div_ceil(BLOCK[1])];
+        while counts[0] * counts[1] * self.batch * self.outer_parts() < FEW {
+            let side = |i: usize| sizes[i] / counts[i];
+            let longer = usize::from(side(1) > side(0));
+            if side(longer) < 2 * LEAST {
+                break;
+            }
+            counts[longer] += 1;
+        }
+        counts
     }
 
     fn packed(&self) -> usize {
@@ -113,6 +136,23 @@ impl Product {
         }
     }
 
+    /// Writes some columns of one b to their panels.
+    fn pack_strip(&self, b: &[f32], first: usize, cols: usize, out: &mut [f32], width: usize) {
+        let Product { n, k, .. } = *self;
+        if self.transpose.b {
+            for (panel, out) in out.chunks_exact_mut(k * width).enumerate() {
+                let from = panel * width;
+                self.pack(b, 0, first + from, width.min(cols - from), out, width);
+            }
+            return;
+        }
+        for (row, b) in b.chunks_exact(n).enumerate() {
+            for (panel, b) in b[first..first + cols].chunks(width).enumerate() {
+                copy_short(&mut out[(panel * k + row) * width..][..b.len()], b);
+            }
+        }
+    }
+
     /// The product of rows `a [batch, m, k]` with b, which is packed into `room` first.
     fn rows_times_columns(
         &self,
@@ -136,15 +176,18 @@ impl Product {
         let width = panel(n);
         if m <= ROWS {
             // Few rows: each task packs the columns that it multiplies, and finds them in the cache.
-            let count = n.div_ceil(width);
-            room.par_chunks_mut(k * width).enumerate().for_each(|(task, room)| {
-                let (item, first) = (task / count, task % count * width);
-                let cols = width.min(n - first);
-                let b = &b[item * k * n..][..k * n];
-                let pack = |out: &mut [f32]| self.pack(b, 0, first, cols, out, width);
-                let panels = Panels::one(room, k, cols, (!done).then_some(pack));
-                multiply(item, 0, panels, first);
-            });
+            let strip = (n.div_ceil(width) * batch / FEW).clamp(1, STRIP);
+            room.par_chunks_mut(self.packed()).zip(b.par_chunks(k * n)).enumerate().for_each(
+                |(item, (room, b))| {
+                    room.par_chunks_mut(k * width * strip).enumerate().for_each(|(task, room)| {
+                        let first = task * strip * width;
+                        let cols = (strip * width).min(n - first);
+                        let pack = |out: &mut [f32]| self.pack_strip(b, first, cols, out, width);
+                        let panels = Panels::some(room, k, cols, width, (!done).then_some(pack));
+                        multiply(item, 0, panels, first);
+                    });
+                },
+            );
             return;
         }
         let items = b.chunks_exact(k * n).zip(room.chunks_exact_mut(self.packed()));
@@ -170,8 +213,13 @@ impl Product {
     /// `out [parts, batch, m, n]`.
     fn outer_products(&self, a: &[f32], b: &[f32], out: &mut [f32]) {
         let Product { batch, m, n, k, .. } = *self;
-        let (parts, across) = (self.outer_parts(), n.div_ceil(BLOCK[1]));
-        let (tasks, chains) = (self.outer_tasks() / batch, k.div_ceil(CHAIN));
+        let (parts, chains) = (self.outer_parts(), k.div_ceil(CHAIN));
+        // Whole tiles, which may leave one block less.
+        let [down, across] = self.blocks();
+        let block =
+            [m.div_ceil(down).next_multiple_of(height()), n.div_ceil(across).next_multiple_of(panel(n))];
+        let [down, across] = [m.div_ceil(block[0]), n.div_ceil(block[1])];
+        let tasks = down * across;
         let out = Tiles::new(out);
         thread_local! {
             static PACKED: RefCell<[Vec<f32>; 2]> = RefCell::default();
@@ -179,8 +227,8 @@ impl Product {
         (0..parts * batch * tasks).into_par_iter().for_each(|task| {
             let (stack, task) = (task / tasks, task % tasks);
             let (part, item) = (stack / batch, stack % batch);
-            let (row, col) = (task / across * BLOCK[0], task % across * BLOCK[1]);
-            let (rows, cols) = (BLOCK[0].min(m - row), BLOCK[1].min(n - col));
+            let (row, col) = (task / across * block[0], task % across * block[1]);
+            let (rows, cols) = (block[0].min(m - row), block[1].min(n - col));
             let (a, b) = (&a[item * k * m..][..k * m], &b[item * k * n..][..k * n]);
             let dst = out.pointer((stack * m + row) * n + col, (rows - 1) * n + cols);
             let first = part * chains / parts;
