@@ -6,7 +6,7 @@ use super::images::Input;
 use super::on::On;
 use super::output::check_folder_of;
 use super::sample::{check_class, spacing_called};
-use super::{note, print};
+use super::{bar, note, print};
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
 use crate::sample::Trained;
@@ -54,7 +54,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         class: arguments.class,
     };
     // Said before the work begins, not after it.
-    way.options(recipe, "ddim-inverse")?;
+    let options = way.options(recipe, "ddim-inverse")?;
     let (source, shape) = (trained.source(), recipe.diffused());
     let (pixels, numbers) = (source.image().iter().product::<usize>(), shape.iter().product::<usize>());
     let mut images = Vec::new();
@@ -62,8 +62,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         images.extend_from_slice(block);
         Ok(())
     })?;
-    note(&format!("{} images, {} steps, on {}", images.len() / pixels, way.steps, device.describe()));
-    let noise = source.invert(&way, &images, || Ok(()))?;
+    let count = images.len() / pixels;
+    note(&format!("{count} images, {} steps, on {}", way.steps, device.describe()));
+    let progress = bar(source.work(&options, count)?, "inverting {bar:30} {percent}% {eta} left");
+    let noise = source.invert(&way, &images, || {
+        progress.inc(1);
+        Ok(())
+    })?;
+    progress.finish_and_clear();
     inversion::write(out, &noise, shape, &way)?;
     print(&format!("{}\n", out.display()))
 }

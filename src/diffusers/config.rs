@@ -37,7 +37,7 @@ pub struct Config {
 
 /// Height and width, which may be one number.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a whole number, or two, are expected")]
 enum Size {
     Square(usize),
     Sides([usize; 2]),
@@ -55,7 +55,15 @@ fn arguments<T: DeserializeOwned + Serialize + Default>(
     if let Ok(Value::Object(all)) = serde_json::to_value(T::default()) {
         known.extend(all.keys().cloned());
     }
-    serde_json::from_value(Value::Object(map.clone())).map_err(|e| format!("a value does not fit: {e}"))
+    let read = |map: Map<String, Value>| serde_json::from_value::<T>(Value::Object(map));
+    read(map.clone()).map_err(|e| {
+        // Its key is not said: it is the one that does not fit alone.
+        let alone = |(key, value): (&String, &Value)| {
+            let e = read(Map::from_iter([(key.clone(), value.clone())])).err()?;
+            Some(format!("{key} does not fit: {e}"))
+        };
+        map.iter().find_map(alone).unwrap_or_else(|| format!("a value does not fit: {e}"))
+    })
 }
 
 /// A model from the text of its `config.json`.
@@ -262,8 +270,8 @@ mod tests {
             ("UNet2DModel", r#""mid_block_type": "UNetMidBlock2DCrossAttn""#, "mid_block_type is"),
             ("UNet2DModel", r#""attention_head_dim": 0"#, "attention_head_dim is 0"),
             ("UNet2DModel", r#""sample_size": [8, 16]"#, "sample_size is 8x16"),
-            ("UNet2DModel", r#""in_channels": -1"#, "a value does not fit"),
-            ("UNet2DModel", r#""in_channels": 1e30"#, "a value does not fit"),
+            ("UNet2DModel", r#""in_channels": -1"#, "in_channels does not fit"),
+            ("UNet2DModel", r#""sample_size": 1e300"#, "sample_size does not fit"),
             ("UNet2DConditionModel", r#""x": 1"#, "_class_name is \"UNet2DConditionModel\""),
             ("AutoencoderKL", r#""shift_factor": 0.1"#, "shift_factor"),
             ("AutoencoderKL", r#""down_block_types": ["AttnDownEncoderBlock2D"]"#, "AttnDownEncoderBlock2D"),

@@ -36,7 +36,12 @@ pub struct Folder {
 
 /// Whether a folder looks as if the reference library had saved it.
 pub fn is_folder(path: &Path) -> bool {
-    path.is_dir() && [INDEX, CONFIG].iter().any(|name| path.join(name).is_file())
+    path.is_dir() && [INDEX, CONFIG].iter().any(|name| is_there(&path.join(name)))
+}
+
+/// Whether there is something, be it a link that leads nowhere: whoever reads it says what is wrong.
+fn is_there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
 }
 
 /// Reads a pipeline's folder (`model_index.json`, parts in folders of their own or all at the root), or
@@ -46,7 +51,7 @@ pub fn is_folder(path: &Path) -> bool {
 /// When a file is missing or damaged, or says something that denoir does not have.
 pub fn open(path: &Path) -> Result<Folder> {
     let mut remarks = Vec::new();
-    if !path.join(INDEX).is_file() {
+    if !is_there(&path.join(INDEX)) {
         let config = read_config(path, &mut remarks)?;
         let model = match &config.model {
             Model::UNet(_) => diffusion(path, &config, &beside(path)?, None)?,
@@ -98,7 +103,7 @@ fn wrong(path: &Path, reason: &str) -> Error {
 /// A part's own folder; old pipelines have everything at the root.
 fn part_folder(root: &Path, name: &str) -> PathBuf {
     let own = root.join(name);
-    if own.is_dir() { own } else { root.to_owned() }
+    if is_there(&own) { own } else { root.to_owned() }
 }
 
 fn read_config(folder: &Path, remarks: &mut Vec<String>) -> Result<Config> {
@@ -120,9 +125,10 @@ struct Sampler {
 
 /// The scheduler beside a bare model; without one, the library's own for training.
 fn beside(folder: &Path) -> Result<Sampler> {
-    let keys = match folder.join(SCHEDULER).symlink_metadata() {
-        Ok(_) => read_keys(folder)?,
-        Err(_) => Keys::default().with_class("DDPMScheduler"),
+    let keys = if is_there(&folder.join(SCHEDULER)) {
+        read_keys(folder)?
+    } else {
+        Keys::default().with_class("DDPMScheduler")
     };
     Ok(Sampler { keys, folder: folder.to_owned() })
 }

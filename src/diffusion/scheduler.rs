@@ -259,10 +259,14 @@ impl Scheduler {
         !matches!(self.method, Method::DdimInverse { .. })
     }
 
-    /// Steps that are usual: all timesteps of ancestral sampling; of the others 50, or half of all.
+    /// Steps that are usual: all timesteps of ancestral sampling, or as many as an offset leaves; of the others
+    /// 50, or half of all.
     pub fn usual_steps(&self) -> usize {
         const USUAL: usize = 50;
         match self.method {
+            Method::Ddpm { .. } if self.spacing == Spacing::Leading => {
+                self.process.timesteps.saturating_sub(self.steps_offset).max(1)
+            }
             Method::Ddpm { .. } => self.process.timesteps,
             // Some visit the ends of so many intervals, which few timesteps have not.
             _ => USUAL.min(self.process.timesteps.div_ceil(2)),

@@ -377,7 +377,7 @@ fn folders_that_cannot_be_used() {
         ("trained_betas", json!([0.1, 0.2]), "num_train_timesteps = 1000"),
         ("variance_type", json!("learned_range"), "variance_type = \"learned_range\""),
         ("rescale_betas_zero_snr", json!(true), "cannot be left by predicting noise"),
-        ("steps_offset", json!(1), "visit timestep 1000"),
+        ("steps_offset", json!(2000), "visit timestep 2000"),
         ("beta_shedule", json!("linear"), "no sampler has such a key"),
     ] {
         with("scheduler/scheduler_config.json", key, value, &["scheduler/scheduler_config.json: ", wanted]);

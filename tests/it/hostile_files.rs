@@ -10,6 +10,7 @@ use denoir::weights::{Weights, pickle, safetensors, torch, zip};
 use tempfile::TempDir;
 
 use crate::command_line::fails;
+use crate::golden_diffusers::copy;
 use crate::zip_writer::zip_file;
 
 /// A safetensors file of this header and so many bytes of zeros.
@@ -266,6 +267,27 @@ fn a_file_of_torch_save() {
     assert_eq!(weights.values("linear.weight").unwrap(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
     assert_eq!(weights.values("parameter").unwrap(), [7.0]);
     assert_eq!(weights.values("transposed").unwrap(), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+}
+
+/// A link to itself is read, and not taken for a file that is missing.
+#[cfg(unix)]
+#[test]
+fn links_that_lead_nowhere_are_named() {
+    for part in ["model_index.json", "unet", "unet/config.json", "scheduler/scheduler_config.json"] {
+        let folder = TempDir::new().unwrap();
+        let at = folder.path().join("f");
+        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny_ddpm"), &at);
+        let link = at.join(part);
+        if link.is_dir() {
+            fs::remove_dir_all(&link).unwrap();
+        } else {
+            fs::remove_file(&link).unwrap();
+        }
+        std::os::unix::fs::symlink(link.file_name().unwrap(), &link).unwrap();
+        assert!(denoir::diffusers::is_folder(&at), "{part}");
+        let report = denoir::diffusers::open(&at).err().map(|e| e.report()).unwrap_or_default();
+        assert!(report.contains("cannot read") && report.contains(part), "{part}: {report}");
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod house;
 mod kernels;
 mod pipelines;
 mod place;
+mod published_sums;
 mod reference;
 mod schedulers;
 mod training;

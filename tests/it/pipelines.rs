@@ -8,6 +8,8 @@ use denoir::device::Device;
 use denoir::recipe::Rng;
 use denoir::sample::inversion::Way;
 use denoir::sample::{Options, Trained};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -54,10 +56,16 @@ fn check_png(path: &Path, wanted: &[f64]) {
 
 #[test]
 fn a_latent_diffusion_folder_draws_the_librarys_picture_everywhere() {
-    let (f64s, f32s) =
-        (picture("tiny_ldm.safetensors", "f64/image"), picture("tiny_ldm.safetensors", "f32/image"));
+    for name in ["tiny_ldm", "tiny_ldm_kl"] {
+        draws_the_librarys_picture(name);
+    }
+}
+
+fn draws_the_librarys_picture(name: &str) {
+    let file = format!("{name}.safetensors");
+    let (f64s, f32s) = (picture(&file, "f64/image"), picture(&file, "f32/image"));
     for device in devices() {
-        let trained = Trained::open(&golden("tiny_ldm"), &device).unwrap();
+        let trained = Trained::open(&golden(name), &device).unwrap();
         let own = Options::of(trained.recipe()).unwrap();
         assert_eq!(own.steps, 50, "DDIM's usual");
         let options = Options { seed: 0, steps: 4, ..own }.with_rng(Rng::Torch);
@@ -68,10 +76,10 @@ fn a_latent_diffusion_folder_draws_the_librarys_picture_everywhere() {
         for (i, (got, (f64, f32))) in image.iter().zip(f64s.iter().zip(&f32s)).enumerate() {
             let got = (f64::from(*got) / 2.0 + 0.5).clamp(0.0, 1.0);
             let err = (got - f64).abs().min((got - f32).abs());
-            assert!(err <= tolerance, "{}: {i} is {got}, wanted {f64}", device.describe());
+            assert!(err <= tolerance, "{name}, {}: {i} is {got}, wanted {f64}", device.describe());
             worst = worst.max(err);
         }
-        eprintln!("{}: {worst:e}", device.describe());
+        eprintln!("{name}, {}: {worst:e}", device.describe());
     }
 }
 
@@ -231,6 +239,49 @@ fn inversion_finds_the_noise_that_leads_back() {
     }
 }
 
+/// The tiny pipeline with little noise, of a model that knows three classes.
+fn with_classes(folder: &Path) {
+    with_little_noise(folder);
+    let [config, weights] =
+        ["config.json", "diffusion_pytorch_model.safetensors"].map(|file| folder.join("unet").join(file));
+    let mut keys = json_in(&config);
+    keys["num_class_embeds"] = json!(3);
+    fs::write(&config, keys.to_string()).unwrap();
+    let table: Vec<u8> = (0..3 * 16).flat_map(|i| (2.0 * (i as f32 * 1.3).sin()).to_le_bytes()).collect();
+    let table = TensorView::new(Dtype::F32, vec![3, 16], &table).unwrap();
+    let bytes = fs::read(&weights).unwrap();
+    let mut tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
+    tensors.push(("class_embedding.weight".to_owned(), table));
+    fs::write(&weights, safetensors::serialize(tensors, None).unwrap()).unwrap();
+}
+
+/// The largest difference between the bytes of two pictures.
+fn apart(a: &Path, b: &Path) -> u8 {
+    let [a, b] = [a, b].map(|file| image::open(file).unwrap().to_rgb8().into_raw());
+    a.iter().zip(&b).map(|(a, b)| a.abs_diff(*b)).max().unwrap()
+}
+
+#[test]
+fn a_picture_of_a_class_leads_to_noise_and_back() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    with_classes(&at.join("f"));
+    let picture = image::RgbImage::from_fn(8, 8, |x, y| image::Rgb([20 * x as u8, 20 * y as u8, 128]));
+    picture.save(at.join("a.png")).unwrap();
+    let invert = ["invert", "f", "a.png", "--steps", "200", "--device", "cpu", "--out", "n.safetensors"];
+    fails(at, &invert, 2, &["this model has classes", "--class"]);
+    fails(at, &[&invert[..], &["--class", "3"]].concat(), 2, &["--class 3", "must be below 3"]);
+    succeeds(at, &[&invert[..], &["--class", "1"]].concat());
+    let back = ["sample", "f", "--noise", "n.safetensors", "--device", "cpu", "--out"];
+    // The file says of which class it is.
+    succeeds(at, &[&back[..], &["same.png"]].concat());
+    let off = apart(&at.join("a.png"), &at.join("same.png"));
+    assert!(off <= 2, "it comes back off by {off} of 255");
+    succeeds(at, &[&back[..], &["other.png", "--class", "2"]].concat());
+    let off = apart(&at.join("a.png"), &at.join("other.png"));
+    assert!(off >= 8, "another class gives the same picture, off by {off} of 255");
+}
+
 #[test]
 fn pictures_to_noise_and_back_on_the_command_line() {
     let folder = TempDir::new().unwrap();
@@ -248,8 +299,7 @@ fn pictures_to_noise_and_back_on_the_command_line() {
     );
     succeeds(at, &[&["sample", "f", "--noise", "n.safetensors", "--out", "back/"][..], &on].concat());
     for (name, back) in [("a.png", "back/000000.png"), ("b.png", "back/000001.png")] {
-        let [a, b] = [name, back].map(|file| image::open(at.join(file)).unwrap().to_rgb8().into_raw());
-        let worst = a.iter().zip(&b).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        let worst = apart(&at.join(name), &at.join(back));
         assert!(worst <= 2, "{name} comes back off by {worst} of 255");
     }
     fails(at, &[&["invert", "f", "a.png", "--out", "a.png"][..], &on].concat(), 1, &["does not hold noise"]);

@@ -1,6 +1,7 @@
 """Seeds of the fuzz targets, in corpus/<target>, out of the tests' own files: seeds.py PATH/TO/tests/golden"""
 import gzip
 import json
+import math
 import pathlib
 import struct
 import sys
@@ -101,6 +102,14 @@ for text in (recipe, vae):
     header = {"__metadata__": {"denoir": json.dumps({"format": 1, "step": 3, "recipe": text})}, **one}
     for raw in (True, False):
         seed("checkpoint", tensors(header, 22, raw))
+
+# Two latents of tests/golden/folders/vq, and two of the target's noise.
+way = {"denoir_noise": json.dumps({"steps": 4, "spacing": "leading", "class": 1})}
+for name, shape, said in [("latents", [2, 2, 4, 4], {}), ("latents", [2, 2, 4, 4], {"denoir_vae": "-"}), ("noise", [2, 3, 2, 1], way)]:
+    size = 4 * math.prod(shape)
+    header = {"__metadata__": said, name: {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}
+    for raw in (True, False):
+        seed("latents", tensors(header, size, raw))
 
 images = struct.pack(">4I", 0x803, 2, 8, 8) + bytes(range(128))
 seed("data", two(images, struct.pack(">2I", 0x801, 2) + b"\1\2"))

@@ -59,7 +59,7 @@ impl Keys {
     /// # Errors
     /// When it is no JSON object.
     pub fn parse(json: &str) -> Result<Self> {
-        // Python writes infinity as no other JSON does.
+        // Python writes infinity as no other JSON does. As the least half log-SNR it says nothing.
         let json = json.replace(": -Infinity", ": \"-inf\"");
         let map: Map<String, Value> = serde_json::from_str(&json)
             .map_err(|e| Error::new("it is no JSON object").hint("check the file").caused_by(e))?;
@@ -67,6 +67,9 @@ impl Keys {
         keys.extend(Value::Object(map));
         keys.0.retain(|key, value| !value.is_null() && (key == CLASS || !key.starts_with('_')));
         keys.0.remove(OBSOLETE);
+        if keys.0.get(LAMBDA).is_some_and(|value| *value == json!("-inf")) {
+            keys.0.remove(LAMBDA);
+        }
         Ok(keys)
     }
 

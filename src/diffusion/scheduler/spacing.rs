@@ -1,7 +1,7 @@
 //! Which timesteps and which noise levels a walk visits.
 
 use super::{FinalSigma, Method, Scheduler, Sigmas, Spacing};
-use crate::diffusion::schedule::{Betas, Schedule};
+use crate::diffusion::schedule::{Betas, Precision, Schedule};
 
 /// `n` numbers from `from` to `to`, both included.
 fn linspace(from: f64, to: f64, n: usize) -> impl DoubleEndedIterator<Item = f64> + ExactSizeIterator {
@@ -57,7 +57,8 @@ impl Scheduler {
         };
         let ends = [sigmas[0], sigmas[sigmas.len() - 1]];
         if let Some(chosen) = self.chosen_sigmas(ends, n) {
-            timesteps = chosen.iter().map(|&sigma| keep(timestep_of(&table, sigma))).collect();
+            timesteps =
+                chosen.iter().map(|&sigma| keep(timestep_of(&table, sigma, self.precision))).collect();
             sigmas = chosen;
         }
         sigmas.push(self.last_sigma(table[0]));
@@ -87,7 +88,8 @@ impl Scheduler {
         if let Some(chosen) = self.chosen_sigmas([table[table.len() - 1], table[0]], n) {
             let rounds = self.sigmas == Sigmas::Karras && (unipc || self.process.betas != Betas::Cosine);
             let whole = |t: f64| if rounds { t.round_ties_even() } else { t.trunc() };
-            timesteps = chosen.iter().map(|&sigma| whole(timestep_of(&table, sigma))).collect();
+            timesteps =
+                chosen.iter().map(|&sigma| whole(timestep_of(&table, sigma, self.precision))).collect();
             sigmas = chosen;
             if unipc {
                 lowest = sigmas[sigmas.len() - 1];
@@ -126,12 +128,15 @@ fn interpolated(table: &[f64], t: f64) -> f64 {
     table[low] + (table[high] - table[low]) * (t - low as f64)
 }
 
-/// The timestep of a noise level: the inverse, between logarithms.
-fn timestep_of(table: &[f64], sigma: f64) -> f64 {
+/// The timestep of a noise level: the inverse, between logarithms. High up, where those lie close together, it
+/// shows what they are rounded to.
+fn timestep_of(table: &[f64], sigma: f64, precision: Precision) -> f64 {
+    let log = |at: usize| precision.keep(table[at].ln());
     let wanted = sigma.max(1e-10).ln();
-    let below = table.iter().rposition(|s| s.ln() <= wanted).unwrap_or(0).min(table.len().saturating_sub(2));
-    let (low, high) = (table[below].ln(), table[(below + 1).min(table.len() - 1)].ln());
-    below as f64 + ((low - wanted) / (low - high)).clamp(0.0, 1.0)
+    let below = (0..table.len()).rposition(|at| log(at) <= wanted).unwrap_or(0);
+    let below = below.min(table.len().saturating_sub(2));
+    let (low, high) = (log(below), log((below + 1).min(table.len() - 1)));
+    below as f64 + ((low - wanted) / precision.keep(low - high)).clamp(0.0, 1.0)
 }
 
 #[cfg(test)]
@@ -173,7 +178,7 @@ mod tests {
         let scheduler = Scheduler::ddpm(1000, [1e-4, 0.02], Variance::FixedSmall, 1.0);
         let table = scheduler.schedule().sigmas();
         for t in [0, 1, 500, 998, 999] {
-            assert!((timestep_of(&table, table[t]) - t as f64).abs() <= 1e-9, "{t}");
+            assert!((timestep_of(&table, table[t], Precision::Exact) - t as f64).abs() <= 1e-9, "{t}");
         }
     }
 }

@@ -34,7 +34,7 @@ pub(super) const CLASSES: [(&str, &[&str]); 10] = [
             FLOW,
             "flow_shift",
             FINAL,
-            "lambda_min_clipped",
+            LAMBDA,
             VARIANCE,
             ZERO_SNR,
             SHIFTING,
@@ -104,6 +104,7 @@ pub(super) const VARIANCE: &str = "variance_type";
 pub(super) const ALGORITHM: &str = "algorithm_type";
 pub(super) const SKIP: &str = "skip_prk_steps";
 pub(super) const TIMESTEPS: &str = "num_train_timesteps";
+pub(super) const LAMBDA: &str = "lambda_min_clipped";
 pub(super) const CLASS: &str = "_class_name";
 
 /// Names for the command line: the class, and the keys that make it what its name says.

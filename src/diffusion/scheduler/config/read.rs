@@ -30,8 +30,6 @@ impl Reader<'_> {
     fn number(&self, key: &str) -> Result<Option<f64>> {
         match self.value(key) {
             None => Ok(None),
-            // Python writes them so.
-            Some(Value::String(s)) if s == "-inf" || s == "-Infinity" => Ok(Some(f64::NEG_INFINITY)),
             Some(value) => {
                 let finite = value.as_f64().filter(|v| v.is_finite());
                 finite.map(Some).ok_or_else(|| self.refuse(key, "it must be a number"))
@@ -71,6 +69,15 @@ impl Reader<'_> {
     fn off(&self, key: &str) -> Result<()> {
         let asks = self.value(key).is_some_and(|v| *v != json!(false) && *v != json!([]));
         if asks { Err(self.refuse(key, "denoir does not do that")) } else { Ok(()) }
+    }
+
+    /// Refuses flow matching and these keys. What would say more about flows has no effect then.
+    fn no_flow(&self, more: &[&str]) -> Result<()> {
+        for key in [FLOW, SHIFTING].iter().chain(more) {
+            self.off(key)?;
+        }
+        self.number("flow_shift")?;
+        self.word("time_shift_type", &[("exponential", ()), ("linear", ())])
     }
 
     fn betas(&self) -> Result<Betas> {
@@ -114,8 +121,8 @@ impl Reader<'_> {
     }
 
     fn clip(&self, default: bool) -> Result<Clip> {
+        let (ratio, most) = (self.number(RATIO)?.unwrap_or(0.995), self.number(MOST)?.unwrap_or(1.0));
         if self.flag(DYNAMIC, false)? {
-            let (ratio, most) = (self.number(RATIO)?.unwrap_or(0.995), self.number(MOST)?.unwrap_or(1.0));
             if !(0.0..=1.0).contains(&ratio) {
                 return Err(self.refuse(RATIO, "it must be from 0 to 1"));
             }
@@ -163,9 +170,7 @@ impl Reader<'_> {
     }
 
     fn dpm_solver(&self) -> Result<Method> {
-        for key in ["use_lu_lambdas", FLOW, SHIFTING] {
-            self.off(key)?;
-        }
+        self.no_flow(&["use_lu_lambdas"])?;
         // Only a learned one would mean something here.
         self.variance()?;
         // Files of other multistep classes are read as the library reads them.
@@ -177,14 +182,12 @@ impl Reader<'_> {
             heun: self.word(SOLVER, &shapes)?,
             lower_order_final: self.flag(LOWER, true)?,
             euler_at_final: self.flag("euler_at_final", false)?,
-            lambda_min: self.number("lambda_min_clipped")?.unwrap_or(f64::NEG_INFINITY),
+            lambda_min: self.number(LAMBDA)?.unwrap_or(f64::NEG_INFINITY),
         }))
     }
 
     fn unipc(&self) -> Result<Method> {
-        for key in [FLOW, SHIFTING, "shift_terminal", "solver_p"] {
-            self.off(key)?;
-        }
+        self.no_flow(&["shift_terminal", "solver_p"])?;
         let shapes = [("bh2", false), ("bh1", true), ("midpoint", false), ("heun", false), ("logrho", false)];
         let bad = || self.refuse("disable_corrector", "it must be a list of whole numbers");
         let steps = match self.value("disable_corrector") {

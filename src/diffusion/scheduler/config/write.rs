@@ -100,7 +100,7 @@ impl Method {
                     "euler_at_final": options.euler_at_final,
                 });
                 if options.lambda_min.is_finite() {
-                    keys["lambda_min_clipped"] = json!(options.lambda_min);
+                    keys[LAMBDA] = json!(options.lambda_min);
                 }
                 keys
             }
