@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn past_65535_workgroups() {
+    fn sixteen_million_parameters() {
         let n = 65_536 * 256 + 3;
         for (name, device) in devices().iter().filter(|(_, device)| matches!(device, Device::Gpu(_))) {
             let (mut program, tensors) = record(n, PART, AdamOptions { clip: None, ..OPTIONS }, device);
