@@ -205,6 +205,8 @@ impl Launch for Product {
         let spread: &[Way] = match (adapter.broadcasts, self.may_be_broad()) {
             (false, _) => &[],
             (true, false) => &[Way::Spread],
+            // Whose tile is half full at least.
+            (true, true) if self.m >= 128 && self.n >= 64 => &[Way::Broad, Way::Spread],
             (true, true) => &[Way::Spread, Way::Broad],
         };
         Way::variants(adapter, [self.batch * self.m, self.n], spread)
