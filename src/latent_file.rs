@@ -1,5 +1,7 @@
 //! Latents in a file: safetensors, in PyTorch's layout, with the fingerprint of the VAE that made them.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors};
@@ -12,6 +14,8 @@ use crate::error::{Error, Result};
 const KEY: &str = "denoir_vae";
 /// Largest file that is read: memory must hold it several times.
 const MOST_BYTES: u64 = 8 << 30;
+/// Longest header of a file of this format.
+const MOST_HEADER: u64 = 100_000_000;
 
 /// `[N, h, w, c]` as `[N, c, h, w]`; with `back`, the other way.
 pub(crate) fn turned(values: &[f32], [h, w, c]: [usize; 3], back: bool) -> Vec<f32> {
@@ -43,9 +47,14 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
 
 /// Says early that a file is there which has no `key` and so does not hold such `what`.
 pub(crate) fn check_holds(path: &Path, key: &str, what: &str) -> Result<()> {
+    // The header alone: whatever lies there may be larger than memory.
     let is_such = || {
-        let bytes = std::fs::metadata(path).ok()?.is_file().then(|| std::fs::read(path).ok())??;
-        SafeTensors::read_metadata(&bytes).ok()?.1.metadata().as_ref()?.get(key).cloned()
+        let mut file = std::fs::metadata(path).ok()?.is_file().then(|| File::open(path).ok())??;
+        let mut head = vec![0; 8];
+        file.read_exact(&mut head).ok()?;
+        let length = u64::from_le_bytes(head[..].try_into().ok()?).min(MOST_HEADER);
+        file.take(length).read_to_end(&mut head).ok()?;
+        SafeTensors::read_metadata(&head).ok()?.1.metadata().as_ref()?.get(key).cloned()
     };
     if path.is_dir() {
         return Err(Error::new(format!("{} is a folder", path.display())).hint("name a file"));

@@ -65,12 +65,30 @@ pub fn open(path: &Path) -> Result<Folder> {
     let (mut unet, mut codec, mut sampler) = (None, None, None);
     for (name, class) in &parts {
         let at = part_folder(path, name);
+        let known = |classes: &[&str]| match classes.contains(&class.as_str()) {
+            true => Ok(()),
+            false => Err(wrong(
+                &index,
+                &format!("its {name} is a {}: denoir has {}", one_line(class), classes.join(", ")),
+            )),
+        };
         match name.as_str() {
-            "unet" => unet = Some(at),
-            "vae" | "vqvae" => codec = Some(at),
+            "unet" => {
+                known(&["UNet2DModel"])?;
+                unet = Some(at);
+            }
+            "vae" | "vqvae" => {
+                known(&["AutoencoderKL", "VQModel"])?;
+                codec = Some(at);
+            }
             // Of the class that the index names, as the library reads it.
             "scheduler" => sampler = Some(Sampler { keys: read_keys(&at)?.with_class(class), folder: at }),
-            _ => return Err(wrong(&index, &format!("denoir has no part like its {name}, a {class}"))),
+            _ => {
+                return Err(wrong(
+                    &index,
+                    &format!("denoir has no part like its {}, a {}", one_line(name), one_line(class)),
+                ));
+            }
         }
     }
     let Some(unet) = unet else { return Err(wrong(&index, "it has no unet")) };

@@ -364,6 +364,12 @@ fn folders_that_cannot_be_used() {
     with("model_index.json", "text_encoder", json!(["transformers", "CLIPTextModel"]), &["its text_encoder"]);
     with("model_index.json", "unet", json!([null, null]), &["it has no unet"]);
     with(
+        "model_index.json",
+        "unet",
+        json!(["os", "system"]),
+        &["its unet is a system: denoir has UNet2DModel"],
+    );
+    with(
         "scheduler/scheduler_config.json",
         "prediction_type",
         json!("flow_prediction"),
