@@ -38,6 +38,9 @@ impl Conv {
     }
 }
 
+/// Channels from which on a part of an image is worth a product of its own.
+const NARROW: usize = 16;
+
 /// `x [N, H, W, Cin]` through a convolution with bias, plus a per-sample `shift [N, out]` and a `residual`
 /// of the result's shape.
 #[track_caller]
@@ -56,8 +59,10 @@ pub fn conv(s: &Scope, x: &Tensor, form: Conv, shift: Option<&Tensor>, residual:
 pub fn point(s: &Scope, parts: &[&Tensor], out: usize, bias: bool) -> Tensor {
     let cin: usize = parts.iter().map(|x| x.shape().last()).sum();
     let init = Init::FanIn(cin);
-    // Rows of small models may begin between the places that a GPU can bind.
-    let apart = parts.iter().all(|x| (x.shape().last() * out).is_multiple_of(ALIGN));
+    // Rows of small models may begin between the places that a GPU can bind; and a copy of few channels costs less
+    // than a product more, which rounds once more too.
+    let apart = |c: usize| c >= NARROW && (c * out).is_multiple_of(ALIGN);
+    let apart = parts.iter().all(|x| apart(x.shape().last()));
     let parts = match apart {
         true => parts.iter().map(|&x| x.clone()).collect(),
         false => vec![side_by_side(s, parts)],
@@ -211,7 +216,7 @@ mod tests {
     fn a_point_of_two_is_that_of_both_side_by_side() {
         for (_, device) in devices() {
             // Rows that a GPU can bind, and others.
-            for (widths, out, alone) in [([8, 24], 16, true), ([3, 5], 7, false)] {
+            for (widths, out, alone) in [([16, 24], 16, true), ([8, 24], 16, false), ([17, 19], 7, false)] {
                 let (launches, results) = point_of(device, widths, out, true);
                 assert_eq!(!launches.contains(&"concat join"), alone, "{launches:?}");
                 let (_, wanted) = point_of(device, widths, out, false);
