@@ -150,7 +150,7 @@ impl Size {
 
     /// Scratch holds copies of the tensors: padded, or each head apart for products.
     fn copies(&self) -> bool {
-        self.is_ragged() || (self.heads > 1 && self.can_store_scores())
+        self.is_ragged() || (self.heads > 1 && self.suits_products())
     }
 
     fn variants(&self, adapter: &Traits) -> Vec<Variant> {

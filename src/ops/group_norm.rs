@@ -236,6 +236,17 @@ impl BackwardX {
         let rows = self.size.gpu_sum_rows()[plan.variant()];
         self.size.add(plan, entry, part, rows, self.kind, 0.0)
     }
+
+    /// With all that the derivative at an element is made of.
+    fn add_of_x<'a>(&self, plan: &'a mut Dispatches, entry: &'static str, part: Part) -> &'a mut Dispatch {
+        let after = self.size.parts().count();
+        self.add(plan, entry, part)
+            .read("x", part.index)
+            .read("dy", after)
+            .read("gamma", after + 1)
+            .read("beta", after + 2)
+            .read("statistics", after + 3)
+    }
 }
 
 impl Launch for BackwardX {
@@ -305,12 +316,7 @@ impl Launch for BackwardX {
         let chunks = size.p.div_ceil(size.gpu_sum_rows()[plan.variant()]);
         let after = size.parts().count();
         for part in size.parts() {
-            self.add(plan, "backward_partial", part)
-                .read("x", part.index)
-                .read("dy", after)
-                .read("gamma", after + 1)
-                .read("beta", after + 2)
-                .read("statistics", after + 3)
+            self.add_of_x(plan, "backward_partial", part)
                 .scratch("partial", 0)
                 .cover(size.n * chunks * part.width.div_ceil(32), 1);
         }
@@ -324,12 +330,7 @@ impl Launch for BackwardX {
             .scratch("means", 1)
             .cover(size.n * size.groups, 256);
         for part in size.parts() {
-            self.add(plan, "backward_x", part)
-                .read("x", part.index)
-                .read("dy", after)
-                .read("gamma", after + 1)
-                .read("beta", after + 2)
-                .read("statistics", after + 3)
+            self.add_of_x(plan, "backward_x", part)
                 .scratch("means", 1)
                 .write("dx", 1 + part.index)
                 .cover(size.blocks(part), 1);

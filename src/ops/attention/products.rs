@@ -10,6 +10,9 @@ use crate::ops::shared::product::{Sizes, Slots, Transpose};
 /// The most scores of a launch: 64 MiB, which every adapter can bind, twice in the backward pass.
 const MOST_SCORES: usize = 1 << 24;
 
+/// The fewest scores of a head that a tile of a product is worth.
+const LEAST: usize = 32;
+
 /// Index of the variant whose products run in way 0: after those of the other kernel.
 const FIRST: usize = super::KERNEL.knob_sets.len();
 
@@ -31,14 +34,14 @@ impl Size {
         self.pairs() * self.queries * self.keys
     }
 
-    /// The scores are few enough to be kept.
-    pub(super) fn can_store_scores(&self) -> bool {
-        self.scores() <= MOST_SCORES
+    /// The scores are few enough to be kept, and enough for products.
+    pub(super) fn suits_products(&self) -> bool {
+        self.scores() <= MOST_SCORES && self.queries * self.keys >= LEAST
     }
 
     /// The three ways that suit the products best: on a software driver they end with tiles.
     pub(super) fn product_variants(&self, adapter: &Traits) -> Vec<Variant> {
-        if !self.can_store_scores() {
+        if !self.suits_products() {
             return Vec::new();
         }
         let spread: &[Way] = if adapter.broadcasts { &[Way::Spread] } else { &[] };
@@ -50,7 +53,7 @@ impl Size {
 
     /// Scratch that [`forward`] and [`backward`] need besides the copies of what the heads share: so many blocks.
     pub(super) fn score_scratch(&self, blocks: usize) -> Vec<usize> {
-        vec![self.scores(); if self.can_store_scores() { blocks } else { 0 }]
+        vec![self.scores(); if self.suits_products() { blocks } else { 0 }]
     }
 
     fn multiply(
