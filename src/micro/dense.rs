@@ -2,7 +2,7 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::panels::{MOST_ROWS, Panels, height};
+use super::panels::{MOST_ROWS, Panels, WIDEST, height};
 
 /// Longest chain of multiply-adds before it is added to what stands in the result. A panel of as many rows
 /// takes half of a first-level cache of 32 KiB.
@@ -220,28 +220,13 @@ impl Product<'_> {
         row: usize,
         panel: usize,
     ) -> usize {
-        let Left { row: a_row, step, tile, .. } = self.left;
+        let Left { row: a_row, tile, .. } = self.left;
         let a = self.a.wrapping_add(if tile > 0 { row / M * tile } else { row * a_row });
         let b = self.b.wrapping_add(panel * self.right.panel);
         let dst = self.dst.wrapping_add(row * self.dst_row + panel * self.right.width);
-        let mut sums = [[simd.splat_f32s(0.0); V]; M];
-        for k in 0..self.depth {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let b = b.add(k * self.right.row);
-                let a = a.add(k * step);
-                let mut w = [simd.splat_f32s(0.0); V];
-                for (v, w) in w.iter_mut().enumerate() {
-                    *w = b.add(v * S::F32_LANES).cast::<S::f32s>().read_unaligned();
-                }
-                for m in 0..M {
-                    let x = simd.splat_f32s(*a.add(m * a_row));
-                    for v in 0..V {
-                        sums[m][v] = simd.mul_add_e_f32s(x, w[v], sums[m][v]);
-                    }
-                }
-            }
-        }
+        const { assert!(V * S::F32_LANES <= WIDEST) };
+        // SAFETY: the caller's promise.
+        let mut sums = unsafe { self.sums::<S, M, V>(simd, a, b) };
         let first = panel * self.right.width;
         let cols = self.right.width.min(self.cols - first);
         // Whole tiles are written from the registers: no length that is not known when this is compiled.
@@ -283,8 +268,19 @@ impl Product<'_> {
             }
             return M;
         }
-        for (m, sums) in sums.iter().enumerate().take(self.rows - row) {
-            let sums: &[f32] = bytemuck::cast_slice(sums);
+        // A copy, since rows that are counted when this runs cannot be read from registers: the sums themselves
+        // would be kept in memory, and stored with every term that is added.
+        let mut copy = [[0.0; WIDEST]; M];
+        for m in 0..M {
+            for v in 0..V {
+                // SAFETY: `V` vectors are no more than the widest panel.
+                unsafe {
+                    let to = copy[m].as_mut_ptr().add(v * S::F32_LANES);
+                    to.cast::<S::f32s>().write_unaligned(sums[m][v]);
+                }
+            }
+        }
+        for (m, sums) in copy.iter().enumerate().take(self.rows - row) {
             // SAFETY: the caller's promise.
             let out = unsafe { std::slice::from_raw_parts_mut(dst.add(m * self.dst_row), cols) };
             match self.start {
@@ -298,6 +294,39 @@ impl Product<'_> {
             }
         }
         M
+    }
+
+    /// The sums of one tile, whose rows begin at `a`, and whose panel at `b`.
+    ///
+    /// # Safety
+    /// `M` rows and a panel of `V` vectors, of `depth` terms each, must be there.
+    #[inline(always)]
+    unsafe fn sums<S: Simd, const M: usize, const V: usize>(
+        &self,
+        simd: S,
+        a: *const f32,
+        b: *const f32,
+    ) -> [[S::f32s; V]; M] {
+        let Left { row: a_row, step, .. } = self.left;
+        let mut sums = [[simd.splat_f32s(0.0); V]; M];
+        for k in 0..self.depth {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let b = b.add(k * self.right.row);
+                let a = a.add(k * step);
+                let mut w = [simd.splat_f32s(0.0); V];
+                for (v, w) in w.iter_mut().enumerate() {
+                    *w = b.add(v * S::F32_LANES).cast::<S::f32s>().read_unaligned();
+                }
+                for m in 0..M {
+                    let x = simd.splat_f32s(*a.add(m * a_row));
+                    for v in 0..V {
+                        sums[m][v] = simd.mul_add_e_f32s(x, w[v], sums[m][v]);
+                    }
+                }
+            }
+        }
+        sums
     }
 }
 

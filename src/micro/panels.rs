@@ -8,6 +8,9 @@ use rayon::prelude::*;
 /// Rows of the tallest tile of any machine.
 pub(super) const MOST_ROWS: usize = 12;
 
+/// Columns of the widest panel of any machine.
+pub const WIDEST: usize = 32;
+
 /// Rows of a gathered tile: as many as the registers hold beside two vectors of weights.
 pub(super) const fn rows_of<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { MOST_ROWS } else { 6 }

@@ -15,7 +15,7 @@ use super::Geometry;
 use crate::launch::Made;
 use crate::matrix::Tiles;
 use crate::micro::dense::{Left, Right, product};
-use crate::micro::panels::{Panels, panel, panel_elements};
+use crate::micro::panels::{Panels, WIDEST, panel, panel_elements};
 use crate::simd::vectorized;
 
 use transforms::{TransformInput, TransformOutput, TransformSlope};
@@ -157,8 +157,6 @@ fn transform_weights(
     weight: impl Fn(usize, usize, usize, &mut [f32]) + Sync,
     room: &mut [f32],
 ) {
-    /// Channels of the widest panel of any machine.
-    const WIDEST: usize = 32;
     /// Rows of a task.
     const ROWS: usize = 16;
     let (width, elements) = (panel(dst_c), panel_elements(c, dst_c));
