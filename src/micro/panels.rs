@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
+use crate::simd::vectorized;
+
 /// Rows of the tallest tile of any machine.
 pub(super) const MOST_ROWS: usize = 12;
 
@@ -173,6 +175,38 @@ pub fn copy_short(out: &mut [f32], x: &[f32]) {
     if !(exactly::<8>(out, x) || exactly::<16>(out, x) || exactly::<32>(out, x)) {
         out.copy_from_slice(x);
     }
+}
+
+/// `out[i][j] = b[j][i]` for `cols` rows of `b`, which begin `stride` elements apart, and the rows of `out`.
+pub fn copy_turned(b: &[f32], stride: usize, cols: usize, out: &mut [f32], width: usize) {
+    vectorized(
+        #[inline(always)]
+        || {
+            // In squares, of which a row is read, and written, by one instruction.
+            const SIDE: usize = 4;
+            let rows = out.len() / width;
+            for (square, out) in out.chunks_mut(SIDE * width).enumerate() {
+                let from = square * SIDE;
+                let mut col = 0;
+                while from + SIDE <= rows && col + SIDE <= cols {
+                    let mut x = [[0.0; SIDE]; SIDE];
+                    for (j, x) in x.iter_mut().enumerate() {
+                        x.copy_from_slice(&b[(col + j) * stride + from..][..SIDE]);
+                    }
+                    let [p, q, r, s] = x;
+                    for i in 0..SIDE {
+                        out[i * width + col..][..SIDE].copy_from_slice(&[p[i], q[i], r[i], s[i]]);
+                    }
+                    col += SIDE;
+                }
+                for (i, out) in out.chunks_exact_mut(width).enumerate() {
+                    for col in col..cols {
+                        out[col] = b[col * stride + from + i];
+                    }
+                }
+            }
+        },
+    );
 }
 
 /// Some rows of panel number `panel`.

@@ -6,13 +6,13 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::winograd::{self, Correlation};
+use super::winograd::{self, Correlation, Weights};
 use super::{Geometry, Image};
 use crate::launch::Made;
 use crate::matrix::Tiles;
 use crate::micro::gather::{Gather, gathered};
 use crate::micro::outer::{Products, Run, Side, outer};
-use crate::micro::panels::{Panels, copy_short, panel_elements};
+use crate::micro::panels::{Panels, copy_short, copy_turned, panel_elements};
 use crate::simd::vectorized;
 
 /// Pixels that a task takes, of `pixels` in all: few enough for the cache and to have work for many cores,
@@ -52,10 +52,7 @@ pub fn forward(
             top: g.top as isize,
             left: g.left as isize,
         };
-        let weight = |tap: usize, ci: usize, first: usize, out: &mut [f32]| {
-            copy_short(out, &w[(tap * g.cin + ci) * g.cout + first..][..out.len()]);
-        };
-        return of.run(x, weight, y, panels, finish);
+        return of.run(x, Weights::Forward(w), y, panels, finish);
     }
     let taps = g.kh * g.kw;
     if !panels.done {
@@ -222,11 +219,7 @@ pub fn adjoint(
             top: 2 - g.top as isize,
             left: 2 - g.left as isize,
         };
-        let weight = |tap: usize, co: usize, first: usize, out: &mut [f32]| {
-            let w = w[((8 - tap) * g.cin + first) * g.cout + co..].iter().step_by(g.cout);
-            out.iter_mut().zip(w).for_each(|(out, w)| *out = *w);
-        };
-        return of.run(dy, weight, dx, panels, |_, dx| finish(dx));
+        return of.run(dy, Weights::Adjoint(w), dx, panels, |_, dx| finish(dx));
     }
     let mut rest = &mut *panels.memory;
     for class in classes(g).filter(|_| !panels.done) {
@@ -237,11 +230,7 @@ pub fn adjoint(
             let kh = class.kh + tap / class.across * g.stride;
             let kw = class.kw + tap % class.across * g.stride;
             let w = &w[(kh * g.kw + kw) * g.cin * g.cout..][..g.cin * g.cout];
-            for (ci, w) in w[first * g.cout..].chunks_exact(g.cout).take(cols).enumerate() {
-                for (out, w) in out.chunks_exact_mut(width).zip(w) {
-                    out[ci] = *w;
-                }
-            }
+            copy_turned(&w[first * g.cout..], g.cout, cols, out, width);
         });
     }
     let panels = &*panels.memory;

@@ -15,10 +15,10 @@ use super::Geometry;
 use crate::launch::Made;
 use crate::matrix::Tiles;
 use crate::micro::dense::{Left, Right, product};
-use crate::micro::panels::{Panels, WIDEST, panel, panel_elements};
+use crate::micro::panels::{Panels, WIDEST, copy_turned, panel, panel_elements};
 use crate::simd::vectorized;
 
-use transforms::{TransformInput, TransformOutput, TransformSlope};
+use transforms::{TransformInput, TransformOutput, TransformSlope, TransformWeights};
 
 /// Places of a tile.
 const PLACES: usize = 16;
@@ -49,19 +49,18 @@ pub struct Correlation {
 }
 
 impl Correlation {
-    /// `weight(tap, k, first, out)` writes the weights of source channel k to the channels from `first` on, as
-    /// many as `out` holds. `finish(pixel, y)` gets whole pixels, each once, the first of them number `pixel`.
+    /// `finish(pixel, y)` gets whole pixels, each once, the first of them number `pixel`.
     pub fn run(
         &self,
         src: &[f32],
-        weight: impl Fn(usize, usize, usize, &mut [f32]) + Sync,
+        weights: Weights,
         dst: &mut [f32],
         room: Made,
         finish: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let (c, dst_c) = (self.src[2], self.dst[2]);
         if !room.done {
-            transform_weights(c, dst_c, weight, room.memory);
+            transform_weights(c, dst_c, weights, room.memory);
         }
         let (down, across) = (self.dst[0].div_ceil(2), self.dst[1].div_ceil(2));
         let (count, row) = (self.n * down * across, panel_elements(1, dst_c));
@@ -150,60 +149,43 @@ fn with_memory<const N: usize>(elements: [usize; N], work: impl FnOnce([&mut [f3
     });
 }
 
+/// The weights of a [`Correlation`], from `c` channels to others.
+#[derive(Clone, Copy)]
+pub enum Weights<'a> {
+    /// `[3, 3, c, dst_c]`.
+    Forward(&'a [f32]),
+    /// `[3, 3, dst_c, c]`, those of the convolution whose adjoint this is: taps in reverse order.
+    Adjoint(&'a [f32]),
+}
+
 /// `G g G^T` for all channels, into panels, one matrix after the other for each place.
-fn transform_weights(
-    c: usize,
-    dst_c: usize,
-    weight: impl Fn(usize, usize, usize, &mut [f32]) + Sync,
-    room: &mut [f32],
-) {
-    /// Rows of a task.
+fn transform_weights(c: usize, dst_c: usize, weights: Weights, room: &mut [f32]) {
+    /// Rows of a task: a run of the adjoint's weights that fills whole lines of the cache.
     const ROWS: usize = 16;
     let (width, elements) = (panel(dst_c), panel_elements(c, dst_c));
     assert!(width <= WIDEST, "a panel of {width} columns");
     let room = Tiles::new(room);
-    let (rows, panels, pieces) = (c, dst_c.div_ceil(width), c.div_ceil(ROWS));
+    let (panels, pieces) = (dst_c.div_ceil(width), c.div_ceil(ROWS));
     (0..panels * pieces).into_par_iter().for_each(|task| {
         let (panel, piece) = (task / pieces, task % pieces);
-        let cols = width.min(dst_c - panel * width);
-        for k in piece * ROWS..c.min((piece + 1) * ROWS) {
-            let mut taps = [[0.0; WIDEST]; 9];
-            for (tap, out) in taps.iter_mut().enumerate() {
-                weight(tap, k, panel * width, &mut out[..cols]);
+        let (first, cols) = (panel * width, width.min(dst_c - panel * width));
+        let rows = piece * ROWS..c.min((piece + 1) * ROWS);
+        let mut turned = [[0.0; ROWS * WIDEST]; 9];
+        if let Weights::Adjoint(w) = weights {
+            for (tap, out) in turned.iter_mut().enumerate() {
+                let w = &w[((8 - tap) * dst_c + first) * c + rows.start..];
+                copy_turned(w, c, cols, &mut out[..rows.len() * width], width);
             }
-            vectorized(
-                #[inline(always)]
-                || {
-                    let mut half = [[[0.0; WIDEST]; 3]; 4];
-                    for i in 0..3 {
-                        let [a, b, c] = [taps[i], taps[3 + i], taps[6 + i]];
-                        for j in 0..WIDEST {
-                            let (outer, middle) = (0.5 * (a[j] + c[j]), 0.5 * b[j]);
-                            half[0][i][j] = a[j];
-                            half[1][i][j] = outer + middle;
-                            half[2][i][j] = outer - middle;
-                            half[3][i][j] = c[j];
-                        }
-                    }
-                    for (r, [a, b, c]) in half.iter().enumerate() {
-                        let mut full = [[0.0; WIDEST]; 4];
-                        for j in 0..WIDEST {
-                            let (outer, middle) = (0.5 * (a[j] + c[j]), 0.5 * b[j]);
-                            full[0][j] = a[j];
-                            full[1][j] = outer + middle;
-                            full[2][j] = outer - middle;
-                            full[3][j] = c[j];
-                        }
-                        for (s, full) in full.iter().enumerate() {
-                            let at = (r * 4 + s) * elements + (panel * rows + k) * width;
-                            // SAFETY: every task has rows of its own.
-                            let out =
-                                unsafe { std::slice::from_raw_parts_mut(room.pointer(at, width), width) };
-                            out.copy_from_slice(&full[..width]);
-                        }
-                    }
-                },
-            );
+        }
+        for (i, k) in rows.enumerate() {
+            let taps = std::array::from_fn(|tap| match weights {
+                Weights::Forward(w) => &w[(tap * c + k) * dst_c + first..][..cols],
+                Weights::Adjoint(_) => &turned[tap][i * width..][..cols],
+            });
+            // The task's own rows.
+            let out =
+                std::array::from_fn(|place| room.pointer(place * elements + (panel * c + k) * width, width));
+            Arch::new().dispatch(TransformWeights { taps, width, out });
         }
     });
 }

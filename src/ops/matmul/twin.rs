@@ -9,7 +9,7 @@ use super::Product;
 use crate::launch::Made;
 use crate::matrix::Tiles;
 use crate::micro::dense::{Left, Right, Start, product_into};
-use crate::micro::panels::{Panels, copy_short, height, panel, panel_elements};
+use crate::micro::panels::{Panels, copy_short, copy_turned, height, panel, panel_elements};
 use crate::ops::CHUNK;
 use crate::simd::vectorized;
 
@@ -128,7 +128,7 @@ impl Product {
     fn pack(&self, b: &[f32], from: usize, first: usize, cols: usize, out: &mut [f32], width: usize) {
         let Product { n, k, .. } = *self;
         if self.transpose.b {
-            pack_turned(&b[first * k + from..], k, cols, out, width);
+            copy_turned(&b[first * k + from..], k, cols, out, width);
         } else {
             for (out, b) in out.chunks_exact_mut(width).zip(b[from * n..].chunks_exact(n)) {
                 copy_short(&mut out[..cols], &b[first..first + cols]);
@@ -256,38 +256,6 @@ impl Product {
             });
         });
     }
-}
-
-/// `out[i][j] = b[j][i]` for `cols` rows of `b`, which begin `stride` elements apart, and the rows of `out`.
-fn pack_turned(b: &[f32], stride: usize, cols: usize, out: &mut [f32], width: usize) {
-    vectorized(
-        #[inline(always)]
-        || {
-            // In squares, of which a row is read, and written, by one instruction.
-            const SIDE: usize = 4;
-            let rows = out.len() / width;
-            for (square, out) in out.chunks_mut(SIDE * width).enumerate() {
-                let from = square * SIDE;
-                let mut col = 0;
-                while from + SIDE <= rows && col + SIDE <= cols {
-                    let mut x = [[0.0; SIDE]; SIDE];
-                    for (j, x) in x.iter_mut().enumerate() {
-                        x.copy_from_slice(&b[(col + j) * stride + from..][..SIDE]);
-                    }
-                    let [p, q, r, s] = x;
-                    for i in 0..SIDE {
-                        out[i * width + col..][..SIDE].copy_from_slice(&[p[i], q[i], r[i], s[i]]);
-                    }
-                    col += SIDE;
-                }
-                for (i, out) in out.chunks_exact_mut(width).enumerate() {
-                    for col in col..cols {
-                        out[col] = b[col * stride + from + i];
-                    }
-                }
-            }
-        },
-    );
 }
 
 /// `y [.., m, k]` from `x [.., k, m]`.

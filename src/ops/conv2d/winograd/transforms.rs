@@ -129,3 +129,52 @@ impl WithSimd for TransformSlope<'_> {
         }
     }
 }
+
+/// `G g G^T` of the taps from one source channel to `cols` others: place p goes to `out[p * step..]`, a row of a panel
+/// of `width`, padded with zeros.
+pub(super) struct TransformWeights<'a> {
+    pub taps: [&'a [f32]; 9],
+    pub width: usize,
+    pub out: [*mut f32; PLACES],
+}
+
+impl WithSimd for TransformWeights<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let TransformWeights { taps, width, out } = self;
+        let cols = taps[0].len();
+        assert!(cols.is_multiple_of(S::F32_LANES) && width.is_multiple_of(S::F32_LANES), "a row of a panel");
+        let taps = taps.map(|tap| {
+            assert!(tap.len() == cols && cols <= width, "a tap's row");
+            tap.as_ptr()
+        });
+        for first in (0..cols).step_by(S::F32_LANES) {
+            // SAFETY: `first` and a vector lie inside `cols`.
+            let read = |tap: usize| unsafe { taps[tap].add(first).cast::<S::f32s>().read_unaligned() };
+            let p = spread(simd, [read(0), read(3), read(6)]);
+            let q = spread(simd, [read(1), read(4), read(7)]);
+            let r = spread(simd, [read(2), read(5), read(8)]);
+            for row in 0..4 {
+                for (s, value) in spread(simd, [p[row], q[row], r[row]]).into_iter().enumerate() {
+                    // SAFETY: the caller's promise.
+                    unsafe { out[row * 4 + s].add(first).cast::<S::f32s>().write_unaligned(value) };
+                }
+            }
+        }
+        for first in (cols..width).step_by(S::F32_LANES) {
+            for out in out {
+                // SAFETY: the caller's promise.
+                unsafe { out.add(first).cast::<S::f32s>().write_unaligned(simd.splat_f32s(0.0)) };
+            }
+        }
+    }
+}
+
+/// `G g` for one column.
+#[inline(always)]
+fn spread<S: Simd>(simd: S, [a, b, c]: [S::f32s; 3]) -> [S::f32s; 4] {
+    let half = simd.splat_f32s(0.5);
+    let (outer, middle) = (simd.mul_f32s(half, simd.add_f32s(a, c)), simd.mul_f32s(half, b));
+    [a, simd.add_f32s(outer, middle), simd.sub_f32s(outer, middle), c]
+}
