@@ -60,8 +60,8 @@ fn store_row(row: u32, part: u32, lane: u32, sum: vec4<f32>) {
     }
 }
 
-// The sums of dy, by the workgroups that have the first rows of dw. They read dy once more: in the loop over the products an
-// addition would be the work of all workgroups, because such drivers pass over no branch.
+// The sums of dy, by the workgroups that have the first rows of dw. They read dy once more: a sum more in the loop over the
+// products would be copied once a turn, by every workgroup.
 fn store_bias(part: u32, lane: u32) {
     let lanes = q.cout / 4u;
     if lane >= lanes {
