@@ -11,7 +11,8 @@
 // gather:     one thread for 4 pixels and one Lane of channels, of the convolution or of its adjoint: backward_x and the
 //             transposed convolution, with the weights that `adjoint_weights` makes.
 // backward_w: one thread for 4 input channels and one Lane of output channels, over a part of the image rows; the parts are
-//             added up by sum_parts in a fixed order.
+//             added up by sum_parts in a fixed order. Where there is a bias but no shift, each part ends in a row of its sums of
+//             dy, which one thread more a Lane makes; sum_weights gives dw and dbias then, and nobody else reads dy for them.
 // Here a thread does everything alone. conv2d_tiled.wgsl shares what is read through workgroup memory, conv2d_spread.wgsl
 // through the lanes of a subgroup.
 //!include lib/grid.wgsl
@@ -108,16 +109,21 @@ fn backward_w(
     let blocks = (q.cin + 3u) / 4u;
     let item = (q.first_group + flat_group(group, groups)) * WG + thread;
     let lane = item % lanes;
-    var rest = item / lanes;
-    let ci = rest % blocks * 4u;
-    rest /= blocks;
-    let kw = rest % q.kw;
-    rest /= q.kw;
-    let kh = rest % q.kh;
-    let part = rest / q.kh;
+    let of_weights = q.kh * q.kw * blocks;
+    var rest = item / lanes % (of_weights + q.has_bias);
+    let part = item / lanes / (of_weights + q.has_bias);
     if part >= q.parts {
         return;
     }
+    if rest == of_weights {
+        // No tap that meets every pixel of dy is sure to exist.
+        parts[((part + 1u) * part_rows() - 1u) * lanes + lane] = sum_dy(part, lane, lanes);
+        return;
+    }
+    let ci = rest % blocks * 4u;
+    rest /= blocks;
+    let kw = rest % q.kw;
+    let kh = rest / q.kw;
     // Channels past the end repeat the last one and are not stored.
     let c1 = min(1u, q.cin - 1u - ci);
     let c2 = min(2u, q.cin - 1u - ci);
@@ -150,11 +156,25 @@ fn backward_w(
             at_y += lanes;
         }
     }
-    let out = (((part * q.kh + kh) * q.kw + kw) * q.cin + ci) * lanes + lane;
+    let out = (part * part_rows() + (kh * q.kw + kw) * q.cin + ci) * lanes + lane;
     parts[out] = s0;
     if c1 == 1u { parts[out + lanes] = s1; }
     if c2 == 2u { parts[out + 2u * lanes] = s2; }
     if c3 == 3u { parts[out + 3u * lanes] = s3; }
+}
+
+// Sum of the pixels of a part: row by row, so that no sum is long.
+fn sum_dy(part: u32, lane: u32, lanes: u32) -> Lane {
+    var sum = Lane();
+    let end = min((part + 1u) * q.rows, q.n * q.oh);
+    for (var row = part * q.rows; row < end; row++) {
+        var along = Lane();
+        for (var ow = 0u; ow < q.ow; ow++) {
+            along += dy[(row * q.ow + ow) * lanes + lane];
+        }
+        sum += along;
+    }
+    return sum;
 }
 
 struct FlipParams { kh: u32, kw: u32, rows: u32, cols: u32, step: u32 }
@@ -198,6 +218,19 @@ struct SumParams { n: u32, parts: u32, stride: u32, outer: u32 }
 @group(0) @binding(10) var<storage, read> pieces: array<f32>;
 @group(0) @binding(11) var<storage, read_write> total: array<f32>;
 
+// Sum of so many pieces, `step` numbers apart, in order.
+fn sum_pieces(first: u32, count: u32, step: u32) -> f32 {
+    var sum = 0.0;
+    var carry = 0.0; // of Kahan's summation: the pieces may be many
+    for (var piece = 0u; piece < count; piece++) {
+        let term = pieces[first + piece * step] - carry;
+        let next = sum + term;
+        carry = (next - sum) - term;
+        sum = next;
+    }
+    return sum;
+}
+
 // total[outer, n] = sum over parts of pieces[outer, part, n], in order. Also the sums of dy: rows of pixels, then samples.
 @compute @workgroup_size(WG)
 fn sum_parts(
@@ -208,15 +241,33 @@ fn sum_parts(
     let i = flat_group(group, groups) * WG + thread;
     if i < r.n * r.outer {
         let first = i / r.n * r.parts;
-        var sum = 0.0;
-        var carry = 0.0; // of Kahan's summation: the parts may be many
-        for (var part = first; part < min(first + r.parts, r.stride); part++) {
-            let term = pieces[part * r.n + i % r.n] - carry;
-            let next = sum + term;
-            carry = (next - sum) - term;
-            sum = next;
+        total[i] = sum_pieces(first * r.n + i % r.n, min(r.parts, r.stride - first), r.n);
+    }
+}
+
+// Each of `parts` pieces has the numbers of dw, and then those of dbias.
+struct JointParams { weights: u32, channels: u32, parts: u32 }
+
+@group(0) @binding(0) var<uniform> j: JointParams;
+@group(0) @binding(14) var<storage, read_write> dw: array<f32>;
+@group(0) @binding(15) var<storage, read_write> dbias: array<f32>;
+
+// As sum_parts, of both gradients. One thread per number.
+@compute @workgroup_size(WG)
+fn sum_weights(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let i = flat_group(group, groups) * WG + thread;
+    let size = j.weights + j.channels;
+    if i < size {
+        let sum = sum_pieces(i, j.parts, size);
+        if i < j.weights {
+            dw[i] = sum;
+        } else {
+            dbias[i - j.weights] = sum;
         }
-        total[i] = sum;
     }
 }
 

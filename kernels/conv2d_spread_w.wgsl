@@ -56,8 +56,27 @@ fn store_row(row: u32, part: u32, lane: u32, sum: vec4<f32>) {
     let rows = q.kh * q.kw * q.cin;
     let lanes = q.cout / 4u;
     if row < rows && lane < lanes {
-        parts[(part * rows + row) * lanes + lane] = sum;
+        parts[(part * part_rows() + row) * lanes + lane] = sum;
     }
+}
+
+// The sums of dy, by the workgroups that have the first rows of dw. They read dy once more: a sum more in the loop over the
+// products would be copied once a turn, by every workgroup.
+fn store_bias(part: u32, lane: u32) {
+    let lanes = q.cout / 4u;
+    if lane >= lanes {
+        return;
+    }
+    var sum = vec4<f32>();
+    let end = min((part + 1u) * q.rows, q.n * q.oh);
+    for (var line = part * q.rows; line < end; line++) {
+        var along = vec4<f32>();
+        for (var ow = 0u; ow < q.ow; ow++) {
+            along += dy[(line * q.ow + ow) * lanes + lane];
+        }
+        sum += along;
+    }
+    parts[((part + 1u) * part_rows() - 1u) * lanes + lane] = sum;
 }
 
 @compute @workgroup_size(WG)
@@ -114,6 +133,7 @@ fn backward_w(
             s7 = spread(s7, v[3], d);
         }
     }
+    if q.has_bias != 0u && first == 0u { store_bias(part, lane); }
     store_rows(first, part, lane, s0);
     store_rows(first + 1u, part, lane, s1);
     store_rows(first + 2u, part, lane, s2);
@@ -256,6 +276,7 @@ fn backward_w_3x3(
             }
         }
     }
+    if q.has_bias != 0u && first == 0u { store_bias(part, lane); }
     store_tap(0u, first, part, lane, s00);
     store_tap(1u, first, part, lane, s01);
     store_tap(2u, first, part, lane, s02);

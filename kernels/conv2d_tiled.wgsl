@@ -319,6 +319,41 @@ fn x_one(pixel: u32, site: vec4<i32>) -> f32 {
     return select(0.0, x[u32(max(i, 0))], i >= 0);
 }
 
+// The sums of dy are made by the workgroups that have the first rows of dw, of the tiles that they fetch anyway. Of each tile a
+// thread adds some rows of four columns, always the same.
+const_assert 0u == (WG % QUADS_B);
+const_assert WG <= (DEPTH * PITCH_B);
+
+fn column_share(thread: u32) -> vec4<f32> {
+    var sum = vec4<f32>();
+    for (var i = thread; i < DEPTH * QUADS_B; i += WG) {
+        sum += tile_b[i / QUADS_B * PITCH_B + i % QUADS_B];
+    }
+    return sum;
+}
+
+// Sum of the shares in the four columns of a thread, for the first QUADS_B threads. Every thread must call it.
+fn column_sum(thread: u32, share: vec4<f32>) -> vec4<f32> {
+    workgroupBarrier();
+    tile_b[thread] = share;
+    workgroupBarrier();
+    var sum = vec4<f32>();
+    if thread < QUADS_B {
+        for (var i = thread; i < WG; i += QUADS_B) {
+            sum += tile_b[i];
+        }
+    }
+    return sum;
+}
+
+fn store_bias(at: Piece, thread: u32, share: vec4<f32>) {
+    let sum = column_sum(thread, share);
+    let col = at.col + 4u * thread;
+    if thread < QUADS_B && col < q.cout {
+        parts4[((at.part * part_rows() + at.rows) * q.cout + col) / 4u] = sum;
+    }
+}
+
 @compute @workgroup_size(WG)
 fn backward_w(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -334,6 +369,8 @@ fn backward_w(
     let y = thread / TX;
     let quad = thread % 4u;
     var sums = Sums();
+    let adds = q.has_bias != 0u && at.row == 0u;
+    var share = vec4<f32>();
     for (var pixel = at.begin; pixel < at.end; pixel += DEPTH) {
         find_spots(pixel, at.end, thread);
         workgroupBarrier();
@@ -358,8 +395,10 @@ fn backward_w(
             tile_b[i / QUADS_B * PITCH_B + i % QUADS_B] = four;
         }
         workgroupBarrier();
+        if adds { share += column_share(thread); }
         multiply_tiles(&sums, x, y);
     }
+    if adds { store_bias(at, thread, share); }
     let row = at.row + y;
     let col = at.col + 4u * x;
     store_w(at, row, col, sums.a0, sums.b0);
@@ -376,7 +415,7 @@ fn backward_w(
 
 fn store_w(at: Piece, row: u32, col: u32, left: vec4<f32>, right: vec4<f32>) {
     if row < at.rows {
-        let i = (at.part * at.rows + row) * q.cout + col;
+        let i = (at.part * part_rows() + row) * q.cout + col;
         if col < q.cout { parts4[i / 4u] = left; }
         if BROAD == 8u && col + 4u * TX < q.cout { parts4[i / 4u + TX] = right; }
     }
@@ -397,6 +436,8 @@ fn backward_w_ragged(
     let y = thread / TX;
     let quad = thread % 4u;
     var sums = Sums();
+    let adds = q.has_bias != 0u && at.row == 0u;
+    var share = vec4<f32>();
     for (var pixel = at.begin; pixel < at.end; pixel += DEPTH) {
         find_spots(pixel, at.end, thread);
         workgroupBarrier();
@@ -416,8 +457,10 @@ fn backward_w_ragged(
             tile_b[i / QUADS_B * PITCH_B + i % QUADS_B] = four;
         }
         workgroupBarrier();
+        if adds { share += column_share(thread); }
         multiply_tiles(&sums, x, y);
     }
+    if adds { store_bias_ragged(at, thread, share); }
     let row = at.row + y;
     let col = at.col + 4u * x;
     store_w_ragged(at, row, col, sums.a0, sums.b0);
@@ -438,7 +481,7 @@ fn dy_one(row: u32, col: u32) -> f32 {
 
 fn store_w_ragged(at: Piece, row: u32, col: u32, left: vec4<f32>, right: vec4<f32>) {
     if row < at.rows {
-        let line = (at.part * at.rows + row) * q.cout;
+        let line = (at.part * part_rows() + row) * q.cout;
         store_w_four(line, col, left);
         if BROAD == 8u { store_w_four(line, col + 4u * TX, right); }
     }
@@ -449,4 +492,11 @@ fn store_w_four(line: u32, col: u32, four: vec4<f32>) {
     if col + 1u < q.cout { parts[line + col + 1u] = four.y; }
     if col + 2u < q.cout { parts[line + col + 2u] = four.z; }
     if col + 3u < q.cout { parts[line + col + 3u] = four.w; }
+}
+
+fn store_bias_ragged(at: Piece, thread: u32, share: vec4<f32>) {
+    let sum = column_sum(thread, share);
+    if thread < QUADS_B {
+        store_w_four((at.part * part_rows() + at.rows) * q.cout, at.col + 4u * thread, sum);
+    }
 }

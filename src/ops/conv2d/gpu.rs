@@ -209,13 +209,18 @@ impl Gather {
 
 const EXTRA: [&str; 3] = ["bias", "shift", "residual"];
 
-/// The gradient of a convolution's weights.
-pub(super) struct Weights<'a>(pub &'a Geometry);
+/// The gradient of a convolution's weights, and if so said of its bias: the sums of `dy`, as a row more.
+pub(super) struct Weights<'a>(pub &'a Geometry, pub bool);
 
 impl Weights<'_> {
     /// Rows and columns of the gradient as a matrix.
     fn size(&self) -> [usize; 2] {
         [self.0.kh * self.0.kw * self.0.cin, self.0.cout]
+    }
+
+    /// Elements of both gradients, and so of a part.
+    pub fn elements(&self) -> usize {
+        self.0.weights() + if self.1 { self.0.cout } else { 0 }
     }
 
     /// Rows of pixels of a part, and the number of parts. Depends on the shapes and the way alone; not more
@@ -229,7 +234,7 @@ impl Weights<'_> {
             Way::Square => 16 / self.squares(),
             way => way.parts(self.size()),
         };
-        let most = ((16 << 20) / g.weights()).max(4).min(((32 << 20) / g.weights()).max(1));
+        let most = ((16 << 20) / self.elements()).max(4).min(((32 << 20) / self.elements()).max(1));
         let per_part = rows.div_ceil(wanted.min(most).clamp(1, rows));
         (per_part, rows.div_ceil(per_part))
     }
@@ -262,7 +267,7 @@ impl Weights<'_> {
     /// Elements of the parts, in the way that has most.
     pub fn scratch(&self) -> usize {
         let ways = (0..TILES.len()).map(Way::Tiled).chain([Way::Direct, Way::Spread, Way::Square]);
-        ways.map(|way| self.split(way).1).max().unwrap_or(1) * self.0.weights()
+        ways.map(|way| self.split(way).1).max().unwrap_or(1) * self.elements()
     }
 
     /// The parts into the scratch; gives their number.
@@ -293,7 +298,8 @@ impl Weights<'_> {
             ),
             Way::Direct | Way::Tall | Way::Broad => {
                 let (set, width) = lanes(g.cout);
-                let threads = parts * g.kh * g.kw * g.cin.div_ceil(4) * (g.cout / width);
+                let rows = g.kh * g.kw * g.cin.div_ceil(4) + usize::from(self.1);
+                let threads = parts * rows * (g.cout / width);
                 (plan.add(&KERNEL, "backward_w").knobs(set).cover_in_pieces(threads, WG), PARTS)
             }
         };
@@ -313,6 +319,7 @@ impl Weights<'_> {
             .param("left", g.left)
             .param("parts", parts)
             .param("rows", rows)
+            .param("has_bias", self.1)
             .read(x, 0)
             .read(dy, 1)
             .scratch(out, 0);

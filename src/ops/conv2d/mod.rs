@@ -152,19 +152,29 @@ pub fn conv2d(x: &Tensor, w: &Tensor, stride: usize, padding: Padding, epilogue:
     x.tape().derivative(&inputs, &[&y], move |dy| {
         let (x, w, tape) = (&x_saved, &w_saved, x_saved.tape());
         let Some(dy) = &dy[0] else { return vec![None; 2 + usize::from(has_bias)] };
-        // `x` is not needed after `dw`: it makes room for `dx`.
-        let backward_w = BackwardW { name: "conv2d backward_w", g };
-        let [dw] = tape.launch(backward_w, &[x, dy], [w.shape().clone()]);
+        // `x` is not needed after `dw`: it makes room for `dx`. Where a time embedding needs the sums of each
+        // sample, these give the gradient of the bias too.
+        let backward_w = BackwardW { name: "conv2d backward_w", g, bias: has_bias && !has_shift };
+        let (dw, mut dbias) = if backward_w.bias {
+            let shapes = [w.shape().clone(), Shape::from([g.cout])];
+            let [dw, dbias] = tape.launch(backward_w, &[x, dy], shapes);
+            (dw, Some(dbias))
+        } else {
+            let [dw] = tape.launch(backward_w, &[x, dy], [w.shape().clone()]);
+            (dw, None)
+        };
         let backward_x = transpose::Adjoint { name: "conv2d backward_x", g, bias: false };
         let [dx] = tape.launch(backward_x, &[dy, w], [x.shape().clone()]);
-        let mut gradients = vec![Some(dx), Some(dw)];
-        if has_bias || has_shift {
+        let mut dshift = None;
+        if has_shift {
             let shapes = [Shape::from([g.n, g.cout]), Shape::from([g.cout])];
             let sums = BackwardShift { name: "conv2d backward_shift", of: g.result() };
-            let [dshift, dbias] = tape.launch(sums, &[dy], shapes);
-            gradients.extend(has_bias.then_some(Some(dbias)));
-            gradients.extend(has_shift.then_some(Some(dshift)));
+            let [of_samples, of_all] = tape.launch(sums, &[dy], shapes);
+            (dshift, dbias) = (Some(of_samples), Some(of_all));
         }
+        let mut gradients = vec![Some(dx), Some(dw)];
+        gradients.extend(has_bias.then_some(dbias));
+        gradients.extend(has_shift.then_some(dshift));
         gradients.extend(has_residual.then(|| Some(dy.clone())));
         gradients
     });
@@ -244,10 +254,12 @@ impl Forward {
     }
 }
 
+/// Reads the image and `dy`; writes `dw` and, where `bias` says so, `dbias [Cout]`.
 #[derive(Debug)]
 struct BackwardW {
     name: &'static str,
     g: Geometry,
+    bias: bool,
 }
 
 impl Launch for BackwardW {
@@ -261,36 +273,55 @@ impl Launch for BackwardW {
 
     fn cpu(&self, io: &Io) {
         twin::backward_w(&self.g, io.read(0), io.read(1), io.write(0), io.scratch(0));
+        if self.bias {
+            twin::backward_shift(self.g.result(), io.read(1), io.scratch(1), io.write(1));
+        }
     }
 
     fn cpu_scratch(&self) -> Vec<usize> {
-        vec![twin::weight_room(&self.g)]
+        let sums = self.bias.then_some(self.g.n * self.g.cout);
+        [twin::weight_room(&self.g)].into_iter().chain(sums).collect()
     }
 
     fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        Weights(&self.g).variants(adapter)
+        self.weights().variants(adapter)
     }
 
     fn shape_class(&self) -> String {
-        Weights(&self.g).shape_class()
+        self.weights().shape_class()
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {
-        vec![Weights(&self.g).scratch()]
+        vec![self.weights().scratch()]
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let parts = Weights(&self.g).dispatch(plan);
-        let weights = self.g.weights();
-        sum_parts(plan.add(&KERNEL, "sum_parts"), weights, parts, parts, 1)
-            .part("pieces", crate::launch::Slot::Scratch(0), 0, parts * weights)
-            .write("total", 0);
+        let parts = self.weights().dispatch(plan);
+        let (weights, both) = (self.g.weights(), self.weights().elements());
+        let sum = if self.bias {
+            plan.add(&KERNEL, "sum_weights")
+                .param("weights", weights)
+                .param("channels", self.g.cout)
+                .param("parts", parts)
+                .write("dw", 0)
+                .write("dbias", 1)
+                .cover(both, WG)
+        } else {
+            sum_parts(plan.add(&KERNEL, "sum_parts"), weights, parts, parts, 1).write("total", 0)
+        };
+        sum.part("pieces", crate::launch::Slot::Scratch(0), 0, parts * both);
     }
 
     fn cuts(&self) -> Vec<Cut> {
-        let BackwardW { name, g } = *self;
-        let part = move |_, n| BackwardW { name, g: Geometry { n, ..g } };
-        vec![Cut::along(g.n, part).reads([0, 1]).sums([0])]
+        let BackwardW { name, g, bias } = *self;
+        let part = move |_, n| BackwardW { name, g: Geometry { n, ..g }, bias };
+        vec![Cut::along(g.n, part).reads([0, 1]).sums(if bias { 0..2 } else { 0..1 })]
+    }
+}
+
+impl BackwardW {
+    fn weights(&self) -> Weights<'_> {
+        Weights(&self.g, self.bias)
     }
 }
 

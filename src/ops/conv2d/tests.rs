@@ -62,6 +62,26 @@ impl Case {
             |x| reference(&g, &x[0], &x[1]),
         );
     }
+
+    /// With a bias, whose gradient comes with that of the weights.
+    fn check_with_bias(&self) {
+        let g = self.geometry();
+        Check::new(format!("conv2d with bias, stride {} {:?}", self.stride, self.padding))
+            .input(&self.image)
+            .input(&[g.kh, g.kw, g.cin, g.cout])
+            .input(&[g.cout])
+            .probes(16)
+            .run(
+                |x| {
+                    let epilogue = Epilogue { bias: Some(&x[2]), ..Epilogue::default() };
+                    conv2d(&x[0], &x[1], self.stride, self.padding, epilogue)
+                },
+                |x| {
+                    let y = reference(&g, &x[0], &x[1]).into_iter().enumerate();
+                    y.map(|(i, y)| y + x[2][i % g.cout]).collect()
+                },
+            );
+    }
 }
 
 #[test]
@@ -82,6 +102,24 @@ fn kernel_sizes_strides_and_paddings() {
         case([1, 7, 7, 3], [2, 2, 5], 5, same(0)),
     ] {
         case.check();
+        case.check_with_bias();
+    }
+}
+
+#[test]
+fn a_bias_beside_weights_of_several_tiles_and_parts() {
+    for case in [
+        // One quad past the columns of each tile, several tiles of rows, some not full.
+        case([3, 13, 11, 12], [3, 3, 36], 1, Padding::same(1)),
+        case([2, 15, 13, 8], [3, 3, 132], 2, Padding::BOTTOM_RIGHT),
+        case([3, 12, 17, 72], [1, 1, 68], 1, Padding::same(0)),
+        // Rows of dy that are no multiple of four or eight, and no tap that meets all of them.
+        case([2, 5, 6, 16], [3, 3, 20], 1, Padding::same(4)),
+        // Channels one past a lane, one past the tiles.
+        case([3, 11, 9, 9], [3, 3, 33], 1, Padding::same(1)),
+        case([2, 14, 15, 66], [1, 1, 129], 2, Padding::same(0)),
+    ] {
+        case.check_with_bias();
     }
 }
 

@@ -80,7 +80,8 @@ pub fn conv_transpose2d(
     x.tape().derivative(&inputs, &[&y], move |dy| {
         let (x, w, tape) = (&x_saved, &w_saved, x_saved.tape());
         let Some(dy) = &dy[0] else { return vec![None; 2 + usize::from(has_bias)] };
-        let backward_w = BackwardW { name: "conv_transpose2d backward_w", g };
+        // Its bias is of the image that `g` reads, not of the result whose pixels this goes over.
+        let backward_w = BackwardW { name: "conv_transpose2d backward_w", g, bias: false };
         let [dw] = tape.launch(backward_w, &[dy, x], [w.shape().clone()]);
         let backward_x =
             Forward { name: "conv_transpose2d backward_x", g, bias: false, shift: false, residual: false };
