@@ -13,6 +13,8 @@
 // backward_w: one thread for 4 input channels and one Lane of output channels, over a part of the image rows; the parts are
 //             added up by sum_parts in a fixed order. Where there is a bias but no shift, each part ends in a row of its sums of
 //             dy, which one thread more a Lane makes; sum_weights gives dw and dbias then, and nobody else reads dy for them.
+// upsampled_weights, upsampled_adjoint_weights, upsampled_gradient: between the weights of a convolution of images of twice the
+//             size, each pixel repeated, and those of the adjoint that it is.
 // Here a thread does everything alone. conv2d_tiled.wgsl shares what is read through workgroup memory, conv2d_spread.wgsl
 // through the lanes of a subgroup.
 //!include lib/grid.wgsl
@@ -181,7 +183,7 @@ struct FlipParams { kh: u32, kw: u32, rows: u32, cols: u32, step: u32 }
 
 @group(0) @binding(0) var<uniform> f: FlipParams;
 @group(0) @binding(12) var<storage, read> weights: array<f32>;       // [kh, kw, rows, cols]
-@group(0) @binding(13) var<storage, read_write> flipped: array<f32>; // [kh * kw, cols, rows]
+@group(0) @binding(13) var<storage, read_write> made: array<f32>;    // [kh * kw, cols, rows]
 
 // Where the tap k goes along one axis: taps of one residue stay together, in reverse.
 struct Turned { lesser: u32, own: u32, at: u32 }
@@ -190,6 +192,13 @@ fn turned(k: u32, taps: u32) -> Turned {
     let r = k % f.step;
     let own = (taps - r + f.step - 1u) / f.step;
     return Turned(taps / f.step * r + min(taps % f.step, r), own, own - 1u - k / f.step);
+}
+
+// Number of a tap in the order of lib/conv.wgsl.
+fn tap_to(tap: u32) -> u32 {
+    let h = turned(tap / f.kw, f.kh);
+    let w = turned(tap % f.kw, f.kw);
+    return h.lesser * f.kw + h.own * w.lesser + h.at * w.own + w.at;
 }
 
 // Weights of the adjoint: rows and columns exchanged, and the taps in the order of lib/conv.wgsl. One thread per weight.
@@ -204,10 +213,78 @@ fn adjoint_weights(
         let row = i % f.rows;
         let col = i / f.rows % f.cols;
         let tap = i / f.rows / f.cols;
-        let h = turned(tap / f.kw, f.kh);
-        let w = turned(tap % f.kw, f.kw);
-        let to = h.lesser * f.kw + h.own * w.lesser + h.at * w.own + w.at;
-        flipped[(to * f.cols + col) * f.rows + row] = weights[(tap * f.rows + row) * f.cols + col];
+        made[(tap_to(tap) * f.cols + col) * f.rows + row] = weights[(tap * f.rows + row) * f.cols + col];
+    }
+}
+
+// A convolution of an image whose pixels stand for 2 x 2 each is the adjoint of a convolution with a stride of 2 and one row and
+// column of taps more, f.kh x f.kw in all:
+//
+//   y[o] = sum_k w[k] x[(o + k - pad) / 2] = sum over o = 2i + j + pad + 2 - kh of x[i] v[j]      v[j] = w[kh-1-j] + w[kh-2-j]
+//
+// along either axis. So what a pixel would be multiplied by twice is added up before; `at`: number of the two channels.
+fn upsampled_weight(tap: u32, at: u32) -> f32 {
+    let last_h = f.kh - 1u - tap / f.kw;
+    let last_w = f.kw - 1u - tap % f.kw;
+    var sum = 0.0;
+    for (var h = max(last_h, 1u) - 1u; h < min(last_h + 1u, f.kh - 1u); h++) {
+        for (var w = max(last_w, 1u) - 1u; w < min(last_w + 1u, f.kw - 1u); w++) {
+            sum += weights[(h * (f.kw - 1u) + w) * f.rows * f.cols + at];
+        }
+    }
+    return sum;
+}
+
+// v, the taps in the order of lib/conv.wgsl: [kh * kw, rows, cols]. One thread per weight.
+@compute @workgroup_size(WG)
+fn upsampled_weights(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let i = flat_group(group, groups) * WG + thread;
+    let plane = f.rows * f.cols;
+    if i < f.kh * f.kw * plane {
+        let tap = i / plane;
+        made[tap_to(tap) * plane + i % plane] = upsampled_weight(tap, i % plane);
+    }
+}
+
+// v for the gradient of the image: rows and columns exchanged, the taps in their own order. One thread per weight.
+@compute @workgroup_size(WG)
+fn upsampled_adjoint_weights(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let i = flat_group(group, groups) * WG + thread;
+    if i < f.kh * f.kw * f.rows * f.cols {
+        let row = i % f.rows;
+        let col = i / f.rows % f.cols;
+        made[i] = upsampled_weight(i / f.rows / f.cols, row * f.cols + col);
+    }
+}
+
+// dw [(kh - 1) * (kw - 1), rows, cols] of the gradient of v, [kh * kw, cols, rows]. One thread per weight.
+@compute @workgroup_size(WG)
+fn upsampled_gradient(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let i = flat_group(group, groups) * WG + thread;
+    if i < (f.kh - 1u) * (f.kw - 1u) * f.rows * f.cols {
+        let row = i % f.rows;
+        let col = i / f.rows % f.cols;
+        let tap = i / f.rows / f.cols;
+        // The lesser of the two of v that have this one, along either axis.
+        let h = f.kh - 2u - tap / (f.kw - 1u);
+        let w = f.kw - 2u - tap % (f.kw - 1u);
+        let plane = f.rows * f.cols;
+        let at = (h * f.kw + w) * plane + col * f.rows + row;
+        let below = at + f.kw * plane;
+        made[(tap * f.rows + row) * f.cols + col] =
+            (weights[at] + weights[at + plane]) + (weights[below] + weights[below + plane]);
     }
 }
 

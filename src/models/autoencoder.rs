@@ -12,7 +12,6 @@ use crate::ops::activation::{Activation, activation};
 use crate::ops::arithmetic::{add, affine, sub};
 use crate::ops::concat::{concat, split};
 use crate::ops::conv2d::Padding;
-use crate::ops::resample::upsample_nearest;
 use crate::tape::Tensor;
 
 const EPS: f32 = 1e-6;
@@ -84,9 +83,7 @@ pub fn decode(config: &VaeConfig, scope: &Scope, z: &Tensor, channels: usize) ->
             hidden = net.resnet(&s.sub(format!("resnets.{layer}")), &hidden, width);
         }
         if level + 1 < config.widths.len() {
-            let s = s.sub("upsamplers.0.conv");
-            hidden = s.label(|| upsample_nearest(&hidden, 2));
-            hidden = conv(&s, &hidden, Conv::same(width), None, None);
+            hidden = conv(&s.sub("upsamplers.0.conv"), &hidden, Conv::upsampled(width), None, None);
         }
     }
     net.ends(&s, &hidden, channels)

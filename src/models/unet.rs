@@ -172,8 +172,7 @@ impl Context<'_> {
             hidden = if kind == RESNET_UP || kind == ATTN_UP && config.upsample_type == RESNET {
                 s.block(|| self.resnet(&s, &[&hidden], c, 1.0, Size::Doubled))
             } else {
-                let s = s.sub("conv");
-                conv(&s, &s.label(|| upsample_nearest(&hidden, 2)), Conv::same(c), None, None)
+                conv(&s.sub("conv"), &hidden, Conv::upsampled(c), None, None)
             };
         }
         hidden
@@ -190,18 +189,21 @@ impl Context<'_> {
             Size::Halved => s.label(|| average_pool(x, 2)),
             Size::Doubled => s.label(|| upsample_nearest(x, 2)),
         };
-        let (parts, hidden) = (parts.iter().map(|x| resized(x)).collect::<Vec<_>>(), resized(&hidden));
-        let form = Conv::same(c);
+        let parts = parts.iter().map(|x| resized(x)).collect::<Vec<_>>();
+        let (hidden, first) = match size {
+            Size::Doubled => (hidden, Conv::upsampled(c)),
+            Size::Same | Size::Halved => (resized(&hidden), Conv::same(c)),
+        };
         let project = |width| linear(&s.sub("time_emb_proj"), &self.temb, width);
         let hidden = if config.scale_shift() {
-            let hidden = conv(&s.sub("conv1"), &hidden, form, None, None);
+            let hidden = conv(&s.sub("conv1"), &hidden, first, None, None);
             let [factor, shift] = &s.label(|| split(&project(2 * c), &[c, c]))[..] else {
                 unreachable!("split in two gives two")
             };
             let normed = group_norm(&s.sub("norm2"), &hidden, groups, eps, Activation::Identity);
             s.label(|| activation(&add(&mul(&normed, &affine(factor, 1.0, 1.0)), shift), self.act))
         } else {
-            let hidden = conv(&s.sub("conv1"), &hidden, form, Some(&project(c)), None);
+            let hidden = conv(&s.sub("conv1"), &hidden, first, Some(&project(c)), None);
             group_norm(&s.sub("norm2"), &hidden, groups, eps, self.act)
         };
         let hidden = s.label(|| s.dropout(&hidden, config.dropout));
@@ -211,7 +213,8 @@ impl Context<'_> {
         } else {
             point(&s.sub("conv_shortcut"), &parts, c, true)
         };
-        let sum = conv(&s.sub("conv2"), &hidden, form.zero_if(config.zero_init), None, Some(&shortcut));
+        let last = Conv::same(c).zero_if(config.zero_init);
+        let sum = conv(&s.sub("conv2"), &hidden, last, None, Some(&shortcut));
         divided(s, sum, scale)
     }
 

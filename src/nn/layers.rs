@@ -5,7 +5,7 @@ use crate::ops::activation::Activation;
 use crate::ops::arithmetic::add;
 use crate::ops::attention::attention;
 use crate::ops::concat::concat;
-use crate::ops::conv2d::{Epilogue, Padding, conv_transpose2d, conv2d};
+use crate::ops::conv2d::{Epilogue, Padding, conv_transpose2d, conv2d, conv2d_upsampled};
 use crate::ops::{group_norm as norm, matmul};
 use crate::tape::Tensor;
 use crate::tensor::Shape;
@@ -17,6 +17,8 @@ pub struct Conv {
     pub kernel: usize,
     pub stride: usize,
     pub padding: Padding,
+    /// The image is made twice as high and wide first, by repeating each pixel: for a stride of 1.
+    pub upsample: bool,
     /// Start from zero weights, as Ho et al. and ADM do for the last convolution of each block.
     pub zero: bool,
 }
@@ -24,12 +26,17 @@ pub struct Conv {
 impl Conv {
     /// 3x3, stride 1, same size.
     pub const fn same(out: usize) -> Self {
-        Conv { out, kernel: 3, stride: 1, padding: Padding::same(1), zero: false }
+        Conv { out, kernel: 3, stride: 1, padding: Padding::same(1), upsample: false, zero: false }
     }
 
     /// 1x1.
     pub const fn point(out: usize) -> Self {
-        Conv { out, kernel: 1, stride: 1, padding: Padding::same(0), zero: false }
+        Conv { out, kernel: 1, stride: 1, padding: Padding::same(0), upsample: false, zero: false }
+    }
+
+    /// 3x3, of an image that is upsampled first.
+    pub const fn upsampled(out: usize) -> Self {
+        Conv { upsample: true, ..Conv::same(out) }
     }
 
     #[must_use]
@@ -43,14 +50,25 @@ const NARROW: usize = 16;
 
 /// `x [N, H, W, Cin]` through a convolution with bias, plus a per-sample `shift [N, out]` and a `residual`
 /// of the result's shape.
+///
+/// # Panics
+/// When shapes do not fit together, or an image is to be upsampled for a stride other than 1.
 #[track_caller]
 pub fn conv(s: &Scope, x: &Tensor, form: Conv, shift: Option<&Tensor>, residual: Option<&Tensor>) -> Tensor {
+    assert!(!form.upsample || form.stride == 1, "conv: {} upsampled, and {form:?}", x.shape());
     let (k, cin) = (form.kernel, x.shape().last());
     let fan_in = k * k * cin;
     let init = if form.zero { Init::Zeros } else { Init::FanIn(fan_in) };
     let w = s.param("weight", [k, k, cin, form.out], Layout::Conv, init);
     let bias = s.param("bias", [form.out], Layout::Plain, init);
-    s.label(|| conv2d(x, &w, form.stride, form.padding, Epilogue { bias: Some(&bias), shift, residual }))
+    let epilogue = Epilogue { bias: Some(&bias), shift, residual };
+    s.label(|| {
+        if form.upsample {
+            conv2d_upsampled(x, &w, form.padding, epilogue)
+        } else {
+            conv2d(x, &w, form.stride, form.padding, epilogue)
+        }
+    })
 }
 
 /// `[N, H, W, C1]`, and maybe `[N, H, W, C2]` beside it, through a 1x1 convolution to `[N, H, W, out]`: of each

@@ -40,10 +40,22 @@ pub(super) struct Gather {
     /// The stride of the convolution whose adjoint it is.
     pub step: usize,
     pub pad: [i32; 2],
-    /// It is the adjoint of one. Its weights are made in the scratch, but for the way of `gpu_winograd`.
-    pub adjoint: bool,
+    pub weights: Origin,
     /// Which reads are the bias, the time embedding and the residual.
     pub extra: [Option<usize>; 3],
+}
+
+/// What the weights `[taps, src_c, dst_c]` of a [`Gather`] are, of those that it reads. All but `Read` are made
+/// in the first block of its scratch, except in the way of `gpu_winograd`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    Read,
+    /// Those of the convolution whose adjoint it is.
+    Adjoint,
+    /// Those of a convolution of images of twice the size, see `upsampled`.
+    Upsampled,
+    /// Those of one whose adjoint it is.
+    UpsampledAdjoint,
 }
 
 impl Gather {
@@ -56,12 +68,12 @@ impl Gather {
             stride: g.stride,
             step: 1,
             pad: [g.kh as i32 - 1 - g.top as i32, g.kw as i32 - 1 - g.left as i32],
-            adjoint: false,
+            weights: Origin::Read,
             extra,
         }
     }
 
-    pub fn adjoint(g: &Geometry, bias: Option<usize>) -> Gather {
+    pub fn adjoint(g: &Geometry, extra: [Option<usize>; 3]) -> Gather {
         Gather {
             n: g.n,
             dst: [g.h, g.w, g.cin],
@@ -70,8 +82,8 @@ impl Gather {
             stride: 1,
             step: g.stride,
             pad: [g.top as i32, g.left as i32],
-            adjoint: true,
-            extra: [bias, None, None],
+            weights: Origin::Adjoint,
+            extra,
         }
     }
 
@@ -112,17 +124,17 @@ impl Gather {
 
     /// Elements of working memory, one number a block.
     pub fn scratch(&self) -> Vec<usize> {
-        let flipped = self.taps[0] * self.taps[1] * self.src[2] * self.dst[2];
-        self.adjoint.then_some(flipped).into_iter().chain(gpu_winograd::scratch(self)).collect()
+        let made = self.taps[0] * self.taps[1] * self.src[2] * self.dst[2];
+        let made = (self.weights != Origin::Read).then_some(made);
+        made.into_iter().chain(gpu_winograd::scratch(self)).collect()
     }
 
     pub fn dispatch(&self, plan: &mut Dispatches) {
         if let Some(product) = gpu_winograd::product_of(plan.variant()) {
-            return gpu_winograd::dispatch(self, usize::from(self.adjoint), product, plan);
+            let first = usize::from(self.weights != Origin::Read);
+            return gpu_winograd::dispatch(self, first, product, plan);
         }
-        if self.adjoint {
-            self.flip(plan);
-        }
+        self.make_weights(plan);
         let [dst_h, dst_w, dst_c] = self.dst;
         let [_, _, src_c] = self.src;
         match Way::of(plan.variant()) {
@@ -160,18 +172,24 @@ impl Gather {
         }
     }
 
-    /// The weights of the adjoint into the scratch.
-    fn flip(&self, plan: &mut Dispatches) {
+    /// The weights into the scratch, unless they are what is read.
+    fn make_weights(&self, plan: &mut Dispatches) {
         let [kh, kw] = self.taps;
-        let (rows, cols) = (self.dst[2], self.src[2]);
-        plan.add(&KERNEL, "adjoint_weights")
+        // Of what is read.
+        let (entry, rows, cols) = match self.weights {
+            Origin::Read => return,
+            Origin::Adjoint => ("adjoint_weights", self.dst[2], self.src[2]),
+            Origin::Upsampled => ("upsampled_weights", self.src[2], self.dst[2]),
+            Origin::UpsampledAdjoint => ("upsampled_adjoint_weights", self.dst[2], self.src[2]),
+        };
+        plan.add(&KERNEL, entry)
             .param("kh", kh)
             .param("kw", kw)
             .param("rows", rows)
             .param("cols", cols)
             .param("step", self.step)
             .read("weights", 1)
-            .scratch("flipped", 0)
+            .scratch("made", 0)
             .cover(kh * kw * rows * cols, WG);
     }
 
@@ -181,7 +199,7 @@ impl Gather {
         [src, w, dst]: [&'static str; 3],
         extra: [&'static str; 3],
     ) -> &'a mut Dispatch {
-        let weights = if self.adjoint { Slot::Scratch(0) } else { Slot::Read(1) };
+        let weights = if self.weights == Origin::Read { Slot::Read(1) } else { Slot::Scratch(0) };
         dispatch.read(src, 0).bind(w, weights).write(dst, 0);
         for (name, given) in extra.into_iter().zip(self.extra) {
             // What is absent is never looked at, but a binding must see something, as large as a lane.

@@ -5,7 +5,7 @@
 //! some nine times. It pays where channels are many. How many depends on the adapter, so these are ways for tuning
 //! to try; none runs untuned.
 
-use super::gpu::Gather;
+use super::gpu::{Gather, Origin};
 use crate::device::gpu::adapters::Traits;
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
@@ -121,7 +121,7 @@ fn params(of: &Gather, dispatch: &mut Dispatch, (first_tile, tiles): (usize, usi
         .param("left", 2 - of.pad[1])
         .param("first_tile", first_tile)
         .param("tiles", tiles)
-        .param("adjoint", of.adjoint)
+        .param("adjoint", of.weights == Origin::Adjoint)
         .param("has_bias", of.extra[0].is_some())
         .param("has_shift", of.extra[1].is_some())
         .param("has_residual", of.extra[2].is_some());

@@ -1,10 +1,11 @@
-//! Convolution (cross-correlation) of images, with bias, time embedding and residual fused in; and its
-//! adjoint, the transposed convolution.
+//! Convolution (cross-correlation) of images, with bias, time embedding and residual fused in; its adjoint, the
+//! transposed convolution; and that of images of twice the size, each pixel repeated.
 
 mod gpu;
 mod gpu_winograd;
 mod transpose;
 mod twin;
+mod upsampled;
 mod winograd;
 
 #[cfg(test)]
@@ -14,10 +15,11 @@ use gpu::{Gather, WG, Weights};
 pub use gpu::{KERNEL, SPREAD, SPREAD_W, TILED};
 pub use gpu_winograd::WINOGRAD;
 pub use transpose::conv_transpose2d;
+pub use upsampled::conv2d_upsampled;
 
 use crate::device::gpu::adapters::Traits;
 use crate::launch::{Cost, Cut, Dispatch, Dispatches, Io, Launch, Variant};
-use crate::tape::Tensor;
+use crate::tape::{Tape, Tensor};
 use crate::tensor::Shape;
 
 /// Rows and columns of zeros around the image.
@@ -49,6 +51,78 @@ pub struct Epilogue<'a> {
     pub shift: Option<&'a Tensor>,
     /// `[N, OH, OW, Cout]`: the shortcut of a residual block.
     pub residual: Option<&'a Tensor>,
+}
+
+impl Epilogue<'_> {
+    /// What is given, and that it fits a result `[N, pixels, Cout]`.
+    #[track_caller]
+    fn given(&self, op: &str, of: Image) -> Given {
+        let Image { n, pixels, channels } = of;
+        let check = |what: &str, t: Option<&Tensor>, elements: usize| {
+            if let Some(t) = t {
+                assert_eq!(
+                    t.elements(),
+                    elements,
+                    "{op}: {what} {} for {n} images of {channels} channels",
+                    t.shape()
+                );
+            }
+            t.is_some()
+        };
+        Given {
+            bias: check("bias", self.bias, channels),
+            shift: check("shift", self.shift, n * channels),
+            residual: check("residual", self.residual, n * pixels * channels),
+        }
+    }
+
+    /// What is read after the image and the weights.
+    fn reads(&self) -> impl Iterator<Item = &Tensor> {
+        [self.bias, self.shift, self.residual].into_iter().flatten()
+    }
+}
+
+/// Which parts of an [`Epilogue`] a launch reads after the image and the weights.
+#[derive(Clone, Copy, Debug, Default)]
+struct Given {
+    bias: bool,
+    shift: bool,
+    residual: bool,
+}
+
+impl Given {
+    /// Which reads they are.
+    fn reads(self) -> [Option<usize>; 3] {
+        let mut next = 2..;
+        [self.bias, self.shift, self.residual].map(|given| given.then(|| next.next()).flatten())
+    }
+
+    /// What they are on the CPU.
+    fn slices<'a>(self, io: &Io<'a>) -> [Option<&'a [f32]>; 3] {
+        self.reads().map(|given| given.map(|i| io.read(i)))
+    }
+
+    /// Their gradients, of that of a result of these sizes; `dbias`: the bias's, where it is there already.
+    fn gradients(
+        self,
+        tape: &Tape,
+        name: &'static str,
+        of: Image,
+        dy: &Tensor,
+        mut dbias: Option<Tensor>,
+    ) -> Vec<Option<Tensor>> {
+        let mut dshift = None;
+        if self.shift || self.bias && dbias.is_none() {
+            let shapes = [Shape::from([of.n, of.channels]), Shape::from([of.channels])];
+            let [of_samples, of_all] = tape.launch(BackwardShift { name, of }, &[dy], shapes);
+            (dshift, dbias) = (Some(of_samples), Some(of_all));
+        }
+        let mut gradients = Vec::new();
+        gradients.extend(self.bias.then_some(dbias));
+        gradients.extend(self.shift.then_some(dshift));
+        gradients.extend(self.residual.then(|| Some(dy.clone())));
+        gradients
+    }
 }
 
 /// All sizes of one convolution.
@@ -123,39 +197,18 @@ pub fn conv2d(x: &Tensor, w: &Tensor, stride: usize, padding: Padding, epilogue:
     let (oh, ow) = ((ph - kh) / stride + 1, (pw - kw) / stride + 1);
     let g =
         Geometry { n, h, w: width, cin, kh, kw, cout, oh, ow, stride, top: padding.top, left: padding.left };
-    let check = |what: &str, t: Option<&Tensor>, elements: usize| {
-        if let Some(t) = t {
-            assert_eq!(
-                t.elements(),
-                elements,
-                "conv2d: {what} {} for {n} images of {cout} channels",
-                t.shape()
-            );
-        }
-    };
-    check("bias", epilogue.bias, cout);
-    check("shift", epilogue.shift, n * cout);
-    check("residual", epilogue.residual, g.out_pixels() * cout);
-
-    let mut inputs = vec![x, w];
-    inputs.extend([epilogue.bias, epilogue.shift, epilogue.residual].into_iter().flatten());
-    let launch = Forward {
-        name: "conv2d",
-        g,
-        bias: epilogue.bias.is_some(),
-        shift: epilogue.shift.is_some(),
-        residual: epilogue.residual.is_some(),
-    };
-    let (has_bias, has_shift, has_residual) = (launch.bias, launch.shift, launch.residual);
+    let given = epilogue.given("conv2d", g.result());
+    let inputs: Vec<&Tensor> = [x, w].into_iter().chain(epilogue.reads()).collect();
+    let launch = Forward { name: "conv2d", g, given };
     let [y] = x.tape().launch(launch, &inputs, [Shape::from([n, oh, ow, cout])]);
-    let (x_saved, w_saved) = (x.clone(), w.clone());
+    let (count, x_saved, w_saved) = (inputs.len(), x.clone(), w.clone());
     x.tape().derivative(&inputs, &[&y], move |dy| {
         let (x, w, tape) = (&x_saved, &w_saved, x_saved.tape());
-        let Some(dy) = &dy[0] else { return vec![None; 2 + usize::from(has_bias)] };
+        let Some(dy) = &dy[0] else { return vec![None; count] };
         // `x` is not needed after `dw`: it makes room for `dx`. Where a time embedding needs the sums of each
         // sample, these give the gradient of the bias too.
-        let backward_w = BackwardW { name: "conv2d backward_w", g, bias: has_bias && !has_shift };
-        let (dw, mut dbias) = if backward_w.bias {
+        let backward_w = BackwardW { name: "conv2d backward_w", g, bias: given.bias && !given.shift };
+        let (dw, dbias) = if backward_w.bias {
             let shapes = [w.shape().clone(), Shape::from([g.cout])];
             let [dw, dbias] = tape.launch(backward_w, &[x, dy], shapes);
             (dw, Some(dbias))
@@ -165,17 +218,8 @@ pub fn conv2d(x: &Tensor, w: &Tensor, stride: usize, padding: Padding, epilogue:
         };
         let backward_x = transpose::Adjoint { name: "conv2d backward_x", g, bias: false };
         let [dx] = tape.launch(backward_x, &[dy, w], [x.shape().clone()]);
-        let mut dshift = None;
-        if has_shift {
-            let shapes = [Shape::from([g.n, g.cout]), Shape::from([g.cout])];
-            let sums = BackwardShift { name: "conv2d backward_shift", of: g.result() };
-            let [of_samples, of_all] = tape.launch(sums, &[dy], shapes);
-            (dshift, dbias) = (Some(of_samples), Some(of_all));
-        }
         let mut gradients = vec![Some(dx), Some(dw)];
-        gradients.extend(has_bias.then_some(dbias));
-        gradients.extend(has_shift.then_some(dshift));
-        gradients.extend(has_residual.then(|| Some(dy.clone())));
+        gradients.extend(given.gradients(tape, "conv2d backward_shift", g.result(), dy, dbias));
         gradients
     });
     y
@@ -185,9 +229,7 @@ pub fn conv2d(x: &Tensor, w: &Tensor, stride: usize, padding: Padding, epilogue:
 struct Forward {
     name: &'static str,
     g: Geometry,
-    bias: bool,
-    shift: bool,
-    residual: bool,
+    given: Given,
 }
 
 impl Launch for Forward {
@@ -200,12 +242,9 @@ impl Launch for Forward {
     }
 
     fn cpu(&self, io: &Io) {
-        let mut next = 2..;
-        let mut optional = |given: bool| given.then(|| next.next().map(|i| io.read(i))).flatten();
-        let (bias, shift, residual) = (optional(self.bias), optional(self.shift), optional(self.residual));
-        let g = &self.g;
+        let (g, more) = (&self.g, self.given.slices(io));
         twin::forward(g, io.read(0), io.read(1), io.write(0), io.made(), |first, y| {
-            twin::epilogue(g, first, y, bias, shift, residual);
+            twin::epilogue(g.result(), first, y, more);
         });
     }
 
@@ -235,7 +274,7 @@ impl Launch for Forward {
 
     fn cuts(&self) -> Vec<Cut> {
         let whole = *self;
-        let [_, shift, residual] = self.extra();
+        let [_, shift, residual] = self.given.reads();
         let images = Cut::along(self.g.n, move |_, n| Forward { g: Geometry { n, ..whole.g }, ..whole });
         vec![images.reads([Some(0), shift, residual].into_iter().flatten()).writes([0])]
     }
@@ -243,14 +282,7 @@ impl Launch for Forward {
 
 impl Forward {
     fn gather(&self) -> Gather {
-        Gather::forward(&self.g, self.extra())
-    }
-
-    /// Which reads are the bias, the time embedding and the residual.
-    fn extra(&self) -> [Option<usize>; 3] {
-        let mut next = 2..;
-        let mut optional = |given: bool| given.then(|| next.next()).flatten();
-        [optional(self.bias), optional(self.shift), optional(self.residual)]
+        Gather::forward(&self.g, self.given.reads())
     }
 }
 

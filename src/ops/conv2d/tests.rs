@@ -164,7 +164,7 @@ fn few_multiplications_on_a_gpu() {
         for software in [false, true] {
             let adapter = Traits { software, broadcasts: true };
             let forward = Gather::forward(&case.geometry(), [None; 3]);
-            let backward = Gather::adjoint(&case.geometry(), None);
+            let backward = Gather::adjoint(&case.geometry(), [None; 3]);
             let counts = [forward, backward].map(|of| {
                 let is = |way: &&Variant| way.name.starts_with("Winograd");
                 of.variants(&adapter).iter().filter(is).count()

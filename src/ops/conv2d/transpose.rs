@@ -5,7 +5,7 @@
 mod tests;
 
 use super::gpu::Gather;
-use super::{BackwardShift, BackwardW, Forward, Geometry, Padding, twin};
+use super::{BackwardShift, BackwardW, Forward, Geometry, Given, Padding, twin};
 use crate::device::gpu::adapters::Traits;
 use crate::launch::{Cost, Cut, Dispatches, Io, Launch, Variant};
 use crate::tape::Tensor;
@@ -83,8 +83,7 @@ pub fn conv_transpose2d(
         // Its bias is of the image that `g` reads, not of the result whose pixels this goes over.
         let backward_w = BackwardW { name: "conv_transpose2d backward_w", g, bias: false };
         let [dw] = tape.launch(backward_w, &[dy, x], [w.shape().clone()]);
-        let backward_x =
-            Forward { name: "conv_transpose2d backward_x", g, bias: false, shift: false, residual: false };
+        let backward_x = Forward { name: "conv_transpose2d backward_x", g, given: Given::default() };
         let [dx] = tape.launch(backward_x, &[dy, w], [x.shape().clone()]);
         let mut gradients = vec![Some(dx), Some(dw)];
         if has_bias {
@@ -118,7 +117,7 @@ impl Launch for Adjoint {
 
     fn cpu(&self, io: &Io) {
         let bias = self.bias.then(|| io.read(2));
-        twin::adjoint(&self.g, io.read(0), io.read(1), io.write(0), io.made(), |pixels| {
+        twin::adjoint(&self.g, io.read(0), io.read(1), io.write(0), io.made(), |_, pixels| {
             if let Some(bias) = bias {
                 twin::add_bias(bias, pixels);
             }
@@ -158,6 +157,6 @@ impl Launch for Adjoint {
 
 impl Adjoint {
     fn gather(&self) -> Gather {
-        Gather::adjoint(&self.g, self.bias.then_some(2))
+        Gather::adjoint(&self.g, [self.bias.then_some(2), None, None])
     }
 }

@@ -54,8 +54,8 @@ pub fn forward(
         };
         return of.run(x, Weights::Forward(w), y, panels, finish);
     }
-    let taps = g.kh * g.kw;
     if !panels.done {
+        let taps = g.kh * g.kw;
         Panels::fill(panels.memory, taps * g.cin, g.cout, taps, |tap, first, cols, out, width| {
             let w = &w[tap * g.cin * g.cout..][..g.cin * g.cout];
             for (out, w) in out.chunks_exact_mut(width).zip(w.chunks_exact(g.cout)) {
@@ -63,7 +63,18 @@ pub fn forward(
             }
         });
     }
-    let panels = Panels::new(panels.memory, taps * g.cin, g.cout);
+    convolve(g, x, panels.memory, y, finish);
+}
+
+/// As [`forward`], with the weights as the rows of panels, `(kh, kw, ci)`.
+pub fn convolve(
+    g: &Geometry,
+    x: &[f32],
+    panels: &[f32],
+    y: &mut [f32],
+    finish: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    let panels = Panels::new(panels, g.kh * g.kw * g.cin, g.cout);
     let window = Window { g, by: g.stride, top: g.top as isize, left: g.left as isize };
     window.convolve([g.h, g.w, g.cin], [g.oh, g.ow, g.cout], x, panels, y, finish);
 }
@@ -108,16 +119,9 @@ impl Window<'_> {
     }
 }
 
-/// Adds bias, time embedding and residual to the pixels from number `first` on.
-pub fn epilogue(
-    g: &Geometry,
-    first: usize,
-    y: &mut [f32],
-    bias: Option<&[f32]>,
-    shift: Option<&[f32]>,
-    residual: Option<&[f32]>,
-) {
-    let c = g.cout;
+/// Adds bias, time embedding and residual to the pixels of a result of these sizes from number `first` on.
+pub fn epilogue(of: Image, first: usize, y: &mut [f32], [bias, shift, residual]: [Option<&[f32]>; 3]) {
+    let c = of.channels;
     vectorized(
         #[inline(always)]
         || {
@@ -128,7 +132,7 @@ pub fn epilogue(
                     }
                 }
                 if let Some(shift) = shift {
-                    let n = (first + i) / (g.oh * g.ow);
+                    let n = (first + i) / of.pixels;
                     for (y, s) in pixel.iter_mut().zip(&shift[n * c..(n + 1) * c]) {
                         *y += s;
                     }
@@ -201,14 +205,14 @@ fn classes(g: &Geometry) -> impl Iterator<Item = Class> {
 
 /// `dx` as products of `dy`'s pixels with transposed weights: for a stride above 1 one product for each
 /// class of input pixels, because only every `stride`-th tap meets it. `panels`: room for the weights.
-/// `finish` gets whole pixels, each once, for what is added to the products.
+/// `finish` gets whole pixels, each once, and the number of their first, for what is added to the products.
 pub fn adjoint(
     g: &Geometry,
     dy: &[f32],
     w: &[f32],
     dx: &mut [f32],
     panels: Made,
-    finish: impl Fn(&mut [f32]) + Sync,
+    finish: impl Fn(usize, &mut [f32]) + Sync,
 ) {
     if winograd::suits(g) {
         // The same with taps in reverse order and channels exchanged.
@@ -219,21 +223,44 @@ pub fn adjoint(
             top: 2 - g.top as isize,
             left: 2 - g.left as isize,
         };
-        return of.run(dy, Weights::Adjoint(w), dx, panels, |_, dx| finish(dx));
+        return of.run(dy, Weights::Adjoint(w), dx, panels, finish);
     }
-    let mut rest = &mut *panels.memory;
-    for class in classes(g).filter(|_| !panels.done) {
-        let (room, others) = rest.split_at_mut(class.room(g));
-        rest = others;
-        let taps = class.taps();
-        Panels::fill(room, taps * g.cout, g.cin, taps.max(1), |tap, first, cols, out, width| {
-            let kh = class.kh + tap / class.across * g.stride;
-            let kw = class.kw + tap % class.across * g.stride;
+    if !panels.done {
+        fill_classes(g, panels.memory, |[kh, kw], first, cols, out, width| {
             let w = &w[(kh * g.kw + kw) * g.cin * g.cout..][..g.cin * g.cout];
             copy_turned(&w[first * g.cout..], g.cout, cols, out, width);
         });
     }
-    let panels = &*panels.memory;
+    spread_back(g, dy, panels.memory, dx, finish);
+}
+
+/// Fills the panels of [`adjoint`]: `pack([kh, kw], first, cols, out, width)` writes the weights of a tap as
+/// [`Panels::fill`] wants them, a row for each channel of `dy`.
+pub fn fill_classes(
+    g: &Geometry,
+    mut panels: &mut [f32],
+    pack: impl Fn([usize; 2], usize, usize, &mut [f32], usize) + Sync,
+) {
+    for class in classes(g) {
+        let (room, others) = panels.split_at_mut(class.room(g));
+        panels = others;
+        let taps = class.taps();
+        Panels::fill(room, taps * g.cout, g.cin, taps.max(1), |tap, first, cols, out, width| {
+            let kh = class.kh + tap / class.across * g.stride;
+            let kw = class.kw + tap % class.across * g.stride;
+            pack([kh, kw], first, cols, out, width);
+        });
+    }
+}
+
+/// As [`adjoint`], with the weights in panels by [`fill_classes`].
+pub fn spread_back(
+    g: &Geometry,
+    dy: &[f32],
+    panels: &[f32],
+    dx: &mut [f32],
+    finish: impl Fn(usize, &mut [f32]) + Sync,
+) {
     // Bands of rows, so that what is written together lies together; a multiple of the stride.
     let (rows, cols) = (g.h.div_ceil(g.stride), g.w.div_ceil(g.stride));
     let band = (task_pixels(g.n * rows * cols) / cols).clamp(1, rows) * g.stride;
@@ -264,7 +291,7 @@ pub fn adjoint(
                     (h * g.w + w) * g.cin
                 });
             }
-            finish(dx);
+            finish((n * g.h + b * band) * g.w, dx);
         });
     });
 }
