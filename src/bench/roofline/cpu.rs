@@ -99,13 +99,13 @@ impl WithSimd for Sum<'_> {
     }
 }
 
-/// Elements of each array: several times the largest cache together.
+/// Elements of each array: many times the largest cache, part of which would stay from one pass to the next.
 fn array_elements() -> usize {
     let cache = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index3/size")
         .ok()
         .and_then(|text| text.trim().strip_suffix('K')?.parse::<usize>().ok())
         .map_or(32 << 20, |kib| kib << 10);
-    let wanted = (2 * cache).clamp(64 << 20, 512 << 20);
+    let wanted = (8 * cache).clamp(64 << 20, 512 << 20);
     let room = available_memory().map_or(wanted, |bytes| (bytes / 8) as usize);
     wanted.min(room.max(4 << 20)) / 4
 }
