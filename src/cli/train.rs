@@ -244,7 +244,9 @@ fn describe(plan: &DryRun, recipe: &Recipe, device: &Device) -> String {
     let (shared, separate) = (size(plan.activation_bytes_shared), size(plan.activation_bytes_separate));
     line("activation bytes", format!("{shared} with sharing, {separate} without"));
     let saved = plan.activation_bytes_kept.saturating_sub(plan.activation_bytes_shared);
-    line("recomputed", format!("{} launches, which saves {}", thousands(plan.repeated), size(saved)));
+    let [operations, bytes] = plan.repeated_percent;
+    let cost = format!("{operations:.0} % more operations and {bytes:.0} % more bytes moved");
+    line("recomputed", format!("{} launches, {cost}, which saves {}", thousands(plan.repeated), size(saved)));
     let state = plan.parameter_bytes + plan.gradient_bytes + plan.optimiser_bytes;
     line("in all", size(state + plan.activation_bytes_shared));
     let copied = plan.parameter_bytes + plan.optimiser_bytes;

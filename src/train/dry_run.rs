@@ -17,6 +17,8 @@ pub struct DryRun {
     pub launches: usize,
     /// Of these, those of the backward pass that make once more what was not kept.
     pub repeated: usize,
+    /// What they add to the operations and to the bytes moved of a step, in percent.
+    pub repeated_percent: [f64; 2],
     pub parameter_bytes: u64,
     pub gradient_bytes: u64,
     /// Adam's two moments and the EMA copy.
@@ -36,6 +38,8 @@ impl DryRun {
         let tape = record_batch(&objective, recipe.accumulation);
         let plan = Plan::new(&tape, &[], device);
         let kept = Plan::keeping_all(&tape, &[], device);
+        let added = |with: u64, without: u64| (with as f64 / without.max(1) as f64 - 1.0).max(0.0) * 100.0;
+        let (with, without) = (plan.cost(), kept.cost());
         let flat = params.borrow().elements() as u64 * 4;
         let optimiser_launches = if recipe.accumulation > 1 {
             let tape = Tape::new();
@@ -48,6 +52,7 @@ impl DryRun {
             parameters: params.borrow().count(),
             launches: plan.launches() * recipe.accumulation as usize + optimiser_launches,
             repeated: plan.repeated() * recipe.accumulation as usize,
+            repeated_percent: [added(with.flops, without.flops), added(with.bytes, without.bytes)],
             parameter_bytes: flat,
             gradient_bytes: flat * if recipe.accumulation > 1 { 2 } else { 1 },
             optimiser_bytes: 3 * flat,

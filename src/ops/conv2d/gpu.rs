@@ -227,24 +227,27 @@ impl Gather {
 
 const EXTRA: [&str; 3] = ["bias", "shift", "residual"];
 
-/// The gradient of a convolution's weights, and if so said of its bias: the sums of `dy`, as a row more.
-pub(super) struct Weights<'a>(pub &'a Geometry, pub bool);
+/// The gradient of a convolution's weights; with `bias` that of its bias too, the sums of `dy`, as a row more.
+pub(super) struct Weights<'a> {
+    pub g: &'a Geometry,
+    pub bias: bool,
+}
 
 impl Weights<'_> {
     /// Rows and columns of the gradient as a matrix.
     fn size(&self) -> [usize; 2] {
-        [self.0.kh * self.0.kw * self.0.cin, self.0.cout]
+        [self.g.kh * self.g.kw * self.g.cin, self.g.cout]
     }
 
     /// Elements of both gradients, and so of a part.
     pub fn elements(&self) -> usize {
-        self.0.weights() + if self.1 { self.0.cout } else { 0 }
+        self.g.weights() + if self.bias { self.g.cout } else { 0 }
     }
 
     /// Rows of pixels of a part, and the number of parts. Depends on the shapes and the way alone; not more
     /// memory than a few copies of the weights or 64 MiB, nor than the 128 MiB that every adapter binds.
     fn split(&self, way: Way) -> (usize, usize) {
-        let g = self.0;
+        let g = self.g;
         let rows = g.n * g.oh;
         let wanted = match way {
             // A thread has 16 of the weights: enough threads to fill a large GPU.
@@ -259,15 +262,15 @@ impl Weights<'_> {
 
     /// Workgroups of a part in the way of that name: the taps of eight channels, to 32.
     fn squares(&self) -> usize {
-        self.0.cin.div_ceil(8) * self.0.cout.div_ceil(ways::SPREAD[1])
+        self.g.cin.div_ceil(8) * self.g.cout.div_ceil(ways::SPREAD[1])
     }
 
     fn is_wide(&self) -> bool {
-        self.0.cin.is_multiple_of(4) && self.0.cout.is_multiple_of(4)
+        self.g.cin.is_multiple_of(4) && self.g.cout.is_multiple_of(4)
     }
 
     pub fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        let spread: &[Way] = match (adapter.broadcasts && self.is_wide(), self.0) {
+        let spread: &[Way] = match (adapter.broadcasts && self.is_wide(), self.g) {
             (false, _) => &[],
             // Of fewer than eight channels the squares waste a part.
             (true, Geometry { kh: 3, kw: 3, stride: 1, cin: 8.., .. }) => &[Way::Square, Way::Spread],
@@ -278,7 +281,7 @@ impl Weights<'_> {
     }
 
     pub fn shape_class(&self) -> String {
-        let Geometry { n, h, w, cin, kh, kw, cout, stride, .. } = self.0;
+        let Geometry { n, h, w, cin, kh, kw, cout, stride, .. } = self.g;
         format!("{n} x {h} x {w} x {cin} to {cout} channels, {kh} x {kw}, stride {stride}")
     }
 
@@ -290,7 +293,7 @@ impl Weights<'_> {
 
     /// The parts into the scratch; gives their number.
     pub fn dispatch(&self, plan: &mut Dispatches) -> usize {
-        let g = self.0;
+        let g = self.g;
         let way = Way::of(plan.variant());
         let (rows, parts) = self.split(way);
         let [height, width] = self.size();
@@ -316,7 +319,7 @@ impl Weights<'_> {
             ),
             Way::Direct | Way::Tall | Way::Broad => {
                 let (set, width) = lanes(g.cout);
-                let rows = g.kh * g.kw * g.cin.div_ceil(4) + usize::from(self.1);
+                let rows = g.kh * g.kw * g.cin.div_ceil(4) + usize::from(self.bias);
                 let threads = parts * rows * (g.cout / width);
                 (plan.add(&KERNEL, "backward_w").knobs(set).cover_in_pieces(threads, WG), PARTS)
             }
@@ -337,7 +340,7 @@ impl Weights<'_> {
             .param("left", g.left)
             .param("parts", parts)
             .param("rows", rows)
-            .param("has_bias", self.1)
+            .param("has_bias", self.bias)
             .read(x, 0)
             .read(dy, 1)
             .scratch(out, 0);

@@ -353,7 +353,7 @@ impl Launch for BackwardW {
 
 impl BackwardW {
     fn weights(&self) -> Weights<'_> {
-        Weights(&self.g, self.bias)
+        Weights { g: &self.g, bias: self.bias }
     }
 }
 

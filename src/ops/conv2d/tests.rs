@@ -183,11 +183,51 @@ fn past_65535_workgroups() {
     wide.check();
 }
 
+/// The parts of an epilogue beside a convolution of `image` whose result has the sizes of `g`.
+pub(super) fn check_epilogue(
+    name: &str,
+    g: &Geometry,
+    image: [usize; 4],
+    on: [bool; 3],
+    record: impl Fn(&Tensor, &Tensor, Epilogue) -> Tensor,
+    reference: impl Fn(&[f64], &[f64]) -> Vec<f64>,
+) {
+    let [bias, shift, residual] = on;
+    let mut check = Check::new(format!("{name}, bias {bias}, shift {shift}, residual {residual}"))
+        .input(&image)
+        .input(&[g.kh, g.kw, g.cin, g.cout])
+        .probes(24);
+    let mut given = Vec::new();
+    let shapes = [vec![g.cout], vec![g.n, g.cout], vec![g.n, g.oh, g.ow, g.cout]];
+    for (on, shape) in on.into_iter().zip(shapes) {
+        given.push(on.then_some(2 + given.iter().flatten().count()));
+        if on {
+            check = check.input(&shape);
+        }
+    }
+    check.run(
+        |x| {
+            let [bias, shift, residual] = [0, 1, 2].map(|i| given[i].map(|i: usize| &x[i]));
+            record(&x[0], &x[1], Epilogue { bias, shift, residual })
+        },
+        |x| {
+            let mut y = reference(&x[0], &x[1]);
+            for (i, y) in y.iter_mut().enumerate() {
+                let (n, c) = (i / (g.oh * g.ow * g.cout), i % g.cout);
+                *y += given[0].map_or(0.0, |k| x[k][c]);
+                *y += given[1].map_or(0.0, |k| x[k][n * g.cout + c]);
+                *y += given[2].map_or(0.0, |k| x[k][i]);
+            }
+            y
+        },
+    );
+}
+
 #[test]
 fn epilogue_of_every_kind() {
     let few = case([3, 4, 5, 3], [3, 3, 8], 1, Padding::same(1)).geometry();
     let many = case([3, 3, 4, 128], [3, 3, 128], 1, Padding::same(1)).geometry();
-    for (g, [bias, shift, residual]) in [
+    for (g, on) in [
         (few, [true, false, false]),
         (few, [false, true, false]),
         (few, [false, false, true]),
@@ -196,37 +236,14 @@ fn epilogue_of_every_kind() {
         (many, [false, true, false]),
         (many, [true, true, true]),
     ] {
-        let mut check = Check::new(format!("conv2d, bias {bias}, shift {shift}, residual {residual}"))
-            .input(&[g.n, g.h, g.w, g.cin])
-            .input(&[3, 3, g.cin, g.cout])
-            .probes(24);
-        let mut given = Vec::new();
-        let shapes = [vec![g.cout], vec![g.n, g.cout], vec![g.n, g.oh, g.ow, g.cout]];
-        for (on, shape) in [bias, shift, residual].into_iter().zip(shapes) {
-            given.push(on.then_some(2 + given.iter().flatten().count()));
-            if on {
-                check = check.input(&shape);
-            }
-        }
-        check.run(
-            |x| {
-                let extra = Epilogue {
-                    bias: given[0].map(|i| &x[i]),
-                    shift: given[1].map(|i| &x[i]),
-                    residual: given[2].map(|i| &x[i]),
-                };
-                conv2d(&x[0], &x[1], 1, Padding::same(1), extra)
-            },
-            |x| {
-                let mut y = reference(&g, &x[0], &x[1]);
-                for (i, y) in y.iter_mut().enumerate() {
-                    let (n, c) = (i / (g.oh * g.ow * g.cout), i % g.cout);
-                    *y += given[0].map_or(0.0, |k| x[k][c]);
-                    *y += given[1].map_or(0.0, |k| x[k][n * g.cout + c]);
-                    *y += given[2].map_or(0.0, |k| x[k][i]);
-                }
-                y
-            },
+        let image = [g.n, g.h, g.w, g.cin];
+        check_epilogue(
+            "conv2d",
+            &g,
+            image,
+            on,
+            |x, w, extra| conv2d(x, w, 1, Padding::same(1), extra),
+            |x, w| reference(&g, x, w),
         );
     }
 }

@@ -224,20 +224,20 @@ impl Launch for BackwardW {
     }
 
     fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        Weights(&self.g, false).variants(adapter)
+        self.wide().variants(adapter)
     }
 
     fn shape_class(&self) -> String {
-        Weights(&self.g, false).shape_class()
+        self.wide().shape_class()
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {
-        vec![Weights(&self.g, false).scratch(), self.g.weights()]
+        vec![self.wide().scratch(), self.g.weights()]
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
         let g = &self.g;
-        let parts = Weights(g, false).dispatch(plan);
+        let parts = self.wide().dispatch(plan);
         sum_parts(plan.add(&KERNEL, "sum_parts"), g.weights(), parts, parts, 1)
             .part("pieces", Slot::Scratch(0), 0, parts * g.weights())
             .scratch("total", 1);
@@ -255,5 +255,12 @@ impl Launch for BackwardW {
     fn cuts(&self) -> Vec<Cut> {
         let BackwardW { g } = *self;
         vec![Cut::along(g.n, move |_, n| BackwardW { g: Geometry { n, ..g } }).reads([0, 1]).sums([0])]
+    }
+}
+
+impl BackwardW {
+    /// The gradient of the weights of `g`. Its `dy` is the image, so the bias's is none of it.
+    fn wide(&self) -> Weights<'_> {
+        Weights { g: &self.g, bias: false }
     }
 }

@@ -1,6 +1,6 @@
 //! conv2d_upsampled against the plain loops of conv2d, of an image that is upsampled first.
 
-use super::super::tests::reference as conv2d_reference;
+use super::super::tests::{check_epilogue, reference as conv2d_reference};
 use super::*;
 use crate::check::Check;
 use crate::ops::conv2d::conv2d;
@@ -98,7 +98,7 @@ fn past_65535_workgroups() {
 
 #[test]
 fn epilogue_of_every_kind() {
-    for (channels, [bias, shift, residual]) in [
+    for (channels, on) in [
         ([3, 8], [true, false, false]),
         ([3, 8], [false, true, false]),
         ([4, 5], [false, false, true]),
@@ -110,34 +110,13 @@ fn epilogue_of_every_kind() {
         for [h, w] in [[2, 3], [7, 5]] {
             let [cin, cout] = channels;
             let case = case([3, h, w, cin], [3, 3, cout], Padding::same(1));
-            let g = case.geometry();
-            let mut check = Check::new(format!("conv2d_upsampled, bias {bias}, shift {shift}, {residual}"))
-                .input(&case.image)
-                .input(&case.weights())
-                .probes(24);
-            let mut given = Vec::new();
-            let shapes = [vec![cout], vec![g.n, cout], vec![g.n, g.oh, g.ow, cout]];
-            for (on, shape) in [bias, shift, residual].into_iter().zip(shapes) {
-                given.push(on.then_some(2 + given.iter().flatten().count()));
-                if on {
-                    check = check.input(&shape);
-                }
-            }
-            check.run(
-                |x| {
-                    let [bias, shift, residual] = [0, 1, 2].map(|i| given[i].map(|i: usize| &x[i]));
-                    conv2d_upsampled(&x[0], &x[1], case.padding, Epilogue { bias, shift, residual })
-                },
-                |x| {
-                    let mut y = case.reference(&x[0], &x[1]);
-                    for (i, y) in y.iter_mut().enumerate() {
-                        let (n, c) = (i / (g.oh * g.ow * cout), i % cout);
-                        *y += given[0].map_or(0.0, |k| x[k][c]);
-                        *y += given[1].map_or(0.0, |k| x[k][n * cout + c]);
-                        *y += given[2].map_or(0.0, |k| x[k][i]);
-                    }
-                    y
-                },
+            check_epilogue(
+                "conv2d_upsampled",
+                &case.geometry(),
+                case.image,
+                on,
+                |x, w, extra| conv2d_upsampled(x, w, case.padding, extra),
+                |x, w| case.reference(x, w),
             );
         }
     }

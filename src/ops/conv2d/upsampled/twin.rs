@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::super::{Geometry, twin};
 use crate::launch::Made;
-use crate::micro::panels::{Panels, copy_turned, panel_elements};
+use crate::micro::panels::{Panels, WIDEST, copy_turned, panel_elements};
 use crate::simd::vectorized;
 
 /// Along an axis, where `g` has so many taps: which of the taps that are given make tap `k` of `g`.
@@ -58,7 +58,7 @@ pub fn backward_x(g: &Geometry, dy: &[f32], w: &[f32], dx: &mut [f32], panels: M
             // The sums are made as the weights lie, a column of the widest panel after the other.
             const ROWS: usize = 16;
             for (block, out) in out.chunks_mut(ROWS * width).enumerate() {
-                let mut sums = [[0.0; ROWS]; 32];
+                let mut sums = [[0.0; ROWS]; WIDEST];
                 let rows = out.len() / width;
                 for tap in met(g, [tap / g.kw, tap % g.kw]) {
                     for (ci, sums) in sums[..cols].iter_mut().enumerate() {
