@@ -59,9 +59,10 @@ pub struct Arguments {
 
 impl Arguments {
     fn options(&self, recipe: &Recipe, way: Option<&Way>) -> Result<Options> {
-        let mut scheduler = match (&self.sampler, way) {
+        let mut scheduler = match (self.sampler.as_deref(), way) {
+            // Saying what holds anyway changes nothing.
+            (None | Some("ddim"), Some(way)) => way.options(recipe, "ddim")?.scheduler,
             (Some(name), _) => recipe.sampler(name)?,
-            (None, Some(way)) => way.options(recipe, "ddim")?.scheduler,
             (None, None) => recipe.scheduler()?,
         };
         if !scheduler.draws_samples() {
