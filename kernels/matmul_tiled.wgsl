@@ -33,79 +33,66 @@ fn place(group: u32) -> Place {
     );
 }
 
-fn a_row_quad(item: u32, row: u32, k: u32, end: u32) -> vec4<f32> {
-    if row >= p.m || k >= end {
-        return vec4<f32>();
-    }
-    return a4[((item * p.m + row) * p.k + k) / 4u];
+// Quads that begin with an element of a or of b; zeros where that lies outside the part.
+fn a_quad(inside: bool, i: u32) -> vec4<f32> {
+    return select(vec4<f32>(), a4[select(0u, i / 4u, inside)], inside);
 }
 
-fn a_column_quad(item: u32, row: u32, k: u32, end: u32) -> vec4<f32> {
-    if row >= p.m || k >= end {
-        return vec4<f32>();
-    }
-    return a4[((item * p.k + k) * p.m + row) / 4u];
+fn b_quad(inside: bool, i: u32) -> vec4<f32> {
+    return select(vec4<f32>(), b4[select(0u, i / 4u, inside)], inside);
 }
 
-fn b_row_quad(item: u32, k: u32, col: u32, end: u32) -> vec4<f32> {
-    if col >= p.n || k >= end {
-        return vec4<f32>();
-    }
-    return b4[((item * p.k + k) * p.n + col) / 4u];
-}
-
-fn b_column_quad(item: u32, k: u32, col: u32, end: u32) -> vec4<f32> {
-    if col >= p.n || k >= end {
-        return vec4<f32>();
-    }
-    return b4[((item * p.n + col) * p.k + k) / 4u];
-}
-
-fn fetch_a(at: Place, k: u32, thread: u32) {
-    let quad = thread % 4u;
-    let first = k + 4u * quad;
+// What a thread puts into tile_a for the columns from k on.
+fn fetch_a(at: Place, k: u32, thread: u32) -> Four {
+    let first = k + thread % 4u * 4u;
+    var four = Four();
     if p.a_transposed == 0u {
-        for (var i = thread / 4u; i < ROWS; i += WG / 4u) {
-            tile_a[i * PITCH_A + quad] = a_row_quad(at.item, at.row + i, first, at.end);
-        }
+        let row = at.row + thread / 4u;
+        let i = (at.item * p.m + row) * p.k + first;
+        let inside = first < at.end;
+        four.k0 = a_quad(inside & (row < p.m), i);
+        if FETCH_A > 1u { four.k1 = a_quad(inside & (row + NEXT_A < p.m), i + NEXT_A * p.k); }
+        if FETCH_A > 2u { four.k2 = a_quad(inside & (row + 2u * NEXT_A < p.m), i + 2u * NEXT_A * p.k); }
+        if FETCH_A > 3u { four.k3 = a_quad(inside & (row + 3u * NEXT_A < p.m), i + 3u * NEXT_A * p.k); }
     } else {
-        // Four rows of four k at a time, turned over on the way.
-        for (var i = thread / 4u * 4u; i < ROWS; i += WG) {
-            let row = at.row + i;
-            let four = transpose(mat4x4<f32>(
-                a_column_quad(at.item, row, first, at.end), a_column_quad(at.item, row, first + 1u, at.end),
-                a_column_quad(at.item, row, first + 2u, at.end), a_column_quad(at.item, row, first + 3u, at.end),
-            ));
-            tile_a[i * PITCH_A + quad] = four[0];
-            tile_a[(i + 1u) * PITCH_A + quad] = four[1];
-            tile_a[(i + 2u) * PITCH_A + quad] = four[2];
-            tile_a[(i + 3u) * PITCH_A + quad] = four[3];
-        }
+        let row = at.row + thread / 4u * 4u;
+        let i = (at.item * p.k + first) * p.m + row;
+        let inside = (thread < ROWS) & (row < p.m);
+        four.k0 = a_quad(inside & (first < at.end), i);
+        four.k1 = a_quad(inside & (first + 1u < at.end), i + p.m);
+        four.k2 = a_quad(inside & (first + 2u < at.end), i + 2u * p.m);
+        four.k3 = a_quad(inside & (first + 3u < at.end), i + 3u * p.m);
     }
+    return four;
 }
 
-fn fetch_b(at: Place, k: u32, thread: u32) {
+fn fetch_b(at: Place, k: u32, thread: u32) -> Four {
+    var four = Four();
     if p.b_transposed == 0u {
-        for (var i = thread; i < DEPTH * QUADS_B; i += WG) {
-            let row = i / QUADS_B;
-            let col = i % QUADS_B;
-            tile_b[row * PITCH_B + col] = b_row_quad(at.item, k + row, at.col + 4u * col, at.end);
-        }
+        let row = k + thread / QUADS_B;
+        let col = at.col + thread % QUADS_B * 4u;
+        let i = (at.item * p.k + row) * p.n + col;
+        let inside = col < p.n;
+        four.k0 = b_quad(inside & (row < at.end), i);
+        if FETCH_B > 1u { four.k1 = b_quad(inside & (row + NEXT_B < at.end), i + NEXT_B * p.n); }
+        if FETCH_B > 2u { four.k2 = b_quad(inside & (row + 2u * NEXT_B < at.end), i + 2u * NEXT_B * p.n); }
+        if FETCH_B > 3u { four.k3 = b_quad(inside & (row + 3u * NEXT_B < at.end), i + 3u * NEXT_B * p.n); }
     } else {
-        for (var i = thread; i < DEPTH * QUADS_B / 4u; i += WG) {
-            let row = i % (DEPTH / 4u) * 4u;
-            let quad = i / (DEPTH / 4u);
-            let col = at.col + 4u * quad;
-            let four = transpose(mat4x4<f32>(
-                b_column_quad(at.item, k + row, col, at.end), b_column_quad(at.item, k + row, col + 1u, at.end),
-                b_column_quad(at.item, k + row, col + 2u, at.end), b_column_quad(at.item, k + row, col + 3u, at.end),
-            ));
-            tile_b[row * PITCH_B + quad] = four[0];
-            tile_b[(row + 1u) * PITCH_B + quad] = four[1];
-            tile_b[(row + 2u) * PITCH_B + quad] = four[2];
-            tile_b[(row + 3u) * PITCH_B + quad] = four[3];
-        }
+        let row = k + thread % 4u * 4u;
+        let col = at.col + thread / 4u * 4u;
+        let i = (at.item * p.n + col) * p.k + row;
+        let inside = (thread < COLS) & (row < at.end);
+        four.k0 = b_quad(inside & (col < p.n), i);
+        four.k1 = b_quad(inside & (col + 1u < p.n), i + p.k);
+        four.k2 = b_quad(inside & (col + 2u < p.n), i + 2u * p.k);
+        four.k3 = b_quad(inside & (col + 3u < p.n), i + 3u * p.k);
     }
+    return four;
+}
+
+fn put(thread: u32, a_four: Four, b_four: Four) {
+    if p.a_transposed == 0u { put_a(thread, a_four); } else { put_a_turned(thread, a_four); }
+    if p.b_transposed == 0u { put_b(thread, b_four); } else { put_b_turned(thread, b_four); }
 }
 
 @compute @workgroup_size(WG)
@@ -122,9 +109,10 @@ fn product(
     let down = thread / TX;
     var sums = Sums();
     for (var k = at.begin; k < at.end; k += DEPTH) {
+        let a_four = fetch_a(at, k, thread);
+        let b_four = fetch_b(at, k, thread);
         workgroupBarrier();
-        fetch_a(at, k, thread);
-        fetch_b(at, k, thread);
+        put(thread, a_four, b_four);
         workgroupBarrier();
         multiply_tiles(&sums, x, down);
     }
@@ -160,19 +148,43 @@ fn store_quad(line: u32, col: u32, sum: vec4<f32>) {
     }
 }
 
-// A[row, k] and B[k, col], 0 outside.
-fn a_at(item: u32, row: u32, k: u32, end: u32) -> f32 {
-    if row >= p.m || k >= end {
-        return 0.0;
-    }
-    return a[item * p.m * p.k + select(row * p.k + k, k * p.m + row, p.a_transposed != 0u)];
+// A[row, k..k + 4] and B[k, col..col + 4], 0 outside.
+fn a_ragged(at: Place, row: u32, k: u32) -> vec4<f32> {
+    let along = vec4<u32>(k, k + 1u, k + 2u, k + 3u);
+    let inside = (along < vec4<u32>(at.end)) & vec4<bool>(row < p.m);
+    let lines = select(row * p.k + along, along * p.m + row, p.a_transposed != 0u);
+    let i = select(vec4<u32>(), at.item * p.m * p.k + lines, inside);
+    return select(vec4<f32>(), vec4<f32>(a[i.x], a[i.y], a[i.z], a[i.w]), inside);
 }
 
-fn b_at(item: u32, k: u32, col: u32, end: u32) -> f32 {
-    if col >= p.n || k >= end {
-        return 0.0;
-    }
-    return b[item * p.k * p.n + select(k * p.n + col, col * p.k + k, p.b_transposed != 0u)];
+fn b_ragged(at: Place, k: u32, col: u32) -> vec4<f32> {
+    let along = vec4<u32>(col, col + 1u, col + 2u, col + 3u);
+    let inside = (along < vec4<u32>(p.n)) & vec4<bool>(k < at.end);
+    let lines = select(k * p.n + along, along * p.k + k, p.b_transposed != 0u);
+    let i = select(vec4<u32>(), at.item * p.k * p.n + lines, inside);
+    return select(vec4<f32>(), vec4<f32>(b[i.x], b[i.y], b[i.z], b[i.w]), inside);
+}
+
+fn fetch_a_ragged(at: Place, k: u32, thread: u32) -> Four {
+    let first = k + thread % 4u * 4u;
+    let row = at.row + thread / 4u;
+    var four = Four();
+    four.k0 = a_ragged(at, row, first);
+    if FETCH_A > 1u { four.k1 = a_ragged(at, row + NEXT_A, first); }
+    if FETCH_A > 2u { four.k2 = a_ragged(at, row + 2u * NEXT_A, first); }
+    if FETCH_A > 3u { four.k3 = a_ragged(at, row + 3u * NEXT_A, first); }
+    return four;
+}
+
+fn fetch_b_ragged(at: Place, k: u32, thread: u32) -> Four {
+    let row = k + thread / QUADS_B;
+    let col = at.col + thread % QUADS_B * 4u;
+    var four = Four();
+    four.k0 = b_ragged(at, row, col);
+    if FETCH_B > 1u { four.k1 = b_ragged(at, row + NEXT_B, col); }
+    if FETCH_B > 2u { four.k2 = b_ragged(at, row + 2u * NEXT_B, col); }
+    if FETCH_B > 3u { four.k3 = b_ragged(at, row + 3u * NEXT_B, col); }
+    return four;
 }
 
 // For any sizes, element by element; the tiles are the same.
@@ -188,26 +200,13 @@ fn product_ragged(
     }
     let x = thread % TX;
     let down = thread / TX;
-    let quad = thread % 4u;
     var sums = Sums();
     for (var k = at.begin; k < at.end; k += DEPTH) {
+        let a_four = fetch_a_ragged(at, k, thread);
+        let b_four = fetch_b_ragged(at, k, thread);
         workgroupBarrier();
-        for (var i = thread / 4u; i < ROWS; i += WG / 4u) {
-            let row = at.row + i;
-            let first = k + 4u * quad;
-            tile_a[i * PITCH_A + quad] = vec4<f32>(
-                a_at(at.item, row, first, at.end), a_at(at.item, row, first + 1u, at.end),
-                a_at(at.item, row, first + 2u, at.end), a_at(at.item, row, first + 3u, at.end),
-            );
-        }
-        for (var i = thread; i < DEPTH * QUADS_B; i += WG) {
-            let first = k + i / QUADS_B;
-            let col = at.col + i % QUADS_B * 4u;
-            tile_b[i / QUADS_B * PITCH_B + i % QUADS_B] = vec4<f32>(
-                b_at(at.item, first, col, at.end), b_at(at.item, first, col + 1u, at.end),
-                b_at(at.item, first, col + 2u, at.end), b_at(at.item, first, col + 3u, at.end),
-            );
-        }
+        put_a(thread, a_four);
+        put_b(thread, b_four);
         workgroupBarrier();
         multiply_tiles(&sums, x, down);
     }

@@ -1,6 +1,8 @@
 // tile - the product of two small matrices in workgroup memory, of which each thread has a rectangle in registers.
 //
-// A workgroup has TX * TY threads. The includer fills tile_a and tile_b, waits, and calls multiply_tiles.
+// A workgroup has TX * TY threads. For every DEPTH of k the includer reads what its threads fetch into registers, waits for those
+// that still multiply, puts it into tile_a and tile_b, waits, and calls multiply_tiles. All reads of a step are under way before
+// the first is waited for, which loops over them would not do: no driver unrolls a loop whose number of turns it does not know.
 //
 // A thread has rows y + i*TY and, in fours, columns 4*(x + j*TX): threads side by side read vec4s side by side.
 
@@ -18,6 +20,17 @@ const PITCH_A: u32 = DEPTH / 4u + 1u;
 const PITCH_B: u32 = COLS / 4u + 1u;
 const QUADS_B: u32 = COLS / 4u;
 
+// Quads that a thread fetches, at most four of each factor, and the rows from one to the next.
+const FETCH_A: u32 = ROWS * DEPTH / 4u / WG;
+const FETCH_B: u32 = DEPTH * QUADS_B / WG;
+const NEXT_A: u32 = 4u * WG / DEPTH;
+const NEXT_B: u32 = WG / QUADS_B;
+const_assert FETCH_A <= 4u;
+const_assert FETCH_B <= 4u;
+const_assert ROWS <= WG; // a thread turns over at most one block of four by four
+const_assert COLS <= WG;
+const_assert 16u == DEPTH;
+
 var<workgroup> tile_a: array<vec4<f32>, ROWS * PITCH_A>;  // [ROWS, DEPTH]
 var<workgroup> tile_b: array<vec4<f32>, DEPTH * PITCH_B>; // [DEPTH, COLS]
 
@@ -28,6 +41,48 @@ struct Sums {
 }
 
 struct Four { k0: vec4<f32>, k1: vec4<f32>, k2: vec4<f32>, k3: vec4<f32> }
+
+// Quad thread % 4 of row thread / 4, and of those NEXT_A further on.
+fn put_a(thread: u32, four: Four) {
+    let at = thread / 4u * PITCH_A + thread % 4u;
+    tile_a[at] = four.k0;
+    if FETCH_A > 1u { tile_a[at + NEXT_A * PITCH_A] = four.k1; }
+    if FETCH_A > 2u { tile_a[at + 2u * NEXT_A * PITCH_A] = four.k2; }
+    if FETCH_A > 3u { tile_a[at + 3u * NEXT_A * PITCH_A] = four.k3; }
+}
+
+// Four k from 4 * (thread % 4) on of four rows from thread / 4 * 4 on, k by k.
+fn put_a_turned(thread: u32, four: Four) {
+    if thread < ROWS {
+        let at = thread / 4u * 4u * PITCH_A + thread % 4u;
+        let turned = transpose(mat4x4<f32>(four.k0, four.k1, four.k2, four.k3));
+        tile_a[at] = turned[0];
+        tile_a[at + PITCH_A] = turned[1];
+        tile_a[at + 2u * PITCH_A] = turned[2];
+        tile_a[at + 3u * PITCH_A] = turned[3];
+    }
+}
+
+// Quad thread % QUADS_B of row thread / QUADS_B, and of those NEXT_B further on.
+fn put_b(thread: u32, four: Four) {
+    let at = thread / QUADS_B * PITCH_B + thread % QUADS_B;
+    tile_b[at] = four.k0;
+    if FETCH_B > 1u { tile_b[at + NEXT_B * PITCH_B] = four.k1; }
+    if FETCH_B > 2u { tile_b[at + 2u * NEXT_B * PITCH_B] = four.k2; }
+    if FETCH_B > 3u { tile_b[at + 3u * NEXT_B * PITCH_B] = four.k3; }
+}
+
+// Four rows from 4 * (thread % 4) on of quad thread / 4, column by column.
+fn put_b_turned(thread: u32, four: Four) {
+    if thread < COLS {
+        let at = thread % 4u * 4u * PITCH_B + thread / 4u;
+        let turned = transpose(mat4x4<f32>(four.k0, four.k1, four.k2, four.k3));
+        tile_b[at] = turned[0];
+        tile_b[at + PITCH_B] = turned[1];
+        tile_b[at + 2u * PITCH_B] = turned[2];
+        tile_b[at + 3u * PITCH_B] = turned[3];
+    }
+}
 
 fn times(sum: vec4<f32>, a: vec4<f32>, b: Four) -> vec4<f32> {
     return sum + a.x * b.k0 + a.y * b.k1 + a.z * b.k2 + a.w * b.k3;

@@ -44,6 +44,7 @@ pub static KERNELS: &[&Kernel] = &[
     &conv2d::SPREAD,
     &conv2d::SPREAD_W,
     &conv2d::TILED,
+    &conv2d::TILED_W,
     &conv2d::WINOGRAD,
     &denoising::KERNEL,
     &dropout::KERNEL,

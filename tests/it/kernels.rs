@@ -8,6 +8,7 @@ use denoir::device::gpu::adapters;
 use denoir::device::gpu::shader::{Dialect, Kernel, Module};
 use denoir::ops::KERNELS;
 use naga::back::{hlsl, msl, spv};
+use naga::proc::BoundsCheckPolicies;
 
 use crate::place::{leavings, root};
 
@@ -63,11 +64,24 @@ fn every_file_is_listed_and_every_kernel_validates() {
 
 #[test]
 fn every_kernel_is_written_as_spirv() {
-    each(|_, name, _, module| {
-        let options = spv::Options { lang_version: (1, 3), ..spv::Options::default() };
+    each(|_, name, dialect, module| {
+        let options = spv::Options {
+            lang_version: (1, 3),
+            // As in a release.
+            bounds_check_policies: BoundsCheckPolicies::default(),
+            force_loop_bounding: false,
+            emit_int_div_checks: false,
+            zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
+            ..spv::Options::default()
+        };
         let words = spv::write_vec(&module.naga, &module.info, &options, None)
             .unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(words.len() > 100, "{name}");
+        if dialect == (Dialect { immediates: true, subgroups: true }) {
+            // For the compilers of other drivers.
+            let file = leavings().join("kernels").join(format!("{name}.spv"));
+            std::fs::write(file, bytemuck::cast_slice(&words)).unwrap();
+        }
     });
 }
 

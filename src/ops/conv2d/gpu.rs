@@ -14,6 +14,9 @@ pub static KERNEL: Kernel =
 /// Shared through workgroup memory.
 pub static TILED: Kernel = kernel!("conv2d_tiled", TILE_KNOBS);
 
+/// The same for the gradient of the weights.
+pub static TILED_W: Kernel = kernel!("conv2d_tiled_w", TILE_KNOBS);
+
 /// Shared through the lanes of a subgroup.
 pub static SPREAD: Kernel = kernel!("conv2d_spread");
 
@@ -306,7 +309,7 @@ impl Weights<'_> {
                     ("backward_w_ragged", PARTS)
                 };
                 let groups = parts * height.div_ceil(rows) * width.div_ceil(cols);
-                (plan.add(&TILED, entry).knobs(tile).cover_in_pieces(groups, 1), names)
+                (plan.add(&TILED_W, entry).knobs(tile).cover_in_pieces(groups, 1), names)
             }
             Way::Spread => {
                 let [rows, cols] = ways::SPREAD;

@@ -12,7 +12,7 @@ mod winograd;
 mod tests;
 
 use gpu::{Gather, WG, Weights};
-pub use gpu::{KERNEL, SPREAD, SPREAD_W, TILED};
+pub use gpu::{KERNEL, SPREAD, SPREAD_W, TILED, TILED_W};
 pub use gpu_winograd::WINOGRAD;
 pub use transpose::conv_transpose2d;
 pub use upsampled::conv2d_upsampled;
