@@ -16,28 +16,13 @@
 //!include lib/grid.wgsl
 //!include lib/reduce.wgsl
 //!include lib/activation.wgsl
+//!include lib/norm.wgsl
 
 const WG: u32 = 256u;
 const ITEMS: u32 = 4u; // elements of one thread in the elementwise entries
 const COLUMNS: u32 = 32u; // channels of one workgroup in backward_partial and backward_parameters
 const LINES: u32 = WG / COLUMNS; // rows that it takes at once
 
-struct Params {
-    samples: u32,
-    rows: u32, // P
-    channels: u32, // C
-    channel_groups: u32, // G
-    width: u32, // D
-    left: u32,
-    first: u32, // of the part's channels
-    own: u32, // channels of the part
-    chunk_rows: u32,
-    chunks: u32, // of one sample
-    kind: u32,
-    eps: f32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>; // [N, P, own]
 @group(0) @binding(2) var<storage, read> gamma: array<f32>; // [C]
 @group(0) @binding(3) var<storage, read> beta: array<f32>; // [C]

@@ -12,6 +12,7 @@
 // Goto & van de Geijn 2008 (doi:10.1145/1356052.1356053), of which this is the innermost tile.
 //!include lib/grid.wgsl
 //!include lib/product.wgsl
+//!include lib/product_ragged.wgsl
 
 const TX: u32 = 16u; // knob: threads of a workgroup along N, 4 columns each
 const TY: u32 = 16u; // knob: threads of a workgroup along M, 4 rows each
@@ -57,7 +58,7 @@ fn product(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let t = tile_of(p.first_group + flat_group(group, groups), lane);
-    if t.item >= p.batch || t.row >= p.m || t.col >= p.n || lane >= TX * TY {
+    if (t.item >= p.batch) | (t.row >= p.m) | (t.col >= p.n) | (lane >= TX * TY) {
         return;
     }
     // Rows past the end are computed as the last row, and not stored.
@@ -101,36 +102,6 @@ fn product(
     if t.row + 3u < p.m { y4[out + 3u * n4] = sum[3] + shift; }
 }
 
-// A[row, k], 0 outside.
-fn a_at(item: u32, row: u32, k: u32) -> f32 {
-    if row >= p.m || k >= p.k {
-        return 0.0;
-    }
-    let at = select(row * p.k + k, k * p.m + row, p.a_transposed != 0u);
-    return a[item * p.m * p.k + at];
-}
-
-fn a_quad(item: u32, row: u32, k: u32) -> vec4<f32> {
-    return vec4<f32>(
-        a_at(item, row, k), a_at(item, row, k + 1u), a_at(item, row, k + 2u), a_at(item, row, k + 3u),
-    );
-}
-
-// B[k, col], 0 outside.
-fn b_at(item: u32, k: u32, col: u32) -> f32 {
-    if col >= p.n || k >= p.k {
-        return 0.0;
-    }
-    let at = select(k * p.n + col, col * p.k + k, p.b_transposed != 0u);
-    return b[item * p.k * p.n + at];
-}
-
-fn b_quad(item: u32, k: u32, col: u32) -> vec4<f32> {
-    return vec4<f32>(
-        b_at(item, k, col), b_at(item, k, col + 1u), b_at(item, k, col + 2u), b_at(item, k, col + 3u),
-    );
-}
-
 // For any sizes, element by element.
 @compute @workgroup_size(WG)
 fn product_ragged(
@@ -139,18 +110,18 @@ fn product_ragged(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let t = tile_of(p.first_group + flat_group(group, groups), lane);
-    if t.item >= p.batch || t.row >= p.m || t.col >= p.n || lane >= TX * TY {
+    if (t.item >= p.batch) | (t.row >= p.m) | (t.col >= p.n) | (lane >= TX * TY) {
         return;
     }
     var sum = mat4x4<f32>();
     for (var k = t.k_begin; k < t.k_end; k += 4u) {
         let ta = mat4x4<f32>(
-            a_quad(t.item, t.row, k), a_quad(t.item, t.row + 1u, k),
-            a_quad(t.item, t.row + 2u, k), a_quad(t.item, t.row + 3u, k),
+            a_ragged(t.item, t.row, k, t.k_end), a_ragged(t.item, t.row + 1u, k, t.k_end),
+            a_ragged(t.item, t.row + 2u, k, t.k_end), a_ragged(t.item, t.row + 3u, k, t.k_end),
         );
         let tb = mat4x4<f32>(
-            b_quad(t.item, k, t.col), b_quad(t.item, k + 1u, t.col),
-            b_quad(t.item, k + 2u, t.col), b_quad(t.item, k + 3u, t.col),
+            b_ragged(t.item, k, t.col, t.k_end), b_ragged(t.item, k + 1u, t.col, t.k_end),
+            b_ragged(t.item, k + 2u, t.col, t.k_end), b_ragged(t.item, k + 3u, t.col, t.k_end),
         );
         sum += tb * ta;
     }
@@ -162,23 +133,7 @@ fn product_ragged(
 }
 
 fn store_ragged(item: u32, row: u32, col: u32, value: vec4<f32>) {
-    if row < p.m {
-        let out = (item + row) * p.n;
-        store_one(out, col, value.x);
-        store_one(out, col + 1u, value.y);
-        store_one(out, col + 2u, value.z);
-        store_one(out, col + 3u, value.w);
-    }
-}
-
-fn store_one(row_start: u32, col: u32, value: f32) {
-    if col < p.n {
-        var shift = 0.0;
-        if p.has_bias != 0u {
-            shift = bias[col];
-        }
-        y[row_start + col] = value + shift;
-    }
+    if row < p.m { store_four((item + row) * p.n, col, value); }
 }
 
 // One thread for each element of y.

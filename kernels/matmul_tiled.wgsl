@@ -10,6 +10,7 @@
 // Goto & van de Geijn 2008 (doi:10.1145/1356052.1356053).
 //!include lib/grid.wgsl
 //!include lib/product.wgsl
+//!include lib/product_ragged.wgsl
 //!include lib/tile.wgsl
 
 @group(0) @binding(1) var<storage, read> a4: array<vec4<f32>>;
@@ -148,31 +149,14 @@ fn store_quad(line: u32, col: u32, sum: vec4<f32>) {
     }
 }
 
-// A[row, k..k + 4] and B[k, col..col + 4], 0 outside.
-fn a_ragged(at: Place, row: u32, k: u32) -> vec4<f32> {
-    let along = vec4<u32>(k, k + 1u, k + 2u, k + 3u);
-    let inside = (along < vec4<u32>(at.end)) & vec4<bool>(row < p.m);
-    let lines = select(row * p.k + along, along * p.m + row, p.a_transposed != 0u);
-    let i = select(vec4<u32>(), at.item * p.m * p.k + lines, inside);
-    return select(vec4<f32>(), vec4<f32>(a[i.x], a[i.y], a[i.z], a[i.w]), inside);
-}
-
-fn b_ragged(at: Place, k: u32, col: u32) -> vec4<f32> {
-    let along = vec4<u32>(col, col + 1u, col + 2u, col + 3u);
-    let inside = (along < vec4<u32>(p.n)) & vec4<bool>(k < at.end);
-    let lines = select(k * p.n + along, along * p.k + k, p.b_transposed != 0u);
-    let i = select(vec4<u32>(), at.item * p.k * p.n + lines, inside);
-    return select(vec4<f32>(), vec4<f32>(b[i.x], b[i.y], b[i.z], b[i.w]), inside);
-}
-
 fn fetch_a_ragged(at: Place, k: u32, thread: u32) -> Four {
     let first = k + thread % 4u * 4u;
     let row = at.row + thread / 4u;
     var four = Four();
-    four.k0 = a_ragged(at, row, first);
-    if FETCH_A > 1u { four.k1 = a_ragged(at, row + NEXT_A, first); }
-    if FETCH_A > 2u { four.k2 = a_ragged(at, row + 2u * NEXT_A, first); }
-    if FETCH_A > 3u { four.k3 = a_ragged(at, row + 3u * NEXT_A, first); }
+    four.k0 = a_ragged(at.item, row, first, at.end);
+    if FETCH_A > 1u { four.k1 = a_ragged(at.item, row + NEXT_A, first, at.end); }
+    if FETCH_A > 2u { four.k2 = a_ragged(at.item, row + 2u * NEXT_A, first, at.end); }
+    if FETCH_A > 3u { four.k3 = a_ragged(at.item, row + 3u * NEXT_A, first, at.end); }
     return four;
 }
 
@@ -180,10 +164,10 @@ fn fetch_b_ragged(at: Place, k: u32, thread: u32) -> Four {
     let row = k + thread / QUADS_B;
     let col = at.col + thread % QUADS_B * 4u;
     var four = Four();
-    four.k0 = b_ragged(at, row, col);
-    if FETCH_B > 1u { four.k1 = b_ragged(at, row + NEXT_B, col); }
-    if FETCH_B > 2u { four.k2 = b_ragged(at, row + 2u * NEXT_B, col); }
-    if FETCH_B > 3u { four.k3 = b_ragged(at, row + 3u * NEXT_B, col); }
+    four.k0 = b_ragged(at.item, row, col, at.end);
+    if FETCH_B > 1u { four.k1 = b_ragged(at.item, row + NEXT_B, col, at.end); }
+    if FETCH_B > 2u { four.k2 = b_ragged(at.item, row + 2u * NEXT_B, col, at.end); }
+    if FETCH_B > 3u { four.k3 = b_ragged(at.item, row + 3u * NEXT_B, col, at.end); }
     return four;
 }
 
@@ -229,22 +213,5 @@ fn store_row_ragged(at: Place, row: u32, col: u32, left: vec4<f32>, right: vec4<
         let line = ((at.part * p.batch + at.item) * p.m + row) * p.n;
         store_four(line, col, left);
         if BROAD == 8u { store_four(line, col + 4u * TX, right); }
-    }
-}
-
-fn store_four(line: u32, col: u32, sum: vec4<f32>) {
-    store_one(line, col, sum.x);
-    store_one(line, col + 1u, sum.y);
-    store_one(line, col + 2u, sum.z);
-    store_one(line, col + 3u, sum.w);
-}
-
-fn store_one(line: u32, col: u32, sum: f32) {
-    if col < p.n {
-        var shift = 0.0;
-        if p.has_bias != 0u {
-            shift = bias[col];
-        }
-        y[line + col] = sum + shift;
     }
 }

@@ -24,9 +24,12 @@ mod tests;
 use loops::{
     Line, Sample, Source, column_moments, column_sums, gradient, group_means, merge_moments, normalise,
 };
-use size::{Part, Size};
+use size::{Part, Size, TILES};
 
 pub static KERNEL: Kernel = kernel!("group_norm");
+
+/// For GPUs; how many rows a thread holds.
+pub static TILE: Kernel = kernel!("group_norm_tile", [[("HELD", "2u")], [("HELD", "8u")]]);
 
 /// `y = f(gamma[c] * (x - mean) / sqrt(var + eps) + beta[c])`, where mean and (biased) variance are those
 /// of a sample's group of `C / groups` neighbouring channels. `x [N, .., C]`, `gamma`, `beta [C]`, `y` as
@@ -130,6 +133,32 @@ impl Forward {
         let rows = self.size.gpu_rows()[plan.variant()];
         self.size.add(plan, entry, part, rows, self.kind, self.eps)
     }
+
+    /// In tiles: in one launch where they hold whole samples.
+    fn gpu_tiles(&self, plan: &mut Dispatches) {
+        let Forward { size, eps, kind } = *self;
+        let after = size.parts().count();
+        if !size.fits_tile() {
+            for part in size.parts() {
+                let moments = size.add_tiles(plan, "chunk_moments", part, kind, eps);
+                moments.read("x", part.index).scratch("moments", 0).write("statistics_out", 1);
+            }
+            self.add(plan, "merge_moments", size.all())
+                .scratch("moments", 0)
+                .write("statistics_out", 1)
+                .cover(size.n * size.groups, 256);
+        }
+        for part in size.parts() {
+            let (entry, statistics) =
+                if size.fits_tile() { ("whole", "statistics_out") } else { ("normalise", "statistics") };
+            size.add_tiles(plan, entry, part, kind, eps)
+                .read("x", part.index)
+                .read("gamma", after)
+                .read("beta", after + 1)
+                .write(statistics, 1)
+                .write("y", 0);
+        }
+    }
 }
 
 impl Launch for Forward {
@@ -179,6 +208,9 @@ impl Launch for Forward {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
+        if plan.variant() == TILES {
+            return self.gpu_tiles(plan);
+        }
         let size = self.size;
         let chunks = size.p.div_ceil(size.gpu_rows()[plan.variant()]);
         let after = size.parts().count();
@@ -216,8 +248,8 @@ impl Launch for Forward {
         vec![Cut::along(size.n, part).reads(0..size.parts().count()).writes([0, 1])]
     }
 
-    fn variants(&self, _: &Traits) -> Vec<Variant> {
-        self.size.variants(self.size.gpu_rows())
+    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
+        self.size.variants(self.size.gpu_rows(), self.kind, adapter)
     }
 
     fn shape_class(&self) -> String {
@@ -239,8 +271,13 @@ impl BackwardX {
 
     /// With all that the derivative at an element is made of.
     fn add_of_x<'a>(&self, plan: &'a mut Dispatches, entry: &'static str, part: Part) -> &'a mut Dispatch {
-        let after = self.size.parts().count();
-        self.add(plan, entry, part)
+        let (size, after) = (self.size, self.size.parts().count());
+        let dispatch = if plan.variant() == TILES {
+            size.add_tiles(plan, entry, part, self.kind, 0.0)
+        } else {
+            self.add(plan, entry, part)
+        };
+        dispatch
             .read("x", part.index)
             .read("dy", after)
             .read("gamma", after + 1)
@@ -312,13 +349,21 @@ impl Launch for BackwardX {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let size = self.size;
-        let chunks = size.p.div_ceil(size.gpu_sum_rows()[plan.variant()]);
+        let (size, tiles) = (self.size, plan.variant() == TILES);
         let after = size.parts().count();
+        if tiles && size.fits_tile() {
+            for part in size.parts() {
+                let whole = self.add_of_x(plan, "backward_whole", part);
+                whole.write("sums_out", 0).write("dx", 1 + part.index);
+            }
+            return;
+        }
+        let chunks = size.p.div_ceil(size.gpu_sum_rows()[plan.variant()]);
         for part in size.parts() {
-            self.add_of_x(plan, "backward_partial", part)
-                .scratch("partial", 0)
-                .cover(size.n * chunks * part.width.div_ceil(32), 1);
+            let partial = self.add_of_x(plan, "backward_partial", part).scratch("partial", 0);
+            if !tiles {
+                partial.cover(size.n * chunks * part.width.div_ceil(32), 1);
+            }
         }
         self.add(plan, "backward_sums", size.all())
             .scratch("partial", 0)
@@ -330,10 +375,11 @@ impl Launch for BackwardX {
             .scratch("means", 1)
             .cover(size.n * size.groups, 256);
         for part in size.parts() {
-            self.add_of_x(plan, "backward_x", part)
-                .scratch("means", 1)
-                .write("dx", 1 + part.index)
-                .cover(size.blocks(part), 1);
+            let gradient = self.add_of_x(plan, "backward_x", part);
+            gradient.scratch("means", 1).write("dx", 1 + part.index);
+            if !tiles {
+                gradient.cover(size.blocks(part), 1);
+            }
         }
     }
 
@@ -349,8 +395,8 @@ impl Launch for BackwardX {
         vec![Cut::along(size.n, part).reads((0..=after).chain([after + 3])).writes(0..=after)]
     }
 
-    fn variants(&self, _: &Traits) -> Vec<Variant> {
-        self.size.variants(self.size.gpu_sum_rows())
+    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
+        self.size.variants(self.size.gpu_sum_rows(), self.kind, adapter)
     }
 
     fn shape_class(&self) -> String {

@@ -54,6 +54,7 @@ pub static KERNELS: &[&Kernel] = &[
     &gaussian_kl::KERNEL,
     &grad_norm::KERNEL,
     &group_norm::KERNEL,
+    &group_norm::TILE,
     &loss::KERNEL,
     &matmul::KERNEL,
     &matmul::SPREAD,

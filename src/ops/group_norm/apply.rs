@@ -4,8 +4,9 @@ use rayon::prelude::*;
 
 use super::loops::{Line, Source};
 use super::normalise_sample;
-use super::size::Size;
-use crate::launch::{Cut, Dispatches, Io, Launch};
+use super::size::{Size, TILES};
+use crate::device::gpu::adapters::Traits;
+use crate::launch::{Cut, Dispatches, Io, Launch, Variant};
 use crate::ops::activation::Activation;
 
 /// Reads x (in its parts), gamma, beta and the statistics; gives the same bits as the forward launch did.
@@ -42,15 +43,29 @@ impl Launch for Apply {
     fn gpu(&self, plan: &mut Dispatches) {
         let after = self.size.parts().count();
         for part in self.size.parts() {
-            self.size
-                .add(plan, "normalise", part, self.size.p, self.kind, 0.0)
+            let normalise = if plan.variant() == TILES {
+                self.size.add_tiles(plan, "normalise", part, self.kind, 0.0)
+            } else {
+                let alone = self.size.add(plan, "normalise", part, self.size.p, self.kind, 0.0);
+                alone.cover(self.size.blocks(part), 1)
+            };
+            normalise
                 .read("x", part.index)
                 .read("gamma", after)
                 .read("beta", after + 1)
                 .read("statistics", after + 2)
-                .write("y", 0)
-                .cover(self.size.blocks(part), 1);
+                .write("y", 0);
         }
+    }
+
+    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
+        // Chunks make no difference to what is only normalised.
+        let rows = self.size.p;
+        self.size.variants([rows, rows, rows, self.size.gpu_rows()[TILES]], self.kind, adapter)
+    }
+
+    fn shape_class(&self) -> String {
+        self.size.shape_class()
     }
 
     fn cuts(&self) -> Vec<Cut> {

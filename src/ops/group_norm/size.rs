@@ -2,9 +2,17 @@
 
 use std::ops::Range;
 
-use super::KERNEL;
+use super::{KERNEL, TILE};
+use crate::device::gpu::adapters::Traits;
 use crate::launch::{Dispatch, Dispatches, Variant};
 use crate::ops::activation::Activation;
+
+/// Index of the way that the kernel of tiles goes, after those that differ in the chunks they cut.
+pub(super) const TILES: usize = 3;
+
+/// Channels of a tile, and its rows with either set of knobs.
+const TILE_CHANNELS: usize = 32;
+const TILE_ROWS: [usize; 2] = [64, 256];
 
 /// Samples, pixels of a sample, channels, groups.
 #[derive(Clone, Copy, Debug)]
@@ -69,15 +77,18 @@ impl Size {
         self.p.div_ceil(self.rows())
     }
 
-    /// Pixels that a workgroup takes for the moments of one group, by variant: at least 2048 elements, eight
+    /// Pixels that a workgroup takes for the moments of one group, by way: at least 2048 elements, eight
     /// a thread; fewer, which fills a GPU with small batches; or more, which leaves less to put together.
-    pub fn gpu_rows(self) -> [usize; 3] {
-        [2048_usize, 512, 8192].map(|elements| self.at_most_64_chunks(elements.div_ceil(self.width())))
+    pub fn gpu_rows(self) -> [usize; 4] {
+        let chunks =
+            [2048_usize, 512, 8192].map(|elements| self.at_most_64_chunks(elements.div_ceil(self.width())));
+        [chunks[0], chunks[1], chunks[2], self.tile_rows()]
     }
 
-    /// Pixels that a workgroup takes for the sums of the gradients, by variant.
-    pub fn gpu_sum_rows(self) -> [usize; 3] {
-        [64, 16, 256].map(|rows| self.at_most_64_chunks(rows))
+    /// Pixels that a workgroup takes for the sums of the gradients, by way.
+    pub fn gpu_sum_rows(self) -> [usize; 4] {
+        let [some, few, many] = [64, 16, 256].map(|rows| self.at_most_64_chunks(rows));
+        [some, few, many, self.tile_rows()]
     }
 
     /// A single thread puts the chunks together.
@@ -85,20 +96,46 @@ impl Size {
         self.p.div_ceil(64).max(rows)
     }
 
-    /// Those ways to cut a sample that differ.
-    pub fn variants(self, rows: [usize; 3]) -> Vec<Variant> {
+    /// Number of the set of knobs of the kernel of tiles: of those with few rows a thread where they hold a sample.
+    fn tile_set(self) -> usize {
+        usize::from(self.p > TILE_ROWS[0])
+    }
+
+    fn tile_rows(self) -> usize {
+        TILE_ROWS[self.tile_set()]
+    }
+
+    /// A tile holds all of a sample's rows.
+    pub fn fits_tile(self) -> bool {
+        self.p <= self.tile_rows()
+    }
+
+    /// The kernel of tiles computes it.
+    fn suits_tiles(self, kind: Activation) -> bool {
+        let known = matches!(kind, Activation::Identity | Activation::Silu);
+        let whole = self.left == self.c || self.left.is_multiple_of(TILE_CHANNELS);
+        known && whole && self.c.is_multiple_of(4) && TILE_CHANNELS.is_multiple_of(self.width())
+    }
+
+    /// The ways that differ, by the rows that they cut a sample into. GPUs take tiles where they can.
+    pub fn variants(self, rows: [usize; 4], kind: Activation, adapter: &Traits) -> Vec<Variant> {
         let mut variants: Vec<Variant> = Vec::new();
-        for (index, rows) in rows.into_iter().enumerate() {
-            let name = format!("chunks of {} pixels", rows.min(self.p));
+        for (index, rows) in rows[..TILES].iter().enumerate() {
+            let name = format!("chunks of {} pixels", self.p.min(*rows));
             if variants.iter().all(|other| other.name != name) {
                 variants.push(Variant { name, index });
             }
         }
+        if self.suits_tiles(kind) {
+            let name = format!("tiles of {} pixels", self.p.min(rows[TILES]));
+            let at = if adapter.software { variants.len() } else { 0 };
+            variants.insert(at, Variant { name, index: TILES });
+        }
         variants
     }
 
-    /// The most chunks of a sample that a variant makes.
-    pub fn most_chunks(self, rows: [usize; 3]) -> usize {
+    /// The most chunks of a sample that a way makes.
+    pub fn most_chunks(self, rows: [usize; 4]) -> usize {
         rows.into_iter().map(|rows| self.p.div_ceil(rows)).max().unwrap_or(1)
     }
 
@@ -113,6 +150,11 @@ impl Size {
         self.n * (self.p.div_ceil(4) * part.width).div_ceil(256)
     }
 
+    /// Workgroups of the kernel of tiles.
+    pub fn tiles(self, part: Part) -> usize {
+        self.n * self.p.div_ceil(self.tile_rows()) * part.width.div_ceil(TILE_CHANNELS)
+    }
+
     pub fn add<'a>(
         self,
         plan: &'a mut Dispatches,
@@ -122,7 +164,31 @@ impl Size {
         kind: Activation,
         eps: f32,
     ) -> &'a mut Dispatch {
-        plan.add(&KERNEL, entry)
+        self.fill(plan.add(&KERNEL, entry), part, chunk_rows, kind, eps)
+    }
+
+    /// A dispatch of the kernel of tiles.
+    pub fn add_tiles<'a>(
+        self,
+        plan: &'a mut Dispatches,
+        entry: &'static str,
+        part: Part,
+        kind: Activation,
+        eps: f32,
+    ) -> &'a mut Dispatch {
+        let dispatch = plan.add(&TILE, entry).knobs(self.tile_set());
+        self.fill(dispatch, part, self.tile_rows(), kind, eps).cover(self.tiles(part), 1)
+    }
+
+    fn fill(
+        self,
+        dispatch: &mut Dispatch,
+        part: Part,
+        chunk_rows: usize,
+        kind: Activation,
+        eps: f32,
+    ) -> &mut Dispatch {
+        dispatch
             .param("samples", self.n)
             .param("rows", self.p)
             .param("channels", self.c)

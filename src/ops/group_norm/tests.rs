@@ -79,6 +79,57 @@ fn shapes() {
     }
 }
 
+#[test]
+fn tiles_of_every_width_and_one_past_them() {
+    let shapes: [(&[usize], usize); 12] = [
+        (&[2, 3, 3, 32], 32), // one channel a group
+        (&[2, 8, 8, 36], 18), // two; a tile with four channels
+        (&[3, 65, 4], 1),     // four; one row past a thread's two
+        (&[2, 7, 7, 96], 12), // eight
+        (&[2, 5, 7, 48], 3),  // sixteen, in a half tile
+        (&[2, 5, 7, 64], 2),  // a whole tile
+        (&[1, 256, 8], 2),    // as many rows as eight a thread hold
+        (&[2, 257, 8], 4),    // one past them
+        (&[2, 600, 40], 20),  // three chunks, and a tile with eight channels
+        (&[5, 1, 1, 32], 4),  // one row
+        (&[2, 513, 64], 32),  // a chunk of one row
+        (&[1, 1025, 32], 1),
+    ];
+    for (shape, groups) in shapes {
+        for kind in [Activation::Silu, Activation::Identity] {
+            check(Check::new(name(groups, kind)).probes(20).input(shape), shape, groups, 1e-2, kind);
+        }
+    }
+    let beside: [(&[usize], [usize; 2], usize); 3] =
+        [(&[2, 5, 3], [32, 8], 10), (&[2, 9, 30], [64, 96], 20), (&[1, 300], [32, 32], 64)];
+    for (outer, widths, groups) in beside {
+        let shapes = widths.map(|width| [outer, &[width]].concat());
+        let check = Check::new(name(groups, Activation::Silu)).probes(20).input(&shapes[0]).input(&shapes[1]);
+        check_parts(check, outer, widths, groups, 1e-2);
+    }
+}
+
+#[test]
+fn gpus_take_tiles_where_they_can() {
+    let first = |size: Size, kind, software| {
+        let adapter = Traits { software, broadcasts: false };
+        size.variants(size.gpu_rows(), kind, &adapter)[0].name.clone()
+    };
+    let size = Size { n: 2, p: 600, c: 64, groups: 32, left: 64 };
+    assert_eq!(first(size, Activation::Silu, false), "tiles of 256 pixels");
+    assert_eq!(first(Size { p: 49, ..size }, Activation::Identity, false), "tiles of 49 pixels");
+    assert_eq!(first(Size { left: 32, ..size }, Activation::Silu, false), "tiles of 256 pixels");
+    for (size, kind, software) in [
+        (size, Activation::Silu, true),
+        (size, Activation::Gelu, false),
+        (Size { left: 36, ..size }, Activation::Silu, false), // a tile in both parts
+        (Size { c: 66, groups: 33, left: 66, ..size }, Activation::Silu, false), // no fours
+        (Size { c: 96, groups: 32, left: 96, ..size }, Activation::Silu, false), // groups of three
+    ] {
+        assert!(first(size, kind, software).starts_with("chunks"), "{size:?}");
+    }
+}
+
 /// `left` and `right` channels of as many pixels side by side.
 fn beside([left, right]: [usize; 2], parts: &[Vec<f64>]) -> Vec<f64> {
     let pixels = parts[0].chunks(left).zip(parts[1].chunks(right));
