@@ -31,6 +31,7 @@ const LINES: u32 = WG / COLUMNS; // rows that it takes at once
 @group(0) @binding(6) var<storage, read> head: array<f32>; // [N, P, left], the first part of x
 @group(0) @binding(7) var<storage, read_write> moments: array<vec2<f32>>; // [parts, N, G, chunks]: offset, squares
 @group(0) @binding(8) var<storage, read> statistics: array<f32>; // [N, 3, G]
+@group(0) @binding(9) var<storage, read> so_far: array<f32>; // [N, P, own]; anything where nothing is added
 @group(0) @binding(10) var<storage, read> dy: array<f32>; // [N, P, C]
 @group(0) @binding(11) var<storage, read_write> partial: array<vec2<f32>>; // [N, chunks, C]: dz, dz * xhat
 @group(0) @binding(12) var<storage, read_write> sums_out: array<f32>; // [N, 2, C]
@@ -292,7 +293,9 @@ fn backward_x(thread: Thread) {
     for (var at = w.at; at < w.end; at += w.step) {
         let xhat = normalised(w.stats, x[at]);
         let dz = dy[beside] * activate_slope(p.kind, w.gain * xhat + w.shift);
-        dx[at] = w.stats.scale * (w.gain * dz - slopes.x - xhat * slopes.y);
+        var value = w.stats.scale * (w.gain * dz - slopes.x - xhat * slopes.y);
+        if p.adds != 0u { value += so_far[at]; }
+        dx[at] = value;
         beside += w.stride;
     }
 }

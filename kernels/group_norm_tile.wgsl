@@ -26,6 +26,7 @@ const SILU: u32 = 1u; // as in lib/activation.wgsl
 @group(0) @binding(10) var<storage, read_write> sums_out: array<vec4<f32>>; // [N, 2, C]
 @group(0) @binding(11) var<storage, read> means: array<vec2<f32>>; // [N, G] of (m0, m1)
 @group(0) @binding(12) var<storage, read_write> dx: array<vec4<f32>>; // [N, P, own]
+@group(0) @binding(13) var<storage, read> so_far: array<vec4<f32>>; // [N, P, own]; anything where nothing is added
 
 // What a thread has: channels from `own` on of the part and `c` on of all, rows `row`, row + LINES ... before `end`.
 struct Tile { n: u32, chunk: u32, own: u32, c: u32, row: u32, end: u32, rows: f32, keeps: bool }
@@ -378,7 +379,9 @@ struct Means { m0: vec4<f32>, m1: vec4<f32> }
 fn put_dx(t: Tile, s: Scales, m: Means, xhat: vec4<f32>, dz: vec4<f32>, i: u32) {
     if has(t, i) && t.keeps {
         let at = ((t.n * p.rows + t.row + i * LINES) * p.own + t.own) / 4u;
-        dx[at] = s.rstd * (s.gain * dz - m.m0 - xhat * m.m1);
+        var value = s.rstd * (s.gain * dz - m.m0 - xhat * m.m1);
+        if p.adds != 0u { value += so_far[at]; }
+        dx[at] = value;
     }
 }
 

@@ -47,18 +47,6 @@ pub fn devices() -> &'static [(String, Device)] {
     })
 }
 
-/// Which share of the runs on GPUs this process makes: `DENOIR_CHECK_PART=2/8` is the second of eight. All of them
-/// where it is not set. SwiftShader keeps the memory that compiling a kernel took, so that one process cannot run
-/// them all.
-fn share() -> (usize, usize) {
-    let Ok(text) = std::env::var("DENOIR_CHECK_PART") else { return (1, 1) };
-    let numbers = text.split_once('/').and_then(|(part, of)| Some((part.parse().ok()?, of.parse().ok()?)));
-    match numbers {
-        Some((part, of)) if (1..=of).contains(&part) => (part, of),
-        _ => panic!("DENOIR_CHECK_PART: expected a part and their number, as in 2/8, not `{text}`"),
-    }
-}
-
 enum Input {
     /// Differentiable values.
     Values(Vec<usize>, Vec<f32>),
@@ -151,14 +139,7 @@ impl Check {
         let dy = random(999, y.len());
         let slopes = self.slopes(&exact, &dy, &reference);
         let mut first: Option<Vec<Vec<f32>>> = None;
-        let (part, of) = share();
-        let mut runs = 0;
-        let mut has_turn = || {
-            runs += 1;
-            runs % of == part % of
-        };
-        let everywhere =
-            devices().iter().flat_map(|(name, device)| self.on(device, name, &record, &dy, &mut has_turn));
+        let everywhere = devices().iter().flat_map(|(name, device)| self.on(device, name, &record, &dy));
         for (device_name, results) in everywhere {
             let device_name = device_name.as_str();
             self.compare(device_name, "y", &results[0], &y, self.tolerance);
@@ -260,14 +241,13 @@ impl Check {
     }
 
     /// Values and gradients of all differentiable inputs on one device; on a GPU by every variant of the op's
-    /// launches, each with a name of its own. Of the runs on GPUs only those that `has_turn`.
+    /// launches, each with a name of its own.
     fn on(
         &self,
         device: &Device,
         name: &str,
         record: &impl Fn(&[Tensor]) -> Tensor,
         dy: &[f32],
-        has_turn: &mut impl FnMut() -> bool,
     ) -> Vec<(String, Vec<Vec<f32>>)> {
         let tape = Tape::new();
         let store = |i: usize| format!("input {i}");
@@ -323,23 +303,19 @@ impl Check {
                 run(plan, &name, way).unwrap_or_else(|e| panic!("{}\n  on {name}: {e:?}", self.describe()));
             (name, results)
         };
-        let is_cpu = matches!(device, Device::Cpu(_));
         let mut all: Vec<(String, Vec<Vec<f32>>)> = Vec::new();
         for way in 0..count {
-            if is_cpu || has_turn() {
-                let name = if way == 0 { name.to_owned() } else { format!("{name}, variant {way}") };
-                all.push(run(&plan, name, way));
-            }
+            let name = if way == 0 { name.to_owned() } else { format!("{name}, variant {way}") };
+            all.push(run(&plan, name, way));
         }
         // On one of the dialects, which is enough.
-        if matches!(device, Device::Gpu(gpu) if gpu.grid() != Grid::default()) && has_turn() {
-            let (_, whole) = run(&plan, name.to_owned(), 0);
+        if matches!(device, Device::Gpu(gpu) if gpu.grid() != Grid::default()) {
             let plan = Plan::cut_up(&tape, &outputs, device);
             let (name, results) = run(&plan, format!("{name}, cut"), 0);
             // Each number is made as in the whole launch, unless it is a sum that was cut.
             let bits =
                 |results: &[Vec<f32>]| results.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>();
-            let same = plan.adds() || bits(&results) == bits(&whole);
+            let same = plan.adds() || bits(&results) == bits(&all[0].1);
             assert!(same, "{}\n  on {name}: other numbers than uncut", self.describe());
             all.push((name, results));
         }

@@ -86,6 +86,12 @@ pub trait Launch: Debug + Send + Sync {
         Vec::new()
     }
 
+    /// The same launch with one read more, after its others, which it adds to write number `_write`; `None` where
+    /// that would take a pass of its own.
+    fn adding(&self, _write: usize) -> Option<Arc<dyn Launch>> {
+        None
+    }
+
     /// How the backward pass may have the first result without it being kept since the forward pass.
     fn again(&self) -> Again {
         Again::Dear

@@ -250,8 +250,10 @@ impl Tape {
             if of_outputs.iter().all(Option::is_none) {
                 continue;
             }
+            let before = self.0.entries.borrow().len();
             let returned = self.labelled(&node.label, || (node.derivative)(&of_outputs));
             assert_eq!(returned.len(), node.inputs.len(), "{}: one gradient for each input", node.label);
+            let ids: Vec<Option<Id>> = returned.iter().map(|g| g.as_ref().map(|g| g.id)).collect();
             for (id, gradient) in node.inputs.iter().zip(returned) {
                 let Some(gradient) = gradient else { continue };
                 let (elements, needed) = {
@@ -261,13 +263,41 @@ impl Tape {
                 assert_eq!(gradient.elements(), elements, "{}: gradient {} ", node.label, gradient.shape);
                 if needed {
                     gradients.of[id.0] = Some(match gradients.of[id.0].take() {
-                        Some(sum) => self.labelled(&node.label, || accumulate(&sum, &gradient)),
+                        Some(sum) => {
+                            let once = ids.iter().filter(|other| **other == Some(gradient.id)).count() == 1;
+                            if once && self.add_where_made(before, &sum, &gradient) {
+                                gradient
+                            } else {
+                                self.labelled(&node.label, || accumulate(&sum, &gradient))
+                            }
+                        }
                         None => gradient,
                     });
                 }
             }
         }
         gradients
+    }
+
+    /// Makes the launch that writes `gradient` add `sum` to it, if that is one of those from number `before` on, knows
+    /// how, and nothing has read the gradient yet.
+    fn add_where_made(&self, before: usize, sum: &Tensor, gradient: &Tensor) -> bool {
+        let mut entries = self.0.entries.borrow_mut();
+        let place_in = |ids: &[Id], id| ids.iter().position(|other| *other == id);
+        let made = entries.iter().enumerate().skip(before);
+        let mut made = made.filter_map(|(i, e)| place_in(&e.writes, gradient.id).map(|write| (i, write)));
+        let (Some((at, write)), None) = (made.next(), made.next()) else { return false };
+        // The sum has to be there, and what is in a store may be written by then.
+        let late = entries[at..].iter().any(|e| e.writes.contains(&sum.id) || e.reads.contains(&gradient.id));
+        let metas = self.0.metas.borrow();
+        let temporary = [sum, gradient].iter().all(|t| metas[t.id.0].home == Home::Temporary);
+        let Some(launch) = entries[at].launch.adding(write).filter(|_| temporary && !late) else {
+            return false;
+        };
+        let entry = &mut entries[at];
+        entry.launch = launch;
+        entry.reads.push(sum.id);
+        true
     }
 
     /// Makes `tensor` be written straight into a store, if it is a temporary that nothing else reads; else

@@ -13,6 +13,7 @@ struct Params {
     chunks: u32, // of one sample
     kind: u32,
     eps: f32,
+    adds: u32, // 1: backward_x adds what stands in so_far
 }
 
 @group(0) @binding(0) var<uniform> p: Params;

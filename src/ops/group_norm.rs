@@ -24,7 +24,7 @@ mod tests;
 use loops::{
     Line, Sample, Source, column_moments, column_sums, gradient, group_means, merge_moments, normalise,
 };
-use size::{Part, Size, TILES};
+use size::{How, Part, Size, TILES};
 
 pub static KERNEL: Kernel = kernel!("group_norm");
 
@@ -92,7 +92,8 @@ pub fn group_norm_of(
         let Some(dy) = &dy[0] else { return vec![None; parts_.len() + 2] };
         let tape = dy.tape();
         let reads: Vec<&Tensor> = parts_.iter().chain([dy, &gamma_, &beta_, &statistics]).collect();
-        let (launch, sums) = (BackwardX { size, kind }, Shape::from([size.n, 2, size.c]));
+        let launch = BackwardX { size, kind, so_far: [None; 2] };
+        let sums = Shape::from([size.n, 2, size.c]);
         let shape = |part: usize| parts_[part].shape().clone();
         let (sums, mut gradients) = if parts_.len() == 1 {
             let [sums, dx] = tape.launch(launch, &reads, [sums, shape(0)]);
@@ -129,18 +130,22 @@ struct Forward {
 }
 
 impl Forward {
+    fn how(&self) -> How {
+        How { eps: self.eps, ..How::of(self.kind) }
+    }
+
     fn add<'a>(&self, plan: &'a mut Dispatches, entry: &'static str, part: Part) -> &'a mut Dispatch {
         let rows = self.size.gpu_rows()[plan.variant()];
-        self.size.add(plan, entry, part, rows, self.kind, self.eps)
+        self.size.add(plan, entry, part, rows, self.how())
     }
 
     /// In tiles: in one launch where they hold whole samples.
     fn gpu_tiles(&self, plan: &mut Dispatches) {
-        let Forward { size, eps, kind } = *self;
+        let (size, how) = (self.size, self.how());
         let after = size.parts().count();
         if !size.fits_tile() {
             for part in size.parts() {
-                let moments = size.add_tiles(plan, "chunk_moments", part, kind, eps);
+                let moments = size.add_tiles(plan, "chunk_moments", part, how);
                 moments.read("x", part.index).scratch("moments", 0).write("statistics_out", 1);
             }
             self.add(plan, "merge_moments", size.all())
@@ -151,7 +156,7 @@ impl Forward {
         for part in size.parts() {
             let (entry, statistics) =
                 if size.fits_tile() { ("whole", "statistics_out") } else { ("normalise", "statistics") };
-            size.add_tiles(plan, entry, part, kind, eps)
+            size.add_tiles(plan, entry, part, how)
                 .read("x", part.index)
                 .read("gamma", after)
                 .read("beta", after + 1)
@@ -257,26 +262,40 @@ impl Launch for Forward {
     }
 }
 
-#[derive(Debug)]
+/// Writes the sums of each sample, and the gradient of each part of x.
+#[derive(Clone, Copy, Debug)]
 struct BackwardX {
     size: Size,
     kind: Activation,
+    /// The reads that are added to the gradients of the parts.
+    so_far: [Option<usize>; 2],
 }
 
 impl BackwardX {
     fn add<'a>(&self, plan: &'a mut Dispatches, entry: &'static str, part: Part) -> &'a mut Dispatch {
         let rows = self.size.gpu_sum_rows()[plan.variant()];
-        self.size.add(plan, entry, part, rows, self.kind, 0.0)
+        self.size.add(plan, entry, part, rows, How::of(self.kind))
     }
 
-    /// With all that the derivative at an element is made of.
-    fn add_of_x<'a>(&self, plan: &'a mut Dispatches, entry: &'static str, part: Part) -> &'a mut Dispatch {
+    /// With all that the derivative at an element is made of; and with what it `adds`.
+    fn add_of_x<'a>(
+        &self,
+        plan: &'a mut Dispatches,
+        entry: &'static str,
+        part: Part,
+        adds: bool,
+    ) -> &'a mut Dispatch {
         let (size, after) = (self.size, self.size.parts().count());
+        let so_far = self.so_far[part.index].filter(|_| adds);
+        let how = How { adds: so_far.is_some(), ..How::of(self.kind) };
         let dispatch = if plan.variant() == TILES {
-            size.add_tiles(plan, entry, part, self.kind, 0.0)
+            size.add_tiles(plan, entry, part, how)
         } else {
-            self.add(plan, entry, part)
+            size.add(plan, entry, part, size.gpu_sum_rows()[plan.variant()], how)
         };
+        if adds {
+            dispatch.read("so_far", so_far.unwrap_or(part.index));
+        }
         dispatch
             .read("x", part.index)
             .read("dy", after)
@@ -296,6 +315,7 @@ impl Launch for BackwardX {
         let Size { n, p, c, groups, left } = size;
         let (x, after) = (Source::new(size, io), size.parts().count());
         let [dy, gamma, beta, statistics] = [0, 1, 2, 3].map(|i| io.read(after + i));
+        let so_far = self.so_far.map(|read| read.map(|read| io.read(read)));
         let (sample, chunk) = (size.sample(), size.rows() * c);
         let right = match after {
             1 => Either::Left((0..n).into_par_iter().map(|_| <&mut [f32]>::default())),
@@ -333,12 +353,17 @@ impl Launch for BackwardX {
                 let (m0, m1) = (&*m0, &*m1);
                 for (part, dx) in size.parts().zip([left, right]) {
                     let chunks = dx.par_chunks_mut(size.rows() * part.width).zip(dy.par_chunks(chunk));
+                    let so_far = so_far[part.index];
                     chunks.enumerate().for_each(|(chunk, (dx, dy))| {
                         let x = x.chunk_of(part, chunk);
                         vectorized(
                             #[inline(always)]
                             || with_constant!(self.kind, kind => gradient(kind, x, dy, part, line, m0, m1, dx)),
                         );
+                        if let Some(so_far) = so_far {
+                            let first = (n * p + chunk * size.rows()) * part.width;
+                            dx.iter_mut().zip(&so_far[first..]).for_each(|(dx, more)| *dx += more);
+                        }
                     });
                 }
             });
@@ -353,14 +378,14 @@ impl Launch for BackwardX {
         let after = size.parts().count();
         if tiles && size.fits_tile() {
             for part in size.parts() {
-                let whole = self.add_of_x(plan, "backward_whole", part);
+                let whole = self.add_of_x(plan, "backward_whole", part, true);
                 whole.write("sums_out", 0).write("dx", 1 + part.index);
             }
             return;
         }
         let chunks = size.p.div_ceil(size.gpu_sum_rows()[plan.variant()]);
         for part in size.parts() {
-            let partial = self.add_of_x(plan, "backward_partial", part).scratch("partial", 0);
+            let partial = self.add_of_x(plan, "backward_partial", part, false).scratch("partial", 0);
             if !tiles {
                 partial.cover(size.n * chunks * part.width.div_ceil(32), 1);
             }
@@ -375,7 +400,7 @@ impl Launch for BackwardX {
             .scratch("means", 1)
             .cover(size.n * size.groups, 256);
         for part in size.parts() {
-            let gradient = self.add_of_x(plan, "backward_x", part);
+            let gradient = self.add_of_x(plan, "backward_x", part, true);
             gradient.scratch("means", 1).write("dx", 1 + part.index);
             if !tiles {
                 gradient.cover(size.blocks(part), 1);
@@ -388,11 +413,22 @@ impl Launch for BackwardX {
         vec![2 * self.size.n * chunks * self.size.c, 2 * self.size.n * self.size.groups]
     }
 
+    fn adding(&self, write: usize) -> Option<Arc<dyn Launch>> {
+        let part = write.checked_sub(1)?; // the sums come first
+        let next = self.size.parts().count() + 4 + self.so_far.iter().flatten().count();
+        let mut more = *self;
+        more.so_far[part].is_none().then(|| {
+            more.so_far[part] = Some(next);
+            Arc::new(more) as Arc<dyn Launch>
+        })
+    }
+
     fn cuts(&self) -> Vec<Cut> {
-        let BackwardX { size, kind } = *self;
-        let part = move |_, n| BackwardX { size: Size { n, ..size }, kind };
-        let after = size.parts().count();
-        vec![Cut::along(size.n, part).reads((0..=after).chain([after + 3])).writes(0..=after)]
+        let whole = *self;
+        let part = move |_, n| BackwardX { size: Size { n, ..whole.size }, ..whole };
+        let after = self.size.parts().count();
+        let of_samples = (0..=after).chain([after + 3]).chain(self.so_far.into_iter().flatten());
+        vec![Cut::along(self.size.n, part).reads(of_samples).writes(0..=after)]
     }
 
     fn variants(&self, adapter: &Traits) -> Vec<Variant> {
@@ -426,7 +462,7 @@ impl Launch for BackwardParameters {
 
     fn gpu(&self, plan: &mut Dispatches) {
         self.size
-            .add(plan, "backward_parameters", self.size.all(), self.size.p, Activation::Identity, 0.0)
+            .add(plan, "backward_parameters", self.size.all(), self.size.p, How::of(Activation::Identity))
             .read("sums", 0)
             .write("dgamma", 0)
             .write("dbeta", 1)

@@ -17,6 +17,8 @@ pub use gpu_winograd::WINOGRAD;
 pub use transpose::conv_transpose2d;
 pub use upsampled::conv2d_upsampled;
 
+use std::sync::Arc;
+
 use crate::device::gpu::adapters::Traits;
 use crate::launch::{Cost, Cut, Dispatch, Dispatches, Io, Launch, Variant};
 use crate::tape::{Tape, Tensor};
@@ -95,6 +97,11 @@ impl Given {
     fn reads(self) -> [Option<usize>; 3] {
         let mut next = 2..;
         [self.bias, self.shift, self.residual].map(|given| given.then(|| next.next()).flatten())
+    }
+
+    /// With a residual, the last read, if there is none yet.
+    fn adding(self) -> Option<Given> {
+        (!self.residual).then_some(Given { residual: true, ..self })
     }
 
     /// What they are on the CPU.
@@ -216,7 +223,7 @@ pub fn conv2d(x: &Tensor, w: &Tensor, stride: usize, padding: Padding, epilogue:
             let [dw] = tape.launch(backward_w, &[x, dy], [w.shape().clone()]);
             (dw, None)
         };
-        let backward_x = transpose::Adjoint { name: "conv2d backward_x", g, bias: false };
+        let backward_x = transpose::Adjoint { name: "conv2d backward_x", g, given: Given::default() };
         let [dx] = tape.launch(backward_x, &[dy, w], [x.shape().clone()]);
         let mut gradients = vec![Some(dx), Some(dw)];
         gradients.extend(given.gradients(tape, "conv2d backward_shift", g.result(), dy, dbias));
@@ -270,6 +277,10 @@ impl Launch for Forward {
 
     fn gpu(&self, plan: &mut Dispatches) {
         self.gather().dispatch(plan);
+    }
+
+    fn adding(&self, _: usize) -> Option<Arc<dyn Launch>> {
+        Some(Arc::new(Forward { given: self.given.adding()?, ..*self }))
     }
 
     fn cuts(&self) -> Vec<Cut> {

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::check::{Check, random};
+use crate::ops::activation::{Activation, activation};
+use crate::ops::arithmetic::{add, affine};
 
 /// The definition, in f64, for weights `[kh, kw, cin, cout]` and an image `[n, h, w, cin]`.
 pub(super) fn reference(g: &Geometry, x: &[f64], w: &[f64]) -> Vec<f64> {
@@ -245,6 +247,41 @@ fn epilogue_of_every_kind() {
             |x, w, extra| conv2d(x, w, 1, Padding::same(1), extra),
             |x, w| reference(&g, x, w),
         );
+    }
+}
+
+/// The convolution of an image and the image, whose gradient comes on two ways.
+fn beside_its_image(g: &Geometry, x: &Tensor, w: &Tensor) -> Tensor {
+    let image = affine(x, 2.0, 0.0);
+    let padding = Padding::same(g.top);
+    activation(&add(&conv2d(&image, w, 1, padding, Epilogue::default()), &image), Activation::Silu)
+}
+
+#[test]
+fn its_gradient_is_added_to_another() {
+    for case in [
+        case([2, 5, 4, 3], [3, 3, 3], 1, Padding::same(1)),
+        case([2, 5, 4, 8], [1, 1, 8], 1, Padding::same(0)),
+        case([1, 9, 17, 64], [3, 3, 64], 1, Padding::same(1)),
+    ] {
+        let g = case.geometry();
+        Check::new("conv2d beside its image")
+            .input(&case.image)
+            .input(&[g.kh, g.kw, g.cin, g.cout])
+            .probes(24)
+            .run(
+                |x| beside_its_image(&g, &x[0], &x[1]),
+                |x| {
+                    let image: Vec<f64> = x[0].iter().map(|v| 2.0 * v).collect();
+                    let sums = reference(&g, &image, &x[1]).into_iter().zip(&image).map(|(y, x)| y + x);
+                    sums.map(|z| z / (1.0 + (-z).exp())).collect()
+                },
+            );
+        let tape = Tape::new();
+        let (x, w) = (tape.variable("x", 0, case.image), tape.variable("w", 0, [g.kh, g.kw, g.cin, g.cout]));
+        let y = beside_its_image(&g, &x, &w);
+        tape.backward(&y, &tape.stored("dy", 0, y.shape().clone()));
+        tape.recorded(|all| assert!(all.entries.iter().all(|e| e.launch.name() != "accumulate"), "{g:?}"));
     }
 }
 

@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use super::gpu::Gather;
 use super::{BackwardShift, BackwardW, Forward, Geometry, Given, Padding, twin};
 use crate::device::gpu::adapters::Traits;
@@ -74,7 +76,8 @@ pub fn conv_transpose2d(
     let mut inputs = vec![x, w];
     inputs.extend(bias);
     let has_bias = bias.is_some();
-    let launch = Adjoint { name: "conv_transpose2d", g, bias: has_bias };
+    let given = Given { bias: has_bias, ..Given::default() };
+    let launch = Adjoint { name: "conv_transpose2d", g, given };
     let [y] = x.tape().launch(launch, &inputs, [Shape::from([n, h, width, cout])]);
     let (x_saved, w_saved) = (x.clone(), w.clone());
     x.tape().derivative(&inputs, &[&y], move |dy| {
@@ -98,12 +101,12 @@ pub fn conv_transpose2d(
 
 /// The adjoint of the convolution `g`: from `[N, OH, OW, Cout]` to `[N, H, W, Cin]`.
 ///
-/// Reads `dy`, the weights and, where `bias` says so, a bias `[Cin]`.
-#[derive(Debug)]
+/// Reads `dy`, the weights and what is given of an epilogue.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Adjoint {
     pub name: &'static str,
     pub g: Geometry,
-    pub bias: bool,
+    pub given: Given,
 }
 
 impl Launch for Adjoint {
@@ -116,11 +119,9 @@ impl Launch for Adjoint {
     }
 
     fn cpu(&self, io: &Io) {
-        let bias = self.bias.then(|| io.read(2));
-        twin::adjoint(&self.g, io.read(0), io.read(1), io.write(0), io.made(), |_, pixels| {
-            if let Some(bias) = bias {
-                twin::add_bias(bias, pixels);
-            }
+        let (g, more) = (&self.g, self.given.slices(io));
+        twin::adjoint(g, io.read(0), io.read(1), io.write(0), io.made(), |first, pixels| {
+            twin::epilogue(g.image(), first, pixels, more);
         });
     }
 
@@ -148,15 +149,20 @@ impl Launch for Adjoint {
         self.gather().dispatch(plan);
     }
 
+    fn adding(&self, _: usize) -> Option<Arc<dyn Launch>> {
+        Some(Arc::new(Adjoint { given: self.given.adding()?, ..*self }))
+    }
+
     fn cuts(&self) -> Vec<Cut> {
-        let Adjoint { name, g, bias } = *self;
-        let part = move |_, n| Adjoint { name, g: Geometry { n, ..g }, bias };
-        vec![Cut::along(g.n, part).reads([0]).writes([0])]
+        let whole = *self;
+        let [_, shift, residual] = self.given.reads();
+        let images = Cut::along(self.g.n, move |_, n| Adjoint { g: Geometry { n, ..whole.g }, ..whole });
+        vec![images.reads([Some(0), shift, residual].into_iter().flatten()).writes([0])]
     }
 }
 
 impl Adjoint {
     fn gather(&self) -> Gather {
-        Gather::adjoint(&self.g, [self.bias.then_some(2), None, None])
+        Gather::adjoint(&self.g, self.given.reads())
     }
 }

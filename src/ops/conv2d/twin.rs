@@ -146,20 +146,6 @@ pub fn epilogue(of: Image, first: usize, y: &mut [f32], [bias, shift, residual]:
     );
 }
 
-/// Adds a bias to pixels of as many channels.
-pub fn add_bias(bias: &[f32], pixels: &mut [f32]) {
-    vectorized(
-        #[inline(always)]
-        || {
-            for pixel in pixels.chunks_exact_mut(bias.len()) {
-                for (y, b) in pixel.iter_mut().zip(bias) {
-                    *y += b;
-                }
-            }
-        },
-    );
-}
-
 /// Elements of the room that [`adjoint`] needs for its weights.
 pub fn adjoint_weights(g: &Geometry) -> usize {
     if winograd::suits(g) {

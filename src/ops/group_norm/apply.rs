@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::loops::{Line, Source};
 use super::normalise_sample;
-use super::size::{Size, TILES};
+use super::size::{How, Size, TILES};
 use crate::device::gpu::adapters::Traits;
 use crate::launch::{Cut, Dispatches, Io, Launch, Variant};
 use crate::ops::activation::Activation;
@@ -44,9 +44,9 @@ impl Launch for Apply {
         let after = self.size.parts().count();
         for part in self.size.parts() {
             let normalise = if plan.variant() == TILES {
-                self.size.add_tiles(plan, "normalise", part, self.kind, 0.0)
+                self.size.add_tiles(plan, "normalise", part, How::of(self.kind))
             } else {
-                let alone = self.size.add(plan, "normalise", part, self.size.p, self.kind, 0.0);
+                let alone = self.size.add(plan, "normalise", part, self.size.p, How::of(self.kind));
                 alone.cover(self.size.blocks(part), 1)
             };
             normalise

@@ -25,6 +25,21 @@ pub(super) struct Size {
     pub left: usize,
 }
 
+/// What a dispatch is to do besides.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct How {
+    pub kind: Activation,
+    pub eps: f32,
+    /// Adds another gradient to that of x.
+    pub adds: bool,
+}
+
+impl How {
+    pub fn of(kind: Activation) -> How {
+        How { kind, eps: 0.0, adds: false }
+    }
+}
+
 /// Channels of x, which a tensor of its own holds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part {
@@ -161,10 +176,9 @@ impl Size {
         entry: &'static str,
         part: Part,
         chunk_rows: usize,
-        kind: Activation,
-        eps: f32,
+        how: How,
     ) -> &'a mut Dispatch {
-        self.fill(plan.add(&KERNEL, entry), part, chunk_rows, kind, eps)
+        self.fill(plan.add(&KERNEL, entry), part, chunk_rows, how)
     }
 
     /// A dispatch of the kernel of tiles.
@@ -173,21 +187,13 @@ impl Size {
         plan: &'a mut Dispatches,
         entry: &'static str,
         part: Part,
-        kind: Activation,
-        eps: f32,
+        how: How,
     ) -> &'a mut Dispatch {
         let dispatch = plan.add(&TILE, entry).knobs(self.tile_set());
-        self.fill(dispatch, part, self.tile_rows(), kind, eps).cover(self.tiles(part), 1)
+        self.fill(dispatch, part, self.tile_rows(), how).cover(self.tiles(part), 1)
     }
 
-    fn fill(
-        self,
-        dispatch: &mut Dispatch,
-        part: Part,
-        chunk_rows: usize,
-        kind: Activation,
-        eps: f32,
-    ) -> &mut Dispatch {
+    fn fill(self, dispatch: &mut Dispatch, part: Part, chunk_rows: usize, how: How) -> &mut Dispatch {
         dispatch
             .param("samples", self.n)
             .param("rows", self.p)
@@ -199,7 +205,8 @@ impl Size {
             .param("left", self.left)
             .param("first", part.first)
             .param("own", part.width)
-            .param("kind", kind as u32)
-            .param("eps", eps)
+            .param("kind", how.kind as u32)
+            .param("eps", how.eps)
+            .param("adds", how.adds)
     }
 }

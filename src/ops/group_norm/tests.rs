@@ -2,6 +2,10 @@
 
 use super::*;
 use crate::check::{Check, random};
+use crate::ops::activation::activation;
+use crate::ops::arithmetic::{add, affine};
+use crate::ops::concat::concat;
+use crate::tape::Tape;
 
 fn reference_activation(kind: Activation, z: f64) -> f64 {
     match kind {
@@ -163,6 +167,56 @@ fn of_two_side_by_side() {
         let shapes = widths.map(|width| [outer, &[width]].concat());
         let check = Check::new(name(groups, Activation::Silu)).probes(20).input(&shapes[0]).input(&shapes[1]);
         check_parts(check, outer, widths, groups, 1e-5);
+    }
+}
+
+/// The norm of images side by side, and the images, whose gradients come on two ways.
+fn beside_its_images(x: &[Tensor], images: usize, groups: usize) -> Tensor {
+    let kind = Activation::Silu;
+    let images: Vec<Tensor> = x[..images].iter().map(|x| affine(x, 2.0, 0.0)).collect();
+    let images: Vec<&Tensor> = images.iter().collect();
+    let [gamma, beta] = [&x[images.len()], &x[images.len() + 1]];
+    let norm = group_norm_of(&images, gamma, beta, groups, 1e-2, Activation::Identity);
+    activation(&add(&norm, &if images.len() == 1 { images[0].clone() } else { concat(&images) }), kind)
+}
+
+#[test]
+fn its_gradients_are_added_to_others() {
+    let cases: [(&[usize], &[usize], usize); 5] = [
+        (&[2, 3, 5], &[12], 4),   // no tiles
+        (&[2, 9, 8], &[32], 8),   // a tile a sample
+        (&[2, 300], &[8], 2),     // two
+        (&[2, 5, 4], &[5, 7], 4), // a group in both
+        (&[2, 70], &[32, 16], 12),
+    ];
+    for (outer, widths, groups) in cases {
+        let c: usize = widths.iter().sum();
+        let shapes: Vec<Vec<usize>> = widths.iter().map(|&width| [outer, &[width]].concat()).collect();
+        let check =
+            shapes.iter().fold(Check::new("group_norm beside its images"), |check, shape| check.input(shape));
+        check.probes(20).input(&[c]).input(&[c]).run(
+            |x| beside_its_images(x, widths.len(), groups),
+            |v| {
+                let doubled = |v: &Vec<f64>| v.iter().map(|v| 2.0 * v).collect::<Vec<f64>>();
+                let images: Vec<Vec<f64>> = v[..widths.len()].iter().map(doubled).collect();
+                let whole = match widths {
+                    [_] => images[0].clone(),
+                    _ => beside([widths[0], widths[1]], &images),
+                };
+                let size = [outer[0], outer[1..].iter().product(), c, groups];
+                let inputs = [whole.clone(), v[widths.len()].clone(), v[widths.len() + 1].clone()];
+                let norm = reference(size, 1e-2, Activation::Identity, &inputs).into_iter();
+                norm.zip(whole).map(|(y, x)| reference_activation(Activation::Silu, x + y)).collect()
+            },
+        );
+        let tape = Tape::new();
+        let x: Vec<Tensor> = shapes.iter().map(|shape| tape.variable("x", 0, shape.as_slice())).collect();
+        let parameters = [0, 1].map(|i| tape.variable("p", i * c, [c]));
+        let y = beside_its_images(&[x, parameters.to_vec()].concat(), widths.len(), groups);
+        tape.backward(&y, &tape.stored("dy", 0, y.shape().clone()));
+        tape.recorded(|all| {
+            assert!(all.entries.iter().all(|e| e.launch.name() != "accumulate"), "{widths:?}")
+        });
     }
 }
 
