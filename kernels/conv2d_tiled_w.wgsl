@@ -2,8 +2,8 @@
 //
 //   backward_w:   dw[(kh,kw,ci), co] = sum_pixel A[pixel, k] * dy[pixel, co]   over a part of the pixels; conv2d.wgsl adds those
 //
-// A workgroup walks along the pixels of its part, DEPTH at a time. The rows of its tile have a tap and a channel each, found once;
-// where the first taps of the next pixels lie is put into workgroup memory with the numbers of the present ones.
+// A workgroup walks along the pixels of its part, DEPTH at a time. The rows of its tile have a tap and a channel each, found
+// once; where the next pixels have their first taps is put into workgroup memory together with the numbers of the present ones.
 //!include lib/grid.wgsl
 //!include lib/conv_weights.wgsl
 //!include lib/tile.wgsl

@@ -78,11 +78,12 @@ fn a_module_imports_only_from_the_rows_below_it() {
 fn no_op_imports_another_op() {
     // The activation is fused into several ops, and the derivative of a broadcast is a sum: those two rooms
     // are shared.
-    for (file, text) in files("src/ops", "rs") {
+    // Tests may compose them, and compare one with another.
+    for (file, text) in files("src/ops", "rs").into_iter().filter(|(file, _)| !file.ends_with("/tests.rs")) {
         let own = file.strip_prefix("src/ops/").unwrap().split(['/', '.']).next().unwrap();
         for (number, line) in text.lines().enumerate() {
             if line.starts_with("mod tests") {
-                break; // tests may compare one op with another
+                break;
             }
             if line.trim_start().starts_with("//") {
                 continue;
