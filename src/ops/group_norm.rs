@@ -356,14 +356,12 @@ impl Launch for BackwardX {
                     let so_far = so_far[part.index];
                     chunks.enumerate().for_each(|(chunk, (dx, dy))| {
                         let x = x.chunk_of(part, chunk);
+                        let first = (n * p + chunk * size.rows()) * part.width;
+                        let so_far = so_far.map(|so_far| &so_far[first..][..dx.len()]);
                         vectorized(
                             #[inline(always)]
-                            || with_constant!(self.kind, kind => gradient(kind, x, dy, part, line, m0, m1, dx)),
+                            || with_constant!(self.kind, kind => gradient(kind, x, dy, part, line, m0, m1, so_far, dx)),
                         );
-                        if let Some(so_far) = so_far {
-                            let first = (n * p + chunk * size.rows()) * part.width;
-                            dx.iter_mut().zip(&so_far[first..]).for_each(|(dx, more)| *dx += more);
-                        }
                     });
                 }
             });

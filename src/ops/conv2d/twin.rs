@@ -124,7 +124,8 @@ pub fn epilogue(of: Image, first: usize, y: &mut [f32], [bias, shift, residual]:
     vectorized(
         #[inline(always)]
         || {
-            for (i, pixel) in y.chunks_exact_mut(c).enumerate() {
+            let pixels = if bias.is_some() || shift.is_some() { &mut *y } else { &mut [] };
+            for (i, pixel) in pixels.chunks_exact_mut(c).enumerate() {
                 if let Some(bias) = bias {
                     for (y, b) in pixel.iter_mut().zip(&bias[..c]) {
                         *y += b;
