@@ -30,13 +30,14 @@
 //!
 //! # Invariants
 //!
-//! - **One op is one room.** `kernels/<op>.wgsl` holds its kernels, forward and backward (products and
-//!   convolutions have more files, one for each way to share what is read; a convolution by Winograd's way runs
-//!   the products' kernels between its transforms); `src/ops/<op>.rs`
+//! - **One op is one room.** `kernels/<op>.wgsl` holds its kernels, forward and backward (products,
+//!   convolutions and the group norm have more files, one for each way to share what is read; a convolution by
+//!   Winograd's way runs the products' kernels between its transforms); `src/ops/<op>.rs`
 //!   its contract, launches, derivative, CPU twin, reference and tests. There is no list of ops to extend
 //!   but one line in `src/ops/mod.rs`. Shared are only the activations (fused into several ops), the
 //!   sums (the derivative of a broadcast) and, on a GPU, matrix products (`src/ops/shared/product.rs`).
-//! - **Only the tape adds gradients.** A derivative returns gradients; it never adds to one.
+//! - **Only the tape adds gradients.** A derivative returns gradients; it never adds to one. Where the launch that
+//!   makes the second of two knows how ([`launch::Launch::adding`]), the tape has it add the first.
 //! - **Two devices, one program.** Every launch has a WGSL kernel and a CPU twin, checked against each
 //!   other and against f64.
 //! - **Channels last.** Activations are `[N, H, W, C]`, convolution weights `[KH, KW, Cin, Cout]`. Files
