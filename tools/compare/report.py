@@ -96,7 +96,12 @@ def section(workloads):
             abouts.append(w["session"])
     last = abouts[-1]
     parts.append(f"### {last['machine']}\n")
-    versions = "; ".join(f"{n} {v}" for n, v in last["versions"].items())
+    seen = {}  # of each program, in the order of the sessions
+    for about in abouts:
+        for program, version in about["versions"].items():
+            if version not in seen.setdefault(program, []):
+                seen[program].append(version)
+    versions = "; ".join(f"{program} {', '.join(versions)}" for program, versions in seen.items())
     parts.append(f"{last['device']}, {last['threads']} threads for every program. {versions}.\n")
     for about in abouts:
         names = ", ".join(n for n, w in workloads.items() if w["session"] is about)
@@ -202,6 +207,11 @@ def self_test():
     # A later session replaces a workload, with all that belonged to it.
     later = select([*records, dict(about, date="tomorrow"), time("denoir", 0, 1), time("PyTorch fast", 0, 2, eager=True)])
     assert ratio_cells(later["w"], "step")[2] == "**0.50**" and not later["w"]["skipped"]
+
+    # Sessions of other workloads may be of other versions.
+    other = dict(about, date="tomorrow", versions={"denoir": "1", "Burn": "2"})
+    both = section(select([*records, other, dict(time("denoir", 0, 1), workload="v")]))
+    assert "denoir 0, 1; Burn 2." in both, both
 
     page = splice("# Page\n", "a", "one")
     page = splice(page, "b", "two")

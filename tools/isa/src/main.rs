@@ -25,9 +25,9 @@ struct Arguments {
     /// Prints the program too, as far as the driver shows it.
     #[arg(long)]
     assembly: bool,
-    /// Number of the device, as Vulkan lists them.
-    #[arg(long, default_value_t = 0)]
-    device: usize,
+    /// The device: its number, as Vulkan lists them, or a part of its name.
+    #[arg(long, default_value = "0")]
+    device: String,
 }
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -42,7 +42,7 @@ fn main() {
 }
 
 fn run(arguments: &Arguments, out: &mut impl Write) -> Outcome<()> {
-    let driver = Driver::open(arguments.device)?;
+    let driver = Driver::open(&arguments.device)?;
     writeln!(out, "{}", driver.name)?;
     let wanted =
         |name: &str| arguments.kernels.is_empty() || arguments.kernels.iter().any(|k| name.contains(k));
@@ -92,7 +92,7 @@ struct Driver {
 }
 
 impl Driver {
-    fn open(number: usize) -> Outcome<Driver> {
+    fn open(wanted: &str) -> Outcome<Driver> {
         // SAFETY: the handles are used while `_entry` and `_instance` live, with structures that live through each call.
         unsafe {
             let entry = ash::Entry::load()?;
@@ -100,9 +100,22 @@ impl Driver {
             let info = vk::InstanceCreateInfo::default().application_info(&application);
             let instance = entry.create_instance(&info, None)?;
             let devices = instance.enumerate_physical_devices()?;
-            let physical = *devices.get(number).ok_or(format!("Vulkan lists {} devices", devices.len()))?;
-            let properties = instance.get_physical_device_properties(physical);
-            let name = properties.device_name_as_c_str()?.to_string_lossy().into_owned();
+            let name_of = |physical: &vk::PhysicalDevice| {
+                let properties = instance.get_physical_device_properties(*physical);
+                properties
+                    .device_name_as_c_str()
+                    .map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned())
+            };
+            let fits = |physical: &&vk::PhysicalDevice| {
+                name_of(physical).to_lowercase().contains(&wanted.to_lowercase())
+            };
+            let found = wanted
+                .parse()
+                .map_or_else(|_| devices.iter().find(fits), |number: usize| devices.get(number));
+            let names: Vec<String> = devices.iter().map(name_of).collect();
+            let physical =
+                *found.ok_or_else(|| format!("no device {wanted}; Vulkan lists: {}", names.join(", ")))?;
+            let name = name_of(&physical);
             let extension = khr::pipeline_executable_properties::NAME;
             let offered = instance.enumerate_device_extension_properties(physical)?;
             if !offered.iter().any(|e| e.extension_name_as_c_str() == Ok(extension)) {
