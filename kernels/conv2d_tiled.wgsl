@@ -98,11 +98,6 @@ fn src_one(site: vec4<i32>, step: vec3<i32>) -> f32 {
     return select(0.0, src[select(0, site.x + step.x, inside)], inside);
 }
 
-fn w_quad(line: u32, col: u32, inside: bool) -> vec4<f32> {
-    let fits = inside & (col < p.dst_c);
-    return select(vec4<f32>(), w4[select(0u, line * p.dst_c + col, fits) / 4u], fits);
-}
-
 // What a thread puts into tile_a.
 fn fetch_src(thread: u32, tap: Tap, taps_h: u32) -> Four {
     let step = step_to(tap, taps_h);
@@ -115,16 +110,17 @@ fn fetch_src(thread: u32, tap: Tap, taps_h: u32) -> Four {
     return four;
 }
 
-// What a thread puts into tile_b: the weights of the residue's rows from k on, of `depth`.
+// What a thread puts into tile_b: the weights of the residue's rows from k on, of `depth`. Past the last row it gets that again,
+// which tile_a has zeros for, and past the last column that, which nobody stores.
 fn fetch_w(at: Place, k: u32, depth: u32, thread: u32) -> Four {
     let row = k + thread / QUADS_B;
-    let line = at.r.first * p.src_c + row;
-    let col = at.col + thread % QUADS_B * 4u;
+    let last = depth - 1u;
+    let first = at.r.first * p.src_c * p.dst_c + min(at.col + thread % QUADS_B * 4u, p.dst_c - 4u);
     var four = Four();
-    four.k0 = w_quad(line, col, row < depth);
-    if FETCH_B > 1u { four.k1 = w_quad(line + NEXT_B, col, row + NEXT_B < depth); }
-    if FETCH_B > 2u { four.k2 = w_quad(line + 2u * NEXT_B, col, row + 2u * NEXT_B < depth); }
-    if FETCH_B > 3u { four.k3 = w_quad(line + 3u * NEXT_B, col, row + 3u * NEXT_B < depth); }
+    four.k0 = w4[(first + min(row, last) * p.dst_c) / 4u];
+    if FETCH_B > 1u { four.k1 = w4[(first + min(row + NEXT_B, last) * p.dst_c) / 4u]; }
+    if FETCH_B > 2u { four.k2 = w4[(first + min(row + 2u * NEXT_B, last) * p.dst_c) / 4u]; }
+    if FETCH_B > 3u { four.k3 = w4[(first + min(row + 3u * NEXT_B, last) * p.dst_c) / 4u]; }
     return four;
 }
 
@@ -148,12 +144,12 @@ fn gather(
     for (var k = 0u; k < depth; k += DEPTH) {
         let a = fetch_src(thread, tap, at.r.kh);
         let b = fetch_w(at, k, depth, thread);
-        tap = moved(tap, DEPTH, at.r.kw, p.src_c);
         workgroupBarrier();
         put_a(thread, a);
         put_b(thread, b);
         workgroupBarrier();
         multiply_tiles(&sums, x, y);
+        tap = moved(tap, DEPTH, at.r.kw, p.src_c);
     }
     let col = at.col + 4u * x;
     store_row(y, col, sums.a0, sums.b0);
@@ -218,23 +214,21 @@ fn fetch_src_ragged(thread: u32, tap: Tap, r: Residue) -> Four {
     return four;
 }
 
-// w[line, col..col + 4], zeros past the last column.
-fn w_ragged(line: u32, col: u32, inside: bool) -> vec4<f32> {
-    let along = vec4<u32>(col, col + 1u, col + 2u, col + 3u);
-    let fits = (along < vec4<u32>(p.dst_c)) & vec4<bool>(inside);
-    let i = select(vec4<u32>(), line * p.dst_c + along, fits);
-    return select(vec4<f32>(), vec4<f32>(w[i.x], w[i.y], w[i.z], w[i.w]), fits);
+fn w_ragged(first: u32, col: u32) -> vec4<f32> {
+    let i = first + min(vec4<u32>(col, col + 1u, col + 2u, col + 3u), vec4<u32>(p.dst_c - 1u));
+    return vec4<f32>(w[i.x], w[i.y], w[i.z], w[i.w]);
 }
 
 fn fetch_w_ragged(at: Place, k: u32, depth: u32, thread: u32) -> Four {
     let row = k + thread / QUADS_B;
-    let line = at.r.first * p.src_c + row;
+    let last = depth - 1u;
+    let first = at.r.first * p.src_c * p.dst_c;
     let col = at.col + thread % QUADS_B * 4u;
     var four = Four();
-    four.k0 = w_ragged(line, col, row < depth);
-    if FETCH_B > 1u { four.k1 = w_ragged(line + NEXT_B, col, row + NEXT_B < depth); }
-    if FETCH_B > 2u { four.k2 = w_ragged(line + 2u * NEXT_B, col, row + 2u * NEXT_B < depth); }
-    if FETCH_B > 3u { four.k3 = w_ragged(line + 3u * NEXT_B, col, row + 3u * NEXT_B < depth); }
+    four.k0 = w_ragged(first + min(row, last) * p.dst_c, col);
+    if FETCH_B > 1u { four.k1 = w_ragged(first + min(row + NEXT_B, last) * p.dst_c, col); }
+    if FETCH_B > 2u { four.k2 = w_ragged(first + min(row + 2u * NEXT_B, last) * p.dst_c, col); }
+    if FETCH_B > 3u { four.k3 = w_ragged(first + min(row + 3u * NEXT_B, last) * p.dst_c, col); }
     return four;
 }
 
@@ -258,12 +252,12 @@ fn gather_ragged(
     for (var k = 0u; k < depth; k += DEPTH) {
         let a = fetch_src_ragged(thread, tap, at.r);
         let b = fetch_w_ragged(at, k, depth, thread);
-        tap = moved(tap, DEPTH, at.r.kw, p.src_c);
         workgroupBarrier();
         put_a(thread, a);
         put_b(thread, b);
         workgroupBarrier();
         multiply_tiles(&sums, x, y);
+        tap = moved(tap, DEPTH, at.r.kw, p.src_c);
     }
     let col = at.col + 4u * x;
     store_row_ragged(y, col, sums.a0, sums.b0);

@@ -119,38 +119,34 @@ fn x_ragged(pixel: u32, site: vec4<i32>) -> vec4<f32> {
     return vec4<f32>(x_one(pixel, site), x_one(pixel + 1u, site), x_one(pixel + 2u, site), x_one(pixel + 3u, site));
 }
 
-fn dy_quad(row: u32, col: u32, inside: bool) -> vec4<f32> {
-    let fits = inside & (col < q.cout);
-    return select(vec4<f32>(), dy4[select(0u, row * q.cout + col, fits) / 4u], fits);
-}
-
-// For tile_b.
+// For tile_b. Past the part's last pixel it gets that again, which tile_a has zeros for, and past the last column that, which
+// nobody stores.
 fn fetch_dy(at: Piece, pixel: u32, thread: u32) -> Four {
     let row = pixel + thread / QUADS_B;
-    let col = at.col + thread % QUADS_B * 4u;
+    let last = at.end - 1u;
+    let col = min(at.col + thread % QUADS_B * 4u, q.cout - 4u);
     var four = Four();
-    four.k0 = dy_quad(row, col, row < at.end);
-    if FETCH_B > 1u { four.k1 = dy_quad(row + NEXT_B, col, row + NEXT_B < at.end); }
-    if FETCH_B > 2u { four.k2 = dy_quad(row + 2u * NEXT_B, col, row + 2u * NEXT_B < at.end); }
-    if FETCH_B > 3u { four.k3 = dy_quad(row + 3u * NEXT_B, col, row + 3u * NEXT_B < at.end); }
+    four.k0 = dy4[(min(row, last) * q.cout + col) / 4u];
+    if FETCH_B > 1u { four.k1 = dy4[(min(row + NEXT_B, last) * q.cout + col) / 4u]; }
+    if FETCH_B > 2u { four.k2 = dy4[(min(row + 2u * NEXT_B, last) * q.cout + col) / 4u]; }
+    if FETCH_B > 3u { four.k3 = dy4[(min(row + 3u * NEXT_B, last) * q.cout + col) / 4u]; }
     return four;
 }
 
-fn dy_ragged(row: u32, col: u32, inside: bool) -> vec4<f32> {
-    let along = vec4<u32>(col, col + 1u, col + 2u, col + 3u);
-    let fits = (along < vec4<u32>(q.cout)) & vec4<bool>(inside);
-    let i = select(vec4<u32>(), row * q.cout + along, fits);
-    return select(vec4<f32>(), vec4<f32>(dy[i.x], dy[i.y], dy[i.z], dy[i.w]), fits);
+fn dy_ragged(row: u32, col: u32) -> vec4<f32> {
+    let i = row * q.cout + min(vec4<u32>(col, col + 1u, col + 2u, col + 3u), vec4<u32>(q.cout - 1u));
+    return vec4<f32>(dy[i.x], dy[i.y], dy[i.z], dy[i.w]);
 }
 
 fn fetch_dy_ragged(at: Piece, pixel: u32, thread: u32) -> Four {
     let row = pixel + thread / QUADS_B;
+    let last = at.end - 1u;
     let col = at.col + thread % QUADS_B * 4u;
     var four = Four();
-    four.k0 = dy_ragged(row, col, row < at.end);
-    if FETCH_B > 1u { four.k1 = dy_ragged(row + NEXT_B, col, row + NEXT_B < at.end); }
-    if FETCH_B > 2u { four.k2 = dy_ragged(row + 2u * NEXT_B, col, row + 2u * NEXT_B < at.end); }
-    if FETCH_B > 3u { four.k3 = dy_ragged(row + 3u * NEXT_B, col, row + 3u * NEXT_B < at.end); }
+    four.k0 = dy_ragged(min(row, last), col);
+    if FETCH_B > 1u { four.k1 = dy_ragged(min(row + NEXT_B, last), col); }
+    if FETCH_B > 2u { four.k2 = dy_ragged(min(row + 2u * NEXT_B, last), col); }
+    if FETCH_B > 3u { four.k3 = dy_ragged(min(row + 3u * NEXT_B, last), col); }
     return four;
 }
 
@@ -159,9 +155,9 @@ fn fetch_dy_ragged(at: Piece, pixel: u32, thread: u32) -> Four {
 const_assert 0u == (WG % QUADS_B);
 const_assert WG <= (DEPTH * PITCH_B);
 
-fn column_share(thread: u32) -> vec4<f32> {
+fn column_share(thread: u32, rows: u32) -> vec4<f32> {
     var sum = vec4<f32>();
-    for (var i = thread; i < DEPTH * QUADS_B; i += WG) {
+    for (var i = thread; i < min(rows, DEPTH) * QUADS_B; i += WG) {
         sum += tile_b[i / QUADS_B * PITCH_B + i % QUADS_B];
     }
     return sum;
@@ -207,18 +203,19 @@ fn backward_w(
     var share = vec4<f32>();
     var spot = spot_of(at.begin + thread);
     put_spot(thread, spot, at.begin + thread < at.end);
+    spot = spot_after(spot, DEPTH);
     workgroupBarrier();
     for (var pixel = at.begin; pixel < at.end; pixel += DEPTH) {
         let a = fetch_x(thread);
         let b = fetch_dy(at, pixel, thread);
-        spot = spot_after(spot, DEPTH);
         workgroupBarrier();
+        put_b(thread, b); // first, since only some threads have an `a`
         put_a_turned(thread, a);
-        put_b(thread, b);
         put_spot(thread, spot, pixel + DEPTH + thread < at.end);
         workgroupBarrier();
-        if adds { share += column_share(thread); }
+        if adds { share += column_share(thread, at.end - pixel); }
         multiply_tiles(&sums, x, y);
+        spot = spot_after(spot, DEPTH);
     }
     if adds { store_bias(at, thread, share); }
     let row = at.row + y;
@@ -261,18 +258,19 @@ fn backward_w_ragged(
     var share = vec4<f32>();
     var spot = spot_of(at.begin + thread);
     put_spot(thread, spot, at.begin + thread < at.end);
+    spot = spot_after(spot, DEPTH);
     workgroupBarrier();
     for (var pixel = at.begin; pixel < at.end; pixel += DEPTH) {
         let a = fetch_x_ragged(thread);
         let b = fetch_dy_ragged(at, pixel, thread);
-        spot = spot_after(spot, DEPTH);
         workgroupBarrier();
         put_a(thread, a);
         put_b(thread, b);
         put_spot(thread, spot, pixel + DEPTH + thread < at.end);
         workgroupBarrier();
-        if adds { share += column_share(thread); }
+        if adds { share += column_share(thread, at.end - pixel); }
         multiply_tiles(&sums, x, y);
+        spot = spot_after(spot, DEPTH);
     }
     if adds { store_bias_ragged(at, thread, share); }
     let row = at.row + y;

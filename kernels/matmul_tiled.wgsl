@@ -34,13 +34,9 @@ fn place(group: u32) -> Place {
     );
 }
 
-// Quads that begin with an element of a or of b; zeros where that lies outside the part.
+// The quad that begins with an element of a; zeros where that lies outside the part.
 fn a_quad(inside: bool, i: u32) -> vec4<f32> {
     return select(vec4<f32>(), a4[select(0u, i / 4u, inside)], inside);
-}
-
-fn b_quad(inside: bool, i: u32) -> vec4<f32> {
-    return select(vec4<f32>(), b4[select(0u, i / 4u, inside)], inside);
 }
 
 // What a thread puts into tile_a for the columns from k on.
@@ -67,26 +63,26 @@ fn fetch_a(at: Place, k: u32, thread: u32) -> Four {
     return four;
 }
 
+// What a thread puts into tile_b. Past the last row of the part it gets that again, which tile_a has zeros for, and past the last
+// column that, which nobody stores.
 fn fetch_b(at: Place, k: u32, thread: u32) -> Four {
     var four = Four();
     if p.b_transposed == 0u {
         let row = k + thread / QUADS_B;
-        let col = at.col + thread % QUADS_B * 4u;
-        let i = (at.item * p.k + row) * p.n + col;
-        let inside = col < p.n;
-        four.k0 = b_quad(inside & (row < at.end), i);
-        if FETCH_B > 1u { four.k1 = b_quad(inside & (row + NEXT_B < at.end), i + NEXT_B * p.n); }
-        if FETCH_B > 2u { four.k2 = b_quad(inside & (row + 2u * NEXT_B < at.end), i + 2u * NEXT_B * p.n); }
-        if FETCH_B > 3u { four.k3 = b_quad(inside & (row + 3u * NEXT_B < at.end), i + 3u * NEXT_B * p.n); }
+        let last = at.end - 1u;
+        let first = at.item * p.k * p.n + min(at.col + thread % QUADS_B * 4u, p.n - 4u);
+        four.k0 = b4[(first + min(row, last) * p.n) / 4u];
+        if FETCH_B > 1u { four.k1 = b4[(first + min(row + NEXT_B, last) * p.n) / 4u]; }
+        if FETCH_B > 2u { four.k2 = b4[(first + min(row + 2u * NEXT_B, last) * p.n) / 4u]; }
+        if FETCH_B > 3u { four.k3 = b4[(first + min(row + 3u * NEXT_B, last) * p.n) / 4u]; }
     } else {
-        let row = k + thread % 4u * 4u;
         let col = at.col + thread / 4u * 4u;
-        let i = (at.item * p.n + col) * p.k + row;
-        let inside = (thread < COLS) & (row < at.end);
-        four.k0 = b_quad(inside & (col < p.n), i);
-        four.k1 = b_quad(inside & (col + 1u < p.n), i + p.k);
-        four.k2 = b_quad(inside & (col + 2u < p.n), i + 2u * p.k);
-        four.k3 = b_quad(inside & (col + 3u < p.n), i + 3u * p.k);
+        let last = p.n - 1u;
+        let first = at.item * p.k * p.n + min(k + thread % 4u * 4u, at.end - 4u);
+        four.k0 = b4[(first + min(col, last) * p.k) / 4u];
+        four.k1 = b4[(first + min(col + 1u, last) * p.k) / 4u];
+        four.k2 = b4[(first + min(col + 2u, last) * p.k) / 4u];
+        four.k3 = b4[(first + min(col + 3u, last) * p.k) / 4u];
     }
     return four;
 }
@@ -110,8 +106,8 @@ fn product(
     let down = thread / TX;
     var sums = Sums();
     for (var k = at.begin; k < at.end; k += DEPTH) {
-        let a_four = fetch_a(at, k, thread);
         let b_four = fetch_b(at, k, thread);
+        let a_four = fetch_a(at, k, thread);
         workgroupBarrier();
         put(thread, a_four, b_four);
         workgroupBarrier();
