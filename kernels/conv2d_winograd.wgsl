@@ -106,7 +106,7 @@ fn tile(number: u32) -> Tile {
 fn src_quad(at: Tile, row: i32, col: i32, quad: u32) -> vec4<f32> {
     let h = i32(at.h) - p.top + row;
     let w = i32(at.w) - p.left + col;
-    let inside = h >= 0 && w >= 0 && h < i32(p.src_h) && w < i32(p.src_w);
+    let inside = (u32(h) < p.src_h) & (u32(w) < p.src_w); // what is negative becomes large
     let i = ((i32(at.n * p.src_h) + h) * i32(p.src_w) + w) * i32(p.src_c / 4u) + i32(quad);
     return select(vec4<f32>(), src4[u32(select(0, i, inside))], inside);
 }

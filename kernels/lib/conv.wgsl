@@ -81,6 +81,6 @@ fn pixel(r: Residue, index: u32) -> Pixel {
 fn source(at: Pixel, kh: u32, kw: u32) -> i32 {
     let h = at.h + i32(kh);
     let w = at.w + i32(kw);
-    let inside = h >= 0 && w >= 0 && h < i32(p.src_h) && w < i32(p.src_w);
+    let inside = (u32(h) < p.src_h) & (u32(w) < p.src_w); // what is negative becomes large
     return select(-1, ((i32(at.n * p.src_h) + h) * i32(p.src_w) + w) * i32(p.src_c), inside);
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::planned::{Plan, Step};
 use super::{GUARD, Place, bind};
@@ -32,6 +33,8 @@ const MOST_LAUNCHES: f64 = 64.0;
 const HOPELESS: f64 = 2.0;
 /// Launches that take this long are timed once, which is accurate enough: software drivers have them.
 const SLOW: f64 = 0.3;
+/// How often what was found is put on disk.
+const KEEP_EVERY: Duration = Duration::from_secs(2);
 /// How far results may be from the default's, as a fraction of the largest number of a tensor: sums in
 /// another order, of f32 numbers.
 const TOLERANCE: f64 = 1e-4;
@@ -85,7 +88,7 @@ fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picke
                 None => {}
             }
         }
-        let mut found = Vec::new();
+        let (mut found, mut kept, mut last) = (Vec::<(usize, Choice)>::new(), 0, Instant::now());
         for (done, (i, key)) in missing.iter().enumerate() {
             let (step, variants) = (&plan.steps[*i], &of_step[*i]);
             tuning.tell(Told::Timing { done, all: missing.len(), launch: step.launch.name() });
@@ -97,10 +100,14 @@ fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picke
                     tuning.tell(Told::Warning(&told));
                 }
             }
+            // Who is stopped here, after minutes on a slow device, goes on from here.
+            if last.elapsed() > KEEP_EVERY || done + 1 == missing.len() {
+                tuning.remember(found[kept..].iter().map(|(_, choice)| choice.clone()).collect());
+                (kept, last) = (found.len(), Instant::now());
+            }
         }
         if !missing.is_empty() {
             tuning.tell(Told::Done);
-            tuning.remember(found.iter().map(|(_, choice)| choice.clone()).collect());
         }
         choices.extend(found);
     }
