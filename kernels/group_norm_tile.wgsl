@@ -1,10 +1,10 @@
-// group_norm_tile - group_norm.wgsl for GPUs: a workgroup has a chunk of rows of 32 channels, of which its threads hold all.
+// group_norm_tile - group_norm.wgsl in tiles: a workgroup has a chunk of rows of 32 channels, of which its threads hold all.
 //
 // A thread has four neighbouring channels, and of every LINES rows one: subgroups read and write whole cache lines, and what is
 // needed twice, as by the sum of squares about the mean, is read once. Where a sample is a single chunk, `whole` and
 // `backward_whole` do in one launch what takes three and four; else chunks are put together by group_norm.wgsl.
 //
-// For channels in fours, groups of 1, 2, 4, 8, 16 or 32 channels, SiLU or no activation, and parts of x that are whole tiles.
+// For channels in fours, groups of 1, 2, 4, 8, 16 or 32 channels, SiLU, ReLU or no activation, and parts of x that are whole tiles.
 //!include lib/grid.wgsl
 //!include lib/norm.wgsl
 
@@ -13,6 +13,7 @@ const QUADS: u32 = 8u; // threads along the channels
 const LINES: u32 = 32u; // threads along the rows
 const WG: u32 = QUADS * LINES;
 const SILU: u32 = 1u; // as in lib/activation.wgsl
+const RELU: u32 = 2u;
 
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // [N, P, own]
 @group(0) @binding(2) var<storage, read> gamma: array<vec4<f32>>; // [C]
@@ -257,6 +258,7 @@ fn put_y(t: Tile, s: Scales, x: vec4<f32>, i: u32) {
     if has(t, i) && t.keeps {
         var z = s.gain * ((x - s.mean) * s.rstd) + s.shift;
         if p.kind == SILU { z *= sigmoid(z); }
+        if p.kind == RELU { z = max(z, vec4<f32>()); }
         y[((t.n * p.rows + t.row + i * LINES) * p.channels + t.c) / 4u] = z;
     }
 }
@@ -329,10 +331,13 @@ fn xhats(s: Scales, h: Held) -> Held {
 }
 
 fn dz_of(s: Scales, xhat: vec4<f32>, dy: vec4<f32>) -> vec4<f32> {
-    if p.kind != SILU { return dy; }
     let z = s.gain * xhat + s.shift;
-    let sig = sigmoid(z);
-    return dy * (sig * (1.0 + z * (1.0 - sig)));
+    if p.kind == SILU {
+        let sig = sigmoid(z);
+        return dy * (sig * (1.0 + z * (1.0 - sig)));
+    }
+    if p.kind == RELU { return select(vec4<f32>(), dy, z > vec4<f32>()); }
+    return dy;
 }
 
 fn dzs(s: Scales, xhat: Held, dy: Held) -> Held {

@@ -28,7 +28,7 @@ use size::{How, Part, Size, TILES};
 
 pub static KERNEL: Kernel = kernel!("group_norm");
 
-/// For GPUs; how many rows a thread holds.
+/// In tiles; how many rows a thread holds.
 pub static TILE: Kernel = kernel!("group_norm_tile", [[("HELD", "2u")], [("HELD", "8u")]]);
 
 /// `y = f(gamma[c] * (x - mean) / sqrt(var + eps) + beta[c])`, where mean and (biased) variance are those
@@ -253,12 +253,12 @@ impl Launch for Forward {
         vec![Cut::along(size.n, part).reads(0..size.parts().count()).writes([0, 1])]
     }
 
-    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        self.size.variants(self.size.gpu_rows(), self.kind, adapter)
+    fn variants(&self, _: &Traits) -> Vec<Variant> {
+        self.size.variants(self.size.gpu_rows(), self.kind)
     }
 
     fn shape_class(&self) -> String {
-        self.size.shape_class()
+        self.size.shape_class(self.kind)
     }
 }
 
@@ -429,12 +429,12 @@ impl Launch for BackwardX {
         vec![Cut::along(self.size.n, part).reads(of_samples).writes(0..=after)]
     }
 
-    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        self.size.variants(self.size.gpu_sum_rows(), self.kind, adapter)
+    fn variants(&self, _: &Traits) -> Vec<Variant> {
+        self.size.variants(self.size.gpu_sum_rows(), self.kind)
     }
 
     fn shape_class(&self) -> String {
-        self.size.shape_class()
+        self.size.shape_class(self.kind)
     }
 }
 

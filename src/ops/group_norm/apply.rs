@@ -58,14 +58,14 @@ impl Launch for Apply {
         }
     }
 
-    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
+    fn variants(&self, _: &Traits) -> Vec<Variant> {
         // Chunks make no difference to what is only normalised.
         let rows = self.size.p;
-        self.size.variants([rows, rows, rows, self.size.gpu_rows()[TILES]], self.kind, adapter)
+        self.size.variants([rows, rows, rows, self.size.gpu_rows()[TILES]], self.kind)
     }
 
     fn shape_class(&self) -> String {
-        self.size.shape_class()
+        self.size.shape_class(self.kind)
     }
 
     fn cuts(&self) -> Vec<Cut> {

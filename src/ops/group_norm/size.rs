@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use super::{KERNEL, TILE};
-use crate::device::gpu::adapters::Traits;
 use crate::launch::{Dispatch, Dispatches, Variant};
 use crate::ops::activation::Activation;
 
@@ -23,6 +22,11 @@ pub(super) struct Size {
     pub groups: usize,
     /// Channels of the first part of x; all where there is no second.
     pub left: usize,
+}
+
+/// The kernel of tiles has that activation.
+fn tiles_know(kind: Activation) -> bool {
+    matches!(kind, Activation::Identity | Activation::Silu | Activation::Relu)
 }
 
 /// What a dispatch is to do besides.
@@ -127,13 +131,12 @@ impl Size {
 
     /// The kernel of tiles computes it.
     fn suits_tiles(self, kind: Activation) -> bool {
-        let known = matches!(kind, Activation::Identity | Activation::Silu);
         let whole = self.left == self.c || self.left.is_multiple_of(TILE_CHANNELS);
-        known && whole && self.c.is_multiple_of(4) && TILE_CHANNELS.is_multiple_of(self.width())
+        tiles_know(kind) && whole && self.c.is_multiple_of(4) && TILE_CHANNELS.is_multiple_of(self.width())
     }
 
-    /// The ways that differ, by the rows that they cut a sample into. GPUs take tiles where they can.
-    pub fn variants(self, rows: [usize; 4], kind: Activation, adapter: &Traits) -> Vec<Variant> {
+    /// The ways that differ, by the rows that they cut a sample into; tiles, if they can, first.
+    pub fn variants(self, rows: [usize; 4], kind: Activation) -> Vec<Variant> {
         let mut variants: Vec<Variant> = Vec::new();
         for (index, rows) in rows[..TILES].iter().enumerate() {
             let name = format!("chunks of {} pixels", self.p.min(*rows));
@@ -143,8 +146,7 @@ impl Size {
         }
         if self.suits_tiles(kind) {
             let name = format!("tiles of {} pixels", self.p.min(rows[TILES]));
-            let at = if adapter.software { variants.len() } else { 0 };
-            variants.insert(at, Variant { name, index: TILES });
+            variants.insert(0, Variant { name, index: TILES });
         }
         variants
     }
@@ -154,10 +156,14 @@ impl Size {
         rows.into_iter().map(|rows| self.p.div_ceil(rows)).max().unwrap_or(1)
     }
 
-    pub fn shape_class(self) -> String {
+    pub fn shape_class(self, kind: Activation) -> String {
         let Size { n, p, c, groups, left } = self;
         let of = if left < c { format!("{left} and {}", c - left) } else { c.to_string() };
-        format!("{p} pixels of {of} channels, {groups} groups, up to {} samples", n.next_power_of_two())
+        let other = if tiles_know(kind) { "" } else { ", other activation" };
+        format!(
+            "{p} pixels of {of} channels, {groups} groups, up to {} samples{other}",
+            n.next_power_of_two()
+        )
     }
 
     /// Workgroups of the elementwise entries, whose 256 threads take 4 rows of a channel each and do not cross samples.
