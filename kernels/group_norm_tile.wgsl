@@ -4,7 +4,8 @@
 // needed twice, as by the sum of squares about the mean, is read once. Where a sample is a single chunk, `whole` and
 // `backward_whole` do in one launch what takes three and four; else chunks are put together by group_norm.wgsl.
 //
-// For channels in fours, groups of 1, 2, 4, 8, 16 or 32 channels, SiLU, ReLU or no activation, and parts of x that are whole tiles.
+// For channels in fours, groups of 1, 2, 4, 8, 16 or 32 channels, SiLU, ReLU or no activation, and parts of x that are whole
+// tiles.
 //!include lib/grid.wgsl
 //!include lib/norm.wgsl
 
