@@ -4,13 +4,16 @@
 //! closure that records the launches of its derivative and *returns* gradients. Only [`Tape::backward`]
 //! adds them up.
 
+mod sums;
+
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::kernel;
-use crate::launch::{Cost, Cut, Dispatch, Dispatches, Io, Launch, pack};
+pub(crate) use self::sums::KERNEL;
+use self::sums::{AddInto, Copy, accumulate};
+use crate::launch::Launch;
 use crate::tensor::{DType, Id, Shape};
 
 /// Where a tensor's data lives.
@@ -376,108 +379,5 @@ impl Gradients {
             _ => None,
         });
         of.collect()
-    }
-}
-
-pub(crate) static KERNEL: crate::device::gpu::shader::Kernel = kernel!("accumulate", pack::KNOBS);
-
-/// The sum of two gradients of one tensor.
-fn accumulate(a: &Tensor, b: &Tensor) -> Tensor {
-    let [sum] = a.tape.launch(Accumulate { n: a.elements() }, &[a, b], [a.shape.clone()]);
-    sum
-}
-
-/// One over `n` numbers.
-fn dispatch<'a>(plan: &'a mut Dispatches, entry: &'static str, n: usize) -> &'a mut Dispatch {
-    let pack = pack::of(&[n]);
-    plan.add(&KERNEL, entry).knobs(pack::set(pack)).param("n", n / pack).cover(n / pack, 256)
-}
-
-#[derive(Debug)]
-struct Accumulate {
-    n: usize,
-}
-
-impl Launch for Accumulate {
-    fn name(&self) -> &'static str {
-        "accumulate"
-    }
-
-    fn cpu(&self, io: &Io) {
-        use rayon::prelude::*;
-        let (a, b, sum) = (io.read(0), io.read(1), io.write(0));
-        const CHUNK: usize = 16_384;
-        sum.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK)).for_each(
-            |((sum, a), b)| {
-                for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
-                    *sum = a + b;
-                }
-            },
-        );
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        dispatch(plan, "forward", self.n).read("a", 0).read("b", 1).write("sum", 0);
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        vec![Cut::along(self.n, |_, n| Accumulate { n }).reads([0, 1]).writes([0])]
-    }
-}
-
-/// Moves a gradient that is not this program's own into a store.
-#[derive(Debug)]
-struct Copy {
-    n: usize,
-}
-
-impl Launch for Copy {
-    fn name(&self) -> &'static str {
-        "copy"
-    }
-
-    fn cpu(&self, io: &Io) {
-        io.write(0).copy_from_slice(io.read(0));
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        dispatch(plan, "copy", self.n).read("a", 0).write("sum", 0);
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        vec![Cut::along(self.n, |_, n| Copy { n }).reads([0]).writes([0])]
-    }
-}
-
-/// Adds a flat store of gradients to another.
-#[derive(Debug)]
-struct AddInto {
-    n: usize,
-}
-
-impl Launch for AddInto {
-    fn name(&self) -> &'static str {
-        "accumulate into"
-    }
-
-    fn cost(&self, bytes: u64) -> Cost {
-        // The sum is read as well as written.
-        Cost { flops: 0, bytes: bytes + self.n as u64 * 4 }
-    }
-
-    fn cpu(&self, io: &Io) {
-        use rayon::prelude::*;
-        const CHUNK: usize = 16_384;
-        io.write(0).par_chunks_mut(CHUNK).zip(io.read(0).par_chunks(CHUNK)).for_each(|(sum, a)| {
-            sum.iter_mut().zip(a).for_each(|(sum, a)| *sum += a);
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        dispatch(plan, "add_into", self.n).read("a", 0).write("sum", 0);
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        vec![Cut::along(self.n, |_, n| AddInto { n }).reads([0]).writes([0])]
     }
 }
