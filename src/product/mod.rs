@@ -6,7 +6,7 @@
 //! schedules of the GPU kernels, [`winograd`] the same sums with fewer multiplications for 3 x 3 convolutions.
 
 pub mod cpu;
-pub mod gpu;
+//pub mod gpu;
 pub mod loader;
 pub mod plain;
 pub mod winograd;

@@ -1,0 +1,272 @@
+//! The register tile: some rows of A times one panel of B, with sums that stay in registers. The inner loop of
+//! convolution, matrix product and attention on the CPU.
+//!
+//! Every element is a sum of chains of multiply-adds, fused on machines that can (all since about 2013), cut at lengths
+//! that the shapes alone decide: it has the same bits wherever its tile lies and however wide the vectors are.
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::panels::{Panels, WIDEST};
+use super::shared::Shared;
+
+/// Longest chain before it is added to the total, over as many taps as fit: the rounding of a sum grows with its length.
+const LONGEST: usize = 256;
+
+/// Runs shorter than this are chains of their own: they are little work, and gradients of such small networks show
+/// rounding most.
+const SHORT: usize = 32;
+
+/// Rows of A: each is made of runs of `run` elements, one for each tap, `step` elements of memory apart.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    /// Where the runs begin: `[taps, count]`.
+    starts: &'a [*const f32],
+    count: usize,
+    run: usize,
+    step: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// # Safety
+    /// `run` elements, `step` apart, must be readable from each of `starts`, which holds `count` for each tap.
+    pub unsafe fn new(starts: &'a [*const f32], count: usize, run: usize, step: usize) -> Self {
+        assert!(count > 0 && starts.len().is_multiple_of(count), "rows: {} starts of {count}", starts.len());
+        Rows { starts, count, run, step }
+    }
+
+    fn taps(&self) -> usize {
+        self.starts.len() / self.count
+    }
+}
+
+/// What is added to a row of a product when its sums are there.
+#[derive(Clone, Copy, Default)]
+pub struct Extra<'a> {
+    /// `[cols]`.
+    pub bias: Option<&'a [f32]>,
+    /// `[samples, cols]`.
+    pub shift: Option<&'a [f32]>,
+    /// Like the result.
+    pub residual: Option<&'a [f32]>,
+    pub cols: usize,
+    /// Rows of a sample.
+    pub pixels: usize,
+}
+
+impl Extra<'_> {
+    /// Adds to `y`, the columns from `first` on of row `row` of the result.
+    #[inline(always)]
+    pub fn add(&self, row: usize, first: usize, y: &mut [f32]) {
+        let at = |x: Option<&[f32]>, row: usize, y: &mut [f32]| {
+            if let Some(x) = x {
+                let x = &x[row * self.cols + first..][..y.len()];
+                y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
+            }
+        };
+        at(self.bias, 0, y);
+        if self.shift.is_some() {
+            at(self.shift, row / self.pixels, y);
+        }
+        at(self.residual, row, y);
+    }
+}
+
+/// Where a product is written: row r of the rows goes to row `row(r)` of a matrix whose rows begin `stride` elements
+/// apart, its columns from `first` on.
+#[derive(Clone, Copy)]
+pub struct Target<'a, F> {
+    pub dst: Shared<'a>,
+    pub row: F,
+    pub stride: usize,
+    pub first: usize,
+    /// Adds to what stands there.
+    pub keep: bool,
+    pub extra: Extra<'a>,
+}
+
+/// Rows of a buffer that begin `stride` elements apart, from the first on, with nothing added.
+pub fn buffer(dst: &mut [f32], stride: usize, keep: bool) -> Target<'_, impl Fn(usize) -> usize> {
+    Target { dst: Shared::new(dst), row: |row| row, stride, first: 0, keep, extra: Extra::default() }
+}
+
+/// `dst[row(r)][first + j] (+)= sum over taps and k of rows[r][tap][k] * b[tap * run + k][j]`, plus the extra.
+///
+/// # Safety
+/// Nothing else may use these rows and columns of the target meanwhile.
+///
+/// # Panics
+/// When B has not a row for each k, or the target has not the rows.
+pub unsafe fn multiply<F: Fn(usize) -> usize>(rows: Rows, b: Panels, target: &Target<F>) {
+    assert_eq!(b.rows(), rows.taps() * rows.run, "product: rows of B");
+    Arch::new().dispatch(Work { rows, b, target });
+}
+
+struct Work<'a, F> {
+    rows: Rows<'a>,
+    b: Panels<'a>,
+    target: &'a Target<'a, F>,
+}
+
+impl<F: Fn(usize) -> usize> WithSimd for Work<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let wide = self.b.width() == 2 * S::F32_LANES;
+        assert!(wide || self.b.width() == S::F32_LANES, "product: another machine's panels");
+        for panel in 0..self.b.count() {
+            let mut row = 0;
+            while row < self.rows.count {
+                let left = self.rows.count - row;
+                // As many sums as the registers hold beside a row of the panel, and no small rest.
+                row += match (wide, S::REGISTER_COUNT >= 32) {
+                    (true, true) if left >= 12 => self.tile::<S, 12, 2>(simd, row, panel),
+                    (true, _) if left >= 6 && left != 8 => self.tile::<S, 6, 2>(simd, row, panel),
+                    (true, _) if left >= 4 => self.tile::<S, 4, 2>(simd, row, panel),
+                    (true, _) => self.tile::<S, 1, 2>(simd, row, panel),
+                    (false, true) if left >= 12 => self.tile::<S, 12, 1>(simd, row, panel),
+                    (false, _) if left >= 6 && left != 8 => self.tile::<S, 6, 1>(simd, row, panel),
+                    (false, _) if left >= 4 => self.tile::<S, 4, 1>(simd, row, panel),
+                    (false, _) => self.tile::<S, 1, 1>(simd, row, panel),
+                };
+            }
+        }
+    }
+}
+
+impl<F: Fn(usize) -> usize> Work<'_, F> {
+    /// `M` rows from `row` on times one panel of `V` vectors. Gives `M`.
+    #[inline(always)]
+    fn tile<S: Simd, const M: usize, const V: usize>(&self, simd: S, row: usize, panel: usize) -> usize {
+        const { assert!(V * S::F32_LANES <= WIDEST) };
+        let (b, target) = (self.b.panel(panel), self.target);
+        // SAFETY: `Rows::new` was promised the runs; `multiply` checked that the panel has a row for each k.
+        let sums = unsafe { self.sums::<S, M, V>(simd, row, b) };
+        let (first, width) = (panel * self.b.width(), self.b.width());
+        let cols = width.min(self.b.cols() - first);
+        for m in 0..M {
+            let to = (target.row)(row + m);
+            let y = target.dst.pointer(to * target.stride + target.first + first, cols);
+            // SAFETY: `pointer` checked that the row is there, which the caller of `multiply` promised to this task.
+            unsafe {
+                if cols == width {
+                    for v in 0..V {
+                        let y = y.add(v * S::F32_LANES).cast::<S::f32s>();
+                        let sum = sums[m][v];
+                        y.write_unaligned(if target.keep { simd.add_f32s(y.read_unaligned(), sum) } else { sum });
+                    }
+                } else {
+                    let sums: &[f32] = bytemuck::cast_slice(&sums[m]);
+                    for (col, sum) in sums.iter().enumerate().take(cols) {
+                        *y.add(col) = if target.keep { *y.add(col) + sum } else { *sum };
+                    }
+                }
+                target.extra.add(to, target.first + first, std::slice::from_raw_parts_mut(y, cols));
+            }
+        }
+        M
+    }
+
+    /// # Safety
+    /// The rows and a panel of `V` vectors must be there.
+    #[inline(always)]
+    unsafe fn sums<S: Simd, const M: usize, const V: usize>(
+        &self,
+        simd: S,
+        row: usize,
+        mut b: *const f32,
+    ) -> [[S::f32s; V]; M] {
+        let Rows { starts, count, run, step } = self.rows;
+        let zero = [[simd.splat_f32s(0.0); V]; M];
+        let longest = if run < SHORT { run } else { LONGEST };
+        let (mut chain, mut length) = (zero, 0);
+        let mut total: Option<Total<S, M, V>> = None;
+        for starts in starts.chunks_exact(count) {
+            let mut a: [*const f32; M] = std::array::from_fn(|m| starts[row + m]);
+            for first in (0..run).step_by(LONGEST) {
+                let terms = LONGEST.min(run - first);
+                if length + terms > longest {
+                    match &mut total {
+                        None => total = Some(Total { sum: chain, rest: zero }),
+                        Some(total) => total.add(simd, &chain),
+                    }
+                    (chain, length) = (zero, 0);
+                }
+                // SAFETY: the caller's promise.
+                chain = unsafe { multiply_add(simd, chain, a, step, b, self.b.row(), terms) };
+                a = a.map(|a| a.wrapping_add(terms * step));
+                b = b.wrapping_add(terms * self.b.row());
+                length += terms;
+            }
+        }
+        match total {
+            None => chain,
+            Some(mut total) => {
+                total.add(simd, &chain);
+                total.value(simd)
+            }
+        }
+    }
+}
+
+/// `sums[m][v] + sum over k of a[m][k * step] * b[k * row][v]`: the inner loop of all products.
+///
+/// # Safety
+/// `terms` elements of each of `a` and as many rows of `V` vectors of `b` must be there.
+#[inline(always)]
+pub unsafe fn multiply_add<S: Simd, const M: usize, const V: usize>(
+    simd: S,
+    mut sums: [[S::f32s; V]; M],
+    a: [*const f32; M],
+    step: usize,
+    b: *const f32,
+    row: usize,
+    terms: usize,
+) -> [[S::f32s; V]; M] {
+    for k in 0..terms {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let b = b.add(k * row);
+            let mut w = [simd.splat_f32s(0.0); V];
+            for (v, w) in w.iter_mut().enumerate() {
+                *w = b.add(v * S::F32_LANES).cast::<S::f32s>().read_unaligned();
+            }
+            for m in 0..M {
+                let x = simd.splat_f32s(*a[m].add(k * step));
+                for v in 0..V {
+                    sums[m][v] = simd.mul_add_e_f32s(x, w[v], sums[m][v]);
+                }
+            }
+        }
+    }
+    sums
+}
+
+/// Sums of chains, and what rounding took from them.
+struct Total<S: Simd, const M: usize, const V: usize> {
+    sum: [[S::f32s; V]; M],
+    rest: [[S::f32s; V]; M],
+}
+
+impl<S: Simd, const M: usize, const V: usize> Total<S, M, V> {
+    /// Knuth's two-sum, which keeps what rounding takes from the total. Gradients of what a norm follows nearly cancel,
+    /// and show every digit that is lost here.
+    #[inline(always)]
+    fn add(&mut self, simd: S, chain: &[[S::f32s; V]; M]) {
+        for m in 0..M {
+            for v in 0..V {
+                let (sum, next) = (self.sum[m][v], chain[m][v]);
+                let new = simd.add_f32s(sum, next);
+                let added = simd.sub_f32s(new, sum);
+                let left = simd.sub_f32s(sum, simd.sub_f32s(new, added));
+                let lost = simd.add_f32s(left, simd.sub_f32s(next, added));
+                self.sum[m][v] = new;
+                self.rest[m][v] = simd.add_f32s(self.rest[m][v], lost);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn value(self, simd: S) -> [[S::f32s; V]; M] {
+        std::array::from_fn(|m| std::array::from_fn(|v| simd.add_f32s(self.sum[m][v], self.rest[m][v])))
+    }
+}
