@@ -213,7 +213,8 @@ mod tests {
             point(&scope, &[&side_by_side(&scope, &refs)], out, true)
         };
         let gradients = tape.backward(&y, &tape.stored("dy", 0, y.shape().clone()));
-        let launches = tape.recorded(|all| all.entries.iter().map(|entry| entry.launch.name()).collect());
+        let launches =
+            tape.recorded(|all| all.entries.iter().map(|entry| entry.recorded.launch().name()).collect());
         let of_parts: Vec<&Tensor> = refs.iter().filter_map(|x| gradients.get(x)).collect();
         let of_params = gradients.of_store(STORE);
         let outputs: Vec<&Tensor> =
