@@ -1,5 +1,6 @@
 //! What several rooms need: samples and their random blocks, the step's state, ranges of flat tensors, products.
 
+pub(crate) mod epilogue;
 pub(crate) mod product;
 
 use crate::ops::CHUNK;

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use self::tile::Extra;
 use super::{Loader, Product, winograd};
-use crate::launch::{Io, Prepacked};
+use crate::launch::Io;
 use crate::simd::vectorized;
 
 /// Elements of a task of element-wise work.
@@ -68,7 +68,9 @@ impl Product {
         let (a, b, y) = (io.read(0), io.read(1), io.write(0));
         match (self.path(), self.a) {
             (Path::Winograd, _) => self.winograd(a, b, y, extra, io.prepacked()),
-            (Path::WinogradWeights, Loader::ConvWeights(g)) => winograd::backward_w(&g, a, b, y, io.scratch(0)),
+            (Path::WinogradWeights, Loader::ConvWeights(g)) => {
+                winograd::backward_w(&g, a, b, y, io.scratch(0))
+            }
             (Path::Outer, _) => self.outer(a, b, y, extra, io.scratch(0)),
             (Path::Transpose, _) => {
                 let rows = io.scratch(1);

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::cpu::panels::{Panels, Source, Taps, WIDEST, panel, panel_elements};
 use super::cpu::shared::Shared;
-use super::cpu::tile::{Extra, Rows, buffer, multiply};
+use super::cpu::tile::{Extra, multiply_dense};
 use super::{Geometry, Loader, Product};
 use crate::launch::Prepacked;
 use crate::simd::vectorized;
@@ -72,7 +72,8 @@ impl Images<'_> {
                 // What lies before the image becomes a number past its end.
                 let [h, w] = [(h + r as isize) as usize, (w + s as isize) as usize];
                 let inside = h < rows && w < cols;
-                let pixel = if inside { &self.data[((n * rows + h) * cols + w) * self.c..] } else { self.zeros };
+                let pixel =
+                    if inside { &self.data[((n * rows + h) * cols + w) * self.c..] } else { self.zeros };
                 pixel[..self.c][first..].as_ptr()
             })
         })
@@ -99,7 +100,8 @@ impl Product {
             self.transform_weights(w, packed.memory);
         }
         let weights = &*packed.memory;
-        let (grid, row, place_elements) = (TileGrid { n, size: dst }, panel_elements(1, dst_c), panel_elements(c, dst_c));
+        let (grid, row, place_elements) =
+            (TileGrid { n, size: dst }, panel_elements(1, dst_c), panel_elements(c, dst_c));
         let y = Shared::new(y);
         (0..grid.count().div_ceil(TASK)).into_par_iter().for_each(|task| {
             let tiles = task * TASK..grid.count().min((task + 1) * TASK);
@@ -113,15 +115,10 @@ impl Product {
                     Input::map(from, places(input, i * c, TASK * c, c), c);
                 }
                 for (place, output) in output.chunks_exact_mut(TASK * row).enumerate() {
-                    let rows: [&[f32]; TASK] = std::array::from_fn(|i| &input[(place * TASK + i) * c..][..c]);
-                    let starts = rows.map(<[f32]>::as_ptr);
+                    let input = &input[place * TASK * c..];
                     let weights = &weights[place * place_elements..][..place_elements];
-                    // SAFETY: the rows have `c` elements; `output` is this task's own.
-                    unsafe {
-                        let rows = Rows::new(&starts[..tiles.len()], tiles.len(), c, 1);
-                        let weights = Panels::packed(weights, c, dst_c, panel(dst_c)).whole();
-                        multiply(rows, weights, &buffer(output, row, false));
-                    }
+                    let weights = Panels::packed(weights, c, dst_c, panel(dst_c));
+                    multiply_dense([tiles.len(), c], input, [c, 1], weights, output, row, false);
                 }
                 for (i, tile) in tiles.enumerate() {
                     let [n, h, w] = grid.at(tile);
@@ -134,7 +131,11 @@ impl Product {
                             None => unused.as_mut_ptr(),
                         })
                     });
-                    Output::map(places(output, i * row, TASK * row, dst_c).map(|p| p.map(|p| p.cast_const())), to, dst_c);
+                    Output::map(
+                        places(output, i * row, TASK * row, dst_c).map(|p| p.map(|p| p.cast_const())),
+                        to,
+                        dst_c,
+                    );
                     for pixel in [pixel(0, 0), pixel(0, 1), pixel(1, 0), pixel(1, 1)].into_iter().flatten() {
                         // SAFETY: every tile has pixels of its own.
                         let y = unsafe { y.part(pixel * dst_c, dst_c) };
@@ -166,7 +167,13 @@ impl Product {
             for (tap, out) in taps.iter_mut().enumerate() {
                 let tap = if transposed { 8 - tap } else { tap };
                 let first = panel * width;
-                source.pack(tap * c + rows.start, first, width.min(cols - first), &mut out[..rows.len() * width], width);
+                source.pack(
+                    tap * c + rows.start,
+                    first,
+                    width.min(cols - first),
+                    &mut out[..rows.len() * width],
+                    width,
+                );
             }
             for (i, k) in rows.enumerate() {
                 let from = std::array::from_fn(|r| {
@@ -232,13 +239,8 @@ pub fn backward_w(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], scratch: 
                 }
                 let both = input.chunks_exact(CHAIN * rows).zip(derivative.chunks_exact(CHAIN * CHANNELS));
                 for ((input, derivative), sums) in both.zip(sums.chunks_exact_mut(CHANNELS * CHANNELS)) {
-                    let starts: [*const f32; CHANNELS] = std::array::from_fn(|i| input.as_ptr().wrapping_add(i));
-                    // SAFETY: a row has an element in each tile's run of `rows`; `sums` is this task's own.
-                    unsafe {
-                        let a = Rows::new(&starts[..rows], rows, tiles.len(), rows);
-                        let b = Panels::unpacked(derivative, tiles.len(), cols, CHANNELS);
-                        multiply(a, b, &buffer(sums, CHANNELS, chain > first));
-                    }
+                    let b = Panels::unpacked(derivative, tiles.len(), cols, CHANNELS);
+                    multiply_dense([rows, tiles.len()], input, [1, rows], b, sums, CHANNELS, chain > first);
                 }
             }
         });
@@ -309,7 +311,8 @@ impl<T: Transform<N, M>, const N: usize, const M: usize> WithSimd for Map<T, N, 
             let mut half = [[simd.splat_f32s(0.0); N]; M];
             for s in 0..N {
                 // SAFETY: `first` and a vector lie inside `c`.
-                let read = |r: usize| unsafe { self.from[r][s].add(first).cast::<S::f32s>().read_unaligned() };
+                let read =
+                    |r: usize| unsafe { self.from[r][s].add(first).cast::<S::f32s>().read_unaligned() };
                 let column = T::line(simd, std::array::from_fn(read));
                 (0..M).for_each(|r| half[r][s] = column[r]);
             }

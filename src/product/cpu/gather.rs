@@ -134,7 +134,14 @@ impl Product {
         let first = if self.batch > 1 { number * self.depth * self.cols } else { 0 };
         let transposed = self.b != Loader::Dense;
         let stride = if transposed { class.block } else { self.cols };
-        Source { data: &b[first..], cols: self.cols, stride, block: class.block, blocks: class.blocks, transposed }
+        Source {
+            data: &b[first..],
+            cols: self.cols,
+            stride,
+            block: class.block,
+            blocks: class.blocks,
+            transposed,
+        }
     }
 
     /// `a`: rows of A as they stand, or the images that they are gathered from.

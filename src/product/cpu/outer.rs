@@ -7,8 +7,8 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::shared::Shared;
 use super::CHUNK;
+use super::shared::Shared;
 use super::tile::{Extra, multiply_add};
 
 use crate::product::{Geometry, Loader, Product};

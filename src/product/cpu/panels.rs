@@ -161,7 +161,13 @@ impl Source<'_> {
                 let count = rows.min(block_row + self.block - row);
                 for (panel, out) in out.chunks_exact_mut(depth * width).enumerate() {
                     let cols = width.min(cols - panel * width);
-                    self.pack(row, first + panel * width, cols, &mut out[row * width..][..count * width], width);
+                    self.pack(
+                        row,
+                        first + panel * width,
+                        cols,
+                        &mut out[row * width..][..count * width],
+                        width,
+                    );
                 }
             }
         }

@@ -18,7 +18,9 @@ fn check(p: Product) {
     };
     let e = p.epilogue;
     let mut reads = vec![random(1, elements(p.a, p.rows)), random(2, elements(p.b, p.cols))];
-    for (given, n) in [(e.bias, p.cols), (e.shift, p.rows.div_ceil(e.pixels.max(1)) * p.cols), (e.residual, p.outputs())] {
+    for (given, n) in
+        [(e.bias, p.cols), (e.shift, p.rows.div_ceil(e.pixels.max(1)) * p.cols), (e.residual, p.outputs())]
+    {
         if given {
             reads.push(random(reads.len() as u32 + 3, n));
         }
@@ -31,7 +33,8 @@ fn check(p: Product) {
     let mut scratch: Vec<Vec<f64>> = p.cpu_scratch().iter().map(|n| vec![f64::NAN; n.div_ceil(2)]).collect();
     let mut again = false;
     for _ in 0..2 {
-        let mut written = [vec![f32::NAN; p.outputs()], vec![f32::NAN; if p.column_sums { p.cols } else { 0 }]];
+        let mut written =
+            [vec![f32::NAN; p.outputs()], vec![f32::NAN; if p.column_sums { p.cols } else { 0 }]];
         let raw_reads: Vec<Raw> = reads.iter_mut().map(|x| raw(x)).collect();
         let raw_writes = written.each_mut().map(|x| raw(x));
         let raw_scratch: Vec<Raw> = scratch
@@ -85,7 +88,12 @@ fn long_sums_are_split() {
 
 #[test]
 fn convolutions_their_adjoints_and_gradients() {
-    let same = |n, [h, w]: [usize; 2], [cin, cout]: [usize; 2], [kh, kw]: [usize; 2], stride, [top, left]: [usize; 2]| {
+    let same = |n,
+                [h, w]: [usize; 2],
+                [cin, cout]: [usize; 2],
+                [kh, kw]: [usize; 2],
+                stride,
+                [top, left]: [usize; 2]| {
         let [oh, ow] = [(h + 2 * top - kh) / stride + 1, (w + 2 * left - kw) / stride + 1];
         Geometry { n, h, w, cin, kh, kw, cout, oh, ow, stride, top, left }
     };

@@ -54,6 +54,11 @@ pub struct Extra<'a> {
 }
 
 impl Extra<'_> {
+    #[inline(always)]
+    fn any(&self) -> bool {
+        self.bias.is_some() || self.shift.is_some() || self.residual.is_some()
+    }
+
     /// Adds to `y`, the columns from `first` on of row `row` of the result.
     #[inline(always)]
     pub fn add(&self, row: usize, first: usize, y: &mut [f32]) {
@@ -84,9 +89,35 @@ pub struct Target<'a, F> {
     pub extra: Extra<'a>,
 }
 
-/// Rows of a buffer that begin `stride` elements apart, from the first on, with nothing added.
-pub fn buffer(dst: &mut [f32], stride: usize, keep: bool) -> Target<'_, impl Fn(usize) -> usize> {
-    Target { dst: Shared::new(dst), row: |row| row, stride, first: 0, keep, extra: Extra::default() }
+/// `dst[r][j] (+)= sum over k of a[r * row + k * step] * b[k][j]` for a matrix that lies in a cache: rows of `dst` begin
+/// `dst_row` elements apart and hold whole panels.
+///
+/// # Panics
+/// When a factor or the result is too small.
+pub fn multiply_dense(
+    [rows, depth]: [usize; 2],
+    a: &[f32],
+    [row, step]: [usize; 2],
+    b: Panels,
+    dst: &mut [f32],
+    dst_row: usize,
+    keep: bool,
+) {
+    const MOST: usize = 24; // whole tiles of any machine
+    assert!(
+        (rows - 1) * row + (depth - 1) * step < a.len(),
+        "product: {rows} x {depth} of {} elements",
+        a.len()
+    );
+    for first in (0..rows).step_by(MOST) {
+        let count = MOST.min(rows - first);
+        let starts: [*const f32; MOST] = std::array::from_fn(|i| a.as_ptr().wrapping_add((first + i) * row));
+        let dst = Shared::new(&mut dst[first * dst_row..]);
+        let extra = Extra::default();
+        let target = Target { dst, row: |row| row, stride: dst_row, first: 0, keep, extra };
+        // SAFETY: the rows were checked; nothing else has `dst`.
+        unsafe { multiply(Rows::new(&starts[..count], count, depth, step), b.whole(), &target) };
+    }
 }
 
 /// `dst[row(r)][first + j] (+)= sum over taps and k of rows[r][tap][k] * b[tap * run + k][j]`, plus the extra.
@@ -140,27 +171,39 @@ impl<F: Fn(usize) -> usize> Work<'_, F> {
         const { assert!(V * S::F32_LANES <= WIDEST) };
         let (b, target) = (self.b.panel(panel), self.target);
         // SAFETY: `Rows::new` was promised the runs; `multiply` checked that the panel has a row for each k.
-        let sums = unsafe { self.sums::<S, M, V>(simd, row, b) };
+        let mut sums = unsafe { self.sums::<S, M, V>(simd, row, b) };
         let (first, width) = (panel * self.b.width(), self.b.width());
         let cols = width.min(self.b.cols() - first);
-        for m in 0..M {
-            let to = (target.row)(row + m);
-            let y = target.dst.pointer(to * target.stride + target.first + first, cols);
-            // SAFETY: `pointer` checked that the row is there, which the caller of `multiply` promised to this task.
-            unsafe {
-                if cols == width {
-                    for v in 0..V {
-                        let y = y.add(v * S::F32_LANES).cast::<S::f32s>();
-                        let sum = sums[m][v];
-                        y.write_unaligned(if target.keep { simd.add_f32s(y.read_unaligned(), sum) } else { sum });
-                    }
-                } else {
-                    let sums: &[f32] = bytemuck::cast_slice(&sums[m]);
-                    for (col, sum) in sums.iter().enumerate().take(cols) {
-                        *y.add(col) = if target.keep { *y.add(col) + sum } else { *sum };
+        let to: [usize; M] = std::array::from_fn(|m| (target.row)(row + m));
+        let at = to.map(|to| target.dst.pointer(to * target.stride + target.first + first, cols));
+        // SAFETY: `pointer` checked that the rows are there, which the caller of `multiply` promised to this task.
+        unsafe {
+            if cols == width {
+                let vector = |m: usize, v: usize| at[m].wrapping_add(v * S::F32_LANES).cast::<S::f32s>();
+                if target.keep {
+                    for m in 0..M {
+                        for v in 0..V {
+                            sums[m][v] = simd.add_f32s(vector(m, v).read_unaligned(), sums[m][v]);
+                        }
                     }
                 }
-                target.extra.add(to, target.first + first, std::slice::from_raw_parts_mut(y, cols));
+                for m in 0..M {
+                    for v in 0..V {
+                        vector(m, v).write_unaligned(sums[m][v]);
+                    }
+                }
+            } else {
+                for (at, sums) in at.into_iter().zip(&sums) {
+                    let sums: &[f32] = bytemuck::cast_slice(sums);
+                    for (col, sum) in sums.iter().enumerate().take(cols) {
+                        *at.add(col) = if target.keep { *at.add(col) + sum } else { *sum };
+                    }
+                }
+            }
+            if target.extra.any() {
+                for (to, at) in to.into_iter().zip(at) {
+                    target.extra.add(to, target.first + first, std::slice::from_raw_parts_mut(at, cols));
+                }
             }
         }
         M
@@ -178,6 +221,11 @@ impl<F: Fn(usize) -> usize> Work<'_, F> {
         let Rows { starts, count, run, step } = self.rows;
         let zero = [[simd.splat_f32s(0.0); V]; M];
         let longest = if run < SHORT { run } else { LONGEST };
+        if starts.len() == count && run <= LONGEST {
+            let a = std::array::from_fn(|m| starts[row + m]);
+            // SAFETY: the caller's promise.
+            return unsafe { multiply_add(simd, zero, a, step, b, self.b.row(), run) };
+        }
         let (mut chain, mut length) = (zero, 0);
         let mut total: Option<Total<S, M, V>> = None;
         for starts in starts.chunks_exact(count) {
