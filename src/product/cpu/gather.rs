@@ -193,14 +193,26 @@ impl Product {
                 let room = unsafe { memory.part(room_of(number), self.packed(number)) };
                 Panels::packed(room, depth, self.cols, width).range(range, ranges)
             };
-            let item = if self.batch > 1 { number } else { 0 };
-            let a = &a[item * self.rows * self.depth..];
-            with_runs(&class, a, taken, |rows, targets| {
-                let row = |row: usize| item * self.rows + targets[row];
-                let target = Target { dst: y, row, stride: self.cols, first: first_col, keep: false, extra };
-                // SAFETY: every task has rows, or columns, of its own.
-                unsafe { multiply(rows, panels, &target) };
-            });
+            let target = Target {
+                dst: y,
+                first: 0,
+                rows: None,
+                stride: self.cols,
+                col: first_col,
+                keep: false,
+                extra,
+            };
+            if matches!(self.a, Loader::Conv(_) | Loader::ConvAdjoint(_)) {
+                with_runs(&class, a, taken, |rows, targets| {
+                    // SAFETY: every task has rows, or columns, of its own.
+                    unsafe { multiply(rows, panels, &Target { rows: Some(targets), ..target }) };
+                });
+            } else {
+                let first = number * self.rows + taken.start;
+                let rows = Rows::matrix(&a[first * depth..], [taken.len(), depth], [depth, 1]);
+                // SAFETY: as above.
+                unsafe { multiply(rows, panels, &Target { first, ..target }) };
+            }
         });
     }
 }
@@ -246,6 +258,6 @@ fn with_runs(class: &Class, src: &[f32], rows: Range<usize>, work: impl FnOnce(R
             }
         }
         // SAFETY: every start is that of a run of `src`, or of as many zeros.
-        work(unsafe { Rows::new(starts, count, c, 1) }, targets);
+        work(unsafe { Rows::gathered(starts, count, c) }, targets);
     });
 }

@@ -30,6 +30,12 @@ impl<'a> Shared<'a> {
         unsafe { self.start.add(first) }
     }
 
+    /// As [`Shared::pointer`], where the caller has checked that the element is there.
+    #[inline(always)]
+    pub fn unchecked(&self, first: usize) -> *mut f32 {
+        self.start.wrapping_add(first)
+    }
+
     /// `count` elements from `first` on.
     ///
     /// # Safety

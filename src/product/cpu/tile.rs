@@ -19,23 +19,52 @@ const SHORT: usize = 32;
 /// Rows of A: each is made of runs of `run` elements, one for each tap, `step` elements of memory apart.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
-    /// Where the runs begin: `[taps, count]`.
-    starts: &'a [*const f32],
+    starts: Starts<'a>,
     count: usize,
+    taps: usize,
     run: usize,
     step: usize,
 }
 
+/// Where the runs begin.
+#[derive(Clone, Copy)]
+enum Starts<'a> {
+    /// `[taps, count]`.
+    Table(&'a [*const f32]),
+    /// Of the one tap, `stride` elements apart.
+    Even { first: *const f32, stride: usize },
+}
+
 impl<'a> Rows<'a> {
+    /// Rows whose runs begin anywhere.
+    ///
     /// # Safety
-    /// `run` elements, `step` apart, must be readable from each of `starts`, which holds `count` for each tap.
-    pub unsafe fn new(starts: &'a [*const f32], count: usize, run: usize, step: usize) -> Self {
+    /// `run` elements must be readable from each of `starts`, which holds `count` for each tap.
+    pub unsafe fn gathered(starts: &'a [*const f32], count: usize, run: usize) -> Self {
         assert!(count > 0 && starts.len().is_multiple_of(count), "rows: {} starts of {count}", starts.len());
-        Rows { starts, count, run, step }
+        Rows { starts: Starts::Table(starts), count, taps: starts.len() / count, run, step: 1 }
     }
 
-    fn taps(&self) -> usize {
-        self.starts.len() / self.count
+    /// A matrix: element (r, k) is `a[r * stride + k * step]`.
+    ///
+    /// # Panics
+    /// When `a` is too small.
+    pub fn matrix(a: &'a [f32], [count, depth]: [usize; 2], [stride, step]: [usize; 2]) -> Self {
+        let fits = count * depth > 0 && (count - 1) * stride + (depth - 1) * step < a.len();
+        assert!(fits, "rows: {count} x {depth} of {} elements", a.len());
+        Rows { starts: Starts::Even { first: a.as_ptr(), stride }, count, taps: 1, run: depth, step }
+    }
+
+    /// Where the runs of `M` rows begin.
+    #[inline(always)]
+    fn starts<const M: usize>(&self, tap: usize, row: usize) -> [*const f32; M] {
+        match self.starts {
+            Starts::Table(starts) => {
+                let starts = &starts[tap * self.count + row..][..M];
+                std::array::from_fn(|m| starts[m])
+            }
+            Starts::Even { first, stride } => std::array::from_fn(|m| first.wrapping_add((row + m) * stride)),
+        }
     }
 }
 
@@ -76,14 +105,15 @@ impl Extra<'_> {
     }
 }
 
-/// Where a product is written: row r of the rows goes to row `row(r)` of a matrix whose rows begin `stride` elements
-/// apart, its columns from `first` on.
+/// Where a product is written: into a matrix whose rows begin `stride` elements apart, its columns from `col` on.
 #[derive(Clone, Copy)]
-pub struct Target<'a, F> {
+pub struct Target<'a> {
     pub dst: Shared<'a>,
-    pub row: F,
-    pub stride: usize,
+    /// Row r of the product goes to row `first + r`, or `first + rows[r]` where that is given.
     pub first: usize,
+    pub rows: Option<&'a [usize]>,
+    pub stride: usize,
+    pub col: usize,
     /// Adds to what stands there.
     pub keep: bool,
     pub extra: Extra<'a>,
@@ -95,50 +125,42 @@ pub struct Target<'a, F> {
 /// # Panics
 /// When a factor or the result is too small.
 pub fn multiply_dense(
-    [rows, depth]: [usize; 2],
+    sizes: [usize; 2],
     a: &[f32],
-    [row, step]: [usize; 2],
+    strides: [usize; 2],
     b: Panels,
     dst: &mut [f32],
     dst_row: usize,
     keep: bool,
 ) {
-    const MOST: usize = 24; // whole tiles of any machine
-    assert!(
-        (rows - 1) * row + (depth - 1) * step < a.len(),
-        "product: {rows} x {depth} of {} elements",
-        a.len()
-    );
-    for first in (0..rows).step_by(MOST) {
-        let count = MOST.min(rows - first);
-        let starts: [*const f32; MOST] = std::array::from_fn(|i| a.as_ptr().wrapping_add((first + i) * row));
-        let dst = Shared::new(&mut dst[first * dst_row..]);
-        let extra = Extra::default();
-        let target = Target { dst, row: |row| row, stride: dst_row, first: 0, keep, extra };
-        // SAFETY: the rows were checked; nothing else has `dst`.
-        unsafe { multiply(Rows::new(&starts[..count], count, depth, step), b.whole(), &target) };
-    }
+    let dst = Shared::new(dst);
+    let target = Target { dst, first: 0, rows: None, stride: dst_row, col: 0, keep, extra: Extra::default() };
+    // SAFETY: nothing else has `dst`.
+    unsafe { multiply(Rows::matrix(a, sizes, strides), b.whole(), &target) };
 }
 
-/// `dst[row(r)][first + j] (+)= sum over taps and k of rows[r][tap][k] * b[tap * run + k][j]`, plus the extra.
+/// `dst[row][col + j] (+)= sum over taps and k of rows[r][tap][k] * b[tap * run + k][j]`, plus the extra.
 ///
 /// # Safety
 /// Nothing else may use these rows and columns of the target meanwhile.
 ///
 /// # Panics
 /// When B has not a row for each k, or the target has not the rows.
-pub unsafe fn multiply<F: Fn(usize) -> usize>(rows: Rows, b: Panels, target: &Target<F>) {
-    assert_eq!(b.rows(), rows.taps() * rows.run, "product: rows of B");
+pub unsafe fn multiply(rows: Rows, b: Panels, target: &Target) {
+    assert_eq!(b.rows(), rows.taps * rows.run, "product: rows of B");
+    if target.rows.is_none() {
+        target.dst.pointer((target.first + rows.count - 1) * target.stride + target.col, b.cols());
+    }
     Arch::new().dispatch(Work { rows, b, target });
 }
 
-struct Work<'a, F> {
+struct Work<'a> {
     rows: Rows<'a>,
     b: Panels<'a>,
-    target: &'a Target<'a, F>,
+    target: &'a Target<'a>,
 }
 
-impl<F: Fn(usize) -> usize> WithSimd for Work<'_, F> {
+impl WithSimd for Work<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
@@ -164,7 +186,7 @@ impl<F: Fn(usize) -> usize> WithSimd for Work<'_, F> {
     }
 }
 
-impl<F: Fn(usize) -> usize> Work<'_, F> {
+impl Work<'_> {
     /// `M` rows from `row` on times one panel of `V` vectors. Gives `M`.
     #[inline(always)]
     fn tile<S: Simd, const M: usize, const V: usize>(&self, simd: S, row: usize, panel: usize) -> usize {
@@ -174,9 +196,19 @@ impl<F: Fn(usize) -> usize> Work<'_, F> {
         let mut sums = unsafe { self.sums::<S, M, V>(simd, row, b) };
         let (first, width) = (panel * self.b.width(), self.b.width());
         let cols = width.min(self.b.cols() - first);
-        let to: [usize; M] = std::array::from_fn(|m| (target.row)(row + m));
-        let at = to.map(|to| target.dst.pointer(to * target.stride + target.first + first, cols));
-        // SAFETY: `pointer` checked that the rows are there, which the caller of `multiply` promised to this task.
+        let to: [usize; M] = match target.rows {
+            Some(rows) => {
+                let rows = &rows[row..][..M];
+                std::array::from_fn(|m| target.first + rows[m])
+            }
+            None => std::array::from_fn(|m| target.first + row + m),
+        };
+        let place = |to: usize| to * target.stride + target.col + first;
+        let at = match target.rows {
+            Some(_) => to.map(|to| target.dst.pointer(place(to), cols)),
+            None => to.map(|to| target.dst.unchecked(place(to))),
+        };
+        // SAFETY: the rows are there, as was checked here or in `multiply`, whose caller promised them to this task.
         unsafe {
             if cols == width {
                 let vector = |m: usize, v: usize| at[m].wrapping_add(v * S::F32_LANES).cast::<S::f32s>();
@@ -202,7 +234,7 @@ impl<F: Fn(usize) -> usize> Work<'_, F> {
             }
             if target.extra.any() {
                 for (to, at) in to.into_iter().zip(at) {
-                    target.extra.add(to, target.first + first, std::slice::from_raw_parts_mut(at, cols));
+                    target.extra.add(to, target.col + first, std::slice::from_raw_parts_mut(at, cols));
                 }
             }
         }
@@ -218,18 +250,18 @@ impl<F: Fn(usize) -> usize> Work<'_, F> {
         row: usize,
         mut b: *const f32,
     ) -> [[S::f32s; V]; M] {
-        let Rows { starts, count, run, step } = self.rows;
+        let Rows { taps, run, step, .. } = self.rows;
         let zero = [[simd.splat_f32s(0.0); V]; M];
         let longest = if run < SHORT { run } else { LONGEST };
-        if starts.len() == count && run <= LONGEST {
-            let a = std::array::from_fn(|m| starts[row + m]);
+        if taps == 1 && run <= LONGEST {
+            let a = self.rows.starts(0, row);
             // SAFETY: the caller's promise.
             return unsafe { multiply_add(simd, zero, a, step, b, self.b.row(), run) };
         }
         let (mut chain, mut length) = (zero, 0);
         let mut total: Option<Total<S, M, V>> = None;
-        for starts in starts.chunks_exact(count) {
-            let mut a: [*const f32; M] = std::array::from_fn(|m| starts[row + m]);
+        for tap in 0..taps {
+            let mut a: [*const f32; M] = self.rows.starts(tap, row);
             for first in (0..run).step_by(LONGEST) {
                 let terms = LONGEST.min(run - first);
                 if length + terms > longest {
