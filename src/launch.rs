@@ -2,7 +2,7 @@
 
 mod dispatch;
 mod io;
-pub mod pack;
+pub(crate) mod pack;
 pub mod ways;
 
 use std::fmt;
@@ -57,21 +57,32 @@ pub struct LaunchInfo {
     pub tuning: Tuning,
 }
 
-/// A launch with its info, as a tape records it. Made of a launch alone, or of a pair.
+/// A launch with its info, as a tape records it: `tape.launch(op, ..)` takes the op alone, or
+/// `Recorded::new(op, LaunchInfo { .. })`. Clones are the same launch.
 #[derive(Clone, Debug)]
 pub struct Recorded(Arc<(Box<dyn Launch>, LaunchInfo)>);
 
 impl Recorded {
+    /// A launch with all that a plan needs to know of it.
     pub fn new(launch: impl Launch + 'static, info: LaunchInfo) -> Recorded {
         Recorded(Arc::new((Box::new(launch), info)))
     }
 
+    /// How it runs.
     pub fn launch(&self) -> &dyn Launch {
         &*self.0.0
     }
 
+    /// What a plan knows of it.
     pub fn info(&self) -> &LaunchInfo {
         &self.0.1
+    }
+
+    /// The dispatches on a GPU, as the variant of this index.
+    pub(crate) fn dispatches(&self, variant: usize) -> Vec<Dispatch> {
+        let mut dispatches = Dispatches::new(variant);
+        self.launch().gpu(&mut dispatches);
+        dispatches.list
     }
 
     /// Work of a run. `bytes`: of all its reads and writes, each once.
@@ -155,10 +166,12 @@ impl Tuning {
         Tuning { class, variants: Some(Box::new(variants)) }
     }
 
+    /// The class that launches with the same fastest variant have in common.
     pub fn class(&self) -> &str {
         &self.class
     }
 
+    /// The variants for an adapter.
     pub fn variants(&self, adapter: &Traits) -> Vec<Variant> {
         self.variants.as_ref().map_or_else(Vec::new, |variants| variants(adapter))
     }

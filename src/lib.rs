@@ -23,7 +23,7 @@
 //! | 6 | [`models`], [`diffusion`], [`data`], [`checkpoint`], [`recipe`], [`run`], [`weights`], [`diffusers`] | ops and layers |
 //! | 5 | [`nn`] (parameters and layers), [`optim`] (learning rates, EMA) | ops |
 //! | 4 | [`ops`] | the tape; an op never knows another |
-//! | 3 | [`launch`], [`tape`], [`plan`], [`program`], [`state`] | tensors and kernels |
+//! | 3 | [`launch`], [`tape`], [`program`], [`state`] | tensors and kernels |
 //! | 2 | [`tensor`] (shape, type, identity) | nothing but itself |
 //! | 1 | [`device`] (`gpu`: adapters, shaders, buffers, dispatch; `cpu`: memory, threads) | bytes and kernels, no shapes |
 //! | 0 | [`error`], [`philox`] (random numbers), [`torch`], [`simd`], [`matrix`], [`micro`] (products on the CPU) | nothing |
@@ -84,7 +84,6 @@ pub mod nn;
 pub mod ops;
 pub mod optim;
 pub mod philox;
-pub mod plan;
 pub mod program;
 pub mod recipe;
 pub mod run;

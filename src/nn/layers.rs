@@ -212,7 +212,7 @@ mod tests {
         } else {
             point(&scope, &[&side_by_side(&scope, &refs)], out, true)
         };
-        let gradients = tape.backward(&y, &tape.stored("dy", 0, y.shape().clone()));
+        let gradients = tape.backward_from(&y, &tape.stored("dy", 0, y.shape().clone()));
         let launches =
             tape.recorded(|all| all.entries.iter().map(|entry| entry.recorded.launch().name()).collect());
         let of_parts: Vec<&Tensor> = refs.iter().filter_map(|x| gradients.get(x)).collect();

@@ -41,7 +41,7 @@ pub(super) fn record_batch(objective: &Objective, accumulation: u64) -> Tape {
     let loss = objective.record(&tape, &Objective::state(&tape));
     // Gradients of the mean over all accumulated batches.
     let share = tape.stored("share", 0, [1]);
-    let gradients = tape.backward(&loss.total, &share);
+    let gradients = tape.backward_from(&loss.total, &share);
     nn::place_gradients(&tape, &gradients);
     tape.labelled("loss", || {
         let numbers = [(Some(loss.total), LOSS), (loss.reconstruction, RECONSTRUCTION), (loss.kl, KL)];
