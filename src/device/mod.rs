@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use cpu::{Cpu, Hold, Memory};
-use gpu::{Arriving, Gpu, GpuBuffer, adapters};
+use gpu::{PendingCopy, Gpu, GpuBuffer, adapters};
 
 /// A device to allocate on and to run programs on. Clones are the same device.
 #[derive(Clone)]
@@ -25,9 +25,9 @@ pub enum Buffer {
 }
 
 /// A few bytes read, which a GPU may still be sending.
-pub enum Late {
-    Here(Vec<u8>),
-    Coming(Arriving),
+pub enum PendingRead {
+    Ready(Vec<u8>),
+    Gpu(PendingCopy),
 }
 
 impl Buffer {
@@ -207,16 +207,16 @@ impl Device {
     /// # Panics
     /// As [`Device::write`]; and on a GPU when it is more than 3840 bytes.
     #[track_caller]
-    pub fn read_later(&self, buffer: &Buffer, offset: usize, bytes: usize) -> Result<Late> {
+    pub fn read_later(&self, buffer: &Buffer, offset: usize, bytes: usize) -> Result<PendingRead> {
         match (self, buffer) {
             (Device::Gpu(gpu), Buffer::Gpu(source)) => {
                 assert!(offset + bytes <= buffer.bytes(), "read past the end of a buffer");
-                gpu.read_later(source, offset, bytes).map(Late::Coming)
+                gpu.read_later(source, offset, bytes).map(PendingRead::Gpu)
             }
             _ => {
                 let mut out = vec![0; bytes];
                 self.read(buffer, offset, &mut out)?;
-                Ok(Late::Here(out))
+                Ok(PendingRead::Ready(out))
             }
         }
     }
@@ -230,14 +230,14 @@ impl Device {
     /// # Panics
     /// When `out` has another size, or the bytes come from another kind of device.
     #[track_caller]
-    pub fn arrived(&self, late: Late, out: &mut [u8]) -> Result<Option<Duration>> {
-        match (self, late) {
-            (_, Late::Here(bytes)) => {
+    pub fn resolve(&self, read: PendingRead, out: &mut [u8]) -> Result<Option<Duration>> {
+        match (self, read) {
+            (_, PendingRead::Ready(bytes)) => {
                 out.copy_from_slice(&bytes);
                 Ok(None)
             }
-            (Device::Gpu(gpu), Late::Coming(arriving)) => gpu.arrived(arriving, out),
-            (Device::Cpu(_), Late::Coming(_)) => panic!("bytes of another device"),
+            (Device::Gpu(gpu), PendingRead::Gpu(pending)) => gpu.resolve(pending, out),
+            (Device::Cpu(_), PendingRead::Gpu(_)) => panic!("bytes of another device"),
         }
     }
 }

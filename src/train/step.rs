@@ -9,7 +9,7 @@ use super::resident::{Input, Resident};
 use crate::checkpoint::Values;
 use crate::codec::Codec;
 use crate::data::Whole;
-use crate::device::{Buffer, Device, Late};
+use crate::device::{Buffer, Device, PendingRead};
 use crate::diffusion::Model;
 use crate::error::{Error, Result};
 use crate::models::initial_of;
@@ -33,7 +33,7 @@ const RECONSTRUCTION: usize = 128;
 const KL: usize = 192;
 const METRICS_LEN: usize = KL + 1;
 /// Steps that a GPU may be ahead of the numbers that were looked at.
-const LATE: usize = 2;
+const STEPS_IN_FLIGHT: usize = 2;
 
 /// Records loss and backward for one batch; and the optimiser, unless gradients are accumulated first.
 pub(super) fn record_batch(objective: &Objective, accumulation: u64) -> Tape {
@@ -107,7 +107,7 @@ struct Pending {
     done: u64,
     lr: f64,
     /// Its metrics after each batch, and after an optimiser that is apart.
-    numbers: Vec<Late>,
+    numbers: Vec<PendingRead>,
     /// What its batches read, as long as a GPU may still have to run them again.
     inputs: Vec<Input>,
 }
@@ -372,7 +372,7 @@ impl Trainer {
             self.give(done, micro, &input)?;
             run(&mut self.batch)?;
             let metrics = read(self)?;
-            if let Late::Here(bytes) = &metrics {
+            if let PendingRead::Ready(bytes) = &metrics {
                 let loss: f32 = bytemuck::pod_read_unaligned(&bytes[LOSS * 4..LOSS * 4 + 4]);
                 if !loss.is_finite() {
                     return Err(self.diverged(done, loss, None));
@@ -398,7 +398,7 @@ impl Trainer {
     /// When its loss or gradient is not finite (it left the weights as they were; those after it perhaps
     /// not), or the driver reports an error.
     pub fn collect(&mut self, all: bool) -> Result<Option<Outcome>> {
-        let late = if all || matches!(self.device, Device::Cpu(_)) { 0 } else { LATE };
+        let late = if all || matches!(self.device, Device::Cpu(_)) { 0 } else { STEPS_IN_FLIGHT };
         if self.pending.len() <= late {
             return Ok(None);
         }
@@ -408,7 +408,7 @@ impl Trainer {
         let accumulation = self.objective.recipe.accumulation as usize;
         let mut time = None;
         for (micro, late) in numbers.into_iter().enumerate() {
-            let took = self.device.arrived(late, bytemuck::cast_slice_mut(&mut metrics))?;
+            let took = self.device.resolve(late, bytemuck::cast_slice_mut(&mut metrics))?;
             // What comes last is of the optimiser alone, where that is apart.
             if micro < accumulation {
                 time = took;

@@ -4,7 +4,7 @@
 pub mod adapters;
 mod dispatch;
 mod grid;
-mod late;
+mod pending;
 mod memory;
 pub mod shader;
 mod timestamps;
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 pub use dispatch::{Bound, Range};
 pub use grid::Grid;
-pub use late::Arriving;
+pub use pending::PendingCopy;
 pub use memory::GpuBuffer;
 
 use self::adapters::Traits;
@@ -54,7 +54,7 @@ pub struct Gpu {
     pipelines: Mutex<HashMap<dispatch::PipelineKey, Arc<dispatch::Pipeline>>>,
     staging: Mutex<Option<wgpu::Buffer>>,
     /// As `staging`, for a few bytes each, of which several are under way at a time; those that are not.
-    late: Mutex<Vec<wgpu::Buffer>>,
+    readback_pool: Mutex<Vec<wgpu::Buffer>>,
     /// Submissions of replays that nobody has waited for yet.
     in_flight: Mutex<VecDeque<wgpu::SubmissionIndex>>,
     timestamps: Option<timestamps::Timestamps>,
@@ -105,7 +105,7 @@ impl Gpu {
             faults,
             pipelines: Mutex::default(),
             staging: Mutex::default(),
-            late: Mutex::default(),
+            readback_pool: Mutex::default(),
             in_flight: Mutex::default(),
             timestamps,
             tuning: Mutex::default(),

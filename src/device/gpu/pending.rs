@@ -11,7 +11,7 @@ const BYTES: u64 = 4096;
 const TICKS: u64 = BYTES - 256;
 
 /// A copy of a few bytes under way from the device.
-pub struct Arriving {
+pub struct PendingCopy {
     staging: wgpu::Buffer,
     bytes: usize,
     submission: wgpu::SubmissionIndex,
@@ -28,9 +28,9 @@ impl Gpu {
     /// # Panics
     /// When it is more than 3840 bytes.
     #[track_caller]
-    pub fn read_later(&self, buffer: &GpuBuffer, offset: usize, bytes: usize) -> Result<Arriving> {
+    pub fn read_later(&self, buffer: &GpuBuffer, offset: usize, bytes: usize) -> Result<PendingCopy> {
         assert!(bytes as u64 <= TICKS, "{bytes} bytes are too many to be read later");
-        let free = self.late().pop();
+        let free = self.readback_pool().pop();
         let staging = match free {
             Some(staging) => staging,
             None => self.guarded("allocating memory for reading back", || {
@@ -49,7 +49,7 @@ impl Gpu {
         }
         let submission = self.queue.submit([encoder.finish()]);
         let mapped = map(&staging, BYTES);
-        Ok(Arriving { staging, bytes, submission, mapped })
+        Ok(PendingCopy { staging, bytes, submission, mapped })
     }
 
     /// What [`Gpu::read_later`] sent, and how long the last replay before it took on the device's own clock,
@@ -61,21 +61,21 @@ impl Gpu {
     /// # Panics
     /// When `out` has another size.
     #[track_caller]
-    pub fn arrived(&self, arriving: Arriving, out: &mut [u8]) -> Result<Option<Duration>> {
-        let Arriving { staging, bytes, submission, mapped } = arriving;
+    pub fn resolve(&self, pending: PendingCopy, out: &mut [u8]) -> Result<Option<Duration>> {
+        let PendingCopy { staging, bytes, submission, mapped } = pending;
         assert_eq!(bytes, out.len(), "bytes read later");
         self.wait_for(Some(submission))?;
         let ticks: [u64; 2] = self.take_mapped(&staging, BYTES, &mapped, |view| {
             out.copy_from_slice(&view[..bytes]);
             bytemuck::pod_read_unaligned(&view[TICKS as usize..TICKS as usize + 16])
         })?;
-        self.late().push(staging);
+        self.readback_pool().push(staging);
         Ok(self.timestamps.as_ref().map(|timestamps| timestamps.between(ticks)))
     }
 
     /// Buffers of copies that have arrived, for the next ones.
-    fn late(&self) -> std::sync::MutexGuard<'_, Vec<wgpu::Buffer>> {
-        self.late.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn readback_pool(&self) -> std::sync::MutexGuard<'_, Vec<wgpu::Buffer>> {
+        self.readback_pool.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -97,11 +97,11 @@ mod tests {
             // Plain reading goes on beside it.
             gpu.read(&buffer, 512, &mut out).unwrap();
             assert_eq!(out, [10 * round + 4; 8]);
-            for (i, arriving) in sent.into_iter().enumerate() {
-                gpu.arrived(arriving, &mut out).unwrap();
+            for (i, pending) in sent.into_iter().enumerate() {
+                gpu.resolve(pending, &mut out).unwrap();
                 assert_eq!(out, [10 * round + i as u8; 8]);
             }
         }
-        assert_eq!(gpu.late().len(), 5, "buffers are used again");
+        assert_eq!(gpu.readback_pool().len(), 5, "buffers are used again");
     }
 }
