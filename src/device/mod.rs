@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use cpu::{Cpu, Hold, Memory};
-use gpu::{PendingCopy, Gpu, GpuBuffer, adapters};
+use gpu::{Gpu, GpuBuffer, PendingCopy, adapters};
 
 /// A device to allocate on and to run programs on. Clones are the same device.
 #[derive(Clone)]

@@ -14,7 +14,7 @@ use super::{Program, Sharing};
 use crate::device::Buffer;
 #[cfg(test)]
 use crate::device::Device;
-use crate::device::gpu::tuning::{Choice, Fingerprint, Key, Refusal, Told};
+use crate::device::gpu::tuning::{Choice, Fingerprint, Key, Refusal, TuningEvent};
 use crate::device::gpu::{Bound, Gpu};
 use crate::error::{Error, Result};
 use crate::launch::{Dispatches, Variant};
@@ -91,13 +91,13 @@ fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picke
         let (mut found, mut kept, mut last) = (Vec::<(usize, Choice)>::new(), 0, Instant::now());
         for (done, (i, key)) in missing.iter().enumerate() {
             let (step, variants) = (&plan.steps[*i], &of_step[*i]);
-            tuning.tell(Told::Timing { done, all: missing.len(), launch: step.launch.name() });
+            tuning.emit(TuningEvent::Timing { done, all: missing.len(), launch: step.launch.name() });
             match contest(gpu, plan, step, variants, key, clock) {
                 Ok(choice) => found.push((*i, choice)),
                 Err(e) => {
                     // Whatever is wrong with the device is told again by what runs next.
                     let told = format!("warning: {} is not tuned: {e}", step.launch.name());
-                    tuning.tell(Told::Warning(&told));
+                    tuning.emit(TuningEvent::Warning(&told));
                 }
             }
             // Who is stopped here, after minutes on a slow device, goes on from here.
@@ -107,7 +107,7 @@ fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picke
             }
         }
         if !missing.is_empty() {
-            tuning.tell(Told::Done);
+            tuning.emit(TuningEvent::Done);
         }
         choices.extend(found);
     }

@@ -4,8 +4,8 @@
 pub mod adapters;
 mod dispatch;
 mod grid;
-mod pending;
 mod memory;
+mod pending;
 pub mod shader;
 mod timestamps;
 pub mod tuning;
@@ -17,8 +17,8 @@ use std::time::Duration;
 
 pub use dispatch::{Bound, Range};
 pub use grid::Grid;
-pub use pending::PendingCopy;
 pub use memory::GpuBuffer;
+pub use pending::PendingCopy;
 
 use self::adapters::Traits;
 use self::shader::Dialect;

@@ -69,7 +69,7 @@ pub struct Contents {
 
 /// What goes on, for people.
 #[derive(Clone, Copy, Debug)]
-pub enum Told<'a> {
+pub enum TuningEvent<'a> {
     /// Begins with number `done` of `all` launches.
     Timing { done: usize, all: usize, launch: &'a str },
     /// All are timed.
@@ -85,27 +85,30 @@ pub struct Tuning {
     file: Option<PathBuf>,
     times: bool,
     choices: BTreeMap<Key, Choice>,
-    tell: Box<dyn FnMut(Told) + Send>,
+    on_event: Box<dyn FnMut(TuningEvent) + Send>,
 }
 
 impl Tuning {
     /// The choices in the adapter's own file, in the user's cache. `times`: launches that have none are timed,
     /// and remembered; otherwise they run as by default.
-    pub fn in_cache(gpu: &Gpu, times: bool, tell: impl FnMut(Told) + Send + 'static) -> Self {
+    pub fn in_cache(gpu: &Gpu, times: bool, on_event: impl FnMut(TuningEvent) + Send + 'static) -> Self {
         let stamp = Stamp::of(gpu);
         let mut tuning = Tuning {
             file: cache().map(|folder| folder.join("denoir").join(stamp.file_name())),
             stamp,
             times,
             choices: BTreeMap::new(),
-            tell: Box::new(tell),
+            on_event: Box::new(on_event),
         };
         let read = tuning.file.as_deref().map_or(Ok(None), read);
         match read {
             Ok(Some(contents)) if contents.stamp == tuning.stamp => tuning.add(contents.choices),
             // Nothing yet, or of another driver.
             Ok(_) => {}
-            Err(e) => (tuning.tell)(Told::Warning(&format!("warning: {}; it is made anew", one_line(&e)))),
+            Err(e) => (tuning.on_event)(TuningEvent::Warning(&format!(
+                "warning: {}; it is made anew",
+                one_line(&e)
+            ))),
         }
         tuning
     }
@@ -120,14 +123,14 @@ impl Tuning {
         gpu: &Gpu,
         file: &Path,
         times: bool,
-        tell: impl FnMut(Told) + Send + 'static,
+        on_event: impl FnMut(TuningEvent) + Send + 'static,
     ) -> Result<Self> {
         let mut tuning = Tuning {
             stamp: Stamp::of(gpu),
             file: Some(file.to_owned()),
             times,
             choices: BTreeMap::new(),
-            tell: Box::new(tell),
+            on_event: Box::new(on_event),
         };
         let damaged = |e: io::Error| {
             Error::new(format!("cannot read the tuning file {}", file.display()))
@@ -143,7 +146,10 @@ impl Tuning {
             Ok(None) if times => {}
             Ok(None) => return Err(damaged(io::ErrorKind::NotFound.into())),
             Err(e) if times && e.kind() == io::ErrorKind::InvalidData => {
-                (tuning.tell)(Told::Warning(&format!("warning: {}; it is made anew", one_line(&e))));
+                (tuning.on_event)(TuningEvent::Warning(&format!(
+                    "warning: {}; it is made anew",
+                    one_line(&e)
+                )));
             }
             Err(e) => return Err(damaged(e)),
         }
@@ -168,8 +174,8 @@ impl Tuning {
         self.file.as_deref()
     }
 
-    pub fn tell(&mut self, what: Told) {
-        (self.tell)(what);
+    pub fn emit(&mut self, event: TuningEvent) {
+        (self.on_event)(event);
     }
 
     /// Remembers these too, on disk as well; that the disk takes none is told and no error.
@@ -186,8 +192,8 @@ impl Tuning {
         }
         let contents = Contents { stamp: self.stamp.clone(), choices: self.choices().cloned().collect() };
         if let Err(e) = write(&file, &contents) {
-            let told = format!("warning: cannot keep the tuning in {}: {e}", file.display());
-            (self.tell)(Told::Warning(&told));
+            let message = format!("warning: cannot keep the tuning in {}: {e}", file.display());
+            (self.on_event)(TuningEvent::Warning(&message));
         }
     }
 
