@@ -69,12 +69,12 @@ pub struct Sampler {
     class: Class,
     walk: Walk,
     timesteps: Vec<f64>,
-    given: Option<Given>,
+    torch: Option<TorchNoise>,
 }
 
 /// Noise of PyTorch's generator, which the host draws for all samples at once: a batch of them takes its
 /// part.
-struct Given {
+struct TorchNoise {
     generator: Generator,
     /// Samples of which the generator draws.
     whole: usize,
@@ -84,7 +84,7 @@ struct Given {
     place: usize,
 }
 
-impl Given {
+impl TorchNoise {
     /// The next noise of `batch` samples from `first` on, `[batch, H, W, C]`; drawn as `[whole, C, H, W]`.
     fn draw(&mut self, first: usize, batch: usize) -> Vec<f32> {
         let [h, w, c] = self.shape;
@@ -124,8 +124,8 @@ impl Sampler {
             ))
             .hint("samplers give it none; the library's `models::unet::unet` takes one"));
         }
-        let given = options.rng == Rng::Torch;
-        let slots = walk.slots() + usize::from(given);
+        let torch = options.rng == Rng::Torch;
+        let slots = walk.slots() + usize::from(torch);
 
         let tape = Tape::new();
         let x = tape.stored("x", 0, [batch, h, w, c]);
@@ -142,7 +142,7 @@ impl Sampler {
         denoise(&x, &out, &rows, &state, &kept, bound.as_ref());
         let plan = Plan::new(&tape, &[], device);
         let step = Program::compile(&plan, device, &[(nn::STORE, weights)], Sharing::Shared)?;
-        step.write("denoising", &walk.table(given))?;
+        step.write("denoising", &walk.table(torch))?;
 
         let begin = Tape::new();
         let begin_state = begin.stored_u32("state", [State::WORDS]);
@@ -154,21 +154,21 @@ impl Sampler {
         let plan = Plan::new(&begin, &[], device);
         let stores = [("x", step.store("x")), ("state", step.store("state"))];
         let noise = Program::compile(&plan, device, &stores, Sharing::Shared)?;
-        let given = given.then(|| Given {
+        let torch = torch.then(|| TorchNoise {
             generator: Generator::new(options.seed),
             whole: batch,
             shape: [h, w, c],
             place: slots * batch * h * w * c,
         });
         let state = State { seed: options.seed, ..State::default() };
-        Ok(Sampler { noise, step, size: batch * h * w * c, x, state, batch, class, walk, timesteps, given })
+        Ok(Sampler { noise, step, size: batch * h * w * c, x, state, batch, class, walk, timesteps, torch })
     }
 
     /// How many samples belong together, of which this sampler draws a part. PyTorch's generator draws the
     /// noise of all at once.
     pub fn set_whole(&mut self, whole: usize) {
-        if let Some(given) = &mut self.given {
-            given.whole = whole;
+        if let Some(torch) = &mut self.torch {
+            torch.whole = whole;
         }
     }
 
@@ -197,10 +197,10 @@ impl Sampler {
     }
 
     fn begin(&mut self, first: u32) -> Result<()> {
-        if let Some(given) = &mut self.given {
-            given.generator = Generator::new(self.state.seed);
+        if let Some(torch) = &mut self.torch {
+            torch.generator = Generator::new(self.state.seed);
             let start = self.walk.start as f32;
-            let noise = given.draw(first as usize, self.batch);
+            let noise = torch.draw(first as usize, self.batch);
             return self.step.write("x", &noise.into_iter().map(|v| v * start).collect::<Vec<f32>>());
         }
         self.noise.write("state", &State { first_sample: first, ..self.state }.words())?;
@@ -225,8 +225,8 @@ impl Sampler {
         watch: impl FnMut(usize, f64, &Sampler) -> Result<()>,
     ) -> Result<Vec<f32>> {
         assert!(row == 0 || self.walk.slots() == 0, "run_from: row {row} of a solver with a history");
-        if let Some(given) = &mut self.given {
-            given.generator = Generator::new(self.state.seed);
+        if let Some(torch) = &mut self.torch {
+            torch.generator = Generator::new(self.state.seed);
         }
         self.step.write("x", x)?;
         self.walk(row, first, labels, watch)
@@ -242,10 +242,10 @@ impl Sampler {
         self.set_labels(labels)?;
         for row in from..self.timesteps.len() {
             self.set_row(row, first)?;
-            if let (Some(given), true) = (&mut self.given, self.walk.steps[row].draws) {
-                let noise = given.draw(first as usize, self.batch);
+            if let (Some(torch), true) = (&mut self.torch, self.walk.steps[row].draws) {
+                let noise = torch.draw(first as usize, self.batch);
                 let kept = self.step.store("kept");
-                self.step.device().write(kept, 4 * given.place, bytemuck::cast_slice(&noise))?;
+                self.step.device().write(kept, 4 * torch.place, bytemuck::cast_slice(&noise))?;
             }
             self.step.run()?;
             watch(row, self.timesteps[row], self)?;

@@ -48,9 +48,9 @@ impl Walk {
         self.steps.iter().map(|step| step.keep.len()).max().unwrap_or(0)
     }
 
-    /// `[steps, 72]`: what the denoising kernel needs at each step. With `given_noise` the noise of a step is
+    /// `[steps, 72]`: what the denoising kernel needs at each step. With `stored_noise` the noise of a step is
     /// found in the slot after the last, and none is drawn on the device.
-    pub fn table(&self, given_noise: bool) -> Vec<f32> {
+    pub fn table(&self, stored_noise: bool) -> Vec<f32> {
         let clip = if let Clip::At(bound) = self.clip { bound } else { 0.0 };
         let noise = self.slots();
         let form = |form: &Form| -> denoising::Form {
@@ -59,7 +59,7 @@ impl Walk {
             for (to, coefficient) in coefficients.iter_mut().zip(known) {
                 *to = coefficient as f32;
             }
-            if given_noise {
+            if stored_noise {
                 coefficients[3 + noise] = form.noise as f32;
             }
             coefficients
@@ -69,7 +69,7 @@ impl Walk {
             for (to, kept) in keep.iter_mut().zip(&step.keep) {
                 *to = form(kept);
             }
-            let sigma = if given_noise { 0.0 } else { step.next.noise as f32 };
+            let sigma = if stored_noise { 0.0 } else { step.next.noise as f32 };
             let (t, x0) = (step.t as f32, step.x0.map(|c| c as f32));
             Row { t, x0, clip: clip as f32, sigma, next: form(&step.next), keep }.elements()
         };
