@@ -1,6 +1,6 @@
 //! What a cartoon face is made of: the choices that describe one, and their colours.
 
-use super::dice::Dice;
+use super::rng::PictureRng;
 
 pub(super) type Color = [f32; 3];
 
@@ -116,19 +116,19 @@ pub(super) struct Face {
 }
 
 impl Face {
-    pub(super) fn new(dice: &mut Dice) -> Self {
-        let mood = dice.below(MOODS.len());
-        let glasses = dice.chance(0.5);
-        let round_glasses = dice.chance(0.5);
-        let (hair, hair_name) = dice.pick(&HAIRS);
-        let (hair_color, hair_color_name) = dice.pick(&HAIR_COLORS);
-        let (hat, hat_name) = dice.pick(&HATS);
+    pub(super) fn new(rng: &mut PictureRng) -> Self {
+        let mood = rng.below(MOODS.len());
+        let glasses = rng.chance(0.5);
+        let round_glasses = rng.chance(0.5);
+        let (hair, hair_name) = rng.pick(&HAIRS);
+        let (hair_color, hair_color_name) = rng.pick(&HAIR_COLORS);
+        let (hat, hat_name) = rng.pick(&HATS);
         // No hat fits over a bun.
         let (hair, hair_name) =
             if hat != Hat::None && hair == Hair::Bun { HAIRS[1] } else { (hair, hair_name) };
-        let (background, background_name) = dice.pick(&BACKGROUNDS);
-        let (iris, iris_name) = dice.pick(&IRISES);
-        let (skin, shirt, hat_color) = (dice.pick(&SKINS), dice.pick(&CLOTHS), dice.pick(&CLOTHS));
+        let (background, background_name) = rng.pick(&BACKGROUNDS);
+        let (iris, iris_name) = rng.pick(&IRISES);
+        let (skin, shirt, hat_color) = (rng.pick(&SKINS), rng.pick(&CLOTHS), rng.pick(&CLOTHS));
         Face {
             mood,
             glasses,
@@ -146,12 +146,12 @@ impl Face {
             iris,
             iris_name,
             shirt,
-            center: [0.5 + dice.bell(0.008), 0.50 + dice.bell(0.008)],
-            radii: [0.235 * (1.0 + dice.bell(0.03)), 0.285 * (1.0 + dice.bell(0.03))],
-            eyes: 0.105 * (1.0 + dice.bell(0.03)),
-            eye_size: 0.044 * (1.0 + dice.bell(0.05)),
-            strength: 1.0 + dice.bell(0.10),
-            gaze: dice.bell(0.35),
+            center: [0.5 + rng.bell(0.008), 0.50 + rng.bell(0.008)],
+            radii: [0.235 * (1.0 + rng.bell(0.03)), 0.285 * (1.0 + rng.bell(0.03))],
+            eyes: 0.105 * (1.0 + rng.bell(0.03)),
+            eye_size: 0.044 * (1.0 + rng.bell(0.05)),
+            strength: 1.0 + rng.bell(0.10),
+            gaze: rng.bell(0.35),
         }
     }
 

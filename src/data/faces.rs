@@ -1,8 +1,8 @@
 //! `faces`: cartoon portraits in colour without end, labelled by their mood and whether they wear glasses.
 
 use super::canvas::{Canvas, Point, around, curve, ellipse, rounded_box};
-use super::dice::{Dice, Generator};
 use super::face_parts::{Color, Face, Hair, Hat, MOODS, Mood, classes};
+use super::rng::{Generator, PictureRng};
 use super::{Dataset, Options, Split};
 use crate::error::{Error, Result};
 
@@ -34,7 +34,7 @@ impl Faces {
     }
 
     fn face(&self, index: u64) -> Face {
-        Face::new(&mut Dice::new(self.seed, Generator::Faces, self.split, index))
+        Face::new(&mut PictureRng::new(self.seed, Generator::Faces, self.split, index))
     }
 }
 
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn glasses_and_moods_change_pixels_where_they_sit() {
-        let mut face = Face::new(&mut Dice::new(1, Generator::Faces, Split::Train, 3));
+        let mut face = Face::new(&mut PictureRng::new(1, Generator::Faces, Split::Train, 3));
         let paint = |face: &Face| {
             let mut out = vec![0.0; 64 * 64 * 3];
             face.paint(&mut Canvas::new(&mut out, 64, face.background));

@@ -13,8 +13,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle, available_parallelism};
 
 use super::Dataset;
-use super::dice::below;
 use super::picture::mirror;
+use super::rng::below;
 use crate::error::{Error, Result};
 use crate::ops::gather::MIRRORED;
 use crate::philox::{Sequence, Stream, draw};

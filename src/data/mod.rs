@@ -6,7 +6,6 @@
 
 mod canvas;
 mod cifar;
-mod dice;
 mod digit_shapes;
 mod digits;
 mod face_parts;
@@ -16,6 +15,7 @@ mod idx;
 mod loader;
 pub mod picture;
 pub mod quality;
+mod rng;
 mod scan;
 mod statistics;
 mod stored;
