@@ -12,7 +12,7 @@ pub use source::Source;
 pub use trained::Trained;
 
 use crate::device::{Buffer, Device};
-use crate::diffusion::{Clip, Model, Precision, Scheduler, Walk};
+use crate::diffusion::{Clip, Model, Precision, SamplerPlan, Scheduler};
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
 use crate::nn::{self, Params, Scope};
@@ -67,7 +67,7 @@ pub struct Sampler {
     state: State,
     batch: usize,
     class: Class,
-    walk: Walk,
+    plan: SamplerPlan,
     timesteps: Vec<f64>,
     torch: Option<TorchNoise>,
 }
@@ -114,8 +114,8 @@ impl Sampler {
         options: &Options,
         [batch, h, w, c]: [usize; 4],
     ) -> Result<Sampler> {
-        let walk = options.scheduler.walk(options.steps)?;
-        let timesteps = walk.timesteps();
+        let plan = options.scheduler.plan(options.steps)?;
+        let timesteps = plan.timesteps();
         recipe.unet.check_times(&timesteps)?;
         let class = recipe.unet.class();
         if let Class::Embedding(width) = class {
@@ -125,35 +125,38 @@ impl Sampler {
             .hint("samplers give it none; the library's `models::unet::unet` takes one"));
         }
         let torch = options.rng == Rng::Torch;
-        let slots = walk.slots() + usize::from(torch);
+        let slots = plan.slots() + usize::from(torch);
 
         let tape = Tape::new();
         let x = tape.stored("x", 0, [batch, h, w, c]);
         let kept = tape.stored("kept", 0, [1 + slots, batch, h, w, c]);
         let state = tape.stored_u32("state", [State::WORDS]);
-        let rows = tape.stored("denoising", 0, [walk.steps.len(), Row::COLUMNS]);
+        let rows = tape.stored("denoising", 0, [plan.steps.len(), Row::COLUMNS]);
         let t = timestep_of_row(batch, &rows, &state);
         let labels = class.tensor(&tape, batch);
         let out = model(&Scope::new(&tape, params), &x, &t, labels.as_ref());
-        let bound = match walk.clip {
+        let bound = match plan.clip {
             Clip::Dynamic { ratio, most } => Some(bounds(&x, &out, &rows, &state, ratio, most as f32)),
             _ => None,
         };
         denoise(&x, &out, &rows, &state, &kept, bound.as_ref());
-        let plan = Plan::new(&tape, &[], device);
-        let step = Program::compile(&plan, device, &[(nn::STORE, weights)], Sharing::Shared)?;
-        step.write("denoising", &walk.table(torch))?;
+        let step = Program::compile(
+            &Plan::new(&tape, &[], device),
+            device,
+            &[(nn::STORE, weights)],
+            Sharing::Shared,
+        )?;
+        step.write("denoising", &plan.table(torch))?;
 
         let begin = Tape::new();
         let begin_state = begin.stored_u32("state", [State::WORDS]);
         let mut noise = gaussian([batch, h, w, c], Stream::Start, &begin_state);
-        if walk.start != 1.0 {
-            noise = affine(&noise, walk.start as f32, 0.0);
+        if plan.start != 1.0 {
+            noise = affine(&noise, plan.start as f32, 0.0);
         }
         begin.place(&noise, "x", 0);
-        let plan = Plan::new(&begin, &[], device);
         let stores = [("x", step.store("x")), ("state", step.store("state"))];
-        let noise = Program::compile(&plan, device, &stores, Sharing::Shared)?;
+        let noise = Program::compile(&Plan::new(&begin, &[], device), device, &stores, Sharing::Shared)?;
         let torch = torch.then(|| TorchNoise {
             generator: Generator::new(options.seed),
             whole: batch,
@@ -161,7 +164,7 @@ impl Sampler {
             place: slots * batch * h * w * c,
         });
         let state = State { seed: options.seed, ..State::default() };
-        Ok(Sampler { noise, step, size: batch * h * w * c, x, state, batch, class, walk, timesteps, torch })
+        Ok(Sampler { noise, step, size: batch * h * w * c, x, state, batch, class, plan, timesteps, torch })
     }
 
     /// How many samples belong together, of which this sampler draws a part. PyTorch's generator draws the
@@ -184,7 +187,7 @@ impl Sampler {
         watch: impl FnMut(usize, f64, &Sampler) -> Result<()>,
     ) -> Result<Vec<f32>> {
         self.begin(first)?;
-        self.walk(0, first, labels, watch)
+        self.run_steps(0, first, labels, watch)
     }
 
     /// The noise that samples number `first` and on start from.
@@ -199,7 +202,7 @@ impl Sampler {
     fn begin(&mut self, first: u32) -> Result<()> {
         if let Some(torch) = &mut self.torch {
             torch.generator = Generator::new(self.state.seed);
-            let start = self.walk.start as f32;
+            let start = self.plan.start as f32;
             let noise = torch.draw(first as usize, self.batch);
             return self.step.write("x", &noise.into_iter().map(|v| v * start).collect::<Vec<f32>>());
         }
@@ -224,15 +227,15 @@ impl Sampler {
         labels: &[u32],
         watch: impl FnMut(usize, f64, &Sampler) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        assert!(row == 0 || self.walk.slots() == 0, "run_from: row {row} of a solver with a history");
+        assert!(row == 0 || self.plan.slots() == 0, "run_from: row {row} of a solver with a history");
         if let Some(torch) = &mut self.torch {
             torch.generator = Generator::new(self.state.seed);
         }
         self.step.write("x", x)?;
-        self.walk(row, first, labels, watch)
+        self.run_steps(row, first, labels, watch)
     }
 
-    fn walk(
+    fn run_steps(
         &mut self,
         from: usize,
         first: u32,
@@ -242,7 +245,7 @@ impl Sampler {
         self.set_labels(labels)?;
         for row in from..self.timesteps.len() {
             self.set_row(row, first)?;
-            if let (Some(torch), true) = (&mut self.torch, self.walk.steps[row].draws) {
+            if let (Some(torch), true) = (&mut self.torch, self.plan.steps[row].draws) {
                 let noise = torch.draw(first as usize, self.batch);
                 let kept = self.step.store("kept");
                 self.step.device().write(kept, 4 * torch.place, bytemuck::cast_slice(&noise))?;
@@ -318,6 +321,6 @@ impl Sampler {
 
     /// alpha-bar of the samples that the step of row `row` begins with.
     pub fn alpha_bar(&self, row: usize) -> f64 {
-        self.walk.steps[row].alpha_bar
+        self.plan.steps[row].alpha_bar
     }
 }

@@ -206,10 +206,10 @@ impl Arguments {
                 .hint(format!("it must be from 1 to {}", recipe.timesteps)));
         }
         if matches!(self.kind, Kind::Interpolation | Kind::CoarseToFine | Kind::Branches) {
-            let walk = options.scheduler.walk(options.steps)?;
-            let draws = walk.steps.iter().any(|step| step.draws);
+            let plan = options.scheduler.plan(options.steps)?;
+            let draws = plan.steps.iter().any(|step| step.draws);
             // These begin on the way, and branches part by their noise.
-            if walk.slots() > 0 || self.kind == Kind::Branches && !draws {
+            if plan.slots() > 0 || self.kind == Kind::Branches && !draws {
                 options.scheduler = recipe.sampler("ddpm")?;
             }
         }

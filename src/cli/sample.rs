@@ -102,7 +102,7 @@ impl Arguments {
         let seed = self.seed.unwrap_or(recipe.seed);
         let options = Options { seed, steps, scheduler, rng: Rng::Denoir }.with_rng(rng);
         // Said before the work begins, not after it.
-        options.scheduler.walk(steps)?;
+        options.scheduler.plan(steps)?;
         Ok(options)
     }
 }

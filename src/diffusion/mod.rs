@@ -1,17 +1,17 @@
 //! The diffusion process: schedules, samplers and reverse steps. The model is a function to it; nothing here
 //! knows a network.
 
-pub mod form;
+pub mod linear_form;
+pub mod plan;
 mod schedule;
 mod scheduler;
-pub mod walk;
 
+pub use plan::{Clip, SamplerPlan};
 pub use schedule::{Betas, Precision, Schedule, Variance};
 pub use scheduler::{
     DpmSolver, FinalSigma, Keys, Learned, Method, Prediction, Process, Scheduler, Sigmas, Spacing, UniPc,
     names,
 };
-pub use walk::{Clip, Walk};
 
 use crate::nn::Scope;
 use crate::tape::Tensor;

@@ -1,7 +1,7 @@
 //! Samplers: how a reverse process is walked, with the options and defaults of the diffusers library.
 //!
 //! A [`Scheduler`] is plain data, read from its `scheduler_config.json` ([`Scheduler::from_config`]) or made
-//! from a name. [`Scheduler::walk`] lays the process out for a number of steps. It knows no model.
+//! from a name. [`Scheduler::plan`] lays the process out for a number of steps. It knows no model.
 
 mod config;
 mod dpm_solver;
@@ -14,9 +14,9 @@ mod unipc;
 pub use config::{Keys, Learned, names};
 use serde::{Deserialize, Serialize};
 
-use super::form::Form;
+use super::linear_form::LinearForm;
+use super::plan::{Clip, SamplerPlan};
 use super::schedule::{Betas, Precision, Schedule, Variance};
-use super::walk::{Clip, Walk};
 use crate::error::{Error, Result};
 
 /// What the model's output means.
@@ -197,22 +197,22 @@ impl Scheduler {
     ///
     /// # Errors
     /// When the options do not go together, or not with so few or so many steps.
-    pub fn walk(&self, steps: usize) -> Result<Walk> {
-        self.walk_from(steps, 0)
+    pub fn plan(&self, steps: usize) -> Result<SamplerPlan> {
+        self.plan_from(steps, 0)
     }
 
-    /// As [`Scheduler::walk`], but from its step number `first` on, for a sample that was noised only so far.
+    /// As [`Scheduler::plan`], but from its step number `first` on, for a sample that was noised only so far.
     /// A multistep solver begins there with its lowest order.
     ///
     /// # Errors
-    /// As [`Scheduler::walk`], and when no step is left, or the solver must begin at the beginning.
-    pub fn walk_from(&self, steps: usize, first: usize) -> Result<Walk> {
+    /// As [`Scheduler::plan`], and when no step is left, or the solver must begin at the beginning.
+    pub fn plan_from(&self, steps: usize, first: usize) -> Result<SamplerPlan> {
         if steps == 0 || steps > self.process.timesteps {
             return Err(Error::usage(format!("{steps} sampling steps"))
                 .hint(format!("choose from 1 to {}", self.process.timesteps)));
         }
         if !self.method.has_sigmas() && self.sigmas != Sigmas::Timesteps {
-            return Err(Error::usage("this sampler walks over timesteps, not over sigmas")
+            return Err(Error::usage("this sampler steps over timesteps, not over sigmas")
                 .hint("leave --sigmas out, or choose euler, heun, lms, dpmpp-2m or unipc"));
         }
         let bare = match (&self.method, self.process.prediction, self.process.zero_terminal_snr) {
@@ -227,31 +227,31 @@ impl Scheduler {
             )
             .hint("prediction_type must be v_prediction or sample with rescale_betas_zero_snr"));
         }
-        let mut walk = match &self.method {
-            Method::Ddpm { variance } => self.ddpm_walk(*variance, steps),
-            Method::Ddim { eta, alpha_to_one, reclip } => self.ddim_walk(*eta, *alpha_to_one, *reclip, steps),
-            Method::DdimInverse { alpha_to_one } => self.inverse_walk(*alpha_to_one, steps),
-            Method::Euler { .. } => Ok(self.euler_walk(steps)),
-            Method::EulerAncestral => Ok(self.ancestral_walk(steps)),
-            Method::Heun => Ok(self.heun_walk(steps)),
-            Method::Lms => Ok(self.lms_walk(steps)),
-            Method::DpmSolver(options) => self.dpm_walk(options, steps, first),
+        let mut plan = match &self.method {
+            Method::Ddpm { variance } => self.ddpm_plan(*variance, steps),
+            Method::Ddim { eta, alpha_to_one, reclip } => self.ddim_plan(*eta, *alpha_to_one, *reclip, steps),
+            Method::DdimInverse { alpha_to_one } => self.inverse_plan(*alpha_to_one, steps),
+            Method::Euler { .. } => Ok(self.euler_plan(steps)),
+            Method::EulerAncestral => Ok(self.ancestral_plan(steps)),
+            Method::Heun => Ok(self.heun_plan(steps)),
+            Method::Lms => Ok(self.lms_plan(steps)),
+            Method::DpmSolver(options) => self.dpm_plan(options, steps, first),
             Method::Pndm { .. } if first > 0 => Err(Error::usage("PNDM cannot begin on the way")
                 .hint("choose another sampler, dpmpp-2m for example")),
-            Method::Pndm { skip_prk, alpha_to_one } => self.pndm_walk(*skip_prk, *alpha_to_one, steps),
-            Method::UniPc(options) => self.unipc_walk(options, steps, first),
+            Method::Pndm { skip_prk, alpha_to_one } => self.pndm_plan(*skip_prk, *alpha_to_one, steps),
+            Method::UniPc(options) => self.unipc_plan(options, steps, first),
         }?;
         let skipped = if self.method == Method::Heun { 2 * first } else { first };
-        if skipped >= walk.steps.len() {
+        if skipped >= plan.steps.len() {
             return Err(Error::usage(format!("step {first} of {steps} to begin with"))
                 .hint("begin with an earlier one"));
         }
-        walk.steps.drain(..skipped);
-        if !walk.is_finite() {
-            return Err(Error::usage(format!("no such walk in {steps} steps: it would divide by zero"))
+        plan.steps.drain(..skipped);
+        if !plan.is_finite() {
+            return Err(Error::usage(format!("no such plan in {steps} steps: it would divide by zero"))
                 .hint("take another number of steps, another spacing, or another sampler"));
         }
-        Ok(walk)
+        Ok(plan)
     }
 
     /// Whether it leads from noise to samples and not the other way.
@@ -358,11 +358,11 @@ impl Prediction {
     }
 
     /// The predicted noise, of the prediction before it is clipped.
-    fn eps(self, at: Level) -> Form {
+    fn eps(self, at: Level) -> LinearForm {
         match self {
-            Prediction::Epsilon => Form::OUT,
-            Prediction::Sample => (Form::X - at.alpha * Form::OUT) / at.sigma,
-            Prediction::V => at.alpha * Form::OUT + at.sigma * Form::X,
+            Prediction::Epsilon => LinearForm::OUT,
+            Prediction::Sample => (LinearForm::X - at.alpha * LinearForm::OUT) / at.sigma,
+            Prediction::V => at.alpha * LinearForm::OUT + at.sigma * LinearForm::X,
         }
     }
 }

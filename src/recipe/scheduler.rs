@@ -132,7 +132,7 @@ impl Recipe {
             return Err(Error::usage("DDIMInverseScheduler goes from a picture to its noise")
                 .hint("name the class that draws samples, DDIMScheduler for example"));
         }
-        scheduler.walk(self.sample_steps).map(drop)
+        scheduler.plan(self.sample_steps).map(drop)
     }
 }
 

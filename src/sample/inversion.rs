@@ -37,7 +37,7 @@ impl Way {
         let mut scheduler = recipe.sampler(sampler)?;
         scheduler.clip = Clip::None;
         scheduler.spacing = self.spacing;
-        scheduler.walk(self.steps)?;
+        scheduler.plan(self.steps)?;
         Ok(Options { seed: recipe.seed, steps: self.steps, scheduler, rng: Rng::Denoir })
     }
 }
@@ -58,7 +58,7 @@ impl Source<'_> {
         let options = way.options(self.recipe, "ddim-inverse")?;
         let samples = self.samples_of(images)?;
         let count = samples.len() / self.recipe.diffused().iter().product::<usize>();
-        let noise = self.walk(&options, count, Some(&samples), way.class, progress)?;
+        let noise = self.sample(&options, count, Some(&samples), way.class, progress)?;
         if noise.iter().any(|v| !v.is_finite()) {
             return Err(Error::new("the way up leads to numbers that are not finite").hint("take more steps"));
         }

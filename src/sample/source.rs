@@ -99,7 +99,7 @@ impl Source<'_> {
         class: Option<u32>,
         progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
-        self.shown(self.walk(options, count, None, class, progress)?)
+        self.shown(self.sample(options, count, None, class, progress)?)
     }
 
     /// As [`Source::draw`], but from given noise `[N, h, w, c]`, which is taken as it is.
@@ -114,7 +114,7 @@ impl Source<'_> {
         progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
         let count = noise.len() / self.recipe.diffused().iter().product::<usize>();
-        self.shown(self.walk(options, count, Some(noise), class, progress)?)
+        self.shown(self.sample(options, count, Some(noise), class, progress)?)
     }
 
     fn shown(&self, samples: Vec<f32>) -> Result<Vec<f32>> {
@@ -127,7 +127,7 @@ impl Source<'_> {
     }
 
     /// What a walk of `count` samples ends with, from noise that it draws or from `start`.
-    pub(super) fn walk(
+    pub(super) fn sample(
         &self,
         options: &Options,
         count: usize,
@@ -170,6 +170,6 @@ impl Source<'_> {
     /// # Errors
     /// When the sampler cannot walk so.
     pub fn work(&self, options: &Options, count: usize) -> Result<u64> {
-        Ok((count.div_ceil(self.batch(count)) * options.scheduler.walk(options.steps)?.steps.len()) as u64)
+        Ok((count.div_ceil(self.batch(count)) * options.scheduler.plan(options.steps)?.steps.len()) as u64)
     }
 }

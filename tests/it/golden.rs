@@ -238,8 +238,8 @@ fn schedule_and_posterior() {
     }
     for n in [10, 50, 1000] {
         let wanted: Vec<usize> = golden.get(&format!("timesteps/{n}")).iter().map(|&t| t as usize).collect();
-        let walk = Scheduler::ddpm(1000, [1e-4, 0.02], Variance::FixedSmall, 1.0).walk(n).unwrap();
-        let got: Vec<usize> = walk.timesteps().into_iter().map(|t| t as usize).collect();
+        let plan = Scheduler::ddpm(1000, [1e-4, 0.02], Variance::FixedSmall, 1.0).plan(n).unwrap();
+        let got: Vec<usize> = plan.timesteps().into_iter().map(|t| t as usize).collect();
         assert_eq!(got, wanted);
     }
     let (t, prev) = (golden.get("posterior/t"), golden.get("posterior/prev"));

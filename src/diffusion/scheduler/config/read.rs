@@ -4,8 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::super::{DpmSolver, FinalSigma, Method, Prediction, Process, Scheduler, Sigmas, Spacing, UniPc};
 use super::classes::*;
+use crate::diffusion::plan::Clip;
 use crate::diffusion::schedule::{Betas, Precision, Variance};
-use crate::diffusion::walk::Clip;
 use crate::error::{Error, Result};
 
 /// The keys of a file as its class reads them.

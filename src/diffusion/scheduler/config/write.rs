@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use super::super::{FinalSigma, Method, Process, Scheduler, Sigmas};
 use super::Keys;
 use super::classes::*;
+use crate::diffusion::plan::Clip;
 use crate::diffusion::schedule::Betas;
-use crate::diffusion::walk::Clip;
 
 impl Scheduler {
     /// All keys of its class, as the diffusers library reads them; eta is an argument of its pipelines and is

@@ -1,6 +1,6 @@
 //! A reverse process laid out: every step of it as linear forms, and the plain f64 way to take them.
 
-use super::form::{Form, SLOTS};
+use super::linear_form::{LinearForm, SLOTS};
 use crate::ops::denoising::{self, Row};
 
 /// What is done to the predicted clean sample.
@@ -25,9 +25,9 @@ pub struct Step {
     /// The predicted clean sample before it is clipped: coefficients of `x` and of the model's output.
     pub x0: [f64; 2],
     /// The sample of the next step.
-    pub next: Form,
+    pub next: LinearForm,
     /// What the next step finds in each slot.
-    pub keep: Vec<Form>,
+    pub keep: Vec<LinearForm>,
     /// Whether the reference library draws noise here, be it multiplied by 0.
     pub draws: bool,
 }
@@ -35,14 +35,14 @@ pub struct Step {
 /// All steps of a reverse process, in order. The sample is always what the model sees, at unit variance; a
 /// solver whose own variable is `x0 + sigma noise` sees it multiplied by `sqrt(alpha_bar)`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Walk {
+pub struct SamplerPlan {
     pub steps: Vec<Step>,
     /// What standard normal noise is multiplied by to start from.
     pub start: f64,
     pub clip: Clip,
 }
 
-impl Walk {
+impl SamplerPlan {
     /// Tensors that are kept from step to step beside the sample.
     pub fn slots(&self) -> usize {
         self.steps.iter().map(|step| step.keep.len()).max().unwrap_or(0)
@@ -53,7 +53,7 @@ impl Walk {
     pub fn table(&self, stored_noise: bool) -> Vec<f32> {
         let clip = if let Clip::At(bound) = self.clip { bound } else { 0.0 };
         let noise = self.slots();
-        let form = |form: &Form| -> denoising::Form {
+        let form = |form: &LinearForm| -> denoising::Form {
             let known = [form.x0, form.x, form.out].into_iter().chain(form.kept);
             let mut coefficients = [0.0; 3 + denoising::SLOTS];
             for (to, coefficient) in coefficients.iter_mut().zip(known) {
@@ -78,7 +78,7 @@ impl Walk {
 
     /// Whether all coefficients are finite numbers.
     pub fn is_finite(&self) -> bool {
-        let form = |form: &Form| {
+        let form = |form: &LinearForm| {
             let known = [form.x0, form.x, form.out, form.noise].into_iter().chain(form.kept);
             known.into_iter().all(f64::is_finite)
         };
@@ -97,8 +97,8 @@ impl Walk {
 
 /// A walk under way in f64, which is what the device's steps are held against.
 #[derive(Clone, Debug)]
-pub struct Walker<'a> {
-    walk: &'a Walk,
+pub struct PlanRunner<'a> {
+    plan: &'a SamplerPlan,
     row: usize,
     /// `[N, elements]`, and so is each slot.
     pub x: Vec<f64>,
@@ -107,10 +107,17 @@ pub struct Walker<'a> {
     samples: usize,
 }
 
-impl<'a> Walker<'a> {
+impl<'a> PlanRunner<'a> {
     /// From `samples` samples `x [N, elements]`, scaled as the model sees them, at row `row` on.
-    pub fn new(walk: &'a Walk, row: usize, x: Vec<f64>, samples: usize) -> Self {
-        Walker { walk, row, kept: vec![vec![0.0; x.len()]; walk.slots()], x0: vec![0.0; x.len()], x, samples }
+    pub fn new(plan: &'a SamplerPlan, row: usize, x: Vec<f64>, samples: usize) -> Self {
+        PlanRunner {
+            plan,
+            row,
+            kept: vec![vec![0.0; x.len()]; plan.slots()],
+            x0: vec![0.0; x.len()],
+            x,
+            samples,
+        }
     }
 
     /// Takes the next step with the model's output and standard normal numbers of `x`'s shape.
@@ -119,7 +126,7 @@ impl<'a> Walker<'a> {
     /// After the last one, or when the shapes differ.
     pub fn step(&mut self, out: &[f64], noise: &[f64]) {
         assert!(out.len() == self.x.len() && noise.len() == self.x.len(), "step: shapes differ");
-        let step = &self.walk.steps[self.row];
+        let step = &self.plan.steps[self.row];
         for ((x0, x), out) in self.x0.iter_mut().zip(&self.x).zip(out) {
             *x0 = step.x0[0] * x + step.x0[1] * out;
         }
@@ -137,7 +144,7 @@ impl<'a> Walker<'a> {
     }
 
     fn clip(&mut self) {
-        match self.walk.clip {
+        match self.plan.clip {
             Clip::None => {}
             Clip::At(bound) => self.x0.iter_mut().for_each(|x0| *x0 = x0.clamp(-bound, bound)),
             Clip::Dynamic { ratio, most } => {

@@ -8,7 +8,7 @@ pub const SLOTS: usize = 5;
 /// A linear combination of the sample `x`, the model's output, the predicted clean sample `x0`, what is
 /// kept from earlier steps, and fresh noise.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Form {
+pub struct LinearForm {
     pub x0: f64,
     pub x: f64,
     pub out: f64,
@@ -16,26 +16,26 @@ pub struct Form {
     pub noise: f64,
 }
 
-impl Form {
+impl LinearForm {
     /// The sample as the model sees it: scaled to unit variance.
-    pub const X: Form = Form { x: 1.0, ..Form::ZERO };
+    pub const X: LinearForm = LinearForm { x: 1.0, ..LinearForm::ZERO };
     /// What the model said.
-    pub const OUT: Form = Form { out: 1.0, ..Form::ZERO };
+    pub const OUT: LinearForm = LinearForm { out: 1.0, ..LinearForm::ZERO };
     /// The predicted clean sample, clipped.
-    pub const X0: Form = Form { x0: 1.0, ..Form::ZERO };
+    pub const X0: LinearForm = LinearForm { x0: 1.0, ..LinearForm::ZERO };
     /// Standard normal numbers.
-    pub const NOISE: Form = Form { noise: 1.0, ..Form::ZERO };
-    pub const ZERO: Form = Form { x0: 0.0, x: 0.0, out: 0.0, kept: [0.0; SLOTS], noise: 0.0 };
+    pub const NOISE: LinearForm = LinearForm { noise: 1.0, ..LinearForm::ZERO };
+    pub const ZERO: LinearForm = LinearForm { x0: 0.0, x: 0.0, out: 0.0, kept: [0.0; SLOTS], noise: 0.0 };
 
     /// What an earlier step left in this slot.
-    pub fn kept(slot: usize) -> Form {
-        let mut form = Form::ZERO;
+    pub fn kept(slot: usize) -> LinearForm {
+        let mut form = LinearForm::ZERO;
         form.kept[slot] = 1.0;
         form
     }
 
-    fn zip(self, other: Form, of: impl Fn(f64, f64) -> f64) -> Form {
-        Form {
+    fn zip(self, other: LinearForm, of: impl Fn(f64, f64) -> f64) -> LinearForm {
+        LinearForm {
             x0: of(self.x0, other.x0),
             x: of(self.x, other.x),
             out: of(self.out, other.out),
@@ -51,43 +51,43 @@ impl Form {
     }
 }
 
-impl Add for Form {
-    type Output = Form;
+impl Add for LinearForm {
+    type Output = LinearForm;
 
-    fn add(self, other: Form) -> Form {
+    fn add(self, other: LinearForm) -> LinearForm {
         self.zip(other, |a, b| a + b)
     }
 }
 
-impl Sub for Form {
-    type Output = Form;
+impl Sub for LinearForm {
+    type Output = LinearForm;
 
-    fn sub(self, other: Form) -> Form {
+    fn sub(self, other: LinearForm) -> LinearForm {
         self.zip(other, |a, b| a - b)
     }
 }
 
-impl Neg for Form {
-    type Output = Form;
+impl Neg for LinearForm {
+    type Output = LinearForm;
 
-    fn neg(self) -> Form {
+    fn neg(self) -> LinearForm {
         -1.0 * self
     }
 }
 
-impl Mul<Form> for f64 {
-    type Output = Form;
+impl Mul<LinearForm> for f64 {
+    type Output = LinearForm;
 
-    fn mul(self, form: Form) -> Form {
-        form.zip(Form::ZERO, |a, _| self * a)
+    fn mul(self, form: LinearForm) -> LinearForm {
+        form.zip(LinearForm::ZERO, |a, _| self * a)
     }
 }
 
-impl Div<f64> for Form {
-    type Output = Form;
+impl Div<f64> for LinearForm {
+    type Output = LinearForm;
 
-    fn div(self, by: f64) -> Form {
-        self.zip(Form::ZERO, |a, _| a / by)
+    fn div(self, by: f64) -> LinearForm {
+        self.zip(LinearForm::ZERO, |a, _| a / by)
     }
 }
 
@@ -97,7 +97,8 @@ mod tests {
 
     #[test]
     fn a_form_is_what_its_formula_says() {
-        let form = 3.0 * (Form::X - 0.5 * Form::X0) / 2.0 + Form::kept(1) - Form::OUT + -Form::NOISE;
+        let form = 3.0 * (LinearForm::X - 0.5 * LinearForm::X0) / 2.0 + LinearForm::kept(1) - LinearForm::OUT
+            + -LinearForm::NOISE;
         let (x0, x, out, kept, noise) = (0.3, -1.1, 2.0, [7.0, 0.4], 0.9);
         let wanted = 3.0 * (x - 0.5 * x0) / 2.0 + kept[1] - out - noise;
         assert!((form.at(x0, x, out, &kept, noise) - wanted).abs() <= 1e-12);
