@@ -132,7 +132,7 @@ impl Subject {
     #[track_caller]
     pub(super) fn same_step(&mut self) -> Result<f32> {
         let Inner::Training(trainer, batch) = &mut self.0 else { panic!("only training has a loss") };
-        trainer.draw_as_after(0);
+        trainer.set_step(0);
         Ok(trainer.advance(|| Ok(batch.clone()))?.loss)
     }
 

@@ -224,7 +224,7 @@ impl Trainer {
     }
 
     /// Makes the next step draw the numbers of the one after `step` steps; the weights stay as they are.
-    pub fn draw_as_after(&mut self, step: u64) {
+    pub fn set_step(&mut self, step: u64) {
         self.step = step;
     }
 
