@@ -62,7 +62,7 @@ struct Call {
 /// What the first block of scratch of a call was made from.
 struct MadeFrom {
     memory: Arc<Memory>,
-    /// Its changes when that was done; `None` before.
+    /// Its version when that was done; `None` before.
     seen: Option<u64>,
 }
 
@@ -70,7 +70,7 @@ impl Call {
     fn run(&mut self) {
         let mut done = false;
         if let Some(MadeFrom { memory, seen }) = &mut self.made {
-            done = seen.replace(memory.changes()) == Some(memory.changes());
+            done = seen.replace(memory.version()) == Some(memory.version());
         }
         self.launch.cpu(&Io::new(&self.reads, &self.writes, &self.scratch, done));
     }
@@ -88,7 +88,7 @@ impl Touched {
     /// Holds all, for a run.
     fn hold(&self) -> Hold<'_> {
         let hold = Hold::new(&self.all);
-        self.written.iter().for_each(|memory| memory.change());
+        self.written.iter().for_each(|memory| memory.bump_version());
         hold
     }
 }

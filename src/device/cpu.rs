@@ -22,7 +22,7 @@ pub struct Memory {
     bytes: usize,
     layout: Layout,
     held: AtomicBool,
-    changes: AtomicU64,
+    version: AtomicU64,
 }
 
 // SAFETY: the block is plain memory, and `held` keeps users apart.
@@ -73,21 +73,21 @@ impl Memory {
         let gap = given.as_ptr().addr().next_multiple_of(ALIGN) - given.as_ptr().addr();
         // SAFETY: the gap is below `ALIGN`, and that much was asked for beyond `bytes`.
         let start = unsafe { given.add(gap) };
-        Ok(Memory { given, start, bytes, layout, held: AtomicBool::new(false), changes: AtomicU64::new(0) })
+        Ok(Memory { given, start, bytes, layout, held: AtomicBool::new(false), version: AtomicU64::new(0) })
     }
 
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// A number that grows whenever somebody writes: see [`Memory::change`].
-    pub fn changes(&self) -> u64 {
-        self.changes.load(Ordering::Acquire)
+    /// A number that grows whenever somebody writes: see [`Memory::bump_version`].
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
     /// To be called by everybody who writes, while the block is held.
-    pub fn change(&self) {
-        self.changes.fetch_add(1, Ordering::Release);
+    pub fn bump_version(&self) {
+        self.version.fetch_add(1, Ordering::Release);
     }
 
     /// Pointer to the element at `offset` bytes, of which `bytes` may be used.

@@ -160,7 +160,7 @@ impl Device {
             (Device::Cpu(_), Buffer::Cpu(memory)) => {
                 let target = memory.range(offset, data.len());
                 let _held = Hold::new(std::slice::from_ref(memory));
-                memory.change();
+                memory.bump_version();
                 // SAFETY: the range is inside the block, which is held.
                 unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len()) };
                 Ok(())
