@@ -1,7 +1,7 @@
 //! DDIM inversion: from images to the noise that leads to them, and files of such noise.
 //!
 //! Song et al. 2021 (arXiv:2010.02502), section 4.3: without noise of its own DDIM is the solution of an
-//! ordinary differential equation, in small steps, which can be walked either way.
+//! ordinary differential equation, in small steps, which can be integrated in either direction.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ const KEY: &str = "denoir_noise";
 
 /// How noise was found, and so how it leads back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Way {
+pub struct InversionConfig {
     pub steps: usize,
     pub spacing: Spacing,
     /// Of all images, for models with classes.
@@ -27,7 +27,7 @@ pub struct Way {
     pub class: Option<u32>,
 }
 
-impl Way {
+impl InversionConfig {
     /// The way of this sampler, `ddim` down or `ddim-inverse` up: without a bound of x0, whose effect no step
     /// the other way takes back.
     ///
@@ -51,14 +51,14 @@ impl Source<'_> {
     /// As [`Source::draw`].
     pub fn invert(
         &self,
-        way: &Way,
+        config: &InversionConfig,
         images: &[f32],
         progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let options = way.options(self.recipe, "ddim-inverse")?;
+        let options = config.options(self.recipe, "ddim-inverse")?;
         let samples = self.samples_of(images)?;
         let count = samples.len() / self.recipe.diffused().iter().product::<usize>();
-        let noise = self.sample(&options, count, Some(&samples), way.class, progress)?;
+        let noise = self.sample(&options, count, Some(&samples), config.class, progress)?;
         if noise.iter().any(|v| !v.is_finite()) {
             return Err(Error::new("the way up leads to numbers that are not finite").hint("take more steps"));
         }
@@ -78,8 +78,8 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// When the disk is full or the folder cannot be written.
-pub fn write(path: &Path, noise: &[f32], [h, w, c]: [usize; 3], way: &Way) -> Result<()> {
-    let text = serde_json::to_string(way).unwrap_or_else(|e| unreachable!("plain values: {e}"));
+pub fn write(path: &Path, noise: &[f32], [h, w, c]: [usize; 3], config: &InversionConfig) -> Result<()> {
+    let text = serde_json::to_string(config).unwrap_or_else(|e| unreachable!("plain values: {e}"));
     let shape = vec![noise.len() / (h * w * c), c, h, w];
     write_tensors(path, &[("noise", shape, &turned(noise, [h, w, c], false)[..])], KEY, text)
 }
@@ -88,12 +88,12 @@ pub fn write(path: &Path, noise: &[f32], [h, w, c]: [usize; 3], way: &Way) -> Re
 ///
 /// # Errors
 /// When the file is missing or damaged, or holds noise of another shape.
-pub fn read(path: &Path, [h, w, c]: [usize; 3]) -> Result<(Vec<f32>, Way)> {
+pub fn read(path: &Path, [h, w, c]: [usize; 3]) -> Result<(Vec<f32>, InversionConfig)> {
     let (values, text) = read_tensor(path, "noise", &[c, h, w], KEY, "denoir invert")?;
-    let way = serde_json::from_str(&text.unwrap_or_default()).map_err(|e| {
+    let config = serde_json::from_str(&text.unwrap_or_default()).map_err(|e| {
         Error::new(format!("{} does not say how its noise was found", path.display()))
             .hint("give a file that `denoir invert` wrote")
             .caused_by(e)
     })?;
-    Ok((turned(&values, [h, w, c], true), way))
+    Ok((turned(&values, [h, w, c], true), config))
 }
