@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use crate::checkpoint::{self, Loaded, fingerprint};
 use crate::device::{Buffer, Device};
-use crate::diffusers::{self, Part};
+use crate::diffusers::{self, Component};
 use crate::error::{Error, Result};
 use crate::models::{autoencoder, params_of, vae};
 use crate::nn::{self, Params, Scope};
@@ -100,8 +100,8 @@ impl Codec {
     ///
     /// # Errors
     /// When it does not fit into memory.
-    pub fn of_part(part: &Part, device: &Device) -> Result<Codec> {
-        Codec::with(&part.recipe, &part.weights, device)
+    pub fn of_component(component: &Component, device: &Device) -> Result<Codec> {
+        Codec::with(&component.recipe, &component.weights, device)
     }
 
     /// `values`: the parameters, flat.
@@ -121,9 +121,9 @@ impl Codec {
         if diffusers::is_folder(path) {
             let folder = diffusers::open(path)?;
             let has_vae = folder.model.recipe.system == System::Vae;
-            let part = folder.vae.or_else(|| has_vae.then_some(folder.model));
-            let Some(part) = part else { return Err(no_vae(path)) };
-            return Codec::of_part(&part, device);
+            let component = folder.vae.or_else(|| has_vae.then_some(folder.model));
+            let Some(component) = component else { return Err(no_vae(path)) };
+            return Codec::of_component(&component, device);
         }
         if path.is_file() {
             let loaded = checkpoint::load(path)?;

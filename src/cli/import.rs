@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{note, print, thousands};
 use crate::checkpoint::{self, Values};
-use crate::diffusers::{self, Part};
+use crate::diffusers::{self, Component};
 use crate::error::{Error, Result};
 use crate::models::params_of;
 use crate::recipe::{Recipe, System};
@@ -40,7 +40,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     for remark in &folder.remarks {
         note(&format!("note: {remark}"));
     }
-    let Part { recipe: found, weights } = folder.model;
+    let Component { recipe: found, weights } = folder.model;
     let recipe = changed(&found, arguments)?;
     let params = params_of(&recipe);
     let params = params.borrow();

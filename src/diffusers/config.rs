@@ -142,7 +142,7 @@ pub fn model(text: &str) -> Result<Config, String> {
 /// # Errors
 /// When the reference library has no such model.
 pub fn text_of(model: &Model, side: usize) -> Result<String, String> {
-    let (class, parts) = match model {
+    let (class, arguments) = match model {
         Model::UNet(config) => ("UNet2DModel", vec![value_of(&UNet2DModel::of(config, Some(side)))]),
         Model::Vae(config, factor) => {
             let common = value_of(&Common::of(config, side, *factor));
@@ -173,7 +173,7 @@ pub fn text_of(model: &Model, side: usize) -> Result<String, String> {
             }
         }
     };
-    let mut map: Map<String, Value> = parts.into_iter().flatten().collect();
+    let mut map: Map<String, Value> = arguments.into_iter().flatten().collect();
     map.insert("_class_name".to_owned(), class.into());
     map.insert("_diffusers_version".to_owned(), VERSION.into());
     Ok(pretty(&map))
@@ -182,8 +182,8 @@ pub fn text_of(model: &Model, side: usize) -> Result<String, String> {
 /// Of the library whose names and defaults these are.
 pub const VERSION: &str = "0.42.1";
 
-fn value_of(part: &impl Serialize) -> Map<String, Value> {
-    match serde_json::to_value(part) {
+fn value_of(arguments: &impl Serialize) -> Map<String, Value> {
+    match serde_json::to_value(arguments) {
         Ok(Value::Object(map)) => map,
         other => unreachable!("a struct of plain values: {other:?}"),
     }
@@ -195,7 +195,7 @@ pub fn pretty(value: &impl Serialize) -> String {
     text + "\n"
 }
 
-/// The class of a pipeline from its `model_index.json`, and its parts: name and class.
+/// The class of a pipeline from its `model_index.json`, and its components: name and class.
 ///
 /// # Errors
 /// When it is no such index.
@@ -203,14 +203,14 @@ pub fn index(text: &str) -> Result<(Option<String>, BTreeMap<String, String>), S
     let map: Map<String, Value> =
         serde_json::from_str(text).map_err(|e| format!("it is no JSON object: {e}"))?;
     let class = map.get("_class_name").and_then(Value::as_str).map(str::to_owned);
-    let mut parts = BTreeMap::new();
+    let mut components = BTreeMap::new();
     for (name, value) in map {
-        // [library, class]; [null, null] is a part that is not there. The rest are a pipeline's settings.
+        // [library, class]; [null, null] is a component that is not there. The rest are a pipeline's settings.
         if let Some([_, Value::String(class)]) = value.as_array().map(Vec::as_slice) {
-            parts.insert(name, class.clone());
+            components.insert(name, class.clone());
         }
     }
-    Ok((class, parts))
+    Ok((class, components))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::weights::{Weights, read_text};
 const MOST_BYTES: u64 = 1 << 20;
 
 /// A model with its weights.
-pub struct Part {
+pub struct Component {
     /// What it would have been trained with; the training itself is unknown, and has the defaults.
     pub recipe: Recipe,
     /// Flat, in the layout of its parameters.
@@ -27,9 +27,9 @@ pub struct Part {
 /// What a folder holds.
 pub struct Folder {
     /// The diffusion model, or the VAE where there is nothing else.
-    pub model: Part,
+    pub model: Component,
     /// The VAE of a latent diffusion model.
-    pub vae: Option<Part>,
+    pub vae: Option<Component>,
     /// What the user should know.
     pub remarks: Vec<String>,
 }
@@ -44,7 +44,7 @@ fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// Reads a pipeline's folder (`model_index.json`, parts in folders of their own or all at the root), or
+/// Reads a pipeline's folder (`model_index.json`, components in folders of their own or all at the root), or
 /// that of a bare model (`config.json`).
 ///
 /// # Errors
@@ -60,11 +60,11 @@ pub fn open(path: &Path) -> Result<Folder> {
         return Ok(Folder { model, vae: None, remarks });
     }
     let index = path.join(INDEX);
-    let (pipeline, parts) =
+    let (pipeline, components) =
         config::index(&read_text(&index, MOST_BYTES)?).map_err(|reason| wrong(&index, &reason))?;
     let (mut unet, mut codec, mut sampler) = (None, None, None);
-    for (name, class) in &parts {
-        let at = part_folder(path, name);
+    for (name, class) in &components {
+        let at = component_folder(path, name);
         let known = |classes: &[&str]| match classes.contains(&class.as_str()) {
             true => Ok(()),
             false => Err(wrong(
@@ -86,7 +86,7 @@ pub fn open(path: &Path) -> Result<Folder> {
             _ => {
                 return Err(wrong(
                     &index,
-                    &format!("denoir has no part like its {}, a {}", one_line(name), one_line(class)),
+                    &format!("denoir has no component like its {}, a {}", one_line(name), one_line(class)),
                 ));
             }
         }
@@ -118,8 +118,8 @@ fn wrong(path: &Path, reason: &str) -> Error {
         .hint("give a folder of a DDPM or latent diffusion pipeline, or of one of its models")
 }
 
-/// A part's own folder; old pipelines have everything at the root.
-fn part_folder(root: &Path, name: &str) -> PathBuf {
+/// A component's own folder; old pipelines have everything at the root.
+fn component_folder(root: &Path, name: &str) -> PathBuf {
     let own = root.join(name);
     if is_there(&own) { own } else { root.to_owned() }
 }
@@ -194,10 +194,15 @@ fn weights_of(folder: &Path, recipe: &Recipe) -> Result<Vec<f32>> {
 struct Latent<'a> {
     factor: f64,
     image_size: usize,
-    vae: &'a Part,
+    vae: &'a Component,
 }
 
-fn diffusion(folder: &Path, config: &Config, sampler: &Sampler, latent: Option<&Latent>) -> Result<Part> {
+fn diffusion(
+    folder: &Path,
+    config: &Config,
+    sampler: &Sampler,
+    latent: Option<&Latent>,
+) -> Result<Component> {
     let Model::UNet(unet) = &config.model else {
         return Err(wrong(&folder.join(CONFIG), "it is no UNet2DModel"));
     };
@@ -222,10 +227,10 @@ fn diffusion(folder: &Path, config: &Config, sampler: &Sampler, latent: Option<&
         recipe.data.clone_from(&latent.vae.recipe.data);
     }
     let weights = weights_of(folder, &recipe)?;
-    Ok(Part { recipe, weights })
+    Ok(Component { recipe, weights })
 }
 
-fn vae(folder: &Path, config: &Config, side: Option<usize>) -> Result<Part> {
+fn vae(folder: &Path, config: &Config, side: Option<usize>) -> Result<Component> {
     let Model::Vae(vae, factor) = &config.model else {
         return Err(wrong(&folder.join(CONFIG), "it is no VAE"));
     };
@@ -247,5 +252,5 @@ fn vae(folder: &Path, config: &Config, side: Option<usize>) -> Result<Part> {
         ..base(folder, vae.in_channels, side.saturating_mul(side).saturating_mul(first))
     };
     let weights = weights_of(folder, &recipe)?;
-    Ok(Part { recipe, weights })
+    Ok(Component { recipe, weights })
 }

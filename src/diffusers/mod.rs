@@ -7,12 +7,12 @@ mod load;
 
 pub use config::index;
 pub use export::{check_free, write};
-pub use folder::{Folder, Part, is_folder, open};
+pub use folder::{Component, Folder, is_folder, open};
 pub use load::flat_weights;
 
 /// Name of a model's configuration.
 const CONFIG: &str = "config.json";
-/// Name of a pipeline's list of parts.
+/// Name of a pipeline's list of components.
 const INDEX: &str = "model_index.json";
 /// Name of a scheduler's configuration.
 const SCHEDULER: &str = "scheduler_config.json";

@@ -11,7 +11,7 @@ use super::{Options, Source};
 use crate::checkpoint::write_tensors;
 use crate::diffusion::{Clip, Spacing};
 use crate::error::{Error, Result};
-use crate::latent_file::{check_holds, read_tensor, turned};
+use crate::latent_file::{check_holds, read_tensor, transposed};
 use crate::recipe::{Recipe, Rng};
 
 /// Metadata entry of a file of noise.
@@ -81,7 +81,7 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
 pub fn write(path: &Path, noise: &[f32], [h, w, c]: [usize; 3], config: &InversionConfig) -> Result<()> {
     let text = serde_json::to_string(config).unwrap_or_else(|e| unreachable!("plain values: {e}"));
     let shape = vec![noise.len() / (h * w * c), c, h, w];
-    write_tensors(path, &[("noise", shape, &turned(noise, [h, w, c], false)[..])], KEY, text)
+    write_tensors(path, &[("noise", shape, &transposed(noise, [h, w, c], false)[..])], KEY, text)
 }
 
 /// Reads noise `[N, h, w, c]`, and how it was found.
@@ -95,5 +95,5 @@ pub fn read(path: &Path, [h, w, c]: [usize; 3]) -> Result<(Vec<f32>, InversionCo
             .hint("give a file that `denoir invert` wrote")
             .caused_by(e)
     })?;
-    Ok((turned(&values, [h, w, c], true), config))
+    Ok((transposed(&values, [h, w, c], true), config))
 }

@@ -69,7 +69,7 @@ impl Trained {
     fn of_folder(path: &Path, device: &Device) -> Result<Trained> {
         let folder = diffusers::open(path)?;
         check_diffuses(path, &folder.model.recipe)?;
-        let codec = folder.vae.as_ref().map(|vae| Codec::of_part(vae, device)).transpose()?;
+        let codec = folder.vae.as_ref().map(|vae| Codec::of_component(vae, device)).transpose()?;
         let trained = Trained::with(folder.model.recipe, &folder.model.weights, codec, device)?;
         Ok(Trained { remarks: folder.remarks, ..trained })
     }
