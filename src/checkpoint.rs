@@ -101,7 +101,7 @@ pub fn save_ema(path: &Path, params: &Params, step: u64, recipe: &Recipe, ema: &
 /// # Errors
 /// As [`write_whole`].
 pub fn save_plain(path: &Path, params: &Params, flat: &[f32]) -> Result<()> {
-    let of = |spec| Stored { spec, flat, shape: Spec::file_shape(spec) };
+    let of = |spec| FileTensor { spec, flat, shape: Spec::file_shape(spec) };
     let tensors = params.specs().iter().map(|spec| (spec.name.clone(), of(spec)));
     write_views(path, tensors, "format", "pt".to_owned())
 }
@@ -116,20 +116,20 @@ fn save_sets(
     let header = Header { format: FORMAT, step, recipe: recipe.to_toml() };
     let text = serde_json::to_string(&header).unwrap_or_else(|e| unreachable!("a plain header: {e}"));
     let tensors = sets.iter().flat_map(|(set, flat)| {
-        let of = |spec| Stored { spec, flat, shape: Spec::file_shape(spec) };
+        let of = |spec| FileTensor { spec, flat, shape: Spec::file_shape(spec) };
         params.specs().iter().map(move |spec| (format!("{set}.{}", spec.name), of(spec)))
     });
     write_views(path, tensors, KEY, text)
 }
 
 /// A parameter on its way to a file: brought into the file's layout when it is written, and not all at once.
-struct Stored<'a> {
+struct FileTensor<'a> {
     spec: &'a Spec,
     flat: &'a [f32],
     shape: Vec<usize>,
 }
 
-impl View for Stored<'_> {
+impl View for FileTensor<'_> {
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }

@@ -11,10 +11,10 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 
+use super::in_memory::write;
 use super::loader::panic_text;
 use super::picture::{fit, from_u8};
 use super::scan::pictures;
-use super::stored::write;
 use super::{Dataset, Options, Resize, Split, check};
 use crate::error::{Error, Result};
 

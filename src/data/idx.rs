@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 
-use super::stored::Stored;
+use super::in_memory::InMemory;
 use super::{Options, Split};
 use crate::error::{Error, Result};
 
@@ -23,7 +23,7 @@ const PLACES: [&str; 6] = ["", "raw", "MNIST/raw", "FashionMNIST/raw", "KMNIST/r
 
 /// # Errors
 /// Files that are missing, cut short, too long, of another kind, or do not belong together.
-pub(super) fn open(dir: &Path, options: &Options) -> Result<Stored> {
+pub(super) fn open(dir: &Path, options: &Options) -> Result<InMemory> {
     let part = match options.split {
         Split::Train => "train",
         Split::HeldOut => "t10k",
@@ -56,7 +56,7 @@ pub(super) fn open(dir: &Path, options: &Options) -> Result<Stored> {
     // At least ten, so that a small part in which a digit is missing has the classes of the other part.
     let classes = labels.iter().max().map_or(0, |&most| usize::from(most).max(9) + 1);
     let classes = (0..classes).map(|label| label.to_string()).collect();
-    Ok(Stored::new(pixels, labels, classes, [dims[1], dims[2], 1], options))
+    Ok(InMemory::new(pixels, labels, classes, [dims[1], dims[2], 1], options))
 }
 
 /// A file under the names that it has been published with.

@@ -1,7 +1,7 @@
 //! Data sets: what `--data SPEC` names, read as pictures in [-1, 1], and the loader that feeds training.
 //!
 //! Reading order: this file (the trait and `open`), `loader` (which sample comes when), then one file a
-//! source: `idx` and `cifar` (kept in memory by `stored`), `folder`, and the generated `digits` and
+//! source: `idx` and `cifar` (kept in memory by `in_memory`), `folder`, and the generated `digits` and
 //! `faces`.
 
 mod canvas;
@@ -12,13 +12,13 @@ mod face_parts;
 mod faces;
 mod folder;
 mod idx;
+mod in_memory;
 mod loader;
 pub mod picture;
 pub mod quality;
 mod rng;
 mod scan;
 mod statistics;
-mod stored;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

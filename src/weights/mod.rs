@@ -71,7 +71,7 @@ impl Dtype {
 
 /// Where a tensor lies in its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
+pub struct TensorInfo {
     pub dtype: Dtype,
     /// As in the file.
     pub shape: Vec<usize>,
@@ -81,10 +81,10 @@ pub struct Stored {
     pub at: u64,
 }
 
-impl Stored {
+impl TensorInfo {
     /// A tensor in row-major order.
     fn dense(dtype: Dtype, shape: Vec<usize>, at: u64) -> Self {
-        Stored { strides: dense_strides(&shape), dtype, shape, at }
+        TensorInfo { strides: dense_strides(&shape), dtype, shape, at }
     }
 
     /// Elements from its first to its last, both included; none where that has no end.
@@ -127,14 +127,14 @@ fn dense_strides(shape: &[usize]) -> Vec<usize> {
 }
 
 /// The tensors of one file by name.
-pub type Listing = BTreeMap<String, Stored>;
+pub type TensorInfos = BTreeMap<String, TensorInfo>;
 
 /// The tensors of a file, or of several that belong together.
 pub struct Weights {
     /// The file, or the index of the shards.
     path: PathBuf,
     files: Vec<(PathBuf, File)>,
-    tensors: BTreeMap<String, (usize, Stored)>,
+    tensors: BTreeMap<String, (usize, TensorInfo)>,
 }
 
 /// The error about one of the files.
@@ -143,14 +143,14 @@ fn unusable(path: &Path, reason: &str) -> Error {
 }
 
 /// Opens a file of a known kind and lists its tensors.
-fn open_one(path: &Path) -> Result<(File, Listing)> {
+fn open_one(path: &Path) -> Result<(File, TensorInfos)> {
     let length = regular(path)?;
     let mut file = File::open(path).map_err(|e| unreadable(path, e))?;
-    let listing = match path.extension().and_then(|e| e.to_str()) {
+    let infos = match path.extension().and_then(|e| e.to_str()) {
         Some("safetensors") => safetensors::list(&mut file, length),
         _ => torch::list(&mut file, length),
     };
-    Ok((file, listing.map_err(|reason| unusable(path, &reason))?))
+    Ok((file, infos.map_err(|reason| unusable(path, &reason))?))
 }
 
 /// The length of a regular file; anything else (a folder, a pipe, a loop of links) is an error.
@@ -218,8 +218,8 @@ impl Weights {
     /// # Errors
     /// When it cannot be read, or is not what it should be.
     pub fn open(path: &Path) -> Result<Weights> {
-        let (file, listing) = open_one(path)?;
-        let tensors = listing.into_iter().map(|(name, stored)| (name, (0, stored))).collect();
+        let (file, infos) = open_one(path)?;
+        let tensors = infos.into_iter().map(|(name, info)| (name, (0, info))).collect();
         Ok(Weights { path: path.to_owned(), files: vec![(path.to_owned(), file)], tensors })
     }
 
@@ -233,12 +233,12 @@ impl Weights {
         let (mut files, mut tensors) = (Vec::new(), BTreeMap::new());
         for (name, mut promised) in shards {
             let path = index.with_file_name(&name);
-            let (file, listing) = open_one(&path)?;
-            for (tensor, stored) in listing {
+            let (file, infos) = open_one(&path)?;
+            for (tensor, info) in infos {
                 if !promised.remove(&tensor) {
                     return Err(unusable(index, &format!("it does not say that {name} holds {tensor}")));
                 }
-                tensors.insert(tensor, (files.len(), stored));
+                tensors.insert(tensor, (files.len(), info));
             }
             if let Some(missing) = promised.first() {
                 return Err(unusable(
@@ -258,7 +258,7 @@ impl Weights {
 
     /// Names and shapes of the tensors, by name.
     pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
-        self.tensors.iter().map(|(name, (_, stored))| (name.as_str(), stored.shape.as_slice()))
+        self.tensors.iter().map(|(name, (_, info))| (name.as_str(), info.shape.as_slice()))
     }
 
     /// A tensor's numbers in row-major order.
@@ -270,14 +270,14 @@ impl Weights {
     /// When there is no tensor of that name.
     #[track_caller]
     pub fn values(&self, name: &str) -> Result<Vec<f32>> {
-        let Some((file, stored)) = self.tensors.get(name) else { panic!("weights: no tensor {name}") };
+        let Some((file, info)) = self.tensors.get(name) else { panic!("weights: no tensor {name}") };
         let (path, file) = &self.files[*file];
-        let span = stored.span().unwrap_or_else(|| unreachable!("parsers refuse what has no end"));
+        let span = info.span().unwrap_or_else(|| unreachable!("parsers refuse what has no end"));
         let bytes = (&mut &*file)
-            .part(stored.at, span * stored.dtype.size())
+            .part(info.at, span * info.dtype.size())
             .map_err(|reason| unusable(path, &reason))?;
-        let all = stored.dtype.widened(&bytes);
-        let values = if stored.strides == dense_strides(&stored.shape) { all } else { stored.gathered(&all) };
+        let all = info.dtype.widened(&bytes);
+        let values = if info.strides == dense_strides(&info.shape) { all } else { info.gathered(&all) };
         match values.iter().position(|v| !v.is_finite()) {
             Some(bad) => Err(unusable(path, &format!("{name} holds {} at {bad}", values[bad]))),
             None => Ok(values),
@@ -302,10 +302,10 @@ mod tests {
 
     #[test]
     fn a_transposed_tensor_is_gathered() {
-        let stored = Stored { dtype: Dtype::F32, shape: vec![3, 2], strides: vec![1, 3], at: 0 };
-        assert_eq!(stored.span(), Some(6));
-        assert_eq!(stored.gathered(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
-        let endless = Stored { shape: vec![usize::MAX, 2], strides: vec![2, 1], ..stored };
+        let info = TensorInfo { dtype: Dtype::F32, shape: vec![3, 2], strides: vec![1, 3], at: 0 };
+        assert_eq!(info.span(), Some(6));
+        assert_eq!(info.gathered(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+        let endless = TensorInfo { shape: vec![usize::MAX, 2], strides: vec![2, 1], ..info };
         assert_eq!(endless.span(), None);
     }
 }

@@ -5,7 +5,7 @@
 
 use safetensors::tensor::{Dtype as Theirs, Metadata};
 
-use super::{Dtype, Listing, Source, Stored};
+use super::{Dtype, Source, TensorInfo, TensorInfos};
 
 /// Longest header that is read. The largest published models need less than 1 MB.
 const MOST_BYTES: u64 = 8 << 20;
@@ -14,7 +14,7 @@ const MOST_BYTES: u64 = 8 << 20;
 ///
 /// # Errors
 /// Says what is wrong with the file.
-pub fn list(source: &mut impl Source, length: u64) -> Result<Listing, String> {
+pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String> {
     let cut = || format!("it is no safetensors file: {length} bytes are too few");
     let Some(rest) = length.checked_sub(8) else { return Err(cut()) };
     let first = source.part(0, 8)?;
@@ -33,7 +33,7 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<Listing, String> {
         let needed = metadata.data_len();
         return Err(format!("its tensors have {needed} bytes, and the file has {} for them", length - data));
     }
-    let mut listing = Listing::new();
+    let mut infos = TensorInfos::new();
     for (name, info) in metadata.tensors() {
         let dtype = match info.dtype {
             Theirs::F16 => Dtype::F16,
@@ -42,7 +42,7 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<Listing, String> {
             Theirs::F64 => Dtype::F64,
             other => return Err(format!("{name} holds {other:?}, no weights")),
         };
-        listing.insert(name, Stored::dense(dtype, info.shape.clone(), data + info.data_offsets.0 as u64));
+        infos.insert(name, TensorInfo::dense(dtype, info.shape.clone(), data + info.data_offsets.0 as u64));
     }
-    Ok(listing)
+    Ok(infos)
 }
