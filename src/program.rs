@@ -231,7 +231,7 @@ impl Program {
                     // Bytes cost a slow GPU some sixteen operations each.
                     let work = (part.cost.flops + 16 * part.cost.bytes) / dispatches.len().max(1) as u64;
                     let measured = part.picked.as_ref().and_then(|picked| picked.choice.as_ref());
-                    let pieces = gpu.pieces(work, measured.map(|choice| choice.ms));
+                    let pieces = gpu.sub_dispatches(work, measured.map(|choice| choice.ms));
                     let before = all.len();
                     for dispatch in &dispatches {
                         let bound = bind(gpu, step, dispatch, &places, &scratch, pieces)?;
@@ -429,7 +429,7 @@ fn bind(
     };
     let ranges: Vec<(&str, Range)> = dispatch.binds.iter().map(range).collect();
     let Dispatch { kernel, entry, knobs, in_pieces, .. } = *dispatch;
-    let grid = if in_pieces { gpu.grid() } else { Grid { pieces: 1, ..gpu.grid() } };
+    let grid = if in_pieces { gpu.grid() } else { Grid { sub_dispatches: 1, ..gpu.grid() } };
     let mut params = dispatch.params.clone();
     let layout = grid.layout(dispatch.groups, if in_pieces { pieces } else { 1 });
     let bound = layout.into_iter().map(|(first, groups)| {

@@ -270,7 +270,7 @@ impl<'a> Stage<'a> {
         let dispatches = self.step.dispatches(variant.index);
         let cost = self.plan.cost_of(self.step);
         let work = (cost.flops + 16 * cost.bytes) / dispatches.len().max(1) as u64;
-        let pieces = self.gpu.pieces(work, None);
+        let pieces = self.gpu.sub_dispatches(work, None);
         let bound = dispatches.iter();
         let bound =
             bound.map(|dispatch| bind(self.gpu, self.step, dispatch, &self.places, &self.scratch, pieces));

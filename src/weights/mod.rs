@@ -26,7 +26,7 @@ pub trait Source: Read + Seek {
     /// # Errors
     /// When there are fewer, or they cannot be read. The caller holds `count` against the file's length
     /// first.
-    fn part(&mut self, at: u64, count: usize) -> std::result::Result<Vec<u8>, String> {
+    fn read_at(&mut self, at: u64, count: usize) -> std::result::Result<Vec<u8>, String> {
         let mut bytes = vec![0; count];
         self.seek(SeekFrom::Start(at))
             .and_then(|_| self.read_exact(&mut bytes))
@@ -274,7 +274,7 @@ impl Weights {
         let (path, file) = &self.files[*file];
         let span = info.span().unwrap_or_else(|| unreachable!("parsers refuse what has no end"));
         let bytes = (&mut &*file)
-            .part(info.at, span * info.dtype.size())
+            .read_at(info.at, span * info.dtype.size())
             .map_err(|reason| unusable(path, &reason))?;
         let all = info.dtype.widened(&bytes);
         let values = if info.strides == dense_strides(&info.shape) { all } else { info.gathered(&all) };

@@ -17,7 +17,7 @@ const MOST_BYTES: u64 = 8 << 20;
 pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String> {
     let cut = || format!("it is no safetensors file: {length} bytes are too few");
     let Some(rest) = length.checked_sub(8) else { return Err(cut()) };
-    let first = source.part(0, 8)?;
+    let first = source.read_at(0, 8)?;
     let header = u64::from_le_bytes(first.try_into().unwrap_or_default());
     if header > rest {
         return Err(format!("its header would have {header} bytes, and the file has {length}"));
@@ -25,7 +25,7 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String
     if header > MOST_BYTES {
         return Err(format!("its header has {header} bytes, more than the {MOST_BYTES} that are read"));
     }
-    let text = source.part(8, header as usize)?;
+    let text = source.read_at(8, header as usize)?;
     let metadata: Metadata =
         serde_json::from_slice(&text).map_err(|e| format!("its header is no safetensors header: {e}"))?;
     let data = 8 + header;

@@ -14,7 +14,7 @@ const MOST_BYTES: u64 = 4 << 20;
 /// # Errors
 /// Says what is wrong with the file, or what it would have called.
 pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String> {
-    if length >= 2 && source.part(0, 2)?[0] == 0x80 {
+    if length >= 2 && source.read_at(0, 2)?[0] == 0x80 {
         return Err("it is a bare pickle, as torch.save wrote before version 1.6; save it anew".to_owned());
     }
     let entries = zip::entries(source, length)?;
@@ -25,7 +25,7 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String
     let within: BTreeMap<&str, &Entry> =
         entries.iter().filter_map(|e| Some((e.name.strip_prefix(root)?, e))).collect();
     if let Some(order) = within.get("byteorder").filter(|order| order.size < 16) {
-        let text = source.part(order.at, order.size as usize)?;
+        let text = source.read_at(order.at, order.size as usize)?;
         if text != b"little" {
             return Err(format!("its byte order is {:?}", String::from_utf8_lossy(&text)));
         }
@@ -36,7 +36,7 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String
             pickle.size
         ));
     }
-    let text = source.part(pickle.at, pickle.size as usize)?;
+    let text = source.read_at(pickle.at, pickle.size as usize)?;
     let mut infos = TensorInfos::new();
     let mut elements = 0_u64;
     for (name, tensor) in pickle::load(&text)? {

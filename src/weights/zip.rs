@@ -49,7 +49,7 @@ struct Directory {
 
 fn find_directory(source: &mut impl Source, length: u64) -> Result<Directory, String> {
     let tail_at = length.saturating_sub(LONGEST_END);
-    let tail = source.part(tail_at, (length - tail_at) as usize)?;
+    let tail = source.read_at(tail_at, (length - tail_at) as usize)?;
     let is_end = |at: &usize| {
         signature(&tail, *at) == Some(END) && *at + 22 + number(&tail, *at + 20, 2) as usize == tail.len()
     };
@@ -64,7 +64,7 @@ fn find_directory(source: &mut impl Source, length: u64) -> Result<Directory, St
     };
     let (directory, limit) = match end_at.checked_sub(20) {
         Some(locator_at) => {
-            let locator = source.part(locator_at, 20)?;
+            let locator = source.read_at(locator_at, 20)?;
             if signature(&locator, 0) == Some(END_64_LOCATOR) {
                 (end_64(source, number(&locator, 8, 8), locator_at)?, locator_at)
             } else {
@@ -85,7 +85,7 @@ fn end_64(source: &mut impl Source, at: u64, limit: u64) -> Result<Directory, St
     if at.checked_add(56).is_none_or(|end| end > limit) {
         return Err(wrong());
     }
-    let record = source.part(at, 56)?;
+    let record = source.read_at(at, 56)?;
     if signature(&record, 0) != Some(END_64) {
         return Err(wrong());
     }
@@ -102,7 +102,7 @@ fn end_64(source: &mut impl Source, at: u64, limit: u64) -> Result<Directory, St
 /// Says what is wrong with the archive.
 pub fn entries(source: &mut impl Source, length: u64) -> Result<Vec<Entry>, String> {
     let directory = find_directory(source, length)?;
-    let bytes = source.part(directory.at, directory.size as usize)?;
+    let bytes = source.read_at(directory.at, directory.size as usize)?;
     // (first byte of the local header, the entry)
     let mut found: Vec<(u64, Entry)> = Vec::new();
     let mut rest = &bytes[..];
@@ -164,7 +164,7 @@ pub fn check_sums(source: &mut impl Source, entries: &[Entry]) -> Result<(), Str
         let mut done = 0;
         while done < entry.size {
             let piece = PIECE.min(entry.size - done);
-            crc.update(&source.part(entry.at + done, piece as usize)?);
+            crc.update(&source.read_at(entry.at + done, piece as usize)?);
             done += piece;
         }
         if crc.sum() != entry.crc {
@@ -210,7 +210,7 @@ fn data_of(source: &mut impl Source, local: u64, limit: u64) -> Option<u64> {
     if local.checked_add(30)? > limit {
         return None;
     }
-    let header = source.part(local, 30).ok()?;
+    let header = source.read_at(local, 30).ok()?;
     (signature(&header, 0) == Some(LOCAL))
         .then(|| local + 30 + number(&header, 26, 2) + number(&header, 28, 2))
 }

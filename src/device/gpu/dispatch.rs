@@ -395,22 +395,22 @@ mod tests {
 
     #[test]
     fn a_submission_holds_at_least_one_dispatch_and_not_too_much_work() {
-        let pieces = |works: &[u64]| -> Vec<usize> {
-            let (mut rest, mut pieces) = (works.iter().peekable(), Vec::new());
+        let submissions = |works: &[u64]| -> Vec<usize> {
+            let (mut rest, mut submissions) = (works.iter().peekable(), Vec::new());
             while rest.peek().is_some() {
                 let mut work = 0;
                 let mut count = 0;
                 while rest.next_if(|more| fits(&mut work, **more)).is_some() {
                     count += 1;
                 }
-                pieces.push(count);
+                submissions.push(count);
             }
-            pieces
+            submissions
         };
         let half = SUBMISSION / 2;
-        assert_eq!(pieces(&[0; 5000]), [5000]);
-        assert_eq!(pieces(&[half; 5]), [2, 2, 1]);
-        assert_eq!(pieces(&[10 * SUBMISSION, 1, half, 20 * SUBMISSION]), [1, 2, 1]);
+        assert_eq!(submissions(&[0; 5000]), [5000]);
+        assert_eq!(submissions(&[half; 5]), [2, 2, 1]);
+        assert_eq!(submissions(&[10 * SUBMISSION, 1, half, 20 * SUBMISSION]), [1, 2, 1]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use super::{Gpu, PATIENCE};
 use crate::error::{Error, Result};
 
-/// Largest piece that is read back or written in one go, so that staging memory stays small.
+/// Largest chunk that is read back or written in one go, so that staging memory stays small.
 const STAGING: u64 = 32 << 20;
 
 /// A block of device memory.
@@ -99,8 +99,8 @@ impl Gpu {
     /// # Errors
     /// When the driver reports an error.
     pub fn write(&self, buffer: &GpuBuffer, offset: usize, data: &[u8]) -> Result<()> {
-        for (i, piece) in data.chunks(STAGING as usize).enumerate() {
-            self.queue.write_buffer(&buffer.raw, offset as u64 + i as u64 * STAGING, piece);
+        for (i, chunk) in data.chunks(STAGING as usize).enumerate() {
+            self.queue.write_buffer(&buffer.raw, offset as u64 + i as u64 * STAGING, chunk);
             if data.len() as u64 > STAGING {
                 // Staging memory of a large upload would otherwise pile up until the next step.
                 self.queue.submit([]);
@@ -115,13 +115,13 @@ impl Gpu {
     /// # Errors
     /// When the driver reports an error, or does not answer.
     pub fn read(&self, buffer: &GpuBuffer, offset: usize, out: &mut [u8]) -> Result<()> {
-        for (i, piece) in out.chunks_mut(STAGING as usize).enumerate() {
-            self.read_piece(buffer, offset as u64 + i as u64 * STAGING, piece)?;
+        for (i, chunk) in out.chunks_mut(STAGING as usize).enumerate() {
+            self.read_chunk(buffer, offset as u64 + i as u64 * STAGING, chunk)?;
         }
         Ok(())
     }
 
-    fn read_piece(&self, buffer: &GpuBuffer, offset: u64, out: &mut [u8]) -> Result<()> {
+    fn read_chunk(&self, buffer: &GpuBuffer, offset: u64, out: &mut [u8]) -> Result<()> {
         let bytes = out.len() as u64;
         let mut staging = self.staging.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if staging.as_ref().is_none_or(|s| s.size() < bytes) {

@@ -195,10 +195,10 @@ impl Gpu {
         self.grid = grid;
     }
 
-    /// Into how many pieces to cut a launch of `work` operations, or of `ms` milliseconds where that was measured,
+    /// Into how many sub-dispatches to cut a launch of `work` operations, or of `ms` milliseconds where that was measured,
     /// so that none keeps this GPU busy for more than a tenth of a second.
-    pub fn pieces(&self, work: u64, ms: Option<f64>) -> usize {
-        grid::pieces(self.info.device_type, work, ms)
+    pub fn sub_dispatches(&self, work: u64, ms: Option<f64>) -> usize {
+        grid::sub_dispatches(self.info.device_type, work, ms)
     }
 
     /// Use the plain path (uniform buffers, no subgroups) whatever the adapter offers; for tests.
