@@ -6,9 +6,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{self, Model, VERSION};
+use super::config::{self, Model};
 use super::{CONFIG, Component, INDEX, SCHEDULER, WEIGHTS};
 use crate::checkpoint::{save_plain, write_whole};
+use crate::diffusion::{LIBRARY_VERSION, pretty};
 use crate::error::{Error, Result};
 use crate::models::params_of;
 use crate::models::vae::VaeKind;
@@ -66,9 +67,9 @@ pub fn write(folder: &Path, model: &Component, vae: Option<&Component>) -> Resul
         (None, _) => "DDPMPipeline",
     };
     components.insert("_class_name".to_owned(), class.into());
-    components.insert("_diffusers_version".to_owned(), VERSION.into());
+    components.insert("_diffusers_version".to_owned(), LIBRARY_VERSION.into());
     // Last: it makes the folder a pipeline.
-    write_text(&folder.join(INDEX), &config::pretty(&Value::Object(components)))
+    write_text(&folder.join(INDEX), &pretty(&Value::Object(components)))
 }
 
 fn class_of(component: &Component) -> &'static str {

@@ -12,6 +12,7 @@ pub use scheduler::{
     DpmSolver, FinalSigma, Keys, Learned, Method, Prediction, Process, Scheduler, Sigmas, Spacing, UniPc,
     names,
 };
+pub(crate) use scheduler::{LIBRARY_VERSION, pretty};
 
 use crate::nn::Scope;
 use crate::tape::Tensor;

@@ -12,6 +12,7 @@ mod spacing;
 mod unipc;
 
 pub use config::{Keys, Learned, names};
+pub(crate) use config::{LIBRARY_VERSION, pretty};
 use serde::{Deserialize, Serialize};
 
 use super::linear_form::LinearForm;

@@ -50,6 +50,14 @@ const PROCESS: [&str; 10] = [
     RANGE,
 ];
 
+/// Version of the diffusers library whose names and defaults denoir has.
+pub(crate) const LIBRARY_VERSION: &str = "0.42.1";
+
+/// Indented JSON, as the library writes it.
+pub(crate) fn pretty(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).unwrap_or_else(|e| unreachable!("plain values: {e}")) + "\n"
+}
+
 /// A key that the first versions of the library wrote, and that none reads any more.
 const OBSOLETE: &str = "tensor_format";
 
@@ -76,11 +84,8 @@ impl Keys {
     /// The text of a file.
     pub fn text(&self) -> String {
         let mut map = self.0.clone();
-        map.insert("_diffusers_version".to_owned(), json!("0.42.1"));
-        let mut text = serde_json::to_string_pretty(&map)
-            .unwrap_or_else(|e| unreachable!("numbers and words are JSON: {e}"));
-        text.push('\n');
-        text
+        map.insert("_diffusers_version".to_owned(), json!(LIBRARY_VERSION));
+        pretty(&map)
     }
 
     pub fn is_empty(&self) -> bool {
