@@ -10,6 +10,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::files::{fnv1a, replace};
 use crate::nn::{Params, Spec};
 use crate::recipe::Recipe;
 
@@ -48,31 +49,13 @@ pub fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result
     })
 }
 
-/// As [`write_whole`], where `write` makes the file of the given path, and brings it to the disk.
+/// [`replace`] with an error that says what to do.
 fn make_whole(path: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let temporary = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
-    let attempt = || -> std::io::Result<()> {
-        // Renaming would replace a device or a pipe by a file.
-        if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
-            return Err(std::io::Error::other("it is there already, and no regular file"));
-        }
-        write(&temporary)?;
-        fs::rename(&temporary, path)?;
-        // The name is on the disk only when the folder is; not every system can open a folder.
-        if let Some(folder) = path.parent().and_then(|p| File::open(p).ok()) {
-            let _ = folder.sync_all();
-        }
-        Ok(())
-    };
-    attempt().map_err(|e| {
+    replace(path, write).map_err(|e| {
         use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-        let _ = fs::remove_file(&temporary);
-        let full = matches!(e.kind(), StorageFull | FileTooLarge | QuotaExceeded);
-        let hint = if full {
-            "make room on the disk or choose another --out"
-        } else {
-            "check the path, or choose another --out"
+        let hint = match e.kind() {
+            StorageFull | FileTooLarge | QuotaExceeded => "make room on the disk or choose another --out",
+            _ => "check the path, or choose another --out",
         };
         Error::new(format!("cannot write {}", path.display())).hint(hint).caused_by(e)
     })
@@ -181,11 +164,9 @@ pub fn write_tensors(path: &Path, tensors: &[Named], key: &str, text: String) ->
     write_views(path, views, key, text)
 }
 
-/// A number that tells weights apart: FNV-1a of their bits (Fowler, Noll & Vo). For mistakes, not against
-/// forgery.
-pub fn fingerprint(values: &[f32]) -> String {
-    let step = |hash: u64, value: &f32| (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0100_0000_01b3);
-    format!("{:016x}", values.iter().fold(0xcbf2_9ce4_8422_2325, step))
+/// A hash of weights' bits that tells them apart.
+pub(crate) fn fingerprint(values: &[f32]) -> String {
+    format!("{:016x}", fnv1a(values.iter().map(|value| u64::from(value.to_bits()))))
 }
 
 /// A checkpoint's bytes and header.

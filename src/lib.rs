@@ -26,7 +26,7 @@
 //! | 3 | [`launch`], [`tape`], [`plan`], [`program`], [`state`] | tensors and kernels |
 //! | 2 | [`tensor`] (shape, type, identity) | nothing but itself |
 //! | 1 | [`device`] (`gpu`: adapters, shaders, buffers, dispatch; `cpu`: memory, threads) | bytes and kernels, no shapes |
-//! | 0 | [`error`], [`philox`] (random numbers), [`torch`], [`simd`], [`matrix`], [`micro`] (products on the CPU) | nothing |
+//! | 0 | [`error`], `files`, [`philox`] (random numbers), [`torch`], [`simd`], [`matrix`], [`micro`] (products on the CPU) | nothing |
 //!
 //! # Invariants
 //!
@@ -75,6 +75,7 @@ pub mod diffusers;
 pub mod diffusion;
 pub mod error;
 pub mod figures;
+mod files;
 pub mod latent_file;
 pub mod launch;
 pub mod matrix;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 
@@ -16,7 +16,8 @@ use super::loader::panic_text;
 use super::picture::{fit, from_u8};
 use super::scan::pictures;
 use super::{Dataset, Options, Resize, Split, check};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, lock};
+use crate::files::fnv1a;
 
 /// Memory that decoding one picture may take: 80 megapixels of RGB. It is needed once for each loader
 /// thread.
@@ -147,13 +148,9 @@ fn part_of(files: Vec<PathBuf>, split: Split) -> Option<Vec<PathBuf>> {
 /// FNV-1a over the path with `/` between its components, with a final mix of the high bits (as in
 /// MurmurHash 3).
 fn hash(path: &Path) -> u64 {
-    let mut h = 0xcbf2_9ce4_8422_2325_u64;
-    for component in path.components() {
-        for byte in component.as_os_str().to_string_lossy().bytes().chain([b'/']) {
-            h = (h ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-    h = (h ^ (h >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let bytes = |c: std::path::Component| c.as_os_str().to_string_lossy().into_owned().into_bytes();
+    let h = fnv1a(path.components().flat_map(|c| bytes(c).into_iter().chain([b'/'])).map(u64::from));
+    let h = (h ^ (h >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     h ^ (h >> 33)
 }
 
@@ -227,7 +224,7 @@ fn decode_and_fit(
 
 impl Folder {
     fn bad(&self) -> MutexGuard<'_, BTreeMap<usize, String>> {
-        self.bad.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.bad)
     }
 
     /// Writes picture `i` to `out`; false if it cannot be decoded.

@@ -15,7 +15,7 @@ use std::thread::{Builder, JoinHandle, available_parallelism};
 use super::Dataset;
 use super::picture::mirror;
 use super::rng::below;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, lock};
 use crate::ops::gather::MIRRORED;
 use crate::philox::{Sequence, Stream, draw};
 
@@ -193,7 +193,7 @@ struct State<B> {
 
 impl<B> Shared<B> {
     fn lock(&self) -> MutexGuard<'_, State<B>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// A thread's life: take the number of a batch, make it, put it on the shelf.
@@ -287,7 +287,7 @@ impl Order {
     }
 
     fn permutation(&self, epoch: u64, len: usize) -> Arc<Vec<u32>> {
-        let mut epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut epochs = lock(&self.epochs);
         if let Some((_, known)) = epochs.iter().find(|(e, _)| *e == epoch) {
             return Arc::clone(known);
         }

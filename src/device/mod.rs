@@ -13,49 +13,47 @@ use gpu::{Gpu, GpuBuffer, PendingCopy, adapters};
 /// A device to allocate on and to run programs on. Clones are the same device.
 #[derive(Clone)]
 pub enum Device {
+    /// The CPU, with a pool of threads.
     Cpu(Arc<Cpu>),
+    /// A GPU through wgpu.
     Gpu(Arc<Gpu>),
 }
 
 /// A block of a device's memory, zeroed when it is made. Clones are the same block.
 #[derive(Clone)]
 pub enum Buffer {
+    /// Memory of the machine.
     Cpu(Arc<Memory>),
+    /// Memory of a GPU.
     Gpu(Arc<GpuBuffer>),
 }
 
 /// A few bytes read, which a GPU may still be sending.
-pub enum PendingRead {
+pub(crate) enum PendingRead {
     Ready(Vec<u8>),
     Gpu(PendingCopy),
 }
 
 impl Buffer {
+    /// Size in bytes.
     pub fn bytes(&self) -> usize {
         match self {
             Buffer::Cpu(memory) => memory.bytes(),
             Buffer::Gpu(buffer) => buffer.bytes(),
         }
     }
+
+    /// # Panics
+    /// When the range leaves the buffer.
+    #[track_caller]
+    fn check_range(&self, offset: usize, bytes: usize) {
+        let all = self.bytes();
+        let fits = offset.checked_add(bytes).is_some_and(|end| end <= all);
+        assert!(fits, "range {offset}+{bytes} outside a buffer of {all} bytes");
+    }
 }
 
 impl Device {
-    /// As [`Device::open`], with this many threads on the CPU device.
-    ///
-    /// # Errors
-    /// As [`Device::open`]; and when another device was meant, or there are to be no threads.
-    pub fn open_with(name: &str, threads: Option<usize>) -> Result<Self> {
-        let Some(threads) = threads else { return Device::open(name) };
-        if threads == 0 || threads > 1024 {
-            return Err(Error::usage(format!("--threads {threads}")).hint("it must be from 1 to 1024"));
-        }
-        match Device::open(name)? {
-            Device::Cpu(_) => Ok(Device::Cpu(Arc::new(Cpu::open(Some(threads))?))),
-            Device::Gpu(gpu) => Err(Error::usage(format!("{} has no threads to set", gpu.name()))
-                .hint("leave --threads out, or use --device cpu")),
-        }
-    }
-
     /// Opens the device that `name` means: `auto`, `cpu`, `gpu`, `gpu:INDEX` or `gpu:NAME-PART`.
     ///
     /// # Errors
@@ -77,6 +75,22 @@ impl Device {
         }
     }
 
+    /// As [`Device::open`], with `threads` threads on the CPU device; `None`: one per core.
+    ///
+    /// # Errors
+    /// As [`Device::open`]; and when `name` is a GPU, or `threads` is not from 1 to 1024.
+    pub fn open_with(name: &str, threads: Option<usize>) -> Result<Self> {
+        let Some(threads) = threads else { return Device::open(name) };
+        if threads == 0 || threads > 1024 {
+            return Err(Error::usage(format!("--threads {threads}")).hint("it must be from 1 to 1024"));
+        }
+        match Device::open(name)? {
+            Device::Cpu(_) => Ok(Device::Cpu(Arc::new(Cpu::open(Some(threads))?))),
+            Device::Gpu(gpu) => Err(Error::usage(format!("{} has no threads to set", gpu.name()))
+                .hint("leave --threads out, or use --device cpu")),
+        }
+    }
+
     /// A short name for people: `CPU, 2 threads` or the adapter's name.
     pub fn describe(&self) -> String {
         match self {
@@ -88,7 +102,7 @@ impl Device {
         }
     }
 
-    /// What drives it: the driver of a GPU, the processor of the CPU device.
+    /// The driver of a GPU, the processor's name for the CPU device.
     pub fn driver(&self) -> String {
         match self {
             Device::Cpu(_) => processor(),
@@ -96,7 +110,7 @@ impl Device {
         }
     }
 
-    /// Returns when all work that was given to the device is done.
+    /// Returns when all submitted work is done.
     ///
     /// # Errors
     /// When the driver reports an error.
@@ -107,15 +121,7 @@ impl Device {
         }
     }
 
-    /// True for the CPU device and for drivers that compute on the CPU, whose memory is the machine's.
-    fn uses_host_memory(&self) -> bool {
-        match self {
-            Device::Cpu(_) => true,
-            Device::Gpu(gpu) => gpu.is_software(),
-        }
-    }
-
-    /// Allocates zeroed memory, at least `bytes`, in blocks of 256 (where tensors begin).
+    /// Allocates zeroed memory, `bytes` rounded up to a multiple of 256.
     ///
     /// # Errors
     /// When there is not enough.
@@ -127,23 +133,22 @@ impl Device {
         }
     }
 
-    /// Says before anything is allocated that `bytes` are too many. Systems hand out memory that they do
-    /// not have and kill the program when it is used, so asking them does not help.
+    /// Compares `bytes` with the memory that is available, where the device uses the machine's. Systems grant
+    /// more memory than they have and kill the program when it is used, so a failed allocation would come too late.
     ///
     /// # Errors
     /// When the machine has less memory available.
     pub fn check_memory(&self, bytes: u64) -> Result<()> {
-        if !self.uses_host_memory() {
+        if matches!(self, Device::Gpu(gpu) if !gpu.is_software()) {
             return Ok(());
         }
-        match available_memory() {
-            Some(available) if bytes > available => Err(Error::new(format!(
-                "this needs {} of memory and {} is available",
-                size(bytes),
-                size(available)
-            ))
-            .hint("lower the batch size, the image size or the model's widths")),
-            _ => Ok(()),
+        match available_memory().filter(|&available| bytes > available) {
+            Some(available) => {
+                let (needed, available) = (size(bytes), size(available));
+                Err(Error::new(format!("this needs {needed} of memory and {available} is available"))
+                    .hint("lower the batch size, the image size or the model's widths"))
+            }
+            None => Ok(()),
         }
     }
 
@@ -156,6 +161,7 @@ impl Device {
     /// When the range leaves the buffer, or the buffer belongs to another kind of device.
     #[track_caller]
     pub fn write(&self, buffer: &Buffer, offset: usize, data: &[u8]) -> Result<()> {
+        buffer.check_range(offset, data.len());
         match (self, buffer) {
             (Device::Cpu(_), Buffer::Cpu(memory)) => {
                 let target = memory.range(offset, data.len());
@@ -165,10 +171,7 @@ impl Device {
                 unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len()) };
                 Ok(())
             }
-            (Device::Gpu(gpu), Buffer::Gpu(target)) => {
-                assert!(offset + data.len() <= buffer.bytes(), "write past the end of a buffer");
-                gpu.write(target, offset, data)
-            }
+            (Device::Gpu(gpu), Buffer::Gpu(target)) => gpu.write(target, offset, data),
             _ => panic!("buffer of another device"),
         }
     }
@@ -182,6 +185,7 @@ impl Device {
     /// As [`Device::write`].
     #[track_caller]
     pub fn read(&self, buffer: &Buffer, offset: usize, out: &mut [u8]) -> Result<()> {
+        buffer.check_range(offset, out.len());
         match (self, buffer) {
             (Device::Cpu(_), Buffer::Cpu(memory)) => {
                 let source = memory.range(offset, out.len());
@@ -190,39 +194,32 @@ impl Device {
                 unsafe { std::ptr::copy_nonoverlapping(source, out.as_mut_ptr(), out.len()) };
                 Ok(())
             }
-            (Device::Gpu(gpu), Buffer::Gpu(source)) => {
-                assert!(offset + out.len() <= buffer.bytes(), "read past the end of a buffer");
-                gpu.read(source, offset, out)
-            }
+            (Device::Gpu(gpu), Buffer::Gpu(source)) => gpu.read(source, offset, out),
             _ => panic!("buffer of another device"),
         }
     }
 
-    /// Reads a few bytes as they are when all work that was submitted before is done, but waits for nothing:
-    /// [`Device::arrived`] does. With a GPU's come the times of the program that ran last.
+    /// As [`Device::read`], but does not wait; [`Device::resolve`] does. Also reads the duration of the program
+    /// that ran last on a GPU.
     ///
     /// # Errors
     /// When the driver reports an error.
     ///
     /// # Panics
-    /// As [`Device::write`]; and on a GPU when it is more than 3840 bytes.
+    /// As [`Device::write`]; and on a GPU for more than 3840 bytes.
     #[track_caller]
-    pub fn read_later(&self, buffer: &Buffer, offset: usize, bytes: usize) -> Result<PendingRead> {
-        match (self, buffer) {
-            (Device::Gpu(gpu), Buffer::Gpu(source)) => {
-                assert!(offset + bytes <= buffer.bytes(), "read past the end of a buffer");
-                gpu.read_later(source, offset, bytes).map(PendingRead::Gpu)
-            }
-            _ => {
-                let mut out = vec![0; bytes];
-                self.read(buffer, offset, &mut out)?;
-                Ok(PendingRead::Ready(out))
-            }
+    pub(crate) fn read_later(&self, buffer: &Buffer, offset: usize, bytes: usize) -> Result<PendingRead> {
+        if let (Device::Gpu(gpu), Buffer::Gpu(source)) = (self, buffer) {
+            buffer.check_range(offset, bytes);
+            return gpu.read_later(source, offset, bytes).map(PendingRead::Gpu);
         }
+        let mut out = vec![0; bytes];
+        self.read(buffer, offset, &mut out)?;
+        Ok(PendingRead::Ready(out))
     }
 
-    /// What [`Device::read_later`] read, and how long the program took that ran last before it, on the clock
-    /// of a GPU that has one.
+    /// Waits for the bytes of [`Device::read_later`], and returns the duration of the program that ran last before
+    /// it, on the clock of a GPU that has one.
     ///
     /// # Errors
     /// When the driver reports an error.
@@ -230,7 +227,7 @@ impl Device {
     /// # Panics
     /// When `out` has another size, or the bytes come from another kind of device.
     #[track_caller]
-    pub fn resolve(&self, read: PendingRead, out: &mut [u8]) -> Result<Option<Duration>> {
+    pub(crate) fn resolve(&self, read: PendingRead, out: &mut [u8]) -> Result<Option<Duration>> {
         match (self, read) {
             (_, PendingRead::Ready(bytes)) => {
                 out.copy_from_slice(&bytes);
@@ -242,7 +239,7 @@ impl Device {
     }
 }
 
-/// The processor's name as the system gives it; `unknown processor` where it does not.
+/// The processor's name as the system reports it, or `unknown processor`.
 fn processor() -> String {
     let Ok(mut system) = sysinfo::System::new() else { return "unknown processor".to_owned() };
     system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
@@ -250,8 +247,8 @@ fn processor() -> String {
     name.filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown processor".to_owned())
 }
 
-/// Bytes that programs can still get on this machine, limits of the container included; `None` where the
-/// system does not say.
+/// Bytes of memory that are available on this machine, limits of the container included; `None` where the
+/// system does not report them.
 pub fn available_memory() -> Option<u64> {
     let mut system = sysinfo::System::new().ok()?;
     system.refresh_memory();
@@ -260,7 +257,7 @@ pub fn available_memory() -> Option<u64> {
     (available > 0).then(|| container.map_or(available, |c| c.min(available)))
 }
 
-/// A number of bytes for people.
+/// A number of bytes for people: `1.5 MiB`.
 pub fn size(bytes: u64) -> String {
     let units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;

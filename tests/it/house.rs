@@ -28,7 +28,7 @@ fn files(folder: &str, ending: &str) -> Vec<(String, String)> {
 fn layer(module: &str) -> u32 {
     match module {
         // Support that knows nothing of tensors.
-        "error" | "philox" | "torch" | "simd" | "matrix" | "micro" | "kernel" => 0,
+        "error" | "files" | "philox" | "torch" | "simd" | "matrix" | "micro" | "kernel" => 0,
         "device" => 1,
         "tensor" => 2,
         "launch" | "plan" | "tape" | "program" | "state" => 3,

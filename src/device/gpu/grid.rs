@@ -1,11 +1,11 @@
-//! How the workgroups of a dispatch are laid out, and into how many sub_dispatches one is cut.
+//! Layout of the workgroups of a dispatch, and the number of sub-dispatches that it is cut into.
 
-/// How the workgroups of a dispatch are laid out.
+/// Layout of the workgroups of a dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid {
     /// Workgroups in a row: WebGPU promises 65,535.
     pub row: usize,
-    /// Pieces that a dispatch is cut into at least, where its kernel can.
+    /// Sub-dispatches that a dispatch is cut into at least, where its kernel can start at a workgroup.
     pub sub_dispatches: usize,
 }
 
@@ -16,27 +16,28 @@ impl Default for Grid {
 }
 
 impl Grid {
-    /// `groups` workgroups in `wanted` sub_dispatches, or fewer: of each its first workgroup, and workgroups in each
-    /// dimension. Only the last piece may have some past the end, those that fill its last row.
-    pub fn layout(self, groups: usize, wanted: usize) -> Vec<(u32, [u32; 3])> {
+    /// `groups` workgroups in at most `wanted` sub-dispatches: the first workgroup of each, and its workgroups in
+    /// each dimension. Only the last may have workgroups past the end, which fill its last row.
+    pub(crate) fn layout(self, groups: usize, wanted: usize) -> Vec<(u32, [u32; 3])> {
         let row = self.row.max(groups.div_ceil(Grid::default().row));
         let size = groups.div_ceil(wanted.max(self.sub_dispatches).min(groups));
         let size = if size > row { size.next_multiple_of(row) } else { size };
-        let piece = |first: usize| {
+        let sub_dispatch = |first: usize| {
             let count = size.min(groups - first);
             let x = count.min(row);
             (first as u32, [x as u32, count.div_ceil(x) as u32, 1])
         };
-        (0..groups).step_by(size).map(piece).collect()
+        (0..groups).step_by(size).map(sub_dispatch).collect()
     }
 }
 
-/// As [`Gpu::sub_dispatches`]. Systems draw nothing else while a GPU works on one dispatch, and some reset it after a while.
+/// As [`super::Gpu::sub_dispatches`]. The system draws nothing else while a GPU works on one dispatch, and may
+/// reset it after some seconds.
 pub(super) fn sub_dispatches(kind: wgpu::DeviceType, work: u64, ms: Option<f64>) -> usize {
     const LONGEST_MS: f64 = 100.0;
-    // What the slowest of a kind do in that time, at 1 TFLOP/s and at 0.1 TFLOP/s.
+    // Operations of the slowest of a kind in that time, at 1 TFLOP/s and at 0.1 TFLOP/s.
     let longest = match kind {
-        wgpu::DeviceType::Cpu => return 1, // which nobody resets
+        wgpu::DeviceType::Cpu => return 1, // the system does not reset it
         wgpu::DeviceType::DiscreteGpu => 100_000_000_000,
         _ => 10_000_000_000,
     };

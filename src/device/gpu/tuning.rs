@@ -4,13 +4,15 @@
 //! class and the text of its kernels; a file of another adapter, driver or wgpu says nothing here.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::{env, fs, io};
+use std::{env, fs};
 
 use serde::{Deserialize, Serialize};
 
 use super::Gpu;
 use crate::error::{Error, Result};
+use crate::files::replace;
 
 /// Layout of the file.
 const FORMAT: u32 = 1;
@@ -259,21 +261,16 @@ fn read(file: &Path) -> io::Result<Option<Contents>> {
     })
 }
 
-/// Whole or not at all, also when two programs write at one time.
 fn write(file: &Path, contents: &Contents) -> io::Result<()> {
     if let Some(folder) = file.parent() {
         fs::create_dir_all(folder)?;
     }
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = file.with_file_name(format!(".{name}.{}.part", std::process::id()));
     let text = serde_json::to_string_pretty(contents)? + "\n";
-    let written = fs::File::create(&temporary)
-        .and_then(|mut out| io::Write::write_all(&mut out, text.as_bytes()).and_then(|()| out.sync_all()))
-        .and_then(|()| fs::rename(&temporary, file));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
+    replace(file, |temporary| {
+        let mut out = fs::File::create(temporary)?;
+        out.write_all(text.as_bytes())?;
+        out.sync_all()
+    })
 }
 
 fn one_line(e: &io::Error) -> String {
@@ -298,28 +295,6 @@ fn wgpu_version() -> &'static str {
     const LOCK: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock"));
     let after = LOCK.split_once("name = \"wgpu\"\nversion = \"").map_or("unknown", |(_, after)| after);
     after.split('"').next().unwrap_or(after)
-}
-
-/// A hash of texts that is the same on every machine: FNV-1a of 64 bits (Fowler, Noll & Vo).
-pub struct Fingerprint(u64);
-
-impl Default for Fingerprint {
-    fn default() -> Self {
-        Fingerprint(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Fingerprint {
-    pub fn add(&mut self, text: &str) {
-        // The end of a text counts too.
-        for byte in text.bytes().chain([0xff]) {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    pub fn hex(&self) -> String {
-        format!("{:016x}", self.0)
-    }
 }
 
 #[cfg(test)]
