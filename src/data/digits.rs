@@ -1,6 +1,6 @@
 //! `digits`: handwritten digits without end, from a simulated pen; white on black and placed as in MNIST.
 //!
-//! A skeleton (`digit_shapes`) is shaken point by point, drawn as a smooth curve, bent, slanted, turned
+//! A skeleton (`digit_shapes`) has noise added point by point, drawn as a smooth curve, bent, slanted, turned
 //! and stretched, brought to MNIST's size and place (20 of 28 pixels, centred by mass) and inked by its
 //! distance from each pixel.
 
@@ -74,7 +74,7 @@ fn write(rng: &mut PictureRng, digit: usize, size: f32) -> Vec<Vec<Point>> {
     let mut strokes: Vec<Vec<Point>> = skeleton
         .iter()
         .map(|points| {
-            let points = shaken(rng, points);
+            let points = jittered(rng, points);
             let mut line = Vec::with_capacity(points.len() * STEPS);
             curve(&points, STEPS, &mut line);
             line
@@ -86,16 +86,16 @@ fn write(rng: &mut PictureRng, digit: usize, size: f32) -> Vec<Vec<Point>> {
     strokes
 }
 
-/// The points of a skeleton, each moved a little; the two halves of a corner move together.
-fn shaken(rng: &mut PictureRng, points: &[Point]) -> Vec<Point> {
-    let mut shaken: Vec<Point> = Vec::with_capacity(points.len());
+/// The points of a skeleton in the unit square, with noise; the two points of a corner have the same.
+fn jittered(rng: &mut PictureRng, points: &[[u8; 2]]) -> Vec<Point> {
+    let mut jittered: Vec<Point> = Vec::with_capacity(points.len());
     for (i, p) in points.iter().enumerate() {
-        shaken.push(match shaken.last() {
+        jittered.push(match jittered.last() {
             Some(&last) if points[i - 1] == *p => last,
-            _ => [p[0] + rng.bell(0.014), p[1] + rng.bell(0.014)],
+            _ => p.map(|v| f32::from(v) / 100.0 + rng.bell(0.014)),
         });
     }
-    shaken
+    jittered
 }
 
 /// A hand's way of writing: a slow wave in each direction, then stretching, slanting and turning.
