@@ -17,7 +17,7 @@ use crate::recipe::Recipe;
 /// What a checkpoint says besides its tensors. Kept as one metadata entry, because the format gives several
 /// no fixed order and the same run must give the same bytes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Header {
+pub(crate) struct Header {
     /// Of the layout described here.
     pub format: u32,
     /// Steps of the optimiser that are done.
@@ -38,10 +38,7 @@ pub struct Values {
 }
 
 /// Writes a file under a temporary name beside it and renames it when it is whole and on the disk.
-///
-/// # Errors
-/// When the disk is full or the folder cannot be written; what was there before is untouched.
-pub fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
+pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
     make_whole(path, |temporary| {
         let mut file = File::create(temporary)?;
         write(&mut file)?;
@@ -72,18 +69,12 @@ pub fn save(path: &Path, params: &Params, step: u64, recipe: &Recipe, values: &V
 }
 
 /// Saves the moving average alone: a trained model that another run uses.
-///
-/// # Errors
-/// As [`write_whole`].
-pub fn save_ema(path: &Path, params: &Params, step: u64, recipe: &Recipe, ema: &[f32]) -> Result<()> {
+pub(crate) fn save_ema(path: &Path, params: &Params, step: u64, recipe: &Recipe, ema: &[f32]) -> Result<()> {
     save_sets(path, params, step, recipe, &[(SETS[1], ema)])
 }
 
 /// Saves parameters under their own names, as other programs of the field expect them.
-///
-/// # Errors
-/// As [`write_whole`].
-pub fn save_plain(path: &Path, params: &Params, flat: &[f32]) -> Result<()> {
+pub(crate) fn save_plain(path: &Path, params: &Params, flat: &[f32]) -> Result<()> {
     let of = |spec| FileTensor { spec, flat, shape: Spec::file_shape(spec) };
     let tensors = params.specs().iter().map(|spec| (spec.name.clone(), of(spec)));
     write_views(path, tensors, "format", "pt".to_owned())
@@ -150,13 +141,10 @@ fn write_views<V: View>(
 }
 
 /// A tensor's name, shape and values.
-pub type Named<'a> = (&'a str, Vec<usize>, &'a [f32]);
+pub(crate) type Named<'a> = (&'a str, Vec<usize>, &'a [f32]);
 
 /// Writes tensors and one metadata entry as safetensors.
-///
-/// # Errors
-/// As [`write_whole`].
-pub fn write_tensors(path: &Path, tensors: &[Named], key: &str, text: String) -> Result<()> {
+pub(crate) fn write_tensors(path: &Path, tensors: &[Named], key: &str, text: String) -> Result<()> {
     let views = tensors.iter().map(|(name, shape, data)| {
         let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(data));
         ((*name).to_owned(), view.unwrap_or_else(|e| unreachable!("{name}: {e}")))
@@ -173,7 +161,7 @@ pub(crate) fn fingerprint(values: &[f32]) -> String {
 pub struct Loaded {
     path: PathBuf,
     bytes: Vec<u8>,
-    pub header: Header,
+    pub(crate) header: Header,
     pub recipe: Recipe,
 }
 

@@ -161,10 +161,7 @@ impl Codec {
     }
 
     /// Says how this VAE does not fit a latent diffusion recipe.
-    ///
-    /// # Errors
-    /// Names the keys to set.
-    pub fn check_fits(&self, recipe: &Recipe) -> Result<()> {
+    pub(crate) fn check_fits(&self, recipe: &Recipe) -> Result<()> {
         let theirs = &self.recipe;
         let [side, _, channels] = self.latent();
         if theirs.vae.kind == vae::VaeKind::Mlp {
@@ -238,7 +235,7 @@ impl Codec {
         &self.weights
     }
 
-    pub fn fingerprint(&self) -> &str {
+    pub(crate) fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 

@@ -5,9 +5,6 @@ use std::io;
 use std::path::Path;
 
 /// Has `write` make a file under a temporary name beside `path` and sync it to the disk, then renames it.
-///
-/// # Errors
-/// When `path` is no regular file, or `write` or renaming fails; the file that was there is untouched.
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     // Renaming would replace a device or a pipe by a file.
     if fs::metadata(path).is_ok_and(|there| !there.is_file()) {

@@ -12,7 +12,7 @@ pub use built_in::built_in;
 use serde::{Deserialize, Serialize};
 pub use set::nearest;
 
-use crate::data::{Pictures, Resize};
+use crate::data::{Options, Resize, Split};
 use crate::diffusion::{Betas, Keys, Prediction, Variance};
 use crate::error::{Error, Result};
 use crate::models::unet::UNetConfig;
@@ -364,9 +364,10 @@ impl Recipe {
 
     /// What its images are made of pictures like. `channels`: of the images, which for latent diffusion are those of
     /// its VAE.
-    pub fn pictures(&self, channels: usize) -> Pictures {
+    pub fn pictures(&self, channels: usize) -> Options {
         let Recipe { image_size, crop, resize, seed, .. } = *self;
-        Pictures { image_size, channels, crop, resize, seed }
+        let crop = (crop > 0).then_some(crop);
+        Options { image_size, channels: Some(channels), crop, resize, seed, split: Split::Train }
     }
 
     /// Steps of the optimiser in one pass through so many images: the last batch counts, however small.

@@ -169,7 +169,7 @@ impl Sampler {
 
     /// How many samples belong together, of which this sampler draws a part. PyTorch's generator draws the
     /// noise of all at once.
-    pub fn set_whole(&mut self, whole: usize) {
+    pub(crate) fn set_whole(&mut self, whole: usize) {
         if let Some(torch) = &mut self.torch {
             torch.whole = whole;
         }
@@ -258,13 +258,10 @@ impl Sampler {
 
     /// Says what class each sample is of, for models with classes.
     ///
-    /// # Errors
-    /// When the driver reports an error.
-    ///
     /// # Panics
     /// When that is not a label for each sample.
     #[track_caller]
-    pub fn set_labels(&self, labels: &[u32]) -> Result<()> {
+    pub(crate) fn set_labels(&self, labels: &[u32]) -> Result<()> {
         if self.class == Class::None {
             return Ok(());
         }
@@ -278,10 +275,7 @@ impl Sampler {
     }
 
     /// Says which row's reverse step [`Sampler::program`] takes next, of samples number `first` and on.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
-    pub fn set_row(&mut self, row: usize, first: u32) -> Result<()> {
+    pub(crate) fn set_row(&mut self, row: usize, first: u32) -> Result<()> {
         let state = State { row: row as u32, first_sample: first, ..self.state };
         self.step.write("state", &state.words())
     }
@@ -292,7 +286,7 @@ impl Sampler {
     }
 
     /// As [`Sampler::program`], to run them.
-    pub fn program_mut(&mut self) -> &mut Program {
+    pub(crate) fn program_mut(&mut self) -> &mut Program {
         &mut self.step
     }
 

@@ -62,7 +62,7 @@ impl Generator {
     }
 
     /// `tensor.uniform_(-bound, bound)`.
-    pub fn fill_uniform(&mut self, out: &mut [f32], bound: f32) {
+    pub(crate) fn fill_uniform(&mut self, out: &mut [f32], bound: f32) {
         for value in out {
             *value = self.uniform() * (bound - -bound) + -bound;
         }

@@ -9,7 +9,7 @@ use super::output::check_folder_of;
 use super::{bar, note, print};
 use crate::checkpoint;
 use crate::codec::Codec;
-use crate::data::{Pictures, open_to_judge};
+use crate::data::{Options as DataOptions, open_for_evaluation};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::figures;
@@ -233,8 +233,8 @@ impl Arguments {
     fn images(&self, recipe: &Recipe, image: [usize; 3], count: usize) -> Result<(Vec<f32>, Vec<u32>)> {
         let [side, _, channels] = image;
         let spec = self.data.as_deref().unwrap_or(&recipe.data);
-        let pictures = Pictures { image_size: side, ..recipe.pictures(channels) };
-        let (data, held_out) = open_to_judge(spec, pictures)?;
+        let pictures = DataOptions { image_size: side, ..recipe.pictures(channels) };
+        let (data, held_out) = open_for_evaluation(spec, &pictures)?;
         if !held_out {
             note("note: the folder is too small to hold images out");
         }

@@ -17,8 +17,6 @@ const MAX_BYTES: u64 = 10 * 10_000 * RECORD as u64;
 const NAMES: [&str; 10] =
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
-/// # Errors
-/// Files that are missing or of a wrong size, labels and class names that are not ten.
 pub(super) fn open(dir: &Path, options: &Options) -> Result<InMemory> {
     let files: Vec<String> = match options.split {
         Split::Train => (1..=5).map(|i| format!("data_batch_{i}.bin")).collect(),

@@ -18,8 +18,6 @@ pub(super) struct Faces {
 }
 
 impl Faces {
-    /// # Errors
-    /// A size below 16, or grey pictures.
     pub(super) fn new(options: &Options) -> Result<Self> {
         if options.image_size < SMALLEST {
             return Err(Error::usage(format!("`faces` cannot be drawn in {} pixels", options.image_size))

@@ -46,8 +46,6 @@ pub(super) struct Folder {
     bad: Mutex<BTreeMap<usize, String>>,
 }
 
-/// # Errors
-/// A folder without pictures, with too few to hold some out, or without one that can be read.
 pub(super) fn open(dir: &Path, options: &Options) -> Result<Folder> {
     let found = pictures(dir)?;
     if found.is_empty() {

@@ -21,8 +21,6 @@ const MAX_BYTES: u64 = 4 << 30;
 /// relatives.
 const PLACES: [&str; 6] = ["", "raw", "MNIST/raw", "FashionMNIST/raw", "KMNIST/raw", "QMNIST/raw"];
 
-/// # Errors
-/// Files that are missing, cut short, too long, of another kind, or do not belong together.
 pub(super) fn open(dir: &Path, options: &Options) -> Result<InMemory> {
     let part = match options.split {
         Split::Train => "train",

@@ -167,34 +167,9 @@ pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
     }
 }
 
-/// What a recipe says about its pictures.
-#[derive(Clone, Copy, Debug)]
-pub struct Pictures {
-    pub image_size: usize,
-    pub channels: usize,
-    /// As in [`Options`]; 0: the largest square.
-    pub crop: usize,
-    pub resize: Resize,
-    pub seed: u64,
-}
-
-/// As [`open`], for square pictures as a recipe states them.
-///
-/// # Errors
-/// As [`open`].
-pub fn open_for(spec: &str, pictures: Pictures, split: Split) -> Result<Arc<dyn Dataset>> {
-    let Pictures { image_size, channels, crop, resize, seed } = pictures;
-    let crop = (crop > 0).then_some(crop);
-    open(spec, &Options { image_size, channels: Some(channels), crop, resize, seed, split })
-}
-
-/// The images to judge a result by, and whether they were held out: a folder too small to hold any out gives
-/// those that it trains with.
-///
-/// # Errors
-/// As [`open`].
-pub fn open_to_judge(spec: &str, pictures: Pictures) -> Result<(Arc<dyn Dataset>, bool)> {
-    let open = |split| open_for(spec, pictures, split);
+/// The held-out part and true; the training part and false for a folder too small to hold any out.
+pub(crate) fn open_for_evaluation(spec: &str, options: &Options) -> Result<(Arc<dyn Dataset>, bool)> {
+    let open = |split| open(spec, &Options { split, ..options.clone() });
     match open(Split::HeldOut) {
         Err(_) if spec.starts_with("images:") => Ok((open(Split::Train)?, false)),
         held_out => Ok((held_out?, true)),

@@ -6,7 +6,7 @@ use image::{DynamicImage, GrayImage, ImageBuffer, Pixel, Rgb, RgbImage};
 use super::Resize;
 
 /// A value in [-1, 1] as a byte, `round(255 * clamp(v / 2 + 1/2, 0, 1))`; NaN becomes 0.
-pub fn to_u8(v: f32) -> u8 {
+pub(crate) fn to_u8(v: f32) -> u8 {
     ((v * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8
 }
 
@@ -16,7 +16,7 @@ pub fn from_u8(b: u8) -> f32 {
 }
 
 /// Mirrors a picture, left becomes right. `pixels` `[H, W, C]`.
-pub fn mirror(pixels: &mut [f32], [h, w, c]: [usize; 3]) {
+pub(crate) fn mirror(pixels: &mut [f32], [h, w, c]: [usize; 3]) {
     assert_eq!(pixels.len(), h * w * c, "mirror: pixels for [{h}, {w}, {c}]");
     for row in pixels.chunks_exact_mut(w * c) {
         for x in 0..w / 2 {
@@ -189,7 +189,7 @@ fn on_white(image: DynamicImage) -> DynamicImage {
 
 /// The picture with every pixel as a square, so that images of `side` pixels are some 64 or more wide:
 /// small ones are hard to look at. Pictures of larger images come back as they are.
-pub fn enlarge(picture: RgbImage, side: usize) -> RgbImage {
+pub(crate) fn enlarge(picture: RgbImage, side: usize) -> RgbImage {
     let factor = (64 / side.max(1)).max(1) as u32;
     let size = (picture.width().checked_mul(factor), picture.height().checked_mul(factor));
     match size {

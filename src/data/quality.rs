@@ -81,7 +81,7 @@ pub fn ssim(a: &[f32], b: &[f32], n: usize, [h, w, c]: [usize; 3]) -> f64 {
 /// # Panics
 /// If `n` is 0 or `means` are not `n` rows.
 #[track_caller]
-pub fn active_units(means: &[f32], n: usize) -> (usize, usize) {
+pub(crate) fn active_units(means: &[f32], n: usize) -> (usize, usize) {
     assert!(n > 0 && means.len().is_multiple_of(n), "active_units: {} values are not {n} rows", means.len());
     let units = means.len() / n;
     let column = |unit: usize| means[unit..].iter().step_by(units).map(|&v| f64::from(v));

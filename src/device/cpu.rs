@@ -55,9 +55,6 @@ impl Drop for Hold<'_> {
 
 impl Memory {
     /// Allocates `bytes` zeroed bytes, aligned to 64.
-    ///
-    /// # Errors
-    /// When the system has not that much memory.
     pub(crate) fn zeroed(bytes: usize) -> Result<Self> {
         let out_of_memory = || {
             Error::new(format!("not enough memory for a block of {bytes} bytes"))

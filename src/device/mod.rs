@@ -103,7 +103,7 @@ impl Device {
     }
 
     /// The driver of a GPU, the processor's name for the CPU device.
-    pub fn driver(&self) -> String {
+    pub(crate) fn driver(&self) -> String {
         match self {
             Device::Cpu(_) => processor(),
             Device::Gpu(gpu) => gpu.driver(),
@@ -135,10 +135,7 @@ impl Device {
 
     /// Compares `bytes` with the memory that is available, where the device uses the machine's. Systems grant
     /// more memory than they have and kill the program when it is used, so a failed allocation would come too late.
-    ///
-    /// # Errors
-    /// When the machine has less memory available.
-    pub fn check_memory(&self, bytes: u64) -> Result<()> {
+    pub(crate) fn check_memory(&self, bytes: u64) -> Result<()> {
         if matches!(self, Device::Gpu(gpu) if !gpu.is_software()) {
             return Ok(());
         }
@@ -202,9 +199,6 @@ impl Device {
     /// As [`Device::read`], but does not wait; [`Device::resolve`] does. Also reads the duration of the program
     /// that ran last on a GPU.
     ///
-    /// # Errors
-    /// When the driver reports an error.
-    ///
     /// # Panics
     /// As [`Device::write`]; and on a GPU for more than 3840 bytes.
     #[track_caller]
@@ -220,9 +214,6 @@ impl Device {
 
     /// Waits for the bytes of [`Device::read_later`], and returns the duration of the program that ran last before
     /// it, on the clock of a GPU that has one.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
     ///
     /// # Panics
     /// When `out` has another size, or the bytes come from another kind of device.
@@ -249,7 +240,7 @@ fn processor() -> String {
 
 /// Bytes of memory that are available on this machine, limits of the container included; `None` where the
 /// system does not report them.
-pub fn available_memory() -> Option<u64> {
+pub(crate) fn available_memory() -> Option<u64> {
     let mut system = sysinfo::System::new().ok()?;
     system.refresh_memory();
     let container = system.cgroup_limits().map(|l| l.free_memory);
@@ -258,7 +249,7 @@ pub fn available_memory() -> Option<u64> {
 }
 
 /// A number of bytes for people: `1.5 MiB`.
-pub fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;
     let mut unit = 0;

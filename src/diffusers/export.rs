@@ -16,10 +16,7 @@ use crate::models::vae::VaeKind;
 use crate::recipe::System;
 
 /// Says early that a folder cannot be written to: it must be new or empty, so that nothing is lost.
-///
-/// # Errors
-/// When it is not.
-pub fn check_free(folder: &Path) -> Result<()> {
+pub(crate) fn check_free(folder: &Path) -> Result<()> {
     let shown = folder.display();
     if folder.symlink_metadata().is_err() {
         return Ok(());

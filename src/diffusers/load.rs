@@ -43,11 +43,7 @@ fn some(what: &str, names: &[String]) -> Option<String> {
 }
 
 /// The values of all parameters, flat.
-///
-/// # Errors
-/// Names, in one error, what is missing, what is left over and what has another shape; and when the files
-/// cannot be read. Memory is asked for only when all of it fits.
-pub fn flat_weights(weights: &Weights, params: &Params) -> Result<Vec<f32>> {
+pub(crate) fn flat_weights(weights: &Weights, params: &Params) -> Result<Vec<f32>> {
     let (mut found, mut surplus, mut wrong) = (BTreeMap::new(), Vec::new(), Vec::new());
     for (name, shape) in weights.shapes() {
         let modern = modern(name);

@@ -6,9 +6,9 @@ mod folder;
 mod load;
 
 pub use config::index;
-pub use export::{check_free, write};
+pub(crate) use export::check_free;
+pub use export::write;
 pub use folder::{Component, Folder, is_folder, open};
-pub use load::flat_weights;
 
 /// Name of a model's configuration.
 const CONFIG: &str = "config.json";

@@ -1,12 +1,13 @@
 //! The diffusion process: schedules, samplers and reverse steps. The model is a function to it; nothing here
 //! knows a network.
 
-pub mod linear_form;
-pub mod plan;
+mod linear_form;
+mod plan;
 mod schedule;
 mod scheduler;
 
-pub use plan::{Clip, SamplerPlan};
+pub use linear_form::{LinearForm, SLOTS};
+pub use plan::{Clip, PlanRunner, SamplerPlan, Step};
 pub use schedule::{Betas, Precision, Schedule, Variance};
 pub use scheduler::{
     DpmSolver, FinalSigma, Keys, Learned, Method, Prediction, Process, Scheduler, Sigmas, Spacing, UniPc,

@@ -176,7 +176,7 @@ impl Schedule {
     /// The schedule shifted and scaled so that the last timestep is nothing but noise, and the first as it
     /// was (Lin et al. 2024, arXiv:2305.08891, algorithm 1).
     #[must_use]
-    pub fn with_zero_terminal_snr(&self) -> Self {
+    pub(crate) fn with_zero_terminal_snr(&self) -> Self {
         let keep = |value: f64| self.precision.keep(value);
         let roots: Vec<f64> = self.alpha_bars.iter().map(|a| keep(a.sqrt())).collect();
         let (Some(&first), Some(&last)) = (roots.first(), roots.last()) else { return self.clone() };
@@ -203,7 +203,7 @@ impl Schedule {
     }
 
     /// `[T, 2]`: `sqrt(alpha_bar)` and `sqrt(1 - alpha_bar)`, for the noising kernel.
-    pub fn noising_table(&self) -> Vec<f32> {
+    pub(crate) fn noising_table(&self) -> Vec<f32> {
         self.alpha_bars.iter().flat_map(|a| [a.sqrt() as f32, (1.0 - a).sqrt() as f32]).collect()
     }
 
@@ -229,7 +229,7 @@ impl Schedule {
     }
 
     /// The deviation of the noise in a step from timestep `t` straight to the end, by the formula.
-    pub fn last_deviation(&self, t: usize, variance: Variance) -> f64 {
+    pub(crate) fn last_deviation(&self, t: usize, variance: Variance) -> f64 {
         match variance {
             Variance::FixedSmall => 1e-10, // the square root of the least variance
             Variance::FixedLarge => self.precision.keep(1.0 - self.alpha_bars[t]).sqrt(),

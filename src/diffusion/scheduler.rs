@@ -256,7 +256,7 @@ impl Scheduler {
     }
 
     /// Whether it leads from noise to samples and not the other way.
-    pub fn draws_samples(&self) -> bool {
+    pub(crate) fn draws_samples(&self) -> bool {
         !matches!(self.method, Method::DdimInverse { .. })
     }
 

@@ -50,7 +50,7 @@ pub struct Picked {
     pub of: usize,
     pub shape_class: String,
     /// What timing found; `None` where nobody timed it.
-    pub choice: Option<Choice>,
+    pub(crate) choice: Option<Choice>,
 }
 
 /// The time of one launch, in seconds, as the mean of several in a row.

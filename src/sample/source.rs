@@ -33,10 +33,7 @@ impl Source<'_> {
     }
 
     /// Images `[N, H, W, C]` of samples as the process has them: the same, or latents decoded.
-    ///
-    /// # Errors
-    /// As [`Codec::decode`].
-    pub fn images_of(&self, samples: Vec<f32>) -> Result<Vec<f32>> {
+    pub(crate) fn images_of(&self, samples: Vec<f32>) -> Result<Vec<f32>> {
         match self.codec {
             Some(codec) => {
                 let factor = (1.0 / self.recipe.scaling_factor) as f32;
@@ -47,10 +44,7 @@ impl Source<'_> {
     }
 
     /// What the process makes of images `[N, H, W, C]`: the same, or the means of their latents, scaled.
-    ///
-    /// # Errors
-    /// As [`Codec::encode`].
-    pub fn samples_of(&self, images: &[f32]) -> Result<Vec<f32>> {
+    pub(crate) fn samples_of(&self, images: &[f32]) -> Result<Vec<f32>> {
         match self.codec {
             Some(codec) => {
                 let factor = self.recipe.scaling_factor as f32;

@@ -9,14 +9,14 @@ use super::resident::{Input, kept};
 use super::step::Trainer;
 use crate::checkpoint::Values;
 use crate::codec::Codec;
-use crate::data::{Dataset, Loader, Picks, Split, open_for, open_to_judge};
+use crate::data::{self, Dataset, Loader, Picks, open_for_evaluation};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::recipe::{Recipe, System};
 
 /// Opens the training data of a recipe, images of so many `channels`, and checks that the model fits it.
 fn open_data(recipe: &Recipe, channels: usize) -> Result<Arc<dyn Dataset>> {
-    let dataset = open_for(&recipe.data, recipe.pictures(channels), Split::Train)?;
+    let dataset = data::open(&recipe.data, &recipe.pictures(channels))?;
     let (classes, table) = (dataset.classes().len(), recipe.unet.num_class_embeds);
     if recipe.system != System::Vae && table > 0 && classes != table {
         return Err(Error::usage(format!(
@@ -67,7 +67,7 @@ impl Data {
         let channels = codec.map_or(&*recipe, Codec::recipe).image_channels();
         let judged = || {
             let is_vae = recipe.system == System::Vae;
-            is_vae.then(|| open_to_judge(&recipe.data, recipe.pictures(channels))).transpose()
+            is_vae.then(|| open_for_evaluation(&recipe.data, &recipe.pictures(channels))).transpose()
         };
         // At the same time: large folders take a while to list.
         let (dataset, judged) = rayon::join(|| open_data(recipe, channels), judged);

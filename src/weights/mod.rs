@@ -21,11 +21,10 @@ use crate::error::{Error, Result};
 
 /// A file, or bytes that stand for one.
 pub trait Source: Read + Seek {
-    /// `count` bytes from byte `at` on.
+    /// `count` bytes from byte `at` on. The caller has compared `count` with the length of the file.
     ///
     /// # Errors
-    /// When there are fewer, or they cannot be read. The caller holds `count` against the file's length
-    /// first.
+    /// When there are fewer, or they cannot be read.
     fn read_at(&mut self, at: u64, count: usize) -> std::result::Result<Vec<u8>, String> {
         let mut bytes = vec![0; count];
         self.seek(SeekFrom::Start(at))
@@ -154,10 +153,7 @@ fn open_one(path: &Path) -> Result<(File, TensorInfos)> {
 }
 
 /// The length of a regular file; anything else (a folder, a pipe, a loop of links) is an error.
-///
-/// # Errors
-/// Says what it is instead.
-pub fn regular(path: &Path) -> Result<u64> {
+pub(crate) fn regular(path: &Path) -> Result<u64> {
     let there = std::fs::metadata(path).map_err(|e| unreadable(path, e))?;
     if !there.is_file() {
         return Err(unusable(path, "it is no regular file"));
@@ -170,10 +166,7 @@ fn unreadable(path: &Path, e: std::io::Error) -> Error {
 }
 
 /// A text file of at most `most` bytes.
-///
-/// # Errors
-/// When it is missing, no regular file, larger, or no UTF-8.
-pub fn read_text(path: &Path, most: u64) -> Result<String> {
+pub(crate) fn read_text(path: &Path, most: u64) -> Result<String> {
     let length = regular(path)?;
     if length > most {
         return Err(unusable(
@@ -224,10 +217,7 @@ impl Weights {
     }
 
     /// The files that an index names.
-    ///
-    /// # Errors
-    /// As [`Weights::open`], and when the index and the files do not agree.
-    pub fn open_shards(index: &Path) -> Result<Weights> {
+    pub(crate) fn open_shards(index: &Path) -> Result<Weights> {
         let text = read_text(index, shards::MOST_BYTES)?;
         let shards = shards::parse(&text).map_err(|reason| unusable(index, &reason))?;
         let (mut files, mut tensors) = (Vec::new(), BTreeMap::new());

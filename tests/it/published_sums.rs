@@ -1,8 +1,8 @@
 //! The sums that the diffusers library's own scheduler tests print: denoir's walks in f64 come as near to them as f32
 //! can say, and the library's own f32 arithmetic over denoir's noise levels gives every digit.
 
-use denoir::diffusion::plan::{PlanRunner, SamplerPlan};
 use denoir::diffusion::{Betas, Precision, Scheduler};
+use denoir::diffusion::{PlanRunner, SamplerPlan};
 use denoir::torch::Generator;
 use serde_json::{Value, json};
 

@@ -4,7 +4,7 @@
 use std::fs;
 
 use denoir::device::Device;
-use denoir::diffusion::plan::{Clip, PlanRunner, SamplerPlan};
+use denoir::diffusion::{Clip, PlanRunner, SamplerPlan};
 use denoir::diffusion::{Keys, Method, Scheduler, Variance};
 use denoir::models::unet::UNetConfig;
 use denoir::models::{initial_of, params_of};

@@ -98,10 +98,7 @@ fn describe(index: usize, adapter: &wgpu::Adapter, auto: Option<usize>) -> Adapt
 }
 
 /// Opens the GPU that `auto` means, or says that there is none.
-///
-/// # Errors
-/// When the driver refuses to open it.
-pub fn open_automatic() -> Result<Option<Gpu>> {
+pub(crate) fn open_automatic() -> Result<Option<Gpu>> {
     let adapters = enumerate();
     automatic(&adapters).map(|index| Gpu::open(&adapters[index])).transpose()
 }

@@ -52,9 +52,6 @@ impl Bound {
 impl Gpu {
     /// Builds the pipeline and the bind group of one dispatch of `groups` workgroups.
     ///
-    /// # Errors
-    /// When the driver cannot compile the kernel, or a binding is larger than the adapter allows.
-    ///
     /// # Panics
     /// When a binding or a parameter is missing, or is none of the kernel's, or a dimension of `groups` is not from
     /// 1 to 65,535.
@@ -128,9 +125,6 @@ impl Gpu {
 
     /// Encodes the dispatches in order and submits them, each submission with at most [`SUBMISSION`] operations or
     /// one dispatch.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
     pub(crate) fn replay<'a>(&self, dispatches: impl IntoIterator<Item = &'a Bound>) -> Result<()> {
         let mut rest = dispatches.into_iter().peekable();
         let mut begin = Some(0);
@@ -165,9 +159,6 @@ impl Gpu {
     /// As [`Gpu::replay`], with each dispatch between two timestamps, and waits for the end. For each dispatch:
     /// its begin since that of the first, and its duration. `None` where the device has no timestamps (nothing
     /// runs then).
-    ///
-    /// # Errors
-    /// When the driver reports an error.
     pub(crate) fn replay_timed(&self, dispatches: &[Bound]) -> Result<Option<Vec<(Duration, Duration)>>> {
         /// A set holds at most 4096 timestamps.
         const AT_ONCE: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
@@ -219,9 +210,6 @@ impl Gpu {
     }
 
     /// Mean duration of `dispatches` over `again` runs in a row, on the device's own clock where it has one.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
     pub(crate) fn time(&self, dispatches: &[Bound], again: usize) -> Result<Duration> {
         self.wait()?;
         let began = Instant::now();
@@ -232,9 +220,6 @@ impl Gpu {
     }
 
     /// Duration of the last replay on the device's own clock; `None` where it has no timestamps.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
     pub(crate) fn device_time(&self) -> Result<Option<Duration>> {
         let Some(timestamps) = &self.timestamps else { return Ok(None) };
         let mut ticks = [0_u64; 2];

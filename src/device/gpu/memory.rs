@@ -81,9 +81,6 @@ impl Gpu {
     }
 
     /// Allocates zeroed memory.
-    ///
-    /// # Errors
-    /// When the device has too little memory, or allows no buffer of this size.
     pub(crate) fn alloc(&self, label: &str, bytes: usize) -> Result<GpuBuffer> {
         let bytes = bytes as u64;
         if bytes > self.max_buffer() {
@@ -100,9 +97,6 @@ impl Gpu {
     }
 
     /// Writes into a buffer, before all later submissions.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
     pub(crate) fn write(&self, buffer: &GpuBuffer, offset: usize, data: &[u8]) -> Result<()> {
         for (i, chunk) in data.chunks(STAGING as usize).enumerate() {
             self.queue.write_buffer(&buffer.raw, offset as u64 + i as u64 * STAGING, chunk);
@@ -116,9 +110,6 @@ impl Gpu {
     }
 
     /// Reads from a buffer, after all earlier submissions.
-    ///
-    /// # Errors
-    /// When the driver reports an error, or does not answer.
     pub(crate) fn read(&self, buffer: &GpuBuffer, offset: usize, out: &mut [u8]) -> Result<()> {
         for (i, chunk) in out.chunks_mut(STAGING as usize).enumerate() {
             self.read_chunk(buffer, offset as u64 + i as u64 * STAGING, chunk)?;

@@ -51,9 +51,6 @@ pub struct Gpu {
 
 impl Gpu {
     /// Opens the adapter with its own limits and the features that denoir uses.
-    ///
-    /// # Errors
-    /// When the driver refuses.
     pub(crate) fn open(adapter: &wgpu::Adapter) -> Result<Self> {
         let (info, limits) = (adapter.get_info(), adapter.limits());
         let features = adapter.features() & adapters::useful_features();

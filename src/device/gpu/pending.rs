@@ -22,9 +22,6 @@ impl Gpu {
     /// Submits a copy of a few bytes, in order after all earlier submissions, and of the last replay's ticks. Does
     /// not wait.
     ///
-    /// # Errors
-    /// When the driver reports an error.
-    ///
     /// # Panics
     /// For more than 3840 bytes.
     #[track_caller]
@@ -44,9 +41,6 @@ impl Gpu {
 
     /// Waits for the bytes of [`Gpu::read_later`], and returns the duration of the last replay before it on the
     /// device's own clock, if it has one.
-    ///
-    /// # Errors
-    /// When the driver reports an error, or does not answer.
     ///
     /// # Panics
     /// When `out` has another size.

@@ -19,7 +19,7 @@ const FORMAT: u32 = 1;
 
 /// What a choice is made for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Key {
+pub(crate) struct Key {
     /// The launch's name: `attention backward`.
     pub launch: String,
     /// Its sizes, as far as they decide: `1024 queries, 1024 keys, heads of 64, 128 pairs`.
@@ -30,7 +30,7 @@ pub struct Key {
 
 /// The fastest variant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Choice {
+pub(crate) struct Choice {
     #[serde(flatten)]
     pub key: Key,
     pub variant: String,
@@ -71,7 +71,7 @@ pub struct Contents {
 
 /// What goes on, for people.
 #[derive(Clone, Copy, Debug)]
-pub enum TuningEvent<'a> {
+pub(crate) enum TuningEvent<'a> {
     /// Begins with number `done` of `all` launches.
     Timing { done: usize, all: usize, launch: &'a str },
     /// All are timed.
@@ -81,7 +81,7 @@ pub enum TuningEvent<'a> {
 }
 
 /// The choices of one adapter.
-pub struct Tuning {
+pub(crate) struct Tuning {
     stamp: Stamp,
     /// `None` where the system has no folder for it: then choices live as long as the program.
     file: Option<PathBuf>,
@@ -93,7 +93,11 @@ pub struct Tuning {
 impl Tuning {
     /// The choices in the adapter's own file, in the user's cache. `times`: launches that have none are timed,
     /// and remembered; otherwise they run as by default.
-    pub fn in_cache(gpu: &Gpu, times: bool, on_event: impl FnMut(TuningEvent) + Send + 'static) -> Self {
+    pub(crate) fn in_cache(
+        gpu: &Gpu,
+        times: bool,
+        on_event: impl FnMut(TuningEvent) + Send + 'static,
+    ) -> Self {
         let stamp = Stamp::of(gpu);
         let mut tuning = Tuning {
             file: cache().map(|folder| folder.join("denoir").join(stamp.file_name())),
@@ -117,11 +121,7 @@ impl Tuning {
 
     /// The choices in `file`, which is made where it does not exist. `times`: as in [`Tuning::in_cache`];
     /// without it the file decides everything, and stays as it is.
-    ///
-    /// # Errors
-    /// When it is another adapter's or driver's, or cannot be read; not for a damaged one that is to be written
-    /// anyway, which is told and made anew.
-    pub fn in_file(
+    pub(crate) fn in_file(
         gpu: &Gpu,
         file: &Path,
         times: bool,
@@ -159,29 +159,29 @@ impl Tuning {
     }
 
     /// Whether launches without a choice are timed.
-    pub fn times(&self) -> bool {
+    pub(crate) fn times(&self) -> bool {
         self.times
     }
 
-    pub fn find(&self, key: &Key) -> Option<&Choice> {
+    pub(crate) fn find(&self, key: &Key) -> Option<&Choice> {
         self.choices.get(key)
     }
 
     /// All choices, in the order of their launches.
-    pub fn choices(&self) -> impl Iterator<Item = &Choice> {
+    pub(crate) fn choices(&self) -> impl Iterator<Item = &Choice> {
         self.choices.values()
     }
 
-    pub fn file(&self) -> Option<&Path> {
+    pub(crate) fn file(&self) -> Option<&Path> {
         self.file.as_deref()
     }
 
-    pub fn emit(&mut self, event: TuningEvent) {
+    pub(crate) fn emit(&mut self, event: TuningEvent) {
         (self.on_event)(event);
     }
 
     /// Remembers these too, on disk as well; that the disk takes none is told and no error.
-    pub fn remember(&mut self, choices: Vec<Choice>) {
+    pub(crate) fn remember(&mut self, choices: Vec<Choice>) {
         self.add(choices);
         let Some(file) = self.file.clone() else { return };
         // Another program may have added some in the meantime.

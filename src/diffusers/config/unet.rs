@@ -38,9 +38,6 @@ pub(super) fn arguments(config: &UNetConfig) -> Arguments {
 }
 
 /// The configuration of all arguments but `sample_size`.
-///
-/// # Errors
-/// Names the key that does not fit, or has no counterpart here.
 pub(super) fn config(mut arguments: Arguments) -> Result<UNetConfig, String> {
     let class_embed: Option<String> = take(&mut arguments, "class_embed_type")?;
     if let Some(kind) = class_embed.as_ref().filter(|kind| !["timestep", "identity"].contains(&kind.as_str()))

@@ -52,9 +52,6 @@ pub(super) fn defaults(kind: VaeKind) -> Arguments {
 }
 
 /// The class of a configuration and its arguments.
-///
-/// # Errors
-/// When the library has no such VAE.
 pub(super) fn arguments(config: &VaeConfig, factor: f64) -> Result<(&'static str, Arguments), String> {
     let (class, own) = match config.kind {
         VaeKind::Kl => (
@@ -100,9 +97,6 @@ pub(super) fn arguments(config: &VaeConfig, factor: f64) -> Result<(&'static str
 }
 
 /// The configuration of all arguments but `sample_size`.
-///
-/// # Errors
-/// Names the key that does not fit, or has no counterpart here.
 pub(super) fn model(mut arguments: Arguments, kind: VaeKind) -> Result<Model, String> {
     let a = &mut arguments;
     let widths: Vec<usize> = take(a, "block_out_channels")?;

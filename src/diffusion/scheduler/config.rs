@@ -113,10 +113,7 @@ impl Keys {
 
     /// The same keys read by the class that a name of the command line stands for, as the library turns one
     /// scheduler into another: what they say goes on to hold.
-    ///
-    /// # Errors
-    /// When no sampler is called so: lists them.
-    pub fn with_sampler(&self, name: &str) -> Result<Self> {
+    pub(crate) fn with_sampler(&self, name: &str) -> Result<Self> {
         let (class, more) = called(name)?;
         let mut keys = self.with_class(class);
         keys.extend(more);
@@ -169,20 +166,20 @@ impl Keys {
 
     /// The keys that no [`Learned`] holds.
     #[must_use]
-    pub fn without_process(&self) -> Self {
+    pub(crate) fn without_process(&self) -> Self {
         let mut keys = self.clone();
         keys.0.retain(|key, _| !PROCESS.contains(&key.as_str()));
         keys
     }
 
     /// The first key that a [`Learned`] would hold.
-    pub fn of_process(&self) -> Option<&str> {
+    pub(crate) fn of_process(&self) -> Option<&str> {
         self.0.keys().map(String::as_str).find(|key| PROCESS.contains(key))
     }
 
     /// These keys and those of a process.
     #[must_use]
-    pub fn with_process(&self, Learned { process, variance, clip }: &Learned) -> Self {
+    pub(crate) fn with_process(&self, Learned { process, variance, clip }: &Learned) -> Self {
         let mut keys = self.without_process();
         keys.extend(process.keys());
         keys.extend(json!({

@@ -135,9 +135,6 @@ pub fn names() -> Vec<&'static str> {
 }
 
 /// What a name stands for: a class and keys.
-///
-/// # Errors
-/// When no sampler is called so: lists them.
 pub(super) fn called(name: &str) -> Result<(&'static str, Value)> {
     match NAMES.iter().find(|(known, ..)| *known == name) {
         Some((_, class, keys)) => Ok((class, keys())),
