@@ -3,11 +3,11 @@
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// An error of the world: a file, a flag, a device or memory is not as it must be. A mistake of the *caller* of a
-/// function panics instead, at the caller's line.
+/// An error of the world: a file, a flag, a device or memory is not as it must be. A mistake of the *caller*
+/// of a function panics instead, at the caller's line.
 ///
-/// Displayed as one line, `what is wrong; what to do`; [`Error::report`] adds a line for each cause. All of them
-/// pass through [`one_line`], because they may hold names out of files.
+/// Displayed as one line, `what is wrong; what to do`; [`Error::report`] adds a line for each cause. All of
+/// them pass through [`one_line`], because they may hold names out of files.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -72,13 +72,14 @@ impl Error {
     }
 }
 
-/// Locks a mutex whose contents are consistent after every statement, so that another thread's panic harms none.
+/// Locks a mutex whose contents are consistent after every statement, so that another thread's panic harms
+/// none.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Text out of a file as it can be shown: control characters (line ends, terminal commands) escaped, and at most
-/// 2000 characters.
+/// Text out of a file as it can be shown: control characters (line ends, terminal commands) escaped, and at
+/// most 2000 characters.
 pub fn one_line(text: &str) -> String {
     const MOST: usize = 2000;
     let mut out = String::new();

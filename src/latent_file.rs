@@ -97,8 +97,8 @@ pub fn read(path: &Path, codec: &Codec) -> Result<Vec<f32>> {
     Ok(transposed(&values, codec.latent(), true))
 }
 
-/// The finite numbers of the tensor `name`, `[N, ..wanted]`, and what the file says under `key`. `writer`: the
-/// command that writes such files.
+/// The finite numbers of the tensor `name`, `[N, ..wanted]`, and what the file says under `key`. `writer`:
+/// the command that writes such files.
 pub(crate) fn read_tensor(
     path: &Path,
     name: &str,

@@ -103,8 +103,8 @@ impl Sampler {
     /// Compiles for samples of `[H, W, C]` from `weights`, the flat parameters in the layout of `params`.
     ///
     /// # Errors
-    /// When the sampler cannot walk so, or the model cannot be asked so; when memory is too small, or the driver
-    /// cannot build a kernel.
+    /// When the sampler cannot walk so, or the model cannot be asked so; when memory is too small, or the
+    /// driver cannot build a kernel.
     pub fn new(
         device: &Device,
         model: &Model,
@@ -210,8 +210,8 @@ impl Sampler {
         self.noise.run()
     }
 
-    /// As [`Sampler::run`], from `x` at the timestep of row `row` on; a solver that goes by earlier steps must
-    /// begin with row 0.
+    /// As [`Sampler::run`], from `x` at the timestep of row `row` on; a solver that goes by earlier steps
+    /// must begin with row 0.
     ///
     /// # Errors
     /// As [`Sampler::run`].

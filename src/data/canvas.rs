@@ -1,5 +1,4 @@
-//! Painting with signed distances: shapes with soft edges, one pixel wide at any size, and strokes of a
-//! pen.
+//! Painting with signed distances: shapes with soft edges, one pixel wide at any size, and strokes of a pen.
 
 /// A point, x to the right, y down.
 pub(super) type Point = [f32; 2];

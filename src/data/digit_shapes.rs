@@ -1,7 +1,7 @@
 //! The skeletons of handwritten digits: for each digit several ways to write it, as the strokes of a pen.
 
-/// The points that a pen passes through, x and y in hundredths of the unit square, y down. A point that stands
-/// twice is a corner.
+/// The points that a pen passes through, x and y in hundredths of the unit square, y down. A point that
+/// stands twice is a corner.
 pub(super) type Stroke = &'static [[u8; 2]];
 
 /// The ways to write each digit, all equally common.

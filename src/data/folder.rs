@@ -1,8 +1,7 @@
 //! `images:DIR`: a folder of pictures in any common format; the folders directly in it are the classes.
 //!
-//! Pictures are decoded when they are read. One that cannot be decoded is reported once, and the next
-//! good one in the list stands in for it: a choice that depends on the files alone, so every run makes
-//! the same.
+//! Pictures are decoded when they are read. One that cannot be decoded is reported once, and the next good
+//! one in the list stands in for it: a choice that depends on the files alone, so every run makes the same.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,8 +18,7 @@ use super::{Dataset, Options, Resize, Split, check};
 use crate::error::{Error, Result, lock};
 use crate::files::fnv1a;
 
-/// Memory that decoding one picture may take: 80 megapixels of RGB. It is needed once for each loader
-/// thread.
+/// Memory that decoding one picture may take: 80 megapixels of RGB. It is needed once for each loader thread.
 const MAX_DECODED: u64 = 256 << 20;
 /// Memory for finished pictures, so that a set of moderate size is decoded in the first epoch only.
 const CACHE: u64 = 512 << 20;

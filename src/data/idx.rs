@@ -17,8 +17,7 @@ use crate::error::{Error, Result};
 /// A larger file does not belong into memory; the largest published set in this form, EMNIST, has 0.6 GB.
 const MAX_BYTES: u64 = 4 << 30;
 
-/// Folders below DIR where other programs put the files: as they are, torchvision's MNIST and its
-/// relatives.
+/// Folders below DIR where other programs put the files: as they are, torchvision's MNIST and its relatives.
 const PLACES: [&str; 6] = ["", "raw", "MNIST/raw", "FashionMNIST/raw", "KMNIST/raw", "QMNIST/raw"];
 
 pub(super) fn open(dir: &Path, options: &Options) -> Result<InMemory> {

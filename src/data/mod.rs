@@ -58,8 +58,8 @@ pub enum Resize {
     /// The centred square, by a Catmull-Rom filter.
     #[default]
     Bicubic,
-    /// The whole picture, its shorter side to the size, by a triangle filter; of that, the centred square. This is
-    /// torchvision's `Resize` (bilinear) and `CenterCrop` of a PIL picture.
+    /// The whole picture, its shorter side to the size, by a triangle filter; of that, the centred square.
+    /// This is torchvision's `Resize` (bilinear) and `CenterCrop` of a PIL picture.
     Bilinear,
 }
 
@@ -105,8 +105,7 @@ pub trait Dataset: Send + Sync {
         None
     }
 
-    /// Words for picture `index` beyond its label: a face's features, a file's path. Empty if there are
-    /// none.
+    /// Words for picture `index` beyond its label: a face's features, a file's path. Empty if there are none.
     fn describe(&self, _index: u64) -> String {
         String::new()
     }

@@ -102,8 +102,9 @@ fn square<P: Pixel<Subpixel = u8> + 'static>(
     imageops::resize(&small, size, size, FilterType::CatmullRom).into_raw()
 }
 
-/// As torchvision has it: the picture (or its centred square of `side` pixels) with its shorter side at `size`,
-/// the longer one cut off to a whole number; of that, the square in the middle, half pixels going to the even one.
+/// As torchvision has it: the picture (or its centred square of `side` pixels) with its shorter side at
+/// `size`, the longer one cut off to a whole number; of that, the square in the middle, half pixels going to
+/// the even one.
 fn whole<P: Pixel<Subpixel = u8> + 'static>(image: Bytes<P>, side: Option<u32>, size: u32) -> Vec<u8> {
     let image = match side {
         Some(side) => middle(&image, side),

@@ -43,8 +43,7 @@ pub fn statistics(dataset: &dyn Dataset, count: u64) -> Result<Statistics> {
         }
         Ok(sums)
     };
-    // Parts have a fixed size and are added in order, so the result does not depend on the number of
-    // threads.
+    // Parts have a fixed size and are added in order, so the result does not depend on the number of threads.
     let parts: Vec<Result<Sums>> =
         (0..count.div_ceil(PART)).into_par_iter().map(|i| part(i * PART)).collect();
     let mut total = Sums::new(channels, classes);

@@ -61,8 +61,8 @@ impl Memory {
                 .hint("lower the batch size or the image size")
         };
         let bytes = bytes.max(ALIGN);
-        // With a larger alignment the allocator would write all zeros itself. Without, it returns zero pages of the
-        // system, which cost neither time nor memory until they are used.
+        // With a larger alignment the allocator would write all zeros itself. Without, it returns zero pages
+        // of the system, which cost neither time nor memory until they are used.
         let size = bytes.checked_add(ALIGN).ok_or_else(out_of_memory)?;
         let layout = Layout::from_size_align(size, 1).map_err(|_| out_of_memory())?;
         // SAFETY: the layout has a size above zero.

@@ -134,7 +134,8 @@ impl Device {
     }
 
     /// Compares `bytes` with the memory that is available, where the device uses the machine's. Systems grant
-    /// more memory than they have and kill the program when it is used, so a failed allocation would come too late.
+    /// more memory than they have and kill the program when it is used, so a failed allocation would come too
+    /// late.
     pub(crate) fn check_memory(&self, bytes: u64) -> Result<()> {
         if matches!(self, Device::Gpu(gpu) if !gpu.is_software()) {
             return Ok(());
@@ -196,8 +197,8 @@ impl Device {
         }
     }
 
-    /// As [`Device::read`], but does not wait; [`Device::resolve`] does. Also reads the duration of the program
-    /// that ran last on a GPU.
+    /// As [`Device::read`], but does not wait; [`Device::resolve`] does. Also reads the duration of the
+    /// program that ran last on a GPU.
     ///
     /// # Panics
     /// As [`Device::write`]; and on a GPU for more than 3840 bytes.
@@ -212,8 +213,8 @@ impl Device {
         Ok(PendingRead::Ready(out))
     }
 
-    /// Waits for the bytes of [`Device::read_later`], and returns the duration of the program that ran last before
-    /// it, on the clock of a GPU that has one.
+    /// Waits for the bytes of [`Device::read_later`], and returns the duration of the program that ran last
+    /// before it, on the clock of a GPU that has one.
     ///
     /// # Panics
     /// When `out` has another size, or the bytes come from another kind of device.

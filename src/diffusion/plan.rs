@@ -48,8 +48,8 @@ impl SamplerPlan {
         self.steps.iter().map(|step| step.keep.len()).max().unwrap_or(0)
     }
 
-    /// `[steps, 72]`: what the denoising kernel needs at each step. With `stored_noise` the noise of a step is
-    /// found in the slot after the last, and none is drawn on the device.
+    /// `[steps, 72]`: what the denoising kernel needs at each step. With `stored_noise` the noise of a step
+    /// is found in the slot after the last, and none is drawn on the device.
     pub fn table(&self, stored_noise: bool) -> Vec<f32> {
         let clip = if let Clip::At(bound) = self.clip { bound } else { 0.0 };
         let noise = self.slots();

@@ -260,8 +260,8 @@ impl Scheduler {
         !matches!(self.method, Method::DdimInverse { .. })
     }
 
-    /// Steps that are usual: all timesteps of ancestral sampling, or as many as an offset leaves; of the others
-    /// 50, or half of all.
+    /// Steps that are usual: all timesteps of ancestral sampling, or as many as an offset leaves; of the
+    /// others 50, or half of all.
     pub fn usual_steps(&self) -> usize {
         const USUAL: usize = 50;
         match self.method {

@@ -2,8 +2,9 @@
 //!
 //! A pickle is a program for a small stack machine, and may name any function and call it. This interpreter
 //! knows the few names that weights need, and builds data where Python would call them; anything else is
-//! refused by name. Values live in flat lists and name each other by number: there is no depth to run out
-//! of, and memory grows at most in proportion to the pickle, whose opcodes are counted. Opcodes: CPython's `Lib/pickletools.py`.
+//! refused by name. Values live in flat lists and name each other by number: there is no depth to run out of,
+//! and memory grows at most in proportion to the pickle, whose opcodes are counted. Opcodes: CPython's
+//! `Lib/pickletools.py`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;

@@ -149,8 +149,8 @@ pub fn entries(source: &mut impl Source, length: u64) -> Result<Vec<Entry>, Stri
 
 /// Reads all entries once and holds their bytes against what the directory says of them.
 ///
-/// PyTorch can be told to leave the sums out (`torch.serialization.set_crc32_options`); then all are zero, and
-/// there is nothing to check.
+/// PyTorch can be told to leave the sums out (`torch.serialization.set_crc32_options`); then all are zero,
+/// and there is nothing to check.
 ///
 /// # Errors
 /// Names the first entry that is damaged.

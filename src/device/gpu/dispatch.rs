@@ -53,8 +53,8 @@ impl Gpu {
     /// Builds the pipeline and the bind group of one dispatch of `groups` workgroups.
     ///
     /// # Panics
-    /// When a binding or a parameter is missing, or is none of the kernel's, or a dimension of `groups` is not from
-    /// 1 to 65,535.
+    /// When a binding or a parameter is missing, or is none of the kernel's, or a dimension of `groups` is
+    /// not from 1 to 65,535.
     pub(crate) fn bind(
         &self,
         kernel: &'static Kernel,
@@ -123,8 +123,8 @@ impl Gpu {
         Ok(buffer)
     }
 
-    /// Encodes the dispatches in order and submits them, each submission with at most [`SUBMISSION`] operations or
-    /// one dispatch.
+    /// Encodes the dispatches in order and submits them, each submission with at most [`SUBMISSION`]
+    /// operations or one dispatch.
     pub(crate) fn replay<'a>(&self, dispatches: impl IntoIterator<Item = &'a Bound>) -> Result<()> {
         let mut rest = dispatches.into_iter().peekable();
         let mut begin = Some(0);
@@ -156,9 +156,9 @@ impl Gpu {
         }
     }
 
-    /// As [`Gpu::replay`], with each dispatch between two timestamps, and waits for the end. For each dispatch:
-    /// its begin since that of the first, and its duration. `None` where the device has no timestamps (nothing
-    /// runs then).
+    /// As [`Gpu::replay`], with each dispatch between two timestamps, and waits for the end. For each
+    /// dispatch: its begin since that of the first, and its duration. `None` where the device has no
+    /// timestamps (nothing runs then).
     pub(crate) fn replay_timed(&self, dispatches: &[Bound]) -> Result<Option<Vec<(Duration, Duration)>>> {
         /// A set holds at most 4096 timestamps.
         const AT_ONCE: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;

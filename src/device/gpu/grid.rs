@@ -16,8 +16,8 @@ impl Default for Grid {
 }
 
 impl Grid {
-    /// `groups` workgroups in at most `wanted` sub-dispatches: the first workgroup of each, and its workgroups in
-    /// each dimension. Only the last may have workgroups past the end, which fill its last row.
+    /// `groups` workgroups in at most `wanted` sub-dispatches: the first workgroup of each, and its
+    /// workgroups in each dimension. Only the last may have workgroups past the end, which fill its last row.
     pub(crate) fn layout(self, groups: usize, wanted: usize) -> Vec<(u32, [u32; 3])> {
         let row = self.row.max(groups.div_ceil(Grid::default().row));
         let size = groups.div_ceil(wanted.max(self.sub_dispatches).min(groups));
@@ -31,8 +31,8 @@ impl Grid {
     }
 }
 
-/// As [`super::Gpu::sub_dispatches`]. The system draws nothing else while a GPU works on one dispatch, and may
-/// reset it after some seconds.
+/// As [`super::Gpu::sub_dispatches`]. The system draws nothing else while a GPU works on one dispatch, and
+/// may reset it after some seconds.
 pub(super) fn sub_dispatches(kind: wgpu::DeviceType, work: u64, ms: Option<f64>) -> usize {
     const LONGEST_MS: f64 = 100.0;
     // Operations of the slowest of a kind in that time, at 1 TFLOP/s and at 0.1 TFLOP/s.

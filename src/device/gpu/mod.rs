@@ -169,8 +169,8 @@ impl Gpu {
         self.grid = grid;
     }
 
-    /// Into how many sub-dispatches to cut a dispatch of `work` operations, or of `ms` measured milliseconds, so
-    /// that none takes more than a tenth of a second.
+    /// Into how many sub-dispatches to cut a dispatch of `work` operations, or of `ms` measured milliseconds,
+    /// so that none takes more than a tenth of a second.
     pub(crate) fn sub_dispatches(&self, work: u64, ms: Option<f64>) -> usize {
         grid::sub_dispatches(self.info.device_type, work, ms)
     }

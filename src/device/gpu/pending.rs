@@ -19,8 +19,8 @@ pub(crate) struct PendingCopy {
 }
 
 impl Gpu {
-    /// Submits a copy of a few bytes, in order after all earlier submissions, and of the last replay's ticks. Does
-    /// not wait.
+    /// Submits a copy of a few bytes, in order after all earlier submissions, and of the last replay's ticks.
+    /// Does not wait.
     ///
     /// # Panics
     /// For more than 3840 bytes.
@@ -39,8 +39,8 @@ impl Gpu {
         Ok(PendingCopy { staging, bytes, submission, mapped })
     }
 
-    /// Waits for the bytes of [`Gpu::read_later`], and returns the duration of the last replay before it on the
-    /// device's own clock, if it has one.
+    /// Waits for the bytes of [`Gpu::read_later`], and returns the duration of the last replay before it on
+    /// the device's own clock, if it has one.
     ///
     /// # Panics
     /// When `out` has another size.

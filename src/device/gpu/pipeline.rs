@@ -101,7 +101,8 @@ impl Gpu {
                 wgpu::ShaderRuntimeChecks::unchecked()
             };
             // SAFETY: the kernels are this program's own. Tests run them with and without the checks, over
-            // buffers with guard words, and every dispatch bounds its indices by the shapes it was recorded with.
+            // buffers with guard words, and every dispatch bounds its indices by the shapes it was recorded
+            // with.
             let module = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
             let raw = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(&at),

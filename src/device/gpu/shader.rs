@@ -21,7 +21,8 @@ pub struct Kernel {
     pub knob_sets: &'static [&'static [Knob]],
 }
 
-/// `kernel!("silu")`, `kernel!("matmul_tiled", TILE_KNOBS)` or `kernel!("conv2d", [[("TILE", "4u")], [("TILE", "8u")]])`.
+/// `kernel!("silu")`, `kernel!("matmul_tiled", TILE_KNOBS)` or `kernel!("conv2d", [[("TILE", "4u")],
+/// [("TILE", "8u")]])`.
 #[macro_export]
 macro_rules! kernel {
     ($name:literal) => { $crate::kernel!($name, [[]]) };
@@ -82,8 +83,7 @@ pub struct Expanded {
     lines: Vec<(String, usize)>,
 }
 
-/// How the line that declares an entry point's parameters begins; with immediates the beginning is
-/// replaced.
+/// How the line that declares an entry point's parameters begins; with immediates the beginning is replaced.
 const UNIFORM: &str = "@group(0) @binding(0) var<uniform> ";
 const IMMEDIATE: &str = "var<immediate> ";
 

@@ -91,8 +91,8 @@ pub(crate) struct Tuning {
 }
 
 impl Tuning {
-    /// The choices in the adapter's own file, in the user's cache. `times`: launches that have none are timed,
-    /// and remembered; otherwise they run as by default.
+    /// The choices in the adapter's own file, in the user's cache. `times`: launches that have none are
+    /// timed, and remembered; otherwise they run as by default.
     pub(crate) fn in_cache(
         gpu: &Gpu,
         times: bool,

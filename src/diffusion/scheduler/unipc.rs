@@ -1,5 +1,5 @@
-//! UniPC, multistep of order 1 to 3 (Zhao et al. 2023, arXiv:2302.04867): each step corrects the last one with
-//! the prediction that it needs anyway, then predicts the next.
+//! UniPC, multistep of order 1 to 3 (Zhao et al. 2023, arXiv:2302.04867): each step corrects the last one
+//! with the prediction that it needs anyway, then predicts the next.
 
 use super::{FinalSigma, Level, Scheduler, UniPc};
 use crate::diffusion::linear_form::LinearForm;
