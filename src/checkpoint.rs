@@ -14,13 +14,13 @@ use crate::files::{fnv1a, replace};
 use crate::nn::{Params, Spec};
 use crate::recipe::Recipe;
 
-/// What a checkpoint says besides its tensors. Kept as one metadata entry, because the format gives several
+/// The metadata of a checkpoint. Kept as one entry, because the format gives several
 /// no fixed order and the same run must give the same bytes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Header {
-    /// Of the layout described here.
+    /// Version of the layout, [`FORMAT`].
     pub format: u32,
-    /// Steps of the optimiser that are done.
+    /// Optimiser steps done.
     pub step: u64,
     /// The recipe as TOML.
     pub recipe: String,
@@ -29,11 +29,12 @@ pub(crate) struct Header {
 const FORMAT: u32 = 1;
 const KEY: &str = "denoir";
 
-/// A set of flat values over the model's parameters. Their tensors are called `<set>.<parameter>`.
+/// Names of the sets of flat values over the model's parameters. A tensor is called `<set>.<parameter>`.
 pub const SETS: [&str; 4] = ["model", "ema", "adam_m", "adam_v"];
 
 /// Flat values of the four sets, each of [`Params::elements`] numbers.
 pub struct Values {
+    /// In the order of [`SETS`].
     pub sets: [Vec<f32>; 4],
 }
 
@@ -96,7 +97,7 @@ fn save_sets(
     write_views(path, tensors, KEY, text)
 }
 
-/// A parameter on its way to a file: brought into the file's layout when it is written, and not all at once.
+/// A parameter, converted to the layout of the file when it is written: one at a time.
 struct FileTensor<'a> {
     spec: &'a Spec,
     flat: &'a [f32],
@@ -162,6 +163,7 @@ pub struct Loaded {
     path: PathBuf,
     bytes: Vec<u8>,
     pub(crate) header: Header,
+    /// The recipe of the run.
     pub recipe: Recipe,
 }
 
@@ -204,7 +206,7 @@ pub fn load(path: &Path) -> Result<Loaded> {
 }
 
 impl Loaded {
-    /// Where it was read from.
+    /// The file that it was read from.
     pub fn path(&self) -> &Path {
         &self.path
     }

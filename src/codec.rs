@@ -1,4 +1,4 @@
-//! A trained VAE at work: images to latents and back, a batch at a time.
+//! A trained VAE: images to latents and back, a batch at a time.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -16,16 +16,16 @@ use crate::recipe::{Recipe, System};
 use crate::run::Run;
 use crate::tape::{Tape, Tensor};
 
-/// Most images that are encoded or decoded in one go; fewer where training had fewer, because what trained
-/// in the memory must run in it. It does not change the results.
+/// Images that are encoded or decoded at a time, or the batch size of training where that is less. It does not
+/// change the results.
 const BATCH: usize = 16;
 
-/// What the encoder knows of some images: Gaussians over their latents.
+/// The encoder's output for N images: Gaussians over their latents.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Posterior {
     /// `[N, h, w, c]`.
     pub mean: Vec<f32>,
-    /// `[N, h, w, c]`; an autoencoder has none.
+    /// `[N, h, w, c]`; `None` for an autoencoder.
     pub log_var: Option<Vec<f32>>,
 }
 
@@ -54,7 +54,7 @@ fn no_vae(path: &Path) -> Error {
         .hint("give a run of a VAE, such as `denoir train faces-vae` makes")
 }
 
-/// A compiled half of the VAE for [`BATCH`] samples or fewer.
+/// The compiled encoder or decoder for `samples` samples.
 struct Half {
     program: Program,
     out: Tensor,
@@ -65,11 +65,11 @@ struct Half {
 pub struct Codec {
     device: Device,
     recipe: Recipe,
-    /// Steps that it was trained for.
+    /// Optimiser steps of its training.
     step: u64,
     params: Rc<RefCell<Params>>,
     weights: Buffer,
-    /// Tells the weights apart from others; empty while they are trained.
+    /// Hash of the weights; empty while they are trained.
     fingerprint: String,
     encoder: RefCell<Option<Half>>,
     decoder: RefCell<Option<Half>>,
@@ -160,7 +160,7 @@ impl Codec {
         Ok(codec)
     }
 
-    /// Says how this VAE does not fit a latent diffusion recipe.
+    /// An error that names the keys to set, unless the recipe fits this VAE.
     pub(crate) fn check_fits(&self, recipe: &Recipe) -> Result<()> {
         let theirs = &self.recipe;
         let [side, _, channels] = self.latent();
@@ -223,14 +223,17 @@ impl Codec {
         &self.recipe
     }
 
+    /// The device that runs the VAE.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
+    /// The layout of the parameters.
     pub fn params(&self) -> &Rc<RefCell<Params>> {
         &self.params
     }
 
+    /// The flat parameters on the device.
     pub fn weights(&self) -> &Buffer {
         &self.weights
     }
@@ -302,7 +305,7 @@ impl Codec {
         })
     }
 
-    /// The vectors that a VQModel knows, `[codes, c]`.
+    /// The codebook of a VQModel, `[codes, c]`.
     fn codebook(&self) -> Result<Option<Vec<f32>>> {
         if self.recipe.vae.kind != vae::VaeKind::Vq {
             return Ok(None);
@@ -314,7 +317,7 @@ impl Codec {
         Ok(Some(values))
     }
 
-    /// Runs one half over all samples; it is compiled when it is first used, or for another size of batch.
+    /// Runs the encoder or decoder over all samples. It is compiled at the first use, and for a larger batch.
     fn in_batches(
         &self,
         half: &RefCell<Option<Half>>,
@@ -339,7 +342,7 @@ impl Codec {
         let half = half.insert(ready);
         let mut results = Vec::new();
         for chunk in input.chunks(half.samples * size) {
-            // What is left from the batch before in the rest of a short one does not matter.
+            // The rest of a short chunk keeps the numbers of the chunk before, and its results are dropped.
             half.program.write("in", chunk)?;
             half.program.run()?;
             let out = half.program.read(&half.out)?;

@@ -37,7 +37,7 @@ fn file_shape(codec: &Codec, n: usize) -> Vec<usize> {
     }
 }
 
-/// Says early that [`write()`] would replace something else than latents.
+/// An error if [`write()`] would replace a file that holds no latents.
 ///
 /// # Errors
 /// When there is such a file.
@@ -45,7 +45,7 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
     check_holds(path, KEY, "latents")
 }
 
-/// Says early that a file is there which has no `key` and so does not hold such `what`.
+/// An error if there is a file without the metadata `key`, which so does not hold `what`.
 pub(crate) fn check_holds(path: &Path, key: &str, what: &str) -> Result<()> {
     // The header alone: whatever lies there may be larger than memory.
     let is_such = || {

@@ -32,16 +32,21 @@ fn claim(name: &str) -> Result<PathBuf> {
 pub struct Metrics {
     /// Steps done, this one included.
     pub step: u64,
+    /// Mean over the batch.
     pub loss: f32,
-    /// Of a VAE: the reconstruction's part of the loss, and the divergence before its weight.
+    /// Of a VAE: the reconstruction's share of the loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reconstruction: Option<f32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Of a VAE: the divergence, before its weight.
     pub kl: Option<f32>,
+    /// Norm of the gradient before clipping.
     pub grad_norm: f32,
+    /// Learning rate.
     pub lr: f64,
+    /// Throughput since the last line.
     pub images_per_s: f64,
-    /// Of training, since this command began.
+    /// Seconds of training since this command began.
     pub seconds: f64,
     /// Milliseconds of the last batch on the GPU's own clock, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,6 +59,7 @@ pub struct Metrics {
 pub struct Evaluation {
     /// Steps done.
     pub step: u64,
+    /// Number of images.
     pub images: usize,
     /// False where the data is too small to hold any out: then they are training images.
     pub held_out: bool,
@@ -64,14 +70,16 @@ pub struct Evaluation {
     pub kl: Option<f64>,
     /// Decibels, averaged over images.
     pub psnr: f64,
+    /// Averaged over images.
     pub ssim: f64,
     /// Numbers of a latent whose mean depends on the image, of `units`.
     pub active_units: usize,
+    /// Numbers of a latent.
     pub units: usize,
 }
 
-/// A file that lines are appended to. Each is with the system when [`Log::line`] returns, so that a program
-/// that is killed loses none.
+/// A file that lines are appended to. Each is passed to the system when [`Log::line`] returns, so that a killed
+/// program loses none.
 pub(crate) struct Log {
     file: fs::File,
     path: PathBuf,
@@ -101,7 +109,7 @@ const METRICS: &str = "metrics.jsonl";
 const EVALUATIONS: &str = "evaluations.jsonl";
 
 impl Run {
-    /// Says early that [`Run::create`] would not make a run there.
+    /// An error if [`Run::create`] would fail because the folder holds a run.
     pub(crate) fn check_free(wanted: Option<&Path>) -> Result<()> {
         match wanted.filter(|folder| folder.join(RECIPE).exists()) {
             Some(folder) => {
@@ -180,6 +188,7 @@ impl Run {
         folder.join(RECIPE).is_file().then_some(Run { folder })
     }
 
+    /// Path of the folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -285,7 +294,7 @@ impl Run {
         self.lines(METRICS)
     }
 
-    /// The evaluations, likewise.
+    /// The evaluations, as far as they can be read.
     pub fn evaluations(&self) -> Vec<Evaluation> {
         self.lines(EVALUATIONS)
     }

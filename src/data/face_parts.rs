@@ -1,4 +1,4 @@
-//! What a cartoon face is made of: the choices that describe one, and their colours.
+//! The choices that describe a cartoon face, and their colours.
 
 use super::rng::PictureRng;
 

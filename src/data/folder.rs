@@ -40,7 +40,7 @@ pub(super) struct Folder {
     resize: Resize,
     /// `[H, W, C]` bytes of the pictures read so far; empty if they would not all fit.
     cache: Vec<OnceLock<Box<[u8]>>>,
-    /// What is wrong with the pictures that could not be decoded.
+    /// The errors of pictures that could not be decoded, by index.
     bad: Mutex<BTreeMap<usize, String>>,
 }
 
@@ -212,7 +212,7 @@ fn decode_and_fit(
     crop: Option<usize>,
     resize: Resize,
 ) -> std::result::Result<Vec<u8>, String> {
-    // Decoders are other people's code fed with anybody's files: a panic there is one more bad picture.
+    // Decoders are foreign code: a panic there is one more picture that cannot be read.
     catch_unwind(AssertUnwindSafe(|| decode(path).map(|image| fit(image, crop, resize, size, channels))))
         .unwrap_or_else(|panic| Err(format!("its decoder failed: {}", panic_text(panic.as_ref()))))
         .map_err(|wrong| wrong.lines().next().unwrap_or_default().to_owned())

@@ -166,13 +166,13 @@ impl<B> Drop for Loader<B> {
         self.shared.lock().stop = true;
         self.shared.changed.notify_all();
         for thread in self.threads.drain(..) {
-            // A thread catches the panics of what it calls, and there is nobody left to tell.
+            // A thread catches the panics of the functions that it calls.
             let _ = thread.join();
         }
     }
 }
 
-/// Makes batch `k`; may end early, with a batch that nobody will look at, once `stop` says so.
+/// Makes batch `k`; may return a partial batch once `stop` returns true, as it is then dropped.
 type Make<B> = Box<dyn Fn(u64, &dyn Fn() -> bool) -> Result<B> + Send + Sync>;
 
 struct Shared<B> {
@@ -196,7 +196,7 @@ impl<B> Shared<B> {
         lock(&self.state)
     }
 
-    /// A thread's life: take the number of a batch, make it, put it on the shelf.
+    /// The loop of a thread: take the number of a batch, make it, add it to `ready`.
     fn work(&self) {
         loop {
             let mut state = self.lock();
@@ -222,7 +222,7 @@ impl<B> Shared<B> {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".to_owned())
@@ -258,7 +258,7 @@ impl Source {
     }
 }
 
-/// Whether the picture at a position is mirrored: a fair coin.
+/// True if the picture at a position is mirrored: half of them are.
 fn mirrored(seed: u64, position: u64) -> bool {
     draw(seed, Stream::Augment as u32, (position >> 32) as u32, position as u32, 0)[0] >> 31 == 1
 }

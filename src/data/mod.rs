@@ -32,7 +32,7 @@ pub use statistics::{Statistics, statistics};
 /// The largest side of a training picture, in pixels.
 pub const MAX_IMAGE_SIZE: usize = 4096;
 
-/// What training wants to see of a data set.
+/// Size, colours and part of the pictures of a data set.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Side of the square pictures, in pixels: 8 (`faces`: 16) to [`MAX_IMAGE_SIZE`].
@@ -42,7 +42,7 @@ pub struct Options {
     /// Only `images:`. Side in pixels of the centred square that is cut out before resizing (178 for
     /// CelebA); `None`, or a picture smaller than that: the largest centred square.
     pub crop: Option<usize>,
-    /// How pictures of another size are brought to this one.
+    /// Resizing of pictures of another size.
     pub resize: Resize,
     /// Seed of generated data; files do not use it.
     pub seed: u64,
@@ -50,8 +50,7 @@ pub struct Options {
     pub split: Split,
 }
 
-/// How a picture is brought to another size. Both filters are widened where they shrink, so that every pixel
-/// counts.
+/// Resizing of a picture. Both filters are widened where they shrink it, so that every pixel counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resize {
@@ -70,7 +69,9 @@ pub enum Resize {
 /// for each part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
+    /// The pictures to train with.
     Train,
+    /// The pictures to check the result with.
     HeldOut,
 }
 
@@ -79,7 +80,7 @@ pub trait Dataset: Send + Sync {
     /// Number of pictures, at least 1; `None`: endless (generated).
     fn len(&self) -> Option<u64>;
 
-    /// Never: `open` refuses a set without pictures.
+    /// Never true: `open` refuses a set without pictures.
     fn is_empty(&self) -> bool {
         self.len() == Some(0)
     }
@@ -100,7 +101,7 @@ pub trait Dataset: Send + Sync {
     /// If `out` is not `H * W * C` long or `index` is not below `len`.
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32>;
 
-    /// All of it at once, where it lies in memory as it is read.
+    /// All pictures at once, where they lie in memory as they are read.
     fn whole(&self) -> Option<Whole<'_>> {
         None
     }
@@ -110,20 +111,22 @@ pub trait Dataset: Send + Sync {
         String::new()
     }
 
-    /// Number of pictures found to be unreadable so far; others stand in for them.
+    /// Number of pictures that could not be read so far; others were read in their place.
     fn skipped(&self) -> u64 {
         0
     }
 
-    /// What was wrong with the data so far, each problem once, in a fixed order.
+    /// Problems with the data so far, each once, in a fixed order.
     fn warnings(&self) -> Vec<String> {
         Vec::new()
     }
 }
 
-/// All pictures of a set, `[N, H, W, C]`, and the label of each.
+/// All pictures of a set and their labels.
 pub struct Whole<'a> {
+    /// `[N, H, W, C]`.
     pub values: Values<'a>,
+    /// `[N]`; 0 where the set has no labels.
     pub labels: Vec<u32>,
 }
 

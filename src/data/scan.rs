@@ -53,7 +53,7 @@ pub(super) fn pictures(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Whether a file's name ends like that of a picture which the program reads.
+/// True if a file has the ending of a format that the program reads.
 fn is_picture(path: &Path) -> bool {
     ImageFormat::from_path(path).is_ok_and(|format| format.reading_enabled())
 }

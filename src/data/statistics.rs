@@ -1,19 +1,22 @@
-//! Numbers that tell what a data set looks like.
+//! Statistics of the pixels and labels of a data set.
 
 use rayon::prelude::*;
 
 use super::Dataset;
 use crate::error::Result;
 
-/// What [`statistics`] found.
+/// The result of [`statistics`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Statistics {
-    /// Pictures looked at.
+    /// Pictures read.
     pub count: u64,
-    /// Over all their pixels, for each channel, in [-1, 1].
+    /// Of each channel over all pixels, in [-1, 1], as are the next three.
     pub mean: Vec<f64>,
+    /// Standard deviation.
     pub std: Vec<f64>,
+    /// Least value.
     pub min: Vec<f32>,
+    /// Largest value.
     pub max: Vec<f32>,
     /// Pictures with each label, in the order of `classes()`; empty: unlabelled.
     pub histogram: Vec<u64>,

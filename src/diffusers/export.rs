@@ -15,7 +15,7 @@ use crate::models::params_of;
 use crate::models::vae::VaeKind;
 use crate::recipe::System;
 
-/// Says early that a folder cannot be written to: it must be new or empty, so that nothing is lost.
+/// An error unless the folder is new or empty, so that no file is lost.
 pub(crate) fn check_free(folder: &Path) -> Result<()> {
     let shown = folder.display();
     if folder.symlink_metadata().is_err() {
@@ -29,8 +29,8 @@ pub(crate) fn check_free(folder: &Path) -> Result<()> {
     }
 }
 
-/// Writes a diffusion model as a pipeline (`DDPMPipeline`, `DDIMPipeline` where it is sampled so, or
-/// `LDMPipeline` with its VAE), a VAE as itself.
+/// Writes a diffusion model as a pipeline (`DDPMPipeline`, `DDIMPipeline` with that scheduler, or `LDMPipeline`
+/// with its VAE), a VAE as a bare model.
 ///
 /// # Errors
 /// When the reference library has no such model, or the folder cannot be written.

@@ -18,28 +18,28 @@ const MOST_BYTES: u64 = 1 << 20;
 
 /// A model with its weights.
 pub struct Component {
-    /// What it would have been trained with; the training itself is unknown, and has the defaults.
+    /// The model as a recipe; the keys of training have their defaults.
     pub recipe: Recipe,
     /// Flat, in the layout of its parameters.
     pub weights: Vec<f32>,
 }
 
-/// What a folder holds.
+/// The contents of a folder.
 pub struct Folder {
     /// The diffusion model, or the VAE where there is nothing else.
     pub model: Component,
     /// The VAE of a latent diffusion model.
     pub vae: Option<Component>,
-    /// What the user should know.
+    /// Remarks for the user.
     pub remarks: Vec<String>,
 }
 
-/// Whether a folder looks as if the reference library had saved it.
+/// True for a folder with a `model_index.json` or a `config.json`.
 pub fn is_folder(path: &Path) -> bool {
     path.is_dir() && [INDEX, CONFIG].iter().any(|name| is_there(&path.join(name)))
 }
 
-/// Whether there is something, be it a link that leads nowhere: whoever reads it says what is wrong.
+/// True for a broken link too: the error of reading it says more than a missing file.
 fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
@@ -94,7 +94,7 @@ pub fn open(path: &Path) -> Result<Folder> {
     let Some(unet) = unet else { return Err(wrong(&index, "it has no unet")) };
     let Some(mut sampler) = sampler else { return Err(wrong(&index, "it has no scheduler")) };
     if pipeline.as_deref() == Some("DDIMPipeline") {
-        // It makes one of whatever it is given.
+        // It replaces any scheduler by a DDIMScheduler.
         sampler.keys = sampler.keys.with_class("DDIMScheduler");
     }
     let config = read_config(&unet, &mut remarks)?;
@@ -168,7 +168,7 @@ fn name_of(folder: &Path) -> String {
     }
 }
 
-/// What the recipes of all imported models share. `numbers`: those of the widest activation of a sample.
+/// The keys that all imported recipes share. `numbers`: elements of the widest activation of a sample.
 fn base(folder: &Path, channels: usize, numbers: usize) -> Recipe {
     Recipe {
         name: name_of(folder),
@@ -209,7 +209,7 @@ fn diffusion(
     let Some(side) = config.side else {
         return Err(wrong(
             &folder.join(CONFIG),
-            "it has no sample_size, so nobody knows how large images are",
+            "it has no sample_size, so the size of its images is unknown",
         ));
     };
     let first = unet.block_out_channels.first().copied().unwrap_or(1);
@@ -237,7 +237,7 @@ fn vae(folder: &Path, config: &Config, side: Option<usize>) -> Result<Component>
     let Some(side) = side.or(config.side) else {
         return Err(wrong(
             &folder.join(CONFIG),
-            "it has no sample_size, so nobody knows how large images are",
+            "it has no sample_size, so the size of its images is unknown",
         ));
     };
     let first = vae.widths.first().copied().unwrap_or(1);

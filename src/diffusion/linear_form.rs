@@ -1,33 +1,39 @@
-//! Linear forms: a solver's update written as in its paper, as coefficients of what is known at a step.
+//! Linear forms: a solver's update written as in its paper, as coefficients of the tensors of a step.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
-/// Most tensors that a solver keeps from step to step beside the sample.
+/// Most tensors that a solver keeps from step to step besides the sample.
 pub const SLOTS: usize = 5;
 
-/// A linear combination of the sample `x`, the model's output, the predicted clean sample `x0`, what is
-/// kept from earlier steps, and fresh noise.
+/// A linear combination of the sample `x`, the model's output, the predicted clean sample `x0`, the tensors kept
+/// from earlier steps, and fresh noise.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LinearForm {
+    /// Coefficient of the predicted clean sample, clipped.
     pub x0: f64,
+    /// Of the sample.
     pub x: f64,
+    /// Of the model's output.
     pub out: f64,
+    /// Of the tensor in each slot.
     pub kept: [f64; SLOTS],
+    /// Of fresh standard normal noise.
     pub noise: f64,
 }
 
 impl LinearForm {
     /// The sample as the model sees it: scaled to unit variance.
     pub const X: LinearForm = LinearForm { x: 1.0, ..LinearForm::ZERO };
-    /// What the model said.
+    /// The model's output.
     pub const OUT: LinearForm = LinearForm { out: 1.0, ..LinearForm::ZERO };
     /// The predicted clean sample, clipped.
     pub const X0: LinearForm = LinearForm { x0: 1.0, ..LinearForm::ZERO };
     /// Standard normal numbers.
     pub const NOISE: LinearForm = LinearForm { noise: 1.0, ..LinearForm::ZERO };
+    /// The empty combination.
     pub const ZERO: LinearForm = LinearForm { x0: 0.0, x: 0.0, out: 0.0, kept: [0.0; SLOTS], noise: 0.0 };
 
-    /// What an earlier step left in this slot.
+    /// The tensor in this slot.
     pub fn kept(slot: usize) -> LinearForm {
         let mut form = LinearForm::ZERO;
         form.kept[slot] = 1.0;
@@ -44,7 +50,7 @@ impl LinearForm {
         }
     }
 
-    /// Its value.
+    /// The value for these numbers.
     pub fn at(&self, x0: f64, x: f64, out: f64, kept: &[f64], noise: f64) -> f64 {
         let of_kept: f64 = self.kept.iter().zip(kept).map(|(a, b)| a * b).sum();
         self.x0 * x0 + self.x * x + self.out * out + of_kept + self.noise * noise

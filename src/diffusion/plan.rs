@@ -1,24 +1,26 @@
-//! A reverse process laid out: every step of it as linear forms, and the plain f64 way to take them.
+//! A reverse process laid out as linear forms for every step, and its computation in f64.
 
 use super::linear_form::{LinearForm, SLOTS};
 use crate::ops::denoising::{self, Row};
 
-/// What is done to the predicted clean sample.
+/// Clipping of the predicted clean sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Clip {
+    /// No clipping.
     #[default]
     None,
     /// It is kept in `[-bound, bound]`.
     At(f64),
     /// With `s` the quantile `ratio` of a sample's absolute values, at least 1 and at most `most`: it is
     /// kept in `[-s, s]` and divided by `s` (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
+    #[allow(missing_docs)]
     Dynamic { ratio: f64, most: f64 },
 }
 
 /// One step: one evaluation of the model, and what follows from it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
-    /// What the model is told.
+    /// The timestep that the model is given.
     pub t: f64,
     /// alpha-bar of the sample that the model sees: `x = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise`.
     pub alpha_bar: f64,
@@ -26,24 +28,26 @@ pub struct Step {
     pub x0: [f64; 2],
     /// The sample of the next step.
     pub next: LinearForm,
-    /// What the next step finds in each slot.
+    /// The tensors in the slots of the next step.
     pub keep: Vec<LinearForm>,
-    /// Whether the reference library draws noise here, be it multiplied by 0.
+    /// True if the diffusers library draws noise here, even if it multiplies it by 0.
     pub draws: bool,
 }
 
-/// All steps of a reverse process, in order. The sample is always what the model sees, at unit variance; a
-/// solver whose own variable is `x0 + sigma noise` sees it multiplied by `sqrt(alpha_bar)`.
+/// All steps of a reverse process. The sample is the model's input, at unit variance; it is `sqrt(alpha_bar)` times
+/// the variable `x0 + sigma noise` of some solvers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplerPlan {
+    /// The steps in order.
     pub steps: Vec<Step>,
-    /// What standard normal noise is multiplied by to start from.
+    /// Factor of the standard normal noise that sampling starts from.
     pub start: f64,
+    /// Clipping of x0 in every step.
     pub clip: Clip,
 }
 
 impl SamplerPlan {
-    /// Tensors that are kept from step to step beside the sample.
+    /// Number of tensors that are kept from step to step besides the sample.
     pub fn slots(&self) -> usize {
         self.steps.iter().map(|step| step.keep.len()).max().unwrap_or(0)
     }
@@ -76,7 +80,7 @@ impl SamplerPlan {
         self.steps.iter().flat_map(row).collect()
     }
 
-    /// Whether all coefficients are finite numbers.
+    /// True if all coefficients are finite.
     pub fn is_finite(&self) -> bool {
         let form = |form: &LinearForm| {
             let known = [form.x0, form.x, form.out, form.noise].into_iter().chain(form.kept);
@@ -95,13 +99,14 @@ impl SamplerPlan {
     }
 }
 
-/// A walk under way in f64, which is what the device's steps are held against.
+/// The computation of a plan in f64, the reference of the device's steps.
 #[derive(Clone, Debug)]
 pub struct PlanRunner<'a> {
     plan: &'a SamplerPlan,
     row: usize,
-    /// `[N, elements]`, and so is each slot.
+    /// The sample `[N, elements]`, as is each slot.
     pub x: Vec<f64>,
+    /// The predicted clean sample of the last step, clipped.
     pub x0: Vec<f64>,
     kept: Vec<Vec<f64>>,
     samples: usize,

@@ -1,4 +1,4 @@
-//! Samplers: how a reverse process is walked, with the options and defaults of the diffusers library.
+//! Samplers with the options and defaults of the diffusers library.
 //!
 //! A [`Scheduler`] is plain data, read from its `scheduler_config.json` ([`Scheduler::from_config`]) or made
 //! from a name. [`Scheduler::plan`] lays the process out for a number of steps. It knows no model.
@@ -20,7 +20,7 @@ use super::plan::{Clip, SamplerPlan};
 use super::schedule::{Betas, Precision, Schedule, Variance};
 use crate::error::{Error, Result};
 
-/// What the model's output means.
+/// Meaning of the model's output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prediction {
@@ -34,7 +34,7 @@ pub enum Prediction {
     V,
 }
 
-/// Which timesteps are visited.
+/// Choice of the timesteps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Spacing {
@@ -46,10 +46,10 @@ pub enum Spacing {
     Linspace,
 }
 
-/// Which noise levels the solvers over sigma visit.
+/// Choice of the noise levels of solvers over sigma.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sigmas {
-    /// Those of the timesteps.
+    /// The levels of the timesteps.
     #[default]
     Timesteps,
     /// Karras et al. 2022 (arXiv:2206.00364), equation 5, with rho = 7.
@@ -58,12 +58,13 @@ pub enum Sigmas {
     Exponential,
 }
 
-/// Where a walk over sigma ends.
+/// Last noise level of a solver over sigma.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FinalSigma {
+    /// No noise.
     #[default]
     Zero,
-    /// At the schedule's lowest sigma.
+    /// The schedule's lowest sigma.
     Lowest,
 }
 
@@ -122,7 +123,7 @@ pub struct UniPc {
     pub disable_corrector: Vec<usize>,
 }
 
-/// The process that a model learned to walk back.
+/// The process that a model learned to reverse.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Process {
     pub timesteps: usize,
@@ -141,7 +142,7 @@ impl Process {
     }
 }
 
-/// A sampler and the process that it walks back.
+/// A sampler and the process that it reverses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scheduler {
     pub method: Method,
@@ -185,25 +186,25 @@ impl Scheduler {
     /// The noise schedule.
     pub fn schedule(&self) -> Schedule {
         let mut schedule = self.process.schedule(self.precision);
-        // Nothing but noise would be an infinite sigma.
-        let endless = self.process.zero_terminal_snr && self.method.has_sigmas();
-        if let (true, Some(last)) = (endless, schedule.alpha_bars.last_mut()) {
+        // At alpha-bar = 0 sigma would be infinite.
+        let infinite = self.process.zero_terminal_snr && self.method.has_sigmas();
+        if let (true, Some(last)) = (infinite, schedule.alpha_bars.last_mut()) {
             *last = 2.0_f64.powi(-24);
         }
         schedule
     }
 
-    /// The process in `steps` steps. Those of Heun and of Runge-Kutta evaluate the model several times, and
-    /// each evaluation is a step of the walk.
+    /// The plan for `steps` sampling steps. Heun's and Runge-Kutta steps evaluate the model several times; each
+    /// evaluation is a step of the plan.
     ///
     /// # Errors
-    /// When the options do not go together, or not with so few or so many steps.
+    /// When the options contradict one another or the number of steps.
     pub fn plan(&self, steps: usize) -> Result<SamplerPlan> {
         self.plan_from(steps, 0)
     }
 
-    /// As [`Scheduler::plan`], but from its step number `first` on, for a sample that was noised only so far.
-    /// A multistep solver begins there with its lowest order.
+    /// As [`Scheduler::plan`], from sampling step `first` on, for a sample that was noised to its level. A multistep
+    /// solver begins there with its lowest order.
     ///
     /// # Errors
     /// As [`Scheduler::plan`], and when no step is left, or the solver must begin at the beginning.
@@ -216,13 +217,13 @@ impl Scheduler {
             return Err(Error::usage("this sampler steps over timesteps, not over sigmas")
                 .hint("leave --sigmas out, or choose euler, heun, lms, dpmpp-2m or unipc"));
         }
-        let bare = match (&self.method, self.process.prediction, self.process.zero_terminal_snr) {
+        let undefined = match (&self.method, self.process.prediction, self.process.zero_terminal_snr) {
             (Method::Ddpm { .. } | Method::Ddim { .. } | Method::DdimInverse { .. }, kind, true) => {
                 kind == Prediction::Epsilon
             }
             _ => false,
         };
-        if bare {
+        if undefined {
             return Err(Error::usage(
                 "a schedule that ends in pure noise cannot be left by predicting noise",
             )
@@ -255,7 +256,7 @@ impl Scheduler {
         Ok(plan)
     }
 
-    /// Whether it leads from noise to samples and not the other way.
+    /// False for a method that leads from samples to noise.
     pub(crate) fn draws_samples(&self) -> bool {
         !matches!(self.method, Method::DdimInverse { .. })
     }
@@ -274,7 +275,7 @@ impl Scheduler {
         }
     }
 
-    /// How the reference library's class treats `x0`.
+    /// The clipping, for a class that clips by a constant or by quantiles.
     fn clip_if(&self, clips: bool, thresholds: bool) -> Clip {
         match self.clip {
             Clip::At(bound) if clips => Clip::At(bound),
@@ -285,7 +286,7 @@ impl Scheduler {
 }
 
 impl Method {
-    /// Whether it walks over noise levels of its own choice rather than over timesteps.
+    /// True if it chooses noise levels rather than timesteps.
     fn has_sigmas(&self) -> bool {
         !matches!(
             self,

@@ -17,19 +17,20 @@ use crate::recipe::{Recipe, Rng};
 /// Metadata entry of a file of noise.
 const KEY: &str = "denoir_noise";
 
-/// How noise was found, and so how it leads back.
+/// The settings that noise was found with, and that lead back from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InversionConfig {
+    /// Sampling steps.
     pub steps: usize,
+    /// Choice of the timesteps.
     pub spacing: Spacing,
-    /// Of all images, for models with classes.
+    /// The class of all images, for models with classes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<u32>,
 }
 
 impl InversionConfig {
-    /// The way of this sampler, `ddim` down or `ddim-inverse` up: without a bound of x0, whose effect no step
-    /// the other way takes back.
+    /// Options of a sampler, `ddim` or `ddim-inverse`, without clipping of x0, which no inverse step could undo.
     ///
     /// # Errors
     /// When the recipe's process cannot be walked so.
@@ -60,13 +61,13 @@ impl Source<'_> {
         let count = samples.len() / self.recipe.diffused().iter().product::<usize>();
         let noise = self.sample(&options, count, Some(&samples), config.class, progress)?;
         if noise.iter().any(|v| !v.is_finite()) {
-            return Err(Error::new("the way up leads to numbers that are not finite").hint("take more steps"));
+            return Err(Error::new("the inversion leads to numbers that are not finite").hint("take more steps"));
         }
         Ok(noise)
     }
 }
 
-/// Says early that [`write()`] would replace something else than noise.
+/// An error if [`write()`] would replace a file that holds no noise.
 ///
 /// # Errors
 /// When there is such a file.
@@ -74,7 +75,7 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
     check_holds(path, KEY, "noise")
 }
 
-/// Writes noise `[N, h, w, c]` in PyTorch's layout, and the way that it was found.
+/// Writes noise `[N, h, w, c]` in PyTorch's layout, and the settings that it was found with.
 ///
 /// # Errors
 /// When the disk is full or the folder cannot be written.

@@ -26,7 +26,7 @@ pub struct Trained {
     remarks: Vec<String>,
 }
 
-/// Says that what `path` holds is no diffusion model, if so.
+/// An error for a recipe without a diffusion process.
 fn check_diffuses(path: &Path, recipe: &Recipe) -> Result<()> {
     if recipe.system != System::Vae {
         return Ok(());
@@ -83,15 +83,17 @@ impl Trained {
         Ok(Trained { device: device.clone(), model, recipe, params, weights, codec, remarks })
     }
 
-    /// What the user should know about the folder that it was read from.
+    /// Remarks for the user about the folder that it was read from.
     pub fn remarks(&self) -> &[String] {
         &self.remarks
     }
 
+    /// The recipe of the model.
     pub fn recipe(&self) -> &Recipe {
         &self.recipe
     }
 
+    /// The model to draw from.
     pub fn source(&self) -> Source<'_> {
         Source {
             device: &self.device,

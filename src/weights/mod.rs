@@ -1,8 +1,8 @@
 //! Weight files of other programs: safetensors, whole or in shards, and the zipped pickles of PyTorch, read
 //! without running anything.
 //!
-//! Nothing in such a file is believed: every size is held against the size of the file before memory is
-//! asked for. A parser says in a word what is wrong, and [`Weights`] which file it is.
+//! Every size in such a file is compared with the size of the file before memory is allocated. A parser
+//! returns the reason for an error as text, and [`Weights`] adds the name of the file.
 
 pub mod pickle;
 pub mod safetensors;
@@ -39,9 +39,13 @@ impl<T: Read + Seek> Source for T {}
 /// Types of numbers that weights have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
+    /// IEEE half precision.
     F16,
+    /// The upper half of an f32.
     Bf16,
+    /// Single precision.
     F32,
+    /// Double precision.
     F64,
 }
 
@@ -71,6 +75,7 @@ impl Dtype {
 /// Where a tensor lies in its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
+    /// Type of its numbers.
     pub dtype: Dtype,
     /// As in the file.
     pub shape: Vec<usize>,
@@ -98,7 +103,7 @@ impl TensorInfo {
         reach?.checked_add(1)
     }
 
-    /// Its elements out of all those that it spans, in row-major order.
+    /// Its elements in row-major order, out of all elements of its span.
     fn gathered(&self, all: &[f32]) -> Vec<f32> {
         let count = self.shape.iter().product();
         let mut out = Vec::with_capacity(count);

@@ -13,7 +13,7 @@ const MOST_BYTES: u64 = 8 << 20;
 /// The tensors of a file of `length` bytes.
 ///
 /// # Errors
-/// Says what is wrong with the file.
+/// The fault of the file.
 pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String> {
     let cut = || format!("it is no safetensors file: {length} bytes are too few");
     let Some(rest) = length.checked_sub(8) else { return Err(cut()) };

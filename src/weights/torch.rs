@@ -12,7 +12,7 @@ const MOST_BYTES: u64 = 4 << 20;
 /// The tensors of a file of `length` bytes.
 ///
 /// # Errors
-/// Says what is wrong with the file, or what it would have called.
+/// The fault of the file, or the function that it would have called.
 pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String> {
     if length >= 2 && source.read_at(0, 2)?[0] == 0x80 {
         return Err("it is a bare pickle, as torch.save wrote before version 1.6; save it anew".to_owned());

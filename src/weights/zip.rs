@@ -1,8 +1,8 @@
 //! The directory of a zip archive as PyTorch writes it: entries as they are, uncompressed.
 //!
-//! What is compressed is refused, so an archive holds no more than it weighs, and no two entries may share
-//! bytes. Every entry is held against its CRC-32. Layout: PKWARE's APPNOTE 6.3.10, sections 4.3.7, 4.3.12,
-//! 4.3.14 to 4.3.16 and 4.5.3.
+//! Compressed entries are refused, so an archive holds no more bytes than it has, and no two entries may
+//! share bytes. Every entry is held against its CRC-32. Layout: PKWARE's APPNOTE 6.3.10, sections 4.3.7,
+//! 4.3.12, 4.3.14 to 4.3.16 and 4.5.3.
 
 use std::collections::BTreeSet;
 
@@ -13,9 +13,11 @@ use super::Source;
 /// A file inside the archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
+    /// Path inside the archive.
     pub name: String,
     /// Its first byte in the archive.
     pub at: u64,
+    /// Length in bytes.
     pub size: u64,
     /// CRC-32 that its bytes should have.
     pub crc: u32,
@@ -99,7 +101,7 @@ fn end_64(source: &mut impl Source, at: u64, limit: u64) -> Result<Directory, St
 /// The entries of an archive of `length` bytes, in the order of their bytes.
 ///
 /// # Errors
-/// Says what is wrong with the archive.
+/// The fault of the archive.
 pub fn entries(source: &mut impl Source, length: u64) -> Result<Vec<Entry>, String> {
     let directory = find_directory(source, length)?;
     let bytes = source.read_at(directory.at, directory.size as usize)?;
@@ -190,7 +192,7 @@ fn sizes(record: &[u8], mut extra: &[u8]) -> Option<[u64; 3]> {
         }
         extra = &extra[4 + size..];
     }
-    // In this order, and only those that are all ones in the record.
+    // In this order, and only the numbers that are all ones in the record.
     let mut take = |at: usize| -> Option<u64> {
         let narrow = number(record, at, 4);
         if narrow != u64::from(u32::MAX) {

@@ -1,4 +1,4 @@
-//! What drivers report: validation errors, lost devices and missing answers as errors of this program.
+//! Errors of drivers: validation errors, lost devices and timeouts.
 
 use std::cell::Cell;
 use std::sync::{Arc, Mutex};

@@ -59,7 +59,7 @@ mod tests {
             [1, 1, 2]
         );
         assert_eq!(sub_dispatches(integrated, 77_000_000_000, None), 8);
-        // What was measured counts, however much work it is.
+        // A measured time counts more than the number of operations.
         assert_eq!([0.0, 99.0, 250.0].map(|ms| sub_dispatches(integrated, u64::MAX, Some(ms))), [1, 1, 3]);
         assert_eq!(sub_dispatches(wgpu::DeviceType::Cpu, u64::MAX, Some(1e6)), 1);
     }

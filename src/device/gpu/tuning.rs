@@ -1,7 +1,7 @@
-//! Which variants of its launches an adapter runs fastest: what timing found, remembered on disk.
+//! The fastest variants of launches on an adapter, as timed, kept on disk: one JSON file for each adapter.
 //!
-//! One JSON file an adapter, of people's interest too. A choice is found again by the launch's name and shape
-//! class and the text of its kernels; a file of another adapter, driver or wgpu says nothing here.
+//! The key of a choice is the launch's name and shape class and the text of its kernels. A file of another adapter,
+//! driver or wgpu does not apply.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -17,12 +17,12 @@ use crate::files::replace;
 /// Layout of the file.
 const FORMAT: u32 = 1;
 
-/// What a choice is made for.
+/// The key of a choice.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Key {
     /// The launch's name: `attention backward`.
     pub launch: String,
-    /// Its sizes, as far as they decide: `1024 queries, 1024 keys, heads of 64, 128 pairs`.
+    /// The sizes that decide: `1024 queries, 1024 keys, heads of 64, 128 pairs`.
     pub shape_class: String,
     /// Hash of the text of every kernel that its variants compile.
     pub kernels: String,
@@ -39,18 +39,20 @@ pub(crate) struct Choice {
     /// The variant that runs untuned, and its milliseconds.
     pub default: String,
     pub default_ms: f64,
-    /// Those that may not win.
+    /// Variants that may not be chosen.
     pub refused: Vec<Refusal>,
 }
 
 /// A variant that did not compile, or does not compute what the default does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Refusal {
+    /// Name of the variant.
     pub variant: String,
+    /// The error.
     pub why: String,
 }
 
-/// What the times in a file depend on, besides the kernels.
+/// Conditions of the times in a file, besides the kernels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Stamp {
     format: u32,
@@ -61,7 +63,7 @@ struct Stamp {
     checked: bool,
 }
 
-/// What a tuning file says.
+/// The contents of a tuning file.
 #[derive(Serialize, Deserialize)]
 pub struct Contents {
     #[serde(flatten)]
@@ -69,21 +71,21 @@ pub struct Contents {
     choices: Vec<Choice>,
 }
 
-/// What goes on, for people.
+/// Progress of tuning.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum TuningEvent<'a> {
-    /// Begins with number `done` of `all` launches.
+    /// Launch number `done` of `all` begins.
     Timing { done: usize, all: usize, launch: &'a str },
-    /// All are timed.
+    /// All launches are timed.
     Done,
-    /// Something is not as it should be, and the work goes on.
+    /// A problem that does not stop the work.
     Warning(&'a str),
 }
 
 /// The choices of one adapter.
 pub(crate) struct Tuning {
     stamp: Stamp,
-    /// `None` where the system has no folder for it: then choices live as long as the program.
+    /// `None` where the system has no cache folder: choices last as long as the program.
     file: Option<PathBuf>,
     times: bool,
     choices: BTreeMap<Key, Choice>,
@@ -158,7 +160,7 @@ impl Tuning {
         Ok(tuning)
     }
 
-    /// Whether launches without a choice are timed.
+    /// True if launches without a choice are timed.
     pub(crate) fn times(&self) -> bool {
         self.times
     }
@@ -180,7 +182,7 @@ impl Tuning {
         (self.on_event)(event);
     }
 
-    /// Remembers these too, on disk as well; that the disk takes none is told and no error.
+    /// Adds choices, on disk too; an error of the disk is a warning.
     pub(crate) fn remember(&mut self, choices: Vec<Choice>) {
         self.add(choices);
         let Some(file) = self.file.clone() else { return };
@@ -241,7 +243,7 @@ impl Contents {
     }
 }
 
-/// What is in a file; `None` where there is no file.
+/// The contents of a file; `None` where there is no file.
 fn read(file: &Path) -> io::Result<Option<Contents>> {
     // Far more than the launches of a model could fill; a pipe has no end.
     const MOST_BYTES: u64 = 16 << 20;
@@ -277,7 +279,7 @@ fn one_line(e: &io::Error) -> String {
     e.to_string().lines().collect::<Vec<_>>().join(" ")
 }
 
-/// The user's folder for what can be made again.
+/// The user's cache folder.
 fn cache() -> Option<PathBuf> {
     let folder = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     folder("XDG_CACHE_HOME").or_else(|| {
@@ -290,7 +292,7 @@ fn cache() -> Option<PathBuf> {
     })
 }
 
-/// The version of wgpu that was built in, which says of itself nothing when it runs.
+/// The version of wgpu that was built in, from the lock file: wgpu has no constant for it.
 fn wgpu_version() -> &'static str {
     const LOCK: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock"));
     let after = LOCK.split_once("name = \"wgpu\"\nversion = \"").map_or("unknown", |(_, after)| after);

@@ -13,7 +13,7 @@ const OUTPUTS: usize = 3;
 const BEGUN: usize = 3;
 const SUM: usize = 4;
 
-/// What of the slots a step changes.
+/// The slots after a step.
 struct Slots {
     /// Outputs that are kept.
     outputs: usize,
@@ -34,14 +34,14 @@ impl Slots {
     }
 }
 
-struct Setting<'a> {
+struct Context<'a> {
     scheduler: &'a Scheduler,
     schedule: Schedule,
     /// alpha-bar where there is no timestep any more.
     end: f64,
 }
 
-impl Setting<'_> {
+impl Context<'_> {
     fn bar(&self, t: isize) -> f64 {
         usize::try_from(t).map_or(self.end, |t| self.schedule.alpha_bars[t])
     }
@@ -82,14 +82,14 @@ impl Scheduler {
         let stride = (self.process.timesteps / n) as isize;
         let schedule = self.schedule();
         let end = if alpha_to_one { 1.0 } else { schedule.alpha_bars[0] };
-        let setting = Setting { scheduler: self, schedule, end };
+        let context = Context { scheduler: self, schedule, end };
         let mut steps = Vec::new();
         let mut slots = Slots::new();
         let plms: Vec<isize> = if skip_prk {
             let twice = if n > 1 { vec![timesteps[n - 2]] } else { Vec::new() };
             [&timesteps[..n - 1], &twice, &timesteps[n - 1..]].concat()
         } else {
-            runge_kutta(&setting, &timesteps, stride, &mut slots, &mut steps)?;
+            runge_kutta(&context, &timesteps, stride, &mut slots, &mut steps)?;
             timesteps[..n - 3].to_vec()
         };
         for (i, &t) in plms.iter().rev().enumerate() {
@@ -115,7 +115,7 @@ impl Scheduler {
                 _ => (55.0 * LinearForm::OUT - 59.0 * e(0) + 37.0 * e(1) - 9.0 * e(2)) / 24.0,
             };
             slots.begun = if i == 0 { LinearForm::X } else { LinearForm::kept(BEGUN) };
-            steps.push(setting.step(t, setting.transfer(x, way, output), slots.keep(!repeated)));
+            steps.push(context.step(t, context.transfer(x, way, output), slots.keep(!repeated)));
         }
         Ok(SamplerPlan { steps, start: 1.0, clip: Clip::None })
     }
@@ -123,7 +123,7 @@ impl Scheduler {
 
 /// The first three steps, of four evaluations each (equation 13).
 fn runge_kutta(
-    setting: &Setting,
+    context: &Context,
     timesteps: &[isize],
     stride: isize,
     slots: &mut Slots,
@@ -138,7 +138,7 @@ fn runge_kutta(
     for (i, &t) in visited.iter().enumerate() {
         let from = visited[i / 4 * 4];
         let to = if i % 2 == 1 { t } else { t - half };
-        if from >= setting.scheduler.process.timesteps as isize {
+        if from >= context.scheduler.process.timesteps as isize {
             return Err(Error::usage("PNDM would look beyond the last timestep").hint("take fewer steps"));
         }
         let mut output = LinearForm::OUT;
@@ -156,7 +156,7 @@ fn runge_kutta(
             }
             _ => slots.sum = LinearForm::kept(SUM) + LinearForm::OUT / 3.0,
         }
-        steps.push(setting.step(t, setting.transfer(x, [from, to], output), slots.keep(i % 4 == 0)));
+        steps.push(context.step(t, context.transfer(x, [from, to], output), slots.keep(i % 4 == 0)));
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Euler, Heun and linear multistep over `y = x0 + sigma eps`, as in k-diffusion.
 //!
-//! A walk's sample is what the model sees, `x = alpha y` with `alpha = 1 / sqrt(sigma^2 + 1)`, so formulas
+//! A plan's sample is the model's input, `x = alpha y` with `alpha = 1 / sqrt(sigma^2 + 1)`, so formulas
 //! over `y` divide it by `alpha` first, and multiply by that of the next level at last.
 
 use super::spacing::Levels;
@@ -118,7 +118,7 @@ impl Scheduler {
         Scheduler { final_sigma, ..self.clone() }.k_levels(&self.schedule(), n)
     }
 
-    /// What the first level's noise is to be multiplied by. Leading spacing begins below the last timestep,
+    /// Factor of the noise of the first level. Leading spacing begins below the last timestep,
     /// with noise of unit variance.
     fn start(&self, levels: &Levels) -> f64 {
         match self.spacing {

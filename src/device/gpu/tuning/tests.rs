@@ -81,7 +81,7 @@ fn a_damaged_file_gets_one_line_and_is_made_anew() {
         assert!(warnings[0].contains("is damaged") && warnings[0].lines().count() == 1, "{warnings:?}");
         assert_eq!(tuning.choices().count(), 0);
         drop(warnings);
-        // Who wants just this file is not given other results.
+        // A file that must decide is not replaced.
         let error = open(&gpu, &file, false).0.err().expect("nothing to go by").report();
         assert!(error.contains("t.json is damaged") && error.contains("denoir tune"), "{error}");
         tuning.remember(vec![choice("fast")]);
