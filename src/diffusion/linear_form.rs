@@ -5,8 +5,8 @@ use std::ops::{Add, Div, Mul, Neg, Sub};
 /// Most tensors that a solver keeps from step to step besides the sample.
 pub const SLOTS: usize = 5;
 
-/// A linear combination of the sample `x`, the model's output, the predicted clean sample `x0`, the tensors kept
-/// from earlier steps, and fresh noise.
+/// A linear combination of the sample `x`, the model's output, the predicted clean sample `x0`, the tensors
+/// kept from earlier steps, and fresh noise.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LinearForm {
     /// Coefficient of the predicted clean sample, clipped.

@@ -34,8 +34,8 @@ pub struct Step {
     pub draws: bool,
 }
 
-/// All steps of a reverse process. The sample is the model's input, at unit variance; it is `sqrt(alpha_bar)` times
-/// the variable `x0 + sigma noise` of some solvers.
+/// All steps of a reverse process. The sample is the model's input, at unit variance; it is `sqrt(alpha_bar)`
+/// times the variable `x0 + sigma noise` of some solvers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplerPlan {
     /// The steps in order.

@@ -5,6 +5,7 @@
 
 mod config;
 mod dpm_solver;
+mod level;
 mod one_step;
 mod pndm;
 mod sigma_space;
@@ -15,7 +16,8 @@ pub use config::{Keys, Learned, names};
 pub(crate) use config::{LIBRARY_VERSION, pretty};
 use serde::{Deserialize, Serialize};
 
-use super::linear_form::LinearForm;
+use level::Level;
+
 use super::plan::{Clip, SamplerPlan};
 use super::schedule::{Betas, Precision, Schedule, Variance};
 use crate::error::{Error, Result};
@@ -194,8 +196,8 @@ impl Scheduler {
         schedule
     }
 
-    /// The plan for `steps` sampling steps. Heun's and Runge-Kutta steps evaluate the model several times; each
-    /// evaluation is a step of the plan.
+    /// The plan for `steps` sampling steps. Heun's and Runge-Kutta steps evaluate the model several times;
+    /// each evaluation is a step of the plan.
     ///
     /// # Errors
     /// When the options contradict one another or the number of steps.
@@ -203,8 +205,8 @@ impl Scheduler {
         self.plan_from(steps, 0)
     }
 
-    /// As [`Scheduler::plan`], from sampling step `first` on, for a sample that was noised to its level. A multistep
-    /// solver begins there with its lowest order.
+    /// As [`Scheduler::plan`], from sampling step `first` on, for a sample that was noised to its level. A
+    /// multistep solver begins there with its lowest order.
     ///
     /// # Errors
     /// As [`Scheduler::plan`], and when no step is left, or the solver must begin at the beginning.
@@ -316,55 +318,6 @@ impl Default for UniPc {
             predict_x0: true,
             lower_order_final: true,
             disable_corrector: Vec::new(),
-        }
-    }
-}
-
-/// A noise level at unit variance: `x = alpha x0 + sigma eps` with `alpha^2 + sigma^2 = 1`.
-#[derive(Clone, Copy, Debug)]
-struct Level {
-    alpha: f64,
-    sigma: f64,
-}
-
-impl Level {
-    fn of_bar(alpha_bar: f64, precision: Precision) -> Self {
-        let keep = |value: f64| precision.keep(value);
-        Level { alpha: keep(alpha_bar.sqrt()), sigma: keep(keep(1.0 - alpha_bar).sqrt()) }
-    }
-
-    /// From the noise beside an unscaled picture.
-    fn of_sigma(sigma: f64) -> Self {
-        let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
-        Level { alpha, sigma: sigma * alpha }
-    }
-
-    fn alpha_bar(self) -> f64 {
-        self.alpha * self.alpha
-    }
-
-    /// Half the logarithm of the signal-to-noise ratio.
-    fn lambda(self) -> f64 {
-        self.alpha.ln() - self.sigma.ln()
-    }
-}
-
-impl Prediction {
-    /// Coefficients of `x` and of the model's output in the predicted clean sample.
-    fn x0(self, at: Level) -> [f64; 2] {
-        match self {
-            Prediction::Epsilon => [1.0 / at.alpha, -at.sigma / at.alpha],
-            Prediction::Sample => [0.0, 1.0],
-            Prediction::V => [at.alpha, -at.sigma],
-        }
-    }
-
-    /// The predicted noise, of the prediction before it is clipped.
-    fn eps(self, at: Level) -> LinearForm {
-        match self {
-            Prediction::Epsilon => LinearForm::OUT,
-            Prediction::Sample => (LinearForm::X - at.alpha * LinearForm::OUT) / at.sigma,
-            Prediction::V => at.alpha * LinearForm::OUT + at.sigma * LinearForm::X,
         }
     }
 }

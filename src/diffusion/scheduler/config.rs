@@ -26,8 +26,8 @@ use crate::error::{Error, Result};
 #[serde(transparent)]
 pub struct Keys(Map<String, Value>);
 
-/// The process that a model learned and the clipping of its predictions: the part of a scheduler that every sampler
-/// of the model shares.
+/// The process that a model learned and the clipping of its predictions: the part of a scheduler that every
+/// sampler of the model shares.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Learned {
     /// Schedule and prediction.

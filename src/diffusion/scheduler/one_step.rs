@@ -16,14 +16,8 @@ impl Scheduler {
             // The reference draws at the last step too unless it stands at timestep 0.
             let last = schedule.last_deviation(t, variance);
             let sigma = if i + 1 == n && t > 0 { last } else { sigma };
-            Step {
-                t: t as f64,
-                alpha_bar: schedule.alpha_bars[t],
-                x0: self.process.prediction.x0(self.level(&schedule, t)),
-                next: of_x0 * LinearForm::X0 + of_x * LinearForm::X + sigma * LinearForm::NOISE,
-                keep: Vec::new(),
-                draws: t > 0,
-            }
+            let next = of_x0 * LinearForm::X0 + of_x * LinearForm::X + sigma * LinearForm::NOISE;
+            self.one_step(t, schedule.alpha_bars[t], next, t > 0)
         };
         let steps = timesteps.iter().enumerate().map(step).collect();
         Ok(SamplerPlan { steps, start: 1.0, clip: self.clip })
@@ -54,14 +48,8 @@ impl Scheduler {
                 self.process.prediction.eps(at)
             };
             let towards = (keep(1.0 - before) - sigma * sigma).max(0.0).sqrt();
-            Step {
-                t: t as f64,
-                alpha_bar: bar,
-                x0: self.process.prediction.x0(at),
-                next: to.alpha * LinearForm::X0 + towards * eps + sigma * LinearForm::NOISE,
-                keep: Vec::new(),
-                draws: eta > 0.0,
-            }
+            let next = to.alpha * LinearForm::X0 + towards * eps + sigma * LinearForm::NOISE;
+            self.one_step(t, bar, next, eta > 0.0)
         };
         let steps = timesteps.iter().map(step).collect();
         Ok(SamplerPlan { steps, start: 1.0, clip: self.clip })
@@ -82,17 +70,15 @@ impl Scheduler {
                 Prediction::Sample if at.sigma == 0.0 => LinearForm::ZERO,
                 prediction => prediction.eps(at),
             };
-            Step {
-                t: t as f64,
-                alpha_bar: below,
-                x0: self.process.prediction.x0(at),
-                next: to.alpha * LinearForm::X0 + to.sigma * eps,
-                keep: Vec::new(),
-                draws: false,
-            }
+            self.one_step(t, below, to.alpha * LinearForm::X0 + to.sigma * eps, false)
         };
         let steps = timesteps.iter().map(step).collect();
         Ok(SamplerPlan { steps, start: 1.0, clip: self.clip_if(true, false) })
+    }
+
+    fn one_step(&self, t: usize, alpha_bar: f64, next: LinearForm, draws: bool) -> Step {
+        let x0 = self.process.prediction.x0(Level::of_bar(alpha_bar, self.precision));
+        Step { t: t as f64, alpha_bar, x0, next, keep: Vec::new(), draws }
     }
 
     pub(super) fn level(&self, schedule: &Schedule, t: usize) -> Level {
