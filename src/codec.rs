@@ -16,8 +16,8 @@ use crate::recipe::{Recipe, System};
 use crate::run::Run;
 use crate::tape::{Tape, Tensor};
 
-/// Images that are encoded or decoded at a time, or the batch size of training where that is less. It does not
-/// change the results.
+/// Images that are encoded or decoded at a time, or the batch size of training where that is less. It does
+/// not change the results.
 const BATCH: usize = 16;
 
 /// The encoder's output for N images: Gaussians over their latents.
@@ -50,7 +50,7 @@ impl Posterior {
 }
 
 fn no_vae(path: &Path) -> Error {
-    Error::new(format!("{} is a diffusion model of pixels, not a VAE", path.display()))
+    Error::new(format!("{} holds a diffusion model, not a VAE", path.display()))
         .hint("give a run of a VAE, such as `denoir train faces-vae` makes")
 }
 
@@ -83,11 +83,7 @@ impl Codec {
     pub fn load(loaded: &Loaded, device: &Device) -> Result<Codec> {
         let recipe = &loaded.recipe;
         if recipe.system != System::Vae {
-            return Err(Error::new(format!(
-                "{} holds a diffusion model, not a VAE",
-                loaded.path().display()
-            ))
-            .hint("give a run of a VAE, such as `denoir train faces-vae` makes"));
+            return Err(no_vae(loaded.path()));
         }
         recipe.validate().map_err(Error::in_a_file)?;
         let params = params_of(recipe);
@@ -148,11 +144,10 @@ impl Codec {
     pub fn of_ldm(run: &Run, recipe: &Recipe, device: &Device) -> Result<Codec> {
         let path = run.vae_path();
         if !path.is_file() {
-            return Err(Error::new(format!(
-                "the VAE of this run is missing: there is no {}",
-                path.display()
-            ))
-            .hint("copy vae.safetensors from where the run came from; its latents mean nothing without it"));
+            let message = format!("the VAE of this run is missing: there is no {}", path.display());
+            return Err(Error::new(message).hint(
+                "copy vae.safetensors from where the run came from; its latents mean nothing without it",
+            ));
         }
         let codec = Codec::load(&checkpoint::load(&path)?, device)?;
         codec.check_is(&recipe.vae_fingerprint, &path)?;

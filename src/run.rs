@@ -78,8 +78,8 @@ pub struct Evaluation {
     pub units: usize,
 }
 
-/// A file that lines are appended to. Each is passed to the system when [`Log::line`] returns, so that a killed
-/// program loses none.
+/// A file that lines are appended to. Each is passed to the system when [`Log::line`] returns, so that a
+/// killed program loses none.
 pub(crate) struct Log {
     file: fs::File,
     path: PathBuf,

@@ -119,7 +119,8 @@ fn read(path: &Path, dims: usize) -> Result<(Vec<usize>, Vec<u8>)> {
     let shape = sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ");
     let expected = sizes.iter().try_fold(1u64, |n, &size| n.checked_mul(size as u64)).unwrap_or(u64::MAX);
 
-    // The sizes in the header are compared with the file before memory is taken: deflate packs 1032 to 1 at best.
+    // The sizes in the header are compared with the file before memory is taken: deflate packs 1032 to 1 at
+    // best.
     let possible = if zipped { on_disk.saturating_mul(1032) } else { on_disk - length as u64 };
     if expected > possible {
         let held = if zipped { format!("{on_disk} compressed") } else { possible.to_string() };

@@ -37,11 +37,19 @@ impl InMemory {
         let shape = [options.image_size, options.image_size, options.channels.unwrap_or(own[2])];
         InMemory { pixels, labels, classes, own, shape, resize: options.resize }
     }
+
+    fn count(&self) -> usize {
+        self.pixels.len() / self.own.iter().product::<usize>()
+    }
+
+    fn label(&self, i: usize) -> u32 {
+        self.labels.get(i).map_or(0, |&label| label.into())
+    }
 }
 
 impl Dataset for InMemory {
     fn len(&self) -> Option<u64> {
-        Some((self.pixels.len() / self.own.iter().product::<usize>()) as u64)
+        Some(self.count() as u64)
     }
 
     fn shape(&self) -> [usize; 3] {
@@ -53,10 +61,8 @@ impl Dataset for InMemory {
     }
 
     fn whole(&self) -> Option<Whole<'_>> {
-        let count = self.pixels.len() / self.own.iter().product::<usize>();
-        let label = |i: usize| self.labels.get(i).map_or(0, |&label| u32::from(label));
-        (self.own == self.shape)
-            .then(|| Whole { values: Values::Bytes(&self.pixels), labels: (0..count).map(label).collect() })
+        let labels = || (0..self.count()).map(|i| self.label(i)).collect();
+        (self.own == self.shape).then(|| Whole { values: Values::Bytes(&self.pixels), labels: labels() })
     }
 
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
@@ -77,7 +83,7 @@ impl Dataset for InMemory {
             let image = image.unwrap_or_else(|| unreachable!("{} bytes are not {:?}", bytes.len(), self.own));
             write(&fit(image, None, self.resize, self.shape[0], self.shape[2]), out);
         }
-        Ok(self.labels.get(i).map_or(0, |&label| u32::from(label)))
+        Ok(self.label(i))
     }
 }
 

@@ -110,8 +110,24 @@ impl Loader {
         threads: usize,
     ) -> Result<Self> {
         let order = Order { len: dataset.len(), seed, epochs: Mutex::default() };
-        let source = Source { dataset, order, batch, seed, flip, first_position };
-        Self::start(Box::new(move |k, stop| source.batch(k, stop)), batch, threads)
+        let shape = dataset.shape();
+        let size: usize = shape.iter().product();
+        let make = move |k: u64, stop: &dyn Fn() -> bool| {
+            let first = first_position + k * batch as u64;
+            let (mut images, mut labels) = (vec![0.0; batch * size], Vec::with_capacity(batch));
+            let samples = order.samples(first, batch);
+            for ((out, &index), position) in images.chunks_exact_mut(size).zip(&samples).zip(first..) {
+                if stop() {
+                    break;
+                }
+                labels.push(dataset.read(index, out)?);
+                if flip && mirrored(seed, position) {
+                    mirror(out, shape);
+                }
+            }
+            Ok(Batch { images, labels, samples })
+        };
+        Self::start(Box::new(make), batch, threads)
     }
 }
 
@@ -226,36 +242,6 @@ impl<B> Shared<B> {
 pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".to_owned())
-}
-
-struct Source {
-    dataset: Arc<dyn Dataset>,
-    order: Order,
-    batch: usize,
-    seed: u64,
-    flip: bool,
-    first_position: u64,
-}
-
-impl Source {
-    fn batch(&self, k: u64, stop: &dyn Fn() -> bool) -> Result<Batch> {
-        let shape = self.dataset.shape();
-        let size: usize = shape.iter().product();
-        let first = self.first_position + k * self.batch as u64;
-        let mut images = vec![0.0; self.batch * size];
-        let mut labels = Vec::with_capacity(self.batch);
-        let samples = self.order.samples(first, self.batch);
-        for ((out, &index), position) in images.chunks_exact_mut(size).zip(&samples).zip(first..) {
-            if stop() {
-                break;
-            }
-            labels.push(self.dataset.read(index, out)?);
-            if self.flip && mirrored(self.seed, position) {
-                mirror(out, shape);
-            }
-        }
-        Ok(Batch { images, labels, samples })
-    }
 }
 
 /// True if the picture at a position is mirrored: half of them are.

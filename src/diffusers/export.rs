@@ -29,8 +29,8 @@ pub(crate) fn check_free(folder: &Path) -> Result<()> {
     }
 }
 
-/// Writes a diffusion model as a pipeline (`DDPMPipeline`, `DDIMPipeline` with that scheduler, or `LDMPipeline`
-/// with its VAE), a VAE as a bare model.
+/// Writes a diffusion model as a pipeline (`DDPMPipeline`, `DDIMPipeline` with that scheduler, or
+/// `LDMPipeline` with its VAE), a VAE as a bare model.
 ///
 /// # Errors
 /// When the reference library has no such model, or the folder cannot be written.

@@ -66,21 +66,15 @@ pub fn open(path: &Path) -> Result<Folder> {
     for (name, class) in &components {
         let at = component_folder(path, name);
         let known = |classes: &[&str]| match classes.contains(&class.as_str()) {
-            true => Ok(()),
-            false => Err(wrong(
-                &index,
-                &format!("its {name} is a {}: denoir has {}", one_line(class), classes.join(", ")),
-            )),
+            true => Ok(at.clone()),
+            false => {
+                let (class, classes) = (one_line(class), classes.join(", "));
+                Err(wrong(&index, &format!("its {name} is a {class}: denoir has {classes}")))
+            }
         };
         match name.as_str() {
-            "unet" => {
-                known(&["UNet2DModel"])?;
-                unet = Some(at);
-            }
-            "vae" | "vqvae" => {
-                known(&["AutoencoderKL", "VQModel"])?;
-                codec = Some(at);
-            }
+            "unet" => unet = Some(known(&["UNet2DModel"])?),
+            "vae" | "vqvae" => codec = Some(known(&["AutoencoderKL", "VQModel"])?),
             // Of the class that the index names, as the library reads it.
             "scheduler" => sampler = Some(Sampler { keys: read_keys(&at)?.with_class(class), folder: at }),
             _ => {
@@ -116,6 +110,10 @@ pub fn open(path: &Path) -> Result<Folder> {
 fn wrong(path: &Path, reason: &str) -> Error {
     Error::new(format!("{}: {reason}", path.display()))
         .hint("give a folder of a DDPM or latent diffusion pipeline, or of one of its models")
+}
+
+fn no_size(folder: &Path) -> Error {
+    wrong(&folder.join(CONFIG), "it has no sample_size, so the size of its images is unknown")
 }
 
 /// A component's own folder; old pipelines have everything at the root.
@@ -207,10 +205,7 @@ fn diffusion(
         return Err(wrong(&folder.join(CONFIG), "it is no UNet2DModel"));
     };
     let Some(side) = config.side else {
-        return Err(wrong(
-            &folder.join(CONFIG),
-            "it has no sample_size, so the size of its images is unknown",
-        ));
+        return Err(no_size(folder));
     };
     let first = unet.block_out_channels.first().copied().unwrap_or(1);
     let numbers = side.saturating_mul(side).saturating_mul(first);
@@ -235,10 +230,7 @@ fn vae(folder: &Path, config: &Config, side: Option<usize>) -> Result<Component>
         return Err(wrong(&folder.join(CONFIG), "it is no VAE"));
     };
     let Some(side) = side.or(config.side) else {
-        return Err(wrong(
-            &folder.join(CONFIG),
-            "it has no sample_size, so the size of its images is unknown",
-        ));
+        return Err(no_size(folder));
     };
     let first = vae.widths.first().copied().unwrap_or(1);
     let recipe = Recipe {

@@ -30,7 +30,8 @@ pub struct InversionConfig {
 }
 
 impl InversionConfig {
-    /// Options of a sampler, `ddim` or `ddim-inverse`, without clipping of x0, which no inverse step could undo.
+    /// Options of a sampler, `ddim` or `ddim-inverse`, without clipping of x0, which no inverse step could
+    /// undo.
     ///
     /// # Errors
     /// When the recipe's process cannot be walked so.
@@ -61,7 +62,9 @@ impl Source<'_> {
         let count = samples.len() / self.recipe.diffused().iter().product::<usize>();
         let noise = self.sample(&options, count, Some(&samples), config.class, progress)?;
         if noise.iter().any(|v| !v.is_finite()) {
-            return Err(Error::new("the inversion leads to numbers that are not finite").hint("take more steps"));
+            return Err(
+                Error::new("the inversion leads to numbers that are not finite").hint("take more steps")
+            );
         }
         Ok(noise)
     }

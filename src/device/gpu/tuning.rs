@@ -1,7 +1,7 @@
 //! The fastest variants of launches on an adapter, as timed, kept on disk: one JSON file for each adapter.
 //!
-//! The key of a choice is the launch's name and shape class and the text of its kernels. A file of another adapter,
-//! driver or wgpu does not apply.
+//! The key of a choice is the launch's name and shape class and the text of its kernels. A file of another
+//! adapter, driver or wgpu does not apply.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -100,14 +100,8 @@ impl Tuning {
         times: bool,
         on_event: impl FnMut(TuningEvent) + Send + 'static,
     ) -> Self {
-        let stamp = Stamp::of(gpu);
-        let mut tuning = Tuning {
-            file: cache().map(|folder| folder.join("denoir").join(stamp.file_name())),
-            stamp,
-            times,
-            choices: BTreeMap::new(),
-            on_event: Box::new(on_event),
-        };
+        let file = cache().map(|folder| folder.join("denoir").join(Stamp::of(gpu).file_name()));
+        let mut tuning = Tuning::new(gpu, file, times, on_event);
         let read = tuning.file.as_deref().map_or(Ok(None), read);
         match read {
             Ok(Some(contents)) if contents.stamp == tuning.stamp => tuning.add(contents.choices),
@@ -129,13 +123,7 @@ impl Tuning {
         times: bool,
         on_event: impl FnMut(TuningEvent) + Send + 'static,
     ) -> Result<Self> {
-        let mut tuning = Tuning {
-            stamp: Stamp::of(gpu),
-            file: Some(file.to_owned()),
-            times,
-            choices: BTreeMap::new(),
-            on_event: Box::new(on_event),
-        };
+        let mut tuning = Tuning::new(gpu, Some(file.to_owned()), times, on_event);
         let damaged = |e: io::Error| {
             Error::new(format!("cannot read the tuning file {}", file.display()))
                 .hint("make it with `denoir tune WORKLOAD --tuning FILE`, or leave --tuning out")
@@ -158,6 +146,16 @@ impl Tuning {
             Err(e) => return Err(damaged(e)),
         }
         Ok(tuning)
+    }
+
+    fn new(
+        gpu: &Gpu,
+        file: Option<PathBuf>,
+        times: bool,
+        on_event: impl FnMut(TuningEvent) + Send + 'static,
+    ) -> Self {
+        let (stamp, choices, on_event) = (Stamp::of(gpu), BTreeMap::new(), Box::new(on_event));
+        Tuning { stamp, file, times, choices, on_event }
     }
 
     /// True if launches without a choice are timed.
