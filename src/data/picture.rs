@@ -64,12 +64,13 @@ pub(super) fn fit(
     size: usize,
     channels: usize,
 ) -> Vec<u8> {
+    let has_color = image.color().has_color();
     let image = if image.color().has_alpha() { on_white(image) } else { image };
     let largest = image.width().min(image.height());
     let side = crop.map_or(largest, |c| largest.min(u32::try_from(c).unwrap_or(u32::MAX)));
     let size = size as u32;
     // Resizing every channel of a grey picture, or colours that become grey, would be work for nothing.
-    let grey = channels == 1 || !image.color().has_color();
+    let grey = channels == 1 || !has_color;
     let bytes = match (resize, grey) {
         (Resize::Bicubic, true) => square(image.into_luma8(), side, size, 1, GrayImage::from_raw),
         (Resize::Bicubic, false) => square(image.into_rgb8(), side, size, 3, RgbImage::from_raw),
@@ -171,21 +172,11 @@ fn on_white(image: DynamicImage) -> DynamicImage {
     let over = |v: u8, alpha: u8| {
         ((u32::from(v) * u32::from(alpha) + 255 * (255 - u32::from(alpha)) + 127) / 255) as u8
     };
-    if image.color().has_color() {
-        let rgba = image.into_rgba8();
-        let (w, h) = rgba.dimensions();
-        DynamicImage::ImageRgb8(RgbImage::from_fn(w, h, |x, y| {
-            let [r, g, b, a] = rgba.get_pixel(x, y).0;
-            Rgb([over(r, a), over(g, a), over(b, a)])
-        }))
-    } else {
-        let grey = image.into_luma_alpha8();
-        let (w, h) = grey.dimensions();
-        DynamicImage::ImageLuma8(GrayImage::from_fn(w, h, |x, y| {
-            let [v, a] = grey.get_pixel(x, y).0;
-            image::Luma([over(v, a)])
-        }))
-    }
+    let rgba = image.into_rgba8();
+    DynamicImage::ImageRgb8(RgbImage::from_fn(rgba.width(), rgba.height(), |x, y| {
+        let [r, g, b, a] = rgba.get_pixel(x, y).0;
+        Rgb([r, g, b].map(|v| over(v, a)))
+    }))
 }
 
 /// The picture with every pixel as a square, so that images of `side` pixels are some 64 or more wide:

@@ -96,14 +96,13 @@ pub fn open(path: &Path) -> Result<Folder> {
         return Ok(Folder { model: diffusion(&unet, &config, &sampler, None)?, vae: None, remarks });
     };
     let vae_config = read_config(&codec, &mut remarks)?;
-    let Model::Vae(ours, factor) = &vae_config.model else {
+    let Model::Vae(ours, _) = &vae_config.model else {
         return Err(wrong(&codec.join(CONFIG), "it is no VAE"));
     };
     // The images that its latents make; a VAE works at any size.
     let side = config.side.map(|latent| latent << (ours.widths.len().clamp(1, 16) - 1));
     let vae = vae(&codec, &vae_config, side)?;
-    let latent = Latent { factor: *factor, image_size: vae.recipe.image_size, vae: &vae };
-    let model = diffusion(&unet, &config, &sampler, Some(&latent))?;
+    let model = diffusion(&unet, &config, &sampler, Some(&vae))?;
     Ok(Folder { model, vae: Some(vae), remarks })
 }
 
@@ -189,17 +188,11 @@ fn weights_of(folder: &Path, recipe: &Recipe) -> Result<Vec<f32>> {
     flat_weights(&weights, &params_of(recipe).borrow())
 }
 
-struct Latent<'a> {
-    factor: f64,
-    image_size: usize,
-    vae: &'a Component,
-}
-
 fn diffusion(
     folder: &Path,
     config: &Config,
     sampler: &Sampler,
-    latent: Option<&Latent>,
+    vae: Option<&Component>,
 ) -> Result<Component> {
     let Model::UNet(unet) = &config.model else {
         return Err(wrong(&folder.join(CONFIG), "it is no UNet2DModel"));
@@ -213,13 +206,13 @@ fn diffusion(
         Recipe { image_size: side, unet: (**unet).clone(), ..base(folder, unet.in_channels, numbers) };
     let taken = recipe.set_scheduler(&sampler.keys).and_then(|()| recipe.validate_process());
     taken.map_err(|e| e.within(sampler.folder.join(SCHEDULER).display()))?;
-    if let Some(latent) = latent {
+    if let Some(vae) = vae {
         recipe.system = System::Ldm;
         recipe.latent_size = side;
-        recipe.image_size = latent.image_size;
-        recipe.scaling_factor = latent.factor;
-        recipe.vae_fingerprint = fingerprint(&latent.vae.weights);
-        recipe.data.clone_from(&latent.vae.recipe.data);
+        recipe.image_size = vae.recipe.image_size;
+        recipe.scaling_factor = vae.recipe.scaling_factor;
+        recipe.vae_fingerprint = fingerprint(&vae.weights);
+        recipe.data.clone_from(&vae.recipe.data);
     }
     let weights = weights_of(folder, &recipe)?;
     Ok(Component { recipe, weights })

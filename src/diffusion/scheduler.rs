@@ -296,28 +296,3 @@ impl Method {
         )
     }
 }
-
-impl Default for DpmSolver {
-    fn default() -> Self {
-        DpmSolver {
-            order: 2,
-            sde: false,
-            heun: false,
-            lower_order_final: true,
-            euler_at_final: false,
-            lambda_min: f64::NEG_INFINITY,
-        }
-    }
-}
-
-impl Default for UniPc {
-    fn default() -> Self {
-        UniPc {
-            order: 2,
-            bh1: false,
-            predict_x0: true,
-            lower_order_final: true,
-            disable_corrector: Vec::new(),
-        }
-    }
-}
