@@ -9,10 +9,10 @@ use crate::checkpoint::{self, Loaded, fingerprint};
 use crate::device::{Buffer, Device};
 use crate::diffusers::{self, Component};
 use crate::error::{Error, Result};
-use crate::models::{autoencoder, params_of, vae};
+use crate::models::{autoencoder, vae};
 use crate::nn::{self, Params, Scope};
 use crate::program::{Plan, Program, Sharing};
-use crate::recipe::{Recipe, System};
+use crate::recipe::{Recipe, System, params_of};
 use crate::run::Run;
 use crate::tape::{Tape, Tensor};
 

@@ -18,9 +18,10 @@
 //!
 //! | | modules | know |
 //! |---|---|---|
-//! | 8 | [`cli`] | everything |
-//! | 7 | [`train`], [`sample`], [`figures`], [`codec`] (a trained VAE at work), [`latent_file`], `bench` | everything below |
-//! | 6 | [`models`], [`diffusion`], [`data`], [`checkpoint`], [`recipe`], [`run`], [`weights`], [`diffusers`] | ops and layers |
+//! | 9 | [`cli`] | everything |
+//! | 8 | [`train`], [`sample`], [`figures`], [`codec`] (a trained VAE at work), [`latent_file`], `bench` | everything below |
+//! | 7 | [`recipe`] (a run, complete), [`checkpoint`], [`run`], [`diffusers`] | models and data |
+//! | 6 | [`models`], [`diffusion`], [`data`], [`weights`] | ops and layers |
 //! | 5 | [`nn`] (parameters and layers), [`optim`] (learning rates, EMA) | ops |
 //! | 4 | [`ops`] | the tape; an op never knows another |
 //! | 3 | [`launch`], [`tape`], [`plan`], [`program`], [`state`] | tensors and kernels |

@@ -2,6 +2,7 @@
 //! `--set`.
 
 mod built_in;
+mod model;
 mod scheduler;
 mod set;
 mod validate;
@@ -9,6 +10,7 @@ mod validate;
 use std::path::Path;
 
 pub use built_in::built_in;
+pub use model::{initial_of, model_of, params_of, params_of_model};
 use serde::{Deserialize, Serialize};
 pub use set::nearest;
 

@@ -8,11 +8,10 @@ use crate::device::Device;
 use crate::diffusion::Model;
 use crate::error::{Error, Result};
 use crate::models::arena::{ArenaConfig, arena};
-use crate::models::{model_of, params_of, params_of_model};
 use crate::nn::Params;
 use crate::optim::LrSchedule;
 use crate::philox::{Stream, draw, uniform};
-use crate::recipe::{self, Recipe, System};
+use crate::recipe::{self, Recipe, System, model_of, params_of, params_of_model};
 use crate::train::Trainer;
 
 /// A row of the table of workloads.

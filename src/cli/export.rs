@@ -6,8 +6,7 @@ use super::print;
 use crate::checkpoint::{self, Loaded};
 use crate::diffusers::{self, Component};
 use crate::error::{Error, Result};
-use crate::models::params_of;
-use crate::recipe::System;
+use crate::recipe::{System, params_of};
 use crate::run::Run;
 
 #[derive(clap::Args)]

@@ -6,8 +6,7 @@ use super::{note, print, thousands};
 use crate::checkpoint::{self, Values};
 use crate::diffusers::{self, Component};
 use crate::error::{Error, Result};
-use crate::models::params_of;
-use crate::recipe::{Recipe, System};
+use crate::recipe::{Recipe, System, params_of};
 use crate::run::Run;
 
 #[derive(clap::Args)]

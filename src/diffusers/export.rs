@@ -11,9 +11,8 @@ use super::{CONFIG, Component, INDEX, SCHEDULER, WEIGHTS};
 use crate::checkpoint::{save_plain, write_whole};
 use crate::diffusion::{LIBRARY_VERSION, pretty};
 use crate::error::{Error, Result};
-use crate::models::params_of;
 use crate::models::vae::VaeKind;
-use crate::recipe::System;
+use crate::recipe::{System, params_of};
 
 /// An error unless the folder is new or empty, so that no file is lost.
 pub(crate) fn check_free(folder: &Path) -> Result<()> {

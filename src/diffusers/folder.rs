@@ -8,9 +8,8 @@ use super::{CONFIG, INDEX, SCHEDULER, WEIGHTS};
 use crate::checkpoint::fingerprint;
 use crate::diffusion::Keys;
 use crate::error::{Error, Result, one_line};
-use crate::models::params_of;
 use crate::models::vae::Reconstruction;
-use crate::recipe::{Recipe, System};
+use crate::recipe::{Recipe, System, params_of};
 use crate::weights::{Weights, read_text};
 
 /// Longest configuration that is read.

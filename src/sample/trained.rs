@@ -10,9 +10,8 @@ use crate::device::{Buffer, Device};
 use crate::diffusers;
 use crate::diffusion::Model;
 use crate::error::{Error, Result};
-use crate::models::{model_of, params_of};
 use crate::nn::Params;
-use crate::recipe::{Recipe, System};
+use crate::recipe::{Recipe, System, model_of, params_of};
 use crate::run::Run;
 
 /// A trained diffusion model on a device, with all that sampling needs.

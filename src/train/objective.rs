@@ -8,7 +8,6 @@ use crate::codec::Codec;
 use crate::device::Buffer;
 use crate::diffusion::Model;
 use crate::models::vae;
-use crate::models::{model_of, params_of, params_of_model};
 use crate::nn::{Params, Scope};
 use crate::ops::arithmetic::{add, affine, mul};
 use crate::ops::dropout::dropout;
@@ -18,7 +17,7 @@ use crate::ops::loss::mse;
 use crate::ops::noising::{gaussian, noising};
 use crate::ops::reparameterise::{Noise, reparameterise};
 use crate::philox::Stream;
-use crate::recipe::{Latents, Recipe, System};
+use crate::recipe::{Latents, Recipe, System, model_of, params_of, params_of_model};
 use crate::state::State;
 use crate::tape::{Tape, Tensor};
 

@@ -166,7 +166,7 @@ impl Session {
                     .hint(format!("it is {}", theirs.scaling_factor)));
             }
             done = loaded.header.step;
-            values = Some(loaded.values(&crate::models::params_of(&recipe).borrow())?);
+            values = Some(loaded.values(&crate::recipe::params_of(&recipe).borrow())?);
         }
         let made = |name: &str| run.folder().join(name).exists();
         let complete = made(&grid_name(done)) && (recipe.system == System::Vae || made(BACKWARD));

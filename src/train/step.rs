@@ -12,12 +12,11 @@ use crate::data::Whole;
 use crate::device::{Buffer, Device, PendingRead};
 use crate::diffusion::Model;
 use crate::error::{Error, Result};
-use crate::models::initial_of;
 use crate::nn::{self, Params};
 use crate::ops::adam::{AdamTensors, adam};
 use crate::ops::grad_norm::grad_norm;
 use crate::program::{Plan, Program, Sharing};
-use crate::recipe::{Recipe, System};
+use crate::recipe::{Recipe, System, initial_of};
 use crate::state::State;
 use crate::tape::Tape;
 

@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use denoir::codec::Codec;
 use denoir::device::Device;
 use denoir::diffusers::{self, Component};
-use denoir::models::params_of;
 use denoir::models::unet::{Class, unet};
 use denoir::nn::{self, Scope};
 use denoir::program::{Plan, Program, Sharing};
-use denoir::recipe::System;
+use denoir::recipe::{System, params_of};
 use denoir::tape::Tape;
 
 use crate::reference::{Golden, Judge, devices, relative, to_f32};

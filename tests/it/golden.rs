@@ -122,7 +122,7 @@ fn names_shapes_and_numbers_of_parameters() {
 fn recipes_have_the_published_numbers_of_parameters() {
     for (name, wanted) in [("mnist", 1_707_009), ("cifar10", 35_746_307)] {
         let recipe = denoir::recipe::find(name).unwrap();
-        assert_eq!(denoir::models::params_of(&recipe).borrow().count(), wanted, "{name}");
+        assert_eq!(denoir::recipe::params_of(&recipe).borrow().count(), wanted, "{name}");
     }
 }
 

@@ -71,7 +71,7 @@ fn every_number_is_the_scripts() {
     let keys = Keys::parse(&golden.metadata["scheduler"].to_string()).unwrap();
     let process = keys.with_class("DDPMScheduler").scheduler().unwrap();
     assert_eq!(recipe.scheduler().unwrap().to_config(), process.to_config());
-    assert_eq!(denoir::models::params_of(&recipe).borrow().count(), 113_673_219);
+    assert_eq!(denoir::recipe::params_of(&recipe).borrow().count(), 113_673_219);
 }
 
 #[test]
