@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::fs::{self, File};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensorError;
@@ -22,8 +23,9 @@ pub(crate) struct Header {
     pub format: u32,
     /// Optimiser steps done.
     pub step: u64,
-    /// The recipe as TOML.
-    pub recipe: String,
+    /// The recipe as TOML; a model of a program's own has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<String>,
 }
 
 const FORMAT: u32 = 1;
@@ -36,6 +38,20 @@ pub const SETS: [&str; 4] = ["model", "ema", "adam_m", "adam_v"];
 pub struct Values {
     /// In the order of [`SETS`].
     pub sets: [Vec<f32>; 4],
+}
+
+impl Values {
+    /// Says that training has diverged, if so.
+    ///
+    /// # Errors
+    /// When a number is not finite.
+    pub fn check_finite(&self, step: u64) -> Result<()> {
+        if self.sets.iter().flatten().all(|v| v.is_finite()) {
+            return Ok(());
+        }
+        Err(Error::new(format!("step {step}: a weight is not finite any more; nothing was saved"))
+            .hint("train again from the last checkpoint with a lower lr"))
+    }
 }
 
 /// Writes a file under a temporary name beside it and renames it when it is whole and on the disk.
@@ -59,11 +75,11 @@ fn make_whole(path: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>) -> 
     })
 }
 
-/// Saves the four sets, in the layout of PyTorch's files.
+/// Saves the four sets, in the layout of PyTorch's files; without a recipe, for [`read`] alone.
 ///
 /// # Errors
 /// As [`write_whole`].
-pub fn save(path: &Path, params: &Params, step: u64, recipe: &Recipe, values: &Values) -> Result<()> {
+pub fn save(path: &Path, params: &Params, step: u64, recipe: Option<&Recipe>, values: &Values) -> Result<()> {
     let sets: Vec<(&str, &[f32])> =
         SETS.into_iter().zip(&values.sets).map(|(set, flat)| (set, flat.as_slice())).collect();
     save_sets(path, params, step, recipe, &sets)
@@ -71,7 +87,7 @@ pub fn save(path: &Path, params: &Params, step: u64, recipe: &Recipe, values: &V
 
 /// Saves the moving average alone: a trained model that another run uses.
 pub(crate) fn save_ema(path: &Path, params: &Params, step: u64, recipe: &Recipe, ema: &[f32]) -> Result<()> {
-    save_sets(path, params, step, recipe, &[(SETS[1], ema)])
+    save_sets(path, params, step, Some(recipe), &[(SETS[1], ema)])
 }
 
 /// Saves parameters under their own names, as other programs of the field expect them.
@@ -85,10 +101,10 @@ fn save_sets(
     path: &Path,
     params: &Params,
     step: u64,
-    recipe: &Recipe,
+    recipe: Option<&Recipe>,
     sets: &[(&str, &[f32])],
 ) -> Result<()> {
-    let header = Header { format: FORMAT, step, recipe: recipe.to_toml() };
+    let header = Header { format: FORMAT, step, recipe: recipe.map(Recipe::to_toml) };
     let text = serde_json::to_string(&header).unwrap_or_else(|e| unreachable!("a plain header: {e}"));
     let tensors = sets.iter().flat_map(|(set, flat)| {
         let of = |spec| FileTensor { spec, flat, shape: Spec::file_shape(spec) };
@@ -159,19 +175,47 @@ pub(crate) fn fingerprint(values: &[f32]) -> String {
 }
 
 /// A checkpoint's bytes and header.
-pub struct Loaded {
+pub struct Saved {
     path: PathBuf,
     bytes: Vec<u8>,
     pub(crate) header: Header,
+}
+
+/// A checkpoint of a recipe's model.
+pub struct Loaded {
+    saved: Saved,
     /// The recipe of the run.
     pub recipe: Recipe,
 }
 
-/// Reads a checkpoint, without looking at its tensors yet.
+impl Deref for Loaded {
+    type Target = Saved;
+
+    fn deref(&self) -> &Saved {
+        &self.saved
+    }
+}
+
+/// Reads a checkpoint and its recipe, without looking at its tensors yet.
+///
+/// # Errors
+/// As [`read`]; and when it has no recipe.
+pub fn load(path: &Path) -> Result<Loaded> {
+    let (saved, shown) = (read(path)?, path.display());
+    let Some(recipe) = &saved.header.recipe else {
+        return Err(Error::new(format!("{shown} holds a model without a recipe"))
+            .hint("only the program that trained it can use it"));
+    };
+    let recipe =
+        crate::recipe::parse(recipe, &format!("the recipe inside {shown}")).map_err(Error::in_a_file)?;
+    Ok(Loaded { saved, recipe })
+}
+
+/// Reads a checkpoint, with or without a recipe.
 ///
 /// # Errors
 /// When the file is missing, damaged, or no checkpoint of denoir.
-pub fn load(path: &Path) -> Result<Loaded> {
+pub fn read(path: &Path) -> Result<Saved> {
     let shown = path.display();
     let bytes = fs::read(path).map_err(|e| {
         Error::new(format!("cannot read the checkpoint {shown}")).hint("check the path").caused_by(e)
@@ -200,12 +244,10 @@ pub fn load(path: &Path) -> Result<Loaded> {
         return Err(Error::new(format!("{shown} has format {}, this program reads {FORMAT}", header.format))
             .hint("use the version of denoir that wrote it"));
     }
-    let origin = format!("the recipe inside {shown}");
-    let recipe = crate::recipe::parse(&header.recipe, &origin).map_err(Error::in_a_file)?;
-    Ok(Loaded { path: path.to_owned(), bytes, header, recipe })
+    Ok(Saved { path: path.to_owned(), bytes, header })
 }
 
-impl Loaded {
+impl Saved {
     /// The file that it was read from.
     pub fn path(&self) -> &Path {
         &self.path
@@ -256,7 +298,7 @@ impl Loaded {
     /// All four sets.
     ///
     /// # Errors
-    /// As [`Loaded::set`].
+    /// As [`Saved::set`].
     pub fn values(&self, params: &Params) -> Result<Values> {
         let [a, b, c, d] = SETS.map(|set| self.set(set, params));
         Ok(Values { sets: [a?, b?, c?, d?] })

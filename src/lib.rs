@@ -18,7 +18,7 @@
 //!
 //! | | modules | know |
 //! |---|---|---|
-//! | 9 | [`cli`] | everything |
+//! | 9 | [`cli`], [`prelude`] (for programs with networks of their own) | everything |
 //! | 8 | [`train`], [`sample`], [`figures`], [`codec`] (a trained VAE at work), [`latent_file`], `bench` | everything below |
 //! | 7 | [`recipe`] (a run, complete), [`checkpoint`], [`run`], [`diffusers`] | models and data |
 //! | 6 | [`models`], [`diffusion`], [`data`], [`weights`] | ops and layers |
@@ -62,11 +62,14 @@
 //!
 //! [`ops::activation`] (the smallest room) with `kernels/activation.wgsl`; [`tape`]; [`program`];
 //! `program/tune.rs`; [`ops::conv2d`]; [`nn`]; [`models::unet`]; [`diffusion`]; `train/objective.rs`; `train/step.rs`;
-//! [`models::vae`]; [`codec`]; [`figures`]. How every op is checked: `src/check.rs`.
+//! [`models::vae`]; [`codec`]; [`figures`]. How every op is checked: `src/check.rs`
+//! (feature `testing`).
+
+#![deny(clippy::print_stdout)] // results are printed in one place that survives a closed pipe
 
 pub mod bench;
-#[cfg(test)]
-mod check;
+#[cfg(any(test, feature = "testing"))]
+pub mod check;
 pub mod checkpoint;
 pub mod cli;
 pub mod codec;
@@ -87,6 +90,7 @@ pub mod ops;
 pub mod optim;
 pub mod philox;
 pub mod plan;
+pub mod prelude;
 pub mod program;
 pub mod recipe;
 pub mod run;

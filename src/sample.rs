@@ -1,6 +1,7 @@
 //! Sampling: one recorded step of the reverse process, replayed down the timesteps without reading anything
 //! back.
 
+mod denoiser;
 pub mod inversion;
 mod source;
 mod trained;
@@ -13,8 +14,7 @@ pub use trained::Trained;
 
 use crate::device::{Buffer, Device};
 use crate::diffusion::{Clip, Model, Precision, SamplerPlan, Scheduler};
-use crate::error::{Error, Result};
-use crate::models::unet::Class;
+use crate::error::Result;
 use crate::nn::{self, Params, Scope};
 use crate::ops::arithmetic::affine;
 use crate::ops::denoising::{Row, bounds, denoise, timestep_of_row};
@@ -24,18 +24,28 @@ use crate::program::{Plan, Program, Sharing};
 use crate::recipe::{Recipe, Rng};
 use crate::state::State;
 use crate::tape::{Tape, Tensor};
+use crate::tensor::DType;
 use crate::torch::Generator;
 
 /// How to draw samples.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// Of all noise.
     pub seed: u64,
+    /// Reverse steps.
     pub steps: usize,
+    /// The solver, and the process that it reverses.
     pub scheduler: Scheduler,
+    /// Source of the noise.
     pub rng: Rng,
 }
 
 impl Options {
+    /// `steps` reverse steps of a scheduler, drawing with `seed`.
+    pub fn new(scheduler: Scheduler, steps: usize, seed: u64) -> Self {
+        Options { seed, steps, scheduler, rng: Rng::Denoir }
+    }
+
     /// The recipe's own.
     ///
     /// # Errors
@@ -58,6 +68,21 @@ impl Options {
     }
 }
 
+/// Any network that predicts from noisy samples, with the weights to sample with.
+#[derive(Clone)]
+pub struct Denoiser<'a> {
+    pub device: Device,
+    pub model: &'a Model,
+    /// Layout of the weights.
+    pub params: Rc<RefCell<Params>>,
+    /// The parameters, flat.
+    pub weights: Buffer,
+    /// `[H, W, C]` of a sample.
+    pub shape: [usize; 3],
+    /// Element type of the labels that the model takes, one for each sample; `None`: it takes none.
+    pub labels: Option<DType>,
+}
+
 /// A compiled step of the reverse process for `batch` samples.
 pub struct Sampler {
     noise: Program,
@@ -66,7 +91,7 @@ pub struct Sampler {
     size: usize,
     state: State,
     batch: usize,
-    class: Class,
+    labels: Option<DType>,
     plan: SamplerPlan,
     timesteps: Vec<f64>,
     torch: Option<TorchNoise>,
@@ -100,30 +125,15 @@ impl TorchNoise {
 }
 
 impl Sampler {
-    /// Compiles for samples of `[H, W, C]` from `weights`, the flat parameters in the layout of `params`.
+    /// Compiles a reverse step of the denoiser for `batch` samples.
     ///
     /// # Errors
-    /// When the sampler cannot walk so, or the model cannot be asked so; when memory is too small, or the
-    /// driver cannot build a kernel.
-    pub fn new(
-        device: &Device,
-        model: &Model,
-        params: &Rc<RefCell<Params>>,
-        weights: &Buffer,
-        recipe: &Recipe,
-        options: &Options,
-        [batch, h, w, c]: [usize; 4],
-    ) -> Result<Sampler> {
+    /// When the scheduler does not allow so many steps, memory is too small, or the driver cannot build a kernel.
+    pub fn new(denoiser: &Denoiser, options: &Options, batch: usize) -> Result<Sampler> {
+        let Denoiser { device, model, params, weights, shape: [h, w, c], labels } = denoiser;
+        let (h, w, c, labels) = (*h, *w, *c, *labels);
         let plan = options.scheduler.plan(options.steps)?;
         let timesteps = plan.timesteps();
-        recipe.unet.check_times(&timesteps)?;
-        let class = recipe.unet.class();
-        if let Class::Embedding(width) = class {
-            return Err(Error::usage(format!(
-                "class_embed_type is identity: the model takes a vector of {width} numbers as an image's class"
-            ))
-            .hint("samplers give it none; the library's `models::unet::unet` takes one"));
-        }
         let torch = options.rng == Rng::Torch;
         let slots = plan.slots() + usize::from(torch);
 
@@ -133,8 +143,11 @@ impl Sampler {
         let state = tape.stored_u32("state", [State::WORDS]);
         let rows = tape.stored("denoising", 0, [plan.steps.len(), Row::COLUMNS]);
         let t = timestep_of_row(batch, &rows, &state);
-        let labels = class.tensor(&tape, batch);
-        let out = model(&Scope::new(&tape, params), &x, &t, labels.as_ref());
+        let classes = labels.map(|element| match element {
+            DType::U32 => tape.stored_u32("labels", [batch]),
+            DType::F32 => tape.stored("labels", 0, [batch]),
+        });
+        let out = model(&Scope::new(&tape, params), &x, &t, classes.as_ref());
         let bound = match plan.clip {
             Clip::Dynamic { ratio, most } => Some(bounds(&x, &out, &rows, &state, ratio, most as f32)),
             _ => None,
@@ -164,7 +177,7 @@ impl Sampler {
             place: slots * batch * h * w * c,
         });
         let state = State { seed: options.seed, ..State::default() };
-        Ok(Sampler { noise, step, size: batch * h * w * c, x, state, batch, class, plan, timesteps, torch })
+        Ok(Sampler { noise, step, size: batch * h * w * c, x, state, batch, labels, plan, timesteps, torch })
     }
 
     /// How many samples belong together, of which this sampler draws a part. PyTorch's generator draws the
@@ -261,16 +274,12 @@ impl Sampler {
     /// # Panics
     /// When that is not a label for each sample.
     #[track_caller]
-    pub(crate) fn set_labels(&self, labels: &[u32]) -> Result<()> {
-        if self.class == Class::None {
-            return Ok(());
-        }
+    pub fn set_labels(&self, labels: &[u32]) -> Result<()> {
+        let Some(element) = self.labels else { return Ok(()) };
         assert_eq!(labels.len(), self.batch, "a label for each sample");
-        match self.class {
-            Class::Value => {
-                self.step.write("labels", &labels.iter().map(|&l| l as f32).collect::<Vec<f32>>())
-            }
-            _ => self.step.write("labels", labels),
+        match element {
+            DType::F32 => self.step.write("labels", &labels.iter().map(|&l| l as f32).collect::<Vec<f32>>()),
+            DType::U32 => self.step.write("labels", labels),
         }
     }
 

@@ -51,7 +51,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let rest = vec![0.0; weights.len()];
     let values = Values { sets: [weights.clone(), weights, rest.clone(), rest] };
-    checkpoint::save(&run.checkpoint_path(0), &params, 0, &recipe, &values)?;
+    checkpoint::save(&run.checkpoint_path(0), &params, 0, Some(&recipe), &values)?;
     // Last: it makes the folder a run.
     run.write_recipe(&recipe)?;
     let (next, command) = match (recipe.check_trainable(), recipe.system) {

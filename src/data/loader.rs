@@ -40,6 +40,24 @@ pub struct Picks {
 }
 
 /// Batches (or [`Picks`]) in order, made ahead in background threads. Dropping it ends and joins them.
+///
+/// ```
+/// use denoir::data::{Loader, Options, Resize, Split, open};
+/// # fn main() -> denoir::error::Result<()> {
+/// let options = Options {
+///     image_size: 16,
+///     channels: Some(1),
+///     crop: None,
+///     resize: Resize::Bicubic,
+///     seed: 0,
+///     split: Split::Train,
+/// };
+/// let mut loader = Loader::new(open("digits", &options)?, 32, 0, false, 0)?;
+/// let batch = loader.next()?;
+/// assert_eq!((batch.images.len(), batch.labels.len()), (32 * 16 * 16, 32));
+/// # Ok(())
+/// # }
+/// ```
 pub struct Loader<B = Batch> {
     shared: Arc<Shared<B>>,
     threads: Vec<JoinHandle<()>>,

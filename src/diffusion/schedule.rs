@@ -114,6 +114,18 @@ impl Precision {
 }
 
 /// Noise levels of the forward process.
+///
+/// ```
+/// use denoir::diffusion::Schedule;
+///
+/// // Ho et al. 2020, section 4: a thousand betas from 1e-4 to 0.02.
+/// let schedule = Schedule::linear(1000, 1e-4, 0.02);
+/// assert!((schedule.alpha_bars[0] - 0.9999).abs() < 1e-12);
+/// assert!(schedule.alpha_bars[999] < 1e-4); // nothing but noise is left
+/// // Pairs of sqrt(alpha_bar) and sqrt(1 - alpha_bar).
+/// let table = schedule.noising_table();
+/// assert!(table.chunks(2).all(|pair| (pair[0].hypot(pair[1]) - 1.0).abs() < 1e-6));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Schedule {
     /// Variance of the noise that each timestep adds, `[T]`.

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::planned::{Plan, Step};
 use super::{GUARD, Place, bind};
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 use super::{Program, Sharing};
 use crate::device::Buffer;
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 use crate::device::Device;
 use crate::device::gpu::tuning::{Choice, Key, Refusal, TuningEvent};
 use crate::device::gpu::{Bound, Gpu};
@@ -316,7 +316,7 @@ impl<'a> Stage<'a> {
 }
 
 /// For the check of ops, which runs them in every way.
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 impl Program {
     /// The most variants that a launch of `plan` has.
     pub(crate) fn ways(plan: &Plan) -> usize {

@@ -5,7 +5,7 @@ use crate::diffusion::{Keys, Learned, Precision, Prediction, Process, Schedule, 
 use crate::error::{Error, Result};
 use crate::models::vae::VaeKind;
 
-/// What a recipe without a word on its sampler has.
+/// Sampler of a recipe that names none.
 const DEFAULT: &str = "DDPMScheduler";
 
 impl Recipe {

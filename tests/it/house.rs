@@ -38,7 +38,7 @@ fn layer(module: &str) -> u32 {
         "models" | "diffusion" | "data" | "weights" => 6,
         "recipe" | "checkpoint" | "run" | "diffusers" => 7,
         "codec" | "latent_file" | "sample" | "train" | "figures" | "bench" => 8,
-        "cli" => 9,
+        "cli" | "prelude" => 9,
         other => panic!("module {other} is not in the table of layers of tests/it/house.rs"),
     }
 }

@@ -14,6 +14,7 @@ mod golden_vae;
 mod hostile_files;
 mod house;
 mod kernels;
+mod own_training;
 mod pipelines;
 mod place;
 mod published_sums;

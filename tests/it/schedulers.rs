@@ -13,7 +13,7 @@ use denoir::recipe::{self, Recipe, Rng, initial_of, params_of};
 use denoir::sample::Options;
 use denoir::state::State;
 use denoir::tape::Tape;
-use denoir::train::Trainer;
+use denoir::train::RecipeTrainer;
 use serde_json::{Value, json};
 
 use crate::reference::devices;
@@ -339,7 +339,7 @@ fn a_seed_gives_the_pictures_of_the_library() {
     let recipe = recipe_of(&golden["models"][0]);
     for device in devices() {
         let tolerance = if matches!(device, Device::Cpu(_)) { 1e-6 } else { 1e-5 };
-        let trainer = Trainer::new(&recipe, &device, None, None).unwrap();
+        let trainer = RecipeTrainer::new(&recipe, &device, None, None).unwrap();
         let source = trainer.source(None);
         for name in ["ddpm", "ddim"] {
             let scheduler = recipe.sampler(name).unwrap();
@@ -367,7 +367,7 @@ fn every_sampler_draws_the_same_sample_in_any_company() {
     recipe.rng = Rng::Denoir;
     recipe.batch_size = 8;
     for device in devices() {
-        let trainer = Trainer::new(&recipe, &device, None, None).unwrap();
+        let trainer = RecipeTrainer::new(&recipe, &device, None, None).unwrap();
         let source = trainer.source(None);
         let on_cpu = matches!(device, Device::Cpu(_));
         // A GPU takes long to build each: those that differ in what they record.
