@@ -6,6 +6,7 @@ mod autoencoder;
 mod bench;
 mod command_line;
 mod engine;
+mod examples;
 mod folders;
 mod golden;
 mod golden_diffusers;
