@@ -121,14 +121,15 @@ pub enum Recompute {
     Never,
     /// The same launch again, which moves little more than its result and writes nothing else.
     Replay,
-    /// Another launch, whose reads are those of this one and then what this one writes after its first result.
+    /// Another launch, whose reads are those of this one and then what this one writes after its first
+    /// result.
     With(Recorded),
 }
 
 type Fused = dyn Fn(usize) -> Option<Recorded> + Send + Sync;
 
-/// Makes the same launch with one read more, after its others, which it adds to one of its writes. The default
-/// has none.
+/// Makes the same launch with one read more, after its others, which it adds to one of its writes. The
+/// default has none.
 #[derive(Default)]
 pub struct Accumulate(Option<Box<Fused>>);
 
@@ -159,9 +160,9 @@ pub struct Tuning {
 }
 
 impl Tuning {
-    /// `class` decides which variant is fastest: of launches with one name and one class, the first that a program
-    /// has is timed for all. They must have the same variants and kernels. `variants`: those for an adapter. The
-    /// first is the safe one, which runs untuned and which the others' results are held against.
+    /// `class` decides which variant is fastest: of launches with one name and one class, the first of a
+    /// program is timed for all. They must have the same variants and kernels. `variants`: those for an adapter.
+    /// The first is the safe one, which runs untuned and which the others' results are held against.
     pub fn new(class: String, variants: impl Fn(&Traits) -> Vec<Variant> + Send + Sync + 'static) -> Tuning {
         Tuning { class, variants: Some(Box::new(variants)) }
     }

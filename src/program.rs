@@ -2,8 +2,8 @@
 //!
 //! Compiling drops what no result depends on, gives every tensor a place in memory, and builds whatever the
 //! device needs to run the launches again without allocating, looking up or deciding anything. Its phases are
-//! files: `recompute` and `plan` choose and order the launches, `memory` shares memory between tensors, `tune`
-//! picks variants, `place` allocates, `cpu` and `gpu` make code.
+//! files: `recompute` and `plan` choose and order the launches, `memory` shares memory between tensors,
+//! `tune` picks variants, `place` allocates, `cpu` and `gpu` make code.
 
 mod access;
 mod cpu;
@@ -260,7 +260,7 @@ impl Program {
 }
 
 /// For the check of ops, which runs every variant.
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 impl Program {
     /// The most variants that a launch of `plan` has.
     pub(crate) fn variants_of(plan: &Plan) -> usize {

@@ -155,8 +155,8 @@ impl Dispatch {
         self
     }
 
-    /// As [`Dispatch::cover`], for kernels that may be much work and whose `Params` has `first_group`: where a
-    /// GPU would be busy with it for long, it runs as several dispatches, each of some of the groups.
+    /// As [`Dispatch::cover`], for kernels that may be much work and whose `Params` has `first_group`: where
+    /// a GPU would be busy with it for long, it runs as several dispatches, each of some of the groups.
     pub fn cover_in_sub_dispatches(&mut self, items: usize, per_group: usize) -> &mut Self {
         self.divisible = true;
         self.cover(items, per_group)

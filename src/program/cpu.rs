@@ -76,7 +76,7 @@ impl Call {
     fn run(&mut self) {
         let mut done = false;
         if let Some(PackedFrom { memory, version }) = &mut self.prepacked {
-            done = version.replace(memory.changes()) == Some(memory.changes());
+            done = version.replace(memory.version()) == Some(memory.version());
         }
         self.recorded.launch().cpu(&Io::new(&self.reads, &self.writes, &self.scratch, done));
     }
@@ -98,7 +98,7 @@ impl CpuCode {
     /// Holds all memory, for a run.
     fn hold<'a>(memory: &'a [Arc<Memory>], written: &[Arc<Memory>]) -> Hold<'a> {
         let hold = Hold::new(memory);
-        written.iter().for_each(|memory| memory.change());
+        written.iter().for_each(|memory| memory.bump_version());
         hold
     }
 

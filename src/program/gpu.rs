@@ -12,7 +12,8 @@ fn work_of(cost: Cost) -> u64 {
     cost.flops + 16 * cost.bytes
 }
 
-/// Binds all dispatches of a step as the variant of this index, in sub-dispatches where their kernels can be split.
+/// Binds all dispatches of a step as the variant of this index, in sub-dispatches where their kernels can be
+/// split.
 /// `ms`: its time, where that was measured.
 pub(super) fn bind(
     gpu: &Gpu,
@@ -24,7 +25,7 @@ pub(super) fn bind(
 ) -> Result<Vec<Bound>> {
     let dispatches = step.dispatches(variant);
     let work = work_of(cost) / dispatches.len().max(1) as u64;
-    let sub_dispatches = gpu.pieces(work, ms);
+    let sub_dispatches = gpu.sub_dispatches(work, ms);
     let mut all = Vec::new();
     for dispatch in &dispatches {
         let bound = bind_dispatch(gpu, step, dispatch, operands, sub_dispatches)?;
@@ -50,7 +51,7 @@ fn bind_dispatch(
     };
     let ranges: Vec<(&str, Range)> = dispatch.binds.iter().map(range).collect();
     let Dispatch { kernel, entry, knobs, divisible, .. } = *dispatch;
-    let grid = if divisible { gpu.grid() } else { Grid { pieces: 1, ..gpu.grid() } };
+    let grid = if divisible { gpu.grid() } else { Grid { sub_dispatches: 1, ..gpu.grid() } };
     let layout = grid.layout(dispatch.groups, if divisible { sub_dispatches } else { 1 });
     let mut params = dispatch.params.clone();
     let bound = layout.into_iter().map(|(first, groups)| {

@@ -39,7 +39,8 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// On a GPU with memory shared a block for each tensor of those that share it, on the CPU device one block.
+    /// On a GPU with memory shared a block for each tensor of those that share it, on the CPU device one
+    /// block.
     pub fn of(lifetimes: &[Lifetime], for_gpu: bool, sharing: Sharing) -> Layout {
         let guard = match sharing {
             Sharing::Shared if for_gpu => {

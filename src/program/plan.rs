@@ -258,8 +258,8 @@ impl Plan {
         Err(Error::new(message).hint("take a smaller batch or smaller images, or use --device cpu"))
     }
 
-    /// The plan of the first of `batches`, tried in order, whose tensors `device` can bind; of the last, if it can
-    /// bind none. `plan_of` gives the plan of a batch, with what else the caller wants of it.
+    /// The plan of the first of `batches`, tried in order, whose tensors `device` can bind; of the last, if
+    /// it can bind none. `plan_of` gives the plan of a batch, with what else the caller wants of it.
     pub fn of_batch<T>(
         device: &Device,
         batches: impl IntoIterator<Item = usize>,

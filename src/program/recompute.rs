@@ -4,9 +4,9 @@
 //! Two kinds of results can be recomputed: those of cheap launches, and everything inside a block that
 //! [`Tape::checkpoint`](crate::tape::Tape::checkpoint) recorded. A result that is not kept is computed again
 //! just before the first launch of the backward pass that reads it, and so are, before that, its own inputs
-//! that were not kept either. The choice begins with nothing kept and then keeps, dearest and latest first, all
-//! that does not raise the peak, the most bytes alive at one time; then it drops again, one by one, what lowers
-//! the peak; so work is repeated only where that saves memory.
+//! that were not kept either. The choice begins with nothing kept and then keeps, dearest and latest first,
+//! all that does not raise the peak, the most bytes alive at one time; then it drops again, one by one, what
+//! lowers the peak; so work is repeated only where that saves memory.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -49,13 +49,7 @@ impl Order {
         &self.ids[run.writes.clone()]
     }
 
-    fn push(
-        &mut self,
-        entry: usize,
-        again: bool,
-        reads: impl Iterator<Item = Id>,
-        writes: impl Iterator<Item = Id>,
-    ) {
+    fn push(&mut self, entry: usize, again: bool, reads: impl Iterator<Item = Id>, writes: &[Id]) {
         let start = self.ids.len();
         self.ids.extend(reads);
         let middle = self.ids.len();
@@ -113,7 +107,7 @@ impl Needed<'_> {
     pub fn plain(&self) -> Order {
         let mut order = Order::default();
         for (i, entry) in self.entries.iter().enumerate() {
-            order.push(i, false, entry.reads.iter().copied(), entry.writes.iter().copied());
+            order.push(i, false, entry.reads.iter().copied(), &entry.writes);
         }
         order
     }
@@ -128,19 +122,15 @@ impl Needed<'_> {
         let most = planner.peak(&plain);
         let units = planner.units(most / SMALLEST);
         let mut choice = Choice { planner: &planner, units: &units, dropped: vec![true; units.len()] };
-        let mut best = choice.peak();
+        let (mut before, mut best) = (usize::MAX, choice.peak());
         // Each change may make another worth it.
-        loop {
-            let before = best;
+        while best != before {
+            before = best;
             best = choice.keep(best);
             best = choice.drop_units(best);
-            if best == before {
-                break;
-            }
         }
         choice.keep_within(best + best / SLACK);
-        let dropped = choice.dropped;
-        let chosen = planner.order(&units, &dropped);
+        let chosen = planner.order(&units, &choice.dropped);
         if planner.peak(&chosen) + most / SLACK < most { chosen } else { plain }
     }
 }
@@ -257,13 +247,9 @@ impl<'a> Planner<'a> {
             }
             if let Some(block) = entry.block {
                 let inner = entry.writes.iter().filter(temporary).filter(|id| !leaves[id.0]);
-                let remats = match cheap {
-                    true => {
-                        inner.filter(|id| entry.writes[0] == **id).map(|id| (*id, Remat::Cheap)).collect()
-                    }
-                    false => inner.map(|id| (*id, Remat::Whole)).collect::<Vec<_>>(),
-                };
-                blocks.entry(block).or_default().extend(remats);
+                let remat = if cheap { Remat::Cheap } else { Remat::Whole };
+                let inner = inner.filter(|id| !cheap || entry.writes[0] == **id);
+                blocks.entry(block).or_default().extend(inner.map(|id| (*id, remat)));
             }
         }
         let blocks = blocks.into_values().rev().map(|tensors| Unit { tensors });
@@ -283,7 +269,7 @@ impl<'a> Planner<'a> {
                 entry.reads.iter().for_each(|id| builder.recompute(*id, i));
             }
             let reads = entry.reads.iter().map(|id| builder.now[id.0]);
-            builder.order.push(i, false, reads, entry.writes.iter().copied());
+            builder.order.push(i, false, reads, &entry.writes);
         }
         builder.order
     }
@@ -355,6 +341,6 @@ impl OrderBuilder<'_> {
             self.order.copies.push(*id);
         }
         let writes: Vec<Id> = made.iter().map(|id| self.now[id.0]).collect();
-        self.order.push(from, true, reads.into_iter(), writes.into_iter());
+        self.order.push(from, true, reads.into_iter(), &writes);
     }
 }

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use stage::Stage;
 
 use super::plan::{Plan, Step};
-use crate::device::gpu::tuning::{Choice, Fingerprint, Key, Refusal, Told};
+use crate::device::gpu::tuning::{Choice, Key, Refusal, TuningEvent};
 use crate::device::gpu::{Bound, Gpu};
 use crate::error::Result;
+use crate::files::fnv1a;
 use crate::launch::Variant;
 
 /// By how much a variant must be faster to take the default's place: less is noise.
@@ -41,7 +42,7 @@ pub struct Picked {
     /// Class of launches that run as the same variant.
     pub shape_class: String,
     /// Result of the timing; `None` where the launch was not timed.
-    pub choice: Option<Choice>,
+    pub(crate) choice: Option<Choice>,
 }
 
 impl Picked {
@@ -90,13 +91,13 @@ fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picke
         let (mut found, mut kept, mut last) = (Vec::<(usize, Choice)>::new(), 0, Instant::now());
         for (done, (i, key)) in missing.iter().enumerate() {
             let (step, variants) = (&plan.steps[*i], &of_step[*i]);
-            tuning.tell(Told::Timing { done, all: missing.len(), launch: step.name() });
+            tuning.emit(TuningEvent::Timing { done, all: missing.len(), launch: step.name() });
             match tune_launch(gpu, plan, step, variants, key, clock) {
                 Ok(choice) => found.push((*i, choice)),
                 Err(e) => {
                     // Whatever is wrong with the device is told again by what runs next.
                     let told = format!("warning: {} is not tuned: {e}", step.name());
-                    tuning.tell(Told::Warning(&told));
+                    tuning.emit(TuningEvent::Warning(&told));
                 }
             }
             // A run that is stopped here, after minutes on a slow device, goes on from here.
@@ -106,7 +107,7 @@ fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picke
             }
         }
         if !missing.is_empty() {
-            tuning.tell(Told::Done);
+            tuning.emit(TuningEvent::Done);
         }
         choices.extend(found);
     }
@@ -122,14 +123,13 @@ fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picke
 }
 
 fn key_of(gpu: &Gpu, step: &Step, variants: &[Variant]) -> Key {
-    let mut kernels = Fingerprint::default();
-    let mut seen = Vec::new();
+    let (mut texts, mut seen) = (Vec::new(), Vec::new());
     for variant in variants {
-        kernels.add(&variant.name);
+        texts.push(variant.name.clone());
         for dispatch in &step.dispatches(variant.index) {
             let text = (dispatch.kernel.name, dispatch.knobs);
             if !seen.contains(&text) {
-                kernels.add(&dispatch.kernel.expand(dispatch.knobs, gpu.dialect()).text);
+                texts.push(dispatch.kernel.expand(dispatch.knobs, gpu.dialect()).text);
                 seen.push(text);
             }
         }
@@ -137,7 +137,8 @@ fn key_of(gpu: &Gpu, step: &Step, variants: &[Variant]) -> Key {
     Key {
         launch: step.name().to_owned(),
         shape_class: step.tuning().class().to_owned(),
-        kernels: kernels.hex(),
+        // The end of a text counts too.
+        kernels: format!("{:016x}", fnv1a(texts.iter().flat_map(|t| t.bytes().chain([0xff])).map(u64::from))),
     }
 }
 

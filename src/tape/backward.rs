@@ -16,7 +16,8 @@ impl Tape {
         self.backward_from(loss, &one)
     }
 
-    /// Records the launches of the gradients of `sum(y * dy)`, where `dy` may be any tensor with the elements of
+    /// Records the launches of the gradients of `sum(y * dy)`, where `dy` may be any tensor with the elements
+    /// of
     /// `y`, and forgets the forward closures. Every gradient that is used twice is added up here and nowhere
     /// else.
     ///
@@ -45,8 +46,8 @@ impl Tape {
         gradients
     }
 
-    /// Makes the launch that writes `gradient` add `sum` to it, if that is one from number `first` on that can fuse
-    /// the sum, and nothing has read the gradient yet.
+    /// Makes the launch that writes `gradient` add `sum` to it, if that is one from number `first` on that
+    /// can fuse the sum, and nothing has read the gradient yet.
     fn fuse_accumulate(&self, first: usize, sum: &Tensor, gradient: &Tensor) -> bool {
         let mut entries = self.0.entries.borrow_mut();
         let place_in = |ids: &[Id], id| ids.iter().position(|other| *other == id);
@@ -91,8 +92,8 @@ impl Gradients {
         of.collect()
     }
 
-    /// Adds the gradients that a derivative returned for its inputs; it recorded the entries from number `first`
-    /// on.
+    /// Adds the gradients that a derivative returned for its inputs; it recorded the entries from number
+    /// `first` on.
     fn add(&mut self, op: &str, inputs: &[Id], returned: Vec<Option<Tensor>>, first: usize) {
         assert_eq!(returned.len(), inputs.len(), "{op}: one gradient for each input");
         let ids: Vec<Option<Id>> = returned.iter().map(|g| g.as_ref().map(|g| g.id)).collect();

@@ -14,8 +14,8 @@ use crate::program::place::{Operands, Place};
 use crate::program::plan::{Plan, Step};
 use crate::tensor::{DType, Id};
 
-/// Largest distance of a result from the default's, as a fraction of the largest number of the tensor: sums in
-/// another order, of f32 numbers.
+/// Largest distance of a result from the default's, as a fraction of the largest number of the tensor: sums
+/// in another order, of f32 numbers.
 const TOLERANCE: f64 = 1e-4;
 /// Numbers after which the inputs repeat: a prime, so that no two rows are the same.
 const PERIOD: usize = 1_000_003;
@@ -52,8 +52,8 @@ impl<'a> Stage<'a> {
         Ok(stage)
     }
 
-    /// Numbers in (-1, 1); of words, which may be positions in other tensors, zeros. `salt`: that of the first
-    /// tensor.
+    /// Numbers in (-1, 1); of words, which may be positions in other tensors, zeros. `salt`: that of the
+    /// first tensor.
     fn fill(&self, ids: &[Id], places: &[Place], salt: usize) -> Result<()> {
         for (number, (id, place)) in ids.iter().zip(places).enumerate() {
             let mut period = vec![0.0_f32; (place.bytes / 4).min(PERIOD)];
