@@ -303,7 +303,7 @@ mod tests {
     fn padding_stays_zero() {
         for (name, device) in devices() {
             let (mut program, tensors) = record(64, MOST_BOUND, OPTIONS, device);
-            program.write("grads", &[1.0_f32; 3]).unwrap();
+            program.write_at("grads", 0, &[1.0_f32; 3]).unwrap();
             for t in 1..=3 {
                 program.write("state", &state(t).words()).unwrap();
                 program.run().unwrap();

@@ -273,7 +273,7 @@ mod tests {
             let tape = Tape::new();
             let (mean, log_var) = (tape.variable("mean", 0, [1]), tape.variable("log_var", 0, [1]));
             let y = gaussian_kl(&mean, &log_var);
-            let gradients = tape.backward(&y, &tape.stored("dy", 0, [1]));
+            let gradients = tape.backward_from(&y, &tape.stored("dy", 0, [1]));
             let (dmean, dlog_var) = (gradients.get(&mean).unwrap(), gradients.get(&log_var).unwrap());
             let plan = Plan::new(&tape, &[&y, dmean, dlog_var], device);
             let mut program = Program::compile(&plan, device, &[], Sharing::Guarded).unwrap();

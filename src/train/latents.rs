@@ -26,7 +26,7 @@ pub struct CachedLatents {
     labels: Vec<u32>,
     shape: [usize; 3],
     classes: Vec<String>,
-    /// What they are of; another recipe's are of no use.
+    /// VAE and images that they are of; latents of others are of no use.
     origin: String,
 }
 
@@ -77,7 +77,7 @@ impl CachedLatents {
         write_tensors(path, &tensors, KEY, format!("{}, moments {}", self.origin, fingerprint(&self.moments)))
     }
 
-    /// Those of the file, if it holds the latents of these images, whole.
+    /// The latents of the file, if it holds all of these images.
     fn load(path: &Path, images: &Images, codec: &Codec, recipe: &Recipe) -> Option<CachedLatents> {
         let bytes = std::fs::read(path).ok()?;
         let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
@@ -243,15 +243,15 @@ impl Growing {
     }
 }
 
-/// What is cached of the data of a latent diffusion run.
+/// Cached latents of a latent diffusion run.
 pub enum Encoded {
     All(Arc<CachedLatents>),
-    /// What has been encoded so far.
+    /// Latents encoded so far.
     Some(Growing),
 }
 
 impl Encoded {
-    /// What steps read: latents, or images for [`Growing::encode`].
+    /// The data set that steps read: latents, or images for [`Growing::encode`].
     pub fn source(&self) -> Arc<dyn Dataset> {
         match self {
             Encoded::All(latents) => Arc::clone(latents) as Arc<dyn Dataset>,
@@ -299,7 +299,7 @@ fn scale_of(moments: &[f32], codec: &Codec) -> f64 {
     1.0 / (squares / n - mean * mean + variances / n).sqrt()
 }
 
-/// What the steps of a latent diffusion run read: cached latents, those of `file` if they are the ones; or nothing,
+/// Cached latents for the steps of a latent diffusion run, from `file` if it holds them; or nothing,
 /// where steps encode images. Fills in the scale if it is not known: that of the first images that training shows.
 ///
 /// On the CPU device latents are encoded by the steps that meet their images first, so that the first step comes
