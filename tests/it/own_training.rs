@@ -109,7 +109,6 @@ fn a_checkpoint_without_a_recipe_is_its_programs_alone() {
     let mut trainer = Trainer::new(&cpu, options(1), objective).unwrap();
     run(&mut trainer, 1);
     trainer.save(&path).unwrap();
-    assert_eq!(checkpoint::read(&path).unwrap().header.step, 1);
     let says = |result: Result<()>, wanted: &str| {
         let error = result.expect_err(wanted).report();
         assert!(error.contains(wanted), "{error}");
