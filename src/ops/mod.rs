@@ -53,7 +53,6 @@ pub static KERNELS: &[&Kernel] = &[
     &gaussian_kl::KERNEL,
     &grad_norm::KERNEL,
     &group_norm::KERNEL,
-    &group_norm::TILE,
     &loss::KERNEL,
     &matmul::KERNEL,
     &matmul::SPREAD,
