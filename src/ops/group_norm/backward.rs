@@ -88,14 +88,16 @@ impl Launch for BackwardX {
             .zip(io.scratch(1).par_chunks_mut(2 * c))
             .enumerate()
             .for_each(|(n, ((((((x, dx), dy), statistics), sums), partials), means))| {
-                let affine = |input| ChannelAffine::new(x, input, statistics, gamma, beta);
                 let chunks = partials.par_chunks_mut(2 * c).zip(dy.par_chunks(rows * c)).enumerate();
                 chunks.for_each(|(chunk, (sums, dy))| {
                     for input in norm.inputs() {
-                        let (affine, x) = (affine(input), x.chunk(input, chunk));
+                        let rows = x.chunk(input, chunk);
                         vectorized(
                             #[inline(always)]
-                            || with_constant!(norm.activation, f => affine.column_sums(f, x, dy, sums)),
+                            || {
+                                let affine = ChannelAffine::new(x, input, statistics, gamma, beta);
+                                with_constant!(norm.activation, f => affine.column_sums(f, rows, dy, sums))
+                            },
                         );
                     }
                 });
@@ -107,12 +109,15 @@ impl Launch for BackwardX {
                 for (input, dx) in norm.inputs().zip(dx) {
                     let chunks = dx.par_chunks_mut(rows * input.width).zip(dy.par_chunks(rows * c));
                     chunks.enumerate().for_each(|(chunk, (dx, dy))| {
-                        let (affine, x) = (affine(input), x.chunk(input, chunk));
                         let first = (n * p + chunk * rows) * input.width;
                         let accum = accum[input.index].map(|accum| &accum[first..][..dx.len()]);
+                        let rows = x.chunk(input, chunk);
                         vectorized(
                             #[inline(always)]
-                            || with_constant!(norm.activation, f => affine.gradient(f, x, dy, means, accum, dx)),
+                            || {
+                                let affine = ChannelAffine::new(x, input, statistics, gamma, beta);
+                                with_constant!(norm.activation, f => affine.gradient(f, rows, dy, means, accum, dx))
+                            },
                         );
                     });
                 }

@@ -24,10 +24,13 @@ struct Apply {
 fn normalise(norm: Norm, x: Sample, statistics: &[f32], gamma: &[f32], beta: &[f32], y: &mut [f32]) {
     y.par_chunks_mut(norm.cpu_rows() * norm.c).enumerate().for_each(|(chunk, y)| {
         for input in norm.inputs() {
-            let (affine, x) = (ChannelAffine::new(x, input, statistics, gamma, beta), x.chunk(input, chunk));
+            let rows = x.chunk(input, chunk);
             vectorized(
                 #[inline(always)]
-                || with_constant!(norm.activation, f => affine.normalise(f, x, y)),
+                || {
+                    let affine = ChannelAffine::new(x, input, statistics, gamma, beta);
+                    with_constant!(norm.activation, f => affine.normalise(f, rows, y))
+                },
             );
         }
     });
