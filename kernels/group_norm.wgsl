@@ -242,7 +242,7 @@ fn gradients(t: Tile, a: Affine) -> Gradients {
     var g = Gradients(held_x(t, first_element(t)), held_dy(t));
     for (var i = 0u; i < HELD; i++) {
         g.xhat[i] = (g.xhat[i] - a.offset) * a.rstd;
-        g.dz[i] *= activate_slope(KIND, a.gain * g.xhat[i] + a.shift);
+        g.dz[i] *= activate_derivative(KIND, a.gain * g.xhat[i] + a.shift);
     }
     return g;
 }

@@ -181,7 +181,7 @@ impl<'a> ChannelAffine<'a> {
             let dy = &dy[first..][..width];
             for i in 0..width {
                 let xhat = self.xhat(i, x[i]);
-                let dz = dy[i] * f.slope(self.z(i, xhat));
+                let dz = dy[i] * f.derivative(self.z(i, xhat));
                 s0[i] += dz;
                 s1[i] += dz * xhat;
             }
@@ -207,7 +207,7 @@ impl<'a> ChannelAffine<'a> {
             let dy = &dy[first..][..width];
             for i in 0..width {
                 let xhat = self.xhat(i, x[i]);
-                let dz = dy[i] * f.slope(self.z(i, xhat));
+                let dz = dy[i] * f.derivative(self.z(i, xhat));
                 dx[i] = self.rstd[i] * (self.gamma[i] * dz - m0[i] - xhat * m1[i]);
             }
         }
