@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::loops::{ChannelAffine, group_means, samples};
-use super::norm::{Input, Norm};
+use super::norm::{Input, Norm, TILE_CHANNELS};
 use crate::launch::{Accumulate, Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded};
 use crate::ops::activation::{Activation, with_constant};
 use crate::simd::vectorized;
@@ -45,7 +45,7 @@ impl BackwardX {
     ) -> &'a mut Dispatch {
         let after = self.norm.inputs().len();
         self.norm
-            .per_tile(plan, entry, input, accumulate)
+            .add(plan, entry, input, accumulate)
             .read("x", input.index)
             .read("dy", after)
             .read("gamma", after + 1)
@@ -135,7 +135,8 @@ impl Launch for BackwardX {
         for input in norm.inputs() {
             self.per_tile(plan, "backward_partials", input, false).scratch("partials", 0);
         }
-        norm.per_group(plan, "backward_merge")
+        norm.add(plan, "backward_merge", norm.all(), false)
+            .cover(norm.n * norm.groups, 1)
             .read("gamma", norm.inputs().len() + 1)
             .scratch("partials", 0)
             .write("sums_out", 0)
@@ -168,7 +169,8 @@ impl Launch for BackwardParameters {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let parameters = self.norm.per_columns(plan, "backward_parameters");
-        parameters.read("sums", 0).write("dgamma", 0).write("dbeta", 1);
+        let Norm { c, .. } = self.norm;
+        let parameters = self.norm.add(plan, "backward_parameters", self.norm.all(), false);
+        parameters.read("sums", 0).write("dgamma", 0).write("dbeta", 1).cover(c.div_ceil(TILE_CHANNELS), 1);
     }
 }

@@ -39,7 +39,7 @@ fn normalise(norm: Norm, x: Sample, statistics: &[f32], gamma: &[f32], beta: &[f
 /// A dispatch of `entry` that writes y from the elements of an input.
 fn write_y<'a>(norm: Norm, plan: &'a mut Dispatches, entry: &'static str, input: Input) -> &'a mut Dispatch {
     let after = norm.inputs().len();
-    norm.per_tile(plan, entry, input, false)
+    norm.add(plan, entry, input, false)
         .read("x", input.index)
         .read("gamma", after)
         .read("beta", after + 1)
@@ -96,10 +96,11 @@ impl Launch for Forward {
             return;
         }
         for input in norm.inputs() {
-            let moments = norm.per_tile(plan, "chunk_moments", input, false);
+            let moments = norm.add(plan, "chunk_moments", input, false);
             moments.read("x", input.index).scratch("moments", 0).write("statistics_out", 1);
         }
-        norm.per_group(plan, "merge_moments").scratch("moments", 0).write("statistics_out", 1);
+        let merge = norm.add(plan, "merge_moments", norm.all(), false).cover(norm.n * norm.groups, 1);
+        merge.scratch("moments", 0).write("statistics_out", 1);
         for input in norm.inputs() {
             write_y(norm, plan, "normalise", input).write("statistics", 1);
         }

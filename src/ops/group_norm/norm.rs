@@ -7,9 +7,8 @@ use super::KERNEL;
 use crate::launch::{Dispatch, Dispatches};
 use crate::ops::activation::Activation;
 
-/// Channels of a tile of the kernel (COLUMNS there), its threads along the rows (LINES), and the rows of a chunk
-/// (HELD * LINES) with either set of knobs.
-const TILE_CHANNELS: usize = 32;
+/// Channels of a tile of the kernel (COLUMNS there), and its rows (HELD * LINES) with either set of knobs.
+pub(super) const TILE_CHANNELS: usize = 32;
 const TILE_ROWS: [usize; 2] = [64, 256];
 
 /// Sizes and options of a group norm.
@@ -81,52 +80,26 @@ impl Norm {
         self.gpu_chunks() == 1 && aligned && TILE_CHANNELS.is_multiple_of(self.width())
     }
 
-    /// A dispatch with a workgroup for each tile of an input.
-    pub fn per_tile<'a>(
-        self,
-        plan: &'a mut Dispatches,
-        entry: &'static str,
-        input: Input,
-        accumulate: bool,
-    ) -> &'a mut Dispatch {
-        let tiles = self.n * self.gpu_chunks() * input.width.div_ceil(TILE_CHANNELS);
-        self.add(plan, entry, input, accumulate, tiles)
-    }
-
-    /// A dispatch with a workgroup for each group of each sample.
-    pub fn per_group<'a>(self, plan: &'a mut Dispatches, entry: &'static str) -> &'a mut Dispatch {
-        self.add(plan, entry, self.all(), false, self.n * self.groups)
-    }
-
-    /// A dispatch with a workgroup for so many channels as a tile has.
-    pub fn per_columns<'a>(self, plan: &'a mut Dispatches, entry: &'static str) -> &'a mut Dispatch {
-        self.add(plan, entry, self.all(), false, self.c.div_ceil(TILE_CHANNELS))
-    }
-
-    fn all(self) -> Input {
+    /// All channels of x, as an input.
+    pub fn all(self) -> Input {
         Input { index: 0, first: 0, width: self.c }
     }
 
-    fn add<'a>(
+    /// A dispatch with a workgroup for each tile of an input.
+    pub fn add<'a>(
         self,
         plan: &'a mut Dispatches,
         entry: &'static str,
         input: Input,
         accumulate: bool,
-        workgroups: usize,
     ) -> &'a mut Dispatch {
         plan.add(&KERNEL, entry)
             .knobs(2 * self.activation as usize + usize::from(self.gpu_rows() == TILE_ROWS[1]))
-            .param("samples", self.n)
-            .param("rows", self.p)
-            .param("channels", self.c)
-            .param("width", self.width())
-            .param("first", input.first)
-            .param("own", input.width)
-            .param("chunk_rows", self.gpu_rows())
-            .param("chunks", self.gpu_chunks())
+            .params([("samples", self.n), ("rows", self.p), ("channels", self.c), ("width", self.width())])
+            .params([("first", input.first), ("own", input.width)])
+            .params([("chunk_rows", self.gpu_rows()), ("chunks", self.gpu_chunks())])
             .param("eps", self.eps)
             .param("accumulate", accumulate)
-            .cover(workgroups, 1)
+            .cover(self.n * self.gpu_chunks() * input.width.div_ceil(TILE_CHANNELS), 1)
     }
 }
