@@ -120,11 +120,10 @@ fn tiles_of_every_width_and_one_past_them() {
 #[test]
 fn one_launch_where_a_tile_has_all_rows_of_its_groups() {
     let norm = |p, c, groups, left| {
-        let launches = Dispatches::of(
-            &Forward { norm: Norm { n: 2, p, c, groups, left, eps: 1e-5, activation: Activation::Silu } },
-            0,
-        );
-        launches.list.len()
+        let mut dispatches = Dispatches::new(0);
+        let norm = Norm { n: 2, p, c, groups, left, eps: 1e-5, activation: Activation::Silu };
+        Forward { norm }.gpu(&mut dispatches);
+        dispatches.list.len()
     };
     assert_eq!(norm(256, 64, 32, 64), 1);
     assert_eq!(norm(1, 36, 18, 36), 1); // a tile with four channels
