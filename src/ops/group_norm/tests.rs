@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::check::{Check, random};
-use crate::launch::Dispatches;
+use crate::launch::{Dispatches, Launch as _};
 use crate::ops::activation::activation;
 use crate::ops::arithmetic::{add, affine};
 use crate::ops::concat::concat;
