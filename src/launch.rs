@@ -2,7 +2,6 @@
 
 pub mod cut;
 pub mod pack;
-pub mod ways;
 
 use std::cell::Cell;
 use std::fmt::Debug;

@@ -85,6 +85,7 @@ pub mod ops;
 pub mod optim;
 pub mod philox;
 pub mod plan;
+pub mod product;
 pub mod program;
 pub mod recipe;
 pub mod run;

@@ -8,13 +8,27 @@ mod tests;
 use rayon::prelude::*;
 
 use crate::device::gpu::adapters::Traits;
-use crate::launch::ways::{TILES, Way};
-use crate::launch::{Cost, Cut, Dispatch, Dispatches, Io, Launch, Slot, Variant};
-pub use crate::ops::shared::product::{KERNEL, SPREAD, TILED, Transpose};
-use crate::ops::shared::product::{Sizes, Slots, TILE};
+use crate::device::gpu::shader::Kernel;
+use crate::kernel;
+use crate::launch::{Cost, Cut, Dispatches, Io, Launch, Slot, Variant};
+use crate::product::gpu::{self, Schedule, Slots};
+use crate::product::{self, Epilogue, Loader};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 use crate::tensor::Shape;
+
+pub static KERNEL: Kernel = kernel!("matmul");
+
+/// Which factors of a product are given with rows and columns exchanged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Transpose {
+    pub a: bool,
+    pub b: bool,
+}
+
+impl Transpose {
+    pub const NONE: Transpose = Transpose { a: false, b: false };
+}
 
 /// `y = x w + bias`: x `[.., Cin]`, w `[Cin, Cout]`, bias `[Cout]`, y `[.., Cout]`.
 ///
@@ -149,35 +163,28 @@ impl Product {
         }
     }
 
-    /// The kernel of [`Way::Broad`] computes it.
-    fn may_be_broad(&self) -> bool {
-        let wide = self.n.is_multiple_of(4) && self.k.is_multiple_of(4);
-        self.transpose == Transpose::NONE && wide && !self.cuts
-    }
-
     fn outputs(&self) -> usize {
         self.batch * self.m * self.n
     }
 
-    /// Parts of K, and the length of each, for the GPU. Depends on the shapes and the way alone.
-    fn gpu_parts(&self, way: Way) -> (usize, usize) {
-        let most = if self.cuts { self.k / 256 } else { 1 };
-        let wanted = match way {
-            Way::Direct => WANTED_GROUPS / (self.batch * self.m.div_ceil(TILE) * self.n.div_ceil(TILE)),
-            way => way.parts([self.m, self.n]) / self.batch,
-        };
-        let needed = if self.cuts { self.k.div_ceil(LONGEST_SUM) } else { 1 };
-        let depth = self.k.div_ceil(most.min(wanted).max(needed)).next_multiple_of(4);
-        (self.k.div_ceil(depth), depth)
+    fn product(&self) -> product::Product {
+        let Product { name, batch, m, n, k, transpose, bias, cuts } = *self;
+        let loader =
+            |transposed, block| if transposed { Loader::Transposed { block } } else { Loader::Dense };
+        product::Product {
+            name,
+            batch,
+            rows: m,
+            cols: n,
+            depth: k,
+            a: loader(transpose.a, k),
+            b: loader(transpose.b, k),
+            epilogue: Epilogue { bias, ..Epilogue::default() },
+            split_k: cuts,
+            column_sums: false,
+        }
     }
 }
-
-/// Terms of a part where the sum runs over the batch: rounding grows with their number, and llvmpipe leaves any
-/// loop after 65,535 turns.
-const LONGEST_SUM: usize = 1 << 14;
-
-/// Workgroups that a GPU product aims at by cutting K.
-const WANTED_GROUPS: usize = 512;
 
 impl Launch for Product {
     fn name(&self) -> &'static str {
@@ -202,45 +209,22 @@ impl Launch for Product {
     }
 
     fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        let spread: &[Way] = match (adapter.broadcasts, self.may_be_broad()) {
-            (false, _) => &[],
-            (true, false) => &[Way::Spread],
-            // Whose tile is half full at least.
-            (true, true) if self.m >= 128 && self.n >= 64 => &[Way::Broad, Way::Spread],
-            (true, true) => &[Way::Spread, Way::Broad],
-        };
-        Way::variants(adapter, [self.batch * self.m, self.n], spread)
+        gpu::variants(&self.product(), adapter)
     }
 
     fn shape_class(&self) -> String {
-        let Product { batch, m, n, k, transpose: Transpose { a, b }, .. } = *self;
-        let turned = |yes| if yes { ", turned" } else { "" };
-        format!("{batch} x {m} x {k}{} by {k} x {n}{}", turned(a), turned(b))
+        gpu::shape_class(&self.product())
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {
-        let ways = (0..TILES.len()).map(Way::Tiled).chain([Way::Direct, Way::Spread]);
-        match ways.map(|way| self.gpu_parts(way).0).max() {
-            None | Some(1) => Vec::new(),
-            Some(parts) => vec![parts * self.outputs()],
-        }
+        gpu::scratch(&self.product())
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let way = Way::of(plan.variant());
-        let (parts, depth) = self.gpu_parts(way);
-        let Product { batch, m, n, k, transpose, .. } = *self;
-        let sizes = Sizes { batch, m, n, k, transpose };
-        let bias = self.bias.then_some(Slot::Read(2));
-        let slots = Slots { a: Slot::Read(0), b: Slot::Read(1), bias, y: Slot::Write(0) };
-        if parts == 1 {
-            sizes.dispatch(plan, way, [parts, depth], slots);
-        } else {
-            sizes.dispatch(plan, way, [parts, depth], Slots { bias: None, y: Slot::Scratch(0), ..slots });
-            let sum = plan.add(&KERNEL, "sum_parts");
-            sizes.params(sum, [parts, depth], bias, slots.b);
-            sum.scratch("part_sums", 0).write("y", 0).cover_in_pieces(self.outputs(), 256);
-        }
+        let [a, b, y] = [Slot::Read(0), Slot::Read(1), Slot::Write(0)];
+        let extra = [self.bias.then_some(Slot::Read(2)), None, None];
+        let slots = Slots { a, b, extra, y, column_sums: y };
+        gpu::dispatch(&self.product(), Schedule::of(plan.variant()), plan, 0, slots);
     }
 
     fn cuts(&self) -> Vec<Cut> {
@@ -311,18 +295,22 @@ impl Launch for ColumnSum {
 
     fn gpu(&self, plan: &mut Dispatches) {
         let (parts, depth) = self.parts();
-        let params = |dispatch: &mut Dispatch, m: usize| {
-            dispatch.param("batch", 1_usize).param("m", m).param("n", self.n).param("k", 1_usize);
-            dispatch.param("parts", parts).param("depth", depth).param("has_bias", false);
-            dispatch.param("a_transposed", false).param("b_transposed", false);
-        };
-        let partial = plan.add(&KERNEL, "column_sum_parts");
-        params(partial, self.rows);
-        partial.read("dy", 0).scratch("column_parts", 0).cover_in_pieces(parts * self.n.div_ceil(64), 1);
-        // The sum of the parts, of which each is one row.
-        let sum = plan.add(&KERNEL, "sum_parts");
-        params(sum, 1);
-        sum.scratch("part_sums", 0).read("bias", 0).write("y", 0).cover_in_pieces(self.n, 256);
+        plan.add(&KERNEL, "column_sum_parts")
+            .param("m", self.rows)
+            .param("n", self.n)
+            .param("parts", parts)
+            .param("depth", depth)
+            .read("dy", 0)
+            .scratch("column_parts", 0)
+            .cover_in_pieces(parts * self.n.div_ceil(64), 1);
+        plan.add(&KERNEL, "sum_parts")
+            .param("m", self.rows)
+            .param("n", self.n)
+            .param("parts", parts)
+            .param("depth", depth)
+            .scratch("part_sums", 0)
+            .write("y", 0)
+            .cover_in_pieces(self.n, 256);
     }
 
     fn cuts(&self) -> Vec<Cut> {

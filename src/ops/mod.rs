@@ -32,6 +32,11 @@ pub(crate) const CHUNK: usize = 16_384;
 
 /// Every kernel of the program, for the tests that compile them all.
 pub static KERNELS: &[&Kernel] = &[
+    &crate::product::gpu::ADJOINT_WEIGHTS,
+    &crate::product::gpu::NAIVE,
+    &crate::product::gpu::PARTIALS,
+    &crate::product::gpu::TILED,
+    &crate::product::gpu::WINOGRAD,
     &crate::program::KERNEL,
     &crate::tape::KERNEL,
     &activation::KERNEL,
@@ -41,11 +46,6 @@ pub static KERNELS: &[&Kernel] = &[
     &attention::PRODUCTS,
     &concat::KERNEL,
     &conv2d::KERNEL,
-    &conv2d::SPREAD,
-    &conv2d::SPREAD_W,
-    &conv2d::TILED,
-    &conv2d::TILED_W,
-    &conv2d::WINOGRAD,
     &denoising::KERNEL,
     &dropout::KERNEL,
     &embedding::KERNEL,
@@ -57,8 +57,6 @@ pub static KERNELS: &[&Kernel] = &[
     &group_norm::TILE,
     &loss::KERNEL,
     &matmul::KERNEL,
-    &matmul::SPREAD,
-    &matmul::TILED,
     &noising::KERNEL,
     &reduce::KERNEL,
     &reparameterise::KERNEL,

@@ -1,7 +1,5 @@
 //! What several rooms need: samples and their random blocks, the step's state, pieces of flat tensors, products.
 
-pub(crate) mod product;
-
 use crate::ops::CHUNK;
 use crate::state::State;
 use crate::tape::Tensor;

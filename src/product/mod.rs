@@ -5,13 +5,10 @@
 //! here, once for all ops: [`plain`] is the loop as it reads, [`cpu`] the register tile of the CPU device, [`gpu`] the
 //! schedules of the GPU kernels, [`winograd`] the same sums with fewer multiplications for 3 x 3 convolutions.
 
-pub mod cpu;
 pub mod gpu;
 pub mod loader;
 pub mod plain;
-pub mod winograd;
 
-use crate::launch::{Cost, Dispatches, Io, Launch, Slot};
 pub use loader::{Geometry, Loader, Padding};
 
 /// `y[item, row, col] = sum over k of A[item, row, k] * B[item, k, col]`, plus the epilogue.

@@ -3,7 +3,13 @@
 use super::Product;
 
 /// Writes y `[batch, rows, cols]` from the tensors of A and B and from bias, shift and residual. Sums in f64.
-pub fn product(p: &Product, a: &[f32], b: &[f32], [bias, shift, residual]: [Option<&[f32]>; 3], y: &mut [f32]) {
+pub fn product(
+    p: &Product,
+    a: &[f32],
+    b: &[f32],
+    [bias, shift, residual]: [Option<&[f32]>; 3],
+    y: &mut [f32],
+) {
     for item in 0..p.batch {
         for row in 0..p.rows {
             for col in 0..p.cols {

@@ -2,7 +2,6 @@
 //! transposed convolution; and that of images of twice the size, each pixel repeated.
 
 mod gpu;
-mod gpu_winograd;
 mod transpose;
 mod twin;
 mod upsampled;
@@ -11,16 +10,15 @@ mod winograd;
 #[cfg(test)]
 mod tests;
 
+pub use gpu::KERNEL;
 use gpu::{Gather, WG, Weights};
-pub use gpu::{KERNEL, SPREAD, SPREAD_W, TILED, TILED_W};
-pub use gpu_winograd::WINOGRAD;
 pub use transpose::conv_transpose2d;
 pub use upsampled::conv2d_upsampled;
 
 use std::sync::Arc;
 
 use crate::device::gpu::adapters::Traits;
-use crate::launch::{Cost, Cut, Dispatch, Dispatches, Io, Launch, Variant};
+use crate::launch::{Cost, Cut, Dispatch, Dispatches, Io, Launch, Slot, Variant};
 use crate::tape::{Tape, Tensor};
 use crate::tensor::Shape;
 
@@ -327,32 +325,19 @@ impl Launch for BackwardW {
     }
 
     fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        self.weights().variants(adapter)
+        crate::product::gpu::variants(&self.weights().product, adapter)
     }
 
     fn shape_class(&self) -> String {
-        self.weights().shape_class()
+        crate::product::gpu::shape_class(&self.weights().product)
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {
-        vec![self.weights().scratch()]
+        crate::product::gpu::scratch(&self.weights().product)
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let parts = self.weights().dispatch(plan);
-        let (weights, both) = (self.g.weights(), self.weights().elements());
-        let sum = if self.bias {
-            plan.add(&KERNEL, "sum_weights")
-                .param("weights", weights)
-                .param("channels", self.g.cout)
-                .param("parts", parts)
-                .write("dw", 0)
-                .write("dbias", 1)
-                .cover(both, WG)
-        } else {
-            sum_parts(plan.add(&KERNEL, "sum_parts"), weights, parts, parts, 1).write("total", 0)
-        };
-        sum.part("pieces", crate::launch::Slot::Scratch(0), 0, parts * both);
+        self.weights().dispatch(plan, Slot::Write(0), Slot::Write(1));
     }
 
     fn cuts(&self) -> Vec<Cut> {
@@ -363,8 +348,8 @@ impl Launch for BackwardW {
 }
 
 impl BackwardW {
-    fn weights(&self) -> Weights<'_> {
-        Weights { g: &self.g, bias: self.bias }
+    fn weights(&self) -> Weights {
+        Weights::of(&self.g, self.bias)
     }
 }
 
@@ -422,7 +407,7 @@ impl Launch for BackwardShift {
             .write("total", 0);
         // Reading dshift here and writing it above are two dispatches; dbias is another tensor.
         let last = sum_parts(plan.add(&KERNEL, "sum_parts"), channels, n, n, 1);
-        last.part("pieces", crate::launch::Slot::Write(0), 0, n * channels).write("total", 1);
+        last.part("pieces", Slot::Write(0), 0, n * channels).write("total", 1);
     }
 
     fn cuts(&self) -> Vec<Cut> {

@@ -12,7 +12,7 @@ mod twin;
 mod tests;
 
 use super::gpu::{Gather, KERNEL, Origin, WG, Weights};
-use super::{Epilogue, Geometry, Given, Padding, sum_parts};
+use super::{Epilogue, Geometry, Given, Padding};
 use crate::device::gpu::adapters::Traits;
 use crate::launch::{Cost, Cut, Dispatches, Io, Launch, Slot, Variant};
 use crate::tape::Tensor;
@@ -224,23 +224,23 @@ impl Launch for BackwardW {
     }
 
     fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        self.wide().variants(adapter)
+        crate::product::gpu::variants(&self.wide().product, adapter)
     }
 
     fn shape_class(&self) -> String {
-        self.wide().shape_class()
+        crate::product::gpu::shape_class(&self.wide().product)
     }
 
     fn gpu_scratch(&self) -> Vec<usize> {
-        vec![self.wide().scratch(), self.g.weights()]
+        let mut blocks = crate::product::gpu::scratch(&self.wide().product);
+        blocks.resize(1, 1);
+        blocks.push(self.g.weights());
+        blocks
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
         let g = &self.g;
-        let parts = self.wide().dispatch(plan);
-        sum_parts(plan.add(&KERNEL, "sum_parts"), g.weights(), parts, parts, 1)
-            .part("pieces", Slot::Scratch(0), 0, parts * g.weights())
-            .scratch("total", 1);
+        self.wide().dispatch(plan, Slot::Scratch(1), Slot::Scratch(1));
         plan.add(&KERNEL, "upsampled_gradient")
             .param("kh", g.kh)
             .param("kw", g.kw)
@@ -260,7 +260,7 @@ impl Launch for BackwardW {
 
 impl BackwardW {
     /// The gradient of the weights of `g`. Its `dy` is the image, so the bias's is none of it.
-    fn wide(&self) -> Weights<'_> {
-        Weights { g: &self.g, bias: false }
+    fn wide(&self) -> Weights {
+        Weights::of(&self.g, false)
     }
 }
