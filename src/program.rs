@@ -4,7 +4,6 @@
 //! device needs to run the launches again without allocating, looking up or deciding anything.
 
 mod planned;
-mod portions;
 mod recompute;
 mod timed;
 mod tune;
@@ -14,7 +13,6 @@ use std::sync::Arc;
 
 pub use planned::Plan;
 use planned::{Spot, Step};
-pub(crate) use portions::KERNEL;
 pub use timed::Span;
 pub use tune::Picked;
 
@@ -22,7 +20,7 @@ use crate::device::cpu::{Hold, Memory};
 use crate::device::gpu::{Bound, Gpu, Grid, Range};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
-use crate::launch::{Bind, Cost, Dispatch, Io, Launch, Raw, Slot};
+use crate::launch::{Bind, Cost, Dispatch, Io, Raw, Recorded, Slot};
 use crate::plan::Lifetime;
 use crate::tape::Tensor;
 use crate::tensor::Id;
@@ -52,27 +50,27 @@ struct Place {
 }
 
 struct Call {
-    launch: Arc<dyn Launch>,
+    recorded: Recorded,
     reads: Vec<Raw>,
     writes: Vec<Raw>,
     scratch: Vec<Raw>,
-    made: Option<MadeFrom>,
+    prepacked: Option<PackedFrom>,
 }
 
-/// What the first block of scratch of a call was made from.
-struct MadeFrom {
+/// The memory that the first block of scratch of a call was packed from.
+struct PackedFrom {
     memory: Arc<Memory>,
-    /// Its changes when that was done; `None` before.
+    /// Its version when that was done; `None` before.
     seen: Option<u64>,
 }
 
 impl Call {
     fn run(&mut self) {
         let mut done = false;
-        if let Some(MadeFrom { memory, seen }) = &mut self.made {
+        if let Some(PackedFrom { memory, seen }) = &mut self.prepacked {
             done = seen.replace(memory.changes()) == Some(memory.changes());
         }
-        self.launch.cpu(&Io::new(&self.reads, &self.writes, &self.scratch, done));
+        self.recorded.launch().cpu(&Io::new(&self.reads, &self.writes, &self.scratch, done));
     }
 }
 
@@ -190,7 +188,7 @@ impl Program {
             step.scratch.iter().map(|&n| temporary(n, plan.lifetimes[n].bytes)).collect()
         };
         let part = |step: &Step| Part {
-            name: step.launch.name(),
+            name: step.name(),
             label: step.label.to_string(),
             cost: plan.cost_of(step),
             dispatches: 1,
@@ -380,13 +378,13 @@ fn call(step: &Step, places: &[Option<Place>], scratch: &[Place], keeps: bool) -
     };
     let of =
         |ids: &[Id]| -> Vec<Raw> { ids.iter().filter_map(|id| places[id.0].as_ref()).map(raw).collect() };
-    let made_from = step.made_from.filter(|_| keeps).and_then(|id| places[id.0].as_ref());
+    let packed_from = step.prepacked_from.filter(|_| keeps).and_then(|id| places[id.0].as_ref());
     let call = Call {
-        made: made_from.and_then(|place| match &place.buffer {
-            Buffer::Cpu(memory) => Some(MadeFrom { memory: Arc::clone(memory), seen: None }),
+        prepacked: packed_from.and_then(|place| match &place.buffer {
+            Buffer::Cpu(memory) => Some(PackedFrom { memory: Arc::clone(memory), seen: None }),
             Buffer::Gpu(_) => None,
         }),
-        launch: Arc::clone(&step.launch),
+        recorded: step.recorded.clone(),
         reads: of(&step.reads),
         writes: of(&step.writes),
         scratch: scratch.iter().map(raw).collect(),
@@ -397,7 +395,7 @@ fn call(step: &Step, places: &[Option<Place>], scratch: &[Place], keeps: bool) -
         for b in call.reads.iter().chain(&mutable[..i]) {
             let (a0, b0) = (a.start as usize, b.start as usize);
             let apart = a0 + a.elements * 4 <= b0 || b0 + b.elements * 4 <= a0;
-            assert!(apart, "{}: writes what it also uses otherwise", step.launch.name());
+            assert!(apart, "{}: writes what it also uses otherwise", step.name());
         }
     }
     call
@@ -413,7 +411,7 @@ fn bind(
     pieces: usize,
 ) -> Result<Vec<Bound>> {
     let place_of = |slot: Slot| -> &Place {
-        let of = |id: Id| places[id.0].as_ref().unwrap_or_else(|| panic!("{}: unplaced", step.launch.name()));
+        let of = |id: Id| places[id.0].as_ref().unwrap_or_else(|| panic!("{}: unplaced", step.name()));
         match slot {
             Slot::Read(i) => of(step.reads[i]),
             Slot::Write(i) => of(step.writes[i]),
@@ -423,18 +421,18 @@ fn bind(
     let range = |bind: &Bind| {
         let place = place_of(bind.slot);
         let Buffer::Gpu(buffer) = &place.buffer else { unreachable!("a GPU program has GPU memory") };
-        let (first, count) = bind.part.unwrap_or((0, place.bytes / 4));
-        assert!((first + count) * 4 <= place.bytes, "{}: part outside the tensor", step.launch.name());
+        let (first, count) = bind.range.unwrap_or((0, place.bytes / 4));
+        assert!((first + count) * 4 <= place.bytes, "{}: range outside the tensor", step.name());
         (bind.name, Range { buffer, offset: place.offset + first * 4, bytes: count * 4 })
     };
     let ranges: Vec<(&str, Range)> = dispatch.binds.iter().map(range).collect();
-    let Dispatch { kernel, entry, knobs, in_pieces, .. } = *dispatch;
-    let grid = if in_pieces { gpu.grid() } else { Grid { pieces: 1, ..gpu.grid() } };
+    let Dispatch { kernel, entry, knobs, divisible, .. } = *dispatch;
+    let grid = if divisible { gpu.grid() } else { Grid { pieces: 1, ..gpu.grid() } };
     let mut params = dispatch.params.clone();
-    let layout = grid.layout(dispatch.groups, if in_pieces { pieces } else { 1 });
+    let layout = grid.layout(dispatch.groups, if divisible { pieces } else { 1 });
     let bound = layout.into_iter().map(|(first, groups)| {
         params.truncate(dispatch.params.len());
-        params.extend(in_pieces.then_some(("first_group", first)));
+        params.extend(divisible.then_some(("first_group", first)));
         gpu.bind(kernel, entry, knobs, &params, &ranges, groups)
     });
     bound.collect()

@@ -9,11 +9,10 @@ mod sums;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
-use std::sync::Arc;
 
 pub(crate) use self::sums::KERNEL;
 use self::sums::{AddInto, Copy, accumulate};
-use crate::launch::Launch;
+use crate::launch::Recorded;
 use crate::tensor::{DType, Id, Shape};
 
 /// Where a tensor's data lives.
@@ -39,7 +38,7 @@ impl Meta {
 }
 
 pub(crate) struct Entry {
-    pub launch: Arc<dyn Launch>,
+    pub recorded: Recorded,
     pub reads: Vec<Id>,
     pub writes: Vec<Id>,
     /// The part of the model that recorded it: `down_blocks.0.resnets.1.conv1`.
@@ -176,9 +175,10 @@ impl Tape {
     }
 
     /// Records a launch that writes new tensors of the given shapes.
+    #[track_caller]
     pub fn launch<const W: usize>(
         &self,
-        launch: impl Launch + 'static,
+        launch: impl Into<Recorded>,
         reads: &[&Tensor],
         shapes: [Shape; W],
     ) -> [Tensor; W] {
@@ -190,12 +190,15 @@ impl Tape {
     }
 
     /// Records a launch that writes, or updates in place, tensors of stores.
-    pub fn launch_into(&self, launch: impl Launch + 'static, reads: &[&Tensor], writes: &[&Tensor]) {
+    #[track_caller]
+    pub fn launch_into(&self, launch: impl Into<Recorded>, reads: &[&Tensor], writes: &[&Tensor]) {
+        let recorded = launch.into();
         for tensor in reads.iter().chain(writes) {
-            assert!(Rc::ptr_eq(&tensor.tape.0, &self.0), "{}: a tensor of another tape", launch.name());
+            let name = recorded.launch().name();
+            assert!(Rc::ptr_eq(&tensor.tape.0, &self.0), "{name}: {tensor:?} is of another tape");
         }
         self.0.entries.borrow_mut().push(Entry {
-            launch: Arc::new(launch),
+            recorded,
             reads: reads.iter().map(|t| t.id).collect(),
             writes: writes.iter().map(|t| t.id).collect(),
             label: self.label(),
@@ -268,7 +271,7 @@ impl Tape {
                     gradients.of[id.0] = Some(match gradients.of[id.0].take() {
                         Some(sum) => {
                             let once = ids.iter().filter(|other| **other == Some(gradient.id)).count() == 1;
-                            if once && self.add_where_made(before, &sum, &gradient) {
+                            if once && self.fuse_accumulate(before, &sum, &gradient) {
                                 gradient
                             } else {
                                 self.labelled(&node.label, || accumulate(&sum, &gradient))
@@ -284,7 +287,7 @@ impl Tape {
 
     /// Makes the launch that writes `gradient` add `sum` to it, if that is one of those from number `before` on, knows
     /// how, and nothing has read the gradient yet.
-    fn add_where_made(&self, before: usize, sum: &Tensor, gradient: &Tensor) -> bool {
+    fn fuse_accumulate(&self, before: usize, sum: &Tensor, gradient: &Tensor) -> bool {
         let mut entries = self.0.entries.borrow_mut();
         let place_in = |ids: &[Id], id| ids.iter().position(|other| *other == id);
         let made = entries.iter().enumerate().skip(before);
@@ -294,11 +297,12 @@ impl Tape {
         let late = entries[at..].iter().any(|e| e.writes.contains(&sum.id) || e.reads.contains(&gradient.id));
         let metas = self.0.metas.borrow();
         let temporary = [sum, gradient].iter().all(|t| metas[t.id.0].home == Home::Temporary);
-        let Some(launch) = entries[at].launch.adding(write).filter(|_| temporary && !late) else {
+        let fused = entries[at].recorded.info().accumulate.into_write(write);
+        let Some(fused) = fused.filter(|_| temporary && !late) else {
             return false;
         };
         let entry = &mut entries[at];
-        entry.launch = launch;
+        entry.recorded = fused;
         entry.reads.push(sum.id);
         true
     }
@@ -325,7 +329,7 @@ impl Tape {
     /// Records `sum += gradient` in place, for gradients of several batches.
     pub fn accumulate_into(&self, sum: &Tensor, gradient: &Tensor) {
         assert_eq!(sum.elements(), gradient.elements(), "accumulate {} into {}", gradient.shape, sum.shape);
-        self.launch_into(AddInto { n: sum.elements() }, &[gradient], &[sum]);
+        self.launch_into(AddInto { n: sum.elements() }.recorded(), &[gradient], &[sum]);
     }
 
     /// Runs `record` with launches labelled by the part of the model that they belong to.

@@ -7,9 +7,11 @@ pub mod arithmetic;
 pub mod attention;
 pub mod concat;
 pub mod conv2d;
+pub mod conv_transpose2d;
 pub mod denoising;
 pub mod dropout;
 pub mod embedding;
+pub mod fold_upsample;
 pub mod fourier_embedding;
 pub mod gather;
 pub mod gaussian_kl;
@@ -37,7 +39,6 @@ pub static KERNELS: &[&Kernel] = &[
     &crate::product::gpu::PARTIALS,
     &crate::product::gpu::TILED,
     &crate::product::gpu::WINOGRAD,
-    &crate::program::KERNEL,
     &crate::tape::KERNEL,
     &activation::KERNEL,
     &adam::KERNEL,
@@ -45,10 +46,10 @@ pub static KERNELS: &[&Kernel] = &[
     &attention::KERNEL,
     &attention::PRODUCTS,
     &concat::KERNEL,
-    &conv2d::KERNEL,
     &denoising::KERNEL,
     &dropout::KERNEL,
     &embedding::KERNEL,
+    &fold_upsample::KERNEL,
     &fourier_embedding::KERNEL,
     &gather::KERNEL,
     &gaussian_kl::KERNEL,
@@ -56,7 +57,6 @@ pub static KERNELS: &[&Kernel] = &[
     &group_norm::KERNEL,
     &group_norm::TILE,
     &loss::KERNEL,
-    &matmul::KERNEL,
     &noising::KERNEL,
     &reduce::KERNEL,
     &reparameterise::KERNEL,

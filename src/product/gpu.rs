@@ -253,13 +253,7 @@ fn reorders(product: &Product) -> Option<&Geometry> {
 }
 
 /// As [`dispatch`], for weights of an adjoint that lie in the order of `kernels/product/load_conv.wgsl`.
-pub(crate) fn multiply(
-    product: &Product,
-    schedule: Schedule,
-    plan: &mut Dispatches,
-    first: usize,
-    slots: Slots,
-) {
+fn multiply(product: &Product, schedule: Schedule, plan: &mut Dispatches, first: usize, slots: Slots) {
     let view = View::of(product);
     let [parts, part_depth] = split(product, schedule);
     let partial = parts > 1 || product.column_sums;
@@ -278,14 +272,14 @@ pub(crate) fn multiply(
         }
     };
     let extra = if partial { [None; 3] } else { slots.extra };
-    view.fill(product, main.cover_in_pieces(groups, per_group), [parts, part_depth], extra, slots.b);
+    view.fill(product, main.cover_in_sub_dispatches(groups, per_group), [parts, part_depth], extra, slots.b);
     main.bind("a", slots.a).bind("b", slots.b);
     main.bind("y", if partial { Slot::Scratch(first) } else { slots.y });
     if partial {
         let entry = if product.column_sums { "sum_with_columns" } else { "sum_partials" };
-        let sum = plan.add(&PARTIALS, entry).cover_in_pieces(part_elements(product), WG);
+        let sum = plan.add(&PARTIALS, entry).cover_in_sub_dispatches(part_elements(product), WG);
         view.fill(product, sum, [parts, part_depth], slots.extra, slots.b);
-        sum.part("a", Slot::Scratch(first), 0, parts * part_elements(product)).bind("y", slots.y);
+        sum.range("a", Slot::Scratch(first), 0, parts * part_elements(product)).bind("y", slots.y);
         if product.column_sums {
             sum.bind("column_sums", slots.column_sums);
         }

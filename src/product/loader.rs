@@ -55,6 +55,12 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// The convolution of one tap that a matrix product `[rows, cin] x [cin, cout]` is: an image one pixel wide.
+    pub const fn point(rows: usize, cin: usize, cout: usize) -> Geometry {
+        let n = 1;
+        Geometry { n, h: rows, w: 1, cin, kh: 1, kw: 1, cout, oh: rows, ow: 1, stride: 1, top: 0, left: 0 }
+    }
+
     /// Number of the image's pixel under tap (kh, kw) of pixel `out` of the result; `None` outside the image.
     pub fn under(&self, out: usize, kh: usize, kw: usize) -> Option<usize> {
         let (n, oh, ow) = (out / (self.oh * self.ow), out / self.ow % self.oh, out % self.ow);

@@ -5,10 +5,15 @@
 //! here, once for all ops: [`plain`] is the loop as it reads, [`cpu`] the register tile of the CPU device, [`gpu`] the
 //! schedules of the GPU kernels, [`winograd`] the same sums with fewer multiplications for 3 x 3 convolutions.
 
+pub mod cpu;
 pub mod gpu;
 pub mod loader;
 pub mod plain;
+pub mod winograd;
 
+use crate::launch::{Accumulate, Dispatches, Io, Launch, LaunchInfo, Recorded, Slot, Tuning};
+use crate::tape::Tensor;
+use crate::tensor::Shape;
 pub use loader::{Geometry, Loader, Padding};
 
 /// `y[item, row, col] = sum over k of A[item, row, k] * B[item, k, col]`, plus the epilogue.
@@ -62,6 +67,65 @@ impl Product {
 
     /// Two for each multiplication and addition, zeros around images included, as PyTorch counts them.
     pub fn flops(&self) -> u64 {
-        2 * self.outputs() as u64 * self.depth as u64
+        2 * match self.a {
+            Loader::Conv(g) | Loader::ConvAdjoint(g) | Loader::ConvWeights(g) => {
+                g.n * g.oh * g.ow * g.weights()
+            }
+            _ => self.outputs() * self.depth,
+        } as u64
+    }
+
+    /// Records the product of `reads`; gives y, of this shape, and the column sums `[cols]` if wanted.
+    pub fn record(self, reads: &[&Tensor], shape: Shape) -> (Tensor, Option<Tensor>) {
+        let tape = reads[0].tape();
+        if self.column_sums {
+            let [y, sums] = tape.launch(self.recorded(), reads, [shape, [self.cols].into()]);
+            (y, Some(sums))
+        } else {
+            let [y] = tape.launch(self.recorded(), reads, [shape]);
+            (y, None)
+        }
+    }
+
+    fn recorded(self) -> Recorded {
+        // Another gradient of the same tensor is a residual: it is added where y is written.
+        let accumulate = match self {
+            Product { split_k: false, column_sums: false, epilogue, .. } if !epilogue.residual => {
+                let epilogue = Epilogue { residual: true, ..epilogue };
+                Accumulate::by(move |_| Some(Product { epilogue, ..self }.recorded()))
+            }
+            _ => Accumulate::default(),
+        };
+        let info = LaunchInfo {
+            flops: self.flops(),
+            cpu_scratch: self.cpu_scratch(),
+            gpu_scratch: gpu::scratch(&self),
+            prepacked_from: self.prepacked_from(),
+            accumulate,
+            tuning: Tuning::new(gpu::shape_class(&self), move |adapter| gpu::variants(&self, adapter)),
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
+    }
+}
+
+impl Launch for Product {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu(&self, io: &Io) {
+        self.run_on_cpu(io);
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        let slots = gpu::Slots {
+            a: Slot::Read(0),
+            b: Slot::Read(1),
+            extra: self.epilogue.reads().map(|read| read.map(Slot::Read)),
+            y: Slot::Write(0),
+            column_sums: Slot::Write(1),
+        };
+        gpu::dispatch(self, gpu::Schedule::of(plan.variant()), plan, 0, slots);
     }
 }

@@ -2,43 +2,47 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
-use std::sync::Arc;
 
-use super::portions::Portions;
 use super::recompute::{Needed, Order};
 use super::{CPU_ALIGN, GUARD_BYTES, Sharing};
 use crate::device::Device;
 use crate::device::gpu::adapters::Traits;
-use crate::launch::{Cost, Dispatch, Launch, Slot};
+use crate::launch::{Cost, Dispatch, Dispatches, LaunchInfo, Recorded, Slot, Tuning};
 use crate::plan::{self, Lifetime};
 use crate::tape::{Entry, Home, Recording, Tape, Tensor};
 use crate::tensor::{DType, Id};
 
 pub(super) struct Step {
-    pub(super) launch: Arc<dyn Launch>,
+    pub(super) recorded: Recorded,
     pub(super) reads: Vec<Id>,
     pub(super) writes: Vec<Id>,
     pub(super) label: Rc<str>,
     /// Numbers of its scratch blocks among the lifetimes.
     pub(super) scratch: Vec<usize>,
-    /// The read that its first scratch block is made from, where the program does not write that: the block
+    /// The read that its first scratch block is packed from, where the program does not write that: the block
     /// is kept from run to run.
-    pub(super) made_from: Option<Id>,
+    pub(super) prepacked_from: Option<Id>,
     /// It makes once more what it made before.
     pub(super) again: bool,
-    /// `None` on the CPU device.
-    portions: Option<Portions>,
 }
 
 impl Step {
-    /// What runs on a GPU as the variant of this index.
-    pub(super) fn dispatches(&self, variant: usize) -> Vec<Dispatch> {
-        self.portions.as_ref().map(|portions| portions.dispatches(variant)).unwrap_or_default()
+    pub(super) fn name(&self) -> &'static str {
+        self.recorded.launch().name()
     }
 
-    /// What runs on an adapter that nothing was tuned for.
+    pub(super) fn tuning(&self) -> &Tuning {
+        &self.recorded.info().tuning
+    }
+
+    /// The dispatches on a GPU, as the variant of this index.
+    pub(super) fn dispatches(&self, variant: usize) -> Vec<Dispatch> {
+        Dispatches::of(self.recorded.launch(), variant).list
+    }
+
+    /// The dispatches on an adapter that nothing was tuned for.
     fn untuned(&self, adapter: &Traits) -> Vec<Dispatch> {
-        self.dispatches(self.launch.variants(adapter).first().map_or(0, |variant| variant.index))
+        self.dispatches(self.tuning().variants(adapter).first().map_or(0, |variant| variant.index))
     }
 }
 
@@ -80,21 +84,6 @@ impl Plan {
     }
 
     fn of(tape: &Tape, outputs: &[&Tensor], device: &Device, recompute: bool) -> Plan {
-        let limit = match device {
-            Device::Cpu(_) => usize::MAX,
-            Device::Gpu(gpu) => usize::try_from(gpu.cut_to() / 4).unwrap_or(usize::MAX),
-        };
-        Plan::within(tape, outputs, device, recompute, &|_, _| limit)
-    }
-
-    /// `limit`: how many elements a binding of a launch may have, whose tensors have those.
-    fn within(
-        tape: &Tape,
-        outputs: &[&Tensor],
-        device: &Device,
-        recompute: bool,
-        limit: &dyn Fn(&dyn Launch, [&[usize]; 2]) -> usize,
-    ) -> Plan {
         tape.recorded(|recording| {
             let adapter = match device {
                 Device::Cpu(_) => None,
@@ -102,49 +91,11 @@ impl Plan {
             };
             let needed = needed(&recording, outputs, adapter.is_some());
             let order = if recompute { needed.recomputed() } else { needed.plain() };
-            Plan::in_order(&needed, &order, adapter, limit)
+            Plan::in_order(&needed, &order, adapter)
         })
     }
 
-    /// As [`Plan::new`], with each launch cut as if no third of a tensor could be bound that it can be cut along.
-    #[cfg(test)]
-    pub(crate) fn cut_up(tape: &Tape, outputs: &[&Tensor], device: &Device) -> Plan {
-        let third = |launch: &dyn Launch, [reads, writes]: [&[usize]; 2]| {
-            let cuts = launch.cuts();
-            let slices = cuts.iter().filter(|cut| cut.items > 1).flat_map(crate::launch::Cut::slices);
-            let elements = slices.map(|(slot, _)| match slot {
-                Slot::Read(i) => reads[i],
-                Slot::Write(i) => writes[i],
-                Slot::Scratch(_) => 0,
-            });
-            elements.max().map_or(usize::MAX, |elements| (elements / 3).max(1))
-        };
-        let plan = Plan::within(tape, outputs, device, true, &third);
-        for step in &plan.steps {
-            let (name, cuts) = (step.launch.name(), step.launch.cuts());
-            let is_cut = step.portions.as_ref().is_some_and(|portions| portions.count() > 1);
-            let could = cuts.iter().any(|cut| cut.items > 1 && cut.slices().next().is_some());
-            assert!(could == is_cut, "{name}: could be cut: {could}, is: {is_cut}");
-            // Those that bind parts of themselves need none.
-            let dispatches = step.dispatches(0);
-            let own = dispatches.iter().flat_map(|dispatch| &dispatch.binds).any(|bind| bind.part.is_some());
-            assert!(own || !cuts.is_empty(), "{name} does not say how to cut it");
-        }
-        plan
-    }
-
-    /// Launches that only give summands of what they write.
-    #[cfg(test)]
-    pub(crate) fn adds(&self) -> bool {
-        self.steps.iter().any(|step| step.portions.as_ref().is_some_and(Portions::adds))
-    }
-
-    fn in_order(
-        needed: &Needed,
-        order: &Order,
-        adapter: Option<Traits>,
-        limit: &dyn Fn(&dyn Launch, [&[usize]; 2]) -> usize,
-    ) -> Plan {
+    fn in_order(needed: &Needed, order: &Order, adapter: Option<Traits>) -> Plan {
         let metas = needed.metas;
         // Second copies are temporary tensors as those that they are copies of.
         let meta_of =
@@ -170,7 +121,7 @@ impl Plan {
         let written: BTreeSet<Rc<str>> =
             order.runs.iter().flat_map(|run| stores_of(order.writes(run))).collect();
         for (time, run) in order.runs.iter().enumerate() {
-            let (reads, writes, launch) = (order.reads(run), order.writes(run), needed.launch(run));
+            let (reads, writes, recorded) = (order.reads(run), order.writes(run), needed.launch(run));
             for id in reads.iter().chain(writes) {
                 let (spot, bytes) = &mut spots[id.0];
                 match &meta_of(*id).home {
@@ -186,7 +137,7 @@ impl Plan {
                             assert!(
                                 writes.contains(id),
                                 "{}: reads a tensor that nothing wrote",
-                                launch.name()
+                                recorded.launch().name()
                             );
                             *spot = Spot::Temporary(plan.lifetimes.len());
                             plan.lifetimes.push(Lifetime { first: time, last: time, bytes: *bytes });
@@ -194,32 +145,26 @@ impl Plan {
                     },
                 }
             }
-            let portions = plan.adapter.as_ref().map(|adapter| {
-                let elements = |ids: &[Id]| ids.iter().map(|id| spots[id.0].1 / 4).collect::<Vec<_>>();
-                let (reads, writes) = (elements(reads), elements(writes));
-                Portions::of(&launch, &reads, &writes, adapter, limit(&*launch, [&reads, &writes]))
-            });
-            let blocks = portions.as_ref().map_or_else(|| launch.cpu_scratch(), Portions::scratch);
-            let made_from = launch
-                .cpu_made_from()
+            let LaunchInfo { cpu_scratch, gpu_scratch, prepacked_from, .. } = recorded.info();
+            let blocks = if needed.for_gpu { gpu_scratch } else { cpu_scratch };
+            let prepacked_from = prepacked_from
                 .filter(|_| !needed.for_gpu)
                 .map(|i| reads[i])
                 .filter(|id| stores_of(&[*id]).first().is_some_and(|store| !written.contains(store)));
-            let scratch = blocks.into_iter().enumerate().map(|(i, elements)| {
-                let kept = i == 0 && made_from.is_some();
+            let scratch = blocks.iter().enumerate().map(|(i, &elements)| {
+                let kept = i == 0 && prepacked_from.is_some();
                 let (first, last) = if kept { (0, order.runs.len()) } else { (time, time) };
                 plan.lifetimes.push(Lifetime { first, last, bytes: elements.max(1) * 4 });
                 plan.lifetimes.len() - 1
             });
             plan.steps.push(Step {
                 scratch: scratch.collect(),
-                made_from,
-                launch,
+                prepacked_from,
+                recorded: recorded.clone(),
                 reads: reads.to_vec(),
                 writes: writes.to_vec(),
                 label: needed.entries[run.entry].label.clone(),
                 again: run.again,
-                portions,
             });
         }
         for output in &needed.outputs {
@@ -241,7 +186,7 @@ impl Plan {
         let mut touched: Vec<Id> = step.reads.iter().chain(&step.writes).copied().collect();
         touched.sort_unstable();
         touched.dedup();
-        step.launch.cost(touched.iter().map(|id| self.spots[id.0].1 as u64).sum())
+        step.recorded.cost(touched.iter().map(|id| self.spots[id.0].1 as u64).sum())
     }
 
     /// What a run costs.
@@ -287,7 +232,7 @@ impl Plan {
                     Slot::Write(i) => self.spots[step.writes[i].0].1,
                     Slot::Scratch(i) => self.lifetimes[step.scratch[i]].bytes,
                 };
-                largest = largest.max(bind.part.map_or(whole, |(_, count)| count * 4) as u64);
+                largest = largest.max(bind.range.map_or(whole, |(_, count)| count * 4) as u64);
             }
         }
         largest

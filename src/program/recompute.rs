@@ -9,10 +9,9 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 
 use super::CPU_ALIGN;
-use crate::launch::{Again, Launch};
+use crate::launch::{Recompute, Recorded};
 use crate::tape::{Entry, Home, Meta};
 use crate::tensor::Id;
 
@@ -94,17 +93,18 @@ impl Needed<'_> {
         self.metas[id.0].bytes()
     }
 
-    fn scratch(&self, launch: &dyn Launch) -> usize {
-        let blocks = if self.for_gpu { launch.gpu_scratch() } else { launch.cpu_scratch() };
-        blocks.into_iter().map(|elements| (elements.max(1) * 4).next_multiple_of(CPU_ALIGN)).sum()
+    fn scratch(&self, recorded: &Recorded) -> usize {
+        let info = recorded.info();
+        let blocks = if self.for_gpu { &info.gpu_scratch } else { &info.cpu_scratch };
+        blocks.iter().map(|&elements| (elements.max(1) * 4).next_multiple_of(CPU_ALIGN)).sum()
     }
 
     /// What a run launches.
-    pub fn launch(&self, run: &Run) -> Arc<dyn Launch> {
-        let launch = &self.entries[run.entry].launch;
-        match run.again.then(|| launch.again()) {
-            Some(Again::By(other)) => other,
-            _ => Arc::clone(launch),
+    pub fn launch(&self, run: &Run) -> &Recorded {
+        let recorded = &self.entries[run.entry].recorded;
+        match &recorded.info().recompute {
+            Recompute::With(other) if run.again => other,
+            _ => recorded,
         }
     }
 
@@ -193,7 +193,7 @@ struct Planner<'a> {
     producer: Vec<Option<usize>>,
     /// The first entry that changes what an entry reads from stores: after that it would give other values.
     stale: Vec<usize>,
-    again: Vec<Again>,
+    again: Vec<&'a Recompute>,
     /// Bytes of scratch of each entry, and when it runs again cheaply.
     scratch: Vec<[usize; 2]>,
 }
@@ -219,10 +219,10 @@ impl<'a> Planner<'a> {
             });
             changes.min().unwrap_or(usize::MAX)
         };
-        let again: Vec<Again> = needed.entries.iter().map(|e| e.launch.again()).collect();
+        let again: Vec<&Recompute> = needed.entries.iter().map(|e| &e.recorded.info().recompute).collect();
         let scratch = needed.entries.iter().zip(&again).map(|(entry, again)| {
-            let whole = needed.scratch(&*entry.launch);
-            [whole, if let Again::By(launch) = again { needed.scratch(&**launch) } else { whole }]
+            let whole = needed.scratch(&entry.recorded);
+            [whole, if let Recompute::With(other) = again { needed.scratch(other) } else { whole }]
         });
         Planner {
             needed,
@@ -248,7 +248,7 @@ impl<'a> Planner<'a> {
             }
         }
         for (i, entry) in entries[..*backward].iter().enumerate() {
-            let cheap = !matches!(self.again[i], Again::Dear);
+            let cheap = !matches!(self.again[i], Recompute::Never);
             let large = |id: &Id| self.needed.bytes(*id) >= smallest.max(1);
             if cheap && let Some(id) = entry.writes.first().filter(temporary).filter(|id| large(id)) {
                 single.push(Unit { tensors: vec![(*id, Way::Cheaply)] });
@@ -312,7 +312,7 @@ impl<'a> Planner<'a> {
         let (mut alive, mut peak) = (0, 0);
         for (time, run) in order.runs.iter().enumerate() {
             alive += born[time];
-            let cheaply = run.again && !matches!(self.again[run.entry], Again::Dear);
+            let cheaply = run.again && !matches!(self.again[run.entry], Recompute::Never);
             peak = peak.max(alive + self.scratch[run.entry][usize::from(cheaply)]);
             alive -= dies[time];
         }
@@ -343,7 +343,7 @@ impl Making<'_> {
             Way::Whole => (&entry.writes[..], &[][..]),
         };
         let others = match self.planner.again[from] {
-            Again::By(_) if way == Way::Cheaply => others,
+            Recompute::With(_) if way == Way::Cheaply => others,
             _ => &[],
         };
         entry.reads.iter().chain(others).for_each(|id| self.revive(*id, at));

@@ -17,7 +17,7 @@ use crate::device::Device;
 use crate::device::gpu::tuning::{Choice, Fingerprint, Key, Refusal, Told};
 use crate::device::gpu::{Bound, Gpu};
 use crate::error::{Error, Result};
-use crate::launch::{Dispatches, Variant};
+use crate::launch::Variant;
 use crate::philox::{Stream, draw, uniform};
 use crate::tensor::{DType, Id};
 
@@ -65,9 +65,9 @@ pub(super) fn pick(gpu: &Gpu, plan: &Plan) -> Result<Vec<Option<Picked>>> {
 
 fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picked>>> {
     let adapter = gpu.traits();
-    let of_step: Vec<Vec<Variant>> = plan.steps.iter().map(|step| step.launch.variants(&adapter)).collect();
+    let of_step: Vec<Vec<Variant>> = plan.steps.iter().map(|step| step.tuning().variants(&adapter)).collect();
     // The first step of each name and class, in the program's order.
-    let name_of = |step: &Step| (step.launch.name(), step.launch.shape_class());
+    let name_of = |step: &Step| (step.name(), step.tuning().class().to_owned());
     let mut first_of: BTreeMap<(&str, String), usize> = BTreeMap::new();
     let mut firsts = Vec::new();
     for (i, step) in plan.steps.iter().enumerate().filter(|(i, _)| of_step[*i].len() > 1) {
@@ -91,12 +91,12 @@ fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picke
         let (mut found, mut kept, mut last) = (Vec::<(usize, Choice)>::new(), 0, Instant::now());
         for (done, (i, key)) in missing.iter().enumerate() {
             let (step, variants) = (&plan.steps[*i], &of_step[*i]);
-            tuning.tell(Told::Timing { done, all: missing.len(), launch: step.launch.name() });
+            tuning.tell(Told::Timing { done, all: missing.len(), launch: step.name() });
             match contest(gpu, plan, step, variants, key, clock) {
                 Ok(choice) => found.push((*i, choice)),
                 Err(e) => {
                     // Whatever is wrong with the device is told again by what runs next.
-                    let told = format!("warning: {} is not tuned: {e}", step.launch.name());
+                    let told = format!("warning: {} is not tuned: {e}", step.name());
                     tuning.tell(Told::Warning(&told));
                 }
             }
@@ -127,7 +127,7 @@ fn key_of(gpu: &Gpu, step: &Step, variants: &[Variant]) -> Key {
     let mut seen = Vec::new();
     for variant in variants {
         kernels.add(&variant.name);
-        for dispatch in &Dispatches::of(&*step.launch, variant.index).list {
+        for dispatch in &step.dispatches(variant.index) {
             let text = (dispatch.kernel.name, dispatch.knobs);
             if !seen.contains(&text) {
                 kernels.add(&dispatch.kernel.expand(dispatch.knobs, gpu.dialect()).text);
@@ -136,8 +136,8 @@ fn key_of(gpu: &Gpu, step: &Step, variants: &[Variant]) -> Key {
         }
     }
     Key {
-        launch: step.launch.name().to_owned(),
-        shape_class: step.launch.shape_class(),
+        launch: step.name().to_owned(),
+        shape_class: step.tuning().class().to_owned(),
         kernels: kernels.hex(),
     }
 }
@@ -241,7 +241,7 @@ impl<'a> Stage<'a> {
     }
 
     fn place(&self, id: Id) -> &Place {
-        self.places[id.0].as_ref().unwrap_or_else(|| panic!("{}: unplaced", self.step.launch.name()))
+        self.places[id.0].as_ref().unwrap_or_else(|| panic!("{}: unplaced", self.step.name()))
     }
 
     /// Numbers in (-1, 1); of words, which may be positions in other tensors, zeros.
@@ -319,7 +319,7 @@ impl<'a> Stage<'a> {
 impl Program {
     /// The most variants that a launch of `plan` has.
     pub(crate) fn ways(plan: &Plan) -> usize {
-        let of_step = |adapter| plan.steps.iter().map(move |step| step.launch.variants(adapter).len());
+        let of_step = |adapter| plan.steps.iter().map(move |step| step.tuning().variants(adapter).len());
         plan.adapter.iter().flat_map(of_step).max().unwrap_or(0).max(1)
     }
 
@@ -327,10 +327,10 @@ impl Program {
     pub(crate) fn compile_way(plan: &Plan, device: &Device, way: usize) -> Result<Program> {
         Program::compile_by(plan, device, &[], Sharing::Guarded, |gpu| {
             let pick = |step: &Step| {
-                let mut variants = step.launch.variants(&gpu.traits());
+                let mut variants = step.tuning().variants(&gpu.traits());
                 let of = variants.len();
                 variants.truncate(way + 1);
-                let shape_class = step.launch.shape_class();
+                let shape_class = step.tuning().class().to_owned();
                 variants.pop().map(|variant| Picked { variant, of, shape_class, choice: None })
             };
             Ok(plan.steps.iter().map(pick).collect())

@@ -2,7 +2,7 @@
 
 use super::Tensor;
 use crate::kernel;
-use crate::launch::{Cost, Cut, Dispatch, Dispatches, Io, Launch, pack};
+use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded, pack};
 
 pub(crate) static KERNEL: crate::device::gpu::shader::Kernel = kernel!("accumulate", pack::KNOBS);
 
@@ -44,10 +44,6 @@ impl Launch for Accumulate {
     fn gpu(&self, plan: &mut Dispatches) {
         dispatch(plan, "forward", self.n).read("a", 0).read("b", 1).write("sum", 0);
     }
-
-    fn cuts(&self) -> Vec<Cut> {
-        vec![Cut::along(self.n, |_, n| Accumulate { n }).reads([0, 1]).writes([0])]
-    }
 }
 
 /// Moves a gradient that is not this program's own into a store.
@@ -68,10 +64,6 @@ impl Launch for Copy {
     fn gpu(&self, plan: &mut Dispatches) {
         dispatch(plan, "copy", self.n).read("a", 0).write("sum", 0);
     }
-
-    fn cuts(&self) -> Vec<Cut> {
-        vec![Cut::along(self.n, |_, n| Copy { n }).reads([0]).writes([0])]
-    }
 }
 
 /// Adds a flat store of gradients to another.
@@ -85,11 +77,6 @@ impl Launch for AddInto {
         "accumulate into"
     }
 
-    fn cost(&self, bytes: u64) -> Cost {
-        // The sum is read as well as written.
-        Cost { flops: 0, bytes: bytes + self.n as u64 * 4 }
-    }
-
     fn cpu(&self, io: &Io) {
         use rayon::prelude::*;
         const CHUNK: usize = 16_384;
@@ -101,8 +88,15 @@ impl Launch for AddInto {
     fn gpu(&self, plan: &mut Dispatches) {
         dispatch(plan, "add_into", self.n).read("a", 0).write("sum", 0);
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        vec![Cut::along(self.n, |_, n| AddInto { n }).reads([0]).writes([0])]
+impl AddInto {
+    pub fn recorded(self) -> Recorded {
+        let info = LaunchInfo {
+            // The sum is read as well as written.
+            extra_bytes: self.n as i64 * 4,
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }

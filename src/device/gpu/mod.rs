@@ -60,7 +60,6 @@ pub struct Gpu {
     timestamps: Option<timestamps::Timestamps>,
     tuning: Mutex<Option<Tuning>>,
     grid: Grid,
-    cut_to: u64,
     usage: Arc<memory::Usage>,
 }
 
@@ -110,7 +109,6 @@ impl Gpu {
             timestamps,
             tuning: Mutex::default(),
             grid: Grid::default(),
-            cut_to: limits.max_storage_buffer_binding_size,
             limits,
             usage: Arc::default(),
         })
@@ -175,14 +173,9 @@ impl Gpu {
         self.limits.max_buffer_size
     }
 
-    /// What launches are cut to, in bytes: by default [`Gpu::max_binding`].
-    pub fn cut_to(&self) -> u64 {
-        self.cut_to
-    }
-
-    /// Cut launches until they bind no more than this, as far as that goes; for tests.
-    pub fn use_cuts(&mut self, bytes: u64) {
-        self.cut_to = bytes.min(self.max_binding());
+    /// Binds no more than this in one binding, in bytes; for tests.
+    pub fn use_max_binding(&mut self, bytes: u64) {
+        self.limits.max_storage_buffer_binding_size = bytes.min(self.max_binding());
     }
 
     /// How dispatches are laid out.

@@ -216,7 +216,7 @@ fn its_gradients_are_added_to_others() {
         let y = beside_its_images(&[x, parameters.to_vec()].concat(), widths.len(), groups);
         tape.backward(&y, &tape.stored("dy", 0, y.shape().clone()));
         tape.recorded(|all| {
-            assert!(all.entries.iter().all(|e| e.launch.name() != "accumulate"), "{widths:?}")
+            assert!(all.entries.iter().all(|e| e.recorded.launch().name() != "accumulate"), "{widths:?}")
         });
     }
 }
