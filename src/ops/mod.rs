@@ -34,6 +34,11 @@ pub(crate) const CHUNK: usize = 16_384;
 
 /// Every kernel of the program, for the tests that compile them all.
 pub static KERNELS: &[&Kernel] = &[
+    &crate::product::gpu::ADJOINT_WEIGHTS,
+    &crate::product::gpu::NAIVE,
+    &crate::product::gpu::PARTIALS,
+    &crate::product::gpu::TILED,
+    &crate::product::gpu::WINOGRAD,
     &crate::tape::KERNEL,
     &activation::KERNEL,
     &adam::KERNEL,

@@ -2,7 +2,6 @@
 //! ranges of flat tensors, products.
 
 pub(crate) mod epilogue;
-pub(crate) mod product;
 
 use rayon::prelude::*;
 

@@ -126,6 +126,6 @@ impl Launch for Product {
             y: Slot::Write(0),
             column_sums: Slot::Write(1),
         };
-        gpu::dispatch(self, plan, 0, slots);
+        gpu::dispatch(self, gpu::Schedule::of(plan.variant()), plan, 0, slots);
     }
 }
