@@ -16,7 +16,8 @@ use denoir::device::Device;
 use denoir::ops::activation::Activation;
 use denoir::ops::adam::{AdamOptions, AdamTensors, adam};
 use denoir::ops::attention::attention;
-use denoir::ops::conv2d::{Epilogue, Padding, conv_transpose2d, conv2d};
+use denoir::ops::conv_transpose2d::conv_transpose2d;
+use denoir::ops::conv2d::{Epilogue, Padding, conv2d};
 use denoir::ops::group_norm::group_norm;
 use denoir::ops::matmul::{Transpose, linear, matmul};
 use denoir::program::Program;
@@ -177,7 +178,14 @@ fn conv_transpose(c: &mut Criterion) {
     let record = || {
         let tape = Tape::new();
         let (x, w) = (tape.variable("x", 0, x_dims), tape.variable("w", 0, w_dims));
-        let y = conv_transpose2d(&x, &w, 2, Padding::same(1), 0, Some(&tape.stored("bias", 0, [channels])));
+        let y = conv_transpose2d(
+            &x,
+            &w,
+            2,
+            Padding::same(1),
+            0,
+            Epilogue::bias(&tape.stored("bias", 0, [channels])),
+        );
         let gradients = tape.backward_from(&y, &tape.stored("dy", 0, y_dims));
         let [dx, dw] = [&x, &w].map(|t| gradients.get(t).expect("a gradient").clone());
         (tape, y, dx, dw)

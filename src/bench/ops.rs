@@ -13,7 +13,8 @@ use crate::launch::Cost;
 use crate::ops::activation::Activation;
 use crate::ops::adam::{AdamOptions, AdamTensors, adam};
 use crate::ops::attention::attention;
-use crate::ops::conv2d::{Epilogue, Padding, conv_transpose2d, conv2d};
+use crate::ops::conv_transpose2d::conv_transpose2d;
+use crate::ops::conv2d::{Epilogue, Padding, conv2d};
 use crate::ops::group_norm::group_norm;
 use crate::ops::matmul::{Transpose, linear, matmul};
 use crate::program::{Plan, Program, Sharing};
@@ -200,7 +201,9 @@ impl Op {
                 let epilogue = Epilogue { bias: Some(&x[2]), ..Epilogue::default() };
                 conv2d(&x[0], &x[1], stride, Padding::same(k / 2), epilogue)
             }
-            Op::ConvTranspose { .. } => conv_transpose2d(&x[0], &x[1], 2, Padding::same(1), 0, Some(&x[2])),
+            Op::ConvTranspose { .. } => {
+                conv_transpose2d(&x[0], &x[1], 2, Padding::same(1), 0, Epilogue::bias(&x[2]))
+            }
             Op::Norm { .. } => group_norm(&x[0], &x[1], &x[2], GROUPS, EPS, Activation::Silu),
             Op::Attention { .. } => attention(&x[0], &x[1], &x[2], 1),
             Op::Linear { .. } => linear(&x[0], &x[1], Some(&x[2])),

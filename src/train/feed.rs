@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::encoded::{Encoded, prepare};
 use super::evaluate::Evaluator;
-use super::latents::{CachedLatents, Encoded, prepare};
+use super::latents::CachedLatents;
 use super::recipe_trainer::RecipeTrainer;
 use super::resident::{Examples, kept};
 use crate::checkpoint::Values;

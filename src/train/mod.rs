@@ -5,6 +5,7 @@
 
 mod batch;
 mod dry_run;
+mod encoded;
 mod evaluate;
 mod feed;
 mod latents;

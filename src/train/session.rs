@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use super::encoded::Encoded;
 use super::feed::Data;
-use super::latents::Encoded;
 use super::recipe_trainer::RecipeTrainer;
 use super::times::Times;
 use super::writer::Writer;

@@ -55,7 +55,6 @@ const LIBRARY: &[(&str, &str)] = library![
     "conv.wgsl",
     "conv_weights.wgsl",
     "grid.wgsl",
-    "norm.wgsl",
     "philox.wgsl",
     "product.wgsl",
     "product_ragged.wgsl",

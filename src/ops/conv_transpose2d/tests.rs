@@ -1,8 +1,8 @@
 //! conv_transpose2d against plain loops, against conv2d's definition, and against PyTorch.
 
-use super::super::tests::reference as conv2d_reference;
 use super::*;
 use crate::check::Check;
+use crate::ops::conv2d::tests::reference as conv2d_reference;
 
 /// A transposed convolution of an image `[n, h, w, cin]` with a kernel `[kh, kw, cout]`.
 #[derive(Clone, Copy)]
@@ -69,11 +69,11 @@ impl Case {
                 .probes(16)
         };
         check(", bias").input(&[cout]).run(
-            |x| conv_transpose2d(&x[0], &x[1], stride, padding, output_padding, Some(&x[2])),
+            |x| conv_transpose2d(&x[0], &x[1], stride, padding, output_padding, Epilogue::bias(&x[2])),
             |x| self.reference(&x[0], &x[1], Some(&x[2])),
         );
         check("").run(
-            |x| conv_transpose2d(&x[0], &x[1], stride, padding, output_padding, None),
+            |x| conv_transpose2d(&x[0], &x[1], stride, padding, output_padding, Epilogue::default()),
             |x| self.reference(&x[0], &x[1], None),
         );
     }
@@ -134,7 +134,7 @@ fn a_long_stride_has_a_residue_for_each_of_its_rows() {
     let tall = case([1, 83, 1, 1], [512, 1, 1], 512, Padding::same(0));
     assert_eq!(tall.out()[1], 512 * 83);
     Check::new("conv_transpose2d of a long column").input(&tall.image).input(&tall.weights()).probes(4).run(
-        |x| conv_transpose2d(&x[0], &x[1], tall.stride, tall.padding, 0, None),
+        |x| conv_transpose2d(&x[0], &x[1], tall.stride, tall.padding, 0, Epilogue::default()),
         |x| tall.reference(&x[0], &x[1], None),
     );
 }
@@ -144,14 +144,14 @@ fn past_65535_workgroups() {
     // A thread has 4 pixels of one channel of one of the four residues.
     let wide = case([1, 1025, 820, 1], [2, 2, 5], 2, Padding::same(0));
     let [_, h, w, _] = wide.out();
-    assert!(h * w / 4 * 5 > 65_535 * super::super::WG);
+    assert!(h * w / 4 * 5 > 65_535 * 64);
     Check::new("conv_transpose2d of a large image")
         .untuned()
         .input(&wide.image)
         .input(&wide.weights())
         .probes(4)
         .run(
-            |x| conv_transpose2d(&x[0], &x[1], wide.stride, wide.padding, 0, None),
+            |x| conv_transpose2d(&x[0], &x[1], wide.stride, wide.padding, 0, Epilogue::default()),
             |x| wide.reference(&x[0], &x[1], None),
         );
 }
@@ -174,7 +174,7 @@ fn it_is_the_adjoint_of_conv2d() {
             .input(&case.image)
             .input(&case.weights())
             .run(
-                |x| conv_transpose2d(&x[0], &x[1], stride, padding, case.output_padding, None),
+                |x| conv_transpose2d(&x[0], &x[1], stride, padding, case.output_padding, Epilogue::default()),
                 |x| {
                     let element = |i| {
                         let mut unit = vec![0.0; n * h * w * cout];
@@ -214,7 +214,7 @@ fn agrees_with_pytorch() {
         .fixed(&[3, 3, 2, 2], w)
         .fixed(&[2], vec![1.0, 2.0])
         .run(
-            |x| conv_transpose2d(&x[0], &x[1], 2, Padding::same(1), 1, Some(&x[2])),
+            |x| conv_transpose2d(&x[0], &x[1], 2, Padding::same(1), 1, Epilogue::bias(&x[2])),
             |_| golden.map(f64::from).to_vec(),
         );
 }
@@ -224,7 +224,7 @@ fn agrees_with_pytorch() {
 fn channels_that_differ_are_named() {
     let tape = crate::tape::Tape::new();
     let (x, w) = (tape.stored("x", 0, [1, 4, 4, 3]), tape.stored("w", 0, [3, 3, 3, 8]));
-    conv_transpose2d(&x, &w, 2, Padding::same(1), 0, None);
+    conv_transpose2d(&x, &w, 2, Padding::same(1), 0, Epilogue::default());
 }
 
 #[test]
@@ -232,5 +232,5 @@ fn channels_that_differ_are_named() {
 fn output_padding_is_less_than_the_stride() {
     let tape = crate::tape::Tape::new();
     let (x, w) = (tape.stored("x", 0, [1, 4, 4, 3]), tape.stored("w", 0, [3, 3, 8, 3]));
-    conv_transpose2d(&x, &w, 2, Padding::same(1), 2, None);
+    conv_transpose2d(&x, &w, 2, Padding::same(1), 2, Epilogue::default());
 }

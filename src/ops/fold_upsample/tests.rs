@@ -1,10 +1,11 @@
-//! conv2d_upsampled against the plain loops of conv2d, of an image that is upsampled first.
+//! An upsampled convolution, by summed weights, against the plain loops of conv2d, of an image that is upsampled first.
 
-use super::super::tests::{check_epilogue, reference as conv2d_reference};
 use super::*;
 use crate::check::Check;
-use crate::launch::Cost;
-use crate::ops::conv2d::conv2d;
+use crate::nn::conv2d_upsampled;
+use crate::ops::conv2d::Epilogue;
+use crate::ops::conv2d::tests::{check_epilogue, out_pixels, reference as conv2d_reference};
+use crate::product::{Geometry, Padding};
 
 /// A convolution of an image `[n, h, w, cin]`, upsampled, with a kernel `[kh, kw, cout]`.
 #[derive(Clone, Copy)]
@@ -49,7 +50,7 @@ impl Case {
             .input(&self.image)
             .input(&self.weights())
             .probes(24);
-        let check = if self.geometry().out_pixels() > 1 << 20 { check.untuned() } else { check };
+        let check = if out_pixels(&self.geometry()) > 1 << 20 { check.untuned() } else { check };
         check.run(
             |x| conv2d_upsampled(&x[0], &x[1], self.padding, Epilogue::default()),
             |x| self.reference(&x[0], &x[1]),
@@ -93,7 +94,7 @@ fn one_past_the_tiles() {
 fn past_65535_workgroups() {
     // A thread has 4 pixels of one channel of one of the four residues.
     let wide = case([1, 1025, 820, 1], [1, 1, 5], Padding::same(0));
-    assert!(wide.geometry().out_pixels() / 4 * 5 > 65_535 * WG);
+    assert!(out_pixels(&wide.geometry()) / 4 * 5 > 65_535 * WG);
     wide.check();
 }
 
@@ -120,39 +121,6 @@ fn epilogue_of_every_kind() {
                 |x, w| case.reference(x, w),
             );
         }
-    }
-}
-
-#[test]
-fn work_is_counted_as_of_the_large_image_and_memory_as_of_the_small() {
-    let case = case([2, 3, 5, 4], [3, 3, 8], Padding::same(1));
-    let work = |upsampled: bool| -> Vec<Cost> {
-        let tape = crate::tape::Tape::new();
-        let [n, h, w, c] = case.image;
-        let image = if upsampled { [n, 2 * h, 2 * w, c] } else { case.image };
-        let x = tape.variable("x", 0, image);
-        let weights = tape.variable("w", 0, case.weights());
-        let y = if upsampled {
-            conv2d(&x, &weights, 1, case.padding, Epilogue::default())
-        } else {
-            conv2d_upsampled(&x, &weights, case.padding, Epilogue::default())
-        };
-        assert_eq!(y.dims(), [n, 2 * h, 2 * w, 8]);
-        tape.backward_from(&y, &tape.stored("dy", 0, y.shape().clone()));
-        tape.recorded(|all| {
-            let bytes = |id: &crate::tensor::Id| all.metas[id.0].bytes() as u64;
-            let cost = |e: &crate::tape::Entry| {
-                e.recorded.cost(e.reads.iter().chain(&e.writes).map(bytes).sum::<u64>())
-            };
-            all.entries.iter().map(cost).collect()
-        })
-    };
-    let (ours, plain) = (work(false), work(true));
-    assert_eq!(ours.len(), 3);
-    for (ours, plain) in ours.iter().zip(&plain) {
-        assert_eq!(ours.flops, plain.flops);
-        // Three quarters of the large image's bytes, once.
-        assert_eq!(plain.bytes - ours.bytes, 2 * 6 * 10 * 4 * 4 * 3 / 4);
     }
 }
 
