@@ -220,7 +220,7 @@ mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
 
-    use super::super::{Params, STORE};
+    use super::super::{Params, STORE, write_parameters};
     use super::*;
     use crate::check::{devices, random};
     use crate::device::Device;
@@ -257,7 +257,7 @@ mod tests {
         let mut program = Program::compile(&plan, device, &[], Sharing::Guarded).unwrap();
         program.write("left", &random(0, 30 * widths[0])).unwrap();
         program.write("right", &random(1, 30 * widths[1])).unwrap();
-        program.write(STORE, &random(2, params.borrow().elements())).unwrap();
+        write_parameters(&program, &random(2, params.borrow().elements())).unwrap();
         program.write("dy", &random(3, y.elements())).unwrap();
         program.run().unwrap();
         let read = |tensors: Vec<&Tensor>| tensors.iter().flat_map(|t| program.read(t).unwrap()).collect();

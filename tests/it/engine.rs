@@ -226,9 +226,8 @@ fn gradients_of_blocks(device: &Device, checkpoints: bool, recompute: bool) -> (
     let plan = plan(&tape, &outputs, device);
     let mut program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
     let mut random = Sequence::new(1, Stream::Generate, 0, 0);
-    for store in ["x", "gamma", "beta", "w", "join"] {
-        let values: Vec<f32> =
-            (0..program.store(store).bytes() / 4).map(|_| random.random_range(-0.4..0.4)).collect();
+    for (store, bytes) in plan.stores().filter(|(store, _)| *store != "state") {
+        let values: Vec<f32> = (0..bytes / 4).map(|_| random.random_range(-0.4..0.4)).collect();
         program.write(store, &values).unwrap();
     }
     program.write("state", &State { seed: 7, step: 3, ..State::default() }.words()).unwrap();
