@@ -118,7 +118,7 @@ fn conv(c: &mut Criterion) {
             let (x, w) = (tape.variable("x", 0, x_dims), tape.variable("w", 0, w_dims));
             let epilogue = Epilogue { bias: Some(&tape.stored("bias", 0, [cout])), ..Epilogue::default() };
             let y = conv2d(&x, &w, stride, Padding::same(1), epilogue);
-            let gradients = tape.backward(&y, &tape.stored("dy", 0, y_dims));
+            let gradients = tape.backward_from(&y, &tape.stored("dy", 0, y_dims));
             let [dx, dw] = [&x, &w].map(|t| gradients.get(t).expect("a gradient").clone());
             (tape, y, dx, dw)
         };
@@ -186,7 +186,7 @@ fn conv_transpose(c: &mut Criterion) {
             0,
             Epilogue::bias(&tape.stored("bias", 0, [channels])),
         );
-        let gradients = tape.backward(&y, &tape.stored("dy", 0, y_dims));
+        let gradients = tape.backward_from(&y, &tape.stored("dy", 0, y_dims));
         let [dx, dw] = [&x, &w].map(|t| gradients.get(t).expect("a gradient").clone());
         (tape, y, dx, dw)
     };
@@ -264,7 +264,7 @@ fn norm(c: &mut Criterion) {
             let x = tape.variable("x", 0, dims);
             let [gamma, beta] = ["gamma", "beta"].map(|store| tape.variable(store, 0, [channels]));
             let y = group_norm(&x, &gamma, &beta, groups, EPS as f32, Activation::Silu);
-            let gradients = tape.backward(&y, &tape.stored("dy", 0, dims));
+            let gradients = tape.backward_from(&y, &tape.stored("dy", 0, dims));
             let [dx, dgamma, dbeta] =
                 [&x, &gamma, &beta].map(|t| gradients.get(t).expect("a gradient").clone());
             (tape, y, [dx, dgamma, dbeta])
@@ -407,7 +407,7 @@ fn attend(c: &mut Criterion) {
         let tape = Tape::new();
         let [q, k, v] = ["q", "k", "v"].map(|store| tape.variable(store, 0, dims));
         let y = attention(&q, &k, &v, heads);
-        let gradients = tape.backward(&y, &tape.stored("dy", 0, dims));
+        let gradients = tape.backward_from(&y, &tape.stored("dy", 0, dims));
         let of = [&q, &k, &v].map(|t| gradients.get(t).expect("a gradient").clone());
         (tape, y, of)
     };

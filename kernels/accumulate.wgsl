@@ -1,6 +1,6 @@
 // accumulate - the sum of two gradients of one tensor; recorded by the tape, and only there.
 //
-//   sum = a + b (forward)      sum = a (copy)      sum += a (add_into)      a, b, sum [n]
+//   sum = a + b (forward)      sum = a (copy)      sum += a (add_into)      sum = 1 (one)      a, b, sum [n]
 //
 // One thread for each element, which may be four numbers.
 //!include lib/grid.wgsl
@@ -16,37 +16,37 @@ struct Params { n: u32 } // elements
 @group(0) @binding(3) var<storage, read_write> sum: array<T>;
 
 @compute @workgroup_size(WG)
-fn forward(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn forward(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.n {
         sum[i] = a[i] + b[i];
     }
 }
 
 @compute @workgroup_size(WG)
-fn copy(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn copy(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.n {
         sum[i] = a[i];
     }
 }
 
 @compute @workgroup_size(WG)
-fn add_into(
+fn add_into(thread: Invocation) {
+    let i = element(thread, WG);
+    if i < p.n {
+        sum[i] += a[i];
+    }
+}
+
+@compute @workgroup_size(WG)
+fn one(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
     let i = flat_group(group, groups) * WG + lane;
     if i < p.n {
-        sum[i] += a[i];
+        sum[i] = T(1.0);
     }
 }

@@ -33,7 +33,7 @@ pub fn devices() -> &'static [(String, Device)] {
             let mut full = open();
             full.use_checks(false);
             // Many rows of workgroups and several pieces, which else only large launches have.
-            full.use_grid(Grid { row: 7, pieces: 3 });
+            full.use_grid(Grid { row: 7, sub_dispatches: 3 });
             let offers = full.dialect();
             all.push((format!("{} with {offers:?}", adapter.name), Device::Gpu(Arc::new(full))));
             if offers != Dialect::default() {
@@ -263,14 +263,14 @@ impl Check {
             .collect();
         let y = record(&tensors);
         let cotangent = tape.stored("dy", 0, y.shape().clone());
-        let gradients = tape.backward(&y, &cotangent);
+        let gradients = tape.backward_from(&y, &cotangent);
         let differentiable = tensors.iter().filter(|t| t.needs_grad());
         let of: Vec<Option<&Tensor>> = differentiable.map(|t| gradients.get(t)).collect();
         let mut outputs = vec![&y];
         outputs.extend(of.iter().flatten());
         let plan = Plan::new(&tape, &outputs, device);
         let run = |plan: &Plan, name: &str, way: usize| -> crate::error::Result<Vec<Vec<f32>>> {
-            let mut program = Program::compile_way(plan, device, way)?;
+            let mut program = Program::compile_variant(plan, device, way)?;
             for (i, input) in self.inputs.iter().enumerate() {
                 if plan.stores().any(|(used, _)| used == store(i)) {
                     match input {
@@ -297,7 +297,7 @@ impl Check {
             assert!(program.guards_intact()?, "{}\n  on {name}: wrote outside its tensors", self.describe());
             Ok(results)
         };
-        let count = if self.untuned { 1 } else { Program::ways(&plan) };
+        let count = if self.untuned { 1 } else { Program::variants_of(&plan) };
         let run = |plan: &Plan, name: String, way: usize| {
             let results =
                 run(plan, &name, way).unwrap_or_else(|e| panic!("{}\n  on {name}: {e:?}", self.describe()));

@@ -2,7 +2,7 @@
 
 mod dispatch;
 mod io;
-pub mod pack;
+pub(crate) mod pack;
 
 use std::fmt;
 use std::fmt::Debug;
@@ -56,21 +56,32 @@ pub struct LaunchInfo {
     pub tuning: Tuning,
 }
 
-/// A launch with its info, as a tape records it. Made of a launch alone, or of a pair.
+/// A launch with its info, as a tape records it: `tape.launch(op, ..)` takes the op alone, or
+/// `Recorded::new(op, LaunchInfo { .. })`. Clones are the same launch.
 #[derive(Clone, Debug)]
 pub struct Recorded(Arc<(Box<dyn Launch>, LaunchInfo)>);
 
 impl Recorded {
+    /// A launch with all that a plan needs to know of it.
     pub fn new(launch: impl Launch + 'static, info: LaunchInfo) -> Recorded {
         Recorded(Arc::new((Box::new(launch), info)))
     }
 
+    /// How it runs.
     pub fn launch(&self) -> &dyn Launch {
         &*self.0.0
     }
 
+    /// What a plan knows of it.
     pub fn info(&self) -> &LaunchInfo {
         &self.0.1
+    }
+
+    /// The dispatches on a GPU, as the variant of this index.
+    pub(crate) fn dispatches(&self, variant: usize) -> Vec<Dispatch> {
+        let mut dispatches = Dispatches::new(variant);
+        self.launch().gpu(&mut dispatches);
+        dispatches.list
     }
 
     /// Work of a run. `bytes`: of all its reads and writes, each once.
@@ -109,14 +120,15 @@ pub enum Recompute {
     Never,
     /// The same launch again, which moves little more than its result and writes nothing else.
     Replay,
-    /// Another launch, whose reads are those of this one and then what this one writes after its first result.
+    /// Another launch, whose reads are those of this one and then what this one writes after its first
+    /// result.
     With(Recorded),
 }
 
 type Fused = dyn Fn(usize) -> Option<Recorded> + Send + Sync;
 
-/// Makes the same launch with one read more, after its others, which it adds to one of its writes. The default
-/// has none.
+/// Makes the same launch with one read more, after its others, which it adds to one of its writes. The
+/// default has none.
 #[derive(Default)]
 pub struct Accumulate(Option<Box<Fused>>);
 
@@ -147,17 +159,19 @@ pub struct Tuning {
 }
 
 impl Tuning {
-    /// `class` decides which variant is fastest: of launches with one name and one class, the first that a program
-    /// has is timed for all. They must have the same variants and kernels. `variants`: those for an adapter. The
-    /// first is the safe one, which runs untuned and which the others' results are held against.
+    /// `class` decides which variant is fastest: of launches with one name and one class, the first of a
+    /// program is timed for all. They must have the same variants and kernels. `variants`: those for an adapter.
+    /// The first is the safe one, which runs untuned and which the others' results are held against.
     pub fn new(class: String, variants: impl Fn(&Traits) -> Vec<Variant> + Send + Sync + 'static) -> Tuning {
         Tuning { class, variants: Some(Box::new(variants)) }
     }
 
+    /// The class that launches with the same fastest variant have in common.
     pub fn class(&self) -> &str {
         &self.class
     }
 
+    /// The variants for an adapter.
     pub fn variants(&self, adapter: &Traits) -> Vec<Variant> {
         self.variants.as_ref().map_or_else(Vec::new, |variants| variants(adapter))
     }

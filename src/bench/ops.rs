@@ -278,8 +278,8 @@ impl Ready {
             // Of a recording of its own: a plan forgets what backward needs.
             let (forward, _, y_alone) = op.recording();
             let plan = Plan::new(&forward, &[&y_alone], device);
-            before = Program::compile(&plan, device, &[], Sharing::Shared)?.parts().len();
-            let found = tape.backward(&y, &tape.stored("dy", 0, y.shape().clone()));
+            before = Program::compile(&plan, device, &[], Sharing::Shared)?.compiled().len();
+            let found = tape.backward_from(&y, &tape.stored("dy", 0, y.shape().clone()));
             gradients = inputs.iter().filter_map(|x| found.get(x).cloned()).collect();
             dy = numbers(9, y.elements());
         }
@@ -384,7 +384,7 @@ impl Ready {
             }
         }
         let times = Times::new(readings);
-        let cost: Cost = self.program.parts()[self.before..].iter().map(|part| part.cost).sum();
+        let cost: Cost = self.program.compiled()[self.before..].iter().map(|part| part.cost).sum();
         let bytes = self.op.bytes(self.direction, cost.bytes);
         let median = times.median();
         Ok(OpReport {

@@ -10,7 +10,7 @@ use super::{bar, note, print};
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
 use crate::sample::Trained;
-use crate::sample::inversion::{self, Way};
+use crate::sample::inversion::{self, InversionConfig};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -48,13 +48,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     check_class(recipe, arguments.class)?;
     let scheduler = recipe.sampler("ddim-inverse")?;
-    let way = Way {
+    let config = InversionConfig {
         steps: arguments.steps.unwrap_or_else(|| scheduler.usual_steps()),
         spacing: arguments.spacing.as_deref().map_or(scheduler.spacing, spacing_called),
         class: arguments.class,
     };
     // Said before the work begins, not after it.
-    let options = way.options(recipe, "ddim-inverse")?;
+    let options = config.options(recipe, "ddim-inverse")?;
     let (source, shape) = (trained.source(), recipe.diffused());
     let (pixels, numbers) = (source.image().iter().product::<usize>(), shape.iter().product::<usize>());
     let mut images = Vec::new();
@@ -63,13 +63,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Ok(())
     })?;
     let count = images.len() / pixels;
-    note(&format!("{count} images, {} steps, on {}", way.steps, device.describe()));
+    note(&format!("{count} images, {} steps, on {}", config.steps, device.describe()));
     let progress = bar(source.work(&options, count)?, "inverting {bar:30} {percent}% {eta} left");
-    let noise = source.invert(&way, &images, || {
+    let noise = source.invert(&config, &images, || {
         progress.inc(1);
         Ok(())
     })?;
     progress.finish_and_clear();
-    inversion::write(out, &noise, shape, &way)?;
+    inversion::write(out, &noise, shape, &config)?;
     print(&format!("{}\n", out.display()))
 }

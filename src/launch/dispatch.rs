@@ -1,10 +1,10 @@
 //! The dispatches of a launch on a GPU, as the launch describes them.
 
-use super::Launch;
 use crate::device::gpu::shader::{Kernel, Knob};
 
 /// A parameter's word in `Params`: `u32`, `i32` and `f32` all take four bytes.
 pub trait Word {
+    /// The word's bits.
     fn word(self) -> u32;
 }
 
@@ -42,8 +42,11 @@ impl Word for usize {
 /// Which tensor of the launch a binding sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slot {
+    /// A read, by its number.
     Read(usize),
+    /// A write, by its number.
     Write(usize),
+    /// A block of scratch, by its number.
     Scratch(usize),
 }
 
@@ -70,21 +73,19 @@ pub struct Dispatch {
     pub(crate) divisible: bool,
 }
 
-/// The dispatches of one launch.
+/// The dispatches of one launch, in order.
 pub struct Dispatches {
     pub(crate) list: Vec<Dispatch>,
     variant: usize,
 }
 
 impl Dispatches {
-    /// Of `launch`, as the variant of this index.
-    pub(crate) fn of(launch: &dyn Launch, variant: usize) -> Dispatches {
-        let mut dispatches = Dispatches { list: Vec::new(), variant };
-        launch.gpu(&mut dispatches);
-        dispatches
+    /// None yet, of a launch that runs as the variant of this index.
+    pub(crate) fn new(variant: usize) -> Dispatches {
+        Dispatches { list: Vec::new(), variant }
     }
 
-    /// Index of the [`Variant`] to run; 0 for launches that have none.
+    /// Index of the [`Variant`](super::Variant) to run; 0 for launches that have none.
     pub fn variant(&self) -> usize {
         self.variant
     }
@@ -119,27 +120,35 @@ impl Dispatch {
         self
     }
 
-    /// Binds whatever `slot` is, for launches that choose between a tensor and scratch.
+    /// Gives fields of `Params` that are numbers of things.
+    #[track_caller]
+    pub fn params<const N: usize>(&mut self, fields: [(&'static str, usize); N]) -> &mut Self {
+        self.params.extend(fields.map(|(name, value)| (name, value.word())));
+        self
+    }
+
+    /// Binds a tensor or scratch to the kernel's variable `name`.
     pub fn bind(&mut self, name: &'static str, slot: Slot) -> &mut Self {
         self.binds.push(Bind { name, slot, range: None });
         self
     }
 
+    /// Binds read number `index` to the kernel's variable `name`.
     pub fn read(&mut self, name: &'static str, index: usize) -> &mut Self {
         self.bind(name, Slot::Read(index))
     }
 
+    /// Binds write number `index` to the kernel's variable `name`.
     pub fn write(&mut self, name: &'static str, index: usize) -> &mut Self {
-        self.binds.push(Bind { name, slot: Slot::Write(index), range: None });
-        self
+        self.bind(name, Slot::Write(index))
     }
 
+    /// Binds block number `index` of scratch to the kernel's variable `name`.
     pub fn scratch(&mut self, name: &'static str, index: usize) -> &mut Self {
-        self.binds.push(Bind { name, slot: Slot::Scratch(index), range: None });
-        self
+        self.bind(name, Slot::Scratch(index))
     }
 
-    /// Binds `count` elements from `first` on; `first` must be a multiple of 64.
+    /// Binds `count` elements of a tensor from `first` on; `first` must be a multiple of 64.
     pub fn range(&mut self, name: &'static str, slot: Slot, first: usize, count: usize) -> &mut Self {
         self.binds.push(Bind { name, slot, range: Some((first, count)) });
         self
@@ -153,8 +162,8 @@ impl Dispatch {
         self
     }
 
-    /// As [`Dispatch::cover`], for kernels that may be much work and whose `Params` has `first_group`: where a
-    /// GPU would be busy with it for long, it runs as several dispatches, each of some of the groups.
+    /// As [`Dispatch::cover`], for kernels that may be much work and whose `Params` has `first_group`: where
+    /// a GPU would be busy with it for long, it runs as several dispatches, each of some of the groups.
     pub fn cover_in_sub_dispatches(&mut self, items: usize, per_group: usize) -> &mut Self {
         self.divisible = true;
         self.cover(items, per_group)

@@ -18,6 +18,7 @@ unsafe impl Sync for Raw {}
 /// Working memory for one read of a launch in another order, packed once for all runs that find the read
 /// unchanged.
 pub struct Prepacked<'a> {
+    /// The first block of scratch.
     pub memory: &'a mut [f32],
     /// The memory holds the packed read; otherwise the launch packs it.
     pub done: bool,
@@ -46,6 +47,7 @@ impl<'a> Io<'a> {
         index < self.reads.len()
     }
 
+    /// Read number `index`, of `f32`.
     pub fn read(&self, index: usize) -> &'a [f32] {
         let raw = self.reads[index];
         // SAFETY: the compiled plan gives a launch reads that no write of it overlaps, inside blocks that
@@ -53,10 +55,13 @@ impl<'a> Io<'a> {
         unsafe { std::slice::from_raw_parts(raw.start.cast::<f32>(), raw.elements) }
     }
 
+    /// Read number `index`, of `u32`.
     pub fn read_u32(&self, index: usize) -> &'a [u32] {
         bytemuck::cast_slice(self.read(index))
     }
 
+    /// Write number `index`, as the last launch left it.
+    ///
     /// # Panics
     /// When the same one is asked for twice.
     #[allow(clippy::mut_from_ref, reason = "each index is handed out once, which is checked")]
@@ -64,6 +69,8 @@ impl<'a> Io<'a> {
         self.take(index, self.writes[index])
     }
 
+    /// Block number `index` of scratch.
+    ///
     /// # Panics
     /// When the same one is asked for twice.
     #[allow(clippy::mut_from_ref, reason = "each index is handed out once, which is checked")]

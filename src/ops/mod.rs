@@ -55,7 +55,6 @@ pub static KERNELS: &[&Kernel] = &[
     &gaussian_kl::KERNEL,
     &grad_norm::KERNEL,
     &group_norm::KERNEL,
-    &group_norm::TILE,
     &loss::KERNEL,
     &noising::KERNEL,
     &reduce::KERNEL,

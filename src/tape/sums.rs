@@ -1,16 +1,9 @@
 //! The launches of the tape itself: sums of gradients, and copies of them into stores.
 
-use super::Tensor;
 use crate::kernel;
 use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded, pack};
 
 pub(crate) static KERNEL: crate::device::gpu::shader::Kernel = kernel!("accumulate", pack::KNOBS);
-
-/// The sum of two gradients of one tensor.
-pub(super) fn accumulate(a: &Tensor, b: &Tensor) -> Tensor {
-    let [sum] = a.tape.launch(Accumulate { n: a.elements() }, &[a, b], [a.shape.clone()]);
-    sum
-}
 
 /// One over `n` numbers.
 fn dispatch<'a>(plan: &'a mut Dispatches, entry: &'static str, n: usize) -> &'a mut Dispatch {
@@ -18,9 +11,10 @@ fn dispatch<'a>(plan: &'a mut Dispatches, entry: &'static str, n: usize) -> &'a 
     plan.add(&KERNEL, entry).knobs(pack::set(pack)).param("n", n / pack).cover(n / pack, 256)
 }
 
+/// The sum of two gradients of one tensor.
 #[derive(Debug)]
-struct Accumulate {
-    n: usize,
+pub(super) struct Accumulate {
+    pub n: usize,
 }
 
 impl Launch for Accumulate {
@@ -43,6 +37,24 @@ impl Launch for Accumulate {
 
     fn gpu(&self, plan: &mut Dispatches) {
         dispatch(plan, "forward", self.n).read("a", 0).read("b", 1).write("sum", 0);
+    }
+}
+
+/// The gradient that a backward pass begins with.
+#[derive(Debug)]
+pub(super) struct One;
+
+impl Launch for One {
+    fn name(&self) -> &'static str {
+        "one"
+    }
+
+    fn cpu(&self, io: &Io) {
+        io.write(0).fill(1.0);
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        dispatch(plan, "one", 1).write("sum", 0);
     }
 }
 

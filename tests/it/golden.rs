@@ -47,14 +47,14 @@ fn check_unet(name: &str, golden: &Golden, device: &Device) {
     let labels = config.class().tensor(&tape, shape[0]);
     let y = unet(&config, &scope, &x_in, &t, labels.as_ref());
     let dy_in = tape.stored("dy", 0, y.shape().clone());
-    let gradients = tape.backward(&y, &dy_in);
+    let gradients = tape.backward_from(&y, &dy_in);
     nn::place_gradients(&tape, &gradients);
     let dx = gradients.get(&x_in).expect("the image has a gradient").clone();
     let plan = Plan::new(&tape, &[&y, &dx], device);
     let mut program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
 
     let params = params.borrow();
-    program.write(nn::STORE, &flat_parameters(name, golden, &params)).unwrap();
+    nn::write_parameters(&program, &flat_parameters(name, golden, &params)).unwrap();
     program.write("x", &to_f32(&x)).unwrap();
     program.write("t", &golden.f32("in/t")).unwrap();
     program.write("dy", &to_f32(&dy)).unwrap();
@@ -122,7 +122,7 @@ fn names_shapes_and_numbers_of_parameters() {
 fn recipes_have_the_published_numbers_of_parameters() {
     for (name, wanted) in [("mnist", 1_707_009), ("cifar10", 35_746_307)] {
         let recipe = denoir::recipe::find(name).unwrap();
-        assert_eq!(denoir::models::params_of(&recipe).borrow().count(), wanted, "{name}");
+        assert_eq!(denoir::recipe::params_of(&recipe).borrow().count(), wanted, "{name}");
     }
 }
 
@@ -238,8 +238,8 @@ fn schedule_and_posterior() {
     }
     for n in [10, 50, 1000] {
         let wanted: Vec<usize> = golden.get(&format!("timesteps/{n}")).iter().map(|&t| t as usize).collect();
-        let walk = Scheduler::ddpm(1000, [1e-4, 0.02], Variance::FixedSmall, 1.0).walk(n).unwrap();
-        let got: Vec<usize> = walk.timesteps().into_iter().map(|t| t as usize).collect();
+        let plan = Scheduler::ddpm(1000, [1e-4, 0.02], Variance::FixedSmall, 1.0).plan(n).unwrap();
+        let got: Vec<usize> = plan.timesteps().into_iter().map(|t| t as usize).collect();
         assert_eq!(got, wanted);
     }
     let (t, prev) = (golden.get("posterior/t"), golden.get("posterior/prev"));

@@ -18,6 +18,7 @@ pub type Knob = (&'static str, &'static str);
 pub struct Kernel {
     /// File name without ending, with its folder in `kernels/` if it has one.
     pub name: &'static str,
+    /// Its text.
     pub source: &'static str,
     /// The sets in use; the first is the default. An empty list means that the file is used as it stands.
     pub knob_sets: &'static [&'static [Knob]],
@@ -53,7 +54,6 @@ macro_rules! library {
 pub const LIBRARY: &[(&str, &str)] = library![
     "lib/activation.wgsl",
     "lib/grid.wgsl",
-    "lib/norm.wgsl",
     "lib/philox.wgsl",
     "lib/reduce.wgsl",
     "lib/reduce_subgroup.wgsl",
@@ -71,8 +71,7 @@ pub const LIBRARY: &[(&str, &str)] = library![
     "product/through_workgroup.wgsl"
 ];
 
-/// What the device offers that changes the text of a kernel. The default is the plain path that runs
-/// everywhere.
+/// Features of the device that change the text of a kernel. The default runs everywhere.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Dialect {
     /// Parameters as immediates instead of a uniform buffer.
@@ -81,14 +80,14 @@ pub struct Dialect {
     pub subgroups: bool,
 }
 
-/// The text to compile, and where each of its lines comes from.
+/// The text to compile, and the origin of each of its lines.
 pub struct Expanded {
+    /// WGSL without includes.
     pub text: String,
     lines: Vec<(String, usize)>,
 }
 
-/// How the line that declares an entry point's parameters begins; with immediates the beginning is
-/// replaced.
+/// Beginning of the line that declares the parameters, and its replacement with immediates.
 const UNIFORM: &str = "@group(0) @binding(0) var<uniform> ";
 const IMMEDIATE: &str = "var<immediate> ";
 
@@ -172,24 +171,32 @@ impl Expanded {
 /// A storage binding of an entry point.
 #[derive(Clone, Debug)]
 pub struct Binding {
+    /// Name of the variable.
     pub name: String,
+    /// Number of the binding in group 0.
     pub index: u32,
+    /// `read_write` access.
     pub writable: bool,
 }
 
-/// What an entry point needs from the host.
+/// The bindings and parameters of an entry point.
 #[derive(Clone, Debug)]
 pub struct Interface {
+    /// The storage bindings that it uses.
     pub bindings: Vec<Binding>,
-    /// Offsets of the fields of `Params`, and its size in bytes; empty without parameters.
+    /// Names and byte offsets of the fields of `Params`; empty without parameters.
     pub params: Vec<(String, u32)>,
+    /// Size of `Params` in bytes.
     pub params_size: u32,
+    /// Threads in each dimension.
     pub workgroup_size: [u32; 3],
 }
 
 /// A parsed and validated kernel.
 pub struct Module {
+    /// The syntax tree.
     pub naga: naga::Module,
+    /// The uses of each entry point.
     pub info: naga::valid::ModuleInfo,
 }
 
@@ -221,7 +228,7 @@ impl Expanded {
 }
 
 impl Module {
-    /// Reads what the entry point called `entry` needs.
+    /// The interface of the entry point called `entry`, if there is one.
     pub fn interface(&self, entry: &str) -> Option<Interface> {
         let (index, point) =
             self.naga.entry_points.iter().enumerate().find(|(_, point)| point.name == entry)?;

@@ -1,7 +1,7 @@
 //! Variants of a launch that is made for it: fast ones, wrong ones, broken ones.
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use tempfile::TempDir;
 
@@ -199,7 +199,7 @@ fn a_program_runs_what_was_picked() {
         }
         let (plan, y) = recorded(&gpu, &WAYS[..3], 100, false);
         let mut program = Program::compile(&plan, &Device::Gpu(gpu), &[], Sharing::Guarded).unwrap();
-        let part = program.parts()[0].picked.as_ref().expect("it has variants");
+        let part = program.compiled()[0].picked.as_ref().expect("it has variants");
         assert_eq!(part.variant.name, if tuned { "fast" } else { "plain" });
         assert_eq!(part.choice.is_some(), tuned);
         program.write("x", &[1.5_f32; 100]).unwrap();
@@ -209,9 +209,9 @@ fn a_program_runs_what_was_picked() {
 }
 
 #[test]
-fn who_is_far_behind_is_timed_once_and_the_others_take_turns() {
+fn a_variant_far_behind_is_timed_once_and_the_others_take_turns() {
     let mut order = Vec::new();
-    let seconds = race(3, &mut |runner, _| {
+    let seconds = time_round_robin(3, &mut |runner, _| {
         order.push(runner);
         Ok([1e-3, 9e-3, 1.5e-3][runner])
     });
@@ -222,7 +222,7 @@ fn who_is_far_behind_is_timed_once_and_the_others_take_turns() {
 #[test]
 fn one_slow_reading_decides_nothing() {
     let mut asked = [0; 2];
-    let seconds = race(2, &mut |runner, again| {
+    let seconds = time_round_robin(2, &mut |runner, again| {
         asked[runner] += 1;
         assert!((1..=64).contains(&again));
         // The second reading of the second runner met a busy machine.

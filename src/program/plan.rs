@@ -1,14 +1,14 @@
-//! What a recording will run, and the memory that it takes.
+//! The launches that a recording will run, and the lifetimes of their tensors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use super::memory::{Layout, Lifetime, Sharing};
 use super::recompute::{Needed, Order};
-use super::{CPU_ALIGN, GUARD_BYTES, Sharing};
-use crate::device::Device;
 use crate::device::gpu::adapters::Traits;
-use crate::launch::{Cost, Dispatch, Dispatches, LaunchInfo, Recorded, Slot, Tuning};
-use crate::plan::{self, Lifetime};
+use crate::device::{Device, size};
+use crate::error::{Error, Result};
+use crate::launch::{Bind, Cost, Dispatch, LaunchInfo, Recorded, Slot, Tuning};
 use crate::tape::{Entry, Home, Recording, Tape, Tensor};
 use crate::tensor::{DType, Id};
 
@@ -22,7 +22,7 @@ pub(super) struct Step {
     /// The read that its first scratch block is packed from, where the program does not write that: the block
     /// is kept from run to run.
     pub(super) prepacked_from: Option<Id>,
-    /// It makes once more what it made before.
+    /// It computes a second time what an earlier step did.
     pub(super) again: bool,
 }
 
@@ -37,7 +37,7 @@ impl Step {
 
     /// The dispatches on a GPU, as the variant of this index.
     pub(super) fn dispatches(&self, variant: usize) -> Vec<Dispatch> {
-        Dispatches::of(self.recorded.launch(), variant).list
+        self.recorded.dispatches(variant)
     }
 
     /// The dispatches on an adapter that nothing was tuned for.
@@ -58,7 +58,7 @@ pub(super) enum Spot {
     Unused,
 }
 
-/// What a recording will run and the memory that it takes; nothing is allocated yet.
+/// The launches that a recording will run and the memory that they take; nothing is allocated yet.
 pub struct Plan {
     pub(super) steps: Vec<Step>,
     pub(super) spots: Vec<(Spot, usize)>,
@@ -100,57 +100,34 @@ impl Plan {
         // Second copies are temporary tensors as those that they are copies of.
         let meta_of =
             |id: Id| &metas[if id.0 < metas.len() { id.0 } else { order.copies[id.0 - metas.len()].0 }];
-        let all = (0..metas.len() + order.copies.len()).map(Id);
-        let dtypes = all.clone().map(|id| meta_of(id).dtype).collect();
-        let mut spots: Vec<(Spot, usize)> = all.map(|id| (Spot::Unused, meta_of(id).bytes())).collect();
+        let all = || (0..metas.len() + order.copies.len()).map(Id);
         let mut plan = Plan {
             steps: Vec::new(),
-            spots: Vec::new(),
-            dtypes,
+            spots: all().map(|id| (Spot::Unused, meta_of(id).bytes())).collect(),
+            dtypes: all().map(|id| meta_of(id).dtype).collect(),
             lifetimes: Vec::new(),
             stores: BTreeMap::new(),
             adapter,
         };
-        let stores_of = |ids: &[Id]| -> Vec<Rc<str>> {
-            let stores = ids.iter().filter_map(|id| match &meta_of(*id).home {
-                Home::Stored { store, .. } => Some(store.clone()),
-                Home::Temporary => None,
-            });
-            stores.collect()
+        let store_of = |id: &Id| match &meta_of(*id).home {
+            Home::Stored { store, .. } => Some(store.clone()),
+            Home::Temporary => None,
         };
         let written: BTreeSet<Rc<str>> =
-            order.runs.iter().flat_map(|run| stores_of(order.writes(run))).collect();
+            order.runs.iter().flat_map(|run| order.writes(run)).filter_map(store_of).collect();
         for (time, run) in order.runs.iter().enumerate() {
             let (reads, writes, recorded) = (order.reads(run), order.writes(run), needed.launch(run));
             for id in reads.iter().chain(writes) {
-                let (spot, bytes) = &mut spots[id.0];
-                match &meta_of(*id).home {
-                    Home::Stored { store, first } => {
-                        let end = first * 4 + *bytes;
-                        let size = plan.stores.entry(store.to_string()).or_default();
-                        *size = end.max(*size);
-                        *spot = Spot::Stored { store: store.clone(), first: *first };
-                    }
-                    Home::Temporary => match spot {
-                        Spot::Temporary(n) => plan.lifetimes[*n].last = time,
-                        _ => {
-                            assert!(
-                                writes.contains(id),
-                                "{}: reads a tensor that nothing wrote",
-                                recorded.launch().name()
-                            );
-                            *spot = Spot::Temporary(plan.lifetimes.len());
-                            plan.lifetimes.push(Lifetime { first: time, last: time, bytes: *bytes });
-                        }
-                    },
-                }
+                let is_new = plan.touch(*id, &meta_of(*id).home, time);
+                let name = recorded.launch().name();
+                assert!(!is_new || writes.contains(id), "{name}: reads a tensor that nothing wrote");
             }
             let LaunchInfo { cpu_scratch, gpu_scratch, prepacked_from, .. } = recorded.info();
             let blocks = if needed.for_gpu { gpu_scratch } else { cpu_scratch };
             let prepacked_from = prepacked_from
                 .filter(|_| !needed.for_gpu)
                 .map(|i| reads[i])
-                .filter(|id| stores_of(&[*id]).first().is_some_and(|store| !written.contains(store)));
+                .filter(|id| store_of(id).is_some_and(|store| !written.contains(&store)));
             let scratch = blocks.iter().enumerate().map(|(i, &elements)| {
                 let kept = i == 0 && prepacked_from.is_some();
                 let (first, last) = if kept { (0, order.runs.len()) } else { (time, time) };
@@ -168,20 +145,42 @@ impl Plan {
             });
         }
         for output in &needed.outputs {
-            if let (Spot::Temporary(n), _) = spots[output.0] {
+            if let (Spot::Temporary(n), _) = plan.spots[output.0] {
                 plan.lifetimes[n].last = order.runs.len();
             }
         }
-        plan.spots = spots;
         plan
     }
 
-    /// How many of [`Plan::launches`] only make once more what was not kept.
+    /// Notes that launch number `time` uses a tensor. True for the first use of a temporary one.
+    fn touch(&mut self, id: Id, home: &Home, time: usize) -> bool {
+        let (spot, bytes) = &mut self.spots[id.0];
+        match (home, &spot) {
+            (Home::Stored { store, first }, _) => {
+                let size = self.stores.entry(store.to_string()).or_default();
+                *size = (first * 4 + *bytes).max(*size);
+                *spot = Spot::Stored { store: store.clone(), first: *first };
+                false
+            }
+            (Home::Temporary, Spot::Temporary(n)) => {
+                self.lifetimes[*n].last = time;
+                false
+            }
+            (Home::Temporary, _) => {
+                let bytes = *bytes;
+                *spot = Spot::Temporary(self.lifetimes.len());
+                self.lifetimes.push(Lifetime { first: time, last: time, bytes });
+                true
+            }
+        }
+    }
+
+    /// How many of [`Plan::launches`] only compute again what was not kept.
     pub fn repeated(&self) -> usize {
         self.count(|step| step.again)
     }
 
-    /// What a launch costs: its tensors are read or written once each, however often it names them.
+    /// Work of a launch: its tensors are read or written once each, however often it names them.
     pub(super) fn cost_of(&self, step: &Step) -> Cost {
         let mut touched: Vec<Id> = step.reads.iter().chain(&step.writes).copied().collect();
         touched.sort_unstable();
@@ -189,7 +188,7 @@ impl Plan {
         step.recorded.cost(touched.iter().map(|id| self.spots[id.0].1 as u64).sum())
     }
 
-    /// What a run costs.
+    /// Work of a run.
     pub fn cost(&self) -> Cost {
         self.steps.iter().map(|step| self.cost_of(step)).sum()
     }
@@ -214,28 +213,65 @@ impl Plan {
 
     /// Bytes of temporary tensors with memory shared.
     pub fn shared_bytes(&self) -> u64 {
-        self.share().1.iter().map(|&b| b as u64).sum()
+        self.layout(Sharing::Shared).bytes()
+    }
+
+    pub(super) fn layout(&self, sharing: Sharing) -> Layout {
+        Layout::of(&self.lifetimes, self.adapter.is_some(), sharing)
     }
 
     /// The largest range that a dispatch binds untuned, in bytes; on the CPU device the largest tensor that a
     /// launch touches.
     pub fn largest_binding(&self) -> u64 {
-        let Some(adapter) = &self.adapter else {
+        if self.adapter.is_none() {
             let used = self.spots.iter().filter(|(spot, _)| !matches!(spot, Spot::Unused));
             return used.map(|(_, bytes)| *bytes as u64).max().unwrap_or(0);
+        }
+        self.steps.iter().map(|step| self.binding_of(step)).max().unwrap_or(0)
+    }
+
+    /// The largest range that a dispatch of `step` binds untuned, in bytes.
+    fn binding_of(&self, step: &Step) -> u64 {
+        let untuned = self.adapter.as_ref().map(|adapter| step.untuned(adapter)).unwrap_or_default();
+        let bytes = |bind: &Bind| match (bind.range, bind.slot) {
+            (Some((_, count)), _) => count * 4,
+            (None, Slot::Read(i)) => self.spots[step.reads[i].0].1,
+            (None, Slot::Write(i)) => self.spots[step.writes[i].0].1,
+            (None, Slot::Scratch(i)) => self.lifetimes[step.scratch[i]].bytes,
         };
-        let mut largest = 0;
-        for step in &self.steps {
-            for bind in step.untuned(adapter).iter().flat_map(|dispatch| &dispatch.binds) {
-                let whole = match bind.slot {
-                    Slot::Read(i) => self.spots[step.reads[i].0].1,
-                    Slot::Write(i) => self.spots[step.writes[i].0].1,
-                    Slot::Scratch(i) => self.lifetimes[step.scratch[i]].bytes,
-                };
-                largest = largest.max(bind.range.map_or(whole, |(_, count)| count * 4) as u64);
+        untuned.iter().flat_map(|dispatch| &dispatch.binds).map(|bind| bytes(bind) as u64).max().unwrap_or(0)
+    }
+
+    /// Whether `device` can bind all tensors of the plan.
+    ///
+    /// # Errors
+    /// Names a launch that binds more than a GPU allows.
+    pub fn check_bindings(&self, device: &Device) -> Result<()> {
+        let Device::Gpu(gpu) = device else { return Ok(()) };
+        let Some(step) = self.steps.iter().find(|step| self.binding_of(step) > gpu.max_binding()) else {
+            return Ok(());
+        };
+        let label = if step.label.is_empty() { String::new() } else { format!(" of {}", step.label) };
+        let [needed, most] = [self.binding_of(step), gpu.max_binding()].map(size);
+        let message =
+            format!("{}{label} binds a tensor of {needed}, {} at most {most}", step.name(), gpu.name());
+        Err(Error::new(message).hint("take a smaller batch or smaller images, or use --device cpu"))
+    }
+
+    /// The plan of the first of `batches`, tried in order, whose tensors `device` can bind; of the last, if
+    /// it can bind none. `plan_of` gives the plan of a batch, with what else the caller wants of it.
+    pub fn of_batch<T>(
+        device: &Device,
+        batches: impl IntoIterator<Item = usize>,
+        plan_of: impl FnMut(usize) -> (Plan, T),
+    ) -> (Plan, T) {
+        let mut plans = batches.into_iter().map(plan_of).peekable();
+        loop {
+            let (plan, more) = plans.next().expect("a batch to plan for");
+            if plan.check_bindings(device).is_ok() || plans.peek().is_none() {
+                return (plan, more);
             }
         }
-        largest
     }
 
     /// Names of the stores that a run writes.
@@ -252,34 +288,14 @@ impl Plan {
     pub fn stores(&self) -> impl Iterator<Item = (&str, usize)> {
         self.stores.iter().map(|(name, bytes)| (name.as_str(), *bytes))
     }
-
-    /// For each lifetime its block and offset; and the blocks' sizes.
-    fn share(&self) -> (Vec<(usize, usize)>, Vec<usize>) {
-        if self.adapter.is_some() {
-            let (slot_of, sizes) = plan::slots(&self.lifetimes);
-            (slot_of.into_iter().map(|slot| (slot, 0)).collect(), sizes)
-        } else {
-            let (offsets, total) = plan::arena(&self.lifetimes, CPU_ALIGN);
-            (offsets.into_iter().map(|offset| (0, offset)).collect(), vec![total])
-        }
-    }
-
-    pub(super) fn place(&self, sharing: Sharing) -> (Vec<(usize, usize)>, Vec<usize>) {
-        match sharing {
-            Sharing::Shared => self.share(),
-            Sharing::Separate => (
-                (0..self.lifetimes.len()).map(|i| (i, 0)).collect(),
-                self.lifetimes.iter().map(|l| l.bytes).collect(),
-            ),
-            Sharing::Guarded => (
-                (0..self.lifetimes.len()).map(|i| (i, GUARD_BYTES)).collect(),
-                self.lifetimes.iter().map(|l| l.bytes + 2 * GUARD_BYTES).collect(),
-            ),
-        }
-    }
 }
 
-/// What the outputs and the updates of stores depend on.
+/// Sizes of batches to try: `most`, half of it, and so on to 1.
+pub fn halves(most: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(most), |batch| (*batch > 1).then(|| batch / 2))
+}
+
+/// The launches that the outputs and the updates of stores depend on.
 fn needed<'a>(recording: &Recording<'a>, outputs: &[&Tensor], for_gpu: bool) -> Needed<'a> {
     let Recording { metas, entries, backward } = *recording;
     let mut wanted = vec![false; metas.len()];
