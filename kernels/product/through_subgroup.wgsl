@@ -56,27 +56,30 @@ fn multiply(sums: Block32, a: Four, b: Four) -> Block32 {
 
 // A row is done before the next begins: it stays in registers meanwhile.
 fn multiply_eight(sums: Eight, a: vec4<f32>, b: Four) -> Eight {
-    return Eight(
-        times(sums.r0, subgroupBroadcast(a, 0u), b), times(sums.r1, subgroupBroadcast(a, 1u), b),
-        times(sums.r2, subgroupBroadcast(a, 2u), b), times(sums.r3, subgroupBroadcast(a, 3u), b),
-        times(sums.r4, subgroupBroadcast(a, 4u), b), times(sums.r5, subgroupBroadcast(a, 5u), b),
-        times(sums.r6, subgroupBroadcast(a, 6u), b), times(sums.r7, subgroupBroadcast(a, 7u), b),
+    let low = Four(
+        times(sums.low.q0, subgroupBroadcast(a, 0u), b), times(sums.low.q1, subgroupBroadcast(a, 1u), b),
+        times(sums.low.q2, subgroupBroadcast(a, 2u), b), times(sums.low.q3, subgroupBroadcast(a, 3u), b),
     );
+    let high = Four(
+        times(sums.high.q0, subgroupBroadcast(a, 4u), b), times(sums.high.q1, subgroupBroadcast(a, 5u), b),
+        times(sums.high.q2, subgroupBroadcast(a, 6u), b), times(sums.high.q3, subgroupBroadcast(a, 7u), b),
+    );
+    return Eight(low, high);
 }
 
 // Sums on their way to y: such drivers need minutes to compile an epilogue for each.
 var<workgroup> results: array<vec4<f32>, 8u * 32u>;
 
-fn put_eight(first: u32, thread: u32, sums: Eight) {
-    let at = first * 8u + thread;
-    results[at] = sums.r0;
-    results[at + 32u] = sums.r1;
-    results[at + 64u] = sums.r2;
-    results[at + 96u] = sums.r3;
-    results[at + 128u] = sums.r4;
-    results[at + 160u] = sums.r5;
-    results[at + 192u] = sums.r6;
-    results[at + 224u] = sums.r7;
+fn put(at: u32, four: Four) {
+    results[at] = four.q0;
+    results[at + 32u] = four.q1;
+    results[at + 64u] = four.q2;
+    results[at + 96u] = four.q3;
+}
+
+fn put_eight(first: u32, thread: u32, eight: Eight) {
+    put(first * 8u + thread, eight.low);
+    put(first * 8u + thread + 128u, eight.high);
 }
 
 fn store_block(at: Place, first: u32, col: u32, thread: u32, sums: Block32) {

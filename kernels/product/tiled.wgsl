@@ -30,13 +30,17 @@ const QUADS_B: u32 = COLS / 4u;
 const_assert 0u == (WG % QUADS_A);
 
 struct Four { q0: vec4<f32>, q1: vec4<f32>, q2: vec4<f32>, q3: vec4<f32> }
-struct Eight {
-    r0: vec4<f32>, r1: vec4<f32>, r2: vec4<f32>, r3: vec4<f32>, r4: vec4<f32>, r5: vec4<f32>, r6: vec4<f32>, r7: vec4<f32>,
-}
+
+// Four columns of eight rows.
+struct Eight { low: Four, high: Four }
 
 // sum + A[row, k..k+4] B[k..k+4, four columns].
 fn times(sum: vec4<f32>, a: vec4<f32>, b: Four) -> vec4<f32> {
     return sum + a.x * b.q0 + a.y * b.q1 + a.z * b.q2 + a.w * b.q3;
+}
+
+fn times_four(sums: Four, a: Four, b: Four) -> Four {
+    return Four(times(sums.q0, a.q0, b), times(sums.q1, a.q1, b), times(sums.q2, a.q2, b), times(sums.q3, a.q3, b));
 }
 
 fn turned(q0: vec4<f32>, q1: vec4<f32>, q2: vec4<f32>, q3: vec4<f32>) -> Four {
@@ -122,17 +126,11 @@ fn product(
 }
 
 // Rows of the tile from `first` on, `next` apart.
-fn store_eight(at: Place, first: u32, next: u32, col: u32, eight: Eight) {
-    store_row(at, first, col, eight.r0);
-    store_row(at, first + next, col, eight.r1);
-    store_row(at, first + 2u * next, col, eight.r2);
-    store_row(at, first + 3u * next, col, eight.r3);
-    if TM > 4u {
-        store_row(at, first + 4u * next, col, eight.r4);
-        store_row(at, first + 5u * next, col, eight.r5);
-        store_row(at, first + 6u * next, col, eight.r6);
-        store_row(at, first + 7u * next, col, eight.r7);
-    }
+fn store_four(at: Place, first: u32, next: u32, col: u32, four: Four) {
+    store_row(at, first, col, four.q0);
+    store_row(at, first + next, col, four.q1);
+    store_row(at, first + 2u * next, col, four.q2);
+    store_row(at, first + 3u * next, col, four.q3);
 }
 
 fn store_row(at: Place, row: u32, col: u32, sum: vec4<f32>) {

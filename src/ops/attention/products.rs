@@ -27,7 +27,7 @@ pub(super) fn way_of(variant: usize) -> Option<Schedule> {
 
 /// Set of knobs and threads a row: one where workgroup memory is dear.
 fn lanes_of(way: Schedule) -> (usize, usize) {
-    if way.suits_gpus() { (1, 32) } else { (0, 1) }
+    if way.shares_workgroups() { (1, 32) } else { (0, 1) }
 }
 
 impl Size {

@@ -5,7 +5,7 @@
 //! some nine times. It pays where channels are many. How many depends on the adapter, so these are schedules for
 //! tuning to try; none runs untuned.
 
-use super::{Schedule, Slots, View, WG, multiply};
+use super::{EXTRA, Schedule, Slots, View, WG, multiply, tiles};
 use crate::device::gpu::adapters::Traits;
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
@@ -27,7 +27,7 @@ const LEAST: usize = 32;
 /// slabs so.
 const SLAB: usize = if cfg!(test) { 45_000 } else { 8 << 20 };
 
-/// A convolution, or the adjoint of one, from c to d channels, in `slab` of `tiles` tiles at a time.
+/// A convolution, or the adjoint of one, from c to d channels, with `slab` of its `tiles` at a time.
 struct Filter {
     view: View,
     adjoint: bool,
@@ -38,7 +38,7 @@ struct Filter {
 }
 
 impl Filter {
-    /// `None` unless there are 3 x 3 taps, a stride of 1, whole vec4s and, so that it may pay, many channels. For each
+    /// `None` unless there are 3 x 3 taps, a stride of 1, whole quads and, so that it may pay, many channels. For each
     /// channel a tile of 4 pixels is moved as 4 numbers and, once written and once read, as 16.
     fn of(product: &Product) -> Option<Filter> {
         let (Loader::Conv(g) | Loader::ConvAdjoint(g)) = product.a else { return None };
@@ -52,32 +52,32 @@ impl Filter {
         suits.then_some(Filter { view, adjoint, c, d, tiles, slab })
     }
 
-    fn params(&self, dispatch: &mut Dispatch, (first_tile, tiles): (usize, usize), extra: [Option<Slot>; 3]) {
-        let View { src: [src_h, src_w, src_c], dst: [dst_h, dst_w], pad, .. } = self.view;
-        dispatch
-            .param("dst_h", dst_h)
-            .param("dst_w", dst_w)
-            .param("dst_c", self.d)
-            .param("src_h", src_h)
-            .param("src_w", src_w)
-            .param("src_c", src_c)
-            // `pad` is that of the adjoint.
-            .param("top", 2 - pad[0])
-            .param("left", 2 - pad[1])
-            .param("first_tile", first_tile)
-            .param("tiles", tiles)
-            .param("adjoint", self.adjoint)
-            .param("has_bias", extra[0].is_some())
-            .param("has_shift", extra[1].is_some())
-            .param("has_residual", extra[2].is_some());
+    /// A dispatch for `count` tiles from `first` on.
+    fn add<'a>(
+        &self,
+        plan: &'a mut Dispatches,
+        entry: &'static str,
+        [first, count]: [usize; 2],
+        extra: [Option<Slot>; 3],
+    ) -> &'a mut Dispatch {
+        let View { src, dst, pad, .. } = self.view;
+        let to = plan.add(&WINOGRAD, entry).param("adjoint", self.adjoint);
+        to.param("dst_h", dst[0]).param("dst_w", dst[1]).param("dst_c", self.d);
+        to.param("src_h", src[0]).param("src_w", src[1]).param("src_c", self.c);
+        // `pad` is that of the adjoint.
+        to.param("top", 2 - pad[0]).param("left", 2 - pad[1]);
+        for ((has, _), given) in EXTRA.into_iter().zip(extra) {
+            to.param(has, given.is_some());
+        }
+        to.param("first_tile", first).param("tiles", count)
     }
 }
 
 /// Schedules to try: products in the tiles that fit best.
 pub fn schedules(product: &Product, adapter: &Traits) -> Vec<Schedule> {
     let Some(filter) = Filter::of(product) else { return Vec::new() };
-    let tiles = Schedule::tiles(adapter, [PLACES * filter.slab, filter.d]);
-    tiles.into_iter().take(2).map(Schedule::Winograd).collect()
+    let best = tiles::best(adapter, [PLACES * filter.slab, filter.d], true);
+    best.into_iter().take(2).map(Schedule::Winograd).collect()
 }
 
 /// Elements of the working memory: transformed weights and source, products.
@@ -91,17 +91,14 @@ pub fn dispatch(product: &Product, tile: usize, plan: &mut Dispatches, first: us
     let filter = Filter::of(product).expect("offered only where it suits");
     let [u, v, m] = [0, 1, 2].map(|block| Slot::Scratch(first + block));
     let Filter { c, d, tiles, slab, .. } = filter;
-    let weights_in = plan.add(&WINOGRAD, "transform_weights");
-    filter.params(weights_in, (0, 0), [None; 3]);
-    weights_in.bind("w", slots.b).bind("w4", slots.b).bind("u4", u).cover(c * d / 4, WG);
+    let weights = filter.add(plan, "transform_weights", [0, 0], [None; 3]);
+    weights.bind("w", slots.b).bind("w4", slots.b).bind("u4", u).cover(c * d / 4, WG);
     for begin in (0..tiles).step_by(slab) {
         let count = slab.min(tiles - begin);
-        let src = plan.add(&WINOGRAD, "transform_src");
-        filter.params(src, (begin, count), [None; 3]);
+        let src = filter.add(plan, "transform_src", [begin, count], [None; 3]);
         src.bind("src4", slots.a).bind("v4", v).cover(count * c / 4, WG);
         // m [16, tiles, D] = v [16, tiles, C] u [16, C, D]
         let inner = Product {
-            name: product.name,
             batch: PLACES,
             rows: count,
             cols: d,
@@ -109,18 +106,15 @@ pub fn dispatch(product: &Product, tile: usize, plan: &mut Dispatches, first: us
             a: Loader::Dense,
             b: Loader::Dense,
             epilogue: Epilogue::default(),
-            split_k: false,
-            column_sums: false,
+            ..*product
         };
         let inner_slots = Slots { a: v, b: u, extra: [None; 3], y: m, column_sums: m };
         multiply(&inner, Schedule::Tiled(tile), plan, first, inner_slots);
-        let dst = plan.add(&WINOGRAD, "transform_dst");
-        filter.params(dst, (begin, count), slots.extra);
-        dst.bind("m4", m).bind("dst4", slots.y);
+        let dst = filter.add(plan, "transform_dst", [begin, count], slots.extra);
+        dst.bind("m4", m).bind("dst4", slots.y).cover(count * d / 4, WG);
         for (name, given) in ["bias4", "shift4", "residual4"].into_iter().zip(slots.extra) {
-            // What is absent is never read, but a binding must see a vec4.
+            // What is absent is never read, but a binding must see a quad.
             dst.bind(name, given.unwrap_or(slots.b));
         }
-        dst.cover(count * d / 4, WG);
     }
 }

@@ -1,0 +1,59 @@
+//! Schedules: their names, their order, and the parts of split sums.
+
+use super::*;
+use crate::product::Epilogue;
+
+fn matrix(rows: usize, cols: usize, depth: usize) -> Product {
+    let (a, b, epilogue) = (Loader::Dense, Loader::Dense, Epilogue::default());
+    Product { name: "test", batch: 1, rows, cols, depth, a, b, epilogue, split_k: true, column_sums: false }
+}
+
+#[test]
+fn an_index_is_its_schedule() {
+    let tiled = (0..TILES.len()).flat_map(|i| [Schedule::Tiled(i), Schedule::Winograd(i)]);
+    let mut names: Vec<String> = Vec::new();
+    for schedule in tiled.chain([Schedule::Naive]) {
+        let Variant { name, index } = schedule.variant();
+        assert_eq!(Schedule::of(index), schedule);
+        assert!(!names.contains(&name), "two schedules are called {name}");
+        names.push(name);
+    }
+}
+
+#[test]
+fn the_first_schedule_fits_the_adapter_and_the_size() {
+    let first = |software: bool, broadcasts: bool, rows: usize, cols: usize| {
+        let variants = variants(&matrix(rows, cols, 64), &Traits { software, broadcasts });
+        assert_eq!(variants.last().map(|last| last.index), Some(0), "naive is the last: {variants:?}");
+        Schedule::of(variants[0].index)
+    };
+    assert_eq!(first(true, true, 4096, 64), Schedule::Tiled(5));
+    assert_eq!(first(true, true, 4096, 32), Schedule::Tiled(6));
+    assert_eq!(first(true, false, 4096, 64), Schedule::Tiled(3));
+    assert_eq!(first(true, true, 65_536, 3), Schedule::Tiled(4), "no quads");
+    assert_eq!(first(false, true, 65_536, 128), Schedule::Tiled(0));
+    assert_eq!(first(false, true, 65_536, 64), Schedule::Tiled(1));
+    assert_eq!(first(false, true, 128, 256), Schedule::Tiled(3));
+}
+
+#[test]
+fn parts_are_the_whole_sum_and_neither_long_nor_large() {
+    let schedules = (0..TILES.len()).map(Schedule::Tiled).chain([Schedule::Naive]);
+    for schedule in schedules {
+        for (rows, cols, depth) in
+            [(1, 1, 1), (27, 64, 131_072), (4608, 512, 8192), (9, 4, 5000), (576, 64, 2048)]
+        {
+            let product = matrix(rows, cols, depth);
+            let [parts, part_depth] = split(&product, schedule);
+            let at = format!("{schedule:?}, {rows} x {cols} x {depth}: {parts} parts of {part_depth}");
+            assert!(parts * part_depth >= depth && (parts - 1) * part_depth < depth, "{at}");
+            assert!(part_depth <= LONGEST_SUM && part_depth.is_multiple_of(16), "{at}");
+            let large = parts > depth.div_ceil(LONGEST_SUM) && parts * rows * cols > 32 << 20;
+            assert!(
+                !large && parts * rows * cols <= scratch(&product).first().map_or(rows * cols, |&s| s),
+                "{at}"
+            );
+        }
+    }
+    assert_eq!(split(&Product { split_k: false, ..matrix(9, 4, 5000) }, Schedule::Naive)[0], 1);
+}
