@@ -1,5 +1,6 @@
 //! What a workload must show before anything of it is timed.
 
+use super::measure::below;
 use super::subject::{Kind, Subject};
 use super::workload::Workload;
 use crate::device::Device;
@@ -64,8 +65,7 @@ pub fn verified(
         let (ours, theirs) = (results(device)?, results(&Device::open("cpu")?)?);
         let tolerance = if kind == Kind::Step { LOSS_TOLERANCE } else { SAMPLE_TOLERANCE };
         let err = distance(&ours, &theirs);
-        // Not `err > tolerance`, which a NaN would pass.
-        if !matches!(err.partial_cmp(&tolerance), Some(std::cmp::Ordering::Less)) {
+        if !below(err, tolerance) {
             return wrong(format!("the results are off by {err:.1e} from those of the CPU device"));
         }
     }

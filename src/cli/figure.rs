@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 
-use super::on::On;
+use super::device_args::DeviceArgs;
 use super::output::check_folder_of;
-use super::{bar, note, print};
+use super::{bar, note, print, ticks};
 use crate::checkpoint;
 use crate::codec::Codec;
 use crate::data::{Pictures, open_to_judge};
@@ -127,7 +127,7 @@ pub struct Arguments {
     #[arg(long, value_name = "RUN")]
     with: Option<PathBuf>,
     #[command(flatten)]
-    on: On,
+    device: DeviceArgs,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -298,7 +298,7 @@ fn picture(arguments: &Arguments) -> Result<RgbImage> {
 
 /// Samples of a run; of a VAE, decoded from its prior.
 fn grid(arguments: &Arguments) -> Result<RgbImage> {
-    let device = arguments.on.open()?;
+    let device = arguments.device.open()?;
     let count = arguments.count();
     let one = |path: &Path| -> Result<RgbImage> {
         let recipe = recipe_of(path)?;
@@ -316,10 +316,7 @@ fn grid(arguments: &Arguments) -> Result<RgbImage> {
             let (source, options) = (trained.source(), arguments.options(trained.recipe())?);
             arguments.check_size(count, source.image()[0])?;
             let progress = bar(source.work(&options, count)?, "sampling {bar:30} {percent}% {eta} left");
-            let images = source.draw(&options, count, None, || {
-                progress.inc(1);
-                Ok(())
-            })?;
+            let images = source.draw(&options, count, None, ticks(&progress))?;
             progress.finish_and_clear();
             figures::grid(images, source.image())
         };
@@ -341,16 +338,13 @@ fn grid(arguments: &Arguments) -> Result<RgbImage> {
 }
 
 fn process(arguments: &Arguments) -> Result<RgbImage> {
-    let device = arguments.on.open()?;
+    let device = arguments.device.open()?;
     let trained = Trained::open(&arguments.run, &device)?;
     let (source, recipe) = (trained.source(), trained.recipe());
     let options = arguments.options(recipe)?;
     let (count, columns) = (arguments.count(), arguments.columns());
     let progress = bar(0, "{spinner} step {pos} {elapsed}");
-    let mut step = || {
-        progress.inc(1);
-        Ok(())
-    };
+    let mut step = ticks(&progress);
     let images = |count| arguments.images(recipe, source.image(), count);
     arguments.check_size(count * 5 * (columns + 2), source.image()[0])?;
     let drawing = match arguments.kind {
@@ -387,7 +381,7 @@ fn vae_and_images(arguments: &Arguments, device: &Device) -> Result<(Codec, Vec<
 }
 
 fn autoencoder(arguments: &Arguments) -> Result<RgbImage> {
-    let device = arguments.on.open()?;
+    let device = arguments.device.open()?;
     if arguments.kind == Kind::Manifold {
         let codec = Codec::open(&arguments.run, &device)?;
         arguments.check_size(arguments.count() * arguments.count(), codec.image()[0])?;
@@ -411,7 +405,7 @@ const MOST: f32 = 10.0;
 const DELAY: u32 = 60;
 
 fn hallucination(arguments: &Arguments, out: &Path) -> Result<()> {
-    let device = arguments.on.open()?;
+    let device = arguments.device.open()?;
     let (codec, images) = vae_and_images(arguments, &device)?;
     let progress = bar(101, "decoding {bar:30} {pos}/{len}");
     let frames = figures::hallucination(
@@ -419,10 +413,7 @@ fn hallucination(arguments: &Arguments, out: &Path) -> Result<()> {
         &images,
         arguments.seed.unwrap_or(codec.recipe().seed),
         MOST,
-        &mut || {
-            progress.inc(1);
-            Ok(())
-        },
+        &mut ticks(&progress),
     )?;
     progress.finish_and_clear();
     let pictures: Vec<RgbImage> = frames.iter().map(|frame| frame.draw(arguments.cell())).collect();

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
+use super::device_args::DeviceArgs;
 use super::images::Input;
-use super::on::On;
 use super::output::check_folder_of;
 use super::sample::{check_class, spacing_called};
-use super::{bar, note, print};
+use super::{bar, note, print, ticks};
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
 use crate::sample::Trained;
@@ -30,14 +30,14 @@ pub struct Arguments {
     #[arg(long, default_value = "noise.safetensors")]
     out: PathBuf,
     #[command(flatten)]
-    on: On,
+    device: DeviceArgs,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let out = &arguments.out;
     check_folder_of(out)?;
     inversion::check_replaceable(out)?;
-    let device = arguments.on.open()?;
+    let device = arguments.device.open()?;
     let trained = Trained::open(&arguments.run, &device)?;
     for remark in trained.remarks() {
         note(&format!("note: {remark}"));
@@ -65,10 +65,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let count = images.len() / pixels;
     note(&format!("{count} images, {} steps, on {}", way.steps, device.describe()));
     let progress = bar(source.work(&options, count)?, "inverting {bar:30} {percent}% {eta} left");
-    let noise = source.invert(&way, &images, || {
-        progress.inc(1);
-        Ok(())
-    })?;
+    let noise = source.invert(&way, &images, ticks(&progress))?;
     progress.finish_and_clear();
     inversion::write(out, &noise, shape, &way)?;
     print(&format!("{}\n", out.display()))

@@ -2,6 +2,7 @@
 
 mod bench;
 mod data;
+mod device_args;
 mod devices;
 mod export;
 mod figure;
@@ -9,7 +10,7 @@ mod images;
 mod import;
 mod invert;
 mod latents;
-mod on;
+
 mod output;
 mod profile;
 mod recipes;
@@ -21,7 +22,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::error::{Error, Result};
 
@@ -135,15 +136,28 @@ fn bar(length: u64, template: &str) -> ProgressBar {
     bar
 }
 
+/// Shows each message beside a bar.
+fn messages(bar: &ProgressBar) -> impl FnMut(&str) {
+    |message| {
+        bar.set_message(message.to_owned());
+        bar.tick();
+    }
+}
+
+/// Moves a bar on by one.
+fn ticks(bar: &ProgressBar) -> impl FnMut() -> Result<()> {
+    || {
+        bar.inc(1);
+        Ok(())
+    }
+}
+
+/// A line for each name and its value, the values `width` and one columns to the right.
+fn table(width: usize, rows: &[(&str, String)]) -> String {
+    rows.iter().map(|(name, value)| format!("{name:width$} {value}\n")).collect()
+}
+
 /// 1707009 as 1,707,009.
 fn thousands(n: usize) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
+    HumanCount(n as u64).to_string()
 }

@@ -1,16 +1,14 @@
 //! `denoir profile`
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::bench::{WORKLOADS, json};
-use super::on::On;
+use super::device_args::DeviceAndThreads;
 use super::output::check_folder_of;
 use super::{bar, note, print, thousands, tune};
-use crate::bench::{self, Bound, Ceilings, Effort, Kind, Profile, Row, Subject, Workload, write_trace};
-use crate::device::Device;
+use crate::bench::{Bound, Ceilings, Effort, Kind, Profile, Row, Subject, find_or_run, write_trace};
 use crate::error::Result;
-use crate::run::Run;
 
 const ABOUT: &str = "\
 A row is all launches of one name in a step: how often, how long, its share of the step, operations (two for each
@@ -38,10 +36,7 @@ pub struct Arguments {
     #[arg(long)]
     by_label: bool,
     #[command(flatten)]
-    on: On,
-    /// Threads of the CPU device [default: one per core]
-    #[arg(long)]
-    threads: Option<usize>,
+    device: DeviceAndThreads,
     /// Images of a step [default: the workload's]
     #[arg(long)]
     batch: Option<usize>,
@@ -63,8 +58,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if let Some(trace) = &arguments.trace {
         check_folder_of(trace)?;
     }
-    let device = arguments.on.open_with(arguments.threads)?;
-    let workload = workload(&arguments.what, arguments.batch, &device)?;
+    let device = arguments.device.open()?;
+    let workload = find_or_run(&arguments.what, &device, arguments.batch)?;
     let kind = if arguments.sample { Kind::Sample } else { Kind::Step };
     let (warmup, steps) = (arguments.warmup as usize, arguments.steps as usize);
     note(&format!("{}, batch {}, on {}", workload.name, workload.batch(), device.describe()));
@@ -83,16 +78,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         note(&format!("trace: {} (open it in ui.perfetto.dev)", trace.display()));
     }
     print(&if arguments.json { json(&profile)? } else { describe(&profile, arguments.by_label) })
-}
-
-/// A workload by name; else the recipe of a run folder.
-pub(super) fn workload(what: &str, batch: Option<usize>, device: &Device) -> Result<Workload> {
-    let folder = Path::new(what);
-    let is_name = bench::names().any(|name| name == what);
-    if !is_name && (folder.is_dir() || what.contains(['/', '\\'])) {
-        return Workload::of_recipe(&Run::open(folder)?.recipe()?, batch);
-    }
-    bench::find(what, device, batch)
 }
 
 fn describe(profile: &Profile, by_label: bool) -> String {

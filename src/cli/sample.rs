@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::on::On;
+use super::device_args::DeviceArgs;
 use super::output::Target;
-use super::{bar, note};
+use super::{bar, note, ticks};
 use crate::diffusion::{self, Method, Sigmas, Spacing};
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
@@ -54,7 +54,7 @@ pub struct Arguments {
     #[arg(long, default_value = "samples.png")]
     out: PathBuf,
     #[command(flatten)]
-    on: On,
+    device: DeviceArgs,
 }
 
 impl Arguments {
@@ -117,7 +117,7 @@ pub fn spacing_called(name: &str) -> Spacing {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let device = arguments.on.open()?;
+    let device = arguments.device.open()?;
     let trained = Trained::open(&arguments.run, &device)?;
     for remark in trained.remarks() {
         note(&format!("note: {remark}"));
@@ -135,10 +135,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let class = arguments.class.or(found_class);
     note(&format!("{count} samples, {} steps, on {}", options.steps, device.describe()));
     let progress = bar(source.work(&options, count)?, "sampling {bar:30} {percent}% {eta} left");
-    let step = || {
-        progress.inc(1);
-        Ok(())
-    };
+    let step = ticks(&progress);
     let images = match &found {
         Some((noise, _)) => source.draw_from(&options, noise, class, step)?,
         None => source.draw(&options, count, class, step)?,

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use indicatif::ProgressBar;
 
-use super::on::On;
+use super::device_args::DeviceArgs;
 use super::{bar, note, print, thousands};
 use crate::codec::Codec;
 use crate::device::{Device, size};
@@ -28,7 +28,7 @@ pub struct Arguments {
     #[arg(long)]
     out: Option<PathBuf>,
     #[command(flatten)]
-    on: On,
+    device: DeviceArgs,
     /// Steps of the optimiser in all [default: the recipe's]
     #[arg(long)]
     steps: Option<u64>,
@@ -84,7 +84,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     arguments.change(&mut recipe)?;
     recipe.check_trainable()?;
-    let device = arguments.on.open()?;
+    let device = arguments.device.open()?;
     if arguments.dry_run {
         return dry_run(arguments, &recipe, &device);
     }

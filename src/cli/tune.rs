@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use super::bench::{WORKLOADS, json};
-use super::{note, on, print, profile, thousands};
+use super::{device_args, note, print, thousands};
 use crate::bench::{self, Kind, Subject, VariantRow, Workload, variants};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -55,7 +55,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return Err(Error::usage("the CPU device has nothing to tune")
             .hint("choose a GPU with --device; `denoir devices` lists them"));
     };
-    on::tune(gpu, arguments.tuning.as_ref(), true)?;
+    device_args::tune(gpu, arguments.tuning.as_ref(), true)?;
     let workload = workload(arguments, &device)?;
     note(&format!("{}, batch {}, on {}", workload.name, workload.batch(), device.describe()));
     let mut rows: Vec<VariantRow> = Vec::new();
@@ -96,7 +96,7 @@ fn workload(arguments: &Arguments, device: &Device) -> Result<Workload> {
         }
         // Whoever names a file means a recipe.
         Err(e) if what.ends_with(".toml") => Err(e),
-        _ => profile::workload(what, arguments.batch, device),
+        _ => bench::find_or_run(what, device, arguments.batch),
     }
 }
 
