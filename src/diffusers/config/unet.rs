@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Size, unsupported};
-use crate::models::unet::UNetConfig;
+use crate::models::unet::{
+    ActFn, ClassEmbedding, DownBlock, Resampling, TimeEmbedding, TimeScaleShift, UNetConfig, UpBlock,
+};
 
 /// As `config.json` has them.
 #[derive(Serialize, Deserialize)]
@@ -13,29 +15,30 @@ pub(super) struct UNet2DModel {
     in_channels: usize,
     out_channels: usize,
     center_input_sample: bool,
-    time_embedding_type: String,
+    time_embedding_type: TimeEmbedding,
     time_embedding_dim: Option<usize>,
     freq_shift: f64,
     flip_sin_to_cos: bool,
-    down_block_types: Vec<String>,
+    down_block_types: Vec<DownBlock>,
     mid_block_type: Option<String>,
-    up_block_types: Vec<String>,
+    up_block_types: Vec<UpBlock>,
     block_out_channels: Vec<usize>,
     layers_per_block: usize,
     mid_block_scale_factor: f64,
     downsample_padding: usize,
-    downsample_type: String,
-    upsample_type: String,
+    downsample_type: Resampling,
+    upsample_type: Resampling,
     dropout: f64,
-    act_fn: String,
+    act_fn: ActFn,
     /// Null is one head, and a missing key is 8.
     attention_head_dim: Option<usize>,
     norm_num_groups: usize,
     attn_norm_num_groups: Option<usize>,
     norm_eps: f64,
-    resnet_time_scale_shift: String,
+    resnet_time_scale_shift: TimeScaleShift,
     add_attention: bool,
-    class_embed_type: Option<String>,
+    /// Null is a table.
+    class_embed_type: Option<ClassEmbedding>,
     num_class_embeds: Option<usize>,
     num_train_timesteps: Option<usize>,
 }
@@ -77,7 +80,7 @@ impl UNet2DModel {
             norm_eps: decimal(c.norm_eps),
             resnet_time_scale_shift: c.resnet_time_scale_shift,
             add_attention: c.add_attention,
-            class_embed_type: Some(c.class_embed_type).filter(|kind| !kind.is_empty()),
+            class_embed_type: Some(c.class_embed_type).filter(|kind| *kind != ClassEmbedding::Table),
             num_class_embeds: given(c.num_class_embeds),
             num_train_timesteps: given(c.num_train_timesteps),
         }
@@ -86,12 +89,6 @@ impl UNet2DModel {
     /// # Errors
     /// Names the key that has no counterpart here.
     pub(super) fn ours(self) -> Result<UNetConfig, String> {
-        // Said here, where null is null.
-        if let Some(kind) =
-            self.class_embed_type.as_ref().filter(|k| !["timestep", "identity"].contains(&k.as_str()))
-        {
-            return Err(unsupported("class_embed_type", kind, "null, timestep and identity"));
-        }
         if let Some(kind) = self.mid_block_type.as_ref().filter(|kind| *kind != MIDDLE) {
             return Err(unsupported("mid_block_type", kind, "UNetMidBlock2D or null"));
         }
@@ -114,9 +111,9 @@ impl UNet2DModel {
             time_embedding_dim: self.time_embedding_dim.unwrap_or(0),
             freq_shift: self.freq_shift,
             flip_sin_to_cos: self.flip_sin_to_cos,
-            down_block_types: modern(self.down_block_types),
+            down_block_types: self.down_block_types,
             mid_block: self.mid_block_type.is_some(),
-            up_block_types: modern(self.up_block_types),
+            up_block_types: self.up_block_types,
             block_out_channels: self.block_out_channels,
             layers_per_block: self.layers_per_block,
             mid_block_scale_factor: self.mid_block_scale_factor as f32,
@@ -133,17 +130,11 @@ impl UNet2DModel {
             add_attention: self.add_attention,
             // The reference looks at the size of the table only where classes have no other form.
             num_class_embeds: self.num_class_embeds.filter(|_| self.class_embed_type.is_none()).unwrap_or(0),
-            class_embed_type: self.class_embed_type.unwrap_or_default(),
+            class_embed_type: self.class_embed_type.unwrap_or(ClassEmbedding::Table),
             num_train_timesteps: self.num_train_timesteps.unwrap_or(0),
             zero_init: false,
         })
     }
-}
-
-/// Names of blocks as they are today: the first versions wrote them with a prefix, which the reference still
-/// takes off.
-fn modern(types: Vec<String>) -> Vec<String> {
-    types.into_iter().map(|t| t.strip_prefix("UNetRes").map(str::to_owned).unwrap_or(t)).collect()
 }
 
 impl Default for UNet2DModel {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Size, unsupported};
+use crate::models::unet::ActFn;
 use crate::models::vae::VaeConfig;
 
 /// The arguments that `AutoencoderKL` and `VQModel` share.
@@ -15,7 +16,7 @@ pub(super) struct Common {
     up_block_types: Vec<String>,
     block_out_channels: Vec<usize>,
     layers_per_block: usize,
-    act_fn: String,
+    act_fn: ActFn,
     norm_num_groups: usize,
     pub(super) sample_size: Option<Size>,
     pub(super) scaling_factor: f64,
@@ -31,7 +32,7 @@ impl Default for Common {
             up_block_types: vec![DECODER_BLOCK.to_owned()],
             block_out_channels: vec![64],
             layers_per_block: 1,
-            act_fn: "silu".to_owned(),
+            act_fn: ActFn::Silu,
             norm_num_groups: 32,
             sample_size: Some(Size::Square(32)),
             scaling_factor: 0.18215,
@@ -53,7 +54,7 @@ impl Common {
             up_block_types: vec![DECODER_BLOCK.to_owned(); levels],
             block_out_channels: config.widths.clone(),
             layers_per_block: config.layers_per_block,
-            act_fn: config.act_fn.clone(),
+            act_fn: config.act_fn,
             norm_num_groups: config.norm_num_groups,
             sample_size: Some(Size::Square(side)),
             scaling_factor,
