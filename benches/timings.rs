@@ -2,9 +2,9 @@
 //! batch 16, with criterion's statistics. Everything is checked before it is timed.
 //!
 //! `cargo bench -- conv3x3` times what has `conv3x3` in its name; `DENOIR_BENCH_DEVICE=gpu` (or `gpu:INDEX`,
-//! `gpu:NAME-PART`) adds a GPU. Of an op, read `Gelem/s` as GFLOP/s: the elements are floating-point operations,
-//! two for a multiplication and addition; `GB/s` counts the bytes that must move even if each tensor is read or
-//! written only once. Of a step, an element is an image.
+//! `gpu:NAME-PART`) adds a GPU. Of an op, read `Gelem/s` as GFLOP/s: the elements are floating-point
+//! operations, two for a multiplication and addition; `GB/s` counts the bytes that must move even if each
+//! tensor is read or written only once. Of a step, an element is an image.
 
 use std::sync::LazyLock;
 

@@ -46,8 +46,8 @@ pub struct OpReport {
     pub n: usize,
     /// Of products and convolutions; 0 where there are none.
     pub flops: u64,
-    /// Bytes that must move even if each tensor is read or written only once: of a norm two tensors forward and
-    /// three backward; of Adam and EMA 36 for each parameter.
+    /// Bytes that must move even if each tensor is read or written only once: of a norm two tensors forward
+    /// and three backward; of Adam and EMA 36 for each parameter.
     pub bytes: u64,
     /// At the median.
     pub gflops: f64,
@@ -247,7 +247,8 @@ impl CheckedOp<'_> {
         self.program.read(&self.recorded.y)
     }
 
-    /// Results are finite and repeat bit for bit; some elements equal plain loops; gradients equal differences.
+    /// Results are finite and repeat bit for bit; some elements equal plain loops; gradients equal
+    /// differences.
     fn check(&mut self) -> Result<()> {
         self.write_inputs()?;
         let y = self.result()?;

@@ -25,14 +25,15 @@ Workloads (batch size on the CPU device; on a GPU):
   cifar10-unet   pixel DDPM of the recipe cifar10, 32x32x3            4; 128";
 
 const FIELDS: &str = "\
-The JSON object has workload, kind, device, driver, threads, batch, parameters, median_ms, min_ms, max_ms, quartiles_ms,
-images_per_s, gflops, peak_memory_bytes, launches, n, warmup, flops, dtype, version, date.
+The JSON object has workload, kind, device, driver, threads, batch, parameters, median_ms, min_ms, max_ms,
+quartiles_ms, images_per_s, gflops, peak_memory_bytes, launches, n, warmup, flops, dtype, version, date.
 
-gflops counts two operations for each multiplication and addition of products and convolutions, as PyTorch's counter does;
-element-wise work is not counted. peak_memory_bytes: on the CPU device the process's peak resident memory less what was
-resident when the command began; on a GPU the most that was allocated on it at one time; null where the system does not
-say. Nothing is timed before results are checked: finite, the same bits in a second run, a loss that falls from step to
-step on the same images and noise, and on a GPU the numbers of the CPU device.";
+gflops counts two operations for each multiplication and addition of products and convolutions, as PyTorch's
+counter does; element-wise work is not counted. peak_memory_bytes: on the CPU device the process's peak
+resident memory less what was resident when the command began; on a GPU the most that was allocated on it at
+one time; null where the system does not say. Nothing is timed before results are checked: finite, the same
+bits in a second run, a loss that falls from step to step on the same images and noise, and on a GPU the
+numbers of the CPU device.";
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -88,28 +89,30 @@ struct Runs {
 
 const CONTRACT: &str = "\
 GIVEN is a safetensors file of f32 tensors:
-  NAME       every parameter of the workload under its name in PyTorch (conv_in.weight, ...), in PyTorch's layout: convolutions
-             [Cout, Cin, KH, KW], transposed ones [Cin, Cout, KH, KW], linear layers [Cout, Cin]
-  in/x       images [N, C, H, W]; N is the batch size. U-Nets: the noised image. VAEs: the image in [-1, 1]; of mlp-vae
-             [N, 784] is fine too
+  NAME       every parameter of the workload under its name in PyTorch (conv_in.weight, ...), in PyTorch's
+             layout: convolutions [Cout, Cin, KH, KW], transposed ones [Cin, Cout, KH, KW], linear layers
+             [Cout, Cin]
+  in/x       images [N, C, H, W]; N is the batch size. U-Nets: the noised image. VAEs: the image in [-1, 1];
+             of mlp-vae [N, 784] is fine too
   in/t       U-Nets but arena-unet: timesteps [N], f32 or i64
   in/target  U-Nets: what the output is compared with (the noise), of the shape of in/x
   in/eps     VAEs: the noise of the reparameterisation, [N, 4, 8, 8] (vae64) or [N, 2] (mlp-vae)
 
 OUT holds f32 tensors:
-  out        [N, C, H, W]. U-Nets: the output. vae64: the decoded image, after tanh. mlp-vae: the decoder's logits
-  loss       [1]. U-Nets: mean of (out - in/target)^2. VAEs: reconstruction + KL divergence, both summed over an image and
-             averaged over the batch; the reconstruction is (out - in/x)^2 (vae64), or the binary cross-entropy of the logits
-             with the probabilities (in/x + 1) / 2 (mlp-vae)
+  out        [N, C, H, W]. U-Nets: the output. vae64: the decoded image, after tanh. mlp-vae: the decoder's
+             logits
+  loss       [1]. U-Nets: mean of (out - in/target)^2. VAEs: reconstruction + KL divergence, both summed over
+             an image and averaged over the batch; the reconstruction is (out - in/x)^2 (vae64), or the binary
+             cross-entropy of the logits with the probabilities (in/x + 1) / 2 (mlp-vae)
   grad/NAME  the loss's derivative by every parameter, in the layout of the parameter
 
 There is no dropout.";
 
 const OPS: &str = "\
-Each op is compared with plain loops in f64, and its gradients with differences of forward passes, before it is timed.
-Backward is the gradients of all inputs and weights, without the forward pass before it. GFLOP/s counts products and
-convolutions; GB/s the bytes that must move: of group norm two tensors forward and three backward, of Adam with EMA 36 for
-each parameter, elsewhere each tensor of a launch once.";
+Each op is compared with plain loops in f64, and its gradients with differences of forward passes, before it
+is timed. Backward is the gradients of all inputs and weights, without the forward pass before it. GFLOP/s
+counts products and convolutions; GB/s the bytes that must move: of group norm two tensors forward and three
+backward, of Adam with EMA 36 for each parameter, elsewhere each tensor of a launch once.";
 
 #[derive(clap::Args)]
 struct Ops {
@@ -120,9 +123,10 @@ struct Ops {
 }
 
 const CEILINGS: &str = "\
-The best of several readings each, by kernels of denoir's own. memory is the highest of copy, read and triad (a = b + s c)
-over arrays that no cache holds, counted as bytes that the program names; f32 multiply-add is at least what the matrix
-product reaches. Other programs on the machine make all of them lower: measure on an idle one.";
+The best of several readings each, by kernels of denoir's own. memory is the highest of copy, read and triad
+(a = b + s c) over arrays that no cache holds, counted as bytes that the program names; f32 multiply-add is
+at least what the matrix product reaches. Other programs on the machine make all of them lower: measure on
+an idle one.";
 
 #[derive(clap::Args)]
 struct Roofline {

@@ -69,7 +69,8 @@ fn describe(devices: &Devices) -> String {
     if devices.adapters.is_empty() {
         text += "no GPU that wgpu can use (Vulkan, Metal or DX12)\n";
     } else if devices.auto == "cpu" {
-        text += "A software driver is used only when asked for (--device gpu): the CPU device is many times faster.\n";
+        text +=
+            "A software driver runs only on request (--device gpu): the CPU device is many times faster.\n";
     }
     text
 }

@@ -11,17 +11,18 @@ use crate::bench::{Bound, Ceilings, Effort, Kind, Profile, Row, Subject, find_or
 use crate::error::Result;
 
 const ABOUT: &str = "\
-A row is all launches of one name in a step: how often, how long, its share of the step, operations (two for each
-multiplication and addition of products and convolutions; element-wise work is not counted) and bytes (each tensor that a
-launch reads or writes, once) counted from the shapes, the rates that follow, and how near it comes to the ceiling that
-binds it. Ceilings are measured at the start, as by `denoir bench roofline`. Above 100 % the tensors came from a cache.
+A row is all launches of one name in a step: how often, how long, its share of the step, operations (two for
+each multiplication and addition of products and convolutions; element-wise work is not counted) and bytes
+(each tensor that a launch reads or writes, once) counted from the shapes, the rates that follow, and how near
+it comes to the ceiling that binds it. Ceilings are measured at the start, as by `denoir bench roofline`.
+Above 100 % the tensors came from a cache.
 
-On the CPU device a clock is read between launches; on a GPU each dispatch stands between two timestamps, which keeps
-dispatches from overlapping, so the whole step may take longer than without. `gaps` is what is left of the step: inputs
-written, results read, waiting. With it the shares add up to 100 %.
+On the CPU device a clock is read between launches; on a GPU each dispatch stands between two timestamps,
+which keeps dispatches from overlapping, so the whole step may take longer than without. `gaps` is what is
+left of the step: inputs written, results read, waiting. With it the shares add up to 100 %.
 
-Below it stand the kernels that come in variants: which one runs, its time and the default's when they were tuned, and how
-much less that is.";
+Below it stand the kernels that come in variants: which one runs, its time and the default's when they were
+tuned, and how much less that is.";
 
 #[derive(clap::Args)]
 #[command(after_help = WORKLOADS, after_long_help = format!("{WORKLOADS}\n\n{ABOUT}"))]

@@ -25,9 +25,9 @@ pub struct Arguments {
     /// The same seed gives the same samples; the recipe's own otherwise
     #[arg(long)]
     seed: Option<u64>,
-    /// How to walk back: ddpm (with the recipe's variance), ddpm-small, ddpm-large, ddim, euler, euler-a, heun,
-    /// lms, dpmpp-2m, dpmpp-2m-sde, dpmpp-3m, pndm, plms, unipc or unipc-3 [default: the recipe's, which is ddpm
-    /// unless it was imported; the folder's own]
+    /// How to walk back: ddpm (with the recipe's variance), ddpm-small, ddpm-large, ddim, euler, euler-a,
+    /// heun, lms, dpmpp-2m, dpmpp-2m-sde, dpmpp-3m, pndm, plms, unipc or unipc-3 [default: the recipe's,
+    /// which is ddpm unless it was imported; the folder's own]
     #[arg(long)]
     sampler: Option<String>,
     /// Steps down [default: all timesteps for ddpm, 50 for the others]
@@ -39,8 +39,8 @@ pub struct Arguments {
     /// Which timesteps are visited: leading, trailing or linspace [default: the sampler's own]
     #[arg(long, value_parser = ["leading", "trailing", "linspace"])]
     spacing: Option<String>,
-    /// Noise levels of euler, euler-a, heun, lms, dpmpp and unipc: karras or exponential [default: those of the
-    /// timesteps]
+    /// Noise levels of euler, euler-a, heun, lms, dpmpp and unipc: karras or exponential [default: those of
+    /// the timesteps]
     #[arg(long, value_parser = ["karras", "exponential"])]
     sigmas: Option<String>,
     /// Random numbers: denoir's, or those of torch's CPU generator with the reference library's rounding, so

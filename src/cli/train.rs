@@ -38,8 +38,8 @@ pub struct Arguments {
     /// The same seed gives the same run [default: the recipe's]
     #[arg(long)]
     seed: Option<u64>,
-    /// Of the initial weights: denoir or torch, whose seeds give the weights of a UNet2DModel of the diffusers
-    /// library [default: the recipe's]
+    /// Of the initial weights: denoir or torch, whose seeds give the weights of a UNet2DModel of the
+    /// diffusers library [default: the recipe's]
     #[arg(long, value_parser = ["denoir", "torch"])]
     rng: Option<String>,
     /// The trained VAE of latent diffusion: its run, or one of its checkpoints
@@ -210,13 +210,12 @@ impl Watch for Terminal {
     }
 
     fn evaluated(&mut self, e: &Evaluation) {
+        let of = if e.held_out { "held-out" } else { "training" };
         let kl = e.kl.map(|kl| format!("KL {kl:.2}  ")).unwrap_or_default();
         self.say(&format!(
-            "step {}, {} {} images: reconstruction {:.2}  {kl}PSNR {:.2} dB  SSIM {:.3}  active {}/{} latent units",
-            e.step,
-            e.images,
-            if e.held_out { "held-out" } else { "training" },
-            e.reconstruction, e.psnr, e.ssim, e.active_units, e.units
+            "step {}, {} {of} images: reconstruction {:.2}  {kl}PSNR {:.2} dB  SSIM {:.3}  \
+             active {}/{} latent units",
+            e.step, e.images, e.reconstruction, e.psnr, e.ssim, e.active_units, e.units
         ));
     }
 

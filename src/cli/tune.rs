@@ -11,11 +11,13 @@ use crate::error::{Error, Result};
 use crate::recipe;
 
 const ABOUT: &str = "\
-Some kernels come in variants: other tiles, other splits of the work over threads. Which is fastest depends on the GPU, its
-driver and the shapes. This times them for the training step and the sampling step of a workload or a recipe, holds each
-against the default's results, and remembers the fastest. Other commands find it there; they time what they do not find.
+Some kernels come in variants: other tiles, other splits of the work over threads. Which is fastest depends on
+the GPU, its driver and the shapes. This times them for the training step and the sampling step of a workload
+or a recipe, holds each against the default's results, and remembers the fastest. Other commands find it
+there; they time what they do not find.
 
-The choice of variants decides in which order sums are taken: with one tuning file a run gives the same bytes each time.";
+The choice of variants decides in which order sums are taken: with one tuning file a run gives the same
+bytes each time.";
 
 #[derive(clap::Args)]
 #[command(after_help = WORKLOADS, after_long_help = format!("{WORKLOADS}\n\n{ABOUT}"))]

@@ -39,7 +39,8 @@ pub enum UpBlock {
 pub enum TimeEmbedding {
     /// Sines and cosines of `t`.
     Positional,
-    /// Sines and cosines of the logarithm of `t > 0` at fixed random frequencies; the output is divided by `t`.
+    /// Sines and cosines of the logarithm of `t > 0` at fixed random frequencies; the output is divided by
+    /// `t`.
     Fourier,
     /// A row of a table.
     Learned,

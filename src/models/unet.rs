@@ -189,8 +189,9 @@ impl Context<'_> {
         hidden
     }
 
-    /// Two convolutions around the timestep embedding, and a shortcut, of the `parts` side by side. The sum is
-    /// divided by `scale`. Where the size changes, it does so before the first convolution and in the shortcut.
+    /// Two convolutions around the timestep embedding, and a shortcut, of the `parts` side by side. The sum
+    /// is divided by `scale`. Where the size changes, it does so before the first convolution and in the
+    /// shortcut.
     fn resnet(&self, s: &Scope, parts: &[&Tensor], c: usize, scale: f32, size: Size) -> Tensor {
         let config = self.config;
         let (groups, eps) = (config.norm_num_groups, config.norm_eps);

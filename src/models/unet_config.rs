@@ -140,7 +140,8 @@ impl UNetConfig {
         match self.time_embedding_type {
             TimeEmbedding::Fourier => need(
                 times.iter().all(|&t| t >= f64::from(f32::MIN_POSITIVE)),
-                "time_embedding_type is fourier, the logarithm of the timestep, and the sampler goes down to timestep 0",
+                "time_embedding_type is fourier, the logarithm of the timestep, and the sampler goes down to \
+                 timestep 0",
                 "take fewer steps with --spacing trailing, which ends above 0",
             ),
             TimeEmbedding::Learned => {
@@ -274,8 +275,8 @@ impl UNetConfig {
             && self.block_out_channels.contains(&groups);
         cancelled.then(|| {
             format!(
-                "a level of {groups} channels has {groups} norm groups: the norm removes any constant of a channel, \
-                 so the timestep embedding has no effect in that level"
+                "a level of {groups} channels has {groups} norm groups: the norm removes any constant of a \
+                 channel, so the timestep embedding has no effect in that level"
             )
         })
     }

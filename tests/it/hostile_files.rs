@@ -173,8 +173,8 @@ fn pickles_run_nothing() {
     assert!(pickle::load(b"\x80\x02}.").unwrap().is_empty());
 }
 
-/// One text and one tuple of arguments, named a hundred thousand times: each stands in memory once, and the last
-/// tensor of a name is the one that counts.
+/// One text and one tuple of arguments, named a hundred thousand times: each stands in memory once, and the
+/// last tensor of a name is the one that counts.
 #[test]
 fn a_pickle_cannot_multiply_its_texts() {
     let text = |text: &str| [&b"X"[..], &(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
@@ -334,8 +334,8 @@ fn files_and_shards() {
     assert!(nan.values("a").unwrap_err().report().contains("a holds NaN at 0"));
 }
 
-/// The same through the program: sampling from such a folder and importing it end with one line and status 1, and
-/// leave nothing behind.
+/// The same through the program: sampling from such a folder and importing it end with one line and status 1,
+/// and leave nothing behind.
 #[test]
 fn hostile_folders_through_the_program() {
     let folder = TempDir::new().unwrap();

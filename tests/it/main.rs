@@ -19,6 +19,7 @@ mod place;
 mod published_sums;
 mod reference;
 mod schedulers;
+mod source;
 mod training;
 mod tuning;
 mod zip_writer;

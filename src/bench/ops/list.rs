@@ -23,8 +23,8 @@ pub struct Op {
     pub(super) inputs: Vec<Vec<usize>>,
     /// Records the forward pass on the inputs.
     pub(super) record: Box<dyn Fn(&[Tensor]) -> Tensor>,
-    /// Element `index` of the result for these values of the inputs, and the magnitude that its rounding error
-    /// is a fraction of.
+    /// Element `index` of the result for these values of the inputs, and the magnitude that its rounding
+    /// error is a fraction of.
     pub(super) exact: Box<dyn Fn(&[Vec<f32>], usize) -> (f64, f64)>,
     /// The input whose values are squared: second moments are not negative.
     pub(super) squared: Option<usize>,
