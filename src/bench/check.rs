@@ -23,13 +23,13 @@ use crate::tensor::Shape;
 /// The metadata entry of a result, which names the workload and the device.
 const KEY: &str = "denoir_bench_check";
 
-/// A file of given tensors.
-struct Given<'a> {
+/// A file of weights and inputs.
+struct InputFile<'a> {
     shown: String,
     file: SafeTensors<'a>,
 }
 
-impl Given<'_> {
+impl InputFile<'_> {
     fn wrong(&self, what: String) -> Error {
         Error::new(format!("{}: {what}", self.shown))
             .hint("`denoir bench check --help` says what it must hold")
@@ -74,7 +74,7 @@ impl Given<'_> {
         Ok(flat)
     }
 
-    /// Nothing may be given that is not used: it would be a misunderstanding.
+    /// Refuses tensors that the workload does not use.
     fn check_surplus(&self, params: &Params, inputs: &[&str]) -> Result<()> {
         let used = |name: &str| inputs.contains(&name) || params.find(name).is_some();
         match self.file.names().into_iter().find(|name| !used(name)) {
@@ -95,7 +95,7 @@ fn transposed(values: &[f32], n: usize, a: usize, b: usize) -> Vec<f32> {
     out
 }
 
-/// What was recorded, and what it is fed with: stores and their values.
+/// A recorded forward pass, and its inputs: stores and their values.
 struct Recorded {
     out: Tensor,
     loss: Tensor,
@@ -115,7 +115,7 @@ pub fn compute(workload: &Workload, device: &Device, given: &Path, out: &Path) -
     let file = SafeTensors::deserialize(&bytes).map_err(|e| {
         Error::new(format!("{shown} is no safetensors file")).hint("write it again").caused_by(e)
     })?;
-    let given = Given { shown, file };
+    let given = InputFile { shown, file };
     let mut workload = workload.clone();
     workload.recipe.unet.dropout = 0.0;
     let params = workload.params();
@@ -161,7 +161,7 @@ pub fn compute(workload: &Workload, device: &Device, given: &Path, out: &Path) -
     write_tensors(out, &tensors, KEY, format!("{} on {}", workload.name, device.describe()))
 }
 
-fn noise_prediction(workload: &Workload, scope: &Scope, given: &Given) -> Result<Recorded> {
+fn noise_prediction(workload: &Workload, scope: &Scope, given: &InputFile) -> Result<Recorded> {
     let [h, w, c] = workload.image();
     let n = given.tensor("in/x")?.0.first().copied().unwrap_or(0);
     let shape = [n, c, h, w];
@@ -181,10 +181,10 @@ fn noise_prediction(workload: &Workload, scope: &Scope, given: &Given) -> Result
     Ok(Recorded { out: predicted, loss, inputs })
 }
 
-fn autoencoder(workload: &Workload, scope: &Scope, given: &Given) -> Result<Recorded> {
+fn autoencoder(workload: &Workload, scope: &Scope, given: &InputFile) -> Result<Recorded> {
     let (recipe, config) = (&workload.recipe, &workload.recipe.vae);
     let [h, w, c] = workload.image();
-    // What is linear layers alone may be given vectors.
+    // A net of linear layers alone takes vectors too.
     let (shape, _) = given.tensor("in/x")?;
     let n = shape.first().copied().unwrap_or(0);
     let wanted = if shape.len() == 2 && c == 1 { vec![n, h * w] } else { vec![n, c, h, w] };

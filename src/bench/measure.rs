@@ -53,7 +53,7 @@ impl Times {
     }
 }
 
-/// Runs `work` `warmup` times and then `steps` times, with the clock around each. `progress` is told after
+/// Runs `work` `warmup` times and then `steps` times, with the clock around each. `progress` is called after
 /// each run.
 ///
 /// # Errors

@@ -6,7 +6,7 @@ use image::RgbImage;
 
 use super::device_args::DeviceArgs;
 use super::output::check_folder_of;
-use super::{bar, note, print, ticks};
+use super::{bar, note, note_warnings, print, ticks};
 use crate::checkpoint;
 use crate::codec::Codec;
 use crate::data::{Pictures, open_to_judge};
@@ -57,7 +57,7 @@ impl Kind {
         clap::ValueEnum::to_possible_value(&self).map(|v| v.get_name().to_owned()).unwrap_or_default()
     }
 
-    /// Images, rows or points that are shown if nobody says how many.
+    /// Default of `--count`.
     fn count(self) -> usize {
         match self {
             Kind::Grid => 64,
@@ -69,7 +69,7 @@ impl Kind {
         }
     }
 
-    /// Flags that say something to it, besides `--out`, `--size` and `--device`.
+    /// Flags that the figure takes, besides `--out`, `--size` and `--device`.
     fn flags(self) -> &'static [&'static str] {
         match self {
             Kind::Forward | Kind::Reconstruction | Kind::Mean | Kind::Hallucination | Kind::Channels => {
@@ -85,7 +85,7 @@ impl Kind {
         }
     }
 
-    /// Columns, of those kinds that have a choice.
+    /// Default of `--columns`.
     fn columns(self) -> usize {
         match self {
             Kind::Interpolation | Kind::CoarseToFine => 11,
@@ -147,7 +147,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     print(&format!("{}\n", out.display()))
 }
 
-/// Says early that the figure cannot be written there.
+/// Checks early that the figure can be written there.
 fn check_out(out: &Path, ending: &str) -> Result<()> {
     let extension = out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     if extension != ending || out.is_dir() {
@@ -157,7 +157,7 @@ fn check_out(out: &Path, ending: &str) -> Result<()> {
     check_folder_of(out)
 }
 
-/// Pixels of a figure that are too many.
+/// Most pixels of a figure.
 const MOST_PIXELS: u64 = 200_000_000;
 
 /// The recipe of a run folder or checkpoint.
@@ -166,7 +166,7 @@ fn recipe_of(path: &Path) -> Result<Recipe> {
 }
 
 impl Arguments {
-    /// Refuses a flag that the figure has no use for.
+    /// Refuses a flag that the figure does not take.
     fn check_flags(&self) -> Result<()> {
         let given = [
             ("data", self.data.is_some()),
@@ -196,7 +196,7 @@ impl Arguments {
         self.size.map(|s| s as usize)
     }
 
-    /// How to sample: as the run's own pictures, but for what the flags say.
+    /// Options of sampling: those of the run's own pictures, changed by flags.
     fn options(&self, recipe: &Recipe) -> Result<Options> {
         let mut options = Options::of(recipe)?;
         options.seed = self.seed.unwrap_or(options.seed);
@@ -216,8 +216,13 @@ impl Arguments {
         Ok(options)
     }
 
-    /// The timesteps of `--t`, or parts of all of them.
-    fn times(&self, recipe: &Recipe, parts: &[f64]) -> Result<Vec<usize>> {
+    /// The timesteps of `--t`; by default fractions of the last one.
+    fn times(&self, recipe: &Recipe) -> Result<Vec<usize>> {
+        let fractions: &[f64] = match self.kind {
+            Kind::Interpolation => &[0.5],
+            Kind::CoarseToFine => &[0.125, 0.25, 0.5, 0.75, 1.0],
+            _ => &[1.0, 0.75, 0.5, 0.25, 0.1],
+        };
         if let Some(t) = self.t.iter().find(|&&t| t >= recipe.timesteps) {
             return Err(Error::usage(format!("--t {t}"))
                 .hint(format!("timesteps of this run are 0 to {}", recipe.timesteps - 1)));
@@ -225,7 +230,8 @@ impl Arguments {
         if !self.t.is_empty() {
             return Ok(self.t.clone());
         }
-        Ok(parts.iter().map(|part| ((recipe.timesteps - 1) as f64 * part).round() as usize).collect())
+        let last = (recipe.timesteps - 1) as f64;
+        Ok(fractions.iter().map(|fraction| (last * fraction).round() as usize).collect())
     }
 
     /// `count` images for a run, and their labels: of `--data`, or held out from its own, from the first
@@ -246,13 +252,11 @@ impl Arguments {
         for (i, out) in images.chunks_exact_mut(size).enumerate() {
             labels.push(data.read(first.wrapping_add(i as u64) % len, out)?);
         }
-        for warning in data.warnings() {
-            note(&format!("warning: {warning}"));
-        }
+        note_warnings(&*data);
         Ok((images, labels))
     }
 
-    /// Says early that a figure of so many pictures of `side` pixels would be too large to hold.
+    /// Checks early that a figure of so many pictures of `side` pixels fits in memory.
     fn check_size(&self, pictures: usize, side: usize) -> Result<()> {
         let cell = self.cell().unwrap_or(64).next_multiple_of(side.max(1)).max(side);
         let pixels = pictures as u64 * (cell * cell) as u64;
@@ -347,24 +351,16 @@ fn process(arguments: &Arguments) -> Result<RgbImage> {
     let mut step = ticks(&progress);
     let images = |count| arguments.images(recipe, source.image(), count);
     arguments.check_size(count * 5 * (columns + 2), source.image()[0])?;
+    let times = arguments.times(recipe)?;
     let drawing = match arguments.kind {
         Kind::Forward => figures::forward(&source, &images(count)?.0, options.seed),
         Kind::Backward => figures::backward(&source, &options, count, &mut step),
         Kind::Progressive => figures::progressive(&source, &options, count, &mut step),
-        Kind::Interpolation => {
-            let times = arguments.times(recipe, &[0.5])?;
+        Kind::Interpolation | Kind::CoarseToFine => {
             let (images, labels) = images(2 * count)?;
             figures::interpolation(&source, &options, &images, &labels, &times, columns, &mut step)
         }
-        Kind::CoarseToFine => {
-            let times = arguments.times(recipe, &[0.125, 0.25, 0.5, 0.75, 1.0])?;
-            let (images, labels) = images(2 * count)?;
-            figures::interpolation(&source, &options, &images, &labels, &times, columns, &mut step)
-        }
-        _ => {
-            let times = arguments.times(recipe, &[1.0, 0.75, 0.5, 0.25, 0.1])?;
-            figures::branches(&source, &options, &times, columns, &mut step)
-        }
+        _ => figures::branches(&source, &options, &times, columns, &mut step),
     };
     progress.finish_and_clear();
     Ok(drawing?.draw(arguments.cell()))
@@ -408,13 +404,8 @@ fn hallucination(arguments: &Arguments, out: &Path) -> Result<()> {
     let device = arguments.device.open()?;
     let (codec, images) = vae_and_images(arguments, &device)?;
     let progress = bar(101, "decoding {bar:30} {pos}/{len}");
-    let frames = figures::hallucination(
-        &codec,
-        &images,
-        arguments.seed.unwrap_or(codec.recipe().seed),
-        MOST,
-        &mut ticks(&progress),
-    )?;
+    let seed = arguments.seed.unwrap_or(codec.recipe().seed);
+    let frames = figures::hallucination(&codec, &images, seed, MOST, &mut ticks(&progress))?;
     progress.finish_and_clear();
     let pictures: Vec<RgbImage> = frames.iter().map(|frame| frame.draw(arguments.cell())).collect();
     figures::write_gif(out, &figures::of_one_size(pictures), DELAY)

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use super::device_args::DeviceArgs;
 use super::images::Input;
 use super::output::check_folder_of;
-use super::sample::{check_class, spacing_called};
-use super::{bar, note, print, ticks};
+use super::sample::check_class;
+use super::{bar, named, note, print, ticks};
+use crate::diffusion::Spacing;
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
 use crate::sample::Trained;
@@ -22,8 +23,8 @@ pub struct Arguments {
     #[arg(long)]
     steps: Option<usize>,
     /// Which timesteps are visited: leading, trailing or linspace [default: the model's own]
-    #[arg(long, value_parser = ["leading", "trailing", "linspace"])]
-    spacing: Option<String>,
+    #[arg(long, value_parser = named::<Spacing>)]
+    spacing: Option<Spacing>,
     /// The class of all images, for models with classes
     #[arg(long)]
     class: Option<u32>,
@@ -50,10 +51,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let scheduler = recipe.sampler("ddim-inverse")?;
     let way = Way {
         steps: arguments.steps.unwrap_or_else(|| scheduler.usual_steps()),
-        spacing: arguments.spacing.as_deref().map_or(scheduler.spacing, spacing_called),
+        spacing: arguments.spacing.unwrap_or(scheduler.spacing),
         class: arguments.class,
     };
-    // Said before the work begins, not after it.
+    // An error appears before the work begins.
     let options = way.options(recipe, "ddim-inverse")?;
     let (source, shape) = (trained.source(), recipe.diffused());
     let (pixels, numbers) = (source.image().iter().product::<usize>(), shape.iter().product::<usize>());

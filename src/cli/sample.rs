@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::device_args::DeviceArgs;
 use super::output::Target;
-use super::{bar, note, ticks};
+use super::{bar, named, note, ticks};
 use crate::diffusion::{self, Method, Sigmas, Spacing};
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
@@ -37,16 +37,16 @@ pub struct Arguments {
     #[arg(long)]
     eta: Option<f64>,
     /// Which timesteps are visited: leading, trailing or linspace [default: the sampler's own]
-    #[arg(long, value_parser = ["leading", "trailing", "linspace"])]
-    spacing: Option<String>,
+    #[arg(long, value_parser = named::<Spacing>)]
+    spacing: Option<Spacing>,
     /// Noise levels of euler, euler-a, heun, lms, dpmpp and unipc: karras or exponential [default: those of
     /// the timesteps]
     #[arg(long, value_parser = ["karras", "exponential"])]
     sigmas: Option<String>,
     /// Random numbers: denoir's, or those of torch's CPU generator with the reference library's rounding, so
     /// that a seed gives the reference's pictures
-    #[arg(long, default_value = "denoir", value_parser = ["denoir", "torch"])]
-    rng: String,
+    #[arg(long, default_value = "denoir", value_parser = named::<Rng>)]
+    rng: Rng,
     /// The class of all samples, for models with classes; all in turn otherwise
     #[arg(long)]
     class: Option<u32>,
@@ -60,7 +60,7 @@ pub struct Arguments {
 impl Arguments {
     fn options(&self, recipe: &Recipe, way: Option<&Way>) -> Result<Options> {
         let mut scheduler = match (self.sampler.as_deref(), way) {
-            // Saying what holds anyway changes nothing.
+            // `--sampler ddim` is what --noise means anyway.
             (None | Some("ddim"), Some(way)) => way.options(recipe, "ddim")?.scheduler,
             (Some(name), _) => recipe.sampler(name)?,
             (None, None) => recipe.scheduler()?,
@@ -82,9 +82,7 @@ impl Arguments {
                     .hint("it goes with --sampler ddim"));
             }
         }
-        if let Some(name) = &self.spacing {
-            scheduler.spacing = spacing_called(name);
-        }
+        scheduler.spacing = self.spacing.unwrap_or(scheduler.spacing);
         match self.sigmas.as_deref() {
             Some("karras") => scheduler.sigmas = Sigmas::Karras,
             Some(_) => scheduler.sigmas = Sigmas::Exponential,
@@ -98,21 +96,11 @@ impl Arguments {
                 Error::usage(format!("--steps {steps}")).hint(format!("it must be from 1 to {timesteps}"))
             );
         }
-        let rng = if self.rng == "torch" { Rng::Torch } else { Rng::Denoir };
         let seed = self.seed.unwrap_or(recipe.seed);
-        let options = Options { seed, steps, scheduler, rng: Rng::Denoir }.with_rng(rng);
-        // Said before the work begins, not after it.
+        let options = Options { seed, steps, scheduler, rng: Rng::Denoir }.with_rng(self.rng);
+        // An error appears before the work begins.
         options.scheduler.walk(steps)?;
         Ok(options)
-    }
-}
-
-/// What a value of `--spacing` means.
-pub fn spacing_called(name: &str) -> Spacing {
-    match name {
-        "leading" => Spacing::Leading,
-        "trailing" => Spacing::Trailing,
-        _ => Spacing::Linspace,
     }
 }
 
@@ -127,7 +115,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let options = arguments.options(recipe, found.as_ref().map(|(_, way)| way))?;
     let found_class = found.as_ref().and_then(|(_, way)| way.class);
     check_class(recipe, arguments.class.or(found_class))?;
-    // Said before the work begins, not after it.
+    // An error appears before the work begins.
     let out = Target::new(&arguments.out)?;
     let source = trained.source();
     let size = recipe.diffused().iter().product::<usize>();
@@ -144,7 +132,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     out.write(&images, count, source.image())
 }
 
-/// Says that a class is none of the model's, if so.
+/// Checks that the model has such a class.
 pub fn check_class(recipe: &Recipe, class: Option<u32>) -> Result<()> {
     let bad = |class, hint: String| Err(Error::usage(format!("--class {class}")).hint(hint));
     match (recipe.unet.class(), class) {

@@ -39,7 +39,7 @@ pub struct Arguments {
     json: bool,
 }
 
-/// What was picked; its JSON object.
+/// The chosen variants; the JSON object.
 #[derive(serde::Serialize)]
 struct Tuned {
     workload: String,
@@ -96,7 +96,7 @@ fn workload(arguments: &Arguments, device: &Device) -> Result<Workload> {
         Ok(recipe) if !bench::names().any(|name| name == what) => {
             Workload::of_recipe(&recipe, arguments.batch)
         }
-        // Whoever names a file means a recipe.
+        // The name of a file means a recipe.
         Err(e) if what.ends_with(".toml") => Err(e),
         _ => bench::find_or_run(what, device, arguments.batch),
     }

@@ -2,7 +2,7 @@
 //! Stable Diffusion, without biases in its convolutions, timestep or attention.
 //!
 //! As Meganeura 0.2 publishes it (`sd_unet` small): 5,294,080 parameters at the sizes of
-//! [`ArenaConfig::default`]. Nobody should train images with it; it is here to compare engines by.
+//! [`ArenaConfig::default`]. It is here to compare engines, not to train images.
 
 use crate::nn::{Init, Layout, Scope, group_norm, group_norm_of, point, side_by_side};
 use crate::ops::activation::Activation;

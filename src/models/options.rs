@@ -97,7 +97,7 @@ pub enum ClassEmbedding {
     Identity,
 }
 
-/// What a net is told of the class of each of N images.
+/// The tensor that carries the classes of N images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// Nothing.

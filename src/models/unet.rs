@@ -18,7 +18,7 @@ use crate::ops::resample::{average_pool, upsample_nearest};
 use crate::ops::timestep_embedding::timestep_embedding;
 use crate::tape::Tensor;
 
-/// What every part of the net needs.
+/// The inputs of every block.
 struct Context<'a> {
     config: &'a UNetConfig,
     act: Activation,
@@ -236,7 +236,7 @@ impl Context<'_> {
     }
 }
 
-/// What a residual block makes of its image's size.
+/// The change of image size in a residual block.
 #[derive(Clone, Copy)]
 enum Size {
     Same,

@@ -122,7 +122,7 @@ impl UNetConfig {
         }
     }
 
-    /// What the net is told of an image's class.
+    /// The form in which the net takes classes.
     pub fn class(&self) -> Class {
         match (self.class_embed_type, self.num_class_embeds) {
             (ClassEmbedding::Timestep, _) => Class::Value,

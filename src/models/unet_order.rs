@@ -1,6 +1,6 @@
 //! The order in which the diffusers library makes the layers of a `UNet2DModel`, and so draws their weights.
 
-/// Of a name's parts, the places of those that the library makes one after the other.
+/// Parts of names in the order in which the library makes the layers.
 const PARTS: [&[&str]; 4] = [
     &[
         "conv_in",

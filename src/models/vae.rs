@@ -15,7 +15,7 @@ use crate::ops::conv2d::Padding;
 use crate::ops::loss::{bce_with_logits, l1, mse};
 use crate::tape::Tensor;
 
-/// What the encoder gives, `moments [.., C]` or `[.., 2 C]`, as mean and log-variance; an autoencoder's has
+/// The encoder's `moments [.., C]` or `[.., 2 C]` as mean and log-variance; an autoencoder's has
 /// no log-variance.
 pub fn mean_and_log_var(config: &VaeConfig, moments: &Tensor) -> (Tensor, Option<Tensor>) {
     if !config.variational {
@@ -91,7 +91,7 @@ pub fn decode(config: &VaeConfig, scope: &Scope, z: &Tensor, [h, w, c]: [usize; 
     }
 }
 
-/// What the decoder gives as an image in [-1, 1]: `tanh`; where it gives logits, `2 sigmoid(x) - 1`, which
+/// The decoder's output as an image in [-1, 1]: `tanh`; where it gives logits, `2 sigmoid(x) - 1`, which
 /// is `tanh(x / 2)`. Those of the reference library give the image itself.
 pub fn image_of(config: &VaeConfig, raw: &Tensor, reconstruction: Reconstruction) -> Tensor {
     match reconstruction {

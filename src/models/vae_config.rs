@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::options::{ActFn, WIDEST_HEAD, need, need_halvings, need_range};
 use crate::error::Result;
 
-/// What the encoder and the decoder are made of.
+/// The architecture of encoder and decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VaeKind {

@@ -63,7 +63,7 @@ pub struct Ceilings {
     pub memory_one_thread_gb_s: Option<f64>,
     /// Bytes of each array that was moved.
     pub array_bytes: u64,
-    /// What this program's own product of two square matrices reaches, and their side.
+    /// Rate of this program's own product of two square matrices, and their side.
     pub matmul_gflops: Option<f64>,
     pub matmul_side: Option<usize>,
 }
@@ -77,7 +77,7 @@ pub enum Bound {
 }
 
 impl Ceilings {
-    /// Measures `device`. `progress` is told what goes on.
+    /// Measures `device`. `progress` receives each activity.
     ///
     /// # Errors
     /// When there is too little memory, the driver reports an error, or a result is wrong.
@@ -119,7 +119,7 @@ impl Ceilings {
     }
 }
 
-/// What the devices measure: GFLOP/s and GB/s.
+/// Measured rates of a device, in GFLOP/s and GB/s.
 struct Raw {
     f32_rate: f64,
     f32_one_thread: Option<f64>,
