@@ -75,8 +75,9 @@ impl InputFile<'_> {
     }
 
     /// Refuses tensors that the workload does not use.
-    fn check_surplus(&self, params: &Params, inputs: &[&str]) -> Result<()> {
-        let used = |name: &str| inputs.contains(&name) || params.find(name).is_some();
+    fn check_surplus(&self, params: &Params, inputs: &[(&str, Vec<f32>)]) -> Result<()> {
+        let is_input = |name: &str| inputs.iter().any(|(store, _)| name.strip_prefix("in/") == Some(*store));
+        let used = |name: &str| is_input(name) || params.find(name).is_some();
         match self.file.names().into_iter().find(|name| !used(name)) {
             Some(name) => Err(self.wrong(format!("{name} is no parameter and no input of this workload"))),
             None => Ok(()),
@@ -167,17 +168,15 @@ fn noise_prediction(workload: &Workload, scope: &Scope, given: &InputFile) -> Re
     let shape = [n, c, h, w];
     let mut inputs =
         vec![("x", given.of_shape("in/x", &shape)?), ("target", given.of_shape("in/target", &shape)?)];
-    let mut names = vec!["in/x", "in/target"];
     let tape = scope.tape();
     let [x, target] = ["x", "target"].map(|store| tape.stored(store, 0, [n, h, w, c]));
     let t = tape.stored("t", 0, [n]);
     if workload.has_timestep() {
-        names.push("in/t");
         inputs.push(("t", given.of_shape("in/t", &[n])?));
     }
     let predicted = (workload.model())(scope, &x, &t, None);
     let loss = mse(&predicted, &target, None);
-    given.check_surplus(&workload.params().borrow(), &names)?;
+    given.check_surplus(&workload.params().borrow(), &inputs)?;
     Ok(Recorded { out: predicted, loss, inputs })
 }
 
@@ -193,13 +192,11 @@ fn autoencoder(workload: &Workload, scope: &Scope, given: &InputFile) -> Result<
     let x = tape.stored("x", 0, [n, h, w, c]);
     let (mean, log_var) = vae::encode(config, scope, &x);
     let mut inputs = vec![("x", images)];
-    let mut names = vec!["in/x"];
     let mut z = mean.clone();
     let mut kl = None;
     if let Some(log_var) = &log_var {
         let eps = tape.stored("eps", 0, mean.shape().clone());
         inputs.push(("eps", given.of_shape("in/eps", &file_shape(mean.shape()))?));
-        names.push("in/eps");
         z = reparameterise(&mean, log_var, Noise::Given(&eps));
         kl = Some(gaussian_kl(&mean, log_var));
     }
@@ -210,7 +207,7 @@ fn autoencoder(workload: &Workload, scope: &Scope, given: &InputFile) -> Result<
         Reconstruction::Bce => raw,
         _ => vae::image_of(&recipe.vae, &raw, recipe.reconstruction),
     };
-    given.check_surplus(&workload.params().borrow(), &names)?;
+    given.check_surplus(&workload.params().borrow(), &inputs)?;
     Ok(Recorded { out, loss, inputs })
 }
 

@@ -57,39 +57,20 @@ impl Kind {
         clap::ValueEnum::to_possible_value(&self).map(|v| v.get_name().to_owned()).unwrap_or_default()
     }
 
-    /// Default of `--count`.
-    fn count(self) -> usize {
+    /// Defaults of `--count` and `--columns`, and the flags that the figure takes besides `--out`, `--size` and
+    /// `--device`.
+    fn defaults(self) -> (usize, usize, &'static [&'static str]) {
         match self {
-            Kind::Grid => 64,
-            Kind::Reconstruction | Kind::Mean => 16,
-            Kind::Manifold => 20,
-            Kind::Interpolation => 3,
-            Kind::CoarseToFine => 1,
-            _ => 4,
-        }
-    }
-
-    /// Flags that the figure takes, besides `--out`, `--size` and `--device`.
-    fn flags(self) -> &'static [&'static str] {
-        match self {
-            Kind::Forward | Kind::Reconstruction | Kind::Mean | Kind::Hallucination | Kind::Channels => {
-                &["data", "count", "seed"]
-            }
-            Kind::Backward | Kind::Progressive => &["count", "seed", "steps"],
-            Kind::Grid => &["count", "seed", "steps", "with"],
-            Kind::Posterior => &["data", "count", "seed", "columns"],
-            Kind::Manifold => &["count"],
-            Kind::Interpolation | Kind::CoarseToFine => &["data", "count", "seed", "columns", "steps", "t"],
-            Kind::Branches => &["seed", "columns", "steps", "t"],
-            Kind::Schedule | Kind::Loss => &[],
-        }
-    }
-
-    /// Default of `--columns`.
-    fn columns(self) -> usize {
-        match self {
-            Kind::Interpolation | Kind::CoarseToFine => 11,
-            _ => 8,
+            Kind::Forward | Kind::Hallucination | Kind::Channels => (4, 8, &["data", "count", "seed"]),
+            Kind::Reconstruction | Kind::Mean => (16, 8, &["data", "count", "seed"]),
+            Kind::Backward | Kind::Progressive => (4, 8, &["count", "seed", "steps"]),
+            Kind::Grid => (64, 8, &["count", "seed", "steps", "with"]),
+            Kind::Posterior => (4, 8, &["data", "count", "seed", "columns"]),
+            Kind::Manifold => (20, 8, &["count"]),
+            Kind::Interpolation => (3, 11, &["data", "count", "seed", "columns", "steps", "t"]),
+            Kind::CoarseToFine => (1, 11, &["data", "count", "seed", "columns", "steps", "t"]),
+            Kind::Branches => (4, 8, &["seed", "columns", "steps", "t"]),
+            Kind::Schedule | Kind::Loss => (0, 0, &[]),
         }
     }
 }
@@ -177,7 +158,7 @@ impl Arguments {
             ("t", !self.t.is_empty()),
             ("with", self.with.is_some()),
         ];
-        match given.iter().find(|(flag, given)| *given && !self.kind.flags().contains(flag)) {
+        match given.iter().find(|(flag, given)| *given && !self.kind.defaults().2.contains(flag)) {
             Some((flag, _)) => Err(Error::usage(format!("--{flag} has no meaning for {}", self.kind.name()))
                 .hint("leave it out")),
             None => Ok(()),
@@ -185,11 +166,11 @@ impl Arguments {
     }
 
     fn count(&self) -> usize {
-        self.count.map_or(self.kind.count(), |n| n as usize)
+        self.count.map_or(self.kind.defaults().0, |n| n as usize)
     }
 
     fn columns(&self) -> usize {
-        self.columns.map_or(self.kind.columns(), |n| n as usize)
+        self.columns.map_or(self.kind.defaults().1, |n| n as usize)
     }
 
     fn cell(&self) -> Option<usize> {

@@ -84,15 +84,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 fn describe(profile: &Profile, by_label: bool) -> String {
     let mut text = String::new();
     let what = if profile.kind == Kind::Step { "training step" } else { "sampling step" };
-    let _ = writeln!(
-        text,
-        "{}, {what}, batch {}, on {} ({}), mean of {}",
-        profile.workload,
-        profile.batch,
-        profile.setting.device,
-        profile.setting.driver,
-        steps(profile.n)
-    );
+    let (workload, batch, setting) = (&profile.workload, profile.batch, &profile.setting);
+    let on = format!("{} ({})", setting.device, setting.driver);
+    let _ = writeln!(text, "{workload}, {what}, batch {batch}, on {on}, mean of {}", steps(profile.n));
     let of = &profile.ceilings;
     let _ = writeln!(text, "ceilings: {:.0} GFLOP/s, {:.1} GB/s\n", of.f32_gflops, of.memory_gb_s);
     let rows = if by_label { &profile.parts } else { &profile.kernels };
@@ -118,13 +112,8 @@ fn describe(profile: &Profile, by_label: bool) -> String {
     if let Some(slowest) = profile.compiled.first() {
         let sum: f64 = profile.compiled.iter().map(|one| one.ms).sum();
         let count = thousands(profile.compiled.len());
-        let _ = writeln!(
-            text,
-            "\ncompiled {count} kernels in {:.2} s, the slowest in {:.2} s: {}",
-            sum * 1e-3,
-            slowest.ms * 1e-3,
-            slowest.entry
-        );
+        let [all, one] = [sum, slowest.ms].map(|ms| format!("in {:.2} s", ms * 1e-3));
+        let _ = writeln!(text, "\ncompiled {count} kernels {all}, the slowest {one}: {}", slowest.entry);
     }
     if !profile.variants.is_empty() {
         let _ = write!(text, "\n{}", tune::describe(&profile.variants));

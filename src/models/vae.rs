@@ -21,10 +21,9 @@ pub fn mean_and_log_var(config: &VaeConfig, moments: &Tensor) -> (Tensor, Option
     if !config.variational {
         return (moments.clone(), None);
     }
-    let mut parts = split(moments, &[config.latent, config.latent]).into_iter();
-    match (parts.next(), parts.next()) {
-        (Some(mean), log_var @ Some(_)) => (mean, log_var),
-        _ => unreachable!("split gives as many parts as widths"),
+    match &split(moments, &[config.latent, config.latent])[..] {
+        [mean, log_var] => (mean.clone(), Some(log_var.clone())),
+        _ => unreachable!("split in two gives two"),
     }
 }
 
@@ -140,19 +139,16 @@ impl Layers {
 /// Two convolutions, each followed by group norm; ReLU after the first, and after the sum with the input
 /// (through a 1x1 convolution where the width changes).
 fn residual(config: &VaeConfig, s: &Scope, x: &Tensor, out: usize) -> Tensor {
-    s.block(|| two_convolutions(config, s, x, out))
-}
-
-fn two_convolutions(config: &VaeConfig, s: &Scope, x: &Tensor, out: usize) -> Tensor {
-    let (groups, eps) = (config.norm_num_groups, config.norm_eps);
-    let h = conv(&s.sub("conv1"), x, Conv::same(out), None, None);
-    let h = group_norm(&s.sub("gn1"), &h, groups, eps, Activation::Relu);
-    let h = conv(&s.sub("conv2"), &h, Conv::same(out), None, None);
-    let h = group_norm(&s.sub("gn2"), &h, groups, eps, Activation::Identity);
-    let skip = if x.shape().last() == out {
-        x.clone()
-    } else {
-        conv(&s.sub("skip"), x, Conv::point(out), None, None)
-    };
-    s.label(|| activation(&add(&h, &skip), Activation::Relu))
+    s.block(|| {
+        let norm =
+            |name, h: &Tensor, act| group_norm(&s.sub(name), h, config.norm_num_groups, config.norm_eps, act);
+        let h = conv(&s.sub("conv1"), x, Conv::same(out), None, None);
+        let h = conv(&s.sub("conv2"), &norm("gn1", &h, Activation::Relu), Conv::same(out), None, None);
+        let h = norm("gn2", &h, Activation::Identity);
+        let skip = match x.shape().last() {
+            c if c == out => x.clone(),
+            _ => conv(&s.sub("skip"), x, Conv::point(out), None, None),
+        };
+        s.label(|| activation(&add(&h, &skip), Activation::Relu))
+    })
 }

@@ -12,6 +12,7 @@ mod golden_diffusers;
 mod golden_unconditional;
 mod golden_vae;
 mod hostile_files;
+mod hostile_folders;
 mod house;
 mod kernels;
 mod pipelines;

@@ -215,11 +215,11 @@ pub(super) fn measure(
     Ok(Raw {
         f32_rate,
         f32_one_thread,
-        f16_rate: None,
         copy: rates.copy,
         read: Some(rates.read),
         triad: Some(rates.triad),
         memory_one_thread,
         array_bytes: 4 * elements as u64,
+        ..Raw::default()
     })
 }

@@ -105,12 +105,9 @@ pub(super) fn measure(
     check("copying memory", f64::from(last[0] - 0.5).abs(), 0.0)?;
     Ok(Raw {
         f32_rate,
-        f32_one_thread: None,
         f16_rate,
         copy: 2.0 * bytes as f64 / seconds * 1e-9,
-        read: None,
-        triad: None,
-        memory_one_thread: None,
         array_bytes: bytes as u64,
+        ..Raw::default()
     })
 }

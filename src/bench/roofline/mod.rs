@@ -120,6 +120,7 @@ impl Ceilings {
 }
 
 /// Measured rates of a device, in GFLOP/s and GB/s.
+#[derive(Default)]
 struct Raw {
     f32_rate: f64,
     f32_one_thread: Option<f64>,
