@@ -33,7 +33,7 @@ pub fn devices() -> &'static [(String, Device)] {
             let mut full = open();
             full.use_checks(false);
             // Many rows of workgroups and several pieces, which else only large launches have.
-            full.use_grid(Grid { row: 7, pieces: 3 });
+            full.use_grid(Grid { row: 7, sub_dispatches: 3 });
             let offers = full.dialect();
             all.push((format!("{} with {offers:?}", adapter.name), Device::Gpu(Arc::new(full))));
             if offers != Dialect::default() {

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::fs::{self, File};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensorError;
@@ -10,37 +11,51 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::files::{fnv1a, replace};
 use crate::nn::{Params, Spec};
 use crate::recipe::Recipe;
 
-/// What a checkpoint says besides its tensors. Kept as one metadata entry, because the format gives several
+/// The metadata of a checkpoint. Kept as one entry, because the format gives several
 /// no fixed order and the same run must give the same bytes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Header {
-    /// Of the layout described here.
+pub(crate) struct Header {
+    /// Version of the layout, [`FORMAT`].
     pub format: u32,
-    /// Steps of the optimiser that are done.
+    /// Optimiser steps done.
     pub step: u64,
-    /// The recipe as TOML.
-    pub recipe: String,
+    /// The recipe as TOML; a model of a program's own has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<String>,
 }
 
 const FORMAT: u32 = 1;
 const KEY: &str = "denoir";
 
-/// A set of flat values over the model's parameters. Their tensors are called `<set>.<parameter>`.
+/// Names of the sets of flat values over the model's parameters. A tensor is called `<set>.<parameter>`.
 pub const SETS: [&str; 4] = ["model", "ema", "adam_m", "adam_v"];
 
 /// Flat values of the four sets, each of [`Params::elements`] numbers.
 pub struct Values {
+    /// In the order of [`SETS`].
     pub sets: [Vec<f32>; 4],
 }
 
+impl Values {
+    /// Says that training has diverged, if so.
+    ///
+    /// # Errors
+    /// When a number is not finite.
+    pub fn check_finite(&self, step: u64) -> Result<()> {
+        if self.sets.iter().flatten().all(|v| v.is_finite()) {
+            return Ok(());
+        }
+        Err(Error::new(format!("step {step}: a weight is not finite any more; nothing was saved"))
+            .hint("train again from the last checkpoint with a lower lr"))
+    }
+}
+
 /// Writes a file under a temporary name beside it and renames it when it is whole and on the disk.
-///
-/// # Errors
-/// When the disk is full or the folder cannot be written; what was there before is untouched.
-pub fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
+pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
     make_whole(path, |temporary| {
         let mut file = File::create(temporary)?;
         write(&mut file)?;
@@ -48,60 +63,36 @@ pub fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result
     })
 }
 
-/// As [`write_whole`], where `write` makes the file of the given path, and brings it to the disk.
+/// [`replace`] with an error that says what to do.
 fn make_whole(path: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let temporary = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
-    let attempt = || -> std::io::Result<()> {
-        // Renaming would replace a device or a pipe by a file.
-        if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
-            return Err(std::io::Error::other("it is there already, and no regular file"));
-        }
-        write(&temporary)?;
-        fs::rename(&temporary, path)?;
-        // The name is on the disk only when the folder is; not every system can open a folder.
-        if let Some(folder) = path.parent().and_then(|p| File::open(p).ok()) {
-            let _ = folder.sync_all();
-        }
-        Ok(())
-    };
-    attempt().map_err(|e| {
+    replace(path, write).map_err(|e| {
         use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-        let _ = fs::remove_file(&temporary);
-        let full = matches!(e.kind(), StorageFull | FileTooLarge | QuotaExceeded);
-        let hint = if full {
-            "make room on the disk or choose another --out"
-        } else {
-            "check the path, or choose another --out"
+        let hint = match e.kind() {
+            StorageFull | FileTooLarge | QuotaExceeded => "make room on the disk or choose another --out",
+            _ => "check the path, or choose another --out",
         };
         Error::new(format!("cannot write {}", path.display())).hint(hint).caused_by(e)
     })
 }
 
-/// Saves the four sets, in the layout of PyTorch's files.
+/// Saves the four sets, in the layout of PyTorch's files; without a recipe, for [`read`] alone.
 ///
 /// # Errors
 /// As [`write_whole`].
-pub fn save(path: &Path, params: &Params, step: u64, recipe: &Recipe, values: &Values) -> Result<()> {
+pub fn save(path: &Path, params: &Params, step: u64, recipe: Option<&Recipe>, values: &Values) -> Result<()> {
     let sets: Vec<(&str, &[f32])> =
         SETS.into_iter().zip(&values.sets).map(|(set, flat)| (set, flat.as_slice())).collect();
     save_sets(path, params, step, recipe, &sets)
 }
 
 /// Saves the moving average alone: a trained model that another run uses.
-///
-/// # Errors
-/// As [`write_whole`].
-pub fn save_ema(path: &Path, params: &Params, step: u64, recipe: &Recipe, ema: &[f32]) -> Result<()> {
-    save_sets(path, params, step, recipe, &[(SETS[1], ema)])
+pub(crate) fn save_ema(path: &Path, params: &Params, step: u64, recipe: &Recipe, ema: &[f32]) -> Result<()> {
+    save_sets(path, params, step, Some(recipe), &[(SETS[1], ema)])
 }
 
 /// Saves parameters under their own names, as other programs of the field expect them.
-///
-/// # Errors
-/// As [`write_whole`].
-pub fn save_plain(path: &Path, params: &Params, flat: &[f32]) -> Result<()> {
-    let of = |spec| Stored { spec, flat, shape: Spec::file_shape(spec) };
+pub(crate) fn save_plain(path: &Path, params: &Params, flat: &[f32]) -> Result<()> {
+    let of = |spec| FileTensor { spec, flat, shape: Spec::file_shape(spec) };
     let tensors = params.specs().iter().map(|spec| (spec.name.clone(), of(spec)));
     write_views(path, tensors, "format", "pt".to_owned())
 }
@@ -110,26 +101,26 @@ fn save_sets(
     path: &Path,
     params: &Params,
     step: u64,
-    recipe: &Recipe,
+    recipe: Option<&Recipe>,
     sets: &[(&str, &[f32])],
 ) -> Result<()> {
-    let header = Header { format: FORMAT, step, recipe: recipe.to_toml() };
+    let header = Header { format: FORMAT, step, recipe: recipe.map(Recipe::to_toml) };
     let text = serde_json::to_string(&header).unwrap_or_else(|e| unreachable!("a plain header: {e}"));
     let tensors = sets.iter().flat_map(|(set, flat)| {
-        let of = |spec| Stored { spec, flat, shape: Spec::file_shape(spec) };
+        let of = |spec| FileTensor { spec, flat, shape: Spec::file_shape(spec) };
         params.specs().iter().map(move |spec| (format!("{set}.{}", spec.name), of(spec)))
     });
     write_views(path, tensors, KEY, text)
 }
 
-/// A parameter on its way to a file: brought into the file's layout when it is written, and not all at once.
-struct Stored<'a> {
+/// A parameter, converted to the layout of the file when it is written: one at a time.
+struct FileTensor<'a> {
     spec: &'a Spec,
     flat: &'a [f32],
     shape: Vec<usize>,
 }
 
-impl View for Stored<'_> {
+impl View for FileTensor<'_> {
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }
@@ -167,13 +158,10 @@ fn write_views<V: View>(
 }
 
 /// A tensor's name, shape and values.
-pub type Named<'a> = (&'a str, Vec<usize>, &'a [f32]);
+pub(crate) type Named<'a> = (&'a str, Vec<usize>, &'a [f32]);
 
 /// Writes tensors and one metadata entry as safetensors.
-///
-/// # Errors
-/// As [`write_whole`].
-pub fn write_tensors(path: &Path, tensors: &[Named], key: &str, text: String) -> Result<()> {
+pub(crate) fn write_tensors(path: &Path, tensors: &[Named], key: &str, text: String) -> Result<()> {
     let views = tensors.iter().map(|(name, shape, data)| {
         let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(data));
         ((*name).to_owned(), view.unwrap_or_else(|e| unreachable!("{name}: {e}")))
@@ -181,26 +169,53 @@ pub fn write_tensors(path: &Path, tensors: &[Named], key: &str, text: String) ->
     write_views(path, views, key, text)
 }
 
-/// A number that tells weights apart: FNV-1a of their bits (Fowler, Noll & Vo). For mistakes, not against
-/// forgery.
-pub fn fingerprint(values: &[f32]) -> String {
-    let step = |hash: u64, value: &f32| (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0100_0000_01b3);
-    format!("{:016x}", values.iter().fold(0xcbf2_9ce4_8422_2325, step))
+/// A hash of weights' bits that tells them apart.
+pub(crate) fn fingerprint(values: &[f32]) -> String {
+    format!("{:016x}", fnv1a(values.iter().map(|value| u64::from(value.to_bits()))))
 }
 
 /// A checkpoint's bytes and header.
-pub struct Loaded {
+pub struct Saved {
     path: PathBuf,
     bytes: Vec<u8>,
-    pub header: Header,
+    pub(crate) header: Header,
+}
+
+/// A checkpoint of a recipe's model.
+pub struct Loaded {
+    saved: Saved,
+    /// The recipe of the run.
     pub recipe: Recipe,
 }
 
-/// Reads a checkpoint, without looking at its tensors yet.
+impl Deref for Loaded {
+    type Target = Saved;
+
+    fn deref(&self) -> &Saved {
+        &self.saved
+    }
+}
+
+/// Reads a checkpoint and its recipe, without looking at its tensors yet.
+///
+/// # Errors
+/// As [`read`]; and when it has no recipe.
+pub fn load(path: &Path) -> Result<Loaded> {
+    let (saved, shown) = (read(path)?, path.display());
+    let Some(recipe) = &saved.header.recipe else {
+        return Err(Error::new(format!("{shown} holds a model without a recipe"))
+            .hint("only the program that trained it can use it"));
+    };
+    let recipe =
+        crate::recipe::parse(recipe, &format!("the recipe inside {shown}")).map_err(Error::in_a_file)?;
+    Ok(Loaded { saved, recipe })
+}
+
+/// Reads a checkpoint, with or without a recipe.
 ///
 /// # Errors
 /// When the file is missing, damaged, or no checkpoint of denoir.
-pub fn load(path: &Path) -> Result<Loaded> {
+pub fn read(path: &Path) -> Result<Saved> {
     let shown = path.display();
     let bytes = fs::read(path).map_err(|e| {
         Error::new(format!("cannot read the checkpoint {shown}")).hint("check the path").caused_by(e)
@@ -229,13 +244,11 @@ pub fn load(path: &Path) -> Result<Loaded> {
         return Err(Error::new(format!("{shown} has format {}, this program reads {FORMAT}", header.format))
             .hint("use the version of denoir that wrote it"));
     }
-    let origin = format!("the recipe inside {shown}");
-    let recipe = crate::recipe::parse(&header.recipe, &origin).map_err(Error::in_a_file)?;
-    Ok(Loaded { path: path.to_owned(), bytes, header, recipe })
+    Ok(Saved { path: path.to_owned(), bytes, header })
 }
 
-impl Loaded {
-    /// Where it was read from.
+impl Saved {
+    /// The file that it was read from.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -285,7 +298,7 @@ impl Loaded {
     /// All four sets.
     ///
     /// # Errors
-    /// As [`Loaded::set`].
+    /// As [`Saved::set`].
     pub fn values(&self, params: &Params) -> Result<Values> {
         let [a, b, c, d] = SETS.map(|set| self.set(set, params));
         Ok(Values { sets: [a?, b?, c?, d?] })

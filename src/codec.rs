@@ -1,4 +1,4 @@
-//! A trained VAE at work: images to latents and back, a batch at a time.
+//! A trained VAE: images to latents and back, a batch at a time.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -7,25 +7,25 @@ use std::rc::Rc;
 
 use crate::checkpoint::{self, Loaded, fingerprint};
 use crate::device::{Buffer, Device};
-use crate::diffusers::{self, Part};
+use crate::diffusers::{self, Component};
 use crate::error::{Error, Result};
-use crate::models::{autoencoder, params_of, vae};
+use crate::models::{autoencoder, vae};
 use crate::nn::{self, Params, Scope};
 use crate::program::{Plan, Program, Sharing};
-use crate::recipe::{Recipe, System};
+use crate::recipe::{Recipe, System, params_of};
 use crate::run::Run;
 use crate::tape::{Tape, Tensor};
 
-/// Most images that are encoded or decoded in one go; fewer where training had fewer, because what trained
-/// in the memory must run in it. It does not change the results.
+/// Images that are encoded or decoded at a time, or the batch size of training where that is less. It does
+/// not change the results.
 const BATCH: usize = 16;
 
-/// What the encoder knows of some images: Gaussians over their latents.
+/// The encoder's output for N images: Gaussians over their latents.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Posterior {
     /// `[N, h, w, c]`.
     pub mean: Vec<f32>,
-    /// `[N, h, w, c]`; an autoencoder has none.
+    /// `[N, h, w, c]`; `None` for an autoencoder.
     pub log_var: Option<Vec<f32>>,
 }
 
@@ -50,11 +50,11 @@ impl Posterior {
 }
 
 fn no_vae(path: &Path) -> Error {
-    Error::new(format!("{} is a diffusion model of pixels, not a VAE", path.display()))
+    Error::new(format!("{} holds a diffusion model, not a VAE", path.display()))
         .hint("give a run of a VAE, such as `denoir train faces-vae` makes")
 }
 
-/// A compiled half of the VAE for [`BATCH`] samples or fewer.
+/// The compiled encoder or decoder for `samples` samples.
 struct Half {
     program: Program,
     out: Tensor,
@@ -65,11 +65,11 @@ struct Half {
 pub struct Codec {
     device: Device,
     recipe: Recipe,
-    /// Steps that it was trained for.
+    /// Optimiser steps of its training.
     step: u64,
     params: Rc<RefCell<Params>>,
     weights: Buffer,
-    /// Tells the weights apart from others; empty while they are trained.
+    /// Hash of the weights; empty while they are trained.
     fingerprint: String,
     encoder: RefCell<Option<Half>>,
     decoder: RefCell<Option<Half>>,
@@ -83,11 +83,7 @@ impl Codec {
     pub fn load(loaded: &Loaded, device: &Device) -> Result<Codec> {
         let recipe = &loaded.recipe;
         if recipe.system != System::Vae {
-            return Err(Error::new(format!(
-                "{} holds a diffusion model, not a VAE",
-                loaded.path().display()
-            ))
-            .hint("give a run of a VAE, such as `denoir train faces-vae` makes"));
+            return Err(no_vae(loaded.path()));
         }
         recipe.validate().map_err(Error::in_a_file)?;
         let params = params_of(recipe);
@@ -100,8 +96,8 @@ impl Codec {
     ///
     /// # Errors
     /// When it does not fit into memory.
-    pub fn of_part(part: &Part, device: &Device) -> Result<Codec> {
-        Codec::with(&part.recipe, &part.weights, device)
+    pub fn of_component(component: &Component, device: &Device) -> Result<Codec> {
+        Codec::with(&component.recipe, &component.weights, device)
     }
 
     /// `values`: the parameters, flat.
@@ -121,9 +117,9 @@ impl Codec {
         if diffusers::is_folder(path) {
             let folder = diffusers::open(path)?;
             let has_vae = folder.model.recipe.system == System::Vae;
-            let part = folder.vae.or_else(|| has_vae.then_some(folder.model));
-            let Some(part) = part else { return Err(no_vae(path)) };
-            return Codec::of_part(&part, device);
+            let component = folder.vae.or_else(|| has_vae.then_some(folder.model));
+            let Some(component) = component else { return Err(no_vae(path)) };
+            return Codec::of_component(&component, device);
         }
         if path.is_file() {
             let loaded = checkpoint::load(path)?;
@@ -148,11 +144,10 @@ impl Codec {
     pub fn of_ldm(run: &Run, recipe: &Recipe, device: &Device) -> Result<Codec> {
         let path = run.vae_path();
         if !path.is_file() {
-            return Err(Error::new(format!(
-                "the VAE of this run is missing: there is no {}",
-                path.display()
-            ))
-            .hint("copy vae.safetensors from where the run came from; its latents mean nothing without it"));
+            let message = format!("the VAE of this run is missing: there is no {}", path.display());
+            return Err(Error::new(message).hint(
+                "copy vae.safetensors from where the run came from; its latents mean nothing without it",
+            ));
         }
         let codec = Codec::load(&checkpoint::load(&path)?, device)?;
         codec.check_is(&recipe.vae_fingerprint, &path)?;
@@ -160,11 +155,8 @@ impl Codec {
         Ok(codec)
     }
 
-    /// Says how this VAE does not fit a latent diffusion recipe.
-    ///
-    /// # Errors
-    /// Names the keys to set.
-    pub fn check_fits(&self, recipe: &Recipe) -> Result<()> {
+    /// An error that names the keys to set, unless the recipe fits this VAE.
+    pub(crate) fn check_fits(&self, recipe: &Recipe) -> Result<()> {
         let theirs = &self.recipe;
         let [side, _, channels] = self.latent();
         if theirs.vae.kind == vae::VaeKind::Mlp {
@@ -226,19 +218,22 @@ impl Codec {
         &self.recipe
     }
 
+    /// The device that runs the VAE.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
+    /// The layout of the parameters.
     pub fn params(&self) -> &Rc<RefCell<Params>> {
         &self.params
     }
 
+    /// The flat parameters on the device.
     pub fn weights(&self) -> &Buffer {
         &self.weights
     }
 
-    pub fn fingerprint(&self) -> &str {
+    pub(crate) fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
@@ -305,7 +300,7 @@ impl Codec {
         })
     }
 
-    /// The vectors that a VQModel knows, `[codes, c]`.
+    /// The codebook of a VQModel, `[codes, c]`.
     fn codebook(&self) -> Result<Option<Vec<f32>>> {
         if self.recipe.vae.kind != vae::VaeKind::Vq {
             return Ok(None);
@@ -317,7 +312,7 @@ impl Codec {
         Ok(Some(values))
     }
 
-    /// Runs one half over all samples; it is compiled when it is first used, or for another size of batch.
+    /// Runs the encoder or decoder over all samples. It is compiled at the first use, and for a larger batch.
     fn in_batches(
         &self,
         half: &RefCell<Option<Half>>,
@@ -342,7 +337,7 @@ impl Codec {
         let half = half.insert(ready);
         let mut results = Vec::new();
         for chunk in input.chunks(half.samples * size) {
-            // What is left from the batch before in the rest of a short one does not matter.
+            // The rest of a short chunk keeps the numbers of the chunk before, and its results are dropped.
             half.program.write("in", chunk)?;
             half.program.run()?;
             let out = half.program.read(&half.out)?;

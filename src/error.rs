@@ -1,12 +1,13 @@
 //! The one error type: what is wrong, what to do about it, and what caused it.
 
 use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Something in the world (a file, a flag, a device, memory) is not as it must be.
+/// An error of the world: a file, a flag, a device or memory is not as it must be. A mistake of the *caller*
+/// of a function panics instead, at the caller's line.
 ///
-/// Displayed as one line, `what is wrong; what to do`. Causes are printed on lines of their own by
-/// [`Error::report`]. Names out of foreign files may be part of any of them: [`one_line`] is what is shown.
-/// A mistake of the *caller* of a function panics instead, where it was made.
+/// Displayed as one line, `what is wrong; what to do`; [`Error::report`] adds a line for each cause. All of
+/// them pass through [`one_line`], because they may hold names out of files.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -16,6 +17,7 @@ struct Inner {
     usage: bool,
 }
 
+/// The result of what can fail because of the world.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
@@ -31,25 +33,25 @@ impl Error {
         error
     }
 
-    /// Adds what to do about it.
+    /// Adds what the user can do.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
         self
     }
 
-    /// Adds the error underneath, one line for each error of its chain.
+    /// Adds the underlying error: each line of its text is one cause.
     pub fn caused_by(mut self, cause: impl fmt::Display) -> Self {
         self.0.causes.extend(cause.to_string().lines().filter(|l| !l.trim().is_empty()).map(str::to_owned));
         self
     }
 
-    /// The same, said of a place: a file that is wrong.
+    /// The same error, located in a file.
     pub fn within(mut self, place: impl fmt::Display) -> Self {
         self.0.message = format!("{place}: {}", self.0.message);
         self.in_a_file()
     }
 
-    /// The same, but the fault of a file and not of the command: exit status 1.
+    /// The same error, caused by a file and not by the command: exit status 1.
     pub fn in_a_file(mut self) -> Self {
         self.0.usage = false;
         self
@@ -70,8 +72,14 @@ impl Error {
     }
 }
 
-/// Text that may hold whatever a file holds, as it can be shown: control characters (line ends, and what a
-/// terminal takes for commands) escaped, and no longer than a screen.
+/// Locks a mutex whose contents are consistent after every statement, so that another thread's panic harms
+/// none.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Text out of a file as it can be shown: control characters (line ends, terminal commands) escaped, and at
+/// most 2000 characters.
 pub fn one_line(text: &str) -> String {
     const MOST: usize = 2000;
     let mut out = String::new();
@@ -95,7 +103,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// The same as the report, so that `unwrap` in a test shows everything.
+/// The report, so that `unwrap` in a test shows everything.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.report())

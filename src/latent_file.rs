@@ -18,7 +18,7 @@ const MOST_BYTES: u64 = 8 << 30;
 const MOST_HEADER: u64 = 100_000_000;
 
 /// `[N, h, w, c]` as `[N, c, h, w]`; with `back`, the other way.
-pub(crate) fn turned(values: &[f32], [h, w, c]: [usize; 3], back: bool) -> Vec<f32> {
+pub(crate) fn transposed(values: &[f32], [h, w, c]: [usize; 3], back: bool) -> Vec<f32> {
     let mut out = vec![0.0; values.len()];
     for (from, to) in values.chunks_exact(h * w * c).zip(out.chunks_exact_mut(h * w * c)) {
         for (pixel, k) in (0..h * w).flat_map(|pixel| (0..c).map(move |k| (pixel, k))) {
@@ -37,7 +37,7 @@ fn file_shape(codec: &Codec, n: usize) -> Vec<usize> {
     }
 }
 
-/// Says early that [`write()`] would replace something else than latents.
+/// An error if [`write()`] would replace a file that holds no latents.
 ///
 /// # Errors
 /// When there is such a file.
@@ -45,7 +45,7 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
     check_holds(path, KEY, "latents")
 }
 
-/// Says early that a file is there which has no `key` and so does not hold such `what`.
+/// An error if there is a file without the metadata `key`, which so does not hold `what`.
 pub(crate) fn check_holds(path: &Path, key: &str, what: &str) -> Result<()> {
     // The header alone: whatever lies there may be larger than memory.
     let is_such = || {
@@ -73,7 +73,7 @@ pub(crate) fn check_holds(path: &Path, key: &str, what: &str) -> Result<()> {
 pub fn write(path: &Path, codec: &Codec, latents: &[f32], posterior: &Posterior) -> Result<()> {
     let size: usize = codec.latent().iter().product();
     let shape = file_shape(codec, latents.len() / size);
-    let turn = |values: &[f32]| turned(values, codec.latent(), false);
+    let turn = |values: &[f32]| transposed(values, codec.latent(), false);
     let (latents, mean) = (turn(latents), turn(&posterior.mean));
     let log_var = posterior.log_var.as_deref().map(turn);
     let mut tensors = vec![("latents", shape.clone(), &latents[..]), ("mean", shape.clone(), &mean[..])];
@@ -94,11 +94,11 @@ pub fn read(path: &Path, codec: &Codec) -> Result<Vec<f32>> {
             .hint("decode them with the run that encoded them")
             .caused_by(format!("its fingerprint is {other}, this one's {}", codec.fingerprint())));
     }
-    Ok(turned(&values, codec.latent(), true))
+    Ok(transposed(&values, codec.latent(), true))
 }
 
-/// The finite numbers of the tensor `name`, `[N, ..wanted]`, and what the file says under `key`. `writer`: the
-/// command that writes such files.
+/// The finite numbers of the tensor `name`, `[N, ..wanted]`, and what the file says under `key`. `writer`:
+/// the command that writes such files.
 pub(crate) fn read_tensor(
     path: &Path,
     name: &str,
@@ -153,8 +153,8 @@ mod tests {
     #[test]
     fn turning_there_and_back() {
         let values: Vec<f32> = (0..2 * 2 * 3 * 4).map(|v| v as f32).collect();
-        let there = turned(&values, [2, 3, 4], false);
+        let there = transposed(&values, [2, 3, 4], false);
         assert_eq!(&there[..6], [0.0, 4.0, 8.0, 12.0, 16.0, 20.0], "the first channel's pixels");
-        assert_eq!(turned(&there, [2, 3, 4], true), values);
+        assert_eq!(transposed(&there, [2, 3, 4], true), values);
     }
 }

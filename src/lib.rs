@@ -18,15 +18,16 @@
 //!
 //! | | modules | know |
 //! |---|---|---|
-//! | 8 | [`cli`] | everything |
-//! | 7 | [`train`], [`sample`], [`figures`], [`codec`] (a trained VAE at work), [`latent_file`], `bench` | everything below |
-//! | 6 | [`models`], [`diffusion`], [`data`], [`checkpoint`], [`recipe`], [`run`], [`weights`], [`diffusers`] | ops and layers |
+//! | 9 | [`cli`], [`prelude`] (for programs with networks of their own) | everything |
+//! | 8 | [`train`], [`sample`], [`figures`], [`codec`] (a trained VAE at work), [`latent_file`], `bench` | everything below |
+//! | 7 | [`recipe`] (a run, complete), [`checkpoint`], [`run`], [`diffusers`] | models and data |
+//! | 6 | [`models`], [`diffusion`], [`data`], [`weights`] | ops and layers |
 //! | 5 | [`nn`] (parameters and layers), [`optim`] (learning rates, EMA) | ops |
 //! | 4 | [`ops`] | the tape; an op never knows another |
 //! | 3 | [`launch`], [`tape`], [`plan`], [`program`], [`state`] | tensors and kernels |
 //! | 2 | [`tensor`] (shape, type, identity) | nothing but itself |
 //! | 1 | [`device`] (`gpu`: adapters, shaders, buffers, dispatch; `cpu`: memory, threads) | bytes and kernels, no shapes |
-//! | 0 | [`error`], [`philox`] (random numbers), [`torch`], [`simd`], [`matrix`], [`micro`] (products on the CPU) | nothing |
+//! | 0 | [`error`], `files`, [`philox`] (random numbers), [`torch`], [`simd`], [`matrix`], [`micro`] (products on the CPU) | nothing |
 //!
 //! # Invariants
 //!
@@ -61,11 +62,14 @@
 //!
 //! [`ops::activation`] (the smallest room) with `kernels/activation.wgsl`; [`tape`]; [`program`];
 //! `program/tune.rs`; [`ops::conv2d`]; [`nn`]; [`models::unet`]; [`diffusion`]; `train/objective.rs`; `train/step.rs`;
-//! [`models::vae`]; [`codec`]; [`figures`]. How every op is checked: `src/check.rs`.
+//! [`models::vae`]; [`codec`]; [`figures`]. How every op is checked: `src/check.rs`
+//! (feature `testing`).
+
+#![deny(clippy::print_stdout)] // results are printed in one place that survives a closed pipe
 
 pub mod bench;
-#[cfg(test)]
-mod check;
+#[cfg(any(test, feature = "testing"))]
+pub mod check;
 pub mod checkpoint;
 pub mod cli;
 pub mod codec;
@@ -75,6 +79,7 @@ pub mod diffusers;
 pub mod diffusion;
 pub mod error;
 pub mod figures;
+mod files;
 pub mod latent_file;
 pub mod launch;
 pub mod matrix;
@@ -85,6 +90,7 @@ pub mod ops;
 pub mod optim;
 pub mod philox;
 pub mod plan;
+pub mod prelude;
 pub mod program;
 pub mod recipe;
 pub mod run;

@@ -7,7 +7,7 @@
 
 use crate::simd::sin_cos_turns;
 
-/// What a random number is for. Numbers of different streams are independent.
+/// Purpose of a random number. Numbers of different streams are independent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Stream {
@@ -139,6 +139,7 @@ pub struct Sequence {
 }
 
 impl Sequence {
+    /// Starts at the first number.
     pub fn new(seed: u64, stream: Stream, step: u32, sample: u32) -> Self {
         Sequence { seed, stream: stream as u32, step, sample, block: 0, buffer: [0; 4], used: 4 }
     }

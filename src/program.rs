@@ -62,7 +62,7 @@ struct Call {
 /// What the first block of scratch of a call was made from.
 struct MadeFrom {
     memory: Arc<Memory>,
-    /// Its changes when that was done; `None` before.
+    /// Its version when that was done; `None` before.
     seen: Option<u64>,
 }
 
@@ -70,7 +70,7 @@ impl Call {
     fn run(&mut self) {
         let mut done = false;
         if let Some(MadeFrom { memory, seen }) = &mut self.made {
-            done = seen.replace(memory.changes()) == Some(memory.changes());
+            done = seen.replace(memory.version()) == Some(memory.version());
         }
         self.launch.cpu(&Io::new(&self.reads, &self.writes, &self.scratch, done));
     }
@@ -88,7 +88,7 @@ impl Touched {
     /// Holds all, for a run.
     fn hold(&self) -> Hold<'_> {
         let hold = Hold::new(&self.all);
-        self.written.iter().for_each(|memory| memory.change());
+        self.written.iter().for_each(|memory| memory.bump_version());
         hold
     }
 }
@@ -231,7 +231,7 @@ impl Program {
                     // Bytes cost a slow GPU some sixteen operations each.
                     let work = (part.cost.flops + 16 * part.cost.bytes) / dispatches.len().max(1) as u64;
                     let measured = part.picked.as_ref().and_then(|picked| picked.choice.as_ref());
-                    let pieces = gpu.pieces(work, measured.map(|choice| choice.ms));
+                    let pieces = gpu.sub_dispatches(work, measured.map(|choice| choice.ms));
                     let before = all.len();
                     for dispatch in &dispatches {
                         let bound = bind(gpu, step, dispatch, &places, &scratch, pieces)?;
@@ -429,7 +429,7 @@ fn bind(
     };
     let ranges: Vec<(&str, Range)> = dispatch.binds.iter().map(range).collect();
     let Dispatch { kernel, entry, knobs, in_pieces, .. } = *dispatch;
-    let grid = if in_pieces { gpu.grid() } else { Grid { pieces: 1, ..gpu.grid() } };
+    let grid = if in_pieces { gpu.grid() } else { Grid { sub_dispatches: 1, ..gpu.grid() } };
     let mut params = dispatch.params.clone();
     let layout = grid.layout(dispatch.groups, if in_pieces { pieces } else { 1 });
     let bound = layout.into_iter().map(|(first, groups)| {

@@ -2,6 +2,7 @@
 //! `--set`.
 
 mod built_in;
+mod model;
 mod scheduler;
 mod set;
 mod validate;
@@ -9,18 +10,18 @@ mod validate;
 use std::path::Path;
 
 pub use built_in::built_in;
+pub use model::{initial_of, model_of, params_of, params_of_model};
 use serde::{Deserialize, Serialize};
 pub use set::nearest;
 
-use crate::data::{Pictures, Resize};
+use crate::data::{Options, Resize, Split};
 use crate::diffusion::{Betas, Keys, Prediction, Variance};
 use crate::error::{Error, Result};
 use crate::models::unet::UNetConfig;
 use crate::models::vae::{Reconstruction, VaeConfig};
-use crate::ops::adam::AdamOptions;
-use crate::optim::{Ema, EmaWarmup, LrSchedule};
+use crate::optim::LrSchedule;
 
-/// What is trained.
+/// The kind of model that is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum System {
@@ -123,7 +124,7 @@ pub struct Recipe {
     pub beta_schedule: Betas,
     /// Shift and scale the schedule so that its end is nothing but noise.
     pub rescale_betas_zero_snr: bool,
-    /// What the model's output means: epsilon, sample or v_prediction.
+    /// Meaning of the model's output: epsilon, sample or v_prediction.
     pub prediction_type: Prediction,
     pub variance: Variance,
     /// Bound of the predicted x_0 while sampling; 0: unbounded.
@@ -137,7 +138,7 @@ pub struct Recipe {
     /// Older checkpoints are deleted.
     pub keep_checkpoints: usize,
 
-    /// What a VAE's reconstructions are measured by: mse, l1 or bce, summed over the pixels of an image.
+    /// Error of a VAE's reconstructions: mse, l1 or bce, summed over the pixels of an image.
     pub reconstruction: Reconstruction,
     /// Of the Kullback-Leibler divergence, summed over the numbers of a latent.
     pub kl_weight: f64,
@@ -158,7 +159,7 @@ pub struct Recipe {
     pub latent_count: usize,
     /// Side of the VAE's latents.
     pub latent_size: usize,
-    /// What latents are multiplied by, to have unit variance; 0: measured on the first 64 images in the order of
+    /// Factor that gives latents unit variance; 0: measured on the first 64 images in the order of
     /// training before a diffusion model is trained on them. A VAE's own is what it is exported with.
     pub scaling_factor: f64,
     /// Fingerprint of the VAE's weights, filled in when training begins.
@@ -197,7 +198,7 @@ const VAE: [&str; 8] = [
     "vae",
 ];
 const LDM: [&str; 4] = ["latents", "latent_count", "latent_size", "vae_fingerprint"];
-/// What the latents of a VAE are multiplied by: a key of whatever has latents.
+/// Key of the factor of a VAE's latents, in every system that has latents.
 const SCALE: &str = "scaling_factor";
 
 impl System {
@@ -362,39 +363,17 @@ impl Recipe {
         [side, side, self.unet.in_channels]
     }
 
-    /// What its images are made of pictures like. `channels`: of the images, which for latent diffusion are those of
+    /// How pictures become its images. `channels`: of the images, which for latent diffusion are those of
     /// its VAE.
-    pub fn pictures(&self, channels: usize) -> Pictures {
+    pub fn pictures(&self, channels: usize) -> Options {
         let Recipe { image_size, crop, resize, seed, .. } = *self;
-        Pictures { image_size, channels, crop, resize, seed }
+        let crop = (crop > 0).then_some(crop);
+        Options { image_size, channels: Some(channels), crop, resize, seed, split: Split::Train }
     }
 
     /// Steps of the optimiser in one pass through so many images: the last batch counts, however small.
     pub fn steps_of_a_pass(&self, images: u64) -> u64 {
         images.div_ceil(self.batch_size as u64).div_ceil(self.accumulation)
-    }
-
-    /// The learning rate of step `step`, counted from 0.
-    pub fn lr_at(&self, step: u64) -> f64 {
-        self.lr * self.lr_schedule.factor(step, self.lr_warmup, self.steps)
-    }
-
-    /// The optimiser. Gradients that were added up are cleared after a step.
-    pub fn adam(&self) -> AdamOptions {
-        AdamOptions {
-            beta1: self.beta1,
-            beta2: self.beta2,
-            eps: self.adam_eps,
-            weight_decay: self.weight_decay,
-            clip: (self.clip_norm > 0.0).then_some(self.clip_norm),
-            zero_grads: self.accumulation > 1,
-        }
-    }
-
-    /// The moving average of the weights.
-    pub fn ema(&self) -> Ema {
-        let warmup = EmaWarmup { inv_gamma: self.ema_inv_gamma, power: self.ema_power };
-        Ema { decay: self.ema_decay, warmup: self.ema_warmup.then_some(warmup) }
     }
 }
 

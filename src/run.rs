@@ -32,16 +32,21 @@ fn claim(name: &str) -> Result<PathBuf> {
 pub struct Metrics {
     /// Steps done, this one included.
     pub step: u64,
+    /// Mean over the batch.
     pub loss: f32,
-    /// Of a VAE: the reconstruction's part of the loss, and the divergence before its weight.
+    /// Of a VAE: the reconstruction's share of the loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reconstruction: Option<f32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Of a VAE: the divergence, before its weight.
     pub kl: Option<f32>,
+    /// Norm of the gradient before clipping.
     pub grad_norm: f32,
+    /// Learning rate.
     pub lr: f64,
+    /// Throughput since the last line.
     pub images_per_s: f64,
-    /// Of training, since this command began.
+    /// Seconds of training since this command began.
     pub seconds: f64,
     /// Milliseconds of the last batch on the GPU's own clock, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,6 +59,7 @@ pub struct Metrics {
 pub struct Evaluation {
     /// Steps done.
     pub step: u64,
+    /// Number of images.
     pub images: usize,
     /// False where the data is too small to hold any out: then they are training images.
     pub held_out: bool,
@@ -64,25 +70,24 @@ pub struct Evaluation {
     pub kl: Option<f64>,
     /// Decibels, averaged over images.
     pub psnr: f64,
+    /// Averaged over images.
     pub ssim: f64,
     /// Numbers of a latent whose mean depends on the image, of `units`.
     pub active_units: usize,
+    /// Numbers of a latent.
     pub units: usize,
 }
 
-/// A file that lines are appended to. Each is with the system when [`Log::line`] returns, so that a program
-/// that is killed loses none.
-pub struct Log {
+/// A file that lines are appended to. Each is passed to the system when [`Log::line`] returns, so that a
+/// killed program loses none.
+pub(crate) struct Log {
     file: fs::File,
     path: PathBuf,
 }
 
 impl Log {
     /// Appends a line.
-    ///
-    /// # Errors
-    /// When the disk is full.
-    pub fn line(&mut self, line: &impl Serialize) -> Result<()> {
+    pub(crate) fn line(&mut self, line: &impl Serialize) -> Result<()> {
         let mut text = serde_json::to_string(line).unwrap_or_else(|e| unreachable!("plain numbers: {e}"));
         text.push('\n');
         self.file.write_all(text.as_bytes()).map_err(|e| cannot_append(&self.path, e))
@@ -104,11 +109,8 @@ const METRICS: &str = "metrics.jsonl";
 const EVALUATIONS: &str = "evaluations.jsonl";
 
 impl Run {
-    /// Says early that [`Run::create`] would not make a run there.
-    ///
-    /// # Errors
-    /// When the folder holds a run already.
-    pub fn check_free(wanted: Option<&Path>) -> Result<()> {
+    /// An error if [`Run::create`] would fail because the folder holds a run.
+    pub(crate) fn check_free(wanted: Option<&Path>) -> Result<()> {
         match wanted.filter(|folder| folder.join(RECIPE).exists()) {
             Some(folder) => {
                 let shown = folder.display();
@@ -136,10 +138,7 @@ impl Run {
     }
 
     /// Makes the folders inside, where they are missing.
-    ///
-    /// # Errors
-    /// When the folder cannot be written.
-    pub fn make_folders(&self) -> Result<()> {
+    pub(crate) fn make_folders(&self) -> Result<()> {
         for part in ["checkpoints", "samples"] {
             fs::create_dir_all(self.folder.join(part)).map_err(|e| {
                 Error::new(format!("cannot write into the folder {}", self.folder.display()))
@@ -184,11 +183,12 @@ impl Run {
     }
 
     /// The run that a checkpoint lies in.
-    pub fn of_checkpoint(path: &Path) -> Option<Run> {
+    pub(crate) fn of_checkpoint(path: &Path) -> Option<Run> {
         let folder = path.canonicalize().ok()?.parent()?.parent()?.to_owned();
         folder.join(RECIPE).is_file().then_some(Run { folder })
     }
 
+    /// Path of the folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -205,25 +205,22 @@ impl Run {
     }
 
     /// Writes the recipe: of a new run, or anew, after a resumed run changed it.
-    ///
-    /// # Errors
-    /// When the folder cannot be written.
-    pub fn write_recipe(&self, recipe: &Recipe) -> Result<()> {
+    pub(crate) fn write_recipe(&self, recipe: &Recipe) -> Result<()> {
         write_whole(&self.folder.join(RECIPE), |file| file.write_all(recipe.to_toml().as_bytes()))
     }
 
     /// Path of the checkpoint after `step` steps.
-    pub fn checkpoint_path(&self, step: u64) -> PathBuf {
+    pub(crate) fn checkpoint_path(&self, step: u64) -> PathBuf {
         self.folder.join("checkpoints").join(format!("step-{step:08}.safetensors"))
     }
 
     /// Where a latent diffusion run keeps its VAE.
-    pub fn vae_path(&self) -> PathBuf {
+    pub(crate) fn vae_path(&self) -> PathBuf {
         self.folder.join("vae.safetensors")
     }
 
     /// Where a latent diffusion run keeps what it encoded.
-    pub fn latents_path(&self) -> PathBuf {
+    pub(crate) fn latents_path(&self) -> PathBuf {
         self.folder.join("latents.safetensors")
     }
 
@@ -252,10 +249,7 @@ impl Run {
     }
 
     /// The checkpoint that a path means, the newest of a run or itself, and the run that it lies in.
-    ///
-    /// # Errors
-    /// As [`Run::open`] and [`Run::newest`].
-    pub fn checkpoint_of(path: &Path) -> Result<(Loaded, Option<Run>)> {
+    pub(crate) fn checkpoint_of(path: &Path) -> Result<(Loaded, Option<Run>)> {
         if path.is_file() {
             return Ok((checkpoint::load(path)?, Run::of_checkpoint(path)));
         }
@@ -264,7 +258,7 @@ impl Run {
     }
 
     /// Deletes all but the newest `keep` checkpoints, and what a crash left half written.
-    pub fn prune(&self, keep: usize) {
+    pub(crate) fn prune(&self, keep: usize) {
         let all = self.checkpoints();
         for (_, path) in &all[..all.len().saturating_sub(keep)] {
             let _ = fs::remove_file(path);
@@ -278,18 +272,12 @@ impl Run {
     }
 
     /// Opens the metrics for further lines.
-    ///
-    /// # Errors
-    /// When the folder cannot be written.
-    pub fn log(&self) -> Result<Log> {
+    pub(crate) fn log(&self) -> Result<Log> {
         self.appending(METRICS)
     }
 
     /// Appends to the evaluations.
-    ///
-    /// # Errors
-    /// When the disk is full.
-    pub fn log_evaluation(&self, line: &Evaluation) -> Result<()> {
+    pub(crate) fn log_evaluation(&self, line: &Evaluation) -> Result<()> {
         self.appending(EVALUATIONS)?.line(line)
     }
 
@@ -306,7 +294,7 @@ impl Run {
         self.lines(METRICS)
     }
 
-    /// The evaluations, likewise.
+    /// The evaluations, as far as they can be read.
     pub fn evaluations(&self) -> Vec<Evaluation> {
         self.lines(EVALUATIONS)
     }
@@ -317,10 +305,7 @@ impl Run {
     }
 
     /// Drops the metrics and evaluations after `step`, which a resumed run writes anew.
-    ///
-    /// # Errors
-    /// When the folder cannot be written.
-    pub fn truncate_metrics(&self, step: u64) -> Result<()> {
+    pub(crate) fn truncate_metrics(&self, step: u64) -> Result<()> {
         for file in [METRICS, EVALUATIONS] {
             let path = self.folder.join(file);
             let Ok(text) = fs::read_to_string(&path) else { continue };

@@ -1,6 +1,7 @@
 //! Sampling: one recorded step of the reverse process, replayed down the timesteps without reading anything
 //! back.
 
+mod denoiser;
 pub mod inversion;
 mod source;
 mod trained;
@@ -12,9 +13,8 @@ pub use source::Source;
 pub use trained::Trained;
 
 use crate::device::{Buffer, Device};
-use crate::diffusion::{Clip, Model, Precision, Scheduler, Walk};
-use crate::error::{Error, Result};
-use crate::models::unet::Class;
+use crate::diffusion::{Clip, Model, Precision, SamplerPlan, Scheduler};
+use crate::error::Result;
 use crate::nn::{self, Params, Scope};
 use crate::ops::arithmetic::affine;
 use crate::ops::denoising::{Row, bounds, denoise, timestep_of_row};
@@ -24,18 +24,28 @@ use crate::program::{Plan, Program, Sharing};
 use crate::recipe::{Recipe, Rng};
 use crate::state::State;
 use crate::tape::{Tape, Tensor};
+use crate::tensor::DType;
 use crate::torch::Generator;
 
 /// How to draw samples.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// Of all noise.
     pub seed: u64,
+    /// Reverse steps.
     pub steps: usize,
+    /// The solver, and the process that it reverses.
     pub scheduler: Scheduler,
+    /// Source of the noise.
     pub rng: Rng,
 }
 
 impl Options {
+    /// `steps` reverse steps of a scheduler, drawing with `seed`.
+    pub fn new(scheduler: Scheduler, steps: usize, seed: u64) -> Self {
+        Options { seed, steps, scheduler, rng: Rng::Denoir }
+    }
+
     /// The recipe's own.
     ///
     /// # Errors
@@ -58,6 +68,21 @@ impl Options {
     }
 }
 
+/// Any network that predicts from noisy samples, with the weights to sample with.
+#[derive(Clone)]
+pub struct Denoiser<'a> {
+    pub device: Device,
+    pub model: &'a Model,
+    /// Layout of the weights.
+    pub params: Rc<RefCell<Params>>,
+    /// The parameters, flat.
+    pub weights: Buffer,
+    /// `[H, W, C]` of a sample.
+    pub shape: [usize; 3],
+    /// Element type of the labels that the model takes, one for each sample; `None`: it takes none.
+    pub labels: Option<DType>,
+}
+
 /// A compiled step of the reverse process for `batch` samples.
 pub struct Sampler {
     noise: Program,
@@ -66,15 +91,15 @@ pub struct Sampler {
     size: usize,
     state: State,
     batch: usize,
-    class: Class,
-    walk: Walk,
+    labels: Option<DType>,
+    plan: SamplerPlan,
     timesteps: Vec<f64>,
-    given: Option<Given>,
+    torch: Option<TorchNoise>,
 }
 
 /// Noise of PyTorch's generator, which the host draws for all samples at once: a batch of them takes its
 /// part.
-struct Given {
+struct TorchNoise {
     generator: Generator,
     /// Samples of which the generator draws.
     whole: usize,
@@ -84,7 +109,7 @@ struct Given {
     place: usize,
 }
 
-impl Given {
+impl TorchNoise {
     /// The next noise of `batch` samples from `first` on, `[batch, H, W, C]`; drawn as `[whole, C, H, W]`.
     fn draw(&mut self, first: usize, batch: usize) -> Vec<f32> {
         let [h, w, c] = self.shape;
@@ -100,75 +125,66 @@ impl Given {
 }
 
 impl Sampler {
-    /// Compiles for samples of `[H, W, C]` from `weights`, the flat parameters in the layout of `params`.
+    /// Compiles a reverse step of the denoiser for `batch` samples.
     ///
     /// # Errors
-    /// When the sampler cannot walk so, or the model cannot be asked so; when memory is too small, or the driver
-    /// cannot build a kernel.
-    pub fn new(
-        device: &Device,
-        model: &Model,
-        params: &Rc<RefCell<Params>>,
-        weights: &Buffer,
-        recipe: &Recipe,
-        options: &Options,
-        [batch, h, w, c]: [usize; 4],
-    ) -> Result<Sampler> {
-        let walk = options.scheduler.walk(options.steps)?;
-        let timesteps = walk.timesteps();
-        recipe.unet.check_times(&timesteps)?;
-        let class = recipe.unet.class();
-        if let Class::Embedding(width) = class {
-            return Err(Error::usage(format!(
-                "class_embed_type is identity: the model takes a vector of {width} numbers as an image's class"
-            ))
-            .hint("samplers give it none; the library's `models::unet::unet` takes one"));
-        }
-        let given = options.rng == Rng::Torch;
-        let slots = walk.slots() + usize::from(given);
+    /// When the scheduler does not allow so many steps, memory is too small, or the driver cannot build a kernel.
+    pub fn new(denoiser: &Denoiser, options: &Options, batch: usize) -> Result<Sampler> {
+        let Denoiser { device, model, params, weights, shape: [h, w, c], labels } = denoiser;
+        let (h, w, c, labels) = (*h, *w, *c, *labels);
+        let plan = options.scheduler.plan(options.steps)?;
+        let timesteps = plan.timesteps();
+        let torch = options.rng == Rng::Torch;
+        let slots = plan.slots() + usize::from(torch);
 
         let tape = Tape::new();
         let x = tape.stored("x", 0, [batch, h, w, c]);
         let kept = tape.stored("kept", 0, [1 + slots, batch, h, w, c]);
         let state = tape.stored_u32("state", [State::WORDS]);
-        let rows = tape.stored("denoising", 0, [walk.steps.len(), Row::COLUMNS]);
+        let rows = tape.stored("denoising", 0, [plan.steps.len(), Row::COLUMNS]);
         let t = timestep_of_row(batch, &rows, &state);
-        let labels = class.tensor(&tape, batch);
-        let out = model(&Scope::new(&tape, params), &x, &t, labels.as_ref());
-        let bound = match walk.clip {
+        let classes = labels.map(|element| match element {
+            DType::U32 => tape.stored_u32("labels", [batch]),
+            DType::F32 => tape.stored("labels", 0, [batch]),
+        });
+        let out = model(&Scope::new(&tape, params), &x, &t, classes.as_ref());
+        let bound = match plan.clip {
             Clip::Dynamic { ratio, most } => Some(bounds(&x, &out, &rows, &state, ratio, most as f32)),
             _ => None,
         };
         denoise(&x, &out, &rows, &state, &kept, bound.as_ref());
-        let plan = Plan::new(&tape, &[], device);
-        let step = Program::compile(&plan, device, &[(nn::STORE, weights)], Sharing::Shared)?;
-        step.write("denoising", &walk.table(given))?;
+        let step = Program::compile(
+            &Plan::new(&tape, &[], device),
+            device,
+            &[(nn::STORE, weights)],
+            Sharing::Shared,
+        )?;
+        step.write("denoising", &plan.table(torch))?;
 
         let begin = Tape::new();
         let begin_state = begin.stored_u32("state", [State::WORDS]);
         let mut noise = gaussian([batch, h, w, c], Stream::Start, &begin_state);
-        if walk.start != 1.0 {
-            noise = affine(&noise, walk.start as f32, 0.0);
+        if plan.start != 1.0 {
+            noise = affine(&noise, plan.start as f32, 0.0);
         }
         begin.place(&noise, "x", 0);
-        let plan = Plan::new(&begin, &[], device);
         let stores = [("x", step.store("x")), ("state", step.store("state"))];
-        let noise = Program::compile(&plan, device, &stores, Sharing::Shared)?;
-        let given = given.then(|| Given {
+        let noise = Program::compile(&Plan::new(&begin, &[], device), device, &stores, Sharing::Shared)?;
+        let torch = torch.then(|| TorchNoise {
             generator: Generator::new(options.seed),
             whole: batch,
             shape: [h, w, c],
             place: slots * batch * h * w * c,
         });
         let state = State { seed: options.seed, ..State::default() };
-        Ok(Sampler { noise, step, size: batch * h * w * c, x, state, batch, class, walk, timesteps, given })
+        Ok(Sampler { noise, step, size: batch * h * w * c, x, state, batch, labels, plan, timesteps, torch })
     }
 
     /// How many samples belong together, of which this sampler draws a part. PyTorch's generator draws the
     /// noise of all at once.
-    pub fn set_whole(&mut self, whole: usize) {
-        if let Some(given) = &mut self.given {
-            given.whole = whole;
+    pub(crate) fn set_whole(&mut self, whole: usize) {
+        if let Some(torch) = &mut self.torch {
+            torch.whole = whole;
         }
     }
 
@@ -184,7 +200,7 @@ impl Sampler {
         watch: impl FnMut(usize, f64, &Sampler) -> Result<()>,
     ) -> Result<Vec<f32>> {
         self.begin(first)?;
-        self.walk(0, first, labels, watch)
+        self.run_steps(0, first, labels, watch)
     }
 
     /// The noise that samples number `first` and on start from.
@@ -197,18 +213,18 @@ impl Sampler {
     }
 
     fn begin(&mut self, first: u32) -> Result<()> {
-        if let Some(given) = &mut self.given {
-            given.generator = Generator::new(self.state.seed);
-            let start = self.walk.start as f32;
-            let noise = given.draw(first as usize, self.batch);
+        if let Some(torch) = &mut self.torch {
+            torch.generator = Generator::new(self.state.seed);
+            let start = self.plan.start as f32;
+            let noise = torch.draw(first as usize, self.batch);
             return self.step.write("x", &noise.into_iter().map(|v| v * start).collect::<Vec<f32>>());
         }
         self.noise.write("state", &State { first_sample: first, ..self.state }.words())?;
         self.noise.run()
     }
 
-    /// As [`Sampler::run`], from `x` at the timestep of row `row` on; a solver that goes by earlier steps must
-    /// begin with row 0.
+    /// As [`Sampler::run`], from `x` at the timestep of row `row` on; a solver that goes by earlier steps
+    /// must begin with row 0.
     ///
     /// # Errors
     /// As [`Sampler::run`].
@@ -224,15 +240,15 @@ impl Sampler {
         labels: &[u32],
         watch: impl FnMut(usize, f64, &Sampler) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        assert!(row == 0 || self.walk.slots() == 0, "run_from: row {row} of a solver with a history");
-        if let Some(given) = &mut self.given {
-            given.generator = Generator::new(self.state.seed);
+        assert!(row == 0 || self.plan.slots() == 0, "run_from: row {row} of a solver with a history");
+        if let Some(torch) = &mut self.torch {
+            torch.generator = Generator::new(self.state.seed);
         }
         self.step.write("x", x)?;
-        self.walk(row, first, labels, watch)
+        self.run_steps(row, first, labels, watch)
     }
 
-    fn walk(
+    fn run_steps(
         &mut self,
         from: usize,
         first: u32,
@@ -242,10 +258,10 @@ impl Sampler {
         self.set_labels(labels)?;
         for row in from..self.timesteps.len() {
             self.set_row(row, first)?;
-            if let (Some(given), true) = (&mut self.given, self.walk.steps[row].draws) {
-                let noise = given.draw(first as usize, self.batch);
+            if let (Some(torch), true) = (&mut self.torch, self.plan.steps[row].draws) {
+                let noise = torch.draw(first as usize, self.batch);
                 let kept = self.step.store("kept");
-                self.step.device().write(kept, 4 * given.place, bytemuck::cast_slice(&noise))?;
+                self.step.device().write(kept, 4 * torch.place, bytemuck::cast_slice(&noise))?;
             }
             self.step.run()?;
             watch(row, self.timesteps[row], self)?;
@@ -255,30 +271,20 @@ impl Sampler {
 
     /// Says what class each sample is of, for models with classes.
     ///
-    /// # Errors
-    /// When the driver reports an error.
-    ///
     /// # Panics
     /// When that is not a label for each sample.
     #[track_caller]
     pub fn set_labels(&self, labels: &[u32]) -> Result<()> {
-        if self.class == Class::None {
-            return Ok(());
-        }
+        let Some(element) = self.labels else { return Ok(()) };
         assert_eq!(labels.len(), self.batch, "a label for each sample");
-        match self.class {
-            Class::Value => {
-                self.step.write("labels", &labels.iter().map(|&l| l as f32).collect::<Vec<f32>>())
-            }
-            _ => self.step.write("labels", labels),
+        match element {
+            DType::F32 => self.step.write("labels", &labels.iter().map(|&l| l as f32).collect::<Vec<f32>>()),
+            DType::U32 => self.step.write("labels", labels),
         }
     }
 
     /// Says which row's reverse step [`Sampler::program`] takes next, of samples number `first` and on.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
-    pub fn set_row(&mut self, row: usize, first: u32) -> Result<()> {
+    pub(crate) fn set_row(&mut self, row: usize, first: u32) -> Result<()> {
         let state = State { row: row as u32, first_sample: first, ..self.state };
         self.step.write("state", &state.words())
     }
@@ -289,7 +295,7 @@ impl Sampler {
     }
 
     /// As [`Sampler::program`], to run them.
-    pub fn program_mut(&mut self) -> &mut Program {
+    pub(crate) fn program_mut(&mut self) -> &mut Program {
         &mut self.step
     }
 
@@ -318,6 +324,6 @@ impl Sampler {
 
     /// alpha-bar of the samples that the step of row `row` begins with.
     pub fn alpha_bar(&self, row: usize) -> f64 {
-        self.walk.steps[row].alpha_bar
+        self.plan.steps[row].alpha_bar
     }
 }

@@ -1,8 +1,8 @@
 //! The random numbers of PyTorch's CPU generator, so that its seeds give its pictures.
 //!
 //! MT19937 (Matsumoto & Nishimura 1998), read as ATen reads it (`CPUGeneratorImpl`, `DistributionsHelper.h`,
-//! `DistributionTemplates.h`). Normal numbers agree to rounding: PyTorch's own differ in the last bit from one
-//! processor to another.
+//! `DistributionTemplates.h`). Normal numbers agree to rounding: PyTorch's own differ in the last bit from
+//! one processor to another.
 
 const N: usize = 624;
 const M: usize = 397;
@@ -62,7 +62,7 @@ impl Generator {
     }
 
     /// `tensor.uniform_(-bound, bound)`.
-    pub fn fill_uniform(&mut self, out: &mut [f32], bound: f32) {
+    pub(crate) fn fill_uniform(&mut self, out: &mut [f32], bound: f32) {
         for value in out {
             *value = self.uniform() * (bound - -bound) + -bound;
         }

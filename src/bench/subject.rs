@@ -12,9 +12,9 @@ use crate::error::Result;
 use crate::models::vae;
 use crate::nn::{self, Scope};
 use crate::program::{Plan, Program, Sharing, Span};
-use crate::sample::{Options, Sampler};
+use crate::sample::{Options, Sampler, Source};
 use crate::tape::{Tape, Tensor};
-use crate::train::Trainer;
+use crate::train::RecipeTrainer;
 
 /// The part of a workload that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -30,7 +30,7 @@ pub enum Kind {
 pub struct Subject(Inner);
 
 enum Inner {
-    Training(Box<Trainer>, Batch),
+    Training(Box<RecipeTrainer>, Batch),
     Sampling(Box<Sampler>, usize),
     Decoding(Box<Program>, Tensor),
 }
@@ -53,12 +53,10 @@ impl Subject {
                     decoder(workload, device, &weights)?
                 } else {
                     let recipe = &workload.recipe;
-                    let [h, w, c] = workload.image();
                     let options = Options { steps: recipe.timesteps, ..Options::of(recipe)? };
-                    let shape = [workload.batch(), h, w, c];
-                    let model = workload.model();
-                    let mut sampler =
-                        Sampler::new(device, &*model, &params, &weights, recipe, &options, shape)?;
+                    let (model, params, weights) = (&*workload.model(), &params, &weights);
+                    let source = Source { device, model, params, weights, recipe, codec: None };
+                    let mut sampler = source.sampler(&options, workload.batch())?;
                     sampler.start(0)?;
                     sampler.set_labels(&workload.data().labels)?;
                     Inner::Sampling(Box::new(sampler), 0)
@@ -109,7 +107,7 @@ impl Subject {
     fn run(&mut self, mut run: impl FnMut(&mut Program) -> Result<()>) -> Result<()> {
         match &mut self.0 {
             Inner::Training(trainer, batch) => {
-                trainer.advance_by(|| Ok(batch.clone()), run)?;
+                trainer.step_by(|| Ok(batch.clone()), run)?;
                 Ok(())
             }
             Inner::Sampling(sampler, row) => {
@@ -132,8 +130,8 @@ impl Subject {
     #[track_caller]
     pub(super) fn same_step(&mut self) -> Result<f32> {
         let Inner::Training(trainer, batch) = &mut self.0 else { panic!("only training has a loss") };
-        trainer.draw_as_after(0);
-        Ok(trainer.advance(|| Ok(batch.clone()))?.loss)
+        trainer.set_step(0);
+        Ok(trainer.step_by(|| Ok(batch.clone()), Program::run)?.loss)
     }
 
     /// Result of the first reverse step, or of the decoder.

@@ -9,13 +9,12 @@ use crate::device::Device;
 use crate::diffusion::Model;
 use crate::error::{Error, Result};
 use crate::models::arena::{ArenaConfig, arena};
-use crate::models::{model_of, params_of, params_of_model};
 use crate::nn::Params;
 use crate::optim::LrSchedule;
 use crate::philox::{Stream, draw, uniform};
-use crate::recipe::{self, Recipe, System};
+use crate::recipe::{self, Recipe, System, model_of, params_of, params_of_model};
 use crate::run::Run;
-use crate::train::Trainer;
+use crate::train::RecipeTrainer;
 
 /// A row of the table of workloads.
 struct Fixed {
@@ -213,11 +212,11 @@ impl Workload {
     /// The training step, as `denoir train` compiles it.
     ///
     /// # Errors
-    /// As [`Trainer::new`].
-    pub fn trainer(&self, device: &Device) -> Result<Trainer> {
+    /// As [`RecipeTrainer::new`].
+    pub fn trainer(&self, device: &Device) -> Result<RecipeTrainer> {
         match self.network {
-            Network::OfRecipe => Trainer::new(&self.recipe, device, None, None),
-            Network::Arena => Trainer::with_model(&self.recipe, device, self.model()),
+            Network::OfRecipe => RecipeTrainer::new(&self.recipe, device, None, None),
+            Network::Arena => RecipeTrainer::with_model(&self.recipe, device, self.model()),
         }
     }
 

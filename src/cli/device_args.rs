@@ -9,7 +9,7 @@ use super::output::check_folder_of;
 use super::{bar, note};
 use crate::device::Device;
 use crate::device::gpu::Gpu;
-use crate::device::gpu::tuning::{Told, Tuning};
+use crate::device::gpu::tuning::{Tuning, TuningEvent};
 use crate::error::Result;
 
 #[derive(clap::Args)]
@@ -73,11 +73,11 @@ pub fn tune(gpu: &Gpu, file: Option<&PathBuf>, times: bool) -> Result<()> {
 }
 
 /// Shows the progress of tuning on standard error.
-fn progress() -> impl FnMut(Told) + Send {
+fn progress() -> impl FnMut(TuningEvent) + Send {
     let mut shown = None::<ProgressBar>;
     let mut noted = None::<Instant>;
     move |event| match event {
-        Told::Timing { done, all, launch } => {
+        TuningEvent::Timing { done, all, launch } => {
             let template = "tuning kernels {bar:30} {pos}/{len} {eta} left  {msg}";
             let bar = shown.get_or_insert_with(|| bar(all as u64, template));
             bar.set_message(launch.to_owned());
@@ -87,12 +87,12 @@ fn progress() -> impl FnMut(Told) + Send {
                 note(&format!("tuning kernels: {done} of {all}"));
             }
         }
-        Told::Done => {
+        TuningEvent::Done => {
             if let Some(bar) = shown.take() {
                 bar.finish_and_clear();
             }
         }
-        Told::Warning(text) => match &shown {
+        TuningEvent::Warning(text) => match &shown {
             Some(bar) => bar.suspend(|| note(text)),
             None => note(text),
         },

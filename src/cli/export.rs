@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use super::print;
 use crate::checkpoint::{self, Loaded};
-use crate::diffusers::{self, Part};
+use crate::diffusers::{self, Component};
 use crate::error::{Error, Result};
-use crate::models::params_of;
-use crate::recipe::System;
+use crate::recipe::{System, params_of};
 use crate::run::Run;
 
 #[derive(clap::Args)]
@@ -25,9 +24,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let folder = &arguments.folder;
     diffusers::check_free(folder)?;
     let (loaded, run) = Run::checkpoint_of(&arguments.run)?;
-    let model = part(&loaded, &arguments.weights)?;
+    let model = component(&loaded, &arguments.weights)?;
     let vae = match (model.recipe.system, run) {
-        (System::Ldm, Some(run)) => Some(part(&checkpoint::load(&run.vae_path())?, "ema")?),
+        (System::Ldm, Some(run)) => Some(component(&checkpoint::load(&run.vae_path())?, "ema")?),
         (System::Ldm, None) => {
             return Err(Error::new(format!("{} is outside its run folder", arguments.run.display()))
                 .hint("give the run: its VAE is needed too"));
@@ -38,8 +37,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     print(&format!("{}\n", folder.display()))
 }
 
-fn part(loaded: &Loaded, set: &str) -> Result<Part> {
+fn component(loaded: &Loaded, set: &str) -> Result<Component> {
     loaded.recipe.validate().map_err(Error::in_a_file)?;
     let weights = loaded.set(set, &params_of(&loaded.recipe).borrow())?;
-    Ok(Part { recipe: loaded.recipe.clone(), weights })
+    Ok(Component { recipe: loaded.recipe.clone(), weights })
 }

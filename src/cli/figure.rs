@@ -9,7 +9,7 @@ use super::output::check_folder_of;
 use super::{bar, note, note_warnings, print, ticks};
 use crate::checkpoint;
 use crate::codec::Codec;
-use crate::data::{Pictures, open_to_judge};
+use crate::data::{Options as DataOptions, open_for_evaluation};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::figures;
@@ -187,10 +187,10 @@ impl Arguments {
                 .hint(format!("it must be from 1 to {}", recipe.timesteps)));
         }
         if matches!(self.kind, Kind::Interpolation | Kind::CoarseToFine | Kind::Branches) {
-            let walk = options.scheduler.walk(options.steps)?;
-            let draws = walk.steps.iter().any(|step| step.draws);
-            // These begin on the way, and branches part by their noise.
-            if walk.slots() > 0 || self.kind == Kind::Branches && !draws {
+            let plan = options.scheduler.plan(options.steps)?;
+            let draws = plan.steps.iter().any(|step| step.draws);
+            // These begin inside the reverse process, and branches differ by their noise.
+            if plan.slots() > 0 || self.kind == Kind::Branches && !draws {
                 options.scheduler = recipe.sampler("ddpm")?;
             }
         }
@@ -220,8 +220,8 @@ impl Arguments {
     fn images(&self, recipe: &Recipe, image: [usize; 3], count: usize) -> Result<(Vec<f32>, Vec<u32>)> {
         let [side, _, channels] = image;
         let spec = self.data.as_deref().unwrap_or(&recipe.data);
-        let pictures = Pictures { image_size: side, ..recipe.pictures(channels) };
-        let (data, held_out) = open_to_judge(spec, pictures)?;
+        let pictures = DataOptions { image_size: side, ..recipe.pictures(channels) };
+        let (data, held_out) = open_for_evaluation(spec, &pictures)?;
         if !held_out {
             note("note: the folder is too small to hold images out");
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{bar, note, note_warnings};
-use crate::data::{Split, open_for, read_picture};
+use crate::data::{open, read_picture};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
@@ -54,7 +54,7 @@ impl Input {
                     .hint("give picture files, or one data SPEC"));
             }
         };
-        let data = open_for(spec, recipe.pictures(channels), Split::Train)?;
+        let data = open(spec, &recipe.pictures(channels))?;
         let count = match (data.len(), self.count) {
             (Some(len), wanted) => {
                 if wanted.is_some_and(|wanted| wanted > len) {

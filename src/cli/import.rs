@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use super::{note, print, thousands};
 use crate::checkpoint::{self, Values};
-use crate::diffusers::{self, Part};
+use crate::diffusers::{self, Component};
 use crate::error::{Error, Result};
-use crate::models::params_of;
-use crate::recipe::{Recipe, System};
+use crate::recipe::{Recipe, System, params_of};
 use crate::run::Run;
 
 #[derive(clap::Args)]
@@ -40,7 +39,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     for remark in &folder.remarks {
         note(&format!("note: {remark}"));
     }
-    let Part { recipe: found, weights } = folder.model;
+    let Component { recipe: found, weights } = folder.model;
     let recipe = changed(&found, arguments)?;
     let params = params_of(&recipe);
     let params = params.borrow();
@@ -52,7 +51,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let rest = vec![0.0; weights.len()];
     let values = Values { sets: [weights.clone(), weights, rest.clone(), rest] };
-    checkpoint::save(&run.checkpoint_path(0), &params, 0, &recipe, &values)?;
+    checkpoint::save(&run.checkpoint_path(0), &params, 0, Some(&recipe), &values)?;
     // Last: it makes the folder a run.
     run.write_recipe(&recipe)?;
     let (next, command) = match (recipe.check_trainable(), recipe.system) {

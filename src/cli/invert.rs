@@ -11,7 +11,7 @@ use crate::diffusion::Spacing;
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
 use crate::sample::Trained;
-use crate::sample::inversion::{self, Way};
+use crate::sample::inversion::{self, InversionConfig};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -49,13 +49,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     check_class(recipe, arguments.class)?;
     let scheduler = recipe.sampler("ddim-inverse")?;
-    let way = Way {
+    let config = InversionConfig {
         steps: arguments.steps.unwrap_or_else(|| scheduler.usual_steps()),
         spacing: arguments.spacing.unwrap_or(scheduler.spacing),
         class: arguments.class,
     };
     // An error appears before the work begins.
-    let options = way.options(recipe, "ddim-inverse")?;
+    let options = config.options(recipe, "ddim-inverse")?;
     let (source, shape) = (trained.source(), recipe.diffused());
     let (pixels, numbers) = (source.image().iter().product::<usize>(), shape.iter().product::<usize>());
     let mut images = Vec::new();
@@ -64,10 +64,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Ok(())
     })?;
     let count = images.len() / pixels;
-    note(&format!("{count} images, {} steps, on {}", way.steps, device.describe()));
+    note(&format!("{count} images, {} steps, on {}", config.steps, device.describe()));
     let progress = bar(source.work(&options, count)?, "inverting {bar:30} {percent}% {eta} left");
-    let noise = source.invert(&way, &images, ticks(&progress))?;
+    let noise = source.invert(&config, &images, ticks(&progress))?;
     progress.finish_and_clear();
-    inversion::write(out, &noise, shape, &way)?;
+    inversion::write(out, &noise, shape, &config)?;
     print(&format!("{}\n", out.display()))
 }

@@ -9,7 +9,7 @@ use crate::diffusion::{self, Method, Sigmas, Spacing};
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
 use crate::recipe::{Recipe, Rng};
-use crate::sample::inversion::{self, Way};
+use crate::sample::inversion::{self, InversionConfig};
 use crate::sample::{Options, Trained};
 
 #[derive(clap::Args)]
@@ -58,10 +58,10 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    fn options(&self, recipe: &Recipe, way: Option<&Way>) -> Result<Options> {
-        let mut scheduler = match (self.sampler.as_deref(), way) {
+    fn options(&self, recipe: &Recipe, config: Option<&InversionConfig>) -> Result<Options> {
+        let mut scheduler = match (self.sampler.as_deref(), config) {
             // `--sampler ddim` is what --noise means anyway.
-            (None | Some("ddim"), Some(way)) => way.options(recipe, "ddim")?.scheduler,
+            (None | Some("ddim"), Some(config)) => config.options(recipe, "ddim")?.scheduler,
             (Some(name), _) => recipe.sampler(name)?,
             (None, None) => recipe.scheduler()?,
         };
@@ -89,7 +89,7 @@ impl Arguments {
             None => {}
         }
         let timesteps = recipe.timesteps;
-        let usual = || way.map_or_else(|| scheduler.usual_steps(), |way| way.steps);
+        let usual = || config.map_or_else(|| scheduler.usual_steps(), |config| config.steps);
         let steps = self.steps.unwrap_or_else(usual);
         if steps == 0 || steps > timesteps {
             return Err(
@@ -99,7 +99,7 @@ impl Arguments {
         let seed = self.seed.unwrap_or(recipe.seed);
         let options = Options { seed, steps, scheduler, rng: Rng::Denoir }.with_rng(self.rng);
         // An error appears before the work begins.
-        options.scheduler.walk(steps)?;
+        options.scheduler.plan(steps)?;
         Ok(options)
     }
 }
@@ -112,8 +112,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let recipe = trained.recipe();
     let found = arguments.noise.as_ref().map(|path| inversion::read(path, recipe.diffused())).transpose()?;
-    let options = arguments.options(recipe, found.as_ref().map(|(_, way)| way))?;
-    let found_class = found.as_ref().and_then(|(_, way)| way.class);
+    let options = arguments.options(recipe, found.as_ref().map(|(_, config)| config))?;
+    let found_class = found.as_ref().and_then(|(_, config)| config.class);
     check_class(recipe, arguments.class.or(found_class))?;
     // An error appears before the work begins.
     let out = Target::new(&arguments.out)?;

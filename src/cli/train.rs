@@ -133,7 +133,7 @@ fn dry_run(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<()
 fn train(session: &mut Session, device: &Device, started: Instant) -> Result<()> {
     let (recipe, folder) = (session.recipe().clone(), session.run_folder().folder().display().to_string());
     let parameters = session.trainer().params().borrow().count();
-    let first = session.trainer().step();
+    let first = session.trainer().done();
     note(&format!(
         "{} on {}: {} parameters, into {folder}",
         recipe.name,

@@ -1,5 +1,4 @@
-//! Painting with signed distances: shapes with soft edges, one pixel wide at any size, and strokes of a
-//! pen.
+//! Painting with signed distances: shapes with soft edges, one pixel wide at any size, and strokes of a pen.
 
 /// A point, x to the right, y down.
 pub(super) type Point = [f32; 2];
@@ -28,7 +27,7 @@ impl<'a> Canvas<'a> {
     }
 
     /// Paints where `distance` is negative; it is zero on the edge and grows by 1 a unit outwards. `low`
-    /// to `high` is a box around the shape: nothing outside is looked at.
+    /// to `high` is a box around the shape: no pixel outside is visited.
     pub(super) fn fill(&mut self, low: Point, high: Point, color: [f32; 3], distance: impl Fn(Point) -> f32) {
         let size = self.size as f32;
         let span = |k: usize| {
@@ -55,7 +54,13 @@ impl<'a> Canvas<'a> {
         self.fill(low, high, color, |p| ellipse(p, center, radii));
     }
 
-    /// A line through `points`, with round ends, never thinner than the eye can follow at this size.
+    /// `corner`: radius of the corners.
+    pub(super) fn rounded_box(&mut self, center: Point, radii: Point, corner: f32, color: [f32; 3]) {
+        let (low, high) = around(center, radii);
+        self.fill(low, high, color, |p| rounded_box(p, center, radii, corner));
+    }
+
+    /// A line through `points`, with round ends, at least a pixel thick.
     pub(super) fn line(&mut self, points: &[Point], radius: f32, color: [f32; 3]) {
         let radius = radius.max(0.5 / self.size as f32);
         let extreme = |k: usize, f: fn(f32, f32) -> f32| points.iter().map(|p| p[k]).reduce(f).unwrap_or(0.0);

@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::stored::Stored;
+use super::in_memory::InMemory;
 use super::{Options, Split};
 use crate::error::{Error, Result};
 
@@ -17,9 +17,7 @@ const MAX_BYTES: u64 = 10 * 10_000 * RECORD as u64;
 const NAMES: [&str; 10] =
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
-/// # Errors
-/// Files that are missing or of a wrong size, labels and class names that are not ten.
-pub(super) fn open(dir: &Path, options: &Options) -> Result<Stored> {
+pub(super) fn open(dir: &Path, options: &Options) -> Result<InMemory> {
     let files: Vec<String> = match options.split {
         Split::Train => (1..=5).map(|i| format!("data_batch_{i}.bin")).collect(),
         Split::HeldOut => vec!["test_batch.bin".to_owned()],
@@ -29,7 +27,7 @@ pub(super) fn open(dir: &Path, options: &Options) -> Result<Stored> {
     for file in files {
         read(&dir.join(file), &mut pixels, &mut labels)?;
     }
-    Ok(Stored::new(pixels, labels, names(&dir.join("batches.meta.txt"))?, [32, 32, 3], options))
+    Ok(InMemory::new(pixels, labels, names(&dir.join("batches.meta.txt"))?, [32, 32, 3], options))
 }
 
 /// The folder that holds the files: DIR, or the one that the archive unpacks to.

@@ -1,14 +1,14 @@
 //! `digits`: handwritten digits without end, from a simulated pen; white on black and placed as in MNIST.
 //!
-//! A skeleton (`digit_shapes`) is shaken point by point, drawn as a smooth curve, bent, slanted, turned
+//! A skeleton (`digit_shapes`) has noise added point by point, drawn as a smooth curve, bent, slanted, turned
 //! and stretched, brought to MNIST's size and place (20 of 28 pixels, centred by mass) and inked by its
 //! distance from each pixel.
 
 use std::f32::consts::{PI, TAU};
 
 use super::canvas::{Point, curve, segment};
-use super::dice::{Dice, Generator};
 use super::digit_shapes::DIGITS;
+use super::rng::{Generator, PictureRng};
 use super::{Dataset, Options, Split};
 use crate::error::Result;
 
@@ -52,14 +52,14 @@ impl Dataset for Digits {
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
         let [size, _, channels] = self.shape;
         assert_eq!(out.len(), size * size * channels, "read: `out` is not {:?}", self.shape);
-        let mut dice = Dice::new(self.seed, Generator::Digits, self.split, index);
-        let digit = dice.below(10);
-        let strokes = write(&mut dice, digit, size as f32);
+        let mut rng = PictureRng::new(self.seed, Generator::Digits, self.split, index);
+        let digit = rng.below(10);
+        let strokes = write(&mut rng, digit, size as f32);
         if channels == 1 {
-            ink(&mut dice, &strokes, size, out);
+            ink(&mut rng, &strokes, size, out);
         } else {
             let mut grey = vec![0.0; size * size];
-            ink(&mut dice, &strokes, size, &mut grey);
+            ink(&mut rng, &strokes, size, &mut grey);
             for (pixel, v) in out.chunks_exact_mut(channels).zip(grey) {
                 pixel.fill(v);
             }
@@ -69,33 +69,33 @@ impl Dataset for Digits {
 }
 
 /// The lines of one digit, in pixels of a picture of `size`.
-fn write(dice: &mut Dice, digit: usize, size: f32) -> Vec<Vec<Point>> {
-    let skeleton = dice.pick(DIGITS[digit]);
+fn write(rng: &mut PictureRng, digit: usize, size: f32) -> Vec<Vec<Point>> {
+    let skeleton = rng.pick(DIGITS[digit]);
     let mut strokes: Vec<Vec<Point>> = skeleton
         .iter()
         .map(|points| {
-            let points = shaken(dice, points);
+            let points = jittered(rng, points);
             let mut line = Vec::with_capacity(points.len() * STEPS);
             curve(&points, STEPS, &mut line);
             line
         })
         .collect();
-    let bend = Bend::new(dice);
+    let bend = Bend::new(rng);
     strokes.iter_mut().flatten().for_each(|p| *p = bend.apply(*p));
-    place(dice, &mut strokes, size);
+    place(rng, &mut strokes, size);
     strokes
 }
 
-/// The points of a skeleton, each moved a little; the two halves of a corner move together.
-fn shaken(dice: &mut Dice, points: &[Point]) -> Vec<Point> {
-    let mut shaken: Vec<Point> = Vec::with_capacity(points.len());
+/// The points of a skeleton in the unit square, with noise; the two points of a corner have the same.
+fn jittered(rng: &mut PictureRng, points: &[[u8; 2]]) -> Vec<Point> {
+    let mut jittered: Vec<Point> = Vec::with_capacity(points.len());
     for (i, p) in points.iter().enumerate() {
-        shaken.push(match shaken.last() {
+        jittered.push(match jittered.last() {
             Some(&last) if points[i - 1] == *p => last,
-            _ => [p[0] + dice.bell(0.014), p[1] + dice.bell(0.014)],
+            _ => p.map(|v| f32::from(v) / 100.0 + rng.bell(0.014)),
         });
     }
-    shaken
+    jittered
 }
 
 /// A hand's way of writing: a slow wave in each direction, then stretching, slanting and turning.
@@ -105,10 +105,10 @@ struct Bend {
 }
 
 impl Bend {
-    fn new(dice: &mut Dice) -> Self {
-        let wave = [(); 2].map(|()| [dice.bell(0.016), dice.range(0.6, 1.2) * TAU, dice.range(0.0, TAU)]);
-        let (width, slant) = (0.82 * (1.0 + dice.bell(0.08)), 0.08 + dice.bell(0.09));
-        let (sin, cos) = (dice.bell(3.2) * PI / 180.0).sin_cos();
+    fn new(rng: &mut PictureRng) -> Self {
+        let wave = [(); 2].map(|()| [rng.bell(0.016), rng.range(0.6, 1.2) * TAU, rng.range(0.0, TAU)]);
+        let (width, slant) = (0.82 * (1.0 + rng.bell(0.08)), 0.08 + rng.bell(0.09));
+        let (sin, cos) = (rng.bell(3.2) * PI / 180.0).sin_cos();
         // Turning times slanting (x moves against y, which points down) times stretching.
         let matrix = [[cos * width, -slant * cos - sin], [sin * width, cos - slant * sin]];
         Bend { wave, matrix }
@@ -122,7 +122,7 @@ impl Bend {
 }
 
 /// Brings the lines to the size and place that MNIST gives its digits, in pixels.
-fn place(dice: &mut Dice, strokes: &mut [Vec<Point>], size: f32) {
+fn place(rng: &mut PictureRng, strokes: &mut [Vec<Point>], size: f32) {
     let (mut low, mut high) = ([f32::INFINITY; 2], [f32::NEG_INFINITY; 2]);
     // The centre of mass of a line of even thickness: its pieces' middles, weighed by their lengths.
     let (mut mass, mut moment) = (1e-6, [0.0; 2]);
@@ -143,11 +143,11 @@ fn place(dice: &mut Dice, strokes: &mut [Vec<Point>], size: f32) {
     }
     let largest = (high[0] - low[0]).max(high[1] - low[1]);
     // The pen's width, about a tenth of the box, comes on top of the lines.
-    let scale = 0.9 * BOX * size * (1.0 + dice.bell(0.03)) / largest;
+    let scale = 0.9 * BOX * size * (1.0 + rng.bell(0.03)) / largest;
     // Room for the pen at the border; a seven, whose mass lies high, would run over it otherwise.
     let margin = 3.2 / 28.0 * size;
     let shift = [0, 1].map(|k| {
-        let center = (0.5 + dice.bell(0.008)) * size - scale * moment[k] / mass;
+        let center = (0.5 + rng.bell(0.008)) * size - scale * moment[k] / mass;
         center.min(size - margin - scale * high[k]).max(margin - scale * low[k])
     });
     for p in strokes.iter_mut().flatten() {
@@ -156,13 +156,13 @@ fn place(dice: &mut Dice, strokes: &mut [Vec<Point>], size: f32) {
 }
 
 /// Draws the lines with a pen: 1 where it ran, -1 elsewhere, and a soft edge between. `out` `[size, size]`.
-fn ink(dice: &mut Dice, strokes: &[Vec<Point>], size: usize, out: &mut [f32]) {
+fn ink(rng: &mut PictureRng, strokes: &[Vec<Point>], size: usize, out: &mut [f32]) {
     let pixel = size as f32 / 28.0;
-    let radius = (1.45 + dice.bell(0.22)) * pixel;
+    let radius = (1.45 + rng.bell(0.22)) * pixel;
     // Pressure changes along the stroke.
-    let (swing, beat, phase) = (dice.range(0.0, 0.12), dice.range(0.05, 0.2), dice.range(0.0, TAU));
+    let (swing, beat, phase) = (rng.range(0.0, 0.12), rng.range(0.05, 0.2), rng.range(0.0, TAU));
     // The edge is a pixel wide at least; ink on paper, scanned, is a little softer.
-    let edge = (dice.range(0.9, 1.5) * pixel).max(1.0);
+    let edge = (rng.range(0.9, 1.5) * pixel).max(1.0);
     let width = |i: usize| radius * (1.0 + swing * (beat * i as f32 + phase).sin());
 
     // Each piece touches only the pixels around it; `out` keeps the depth below the surface of the ink.

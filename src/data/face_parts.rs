@@ -1,10 +1,10 @@
-//! What a cartoon face is made of: the choices that describe one, and their colours.
+//! The choices that describe a cartoon face, and their colours.
 
-use super::dice::Dice;
+use super::rng::PictureRng;
 
 pub(super) type Color = [f32; 3];
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) enum Mood {
     Smiling,
     Neutral,
@@ -19,7 +19,7 @@ pub(super) const MOODS: [(Mood, &str); 4] = [
     (Mood::Surprised, "surprised"),
 ];
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) enum Hair {
     Bald,
     Short,
@@ -38,7 +38,7 @@ const HAIRS: [(Hair, &str); 6] = [
     (Hair::Bun, "a bun of"),
 ];
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) enum Hat {
     None,
     Beanie,
@@ -85,23 +85,21 @@ const CLOTHS: [Color; 6] = [
     [0.95, 0.70, 0.20],
 ];
 
+/// A choice and its name in [`Face::describe`].
+type Named<T> = (T, &'static str);
+
 /// Everything that was chosen for one face. Lengths are in sides of the picture.
 pub(super) struct Face {
     pub mood: usize,
     pub glasses: bool,
     pub round_glasses: bool,
-    pub hair: Hair,
-    hair_name: &'static str,
-    pub hair_color: Color,
-    hair_color_name: &'static str,
-    pub hat: Hat,
-    hat_name: &'static str,
+    pub hair: Named<Hair>,
+    pub hair_color: Named<Color>,
+    pub hat: Named<Hat>,
     pub hat_color: Color,
-    pub background: Color,
-    background_name: &'static str,
+    pub background: Named<Color>,
     pub skin: Color,
-    pub iris: Color,
-    iris_name: &'static str,
+    pub iris: Named<Color>,
     pub shirt: Color,
     /// Middle of the face and half of its width and height.
     pub center: [f32; 2],
@@ -109,49 +107,37 @@ pub(super) struct Face {
     /// Half the distance between the eyes.
     pub eyes: f32,
     pub eye_size: f32,
-    /// How strongly the mood shows, about 1.
+    /// Strength of the mood, about 1.
     pub strength: f32,
-    /// Where the eyes look to, -1 to 1.
+    /// Direction of the eyes, -1 to 1.
     pub gaze: f32,
 }
 
 impl Face {
-    pub(super) fn new(dice: &mut Dice) -> Self {
-        let mood = dice.below(MOODS.len());
-        let glasses = dice.chance(0.5);
-        let round_glasses = dice.chance(0.5);
-        let (hair, hair_name) = dice.pick(&HAIRS);
-        let (hair_color, hair_color_name) = dice.pick(&HAIR_COLORS);
-        let (hat, hat_name) = dice.pick(&HATS);
-        // No hat fits over a bun.
-        let (hair, hair_name) =
-            if hat != Hat::None && hair == Hair::Bun { HAIRS[1] } else { (hair, hair_name) };
-        let (background, background_name) = dice.pick(&BACKGROUNDS);
-        let (iris, iris_name) = dice.pick(&IRISES);
-        let (skin, shirt, hat_color) = (dice.pick(&SKINS), dice.pick(&CLOTHS), dice.pick(&CLOTHS));
+    pub(super) fn new(rng: &mut PictureRng) -> Self {
+        let (mood, glasses, round_glasses) = (rng.below(MOODS.len()), rng.chance(0.5), rng.chance(0.5));
+        let (hair, hair_color, hat) = (rng.pick(&HAIRS), rng.pick(&HAIR_COLORS), rng.pick(&HATS));
+        let (background, iris) = (rng.pick(&BACKGROUNDS), rng.pick(&IRISES));
+        let (skin, shirt, hat_color) = (rng.pick(&SKINS), rng.pick(&CLOTHS), rng.pick(&CLOTHS));
         Face {
             mood,
             glasses,
             round_glasses,
-            hair,
-            hair_name,
+            // No hat fits over a bun.
+            hair: if hat.0 != Hat::None && hair.0 == Hair::Bun { HAIRS[1] } else { hair },
             hair_color,
-            hair_color_name,
             hat,
-            hat_name,
             hat_color,
             background,
-            background_name,
             skin,
             iris,
-            iris_name,
             shirt,
-            center: [0.5 + dice.bell(0.008), 0.50 + dice.bell(0.008)],
-            radii: [0.235 * (1.0 + dice.bell(0.03)), 0.285 * (1.0 + dice.bell(0.03))],
-            eyes: 0.105 * (1.0 + dice.bell(0.03)),
-            eye_size: 0.044 * (1.0 + dice.bell(0.05)),
-            strength: 1.0 + dice.bell(0.10),
-            gaze: dice.bell(0.35),
+            center: [0.5 + rng.bell(0.008), 0.50 + rng.bell(0.008)],
+            radii: [0.235 * (1.0 + rng.bell(0.03)), 0.285 * (1.0 + rng.bell(0.03))],
+            eyes: 0.105 * (1.0 + rng.bell(0.03)),
+            eye_size: 0.044 * (1.0 + rng.bell(0.05)),
+            strength: 1.0 + rng.bell(0.10),
+            gaze: rng.bell(0.35),
         }
     }
 
@@ -160,20 +146,19 @@ impl Face {
         self.mood as u32 * 2 + u32::from(self.glasses)
     }
 
+    /// `smiling, round glasses, long red hair, hat, blue eyes, pink background`.
     pub(super) fn describe(&self) -> String {
         let hair = match self.hair {
-            Hair::Bald => self.hair_name.to_owned(),
-            _ => format!("{} {} hair", self.hair_name, self.hair_color_name),
+            (Hair::Bald, name) => name.to_owned(),
+            (_, name) => format!("{name} {} hair", self.hair_color.1),
         };
         let glasses = match (self.glasses, self.round_glasses) {
             (false, _) => "",
             (true, true) => ", round glasses",
             (true, false) => ", square glasses",
         };
-        format!(
-            "{}{glasses}, {hair}{}, {} eyes, {} background",
-            MOODS[self.mood].1, self.hat_name, self.iris_name, self.background_name
-        )
+        let (mood, hat) = (MOODS[self.mood].1, self.hat.1);
+        format!("{mood}{glasses}, {hair}{hat}, {} eyes, {} background", self.iris.1, self.background.1)
     }
 }
 

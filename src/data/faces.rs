@@ -1,8 +1,8 @@
 //! `faces`: cartoon portraits in colour without end, labelled by their mood and whether they wear glasses.
 
 use super::canvas::{Canvas, Point, around, curve, ellipse, rounded_box};
-use super::dice::{Dice, Generator};
 use super::face_parts::{Color, Face, Hair, Hat, MOODS, Mood, classes};
+use super::rng::{Generator, PictureRng};
 use super::{Dataset, Options, Split};
 use crate::error::{Error, Result};
 
@@ -18,8 +18,6 @@ pub(super) struct Faces {
 }
 
 impl Faces {
-    /// # Errors
-    /// A size below 16, or grey pictures.
     pub(super) fn new(options: &Options) -> Result<Self> {
         if options.image_size < SMALLEST {
             return Err(Error::usage(format!("`faces` cannot be drawn in {} pixels", options.image_size))
@@ -34,7 +32,7 @@ impl Faces {
     }
 
     fn face(&self, index: u64) -> Face {
-        Face::new(&mut Dice::new(self.seed, Generator::Faces, self.split, index))
+        Face::new(&mut PictureRng::new(self.seed, Generator::Faces, self.split, index))
     }
 }
 
@@ -54,7 +52,7 @@ impl Dataset for Faces {
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
         assert_eq!(out.len(), self.size * self.size * 3, "read: `out` is not {:?}", self.shape());
         let face = self.face(index);
-        let mut canvas = Canvas::new(out, self.size, face.background);
+        let mut canvas = Canvas::new(out, self.size, face.background.0);
         face.paint(&mut canvas);
         canvas.finish();
         Ok(face.label())
@@ -71,7 +69,7 @@ fn shade(color: Color, by: f32) -> Color {
 }
 
 impl Face {
-    /// From back to front. The parts know their place relative to the middle of the face.
+    /// Paints from back to front; each part is placed relative to the middle of the face.
     fn paint(&self, canvas: &mut Canvas) {
         self.body(canvas);
         self.head(canvas);
@@ -91,29 +89,27 @@ impl Face {
     /// Hair behind the head, neck and shoulders.
     fn body(&self, canvas: &mut Canvas) {
         let [w, h] = self.radii;
-        if self.hair == Hair::Long {
+        if self.hair.0 == Hair::Long {
             let (center, radii) = (self.at(0.0, 0.09), [w + 0.055, h + 0.06]);
-            let (low, high) = around(center, radii);
-            canvas.fill(low, high, shade(self.hair_color, 0.8), |p| rounded_box(p, center, radii, w));
+            canvas.rounded_box(center, radii, w, shade(self.hair_color.0, 0.8));
         }
         canvas.ellipse(self.at(0.0, h + 0.29), [0.36, 0.22], self.shirt);
         let (center, radii) = (self.at(0.0, h + 0.02), [w * 0.38, 0.10]);
-        let (low, high) = around(center, radii);
-        canvas.fill(low, high, shade(self.skin, 0.85), |p| rounded_box(p, center, radii, 0.06));
+        canvas.rounded_box(center, radii, 0.06, shade(self.skin, 0.85));
     }
 
     fn head(&self, canvas: &mut Canvas) {
         let [w, h] = self.radii;
-        if self.hair == Hair::Bun {
-            canvas.ellipse(self.at(0.0, -h - 0.06), [0.10, 0.09], shade(self.hair_color, 0.85));
+        if self.hair.0 == Hair::Bun {
+            canvas.ellipse(self.at(0.0, -h - 0.06), [0.10, 0.09], shade(self.hair_color.0, 0.85));
         }
-        if self.hair == Hair::Curly {
+        if self.hair.0 == Hair::Curly {
             for i in 0..9 {
                 let (sin, cos) = (std::f32::consts::PI * (i as f32 / 8.0)).sin_cos();
                 canvas.ellipse(
                     self.at(-cos * (w + 0.02), -sin * (h - 0.01) - 0.02),
                     [0.085; 2],
-                    self.hair_color,
+                    self.hair_color.0,
                 );
             }
         }
@@ -126,7 +122,7 @@ impl Face {
     /// Hair over the forehead: a cap a little larger than the head, without what lies below the hairline.
     fn hair(&self, canvas: &mut Canvas) {
         let [w, h] = self.radii;
-        let (thick, line) = match self.hair {
+        let (thick, line) = match self.hair.0 {
             Hair::Bald => return,
             Hair::Short => (0.022, self.at(0.0, 0.17)),
             Hair::Parted => (0.030, self.at(0.09, 0.15)),
@@ -134,12 +130,12 @@ impl Face {
             Hair::Curly => (0.030, self.at(0.0, 0.16)),
             Hair::Bun => (0.020, self.at(0.0, 0.17)),
         };
-        let hole = if self.hair == Hair::Parted { [w * 1.22, h + 0.02] } else { [w * 1.02, h + 0.03] };
+        let hole = if self.hair.0 == Hair::Parted { [w * 1.22, h + 0.02] } else { [w * 1.02, h + 0.03] };
         let (center, radii) = (self.at(0.0, -0.01), [w + thick, h + thick]);
         let (low, high) = around(center, [radii[0], radii[1]]);
         // Below the ears there is no cap.
-        let bottom = self.center[1] + if self.hair == Hair::Long { 0.20 } else { 0.0 };
-        canvas.fill(low, [high[0], bottom + 0.02], self.hair_color, |p| {
+        let bottom = self.center[1] + if self.hair.0 == Hair::Long { 0.20 } else { 0.0 };
+        canvas.fill(low, [high[0], bottom + 0.02], self.hair_color.0, |p| {
             ellipse(p, center, radii).max(-ellipse(p, line, hole)).max(p[1] - bottom)
         });
     }
@@ -157,7 +153,7 @@ impl Face {
             let r = self.eye_size;
             canvas.ellipse(eye, [r * 1.1, r * wide], WHITE);
             let pupil = [eye[0] + 0.3 * r * self.gaze, eye[1] + 0.05 * r];
-            canvas.ellipse(pupil, [r * 0.66; 2], self.iris);
+            canvas.ellipse(pupil, [r * 0.66; 2], self.iris.0);
             canvas.ellipse(pupil, [r * 0.36; 2], DARK);
             // Inner ends up when frowning, as in a worried face.
             let tilt = if mood == Mood::Frowning { 0.026 * self.strength } else { -0.006 };
@@ -165,8 +161,11 @@ impl Face {
             let inner = [eye[0] - side * 0.045, brow - tilt];
             let outer = [eye[0] + side * 0.05, brow + tilt];
             let middle = [eye[0], (inner[1] + outer[1]) / 2.0 - if tilt > 0.0 { 0.0 } else { 0.012 }];
-            let color =
-                if self.hair == Hair::Bald { shade(self.skin, 0.45) } else { shade(self.hair_color, 0.75) };
+            let color = if self.hair.0 == Hair::Bald {
+                shade(self.skin, 0.45)
+            } else {
+                shade(self.hair_color.0, 0.75)
+            };
             canvas.line(&[inner, middle, outer], 0.012, color);
             if mood == Mood::Smiling {
                 let blush = [self.skin[0], self.skin[1] * 0.82, self.skin[2] * 0.82];
@@ -223,24 +222,17 @@ impl Face {
     fn hat(&self, canvas: &mut Canvas) {
         let [w, h] = self.radii;
         let brim = self.center[1] - h * 0.56;
-        let top = |canvas: &mut Canvas, radii: Point| {
-            let center = [self.center[0], brim];
-            let (low, high) = around(center, radii);
-            canvas.fill(low, high, self.hat_color, |p| ellipse(p, center, radii).max(p[1] - brim));
+        // Radii of the top; how far the brim stands out, and half its thickness.
+        let (radii, out, thick) = match self.hat.0 {
+            Hat::None => return,
+            Hat::Beanie => ([w + 0.035, h * 0.62 + 0.03], 0.005, 0.036),
+            Hat::Brim => ([w * 0.86, h * 0.66 + 0.03], 0.10, 0.024),
         };
-        match self.hat {
-            Hat::None => {}
-            Hat::Beanie => {
-                top(canvas, [w + 0.035, h * 0.62 + 0.03]);
-                let ends = [[self.center[0] - w - 0.005, brim], [self.center[0] + w + 0.005, brim]];
-                canvas.line(&ends, 0.036, shade(self.hat_color, 0.75));
-            }
-            Hat::Brim => {
-                top(canvas, [w * 0.86, h * 0.66 + 0.03]);
-                let ends = [[self.center[0] - w - 0.10, brim], [self.center[0] + w + 0.10, brim]];
-                canvas.line(&ends, 0.024, shade(self.hat_color, 0.75));
-            }
-        }
+        let center = [self.center[0], brim];
+        let (low, high) = around(center, radii);
+        canvas.fill(low, high, self.hat_color, |p| ellipse(p, center, radii).max(p[1] - brim));
+        let ends = [[self.center[0] - w - out, brim], [self.center[0] + w + out, brim]];
+        canvas.line(&ends, thick, shade(self.hat_color, 0.75));
     }
 }
 
@@ -283,16 +275,16 @@ mod tests {
 
     #[test]
     fn glasses_and_moods_change_pixels_where_they_sit() {
-        let mut face = Face::new(&mut Dice::new(1, Generator::Faces, Split::Train, 3));
+        let mut face = Face::new(&mut PictureRng::new(1, Generator::Faces, Split::Train, 3));
         let paint = |face: &Face| {
             let mut out = vec![0.0; 64 * 64 * 3];
-            face.paint(&mut Canvas::new(&mut out, 64, face.background));
+            face.paint(&mut Canvas::new(&mut out, 64, face.background.0));
             out
         };
         let rows = |a: &[f32], b: &[f32]| -> Vec<usize> {
             (0..64).filter(|y| a[y * 192..(y + 1) * 192] != b[y * 192..(y + 1) * 192]).collect()
         };
-        (face.mood, face.glasses, face.hat) = (1, false, Hat::None);
+        (face.mood, face.glasses, face.hat) = (1, false, (Hat::None, ""));
         let plain = paint(&face);
         face.glasses = true;
         let with_glasses = rows(&plain, &paint(&face));

@@ -1,25 +1,24 @@
 //! `images:DIR`: a folder of pictures in any common format; the folders directly in it are the classes.
 //!
-//! Pictures are decoded when they are read. One that cannot be decoded is reported once, and the next
-//! good one in the list stands in for it: a choice that depends on the files alone, so every run makes
-//! the same.
+//! Pictures are decoded when they are read. One that cannot be decoded is reported once, and the next good
+//! one in the list stands in for it: a choice that depends on the files alone, so every run makes the same.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 
+use super::in_memory::write;
 use super::loader::panic_text;
 use super::picture::{fit, from_u8};
 use super::scan::pictures;
-use super::stored::write;
 use super::{Dataset, Options, Resize, Split, check};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, lock};
+use crate::files::fnv1a;
 
-/// Memory that decoding one picture may take: 80 megapixels of RGB. It is needed once for each loader
-/// thread.
+/// Memory that decoding one picture may take: 80 megapixels of RGB. It is needed once for each loader thread.
 const MAX_DECODED: u64 = 256 << 20;
 /// Memory for finished pictures, so that a set of moderate size is decoded in the first epoch only.
 const CACHE: u64 = 512 << 20;
@@ -41,12 +40,10 @@ pub(super) struct Folder {
     resize: Resize,
     /// `[H, W, C]` bytes of the pictures read so far; empty if they would not all fit.
     cache: Vec<OnceLock<Box<[u8]>>>,
-    /// What is wrong with the pictures that could not be decoded.
+    /// The errors of pictures that could not be decoded, by index.
     bad: Mutex<BTreeMap<usize, String>>,
 }
 
-/// # Errors
-/// A folder without pictures, with too few to hold some out, or without one that can be read.
 pub(super) fn open(dir: &Path, options: &Options) -> Result<Folder> {
     let found = pictures(dir)?;
     if found.is_empty() {
@@ -147,13 +144,9 @@ fn part_of(files: Vec<PathBuf>, split: Split) -> Option<Vec<PathBuf>> {
 /// FNV-1a over the path with `/` between its components, with a final mix of the high bits (as in
 /// MurmurHash 3).
 fn hash(path: &Path) -> u64 {
-    let mut h = 0xcbf2_9ce4_8422_2325_u64;
-    for component in path.components() {
-        for byte in component.as_os_str().to_string_lossy().bytes().chain([b'/']) {
-            h = (h ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-    h = (h ^ (h >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let bytes = |c: std::path::Component| c.as_os_str().to_string_lossy().into_owned().into_bytes();
+    let h = fnv1a(path.components().flat_map(|c| bytes(c).into_iter().chain([b'/'])).map(u64::from));
+    let h = (h ^ (h >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     h ^ (h >> 33)
 }
 
@@ -219,7 +212,7 @@ fn decode_and_fit(
     crop: Option<usize>,
     resize: Resize,
 ) -> std::result::Result<Vec<u8>, String> {
-    // Decoders are other people's code fed with anybody's files: a panic there is one more bad picture.
+    // Decoders are foreign code: a panic there is one more picture that cannot be read.
     catch_unwind(AssertUnwindSafe(|| decode(path).map(|image| fit(image, crop, resize, size, channels))))
         .unwrap_or_else(|panic| Err(format!("its decoder failed: {}", panic_text(panic.as_ref()))))
         .map_err(|wrong| wrong.lines().next().unwrap_or_default().to_owned())
@@ -227,7 +220,7 @@ fn decode_and_fit(
 
 impl Folder {
     fn bad(&self) -> MutexGuard<'_, BTreeMap<usize, String>> {
-        self.bad.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.bad)
     }
 
     /// Writes picture `i` to `out`; false if it cannot be decoded.

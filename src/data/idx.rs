@@ -10,20 +10,17 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 
-use super::stored::Stored;
+use super::in_memory::InMemory;
 use super::{Options, Split};
 use crate::error::{Error, Result};
 
 /// A larger file does not belong into memory; the largest published set in this form, EMNIST, has 0.6 GB.
 const MAX_BYTES: u64 = 4 << 30;
 
-/// Folders below DIR where other programs put the files: as they are, torchvision's MNIST and its
-/// relatives.
+/// Folders below DIR where other programs put the files: as they are, torchvision's MNIST and its relatives.
 const PLACES: [&str; 6] = ["", "raw", "MNIST/raw", "FashionMNIST/raw", "KMNIST/raw", "QMNIST/raw"];
 
-/// # Errors
-/// Files that are missing, cut short, too long, of another kind, or do not belong together.
-pub(super) fn open(dir: &Path, options: &Options) -> Result<Stored> {
+pub(super) fn open(dir: &Path, options: &Options) -> Result<InMemory> {
     let part = match options.split {
         Split::Train => "train",
         Split::HeldOut => "t10k",
@@ -56,7 +53,7 @@ pub(super) fn open(dir: &Path, options: &Options) -> Result<Stored> {
     // At least ten, so that a small part in which a digit is missing has the classes of the other part.
     let classes = labels.iter().max().map_or(0, |&most| usize::from(most).max(9) + 1);
     let classes = (0..classes).map(|label| label.to_string()).collect();
-    Ok(Stored::new(pixels, labels, classes, [dims[1], dims[2], 1], options))
+    Ok(InMemory::new(pixels, labels, classes, [dims[1], dims[2], 1], options))
 }
 
 /// A file under the names that it has been published with.
@@ -122,7 +119,7 @@ fn read(path: &Path, dims: usize) -> Result<(Vec<usize>, Vec<u8>)> {
     let shape = sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ");
     let expected = sizes.iter().try_fold(1u64, |n, &size| n.checked_mul(size as u64)).unwrap_or(u64::MAX);
 
-    // What the header says is believed only after comparing it with the file: deflate packs 1032 to 1 at
+    // The sizes in the header are compared with the file before memory is taken: deflate packs 1032 to 1 at
     // best.
     let possible = if zipped { on_disk.saturating_mul(1032) } else { on_disk - length as u64 };
     if expected > possible {

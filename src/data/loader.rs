@@ -13,9 +13,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle, available_parallelism};
 
 use super::Dataset;
-use super::dice::below;
 use super::picture::mirror;
-use crate::error::{Error, Result};
+use super::rng::below;
+use crate::error::{Error, Result, lock};
 use crate::ops::gather::MIRRORED;
 use crate::philox::{Sequence, Stream, draw};
 
@@ -40,6 +40,24 @@ pub struct Picks {
 }
 
 /// Batches (or [`Picks`]) in order, made ahead in background threads. Dropping it ends and joins them.
+///
+/// ```
+/// use denoir::data::{Loader, Options, Resize, Split, open};
+/// # fn main() -> denoir::error::Result<()> {
+/// let options = Options {
+///     image_size: 16,
+///     channels: Some(1),
+///     crop: None,
+///     resize: Resize::Bicubic,
+///     seed: 0,
+///     split: Split::Train,
+/// };
+/// let mut loader = Loader::new(open("digits", &options)?, 32, 0, false, 0)?;
+/// let batch = loader.next()?;
+/// assert_eq!((batch.images.len(), batch.labels.len()), (32 * 16 * 16, 32));
+/// # Ok(())
+/// # }
+/// ```
 pub struct Loader<B = Batch> {
     shared: Arc<Shared<B>>,
     threads: Vec<JoinHandle<()>>,
@@ -110,8 +128,24 @@ impl Loader {
         threads: usize,
     ) -> Result<Self> {
         let order = Order { len: dataset.len(), seed, epochs: Mutex::default() };
-        let source = Source { dataset, order, batch, seed, flip, first_position };
-        Self::start(Box::new(move |k, stop| source.batch(k, stop)), batch, threads)
+        let shape = dataset.shape();
+        let size: usize = shape.iter().product();
+        let make = move |k: u64, stop: &dyn Fn() -> bool| {
+            let first = first_position + k * batch as u64;
+            let (mut images, mut labels) = (vec![0.0; batch * size], Vec::with_capacity(batch));
+            let samples = order.samples(first, batch);
+            for ((out, &index), position) in images.chunks_exact_mut(size).zip(&samples).zip(first..) {
+                if stop() {
+                    break;
+                }
+                labels.push(dataset.read(index, out)?);
+                if flip && mirrored(seed, position) {
+                    mirror(out, shape);
+                }
+            }
+            Ok(Batch { images, labels, samples })
+        };
+        Self::start(Box::new(make), batch, threads)
     }
 }
 
@@ -166,13 +200,13 @@ impl<B> Drop for Loader<B> {
         self.shared.lock().stop = true;
         self.shared.changed.notify_all();
         for thread in self.threads.drain(..) {
-            // A thread catches the panics of what it calls, and there is nobody left to tell.
+            // A thread catches the panics of the functions that it calls.
             let _ = thread.join();
         }
     }
 }
 
-/// Makes batch `k`; may end early, with a batch that nobody will look at, once `stop` says so.
+/// Makes batch `k`; may return a partial batch once `stop` returns true, as it is then dropped.
 type Make<B> = Box<dyn Fn(u64, &dyn Fn() -> bool) -> Result<B> + Send + Sync>;
 
 struct Shared<B> {
@@ -193,10 +227,10 @@ struct State<B> {
 
 impl<B> Shared<B> {
     fn lock(&self) -> MutexGuard<'_, State<B>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
-    /// A thread's life: take the number of a batch, make it, put it on the shelf.
+    /// The loop of a thread: take the number of a batch, make it, add it to `ready`.
     fn work(&self) {
         loop {
             let mut state = self.lock();
@@ -222,43 +256,13 @@ impl<B> Shared<B> {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".to_owned())
 }
 
-struct Source {
-    dataset: Arc<dyn Dataset>,
-    order: Order,
-    batch: usize,
-    seed: u64,
-    flip: bool,
-    first_position: u64,
-}
-
-impl Source {
-    fn batch(&self, k: u64, stop: &dyn Fn() -> bool) -> Result<Batch> {
-        let shape = self.dataset.shape();
-        let size: usize = shape.iter().product();
-        let first = self.first_position + k * self.batch as u64;
-        let mut images = vec![0.0; self.batch * size];
-        let mut labels = Vec::with_capacity(self.batch);
-        let samples = self.order.samples(first, self.batch);
-        for ((out, &index), position) in images.chunks_exact_mut(size).zip(&samples).zip(first..) {
-            if stop() {
-                break;
-            }
-            labels.push(self.dataset.read(index, out)?);
-            if self.flip && mirrored(self.seed, position) {
-                mirror(out, shape);
-            }
-        }
-        Ok(Batch { images, labels, samples })
-    }
-}
-
-/// Whether the picture at a position is mirrored: a fair coin.
+/// True if the picture at a position is mirrored: half of them are.
 fn mirrored(seed: u64, position: u64) -> bool {
     draw(seed, Stream::Augment as u32, (position >> 32) as u32, position as u32, 0)[0] >> 31 == 1
 }
@@ -287,7 +291,7 @@ impl Order {
     }
 
     fn permutation(&self, epoch: u64, len: usize) -> Arc<Vec<u32>> {
-        let mut epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut epochs = lock(&self.epochs);
         if let Some((_, known)) = epochs.iter().find(|(e, _)| *e == epoch) {
             return Arc::clone(known);
         }

@@ -1,24 +1,24 @@
 //! Data sets: what `--data SPEC` names, read as pictures in [-1, 1], and the loader that feeds training.
 //!
 //! Reading order: this file (the trait and `open`), `loader` (which sample comes when), then one file a
-//! source: `idx` and `cifar` (kept in memory by `stored`), `folder`, and the generated `digits` and
+//! source: `idx` and `cifar` (kept in memory by `in_memory`), `folder`, and the generated `digits` and
 //! `faces`.
 
 mod canvas;
 mod cifar;
-mod dice;
 mod digit_shapes;
 mod digits;
 mod face_parts;
 mod faces;
 mod folder;
 mod idx;
+mod in_memory;
 mod loader;
 pub mod picture;
 pub mod quality;
+mod rng;
 mod scan;
 mod statistics;
-mod stored;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub use statistics::{Statistics, statistics};
 /// The largest side of a training picture, in pixels.
 pub const MAX_IMAGE_SIZE: usize = 4096;
 
-/// What training wants to see of a data set.
+/// Size, colours and part of the pictures of a data set.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Side of the square pictures, in pixels: 8 (`faces`: 16) to [`MAX_IMAGE_SIZE`].
@@ -42,7 +42,7 @@ pub struct Options {
     /// Only `images:`. Side in pixels of the centred square that is cut out before resizing (178 for
     /// CelebA); `None`, or a picture smaller than that: the largest centred square.
     pub crop: Option<usize>,
-    /// How pictures of another size are brought to this one.
+    /// Resizing of pictures of another size.
     pub resize: Resize,
     /// Seed of generated data; files do not use it.
     pub seed: u64,
@@ -50,16 +50,15 @@ pub struct Options {
     pub split: Split,
 }
 
-/// How a picture is brought to another size. Both filters are widened where they shrink, so that every pixel
-/// counts.
+/// Resizing of a picture. Both filters are widened where they shrink it, so that every pixel counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resize {
     /// The centred square, by a Catmull-Rom filter.
     #[default]
     Bicubic,
-    /// The whole picture, its shorter side to the size, by a triangle filter; of that, the centred square. This is
-    /// torchvision's `Resize` (bilinear) and `CenterCrop` of a PIL picture.
+    /// The whole picture, its shorter side to the size, by a triangle filter; of that, the centred square.
+    /// This is torchvision's `Resize` (bilinear) and `CenterCrop` of a PIL picture.
     Bilinear,
 }
 
@@ -70,7 +69,9 @@ pub enum Resize {
 /// for each part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
+    /// The pictures to train with.
     Train,
+    /// The pictures to check the result with.
     HeldOut,
 }
 
@@ -79,7 +80,7 @@ pub trait Dataset: Send + Sync {
     /// Number of pictures, at least 1; `None`: endless (generated).
     fn len(&self) -> Option<u64>;
 
-    /// Never: `open` refuses a set without pictures.
+    /// Never true: `open` refuses a set without pictures.
     fn is_empty(&self) -> bool {
         self.len() == Some(0)
     }
@@ -100,31 +101,32 @@ pub trait Dataset: Send + Sync {
     /// If `out` is not `H * W * C` long or `index` is not below `len`.
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32>;
 
-    /// All of it at once, where it lies in memory as it is read.
+    /// All pictures at once, where they lie in memory as they are read.
     fn whole(&self) -> Option<Whole<'_>> {
         None
     }
 
-    /// Words for picture `index` beyond its label: a face's features, a file's path. Empty if there are
-    /// none.
+    /// Words for picture `index` beyond its label: a face's features, a file's path. Empty if there are none.
     fn describe(&self, _index: u64) -> String {
         String::new()
     }
 
-    /// Number of pictures found to be unreadable so far; others stand in for them.
+    /// Number of pictures that could not be read so far; others were read in their place.
     fn skipped(&self) -> u64 {
         0
     }
 
-    /// What was wrong with the data so far, each problem once, in a fixed order.
+    /// Problems with the data so far, each once, in a fixed order.
     fn warnings(&self) -> Vec<String> {
         Vec::new()
     }
 }
 
-/// All pictures of a set, `[N, H, W, C]`, and the label of each.
+/// All pictures of a set and their labels.
 pub struct Whole<'a> {
+    /// `[N, H, W, C]`.
     pub values: Values<'a>,
+    /// `[N]`; 0 where the set has no labels.
     pub labels: Vec<u32>,
 }
 
@@ -167,34 +169,9 @@ pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
     }
 }
 
-/// What a recipe says about its pictures.
-#[derive(Clone, Copy, Debug)]
-pub struct Pictures {
-    pub image_size: usize,
-    pub channels: usize,
-    /// As in [`Options`]; 0: the largest square.
-    pub crop: usize,
-    pub resize: Resize,
-    pub seed: u64,
-}
-
-/// As [`open`], for square pictures as a recipe states them.
-///
-/// # Errors
-/// As [`open`].
-pub fn open_for(spec: &str, pictures: Pictures, split: Split) -> Result<Arc<dyn Dataset>> {
-    let Pictures { image_size, channels, crop, resize, seed } = pictures;
-    let crop = (crop > 0).then_some(crop);
-    open(spec, &Options { image_size, channels: Some(channels), crop, resize, seed, split })
-}
-
-/// The images to judge a result by, and whether they were held out: a folder too small to hold any out gives
-/// those that it trains with.
-///
-/// # Errors
-/// As [`open`].
-pub fn open_to_judge(spec: &str, pictures: Pictures) -> Result<(Arc<dyn Dataset>, bool)> {
-    let open = |split| open_for(spec, pictures, split);
+/// The held-out part and true; the training part and false for a folder too small to hold any out.
+pub(crate) fn open_for_evaluation(spec: &str, options: &Options) -> Result<(Arc<dyn Dataset>, bool)> {
+    let open = |split| open(spec, &Options { split, ..options.clone() });
     match open(Split::HeldOut) {
         Err(_) if spec.starts_with("images:") => Ok((open(Split::Train)?, false)),
         held_out => Ok((held_out?, true)),

@@ -6,7 +6,7 @@ use image::{DynamicImage, GrayImage, ImageBuffer, Pixel, Rgb, RgbImage};
 use super::Resize;
 
 /// A value in [-1, 1] as a byte, `round(255 * clamp(v / 2 + 1/2, 0, 1))`; NaN becomes 0.
-pub fn to_u8(v: f32) -> u8 {
+pub(crate) fn to_u8(v: f32) -> u8 {
     ((v * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8
 }
 
@@ -16,7 +16,7 @@ pub fn from_u8(b: u8) -> f32 {
 }
 
 /// Mirrors a picture, left becomes right. `pixels` `[H, W, C]`.
-pub fn mirror(pixels: &mut [f32], [h, w, c]: [usize; 3]) {
+pub(crate) fn mirror(pixels: &mut [f32], [h, w, c]: [usize; 3]) {
     assert_eq!(pixels.len(), h * w * c, "mirror: pixels for [{h}, {w}, {c}]");
     for row in pixels.chunks_exact_mut(w * c) {
         for x in 0..w / 2 {
@@ -64,12 +64,13 @@ pub(super) fn fit(
     size: usize,
     channels: usize,
 ) -> Vec<u8> {
+    let has_color = image.color().has_color();
     let image = if image.color().has_alpha() { on_white(image) } else { image };
     let largest = image.width().min(image.height());
     let side = crop.map_or(largest, |c| largest.min(u32::try_from(c).unwrap_or(u32::MAX)));
     let size = size as u32;
     // Resizing every channel of a grey picture, or colours that become grey, would be work for nothing.
-    let grey = channels == 1 || !image.color().has_color();
+    let grey = channels == 1 || !has_color;
     let bytes = match (resize, grey) {
         (Resize::Bicubic, true) => square(image.into_luma8(), side, size, 1, GrayImage::from_raw),
         (Resize::Bicubic, false) => square(image.into_rgb8(), side, size, 3, RgbImage::from_raw),
@@ -102,8 +103,9 @@ fn square<P: Pixel<Subpixel = u8> + 'static>(
     imageops::resize(&small, size, size, FilterType::CatmullRom).into_raw()
 }
 
-/// As torchvision has it: the picture (or its centred square of `side` pixels) with its shorter side at `size`,
-/// the longer one cut off to a whole number; of that, the square in the middle, half pixels going to the even one.
+/// As torchvision has it: the picture (or its centred square of `side` pixels) with its shorter side at
+/// `size`, the longer one cut off to a whole number; of that, the square in the middle, half pixels going to
+/// the even one.
 fn whole<P: Pixel<Subpixel = u8> + 'static>(image: Bytes<P>, side: Option<u32>, size: u32) -> Vec<u8> {
     let image = match side {
         Some(side) => middle(&image, side),
@@ -170,26 +172,16 @@ fn on_white(image: DynamicImage) -> DynamicImage {
     let over = |v: u8, alpha: u8| {
         ((u32::from(v) * u32::from(alpha) + 255 * (255 - u32::from(alpha)) + 127) / 255) as u8
     };
-    if image.color().has_color() {
-        let rgba = image.into_rgba8();
-        let (w, h) = rgba.dimensions();
-        DynamicImage::ImageRgb8(RgbImage::from_fn(w, h, |x, y| {
-            let [r, g, b, a] = rgba.get_pixel(x, y).0;
-            Rgb([over(r, a), over(g, a), over(b, a)])
-        }))
-    } else {
-        let grey = image.into_luma_alpha8();
-        let (w, h) = grey.dimensions();
-        DynamicImage::ImageLuma8(GrayImage::from_fn(w, h, |x, y| {
-            let [v, a] = grey.get_pixel(x, y).0;
-            image::Luma([over(v, a)])
-        }))
-    }
+    let rgba = image.into_rgba8();
+    DynamicImage::ImageRgb8(RgbImage::from_fn(rgba.width(), rgba.height(), |x, y| {
+        let [r, g, b, a] = rgba.get_pixel(x, y).0;
+        Rgb([r, g, b].map(|v| over(v, a)))
+    }))
 }
 
 /// The picture with every pixel as a square, so that images of `side` pixels are some 64 or more wide:
 /// small ones are hard to look at. Pictures of larger images come back as they are.
-pub fn enlarge(picture: RgbImage, side: usize) -> RgbImage {
+pub(crate) fn enlarge(picture: RgbImage, side: usize) -> RgbImage {
     let factor = (64 / side.max(1)).max(1) as u32;
     let size = (picture.width().checked_mul(factor), picture.height().checked_mul(factor));
     match size {

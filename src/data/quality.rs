@@ -1,10 +1,10 @@
-//! How good reconstructions are: PSNR, SSIM, and how many units of a latent code carry anything.
+//! Quality of reconstructions: PSNR, SSIM, and the number of active units of a latent code.
 
 use rayon::prelude::*;
 
 /// The range of pixels, from -1 to 1.
 const PEAK: f64 = 2.0;
-/// What an image that came back exactly counts in [`psnr`], in dB; infinity would be the mean of all.
+/// Most of an image in [`psnr`], in dB: an exact one would make the mean infinite.
 const MAX_PSNR: f64 = 100.0;
 /// Widest window of [`ssim`] and the deviation of its weights, in pixels.
 const WINDOW: usize = 11;
@@ -81,7 +81,7 @@ pub fn ssim(a: &[f32], b: &[f32], n: usize, [h, w, c]: [usize; 3]) -> f64 {
 /// # Panics
 /// If `n` is 0 or `means` are not `n` rows.
 #[track_caller]
-pub fn active_units(means: &[f32], n: usize) -> (usize, usize) {
+pub(crate) fn active_units(means: &[f32], n: usize) -> (usize, usize) {
     assert!(n > 0 && means.len().is_multiple_of(n), "active_units: {} values are not {n} rows", means.len());
     let units = means.len() / n;
     let column = |unit: usize| means[unit..].iter().step_by(units).map(|&v| f64::from(v));

@@ -11,9 +11,6 @@ use crate::error::{Error, Result};
 
 /// The image files below `dir`, relative to it and sorted component by component. Hidden files and
 /// folders are left out, and so is what is not a file (a pipe would never end).
-///
-/// # Errors
-/// A folder that cannot be listed.
 pub(super) fn pictures(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut visited = HashSet::new();
@@ -56,7 +53,7 @@ pub(super) fn pictures(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Whether a file's name ends like that of a picture which the program reads.
+/// True if a file has the ending of a format that the program reads.
 fn is_picture(path: &Path) -> bool {
     ImageFormat::from_path(path).is_ok_and(|format| format.reading_enabled())
 }

@@ -1,19 +1,22 @@
-//! Numbers that tell what a data set looks like.
+//! Statistics of the pixels and labels of a data set.
 
 use rayon::prelude::*;
 
 use super::Dataset;
 use crate::error::Result;
 
-/// What [`statistics`] found.
+/// The result of [`statistics`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Statistics {
-    /// Pictures looked at.
+    /// Pictures read.
     pub count: u64,
-    /// Over all their pixels, for each channel, in [-1, 1].
+    /// Of each channel over all pixels, in [-1, 1], as are the next three.
     pub mean: Vec<f64>,
+    /// Standard deviation.
     pub std: Vec<f64>,
+    /// Least value.
     pub min: Vec<f32>,
+    /// Largest value.
     pub max: Vec<f32>,
     /// Pictures with each label, in the order of `classes()`; empty: unlabelled.
     pub histogram: Vec<u64>,
@@ -31,75 +34,66 @@ pub fn statistics(dataset: &dyn Dataset, count: u64) -> Result<Statistics> {
     assert!(count > 0, "statistics: of 0 pictures");
     let count = dataset.len().map_or(count, |len| len.min(count));
     let (channels, classes) = (dataset.shape()[2], dataset.classes().len());
-    let part = |first: u64| -> Result<Sums> {
-        let mut sums = Sums::new(channels, classes);
+    let chunk = |first: u64| -> Result<Sums> {
+        let mut sums = Sums { channels: vec![Channel::EMPTY; channels], histogram: vec![0; classes] };
         let mut pixels = vec![0.0; dataset.shape().iter().product()];
-        for index in first..count.min(first + PART) {
+        for index in first..count.min(first + CHUNK) {
             let label = dataset.read(index, &mut pixels)? as usize;
             if let Some(n) = sums.histogram.get_mut(label) {
                 *n += 1;
             }
-            sums.add(&pixels);
+            for pixel in pixels.chunks_exact(channels) {
+                for (channel, &v) in sums.channels.iter_mut().zip(pixel) {
+                    let wide = f64::from(v);
+                    *channel = channel.plus(&Channel { sum: wide, squares: wide * wide, min: v, max: v });
+                }
+            }
         }
         Ok(sums)
     };
-    // Parts have a fixed size and are added in order, so the result does not depend on the number of
-    // threads.
-    let parts: Vec<Result<Sums>> =
-        (0..count.div_ceil(PART)).into_par_iter().map(|i| part(i * PART)).collect();
-    let mut total = Sums::new(channels, classes);
-    for part in parts {
-        total.merge(part?);
+    // Chunks have a fixed size and are added in order, so the result does not depend on the number of threads.
+    let chunks: Vec<Result<Sums>> =
+        (0..count.div_ceil(CHUNK)).into_par_iter().map(|i| chunk(i * CHUNK)).collect();
+    let mut total = vec![Channel::EMPTY; channels];
+    let mut histogram = vec![0; classes];
+    for sums in chunks {
+        let sums = sums?;
+        total.iter_mut().zip(&sums.channels).for_each(|(all, some)| *all = all.plus(some));
+        histogram.iter_mut().zip(&sums.histogram).for_each(|(all, some)| *all += some);
     }
     let pixels = (count as usize * dataset.shape()[0] * dataset.shape()[1]) as f64;
-    let mean: Vec<f64> = total.sum.iter().map(|s| s / pixels).collect();
-    let variance = |(square, mean): (&f64, &f64)| (square / pixels - mean * mean).max(0.0);
-    let std = total.squares.iter().zip(&mean).map(variance).map(f64::sqrt).collect();
-    Ok(Statistics { count, mean, std, min: total.min, max: total.max, histogram: total.histogram })
+    let mean: Vec<f64> = total.iter().map(|c| c.sum / pixels).collect();
+    let std = |(c, mean): (&Channel, &f64)| (c.squares / pixels - mean * mean).max(0.0).sqrt();
+    let std = total.iter().zip(&mean).map(std).collect();
+    let (min, max) = (total.iter().map(|c| c.min).collect(), total.iter().map(|c| c.max).collect());
+    Ok(Statistics { count, mean, std, min, max, histogram })
 }
 
 /// Pictures added up at a time.
-const PART: u64 = 64;
+const CHUNK: u64 = 64;
 
 struct Sums {
-    sum: Vec<f64>,
-    squares: Vec<f64>,
-    min: Vec<f32>,
-    max: Vec<f32>,
+    channels: Vec<Channel>,
     histogram: Vec<u64>,
 }
 
-impl Sums {
-    fn new(channels: usize, classes: usize) -> Self {
-        Sums {
-            sum: vec![0.0; channels],
-            squares: vec![0.0; channels],
-            min: vec![f32::INFINITY; channels],
-            max: vec![f32::NEG_INFINITY; channels],
-            histogram: vec![0; classes],
-        }
-    }
+#[derive(Clone, Copy)]
+struct Channel {
+    sum: f64,
+    squares: f64,
+    min: f32,
+    max: f32,
+}
 
-    fn add(&mut self, pixels: &[f32]) {
-        for pixel in pixels.chunks_exact(self.sum.len()) {
-            for (k, &v) in pixel.iter().enumerate() {
-                self.sum[k] += f64::from(v);
-                self.squares[k] += f64::from(v) * f64::from(v);
-                self.min[k] = self.min[k].min(v);
-                self.max[k] = self.max[k].max(v);
-            }
-        }
-    }
+impl Channel {
+    const EMPTY: Channel = Channel { sum: 0.0, squares: 0.0, min: f32::INFINITY, max: f32::NEG_INFINITY };
 
-    fn merge(&mut self, other: Sums) {
-        for k in 0..self.sum.len() {
-            self.sum[k] += other.sum[k];
-            self.squares[k] += other.squares[k];
-            self.min[k] = self.min[k].min(other.min[k]);
-            self.max[k] = self.max[k].max(other.max[k]);
-        }
-        for (n, m) in self.histogram.iter_mut().zip(other.histogram) {
-            *n += m;
+    fn plus(&self, other: &Channel) -> Channel {
+        Channel {
+            sum: self.sum + other.sum,
+            squares: self.squares + other.squares,
+            min: self.min.min(other.min),
+            max: self.max.max(other.max),
         }
     }
 }

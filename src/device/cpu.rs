@@ -12,31 +12,29 @@ const ALIGN: usize = 64;
 
 /// A block of zeroed memory that programs read and write through raw slices.
 ///
-/// One user at a time: a running program or a copy holds the blocks that it touches, and a second one
-/// panics. Within a program the plan gives every launch disjoint ranges (checked when the program is
-/// compiled).
+/// A running program or a copy holds the blocks that it uses; a second one panics. Within a program the plan
+/// gives every launch disjoint ranges (checked when the program is compiled).
 pub struct Memory {
-    /// As the system gave it, and the first byte in it that lies on a multiple of `ALIGN`.
-    given: NonNull<u8>,
+    /// The allocation, and its first byte at a multiple of `ALIGN`.
+    allocation: NonNull<u8>,
     start: NonNull<u8>,
     bytes: usize,
     layout: Layout,
     held: AtomicBool,
-    changes: AtomicU64,
+    version: AtomicU64,
 }
 
-// SAFETY: the block is plain memory, and `held` keeps users apart.
+// SAFETY: the block is plain memory, and `held` allows one user at a time.
 unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
 
-/// Blocks held by one user, until this is dropped.
+/// Blocks held by one program or copy until this is dropped.
 pub(crate) struct Hold<'a>(&'a [Arc<Memory>]);
 
 impl<'a> Hold<'a> {
     /// # Panics
-    /// When another thread uses one of the blocks: a mistake of the caller. A block must not stand twice in
-    /// the list.
+    /// When one of the blocks is held already, or stands in the list twice.
     #[track_caller]
     pub fn new(blocks: &'a [Arc<Memory>]) -> Self {
         for (i, block) in blocks.iter().enumerate() {
@@ -56,46 +54,53 @@ impl Drop for Hold<'_> {
 }
 
 impl Memory {
-    /// # Errors
-    /// When the system has no such amount of memory.
-    pub fn zeroed(bytes: usize) -> Result<Self> {
+    /// Allocates `bytes` zeroed bytes, aligned to 64.
+    pub(crate) fn zeroed(bytes: usize) -> Result<Self> {
         let out_of_memory = || {
             Error::new(format!("not enough memory for a block of {bytes} bytes"))
                 .hint("lower the batch size or the image size")
         };
         let bytes = bytes.max(ALIGN);
-        // Asked for zeros on such a boundary, the system's allocator writes them all. Without it, it hands out
-        // pages that are zero and cost neither time nor memory until they are used.
+        // With a larger alignment the allocator would write all zeros itself. Without, it returns zero pages
+        // of the system, which cost neither time nor memory until they are used.
         let size = bytes.checked_add(ALIGN).ok_or_else(out_of_memory)?;
         let layout = Layout::from_size_align(size, 1).map_err(|_| out_of_memory())?;
         // SAFETY: the layout has a size above zero.
-        let given = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(out_of_memory)?;
-        let gap = given.as_ptr().addr().next_multiple_of(ALIGN) - given.as_ptr().addr();
+        let allocation = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(out_of_memory)?;
+        let gap = allocation.as_ptr().addr().next_multiple_of(ALIGN) - allocation.as_ptr().addr();
         // SAFETY: the gap is below `ALIGN`, and that much was asked for beyond `bytes`.
-        let start = unsafe { given.add(gap) };
-        Ok(Memory { given, start, bytes, layout, held: AtomicBool::new(false), changes: AtomicU64::new(0) })
+        let start = unsafe { allocation.add(gap) };
+        Ok(Memory {
+            allocation,
+            start,
+            bytes,
+            layout,
+            held: AtomicBool::new(false),
+            version: AtomicU64::new(0),
+        })
     }
 
+    /// Size in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// A number that grows whenever somebody writes: see [`Memory::change`].
-    pub fn changes(&self) -> u64 {
-        self.changes.load(Ordering::Acquire)
+    /// The number of writes: see [`Memory::bump_version`].
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
-    /// To be called by everybody who writes, while the block is held.
-    pub fn change(&self) {
-        self.changes.fetch_add(1, Ordering::Release);
+    /// Counts a write; every writer calls it while it holds the block.
+    pub(crate) fn bump_version(&self) {
+        self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// Pointer to the element at `offset` bytes, of which `bytes` may be used.
+    /// Pointer to `bytes` bytes from `offset` on.
     ///
     /// # Panics
     /// When the range leaves the block.
     #[track_caller]
-    pub fn range(&self, offset: usize, bytes: usize) -> *mut u8 {
+    pub(crate) fn range(&self, offset: usize, bytes: usize) -> *mut u8 {
         assert!(
             offset.checked_add(bytes).is_some_and(|end| end <= self.bytes()),
             "range {offset}+{bytes} outside a block of {} bytes",
@@ -109,17 +114,17 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: allocated by `zeroed` with this layout.
-        unsafe { dealloc(self.given.as_ptr(), self.layout) }
+        unsafe { dealloc(self.allocation.as_ptr(), self.layout) }
     }
 }
 
-/// The CPU device.
+/// The CPU device: a pool of threads.
 pub struct Cpu {
     pool: rayon::ThreadPool,
 }
 
 impl Cpu {
-    /// `threads`: how many to use; `None` takes one per core.
+    /// Starts `threads` threads; `None`: one per core.
     ///
     /// # Errors
     /// When the system refuses to start the threads.
@@ -132,6 +137,7 @@ impl Cpu {
         Ok(Cpu { pool })
     }
 
+    /// Number of threads.
     pub fn threads(&self) -> usize {
         self.pool.current_num_threads()
     }

@@ -8,54 +8,52 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use cpu::{Cpu, Hold, Memory};
-use gpu::{Arriving, Gpu, GpuBuffer, adapters};
+use gpu::{Gpu, GpuBuffer, PendingCopy, adapters};
 
 /// A device to allocate on and to run programs on. Clones are the same device.
 #[derive(Clone)]
 pub enum Device {
+    /// The CPU, with a pool of threads.
     Cpu(Arc<Cpu>),
+    /// A GPU through wgpu.
     Gpu(Arc<Gpu>),
 }
 
 /// A block of a device's memory, zeroed when it is made. Clones are the same block.
 #[derive(Clone)]
 pub enum Buffer {
+    /// Memory of the machine.
     Cpu(Arc<Memory>),
+    /// Memory of a GPU.
     Gpu(Arc<GpuBuffer>),
 }
 
 /// A few bytes read, which a GPU may still be sending.
-pub enum Late {
-    Here(Vec<u8>),
-    Coming(Arriving),
+pub(crate) enum PendingRead {
+    Ready(Vec<u8>),
+    Gpu(PendingCopy),
 }
 
 impl Buffer {
+    /// Size in bytes.
     pub fn bytes(&self) -> usize {
         match self {
             Buffer::Cpu(memory) => memory.bytes(),
             Buffer::Gpu(buffer) => buffer.bytes(),
         }
     }
+
+    /// # Panics
+    /// When the range leaves the buffer.
+    #[track_caller]
+    fn check_range(&self, offset: usize, bytes: usize) {
+        let all = self.bytes();
+        let fits = offset.checked_add(bytes).is_some_and(|end| end <= all);
+        assert!(fits, "range {offset}+{bytes} outside a buffer of {all} bytes");
+    }
 }
 
 impl Device {
-    /// As [`Device::open`], with this many threads on the CPU device.
-    ///
-    /// # Errors
-    /// As [`Device::open`]; and when another device was meant, or there are to be no threads.
-    pub fn open_with(name: &str, threads: Option<usize>) -> Result<Self> {
-        let Some(threads) = threads else { return Device::open(name) };
-        if threads == 0 || threads > 1024 {
-            return Err(Error::usage(format!("--threads {threads}")).hint("it must be from 1 to 1024"));
-        }
-        match Device::open(name)? {
-            Device::Cpu(_) => Ok(Device::Cpu(Arc::new(Cpu::open(Some(threads))?))),
-            Device::Gpu(gpu) => Err(Error::usage(format!("{} has no threads to set", gpu.name()))
-                .hint("leave --threads out, or use --device cpu")),
-        }
-    }
-
     /// Opens the device that `name` means: `auto`, `cpu`, `gpu`, `gpu:INDEX` or `gpu:NAME-PART`.
     ///
     /// # Errors
@@ -77,6 +75,22 @@ impl Device {
         }
     }
 
+    /// As [`Device::open`], with `threads` threads on the CPU device; `None`: one per core.
+    ///
+    /// # Errors
+    /// As [`Device::open`]; and when `name` is a GPU, or `threads` is not from 1 to 1024.
+    pub fn open_with(name: &str, threads: Option<usize>) -> Result<Self> {
+        let Some(threads) = threads else { return Device::open(name) };
+        if threads == 0 || threads > 1024 {
+            return Err(Error::usage(format!("--threads {threads}")).hint("it must be from 1 to 1024"));
+        }
+        match Device::open(name)? {
+            Device::Cpu(_) => Ok(Device::Cpu(Arc::new(Cpu::open(Some(threads))?))),
+            Device::Gpu(gpu) => Err(Error::usage(format!("{} has no threads to set", gpu.name()))
+                .hint("leave --threads out, or use --device cpu")),
+        }
+    }
+
     /// A short name for people: `CPU, 2 threads` or the adapter's name.
     pub fn describe(&self) -> String {
         match self {
@@ -88,15 +102,15 @@ impl Device {
         }
     }
 
-    /// What drives it: the driver of a GPU, the processor of the CPU device.
-    pub fn driver(&self) -> String {
+    /// The driver of a GPU, the processor's name for the CPU device.
+    pub(crate) fn driver(&self) -> String {
         match self {
             Device::Cpu(_) => processor(),
             Device::Gpu(gpu) => gpu.driver(),
         }
     }
 
-    /// Returns when all work that was given to the device is done.
+    /// Returns when all submitted work is done.
     ///
     /// # Errors
     /// When the driver reports an error.
@@ -107,15 +121,7 @@ impl Device {
         }
     }
 
-    /// True for the CPU device and for drivers that compute on the CPU, whose memory is the machine's.
-    fn uses_host_memory(&self) -> bool {
-        match self {
-            Device::Cpu(_) => true,
-            Device::Gpu(gpu) => gpu.is_software(),
-        }
-    }
-
-    /// Allocates zeroed memory, at least `bytes`, in blocks of 256 (where tensors begin).
+    /// Allocates zeroed memory, `bytes` rounded up to a multiple of 256.
     ///
     /// # Errors
     /// When there is not enough.
@@ -127,23 +133,20 @@ impl Device {
         }
     }
 
-    /// Says before anything is allocated that `bytes` are too many. Systems hand out memory that they do
-    /// not have and kill the program when it is used, so asking them does not help.
-    ///
-    /// # Errors
-    /// When the machine has less memory available.
-    pub fn check_memory(&self, bytes: u64) -> Result<()> {
-        if !self.uses_host_memory() {
+    /// Compares `bytes` with the memory that is available, where the device uses the machine's. Systems grant
+    /// more memory than they have and kill the program when it is used, so a failed allocation would come too
+    /// late.
+    pub(crate) fn check_memory(&self, bytes: u64) -> Result<()> {
+        if matches!(self, Device::Gpu(gpu) if !gpu.is_software()) {
             return Ok(());
         }
-        match available_memory() {
-            Some(available) if bytes > available => Err(Error::new(format!(
-                "this needs {} of memory and {} is available",
-                size(bytes),
-                size(available)
-            ))
-            .hint("lower the batch size, the image size or the model's widths")),
-            _ => Ok(()),
+        match available_memory().filter(|&available| bytes > available) {
+            Some(available) => {
+                let (needed, available) = (size(bytes), size(available));
+                Err(Error::new(format!("this needs {needed} of memory and {available} is available"))
+                    .hint("lower the batch size, the image size or the model's widths"))
+            }
+            None => Ok(()),
         }
     }
 
@@ -156,19 +159,17 @@ impl Device {
     /// When the range leaves the buffer, or the buffer belongs to another kind of device.
     #[track_caller]
     pub fn write(&self, buffer: &Buffer, offset: usize, data: &[u8]) -> Result<()> {
+        buffer.check_range(offset, data.len());
         match (self, buffer) {
             (Device::Cpu(_), Buffer::Cpu(memory)) => {
                 let target = memory.range(offset, data.len());
                 let _held = Hold::new(std::slice::from_ref(memory));
-                memory.change();
+                memory.bump_version();
                 // SAFETY: the range is inside the block, which is held.
                 unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len()) };
                 Ok(())
             }
-            (Device::Gpu(gpu), Buffer::Gpu(target)) => {
-                assert!(offset + data.len() <= buffer.bytes(), "write past the end of a buffer");
-                gpu.write(target, offset, data)
-            }
+            (Device::Gpu(gpu), Buffer::Gpu(target)) => gpu.write(target, offset, data),
             _ => panic!("buffer of another device"),
         }
     }
@@ -182,6 +183,7 @@ impl Device {
     /// As [`Device::write`].
     #[track_caller]
     pub fn read(&self, buffer: &Buffer, offset: usize, out: &mut [u8]) -> Result<()> {
+        buffer.check_range(offset, out.len());
         match (self, buffer) {
             (Device::Cpu(_), Buffer::Cpu(memory)) => {
                 let source = memory.range(offset, out.len());
@@ -190,59 +192,46 @@ impl Device {
                 unsafe { std::ptr::copy_nonoverlapping(source, out.as_mut_ptr(), out.len()) };
                 Ok(())
             }
-            (Device::Gpu(gpu), Buffer::Gpu(source)) => {
-                assert!(offset + out.len() <= buffer.bytes(), "read past the end of a buffer");
-                gpu.read(source, offset, out)
-            }
+            (Device::Gpu(gpu), Buffer::Gpu(source)) => gpu.read(source, offset, out),
             _ => panic!("buffer of another device"),
         }
     }
 
-    /// Reads a few bytes as they are when all work that was submitted before is done, but waits for nothing:
-    /// [`Device::arrived`] does. With a GPU's come the times of the program that ran last.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
+    /// As [`Device::read`], but does not wait; [`Device::resolve`] does. Also reads the duration of the
+    /// program that ran last on a GPU.
     ///
     /// # Panics
-    /// As [`Device::write`]; and on a GPU when it is more than 3840 bytes.
+    /// As [`Device::write`]; and on a GPU for more than 3840 bytes.
     #[track_caller]
-    pub fn read_later(&self, buffer: &Buffer, offset: usize, bytes: usize) -> Result<Late> {
-        match (self, buffer) {
-            (Device::Gpu(gpu), Buffer::Gpu(source)) => {
-                assert!(offset + bytes <= buffer.bytes(), "read past the end of a buffer");
-                gpu.read_later(source, offset, bytes).map(Late::Coming)
-            }
-            _ => {
-                let mut out = vec![0; bytes];
-                self.read(buffer, offset, &mut out)?;
-                Ok(Late::Here(out))
-            }
+    pub(crate) fn read_later(&self, buffer: &Buffer, offset: usize, bytes: usize) -> Result<PendingRead> {
+        if let (Device::Gpu(gpu), Buffer::Gpu(source)) = (self, buffer) {
+            buffer.check_range(offset, bytes);
+            return gpu.read_later(source, offset, bytes).map(PendingRead::Gpu);
         }
+        let mut out = vec![0; bytes];
+        self.read(buffer, offset, &mut out)?;
+        Ok(PendingRead::Ready(out))
     }
 
-    /// What [`Device::read_later`] read, and how long the program took that ran last before it, on the clock
-    /// of a GPU that has one.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
+    /// Waits for the bytes of [`Device::read_later`], and returns the duration of the program that ran last
+    /// before it, on the clock of a GPU that has one.
     ///
     /// # Panics
     /// When `out` has another size, or the bytes come from another kind of device.
     #[track_caller]
-    pub fn arrived(&self, late: Late, out: &mut [u8]) -> Result<Option<Duration>> {
-        match (self, late) {
-            (_, Late::Here(bytes)) => {
+    pub(crate) fn resolve(&self, read: PendingRead, out: &mut [u8]) -> Result<Option<Duration>> {
+        match (self, read) {
+            (_, PendingRead::Ready(bytes)) => {
                 out.copy_from_slice(&bytes);
                 Ok(None)
             }
-            (Device::Gpu(gpu), Late::Coming(arriving)) => gpu.arrived(arriving, out),
-            (Device::Cpu(_), Late::Coming(_)) => panic!("bytes of another device"),
+            (Device::Gpu(gpu), PendingRead::Gpu(pending)) => gpu.resolve(pending, out),
+            (Device::Cpu(_), PendingRead::Gpu(_)) => panic!("bytes of another device"),
         }
     }
 }
 
-/// The processor's name as the system gives it; `unknown processor` where it does not.
+/// The processor's name as the system reports it, or `unknown processor`.
 fn processor() -> String {
     let Ok(mut system) = sysinfo::System::new() else { return "unknown processor".to_owned() };
     system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
@@ -250,9 +239,9 @@ fn processor() -> String {
     name.filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown processor".to_owned())
 }
 
-/// Bytes that programs can still get on this machine, limits of the container included; `None` where the
-/// system does not say.
-pub fn available_memory() -> Option<u64> {
+/// Bytes of memory that are available on this machine, limits of the container included; `None` where the
+/// system does not report them.
+pub(crate) fn available_memory() -> Option<u64> {
     let mut system = sysinfo::System::new().ok()?;
     system.refresh_memory();
     let container = system.cgroup_limits().map(|l| l.free_memory);
@@ -260,8 +249,8 @@ pub fn available_memory() -> Option<u64> {
     (available > 0).then(|| container.map_or(available, |c| c.min(available)))
 }
 
-/// A number of bytes for people.
-pub fn size(bytes: u64) -> String {
+/// A number of bytes for people: `1.5 MiB`.
+pub(crate) fn size(bytes: u64) -> String {
     let units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;
     let mut unit = 0;

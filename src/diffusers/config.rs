@@ -1,42 +1,46 @@
-//! `config.json` of a model, with every key and the defaults of its class in the reference library.
+//! `config.json` of a model of the diffusers library: the arguments of its class.
 //!
-//! A key that is missing has the class's default, which is not always what a null means; a key that the
-//! class does not know is passed over, as there, and told.
+//! A missing key has the class's default, which is not always the meaning of null. A key that the class does
+//! not know is ignored, as in the library, and listed in [`Config::unknown`].
 
 mod unet;
 mod vae;
 
 use std::collections::BTreeMap;
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::diffusion::{LIBRARY_VERSION, pretty};
 use crate::models::unet::UNetConfig;
 use crate::models::vae::{VaeConfig, VaeKind};
-use unet::UNet2DModel;
-use vae::{Common, Kl, Vq};
 
-/// What a model is, as our own configurations say it.
+/// The configuration of a model in denoir's terms.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Model {
+    /// A `UNet2DModel`.
     UNet(Box<UNetConfig>),
-    /// With what its latents are multiplied by.
+    /// An `AutoencoderKL` or a `VQModel`, and the factor that its latents are multiplied by.
     Vae(VaeConfig, f64),
 }
 
-/// A model's configuration.
+/// The contents of a `config.json`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// The model's class and options.
     pub model: Model,
-    /// Side of the square images (or latents) that it is for.
+    /// Side in pixels of the square images (or latents) that the model was made for.
     pub side: Option<usize>,
-    /// Keys that its class does not know.
+    /// Keys that the class does not know.
     pub unknown: Vec<String>,
 }
 
+/// The arguments of a class by name.
+type Arguments = Map<String, Value>;
+
 /// Height and width, which may be one number.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(untagged, expecting = "a whole number, or two, are expected")]
 enum Size {
     Square(usize),
@@ -47,170 +51,92 @@ fn unsupported(key: &str, value: &str, known: &str) -> String {
     format!("{key} is {value:?}, which denoir does not have (it has {known})")
 }
 
-/// The arguments of one struct out of the text's keys, all of which it takes note of.
-fn arguments<T: DeserializeOwned + Serialize + Default>(
-    map: &Map<String, Value>,
-    known: &mut Vec<String>,
-) -> Result<T, String> {
-    if let Ok(Value::Object(all)) = serde_json::to_value(T::default()) {
-        known.extend(all.keys().cloned());
-    }
-    let read = |map: Map<String, Value>| serde_json::from_value::<T>(Value::Object(map));
-    read(map.clone()).map_err(|e| {
-        // Its key is not said: it is the one that does not fit alone.
-        let alone = |(key, value): (&String, &Value)| {
-            let e = read(Map::from_iter([(key.clone(), value.clone())])).err()?;
-            Some(format!("{key} does not fit: {e}"))
-        };
-        map.iter().find_map(alone).unwrap_or_else(|| format!("a value does not fit: {e}"))
-    })
+/// Removes the argument `key`, whose value must be a `T`.
+fn take<T: DeserializeOwned>(arguments: &mut Arguments, key: &str) -> Result<T, String> {
+    let value = arguments.remove(key).unwrap_or_default();
+    serde_json::from_value(value).map_err(|e| format!("{key} does not fit: {e}"))
 }
 
-/// A model from the text of its `config.json`.
+/// Sets the arguments in the JSON object `values`.
+fn set(arguments: &mut Arguments, values: Value) {
+    if let Value::Object(values) = values {
+        arguments.extend(values);
+    }
+}
+
+fn object(text: &str) -> Result<Arguments, String> {
+    serde_json::from_str(text).map_err(|e| format!("it is no JSON object: {e}"))
+}
+
+fn class_name(arguments: &Arguments) -> Option<&str> {
+    arguments.get("_class_name").and_then(Value::as_str)
+}
+
+/// Parses the text of a `config.json`.
 ///
 /// # Errors
 /// Names the key that is wrong, or has no counterpart here.
 pub fn model(text: &str) -> Result<Config, String> {
-    let map: Map<String, Value> =
-        serde_json::from_str(text).map_err(|e| format!("it is no JSON object: {e}"))?;
-    let class = map.get("_class_name").and_then(Value::as_str).unwrap_or_default();
-    let mut known = Vec::new();
-    let (model, size) = match class {
-        "UNet2DModel" => {
-            let theirs: UNet2DModel = arguments(&map, &mut known)?;
-            let size = theirs.sample_size;
-            (Model::UNet(Box::new(theirs.ours()?)), size)
-        }
-        "AutoencoderKL" => {
-            let common: Common = arguments(&map, &mut known)?;
-            let kl: Kl = arguments(&map, &mut known)?;
-            if kl.shift_factor.is_some_and(|shift| shift != 0.0) {
-                return Err("shift_factor is not null: denoir only scales latents".to_owned());
-            }
-            if kl.latents_mean.is_some() || kl.latents_std.is_some() {
-                return Err(
-                    "latents_mean and latents_std are not null: denoir only scales latents".to_owned()
-                );
-            }
-            let (size, factor) = (common.sample_size, common.scaling_factor);
-            let config = VaeConfig {
-                kind: VaeKind::Kl,
-                latent: kl.latent_channels,
-                use_quant_conv: kl.use_quant_conv,
-                use_post_quant_conv: kl.use_post_quant_conv,
-                ..common.ours()?
-            };
-            (Model::Vae(config, factor), size)
-        }
-        "VQModel" => {
-            let common: Common = arguments(&map, &mut known)?;
-            let vq: Vq = arguments(&map, &mut known)?;
-            if vq.norm_type != "group" {
-                return Err(unsupported("norm_type", &vq.norm_type, "group"));
-            }
-            if vq.lookup_from_codebook {
-                return Err("lookup_from_codebook is true, which denoir does not have".to_owned());
-            }
-            let (size, factor) = (common.sample_size, common.scaling_factor);
-            let config = VaeConfig {
-                kind: VaeKind::Vq,
-                latent: vq.vq_embed_dim.unwrap_or(vq.latent_channels),
-                inner_channels: vq.latent_channels,
-                num_vq_embeddings: vq.num_vq_embeddings,
-                variational: false,
-                ..common.ours()?
-            };
-            (Model::Vae(config, factor), size)
-        }
-        "" => return Err("it has no _class_name, so nobody knows what it is of".to_owned()),
+    let map = object(text)?;
+    let class = class_name(&map).unwrap_or_default().to_owned();
+    let mut arguments = match &*class {
+        "UNet2DModel" => unet::arguments(&UNetConfig::default()),
+        "AutoencoderKL" => vae::defaults(VaeKind::Kl),
+        "VQModel" => vae::defaults(VaeKind::Vq),
+        "" => return Err("it has no _class_name, so the class of the model is unknown".to_owned()),
         other => {
             return Err(unsupported("_class_name", other, "UNet2DModel, AutoencoderKL and VQModel"));
         }
     };
-    let side = match size {
+    let mut unknown = Vec::new();
+    for (key, value) in map.into_iter().filter(|(key, _)| !key.starts_with('_')) {
+        match arguments.get_mut(&key) {
+            Some(argument) => *argument = value,
+            None => unknown.push(key),
+        }
+    }
+    let side = match take(&mut arguments, "sample_size")? {
         None => None,
         Some(Size::Square(side)) => Some(side),
         Some(Size::Sides([h, w])) if h == w => Some(h),
         Some(Size::Sides([h, w])) => return Err(format!("sample_size is {h}x{w}: denoir has square images")),
     };
-    let unknown = map.keys().filter(|key| !key.starts_with('_') && !known.contains(key)).cloned().collect();
+    let model = match &*class {
+        "UNet2DModel" => Model::UNet(Box::new(unet::config(arguments)?)),
+        "VQModel" => vae::model(arguments, VaeKind::Vq)?,
+        _ => vae::model(arguments, VaeKind::Kl)?,
+    };
     Ok(Config { model, side, unknown })
 }
 
-/// The text of a `config.json`. `side`: of the images (or latents) of the model.
+/// The text of a `config.json`. `side`: of the images (or latents) of the model, in pixels.
 ///
 /// # Errors
-/// When the reference library has no such model.
+/// When the diffusers library has no such model.
 pub fn text_of(model: &Model, side: usize) -> Result<String, String> {
-    let (class, parts) = match model {
-        Model::UNet(config) => ("UNet2DModel", vec![value_of(&UNet2DModel::of(config, Some(side)))]),
-        Model::Vae(config, factor) => {
-            let common = value_of(&Common::of(config, side, *factor));
-            match config.kind {
-                VaeKind::Kl => {
-                    let kl = Kl {
-                        latent_channels: config.latent,
-                        use_quant_conv: config.use_quant_conv,
-                        use_post_quant_conv: config.use_post_quant_conv,
-                        ..Kl::default()
-                    };
-                    ("AutoencoderKL", vec![common, value_of(&kl)])
-                }
-                VaeKind::Vq => {
-                    let inner =
-                        if config.inner_channels == 0 { config.latent } else { config.inner_channels };
-                    let vq = Vq {
-                        latent_channels: inner,
-                        vq_embed_dim: Some(config.latent),
-                        num_vq_embeddings: config.num_vq_embeddings,
-                        ..Vq::default()
-                    };
-                    ("VQModel", vec![common, value_of(&vq)])
-                }
-                VaeKind::Conv | VaeKind::Mlp => {
-                    return Err("its VAE is one of denoir's own, which diffusers has not".to_owned());
-                }
-            }
-        }
+    let (class, mut arguments) = match model {
+        Model::UNet(config) => ("UNet2DModel", unet::arguments(config)),
+        Model::Vae(config, factor) => vae::arguments(config, *factor)?,
     };
-    let mut map: Map<String, Value> = parts.into_iter().flatten().collect();
-    map.insert("_class_name".to_owned(), class.into());
-    map.insert("_diffusers_version".to_owned(), VERSION.into());
-    Ok(pretty(&map))
+    arguments.insert("sample_size".to_owned(), side.into());
+    arguments.insert("_class_name".to_owned(), class.into());
+    arguments.insert("_diffusers_version".to_owned(), LIBRARY_VERSION.into());
+    Ok(pretty(&arguments))
 }
 
-/// Of the library whose names and defaults these are.
-pub const VERSION: &str = "0.42.1";
-
-fn value_of(part: &impl Serialize) -> Map<String, Value> {
-    match serde_json::to_value(part) {
-        Ok(Value::Object(map)) => map,
-        other => unreachable!("a struct of plain values: {other:?}"),
-    }
-}
-
-/// Indented text, as the library writes it.
-pub fn pretty(value: &impl Serialize) -> String {
-    let text = serde_json::to_string_pretty(value).unwrap_or_else(|e| unreachable!("plain values: {e}"));
-    text + "\n"
-}
-
-/// The class of a pipeline from its `model_index.json`, and its parts: name and class.
+/// The class of a pipeline from its `model_index.json`, and the class of each component by name.
 ///
 /// # Errors
-/// When it is no such index.
+/// When the text is no JSON object.
 pub fn index(text: &str) -> Result<(Option<String>, BTreeMap<String, String>), String> {
-    let map: Map<String, Value> =
-        serde_json::from_str(text).map_err(|e| format!("it is no JSON object: {e}"))?;
-    let class = map.get("_class_name").and_then(Value::as_str).map(str::to_owned);
-    let mut parts = BTreeMap::new();
-    for (name, value) in map {
-        // [library, class]; [null, null] is a part that is not there. The rest are a pipeline's settings.
-        if let Some([_, Value::String(class)]) = value.as_array().map(Vec::as_slice) {
-            parts.insert(name, class.clone());
-        }
-    }
-    Ok((class, parts))
+    let map = object(text)?;
+    let class = class_name(&map).map(str::to_owned);
+    // [library, class]; [null, null] is a component that is absent. Other values are a pipeline's settings.
+    let component = |(name, value): (String, Value)| match value.as_array().map(Vec::as_slice) {
+        Some([_, Value::String(class)]) => Some((name, class.clone())),
+        _ => None,
+    };
+    Ok((class, map.into_iter().filter_map(component).collect()))
 }
 
 #[cfg(test)]

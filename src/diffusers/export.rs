@@ -6,19 +6,16 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{self, Model, VERSION};
-use super::{CONFIG, INDEX, Part, SCHEDULER, WEIGHTS};
+use super::config::{self, Model};
+use super::{CONFIG, Component, INDEX, SCHEDULER, WEIGHTS};
 use crate::checkpoint::{save_plain, write_whole};
+use crate::diffusion::{LIBRARY_VERSION, pretty};
 use crate::error::{Error, Result};
-use crate::models::params_of;
 use crate::models::vae::VaeKind;
-use crate::recipe::System;
+use crate::recipe::{System, params_of};
 
-/// Says early that a folder cannot be written to: it must be new or empty, so that nothing is lost.
-///
-/// # Errors
-/// When it is not.
-pub fn check_free(folder: &Path) -> Result<()> {
+/// An error unless the folder is new or empty, so that no file is lost.
+pub(crate) fn check_free(folder: &Path) -> Result<()> {
     let shown = folder.display();
     if folder.symlink_metadata().is_err() {
         return Ok(());
@@ -31,12 +28,12 @@ pub fn check_free(folder: &Path) -> Result<()> {
     }
 }
 
-/// Writes a diffusion model as a pipeline (`DDPMPipeline`, `DDIMPipeline` where it is sampled so, or
-/// `LDMPipeline` with its VAE), a VAE as itself.
+/// Writes a diffusion model as a pipeline (`DDPMPipeline`, `DDIMPipeline` with that scheduler, or
+/// `LDMPipeline` with its VAE), a VAE as a bare model.
 ///
 /// # Errors
 /// When the reference library has no such model, or the folder cannot be written.
-pub fn write(folder: &Path, model: &Part, vae: Option<&Part>) -> Result<()> {
+pub fn write(folder: &Path, model: &Component, vae: Option<&Component>) -> Result<()> {
     let recipe = &model.recipe;
     let no_such = |reason: String| {
         Error::new(format!("{} cannot be exported: {reason}", recipe.name))
@@ -51,37 +48,37 @@ pub fn write(folder: &Path, model: &Part, vae: Option<&Part>) -> Result<()> {
     if let Some(vae) = vae {
         texts.push(("vqvae", vae, config_of(vae, recipe.scaling_factor).map_err(no_such)?));
     }
-    let mut parts = Map::new();
-    for (name, part, text) in &texts {
-        write_model(&folder.join(name), part, text)?;
-        parts.insert((*name).to_owned(), json!(["diffusers", class_of(part)]));
+    let mut components = Map::new();
+    for (name, component, text) in &texts {
+        write_model(&folder.join(name), component, text)?;
+        components.insert((*name).to_owned(), json!(["diffusers", class_of(component)]));
     }
     make(&folder.join("scheduler"))?;
     write_text(&folder.join("scheduler").join(SCHEDULER), &keys.text())?;
     let scheduler = keys.class().unwrap_or_default();
-    parts.insert("scheduler".to_owned(), json!(["diffusers", scheduler]));
+    components.insert("scheduler".to_owned(), json!(["diffusers", scheduler]));
     let class = match (vae, scheduler) {
         (Some(_), _) => "LDMPipeline",
         (None, "DDIMScheduler") => "DDIMPipeline",
         (None, _) => "DDPMPipeline",
     };
-    parts.insert("_class_name".to_owned(), class.into());
-    parts.insert("_diffusers_version".to_owned(), VERSION.into());
+    components.insert("_class_name".to_owned(), class.into());
+    components.insert("_diffusers_version".to_owned(), LIBRARY_VERSION.into());
     // Last: it makes the folder a pipeline.
-    write_text(&folder.join(INDEX), &config::pretty(&Value::Object(parts)))
+    write_text(&folder.join(INDEX), &pretty(&Value::Object(components)))
 }
 
-fn class_of(part: &Part) -> &'static str {
-    match (part.recipe.system, part.recipe.vae.kind) {
+fn class_of(component: &Component) -> &'static str {
+    match (component.recipe.system, component.recipe.vae.kind) {
         (System::Vae, VaeKind::Vq) => "VQModel",
         (System::Vae, _) => "AutoencoderKL",
         _ => "UNet2DModel",
     }
 }
 
-/// `config.json` of a part. `factor`: of its latents, where something is trained on them.
-fn config_of(part: &Part, factor: f64) -> std::result::Result<String, String> {
-    let recipe = &part.recipe;
+/// `config.json` of a component. `factor`: of its latents, where something is trained on them.
+fn config_of(component: &Component, factor: f64) -> std::result::Result<String, String> {
+    let recipe = &component.recipe;
     if recipe.system != System::Vae {
         return config::text_of(&Model::UNet(Box::new(recipe.unet.clone())), recipe.diffused()[0]);
     }
@@ -90,10 +87,10 @@ fn config_of(part: &Part, factor: f64) -> std::result::Result<String, String> {
     config::text_of(&Model::Vae(recipe.vae.clone(), factor), recipe.image_size)
 }
 
-fn write_model(folder: &Path, part: &Part, config: &str) -> Result<()> {
+fn write_model(folder: &Path, component: &Component, config: &str) -> Result<()> {
     make(folder)?;
     let weights = folder.join(format!("{WEIGHTS}.safetensors"));
-    save_plain(&weights, &params_of(&part.recipe).borrow(), &part.weights)?;
+    save_plain(&weights, &params_of(&component.recipe).borrow(), &component.weights)?;
     write_text(&folder.join(CONFIG), config)
 }
 

@@ -8,43 +8,42 @@ use super::{CONFIG, INDEX, SCHEDULER, WEIGHTS};
 use crate::checkpoint::fingerprint;
 use crate::diffusion::Keys;
 use crate::error::{Error, Result, one_line};
-use crate::models::params_of;
 use crate::models::vae::Reconstruction;
-use crate::recipe::{Recipe, System};
+use crate::recipe::{Recipe, System, params_of};
 use crate::weights::{Weights, read_text};
 
 /// Longest configuration that is read.
 const MOST_BYTES: u64 = 1 << 20;
 
 /// A model with its weights.
-pub struct Part {
-    /// What it would have been trained with; the training itself is unknown, and has the defaults.
+pub struct Component {
+    /// The model as a recipe; the keys of training have their defaults.
     pub recipe: Recipe,
     /// Flat, in the layout of its parameters.
     pub weights: Vec<f32>,
 }
 
-/// What a folder holds.
+/// The contents of a folder.
 pub struct Folder {
     /// The diffusion model, or the VAE where there is nothing else.
-    pub model: Part,
+    pub model: Component,
     /// The VAE of a latent diffusion model.
-    pub vae: Option<Part>,
-    /// What the user should know.
+    pub vae: Option<Component>,
+    /// Remarks for the user.
     pub remarks: Vec<String>,
 }
 
-/// Whether a folder looks as if the reference library had saved it.
+/// True for a folder with a `model_index.json` or a `config.json`.
 pub fn is_folder(path: &Path) -> bool {
     path.is_dir() && [INDEX, CONFIG].iter().any(|name| is_there(&path.join(name)))
 }
 
-/// Whether there is something, be it a link that leads nowhere: whoever reads it says what is wrong.
+/// True for a broken link too: the error of reading it says more than a missing file.
 fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// Reads a pipeline's folder (`model_index.json`, parts in folders of their own or all at the root), or
+/// Reads a pipeline's folder (`model_index.json`, components in folders of their own or all at the root), or
 /// that of a bare model (`config.json`).
 ///
 /// # Errors
@@ -60,33 +59,27 @@ pub fn open(path: &Path) -> Result<Folder> {
         return Ok(Folder { model, vae: None, remarks });
     }
     let index = path.join(INDEX);
-    let (pipeline, parts) =
+    let (pipeline, components) =
         config::index(&read_text(&index, MOST_BYTES)?).map_err(|reason| wrong(&index, &reason))?;
     let (mut unet, mut codec, mut sampler) = (None, None, None);
-    for (name, class) in &parts {
-        let at = part_folder(path, name);
+    for (name, class) in &components {
+        let at = component_folder(path, name);
         let known = |classes: &[&str]| match classes.contains(&class.as_str()) {
-            true => Ok(()),
-            false => Err(wrong(
-                &index,
-                &format!("its {name} is a {}: denoir has {}", one_line(class), classes.join(", ")),
-            )),
+            true => Ok(at.clone()),
+            false => {
+                let (class, classes) = (one_line(class), classes.join(", "));
+                Err(wrong(&index, &format!("its {name} is a {class}: denoir has {classes}")))
+            }
         };
         match name.as_str() {
-            "unet" => {
-                known(&["UNet2DModel"])?;
-                unet = Some(at);
-            }
-            "vae" | "vqvae" => {
-                known(&["AutoencoderKL", "VQModel"])?;
-                codec = Some(at);
-            }
+            "unet" => unet = Some(known(&["UNet2DModel"])?),
+            "vae" | "vqvae" => codec = Some(known(&["AutoencoderKL", "VQModel"])?),
             // Of the class that the index names, as the library reads it.
             "scheduler" => sampler = Some(Sampler { keys: read_keys(&at)?.with_class(class), folder: at }),
             _ => {
                 return Err(wrong(
                     &index,
-                    &format!("denoir has no part like its {}, a {}", one_line(name), one_line(class)),
+                    &format!("denoir has no component like its {}, a {}", one_line(name), one_line(class)),
                 ));
             }
         }
@@ -94,7 +87,7 @@ pub fn open(path: &Path) -> Result<Folder> {
     let Some(unet) = unet else { return Err(wrong(&index, "it has no unet")) };
     let Some(mut sampler) = sampler else { return Err(wrong(&index, "it has no scheduler")) };
     if pipeline.as_deref() == Some("DDIMPipeline") {
-        // It makes one of whatever it is given.
+        // It replaces any scheduler by a DDIMScheduler.
         sampler.keys = sampler.keys.with_class("DDIMScheduler");
     }
     let config = read_config(&unet, &mut remarks)?;
@@ -102,14 +95,13 @@ pub fn open(path: &Path) -> Result<Folder> {
         return Ok(Folder { model: diffusion(&unet, &config, &sampler, None)?, vae: None, remarks });
     };
     let vae_config = read_config(&codec, &mut remarks)?;
-    let Model::Vae(ours, factor) = &vae_config.model else {
+    let Model::Vae(ours, _) = &vae_config.model else {
         return Err(wrong(&codec.join(CONFIG), "it is no VAE"));
     };
     // The images that its latents make; a VAE works at any size.
     let side = config.side.map(|latent| latent << (ours.widths.len().clamp(1, 16) - 1));
     let vae = vae(&codec, &vae_config, side)?;
-    let latent = Latent { factor: *factor, image_size: vae.recipe.image_size, vae: &vae };
-    let model = diffusion(&unet, &config, &sampler, Some(&latent))?;
+    let model = diffusion(&unet, &config, &sampler, Some(&vae))?;
     Ok(Folder { model, vae: Some(vae), remarks })
 }
 
@@ -118,8 +110,12 @@ fn wrong(path: &Path, reason: &str) -> Error {
         .hint("give a folder of a DDPM or latent diffusion pipeline, or of one of its models")
 }
 
-/// A part's own folder; old pipelines have everything at the root.
-fn part_folder(root: &Path, name: &str) -> PathBuf {
+fn no_size(folder: &Path) -> Error {
+    wrong(&folder.join(CONFIG), "it has no sample_size, so the size of its images is unknown")
+}
+
+/// A component's own folder; old pipelines have everything at the root.
+fn component_folder(root: &Path, name: &str) -> PathBuf {
     let own = root.join(name);
     if is_there(&own) { own } else { root.to_owned() }
 }
@@ -168,7 +164,7 @@ fn name_of(folder: &Path) -> String {
     }
 }
 
-/// What the recipes of all imported models share. `numbers`: those of the widest activation of a sample.
+/// The keys that all imported recipes share. `numbers`: elements of the widest activation of a sample.
 fn base(folder: &Path, channels: usize, numbers: usize) -> Recipe {
     Recipe {
         name: name_of(folder),
@@ -191,21 +187,17 @@ fn weights_of(folder: &Path, recipe: &Recipe) -> Result<Vec<f32>> {
     flat_weights(&weights, &params_of(recipe).borrow())
 }
 
-struct Latent<'a> {
-    factor: f64,
-    image_size: usize,
-    vae: &'a Part,
-}
-
-fn diffusion(folder: &Path, config: &Config, sampler: &Sampler, latent: Option<&Latent>) -> Result<Part> {
+fn diffusion(
+    folder: &Path,
+    config: &Config,
+    sampler: &Sampler,
+    vae: Option<&Component>,
+) -> Result<Component> {
     let Model::UNet(unet) = &config.model else {
         return Err(wrong(&folder.join(CONFIG), "it is no UNet2DModel"));
     };
     let Some(side) = config.side else {
-        return Err(wrong(
-            &folder.join(CONFIG),
-            "it has no sample_size, so nobody knows how large images are",
-        ));
+        return Err(no_size(folder));
     };
     let first = unet.block_out_channels.first().copied().unwrap_or(1);
     let numbers = side.saturating_mul(side).saturating_mul(first);
@@ -213,27 +205,24 @@ fn diffusion(folder: &Path, config: &Config, sampler: &Sampler, latent: Option<&
         Recipe { image_size: side, unet: (**unet).clone(), ..base(folder, unet.in_channels, numbers) };
     let taken = recipe.set_scheduler(&sampler.keys).and_then(|()| recipe.validate_process());
     taken.map_err(|e| e.within(sampler.folder.join(SCHEDULER).display()))?;
-    if let Some(latent) = latent {
+    if let Some(vae) = vae {
         recipe.system = System::Ldm;
         recipe.latent_size = side;
-        recipe.image_size = latent.image_size;
-        recipe.scaling_factor = latent.factor;
-        recipe.vae_fingerprint = fingerprint(&latent.vae.weights);
-        recipe.data.clone_from(&latent.vae.recipe.data);
+        recipe.image_size = vae.recipe.image_size;
+        recipe.scaling_factor = vae.recipe.scaling_factor;
+        recipe.vae_fingerprint = fingerprint(&vae.weights);
+        recipe.data.clone_from(&vae.recipe.data);
     }
     let weights = weights_of(folder, &recipe)?;
-    Ok(Part { recipe, weights })
+    Ok(Component { recipe, weights })
 }
 
-fn vae(folder: &Path, config: &Config, side: Option<usize>) -> Result<Part> {
+fn vae(folder: &Path, config: &Config, side: Option<usize>) -> Result<Component> {
     let Model::Vae(vae, factor) = &config.model else {
         return Err(wrong(&folder.join(CONFIG), "it is no VAE"));
     };
     let Some(side) = side.or(config.side) else {
-        return Err(wrong(
-            &folder.join(CONFIG),
-            "it has no sample_size, so nobody knows how large images are",
-        ));
+        return Err(no_size(folder));
     };
     let first = vae.widths.first().copied().unwrap_or(1);
     let recipe = Recipe {
@@ -247,5 +236,5 @@ fn vae(folder: &Path, config: &Config, side: Option<usize>) -> Result<Part> {
         ..base(folder, vae.in_channels, side.saturating_mul(side).saturating_mul(first))
     };
     let weights = weights_of(folder, &recipe)?;
-    Ok(Part { recipe, weights })
+    Ok(Component { recipe, weights })
 }

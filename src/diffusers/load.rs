@@ -20,8 +20,8 @@ fn modern(name: &str) -> String {
     renamed.collect::<Vec<_>>().join(".")
 }
 
-/// Whether a tensor of the file is the parameter: of its shape, or for the linear layers of attention that
-/// of a convolution over one pixel, as older files have it.
+/// True if the shape of a tensor in a file is that of the parameter, or for the linear layers of attention
+/// that of a convolution over one pixel, as older files have it.
 fn fits(spec: &Spec, shape: &[usize]) -> bool {
     let wanted = spec.file_shape();
     let squeezed = match spec.layout {
@@ -42,12 +42,9 @@ fn some(what: &str, names: &[String]) -> Option<String> {
     }
 }
 
-/// The values of all parameters, flat.
-///
-/// # Errors
-/// Names, in one error, what is missing, what is left over and what has another shape; and when the files
-/// cannot be read. Memory is asked for only when all of it fits.
-pub fn flat_weights(weights: &Weights, params: &Params) -> Result<Vec<f32>> {
+/// The values of all parameters, flat. The error names all tensors that are missing, left over or of another
+/// shape. Memory is allocated only when all fit.
+pub(crate) fn flat_weights(weights: &Weights, params: &Params) -> Result<Vec<f32>> {
     let (mut found, mut surplus, mut wrong) = (BTreeMap::new(), Vec::new(), Vec::new());
     for (name, shape) in weights.shapes() {
         let modern = modern(name);

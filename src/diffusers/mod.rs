@@ -6,13 +6,13 @@ mod folder;
 mod load;
 
 pub use config::index;
-pub use export::{check_free, write};
-pub use folder::{Folder, Part, is_folder, open};
-pub use load::flat_weights;
+pub(crate) use export::check_free;
+pub use export::write;
+pub use folder::{Component, Folder, is_folder, open};
 
 /// Name of a model's configuration.
 const CONFIG: &str = "config.json";
-/// Name of a pipeline's list of parts.
+/// Name of a pipeline's list of components.
 const INDEX: &str = "model_index.json";
 /// Name of a scheduler's configuration.
 const SCHEDULER: &str = "scheduler_config.json";

@@ -1,17 +1,19 @@
 //! The diffusion process: schedules, samplers and reverse steps. The model is a function to it; nothing here
 //! knows a network.
 
-pub mod form;
+mod linear_form;
+mod plan;
 mod schedule;
 mod scheduler;
-pub mod walk;
 
+pub use linear_form::{LinearForm, SLOTS};
+pub use plan::{Clip, PlanRunner, SamplerPlan, Step};
 pub use schedule::{Betas, Precision, Schedule, Variance};
 pub use scheduler::{
     DpmSolver, FinalSigma, Keys, Learned, Method, Prediction, Process, Scheduler, Sigmas, Spacing, UniPc,
     names,
 };
-pub use walk::{Clip, Walk};
+pub(crate) use scheduler::{LIBRARY_VERSION, pretty};
 
 use crate::nn::Scope;
 use crate::tape::Tensor;

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Variance of the reverse step, both of which Ho et al. found to work alike.
+/// Variance of the reverse step; Ho et al. found both to work alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Variance {
@@ -15,7 +15,7 @@ pub enum Variance {
     FixedLarge,
 }
 
-/// How the noise levels of the forward process grow. Written as its name, or as a list.
+/// The betas of the forward process. In a recipe: their name, or a list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]
 pub enum Betas {
@@ -31,11 +31,11 @@ pub enum Betas {
     Laplace,
     /// From start to end along a sigmoid over [-6, 6] (GeoDiff).
     Sigmoid,
-    /// Given one by one.
+    /// A list.
     Given(Vec<f64>),
 }
 
-/// What schedules are called in the reference library.
+/// The names of the schedules in the diffusers library.
 const BETAS: [(&str, Betas); 6] = [
     ("linear", Betas::Linear),
     ("scaled_linear", Betas::ScaledLinear),
@@ -46,22 +46,23 @@ const BETAS: [(&str, Betas); 6] = [
 ];
 
 impl Betas {
-    /// The schedule that the reference library calls so.
+    /// The schedule of this name in the diffusers library.
     pub fn named(name: &str) -> Option<Betas> {
         BETAS.into_iter().find(|(known, _)| *known == name).map(|(_, betas)| betas)
     }
 
-    /// What the reference library calls it; those that are given have no name.
+    /// The name in the diffusers library; a list has none.
     pub fn name(&self) -> Option<&'static str> {
         BETAS.into_iter().find(|(_, betas)| betas == self).map(|(name, _)| name)
     }
 
+    /// All names.
     pub fn names() -> [&'static str; BETAS.len()] {
         BETAS.map(|(name, _)| name)
     }
 }
 
-/// How betas stand in a recipe.
+/// Betas as a recipe holds them.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(untagged)]
 enum Written {
@@ -91,18 +92,19 @@ impl TryFrom<Written> for Betas {
     }
 }
 
-/// What tables are computed in.
+/// Precision of the tables of a schedule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
+    /// f64.
     #[default]
     Exact,
-    /// As the reference library keeps them, rounded to f32 after each operation. `1 - alpha_bar` cancels at
-    /// the first timesteps, so that this shows in the fourth digit of its coefficients there.
+    /// Rounded to f32 after each operation, as in the diffusers library. `1 - alpha_bar` cancels at the first
+    /// timesteps, which changes the fourth digit of the coefficients there.
     Reference,
 }
 
 impl Precision {
-    /// The result of an operation as it is kept.
+    /// Rounds the result of an operation.
     pub fn keep(self, value: f64) -> f64 {
         match self {
             Precision::Exact => value,
@@ -112,10 +114,23 @@ impl Precision {
 }
 
 /// Noise levels of the forward process.
+///
+/// ```
+/// use denoir::diffusion::Schedule;
+///
+/// // Ho et al. 2020, section 4: a thousand betas from 1e-4 to 0.02.
+/// let schedule = Schedule::linear(1000, 1e-4, 0.02);
+/// assert!((schedule.alpha_bars[0] - 0.9999).abs() < 1e-12);
+/// assert!(schedule.alpha_bars[999] < 1e-4); // nothing but noise is left
+/// // Pairs of sqrt(alpha_bar) and sqrt(1 - alpha_bar).
+/// let table = schedule.noising_table();
+/// assert!(table.chunks(2).all(|pair| (pair[0].hypot(pair[1]) - 1.0).abs() < 1e-6));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Schedule {
+    /// Variance of the noise that each timestep adds, `[T]`.
     pub betas: Vec<f64>,
-    /// Products of `1 - beta` up to and with each timestep.
+    /// Products of `1 - beta` up to and with each timestep, `[T]`.
     pub alpha_bars: Vec<f64>,
     precision: Precision,
 }
@@ -126,7 +141,7 @@ impl Schedule {
         Schedule::new(&Betas::Linear, steps, start, end, Precision::Exact)
     }
 
-    /// `steps` betas; `start` and `end` are those of the first and last one where the kind has such.
+    /// `steps` betas; `start` and `end` are the first and the last, for the kinds that have them.
     pub fn new(kind: &Betas, steps: usize, start: f64, end: f64, precision: Precision) -> Self {
         let last = steps.saturating_sub(1).max(1) as f64;
         // From both ends to the middle, as torch.linspace.
@@ -176,7 +191,7 @@ impl Schedule {
     /// The schedule shifted and scaled so that the last timestep is nothing but noise, and the first as it
     /// was (Lin et al. 2024, arXiv:2305.08891, algorithm 1).
     #[must_use]
-    pub fn with_zero_terminal_snr(&self) -> Self {
+    pub(crate) fn with_zero_terminal_snr(&self) -> Self {
         let keep = |value: f64| self.precision.keep(value);
         let roots: Vec<f64> = self.alpha_bars.iter().map(|a| keep(a.sqrt())).collect();
         let (Some(&first), Some(&last)) = (roots.first(), roots.last()) else { return self.clone() };
@@ -187,12 +202,13 @@ impl Schedule {
         Schedule::of(betas, self.precision)
     }
 
-    /// `sqrt((1 - alpha_bar) / alpha_bar)` of each timestep: the noise beside an unscaled picture.
+    /// `sqrt((1 - alpha_bar) / alpha_bar)` of each timestep, `[T]`: the noise in `x0 + sigma noise`.
     pub fn sigmas(&self) -> Vec<f64> {
         let keep = |value: f64| self.precision.keep(value);
         self.alpha_bars.iter().map(|&a| keep(keep(keep(1.0 - a) / a).sqrt())).collect()
     }
 
+    /// The precision of the tables.
     pub fn precision(&self) -> Precision {
         self.precision
     }
@@ -203,7 +219,7 @@ impl Schedule {
     }
 
     /// `[T, 2]`: `sqrt(alpha_bar)` and `sqrt(1 - alpha_bar)`, for the noising kernel.
-    pub fn noising_table(&self) -> Vec<f32> {
+    pub(crate) fn noising_table(&self) -> Vec<f32> {
         self.alpha_bars.iter().flat_map(|a| [a.sqrt() as f32, (1.0 - a).sqrt() as f32]).collect()
     }
 
@@ -228,8 +244,8 @@ impl Schedule {
         [of_x0, of_xt, sigma]
     }
 
-    /// The deviation of the noise in a step from timestep `t` straight to the end, by the formula.
-    pub fn last_deviation(&self, t: usize, variance: Variance) -> f64 {
+    /// The standard deviation of the noise in a step from timestep `t` to the end, by the formula.
+    pub(crate) fn last_deviation(&self, t: usize, variance: Variance) -> f64 {
         match variance {
             Variance::FixedSmall => 1e-10, // the square root of the least variance
             Variance::FixedLarge => self.precision.keep(1.0 - self.alpha_bars[t]).sqrt(),

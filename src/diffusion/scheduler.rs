@@ -1,10 +1,11 @@
-//! Samplers: how a reverse process is walked, with the options and defaults of the diffusers library.
+//! Samplers with the options and defaults of the diffusers library.
 //!
 //! A [`Scheduler`] is plain data, read from its `scheduler_config.json` ([`Scheduler::from_config`]) or made
-//! from a name. [`Scheduler::walk`] lays the process out for a number of steps. It knows no model.
+//! from a name. [`Scheduler::plan`] lays the process out for a number of steps. It knows no model.
 
 mod config;
 mod dpm_solver;
+mod level;
 mod one_step;
 mod pndm;
 mod sigma_space;
@@ -12,14 +13,16 @@ mod spacing;
 mod unipc;
 
 pub use config::{Keys, Learned, names};
+pub(crate) use config::{LIBRARY_VERSION, pretty};
 use serde::{Deserialize, Serialize};
 
-use super::form::Form;
+use level::Level;
+
+use super::plan::{Clip, SamplerPlan};
 use super::schedule::{Betas, Precision, Schedule, Variance};
-use super::walk::{Clip, Walk};
 use crate::error::{Error, Result};
 
-/// What the model's output means.
+/// Meaning of the model's output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prediction {
@@ -33,7 +36,7 @@ pub enum Prediction {
     V,
 }
 
-/// Which timesteps are visited.
+/// Choice of the timesteps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Spacing {
@@ -45,10 +48,10 @@ pub enum Spacing {
     Linspace,
 }
 
-/// Which noise levels the solvers over sigma visit.
+/// Choice of the noise levels of solvers over sigma.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sigmas {
-    /// Those of the timesteps.
+    /// The levels of the timesteps.
     #[default]
     Timesteps,
     /// Karras et al. 2022 (arXiv:2206.00364), equation 5, with rho = 7.
@@ -57,12 +60,13 @@ pub enum Sigmas {
     Exponential,
 }
 
-/// Where a walk over sigma ends.
+/// Last noise level of a solver over sigma.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FinalSigma {
+    /// No noise.
     #[default]
     Zero,
-    /// At the schedule's lowest sigma.
+    /// The schedule's lowest sigma.
     Lowest,
 }
 
@@ -121,7 +125,7 @@ pub struct UniPc {
     pub disable_corrector: Vec<usize>,
 }
 
-/// The process that a model learned to walk back.
+/// The process that a model learned to reverse.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Process {
     pub timesteps: usize,
@@ -140,7 +144,7 @@ impl Process {
     }
 }
 
-/// A sampler and the process that it walks back.
+/// A sampler and the process that it reverses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scheduler {
     pub method: Method,
@@ -181,86 +185,100 @@ impl Scheduler {
         }
     }
 
+    /// Another sampler of the same process, by its name on the command line: `ddim`, `dpmpp-2m`, ...
+    ///
+    /// # Errors
+    /// When no sampler is called so: lists them.
+    pub fn called(&self, name: &str) -> Result<Scheduler> {
+        let variance = match self.method {
+            Method::Ddpm { variance } => variance,
+            _ => Variance::FixedSmall,
+        };
+        let clip = if let Clip::At(bound) = self.clip { bound } else { 0.0 };
+        let learned = Learned { process: self.process.clone(), variance, clip };
+        Keys::default().with_sampler(name)?.with_process(&learned).scheduler()
+    }
+
     /// The noise schedule.
     pub fn schedule(&self) -> Schedule {
         let mut schedule = self.process.schedule(self.precision);
-        // Nothing but noise would be an infinite sigma.
-        let endless = self.process.zero_terminal_snr && self.method.has_sigmas();
-        if let (true, Some(last)) = (endless, schedule.alpha_bars.last_mut()) {
+        // At alpha-bar = 0 sigma would be infinite.
+        let infinite = self.process.zero_terminal_snr && self.method.has_sigmas();
+        if let (true, Some(last)) = (infinite, schedule.alpha_bars.last_mut()) {
             *last = 2.0_f64.powi(-24);
         }
         schedule
     }
 
-    /// The process in `steps` steps. Those of Heun and of Runge-Kutta evaluate the model several times, and
-    /// each evaluation is a step of the walk.
+    /// The plan for `steps` sampling steps. Heun's and Runge-Kutta steps evaluate the model several times;
+    /// each evaluation is a step of the plan.
     ///
     /// # Errors
-    /// When the options do not go together, or not with so few or so many steps.
-    pub fn walk(&self, steps: usize) -> Result<Walk> {
-        self.walk_from(steps, 0)
+    /// When the options contradict one another or the number of steps.
+    pub fn plan(&self, steps: usize) -> Result<SamplerPlan> {
+        self.plan_from(steps, 0)
     }
 
-    /// As [`Scheduler::walk`], but from its step number `first` on, for a sample that was noised only so far.
-    /// A multistep solver begins there with its lowest order.
+    /// As [`Scheduler::plan`], from sampling step `first` on, for a sample that was noised to its level. A
+    /// multistep solver begins there with its lowest order.
     ///
     /// # Errors
-    /// As [`Scheduler::walk`], and when no step is left, or the solver must begin at the beginning.
-    pub fn walk_from(&self, steps: usize, first: usize) -> Result<Walk> {
+    /// As [`Scheduler::plan`], and when no step is left, or the solver must begin at the beginning.
+    pub fn plan_from(&self, steps: usize, first: usize) -> Result<SamplerPlan> {
         if steps == 0 || steps > self.process.timesteps {
             return Err(Error::usage(format!("{steps} sampling steps"))
                 .hint(format!("choose from 1 to {}", self.process.timesteps)));
         }
         if !self.method.has_sigmas() && self.sigmas != Sigmas::Timesteps {
-            return Err(Error::usage("this sampler walks over timesteps, not over sigmas")
+            return Err(Error::usage("this sampler steps over timesteps, not over sigmas")
                 .hint("leave --sigmas out, or choose euler, heun, lms, dpmpp-2m or unipc"));
         }
-        let bare = match (&self.method, self.process.prediction, self.process.zero_terminal_snr) {
+        let undefined = match (&self.method, self.process.prediction, self.process.zero_terminal_snr) {
             (Method::Ddpm { .. } | Method::Ddim { .. } | Method::DdimInverse { .. }, kind, true) => {
                 kind == Prediction::Epsilon
             }
             _ => false,
         };
-        if bare {
+        if undefined {
             return Err(Error::usage(
                 "a schedule that ends in pure noise cannot be left by predicting noise",
             )
             .hint("prediction_type must be v_prediction or sample with rescale_betas_zero_snr"));
         }
-        let mut walk = match &self.method {
-            Method::Ddpm { variance } => self.ddpm_walk(*variance, steps),
-            Method::Ddim { eta, alpha_to_one, reclip } => self.ddim_walk(*eta, *alpha_to_one, *reclip, steps),
-            Method::DdimInverse { alpha_to_one } => self.inverse_walk(*alpha_to_one, steps),
-            Method::Euler { .. } => Ok(self.euler_walk(steps)),
-            Method::EulerAncestral => Ok(self.ancestral_walk(steps)),
-            Method::Heun => Ok(self.heun_walk(steps)),
-            Method::Lms => Ok(self.lms_walk(steps)),
-            Method::DpmSolver(options) => self.dpm_walk(options, steps, first),
+        let mut plan = match &self.method {
+            Method::Ddpm { variance } => self.ddpm_plan(*variance, steps),
+            Method::Ddim { eta, alpha_to_one, reclip } => self.ddim_plan(*eta, *alpha_to_one, *reclip, steps),
+            Method::DdimInverse { alpha_to_one } => self.inverse_plan(*alpha_to_one, steps),
+            Method::Euler { .. } => Ok(self.euler_plan(steps)),
+            Method::EulerAncestral => Ok(self.ancestral_plan(steps)),
+            Method::Heun => Ok(self.heun_plan(steps)),
+            Method::Lms => Ok(self.lms_plan(steps)),
+            Method::DpmSolver(options) => self.dpm_plan(options, steps, first),
             Method::Pndm { .. } if first > 0 => Err(Error::usage("PNDM cannot begin on the way")
                 .hint("choose another sampler, dpmpp-2m for example")),
-            Method::Pndm { skip_prk, alpha_to_one } => self.pndm_walk(*skip_prk, *alpha_to_one, steps),
-            Method::UniPc(options) => self.unipc_walk(options, steps, first),
+            Method::Pndm { skip_prk, alpha_to_one } => self.pndm_plan(*skip_prk, *alpha_to_one, steps),
+            Method::UniPc(options) => self.unipc_plan(options, steps, first),
         }?;
         let skipped = if self.method == Method::Heun { 2 * first } else { first };
-        if skipped >= walk.steps.len() {
+        if skipped >= plan.steps.len() {
             return Err(Error::usage(format!("step {first} of {steps} to begin with"))
                 .hint("begin with an earlier one"));
         }
-        walk.steps.drain(..skipped);
-        if !walk.is_finite() {
-            return Err(Error::usage(format!("no such walk in {steps} steps: it would divide by zero"))
+        plan.steps.drain(..skipped);
+        if !plan.is_finite() {
+            return Err(Error::usage(format!("no such plan in {steps} steps: it would divide by zero"))
                 .hint("take another number of steps, another spacing, or another sampler"));
         }
-        Ok(walk)
+        Ok(plan)
     }
 
-    /// Whether it leads from noise to samples and not the other way.
-    pub fn draws_samples(&self) -> bool {
+    /// False for a method that leads from samples to noise.
+    pub(crate) fn draws_samples(&self) -> bool {
         !matches!(self.method, Method::DdimInverse { .. })
     }
 
-    /// Steps that are usual: all timesteps of ancestral sampling, or as many as an offset leaves; of the others
-    /// 50, or half of all.
+    /// Steps that are usual: all timesteps of ancestral sampling, or as many as an offset leaves; of the
+    /// others 50, or half of all.
     pub fn usual_steps(&self) -> usize {
         const USUAL: usize = 50;
         match self.method {
@@ -273,7 +291,7 @@ impl Scheduler {
         }
     }
 
-    /// How the reference library's class treats `x0`.
+    /// The clipping, for a class that clips by a constant or by quantiles.
     fn clip_if(&self, clips: bool, thresholds: bool) -> Clip {
         match self.clip {
             Clip::At(bound) if clips => Clip::At(bound),
@@ -284,85 +302,11 @@ impl Scheduler {
 }
 
 impl Method {
-    /// Whether it walks over noise levels of its own choice rather than over timesteps.
+    /// True if it chooses noise levels rather than timesteps.
     fn has_sigmas(&self) -> bool {
         !matches!(
             self,
             Method::Ddpm { .. } | Method::Ddim { .. } | Method::DdimInverse { .. } | Method::Pndm { .. }
         )
-    }
-}
-
-impl Default for DpmSolver {
-    fn default() -> Self {
-        DpmSolver {
-            order: 2,
-            sde: false,
-            heun: false,
-            lower_order_final: true,
-            euler_at_final: false,
-            lambda_min: f64::NEG_INFINITY,
-        }
-    }
-}
-
-impl Default for UniPc {
-    fn default() -> Self {
-        UniPc {
-            order: 2,
-            bh1: false,
-            predict_x0: true,
-            lower_order_final: true,
-            disable_corrector: Vec::new(),
-        }
-    }
-}
-
-/// A noise level at unit variance: `x = alpha x0 + sigma eps` with `alpha^2 + sigma^2 = 1`.
-#[derive(Clone, Copy, Debug)]
-struct Level {
-    alpha: f64,
-    sigma: f64,
-}
-
-impl Level {
-    fn of_bar(alpha_bar: f64, precision: Precision) -> Self {
-        let keep = |value: f64| precision.keep(value);
-        Level { alpha: keep(alpha_bar.sqrt()), sigma: keep(keep(1.0 - alpha_bar).sqrt()) }
-    }
-
-    /// From the noise beside an unscaled picture.
-    fn of_sigma(sigma: f64) -> Self {
-        let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
-        Level { alpha, sigma: sigma * alpha }
-    }
-
-    fn alpha_bar(self) -> f64 {
-        self.alpha * self.alpha
-    }
-
-    /// Half the logarithm of the signal-to-noise ratio.
-    fn lambda(self) -> f64 {
-        self.alpha.ln() - self.sigma.ln()
-    }
-}
-
-impl Prediction {
-    /// Coefficients of `x` and of the model's output in the predicted clean sample.
-    fn x0(self, at: Level) -> [f64; 2] {
-        match self {
-            Prediction::Epsilon => [1.0 / at.alpha, -at.sigma / at.alpha],
-            Prediction::Sample => [0.0, 1.0],
-            Prediction::V => [at.alpha, -at.sigma],
-        }
-    }
-
-    /// The predicted noise, of the prediction before it is clipped.
-    fn eps(self, at: Level) -> Form {
-        match self {
-            Prediction::Epsilon => Form::OUT,
-            Prediction::Sample => (Form::X - at.alpha * Form::OUT) / at.sigma,
-            Prediction::V => at.alpha * Form::OUT + at.sigma * Form::X,
-        }
     }
 }

@@ -13,9 +13,13 @@ use crate::tensor::Shape;
 /// A convolution's form.
 #[derive(Clone, Copy, Debug)]
 pub struct Conv {
+    /// Channels of the result.
     pub out: usize,
+    /// Height and width of the kernel.
     pub kernel: usize,
+    /// Pixels from one place of the kernel to the next.
     pub stride: usize,
+    /// Zeros around the image.
     pub padding: Padding,
     /// The image is made twice as high and wide first, by repeating each pixel: for a stride of 1.
     pub upsample: bool,
@@ -45,7 +49,7 @@ impl Conv {
     }
 }
 
-/// Channels from which on a part of an image is worth a product of its own.
+/// Channels from which on an input is worth a product of its own.
 const NARROW: usize = 16;
 
 /// `x [N, H, W, Cin]` through a convolution with bias, plus a per-sample `shift [N, out]` and a `residual`
@@ -72,39 +76,39 @@ pub fn conv(s: &Scope, x: &Tensor, form: Conv, shift: Option<&Tensor>, residual:
 }
 
 /// `[N, H, W, C1]`, and maybe `[N, H, W, C2]` beside it, through a 1x1 convolution to `[N, H, W, out]`: of each
-/// part a product with its rows of the weights, so that nobody writes the parts side by side.
+/// input a product with its rows of the weights, so that they are never concatenated.
 #[track_caller]
-pub fn point(s: &Scope, parts: &[&Tensor], out: usize, bias: bool) -> Tensor {
-    let cin: usize = parts.iter().map(|x| x.shape().last()).sum();
+pub fn point(s: &Scope, inputs: &[&Tensor], out: usize, bias: bool) -> Tensor {
+    let cin: usize = inputs.iter().map(|x| x.shape().last()).sum();
     let init = Init::FanIn(cin);
     // Rows of small models may begin between the places that a GPU can bind; and a copy of few channels costs less
     // than a product more, which rounds once more too.
     let apart = |c: usize| c >= NARROW && (c * out).is_multiple_of(ALIGN);
-    let apart = parts.iter().all(|x| apart(x.shape().last()));
-    let parts = match apart {
-        true => parts.iter().map(|&x| x.clone()).collect(),
-        false => vec![side_by_side(s, parts)],
+    let apart = inputs.iter().all(|x| apart(x.shape().last()));
+    let inputs = match apart {
+        true => inputs.iter().map(|&x| x.clone()).collect(),
+        false => vec![side_by_side(s, inputs)],
     };
-    let shapes: Vec<Shape> = parts.iter().map(|x| [1, 1, x.shape().last(), out].into()).collect();
-    let weights = s.param_in_parts("weight", [1, 1, cin, out], &shapes, Layout::Conv, init);
+    let shapes: Vec<Shape> = inputs.iter().map(|x| [1, 1, x.shape().last(), out].into()).collect();
+    let weights = s.param_slices("weight", [1, 1, cin, out], &shapes, Layout::Conv, init);
     let bias = bias.then(|| s.param("bias", [out], Layout::Plain, init));
     s.label(|| {
         let pad = Padding::same(0);
         let first = Epilogue { bias: bias.as_ref(), ..Epilogue::default() };
-        let mut sum = conv2d(&parts[0], &weights[0], 1, pad, first);
-        for (x, w) in parts.iter().zip(&weights).skip(1) {
+        let mut sum = conv2d(&inputs[0], &weights[0], 1, pad, first);
+        for (x, w) in inputs.iter().zip(&weights).skip(1) {
             sum = conv2d(x, w, 1, pad, Epilogue { residual: Some(&sum), ..Epilogue::default() });
         }
         sum
     })
 }
 
-/// One tensor for those who cannot read several.
+/// Concatenates tensors in their last dimension, for layers that read one tensor.
 #[track_caller]
-pub fn side_by_side(s: &Scope, parts: &[&Tensor]) -> Tensor {
-    match parts {
+pub fn side_by_side(s: &Scope, inputs: &[&Tensor]) -> Tensor {
+    match inputs {
         [x] => (*x).clone(),
-        _ => s.label(|| concat(parts)),
+        _ => s.label(|| concat(inputs)),
     }
 }
 
@@ -147,11 +151,11 @@ pub fn group_norm(s: &Scope, x: &Tensor, groups: usize, eps: f32, then: Activati
 
 /// As [`group_norm`], of one tensor or of two side by side.
 #[track_caller]
-pub fn group_norm_of(s: &Scope, parts: &[&Tensor], groups: usize, eps: f32, then: Activation) -> Tensor {
-    let c: usize = parts.iter().map(|x| x.shape().last()).sum();
+pub fn group_norm_of(s: &Scope, inputs: &[&Tensor], groups: usize, eps: f32, then: Activation) -> Tensor {
+    let c: usize = inputs.iter().map(|x| x.shape().last()).sum();
     let gamma = s.param("weight", [c], Layout::Plain, Init::Ones);
     let beta = s.param("bias", [c], Layout::Plain, Init::Zeros);
-    s.label(|| norm::group_norm_of(parts, &gamma, &beta, groups, eps, then))
+    s.label(|| norm::group_norm_of(inputs, &gamma, &beta, groups, eps, then))
 }
 
 /// Self-attention over the pixels of `x [N, H, W, C]` with a residual connection, as the reference
@@ -195,7 +199,7 @@ mod tests {
     use crate::tape::Tape;
 
     /// Parts of these widths through `point`, as they are or put side by side first: all launches, the
-    /// result, and the gradients of the parts and of the parameters.
+    /// result, and the gradients of the inputs and of the parameters.
     fn point_of(
         device: &Device,
         widths: [usize; 2],
@@ -204,9 +208,9 @@ mod tests {
     ) -> (Vec<&'static str>, [Vec<f32>; 3]) {
         let (tape, params) = (Tape::new(), Rc::new(RefCell::new(Params::default())));
         let scope = Scope::training(&tape, &params, &tape.stored_u32("state", [State::WORDS]));
-        let parts = ["left", "right"].into_iter().zip(widths);
-        let parts: Vec<Tensor> = parts.map(|(name, c)| tape.variable(name, 0, [2, 3, 5, c])).collect();
-        let refs: Vec<&Tensor> = parts.iter().collect();
+        let inputs = ["left", "right"].into_iter().zip(widths);
+        let inputs: Vec<Tensor> = inputs.map(|(name, c)| tape.variable(name, 0, [2, 3, 5, c])).collect();
+        let refs: Vec<&Tensor> = inputs.iter().collect();
         let y = if apart {
             point(&scope, &refs, out, true)
         } else {

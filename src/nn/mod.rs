@@ -49,7 +49,9 @@ pub enum Init {
     FanIn(usize),
     /// Normal, of this standard deviation.
     Normal(f32),
+    /// All 1.
     Ones,
+    /// All 0.
     Zeros,
 }
 
@@ -60,7 +62,9 @@ pub struct Spec {
     pub name: String,
     /// As it stands in memory.
     pub shape: Shape,
+    /// How its dimensions stand in files.
     pub layout: Layout,
+    /// Its initial values.
     pub init: Init,
     /// First element in the flat store.
     pub first: usize,
@@ -105,10 +109,12 @@ pub struct Params {
 }
 
 impl Params {
+    /// All of them.
     pub fn specs(&self) -> &[Spec] {
         &self.specs
     }
 
+    /// The parameter of this name.
     pub fn find(&self, name: &str) -> Option<&Spec> {
         self.index.get(name).map(|&i| &self.specs[i])
     }
@@ -194,6 +200,18 @@ impl Params {
 }
 
 /// A part of a model under recording: gives its parameters by name.
+///
+/// ```
+/// use denoir::prelude::*;
+/// use std::rc::Rc;
+///
+/// let (tape, params) = (Tape::new(), Rc::default());
+/// let net = Scope::new(&tape, &params);
+/// let y = linear(&net.sub("head"), &tape.stored("x", 0, [2, 3]), 4);
+/// assert_eq!(y.dims(), [2, 4]);
+/// let names: Vec<String> = params.borrow().specs().iter().map(|spec| spec.name.clone()).collect();
+/// assert_eq!(names, ["head.weight", "head.bias"]);
+/// ```
 #[derive(Clone)]
 pub struct Scope {
     tape: Tape,
@@ -236,6 +254,7 @@ impl Scope {
         Scope { checkpoints: on, ..self }
     }
 
+    /// The tape that it records on.
     pub fn tape(&self) -> &Tape {
         &self.tape
     }
@@ -255,31 +274,30 @@ impl Scope {
         self.placed(first, shape)
     }
 
-    /// A parameter of this part as tensors that lie one behind the other in it, for those who want its rows
-    /// apart.
+    /// A parameter of this part as consecutive slices of its rows.
     ///
     /// # Panics
     /// When they do not make up the parameter, or one does not begin where a GPU can bind it.
     #[track_caller]
-    pub fn param_in_parts(
+    pub fn param_slices(
         &self,
         name: &str,
         shape: impl Into<Shape>,
-        parts: &[Shape],
+        slices: &[Shape],
         layout: Layout,
         init: Init,
     ) -> Vec<Tensor> {
         let shape = shape.into();
-        let elements: usize = parts.iter().map(Shape::elements).sum();
-        assert_eq!(elements, shape.elements(), "parameter {name} {shape} in parts {parts:?}");
+        let elements: usize = slices.iter().map(Shape::elements).sum();
+        assert_eq!(elements, shape.elements(), "parameter {name} {shape} in slices {slices:?}");
         let mut first = self.place(name, shape, layout, init);
-        let part = |part: &Shape| {
-            assert!(first.is_multiple_of(ALIGN), "parameter {name}: a part begins at element {first}");
-            let tensor = self.placed(first, part.clone());
-            first += part.elements();
+        let slice = |slice: &Shape| {
+            assert!(first.is_multiple_of(ALIGN), "parameter {name}: a slice begins at element {first}");
+            let tensor = self.placed(first, slice.clone());
+            first += slice.elements();
             tensor
         };
-        parts.iter().map(part).collect()
+        slices.iter().map(slice).collect()
     }
 
     #[track_caller]
@@ -314,8 +332,8 @@ impl Scope {
     }
 }
 
-/// Records into the store of gradients what `backward` found for each parameter; those that nothing depends
-/// on stay zero there.
+/// Records the gradient of each parameter into the store of gradients; it stays zero where nothing depends on
+/// the parameter.
 ///
 /// # Panics
 /// When the recording asked for a parameter twice: its two gradients would have to be added up first.

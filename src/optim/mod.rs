@@ -1,4 +1,4 @@
-//! What training does besides gradients: learning rates and the moving average of the weights.
+//! Learning rates and the moving average of the weights.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LrSchedule {
+    /// Stays at its height.
     Constant,
     /// Falls to zero at the last step along half a cosine.
     Cosine,
@@ -37,9 +38,12 @@ pub struct Ema {
     pub warmup: Option<EmaWarmup>,
 }
 
+/// How the decay rises.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EmaWarmup {
+    /// Steps in which it rises at first.
     pub inv_gamma: f64,
+    /// Of the rise; 2/3 and 3/4 are usual for long trainings.
     pub power: f64,
 }
 

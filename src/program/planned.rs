@@ -107,7 +107,7 @@ impl Plan {
     }
 
     /// As [`Plan::new`], with each launch cut as if no third of a tensor could be bound that it can be cut along.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn cut_up(tape: &Tape, outputs: &[&Tensor], device: &Device) -> Plan {
         let third = |launch: &dyn Launch, [reads, writes]: [&[usize]; 2]| {
             let cuts = launch.cuts();
@@ -134,7 +134,7 @@ impl Plan {
     }
 
     /// Launches that only give summands of what they write.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn adds(&self) -> bool {
         self.steps.iter().any(|step| step.portions.as_ref().is_some_and(Portions::adds))
     }

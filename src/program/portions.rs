@@ -92,12 +92,12 @@ impl Portions {
         Portions { list, own, carried }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(super) fn count(&self) -> usize {
         self.list.len()
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(super) fn adds(&self) -> bool {
         self.list.iter().any(|portion| portion.writes.iter().any(|view| view.is_summand))
     }

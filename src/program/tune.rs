@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 
 use super::planned::{Plan, Step};
 use super::{GUARD, Place, bind};
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 use super::{Program, Sharing};
 use crate::device::Buffer;
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 use crate::device::Device;
-use crate::device::gpu::tuning::{Choice, Fingerprint, Key, Refusal, Told};
+use crate::device::gpu::tuning::{Choice, Key, Refusal, TuningEvent};
 use crate::device::gpu::{Bound, Gpu};
 use crate::error::{Error, Result};
+use crate::files::fnv1a;
 use crate::launch::{Dispatches, Variant};
 use crate::philox::{Stream, draw, uniform};
 use crate::tensor::{DType, Id};
@@ -49,7 +50,7 @@ pub struct Picked {
     pub of: usize,
     pub shape_class: String,
     /// What timing found; `None` where nobody timed it.
-    pub choice: Option<Choice>,
+    pub(crate) choice: Option<Choice>,
 }
 
 /// The time of one launch, in seconds, as the mean of several in a row.
@@ -91,13 +92,13 @@ fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picke
         let (mut found, mut kept, mut last) = (Vec::<(usize, Choice)>::new(), 0, Instant::now());
         for (done, (i, key)) in missing.iter().enumerate() {
             let (step, variants) = (&plan.steps[*i], &of_step[*i]);
-            tuning.tell(Told::Timing { done, all: missing.len(), launch: step.launch.name() });
+            tuning.emit(TuningEvent::Timing { done, all: missing.len(), launch: step.launch.name() });
             match contest(gpu, plan, step, variants, key, clock) {
                 Ok(choice) => found.push((*i, choice)),
                 Err(e) => {
                     // Whatever is wrong with the device is told again by what runs next.
                     let told = format!("warning: {} is not tuned: {e}", step.launch.name());
-                    tuning.tell(Told::Warning(&told));
+                    tuning.emit(TuningEvent::Warning(&told));
                 }
             }
             // Who is stopped here, after minutes on a slow device, goes on from here.
@@ -107,7 +108,7 @@ fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picke
             }
         }
         if !missing.is_empty() {
-            tuning.tell(Told::Done);
+            tuning.emit(TuningEvent::Done);
         }
         choices.extend(found);
     }
@@ -123,14 +124,13 @@ fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picke
 }
 
 fn key_of(gpu: &Gpu, step: &Step, variants: &[Variant]) -> Key {
-    let mut kernels = Fingerprint::default();
-    let mut seen = Vec::new();
+    let (mut texts, mut seen) = (Vec::new(), Vec::new());
     for variant in variants {
-        kernels.add(&variant.name);
+        texts.push(variant.name.clone());
         for dispatch in &Dispatches::of(&*step.launch, variant.index).list {
             let text = (dispatch.kernel.name, dispatch.knobs);
             if !seen.contains(&text) {
-                kernels.add(&dispatch.kernel.expand(dispatch.knobs, gpu.dialect()).text);
+                texts.push(dispatch.kernel.expand(dispatch.knobs, gpu.dialect()).text);
                 seen.push(text);
             }
         }
@@ -138,7 +138,8 @@ fn key_of(gpu: &Gpu, step: &Step, variants: &[Variant]) -> Key {
     Key {
         launch: step.launch.name().to_owned(),
         shape_class: step.launch.shape_class(),
-        kernels: kernels.hex(),
+        // The end of a text counts too.
+        kernels: format!("{:016x}", fnv1a(texts.iter().flat_map(|t| t.bytes().chain([0xff])).map(u64::from))),
     }
 }
 
@@ -270,7 +271,7 @@ impl<'a> Stage<'a> {
         let dispatches = self.step.dispatches(variant.index);
         let cost = self.plan.cost_of(self.step);
         let work = (cost.flops + 16 * cost.bytes) / dispatches.len().max(1) as u64;
-        let pieces = self.gpu.pieces(work, None);
+        let pieces = self.gpu.sub_dispatches(work, None);
         let bound = dispatches.iter();
         let bound =
             bound.map(|dispatch| bind(self.gpu, self.step, dispatch, &self.places, &self.scratch, pieces));
@@ -315,7 +316,7 @@ impl<'a> Stage<'a> {
 }
 
 /// For the check of ops, which runs them in every way.
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 impl Program {
     /// The most variants that a launch of `plan` has.
     pub(crate) fn ways(plan: &Plan) -> usize {

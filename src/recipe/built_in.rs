@@ -158,7 +158,7 @@ fn diffusers_unconditional() -> Recipe {
     }
 }
 
-/// What the VAE recipes share: report A's optimiser.
+/// Shared by the VAE recipes: report A's optimiser.
 fn vae(name: &str, about: &str) -> Recipe {
     Recipe {
         name: name.to_owned(),
@@ -261,7 +261,7 @@ fn mnist_mlp_vae() -> Recipe {
     }
 }
 
-/// What the latent diffusion recipes share. Latents are cached: drawing from kept means and variances is
+/// Shared by the latent diffusion recipes. Latents are cached: drawing from kept means and variances is
 /// the distribution that encoding anew gives, without the encoder's work in every step. They have no bound
 /// to clip samples to.
 fn ldm(name: &str, about: &str) -> Recipe {

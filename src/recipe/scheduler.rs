@@ -5,7 +5,7 @@ use crate::diffusion::{Keys, Learned, Precision, Prediction, Process, Schedule, 
 use crate::error::{Error, Result};
 use crate::models::vae::VaeKind;
 
-/// What a recipe without a word on its sampler has.
+/// Sampler of a recipe that names none.
 const DEFAULT: &str = "DDPMScheduler";
 
 impl Recipe {
@@ -132,7 +132,7 @@ impl Recipe {
             return Err(Error::usage("DDIMInverseScheduler goes from a picture to its noise")
                 .hint("name the class that draws samples, DDIMScheduler for example"));
         }
-        scheduler.walk(self.sample_steps).map(drop)
+        scheduler.plan(self.sample_steps).map(drop)
     }
 }
 

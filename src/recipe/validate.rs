@@ -1,4 +1,4 @@
-//! What is wrong with a recipe's values, said before anything else is done with them.
+//! Checks of a recipe's values, made before anything else is done with them.
 
 use super::{Optimizer, Recipe, Rng, System};
 use crate::error::{Error, Result};

@@ -1,7 +1,7 @@
 //! DDIM inversion: from images to the noise that leads to them, and files of such noise.
 //!
 //! Song et al. 2021 (arXiv:2010.02502), section 4.3: without noise of its own DDIM is the solution of an
-//! ordinary differential equation, in small steps, which can be walked either way.
+//! ordinary differential equation, in small steps, which can be integrated in either direction.
 
 use std::path::Path;
 
@@ -11,25 +11,27 @@ use super::{Options, Source};
 use crate::checkpoint::write_tensors;
 use crate::diffusion::{Clip, Spacing};
 use crate::error::{Error, Result};
-use crate::latent_file::{check_holds, read_tensor, turned};
+use crate::latent_file::{check_holds, read_tensor, transposed};
 use crate::recipe::{Recipe, Rng};
 
 /// Metadata entry of a file of noise.
 const KEY: &str = "denoir_noise";
 
-/// How noise was found, and so how it leads back.
+/// The settings that noise was found with, and that lead back from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Way {
+pub struct InversionConfig {
+    /// Sampling steps.
     pub steps: usize,
+    /// Choice of the timesteps.
     pub spacing: Spacing,
-    /// Of all images, for models with classes.
+    /// The class of all images, for models with classes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<u32>,
 }
 
-impl Way {
-    /// The way of this sampler, `ddim` down or `ddim-inverse` up: without a bound of x0, whose effect no step
-    /// the other way takes back.
+impl InversionConfig {
+    /// Options of a sampler, `ddim` or `ddim-inverse`, without clipping of x0, which no inverse step could
+    /// undo.
     ///
     /// # Errors
     /// When the recipe's process cannot be walked so.
@@ -37,7 +39,7 @@ impl Way {
         let mut scheduler = recipe.sampler(sampler)?;
         scheduler.clip = Clip::None;
         scheduler.spacing = self.spacing;
-        scheduler.walk(self.steps)?;
+        scheduler.plan(self.steps)?;
         Ok(Options { seed: recipe.seed, steps: self.steps, scheduler, rng: Rng::Denoir })
     }
 }
@@ -51,22 +53,24 @@ impl Source<'_> {
     /// As [`Source::draw`].
     pub fn invert(
         &self,
-        way: &Way,
+        config: &InversionConfig,
         images: &[f32],
         progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let options = way.options(self.recipe, "ddim-inverse")?;
+        let options = config.options(self.recipe, "ddim-inverse")?;
         let samples = self.samples_of(images)?;
         let count = samples.len() / self.recipe.diffused().iter().product::<usize>();
-        let noise = self.walk(&options, count, Some(&samples), way.class, progress)?;
+        let noise = self.sample(&options, count, Some(&samples), config.class, progress)?;
         if noise.iter().any(|v| !v.is_finite()) {
-            return Err(Error::new("the way up leads to numbers that are not finite").hint("take more steps"));
+            return Err(
+                Error::new("the inversion leads to numbers that are not finite").hint("take more steps")
+            );
         }
         Ok(noise)
     }
 }
 
-/// Says early that [`write()`] would replace something else than noise.
+/// An error if [`write()`] would replace a file that holds no noise.
 ///
 /// # Errors
 /// When there is such a file.
@@ -74,26 +78,26 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
     check_holds(path, KEY, "noise")
 }
 
-/// Writes noise `[N, h, w, c]` in PyTorch's layout, and the way that it was found.
+/// Writes noise `[N, h, w, c]` in PyTorch's layout, and the settings that it was found with.
 ///
 /// # Errors
 /// When the disk is full or the folder cannot be written.
-pub fn write(path: &Path, noise: &[f32], [h, w, c]: [usize; 3], way: &Way) -> Result<()> {
-    let text = serde_json::to_string(way).unwrap_or_else(|e| unreachable!("plain values: {e}"));
+pub fn write(path: &Path, noise: &[f32], [h, w, c]: [usize; 3], config: &InversionConfig) -> Result<()> {
+    let text = serde_json::to_string(config).unwrap_or_else(|e| unreachable!("plain values: {e}"));
     let shape = vec![noise.len() / (h * w * c), c, h, w];
-    write_tensors(path, &[("noise", shape, &turned(noise, [h, w, c], false)[..])], KEY, text)
+    write_tensors(path, &[("noise", shape, &transposed(noise, [h, w, c], false)[..])], KEY, text)
 }
 
 /// Reads noise `[N, h, w, c]`, and how it was found.
 ///
 /// # Errors
 /// When the file is missing or damaged, or holds noise of another shape.
-pub fn read(path: &Path, [h, w, c]: [usize; 3]) -> Result<(Vec<f32>, Way)> {
+pub fn read(path: &Path, [h, w, c]: [usize; 3]) -> Result<(Vec<f32>, InversionConfig)> {
     let (values, text) = read_tensor(path, "noise", &[c, h, w], KEY, "denoir invert")?;
-    let way = serde_json::from_str(&text.unwrap_or_default()).map_err(|e| {
+    let config = serde_json::from_str(&text.unwrap_or_default()).map_err(|e| {
         Error::new(format!("{} does not say how its noise was found", path.display()))
             .hint("give a file that `denoir invert` wrote")
             .caused_by(e)
     })?;
-    Ok((turned(&values, [h, w, c], true), way))
+    Ok((transposed(&values, [h, w, c], true), config))
 }

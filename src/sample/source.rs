@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use super::{Options, Sampler};
+use super::denoiser::{Start, check_finite};
+use super::{Denoiser, Options, Sampler};
 use crate::codec::Codec;
 use crate::device::{Buffer, Device};
 use crate::diffusion::Model;
@@ -11,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::models::unet::Class;
 use crate::nn::Params;
 use crate::recipe::Recipe;
+use crate::tensor::DType;
 
 /// Most samples that are drawn in one go; more are drawn in turns. It does not change them.
 const BATCH: usize = 64;
@@ -33,10 +35,7 @@ impl Source<'_> {
     }
 
     /// Images `[N, H, W, C]` of samples as the process has them: the same, or latents decoded.
-    ///
-    /// # Errors
-    /// As [`Codec::decode`].
-    pub fn images_of(&self, samples: Vec<f32>) -> Result<Vec<f32>> {
+    pub(crate) fn images_of(&self, samples: Vec<f32>) -> Result<Vec<f32>> {
         match self.codec {
             Some(codec) => {
                 let factor = (1.0 / self.recipe.scaling_factor) as f32;
@@ -47,10 +46,7 @@ impl Source<'_> {
     }
 
     /// What the process makes of images `[N, H, W, C]`: the same, or the means of their latents, scaled.
-    ///
-    /// # Errors
-    /// As [`Codec::encode`].
-    pub fn samples_of(&self, images: &[f32]) -> Result<Vec<f32>> {
+    pub(crate) fn samples_of(&self, images: &[f32]) -> Result<Vec<f32>> {
         match self.codec {
             Some(codec) => {
                 let factor = self.recipe.scaling_factor as f32;
@@ -60,14 +56,39 @@ impl Source<'_> {
         }
     }
 
+    /// The model as samplers see it.
+    ///
+    /// # Errors
+    /// When it does not know a timestep of the options, or takes an embedding for a class.
+    fn denoiser(&self, options: &Options) -> Result<Denoiser<'_>> {
+        self.recipe.unet.check_times(&options.scheduler.plan(options.steps)?.timesteps())?;
+        let labels = match self.recipe.unet.class() {
+            Class::None => None,
+            Class::Number(_) => Some(DType::U32),
+            Class::Value => Some(DType::F32),
+            Class::Embedding(width) => {
+                return Err(Error::usage(format!(
+                    "class_embed_type is identity: the model takes a vector of {width} numbers as an image's class"
+                ))
+                .hint("samplers give it none; the library's `models::unet::unet` takes one"));
+            }
+        };
+        Ok(Denoiser {
+            device: self.device.clone(),
+            model: self.model,
+            params: Rc::clone(self.params),
+            weights: self.weights.clone(),
+            shape: self.recipe.diffused(),
+            labels,
+        })
+    }
+
     /// A sampler for `batch` samples at a time.
     ///
     /// # Errors
-    /// As [`Sampler::new`].
+    /// As [`Sampler::new`]; and when the model cannot be asked so.
     pub fn sampler(&self, options: &Options, batch: usize) -> Result<Sampler> {
-        let [h, w, c] = self.recipe.diffused();
-        let shape = [batch, h, w, c];
-        Sampler::new(self.device, self.model, self.params, self.weights, self.recipe, options, shape)
+        self.denoiser(options)?.sampler(options, batch)
     }
 
     /// The label of sample `i`: all classes in turn, so that a grid shows each; `class`: that one always.
@@ -99,7 +120,7 @@ impl Source<'_> {
         class: Option<u32>,
         progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
-        self.shown(self.walk(options, count, None, class, progress)?)
+        self.shown(self.sample(options, count, None, class, progress)?)
     }
 
     /// As [`Source::draw`], but from given noise `[N, h, w, c]`, which is taken as it is.
@@ -114,50 +135,25 @@ impl Source<'_> {
         progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
         let count = noise.len() / self.recipe.diffused().iter().product::<usize>();
-        self.shown(self.walk(options, count, Some(noise), class, progress)?)
+        self.shown(self.sample(options, count, Some(noise), class, progress)?)
     }
 
     fn shown(&self, samples: Vec<f32>) -> Result<Vec<f32>> {
-        let images = self.images_of(samples)?;
-        if images.iter().any(|v| !v.is_finite()) {
-            return Err(Error::new("the model's samples are not finite numbers")
-                .hint("it has diverged: train again with a lower lr, or use an older checkpoint"));
-        }
-        Ok(images)
+        check_finite(self.images_of(samples)?)
     }
 
-    /// What a walk of `count` samples ends with, from noise that it draws or from `start`.
-    pub(super) fn walk(
+    /// Draws `count` samples, from noise that the sampler draws or from `noise`, not decoded.
+    pub(super) fn sample(
         &self,
         options: &Options,
         count: usize,
-        start: Option<&[f32]>,
+        noise: Option<&[f32]>,
         class: Option<u32>,
-        mut progress: impl FnMut() -> Result<()>,
+        progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let most = self.batch(count);
-        let size = self.recipe.diffused().iter().product::<usize>();
-        let mut samples = Vec::with_capacity(count * size);
-        let mut sampler: Option<(usize, Sampler)> = None;
-        for first in (0..count).step_by(most) {
-            let batch = most.min(count - first);
-            let ready = match sampler.take() {
-                Some((size, ready)) if size == batch => ready,
-                _ => self.sampler(options, batch)?,
-            };
-            let (_, ready) = sampler.insert((batch, ready));
-            ready.set_whole(count);
-            let labels = self.labels(first, batch, class)?;
-            let watch = |_, _, _: &Sampler| progress();
-            samples.extend(match start {
-                Some(start) => {
-                    let x = &start[first * size..(first + batch) * size];
-                    ready.run_from(0, x, first as u32, &labels, watch)?
-                }
-                None => ready.run(first as u32, &labels, watch)?,
-            });
-        }
-        Ok(samples)
+        let labels = |first, batch| self.labels(first, batch, class);
+        let start = Start { count, noise, labels: &labels };
+        self.denoiser(options)?.sample(options, self.batch(count), start, progress)
     }
 
     /// How many samples of `count` are drawn together: what trained in the memory can be sampled in it.
@@ -170,6 +166,6 @@ impl Source<'_> {
     /// # Errors
     /// When the sampler cannot walk so.
     pub fn work(&self, options: &Options, count: usize) -> Result<u64> {
-        Ok((count.div_ceil(self.batch(count)) * options.scheduler.walk(options.steps)?.steps.len()) as u64)
+        Ok((count.div_ceil(self.batch(count)) * options.scheduler.plan(options.steps)?.steps.len()) as u64)
     }
 }

@@ -10,9 +10,8 @@ use crate::device::{Buffer, Device};
 use crate::diffusers;
 use crate::diffusion::Model;
 use crate::error::{Error, Result};
-use crate::models::{model_of, params_of};
 use crate::nn::Params;
-use crate::recipe::{Recipe, System};
+use crate::recipe::{Recipe, System, model_of, params_of};
 use crate::run::Run;
 
 /// A trained diffusion model on a device, with all that sampling needs.
@@ -26,7 +25,7 @@ pub struct Trained {
     remarks: Vec<String>,
 }
 
-/// Says that what `path` holds is no diffusion model, if so.
+/// An error for a recipe without a diffusion process.
 fn check_diffuses(path: &Path, recipe: &Recipe) -> Result<()> {
     if recipe.system != System::Vae {
         return Ok(());
@@ -69,7 +68,7 @@ impl Trained {
     fn of_folder(path: &Path, device: &Device) -> Result<Trained> {
         let folder = diffusers::open(path)?;
         check_diffuses(path, &folder.model.recipe)?;
-        let codec = folder.vae.as_ref().map(|vae| Codec::of_part(vae, device)).transpose()?;
+        let codec = folder.vae.as_ref().map(|vae| Codec::of_component(vae, device)).transpose()?;
         let trained = Trained::with(folder.model.recipe, &folder.model.weights, codec, device)?;
         Ok(Trained { remarks: folder.remarks, ..trained })
     }
@@ -83,15 +82,17 @@ impl Trained {
         Ok(Trained { device: device.clone(), model, recipe, params, weights, codec, remarks })
     }
 
-    /// What the user should know about the folder that it was read from.
+    /// Remarks for the user about the folder that it was read from.
     pub fn remarks(&self) -> &[String] {
         &self.remarks
     }
 
+    /// The recipe of the model.
     pub fn recipe(&self) -> &Recipe {
         &self.recipe
     }
 
+    /// The model to draw from.
     pub fn source(&self) -> Source<'_> {
         Source {
             device: &self.device,

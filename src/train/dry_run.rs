@@ -1,11 +1,12 @@
-//! What a training step will take, before anything is allocated.
+//! Memory and launches of a training step, counted before anything is allocated.
 
-use std::rc::Rc;
-
+use super::batch::Batch;
 use super::objective::Objective;
+use super::options::TrainOptions;
 use super::step::{ACCUMULATED, record_batch, record_optimiser};
 use crate::codec::Codec;
 use crate::device::Device;
+use crate::nn::Scope;
 use crate::program::Plan;
 use crate::recipe::Recipe;
 use crate::tape::Tape;
@@ -13,29 +14,37 @@ use crate::tape::Tape;
 /// The plan of a step, for `--dry-run`.
 #[derive(Clone, Debug)]
 pub struct DryRun {
+    /// Trainable numbers.
     pub parameters: usize,
+    /// Of a step, all its batches included.
     pub launches: usize,
     /// Of these, those of the backward pass that make once more what was not kept.
     pub repeated: usize,
-    /// What they add to the operations and to the bytes moved of a step, in percent.
+    /// Operations and bytes moved that they add to a step, in percent.
     pub repeated_percent: [f64; 2],
+    /// Of one copy of the weights.
     pub parameter_bytes: u64,
+    /// Of one set of gradients, or of two where they are accumulated.
     pub gradient_bytes: u64,
     /// Adam's two moments and the EMA copy.
     pub optimiser_bytes: u64,
+    /// As tensors share memory that are never alive together.
     pub activation_bytes_shared: u64,
+    /// If each tensor had memory of its own.
     pub activation_bytes_separate: u64,
     /// With sharing, if nothing were made once more.
     pub activation_bytes_kept: u64,
+    /// Bytes of the largest tensor that a kernel binds.
     pub largest_binding: u64,
 }
 
 impl DryRun {
     /// Plans the step of a recipe. Allocates nothing on the device. `codec`: the VAE of latent diffusion.
     pub fn new(recipe: &Recipe, device: &Device, codec: Option<&Codec>) -> DryRun {
-        let objective = Objective::new(recipe, codec);
-        let params = Rc::clone(&objective.params);
-        let tape = record_batch(&objective, recipe.accumulation);
+        let (objective, options) = (Objective::new(recipe, codec), TrainOptions::of(recipe));
+        let record = |scope: &Scope, batch: &Batch| objective.record(scope, batch);
+        let params = &objective.params;
+        let tape = record_batch(&record, params, &options, recipe.accumulation <= 1).tape;
         let plan = Plan::new(&tape, &[], device);
         let kept = Plan::keeping_all(&tape, &[], device);
         let added = |with: u64, without: u64| (with as f64 / without.max(1) as f64 - 1.0).max(0.0) * 100.0;
@@ -43,7 +52,7 @@ impl DryRun {
         let flat = params.borrow().elements() as u64 * 4;
         let optimiser_launches = if recipe.accumulation > 1 {
             let tape = Tape::new();
-            record_optimiser(&tape, recipe, params.borrow().elements(), ACCUMULATED);
+            record_optimiser(&tape, &options, params.borrow().elements(), ACCUMULATED);
             Plan::new(&tape, &[], device).launches()
         } else {
             0

@@ -1,22 +1,23 @@
-//! What a session trains on: its data, opened and read ahead.
+//! Data of a session, opened and read ahead.
 
 use std::path::Path;
 use std::sync::Arc;
 
+use super::encoded::{Encoded, prepare};
 use super::evaluate::Evaluator;
-use super::latents::{CachedLatents, Encoded, prepare};
-use super::resident::{Input, kept};
-use super::step::Trainer;
+use super::latents::CachedLatents;
+use super::recipe_trainer::RecipeTrainer;
+use super::resident::{Examples, kept};
 use crate::checkpoint::Values;
 use crate::codec::Codec;
-use crate::data::{Dataset, Loader, Picks, Split, open_for, open_to_judge};
+use crate::data::{self, Dataset, Loader, Picks, open_for_evaluation};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::recipe::{Recipe, System};
 
 /// Opens the training data of a recipe, images of so many `channels`, and checks that the model fits it.
 fn open_data(recipe: &Recipe, channels: usize) -> Result<Arc<dyn Dataset>> {
-    let dataset = open_for(&recipe.data, recipe.pictures(channels), Split::Train)?;
+    let dataset = data::open(&recipe.data, &recipe.pictures(channels))?;
     let (classes, table) = (dataset.classes().len(), recipe.unet.num_class_embeds);
     if recipe.system != System::Vae && table > 0 && classes != table {
         return Err(Error::usage(format!(
@@ -27,29 +28,29 @@ fn open_data(recipe: &Recipe, channels: usize) -> Result<Arc<dyn Dataset>> {
     Ok(dataset)
 }
 
-/// What a run works on besides its model.
+/// Data of a run.
 pub(super) struct Data {
     /// Images.
     pub dataset: Arc<dyn Dataset>,
-    /// What steps read instead of images, in latent diffusion with cached latents.
+    /// Cached latents, which steps of latent diffusion read instead of images.
     pub encoded: Option<Encoded>,
-    /// What a VAE is measured on.
+    /// Images that a VAE is measured on.
     pub evaluator: Option<Evaluator>,
     /// Reads the first batches while everything else is made.
     pub(super) ahead: Option<Feed>,
 }
 
-/// What steps train on, in order.
+/// Batches of the steps, in order.
 pub(super) enum Feed {
     Images(Loader),
     Samples(Loader<Picks>),
 }
 
 impl Feed {
-    pub(super) fn next(&mut self) -> Result<Input> {
+    pub(super) fn next(&mut self) -> Result<Examples> {
         match self {
-            Feed::Images(loader) => loader.next().map(Input::from),
-            Feed::Samples(loader) => loader.next().map(Input::from),
+            Feed::Images(loader) => loader.next().map(Examples::from),
+            Feed::Samples(loader) => loader.next().map(Examples::from),
         }
     }
 }
@@ -67,7 +68,7 @@ impl Data {
         let channels = codec.map_or(&*recipe, Codec::recipe).image_channels();
         let judged = || {
             let is_vae = recipe.system == System::Vae;
-            is_vae.then(|| open_to_judge(&recipe.data, recipe.pictures(channels))).transpose()
+            is_vae.then(|| open_for_evaluation(&recipe.data, &recipe.pictures(channels))).transpose()
         };
         // At the same time: large folders take a while to list.
         let (dataset, judged) = rayon::join(|| open_data(recipe, channels), judged);
@@ -87,18 +88,18 @@ impl Data {
         Ok(Data { dataset, encoded, evaluator, ahead: None })
     }
 
-    /// What is read for steps: images, or all that is cached of them.
+    /// The data set that steps read: images, or all that is cached of them.
     pub(super) fn source(&self) -> Arc<dyn Dataset> {
         self.encoded.as_ref().map_or_else(|| Arc::clone(&self.dataset), Encoded::source)
     }
 
-    /// What the next step trains on. `codec` encodes images that no step met before.
-    pub(super) fn next(&mut self, feed: &mut Feed, codec: Option<&Codec>) -> Result<Input> {
+    /// Examples of the next step. `codec` encodes images that no step met before.
+    pub(super) fn next(&mut self, feed: &mut Feed, codec: Option<&Codec>) -> Result<Examples> {
         match (feed.next()?, &mut self.encoded, codec) {
-            (Input::Images(batch), Some(Encoded::Some(growing)), Some(codec)) => {
-                growing.encode(codec, batch).map(Input::from)
+            (Examples::Images(batch), Some(Encoded::Some(growing)), Some(codec)) => {
+                growing.encode(codec, batch).map(Examples::from)
             }
-            (input, ..) => Ok(input),
+            (examples, ..) => Ok(examples),
         }
     }
 
@@ -126,14 +127,14 @@ impl Data {
         device: &Device,
         codec: Option<&Codec>,
         resume: Option<(u64, &Values)>,
-    ) -> Result<Trainer> {
+    ) -> Result<RecipeTrainer> {
         let source = self.source();
         let whole = kept(&*source, device);
         let done = resume.map_or(0, |(done, _)| done);
         self.ahead = Some(self.load(recipe, done, whole.is_some())?);
         match &whole {
-            Some(whole) => Trainer::with_data(recipe, device, codec, resume, whole),
-            None => Trainer::new(recipe, device, codec, resume),
+            Some(whole) => RecipeTrainer::with_data(recipe, device, codec, resume, whole),
+            None => RecipeTrainer::new(recipe, device, codec, resume),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Latents of a data set, each encoded once: what latent diffusion trains on, and the factor that scales it.
+//! Latents of a data set, each encoded once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,15 +8,12 @@ use safetensors::tensor::{Dtype, SafeTensors};
 use crate::checkpoint::{fingerprint, write_tensors};
 use crate::codec::Codec;
 use crate::data::picture::mirror;
-use crate::data::{Batch, Dataset, Loader, Values, Whole};
-use crate::device::Device;
+use crate::data::{Batch, Dataset, Values, Whole};
 use crate::error::{Error, Result};
-use crate::recipe::{Latents, Recipe};
+use crate::recipe::Recipe;
 
 /// Images encoded between two reports of progress.
 const BLOCK: u64 = 64;
-/// Images that the scale of latents is measured on.
-const MEASURED: u64 = 64;
 const KEY: &str = "denoir_latents";
 
 /// Encoded images as a data set: `[h, w, 2 c]` numbers each, means and log-variances side by side (an
@@ -26,7 +23,7 @@ pub struct CachedLatents {
     labels: Vec<u32>,
     shape: [usize; 3],
     classes: Vec<String>,
-    /// What they are of; another recipe's are of no use.
+    /// VAE and images that they are of; latents of others are of no use.
     origin: String,
 }
 
@@ -77,8 +74,8 @@ impl CachedLatents {
         write_tensors(path, &tensors, KEY, format!("{}, moments {}", self.origin, fingerprint(&self.moments)))
     }
 
-    /// Those of the file, if it holds the latents of these images, whole.
-    fn load(path: &Path, images: &Images, codec: &Codec, recipe: &Recipe) -> Option<CachedLatents> {
+    /// The latents of the file, if it holds all of these images.
+    pub fn load(path: &Path, images: &Images, codec: &Codec, recipe: &Recipe) -> Option<CachedLatents> {
         let bytes = std::fs::read(path).ok()?;
         let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
         let (origin, whole) = header.metadata().as_ref()?.get(KEY)?.rsplit_once(", moments ")?;
@@ -121,7 +118,7 @@ pub struct Images {
 }
 
 impl Images {
-    fn new(data: Arc<dyn Dataset>, recipe: &Recipe) -> Images {
+    pub fn new(data: Arc<dyn Dataset>, recipe: &Recipe) -> Images {
         let count = data.len().unwrap_or(recipe.latent_count as u64);
         Images { data, count, mirrored: recipe.flip }
     }
@@ -164,11 +161,11 @@ impl Dataset for Images {
 /// Latents of which some may still have to be encoded: a step encodes those of its images that no step met before.
 /// An image's latent does not depend on those that are encoded with it, nor on when that is done.
 pub struct Growing {
-    latents: CachedLatents,
-    images: Arc<Images>,
+    pub(super) latents: CachedLatents,
+    pub(super) images: Arc<Images>,
     known: Vec<bool>,
     /// How many are not known.
-    missing: u64,
+    pub(super) missing: u64,
 }
 
 impl Growing {
@@ -176,7 +173,7 @@ impl Growing {
     ///
     /// # Errors
     /// When memory is too small.
-    fn new(images: Arc<Images>, codec: &Codec, recipe: &Recipe) -> Result<Growing> {
+    pub fn new(images: Arc<Images>, codec: &Codec, recipe: &Recipe) -> Result<Growing> {
         let (samples, shape) = (images.samples(), moments_shape(codec));
         let size: usize = shape.iter().product();
         // They are held once more while they are written.
@@ -228,7 +225,7 @@ impl Growing {
     ///
     /// # Errors
     /// As [`Growing::encode`], and when the data cannot be read.
-    fn encode_all(&mut self, codec: &Codec, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    pub fn encode_all(&mut self, codec: &Codec, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         let (all, pixels) = (self.images.samples(), codec.image().iter().product::<usize>());
         for first in (0..all).step_by(BLOCK as usize) {
             let samples: Vec<u64> = (first..all.min(first + BLOCK)).collect();
@@ -241,125 +238,4 @@ impl Growing {
         }
         Ok(())
     }
-}
-
-/// What is cached of the data of a latent diffusion run.
-pub enum Encoded {
-    All(Arc<CachedLatents>),
-    /// What has been encoded so far.
-    Some(Growing),
-}
-
-impl Encoded {
-    /// What steps read: latents, or images for [`Growing::encode`].
-    pub fn source(&self) -> Arc<dyn Dataset> {
-        match self {
-            Encoded::All(latents) => Arc::clone(latents) as Arc<dyn Dataset>,
-            Encoded::Some(growing) => Arc::clone(&growing.images) as Arc<dyn Dataset>,
-        }
-    }
-
-    /// As all of them, if none is missing.
-    fn settled(self) -> Encoded {
-        match self {
-            Encoded::Some(growing) if growing.missing == 0 => Encoded::All(Arc::new(growing.latents)),
-            other => other,
-        }
-    }
-
-    /// All latents, if what was missing is there since the last call.
-    pub fn grown(encoded: &mut Option<Encoded>) -> Option<Arc<CachedLatents>> {
-        let is_growing = matches!(encoded, Some(Encoded::Some(_)));
-        *encoded = encoded.take().map(Encoded::settled);
-        match encoded {
-            Some(Encoded::All(latents)) if is_growing => Some(Arc::clone(latents)),
-            _ => None,
-        }
-    }
-}
-
-/// One over the standard deviation of latents drawn from these moments, over all their numbers (Rombach et
-/// al. 2022, appendix G): the variance of the means, and the mean of the variances.
-fn scale_of(moments: &[f32], codec: &Codec) -> f64 {
-    let vae = &codec.recipe().vae;
-    let (mut n, mut sum, mut squares, mut variances) = (0.0, 0.0, 0.0, 0.0);
-    for pixel in moments.chunks_exact(vae.moments() * vae.latent) {
-        for (i, &v) in pixel.iter().enumerate() {
-            let v = f64::from(v);
-            if i < vae.latent {
-                n += 1.0;
-                sum += v;
-                squares += v * v;
-            } else {
-                variances += v.exp();
-            }
-        }
-    }
-    let mean: f64 = sum / n;
-    1.0 / (squares / n - mean * mean + variances / n).sqrt()
-}
-
-/// What the steps of a latent diffusion run read: cached latents, those of `file` if they are the ones; or nothing,
-/// where steps encode images. Fills in the scale if it is not known: that of the first images that training shows.
-///
-/// On the CPU device latents are encoded by the steps that meet their images first, so that the first step comes
-/// soon. A GPU, where all of them may lie, gets all at once.
-///
-/// # Errors
-/// When the data cannot be read, memory is too small, or the driver reports an error; and when latents have no
-/// variance.
-pub fn prepare(
-    codec: &Codec,
-    data: &Arc<dyn Dataset>,
-    recipe: &mut Recipe,
-    file: Option<&Path>,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<Option<Encoded>> {
-    let mut encoded = None;
-    if recipe.latents == Latents::Cached {
-        let images = Arc::new(Images::new(Arc::clone(data), recipe));
-        let kept = file.and_then(|path| CachedLatents::load(path, &images, codec, recipe));
-        encoded = Some(match kept {
-            Some(latents) => Encoded::All(Arc::new(latents)),
-            None => Encoded::Some(Growing::new(images, codec, recipe)?),
-        });
-    }
-    if recipe.scaling_factor == 0.0 {
-        recipe.scaling_factor = measure_scale(codec, data, recipe, &mut encoded)?;
-    }
-    if !(recipe.scaling_factor > 1e-9 && recipe.scaling_factor < 1e9) {
-        return Err(Error::new(format!("latents would be scaled by {}", recipe.scaling_factor))
-            .hint("the VAE has collapsed or diverged: train it anew, or set scaling_factor"));
-    }
-    if let (Some(Encoded::Some(growing)), Device::Gpu(_)) = (&mut encoded, codec.device()) {
-        growing.encode_all(codec, progress)?;
-    }
-    if let (Some(latents), Some(path)) = (Encoded::grown(&mut encoded), file) {
-        latents.save(path)?;
-    }
-    Ok(encoded)
-}
-
-/// The factor that gives latents unit variance, measured on the first images in the order of training, as the
-/// reference measures it on the first batch (appendix G). On generated digits and faces it is within 0.3 % of that
-/// of ten thousand images.
-fn measure_scale(
-    codec: &Codec,
-    data: &Arc<dyn Dataset>,
-    recipe: &Recipe,
-    encoded: &mut Option<Encoded>,
-) -> Result<f64> {
-    // Mirrored images are among the cached.
-    let (source, flip) = match encoded {
-        Some(encoded) => (encoded.source(), false),
-        None => (Arc::clone(data), recipe.flip),
-    };
-    let count = source.len().unwrap_or(MEASURED).min(MEASURED) as usize;
-    let first = Loader::new(source, count, recipe.seed, flip, 0)?.next()?;
-    let moments = match encoded {
-        Some(Encoded::Some(growing)) => growing.encode(codec, first)?.images,
-        Some(Encoded::All(_)) => first.images,
-        None => codec.moments(&first.images)?,
-    };
-    Ok(scale_of(&moments, codec))
 }

@@ -1,19 +1,33 @@
-//! Training: the recorded step, the loop around it, and what it leaves in the run folder.
+//! Training: the recorded step, the loop around it, and the run folder.
+//!
+//! [`Trainer`] trains any objective; [`RecipeTrainer`] is one with the model, loss and data of a recipe, and
+//! [`Session`] the loop of `denoir train` around it.
 
+mod batch;
 mod dry_run;
+mod encoded;
 mod evaluate;
 mod feed;
 mod latents;
 mod objective;
+mod options;
+mod outcome;
 mod pictures;
+mod recipe_trainer;
 mod resident;
 mod session;
 mod step;
+mod steps;
 mod times;
+mod trainer;
 mod writer;
 
+pub use batch::{Batch, BatchWriter, Element, Input, Loss};
 pub use dry_run::DryRun;
-pub use resident::Input;
+pub use options::TrainOptions;
+pub use outcome::Outcome;
+pub use recipe_trainer::RecipeTrainer;
+pub use resident::Examples;
 pub use session::{Ended, Session, Watch};
-pub use step::{Outcome, Trainer};
 pub use times::Times;
+pub use trainer::Trainer;

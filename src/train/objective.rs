@@ -1,47 +1,36 @@
-//! What a system learns: the part of the training step between its images and its loss.
+//! Losses of recipes: the part of the training step between images and loss.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use super::resident::Resident;
+use super::batch::{Batch, BatchWriter, Input, Loss};
+use super::resident::{Examples, Resident};
 use crate::codec::Codec;
 use crate::device::Buffer;
 use crate::diffusion::Model;
+use crate::error::Result;
 use crate::models::vae;
-use crate::models::{model_of, params_of, params_of_model};
 use crate::nn::{Params, Scope};
 use crate::ops::arithmetic::{add, affine, mul};
 use crate::ops::dropout::dropout;
 use crate::ops::gather::gather;
 use crate::ops::gaussian_kl::gaussian_kl;
 use crate::ops::loss::mse;
-use crate::ops::noising::{gaussian, noising};
+use crate::ops::noising::gaussian;
 use crate::ops::reparameterise::{Noise, reparameterise};
 use crate::philox::Stream;
-use crate::recipe::{Latents, Recipe, System};
-use crate::state::State;
-use crate::tape::{Tape, Tensor};
+use crate::recipe::{Latents, Recipe, System, model_of, params_of, params_of_model};
+use crate::tape::Tensor;
 
-/// Store of a step's images; of cached latents, their moments.
-pub(super) const IMAGES: &str = "images";
-/// Store of a data set that lies on the device, and of the numbers of a step's samples in it.
-pub(super) const DATA: &str = "data";
-pub(super) const SAMPLES: &str = "samples";
-/// Store of the timesteps' noise levels.
-pub(super) const NOISE_LEVELS: &str = "noising";
-/// Store of the divergence's weight, which may rise.
-pub(super) const KL_WEIGHT: &str = "kl_weight";
 /// Store of the weights of a VAE that is not trained.
-pub(super) const VAE: &str = "vae";
+const VAE: &str = "vae";
+/// Store of a data set that lies on the device.
+const DATA: &str = "data";
+/// Names of the parts of a VAE's loss, before they are weighted.
+pub(super) const RECONSTRUCTION: &str = "reconstruction";
+pub(super) const KL: &str = "kl";
 
-/// The loss of a recorded batch; and of a VAE's its parts, before they are weighted. Each `[1]`.
-pub(super) struct Loss {
-    pub total: Tensor,
-    pub reconstruction: Option<Tensor>,
-    pub kl: Option<Tensor>,
-}
-
-/// What is trained, and what is needed for it.
+/// A recipe's model and loss.
 pub(super) struct Objective {
     pub recipe: Recipe,
     /// The diffusion model; a VAE has none.
@@ -74,22 +63,54 @@ impl Objective {
         Objective { recipe: recipe.clone(), params, model, vae: None, resident: None }
     }
 
-    /// Memory for stores that this objective reads and does not own.
-    pub fn bound(&self) -> impl Iterator<Item = (&'static str, &Buffer)> {
-        let vae = self.vae.as_ref().filter(|_| self.encodes()).map(|(_, weights, _)| (VAE, weights));
-        vae.into_iter().chain(self.resident.as_ref().map(|data| (DATA, &data.buffer)))
+    /// A step's images; of cached latents, their moments.
+    fn images(&self) -> Input<f32, 4> {
+        let [h, w, c] = self.sample_shape();
+        Input::new("images", [self.recipe.batch_size, h, w, c])
     }
 
-    /// A step's samples `[N, H, W, C]`: images, or what is cached of them.
-    fn samples(&self, tape: &Tape, shape: [usize; 3]) -> Tensor {
-        let (n, [h, w, c]) = (self.recipe.batch_size, shape);
-        let Some(Resident { count, bytes, .. }) = self.resident else {
-            return tape.stored(IMAGES, 0, [n, h, w, c]);
+    /// Numbers of a step's samples in the data set on the device.
+    fn picks(&self) -> Input<u32, 1> {
+        Input::new("samples", [self.recipe.batch_size])
+    }
+
+    fn labels(&self) -> Input<u32, 1> {
+        Input::new("labels", [self.recipe.batch_size])
+    }
+
+    /// Weight of the divergence, which may rise.
+    fn weight_of_kl(&self) -> Input<f32, 1> {
+        Input::new("kl_weight", [1])
+    }
+
+    /// `[H, W, C]` of what a step reads.
+    fn sample_shape(&self) -> [usize; 3] {
+        let recipe = &self.recipe;
+        match (recipe.system, &self.vae) {
+            (System::Ddpm, _) => recipe.diffused(),
+            (System::Vae, _) => [recipe.image_size, recipe.image_size, recipe.vae.in_channels],
+            (System::Ldm, Some((_, _, theirs))) if self.encodes() => {
+                [theirs.image_size, theirs.image_size, theirs.vae.in_channels]
+            }
+            (System::Ldm, Some((_, _, theirs))) => {
+                let [h, w, c] = recipe.diffused();
+                [h, w, theirs.vae.moments() * c]
+            }
+            (System::Ldm, None) => unreachable!("latent diffusion is trained with a VAE"),
+        }
+    }
+
+    /// A step's samples `[N, H, W, C]`: images, or moments that are cached of them.
+    fn samples(&self, batch: &Batch) -> Tensor {
+        let Some(Resident { buffer, count, bytes }) = &self.resident else {
+            return batch.input(self.images());
         };
-        let values = count * h * w * c;
+        batch.bind(DATA, buffer);
+        let (tape, shape) = (batch.tape(), self.sample_shape());
+        let values = count * shape.iter().product::<usize>();
         let data =
-            if bytes { tape.stored_u32(DATA, [values.div_ceil(4)]) } else { tape.stored(DATA, 0, [values]) };
-        tape.labelled("data", || gather(&data, count, shape, &tape.stored_u32(SAMPLES, [n])))
+            if *bytes { tape.stored_u32(DATA, [values.div_ceil(4)]) } else { tape.stored(DATA, 0, [values]) };
+        tape.labelled("data", || gather(&data, *count, shape, &batch.input(self.picks())))
     }
 
     fn encodes(&self) -> bool {
@@ -97,50 +118,65 @@ impl Objective {
     }
 
     /// Records the loss of one batch.
-    pub fn record(&self, tape: &Tape, state: &Tensor) -> Loss {
-        let scope = Scope::training(tape, &self.params, state).checkpointing(self.recipe.checkpoint_blocks);
+    pub fn record(&self, scope: &Scope, batch: &Batch) -> Loss {
         match self.recipe.system {
-            System::Ddpm => {
-                let images = self.samples(tape, self.recipe.diffused());
-                self.noise_prediction(tape, &scope, &images, state)
-            }
-            System::Ldm => {
-                let latents = self.latents(tape, state);
-                self.noise_prediction(tape, &scope, &latents, state)
-            }
-            System::Vae => self.evidence(tape, &scope, state),
+            System::Ddpm => self.noise_prediction(scope, batch, &self.samples(batch)),
+            System::Ldm => self.noise_prediction(scope, batch, &self.latents(batch)),
+            System::Vae => self.evidence(scope, batch),
         }
     }
 
+    /// Writes what a batch reads.
+    ///
+    /// # Panics
+    /// When images are given and the data set is resident, or samples of one that is not.
+    pub fn write(&self, batch: &mut BatchWriter, examples: &Examples) -> Result<()> {
+        match (examples, &self.resident) {
+            (Examples::Images(images), None) => batch.write(self.images(), &images.images)?,
+            (Examples::Picks(picks), Some(_)) => batch.write(self.picks(), &picks.samples)?,
+            _ => panic!("training on a resident data set takes samples of it, other training takes images"),
+        }
+        if self.has_labels() {
+            batch.write(self.labels(), examples.labels())?;
+        }
+        if self.is_variational() {
+            batch.write(self.weight_of_kl(), &[self.kl_weight(batch.step())])?;
+        }
+        Ok(())
+    }
+
+    fn is_variational(&self) -> bool {
+        self.recipe.system == System::Vae && self.recipe.vae.variational
+    }
+
+    fn has_labels(&self) -> bool {
+        self.recipe.system != System::Vae && self.recipe.unet.num_class_embeds > 0
+    }
+
     /// Ho et al. 2020, equation 14: the squared error of the predicted noise.
-    fn noise_prediction(&self, tape: &Tape, scope: &Scope, x0: &Tensor, state: &Tensor) -> Loss {
-        let recipe = &self.recipe;
-        let table = tape.stored(NOISE_LEVELS, 0, [recipe.timesteps, 2]);
-        let labels = recipe.unet.class().tensor(tape, recipe.batch_size);
-        let (x_t, eps, t) = tape.labelled("noising", || noising(x0, &table, state));
+    fn noise_prediction(&self, scope: &Scope, batch: &Batch, x0: &Tensor) -> Loss {
+        let labels = self.has_labels().then(|| batch.input(self.labels()));
+        let (x_t, eps, t) = batch.noised(x0, &self.recipe.schedule());
         let predicted = (self.model)(scope, &x_t, &t, labels.as_ref());
-        let total = tape.labelled("loss", || mse(&predicted, &eps, None));
-        Loss { total, reconstruction: None, kl: None }
+        batch.tape().labelled("loss", || mse(&predicted, &eps, None)).into()
     }
 
     /// Scaled latents of the batch, drawn from their Gaussians (Rombach et al. 2022, section 3.1 and
     /// appendix G).
-    fn latents(&self, tape: &Tape, state: &Tensor) -> Tensor {
-        let Some((params, _, theirs)) = &self.vae else {
+    fn latents(&self, batch: &Batch) -> Tensor {
+        let Some((params, weights, theirs)) = &self.vae else {
             unreachable!("latent diffusion is trained with a VAE");
         };
-        let [h, w, c] = self.recipe.diffused();
+        let (tape, samples) = (batch.tape(), self.samples(batch));
         let (mean, log_var) = if self.encodes() {
-            let side = theirs.image_size;
-            let images = self.samples(tape, [side, side, theirs.vae.in_channels]);
-            vae::encode(&theirs.vae, &Scope::frozen(tape, params, VAE), &images)
+            batch.bind(VAE, weights);
+            vae::encode(&theirs.vae, &Scope::frozen(tape, params, VAE), &samples)
         } else {
-            let moments = self.samples(tape, [h, w, theirs.vae.moments() * c]);
-            tape.labelled("latents", || vae::mean_and_log_var(&theirs.vae, &moments))
+            tape.labelled("latents", || vae::mean_and_log_var(&theirs.vae, &samples))
         };
         tape.labelled("latents", || {
             let z = match &log_var {
-                Some(log_var) => reparameterise(&mean, log_var, Noise::Drawn(state)),
+                Some(log_var) => reparameterise(&mean, log_var, Noise::Drawn(batch.state())),
                 None => mean,
             };
             affine(&z, self.recipe.scaling_factor as f32, 0.0)
@@ -149,35 +185,29 @@ impl Objective {
 
     /// The negative evidence lower bound (Kingma & Welling 2014, equation 7), the divergence weighted as
     /// in the beta-VAE (Higgins et al. 2017); without a Gaussian, the reconstruction alone.
-    fn evidence(&self, tape: &Tape, scope: &Scope, state: &Tensor) -> Loss {
-        let recipe = &self.recipe;
-        let (config, side) = (&recipe.vae, recipe.image_size);
-        let image = [side, side, config.in_channels];
-        let images = self.samples(tape, image);
+    fn evidence(&self, scope: &Scope, batch: &Batch) -> Loss {
+        let (recipe, config, tape, state) = (&self.recipe, &self.recipe.vae, batch.tape(), batch.state());
+        let images = self.samples(batch);
         let seen = tape.labelled("corruption", || self.corrupted(&images, state));
         let (mean, log_var) = vae::encode(config, scope, &seen);
         let z = match &log_var {
             Some(log_var) => tape.labelled("latents", || reparameterise(&mean, log_var, Noise::Drawn(state))),
             None => mean.clone(),
         };
-        let raw = vae::decode(config, scope, &z, image);
+        let raw = vae::decode(config, scope, &z, self.sample_shape());
         tape.labelled("loss", || {
             let reconstruction = vae::loss(config, &raw, &images, recipe.reconstruction);
             let Some(log_var) = &log_var else {
-                return Loss {
-                    total: reconstruction.clone(),
-                    reconstruction: Some(reconstruction),
-                    kl: None,
-                };
+                return Loss::from(reconstruction.clone()).with(RECONSTRUCTION, &reconstruction);
             };
             let kl = gaussian_kl(&mean, log_var);
-            let weighted = mul(&kl, &tape.stored(KL_WEIGHT, 0, [1]));
+            let weighted = mul(&kl, &batch.input(self.weight_of_kl()));
             let total = add(&reconstruction, &weighted);
-            Loss { total, reconstruction: Some(reconstruction), kl: Some(kl) }
+            Loss::from(total).with(RECONSTRUCTION, &reconstruction).with(KL, &kl)
         })
     }
 
-    /// What a denoising autoencoder sees of its images (Vincent et al. 2008).
+    /// Images with noise and masked pixels, which a denoising autoencoder sees (Vincent et al. 2008).
     fn corrupted(&self, images: &Tensor, state: &Tensor) -> Tensor {
         let (noise, mask) = (self.recipe.corrupt_noise as f32, self.recipe.corrupt_mask as f32);
         let mut seen = images.clone();
@@ -193,17 +223,12 @@ impl Objective {
     }
 
     /// Weight of the divergence in the step after `step` steps: a line up from 0.
-    pub fn kl_weight(&self, step: u64) -> f32 {
+    fn kl_weight(&self, step: u64) -> f32 {
         let recipe = &self.recipe;
         let risen = match recipe.kl_warmup {
             0 => 1.0,
             warmup => ((step + 1) as f64 / warmup as f64).min(1.0),
         };
         (recipe.kl_weight * risen) as f32
-    }
-
-    /// The state's place on a recording.
-    pub fn state(tape: &Tape) -> Tensor {
-        tape.stored_u32("state", [State::WORDS])
     }
 }

@@ -1,9 +1,9 @@
-//! What a session shows of its model while it trains: grids, strips and reconstructions, and a VAE's measures.
+//! Pictures of a model in training: grids, strips and reconstructions, and a VAE's measures.
 
 use std::time::Instant;
 
 use super::evaluate::Evaluator;
-use super::session::{Session, Watch};
+use super::session::{BACKWARD, Session, Watch, grid_name};
 use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::figures::{self, Drawing};
@@ -11,12 +11,6 @@ use crate::sample::{Options, Source};
 
 /// Rows of the strips.
 const STRIPS: usize = 4;
-
-pub(super) const BACKWARD: &str = "backward.png";
-
-pub(super) fn grid_name(step: u64) -> String {
-    format!("samples/step-{step:08}.png")
-}
 
 /// Ends a sampling process when the user wants to stop.
 fn go_on(watch: &dyn Watch) -> Result<()> {
@@ -67,7 +61,7 @@ impl Session {
         let (Some(evaluator), Some(codec)) = (&self.data.evaluator, &self.codec) else { return Ok(()) };
         watch.doing(Some("evaluating"));
         let before = Instant::now();
-        let evaluation = evaluator.evaluate(codec, self.trainer.step())?;
+        let evaluation = evaluator.evaluate(codec, self.trainer.done())?;
         self.run.log_evaluation(&evaluation)?;
         self.times.evaluations += before.elapsed();
         watch.doing(None);
@@ -88,7 +82,7 @@ impl Session {
     /// Held-out images above their reconstructions, of a VAE.
     fn reconstructions(&self, evaluator: &Evaluator, codec: &Codec) -> Result<Picture> {
         let drawing = figures::pairs(codec, evaluator.images(self.recipe.sample_count)?)?;
-        Ok(Picture { what: "reconstructions", name: grid_name(self.trainer.step()), drawing })
+        Ok(Picture { what: "reconstructions", name: grid_name(self.trainer.done()), drawing })
     }
 
     fn source(&self) -> Source<'_> {
@@ -100,10 +94,10 @@ impl Session {
         let (source, count) = (self.source(), self.recipe.sample_count);
         let images = source.draw(&Options::of(&self.recipe)?, count, None, || go_on(watch))?;
         let drawing = figures::grid(images, source.image());
-        Ok(Picture { what: "samples", name: grid_name(self.trainer.step()), drawing })
+        Ok(Picture { what: "samples", name: grid_name(self.trainer.done()), drawing })
     }
 
-    /// What noise makes of the first images. No step needs it, so the first one does not wait for it.
+    /// The first images at rising noise levels. No step needs it, so the first one does not wait for it.
     pub(super) fn forward_strip(&mut self) -> Result<()> {
         let before = Instant::now();
         let source = self.source();

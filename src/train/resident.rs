@@ -18,30 +18,30 @@ pub(super) struct Resident {
     pub bytes: bool,
 }
 
-/// What a step trains on.
-pub enum Input {
+/// Samples that a step trains on.
+pub enum Examples {
     Images(Batch),
     /// Samples of the data set that lies on the device.
-    Samples(Picks),
+    Picks(Picks),
 }
 
-impl From<Batch> for Input {
-    fn from(batch: Batch) -> Input {
-        Input::Images(batch)
+impl From<Batch> for Examples {
+    fn from(batch: Batch) -> Examples {
+        Examples::Images(batch)
     }
 }
 
-impl From<Picks> for Input {
-    fn from(picks: Picks) -> Input {
-        Input::Samples(picks)
+impl From<Picks> for Examples {
+    fn from(picks: Picks) -> Examples {
+        Examples::Picks(picks)
     }
 }
 
-impl Input {
+impl Examples {
     pub(super) fn labels(&self) -> &[u32] {
         match self {
-            Input::Images(batch) => &batch.labels,
-            Input::Samples(picks) => &picks.labels,
+            Examples::Images(batch) => &batch.labels,
+            Examples::Picks(picks) => &picks.labels,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Weight files of other programs: safetensors, whole or in shards, and the zipped pickles of PyTorch, read
 //! without running anything.
 //!
-//! Nothing in such a file is believed: every size is held against the size of the file before memory is
-//! asked for. A parser says in a word what is wrong, and [`Weights`] which file it is.
+//! Every size in such a file is compared with the size of the file before memory is allocated. A parser
+//! returns the reason for an error as text, and [`Weights`] adds the name of the file.
 
 pub mod pickle;
 pub mod safetensors;
@@ -21,12 +21,11 @@ use crate::error::{Error, Result};
 
 /// A file, or bytes that stand for one.
 pub trait Source: Read + Seek {
-    /// `count` bytes from byte `at` on.
+    /// `count` bytes from byte `at` on. The caller has compared `count` with the length of the file.
     ///
     /// # Errors
-    /// When there are fewer, or they cannot be read. The caller holds `count` against the file's length
-    /// first.
-    fn part(&mut self, at: u64, count: usize) -> std::result::Result<Vec<u8>, String> {
+    /// When there are fewer, or they cannot be read.
+    fn read_at(&mut self, at: u64, count: usize) -> std::result::Result<Vec<u8>, String> {
         let mut bytes = vec![0; count];
         self.seek(SeekFrom::Start(at))
             .and_then(|_| self.read_exact(&mut bytes))
@@ -40,9 +39,13 @@ impl<T: Read + Seek> Source for T {}
 /// Types of numbers that weights have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
+    /// IEEE half precision.
     F16,
+    /// The upper half of an f32.
     Bf16,
+    /// Single precision.
     F32,
+    /// Double precision.
     F64,
 }
 
@@ -71,7 +74,8 @@ impl Dtype {
 
 /// Where a tensor lies in its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
+pub struct TensorInfo {
+    /// Type of its numbers.
     pub dtype: Dtype,
     /// As in the file.
     pub shape: Vec<usize>,
@@ -81,10 +85,10 @@ pub struct Stored {
     pub at: u64,
 }
 
-impl Stored {
+impl TensorInfo {
     /// A tensor in row-major order.
     fn dense(dtype: Dtype, shape: Vec<usize>, at: u64) -> Self {
-        Stored { strides: dense_strides(&shape), dtype, shape, at }
+        TensorInfo { strides: dense_strides(&shape), dtype, shape, at }
     }
 
     /// Elements from its first to its last, both included; none where that has no end.
@@ -99,7 +103,7 @@ impl Stored {
         reach?.checked_add(1)
     }
 
-    /// Its elements out of all those that it spans, in row-major order.
+    /// Its elements in row-major order, out of all elements of its span.
     fn gathered(&self, all: &[f32]) -> Vec<f32> {
         let count = self.shape.iter().product();
         let mut out = Vec::with_capacity(count);
@@ -127,14 +131,14 @@ fn dense_strides(shape: &[usize]) -> Vec<usize> {
 }
 
 /// The tensors of one file by name.
-pub type Listing = BTreeMap<String, Stored>;
+pub type TensorInfos = BTreeMap<String, TensorInfo>;
 
 /// The tensors of a file, or of several that belong together.
 pub struct Weights {
     /// The file, or the index of the shards.
     path: PathBuf,
     files: Vec<(PathBuf, File)>,
-    tensors: BTreeMap<String, (usize, Stored)>,
+    tensors: BTreeMap<String, (usize, TensorInfo)>,
 }
 
 /// The error about one of the files.
@@ -143,21 +147,18 @@ fn unusable(path: &Path, reason: &str) -> Error {
 }
 
 /// Opens a file of a known kind and lists its tensors.
-fn open_one(path: &Path) -> Result<(File, Listing)> {
+fn open_one(path: &Path) -> Result<(File, TensorInfos)> {
     let length = regular(path)?;
     let mut file = File::open(path).map_err(|e| unreadable(path, e))?;
-    let listing = match path.extension().and_then(|e| e.to_str()) {
+    let infos = match path.extension().and_then(|e| e.to_str()) {
         Some("safetensors") => safetensors::list(&mut file, length),
         _ => torch::list(&mut file, length),
     };
-    Ok((file, listing.map_err(|reason| unusable(path, &reason))?))
+    Ok((file, infos.map_err(|reason| unusable(path, &reason))?))
 }
 
 /// The length of a regular file; anything else (a folder, a pipe, a loop of links) is an error.
-///
-/// # Errors
-/// Says what it is instead.
-pub fn regular(path: &Path) -> Result<u64> {
+pub(crate) fn regular(path: &Path) -> Result<u64> {
     let there = std::fs::metadata(path).map_err(|e| unreadable(path, e))?;
     if !there.is_file() {
         return Err(unusable(path, "it is no regular file"));
@@ -170,10 +171,7 @@ fn unreadable(path: &Path, e: std::io::Error) -> Error {
 }
 
 /// A text file of at most `most` bytes.
-///
-/// # Errors
-/// When it is missing, no regular file, larger, or no UTF-8.
-pub fn read_text(path: &Path, most: u64) -> Result<String> {
+pub(crate) fn read_text(path: &Path, most: u64) -> Result<String> {
     let length = regular(path)?;
     if length > most {
         return Err(unusable(
@@ -218,27 +216,24 @@ impl Weights {
     /// # Errors
     /// When it cannot be read, or is not what it should be.
     pub fn open(path: &Path) -> Result<Weights> {
-        let (file, listing) = open_one(path)?;
-        let tensors = listing.into_iter().map(|(name, stored)| (name, (0, stored))).collect();
+        let (file, infos) = open_one(path)?;
+        let tensors = infos.into_iter().map(|(name, info)| (name, (0, info))).collect();
         Ok(Weights { path: path.to_owned(), files: vec![(path.to_owned(), file)], tensors })
     }
 
     /// The files that an index names.
-    ///
-    /// # Errors
-    /// As [`Weights::open`], and when the index and the files do not agree.
-    pub fn open_shards(index: &Path) -> Result<Weights> {
+    pub(crate) fn open_shards(index: &Path) -> Result<Weights> {
         let text = read_text(index, shards::MOST_BYTES)?;
         let shards = shards::parse(&text).map_err(|reason| unusable(index, &reason))?;
         let (mut files, mut tensors) = (Vec::new(), BTreeMap::new());
         for (name, mut promised) in shards {
             let path = index.with_file_name(&name);
-            let (file, listing) = open_one(&path)?;
-            for (tensor, stored) in listing {
+            let (file, infos) = open_one(&path)?;
+            for (tensor, info) in infos {
                 if !promised.remove(&tensor) {
                     return Err(unusable(index, &format!("it does not say that {name} holds {tensor}")));
                 }
-                tensors.insert(tensor, (files.len(), stored));
+                tensors.insert(tensor, (files.len(), info));
             }
             if let Some(missing) = promised.first() {
                 return Err(unusable(
@@ -258,7 +253,7 @@ impl Weights {
 
     /// Names and shapes of the tensors, by name.
     pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
-        self.tensors.iter().map(|(name, (_, stored))| (name.as_str(), stored.shape.as_slice()))
+        self.tensors.iter().map(|(name, (_, info))| (name.as_str(), info.shape.as_slice()))
     }
 
     /// A tensor's numbers in row-major order.
@@ -270,14 +265,14 @@ impl Weights {
     /// When there is no tensor of that name.
     #[track_caller]
     pub fn values(&self, name: &str) -> Result<Vec<f32>> {
-        let Some((file, stored)) = self.tensors.get(name) else { panic!("weights: no tensor {name}") };
+        let Some((file, info)) = self.tensors.get(name) else { panic!("weights: no tensor {name}") };
         let (path, file) = &self.files[*file];
-        let span = stored.span().unwrap_or_else(|| unreachable!("parsers refuse what has no end"));
+        let span = info.span().unwrap_or_else(|| unreachable!("parsers refuse what has no end"));
         let bytes = (&mut &*file)
-            .part(stored.at, span * stored.dtype.size())
+            .read_at(info.at, span * info.dtype.size())
             .map_err(|reason| unusable(path, &reason))?;
-        let all = stored.dtype.widened(&bytes);
-        let values = if stored.strides == dense_strides(&stored.shape) { all } else { stored.gathered(&all) };
+        let all = info.dtype.widened(&bytes);
+        let values = if info.strides == dense_strides(&info.shape) { all } else { info.gathered(&all) };
         match values.iter().position(|v| !v.is_finite()) {
             Some(bad) => Err(unusable(path, &format!("{name} holds {} at {bad}", values[bad]))),
             None => Ok(values),
@@ -302,10 +297,10 @@ mod tests {
 
     #[test]
     fn a_transposed_tensor_is_gathered() {
-        let stored = Stored { dtype: Dtype::F32, shape: vec![3, 2], strides: vec![1, 3], at: 0 };
-        assert_eq!(stored.span(), Some(6));
-        assert_eq!(stored.gathered(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
-        let endless = Stored { shape: vec![usize::MAX, 2], strides: vec![2, 1], ..stored };
+        let info = TensorInfo { dtype: Dtype::F32, shape: vec![3, 2], strides: vec![1, 3], at: 0 };
+        assert_eq!(info.span(), Some(6));
+        assert_eq!(info.gathered(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+        let endless = TensorInfo { shape: vec![usize::MAX, 2], strides: vec![2, 1], ..info };
         assert_eq!(endless.span(), None);
     }
 }

@@ -5,7 +5,7 @@
 
 use safetensors::tensor::{Dtype as Theirs, Metadata};
 
-use super::{Dtype, Listing, Source, Stored};
+use super::{Dtype, Source, TensorInfo, TensorInfos};
 
 /// Longest header that is read. The largest published models need less than 1 MB.
 const MOST_BYTES: u64 = 8 << 20;
@@ -13,11 +13,11 @@ const MOST_BYTES: u64 = 8 << 20;
 /// The tensors of a file of `length` bytes.
 ///
 /// # Errors
-/// Says what is wrong with the file.
-pub fn list(source: &mut impl Source, length: u64) -> Result<Listing, String> {
+/// The fault of the file.
+pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String> {
     let cut = || format!("it is no safetensors file: {length} bytes are too few");
     let Some(rest) = length.checked_sub(8) else { return Err(cut()) };
-    let first = source.part(0, 8)?;
+    let first = source.read_at(0, 8)?;
     let header = u64::from_le_bytes(first.try_into().unwrap_or_default());
     if header > rest {
         return Err(format!("its header would have {header} bytes, and the file has {length}"));
@@ -25,7 +25,7 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<Listing, String> {
     if header > MOST_BYTES {
         return Err(format!("its header has {header} bytes, more than the {MOST_BYTES} that are read"));
     }
-    let text = source.part(8, header as usize)?;
+    let text = source.read_at(8, header as usize)?;
     let metadata: Metadata =
         serde_json::from_slice(&text).map_err(|e| format!("its header is no safetensors header: {e}"))?;
     let data = 8 + header;
@@ -33,7 +33,7 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<Listing, String> {
         let needed = metadata.data_len();
         return Err(format!("its tensors have {needed} bytes, and the file has {} for them", length - data));
     }
-    let mut listing = Listing::new();
+    let mut infos = TensorInfos::new();
     for (name, info) in metadata.tensors() {
         let dtype = match info.dtype {
             Theirs::F16 => Dtype::F16,
@@ -42,7 +42,7 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<Listing, String> {
             Theirs::F64 => Dtype::F64,
             other => return Err(format!("{name} holds {other:?}, no weights")),
         };
-        listing.insert(name, Stored::dense(dtype, info.shape.clone(), data + info.data_offsets.0 as u64));
+        infos.insert(name, TensorInfo::dense(dtype, info.shape.clone(), data + info.data_offsets.0 as u64));
     }
-    Ok(listing)
+    Ok(infos)
 }

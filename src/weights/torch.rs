@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::pickle::{self, Tensor};
 use super::zip::{self, Entry};
-use super::{Dtype, Listing, Source, Stored};
+use super::{Dtype, Source, TensorInfo, TensorInfos};
 
 /// Longest pickle that is read; it holds names and shapes only.
 const MOST_BYTES: u64 = 4 << 20;
@@ -12,9 +12,9 @@ const MOST_BYTES: u64 = 4 << 20;
 /// The tensors of a file of `length` bytes.
 ///
 /// # Errors
-/// Says what is wrong with the file, or what it would have called.
-pub fn list(source: &mut impl Source, length: u64) -> Result<Listing, String> {
-    if length >= 2 && source.part(0, 2)?[0] == 0x80 {
+/// The fault of the file, or the function that it would have called.
+pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String> {
+    if length >= 2 && source.read_at(0, 2)?[0] == 0x80 {
         return Err("it is a bare pickle, as torch.save wrote before version 1.6; save it anew".to_owned());
     }
     let entries = zip::entries(source, length)?;
@@ -25,7 +25,7 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<Listing, String> {
     let within: BTreeMap<&str, &Entry> =
         entries.iter().filter_map(|e| Some((e.name.strip_prefix(root)?, e))).collect();
     if let Some(order) = within.get("byteorder").filter(|order| order.size < 16) {
-        let text = source.part(order.at, order.size as usize)?;
+        let text = source.read_at(order.at, order.size as usize)?;
         if text != b"little" {
             return Err(format!("its byte order is {:?}", String::from_utf8_lossy(&text)));
         }
@@ -36,12 +36,12 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<Listing, String> {
             pickle.size
         ));
     }
-    let text = source.part(pickle.at, pickle.size as usize)?;
-    let mut listing = Listing::new();
+    let text = source.read_at(pickle.at, pickle.size as usize)?;
+    let mut infos = TensorInfos::new();
     let mut elements = 0_u64;
     for (name, tensor) in pickle::load(&text)? {
-        let stored = place(&tensor, &within).map_err(|reason| format!("{name} {reason}"))?;
-        let count = stored.shape.iter().try_fold(1_u64, |n, &d| n.checked_mul(d as u64));
+        let info = place(&tensor, &within).map_err(|reason| format!("{name} {reason}"))?;
+        let count = info.shape.iter().try_fold(1_u64, |n, &d| n.checked_mul(d as u64));
         // Views of one storage could multiply without end.
         match count.and_then(|count| elements.checked_add(count)).filter(|&sum| sum <= length) {
             Some(sum) => elements = sum,
@@ -49,13 +49,13 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<Listing, String> {
                 return Err(format!("its tensors up to {name} have more elements than the file has bytes"));
             }
         }
-        listing.insert(name, stored);
+        infos.insert(name, info);
     }
-    Ok(listing)
+    Ok(infos)
 }
 
 /// Finds a tensor's storage, and its own place there.
-fn place(tensor: &Tensor, within: &BTreeMap<&str, &Entry>) -> Result<Stored, String> {
+fn place(tensor: &Tensor, within: &BTreeMap<&str, &Entry>) -> Result<TensorInfo, String> {
     let dtype = match &*tensor.storage {
         "HalfStorage" => Dtype::F16,
         "BFloat16Storage" => Dtype::Bf16,
@@ -67,7 +67,7 @@ fn place(tensor: &Tensor, within: &BTreeMap<&str, &Entry>) -> Result<Stored, Str
         return Err(format!("is in storage {:?}, which is not in the file", tensor.key));
     };
     let held = (entry.size / dtype.size() as u64) as usize;
-    let view = Stored { dtype, shape: tensor.shape.clone(), strides: tensor.strides.clone(), at: 0 };
+    let view = TensorInfo { dtype, shape: tensor.shape.clone(), strides: tensor.strides.clone(), at: 0 };
     let fits = view.span().and_then(|span| span.checked_add(tensor.offset)).is_some_and(|end| end <= held);
     if !fits || tensor.shape.len() != tensor.strides.len() {
         return Err(format!(
@@ -75,5 +75,5 @@ fn place(tensor: &Tensor, within: &BTreeMap<&str, &Entry>) -> Result<Stored, Str
             tensor.shape, tensor.strides, tensor.offset
         ));
     }
-    Ok(Stored { at: entry.at + (tensor.offset * dtype.size()) as u64, ..view })
+    Ok(TensorInfo { at: entry.at + (tensor.offset * dtype.size()) as u64, ..view })
 }

@@ -1,8 +1,8 @@
 //! The directory of a zip archive as PyTorch writes it: entries as they are, uncompressed.
 //!
-//! What is compressed is refused, so an archive holds no more than it weighs, and no two entries may share
-//! bytes. Every entry is held against its CRC-32. Layout: PKWARE's APPNOTE 6.3.10, sections 4.3.7, 4.3.12,
-//! 4.3.14 to 4.3.16 and 4.5.3.
+//! Compressed entries are refused, so an archive holds no more bytes than it has, and no two entries may
+//! share bytes. Every entry is held against its CRC-32. Layout: PKWARE's APPNOTE 6.3.10, sections 4.3.7,
+//! 4.3.12, 4.3.14 to 4.3.16 and 4.5.3.
 
 use std::collections::BTreeSet;
 
@@ -13,9 +13,11 @@ use super::Source;
 /// A file inside the archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
+    /// Path inside the archive.
     pub name: String,
     /// Its first byte in the archive.
     pub at: u64,
+    /// Length in bytes.
     pub size: u64,
     /// CRC-32 that its bytes should have.
     pub crc: u32,
@@ -49,7 +51,7 @@ struct Directory {
 
 fn find_directory(source: &mut impl Source, length: u64) -> Result<Directory, String> {
     let tail_at = length.saturating_sub(LONGEST_END);
-    let tail = source.part(tail_at, (length - tail_at) as usize)?;
+    let tail = source.read_at(tail_at, (length - tail_at) as usize)?;
     let is_end = |at: &usize| {
         signature(&tail, *at) == Some(END) && *at + 22 + number(&tail, *at + 20, 2) as usize == tail.len()
     };
@@ -64,7 +66,7 @@ fn find_directory(source: &mut impl Source, length: u64) -> Result<Directory, St
     };
     let (directory, limit) = match end_at.checked_sub(20) {
         Some(locator_at) => {
-            let locator = source.part(locator_at, 20)?;
+            let locator = source.read_at(locator_at, 20)?;
             if signature(&locator, 0) == Some(END_64_LOCATOR) {
                 (end_64(source, number(&locator, 8, 8), locator_at)?, locator_at)
             } else {
@@ -85,7 +87,7 @@ fn end_64(source: &mut impl Source, at: u64, limit: u64) -> Result<Directory, St
     if at.checked_add(56).is_none_or(|end| end > limit) {
         return Err(wrong());
     }
-    let record = source.part(at, 56)?;
+    let record = source.read_at(at, 56)?;
     if signature(&record, 0) != Some(END_64) {
         return Err(wrong());
     }
@@ -99,10 +101,10 @@ fn end_64(source: &mut impl Source, at: u64, limit: u64) -> Result<Directory, St
 /// The entries of an archive of `length` bytes, in the order of their bytes.
 ///
 /// # Errors
-/// Says what is wrong with the archive.
+/// The fault of the archive.
 pub fn entries(source: &mut impl Source, length: u64) -> Result<Vec<Entry>, String> {
     let directory = find_directory(source, length)?;
-    let bytes = source.part(directory.at, directory.size as usize)?;
+    let bytes = source.read_at(directory.at, directory.size as usize)?;
     // (first byte of the local header, the entry)
     let mut found: Vec<(u64, Entry)> = Vec::new();
     let mut rest = &bytes[..];
@@ -149,8 +151,8 @@ pub fn entries(source: &mut impl Source, length: u64) -> Result<Vec<Entry>, Stri
 
 /// Reads all entries once and holds their bytes against what the directory says of them.
 ///
-/// PyTorch can be told to leave the sums out (`torch.serialization.set_crc32_options`); then all are zero, and
-/// there is nothing to check.
+/// PyTorch can be told to leave the sums out (`torch.serialization.set_crc32_options`); then all are zero,
+/// and there is nothing to check.
 ///
 /// # Errors
 /// Names the first entry that is damaged.
@@ -164,7 +166,7 @@ pub fn check_sums(source: &mut impl Source, entries: &[Entry]) -> Result<(), Str
         let mut done = 0;
         while done < entry.size {
             let piece = PIECE.min(entry.size - done);
-            crc.update(&source.part(entry.at + done, piece as usize)?);
+            crc.update(&source.read_at(entry.at + done, piece as usize)?);
             done += piece;
         }
         if crc.sum() != entry.crc {
@@ -190,7 +192,7 @@ fn sizes(record: &[u8], mut extra: &[u8]) -> Option<[u64; 3]> {
         }
         extra = &extra[4 + size..];
     }
-    // In this order, and only those that are all ones in the record.
+    // In this order, and only the numbers that are all ones in the record.
     let mut take = |at: usize| -> Option<u64> {
         let narrow = number(record, at, 4);
         if narrow != u64::from(u32::MAX) {
@@ -210,7 +212,7 @@ fn data_of(source: &mut impl Source, local: u64, limit: u64) -> Option<u64> {
     if local.checked_add(30)? > limit {
         return None;
     }
-    let header = source.part(local, 30).ok()?;
+    let header = source.read_at(local, 30).ok()?;
     (signature(&header, 0) == Some(LOCAL))
         .then(|| local + 30 + number(&header, 26, 2) + number(&header, 28, 2))
 }

@@ -9,11 +9,11 @@ use denoir::device::Device;
 use denoir::error::Result;
 use denoir::recipe::Recipe;
 use denoir::run::{Evaluation, Metrics, Run};
-use denoir::train::{Ended, Session, Trainer, Watch};
+use denoir::train::{Ended, RecipeTrainer, Session, Watch};
 use tempfile::TempDir;
 
 use crate::reference::devices;
-use crate::training::small;
+use crate::training::{advance, small};
 
 /// Pictures of 8 x 8 pixels in memory, as bytes and as the numbers that they stand for.
 struct Pictures {
@@ -66,12 +66,12 @@ fn a_data_set_on_the_device_trains_the_same() {
         let mut read = Loader::new(data.clone(), recipe.batch_size, recipe.seed, true, 0).unwrap();
         let mut picked =
             Loader::picking(whole.labels.clone(), recipe.batch_size, recipe.seed, true, 0).unwrap();
-        let mut given = Trainer::new(&recipe, &device, None, None).unwrap();
-        let mut resident = Trainer::with_data(&recipe, &device, None, None, &whole).unwrap();
+        let mut given = RecipeTrainer::new(&recipe, &device, None, None).unwrap();
+        let mut resident = RecipeTrainer::with_data(&recipe, &device, None, None, &whole).unwrap();
         assert!(resident.is_resident() && !given.is_resident());
         for _ in 0..4 {
-            let a = given.advance(|| read.next()).unwrap();
-            let b = resident.advance(|| picked.next()).unwrap();
+            let a = advance(&mut given, || read.next().unwrap());
+            let b = advance(&mut resident, || picked.next().unwrap());
             let close = (a.loss - b.loss).abs() <= 1e-5 * a.loss;
             assert!(close, "{} and {} on {}", a.loss, b.loss, device.describe());
         }
@@ -96,22 +96,19 @@ fn losses_read_late_are_those_of_their_steps() {
         recipe.accumulation = accumulation;
         let batches = batches(&recipe, 6 * accumulation as usize);
         for device in devices() {
-            let trainer = || Trainer::new(&recipe, &device, None, None).unwrap();
+            let trainer = || RecipeTrainer::new(&recipe, &device, None, None).unwrap();
             let (mut at_once, mut late) = (trainer(), trainer());
             let (mut one, mut other) = (batches.iter(), batches.iter());
             let wanted: Vec<_> =
-                (0..6).map(|_| at_once.advance(|| Ok(one.next().unwrap().clone())).unwrap()).collect();
+                (0..6).map(|_| advance(&mut at_once, || one.next().unwrap().clone())).collect();
             let mut got = Vec::new();
             for step in 1..=6 {
-                late.submit(|| Ok(other.next().unwrap().clone())).unwrap();
-                while let Some(outcome) = late.collect(false).unwrap() {
-                    got.push(outcome);
-                }
+                got.extend(late.step(|| Ok(other.next().unwrap().clone())).unwrap());
                 // A GPU is two steps ahead of what is looked at.
                 let ahead = if matches!(device, Device::Cpu(_)) { 0 } else { 2.min(step) };
-                assert_eq!((got.len(), late.step()), (step - ahead, step as u64), "{}", device.describe());
+                assert_eq!((got.len(), late.done()), (step - ahead, step as u64), "{}", device.describe());
             }
-            while let Some(outcome) = late.collect(true).unwrap() {
+            while let Some(outcome) = late.collect().unwrap() {
                 got.push(outcome);
             }
             let numbers = |all: &[denoir::train::Outcome]| -> Vec<(u64, u32, u32, f64)> {
@@ -131,17 +128,16 @@ fn a_step_that_diverged_is_named_though_later_ones_ran() {
         let mut batches = batches(&recipe, 5 * accumulation as usize);
         batches[3 * accumulation as usize - 1].images[70] = f32::NAN; // of the third step
         for device in devices() {
-            let mut trainer = Trainer::new(&recipe, &device, None, None).unwrap();
+            let mut trainer = RecipeTrainer::new(&recipe, &device, None, None).unwrap();
             let mut next = batches.iter();
             let mut good = 0;
             let mut run = || -> Result<()> {
-                for step in 1..=5 {
-                    trainer.submit(|| Ok(next.next().unwrap().clone()))?;
-                    while let Some(outcome) = trainer.collect(step == 5)? {
+                for _ in 1..=5 {
+                    if let Some(outcome) = trainer.step(|| Ok(next.next().unwrap().clone()))? {
                         good = outcome.step;
                     }
                 }
-                Ok(())
+                trainer.collect().map(|_| ())
             };
             let error = run().unwrap_err().to_string();
             assert_eq!(good, 2, "on {}", device.describe());

@@ -354,7 +354,7 @@ fn mistakes_with_vaes_and_latents() {
     says(&["sample", "vae"], 1, &["vae is a VAE", "denoir figure grid vae"]);
     says(&["figure", "backward", "vae"], 1, &["vae is a VAE"]);
     says(&["figure", "schedule", "vae"], 1, &["no noise schedule"]);
-    says(&["figure", "mean", "ddpm"], 1, &["ddpm is a diffusion model of pixels, not a VAE"]);
+    says(&["figure", "mean", "ddpm"], 1, &["ddpm holds a diffusion model, not a VAE"]);
     says(&["figure", "manifold", "vae"], 1, &["latents of this VAE are 64 numbers"]);
     says(&["figure", "channels", "mlp"], 1, &["are vectors"]);
     says(&["figure", "branches", "ddpm", "--t", "5000"], 2, &["--t 5000", "0 to 999"]);

@@ -5,26 +5,25 @@ use std::path::{Path, PathBuf};
 
 use denoir::codec::Codec;
 use denoir::device::Device;
-use denoir::diffusers::{self, Part};
-use denoir::models::params_of;
+use denoir::diffusers::{self, Component};
 use denoir::models::unet::{Class, unet};
 use denoir::nn::{self, Scope};
 use denoir::program::{Plan, Program, Sharing};
-use denoir::recipe::System;
+use denoir::recipe::{System, params_of};
 use denoir::tape::Tape;
 
 use crate::reference::{Golden, Judge, devices, relative, to_f32};
 
-fn answer_of_unet(part: &Part, golden: &Golden, device: &Device, judge: &mut Judge) {
+fn answer_of_unet(component: &Component, golden: &Golden, device: &Device, judge: &mut Judge) {
     let (shape, x) = golden.nhwc("in/x");
-    let config = &part.recipe.unet;
-    let (tape, params) = (Tape::new(), params_of(&part.recipe));
+    let config = &component.recipe.unet;
+    let (tape, params) = (Tape::new(), params_of(&component.recipe));
     let (x_in, t) = (tape.stored("x", 0, shape), tape.stored("t", 0, [shape[0]]));
     let labels = config.class().tensor(&tape, shape[0]);
     let y = unet(config, &Scope::new(&tape, &params), &x_in, &t, labels.as_ref());
     let plan = Plan::new(&tape, &[&y], device);
     let mut program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
-    program.write(nn::STORE, &part.weights).unwrap();
+    program.write(nn::STORE, &component.weights).unwrap();
     program.write("x", &to_f32(&x)).unwrap();
     program.write("t", &golden.f32("in/t")).unwrap();
     match config.class() {
@@ -41,8 +40,8 @@ fn answer_of_unet(part: &Part, golden: &Golden, device: &Device, judge: &mut Jud
 }
 
 /// Both halves, each of exact input: the decoder gets the exact means.
-fn answer_of_vae(part: &Part, golden: &Golden, device: &Device, judge: &mut Judge) {
-    let codec = Codec::of_part(part, device).unwrap();
+fn answer_of_vae(component: &Component, golden: &Golden, device: &Device, judge: &mut Judge) {
+    let codec = Codec::of_component(component, device).unwrap();
     let encoded = codec.encode(&to_f32(&golden.nhwc("in/x").1)).unwrap();
     let mean = golden.nhwc("f64/mean").1;
     let mut results = vec![("mean", encoded.mean), ("out", codec.decode(&to_f32(&mean)).unwrap())];

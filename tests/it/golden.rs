@@ -122,7 +122,7 @@ fn names_shapes_and_numbers_of_parameters() {
 fn recipes_have_the_published_numbers_of_parameters() {
     for (name, wanted) in [("mnist", 1_707_009), ("cifar10", 35_746_307)] {
         let recipe = denoir::recipe::find(name).unwrap();
-        assert_eq!(denoir::models::params_of(&recipe).borrow().count(), wanted, "{name}");
+        assert_eq!(denoir::recipe::params_of(&recipe).borrow().count(), wanted, "{name}");
     }
 }
 
@@ -238,8 +238,8 @@ fn schedule_and_posterior() {
     }
     for n in [10, 50, 1000] {
         let wanted: Vec<usize> = golden.get(&format!("timesteps/{n}")).iter().map(|&t| t as usize).collect();
-        let walk = Scheduler::ddpm(1000, [1e-4, 0.02], Variance::FixedSmall, 1.0).walk(n).unwrap();
-        let got: Vec<usize> = walk.timesteps().into_iter().map(|t| t as usize).collect();
+        let plan = Scheduler::ddpm(1000, [1e-4, 0.02], Variance::FixedSmall, 1.0).plan(n).unwrap();
+        let got: Vec<usize> = plan.timesteps().into_iter().map(|t| t as usize).collect();
         assert_eq!(got, wanted);
     }
     let (t, prev) = (golden.get("posterior/t"), golden.get("posterior/prev"));

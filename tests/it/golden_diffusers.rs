@@ -8,12 +8,12 @@ use std::rc::Rc;
 use denoir::codec::Codec;
 use denoir::device::Device;
 use denoir::diffusers::config::{self, Model};
-use denoir::diffusers::{self, Part};
+use denoir::diffusers::{self, Component};
 use denoir::models::unet::unet;
-use denoir::models::{params_of, vae};
+use denoir::models::vae;
 use denoir::nn::{self, Params, Scope};
 use denoir::program::{Plan, Program, Sharing};
-use denoir::recipe::{Recipe, System};
+use denoir::recipe::{Recipe, System, params_of};
 use denoir::tape::{Tape, Tensor};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -33,14 +33,14 @@ struct Net {
 }
 
 impl Net {
-    fn new(part: &Part, device: &Device) -> Net {
-        let (tape, params) = (Tape::new(), params_of(&part.recipe));
-        let [h, w, c] = part.recipe.diffused();
+    fn new(component: &Component, device: &Device) -> Net {
+        let (tape, params) = (Tape::new(), params_of(&component.recipe));
+        let [h, w, c] = component.recipe.diffused();
         let (x, t) = (tape.stored("x", 0, [1, h, w, c]), tape.stored("t", 0, [1]));
-        let out = unet(&part.recipe.unet, &Scope::new(&tape, &params), &x, &t, None);
+        let out = unet(&component.recipe.unet, &Scope::new(&tape, &params), &x, &t, None);
         let plan = Plan::new(&tape, &[&out], device);
         let program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
-        program.write(nn::STORE, &part.weights).unwrap();
+        program.write(nn::STORE, &component.weights).unwrap();
         Net { program, out }
     }
 
@@ -172,9 +172,9 @@ fn a_vq_model_both_ways() {
     let recipe = recipe_of(&golden.metadata["config"]);
     let params = params_of(&recipe);
     let weights = flat_parameters("vq", &golden, &params.borrow());
-    let part = Part { recipe, weights };
+    let component = Component { recipe, weights };
     for device in devices() {
-        let codec = Codec::of_part(&part, &device).unwrap();
+        let codec = Codec::of_component(&component, &device).unwrap();
         let encoded =
             codec.encode(&golden.nhwc("in/x").1.iter().map(|&v| v as f32).collect::<Vec<_>>()).unwrap();
         assert_eq!(encoded.log_var, None);

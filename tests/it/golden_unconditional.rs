@@ -10,6 +10,7 @@ use denoir::program::{Plan, Program, Sharing};
 use denoir::recipe::{Optimizer, Recipe, find};
 use denoir::state::State;
 use denoir::tape::Tape;
+use denoir::train::TrainOptions;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -71,18 +72,18 @@ fn every_number_is_the_scripts() {
     let keys = Keys::parse(&golden.metadata["scheduler"].to_string()).unwrap();
     let process = keys.with_class("DDPMScheduler").scheduler().unwrap();
     assert_eq!(recipe.scheduler().unwrap().to_config(), process.to_config());
-    assert_eq!(denoir::models::params_of(&recipe).borrow().count(), 113_673_219);
+    assert_eq!(denoir::recipe::params_of(&recipe).borrow().count(), 113_673_219);
 }
 
 #[test]
 fn learning_rates_and_ema_decays() {
     let (golden, recipe) = both();
     for (step, wanted) in golden.get("lr/step").iter().zip(golden.get("lr/value")) {
-        let got = recipe.lr_at(*step as u64);
+        let got = TrainOptions::of(&recipe).lr_at(*step as u64);
         assert!((got - wanted).abs() <= 1e-15, "learning rate of step {step}: {got}, wanted {wanted}");
     }
     for (step, wanted) in golden.get("ema/step").iter().zip(golden.get("ema/decay")) {
-        let got = recipe.ema().decay_at(*step as u64);
+        let got = TrainOptions::of(&recipe).ema.decay_at(*step as u64);
         assert!((got - wanted).abs() <= 1e-12, "decay at {step}: {got}, wanted {wanted}");
     }
 }
@@ -90,6 +91,7 @@ fn learning_rates_and_ema_decays() {
 #[test]
 fn the_first_updates() {
     let (golden, recipe) = both();
+    let options = TrainOptions::of(&recipe);
     let (start, grads) = (golden.f32("in/param"), golden.f32("in/grad"));
     let n = start.len();
     for device in devices() {
@@ -98,22 +100,14 @@ fn the_first_updates() {
         let state = tape.stored_u32("state", [State::WORDS]);
         let norm = grad_norm(&g);
         let tensors = AdamTensors { params: &p, grads: &g, m: &m, v: &v, ema: &e };
-        adam(recipe.adam(), tensors, &norm, &state);
+        adam(options.adam(), tensors, &norm, &state);
         tape.place(&norm, "norm", 0);
         let plan = Plan::new(&tape, &[], &device);
         let mut program = Program::compile(&plan, &device, &[], Sharing::Shared).unwrap();
         program.write("p", &start).unwrap();
         program.write("e", &start).unwrap();
         for (step, grads) in grads.chunks_exact(n).enumerate() {
-            let done = step as f64 + 1.0;
-            let words = State {
-                lr: recipe.lr_at(step as u64) as f32,
-                correction1: (1.0 / (1.0 - recipe.beta1.powf(done))) as f32,
-                correction2: (1.0 / (1.0 - recipe.beta2.powf(done))) as f32,
-                ema_decay: recipe.ema().decay_at(step as u64 + 1) as f32,
-                ..State::default()
-            };
-            program.write("state", &words.words()).unwrap();
+            program.write("state", &options.state_at(step as u64, 0).words()).unwrap();
             program.write("g", grads).unwrap();
             program.run().unwrap();
             for (store, key) in [("norm", "norm"), ("p", "param"), ("m", "m"), ("v", "v"), ("e", "ema")] {

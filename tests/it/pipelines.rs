@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use denoir::device::Device;
 use denoir::recipe::Rng;
-use denoir::sample::inversion::Way;
+use denoir::sample::inversion::InversionConfig;
 use denoir::sample::{Options, Trained};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -225,10 +225,10 @@ fn inversion_finds_the_noise_that_leads_back() {
         let source = trained.source();
         let images: Vec<f32> = (0..2 * 192).map(|i| 0.8 * (i as f32 * 0.37).sin()).collect();
         let error = |steps| {
-            let way = Way { steps, spacing: denoir::diffusion::Spacing::Leading, class: None };
-            let noise = source.invert(&way, &images, || Ok(())).unwrap();
+            let config = InversionConfig { steps, spacing: denoir::diffusion::Spacing::Leading, class: None };
+            let noise = source.invert(&config, &images, || Ok(())).unwrap();
             assert!(rms(&noise, &images) > 0.05, "nothing was done");
-            let down = way.options(trained.recipe(), "ddim").unwrap();
+            let down = config.options(trained.recipe(), "ddim").unwrap();
             rms(&source.draw_from(&down, &noise, None, || Ok(())).unwrap(), &images)
         };
         let errors = [20, 50, 200].map(error);

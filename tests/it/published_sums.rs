@@ -1,8 +1,8 @@
 //! The sums that the diffusers library's own scheduler tests print: denoir's walks in f64 come as near to
 //! them as f32 can say, and the library's own f32 arithmetic over denoir's noise levels gives every digit.
 
-use denoir::diffusion::walk::{Walk, Walker};
 use denoir::diffusion::{Betas, Precision, Scheduler};
+use denoir::diffusion::{PlanRunner, SamplerPlan};
 use denoir::torch::Generator;
 use serde_json::{Value, json};
 
@@ -98,14 +98,14 @@ fn printed(sum: &str) -> (f64, f64) {
 
 /// The sum of absolute values at the end of a walk in f64.
 fn in_f64(scheduler: &Scheduler, case: &Case) -> f64 {
-    let (whole, walk) = (
-        scheduler.walk(case.steps).unwrap(),
-        scheduler.walk_from(case.steps, case.from.unwrap_or(0)).unwrap(),
+    let (whole, plan) = (
+        scheduler.plan(case.steps).unwrap(),
+        scheduler.plan_from(case.steps, case.from.unwrap_or(0)).unwrap(),
     );
     let over_sigma = over_sigma(case.class);
     // Of a walk over sigma the tests scale the sample first, and add noise to that.
     let first = if over_sigma { whole.start / whole.steps[0].alpha_bar.sqrt() } else { 1.0 };
-    let bar = walk.steps[0].alpha_bar;
+    let bar = plan.steps[0].alpha_bar;
     let (of_x, of_noise) = match case.from {
         Some(_) => (bar.sqrt() * first, (1.0 - bar).sqrt()),
         None => (if over_sigma { whole.start } else { 1.0 }, 0.0),
@@ -113,20 +113,20 @@ fn in_f64(scheduler: &Scheduler, case: &Case) -> f64 {
     let mixed = deterministic(false).into_iter().zip(deterministic(true));
     let x = mixed.map(|(x, noise)| of_x * f64::from(x) + of_noise * f64::from(noise)).collect();
     let mut generator = Generator::new(0);
-    let mut walker = Walker::new(&walk, 0, x, SAMPLES);
-    for step in &walk.steps {
+    let mut runner = PlanRunner::new(&plan, 0, x, SAMPLES);
+    for step in &plan.steps {
         let mut noise = vec![0.0; SIZE];
         if step.draws {
             generator.fill_normal(&mut noise);
         }
-        let out: Vec<f64> = walker.x.iter().map(|x| x * step.t / (step.t + 1.0)).collect();
+        let out: Vec<f64> = runner.x.iter().map(|x| x * step.t / (step.t + 1.0)).collect();
         if over_sigma {
             // Those tests hand the step what they scaled for the model, as if it were the sample itself.
-            walker.x.iter_mut().for_each(|x| *x *= step.alpha_bar.sqrt());
+            runner.x.iter_mut().for_each(|x| *x *= step.alpha_bar.sqrt());
         }
-        walker.step(&out, &noise.into_iter().map(f64::from).collect::<Vec<_>>());
+        runner.step(&out, &noise.into_iter().map(f64::from).collect::<Vec<_>>());
     }
-    walker.x.iter().map(|v| v.abs()).sum()
+    runner.x.iter().map(|v| v.abs()).sum()
 }
 
 #[test]
@@ -166,11 +166,11 @@ struct Single {
 }
 
 impl Single {
-    fn of(walk: &Walk, v: bool) -> Self {
+    fn of(plan: &SamplerPlan, v: bool) -> Self {
         // sigma^2 = 1 / alpha_bar - 1 in f64 gives the f32 back that it was made from.
         let sigma = |bar: f64| (1.0 / bar - 1.0).sqrt() as f32;
-        let sigmas = walk.steps.iter().map(|step| sigma(step.alpha_bar)).chain([0.0]).collect();
-        Single { sigmas, timesteps: walk.steps.iter().map(|step| step.t as f32).collect(), v }
+        let sigmas = plan.steps.iter().map(|step| sigma(step.alpha_bar)).chain([0.0]).collect();
+        Single { sigmas, timesteps: plan.steps.iter().map(|step| step.t as f32).collect(), v }
     }
 
     /// The sample as the tests scale it, and the derivative there. They hand the step what they scaled for
@@ -297,7 +297,7 @@ fn torch_sum(x: &[f32], lanes: usize) -> f32 {
 /// The sample at the end of a walk in f32.
 fn in_f32(scheduler: &Scheduler, case: &Case) -> Vec<f32> {
     let single =
-        Single::of(&scheduler.walk(case.steps).unwrap(), case.keys["prediction_type"] == "v_prediction");
+        Single::of(&scheduler.plan(case.steps).unwrap(), case.keys["prediction_type"] == "v_prediction");
     let mut x: Vec<f32> = deterministic(false).into_iter().map(|x| x * single.sigmas[0]).collect();
     let first = case.from.unwrap_or(0);
     if case.from.is_some() {

@@ -4,17 +4,16 @@
 use std::fs;
 
 use denoir::device::Device;
-use denoir::diffusion::walk::{Clip, Walk, Walker};
+use denoir::diffusion::{Clip, PlanRunner, SamplerPlan};
 use denoir::diffusion::{Keys, Method, Scheduler, Variance};
 use denoir::models::unet::UNetConfig;
-use denoir::models::{initial_of, params_of};
 use denoir::ops::denoising::{Row, bounds, denoise};
 use denoir::program::{Plan, Program, Sharing};
-use denoir::recipe::{self, Recipe, Rng};
+use denoir::recipe::{self, Recipe, Rng, initial_of, params_of};
 use denoir::sample::Options;
 use denoir::state::State;
 use denoir::tape::Tape;
-use denoir::train::Trainer;
+use denoir::train::RecipeTrainer;
 use serde_json::{Value, json};
 
 use crate::reference::devices;
@@ -44,7 +43,7 @@ fn model(x: &[f64], t: f64) -> Vec<f64> {
 struct Case {
     name: String,
     scheduler: Scheduler,
-    walk: Walk,
+    plan: SamplerPlan,
     path: Vec<Vec<f64>>,
     /// The largest number of the path: what an error is measured by.
     scale: f64,
@@ -63,15 +62,15 @@ fn cases() -> (Vec<usize>, Vec<Case>) {
         }
         let steps = case["steps"].as_u64().unwrap() as usize;
         let name = format!("{config} {arguments} in {steps}");
-        let walk = scheduler.walk(steps).unwrap_or_else(|e| panic!("{name}: {e:?}"));
-        let (got, wanted) = (walk.timesteps(), floats(&case["timesteps"]));
+        let plan = scheduler.plan(steps).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        let (got, wanted) = (plan.timesteps(), floats(&case["timesteps"]));
         assert!(
             got.len() == wanted.len() && got.iter().zip(&wanted).all(|(a, b)| (a - b).abs() <= 1e-7),
             "{name}: timesteps {got:?}, wanted {wanted:?}"
         );
         let path: Vec<Vec<f64>> = case["path"].as_array().unwrap().iter().map(floats).collect();
         let scale = path.iter().flatten().fold(1.0, |most: f64, v| most.max(v.abs()));
-        Case { name, scheduler, walk, path, scale }
+        Case { name, scheduler, plan, path, scale }
     };
     (seen, golden["cases"].as_array().unwrap().iter().map(case).collect())
 }
@@ -92,8 +91,8 @@ fn compare(case: &Case, at: usize, got: &[f64], tolerance: f64, what: &str) -> f
     worst
 }
 
-fn start(walk: &Walk) -> Vec<f64> {
-    wave(-1).into_iter().map(|v| v * walk.start).collect()
+fn start(plan: &SamplerPlan) -> Vec<f64> {
+    wave(-1).into_iter().map(|v| v * plan.start).collect()
 }
 
 #[test]
@@ -101,14 +100,14 @@ fn walks_in_f64() {
     let (seen, cases) = cases();
     assert!(cases.len() > 100);
     for case in &cases {
-        let mut walker = Walker::new(&case.walk, 0, start(&case.walk), 2);
-        compare(case, 0, &row(&walker.x, &seen), 1e-9, "f64");
+        let mut runner = PlanRunner::new(&case.plan, 0, start(&case.plan), 2);
+        compare(case, 0, &row(&runner.x, &seen), 1e-9, "f64");
         let mut draws = 0;
-        for (i, step) in case.walk.steps.iter().enumerate() {
-            let out = model(&walker.x, step.t);
-            walker.step(&out, &wave(draws));
+        for (i, step) in case.plan.steps.iter().enumerate() {
+            let out = model(&runner.x, step.t);
+            runner.step(&out, &wave(draws));
             draws += i32::from(step.draws);
-            compare(case, i + 1, &row(&walker.x, &seen), 1e-9, "f64");
+            compare(case, i + 1, &row(&runner.x, &seen), 1e-9, "f64");
         }
     }
 }
@@ -123,9 +122,9 @@ fn walks_on_the_devices() {
             // sigma / alpha up to 157: 5.0e-5 on both devices, and 9.9e-6 of all others.
             let cancels = matches!(&case.scheduler.method, Method::UniPc(options) if !options.predict_x0);
             let tolerance = if cancels { 1e-4 } else { 2e-5 };
-            let mut on_device = OnDevice::new(&case.walk, &device);
+            let mut on_device = OnDevice::new(&case.plan, &device);
             let mut draws = 0;
-            for (i, step) in case.walk.steps.iter().enumerate() {
+            for (i, step) in case.plan.steps.iter().enumerate() {
                 let x = on_device.step(i, step.t, &wave(draws));
                 draws += i32::from(step.draws);
                 let err = compare(case, i + 1, &row(&x, &seen), tolerance, &device.describe());
@@ -146,22 +145,21 @@ struct OnDevice {
 }
 
 impl OnDevice {
-    fn new(walk: &Walk, device: &Device) -> Self {
-        let slots = walk.slots() + 1;
+    fn new(plan: &SamplerPlan, device: &Device) -> Self {
+        let slots = plan.slots() + 1;
         let tape = Tape::new();
         let x = tape.stored("x", 0, [2, SIZE / 2]);
         let (out, kept) = (tape.stored("out", 0, [2, SIZE / 2]), tape.stored("kept", 0, [1 + slots, SIZE]));
-        let rows = tape.stored("rows", 0, [walk.steps.len(), Row::COLUMNS]);
+        let rows = tape.stored("rows", 0, [plan.steps.len(), Row::COLUMNS]);
         let state = tape.stored_u32("state", [State::WORDS]);
-        let bound = match walk.clip {
+        let bound = match plan.clip {
             Clip::Dynamic { ratio, most } => Some(bounds(&x, &out, &rows, &state, ratio, most as f32)),
             _ => None,
         };
         denoise(&x, &out, &rows, &state, &kept, bound.as_ref());
-        let plan = Plan::new(&tape, &[], device);
-        let program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
-        program.write("rows", &walk.table(true)).unwrap();
-        program.write("x", &narrow(&start(walk))).unwrap();
+        let program = Program::compile(&Plan::new(&tape, &[], device), device, &[], Sharing::Shared).unwrap();
+        program.write("rows", &plan.table(true)).unwrap();
+        program.write("x", &narrow(&start(plan))).unwrap();
         OnDevice { program, x, device: device.clone(), slots }
     }
 
@@ -252,8 +250,8 @@ fn what_a_config_asks_for_in_vain_is_named() {
         "beta_schedule": "scaled_linear", "beta_start": 0.00085, "num_train_timesteps": 1000,
         "set_alpha_to_one": false, "skip_prk_steps": true, "steps_offset": 1, "trained_betas": null,
         "clip_sample": false}"#;
-    let walk = Scheduler::from_config(text).unwrap().walk(50).unwrap();
-    assert_eq!(walk.timesteps()[..4], [981.0, 961.0, 961.0, 941.0]);
+    let plan = Scheduler::from_config(text).unwrap().plan(50).unwrap();
+    assert_eq!(plan.timesteps()[..4], [981.0, 961.0, 961.0, 941.0]);
 }
 
 #[test]
@@ -271,8 +269,8 @@ fn infinity_is_read_where_it_says_nothing_and_never_written() {
 fn an_offset_takes_a_step_of_ancestral_sampling() {
     let text = r#"{"_class_name": "DDPMScheduler", "steps_offset": 1}"#;
     let scheduler = Scheduler::from_config(text).unwrap();
-    let walk = scheduler.walk(scheduler.usual_steps()).unwrap();
-    let timesteps = walk.timesteps();
+    let plan = scheduler.plan(scheduler.usual_steps()).unwrap();
+    let timesteps = plan.timesteps();
     assert_eq!((timesteps[0], timesteps[998], timesteps.len()), (999.0, 1.0, 999));
 }
 
@@ -280,13 +278,13 @@ fn an_offset_takes_a_step_of_ancestral_sampling() {
 fn coefficients_of_dpm_solver() {
     // x' = .999966128 x + .00404442944 m0; x' = .999916434 x + .00913052235 m0 - .00293735459 m1
     let ddpm = Scheduler::ddpm(1000, [1e-4, 0.02], Variance::FixedSmall, 0.0);
-    let walk = ddpm.named("dpmpp-2m").unwrap().walk(20).unwrap();
+    let plan = ddpm.named("dpmpp-2m").unwrap().plan(20).unwrap();
     for (got, wanted) in [
-        (walk.steps[0].next.x, 0.999_966_128),
-        (walk.steps[0].next.x0, 0.004_044_429_44),
-        (walk.steps[1].next.x, 0.999_916_434),
-        (walk.steps[1].next.x0, 0.009_130_522_35),
-        (walk.steps[1].next.kept[0], -0.002_937_354_59),
+        (plan.steps[0].next.x, 0.999_966_128),
+        (plan.steps[0].next.x0, 0.004_044_429_44),
+        (plan.steps[1].next.x, 0.999_916_434),
+        (plan.steps[1].next.x0, 0.009_130_522_35),
+        (plan.steps[1].next.kept[0], -0.002_937_354_59),
     ] {
         assert!((got - wanted).abs() <= 2e-8, "{got}, not {wanted}");
     }
@@ -341,7 +339,7 @@ fn a_seed_gives_the_pictures_of_the_library() {
     let recipe = recipe_of(&golden["models"][0]);
     for device in devices() {
         let tolerance = if matches!(device, Device::Cpu(_)) { 1e-6 } else { 1e-5 };
-        let trainer = Trainer::new(&recipe, &device, None, None).unwrap();
+        let trainer = RecipeTrainer::new(&recipe, &device, None, None).unwrap();
         let source = trainer.source(None);
         for name in ["ddpm", "ddim"] {
             let scheduler = recipe.sampler(name).unwrap();
@@ -370,7 +368,7 @@ fn every_sampler_draws_the_same_sample_in_any_company() {
     recipe.rng = Rng::Denoir;
     recipe.batch_size = 8;
     for device in devices() {
-        let trainer = Trainer::new(&recipe, &device, None, None).unwrap();
+        let trainer = RecipeTrainer::new(&recipe, &device, None, None).unwrap();
         let source = trainer.source(None);
         let on_cpu = matches!(device, Device::Cpu(_));
         // A GPU takes long to build each: those that differ in what they record.
@@ -390,7 +388,7 @@ fn every_sampler_draws_the_same_sample_in_any_company() {
                 // PyTorch's generator draws each noise for all samples at once: only the first is shared.
                 let torch = options.with_rng(Rng::Torch);
                 let (many, few) = (draw(&torch, 9), draw(&torch, 3));
-                let draws = torch.scheduler.walk(4).unwrap().steps.iter().any(|step| step.draws);
+                let draws = torch.scheduler.plan(4).unwrap().steps.iter().any(|step| step.draws);
                 assert!((many[..few.len()] == few) != draws, "{name} with torch");
             }
         }

@@ -11,7 +11,7 @@ use denoir::device::Device;
 use denoir::device::gpu::adapters;
 use denoir::recipe::{self, Recipe};
 use denoir::sample::Options;
-use denoir::train::{DryRun, Trainer};
+use denoir::train::{DryRun, Examples, Outcome, RecipeTrainer};
 use tempfile::TempDir;
 
 use crate::command_line::{TINY, denoir, tiny_run};
@@ -35,7 +35,7 @@ pub fn small() -> Recipe {
     recipe
 }
 
-fn digits(recipe: &Recipe) -> Batch {
+pub fn digits(recipe: &Recipe) -> Batch {
     let options = denoir::data::Options {
         image_size: recipe.image_size,
         channels: Some(1),
@@ -54,15 +54,22 @@ fn digits(recipe: &Recipe) -> Batch {
     batch
 }
 
+/// One step to its end.
+pub fn advance<B: Into<Examples>>(trainer: &mut RecipeTrainer, mut next: impl FnMut() -> B) -> Outcome {
+    let outcome = trainer.step(|| Ok(next())).unwrap();
+    let rest = std::iter::from_fn(|| trainer.collect().unwrap());
+    outcome.into_iter().chain(rest).last().expect("a step was submitted")
+}
+
 #[test]
 fn one_batch_is_overfitted() {
     let mut recipe = small();
     recipe.timesteps = 20; // few noise levels, so that the batch can be learnt by heart
     recipe.sample_steps = 4;
     let batch = digits(&recipe);
-    let mut trainer = Trainer::new(&recipe, &Device::open("cpu").unwrap(), None, None).unwrap();
-    let mean = |trainer: &mut Trainer, n: usize| {
-        (0..n).map(|_| trainer.advance(|| Ok(batch.clone())).unwrap().loss).sum::<f32>() / n as f32
+    let mut trainer = RecipeTrainer::new(&recipe, &Device::open("cpu").unwrap(), None, None).unwrap();
+    let mean = |trainer: &mut RecipeTrainer, n: usize| {
+        (0..n).map(|_| advance(trainer, || batch.clone()).loss).sum::<f32>() / n as f32
     };
     let first = mean(&mut trainer, 5);
     mean(&mut trainer, 900);
@@ -80,8 +87,8 @@ fn losses_agree_on_all_devices_over_the_first_steps() {
         let batch = digits(&recipe);
         let mut all: Vec<Vec<f32>> = Vec::new();
         for device in devices() {
-            let mut trainer = Trainer::new(&recipe, &device, None, None).unwrap();
-            all.push((0..20).map(|_| trainer.advance(|| Ok(batch.clone())).unwrap().loss).collect());
+            let mut trainer = RecipeTrainer::new(&recipe, &device, None, None).unwrap();
+            all.push((0..20).map(|_| advance(&mut trainer, || batch.clone()).loss).collect());
         }
         for other in &all[1..] {
             for (step, (a, b)) in all[0].iter().zip(other).enumerate() {
@@ -103,11 +110,11 @@ fn a_gpu_that_binds_little_takes_the_same_steps() {
             let mut gpu = adapters::open(Some(&adapter.index.to_string())).unwrap();
             gpu.use_cuts(most);
             let device = Device::Gpu(Arc::new(gpu));
-            let mut trainer = Trainer::new(&recipe, &device, None, None).unwrap();
+            let mut trainer = RecipeTrainer::new(&recipe, &device, None, None).unwrap();
             let options = Options { steps: 3, ..Options::of(&recipe).unwrap() };
             let images = trainer.source(None).draw(&options, 5, None, || Ok(())).unwrap();
             let steps: Vec<(f32, f32)> = (0..10)
-                .map(|_| trainer.advance(|| Ok(batch.clone())).unwrap())
+                .map(|_| advance(&mut trainer, || batch.clone()))
                 .map(|outcome| (outcome.loss, outcome.grad_norm))
                 .collect();
             (DryRun::new(&recipe, &device, None).launches, images, steps)
@@ -132,19 +139,17 @@ fn accumulated_batches_are_one_large_batch() {
     let batch = digits(&large);
     let mut split = large.clone();
     (split.batch_size, split.accumulation) = (2, 4);
-    let mut a = Trainer::new(&large, &cpu, None, None).unwrap();
-    let mut b = Trainer::new(&split, &cpu, None, None).unwrap();
+    let mut a = RecipeTrainer::new(&large, &cpu, None, None).unwrap();
+    let mut b = RecipeTrainer::new(&split, &cpu, None, None).unwrap();
     for step in 0..5 {
-        let one = a.advance(|| Ok(batch.clone())).unwrap();
+        let one = advance(&mut a, || batch.clone());
         let mut part = 0;
-        let four = b
-            .advance(|| {
-                let images = batch.images.chunks_exact(128).nth(part).unwrap().to_vec();
-                let samples = batch.samples[2 * part..][..2].to_vec();
-                part += 1;
-                Ok(Batch { images, labels: vec![0; 2], samples })
-            })
-            .unwrap();
+        let four = advance(&mut b, || {
+            let images = batch.images.chunks_exact(128).nth(part).unwrap().to_vec();
+            let samples = batch.samples[2 * part..][..2].to_vec();
+            part += 1;
+            Batch { images, labels: vec![0; 2], samples }
+        });
         let close = |x: f32, y: f32| (x - y).abs() <= 1e-4 * x.abs();
         assert!(
             close(one.loss, four.loss) && close(one.grad_norm, four.grad_norm),
@@ -163,9 +168,8 @@ fn checkpointed_blocks_save_memory_and_change_no_bit() {
     let batch = digits(&kept);
     for device in devices() {
         let run = |recipe: &Recipe| {
-            let mut trainer = Trainer::new(recipe, &device, None, None).unwrap();
-            let losses: Vec<f32> =
-                (0..3).map(|_| trainer.advance(|| Ok(batch.clone())).unwrap().loss).collect();
+            let mut trainer = RecipeTrainer::new(recipe, &device, None, None).unwrap();
+            let losses: Vec<f32> = (0..3).map(|_| advance(&mut trainer, || batch.clone()).loss).collect();
             (losses, trainer.values().unwrap().sets)
         };
         assert!(run(&kept) == run(&again), "other bits on {}", device.describe());
@@ -194,7 +198,7 @@ fn a_sample_does_not_depend_on_its_company() {
     recipe.unet.zero_init = false;
     recipe.unet.time_embedding_dim = 1024;
     for device in devices() {
-        let trainer = Trainer::new(&recipe, &device, None, None).unwrap();
+        let trainer = RecipeTrainer::new(&recipe, &device, None, None).unwrap();
         let source = trainer.source(None);
         let options = Options { steps: 6, ..Options::of(&recipe).unwrap() };
         let draw = |count| source.draw(&options, count, None, || Ok(())).unwrap();

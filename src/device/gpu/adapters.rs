@@ -1,4 +1,4 @@
-//! Which adapters there are, what they offer, and which one a name means.
+//! The adapters of this machine, their properties, and the choice of one by name.
 
 use serde::Serialize;
 
@@ -8,24 +8,33 @@ use crate::error::{Error, Result};
 /// One adapter, as `denoir devices` prints it.
 #[derive(Debug, Serialize)]
 pub struct Adapter {
+    /// Number in `gpu:INDEX`.
     pub index: usize,
+    /// Name from the driver.
     pub name: String,
     /// `discrete`, `integrated`, `virtual`, `software` or `other`.
     pub kind: &'static str,
+    /// The API: `vulkan`, `metal` or `dx12`.
     pub backend: String,
+    /// Name and version of the driver.
     pub driver: String,
+    /// Largest buffer.
     pub max_buffer_bytes: u64,
+    /// Largest range that one binding can cover.
     pub max_binding_bytes: u64,
+    /// Workgroup memory of one workgroup.
     pub max_workgroup_bytes: u32,
+    /// Threads of one workgroup.
     pub max_workgroup_threads: u32,
+    /// Least and largest number of lanes.
     pub subgroup_sizes: [u32; 2],
-    /// Those that denoir makes use of where they are present.
+    /// Features that denoir uses where they are present.
     pub features: Vec<&'static str>,
     /// True for the one that `auto` takes.
     pub auto: bool,
 }
 
-/// What of an adapter decides which variants a launch has on it.
+/// The properties of an adapter that decide which variants a launch has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Traits {
     /// The driver computes on the CPU, in lanes of its vectors.
@@ -50,7 +59,7 @@ pub(super) fn useful_features() -> wgpu::Features {
 fn enumerate() -> Vec<wgpu::Adapter> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
-    // No validation layers: they are for those who debug wgpu itself, and print to the terminal.
+    // No validation layers: they are for debugging wgpu itself, and print to the terminal.
     descriptor.flags = wgpu::InstanceFlags::empty();
     let instance = wgpu::Instance::new(descriptor);
     pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
@@ -98,10 +107,7 @@ fn describe(index: usize, adapter: &wgpu::Adapter, auto: Option<usize>) -> Adapt
 }
 
 /// Opens the GPU that `auto` means, or says that there is none.
-///
-/// # Errors
-/// When the driver refuses to open it.
-pub fn open_automatic() -> Result<Option<Gpu>> {
+pub(crate) fn open_automatic() -> Result<Option<Gpu>> {
     let adapters = enumerate();
     automatic(&adapters).map(|index| Gpu::open(&adapters[index])).transpose()
 }

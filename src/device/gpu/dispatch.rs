@@ -1,44 +1,29 @@
-//! Pipelines and bind groups, built once, and the replay of a list of them.
+//! Bind groups, built once, and the replay of a list of dispatches.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::shader::{Dialect, Interface, Kernel, Knob};
-use super::timestamps::{Timestamps, resolve_buffer};
+use super::pipeline::{Pipeline, place};
+use super::shader::{Interface, Kernel, Knob};
+use super::timestamps::resolve_buffer;
 use super::{Gpu, GpuBuffer};
+use crate::device::size;
 use crate::error::{Error, Result};
 
 /// A range of a buffer, in bytes.
 #[derive(Clone, Copy)]
-pub struct Range<'a> {
+pub(crate) struct Range<'a> {
     pub buffer: &'a GpuBuffer,
     pub offset: usize,
     pub bytes: usize,
 }
 
-/// What makes two pipelines the same.
-#[derive(PartialEq, Eq, Hash)]
-pub(super) struct PipelineKey {
-    kernel: &'static str,
-    entry: &'static str,
-    knobs: Vec<Knob>,
-    dialect: Dialect,
-}
-
-pub(super) struct Pipeline {
-    raw: wgpu::ComputePipeline,
-    layout: wgpu::BindGroupLayout,
-    interface: Interface,
-    /// By naga and the driver, to compile it.
-    took: Duration,
-}
-
-/// How much work one submission may hold, in operations. Systems reset a GPU that is busy with one for some
-/// seconds; at 30 GFLOP/s, which is slow for a GPU, this takes one second.
+/// Operations that one submission may hold. Systems reset a GPU that is busy with one for some seconds; at 30
+/// GFLOP/s, which is slow for a GPU, this takes one second.
 const SUBMISSION: u64 = 32_000_000_000;
 
-/// A dispatch with everything it needs: replaying it allocates and looks up nothing.
-pub struct Bound {
+/// A dispatch with its pipeline, bindings and parameters: replaying it allocates and looks up nothing.
+pub(crate) struct Bound {
     work: u64,
     pipeline: Arc<Pipeline>,
     group: wgpu::BindGroup,
@@ -47,10 +32,9 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Says how much it computes, in operations, for [`Gpu::replay`] to submit no more than a GPU does in
-    /// reasonable time. Without that it counts as nothing.
+    /// Sets the number of operations, by which [`Gpu::replay`] limits submissions; 0 by default.
     #[must_use]
-    pub fn of_work(self, work: u64) -> Self {
+    pub(crate) fn of_work(self, work: u64) -> Self {
         Bound { work, ..self }
     }
 
@@ -66,15 +50,12 @@ impl Bound {
 }
 
 impl Gpu {
-    /// Builds pipeline and bind group of one dispatch.
-    ///
-    /// # Errors
-    /// When the driver cannot compile the kernel, or a binding is larger than the adapter allows.
+    /// Builds the pipeline and the bind group of one dispatch of `groups` workgroups.
     ///
     /// # Panics
-    /// When a binding or a parameter of the kernel was not given, or one was given that the kernel does not
-    /// have.
-    pub fn bind(
+    /// When a binding or a parameter is missing, or is none of the kernel's, or a dimension of `groups` is
+    /// not from 1 to 65,535.
+    pub(crate) fn bind(
         &self,
         kernel: &'static Kernel,
         entry: &'static str,
@@ -85,15 +66,14 @@ impl Gpu {
     ) -> Result<Bound> {
         let pipeline = self.pipeline(kernel, entry, knobs)?;
         let interface = &pipeline.interface;
-        let at = || format!("kernels/{}.wgsl, {entry}", kernel.name);
+        let at = place(kernel.name, entry);
         assert!(
             groups.iter().all(|g| (1..=65_535).contains(g)),
-            "{}: {groups:?} workgroups, each dimension allows 1 to 65535",
-            at()
+            "{at}: {groups:?} workgroups, each dimension allows 1 to 65535"
         );
-        let immediates = pack(interface, params, &at());
+        let immediates = pack(interface, params, &at);
         for (name, _) in ranges {
-            assert!(interface.bindings.iter().any(|b| b.name == *name), "{} does not use `{name}`", at());
+            assert!(interface.bindings.iter().any(|b| b.name == *name), "{at} does not use `{name}`");
         }
         let uniform = (!self.dialect.immediates && interface.params_size > 0)
             .then(|| self.uniform(&immediates))
@@ -106,15 +86,12 @@ impl Gpu {
             let (_, range) = ranges
                 .iter()
                 .find(|(name, _)| *name == binding.name)
-                .unwrap_or_else(|| panic!("{}: nothing bound to `{}`", at(), binding.name));
+                .unwrap_or_else(|| panic!("{at}: nothing bound to `{}`", binding.name));
             if range.bytes as u64 > self.max_binding() {
+                let (needed, most) = (size(range.bytes as u64), size(self.max_binding()));
+                let (name, kernel, gpu) = (&binding.name, kernel.name, &self.info.name);
                 return Err(Error::new(format!(
-                    "`{}` of {} is {}, and {} binds at most {}",
-                    binding.name,
-                    kernel.name,
-                    crate::device::size(range.bytes as u64),
-                    self.info.name,
-                    crate::device::size(self.max_binding())
+                    "`{name}` of {kernel} is {needed}, and {gpu} binds at most {most}"
                 ))
                 .hint("lower the image size or the model's widths: a batch is cut where that helps"));
             }
@@ -127,7 +104,7 @@ impl Gpu {
                 }),
             });
         }
-        let group = self.guarded(&format!("binding the buffers of {}", at()), || {
+        let group = self.guarded(&format!("binding the buffers of {at}"), || {
             self.device.create_bind_group(&wgpu::BindGroupDescriptor {
                 label: Some(kernel.name),
                 layout: &pipeline.layout,
@@ -139,118 +116,16 @@ impl Gpu {
     }
 
     fn uniform(&self, bytes: &[u8]) -> Result<wgpu::Buffer> {
-        let buffer = self.guarded("allocating parameters", || {
-            self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("parameters"),
-                size: bytes.len().next_multiple_of(16) as u64,
-                usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            })
-        })?;
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let size = bytes.len().next_multiple_of(16) as u64;
+        let buffer = self.guarded("allocating parameters", || self.buffer("parameters", size, usage))?;
         self.queue.write_buffer(&buffer, 0, bytes);
         Ok(buffer)
     }
 
-    /// Compiles an entry, if that was not done yet, and gives how long it took when it was.
-    ///
-    /// # Errors
-    /// When the driver cannot.
-    pub fn compile(&self, kernel: &'static Kernel, entry: &'static str, knobs: &[Knob]) -> Result<Duration> {
-        Ok(self.pipeline(kernel, entry, knobs)?.took)
-    }
-
-    /// How long this device took to compile each pipeline, by `kernels/file.wgsl, entry`, the slowest first.
-    pub fn compile_times(&self) -> Vec<(String, Duration)> {
-        let cache = self.pipelines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let name = |key: &PipelineKey| format!("kernels/{}.wgsl, {}", key.kernel, key.entry);
-        let mut times: Vec<_> = cache.iter().map(|(key, built)| (name(key), built.took)).collect();
-        times.sort_by(|(a, x), (b, y)| y.cmp(x).then_with(|| a.cmp(b)));
-        times
-    }
-
-    fn pipeline(
-        &self,
-        kernel: &'static Kernel,
-        entry: &'static str,
-        knobs: &[Knob],
-    ) -> Result<Arc<Pipeline>> {
-        let key = PipelineKey { kernel: kernel.name, entry, knobs: knobs.to_vec(), dialect: self.dialect };
-        let mut cache = self.pipelines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(pipeline) = cache.get(&key) {
-            return Ok(Arc::clone(pipeline));
-        }
-        let pipeline = Arc::new(self.build(kernel, entry, knobs)?);
-        cache.insert(key, Arc::clone(&pipeline));
-        Ok(pipeline)
-    }
-
-    fn build(&self, kernel: &'static Kernel, entry: &'static str, knobs: &[Knob]) -> Result<Pipeline> {
-        let at = format!("kernels/{}.wgsl, {entry}", kernel.name);
-        let began = Instant::now();
-        let expanded = kernel.expand(knobs, self.dialect);
-        let interface =
-            expanded.parse()?.interface(entry).unwrap_or_else(|| panic!("{at}: no such entry point"));
-        self.guarded(&format!("compiling {at}"), || {
-            let mut entries = Vec::new();
-            let mut entry_of = |binding, ty| {
-                entries.push(wgpu::BindGroupLayoutEntry {
-                    binding,
-                    visibility: wgpu::ShaderStages::COMPUTE,
-                    ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
-                    count: None,
-                });
-            };
-            if !self.dialect.immediates && interface.params_size > 0 {
-                entry_of(0, wgpu::BufferBindingType::Uniform);
-            }
-            for binding in &interface.bindings {
-                entry_of(binding.index, wgpu::BufferBindingType::Storage { read_only: !binding.writable });
-            }
-            let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-                label: Some(kernel.name),
-                entries: &entries,
-            });
-            let immediate_size = if self.dialect.immediates { interface.params_size } else { 0 };
-            let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                label: Some(kernel.name),
-                bind_group_layouts: &[Some(&layout)],
-                immediate_size,
-            });
-            let descriptor = wgpu::ShaderModuleDescriptor {
-                label: Some(kernel.name),
-                source: wgpu::ShaderSource::Wgsl(expanded.text.as_str().into()),
-            };
-            let checks = if self.checked {
-                wgpu::ShaderRuntimeChecks::checked()
-            } else {
-                wgpu::ShaderRuntimeChecks::unchecked()
-            };
-            // SAFETY: the kernels are this program's own. Tests run them with and without the checks, over
-            // buffers with guard words, and every dispatch bounds its indices by the shapes it
-            // was recorded with.
-            let module = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
-            let raw = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(&at),
-                layout: Some(&pipeline_layout),
-                module: &module,
-                entry_point: Some(entry),
-                compilation_options: wgpu::PipelineCompilationOptions {
-                    // Every kernel writes workgroup memory before it reads it.
-                    zero_initialize_workgroup_memory: false,
-                    ..Default::default()
-                },
-                cache: None,
-            });
-            Pipeline { raw, layout, interface, took: began.elapsed() }
-        })
-    }
-
-    /// Encodes the dispatches in order and submits them: at once where they are little work, else in several
-    /// pieces, so that no system takes the GPU for dead.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
-    pub fn replay<'a>(&self, dispatches: impl IntoIterator<Item = &'a Bound>) -> Result<()> {
+    /// Encodes the dispatches in order and submits them, each submission with at most [`SUBMISSION`]
+    /// operations or one dispatch.
+    pub(crate) fn replay<'a>(&self, dispatches: impl IntoIterator<Item = &'a Bound>) -> Result<()> {
         let mut rest = dispatches.into_iter().peekable();
         let mut begin = Some(0);
         loop {
@@ -260,7 +135,7 @@ impl Gpu {
                 timestamp_writes: self.timestamps.as_ref().map(|t| wgpu::ComputePassTimestampWrites {
                     query_set: &t.queries,
                     beginning_of_pass_write_index: begin.take(),
-                    // Which piece is the last is not known yet: each writes over the one before.
+                    // The last submission is not known yet: each overwrites the end of the one before.
                     end_of_pass_write_index: Some(1),
                 }),
             });
@@ -281,16 +156,13 @@ impl Gpu {
         }
     }
 
-    /// As [`Gpu::replay`], with each dispatch between two timestamps, and waits for the end. Gives for each
-    /// when it began, since the first one did, and how long it took; `None` where the device has no
+    /// As [`Gpu::replay`], with each dispatch between two timestamps, and waits for the end. For each
+    /// dispatch: its begin since that of the first, and its duration. `None` where the device has no
     /// timestamps (nothing runs then).
-    ///
-    /// # Errors
-    /// When the driver reports an error.
-    pub fn replay_timed(&self, dispatches: &[Bound]) -> Result<Option<Vec<(Duration, Duration)>>> {
+    pub(crate) fn replay_timed(&self, dispatches: &[Bound]) -> Result<Option<Vec<(Duration, Duration)>>> {
         /// A set holds at most 4096 timestamps.
         const AT_ONCE: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
-        let Some(Timestamps { period, .. }) = self.timestamps else { return Ok(None) };
+        let Some(timestamps) = &self.timestamps else { return Ok(None) };
         let mut sets = Vec::new();
         let mut work = 0;
         let mut encoder = self.device.create_command_encoder(&Default::default());
@@ -308,8 +180,7 @@ impl Gpu {
                 if !fits(&mut work, dispatch.work) {
                     let next = self.device.create_command_encoder(&Default::default());
                     self.queue.submit([std::mem::replace(&mut encoder, next).finish()]);
-                    work = 0;
-                    fits(&mut work, dispatch.work);
+                    work = dispatch.work;
                 }
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                     label: Some("dispatch"),
@@ -322,29 +193,24 @@ impl Gpu {
                 dispatch.encode(&mut pass);
             }
             encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
-            sets.push((resolved, count as usize));
+            sets.push((GpuBuffer::uncounted(resolved), count as usize));
         }
         let submission = self.queue.submit([encoder.finish()]);
         self.submitted(submission)?;
         let mut ticks = Vec::with_capacity(2 * dispatches.len());
         for (resolved, count) in sets {
-            let buffer = GpuBuffer::uncounted(resolved);
             let mut some = vec![0_u64; count];
-            self.read(&buffer, 0, bytemuck::cast_slice_mut(&mut some))?;
+            self.read(&resolved, 0, bytemuck::cast_slice_mut(&mut some))?;
             ticks.extend(some);
         }
         let first = ticks.first().copied().unwrap_or(0);
-        let of = |ticks: u64| Duration::from_nanos((ticks as f64 * f64::from(period)) as u64);
-        let span = |pair: &[u64]| (of(pair[0].saturating_sub(first)), of(pair[1].saturating_sub(pair[0])));
+        let span =
+            |pair: &[u64]| (timestamps.between([first, pair[0]]), timestamps.between([pair[0], pair[1]]));
         Ok(Some(ticks.chunks_exact(2).map(span).collect()))
     }
 
-    /// How long `dispatches` take, the mean of `again` times in a row: on the device's own clock where it has
-    /// one.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
-    pub fn time(&self, dispatches: &[Bound], again: usize) -> Result<Duration> {
+    /// Mean duration of `dispatches` over `again` runs in a row, on the device's own clock where it has one.
+    pub(crate) fn time(&self, dispatches: &[Bound], again: usize) -> Result<Duration> {
         self.wait()?;
         let began = Instant::now();
         self.replay(std::iter::repeat_n(dispatches, again).flatten())?;
@@ -353,11 +219,8 @@ impl Gpu {
         Ok(self.device_time()?.unwrap_or(took).div_f64(again as f64))
     }
 
-    /// Time that the last replay took on the device's own clock; `None` where it has no timestamps.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
-    pub fn device_time(&self) -> Result<Option<Duration>> {
+    /// Duration of the last replay on the device's own clock; `None` where it has no timestamps.
+    pub(crate) fn device_time(&self) -> Result<Option<Duration>> {
         let Some(timestamps) = &self.timestamps else { return Ok(None) };
         let mut ticks = [0_u64; 2];
         self.read(&timestamps.resolved, 0, bytemuck::cast_slice_mut(&mut ticks))?;
@@ -365,25 +228,23 @@ impl Gpu {
     }
 }
 
-/// Whether `more` has room in a submission that holds `work`, which then holds it too. The first always has.
+/// Adds `more` operations to the `work` of a submission if there is room, as there always is for the first.
 fn fits(work: &mut u64, more: u64) -> bool {
     let has_room = *work == 0 || *work + more <= SUBMISSION;
     *work += if has_room { more } else { 0 };
     has_room
 }
 
-/// Puts the parameters where the kernel's `Params` wants them.
+/// The parameters as the kernel's `Params` lays them out.
 fn pack(interface: &Interface, params: &[(&'static str, u32)], at: &str) -> Vec<u8> {
     for (name, _) in params {
         assert!(interface.params.iter().any(|(n, _)| n == name), "{at}: no parameter called `{name}`");
     }
     let mut bytes = vec![0; interface.params_size as usize];
     for (name, offset) in &interface.params {
-        let (_, word) = params
-            .iter()
-            .find(|(n, _)| n == name)
-            .unwrap_or_else(|| panic!("{at}: parameter `{name}` was not given"));
-        bytes[*offset as usize..*offset as usize + 4].copy_from_slice(&word.to_ne_bytes());
+        let word = params.iter().find(|(n, _)| n == name).map(|(_, word)| word.to_ne_bytes());
+        let word = word.unwrap_or_else(|| panic!("{at}: parameter `{name}` was not given"));
+        bytes[*offset as usize..*offset as usize + 4].copy_from_slice(&word);
     }
     bytes
 }
@@ -395,22 +256,22 @@ mod tests {
 
     #[test]
     fn a_submission_holds_at_least_one_dispatch_and_not_too_much_work() {
-        let pieces = |works: &[u64]| -> Vec<usize> {
-            let (mut rest, mut pieces) = (works.iter().peekable(), Vec::new());
+        let submissions = |works: &[u64]| -> Vec<usize> {
+            let (mut rest, mut submissions) = (works.iter().peekable(), Vec::new());
             while rest.peek().is_some() {
                 let mut work = 0;
                 let mut count = 0;
                 while rest.next_if(|more| fits(&mut work, **more)).is_some() {
                     count += 1;
                 }
-                pieces.push(count);
+                submissions.push(count);
             }
-            pieces
+            submissions
         };
         let half = SUBMISSION / 2;
-        assert_eq!(pieces(&[0; 5000]), [5000]);
-        assert_eq!(pieces(&[half; 5]), [2, 2, 1]);
-        assert_eq!(pieces(&[10 * SUBMISSION, 1, half, 20 * SUBMISSION]), [1, 2, 1]);
+        assert_eq!(submissions(&[0; 5000]), [5000]);
+        assert_eq!(submissions(&[half; 5]), [2, 2, 1]);
+        assert_eq!(submissions(&[10 * SUBMISSION, 1, half, 20 * SUBMISSION]), [1, 2, 1]);
     }
 
     #[test]

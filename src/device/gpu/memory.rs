@@ -1,21 +1,22 @@
-//! Memory of a GPU: blocks of it, and what is copied there and back.
+//! Memory of a GPU: buffers, and copies to and from them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 
-use super::{Gpu, PATIENCE};
-use crate::error::{Error, Result};
+use super::Gpu;
+use super::faults::TIMEOUT;
+use crate::device::size;
+use crate::error::{Error, Result, lock};
 
-/// Largest piece that is read back or written in one go, so that staging memory stays small.
+/// Bytes that are read back or written in one go, so that staging memory stays small.
 const STAGING: u64 = 32 << 20;
 
 /// A block of device memory.
 pub struct GpuBuffer {
     pub(super) raw: wgpu::Buffer,
-    bytes: u64,
-    /// `None` for the few bytes that no tensor lives in.
-    _share: Option<Share>,
+    /// `None` for the few bytes that hold no tensor.
+    _reservation: Option<Reservation>,
 }
 
 /// Bytes of all tensors' buffers, and the most that they ever were.
@@ -35,72 +36,70 @@ impl Usage {
     }
 }
 
-/// A buffer's part of the usage, given back when it is dropped.
-struct Share {
+/// Bytes of a buffer, subtracted from the usage when it is dropped.
+struct Reservation {
     usage: Arc<Usage>,
     bytes: u64,
 }
 
-impl Share {
-    fn new(usage: &Arc<Usage>, bytes: u64) -> Share {
+impl Reservation {
+    fn new(usage: &Arc<Usage>, bytes: u64) -> Self {
         let now = usage.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
         usage.peak.fetch_max(now, Ordering::Relaxed);
-        Share { usage: Arc::clone(usage), bytes }
+        Reservation { usage: Arc::clone(usage), bytes }
     }
 }
 
-impl Drop for Share {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.usage.now.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
 impl GpuBuffer {
-    /// One that does not count as a tensor's.
+    /// A buffer that is left out of the usage.
     pub(super) fn uncounted(raw: wgpu::Buffer) -> GpuBuffer {
-        GpuBuffer { bytes: raw.size(), raw, _share: None }
+        GpuBuffer { raw, _reservation: None }
     }
 
+    /// Size in bytes.
     pub fn bytes(&self) -> usize {
-        self.bytes as usize
+        self.raw.size() as usize
     }
 }
 
 impl Gpu {
+    pub(super) fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
+        let label = Some(label);
+        self.device.create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false })
+    }
+
+    /// A buffer to copy to and to read from the host.
+    pub(super) fn readback_buffer(&self, bytes: u64) -> Result<wgpu::Buffer> {
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        self.guarded("allocating memory for reading back", || self.buffer("read back", bytes, usage))
+    }
+
     /// Allocates zeroed memory.
-    ///
-    /// # Errors
-    /// When the device has not that much memory, or allows no buffer of this size.
-    pub fn alloc(&self, label: &str, bytes: usize) -> Result<GpuBuffer> {
+    pub(crate) fn alloc(&self, label: &str, bytes: usize) -> Result<GpuBuffer> {
         let bytes = bytes as u64;
-        if bytes > self.limits.max_buffer_size {
+        if bytes > self.max_buffer() {
+            let (needed, most, gpu) = (size(bytes), size(self.max_buffer()), &self.info.name);
             return Err(Error::new(format!(
-                "{label} needs {} of memory in one buffer, and {} allows at most {}",
-                crate::device::size(bytes),
-                self.info.name,
-                crate::device::size(self.limits.max_buffer_size)
+                "{label} needs {needed} of memory in one buffer, and {gpu} allows at most {most}"
             ))
             .hint("lower the batch size, the image size or the model's widths"));
         }
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let raw = self.guarded(&format!("allocating {} for {label}", crate::device::size(bytes)), || {
-            self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(label),
-                size: bytes,
-                usage,
-                mapped_at_creation: false,
-            })
-        })?;
-        Ok(GpuBuffer { raw, bytes, _share: Some(Share::new(&self.usage, bytes)) })
+        let doing = format!("allocating {} for {label}", size(bytes));
+        let raw = self.guarded(&doing, || self.buffer(label, bytes, usage))?;
+        Ok(GpuBuffer { raw, _reservation: Some(Reservation::new(&self.usage, bytes)) })
     }
 
-    /// Writes into a buffer; later submissions see it.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
-    pub fn write(&self, buffer: &GpuBuffer, offset: usize, data: &[u8]) -> Result<()> {
-        for (i, piece) in data.chunks(STAGING as usize).enumerate() {
-            self.queue.write_buffer(&buffer.raw, offset as u64 + i as u64 * STAGING, piece);
+    /// Writes into a buffer, before all later submissions.
+    pub(crate) fn write(&self, buffer: &GpuBuffer, offset: usize, data: &[u8]) -> Result<()> {
+        for (i, chunk) in data.chunks(STAGING as usize).enumerate() {
+            self.queue.write_buffer(&buffer.raw, offset as u64 + i as u64 * STAGING, chunk);
             if data.len() as u64 > STAGING {
                 // Staging memory of a large upload would otherwise pile up until the next step.
                 self.queue.submit([]);
@@ -110,31 +109,22 @@ impl Gpu {
         self.check("writing to the GPU")
     }
 
-    /// Reads back from a buffer, waiting for all work before it.
-    ///
-    /// # Errors
-    /// When the driver reports an error, or does not answer.
-    pub fn read(&self, buffer: &GpuBuffer, offset: usize, out: &mut [u8]) -> Result<()> {
-        for (i, piece) in out.chunks_mut(STAGING as usize).enumerate() {
-            self.read_piece(buffer, offset as u64 + i as u64 * STAGING, piece)?;
+    /// Reads from a buffer, after all earlier submissions.
+    pub(crate) fn read(&self, buffer: &GpuBuffer, offset: usize, out: &mut [u8]) -> Result<()> {
+        for (i, chunk) in out.chunks_mut(STAGING as usize).enumerate() {
+            self.read_chunk(buffer, offset as u64 + i as u64 * STAGING, chunk)?;
         }
         Ok(())
     }
 
-    fn read_piece(&self, buffer: &GpuBuffer, offset: u64, out: &mut [u8]) -> Result<()> {
+    fn read_chunk(&self, buffer: &GpuBuffer, offset: u64, out: &mut [u8]) -> Result<()> {
         let bytes = out.len() as u64;
-        let mut staging = self.staging.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if staging.as_ref().is_none_or(|s| s.size() < bytes) {
-            *staging = Some(self.guarded("allocating memory for reading back", || {
-                self.device.create_buffer(&wgpu::BufferDescriptor {
-                    label: Some("read back"),
-                    size: bytes.next_power_of_two().max(4096),
-                    usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                    mapped_at_creation: false,
-                })
-            })?);
-        }
-        let Some(staging) = staging.as_ref() else { return Ok(()) };
+        let mut staging = lock(&self.staging);
+        let large_enough = staging.take().filter(|s| s.size() >= bytes);
+        let staging = staging.insert(match large_enough {
+            Some(buffer) => buffer,
+            None => self.readback_buffer(bytes.next_power_of_two().max(4096))?,
+        });
         let mut encoder = self.device.create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(&buffer.raw, offset, staging, 0, bytes);
         self.queue.submit([encoder.finish()]);
@@ -143,7 +133,7 @@ impl Gpu {
         self.take_mapped(staging, bytes, &mapped, |data| out.copy_from_slice(data))
     }
 
-    /// Gives the bytes that [`map()`] asked for to `take`, after the work before was waited for.
+    /// Hands the bytes that [`map()`] asked for to `take`; the work before must have been waited for.
     pub(super) fn take_mapped<R>(
         &self,
         staging: &wgpu::Buffer,
@@ -151,14 +141,12 @@ impl Gpu {
         mapped: &Mapped,
         take: impl FnOnce(&[u8]) -> R,
     ) -> Result<R> {
-        // Another thread's wait may be the one that runs the callback, just after ours returned.
-        if !matches!(mapped.recv_timeout(PATIENCE), Ok(Ok(()))) {
-            return Err(self.fault("reading back from the GPU failed"));
+        let failed = || self.fault("reading back from the GPU failed");
+        // Another thread's wait may run the callback, just after ours returned.
+        if !matches!(mapped.recv_timeout(TIMEOUT), Ok(Ok(()))) {
+            return Err(failed());
         }
-        let view = staging
-            .slice(..bytes)
-            .get_mapped_range()
-            .map_err(|e| self.fault("reading back from the GPU failed").caused_by(e))?;
+        let view = staging.slice(..bytes).get_mapped_range().map_err(|e| failed().caused_by(e))?;
         let taken = take(&view);
         drop(view);
         staging.unmap();
@@ -166,10 +154,10 @@ impl Gpu {
     }
 }
 
-/// Tells when the host sees a buffer.
+/// Receives a message when the host can read a buffer.
 pub(super) type Mapped = Receiver<std::result::Result<(), wgpu::BufferAsyncError>>;
 
-/// Asks for the first bytes of a buffer to be seen by the host.
+/// Maps the first bytes of a buffer for the host.
 pub(super) fn map(staging: &wgpu::Buffer, bytes: u64) -> Mapped {
     let (sender, mapped) = channel();
     staging.slice(..bytes).map_async(wgpu::MapMode::Read, move |result| {

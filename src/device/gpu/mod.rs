@@ -3,43 +3,28 @@
 
 pub mod adapters;
 mod dispatch;
+mod faults;
 mod grid;
-mod late;
 mod memory;
+mod pending;
+mod pipeline;
 pub mod shader;
 mod timestamps;
 pub mod tuning;
 
-use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard};
 
-pub use dispatch::{Bound, Range};
+pub(crate) use dispatch::{Bound, Range};
+pub use faults::expects_panic;
 pub use grid::Grid;
-pub use late::Arriving;
 pub use memory::GpuBuffer;
+pub(crate) use pending::PendingCopy;
 
 use self::adapters::Traits;
 use self::shader::Dialect;
 use self::tuning::Tuning;
-use crate::error::{Error, Result};
-
-/// How long a real GPU, and a software driver, may take over one submission before it is taken for dead.
-const PATIENCE: Duration = Duration::from_secs(120);
-const SOFTWARE_PATIENCE: Duration = Duration::from_secs(3600);
-
-/// What the driver has reported since the last look: validation errors, lost device.
-type Faults = Arc<Mutex<Vec<String>>>;
-
-thread_local! {
-    static QUIET: Cell<bool> = const { Cell::new(false) };
-}
-
-/// True while a panic of this thread is expected and becomes an error; a panic hook should then be silent.
-pub fn expects_panic() -> bool {
-    QUIET.get()
-}
+use crate::error::{Error, Result, lock};
 
 /// An open adapter.
 pub struct Gpu {
@@ -48,14 +33,14 @@ pub struct Gpu {
     info: wgpu::AdapterInfo,
     limits: wgpu::Limits,
     dialect: Dialect,
-    /// Kernels are compiled without the checks that naga injects; tests keep them.
+    /// Kernels are compiled with the checks that naga injects.
     checked: bool,
-    faults: Faults,
-    pipelines: Mutex<HashMap<dispatch::PipelineKey, Arc<dispatch::Pipeline>>>,
+    faults: faults::Faults,
+    pipelines: Mutex<HashMap<pipeline::PipelineKey, Arc<pipeline::Pipeline>>>,
     staging: Mutex<Option<wgpu::Buffer>>,
-    /// As `staging`, for a few bytes each, of which several are under way at a time; those that are not.
-    late: Mutex<Vec<wgpu::Buffer>>,
-    /// Submissions of replays that nobody has waited for yet.
+    /// Staging buffers of pending reads that are free.
+    readback_pool: Mutex<Vec<wgpu::Buffer>>,
+    /// Submissions of replays that have not been waited for.
     in_flight: Mutex<VecDeque<wgpu::SubmissionIndex>>,
     timestamps: Option<timestamps::Timestamps>,
     tuning: Mutex<Option<Tuning>>,
@@ -65,13 +50,9 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Opens the adapter with its own limits and the features that denoir can use.
-    ///
-    /// # Errors
-    /// When the driver refuses.
-    pub fn open(adapter: &wgpu::Adapter) -> Result<Self> {
-        let info = adapter.get_info();
-        let limits = adapter.limits();
+    /// Opens the adapter with its own limits and the features that denoir uses.
+    pub(crate) fn open(adapter: &wgpu::Adapter) -> Result<Self> {
+        let (info, limits) = (adapter.get_info(), adapter.limits());
         let features = adapter.features() & adapters::useful_features();
         let opened = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("denoir"),
@@ -85,29 +66,22 @@ impl Gpu {
                 .hint("update its driver, or use --device cpu")
                 .caused_by(e)
         })?;
-        let faults = Faults::default();
-        let sink = Arc::clone(&faults);
-        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| note(&sink, e.to_string())));
-        let sink = Arc::clone(&faults);
-        // Dropping the device at the end of the program is reported here too; nobody looks any more.
-        device.set_device_lost_callback(move |_, message| note(&sink, format!("device lost: {message}")));
         let dialect = Dialect {
             immediates: features.contains(wgpu::Features::IMMEDIATES) && limits.max_immediate_size >= 128,
             subgroups: features.contains(wgpu::Features::SUBGROUP),
         };
-        let timestamps = timestamps::Timestamps::new(&device, &queue, features);
         Ok(Gpu {
+            faults: faults::watch(&device),
+            timestamps: timestamps::Timestamps::new(&device, &queue, features),
             device,
             queue,
             info,
             dialect,
             checked: cfg!(debug_assertions),
-            faults,
             pipelines: Mutex::default(),
             staging: Mutex::default(),
-            late: Mutex::default(),
+            readback_pool: Mutex::default(),
             in_flight: Mutex::default(),
-            timestamps,
             tuning: Mutex::default(),
             grid: Grid::default(),
             cut_to: limits.max_storage_buffer_binding_size,
@@ -121,19 +95,19 @@ impl Gpu {
         &self.info.name
     }
 
-    /// The driver's name and version, and what it is driven through: `llvmpipe Mesa 25.0 (vulkan)`.
+    /// The driver's name, version and API: `llvmpipe Mesa 25.0 (vulkan)`.
     pub fn driver(&self) -> String {
         let text = format!("{} {} ({})", self.info.driver, self.info.driver_info, self.info.backend);
         text.trim().to_owned()
     }
 
-    /// The most memory that buffers took at one time since [`Gpu::forget_peak`], in bytes.
-    pub fn peak_bytes(&self) -> u64 {
+    /// The most bytes that tensors' buffers took at one time since [`Gpu::forget_peak`].
+    pub(crate) fn peak_bytes(&self) -> u64 {
         self.usage.peak()
     }
 
-    /// Counts the peak anew, from what is allocated now.
-    pub fn forget_peak(&self) {
+    /// Restarts the peak at the bytes that are allocated now.
+    pub(crate) fn forget_peak(&self) {
         self.usage.forget_peak();
     }
 
@@ -147,177 +121,73 @@ impl Gpu {
         self.info.device_type == wgpu::DeviceType::Cpu
     }
 
-    /// What decides which variants launches have here.
-    pub fn traits(&self) -> Traits {
+    /// The properties that decide which variants launches have here.
+    pub(crate) fn traits(&self) -> Traits {
         Traits {
             software: self.is_software(),
             broadcasts: self.dialect.subgroups && self.info.subgroup_min_size >= 8,
         }
     }
 
-    /// Runs launches as `tuning` says from now on; with none, as by default.
-    pub fn tune_with(&self, tuning: Option<Tuning>) {
+    /// Compiles programs by `tuning` from now on; `None`: with default variants.
+    pub(crate) fn tune_with(&self, tuning: Option<Tuning>) {
         *self.tuning() = tuning;
     }
 
-    /// What launches are tuned by.
-    pub fn tuning(&self) -> std::sync::MutexGuard<'_, Option<Tuning>> {
-        self.tuning.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// The tuning in use.
+    pub(crate) fn tuning(&self) -> MutexGuard<'_, Option<Tuning>> {
+        lock(&self.tuning)
     }
 
-    /// Largest range that one binding can see, in bytes.
-    pub fn max_binding(&self) -> u64 {
+    /// Largest range that one binding can cover, in bytes.
+    pub(crate) fn max_binding(&self) -> u64 {
         self.limits.max_storage_buffer_binding_size
     }
 
     /// Largest buffer, in bytes.
-    pub fn max_buffer(&self) -> u64 {
+    pub(crate) fn max_buffer(&self) -> u64 {
         self.limits.max_buffer_size
     }
 
-    /// What launches are cut to, in bytes: by default [`Gpu::max_binding`].
-    pub fn cut_to(&self) -> u64 {
+    /// Largest binding of a launch that can be cut, in bytes: by default [`Gpu::max_binding`].
+    pub(crate) fn cut_to(&self) -> u64 {
         self.cut_to
     }
 
-    /// Cut launches until they bind no more than this, as far as that goes; for tests.
+    /// Cuts launches until their bindings have at most `bytes`, where they can be cut; for tests.
     pub fn use_cuts(&mut self, bytes: u64) {
         self.cut_to = bytes.min(self.max_binding());
     }
 
-    /// How dispatches are laid out.
-    pub fn grid(&self) -> Grid {
+    /// Layout of dispatches.
+    pub(crate) fn grid(&self) -> Grid {
         self.grid
     }
 
-    /// Lays out dispatches in another way than workgroups and time ask for; for tests.
+    /// Sets the layout of dispatches; for tests.
     pub fn use_grid(&mut self, grid: Grid) {
         self.grid = grid;
     }
 
-    /// Into how many pieces to cut a launch of `work` operations, or of `ms` milliseconds where that was measured,
-    /// so that none keeps this GPU busy for more than a tenth of a second.
-    pub fn pieces(&self, work: u64, ms: Option<f64>) -> usize {
-        grid::pieces(self.info.device_type, work, ms)
+    /// Into how many sub-dispatches to cut a dispatch of `work` operations, or of `ms` measured milliseconds,
+    /// so that none takes more than a tenth of a second.
+    pub(crate) fn sub_dispatches(&self, work: u64, ms: Option<f64>) -> usize {
+        grid::sub_dispatches(self.info.device_type, work, ms)
     }
 
-    /// Use the plain path (uniform buffers, no subgroups) whatever the adapter offers; for tests.
+    /// Sets the dialect of kernels, within the adapter's features; for tests.
     pub fn use_dialect(&mut self, dialect: Dialect) {
         self.dialect = dialect;
     }
 
-    /// Compile kernels with the checks that naga injects, which hide what a kernel does outside its
-    /// tensors, or without.
+    /// Compiles kernels with or without the checks that naga injects, which hide accesses outside a tensor.
     pub fn use_checks(&mut self, checked: bool) {
         self.checked = checked;
     }
 
+    /// The dialect that kernels are compiled in.
     pub fn dialect(&self) -> Dialect {
         self.dialect
-    }
-
-    /// Waits until all submitted work is done.
-    ///
-    /// # Errors
-    /// When the driver reports an error, or does not answer in reasonable time.
-    pub fn wait(&self) -> Result<()> {
-        self.in_flight().clear();
-        self.wait_for(None)
-    }
-
-    fn in_flight(&self) -> std::sync::MutexGuard<'_, VecDeque<wgpu::SubmissionIndex>> {
-        self.in_flight.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Notes a submission, and waits for an older one if too many are under way: each is waited for with a
-    /// limit of its own, and whoever submits many is not far ahead of what is done.
-    fn submitted(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
-        const AHEAD: usize = 3;
-        let oldest = {
-            let mut in_flight = self.in_flight();
-            in_flight.push_back(submission);
-            if in_flight.len() > AHEAD { in_flight.pop_front() } else { None }
-        };
-        match oldest {
-            Some(oldest) => self.wait_for(Some(oldest)),
-            None => self.check("computing on the GPU"),
-        }
-    }
-
-    fn wait_for(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
-        let patience = if self.is_software() { SOFTWARE_PATIENCE } else { PATIENCE };
-        let poll = || self.device.poll(wgpu::PollType::Wait { submission_index, timeout: Some(patience) });
-        // wgpu panics when the driver loses the device while somebody waits for it.
-        QUIET.set(true);
-        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(poll));
-        QUIET.set(false);
-        match polled {
-            Ok(Ok(_)) => self.check("computing on the GPU"),
-            Ok(Err(e)) => {
-                // Dropping the device would wait for it again, and for ever.
-                std::mem::forget((self.device.clone(), self.queue.clone()));
-                let seconds = patience.as_secs();
-                let message = format!("the GPU {} did not answer within {seconds} s", self.info.name);
-                Err(self.fault(&message).caused_by(e))
-            }
-            Err(_) => {
-                note(&self.faults, "device lost while waiting for it".to_owned());
-                std::mem::forget((self.device.clone(), self.queue.clone()));
-                Err(self.fault(&format!("the GPU {} was lost", self.info.name)))
-            }
-        }
-    }
-
-    /// Turns what the driver reported in the background into an error.
-    pub(crate) fn check(&self, doing: &str) -> Result<()> {
-        let faulty = !self.faults.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_empty();
-        if faulty { Err(self.fault(&format!("{doing} failed ({})", self.info.name))) } else { Ok(()) }
-    }
-
-    fn fault(&self, message: &str) -> Error {
-        let mut faults = self.faults.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let lost = faults.iter().any(|f| f.contains("lost"));
-        let hint = if lost {
-            "the driver reset the GPU: resume from the last checkpoint with a smaller --batch-size, or use --device cpu"
-        } else {
-            "try a smaller --batch-size, a newer driver or --device cpu"
-        };
-        let error = faults.iter().fold(Error::new(message).hint(hint), |error, fault| error.caused_by(fault));
-        // What was told is done with, but a lost device stays lost.
-        faults.retain(|f| f.contains("lost"));
-        error
-    }
-
-    /// Runs `work` and turns what the driver says of it into an error.
-    fn guarded<T>(&self, doing: &str, work: impl FnOnce() -> T) -> Result<T> {
-        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
-        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let value = work();
-        let validation = pollster::block_on(validation.pop());
-        let internal = pollster::block_on(internal.pop());
-        let memory = pollster::block_on(memory.pop());
-        if let Some(error) = memory {
-            return Err(Error::new(format!("{} has too little memory: {doing} failed", self.info.name))
-                .hint("lower the batch size or the image size, or close other programs that use the GPU")
-                .caused_by(error));
-        }
-        // A lost device reports nothing of its own accord and hands out objects that do nothing.
-        self.check(doing)?;
-        match validation.or(internal) {
-            Some(error) => Err(Error::new(format!("{doing} failed on {}", self.info.name))
-                .hint("this is a defect of denoir or of the driver: please report it, and use --device cpu")
-                .caused_by(error)),
-            None => Ok(value),
-        }
-    }
-}
-
-fn note(faults: &Faults, message: String) {
-    let mut faults = faults.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    // One lost device makes thousands of followers that say nothing new.
-    if faults.len() < 4 {
-        faults.push(message);
     }
 }
 

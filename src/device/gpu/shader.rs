@@ -16,12 +16,14 @@ pub type Knob = (&'static str, &'static str);
 pub struct Kernel {
     /// File name without ending.
     pub name: &'static str,
+    /// Its text.
     pub source: &'static str,
     /// The sets in use; the first is the default. An empty list means that the file is used as it stands.
     pub knob_sets: &'static [&'static [Knob]],
 }
 
-/// `kernel!("silu")`, `kernel!("matmul_tiled", TILE_KNOBS)` or `kernel!("conv2d", [[("TILE", "4u")], [("TILE", "8u")]])`.
+/// `kernel!("silu")`, `kernel!("matmul_tiled", TILE_KNOBS)` or `kernel!("conv2d", [[("TILE", "4u")],
+/// [("TILE", "8u")]])`.
 #[macro_export]
 macro_rules! kernel {
     ($name:literal) => { $crate::kernel!($name, [[]]) };
@@ -66,8 +68,7 @@ const LIBRARY: &[(&str, &str)] = library![
     "wide.wgsl"
 ];
 
-/// What the device offers that changes the text of a kernel. The default is the plain path that runs
-/// everywhere.
+/// Features of the device that change the text of a kernel. The default runs everywhere.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Dialect {
     /// Parameters as immediates instead of a uniform buffer.
@@ -76,14 +77,14 @@ pub struct Dialect {
     pub subgroups: bool,
 }
 
-/// The text to compile, and where each of its lines comes from.
+/// The text to compile, and the origin of each of its lines.
 pub struct Expanded {
+    /// WGSL without includes.
     pub text: String,
     lines: Vec<(String, usize)>,
 }
 
-/// How the line that declares an entry point's parameters begins; with immediates the beginning is
-/// replaced.
+/// Beginning of the line that declares the parameters, and its replacement with immediates.
 const UNIFORM: &str = "@group(0) @binding(0) var<uniform> ";
 const IMMEDIATE: &str = "var<immediate> ";
 
@@ -164,24 +165,32 @@ impl Expanded {
 /// A storage binding of an entry point.
 #[derive(Clone, Debug)]
 pub struct Binding {
+    /// Name of the variable.
     pub name: String,
+    /// Number of the binding in group 0.
     pub index: u32,
+    /// `read_write` access.
     pub writable: bool,
 }
 
-/// What an entry point needs from the host.
+/// The bindings and parameters of an entry point.
 #[derive(Clone, Debug)]
 pub struct Interface {
+    /// The storage bindings that it uses.
     pub bindings: Vec<Binding>,
-    /// Offsets of the fields of `Params`, and its size in bytes; empty without parameters.
+    /// Names and byte offsets of the fields of `Params`; empty without parameters.
     pub params: Vec<(String, u32)>,
+    /// Size of `Params` in bytes.
     pub params_size: u32,
+    /// Threads in each dimension.
     pub workgroup_size: [u32; 3],
 }
 
 /// A parsed and validated kernel.
 pub struct Module {
+    /// The syntax tree.
     pub naga: naga::Module,
+    /// The uses of each entry point.
     pub info: naga::valid::ModuleInfo,
 }
 
@@ -213,7 +222,7 @@ impl Expanded {
 }
 
 impl Module {
-    /// Reads what the entry point called `entry` needs.
+    /// The interface of the entry point called `entry`, if there is one.
     pub fn interface(&self, entry: &str) -> Option<Interface> {
         let (index, point) =
             self.naga.entry_points.iter().enumerate().find(|(_, point)| point.name == entry)?;

@@ -1,4 +1,4 @@
-//! Clocks of a GPU.
+//! The clock of a GPU.
 
 use std::time::Duration;
 
@@ -14,12 +14,13 @@ pub(super) fn resolve_buffer(device: &wgpu::Device, bytes: u64) -> wgpu::Buffer 
     })
 }
 
-/// Begin and end of a replay on the device's clock.
+/// Begin and end of the last replay on the device's clock.
 pub(super) struct Timestamps {
     pub(super) queries: wgpu::QuerySet,
+    /// Two ticks, `u64`.
     pub(super) resolved: GpuBuffer,
     /// Nanoseconds per tick.
-    pub(super) period: f32,
+    period: f32,
 }
 
 impl Timestamps {
@@ -33,11 +34,6 @@ impl Timestamps {
             resolved: GpuBuffer::uncounted(resolve_buffer(device, 256)),
             period: queue.get_timestamp_period(),
         })
-    }
-
-    /// Where the ticks of the last replay's begin and end are.
-    pub(super) fn resolved(&self) -> &wgpu::Buffer {
-        &self.resolved.raw
     }
 
     /// Time between two ticks.

@@ -1,26 +1,28 @@
-//! Which variants of its launches an adapter runs fastest: what timing found, remembered on disk.
+//! The fastest variants of launches on an adapter, as timed, kept on disk: one JSON file for each adapter.
 //!
-//! One JSON file an adapter, of people's interest too. A choice is found again by the launch's name and shape
-//! class and the text of its kernels; a file of another adapter, driver or wgpu says nothing here.
+//! The key of a choice is the launch's name and shape class and the text of its kernels. A file of another
+//! adapter, driver or wgpu does not apply.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::{env, fs, io};
+use std::{env, fs};
 
 use serde::{Deserialize, Serialize};
 
 use super::Gpu;
 use crate::error::{Error, Result};
+use crate::files::replace;
 
 /// Layout of the file.
 const FORMAT: u32 = 1;
 
-/// What a choice is made for.
+/// The key of a choice.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Key {
+pub(crate) struct Key {
     /// The launch's name: `attention backward`.
     pub launch: String,
-    /// Its sizes, as far as they decide: `1024 queries, 1024 keys, heads of 64, 128 pairs`.
+    /// The sizes that decide: `1024 queries, 1024 keys, heads of 64, 128 pairs`.
     pub shape_class: String,
     /// Hash of the text of every kernel that its variants compile.
     pub kernels: String,
@@ -28,7 +30,7 @@ pub struct Key {
 
 /// The fastest variant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Choice {
+pub(crate) struct Choice {
     #[serde(flatten)]
     pub key: Key,
     pub variant: String,
@@ -37,18 +39,20 @@ pub struct Choice {
     /// The variant that runs untuned, and its milliseconds.
     pub default: String,
     pub default_ms: f64,
-    /// Those that may not win.
+    /// Variants that may not be chosen.
     pub refused: Vec<Refusal>,
 }
 
 /// A variant that did not compile, or does not compute what the default does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Refusal {
+    /// Name of the variant.
     pub variant: String,
+    /// The error.
     pub why: String,
 }
 
-/// What the times in a file depend on, besides the kernels.
+/// Conditions of the times in a file, besides the kernels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Stamp {
     format: u32,
@@ -59,7 +63,7 @@ struct Stamp {
     checked: bool,
 }
 
-/// What a tuning file says.
+/// The contents of a tuning file.
 #[derive(Serialize, Deserialize)]
 pub struct Contents {
     #[serde(flatten)]
@@ -67,68 +71,59 @@ pub struct Contents {
     choices: Vec<Choice>,
 }
 
-/// What goes on, for people.
+/// Progress of tuning.
 #[derive(Clone, Copy, Debug)]
-pub enum Told<'a> {
-    /// Begins with number `done` of `all` launches.
+pub(crate) enum TuningEvent<'a> {
+    /// Launch number `done` of `all` begins.
     Timing { done: usize, all: usize, launch: &'a str },
-    /// All are timed.
+    /// All launches are timed.
     Done,
-    /// Something is not as it should be, and the work goes on.
+    /// A problem that does not stop the work.
     Warning(&'a str),
 }
 
 /// The choices of one adapter.
-pub struct Tuning {
+pub(crate) struct Tuning {
     stamp: Stamp,
-    /// `None` where the system has no folder for it: then choices live as long as the program.
+    /// `None` where the system has no cache folder: choices last as long as the program.
     file: Option<PathBuf>,
     times: bool,
     choices: BTreeMap<Key, Choice>,
-    tell: Box<dyn FnMut(Told) + Send>,
+    on_event: Box<dyn FnMut(TuningEvent) + Send>,
 }
 
 impl Tuning {
-    /// The choices in the adapter's own file, in the user's cache. `times`: launches that have none are timed,
-    /// and remembered; otherwise they run as by default.
-    pub fn in_cache(gpu: &Gpu, times: bool, tell: impl FnMut(Told) + Send + 'static) -> Self {
-        let stamp = Stamp::of(gpu);
-        let mut tuning = Tuning {
-            file: cache().map(|folder| folder.join("denoir").join(stamp.file_name())),
-            stamp,
-            times,
-            choices: BTreeMap::new(),
-            tell: Box::new(tell),
-        };
+    /// The choices in the adapter's own file, in the user's cache. `times`: launches that have none are
+    /// timed, and remembered; otherwise they run as by default.
+    pub(crate) fn in_cache(
+        gpu: &Gpu,
+        times: bool,
+        on_event: impl FnMut(TuningEvent) + Send + 'static,
+    ) -> Self {
+        let file = cache().map(|folder| folder.join("denoir").join(Stamp::of(gpu).file_name()));
+        let mut tuning = Tuning::new(gpu, file, times, on_event);
         let read = tuning.file.as_deref().map_or(Ok(None), read);
         match read {
             Ok(Some(contents)) if contents.stamp == tuning.stamp => tuning.add(contents.choices),
             // Nothing yet, or of another driver.
             Ok(_) => {}
-            Err(e) => (tuning.tell)(Told::Warning(&format!("warning: {}; it is made anew", one_line(&e)))),
+            Err(e) => (tuning.on_event)(TuningEvent::Warning(&format!(
+                "warning: {}; it is made anew",
+                one_line(&e)
+            ))),
         }
         tuning
     }
 
     /// The choices in `file`, which is made where it does not exist. `times`: as in [`Tuning::in_cache`];
     /// without it the file decides everything, and stays as it is.
-    ///
-    /// # Errors
-    /// When it is another adapter's or driver's, or cannot be read; not for a damaged one that is to be written
-    /// anyway, which is told and made anew.
-    pub fn in_file(
+    pub(crate) fn in_file(
         gpu: &Gpu,
         file: &Path,
         times: bool,
-        tell: impl FnMut(Told) + Send + 'static,
+        on_event: impl FnMut(TuningEvent) + Send + 'static,
     ) -> Result<Self> {
-        let mut tuning = Tuning {
-            stamp: Stamp::of(gpu),
-            file: Some(file.to_owned()),
-            times,
-            choices: BTreeMap::new(),
-            tell: Box::new(tell),
-        };
+        let mut tuning = Tuning::new(gpu, Some(file.to_owned()), times, on_event);
         let damaged = |e: io::Error| {
             Error::new(format!("cannot read the tuning file {}", file.display()))
                 .hint("make it with `denoir tune WORKLOAD --tuning FILE`, or leave --tuning out")
@@ -143,37 +138,50 @@ impl Tuning {
             Ok(None) if times => {}
             Ok(None) => return Err(damaged(io::ErrorKind::NotFound.into())),
             Err(e) if times && e.kind() == io::ErrorKind::InvalidData => {
-                (tuning.tell)(Told::Warning(&format!("warning: {}; it is made anew", one_line(&e))));
+                (tuning.on_event)(TuningEvent::Warning(&format!(
+                    "warning: {}; it is made anew",
+                    one_line(&e)
+                )));
             }
             Err(e) => return Err(damaged(e)),
         }
         Ok(tuning)
     }
 
-    /// Whether launches without a choice are timed.
-    pub fn times(&self) -> bool {
+    fn new(
+        gpu: &Gpu,
+        file: Option<PathBuf>,
+        times: bool,
+        on_event: impl FnMut(TuningEvent) + Send + 'static,
+    ) -> Self {
+        let (stamp, choices, on_event) = (Stamp::of(gpu), BTreeMap::new(), Box::new(on_event));
+        Tuning { stamp, file, times, choices, on_event }
+    }
+
+    /// True if launches without a choice are timed.
+    pub(crate) fn times(&self) -> bool {
         self.times
     }
 
-    pub fn find(&self, key: &Key) -> Option<&Choice> {
+    pub(crate) fn find(&self, key: &Key) -> Option<&Choice> {
         self.choices.get(key)
     }
 
     /// All choices, in the order of their launches.
-    pub fn choices(&self) -> impl Iterator<Item = &Choice> {
+    pub(crate) fn choices(&self) -> impl Iterator<Item = &Choice> {
         self.choices.values()
     }
 
-    pub fn file(&self) -> Option<&Path> {
+    pub(crate) fn file(&self) -> Option<&Path> {
         self.file.as_deref()
     }
 
-    pub fn tell(&mut self, what: Told) {
-        (self.tell)(what);
+    pub(crate) fn emit(&mut self, event: TuningEvent) {
+        (self.on_event)(event);
     }
 
-    /// Remembers these too, on disk as well; that the disk takes none is told and no error.
-    pub fn remember(&mut self, choices: Vec<Choice>) {
+    /// Adds choices, on disk too; an error of the disk is a warning.
+    pub(crate) fn remember(&mut self, choices: Vec<Choice>) {
         self.add(choices);
         let Some(file) = self.file.clone() else { return };
         // Another program may have added some in the meantime.
@@ -186,8 +194,8 @@ impl Tuning {
         }
         let contents = Contents { stamp: self.stamp.clone(), choices: self.choices().cloned().collect() };
         if let Err(e) = write(&file, &contents) {
-            let told = format!("warning: cannot keep the tuning in {}: {e}", file.display());
-            (self.tell)(Told::Warning(&told));
+            let message = format!("warning: cannot keep the tuning in {}: {e}", file.display());
+            (self.on_event)(TuningEvent::Warning(&message));
         }
     }
 
@@ -233,7 +241,7 @@ impl Contents {
     }
 }
 
-/// What is in a file; `None` where there is no file.
+/// The contents of a file; `None` where there is no file.
 fn read(file: &Path) -> io::Result<Option<Contents>> {
     // Far more than the launches of a model could fill; a pipe has no end.
     const MOST_BYTES: u64 = 16 << 20;
@@ -253,28 +261,23 @@ fn read(file: &Path) -> io::Result<Option<Contents>> {
     })
 }
 
-/// Whole or not at all, also when two programs write at one time.
 fn write(file: &Path, contents: &Contents) -> io::Result<()> {
     if let Some(folder) = file.parent() {
         fs::create_dir_all(folder)?;
     }
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = file.with_file_name(format!(".{name}.{}.part", std::process::id()));
     let text = serde_json::to_string_pretty(contents)? + "\n";
-    let written = fs::File::create(&temporary)
-        .and_then(|mut out| io::Write::write_all(&mut out, text.as_bytes()).and_then(|()| out.sync_all()))
-        .and_then(|()| fs::rename(&temporary, file));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
+    replace(file, |temporary| {
+        let mut out = fs::File::create(temporary)?;
+        out.write_all(text.as_bytes())?;
+        out.sync_all()
+    })
 }
 
 fn one_line(e: &io::Error) -> String {
     e.to_string().lines().collect::<Vec<_>>().join(" ")
 }
 
-/// The user's folder for what can be made again.
+/// The user's cache folder.
 fn cache() -> Option<PathBuf> {
     let folder = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     folder("XDG_CACHE_HOME").or_else(|| {
@@ -287,33 +290,11 @@ fn cache() -> Option<PathBuf> {
     })
 }
 
-/// The version of wgpu that was built in, which says of itself nothing when it runs.
+/// The version of wgpu that was built in, from the lock file: wgpu has no constant for it.
 fn wgpu_version() -> &'static str {
     const LOCK: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock"));
     let after = LOCK.split_once("name = \"wgpu\"\nversion = \"").map_or("unknown", |(_, after)| after);
     after.split('"').next().unwrap_or(after)
-}
-
-/// A hash of texts that is the same on every machine: FNV-1a of 64 bits (Fowler, Noll & Vo).
-pub struct Fingerprint(u64);
-
-impl Default for Fingerprint {
-    fn default() -> Self {
-        Fingerprint(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Fingerprint {
-    pub fn add(&mut self, text: &str) {
-        // The end of a text counts too.
-        for byte in text.bytes().chain([0xff]) {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    pub fn hex(&self) -> String {
-        format!("{:016x}", self.0)
-    }
 }
 
 #[cfg(test)]

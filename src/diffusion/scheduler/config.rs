@@ -26,9 +26,11 @@ use crate::error::{Error, Result};
 #[serde(transparent)]
 pub struct Keys(Map<String, Value>);
 
-/// The process that a model learned, and what is done to its predictions, whatever walks it back.
+/// The process that a model learned and the clipping of its predictions: the part of a scheduler that every
+/// sampler of the model shares.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Learned {
+    /// Schedule and prediction.
     pub process: Process,
     /// Of ancestral sampling.
     pub variance: Variance,
@@ -37,20 +39,19 @@ pub struct Learned {
 }
 
 /// The keys that [`Learned`] is made of.
-const PROCESS: [&str; 10] = [
-    TIMESTEPS,
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "prediction_type",
-    ZERO_SNR,
-    VARIANCE,
-    CLIP,
-    RANGE,
-];
+#[rustfmt::skip]
+const PROCESS: [&str; 10] = [TIMESTEPS, "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+    ZERO_SNR, VARIANCE, CLIP, RANGE];
 
-/// A key that the first versions of the library wrote, and that none reads any more.
+/// Version of the diffusers library whose names and defaults denoir has.
+pub(crate) const LIBRARY_VERSION: &str = "0.42.1";
+
+/// Indented JSON, as the library writes it.
+pub(crate) fn pretty(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).unwrap_or_else(|e| unreachable!("plain values: {e}")) + "\n"
+}
+
+/// A key that the first versions of the library wrote, and that no version reads now.
 const OBSOLETE: &str = "tensor_format";
 
 impl Keys {
@@ -59,7 +60,7 @@ impl Keys {
     /// # Errors
     /// When it is no JSON object.
     pub fn parse(json: &str) -> Result<Self> {
-        // Python writes infinity as no other JSON does. As the least half log-SNR it says nothing.
+        // Python writes infinity, which is no JSON. As the least half log-SNR it is the default.
         let json = json.replace(": -Infinity", ": \"-inf\"");
         let map: Map<String, Value> = serde_json::from_str(&json)
             .map_err(|e| Error::new("it is no JSON object").hint("check the file").caused_by(e))?;
@@ -76,13 +77,11 @@ impl Keys {
     /// The text of a file.
     pub fn text(&self) -> String {
         let mut map = self.0.clone();
-        map.insert("_diffusers_version".to_owned(), json!("0.42.1"));
-        let mut text = serde_json::to_string_pretty(&map)
-            .unwrap_or_else(|e| unreachable!("numbers and words are JSON: {e}"));
-        text.push('\n');
-        text
+        map.insert("_diffusers_version".to_owned(), json!(LIBRARY_VERSION));
+        pretty(&map)
     }
 
+    /// True without keys.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -108,11 +107,8 @@ impl Keys {
 
     /// The same keys read by the class that a name of the command line stands for, as the library turns one
     /// scheduler into another: what they say goes on to hold.
-    ///
-    /// # Errors
-    /// When no sampler is called so: lists them.
-    pub fn with_sampler(&self, name: &str) -> Result<Self> {
-        let (class, more) = called(name)?;
+    pub(crate) fn with_sampler(&self, name: &str) -> Result<Self> {
+        let (class, more) = sampler_named(name)?;
         let mut keys = self.with_class(class);
         keys.extend(more);
         Ok(keys)
@@ -157,27 +153,27 @@ impl Keys {
         Ok(Learned {
             process: scheduler.process,
             variance: reader.variance()?,
-            // Of those that have the key, only Heun's leaves it off.
+            // Of the classes that have the key, only Heun's is false by default.
             clip: reader.bound(class != "HeunDiscreteScheduler")?,
         })
     }
 
     /// The keys that no [`Learned`] holds.
     #[must_use]
-    pub fn without_process(&self) -> Self {
+    pub(crate) fn without_process(&self) -> Self {
         let mut keys = self.clone();
         keys.0.retain(|key, _| !PROCESS.contains(&key.as_str()));
         keys
     }
 
     /// The first key that a [`Learned`] would hold.
-    pub fn of_process(&self) -> Option<&str> {
+    pub(crate) fn of_process(&self) -> Option<&str> {
         self.0.keys().map(String::as_str).find(|key| PROCESS.contains(key))
     }
 
     /// These keys and those of a process.
     #[must_use]
-    pub fn with_process(&self, Learned { process, variance, clip }: &Learned) -> Self {
+    pub(crate) fn with_process(&self, Learned { process, variance, clip }: &Learned) -> Self {
         let mut keys = self.without_process();
         keys.extend(process.keys());
         keys.extend(json!({
@@ -195,8 +191,8 @@ impl Keys {
     /// As [`Keys::scheduler`].
     pub fn complete(&self) -> Result<Self> {
         let mut keys = self.scheduler()?.keys();
-        // What the library takes by default need not be said to a class that has no use for it.
-        let idle = |key: &str, value: &Value| match key {
+        // A key that the class does not use is left out at the library's default.
+        let is_default = |key: &str, value: &Value| match key {
             CLIP => *value == json!(true),
             RANGE => *value == json!(1.0),
             VARIANCE => *value == json!("fixed_small"),
@@ -204,7 +200,7 @@ impl Keys {
             _ => false,
         };
         for (key, value) in &self.0 {
-            if keys.0.contains_key(key) || !idle(key, value) {
+            if keys.0.contains_key(key) || !is_default(key, value) {
                 keys.0.insert(key.clone(), value.clone());
             }
         }
@@ -226,7 +222,7 @@ impl Scheduler {
         self.keys().text()
     }
 
-    /// The same process walked back by another sampler, with the spacing that is its default.
+    /// The same process with another sampler, and its default spacing.
     ///
     /// # Errors
     /// When no sampler is called so: lists them; or it has not the schedule or prediction of this one.

@@ -4,15 +4,15 @@
 //! only the first order can do.
 
 use super::{DpmSolver, FinalSigma, Level, Scheduler};
-use crate::diffusion::form::Form;
-use crate::diffusion::walk::{Step, Walk};
+use crate::diffusion::linear_form::LinearForm;
+use crate::diffusion::plan::{SamplerPlan, Step};
 use crate::error::{Error, Result};
 
 /// Below so many steps the last ones are of lower order.
 const FEW: usize = 15;
 
 impl Scheduler {
-    pub(super) fn dpm_walk(&self, options: &DpmSolver, n: usize, begin: usize) -> Result<Walk> {
+    pub(super) fn dpm_plan(&self, options: &DpmSolver, n: usize, begin: usize) -> Result<SamplerPlan> {
         let (order, sde) = (options.order, options.sde);
         if !(1..=3).contains(&order) {
             return Err(
@@ -41,17 +41,18 @@ impl Scheduler {
             let noise = if sde { to.sigma * (1.0 - (-2.0 * h).exp()).sqrt() } else { 0.0 };
             // Integrals of exp(lambda) times 1, lambda and lambda^2 / 2 over the step.
             let first = 1.0 - (-double).exp();
-            let mut next = base * Form::X + to.alpha * first * Form::X0 + noise * Form::NOISE;
+            let mut next =
+                base * LinearForm::X + to.alpha * first * LinearForm::X0 + noise * LinearForm::NOISE;
             if order > 1 {
                 let before = at(i - 1);
                 let r0 = (from.lambda() - before.lambda()) / h;
-                let slope = (Form::X0 - Form::kept(0)) / r0;
+                let slope = (LinearForm::X0 - LinearForm::kept(0)) / r0;
                 if order == 2 {
                     let weight = if options.heun { 1.0 - first / double } else { 0.5 * first };
                     next = next + to.alpha * weight * slope;
                 } else {
                     let r1 = (before.lambda() - at(i - 2).lambda()) / h;
-                    let slope_before = (Form::kept(0) - Form::kept(1)) / r1;
+                    let slope_before = (LinearForm::kept(0) - LinearForm::kept(1)) / r1;
                     let bend = (slope - slope_before) / (r0 + r1);
                     let weight = 1.0 - first / double;
                     let of_bend = if sde {
@@ -67,11 +68,11 @@ impl Scheduler {
                 alpha_bar: from.alpha_bar(),
                 x0: self.process.prediction.x0(from),
                 next,
-                keep: [Form::X0, Form::kept(0)][..options.order - 1].to_vec(),
+                keep: [LinearForm::X0, LinearForm::kept(0)][..options.order - 1].to_vec(),
                 draws: sde,
             }
         };
         let clip = self.clip_if(false, true);
-        Ok(Walk { steps: (0..n).map(step).collect(), start: 1.0, clip })
+        Ok(SamplerPlan { steps: (0..n).map(step).collect(), start: 1.0, clip })
     }
 }

@@ -1,14 +1,14 @@
 //! DDPM and DDIM, which need nothing but the sample.
 
 use super::{Level, Prediction, Scheduler};
-use crate::diffusion::form::Form;
+use crate::diffusion::linear_form::LinearForm;
+use crate::diffusion::plan::{SamplerPlan, Step};
 use crate::diffusion::schedule::{Schedule, Variance};
-use crate::diffusion::walk::{Step, Walk};
 use crate::error::{Error, Result};
 
 impl Scheduler {
     /// Ho et al. 2020, equation 7.
-    pub(super) fn ddpm_walk(&self, variance: Variance, n: usize) -> Result<Walk> {
+    pub(super) fn ddpm_plan(&self, variance: Variance, n: usize) -> Result<SamplerPlan> {
         let schedule = self.schedule();
         let timesteps = self.checked(self.whole_timesteps(n))?;
         let step = |(i, &t): (usize, &usize)| {
@@ -16,21 +16,21 @@ impl Scheduler {
             // The reference draws at the last step too unless it stands at timestep 0.
             let last = schedule.last_deviation(t, variance);
             let sigma = if i + 1 == n && t > 0 { last } else { sigma };
-            Step {
-                t: t as f64,
-                alpha_bar: schedule.alpha_bars[t],
-                x0: self.process.prediction.x0(self.level(&schedule, t)),
-                next: of_x0 * Form::X0 + of_x * Form::X + sigma * Form::NOISE,
-                keep: Vec::new(),
-                draws: t > 0,
-            }
+            let next = of_x0 * LinearForm::X0 + of_x * LinearForm::X + sigma * LinearForm::NOISE;
+            self.one_step(t, schedule.alpha_bars[t], next, t > 0)
         };
         let steps = timesteps.iter().enumerate().map(step).collect();
-        Ok(Walk { steps, start: 1.0, clip: self.clip })
+        Ok(SamplerPlan { steps, start: 1.0, clip: self.clip })
     }
 
     /// Song et al. 2021, equations 12 and 16.
-    pub(super) fn ddim_walk(&self, eta: f64, alpha_to_one: bool, reclip: bool, n: usize) -> Result<Walk> {
+    pub(super) fn ddim_plan(
+        &self,
+        eta: f64,
+        alpha_to_one: bool,
+        reclip: bool,
+        n: usize,
+    ) -> Result<SamplerPlan> {
         let schedule = self.schedule();
         let keep = |value: f64| self.precision.keep(value);
         let end = if alpha_to_one { 1.0 } else { schedule.alpha_bars[0] };
@@ -43,26 +43,20 @@ impl Scheduler {
             let variance = keep(1.0 - before) / keep(1.0 - bar) * keep(1.0 - keep(bar / before));
             let sigma = eta * variance.max(0.0).sqrt();
             let eps = if reclip {
-                (Form::X - at.alpha * Form::X0) / at.sigma
+                (LinearForm::X - at.alpha * LinearForm::X0) / at.sigma
             } else {
                 self.process.prediction.eps(at)
             };
             let towards = (keep(1.0 - before) - sigma * sigma).max(0.0).sqrt();
-            Step {
-                t: t as f64,
-                alpha_bar: bar,
-                x0: self.process.prediction.x0(at),
-                next: to.alpha * Form::X0 + towards * eps + sigma * Form::NOISE,
-                keep: Vec::new(),
-                draws: eta > 0.0,
-            }
+            let next = to.alpha * LinearForm::X0 + towards * eps + sigma * LinearForm::NOISE;
+            self.one_step(t, bar, next, eta > 0.0)
         };
         let steps = timesteps.iter().map(step).collect();
-        Ok(Walk { steps, start: 1.0, clip: self.clip })
+        Ok(SamplerPlan { steps, start: 1.0, clip: self.clip })
     }
 
     /// DDIM's step the other way: the model is asked at the level that the step leads to.
-    pub(super) fn inverse_walk(&self, alpha_to_one: bool, n: usize) -> Result<Walk> {
+    pub(super) fn inverse_plan(&self, alpha_to_one: bool, n: usize) -> Result<SamplerPlan> {
         let schedule = self.schedule();
         let first = if alpha_to_one { 1.0 } else { schedule.alpha_bars[0] };
         let mut timesteps = self.checked(self.whole_timesteps(n))?;
@@ -73,20 +67,18 @@ impl Scheduler {
             let (at, to) = (Level::of_bar(below, self.precision), self.level(&schedule, t));
             // At the picture itself there is no noise to take a prediction of x0 apart from.
             let eps = match self.process.prediction {
-                Prediction::Sample if at.sigma == 0.0 => Form::ZERO,
+                Prediction::Sample if at.sigma == 0.0 => LinearForm::ZERO,
                 prediction => prediction.eps(at),
             };
-            Step {
-                t: t as f64,
-                alpha_bar: below,
-                x0: self.process.prediction.x0(at),
-                next: to.alpha * Form::X0 + to.sigma * eps,
-                keep: Vec::new(),
-                draws: false,
-            }
+            self.one_step(t, below, to.alpha * LinearForm::X0 + to.sigma * eps, false)
         };
         let steps = timesteps.iter().map(step).collect();
-        Ok(Walk { steps, start: 1.0, clip: self.clip_if(true, false) })
+        Ok(SamplerPlan { steps, start: 1.0, clip: self.clip_if(true, false) })
+    }
+
+    fn one_step(&self, t: usize, alpha_bar: f64, next: LinearForm, draws: bool) -> Step {
+        let x0 = self.process.prediction.x0(Level::of_bar(alpha_bar, self.precision));
+        Step { t: t as f64, alpha_bar, x0, next, keep: Vec::new(), draws }
     }
 
     pub(super) fn level(&self, schedule: &Schedule, t: usize) -> Level {
@@ -97,7 +89,7 @@ impl Scheduler {
     pub(super) fn checked(&self, timesteps: Vec<usize>) -> Result<Vec<usize>> {
         match timesteps.iter().find(|&&t| t >= self.process.timesteps) {
             Some(t) => {
-                Err(Error::usage(format!("the walk would visit timestep {t} of {}", self.process.timesteps))
+                Err(Error::usage(format!("the plan would visit timestep {t} of {}", self.process.timesteps))
                     .hint("lower steps_offset, or take fewer steps"))
             }
             None => Ok(timesteps),

@@ -1,12 +1,12 @@
 //! Euler, Heun and linear multistep over `y = x0 + sigma eps`, as in k-diffusion.
 //!
-//! A walk's sample is what the model sees, `x = alpha y` with `alpha = 1 / sqrt(sigma^2 + 1)`, so formulas
+//! A plan's sample is the model's input, `x = alpha y` with `alpha = 1 / sqrt(sigma^2 + 1)`, so formulas
 //! over `y` divide it by `alpha` first, and multiply by that of the next level at last.
 
 use super::spacing::Levels;
 use super::{FinalSigma, Level, Method, Scheduler, Spacing};
-use crate::diffusion::form::Form;
-use crate::diffusion::walk::{Clip, Step, Walk};
+use crate::diffusion::linear_form::LinearForm;
+use crate::diffusion::plan::{Clip, SamplerPlan, Step};
 
 /// Derivatives that linear multistep goes by.
 const LMS_ORDER: usize = 4;
@@ -26,17 +26,17 @@ impl Leap<'_> {
     }
 
     /// The unscaled sample.
-    fn y(&self) -> Form {
-        Form::X / self.at().alpha
+    fn y(&self) -> LinearForm {
+        LinearForm::X / self.at().alpha
     }
 
     /// `dy/dsigma`.
-    fn derivative(&self) -> Form {
-        (self.y() - Form::X0) / self.sigma
+    fn derivative(&self) -> LinearForm {
+        (self.y() - LinearForm::X0) / self.sigma
     }
 
     /// The step that leaves `y` and `keep`.
-    fn step(&self, y: Form, keep: Vec<Form>, draws: bool) -> Step {
+    fn step(&self, y: LinearForm, keep: Vec<LinearForm>, draws: bool) -> Step {
         Step {
             t: self.t,
             alpha_bar: self.at().alpha_bar(),
@@ -49,30 +49,35 @@ impl Leap<'_> {
 }
 
 impl Scheduler {
-    pub(super) fn euler_walk(&self, n: usize) -> Walk {
+    pub(super) fn euler_plan(&self, n: usize) -> SamplerPlan {
         self.leaps(n, |leap| {
             leap.step(leap.y() + (leap.to - leap.sigma) * leap.derivative(), Vec::new(), false)
         })
     }
 
-    pub(super) fn ancestral_walk(&self, n: usize) -> Walk {
+    pub(super) fn ancestral_plan(&self, n: usize) -> SamplerPlan {
         self.leaps(n, |leap| {
             let (from, to) = (leap.sigma.powi(2), leap.to.powi(2));
             let up = (to * (from - to) / from).sqrt();
             let down = (to - up * up).max(0.0).sqrt();
-            leap.step(leap.y() + (down - leap.sigma) * leap.derivative() + up * Form::NOISE, Vec::new(), true)
+            leap.step(
+                leap.y() + (down - leap.sigma) * leap.derivative() + up * LinearForm::NOISE,
+                Vec::new(),
+                true,
+            )
         })
     }
 
     /// Adams and Bashforth's method for steps of any size: the integral of the polynomial through the last
     /// derivatives.
-    pub(super) fn lms_walk(&self, n: usize) -> Walk {
+    pub(super) fn lms_plan(&self, n: usize) -> SamplerPlan {
         let mut walked: Vec<f64> = Vec::new();
         self.leaps(n, |leap| {
             walked.insert(0, leap.sigma);
             walked.truncate(LMS_ORDER);
             let newest = std::iter::once(leap.derivative());
-            let derivatives: Vec<Form> = newest.chain((0..LMS_ORDER - 1).map(Form::kept)).collect();
+            let derivatives: Vec<LinearForm> =
+                newest.chain((0..LMS_ORDER - 1).map(LinearForm::kept)).collect();
             let mut y = leap.y();
             for (which, derivative) in derivatives.iter().take(walked.len()).enumerate() {
                 y = y + lagrange_integral(&walked, which, [leap.sigma, leap.to]) * *derivative;
@@ -83,23 +88,27 @@ impl Scheduler {
 
     /// Each step but the last is made twice: to the next level by Euler's method, and again with the mean of
     /// the derivatives at both ends.
-    pub(super) fn heun_walk(&self, n: usize) -> Walk {
+    pub(super) fn heun_plan(&self, n: usize) -> SamplerPlan {
         let levels = self.levels(n);
         let mut steps = Vec::with_capacity(2 * n - 1);
         for i in 0..n {
             let (sigma, to) = (levels.sigmas[i], levels.sigmas[i + 1]);
             let euler = Leap { scheduler: self, t: levels.timesteps[i], sigma, to };
             let derivative = euler.derivative();
-            steps.push(euler.step(euler.y() + (to - sigma) * derivative, vec![derivative, Form::X], false));
+            steps.push(euler.step(
+                euler.y() + (to - sigma) * derivative,
+                vec![derivative, LinearForm::X],
+                false,
+            ));
             if to > 0.0 {
                 let t = levels.timesteps[(i + 1).min(n - 1)];
                 let again = Leap { scheduler: self, t, sigma: to, to };
-                let mean = 0.5 * (Form::kept(0) + again.derivative());
-                let y = Form::kept(1) / euler.at().alpha + (to - sigma) * mean;
+                let mean = 0.5 * (LinearForm::kept(0) + again.derivative());
+                let y = LinearForm::kept(1) / euler.at().alpha + (to - sigma) * mean;
                 steps.push(again.step(y, Vec::new(), false));
             }
         }
-        Walk { steps, start: self.start(&levels), clip: self.clip_if(true, false) }
+        SamplerPlan { steps, start: self.start(&levels), clip: self.clip_if(true, false) }
     }
 
     fn levels(&self, n: usize) -> Levels {
@@ -109,7 +118,7 @@ impl Scheduler {
         Scheduler { final_sigma, ..self.clone() }.k_levels(&self.schedule(), n)
     }
 
-    /// What the first level's noise is to be multiplied by. Leading spacing begins below the last timestep,
+    /// Factor of the noise of the first level. Leading spacing begins below the last timestep,
     /// with noise of unit variance.
     fn start(&self, levels: &Levels) -> f64 {
         match self.spacing {
@@ -118,13 +127,13 @@ impl Scheduler {
         }
     }
 
-    fn leaps(&self, n: usize, mut step: impl FnMut(&Leap) -> Step) -> Walk {
+    fn leaps(&self, n: usize, mut step: impl FnMut(&Leap) -> Step) -> SamplerPlan {
         let levels = self.levels(n);
         let steps = (0..levels.timesteps.len()).map(|i| {
             let [sigma, to] = [levels.sigmas[i], levels.sigmas[i + 1]];
             step(&Leap { scheduler: self, t: levels.timesteps[i], sigma, to })
         });
-        Walk { steps: steps.collect(), start: self.start(&levels), clip: Clip::None }
+        SamplerPlan { steps: steps.collect(), start: self.start(&levels), clip: Clip::None }
     }
 }
 

@@ -128,8 +128,8 @@ fn interpolated(table: &[f64], t: f64) -> f64 {
     table[low] + (table[high] - table[low]) * (t - low as f64)
 }
 
-/// The timestep of a noise level: the inverse, between logarithms. High up, where those lie close together, it
-/// shows what they are rounded to.
+/// The timestep of a noise level: the inverse, between logarithms. High up, where those lie close together,
+/// it shows what they are rounded to.
 fn timestep_of(table: &[f64], sigma: f64, precision: Precision) -> f64 {
     let log = |at: usize| precision.keep(table[at].ln());
     let wanted = sigma.max(1e-10).ln();

@@ -1,9 +1,9 @@
-//! UniPC, multistep of order 1 to 3 (Zhao et al. 2023, arXiv:2302.04867): each step corrects the last one with
-//! the prediction that it needs anyway, then predicts the next.
+//! UniPC, multistep of order 1 to 3 (Zhao et al. 2023, arXiv:2302.04867): each step corrects the last one
+//! with the prediction that it needs anyway, then predicts the next.
 
 use super::{FinalSigma, Level, Scheduler, UniPc};
-use crate::diffusion::form::Form;
-use crate::diffusion::walk::{Step, Walk};
+use crate::diffusion::linear_form::LinearForm;
+use crate::diffusion::plan::{SamplerPlan, Step};
 use crate::error::{Error, Result};
 
 /// A step from one level to another, for predictor and corrector.
@@ -18,7 +18,7 @@ struct Update<'a> {
 impl Update<'_> {
     /// From the sample `x` and the predictions `m` at `from` and the levels before; `next`: at `to`, for the
     /// corrector.
-    fn apply(&self, x: Form, m: &[Form], next: Option<Form>) -> Form {
+    fn apply(&self, x: LinearForm, m: &[LinearForm], next: Option<LinearForm>) -> LinearForm {
         let (to, from) = (self.to, self.from);
         let h = to.lambda() - from.lambda();
         let order = self.before.len() + 1;
@@ -31,7 +31,8 @@ impl Update<'_> {
             (to.alpha / from.alpha, to.sigma)
         };
         let mut rks: Vec<f64> = self.before.iter().map(|b| (b.lambda() - from.lambda()) / h).collect();
-        let differences: Vec<Form> = rks.iter().zip(&m[1..]).map(|(rk, mi)| (*mi - m[0]) / *rk).collect();
+        let differences: Vec<LinearForm> =
+            rks.iter().zip(&m[1..]).map(|(rk, mi)| (*mi - m[0]) / *rk).collect();
         rks.push(1.0);
         let mut phi = phi1 / hh - 1.0;
         let (mut factorial, mut b) = (1.0, Vec::new());
@@ -49,7 +50,7 @@ impl Update<'_> {
             (None, _) => solve(rows(order - 1), b[..order - 1].to_vec()),
             (Some(_), _) => solve(rows(order), b),
         };
-        let mut sum = Form::ZERO;
+        let mut sum = LinearForm::ZERO;
         for (weight, difference) in weights.iter().zip(&differences) {
             sum = sum + *weight * *difference;
         }
@@ -63,7 +64,7 @@ impl Update<'_> {
 }
 
 impl Scheduler {
-    pub(super) fn unipc_walk(&self, options: &UniPc, n: usize, begin: usize) -> Result<Walk> {
+    pub(super) fn unipc_plan(&self, options: &UniPc, n: usize, begin: usize) -> Result<SamplerPlan> {
         let order = options.order;
         if !(1..=3).contains(&order) {
             return Err(Error::usage(format!("UniPC of order {order}")).hint("solver_order is 1, 2 or 3"));
@@ -84,16 +85,17 @@ impl Scheduler {
             most.min((i + 1).saturating_sub(begin).max(1))
         };
         let step = |i: usize| {
-            let prediction = if options.predict_x0 { Form::X0 } else { self.process.prediction.eps(at[i]) };
-            let kept = (0..order).map(Form::kept);
-            let mut x = Form::X;
+            let prediction =
+                if options.predict_x0 { LinearForm::X0 } else { self.process.prediction.eps(at[i]) };
+            let kept = (0..order).map(LinearForm::kept);
+            let mut x = LinearForm::X;
             if i > begin && !options.disable_corrector.contains(&(i - 1)) {
                 let earlier = before(i - 1, order_at(i - 1) - 1);
                 let update = Update { options, from: at[i - 1], to: at[i], before: &earlier };
-                let m: Vec<Form> = kept.clone().collect();
-                x = update.apply(Form::kept(order), &m, Some(prediction));
+                let m: Vec<LinearForm> = kept.clone().collect();
+                x = update.apply(LinearForm::kept(order), &m, Some(prediction));
             }
-            let m: Vec<Form> = std::iter::once(prediction).chain(kept).take(order).collect();
+            let m: Vec<LinearForm> = std::iter::once(prediction).chain(kept).take(order).collect();
             let earlier = before(i, order_at(i) - 1);
             let update = Update { options, from: at[i], to: at[i + 1], before: &earlier };
             let next = update.apply(x, &m, None);
@@ -103,7 +105,7 @@ impl Scheduler {
             Step { t, alpha_bar, x0, next, keep, draws: false }
         };
         let clip = self.clip_if(false, options.predict_x0);
-        Ok(Walk { steps: (0..n).map(step).collect(), start: 1.0, clip })
+        Ok(SamplerPlan { steps: (0..n).map(step).collect(), start: 1.0, clip })
     }
 }
 

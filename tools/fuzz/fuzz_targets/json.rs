@@ -19,7 +19,7 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
         assert_eq!(again, scheduler);
         // Sampling with it may be refused, and must not fail otherwise.
         for steps in [1, 2, 7] {
-            let _ = scheduler.walk(steps);
+            let _ = scheduler.plan(steps);
         }
     }
 });

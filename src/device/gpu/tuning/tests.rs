@@ -22,16 +22,16 @@ fn choice(variant: &str) -> Choice {
     }
 }
 
-/// The tuning in a file, and what it told.
+/// The tuning in a file, and its warnings.
 fn open(gpu: &Gpu, file: &Path, times: bool) -> (Result<Tuning>, Arc<Mutex<Vec<String>>>) {
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let sink = Arc::clone(&told);
-    let tell = move |what: Told| {
-        if let Told::Warning(text) = what {
+    let warnings = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&warnings);
+    let on_event = move |event: TuningEvent| {
+        if let TuningEvent::Warning(text) = event {
             sink.lock().unwrap().push(text.to_owned());
         }
     };
-    (Tuning::in_file(gpu, file, times, tell), told)
+    (Tuning::in_file(gpu, file, times, on_event), warnings)
 }
 
 #[test]
@@ -74,14 +74,14 @@ fn a_damaged_file_gets_one_line_and_is_made_anew() {
     let whole = std::fs::read(&file).unwrap();
     for damage in [&b"{"[..], b"", b"\xff\xfe", b"[1, 2]", &whole[..whole.len() / 2]] {
         std::fs::write(&file, damage).unwrap();
-        let (tuning, told) = open(&gpu, &file, true);
+        let (tuning, warnings) = open(&gpu, &file, true);
         let mut tuning = tuning.unwrap();
-        let told = told.lock().unwrap();
-        assert_eq!(told.len(), 1, "{told:?}");
-        assert!(told[0].contains("is damaged") && told[0].lines().count() == 1, "{told:?}");
+        let warnings = warnings.lock().unwrap();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("is damaged") && warnings[0].lines().count() == 1, "{warnings:?}");
         assert_eq!(tuning.choices().count(), 0);
-        drop(told);
-        // Who wants just this file is not given other results.
+        drop(warnings);
+        // A file that must decide is not replaced.
         let error = open(&gpu, &file, false).0.err().expect("nothing to go by").report();
         assert!(error.contains("t.json is damaged") && error.contains("denoir tune"), "{error}");
         tuning.remember(vec![choice("fast")]);
@@ -110,7 +110,7 @@ fn another_adapter_driver_or_wgpu_makes_a_file_useless() {
 }
 
 #[test]
-fn a_file_that_must_decide_must_be_there_and_one_that_cannot_be_written_is_told() {
+fn a_file_that_must_decide_must_be_there_and_one_that_cannot_be_written_is_an_event() {
     let (gpu, folder) = (gpu(), TempDir::new().unwrap());
     let missing = folder.path().join("none.json");
     let error = open(&gpu, &missing, false).0.err().expect("no file").to_string();
@@ -119,10 +119,12 @@ fn a_file_that_must_decide_must_be_there_and_one_that_cannot_be_written_is_told(
     std::fs::write(&file, "").unwrap();
     let mut tuning = open(&gpu, &missing, true).0.unwrap();
     tuning.file = Some(file.join("t.json"));
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let sink = Arc::clone(&told);
-    tuning.tell = Box::new(move |what| sink.lock().unwrap().push(format!("{what:?}")));
+    let warnings = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&warnings);
+    tuning.on_event = Box::new(move |event| sink.lock().unwrap().push(format!("{event:?}")));
     tuning.remember(vec![choice("fast")]);
-    assert!(told.lock().unwrap().len() == 1 && told.lock().unwrap()[0].contains("cannot keep the tuning"));
+    assert!(
+        warnings.lock().unwrap().len() == 1 && warnings.lock().unwrap()[0].contains("cannot keep the tuning")
+    );
     assert!(tuning.find(&choice("").key).is_some(), "it lives as long as the program");
 }

@@ -4,70 +4,24 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 
-/// What the classes are called, and those of their keys that not all of them have.
+/// The classes, and those of their keys that not all of them have.
+#[rustfmt::skip] // One key a line would be unreadable.
 pub(super) const CLASSES: [(&str, &[&str]); 10] = [
     ("DDPMScheduler", &[VARIANCE, CLIP, RANGE, DYNAMIC, RATIO, MOST, ZERO_SNR]),
     ("DDIMScheduler", &[ONE, CLIP, RANGE, DYNAMIC, RATIO, MOST, ZERO_SNR]),
     ("DDIMInverseScheduler", &[ONE, CLIP, RANGE, ZERO_SNR]),
-    (
-        "EulerDiscreteScheduler",
-        &["interpolation_type", KARRAS, EXPONENTIAL, BETA, LOW, HIGH, "timestep_type", FINAL, ZERO_SNR],
-    ),
+    ("EulerDiscreteScheduler", &["interpolation_type", KARRAS, EXPONENTIAL, BETA, LOW, HIGH, "timestep_type",
+        FINAL, ZERO_SNR]),
     ("EulerAncestralDiscreteScheduler", &[ZERO_SNR]),
     ("HeunDiscreteScheduler", &[KARRAS, EXPONENTIAL, BETA, CLIP, RANGE]),
     ("LMSDiscreteScheduler", &[KARRAS, EXPONENTIAL, BETA]),
-    (
-        "DPMSolverMultistepScheduler",
-        &[
-            ORDER,
-            DYNAMIC,
-            RATIO,
-            MOST,
-            ALGORITHM,
-            SOLVER,
-            LOWER,
-            "euler_at_final",
-            KARRAS,
-            EXPONENTIAL,
-            BETA,
-            "use_lu_lambdas",
-            FLOW,
-            "flow_shift",
-            FINAL,
-            LAMBDA,
-            VARIANCE,
-            ZERO_SNR,
-            SHIFTING,
-            "time_shift_type",
-        ],
-    ),
+    ("DPMSolverMultistepScheduler", &[ORDER, DYNAMIC, RATIO, MOST, ALGORITHM, SOLVER, LOWER, "euler_at_final",
+        KARRAS, EXPONENTIAL, BETA, "use_lu_lambdas", FLOW, "flow_shift", FINAL, LAMBDA, VARIANCE, ZERO_SNR,
+        SHIFTING, "time_shift_type"]),
     ("PNDMScheduler", &[SKIP, ONE]),
-    (
-        "UniPCMultistepScheduler",
-        &[
-            ORDER,
-            DYNAMIC,
-            RATIO,
-            MOST,
-            "predict_x0",
-            SOLVER,
-            LOWER,
-            "disable_corrector",
-            "solver_p",
-            KARRAS,
-            EXPONENTIAL,
-            BETA,
-            FLOW,
-            "flow_shift",
-            FINAL,
-            ZERO_SNR,
-            SHIFTING,
-            "time_shift_type",
-            LOW,
-            HIGH,
-            "shift_terminal",
-        ],
-    ),
+    ("UniPCMultistepScheduler", &[ORDER, DYNAMIC, RATIO, MOST, "predict_x0", SOLVER, LOWER, "disable_corrector",
+        "solver_p", KARRAS, EXPONENTIAL, BETA, FLOW, "flow_shift", FINAL, ZERO_SNR, SHIFTING, "time_shift_type",
+        LOW, HIGH, "shift_terminal"]),
 ];
 
 /// Keys that every class has.
@@ -107,7 +61,7 @@ pub(super) const TIMESTEPS: &str = "num_train_timesteps";
 pub(super) const LAMBDA: &str = "lambda_min_clipped";
 pub(super) const CLASS: &str = "_class_name";
 
-/// Names for the command line: the class, and the keys that make it what its name says.
+/// A name on the command line, its class, and the keys that it sets.
 type Named = (&'static str, &'static str, fn() -> Value);
 
 const NAMES: [Named; 16] = [
@@ -129,16 +83,13 @@ const NAMES: [Named; 16] = [
     ("ddim-inverse", "DDIMInverseScheduler", || json!({})),
 ];
 
-/// Names that draw samples.
+/// Names of the samplers that draw samples, on the command line and in recipes.
 pub fn names() -> Vec<&'static str> {
     NAMES[..NAMES.len() - 1].iter().map(|(name, ..)| *name).collect()
 }
 
-/// What a name stands for: a class and keys.
-///
-/// # Errors
-/// When no sampler is called so: lists them.
-pub(super) fn called(name: &str) -> Result<(&'static str, Value)> {
+/// The class of a name and the keys that it sets.
+pub(super) fn sampler_named(name: &str) -> Result<(&'static str, Value)> {
     match NAMES.iter().find(|(known, ..)| *known == name) {
         Some((_, class, keys)) => Ok((class, keys())),
         None => Err(Error::usage(format!("no sampler called {name:?}"))

@@ -4,8 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::super::{DpmSolver, FinalSigma, Method, Prediction, Process, Scheduler, Sigmas, Spacing, UniPc};
 use super::classes::*;
+use crate::diffusion::plan::Clip;
 use crate::diffusion::schedule::{Betas, Precision, Variance};
-use crate::diffusion::walk::Clip;
 use crate::error::{Error, Result};
 
 /// The keys of a file as its class reads them.
@@ -27,32 +27,32 @@ impl Reader<'_> {
         self.map.get(key).filter(|value| has && !value.is_null())
     }
 
+    /// The value of a key by `parse`, which must accept it; `None` where the key is missing.
+    fn parsed<T>(&self, key: &str, hint: &str, parse: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
+        self.value(key).map(|value| parse(value).ok_or_else(|| self.refuse(key, hint))).transpose()
+    }
+
     fn number(&self, key: &str) -> Result<Option<f64>> {
-        match self.value(key) {
-            None => Ok(None),
-            Some(value) => {
-                let finite = value.as_f64().filter(|v| v.is_finite());
-                finite.map(Some).ok_or_else(|| self.refuse(key, "it must be a number"))
-            }
-        }
+        self.parsed(key, "it must be a number", |v| v.as_f64().filter(|v| v.is_finite()))
+    }
+
+    fn positive(&self, key: &str) -> Result<Option<f64>> {
+        self.parsed(key, "it must be above 0", |v| v.as_f64().filter(|v| v.is_finite() && *v > 0.0))
+    }
+
+    fn fraction(&self, key: &str, default: f64) -> Result<f64> {
+        let parse = |v: &Value| v.as_f64().filter(|v| (0.0..=1.0).contains(v));
+        Ok(self.parsed(key, "it must be from 0 to 1", parse)?.unwrap_or(default))
     }
 
     fn whole(&self, key: &str, default: usize) -> Result<usize> {
-        match self.value(key) {
-            None => Ok(default),
-            Some(value) => {
-                let fits = value.as_u64().filter(|&v| v <= 1_000_000);
-                fits.map(|v| v as usize)
-                    .ok_or_else(|| self.refuse(key, "it must be a whole number up to a million"))
-            }
-        }
+        let parse = |v: &Value| v.as_u64().filter(|&v| v <= 1_000_000);
+        let value = self.parsed(key, "it must be a whole number up to a million", parse)?;
+        Ok(value.map_or(default, |v| v as usize))
     }
 
     fn flag(&self, key: &str, default: bool) -> Result<bool> {
-        match self.value(key) {
-            None => Ok(default),
-            Some(value) => value.as_bool().ok_or_else(|| self.refuse(key, "it must be true or false")),
-        }
+        Ok(self.parsed(key, "it must be true or false", Value::as_bool)?.unwrap_or(default))
     }
 
     /// The meaning of a word; the first of `known` where the key is missing.
@@ -81,23 +81,15 @@ impl Reader<'_> {
     }
 
     fn betas(&self) -> Result<Betas> {
-        match self.value("trained_betas") {
-            None => match self.value("beta_schedule") {
-                None => Ok(Betas::Linear),
-                Some(word) => {
-                    let betas = word.as_str().and_then(Betas::named);
-                    let known = || format!("denoir knows {}", Betas::names().join(", "));
-                    betas.ok_or_else(|| self.refuse("beta_schedule", known()))
-                }
-            },
-            Some(value) => {
-                let bad = || self.refuse("trained_betas", "it must be a list of numbers from 0 to 1");
-                let list = value.as_array().ok_or_else(bad)?;
-                let number = |v: &Value| v.as_f64().filter(|b| (0.0..=1.0).contains(b));
-                let betas: Option<Vec<f64>> = list.iter().map(number).collect();
-                betas.filter(|betas| !betas.is_empty()).map(Betas::Given).ok_or_else(bad)
-            }
+        let number = |v: &Value| v.as_f64().filter(|b| (0.0..=1.0).contains(b));
+        let list = |v: &Value| -> Option<Vec<f64>> { v.as_array()?.iter().map(number).collect() };
+        let list = |v: &Value| list(v).filter(|betas| !betas.is_empty());
+        if let Some(betas) = self.parsed("trained_betas", "it must be a list of numbers from 0 to 1", list)? {
+            return Ok(Betas::Given(betas));
         }
+        let known = format!("denoir knows {}", Betas::names().join(", "));
+        let named = self.parsed("beta_schedule", &known, |word| Betas::named(word.as_str()?))?;
+        Ok(named.unwrap_or(Betas::Linear))
     }
 
     pub fn variance(&self) -> Result<Variance> {
@@ -111,26 +103,20 @@ impl Reader<'_> {
         )
     }
 
-    /// What `x0` is kept within, where it is not held by its quantile; 0: nothing.
+    /// The bound of `x0` where it is clipped by a constant; 0: none.
     pub fn bound(&self, default: bool) -> Result<f64> {
-        let bound = self.number(RANGE)?.unwrap_or(1.0);
-        if bound <= 0.0 {
-            return Err(self.refuse(RANGE, "it must be above 0"));
-        }
+        let bound = self.positive(RANGE)?.unwrap_or(1.0);
         Ok(if self.flag(CLIP, default)? { bound } else { 0.0 })
     }
 
     fn clip(&self, default: bool) -> Result<Clip> {
-        let (ratio, most) = (self.number(RATIO)?.unwrap_or(0.995), self.number(MOST)?.unwrap_or(1.0));
         if self.flag(DYNAMIC, false)? {
-            if !(0.0..=1.0).contains(&ratio) {
-                return Err(self.refuse(RATIO, "it must be from 0 to 1"));
-            }
-            if most <= 0.0 {
-                return Err(self.refuse(MOST, "it must be above 0"));
-            }
+            let (ratio, most) = (self.fraction(RATIO, 0.995)?, self.positive(MOST)?.unwrap_or(1.0));
             return Ok(Clip::Dynamic { ratio, most });
         }
+        // Without their use these must be numbers all the same.
+        self.number(RATIO)?;
+        self.number(MOST)?;
         let bound = self.bound(default)?;
         Ok(if bound > 0.0 { Clip::At(bound) } else { Clip::None })
     }
@@ -189,26 +175,20 @@ impl Reader<'_> {
     fn unipc(&self) -> Result<Method> {
         self.no_flow(&["shift_terminal", "solver_p"])?;
         let shapes = [("bh2", false), ("bh1", true), ("midpoint", false), ("heun", false), ("logrho", false)];
-        let bad = || self.refuse("disable_corrector", "it must be a list of whole numbers");
-        let steps = match self.value("disable_corrector") {
-            None => Vec::new(),
-            Some(list) => list.as_array().ok_or_else(bad)?.clone(),
-        };
-        let steps: Option<Vec<usize>> = steps.iter().map(|v| v.as_u64().map(|v| v as usize)).collect();
+        let steps = |v: &Value| v.as_array()?.iter().map(|v| v.as_u64().map(|v| v as usize)).collect();
+        let steps = self.parsed("disable_corrector", "it must be a list of whole numbers", steps)?;
         Ok(Method::UniPc(UniPc {
             order: self.order()?,
             bh1: self.word(SOLVER, &shapes)?,
             predict_x0: self.flag("predict_x0", true)?,
             lower_order_final: self.flag(LOWER, true)?,
-            disable_corrector: steps.ok_or_else(bad)?,
+            disable_corrector: steps.unwrap_or_default(),
         }))
     }
 
     fn order(&self) -> Result<usize> {
-        match self.whole(ORDER, 2)? {
-            order @ 1..=3 => Ok(order),
-            _ => Err(self.refuse(ORDER, "it must be 1, 2 or 3")),
-        }
+        let order = |v: &Value| v.as_u64().filter(|order| (1..=3).contains(order));
+        Ok(self.parsed(ORDER, "it must be 1, 2 or 3", order)?.map_or(2, |order| order as usize))
     }
 
     pub fn scheduler(&self) -> Result<Scheduler> {
@@ -222,60 +202,42 @@ impl Reader<'_> {
             spacings.swap(0, 1);
         }
         let clips = ["DDPMScheduler", "DDIMScheduler", "DDIMInverseScheduler"].contains(&self.class);
-        let process = Process {
-            timesteps: match &betas {
-                Betas::Given(betas) => self.whole(TIMESTEPS, betas.len())?,
-                _ => self.whole(TIMESTEPS, 1000)?,
+        let given = if let Betas::Given(betas) = &betas { Some(betas.len()) } else { None };
+        let timesteps = self.whole(TIMESTEPS, given.unwrap_or(1000))?;
+        if timesteps == 0 {
+            return Err(self.refuse(TIMESTEPS, "it must be at least 1"));
+        }
+        if let Some(count) = given.filter(|&count| count != timesteps) {
+            return Err(self.refuse(TIMESTEPS, format!("trained_betas has {count} numbers")));
+        }
+        let predictions = [
+            ("epsilon", Prediction::Epsilon),
+            ("sample", Prediction::Sample),
+            ("v_prediction", Prediction::V),
+        ];
+        let prediction = self.word("prediction_type", &predictions)?;
+        if matches!(method, Method::Pndm { .. }) && prediction == Prediction::Sample {
+            return Err(self.refuse("prediction_type", "PNDM knows epsilon and v_prediction"));
+        }
+        Ok(Scheduler {
+            process: Process {
+                timesteps,
+                betas,
+                beta_start: self.fraction("beta_start", start)?,
+                beta_end: self.fraction("beta_end", end)?,
+                zero_terminal_snr: self.flag(ZERO_SNR, false)?,
+                prediction,
             },
-            betas,
-            beta_start: self.number("beta_start")?.unwrap_or(start),
-            beta_end: self.number("beta_end")?.unwrap_or(end),
-            zero_terminal_snr: self.flag(ZERO_SNR, false)?,
-            prediction: self.word(
-                "prediction_type",
-                &[
-                    ("epsilon", Prediction::Epsilon),
-                    ("sample", Prediction::Sample),
-                    ("v_prediction", Prediction::V),
-                ],
-            )?,
-        };
-        let scheduler = Scheduler {
-            process,
             spacing: self.word("timestep_spacing", &spacings)?,
             steps_offset: self.whole("steps_offset", 0)?,
             clip: self.clip(clips)?,
             sigmas: self.sigmas()?,
-            sigma_min: self.number(LOW)?,
-            sigma_max: self.number(HIGH)?,
+            sigma_min: self.positive(LOW)?,
+            sigma_max: self.positive(HIGH)?,
             final_sigma: self
                 .word(FINAL, &[("zero", FinalSigma::Zero), ("sigma_min", FinalSigma::Lowest)])?,
             precision: Precision::Exact,
             method,
-        };
-        let process = &scheduler.process;
-        if process.timesteps == 0 {
-            return Err(self.refuse(TIMESTEPS, "it must be at least 1"));
-        }
-        if let Betas::Given(betas) = &process.betas
-            && betas.len() != process.timesteps
-        {
-            return Err(self.refuse(TIMESTEPS, format!("trained_betas has {} numbers", betas.len())));
-        }
-        for (key, value) in [("beta_start", process.beta_start), ("beta_end", process.beta_end)] {
-            if !(0.0..=1.0).contains(&value) {
-                return Err(self.refuse(key, "it must be from 0 to 1"));
-            }
-        }
-        for (key, value) in [(LOW, scheduler.sigma_min), (HIGH, scheduler.sigma_max)] {
-            if value.is_some_and(|v| v <= 0.0) {
-                return Err(self.refuse(key, "it must be above 0"));
-            }
-        }
-        let pndm = matches!(scheduler.method, Method::Pndm { .. });
-        if pndm && process.prediction == Prediction::Sample {
-            return Err(self.refuse("prediction_type", "PNDM knows epsilon and v_prediction"));
-        }
-        Ok(scheduler)
+        })
     }
 }

@@ -5,26 +5,15 @@ use serde_json::{Value, json};
 use super::super::{FinalSigma, Method, Process, Scheduler, Sigmas};
 use super::Keys;
 use super::classes::*;
+use crate::diffusion::plan::Clip;
 use crate::diffusion::schedule::Betas;
-use crate::diffusion::walk::Clip;
 
 impl Scheduler {
     /// All keys of its class, as the diffusers library reads them; eta is an argument of its pipelines and is
     /// not part of them.
     pub fn keys(&self) -> Keys {
-        let class = match self.method {
-            Method::Ddpm { .. } => 0,
-            Method::Ddim { .. } => 1,
-            Method::DdimInverse { .. } => 2,
-            Method::Euler { .. } => 3,
-            Method::EulerAncestral => 4,
-            Method::Heun => 5,
-            Method::Lms => 6,
-            Method::DpmSolver(_) => 7,
-            Method::Pndm { .. } => 8,
-            Method::UniPc(_) => 9,
-        };
-        let (name, own) = CLASSES[class];
+        let (name, of_method) = self.method.keys();
+        let own = CLASSES.iter().find(|(class, _)| *class == name).map_or(&[][..], |(_, own)| own);
         let (clips, bound) = match self.clip {
             Clip::At(bound) => (true, bound),
             _ => (false, 1.0),
@@ -48,8 +37,8 @@ impl Scheduler {
             FINAL: if self.final_sigma == FinalSigma::Zero { "zero" } else { "sigma_min" },
         });
         let mut keys = Keys::default();
-        for part in [self.process.keys(), all, self.method.keys()] {
-            keys.extend(part);
+        for some in [self.process.keys(), all, of_method] {
+            keys.extend(some);
         }
         keys.0.retain(|key, value| {
             !value.is_null() && (COMMON.contains(&key.as_str()) || own.contains(&key.as_str()))
@@ -78,19 +67,19 @@ impl Process {
 }
 
 impl Method {
-    /// The keys that only this method has.
-    fn keys(&self) -> Value {
+    /// The class, and the keys that only this method has.
+    fn keys(&self) -> (&'static str, Value) {
         match self {
-            Method::Ddpm { variance } => {
-                json!({ VARIANCE: variance })
-            }
-            Method::Ddim { alpha_to_one, .. } | Method::DdimInverse { alpha_to_one } => {
-                json!({ONE: alpha_to_one})
-            }
+            Method::Ddpm { variance } => ("DDPMScheduler", json!({ VARIANCE: variance })),
+            Method::Ddim { alpha_to_one, .. } => ("DDIMScheduler", json!({ ONE: alpha_to_one })),
+            Method::DdimInverse { alpha_to_one } => ("DDIMInverseScheduler", json!({ ONE: alpha_to_one })),
             Method::Euler { log_linear } => {
-                json!({"interpolation_type": if *log_linear { "log_linear" } else { "linear" }})
+                let interpolation = if *log_linear { "log_linear" } else { "linear" };
+                ("EulerDiscreteScheduler", json!({ "interpolation_type": interpolation }))
             }
-            Method::EulerAncestral | Method::Heun | Method::Lms => json!({}),
+            Method::EulerAncestral => ("EulerAncestralDiscreteScheduler", json!({})),
+            Method::Heun => ("HeunDiscreteScheduler", json!({})),
+            Method::Lms => ("LMSDiscreteScheduler", json!({})),
             Method::DpmSolver(options) => {
                 let mut keys = json!({
                     ORDER: options.order,
@@ -102,18 +91,21 @@ impl Method {
                 if options.lambda_min.is_finite() {
                     keys[LAMBDA] = json!(options.lambda_min);
                 }
-                keys
+                ("DPMSolverMultistepScheduler", keys)
             }
             Method::Pndm { skip_prk, alpha_to_one } => {
-                json!({SKIP: skip_prk, ONE: alpha_to_one})
+                ("PNDMScheduler", json!({ SKIP: skip_prk, ONE: alpha_to_one }))
             }
-            Method::UniPc(options) => json!({
-                ORDER: options.order,
-                SOLVER: if options.bh1 { "bh1" } else { "bh2" },
-                "predict_x0": options.predict_x0,
-                LOWER: options.lower_order_final,
-                "disable_corrector": options.disable_corrector,
-            }),
+            Method::UniPc(options) => {
+                let keys = json!({
+                    ORDER: options.order,
+                    SOLVER: if options.bh1 { "bh1" } else { "bh2" },
+                    "predict_x0": options.predict_x0,
+                    LOWER: options.lower_order_final,
+                    "disable_corrector": options.disable_corrector,
+                });
+                ("UniPCMultistepScheduler", keys)
+            }
         }
     }
 }

@@ -1,17 +1,17 @@
-//! Reading back without waiting: copies that set off with a step and are looked at some steps later.
+//! Pending reads: copies that are submitted with a step and looked at some steps later.
 
 use std::time::Duration;
 
 use super::memory::{Mapped, map};
 use super::{Gpu, GpuBuffer};
-use crate::error::Result;
+use crate::error::{Result, lock};
 
-/// Bytes of the buffers that small copies wait in, and where in them the ends of a replay lie.
+/// Bytes of the staging buffers of pending reads; the last 256 hold the ticks of a replay.
 const BYTES: u64 = 4096;
 const TICKS: u64 = BYTES - 256;
 
 /// A copy of a few bytes under way from the device.
-pub struct Arriving {
+pub(crate) struct PendingCopy {
     staging: wgpu::Buffer,
     bytes: usize,
     submission: wgpu::SubmissionIndex,
@@ -19,69 +19,49 @@ pub struct Arriving {
 }
 
 impl Gpu {
-    /// Sends a copy of a few bytes, as they are when all that was submitted before is done, and the times of
-    /// the last replay with it. Waits for nothing.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
+    /// Submits a copy of a few bytes, in order after all earlier submissions, and of the last replay's ticks.
+    /// Does not wait.
     ///
     /// # Panics
-    /// When it is more than 3840 bytes.
+    /// For more than 3840 bytes.
     #[track_caller]
-    pub fn read_later(&self, buffer: &GpuBuffer, offset: usize, bytes: usize) -> Result<Arriving> {
+    pub(crate) fn read_later(&self, buffer: &GpuBuffer, offset: usize, bytes: usize) -> Result<PendingCopy> {
         assert!(bytes as u64 <= TICKS, "{bytes} bytes are too many to be read later");
-        let free = self.late().pop();
-        let staging = match free {
-            Some(staging) => staging,
-            None => self.guarded("allocating memory for reading back", || {
-                self.device.create_buffer(&wgpu::BufferDescriptor {
-                    label: Some("read later"),
-                    size: BYTES,
-                    usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                    mapped_at_creation: false,
-                })
-            })?,
-        };
+        let free = lock(&self.readback_pool).pop();
+        let staging = free.map_or_else(|| self.readback_buffer(BYTES), Ok)?;
         let mut encoder = self.device.create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(&buffer.raw, offset as u64, &staging, 0, bytes as u64);
         if let Some(timestamps) = &self.timestamps {
-            encoder.copy_buffer_to_buffer(timestamps.resolved(), 0, &staging, TICKS, 16);
+            encoder.copy_buffer_to_buffer(&timestamps.resolved.raw, 0, &staging, TICKS, 16);
         }
         let submission = self.queue.submit([encoder.finish()]);
         let mapped = map(&staging, BYTES);
-        Ok(Arriving { staging, bytes, submission, mapped })
+        Ok(PendingCopy { staging, bytes, submission, mapped })
     }
 
-    /// What [`Gpu::read_later`] sent, and how long the last replay before it took on the device's own clock,
-    /// if it has one. Waits until it is there.
-    ///
-    /// # Errors
-    /// When the driver reports an error, or does not answer.
+    /// Waits for the bytes of [`Gpu::read_later`], and returns the duration of the last replay before it on
+    /// the device's own clock, if it has one.
     ///
     /// # Panics
     /// When `out` has another size.
     #[track_caller]
-    pub fn arrived(&self, arriving: Arriving, out: &mut [u8]) -> Result<Option<Duration>> {
-        let Arriving { staging, bytes, submission, mapped } = arriving;
+    pub(crate) fn resolve(&self, pending: PendingCopy, out: &mut [u8]) -> Result<Option<Duration>> {
+        let PendingCopy { staging, bytes, submission, mapped } = pending;
         assert_eq!(bytes, out.len(), "bytes read later");
         self.wait_for(Some(submission))?;
         let ticks: [u64; 2] = self.take_mapped(&staging, BYTES, &mapped, |view| {
             out.copy_from_slice(&view[..bytes]);
             bytemuck::pod_read_unaligned(&view[TICKS as usize..TICKS as usize + 16])
         })?;
-        self.late().push(staging);
+        lock(&self.readback_pool).push(staging);
         Ok(self.timestamps.as_ref().map(|timestamps| timestamps.between(ticks)))
-    }
-
-    /// Buffers of copies that have arrived, for the next ones.
-    fn late(&self) -> std::sync::MutexGuard<'_, Vec<wgpu::Buffer>> {
-        self.late.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use crate::device::gpu::adapters;
+    use crate::error::lock;
 
     #[test]
     fn each_copy_holds_what_there_was_when_it_was_sent() {
@@ -97,11 +77,11 @@ mod tests {
             // Plain reading goes on beside it.
             gpu.read(&buffer, 512, &mut out).unwrap();
             assert_eq!(out, [10 * round + 4; 8]);
-            for (i, arriving) in sent.into_iter().enumerate() {
-                gpu.arrived(arriving, &mut out).unwrap();
+            for (i, pending) in sent.into_iter().enumerate() {
+                gpu.resolve(pending, &mut out).unwrap();
                 assert_eq!(out, [10 * round + i as u8; 8]);
             }
         }
-        assert_eq!(gpu.late().len(), 5, "buffers are used again");
+        assert_eq!(lock(&gpu.readback_pool).len(), 5, "buffers are used again");
     }
 }

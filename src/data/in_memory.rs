@@ -7,7 +7,7 @@ use super::{Dataset, Options, Resize, Values, Whole};
 use crate::error::Result;
 
 /// Pictures of one size as they came, MNIST and CIFAR-10 among them.
-pub(super) struct Stored {
+pub(super) struct InMemory {
     /// `[N, H, W, C]`, C 1 or 3.
     pixels: Vec<u8>,
     /// `[N]`, or empty.
@@ -18,7 +18,7 @@ pub(super) struct Stored {
     resize: Resize,
 }
 
-impl Stored {
+impl InMemory {
     /// `own` is the `[H, W, C]` of `pixels`; each label is below the number of `classes`.
     pub(super) fn new(
         pixels: Vec<u8>,
@@ -28,16 +28,28 @@ impl Stored {
         options: &Options,
     ) -> Self {
         let size: usize = own.iter().product();
-        assert!(size > 0 && !pixels.is_empty() && pixels.len().is_multiple_of(size), "Stored: not {own:?}");
-        assert!(labels.is_empty() || labels.len() == pixels.len() / size, "Stored: {} labels", labels.len());
+        assert!(size > 0 && !pixels.is_empty() && pixels.len().is_multiple_of(size), "InMemory: not {own:?}");
+        assert!(
+            labels.is_empty() || labels.len() == pixels.len() / size,
+            "InMemory: {} labels",
+            labels.len()
+        );
         let shape = [options.image_size, options.image_size, options.channels.unwrap_or(own[2])];
-        Stored { pixels, labels, classes, own, shape, resize: options.resize }
+        InMemory { pixels, labels, classes, own, shape, resize: options.resize }
+    }
+
+    fn count(&self) -> usize {
+        self.pixels.len() / self.own.iter().product::<usize>()
+    }
+
+    fn label(&self, i: usize) -> u32 {
+        self.labels.get(i).map_or(0, |&label| label.into())
     }
 }
 
-impl Dataset for Stored {
+impl Dataset for InMemory {
     fn len(&self) -> Option<u64> {
-        Some((self.pixels.len() / self.own.iter().product::<usize>()) as u64)
+        Some(self.count() as u64)
     }
 
     fn shape(&self) -> [usize; 3] {
@@ -49,10 +61,8 @@ impl Dataset for Stored {
     }
 
     fn whole(&self) -> Option<Whole<'_>> {
-        let count = self.pixels.len() / self.own.iter().product::<usize>();
-        let label = |i: usize| self.labels.get(i).map_or(0, |&label| u32::from(label));
-        (self.own == self.shape)
-            .then(|| Whole { values: Values::Bytes(&self.pixels), labels: (0..count).map(label).collect() })
+        let labels = || (0..self.count()).map(|i| self.label(i)).collect();
+        (self.own == self.shape).then(|| Whole { values: Values::Bytes(&self.pixels), labels: labels() })
     }
 
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
@@ -73,7 +83,7 @@ impl Dataset for Stored {
             let image = image.unwrap_or_else(|| unreachable!("{} bytes are not {:?}", bytes.len(), self.own));
             write(&fit(image, None, self.resize, self.shape[0], self.shape[2]), out);
         }
-        Ok(self.labels.get(i).map_or(0, |&label| u32::from(label)))
+        Ok(self.label(i))
     }
 }
 
@@ -90,7 +100,7 @@ mod tests {
     use super::super::tests::options;
     use super::*;
 
-    fn bytes(data: &Stored, index: u64) -> Vec<u8> {
+    fn bytes(data: &InMemory, index: u64) -> Vec<u8> {
         let mut out = vec![f32::NAN; data.shape().iter().product()];
         data.read(index, &mut out).unwrap();
         out.into_iter().map(to_u8).collect()
@@ -99,7 +109,7 @@ mod tests {
     #[test]
     fn pictures_of_the_right_size_come_back_as_they_are() {
         let pixels: Vec<u8> = (0..128).collect();
-        let data = Stored::new(pixels.clone(), vec![], vec![], [8, 8, 1], &options(8));
+        let data = InMemory::new(pixels.clone(), vec![], vec![], [8, 8, 1], &options(8));
         assert_eq!((data.len(), data.shape()), (Some(2), [8, 8, 1]));
         assert_eq!(bytes(&data, 1), pixels[64..]);
     }
@@ -109,11 +119,11 @@ mod tests {
         // 8 high, 12 wide: black, with white columns 0, 1 and 10, 11 that the square leaves out.
         let row: Vec<u8> = (0..12).map(|x| if (2..10).contains(&x) { 0 } else { 255 }).collect();
         let rgb = Options { channels: Some(3), ..options(16) };
-        let data = Stored::new(row.repeat(8), vec![4], vec![String::new(); 5], [8, 12, 1], &rgb);
+        let data = InMemory::new(row.repeat(8), vec![4], vec![String::new(); 5], [8, 12, 1], &rgb);
         assert_eq!(data.shape(), [16, 16, 3]);
         assert_eq!(bytes(&data, 0), vec![0; 16 * 16 * 3]);
         let grey = Options { channels: Some(1), ..options(8) };
-        let data = Stored::new([255, 0, 0].repeat(64), vec![], vec![], [8, 8, 3], &grey);
+        let data = InMemory::new([255, 0, 0].repeat(64), vec![], vec![], [8, 8, 3], &grey);
         assert!(bytes(&data, 0).iter().all(|v| (40..=90).contains(v)), "red is a dark grey");
     }
 }

@@ -1,65 +1,69 @@
-//! A reverse process laid out: every step of it as linear forms, and the plain f64 way to take them.
+//! A reverse process laid out as linear forms for every step, and its computation in f64.
 
-use super::form::{Form, SLOTS};
+use super::linear_form::{LinearForm, SLOTS};
 use crate::ops::denoising::{self, Row};
 
-/// What is done to the predicted clean sample.
+/// Clipping of the predicted clean sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Clip {
+    /// No clipping.
     #[default]
     None,
     /// It is kept in `[-bound, bound]`.
     At(f64),
     /// With `s` the quantile `ratio` of a sample's absolute values, at least 1 and at most `most`: it is
     /// kept in `[-s, s]` and divided by `s` (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
+    #[allow(missing_docs)]
     Dynamic { ratio: f64, most: f64 },
 }
 
 /// One step: one evaluation of the model, and what follows from it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
-    /// What the model is told.
+    /// The timestep that the model is given.
     pub t: f64,
     /// alpha-bar of the sample that the model sees: `x = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise`.
     pub alpha_bar: f64,
     /// The predicted clean sample before it is clipped: coefficients of `x` and of the model's output.
     pub x0: [f64; 2],
     /// The sample of the next step.
-    pub next: Form,
-    /// What the next step finds in each slot.
-    pub keep: Vec<Form>,
-    /// Whether the reference library draws noise here, be it multiplied by 0.
+    pub next: LinearForm,
+    /// The tensors in the slots of the next step.
+    pub keep: Vec<LinearForm>,
+    /// True if the diffusers library draws noise here, even if it multiplies it by 0.
     pub draws: bool,
 }
 
-/// All steps of a reverse process, in order. The sample is always what the model sees, at unit variance; a
-/// solver whose own variable is `x0 + sigma noise` sees it multiplied by `sqrt(alpha_bar)`.
+/// All steps of a reverse process. The sample is the model's input, at unit variance; it is `sqrt(alpha_bar)`
+/// times the variable `x0 + sigma noise` of some solvers.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Walk {
+pub struct SamplerPlan {
+    /// The steps in order.
     pub steps: Vec<Step>,
-    /// What standard normal noise is multiplied by to start from.
+    /// Factor of the standard normal noise that sampling starts from.
     pub start: f64,
+    /// Clipping of x0 in every step.
     pub clip: Clip,
 }
 
-impl Walk {
-    /// Tensors that are kept from step to step beside the sample.
+impl SamplerPlan {
+    /// Number of tensors that are kept from step to step besides the sample.
     pub fn slots(&self) -> usize {
         self.steps.iter().map(|step| step.keep.len()).max().unwrap_or(0)
     }
 
-    /// `[steps, 72]`: what the denoising kernel needs at each step. With `given_noise` the noise of a step is
-    /// found in the slot after the last, and none is drawn on the device.
-    pub fn table(&self, given_noise: bool) -> Vec<f32> {
+    /// `[steps, 72]`: what the denoising kernel needs at each step. With `stored_noise` the noise of a step
+    /// is found in the slot after the last, and none is drawn on the device.
+    pub fn table(&self, stored_noise: bool) -> Vec<f32> {
         let clip = if let Clip::At(bound) = self.clip { bound } else { 0.0 };
         let noise = self.slots();
-        let form = |form: &Form| -> denoising::Form {
+        let form = |form: &LinearForm| -> denoising::Form {
             let known = [form.x0, form.x, form.out].into_iter().chain(form.kept);
             let mut coefficients = [0.0; 3 + denoising::SLOTS];
             for (to, coefficient) in coefficients.iter_mut().zip(known) {
                 *to = coefficient as f32;
             }
-            if given_noise {
+            if stored_noise {
                 coefficients[3 + noise] = form.noise as f32;
             }
             coefficients
@@ -69,16 +73,16 @@ impl Walk {
             for (to, kept) in keep.iter_mut().zip(&step.keep) {
                 *to = form(kept);
             }
-            let sigma = if given_noise { 0.0 } else { step.next.noise as f32 };
+            let sigma = if stored_noise { 0.0 } else { step.next.noise as f32 };
             let (t, x0) = (step.t as f32, step.x0.map(|c| c as f32));
             Row { t, x0, clip: clip as f32, sigma, next: form(&step.next), keep }.elements()
         };
         self.steps.iter().flat_map(row).collect()
     }
 
-    /// Whether all coefficients are finite numbers.
+    /// True if all coefficients are finite.
     pub fn is_finite(&self) -> bool {
-        let form = |form: &Form| {
+        let form = |form: &LinearForm| {
             let known = [form.x0, form.x, form.out, form.noise].into_iter().chain(form.kept);
             known.into_iter().all(f64::is_finite)
         };
@@ -95,22 +99,30 @@ impl Walk {
     }
 }
 
-/// A walk under way in f64, which is what the device's steps are held against.
+/// The computation of a plan in f64, the reference of the device's steps.
 #[derive(Clone, Debug)]
-pub struct Walker<'a> {
-    walk: &'a Walk,
+pub struct PlanRunner<'a> {
+    plan: &'a SamplerPlan,
     row: usize,
-    /// `[N, elements]`, and so is each slot.
+    /// The sample `[N, elements]`, as is each slot.
     pub x: Vec<f64>,
+    /// The predicted clean sample of the last step, clipped.
     pub x0: Vec<f64>,
     kept: Vec<Vec<f64>>,
     samples: usize,
 }
 
-impl<'a> Walker<'a> {
+impl<'a> PlanRunner<'a> {
     /// From `samples` samples `x [N, elements]`, scaled as the model sees them, at row `row` on.
-    pub fn new(walk: &'a Walk, row: usize, x: Vec<f64>, samples: usize) -> Self {
-        Walker { walk, row, kept: vec![vec![0.0; x.len()]; walk.slots()], x0: vec![0.0; x.len()], x, samples }
+    pub fn new(plan: &'a SamplerPlan, row: usize, x: Vec<f64>, samples: usize) -> Self {
+        PlanRunner {
+            plan,
+            row,
+            kept: vec![vec![0.0; x.len()]; plan.slots()],
+            x0: vec![0.0; x.len()],
+            x,
+            samples,
+        }
     }
 
     /// Takes the next step with the model's output and standard normal numbers of `x`'s shape.
@@ -119,7 +131,7 @@ impl<'a> Walker<'a> {
     /// After the last one, or when the shapes differ.
     pub fn step(&mut self, out: &[f64], noise: &[f64]) {
         assert!(out.len() == self.x.len() && noise.len() == self.x.len(), "step: shapes differ");
-        let step = &self.walk.steps[self.row];
+        let step = &self.plan.steps[self.row];
         for ((x0, x), out) in self.x0.iter_mut().zip(&self.x).zip(out) {
             *x0 = step.x0[0] * x + step.x0[1] * out;
         }
@@ -137,7 +149,7 @@ impl<'a> Walker<'a> {
     }
 
     fn clip(&mut self) {
-        match self.walk.clip {
+        match self.plan.clip {
             Clip::None => {}
             Clip::At(bound) => self.x0.iter_mut().for_each(|x0| *x0 = x0.clamp(-bound, bound)),
             Clip::Dynamic { ratio, most } => {

@@ -12,14 +12,14 @@ pub(super) enum Generator {
     Faces = 1,
 }
 
-pub(super) struct Dice(Sequence);
+pub(super) struct PictureRng(Sequence);
 
-impl Dice {
+impl PictureRng {
     /// The numbers of one picture. The parts of a set and the generators differ in the top bits of the
     /// counter, so that no index below 2^56 of one meets an index of another.
     pub(super) fn new(seed: u64, generator: Generator, split: Split, index: u64) -> Self {
         let part = u32::from(split == Split::HeldOut) << 31 | (generator as u32) << 24;
-        Dice(Sequence::new(seed, Stream::Generate, (index >> 32) as u32 ^ part, index as u32))
+        PictureRng(Sequence::new(seed, Stream::Generate, (index >> 32) as u32 ^ part, index as u32))
     }
 
     /// A whole number in `0..n`.
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn generators_and_parts_draw_differently_and_an_index_always_alike() {
-        let first = |generator, split, index| Dice::new(3, generator, split, index).range(0.0, 1.0);
+        let first = |generator, split, index| PictureRng::new(3, generator, split, index).range(0.0, 1.0);
         let a = first(Generator::Digits, Split::Train, 5);
         assert_eq!(a, first(Generator::Digits, Split::Train, 5));
         for other in [
@@ -76,12 +76,12 @@ mod tests {
 
     #[test]
     fn numbers_stay_in_their_bounds() {
-        let mut dice = Dice::new(1, Generator::Digits, Split::Train, 0);
+        let mut rng = PictureRng::new(1, Generator::Digits, Split::Train, 0);
         let mut seen = [0; 7];
         for _ in 0..7000 {
-            seen[dice.below(7)] += 1;
-            assert!(dice.bell(0.1).abs() <= 0.3);
-            assert!((2.0..=3.0).contains(&dice.range(2.0, 3.0)));
+            seen[rng.below(7)] += 1;
+            assert!(rng.bell(0.1).abs() <= 0.3);
+            assert!((2.0..=3.0).contains(&rng.range(2.0, 3.0)));
         }
         assert!(seen.iter().all(|&n| (850..1150).contains(&n)), "{seen:?}");
     }

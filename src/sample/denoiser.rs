@@ -1,0 +1,105 @@
+//! Samples of a denoiser, in batches.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use super::{Denoiser, Options, Sampler};
+use crate::checkpoint;
+use crate::device::Device;
+use crate::diffusion::Model;
+use crate::error::{Error, Result};
+use crate::nn::{self, Scope};
+use crate::tape::Tape;
+
+/// Numbers of the samples that are drawn together. How many are does not change them.
+const NUMBERS: usize = 1 << 16;
+
+/// The first samples that a sampler starts from, and the class of each.
+pub(super) struct Start<'a> {
+    pub count: usize,
+    /// Noise `[count, H, W, C]`; `None`: the sampler draws it.
+    pub noise: Option<&'a [f32]>,
+    /// Labels of so many samples from a number on.
+    pub labels: &'a dyn Fn(usize, usize) -> Result<Vec<u32>>,
+}
+
+/// Says that a model has diverged, if its samples are not finite.
+pub(super) fn check_finite(samples: Vec<f32>) -> Result<Vec<f32>> {
+    if samples.iter().all(|v| v.is_finite()) {
+        return Ok(samples);
+    }
+    Err(Error::new("the model's samples are not finite numbers")
+        .hint("it has diverged: train again with a lower lr, or use an older checkpoint"))
+}
+
+impl<'a> Denoiser<'a> {
+    /// The model with the moving average of a checkpoint that [`Trainer::save`](crate::train::Trainer::save)
+    /// wrote. `shape`: `[H, W, C]` of a sample.
+    ///
+    /// # Errors
+    /// When the file is missing, damaged, or of a model with other parameters.
+    pub fn open(path: &Path, device: &Device, model: &'a Model, shape: [usize; 3]) -> Result<Self> {
+        let (params, tape, [h, w, c]) = (Rc::default(), Tape::new(), shape);
+        let (x, t) = (tape.stored("x", 0, [1, h, w, c]), tape.stored("t", 0, [1]));
+        model(&Scope::new(&tape, &params), &x, &t, None);
+        let ema = checkpoint::read(path)?.set("ema", &params.borrow())?;
+        let weights = device.alloc(nn::STORE, ema.len() * 4)?;
+        device.write(&weights, 0, bytemuck::cast_slice(&ema))?;
+        Ok(Denoiser { device: device.clone(), model, params, weights, shape, labels: None })
+    }
+
+    /// A sampler for `batch` samples at a time.
+    ///
+    /// # Errors
+    /// As [`Sampler::new`].
+    pub fn sampler(&self, options: &Options, batch: usize) -> Result<Sampler> {
+        Sampler::new(self, options, batch)
+    }
+
+    /// Draws `count` samples `[count, H, W, C]` of a model without labels.
+    ///
+    /// # Errors
+    /// As [`Sampler::new`] and [`Sampler::run`]; and when a sample is not finite.
+    ///
+    /// # Panics
+    /// When the model takes labels: [`Sampler::run`] takes them.
+    #[track_caller]
+    pub fn draw(&self, options: &Options, count: usize) -> Result<Vec<f32>> {
+        assert!(self.labels.is_none(), "draw: the model takes labels; use a sampler");
+        let most = NUMBERS.div_ceil(self.shape.iter().product::<usize>()).min(count);
+        let start = Start { count, noise: None, labels: &|_, _| Ok(Vec::new()) };
+        check_finite(self.sample(options, most, start, || Ok(()))?)
+    }
+
+    /// Draws samples, at most `most` together, calling `progress` after each reverse step of each batch.
+    pub(super) fn sample(
+        &self,
+        options: &Options,
+        most: usize,
+        Start { count, noise, labels }: Start,
+        mut progress: impl FnMut() -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        let size = self.shape.iter().product::<usize>();
+        let mut samples = Vec::with_capacity(count * size);
+        let mut sampler: Option<(usize, Sampler)> = None;
+        for first in (0..count).step_by(most.max(1)) {
+            let batch = most.min(count - first);
+            let ready = match sampler.take() {
+                Some((size, ready)) if size == batch => ready,
+                _ => self.sampler(options, batch)?,
+            };
+            let (_, ready) = sampler.insert((batch, ready));
+            ready.set_whole(count);
+            let labels = labels(first, batch)?;
+            let watch = |_, _, _: &Sampler| progress();
+            samples.extend(match noise {
+                Some(noise) => {
+                    let x = &noise[first * size..(first + batch) * size];
+                    ready.run_from(0, x, first as u32, &labels, watch)?
+                }
+                None => ready.run(first as u32, &labels, watch)?,
+            });
+        }
+        Ok(samples)
+    }
+}

@@ -1,0 +1,158 @@
+//! A [`Trainer`] of a recipe: its model, its loss, its data.
+
+use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
+
+use super::batch::{Batch, BatchWriter};
+use super::objective::Objective;
+use super::options::TrainOptions;
+use super::outcome::Outcome;
+use super::resident::{Examples, Resident};
+use super::trainer::Trainer;
+use crate::checkpoint::Values;
+use crate::codec::Codec;
+use crate::data::Whole;
+use crate::device::Device;
+use crate::diffusion::Model;
+use crate::error::Result;
+use crate::nn::Scope;
+use crate::program::Program;
+use crate::recipe::{Recipe, initial_of};
+use crate::sample::Source;
+
+/// The trainer that `denoir train` runs.
+pub struct RecipeTrainer {
+    trainer: Trainer,
+    objective: Rc<Objective>,
+}
+
+impl Deref for RecipeTrainer {
+    type Target = Trainer;
+
+    fn deref(&self) -> &Trainer {
+        &self.trainer
+    }
+}
+
+impl DerefMut for RecipeTrainer {
+    fn deref_mut(&mut self) -> &mut Trainer {
+        &mut self.trainer
+    }
+}
+
+impl RecipeTrainer {
+    /// Compiles the step of a recipe and fills in the initial values, or those of a checkpoint after a number
+    /// of steps. `codec`: the VAE of latent diffusion.
+    ///
+    /// # Errors
+    /// When the model is none that is trained here, memory is too small, or the driver cannot build a kernel.
+    pub fn new(
+        recipe: &Recipe,
+        device: &Device,
+        codec: Option<&Codec>,
+        resume: Option<(u64, &Values)>,
+    ) -> Result<Self> {
+        RecipeTrainer::of(Objective::new(recipe, codec), device, resume)
+    }
+
+    /// As [`RecipeTrainer::new`], with a copy of the whole data set on the device: steps take
+    /// [`Picks`](crate::data::Picks) of it.
+    ///
+    /// # Errors
+    /// As [`RecipeTrainer::new`].
+    pub fn with_data(
+        recipe: &Recipe,
+        device: &Device,
+        codec: Option<&Codec>,
+        resume: Option<(u64, &Values)>,
+        data: &Whole,
+    ) -> Result<Self> {
+        let mut objective = Objective::new(recipe, codec);
+        objective.resident = Some(Resident::new(data, device)?);
+        RecipeTrainer::of(objective, device, resume)
+    }
+
+    /// As [`RecipeTrainer::new`], for a diffusion model that is not the recipe's U-Net.
+    ///
+    /// # Errors
+    /// As [`RecipeTrainer::new`].
+    ///
+    /// # Panics
+    /// When the recipe is not one of a diffusion model of images.
+    #[track_caller]
+    pub fn with_model(recipe: &Recipe, device: &Device, model: Box<Model>) -> Result<Self> {
+        RecipeTrainer::of(Objective::of_model(recipe, model), device, None)
+    }
+
+    fn of(objective: Objective, device: &Device, resume: Option<(u64, &Values)>) -> Result<Self> {
+        let recipe = &objective.recipe;
+        recipe.check_trainable()?;
+        let (options, params, objective) =
+            (TrainOptions::of(recipe), Rc::clone(&objective.params), Rc::new(objective));
+        let recorded = Rc::clone(&objective);
+        let record = Box::new(move |scope: &Scope, batch: &Batch| recorded.record(scope, batch));
+        let mut trainer = Trainer::compile(device, options, params, record)?;
+        match resume {
+            Some((done, values)) => trainer.set_values(done, values)?,
+            None => {
+                let initial = initial_of(&objective.recipe, &trainer.params().borrow());
+                trainer.set_weights(&initial)?;
+            }
+        }
+        Ok(RecipeTrainer { trainer, objective })
+    }
+
+    /// Whether the data set lies on the device.
+    pub fn is_resident(&self) -> bool {
+        self.objective.resident.is_some()
+    }
+
+    /// The trained diffusion model's moving average, for sampling. `codec` decodes its latents.
+    pub fn source<'a>(&'a self, codec: Option<&'a Codec>) -> Source<'a> {
+        let Objective { model, params, recipe, .. } = &*self.objective;
+        Source { device: self.device(), model, params, weights: self.ema(), recipe, codec }
+    }
+
+    /// The VAE being trained, with the moving average of its weights.
+    pub fn codec(&self) -> Codec {
+        let Objective { params, recipe, .. } = &*self.objective;
+        Codec::of(self.device(), recipe, Rc::clone(params), self.ema().clone())
+    }
+
+    /// [`Trainer::step`] on examples.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`]; and those of `next`.
+    ///
+    /// # Panics
+    /// When `next` gives images and the data set is resident, or picks of one that is not.
+    #[track_caller]
+    pub fn step<B: Into<Examples>>(&mut self, next: impl FnMut() -> Result<B>) -> Result<Option<Outcome>> {
+        let write = self.writer(next);
+        self.trainer.step(write)
+    }
+
+    /// One step to its end; `run` runs the launches of a batch.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`]; and those of `next` and `run`.
+    pub(crate) fn step_by<B: Into<Examples>>(
+        &mut self,
+        next: impl FnMut() -> Result<B>,
+        run: impl FnMut(&mut Program) -> Result<()>,
+    ) -> Result<Outcome> {
+        let write = self.writer(next);
+        self.trainer.submit(write, run)?;
+        let outcome = self.trainer.collect()?;
+        Ok(outcome.unwrap_or_else(|| unreachable!("a step was submitted")))
+    }
+
+    /// Writes the next examples as the objective reads them.
+    fn writer<B: Into<Examples>, N: FnMut() -> Result<B>>(
+        &self,
+        mut next: N,
+    ) -> impl FnMut(&mut BatchWriter) -> Result<()> + use<B, N> {
+        let objective = Rc::clone(&self.objective);
+        move |batch| objective.write(batch, &next()?.into())
+    }
+}

@@ -1,0 +1,206 @@
+//! The loop over a session's steps: data, metrics, checkpoints, pictures, interruption.
+
+use std::time::{Duration, Instant};
+
+use super::feed::Feed;
+use super::objective::{KL, RECONSTRUCTION};
+use super::outcome::Outcome;
+use super::session::{Ended, Session, Watch};
+use super::times::Times;
+use crate::checkpoint;
+use crate::error::{Error, Result};
+use crate::recipe::System;
+use crate::run::{Log, Metrics};
+
+/// Fewest steps between evaluations: a few dozen pictures are seen in one.
+const SHORTEST_EPOCH: u64 = 100;
+/// Steps between evaluations where data has no end.
+const ENDLESS_EPOCH: u64 = 1000;
+
+/// State of a session's log besides the steps' outcomes.
+struct Progress {
+    log: Log,
+    began: Instant,
+    /// Steps done before.
+    first: u64,
+    /// Images of a step.
+    per_step: u64,
+}
+
+impl Session {
+    /// Trains to the recipe's last step.
+    ///
+    /// # Errors
+    /// When a loss is not finite, or data, disk or driver report an error. The last checkpoint is kept.
+    pub fn train(&mut self, watch: &mut dyn Watch) -> Result<Ended> {
+        let recipe = self.recipe.clone();
+        let first = self.trainer.done();
+        let mut feed = match self.data.ahead.take() {
+            Some(feed) => feed,
+            None => self.data.load(&recipe, first, self.trainer.is_resident())?,
+        };
+        let epoch = self.steps_between_evaluations();
+        let per_step = recipe.accumulation * recipe.batch_size as u64;
+        let mut progress = Progress { log: self.run.log()?, began: Instant::now(), first, per_step };
+        while self.trainer.done() < recipe.steps {
+            let stepped = self.step(&mut feed, &mut progress, watch);
+            let step = self.trainer.done();
+            let stop = watch.interrupted();
+            let last = step == recipe.steps;
+            let saves = last || stop || step.is_multiple_of(recipe.checkpoint_every);
+            let samples = last || recipe.sample_every > 0 && step.is_multiple_of(recipe.sample_every);
+            let evaluates = last || step.is_multiple_of(epoch);
+            // Whatever is done with the weights of a step waits for the step's numbers.
+            let all = stepped.is_err() || saves || samples || evaluates;
+            let collected = if all { self.collect(&mut progress, watch) } else { Ok(()) };
+            collected.and(stepped).map_err(|error| self.with_way_back(error))?;
+            self.pass_on_warnings(watch);
+            if let Some(latents) = self.data.grown() {
+                feed = self.data.load(&recipe, step, self.trainer.is_resident())?;
+                let path = self.run.latents_path();
+                self.writer.give(move || latents.save(&path).map(|()| None));
+            }
+            if step == 1 && recipe.system != System::Vae {
+                self.forward_strip()?;
+            }
+            if evaluates && let Err(error) = self.evaluate(watch) {
+                self.save(watch)?;
+                self.written(watch)?;
+                return Err(self.with_way_back(error));
+            }
+            if saves {
+                self.save(watch)?;
+            }
+            if samples && !stop {
+                self.pictures(watch, last)?;
+            }
+            if watch.interrupted() {
+                self.collect(&mut progress, watch).map_err(|error| self.with_way_back(error))?;
+                if !saves {
+                    self.save(watch)?;
+                }
+                self.written(watch)?;
+                return Ok(Ended::Interrupted(step));
+            }
+        }
+        let skipped = self.data.dataset.skipped();
+        if skipped > 0 {
+            watch.say(&format!("unreadable pictures: {skipped} (others stood in for them)"));
+        }
+        if first >= recipe.steps {
+            // All that a stopped program left undone.
+            self.pictures(watch, true)?;
+            if watch.interrupted() {
+                self.written(watch)?;
+                return Ok(Ended::Interrupted(first));
+            }
+        }
+        self.written(watch)?;
+        Ok(Ended::Done)
+    }
+
+    /// Hands the next step to the device, and tells the numbers of a step that are there.
+    fn step(&mut self, feed: &mut Feed, progress: &mut Progress, watch: &mut dyn Watch) -> Result<()> {
+        let (mut waited, mut ready) = (Duration::ZERO, None);
+        let before = Instant::now();
+        let stepped = self.trainer.step(|| {
+            let examples = Times::during(&mut waited, || self.data.next(feed, self.codec.as_ref()));
+            ready.get_or_insert_with(Instant::now);
+            examples
+        });
+        self.times.data += waited;
+        self.times.steps += before.elapsed().saturating_sub(waited);
+        let first = &mut self.times.first_step;
+        *first = first.or(ready.map(|ready| [ready, Instant::now()]));
+        match stepped? {
+            Some(outcome) => self.report(outcome, progress, watch),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for all steps, and tells their numbers.
+    fn collect(&mut self, progress: &mut Progress, watch: &mut dyn Watch) -> Result<()> {
+        while let Some(outcome) = Times::during(&mut self.times.steps, || self.trainer.collect())? {
+            self.report(outcome, progress, watch)?;
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, outcome: Outcome, progress: &mut Progress, watch: &mut dyn Watch) -> Result<()> {
+        let Times { steps, data, log, first_step, .. } = &mut self.times;
+        let done = outcome.step - progress.first;
+        if let Some([_, ended]) = first_step.as_mut().filter(|_| done == 1) {
+            *ended = Instant::now();
+        }
+        let metrics = Metrics {
+            step: outcome.step,
+            loss: outcome.loss,
+            reconstruction: outcome.part(RECONSTRUCTION),
+            kl: outcome.part(KL),
+            grad_norm: outcome.grad_norm,
+            lr: outcome.lr,
+            device_ms: outcome.device_ms,
+            images_per_s: (done * progress.per_step) as f64 / (*steps + *data).as_secs_f64(),
+            seconds: progress.began.elapsed().as_secs_f64(),
+        };
+        watch.step(&metrics);
+        Times::during(log, || progress.log.line(&metrics))?;
+        self.writer.look(|line| watch.say(line))
+    }
+
+    /// Waits until all is on the disk.
+    fn written(&mut self, watch: &mut dyn Watch) -> Result<()> {
+        watch.doing(Some("writing"));
+        let written = self.writer.finish(|line| watch.say(line));
+        watch.doing(None);
+        written.map_err(|error| self.with_way_back(error))
+    }
+
+    /// Says how to go on after an error.
+    fn with_way_back(&mut self, error: Error) -> Error {
+        // A checkpoint may be on its way. The first error is the one to tell.
+        while self.writer.finish(|_| ()).is_err() {}
+        match self.run.checkpoints().last() {
+            Some((step, _)) => error.caused_by(format!("the checkpoint of step {step} is kept")),
+            None => error.caused_by("there is no checkpoint yet"),
+        }
+    }
+
+    /// Broken pictures and the like, each told once.
+    fn pass_on_warnings(&mut self, watch: &mut dyn Watch) {
+        for warning in self.data.dataset.warnings() {
+            if !self.told.contains(&warning) {
+                watch.say(&format!("warning: {warning}"));
+                self.told.insert(warning);
+            }
+        }
+    }
+
+    /// Has a copy of the state written while training goes on. There is one such copy at a time.
+    fn save(&mut self, watch: &mut dyn Watch) -> Result<()> {
+        let before = Instant::now();
+        self.written(watch)?;
+        watch.doing(Some("saving"));
+        let (step, values) = (self.trainer.done(), self.trainer.values()?);
+        let (run, recipe, params) =
+            (self.run.clone(), self.recipe.clone(), self.trainer.params().borrow().clone());
+        self.writer.give(move || {
+            values.check_finite(step)?;
+            checkpoint::save(&run.checkpoint_path(step), &params, step, Some(&recipe), &values)?;
+            run.prune(recipe.keep_checkpoints);
+            Ok(None)
+        });
+        watch.doing(None);
+        self.times.checkpoints += before.elapsed();
+        Ok(())
+    }
+
+    fn steps_between_evaluations(&self) -> u64 {
+        let images = self.recipe.batch_size as u64 * self.recipe.accumulation;
+        match (self.recipe.evaluate_every, self.data.dataset.len()) {
+            (0, Some(len)) => len.div_ceil(images).max(SHORTEST_EPOCH),
+            (0, None) => ENDLESS_EPOCH,
+            (every, _) => every,
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! The trainer: a compiled step over an objective, its weights and moments on the device.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::path::Path;
+use std::rc::Rc;
+
+use super::batch::{Batch, BatchWriter, Loss, Slot};
+use super::options::TrainOptions;
+use super::outcome::{Diverged, Outcome, Pending};
+use super::step::{
+    ACCUMULATED, METRICS, Metrics, Record, STATE, STORES, first_bad, record_batch, record_optimiser,
+};
+use crate::checkpoint::{self, Values};
+use crate::device::{Buffer, Device, PendingRead};
+use crate::diffusion::Model;
+use crate::error::{Error, Result};
+use crate::nn::{Params, Scope};
+use crate::program::{Plan, Program, Sharing};
+use crate::sample::Denoiser;
+use crate::tape::Tape;
+
+/// Steps that a GPU may be ahead of the newest numbers that were read.
+const STEPS_IN_FLIGHT: usize = 2;
+
+/// A model in training: any objective that an [`nn::Scope`](Scope) can record, with Adam, clipping, a learning
+/// rate that changes, accumulated batches, a moving average of the weights, and checkpoints.
+///
+/// ```
+/// use denoir::prelude::*;
+/// # fn main() -> Result<()> {
+/// // Fits y = 2 x + 1.
+/// const X: Input<f32, 2> = Input::new("x", [4, 1]);
+/// const Y: Input<f32, 2> = Input::new("y", [4, 1]);
+/// let options = TrainOptions { lr: 0.1, batch_size: 4, ..TrainOptions::default() };
+/// let mut trainer = Trainer::new(&Device::open("cpu")?, options, |net, batch| {
+///     mse(&linear(net, &batch.input(X), 1), &batch.input(Y), None)
+/// })?;
+/// let mut last = f32::MAX;
+/// for _ in 0..200 {
+///     let outcome = trainer.step(|batch| {
+///         batch.write(X, &[-1.0, 0.0, 1.0, 2.0])?;
+///         batch.write(Y, &[-1.0, 1.0, 3.0, 5.0])
+///     })?;
+///     last = outcome.map_or(last, |outcome| outcome.loss);
+/// }
+/// assert!(last < 1e-3, "{last}");
+/// # Ok(())
+/// # }
+/// ```
+pub struct Trainer {
+    device: Device,
+    options: TrainOptions,
+    record: Box<Record<'static>>,
+    params: Rc<RefCell<Params>>,
+    metrics: Metrics,
+    /// In the order of `STORES`.
+    buffers: [Buffer; 4],
+    inputs: Vec<Slot>,
+    batch: Program,
+    optimiser: Option<Program>,
+    /// Steps done, or submitted.
+    done: u64,
+    /// Submitted steps whose numbers were not read yet, in order.
+    pending: VecDeque<Pending>,
+}
+
+impl Trainer {
+    /// Records `objective`, the loss of a batch, compiles the step, and draws the initial weights. The
+    /// objective asks the scope for parameters and the batch for inputs; it may be recorded again later.
+    ///
+    /// # Errors
+    /// When memory is too small, or the driver cannot build a kernel.
+    ///
+    /// # Panics
+    /// When the loss is not one number, or no parameter was asked for.
+    #[track_caller]
+    pub fn new<L: Into<Loss>>(
+        device: &Device,
+        options: TrainOptions,
+        objective: impl Fn(&Scope, &Batch) -> L + 'static,
+    ) -> Result<Trainer> {
+        let record = Box::new(move |scope: &Scope, batch: &Batch| objective(scope, batch).into());
+        let trainer = Trainer::compile(device, options, Rc::default(), record)?;
+        let initial = trainer.params.borrow().initial(trainer.options.seed);
+        trainer.set_weights(&initial)?;
+        Ok(trainer)
+    }
+
+    /// Compiles the step; the weights are zero.
+    #[track_caller]
+    pub(super) fn compile(
+        device: &Device,
+        options: TrainOptions,
+        params: Rc<RefCell<Params>>,
+        record: Box<Record<'static>>,
+    ) -> Result<Trainer> {
+        let recorded = record_batch(&*record, &params, &options, options.accumulation <= 1);
+        let plan = Plan::new(&recorded.tape, &[], device);
+        let elements = params.borrow().elements();
+        // Weights, moments, EMA, and their copy while a checkpoint is written; one or two sets of gradients;
+        // and the inputs, constants and activations of a batch.
+        let others = plan.stores().filter(|(name, _)| !STORES.contains(name)).map(|(_, bytes)| bytes as u64);
+        device.check_memory(2 * 4 * elements as u64 * 4 + others.sum::<u64>() + plan.shared_bytes())?;
+        let [p, ema, m, v] = STORES.map(|name| device.alloc(name, elements * 4));
+        let buffers = [p?, ema?, m?, v?];
+        let numbers = device.alloc(METRICS, recorded.metrics.elements() * 4)?;
+        let mut bound: Vec<(&str, &Buffer)> = STORES.into_iter().zip(&buffers).collect();
+        bound.push((METRICS, &numbers));
+        bound.extend(recorded.declared.bound.iter().map(|(name, buffer)| (*name, buffer)));
+        let batch = Program::compile(&plan, device, &bound, Sharing::Shared)?;
+        let is_used = |name: &str| plan.stores().any(|(used, _)| used == name);
+        for (name, values) in recorded.declared.constants.iter().filter(|(name, _)| is_used(name)) {
+            batch.write(name, values)?;
+        }
+        let optimiser = if options.accumulation > 1 {
+            let tape = Tape::new();
+            record_optimiser(&tape, &options, elements, ACCUMULATED);
+            let mut bound = bound.clone();
+            bound.extend([ACCUMULATED, STATE].map(|store| (store, batch.store(store))));
+            Some(Program::compile(&Plan::new(&tape, &[], device), device, &bound, Sharing::Shared)?)
+        } else {
+            None
+        };
+        let slot = |&(name, elements)| Slot { name, elements, used: is_used(name), written: false };
+        Ok(Trainer {
+            device: device.clone(),
+            inputs: recorded.declared.inputs.iter().map(slot).collect(),
+            metrics: recorded.metrics,
+            options,
+            record,
+            params,
+            buffers,
+            batch,
+            optimiser,
+            done: 0,
+            pending: VecDeque::new(),
+        })
+    }
+
+    /// Starts training anew from these weights, flat as [`Params`] lays them out.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    pub(super) fn set_weights(&self, weights: &[f32]) -> Result<()> {
+        self.buffers[..2]
+            .iter()
+            .try_for_each(|buffer| self.device.write(buffer, 0, bytemuck::cast_slice(weights)))
+    }
+
+    /// Goes on from the values of a checkpoint after `done` steps.
+    pub(super) fn set_values(&mut self, done: u64, values: &Values) -> Result<()> {
+        self.done = done;
+        let mut sets = self.buffers.iter().zip(&values.sets);
+        sets.try_for_each(|(buffer, set)| self.device.write(buffer, 0, bytemuck::cast_slice(set)))
+    }
+
+    /// Goes on from a checkpoint that [`Trainer::save`] wrote. Later steps give the same bytes as those of a
+    /// training that was not interrupted.
+    ///
+    /// # Errors
+    /// When the file is missing, damaged, or of a model with other parameters.
+    pub fn resume(&mut self, path: &Path) -> Result<()> {
+        let saved = checkpoint::read(path)?;
+        let values = saved.values(&self.params.borrow())?;
+        self.pending.clear();
+        self.set_values(saved.header.step, &values)
+    }
+
+    /// Writes a checkpoint: weights, moving average and moments, as safetensors.
+    ///
+    /// # Errors
+    /// When a weight is not finite, the disk is full, or the driver reports an error.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let values = self.values()?;
+        values.check_finite(self.done)?;
+        checkpoint::save(path, &self.params.borrow(), self.done, None, &values)
+    }
+
+    /// The flat values of a checkpoint.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    pub fn values(&self) -> Result<Values> {
+        let elements = self.params.borrow().elements();
+        let mut sets = [const { Vec::new() }; 4];
+        for (set, buffer) in sets.iter_mut().zip(&self.buffers) {
+            set.resize(elements, 0.0_f32);
+            self.device.read(buffer, 0, bytemuck::cast_slice_mut(set))?;
+        }
+        Ok(Values { sets })
+    }
+
+    /// Steps done, or submitted.
+    pub fn done(&self) -> u64 {
+        self.done
+    }
+
+    /// Makes the next step draw the numbers of the one after `done` steps; the weights stay as they are.
+    pub fn set_step(&mut self, done: u64) {
+        self.done = done;
+    }
+
+    /// The options that it was made with.
+    pub fn options(&self) -> &TrainOptions {
+        &self.options
+    }
+
+    /// The launches of a batch; without accumulation, of the whole step.
+    pub fn program(&self) -> &Program {
+        &self.batch
+    }
+
+    /// The device that it trains on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Names, shapes and places of the parameters.
+    pub fn params(&self) -> &Rc<RefCell<Params>> {
+        &self.params
+    }
+
+    /// The moving average of the weights, flat.
+    pub fn ema(&self) -> &Buffer {
+        &self.buffers[1]
+    }
+
+    /// `model` with the moving average of its weights, to sample from: it asks for the same parameters as the
+    /// objective did. `shape`: `[H, W, C]` of a sample.
+    pub fn denoiser<'a>(&self, model: &'a Model, shape: [usize; 3]) -> Denoiser<'a> {
+        let (device, params, weights) = (self.device.clone(), Rc::clone(&self.params), self.ema().clone());
+        Denoiser { device, model, params, weights, shape, labels: None }
+    }
+
+    /// Submits one step on `accumulation` batches, whose inputs `write` gives, and returns the numbers of the
+    /// newest step that has any: on the CPU device those of this step; on a GPU, which never waits for the
+    /// host, of the one two steps before.
+    ///
+    /// # Errors
+    /// When a loss or gradient is not finite (the weights stay as they were; on a GPU perhaps not those of
+    /// later steps), or the driver or `write` reports an error.
+    ///
+    /// # Panics
+    /// When `write` leaves out an input that was never written.
+    #[track_caller]
+    pub fn step(&mut self, write: impl FnMut(&mut BatchWriter) -> Result<()>) -> Result<Option<Outcome>> {
+        self.submit(write, Program::run)?;
+        let in_flight = if self.is_late() { STEPS_IN_FLIGHT } else { 0 };
+        if self.pending.len() > in_flight { self.collect() } else { Ok(None) }
+    }
+
+    /// Waits for the oldest step whose numbers were not returned yet; `None`: there is none.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`]; there is no later step to wait for then.
+    pub fn collect(&mut self) -> Result<Option<Outcome>> {
+        let Some(mut step) = self.pending.pop_front() else { return Ok(None) };
+        let diverged = match step.read(&self.device, &self.metrics, &self.options)? {
+            Ok(outcome) => return Ok(Some(outcome)),
+            Err(diverged) => diverged,
+        };
+        self.pending.clear();
+        // Later steps have written over the inputs of the batch.
+        if let Some(inputs) = step.inputs.get(diverged.micro) {
+            inputs.iter().try_for_each(|input| input.restore(&self.batch))?;
+            self.batch.write(STATE, &self.options.state_at(step.done, diverged.micro).words())?;
+        }
+        Err(self.explain(step.done, &diverged))
+    }
+
+    /// Whether the device's numbers come later than its steps are submitted.
+    fn is_late(&self) -> bool {
+        matches!(self.device, Device::Gpu(_))
+    }
+
+    /// Hands a step to the device; `run` runs the launches of a batch.
+    #[track_caller]
+    pub(crate) fn submit(
+        &mut self,
+        mut write: impl FnMut(&mut BatchWriter) -> Result<()>,
+        mut run: impl FnMut(&mut Program) -> Result<()>,
+    ) -> Result<()> {
+        let done = self.done;
+        let (mut numbers, mut inputs) = (Vec::new(), Vec::new());
+        let read = |trainer: &Trainer| {
+            let bytes = trainer.metrics.elements() * 4;
+            trainer.device.read_later(trainer.batch.store(METRICS), 0, bytes)
+        };
+        for micro in 0..self.options.accumulation as usize {
+            let kept = self.is_late().then(Vec::new);
+            let slots = &mut self.inputs;
+            let mut writer = BatchWriter { step: done, program: &self.batch, inputs: slots, kept };
+            write(&mut writer)?;
+            inputs.extend(writer.kept);
+            if let Some(slot) = self.inputs.iter().find(|slot| slot.used && !slot.written) {
+                panic!("step {}: the input {} was never written", done + 1, slot.name);
+            }
+            self.batch.write(STATE, &self.options.state_at(done, micro).words())?;
+            run(&mut self.batch)?;
+            let metrics = read(self)?;
+            if let PendingRead::Ready(bytes) = &metrics {
+                let loss: f32 = bytemuck::pod_read_unaligned(&bytes[Metrics::LOSS * 4..][..4]);
+                if !loss.is_finite() {
+                    return Err(self.explain(done, &Diverged { micro, loss, norm: None }));
+                }
+            }
+            numbers.push(metrics);
+        }
+        if let Some(optimiser) = &mut self.optimiser {
+            optimiser.run()?;
+            numbers.push(read(self)?);
+        }
+        self.pending.push_back(Pending { done, numbers, inputs });
+        self.done += 1;
+        Ok(())
+    }
+
+    /// Names the first tensor of the batch that went bad. (The optimiser changed nothing if the norm of the
+    /// gradient was not finite, so the weights are those that the batch met.)
+    fn explain(&self, done: u64, &Diverged { loss, norm, .. }: &Diverged) -> Error {
+        let found = first_bad(&*self.record, &self.params, &self.options, &self.batch);
+        let culprit = match found {
+            Ok(Some(name)) => format!("the first bad tensor is the result of {name}"),
+            Ok(None) => "no single tensor is to blame".to_owned(),
+            Err(_) => "there is too little memory to find the tensor".to_owned(),
+        };
+        let what = match norm {
+            Some(norm) if loss.is_finite() => format!("the gradient's norm became {norm}"),
+            _ => format!("the loss became {loss}"),
+        };
+        Error::new(format!("step {}: {what}; {culprit}", done + 1))
+            .hint("resume from the last checkpoint, or train again, with a lower lr or with clip_norm")
+    }
+}
