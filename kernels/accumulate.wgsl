@@ -1,6 +1,6 @@
 // accumulate - the sum of two gradients of one tensor; recorded by the tape, and only there.
 //
-//   sum = a + b (forward)      sum = a (copy)      sum += a (add_into)      a, b, sum [n]
+//   sum = a + b (forward)      sum = a (copy)      sum += a (add_into)      sum = 1 (one)      a, b, sum [n]
 //
 // One thread for each element, which may be four numbers.
 //!include lib/grid.wgsl
@@ -48,5 +48,17 @@ fn add_into(
     let i = flat_group(group, groups) * WG + lane;
     if i < p.n {
         sum[i] += a[i];
+    }
+}
+
+@compute @workgroup_size(WG)
+fn one(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = flat_group(group, groups) * WG + lane;
+    if i < p.n {
+        sum[i] = T(1.0);
     }
 }

@@ -22,9 +22,8 @@ const FORMS: u32 = 8u; // column of the first form
 const WIDTH: u32 = 9u; // of a form
 const MOST: u32 = 7u; // forms
 
-// `first_sample`: of this launch, in the batch.
 struct Params {
-    samples: u32, elements: u32, rows: u32, slots: u32, rank: u32, fraction: f32, most: f32, first_sample: u32,
+    samples: u32, elements: u32, rows: u32, slots: u32, rank: u32, fraction: f32, most: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -54,7 +53,7 @@ fn block_of(item: u32, sigma: f32) -> Block {
     }
     var z = vec4<f32>();
     if sigma != 0.0 {
-        let sample = state_sample() + p.first_sample + n;
+        let sample = state_sample() + n;
         z = normal_of(draw(state_seed(), STREAM_REVERSE, state_row(), sample, block));
     }
     return Block(n * p.elements + 4u * block, min(4u, p.elements - 4u * block), n, z);

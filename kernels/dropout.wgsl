@@ -15,9 +15,9 @@
 const WG: u32 = 256u;
 
 // `blocks`: of one sample. `threshold`: the least word whose uniform number is kept. Deciding on integers
-// makes the mask the same on every device. `first_sample`: of this launch, in the batch.
+// makes the mask the same on every device.
 struct Params {
-    samples: u32, size: u32, blocks: u32, stream: u32, threshold: u32, scale: f32, first_sample: u32,
+    samples: u32, size: u32, blocks: u32, stream: u32, threshold: u32, scale: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -28,7 +28,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> y4: array<vec4<f32>>;
 
 fn keep(sample: u32, block: u32) -> vec4<bool> {
-    let number = state_sample() + p.first_sample + sample;
+    let number = state_sample() + sample;
     let words = draw(state_seed(), p.stream, state_step(), number, block);
     return words >= vec4<u32>(p.threshold);
 }

@@ -6,8 +6,8 @@
 //
 //   data [rows, H, W, C]    sample [n]    y [n, H, W, C]    elements = H W C
 //
-// A number past the last row means the last row. One thread for each element of y. The data may be `count` of its
-// elements (of bytes: words) from `first` on; y gets what these have for it.
+// A number past the last row means the last row. One thread for each element of y. A dispatch binds `count`
+// elements of data (of bytes: words) from `first` on, and writes the y that these hold.
 //!include lib/grid.wgsl
 
 const WG: u32 = 256u;

@@ -14,8 +14,7 @@
 
 const WG: u32 = 256u;
 
-// `first_sample`: of this launch, in the batch.
-struct Params { samples: u32, elements: u32, steps: u32, stream: u32, first_sample: u32 }
+struct Params { samples: u32, elements: u32, steps: u32, stream: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> state: array<u32>;
@@ -38,7 +37,7 @@ fn noising(
     if n >= p.samples {
         return;
     }
-    let sample = state_sample() + p.first_sample + n;
+    let sample = state_sample() + n;
     // The high word of the product: uniform without a division, and in integers, so alike on every device.
     let step = mul_wide(draw(state_seed(), STREAM_TIMESTEP, state_step(), sample, 0u).x, p.steps).x;
     let signal = table[2u * step];
@@ -67,7 +66,7 @@ fn gaussian(
     if n >= p.samples {
         return;
     }
-    let z = normal_of(draw(state_seed(), p.stream, state_step(), state_sample() + p.first_sample + n, block));
+    let z = normal_of(draw(state_seed(), p.stream, state_step(), state_sample() + n, block));
     let first = n * p.elements + 4u * block;
     for (var j = 0u; j < min(4u, p.elements - 4u * block); j++) {
         eps[first + j] = z[j];

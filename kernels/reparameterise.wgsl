@@ -15,8 +15,7 @@
 
 const WG: u32 = 256u;
 
-// `first_sample`: of this launch, in the batch.
-struct Params { samples: u32, elements: u32, stream: u32, first_sample: u32 }
+struct Params { samples: u32, elements: u32, stream: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> mean: array<f32>;
@@ -41,7 +40,7 @@ fn block_of(item: u32) -> Block {
     if n >= p.samples {
         return Block(0u, 0u, vec4<f32>());
     }
-    let sample = state_sample() + p.first_sample + n;
+    let sample = state_sample() + n;
     let drawn = normal_of(draw(state_seed(), p.stream, state_step(), sample, block));
     return Block(n * p.elements + 4u * block, min(4u, p.elements - 4u * block), drawn);
 }

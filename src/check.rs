@@ -263,14 +263,14 @@ impl Check {
             .collect();
         let y = record(&tensors);
         let cotangent = tape.stored("dy", 0, y.shape().clone());
-        let gradients = tape.backward(&y, &cotangent);
+        let gradients = tape.backward_from(&y, &cotangent);
         let differentiable = tensors.iter().filter(|t| t.needs_grad());
         let of: Vec<Option<&Tensor>> = differentiable.map(|t| gradients.get(t)).collect();
         let mut outputs = vec![&y];
         outputs.extend(of.iter().flatten());
         let plan = Plan::new(&tape, &outputs, device);
         let run = |plan: &Plan, name: &str, way: usize| -> crate::error::Result<Vec<Vec<f32>>> {
-            let mut program = Program::compile_way(plan, device, way)?;
+            let mut program = Program::compile_variant(plan, device, way)?;
             for (i, input) in self.inputs.iter().enumerate() {
                 if plan.stores().any(|(used, _)| used == store(i)) {
                     match input {
@@ -297,7 +297,7 @@ impl Check {
             assert!(program.guards_intact()?, "{}\n  on {name}: wrote outside its tensors", self.describe());
             Ok(results)
         };
-        let count = if self.untuned { 1 } else { Program::ways(&plan) };
+        let count = if self.untuned { 1 } else { Program::variants_of(&plan) };
         let run = |plan: &Plan, name: String, way: usize| {
             let results =
                 run(plan, &name, way).unwrap_or_else(|e| panic!("{}\n  on {name}: {e:?}", self.describe()));
@@ -307,17 +307,6 @@ impl Check {
         for way in 0..count {
             let name = if way == 0 { name.to_owned() } else { format!("{name}, variant {way}") };
             all.push(run(&plan, name, way));
-        }
-        // On one of the dialects, which is enough.
-        if matches!(device, Device::Gpu(gpu) if gpu.grid() != Grid::default()) {
-            let plan = Plan::cut_up(&tape, &outputs, device);
-            let (name, results) = run(&plan, format!("{name}, cut"), 0);
-            // Each number is made as in the whole launch, unless it is a sum that was cut.
-            let bits =
-                |results: &[Vec<f32>]| results.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>();
-            let same = plan.adds() || bits(&results) == bits(&all[0].1);
-            assert!(same, "{}\n  on {name}: other numbers than uncut", self.describe());
-            all.push((name, results));
         }
         all
     }

@@ -11,7 +11,7 @@ use crate::diffusers::{self, Component};
 use crate::error::{Error, Result};
 use crate::models::{autoencoder, vae};
 use crate::nn::{self, Params, Scope};
-use crate::program::{Plan, Program, Sharing};
+use crate::program::{Plan, Program, Sharing, halves};
 use crate::recipe::{Recipe, System, params_of};
 use crate::run::Run;
 use crate::tape::{Tape, Tensor};
@@ -59,6 +59,8 @@ struct Half {
     program: Program,
     out: Tensor,
     samples: usize,
+    /// Samples asked for, of which a GPU may be able to bind fewer at a time.
+    most: usize,
 }
 
 /// A trained VAE on a device.
@@ -324,21 +326,23 @@ impl Codec {
         let most = (input.len() / size).clamp(1, BATCH.min(self.recipe.batch_size));
         let mut half = half.borrow_mut();
         let ready = match half.take() {
-            Some(ready) if ready.samples >= most => ready,
+            Some(ready) if ready.most >= most => ready,
             _ => {
-                let tape = Tape::new();
-                let out = record(&tape, most);
-                let plan = Plan::new(&tape, &[&out], &self.device);
+                let (plan, (samples, out)) = Plan::of_batch(&self.device, halves(most), |samples| {
+                    let tape = Tape::new();
+                    let out = record(&tape, samples);
+                    (Plan::new(&tape, &[&out], &self.device), (samples, out))
+                });
                 let bound = [(nn::STORE, &self.weights)];
                 let program = Program::compile(&plan, &self.device, &bound, Sharing::Shared)?;
-                Half { program, out, samples: most }
+                Half { program, out, samples, most }
             }
         };
         let half = half.insert(ready);
         let mut results = Vec::new();
         for chunk in input.chunks(half.samples * size) {
             // The rest of a short chunk keeps the numbers of the chunk before, and its results are dropped.
-            half.program.write("in", chunk)?;
+            half.program.write_at("in", 0, chunk)?;
             half.program.run()?;
             let out = half.program.read(&half.out)?;
             let of_a_sample = out.len() / half.samples;

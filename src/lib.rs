@@ -24,7 +24,7 @@
 //! | 6 | [`models`], [`diffusion`], [`data`], [`weights`] | ops and layers |
 //! | 5 | [`nn`] (parameters and layers), [`optim`] (learning rates, EMA) | ops |
 //! | 4 | [`ops`] | the tape; an op never knows another |
-//! | 3 | [`launch`], [`tape`], [`plan`], [`program`], [`state`] | tensors and kernels |
+//! | 3 | [`launch`], [`tape`], [`program`], [`state`] | tensors and kernels |
 //! | 2 | [`tensor`] (shape, type, identity) | nothing but itself |
 //! | 1 | [`device`] (`gpu`: adapters, shaders, buffers, dispatch; `cpu`: memory, threads) | bytes and kernels, no shapes |
 //! | 0 | [`error`], `files`, [`philox`] (random numbers), [`torch`], [`simd`], [`matrix`], [`micro`] (products on the CPU) | nothing |
@@ -38,7 +38,7 @@
 //!   but one line in `src/ops/mod.rs`. Shared are only the activations (fused into several ops), the
 //!   sums (the derivative of a broadcast) and, on a GPU, matrix products (`src/ops/shared/product.rs`).
 //! - **Only the tape adds gradients.** A derivative returns gradients; it never adds to one. Where the launch that
-//!   makes the second of two knows how ([`launch::Launch::adding`]), the tape has it add the first.
+//!   writes the second of two can fuse the sum ([`launch::Accumulate`]), the tape has it add the first.
 //! - **Two devices, one program.** Every launch has a WGSL kernel and a CPU twin, checked against each
 //!   other and against f64.
 //! - **Channels last.** Activations are `[N, H, W, C]`, convolution weights `[KH, KW, Cin, Cout]`. Files
@@ -52,8 +52,8 @@
 //!   weights from run to run, and makes them anew when somebody else writes the store.
 //! - **The default is the measure.** A launch may offer variants. Tuning times them when a program is compiled,
 //!   and only what gives the default's results may win; a device that nobody gave a tuning runs defaults.
-//! - **No tensor is too large to bind.** A launch says along which dimensions it can be cut; a plan for a GPU cuts it
-//!   into launches of its kind on parts of its tensors, until each fits a binding. One image must fit.
+//! - **No tensor is too large to bind.** Flat stores and tables are bound in ranges. One image must fit: batches are
+//!   made smaller until they do, in training with gradients accumulated over them.
 //! - **A caller's mistake panics, the world's mistake is a [`Result`](error::Result)** with what to do
 //!   about it.
 //! - **No globals.** A device is passed; a tensor carries its tape. Only `device::gpu` names wgpu.
@@ -89,7 +89,6 @@ pub mod nn;
 pub mod ops;
 pub mod optim;
 pub mod philox;
-pub mod plan;
 pub mod prelude;
 pub mod program;
 pub mod recipe;

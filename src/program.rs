@@ -1,110 +1,48 @@
 //! A recording, compiled once for a device and replayed every step.
 //!
 //! Compiling drops what no result depends on, gives every tensor a place in memory, and builds whatever the
-//! device needs to run the launches again without allocating, looking up or deciding anything.
+//! device needs to run the launches again without allocating, looking up or deciding anything. Its phases are
+//! files: `recompute` and `plan` choose and order the launches, `memory` shares memory between tensors,
+//! `tune` picks variants, `place` allocates, `cpu` and `gpu` make code.
 
-mod planned;
-mod portions;
+mod access;
+mod cpu;
+mod gpu;
+mod memory;
+mod place;
+mod plan;
 mod recompute;
 mod timed;
 mod tune;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
-pub use planned::Plan;
-use planned::{Spot, Step};
-pub(crate) use portions::KERNEL;
+pub use memory::Sharing;
+pub use plan::{Plan, halves};
 pub use timed::Span;
 pub use tune::Picked;
 
-use crate::device::cpu::{Hold, Memory};
-use crate::device::gpu::{Bound, Gpu, Grid, Range};
+use cpu::CpuCode;
+use memory::GUARD;
+use place::Placement;
+
+use crate::device::gpu::Bound;
 use crate::device::{Buffer, Device};
-use crate::error::Result;
-use crate::launch::{Bind, Cost, Dispatch, Io, Launch, Raw, Slot};
-use crate::plan::Lifetime;
-use crate::tape::Tensor;
+use crate::error::{Error, Result};
+use crate::launch::Cost;
 use crate::tensor::Id;
 
-/// How a plan gives out memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sharing {
-    /// Tensors that are never alive together share memory.
-    Shared,
-    /// Every tensor has its own, so that all can be read after a run.
-    Separate,
-    /// As `Separate`, between guard words, and everything is filled with NaN before each run. For tests.
-    Guarded,
-}
-
-/// Bytes around each tensor of a guarded program, filled with `GUARD`.
-const GUARD_BYTES: usize = 256;
-const GUARD: u32 = 0x7fc0_dead; // a NaN that no arithmetic makes
-const CPU_ALIGN: usize = 64;
-
-/// A tensor's place in memory.
-#[derive(Clone)]
-struct Place {
-    buffer: Buffer,
-    offset: usize,
-    bytes: usize,
-}
-
-struct Call {
-    launch: Arc<dyn Launch>,
-    reads: Vec<Raw>,
-    writes: Vec<Raw>,
-    scratch: Vec<Raw>,
-    made: Option<MadeFrom>,
-}
-
-/// What the first block of scratch of a call was made from.
-struct MadeFrom {
-    memory: Arc<Memory>,
-    /// Its version when that was done; `None` before.
-    seen: Option<u64>,
-}
-
-impl Call {
-    fn run(&mut self) {
-        let mut done = false;
-        if let Some(MadeFrom { memory, seen }) = &mut self.made {
-            done = seen.replace(memory.version()) == Some(memory.version());
-        }
-        self.launch.cpu(&Io::new(&self.reads, &self.writes, &self.scratch, done));
-    }
-}
-
-/// What a CPU program touches.
-struct Touched {
-    /// Every block of memory, once.
-    all: Vec<Arc<Memory>>,
-    /// Those of its stores that it writes.
-    written: Vec<Arc<Memory>>,
-}
-
-impl Touched {
-    /// Holds all, for a run.
-    fn hold(&self) -> Hold<'_> {
-        let hold = Hold::new(&self.all);
-        self.written.iter().for_each(|memory| memory.bump_version());
-        hold
-    }
-}
-
 enum Code {
-    Cpu(Vec<Call>, Touched),
+    Cpu(CpuCode),
     Gpu(Vec<Bound>),
 }
 
-/// A launch of a program, as people look at it.
+/// A launch of a program, as reports show it.
 #[derive(Clone, Debug)]
-pub struct Part {
+pub struct CompiledLaunch {
     /// The op and the entry: `conv2d backward_x`.
     pub name: &'static str,
     /// The part of the model that recorded it: `down_blocks.0.resnets.1.conv1`; may be empty.
     pub label: String,
+    /// Work of a run.
     pub cost: Cost,
     /// On a GPU how many dispatches it takes; 1 on the CPU device.
     pub dispatches: usize,
@@ -114,15 +52,34 @@ pub struct Part {
 }
 
 /// A compiled recording.
+///
+/// ```
+/// use denoir::device::Device;
+/// use denoir::ops::arithmetic::mul;
+/// use denoir::program::{Plan, Program, Sharing};
+/// use denoir::tape::Tape;
+/// # fn main() -> denoir::error::Result<()> {
+/// let tape = Tape::new();
+/// let x = tape.stored("x", 0, [3]);
+/// let square = mul(&x, &x);
+///
+/// let device = Device::open("cpu")?;
+/// let plan = Plan::new(&tape, &[&square], &device);
+/// let mut program = Program::compile(&plan, &device, &[], Sharing::Shared)?;
+/// for x in [[1.0_f32, 2.0, 3.0], [4.0, 5.0, 6.0]] {
+///     program.write("x", &x)?;
+///     program.run()?;
+///     assert_eq!(program.read(&square)?, x.map(|x| x * x));
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct Program {
     device: Device,
     sharing: Sharing,
-    places: Vec<Option<Place>>,
-    stores: BTreeMap<String, Buffer>,
-    blocks: Vec<Buffer>,
-    lifetimes: Vec<Lifetime>,
-    /// One for each launch, in order.
-    parts: Vec<Part>,
+    placement: Placement,
+    /// In the order in which they run.
+    launches: Vec<CompiledLaunch>,
     code: Code,
 }
 
@@ -131,132 +88,83 @@ impl Program {
     /// others are allocated (zeroed) and can be reached through [`Program::store`].
     ///
     /// # Errors
-    /// When memory is too small, or the driver cannot build a kernel.
+    /// When a tensor is larger than the device can bind, memory is too small, or the driver cannot build a
+    /// kernel.
+    ///
+    /// # Panics
+    /// When the memory of a bound store is too small.
+    #[track_caller]
     pub fn compile(
         plan: &Plan,
         device: &Device,
         bound: &[(&str, &Buffer)],
         sharing: Sharing,
     ) -> Result<Program> {
-        Program::compile_by(plan, device, bound, sharing, |gpu| tune::pick(gpu, plan))
+        plan.check_bindings(device)?;
+        let layout = plan.layout(sharing);
+        device.check_memory(Placement::bytes(plan, &layout, bound))?;
+        // Before the program takes its memory: candidates need some too.
+        let picked = match device {
+            Device::Cpu(_) => vec![None; plan.steps.len()],
+            Device::Gpu(gpu) => tune::pick(gpu, plan)?,
+        };
+        Program::with_variants(plan, device, bound, sharing, picked)
     }
 
-    /// `pick`: the variant of each launch.
-    fn compile_by(
+    /// `picked`: the variant of each launch.
+    #[track_caller]
+    fn with_variants(
         plan: &Plan,
         device: &Device,
         bound: &[(&str, &Buffer)],
         sharing: Sharing,
-        pick: impl FnOnce(&Gpu) -> Result<Vec<Option<Picked>>>,
+        picked: Vec<Option<Picked>>,
     ) -> Result<Program> {
-        let (where_of, sizes) = plan.place(sharing);
-        let is_bound = |name: &str| bound.iter().any(|(n, _)| *n == name);
-        let own = plan.stores().filter(|(name, _)| !is_bound(name));
-        device.check_memory(
-            sizes.iter().map(|&b| b as u64).sum::<u64>() + own.map(|(_, bytes)| bytes as u64).sum::<u64>(),
-        )?;
-        let picked = match device {
-            Device::Cpu(_) => Vec::new(),
-            // Before the program takes its memory: candidates need some too.
-            Device::Gpu(gpu) => pick(gpu)?,
-        };
-        let blocks =
-            sizes.iter().map(|&bytes| device.alloc("activations", bytes)).collect::<Result<Vec<_>>>()?;
-        let mut stores = BTreeMap::new();
-        for (name, bytes) in plan.stores() {
-            let buffer = match bound.iter().find(|(n, _)| *n == name) {
-                Some((_, buffer)) => (*buffer).clone(),
-                None => device.alloc(name, bytes)?,
-            };
-            assert!(buffer.bytes() >= bytes, "store {name}: {} bytes, {bytes} are used", buffer.bytes());
-            stores.insert(name.to_owned(), buffer);
-        }
-        let temporary = |n: usize, bytes: usize| {
-            let (block, offset) = where_of[n];
-            Place { buffer: blocks[block].clone(), offset, bytes }
-        };
-        let places: Vec<Option<Place>> = plan
-            .spots
-            .iter()
-            .map(|(spot, bytes)| match spot {
-                Spot::Temporary(n) => Some(temporary(*n, *bytes)),
-                Spot::Stored { store, first } => {
-                    Some(Place { buffer: stores[&**store].clone(), offset: first * 4, bytes: *bytes })
-                }
-                Spot::Unused => None,
-            })
-            .collect();
-        let scratch = |step: &Step| -> Vec<Place> {
-            step.scratch.iter().map(|&n| temporary(n, plan.lifetimes[n].bytes)).collect()
-        };
-        let part = |step: &Step| Part {
-            name: step.launch.name(),
+        let placement = Placement::allocate(plan, &plan.layout(sharing), device, bound)?;
+        let launches = plan.steps.iter().zip(picked).map(|(step, picked)| CompiledLaunch {
+            name: step.name(),
             label: step.label.to_string(),
             cost: plan.cost_of(step),
             dispatches: 1,
-            picked: None,
+            picked,
             writes: step.writes.clone(),
-        };
-        let mut parts: Vec<Part> = plan.steps.iter().map(part).collect();
+        });
+        let mut launches: Vec<CompiledLaunch> = launches.collect();
         let code = match device {
-            Device::Cpu(_) => {
-                let memories = |buffers: &mut dyn Iterator<Item = &Buffer>| {
-                    let mut memories: Vec<Arc<Memory>> = Vec::new();
-                    for buffer in buffers {
-                        match buffer {
-                            Buffer::Cpu(memory) if !memories.iter().any(|m| Arc::ptr_eq(m, memory)) => {
-                                memories.push(Arc::clone(memory));
-                            }
-                            _ => {}
-                        }
-                    }
-                    memories
-                };
-                let written = plan.written();
-                let touched = Touched {
-                    all: memories(&mut blocks.iter().chain(stores.values())),
-                    written: memories(&mut written.iter().map(|store| &stores[&**store])),
-                };
-                // A guarded program finds its working memory filled with NaN.
-                let keeps = sharing != Sharing::Guarded;
-                Code::Cpu(plan.steps.iter().map(|s| call(s, &places, &scratch(s), keeps)).collect(), touched)
-            }
+            Device::Cpu(_) => Code::Cpu(CpuCode::new(plan, &placement, sharing)),
             Device::Gpu(gpu) => {
                 let mut all = Vec::new();
-                for ((step, part), picked) in plan.steps.iter().zip(&mut parts).zip(picked) {
-                    let scratch = scratch(step);
-                    let variant = picked.as_ref().map_or(0, |picked| picked.variant.index);
-                    let dispatches = step.dispatches(variant);
-                    part.picked = picked;
-                    // Bytes cost a slow GPU some sixteen operations each.
-                    let work = (part.cost.flops + 16 * part.cost.bytes) / dispatches.len().max(1) as u64;
-                    let measured = part.picked.as_ref().and_then(|picked| picked.choice.as_ref());
-                    let pieces = gpu.sub_dispatches(work, measured.map(|choice| choice.ms));
-                    let before = all.len();
-                    for dispatch in &dispatches {
-                        let bound = bind(gpu, step, dispatch, &places, &scratch, pieces)?;
-                        let each = work / bound.len() as u64;
-                        all.extend(bound.into_iter().map(|bound| bound.of_work(each)));
-                    }
-                    part.dispatches = all.len() - before;
+                for (step, launch) in plan.steps.iter().zip(&mut launches) {
+                    let (variant, ms) = launch.picked.as_ref().map_or((0, None), Picked::variant_and_ms);
+                    let operands = placement.operands(step);
+                    let bound = gpu::bind(gpu, step, launch.cost, variant, ms, &operands)?;
+                    launch.dispatches = bound.len();
+                    all.extend(bound);
                 }
                 Code::Gpu(all)
             }
         };
-        Ok(Program {
-            device: device.clone(),
-            sharing,
-            places,
-            stores,
-            blocks,
-            lifetimes: plan.lifetimes.clone(),
-            parts,
-            code,
-        })
+        Ok(Program { device: device.clone(), sharing, placement, launches, code })
     }
 
+    /// The device that it runs on.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// The launches of a run, in order.
+    pub fn compiled(&self) -> &[CompiledLaunch] {
+        &self.launches
+    }
+
+    /// Launches per run: twins on the CPU device, dispatches on a GPU.
+    pub fn launches(&self) -> usize {
+        self.launches.iter().map(|launch| launch.dispatches).sum()
+    }
+
+    /// Work of a run.
+    pub fn cost(&self) -> Cost {
+        self.launches.iter().map(|launch| launch.cost).sum()
     }
 
     /// Runs all launches in order. On a GPU this returns when they are submitted; reading waits for them.
@@ -264,13 +172,10 @@ impl Program {
     /// # Errors
     /// When the driver reports an error.
     pub fn run(&mut self) -> Result<()> {
-        if self.sharing == Sharing::Guarded {
-            self.poison()?;
-        }
+        self.poison()?;
         match (&mut self.code, &self.device) {
-            (Code::Cpu(calls, touched), Device::Cpu(cpu)) => {
-                let _held = touched.hold();
-                cpu.run(|| calls.iter_mut().for_each(Call::run));
+            (Code::Cpu(code), Device::Cpu(cpu)) => {
+                code.run(cpu);
                 Ok(())
             }
             (Code::Gpu(dispatches), Device::Gpu(gpu)) => gpu.replay(&*dispatches),
@@ -278,49 +183,32 @@ impl Program {
         }
     }
 
-    /// Memory of a store that this program uses.
-    ///
-    /// # Panics
-    /// When it uses none of that name.
-    #[track_caller]
-    pub fn store(&self, name: &str) -> &Buffer {
-        self.stores.get(name).unwrap_or_else(|| panic!("the program has no store called {name}"))
-    }
-
-    /// Writes a store from its beginning.
+    /// As [`Program::run`], and puts the times of the launches into `spans`, one for each of
+    /// [`Program::compiled`]. The CPU device reads a clock between launches. A GPU puts a pair of timestamps
+    /// around each dispatch, which keeps it from overlapping them, and is waited for.
     ///
     /// # Errors
-    /// When the driver reports an error.
-    #[track_caller]
-    pub fn write<T: bytemuck::Pod>(&self, store: &str, data: &[T]) -> Result<()> {
-        self.device.write(self.store(store), 0, bytemuck::cast_slice(data))
-    }
-
-    /// Reads a tensor: a stored one, an output, or any of an unshared program.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
-    ///
-    /// # Panics
-    /// When no launch touches the tensor.
-    #[track_caller]
-    pub fn read(&self, tensor: &Tensor) -> Result<Vec<f32>> {
-        let mut out = vec![0.0; tensor.elements()];
-        self.read_into(tensor, &mut out)?;
-        Ok(out)
-    }
-
-    /// As [`Program::read`], into memory of the caller.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
-    #[track_caller]
-    pub fn read_into(&self, tensor: &Tensor, out: &mut [f32]) -> Result<()> {
-        let Some(place) = &self.places[tensor.id().0] else {
-            panic!("nothing in the program touches {tensor:?}")
-        };
-        assert_eq!(place.bytes, out.len() * 4, "read: {tensor:?}");
-        self.device.read(&place.buffer, place.offset, bytemuck::cast_slice_mut(out))
+    /// When the driver reports an error, or has no timestamps.
+    pub fn run_timed(&mut self, spans: &mut Vec<Span>) -> Result<()> {
+        self.poison()?;
+        spans.clear();
+        match (&mut self.code, &self.device) {
+            (Code::Cpu(code), Device::Cpu(cpu)) => {
+                code.run_timed(cpu, spans);
+                Ok(())
+            }
+            (Code::Gpu(dispatches), Device::Gpu(gpu)) => {
+                let Some(times) = gpu.replay_timed(dispatches)? else {
+                    return Err(Error::new(format!("{} cannot time its kernels", gpu.name()))
+                        .hint("its driver has no timestamps: use another device"));
+                };
+                let mut times = times.into_iter();
+                let counts = self.launches.iter().map(|launch| launch.dispatches);
+                spans.extend(counts.map(|count| Span::of(times.by_ref().take(count))));
+                Ok(())
+            }
+            _ => unreachable!("code is built for the program's device"),
+        }
     }
 
     /// After a run of an unshared program: the name of the first launch that wrote a number that is not
@@ -328,10 +216,14 @@ impl Program {
     ///
     /// # Errors
     /// When the driver reports an error.
+    ///
+    /// # Panics
+    /// When the program shares memory.
+    #[track_caller]
     pub fn first_bad(&self) -> Result<Option<String>> {
         assert!(self.sharing != Sharing::Shared, "tensors of a shared program are gone after a run");
-        for Part { name, label, writes, .. } in &self.parts {
-            for place in writes.iter().filter_map(|id| self.places[id.0].as_ref()) {
+        for CompiledLaunch { name, label, writes, .. } in &self.launches {
+            for place in writes.iter().filter_map(|id| self.placement.place(*id)) {
                 let mut values = vec![0.0_f32; place.bytes / 4];
                 self.device.read(&place.buffer, place.offset, bytemuck::cast_slice_mut(&mut values))?;
                 if values.iter().any(|v| !v.is_finite()) {
@@ -344,9 +236,10 @@ impl Program {
         Ok(None)
     }
 
-    /// Fills temporary memory with NaN, guard words included.
+    /// Fills the temporary memory of a guarded program with NaN, guard words included.
     fn poison(&self) -> Result<()> {
-        for block in &self.blocks {
+        let blocks = self.placement.blocks.iter().filter(|_| self.sharing == Sharing::Guarded);
+        for block in blocks {
             self.device.write(block, 0, bytemuck::cast_slice(&vec![GUARD; block.bytes() / 4]))?;
         }
         Ok(())
@@ -356,86 +249,35 @@ impl Program {
     ///
     /// # Errors
     /// When the driver reports an error.
+    ///
+    /// # Panics
+    /// When the program is not guarded.
+    #[track_caller]
     pub fn guards_intact(&self) -> Result<bool> {
         assert_eq!(self.sharing, Sharing::Guarded, "only a guarded program has guard words");
-        for (block, lifetime) in self.blocks.iter().zip(&self.lifetimes) {
-            let mut words = vec![0_u32; (lifetime.bytes + 2 * GUARD_BYTES) / 4];
-            self.device.read(block, 0, bytemuck::cast_slice_mut(&mut words))?;
-            let (before, after) = (GUARD_BYTES / 4, (GUARD_BYTES + lifetime.bytes) / 4);
-            if words[..before].iter().chain(&words[after..]).any(|&w| w != GUARD) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        self.placement.guards_intact(&self.device, GUARD)
     }
 }
 
-/// `keeps`: working memory is as the last run left it.
-fn call(step: &Step, places: &[Option<Place>], scratch: &[Place], keeps: bool) -> Call {
-    let raw = |place: &Place| match &place.buffer {
-        Buffer::Cpu(memory) => {
-            Raw { start: memory.range(place.offset, place.bytes), elements: place.bytes / 4 }
-        }
-        Buffer::Gpu(_) => unreachable!("a CPU program has CPU memory"),
-    };
-    let of =
-        |ids: &[Id]| -> Vec<Raw> { ids.iter().filter_map(|id| places[id.0].as_ref()).map(raw).collect() };
-    let made_from = step.made_from.filter(|_| keeps).and_then(|id| places[id.0].as_ref());
-    let call = Call {
-        made: made_from.and_then(|place| match &place.buffer {
-            Buffer::Cpu(memory) => Some(MadeFrom { memory: Arc::clone(memory), seen: None }),
-            Buffer::Gpu(_) => None,
-        }),
-        launch: Arc::clone(&step.launch),
-        reads: of(&step.reads),
-        writes: of(&step.writes),
-        scratch: scratch.iter().map(raw).collect(),
-    };
-    // `Io` hands out slices on the strength of this.
-    let mutable: Vec<Raw> = call.writes.iter().chain(&call.scratch).copied().collect();
-    for (i, a) in mutable.iter().enumerate() {
-        for b in call.reads.iter().chain(&mutable[..i]) {
-            let (a0, b0) = (a.start as usize, b.start as usize);
-            let apart = a0 + a.elements * 4 <= b0 || b0 + b.elements * 4 <= a0;
-            assert!(apart, "{}: writes what it also uses otherwise", step.launch.name());
-        }
+/// For the check of ops, which runs every variant.
+#[cfg(any(test, feature = "testing"))]
+impl Program {
+    /// The most variants that a launch of `plan` has.
+    pub(crate) fn variants_of(plan: &Plan) -> usize {
+        let of_step = |adapter| plan.steps.iter().map(move |step| step.tuning().variants(adapter).len());
+        plan.adapter.iter().flat_map(of_step).max().unwrap_or(0).max(1)
     }
-    call
-}
 
-/// What runs a dispatch, in `pieces` where its kernel can.
-fn bind(
-    gpu: &Gpu,
-    step: &Step,
-    dispatch: &Dispatch,
-    places: &[Option<Place>],
-    scratch: &[Place],
-    pieces: usize,
-) -> Result<Vec<Bound>> {
-    let place_of = |slot: Slot| -> &Place {
-        let of = |id: Id| places[id.0].as_ref().unwrap_or_else(|| panic!("{}: unplaced", step.launch.name()));
-        match slot {
-            Slot::Read(i) => of(step.reads[i]),
-            Slot::Write(i) => of(step.writes[i]),
-            Slot::Scratch(i) => &scratch[i],
-        }
-    };
-    let range = |bind: &Bind| {
-        let place = place_of(bind.slot);
-        let Buffer::Gpu(buffer) = &place.buffer else { unreachable!("a GPU program has GPU memory") };
-        let (first, count) = bind.part.unwrap_or((0, place.bytes / 4));
-        assert!((first + count) * 4 <= place.bytes, "{}: part outside the tensor", step.launch.name());
-        (bind.name, Range { buffer, offset: place.offset + first * 4, bytes: count * 4 })
-    };
-    let ranges: Vec<(&str, Range)> = dispatch.binds.iter().map(range).collect();
-    let Dispatch { kernel, entry, knobs, in_pieces, .. } = *dispatch;
-    let grid = if in_pieces { gpu.grid() } else { Grid { sub_dispatches: 1, ..gpu.grid() } };
-    let mut params = dispatch.params.clone();
-    let layout = grid.layout(dispatch.groups, if in_pieces { pieces } else { 1 });
-    let bound = layout.into_iter().map(|(first, groups)| {
-        params.truncate(dispatch.params.len());
-        params.extend(in_pieces.then_some(("first_group", first)));
-        gpu.bind(kernel, entry, knobs, &params, &ranges, groups)
-    });
-    bound.collect()
+    /// Guarded, with variant number `number` of each launch, the last of those that have fewer.
+    pub(crate) fn compile_variant(plan: &Plan, device: &Device, number: usize) -> Result<Program> {
+        let pick = |step: &plan::Step| {
+            let mut variants = step.tuning().variants(plan.adapter.as_ref()?);
+            let of = variants.len();
+            variants.truncate(number + 1);
+            let shape_class = step.tuning().class().to_owned();
+            variants.pop().map(|variant| Picked { variant, of, shape_class, choice: None })
+        };
+        let picked = plan.steps.iter().map(pick).collect();
+        Program::with_variants(plan, device, &[], Sharing::Guarded, picked)
+    }
 }

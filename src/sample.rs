@@ -20,7 +20,7 @@ use crate::ops::arithmetic::affine;
 use crate::ops::denoising::{Row, bounds, denoise, timestep_of_row};
 use crate::ops::noising::gaussian;
 use crate::philox::Stream;
-use crate::program::{Plan, Program, Sharing};
+use crate::program::{Plan, Program, Sharing, halves};
 use crate::recipe::{Recipe, Rng};
 use crate::state::State;
 use crate::tape::{Tape, Tensor};
@@ -124,35 +124,61 @@ impl TorchNoise {
     }
 }
 
+/// Tensors that a step keeps for later ones; torch's noise lies behind them.
+fn slots_of(plan: &SamplerPlan, options: &Options) -> usize {
+    plan.slots() + usize::from(options.rng == Rng::Torch)
+}
+
+/// Records a reverse step of `batch` samples, and gives them `[N, H, W, C]`, which it updates in place.
+fn record_step(denoiser: &Denoiser, plan: &SamplerPlan, slots: usize, batch: usize) -> (Tape, Tensor) {
+    let Denoiser { model, params, shape: [h, w, c], labels, .. } = denoiser;
+    let (h, w, c) = (*h, *w, *c);
+    let tape = Tape::new();
+    let x = tape.stored("x", 0, [batch, h, w, c]);
+    let kept = tape.stored("kept", 0, [1 + slots, batch, h, w, c]);
+    let state = tape.stored_u32("state", [State::WORDS]);
+    let rows = tape.stored("denoising", 0, [plan.steps.len(), Row::COLUMNS]);
+    let t = timestep_of_row(batch, &rows, &state);
+    let classes = labels.map(|element| match element {
+        DType::U32 => tape.stored_u32("labels", [batch]),
+        DType::F32 => tape.stored("labels", 0, [batch]),
+    });
+    let out = model(&Scope::new(&tape, params), &x, &t, classes.as_ref());
+    let bound = match plan.clip {
+        Clip::Dynamic { ratio, most } => Some(bounds(&x, &out, &rows, &state, ratio, most as f32)),
+        _ => None,
+    };
+    denoise(&x, &out, &rows, &state, &kept, bound.as_ref());
+    (tape, x)
+}
+
+/// Samples of at most `most` that the denoiser's device can bind at a time.
+fn batch_of(denoiser: &Denoiser, options: &Options, most: usize) -> Result<usize> {
+    if matches!(denoiser.device, Device::Cpu(_)) || most == 0 {
+        return Ok(most);
+    }
+    let plan = options.scheduler.plan(options.steps)?;
+    let (_, batch) = Plan::of_batch(&denoiser.device, halves(most), |batch| {
+        let (tape, _) = record_step(denoiser, &plan, slots_of(&plan, options), batch);
+        (Plan::new(&tape, &[], &denoiser.device), batch)
+    });
+    Ok(batch)
+}
+
 impl Sampler {
     /// Compiles a reverse step of the denoiser for `batch` samples.
     ///
     /// # Errors
-    /// When the scheduler does not allow so many steps, memory is too small, or the driver cannot build a kernel.
+    /// When the scheduler does not allow so many steps, memory is too small, or the driver cannot build a
+    /// kernel.
     pub fn new(denoiser: &Denoiser, options: &Options, batch: usize) -> Result<Sampler> {
-        let Denoiser { device, model, params, weights, shape: [h, w, c], labels } = denoiser;
+        let Denoiser { device, weights, shape: [h, w, c], labels, .. } = denoiser;
         let (h, w, c, labels) = (*h, *w, *c, *labels);
         let plan = options.scheduler.plan(options.steps)?;
         let timesteps = plan.timesteps();
         let torch = options.rng == Rng::Torch;
-        let slots = plan.slots() + usize::from(torch);
-
-        let tape = Tape::new();
-        let x = tape.stored("x", 0, [batch, h, w, c]);
-        let kept = tape.stored("kept", 0, [1 + slots, batch, h, w, c]);
-        let state = tape.stored_u32("state", [State::WORDS]);
-        let rows = tape.stored("denoising", 0, [plan.steps.len(), Row::COLUMNS]);
-        let t = timestep_of_row(batch, &rows, &state);
-        let classes = labels.map(|element| match element {
-            DType::U32 => tape.stored_u32("labels", [batch]),
-            DType::F32 => tape.stored("labels", 0, [batch]),
-        });
-        let out = model(&Scope::new(&tape, params), &x, &t, classes.as_ref());
-        let bound = match plan.clip {
-            Clip::Dynamic { ratio, most } => Some(bounds(&x, &out, &rows, &state, ratio, most as f32)),
-            _ => None,
-        };
-        denoise(&x, &out, &rows, &state, &kept, bound.as_ref());
+        let slots = slots_of(&plan, options);
+        let (tape, x) = record_step(denoiser, &plan, slots, batch);
         let step = Program::compile(
             &Plan::new(&tape, &[], device),
             device,

@@ -3,14 +3,19 @@
 /// The step's state, in the order of `kernels/lib/state.wgsl`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct State {
+    /// Of every random number.
     pub seed: u64,
+    /// Number of the step, which random numbers depend on.
     pub step: u32,
     /// Number of the first sample of the batch, so that sample `i` draws the same numbers in any batch.
     pub first_sample: u32,
+    /// Learning rate.
     pub lr: f32,
-    /// `1 / (1 - beta1^t)` and `1 / (1 - beta2^t)` of Adam.
+    /// `1 / (1 - beta1^t)` of Adam, `t` counted from 1.
     pub correction1: f32,
+    /// `1 / (1 - beta2^t)` of Adam.
     pub correction2: f32,
+    /// Share of the old moving average of the weights in the new.
     pub ema_decay: f32,
     /// Row of the sampler's table.
     pub row: u32,
@@ -20,6 +25,7 @@ impl State {
     /// Words of the store called `state`.
     pub const WORDS: usize = 16;
 
+    /// The words of the store, as `kernels/lib/state.wgsl` reads them.
     pub fn words(&self) -> [u32; Self::WORDS] {
         let mut words = [0; Self::WORDS];
         words[..9].copy_from_slice(&[

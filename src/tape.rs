@@ -4,16 +4,17 @@
 //! closure that records the launches of its derivative and *returns* gradients. Only [`Tape::backward`]
 //! adds them up.
 
+mod backward;
 mod sums;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
-use std::sync::Arc;
 
+pub use self::backward::Gradients;
 pub(crate) use self::sums::KERNEL;
-use self::sums::{AddInto, Copy, accumulate};
-use crate::launch::Launch;
+use self::sums::{AddInto, Copy};
+use crate::launch::Recorded;
 use crate::tensor::{DType, Id, Shape};
 
 /// Where a tensor's data lives.
@@ -39,7 +40,7 @@ impl Meta {
 }
 
 pub(crate) struct Entry {
-    pub launch: Arc<dyn Launch>,
+    pub recorded: Recorded,
     pub reads: Vec<Id>,
     pub writes: Vec<Id>,
     /// The part of the model that recorded it: `down_blocks.0.resnets.1.conv1`.
@@ -81,6 +82,21 @@ struct Inner {
 }
 
 /// A recording. Clones are the same recording.
+///
+/// ```
+/// use denoir::ops::loss::mse;
+/// use denoir::ops::matmul::linear;
+/// use denoir::tape::Tape;
+///
+/// let tape = Tape::new();
+/// let x = tape.stored("x", 0, [8, 3]);
+/// let w = tape.variable("w", 0, [3, 2]);
+/// let target = tape.stored("target", 0, [8, 2]);
+/// let loss = mse(&linear(&x, &w, None), &target, None);
+/// let gradients = tape.backward(&loss);
+/// assert_eq!(gradients.get(&w).unwrap().dims(), [3, 2]);
+/// assert!(gradients.get(&x).is_none(), "no gradient is wanted of a stored tensor");
+/// ```
 #[derive(Clone, Default)]
 pub struct Tape(Rc<Inner>);
 
@@ -101,26 +117,32 @@ impl fmt::Debug for Tensor {
 }
 
 impl Tensor {
+    /// The recording that it belongs to.
     pub fn tape(&self) -> &Tape {
         &self.tape
     }
 
+    /// Identity on its tape.
     pub fn id(&self) -> Id {
         self.id
     }
 
+    /// Dimensions.
     pub fn shape(&self) -> &Shape {
         &self.shape
     }
 
+    /// Sizes of the dimensions, outermost first.
     pub fn dims(&self) -> &[usize] {
         self.shape.dims()
     }
 
+    /// Number of elements.
     pub fn elements(&self) -> usize {
         self.shape.elements()
     }
 
+    /// Element type.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -148,6 +170,7 @@ impl Tensor {
 }
 
 impl Tape {
+    /// An empty recording.
     pub fn new() -> Self {
         Tape::default()
     }
@@ -175,10 +198,14 @@ impl Tape {
         self.tensor(shape.into(), DType::F32, Home::Stored { store: store.into(), first }, true)
     }
 
-    /// Records a launch that writes new tensors of the given shapes.
+    /// Records a launch that writes new tensors of the given shapes, of `f32`.
+    ///
+    /// # Panics
+    /// When a read is of another tape.
+    #[track_caller]
     pub fn launch<const W: usize>(
         &self,
-        launch: impl Launch + 'static,
+        launch: impl Into<Recorded>,
         reads: &[&Tensor],
         shapes: [Shape; W],
     ) -> [Tensor; W] {
@@ -190,12 +217,18 @@ impl Tape {
     }
 
     /// Records a launch that writes, or updates in place, tensors of stores.
-    pub fn launch_into(&self, launch: impl Launch + 'static, reads: &[&Tensor], writes: &[&Tensor]) {
+    ///
+    /// # Panics
+    /// When a tensor is of another tape.
+    #[track_caller]
+    pub fn launch_into(&self, launch: impl Into<Recorded>, reads: &[&Tensor], writes: &[&Tensor]) {
+        let recorded = launch.into();
         for tensor in reads.iter().chain(writes) {
-            assert!(Rc::ptr_eq(&tensor.tape.0, &self.0), "{}: a tensor of another tape", launch.name());
+            let name = recorded.launch().name();
+            assert!(Rc::ptr_eq(&tensor.tape.0, &self.0), "{name}: {tensor:?} is of another tape");
         }
         self.0.entries.borrow_mut().push(Entry {
-            launch: Arc::new(launch),
+            recorded,
             reads: reads.iter().map(|t| t.id).collect(),
             writes: writes.iter().map(|t| t.id).collect(),
             label: self.label(),
@@ -233,76 +266,6 @@ impl Tape {
         }
     }
 
-    /// Records the gradient launches for `sum(y * dy)`, where `dy` may be any tensor of `y`'s shape, and
-    /// forgets the forward closures. Every gradient that is used twice is added up here and nowhere
-    /// else.
-    ///
-    /// # Panics
-    /// When a derivative returns a gradient of the wrong shape: a defect of that op.
-    pub fn backward(&self, y: &Tensor, dy: &Tensor) -> Gradients {
-        assert_eq!(y.elements(), dy.elements(), "backward: gradient {} of {}", dy.shape, y.shape);
-        let count = self.0.metas.borrow().len();
-        let entries = self.0.entries.borrow().len();
-        self.0.forward.set(Some(self.0.forward.get().unwrap_or(entries)));
-        let mut gradients = Gradients { tape: self.clone(), of: vec![None; count] };
-        gradients.of[y.id.0] = Some(dy.clone());
-        let nodes = std::mem::take(&mut *self.0.nodes.borrow_mut());
-        for node in nodes.into_iter().rev() {
-            let of_outputs: Vec<Option<Tensor>> =
-                node.outputs.iter().map(|id| gradients.of[id.0].clone()).collect();
-            if of_outputs.iter().all(Option::is_none) {
-                continue;
-            }
-            let before = self.0.entries.borrow().len();
-            let returned = self.labelled(&node.label, || (node.derivative)(&of_outputs));
-            assert_eq!(returned.len(), node.inputs.len(), "{}: one gradient for each input", node.label);
-            let ids: Vec<Option<Id>> = returned.iter().map(|g| g.as_ref().map(|g| g.id)).collect();
-            for (id, gradient) in node.inputs.iter().zip(returned) {
-                let Some(gradient) = gradient else { continue };
-                let (elements, needed) = {
-                    let metas = self.0.metas.borrow();
-                    (metas[id.0].shape.elements(), metas[id.0].needs_grad)
-                };
-                assert_eq!(gradient.elements(), elements, "{}: gradient {} ", node.label, gradient.shape);
-                if needed {
-                    gradients.of[id.0] = Some(match gradients.of[id.0].take() {
-                        Some(sum) => {
-                            let once = ids.iter().filter(|other| **other == Some(gradient.id)).count() == 1;
-                            if once && self.add_where_made(before, &sum, &gradient) {
-                                gradient
-                            } else {
-                                self.labelled(&node.label, || accumulate(&sum, &gradient))
-                            }
-                        }
-                        None => gradient,
-                    });
-                }
-            }
-        }
-        gradients
-    }
-
-    /// Makes the launch that writes `gradient` add `sum` to it, if that is one of those from number `before` on, knows
-    /// how, and nothing has read the gradient yet.
-    fn add_where_made(&self, before: usize, sum: &Tensor, gradient: &Tensor) -> bool {
-        let mut entries = self.0.entries.borrow_mut();
-        let place_in = |ids: &[Id], id| ids.iter().position(|other| *other == id);
-        let made = entries.iter().enumerate().skip(before);
-        let mut made = made.filter_map(|(i, e)| place_in(&e.writes, gradient.id).map(|write| (i, write)));
-        let (Some((at, write)), None) = (made.next(), made.next()) else { return false };
-        // The sum has to be there, and what is in a store may be written by then.
-        let late = entries[at..].iter().any(|e| e.writes.contains(&sum.id) || e.reads.contains(&gradient.id));
-        let metas = self.0.metas.borrow();
-        let temporary = [sum, gradient].iter().all(|t| metas[t.id.0].home == Home::Temporary);
-        let Some(launch) = entries[at].launch.adding(write).filter(|_| temporary && !late) else {
-            return false;
-        };
-        let entry = &mut entries[at];
-        entry.launch = launch;
-        entry.reads.push(sum.id);
-        true
-    }
-
     /// Makes `tensor` be written straight into a store, if it is a temporary that nothing else reads; else
     /// records a copy, because a GPU must not read a store in the launch that writes another part of
     /// it.
@@ -323,9 +286,13 @@ impl Tape {
     }
 
     /// Records `sum += gradient` in place, for gradients of several batches.
+    ///
+    /// # Panics
+    /// When the tensors differ in their elements.
+    #[track_caller]
     pub fn accumulate_into(&self, sum: &Tensor, gradient: &Tensor) {
         assert_eq!(sum.elements(), gradient.elements(), "accumulate {} into {}", gradient.shape, sum.shape);
-        self.launch_into(AddInto { n: sum.elements() }, &[gradient], &[sum]);
+        self.launch_into(AddInto { n: sum.elements() }.recorded(), &[gradient], &[sum]);
     }
 
     /// Runs `record` with launches labelled by the part of the model that they belong to.
@@ -354,30 +321,5 @@ impl Tape {
         let (metas, entries) = (self.0.metas.borrow(), self.0.entries.borrow());
         let backward = self.0.forward.get().unwrap_or(entries.len());
         look(Recording { metas: &metas, entries: &entries, backward })
-    }
-}
-
-/// What `backward` found.
-pub struct Gradients {
-    tape: Tape,
-    of: Vec<Option<Tensor>>,
-}
-
-impl Gradients {
-    /// The gradient of a tensor that was recorded before `backward`; `None`: nothing depends on it.
-    pub fn get(&self, tensor: &Tensor) -> Option<&Tensor> {
-        self.of.get(tensor.id.0).and_then(Option::as_ref)
-    }
-
-    /// Gradients of the variables of a store, with the first element of each, in the order of recording.
-    pub fn of_store(&self, store: &str) -> Vec<(usize, Tensor)> {
-        let metas = self.tape.0.metas.borrow();
-        let of = metas.iter().zip(&self.of).filter_map(|(meta, gradient)| match (&meta.home, gradient) {
-            (Home::Stored { store: s, first }, Some(gradient)) if &**s == store => {
-                Some((*first, gradient.clone()))
-            }
-            _ => None,
-        });
-        of.collect()
     }
 }

@@ -7,6 +7,7 @@ use std::fmt;
 pub struct Shape(Vec<usize>);
 
 impl Shape {
+    /// Sizes, outermost first; none for a scalar.
     pub fn dims(&self) -> &[usize] {
         &self.0
     }
@@ -16,7 +17,10 @@ impl Shape {
         self.0.iter().product()
     }
 
-    /// The dimensions of a tensor of known rank, or a panic that names the op and the shape.
+    /// The dimensions of a tensor of known rank.
+    ///
+    /// # Panics
+    /// When the rank is another: names the op and the shape.
     #[track_caller]
     pub fn of_rank<const R: usize>(&self, op: &str) -> [usize; R] {
         match self.0.as_slice().try_into() {
@@ -58,11 +62,14 @@ impl fmt::Debug for Shape {
 /// Element type. Both take four bytes; `U32` holds labels, counters and random words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DType {
+    /// 32-bit floats.
     F32,
+    /// 32-bit words.
     U32,
 }
 
 impl DType {
+    /// Bytes of an element.
     pub const fn bytes(self) -> usize {
         4
     }

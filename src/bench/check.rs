@@ -131,7 +131,7 @@ pub fn compute(workload: &Workload, device: &Device, given: &Path, out: &Path) -
         noise_prediction(&workload, &scope, &given)?
     };
     let one = tape.stored("one", 0, [1]);
-    nn::place_gradients(&tape, &tape.backward(&recorded.loss, &one));
+    nn::place_gradients(&tape, &tape.backward_from(&recorded.loss, &one));
     let plan = Plan::new(&tape, &[&recorded.out, &recorded.loss], device);
     let mut program = Program::compile(&plan, device, &[], Sharing::Shared)?;
 

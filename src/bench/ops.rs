@@ -124,7 +124,7 @@ impl Op {
         let y = (self.record)(&x);
         let mut gradients = Vec::new();
         if direction == Direction::Backward {
-            let found = tape.backward(&y, &tape.stored("dy", 0, y.shape().clone()));
+            let found = tape.backward_from(&y, &tape.stored("dy", 0, y.shape().clone()));
             gradients = x.iter().filter_map(|x| found.get(x).cloned()).collect();
         }
         Recorded { tape, y, gradients }
@@ -137,7 +137,7 @@ impl Op {
     pub fn checked(&self, direction: Direction, device: &Device) -> Result<CheckedOp<'_>> {
         // A plan of its own: one with gradients may order the forward launches otherwise.
         let forward = match direction {
-            Direction::Backward => self.recorded(Direction::Forward).compiled(device)?.parts().len(),
+            Direction::Backward => self.recorded(Direction::Forward).compiled(device)?.compiled().len(),
             _ => 0,
         };
         let recorded = self.recorded(direction);

@@ -118,7 +118,7 @@ impl Profile {
         let mut timelines = Vec::with_capacity(steps);
         let origin = Instant::now();
         for _ in 0..steps {
-            let mut spans = Vec::with_capacity(subject.program().parts().len());
+            let mut spans = Vec::with_capacity(subject.program().compiled().len());
             let begin = origin.elapsed();
             let launched = subject.advance_timed(&mut spans)?.duration_since(origin);
             timelines.push(Timeline { begin, time: origin.elapsed() - begin, launched, spans });
@@ -126,13 +126,13 @@ impl Profile {
         }
         let mean_ms = |total: Duration| total.as_secs_f64() * 1e3 / steps as f64;
         let step_ms = mean_ms(timelines.iter().map(|t| t.time).sum());
-        let of_launch: Vec<f64> = (0..subject.program().parts().len())
+        let of_launch: Vec<f64> = (0..subject.program().compiled().len())
             .map(|launch| mean_ms(timelines.iter().map(|t| t.spans[launch].time).sum()))
             .collect();
         let sum_ms: f64 = of_launch.iter().sum();
         let rows = |by_label: bool| {
             let mut rows: BTreeMap<&str, (usize, f64, Cost)> = BTreeMap::new();
-            for (part, ms) in subject.program().parts().iter().zip(&of_launch) {
+            for (part, ms) in subject.program().compiled().iter().zip(&of_launch) {
                 let label = if part.label.is_empty() { "(no part)" } else { &part.label };
                 let (calls, sum, cost) = rows.entry(if by_label { label } else { part.name }).or_default();
                 *calls += 1;
@@ -161,7 +161,7 @@ impl Profile {
             gaps_percent: gaps_ms / step_ms * 100.0,
             kernels,
             parts,
-            variants: variants(subject.program().parts()),
+            variants: variants(subject.program().compiled()),
             compiled: Compiled::by(device),
             ceilings,
             timelines,

@@ -10,7 +10,7 @@ use super::profile::Profile;
 use crate::checkpoint::write_whole;
 use crate::device::Device;
 use crate::error::Result;
-use crate::program::Part;
+use crate::program::CompiledLaunch;
 
 /// Tracks of the trace.
 const HOST: u32 = 0;
@@ -22,7 +22,7 @@ const DEVICE: u32 = 1;
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn write_trace(path: &Path, profile: &Profile, parts: &[Part], device: &Device) -> Result<()> {
+pub fn write_trace(path: &Path, profile: &Profile, parts: &[CompiledLaunch], device: &Device) -> Result<()> {
     let named = |what: &str, track: u32, name: &str| {
         let about = json!({"name": name});
         json!({"ph": "M", "name": what, "pid": 0, "tid": track, "args": about})

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::device::gpu::tuning::Refusal;
-use crate::program::Part;
+use crate::program::CompiledLaunch;
 
 /// Launches of one name and shape class.
 #[derive(Clone, Debug, Serialize)]
@@ -25,7 +25,7 @@ pub struct VariantRow {
 }
 
 /// A row for each name and class that leaves a choice, in order of their first launches.
-pub fn variants(parts: &[Part]) -> Vec<VariantRow> {
+pub fn variants(parts: &[CompiledLaunch]) -> Vec<VariantRow> {
     let mut rows: Vec<VariantRow> = Vec::new();
     for part in parts {
         let Some(picked) = part.picked.as_ref().filter(|picked| picked.of > 1) else { continue };

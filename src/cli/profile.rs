@@ -75,7 +75,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Profile::measure(&workload, &device, &mut subject, ceilings, [warmup, steps], &mut || bar.inc(1))?;
     bar.finish_and_clear();
     if let Some(trace) = &arguments.trace {
-        write_trace(trace, &profile, subject.program().parts(), &device)?;
+        write_trace(trace, &profile, subject.program().compiled(), &device)?;
         note(&format!("trace: {} (open it in ui.perfetto.dev)", trace.display()));
     }
     print(&if arguments.json { json(&profile)? } else { describe(&profile, arguments.by_label) })

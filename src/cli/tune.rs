@@ -64,7 +64,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     for kind in [Kind::Step, Kind::Sample] {
         // One after the other: both at once would take the memory of both.
         let subject = Subject::new(&workload, kind, &device)?;
-        for row in variants(subject.program().parts()) {
+        for row in variants(subject.program().compiled()) {
             if !rows.iter().any(|r| (&r.name, &r.shape_class) == (&row.name, &row.shape_class)) {
                 rows.push(row);
             }

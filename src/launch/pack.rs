@@ -1,5 +1,5 @@
-//! Elements that a kernel takes one by one or, where sizes allow it, as vec4: a load of four costs little more
-//! than a load of one.
+//! Elements that a kernel takes one by one or, where sizes allow it, as vec4: a load of four costs little
+//! more than a load of one.
 
 use crate::device::gpu::shader::Knob;
 

@@ -216,8 +216,9 @@ mod tests {
         } else {
             point(&scope, &[&side_by_side(&scope, &refs)], out, true)
         };
-        let gradients = tape.backward(&y, &tape.stored("dy", 0, y.shape().clone()));
-        let launches = tape.recorded(|all| all.entries.iter().map(|entry| entry.launch.name()).collect());
+        let gradients = tape.backward_from(&y, &tape.stored("dy", 0, y.shape().clone()));
+        let launches =
+            tape.recorded(|all| all.entries.iter().map(|entry| entry.recorded.launch().name()).collect());
         let of_parts: Vec<&Tensor> = refs.iter().filter_map(|x| gradients.get(x)).collect();
         let of_params = gradients.of_store(STORE);
         let outputs: Vec<&Tensor> =

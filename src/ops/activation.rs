@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Again, Cut, Dispatches, Io, Launch};
+use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recompute, Recorded};
 use crate::ops::CHUNK;
 use crate::simd::{exp, sigmoid, tanh, vectorized};
 use crate::tape::Tensor;
@@ -110,7 +110,7 @@ pub(crate) use with_constant;
 /// `y = f(x)`, element by element, any shape.
 pub fn activation(x: &Tensor, kind: Activation) -> Tensor {
     let n = x.elements();
-    let [y] = x.tape().launch(Forward { kind, n }, &[x], [x.shape().clone()]);
+    let [y] = x.tape().launch(Forward { kind, n }.recorded(), &[x], [x.shape().clone()]);
     let saved = x.clone();
     x.tape().derivative(&[x], &[&y], move |dy| {
         let Some(dy) = &dy[0] else { return vec![None] };
@@ -154,14 +154,12 @@ impl Launch for Forward {
             .write("y", 0)
             .cover(self.n, 256);
     }
+}
 
-    fn again(&self) -> Again {
-        Again::Same
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let kind = self.kind;
-        vec![Cut::along(self.n, move |_, n| Forward { kind, n }).reads([0]).writes([0])]
+impl Forward {
+    fn recorded(self) -> Recorded {
+        let info = LaunchInfo { recompute: Recompute::Replay, ..LaunchInfo::default() };
+        Recorded::new(self, info)
     }
 }
 
@@ -200,11 +198,6 @@ impl Launch for BackwardX {
             .read("dy", 1)
             .write("dx", 0)
             .cover(self.n, 256);
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let kind = self.kind;
-        vec![Cut::along(self.n, move |_, n| BackwardX { kind, n }).reads([0, 1]).writes([0])]
     }
 }
 

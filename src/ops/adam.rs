@@ -4,9 +4,9 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Cost, Dispatches, Io, Launch, Slot, pack};
+use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded, Slot, pack};
 use crate::ops::CHUNK;
-use crate::ops::shared::{PART, Piece, assert_is_state, pieces};
+use crate::ops::shared::{FlatRange, MOST_BOUND, assert_is_state, flat_ranges};
 use crate::simd::vectorized;
 use crate::state::State;
 use crate::tape::Tensor;
@@ -49,11 +49,11 @@ pub struct AdamTensors<'a> {
 /// Sources: `torch.optim.AdamW`, `torch.nn.utils.clip_grad_norm_`, and `EMAModel` of diffusers.
 #[track_caller]
 pub fn adam(options: AdamOptions, tensors: AdamTensors, norm: &Tensor, state: &Tensor) {
-    adam_by_parts(options, tensors, norm, state, PART);
+    adam_in_ranges(options, tensors, norm, state, MOST_BOUND);
 }
 
 #[track_caller]
-fn adam_by_parts(options: AdamOptions, tensors: AdamTensors, norm: &Tensor, state: &Tensor, part: usize) {
+fn adam_in_ranges(options: AdamOptions, tensors: AdamTensors, norm: &Tensor, state: &Tensor, most: usize) {
     let AdamTensors { params, grads, m, v, ema } = tensors;
     let n = params.elements();
     assert!(
@@ -67,8 +67,8 @@ fn adam_by_parts(options: AdamOptions, tensors: AdamTensors, norm: &Tensor, stat
         norm.shape()
     );
     assert_is_state("adam", state);
-    let launch = Update { options, n, part };
-    params.tape().launch_into(launch, &[norm, state], &[params, grads, m, v, ema]);
+    let launch = Update { options, n, most };
+    params.tape().launch_into(launch.recorded(), &[norm, state], &[params, grads, m, v, ema]);
 }
 
 /// The tensors as the kernel calls them, in the order of the writes.
@@ -81,20 +81,13 @@ const PER_GROUP: usize = 256 * 4;
 struct Update {
     options: AdamOptions,
     n: usize,
-    /// Elements of one dispatch.
-    part: usize,
+    /// Most elements of one dispatch.
+    most: usize,
 }
 
 impl Launch for Update {
     fn name(&self) -> &'static str {
         "adam"
-    }
-
-    fn cost(&self, bytes: u64) -> Cost {
-        // Parameters, both moments and the EMA are read as well as written; the gradients are read, and
-        // written where they are cleared.
-        let again = if self.options.zero_grads { 5 } else { 4 };
-        Cost { flops: 0, bytes: bytes + (again * self.n * 4) as u64 }
     }
 
     fn cpu(&self, io: &Io) {
@@ -132,7 +125,7 @@ impl Launch for Update {
 
     fn gpu(&self, plan: &mut Dispatches) {
         let options = &self.options;
-        for Piece { first, count, quads } in pieces(self.n, self.part) {
+        for FlatRange { first, count, quads } in flat_ranges(self.n, self.most) {
             let pack = if quads { 4 } else { 1 };
             let update = plan.add(&KERNEL, "update").knobs(pack::set(pack));
             update
@@ -149,9 +142,21 @@ impl Launch for Update {
                 .read("state", 1)
                 .cover(count / pack, PER_GROUP);
             for (i, name) in NAMES.into_iter().enumerate() {
-                update.part(name, Slot::Write(i), first, count);
+                update.range(name, Slot::Write(i), first, count);
             }
         }
+    }
+}
+
+impl Update {
+    fn recorded(self) -> Recorded {
+        let info = LaunchInfo {
+            // Parameters, both moments and the EMA are read as well as written; the gradients are read, and
+            // written where they are cleared.
+            extra_bytes: (if self.options.zero_grads { 5 } else { 4 }) * self.n as i64 * 4,
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }
 
@@ -174,13 +179,13 @@ mod tests {
     };
 
     /// A program of norm and step, and its five tensors.
-    fn record(n: usize, part: usize, options: AdamOptions, device: &Device) -> (Program, [Tensor; 5]) {
+    fn record(n: usize, most: usize, options: AdamOptions, device: &Device) -> (Program, [Tensor; 5]) {
         let tape = Tape::new();
         let all = NAMES.map(|name| tape.stored(name, 0, [n]));
         let [params, grads, m, v, ema] = &all;
         let state = tape.stored_u32("state", [State::WORDS]);
         let tensors = AdamTensors { params, grads, m, v, ema };
-        adam_by_parts(options, tensors, &grad_norm(grads), &state, part);
+        adam_in_ranges(options, tensors, &grad_norm(grads), &state, most);
         let plan = Plan::new(&tape, &[], device);
         (Program::compile(&plan, device, &[], Sharing::Guarded).unwrap(), all)
     }
@@ -219,14 +224,14 @@ mod tests {
         }
     }
 
-    fn check(n: usize, part: usize, options: AdamOptions) {
+    fn check(n: usize, most: usize, options: AdamOptions) {
         let start = random(1, n);
         let exact = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
         let mut wanted = [exact(&start), vec![0.0; n], vec![0.0; n], exact(&start)];
         (1..=4).for_each(|t| reference(&mut wanted, &gradients(n, t), t, &options));
         let mut cpu: Option<Vec<Vec<f32>>> = None;
         for (name, device) in devices() {
-            let (mut program, tensors) = record(n, part, options, device);
+            let (mut program, tensors) = record(n, most, options, device);
             program.write("params", &start).unwrap();
             program.write("ema", &start).unwrap();
             for t in 1..=4 {
@@ -244,7 +249,7 @@ mod tests {
                     let what = NAMES[which];
                     assert!(
                         err <= 1e-6,
-                        "{n} elements in parts of {part} with {options:?} on {name}: \
+                        "{n} elements in ranges of {most} with {options:?} on {name}: \
                          {what} {i} is {got}, wanted {wanted}; off by {err:.2e} of {scale:e}"
                     );
                 }
@@ -260,14 +265,14 @@ mod tests {
 
     #[test]
     fn four_steps_with_every_option() {
-        check(1, PART, OPTIONS);
-        check(16_387, PART, OPTIONS);
-        check(1021, PART, AdamOptions { clip: None, zero_grads: false, ..OPTIONS });
-        check(257, PART, AdamOptions { weight_decay: 0.0, eps: 1e-3, clip: Some(0.1), ..OPTIONS });
+        check(1, MOST_BOUND, OPTIONS);
+        check(16_387, MOST_BOUND, OPTIONS);
+        check(1021, MOST_BOUND, AdamOptions { clip: None, zero_grads: false, ..OPTIONS });
+        check(257, MOST_BOUND, AdamOptions { weight_decay: 0.0, eps: 1e-3, clip: Some(0.1), ..OPTIONS });
     }
 
     #[test]
-    fn in_several_parts() {
+    fn in_several_ranges() {
         check(64 * 9 + 5, 128, OPTIONS);
     }
 
@@ -277,7 +282,7 @@ mod tests {
             // The CPU twin adds in f64: two of the largest numbers are needed to leave f32.
             let grads = [0.5, bad, 1.0, bad, 0.25];
             for (name, device) in devices() {
-                let (mut program, tensors) = record(5, PART, OPTIONS, device);
+                let (mut program, tensors) = record(5, MOST_BOUND, OPTIONS, device);
                 for store in NAMES {
                     program.write(store, &[0.5_f32; 5]).unwrap();
                 }
@@ -297,8 +302,8 @@ mod tests {
     #[test]
     fn padding_stays_zero() {
         for (name, device) in devices() {
-            let (mut program, tensors) = record(64, PART, OPTIONS, device);
-            program.write("grads", &[1.0_f32; 3]).unwrap();
+            let (mut program, tensors) = record(64, MOST_BOUND, OPTIONS, device);
+            program.write_at("grads", 0, &[1.0_f32; 3]).unwrap();
             for t in 1..=3 {
                 program.write("state", &state(t).words()).unwrap();
                 program.run().unwrap();
@@ -313,7 +318,7 @@ mod tests {
     fn sixteen_million_parameters() {
         let n = 65_536 * 256 + 3;
         for (name, device) in devices().iter().filter(|(_, device)| matches!(device, Device::Gpu(_))) {
-            let (mut program, tensors) = record(n, PART, AdamOptions { clip: None, ..OPTIONS }, device);
+            let (mut program, tensors) = record(n, MOST_BOUND, AdamOptions { clip: None, ..OPTIONS }, device);
             program.write("grads", &vec![0.25_f32; n]).unwrap();
             program.write("state", &state(1).words()).unwrap();
             program.run().unwrap();

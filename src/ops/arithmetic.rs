@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Again, Cut, Dispatches, Io, Launch};
+use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recompute, Recorded};
 use crate::ops::CHUNK;
 use crate::ops::reduce::{Sum, View};
 use crate::simd::vectorized;
@@ -89,8 +89,11 @@ pub fn sub(a: &Tensor, b: &Tensor) -> Tensor {
     a.tape().derivative(&[a, b], &[&y], move |dy| {
         let Some(dy) = &dy[0] else { return vec![None, None] };
         let db = if view.rows == 1 {
-            let [db] =
-                dy.tape().launch(Affine { factor: -1.0, offset: 0.0, n: shape.elements() }, &[dy], [shape]);
+            let [db] = dy.tape().launch(
+                Affine { factor: -1.0, offset: 0.0, n: shape.elements() }.recorded(),
+                &[dy],
+                [shape],
+            );
             db
         } else {
             sum("sub backward_b", view, -1.0, &[dy], shape)
@@ -108,9 +111,9 @@ pub fn mul(a: &Tensor, b: &Tensor) -> Tensor {
     y.tape().derivative(&[&a.clone(), &b.clone()], &[&y], move |dy| {
         let Some(dy) = &dy[0] else { return vec![None, None] };
         let product = Forward { op: Op::Mul, view };
-        let [da] = dy.tape().launch(product, &[dy, &b], [a.shape().clone()]);
+        let [da] = dy.tape().launch(product.recorded(), &[dy, &b], [a.shape().clone()]);
         let db = if view.rows == 1 {
-            let [db] = dy.tape().launch(product, &[dy, &a], [b.shape().clone()]);
+            let [db] = dy.tape().launch(product.recorded(), &[dy, &a], [b.shape().clone()]);
             db
         } else {
             sum("mul backward_b", view, 1.0, &[dy, &a], b.shape().clone())
@@ -128,13 +131,17 @@ pub fn div(a: &Tensor, b: &Tensor) -> Tensor {
     a.tape().derivative(&[a, b], &[&y], move |dy| {
         let Some(dy) = &dy[0] else { return vec![None, None] };
         let (y, b, tape) = (&saved_y, &saved_b, dy.tape());
-        let [da] = tape.launch(Forward { op: Op::Div, view }, &[dy, b], [y.shape().clone()]);
+        let [da] = tape.launch(Forward { op: Op::Div, view }.recorded(), &[dy, b], [y.shape().clone()]);
         let [db] = if view.rows == 1 {
             tape.launch(DivBackwardB { n: view.elements() }, &[dy, y, b], [b.shape().clone()])
         } else {
             // db = -sum(dy * a / b^2) = -sum(dy * y) / b
             let sum = sum("div backward_b", view, -1.0, &[dy, y], b.shape().clone());
-            tape.launch(Forward { op: Op::Div, view: flat(b.elements()) }, &[&sum, b], [b.shape().clone()])
+            tape.launch(
+                Forward { op: Op::Div, view: flat(b.elements()) }.recorded(),
+                &[&sum, b],
+                [b.shape().clone()],
+            )
         };
         vec![Some(da), Some(db)]
     });
@@ -144,11 +151,11 @@ pub fn div(a: &Tensor, b: &Tensor) -> Tensor {
 /// `factor * x + offset`, element by element, any shape.
 pub fn affine(x: &Tensor, factor: f32, offset: f32) -> Tensor {
     let n = x.elements();
-    let [y] = x.tape().launch(Affine { factor, offset, n }, &[x], [x.shape().clone()]);
+    let [y] = x.tape().launch(Affine { factor, offset, n }.recorded(), &[x], [x.shape().clone()]);
     let shape = x.shape().clone();
     x.tape().derivative(&[x], &[&y], move |dy| {
         let Some(dy) = &dy[0] else { return vec![None] };
-        let [dx] = dy.tape().launch(Affine { factor, offset: 0.0, n }, &[dy], [shape]);
+        let [dx] = dy.tape().launch(Affine { factor, offset: 0.0, n }.recorded(), &[dy], [shape]);
         vec![Some(dx)]
     });
     y
@@ -165,14 +172,14 @@ fn apply(op: Op, a: &Tensor, b: &Tensor) -> (Tensor, View) {
         )
     };
     let view = broadcast.view(a.shape());
-    let [y] = a.tape().launch(Forward { op, view }, &[a, b], [a.shape().clone()]);
+    let [y] = a.tape().launch(Forward { op, view }.recorded(), &[a, b], [a.shape().clone()]);
     (y, view)
 }
 
 /// The gradient of a `b` that was spread: a sum, of one tensor or of a product, over the rows of the view.
 fn sum(name: &'static str, view: View, scale: f32, factors: &[&Tensor], shape: Shape) -> Tensor {
     let products = factors.len() == 2;
-    let [db] = factors[0].tape().launch(Sum { name, view, scale, products }, factors, [shape]);
+    let [db] = factors[0].tape().launch(Sum { name, view, scale, products }.recorded(), factors, [shape]);
     db
 }
 
@@ -245,26 +252,12 @@ impl Launch for Forward {
             .write(y, 0)
             .cover(n, 256);
     }
+}
 
-    fn again(&self) -> Again {
-        Again::Same
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let Forward { op, view } = *self;
-        let part = move |view| Forward { op, view };
-        let cut = match view {
-            View { outer: 1, rows: 1, columns } => {
-                Cut::along(columns, move |_, columns| part(flat(columns))).reads([0, 1])
-            }
-            View { outer: 1, rows, .. } => {
-                Cut::along(rows, move |_, rows| part(View { rows, ..view })).reads([0])
-            }
-            View { outer, .. } => {
-                Cut::along(outer, move |_, outer| part(View { outer, ..view })).reads([0, 1])
-            }
-        };
-        vec![cut.writes([0])]
+impl Forward {
+    fn recorded(self) -> Recorded {
+        let info = LaunchInfo { recompute: Recompute::Replay, ..LaunchInfo::default() };
+        Recorded::new(self, info)
     }
 }
 
@@ -334,10 +327,6 @@ impl Launch for DivBackwardB {
             .write("db", 0)
             .cover(self.n, 256);
     }
-
-    fn cuts(&self) -> Vec<Cut> {
-        vec![Cut::along(self.n, |_, n| DivBackwardB { n }).reads(0..3).writes([0])]
-    }
 }
 
 #[derive(Debug)]
@@ -377,14 +366,12 @@ impl Launch for Affine {
             .write("v", 0)
             .cover(self.n, 256);
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        let Affine { factor, offset, n } = *self;
-        vec![Cut::along(n, move |_, n| Affine { factor, offset, n }).reads([0]).writes([0])]
-    }
-
-    fn again(&self) -> Again {
-        Again::Same
+impl Affine {
+    fn recorded(self) -> Recorded {
+        let info = LaunchInfo { recompute: Recompute::Replay, ..LaunchInfo::default() };
+        Recorded::new(self, info)
     }
 }
 

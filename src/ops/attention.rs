@@ -10,7 +10,7 @@ mod tests;
 use crate::device::gpu::adapters::Traits;
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Cost, Cut, Dispatch, Dispatches, Io, Launch, Slot, Variant};
+use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded, Slot, Tuning, Variant};
 use crate::tape::Tensor;
 
 /// Every split of a head's vec4 over threads that some width has; see `set_of`.
@@ -79,13 +79,13 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Tensor {
     let size = Size { n, heads, d, queries, keys };
 
     let lse_shape = [n, heads, queries].into();
-    let [y, lse] = q.tape().launch(Forward(size), &[q, k, v], [q.shape().clone(), lse_shape]);
+    let [y, lse] = q.tape().launch(Forward(size).recorded(), &[q, k, v], [q.shape().clone(), lse_shape]);
     let (saved_q, saved_k, saved_v, saved_y) = (q.clone(), k.clone(), v.clone(), y.clone());
     q.tape().derivative(&[q, k, v], &[&y], move |dy| {
         let Some(dy) = &dy[0] else { return vec![None, None, None] };
         let reads = [&saved_q, &saved_k, &saved_v, &saved_y, &lse, dy];
         let shapes = [&saved_q, &saved_k, &saved_v].map(|x| x.shape().clone());
-        dy.tape().launch(Backward(size), &reads, shapes).map(Some).into()
+        dy.tape().launch(Backward(size).recorded(), &reads, shapes).map(Some).into()
     });
     y
 }
@@ -185,7 +185,7 @@ impl Size {
     ) -> &'a mut Dispatch {
         let set = plan.variant();
         let groups = self.pairs() * rows.div_ceil(GROUP / lanes_of(set));
-        self.dispatch(plan, entry, rows).knobs(set).cover_in_pieces(groups, 1)
+        self.dispatch(plan, entry, rows).knobs(set).cover_in_sub_dispatches(groups, 1)
     }
 
     fn pad(&self, plan: &mut Dispatches, rows: usize, read: usize, scratch: usize) {
@@ -193,7 +193,7 @@ impl Size {
         self.dispatch(plan, "pad", rows)
             .read("narrow", read)
             .scratch("padded", scratch)
-            .cover_in_pieces(elements, GROUP);
+            .cover_in_sub_dispatches(elements, GROUP);
     }
 
     fn unpad(&self, plan: &mut Dispatches, rows: usize, scratch: usize, write: usize) {
@@ -201,7 +201,7 @@ impl Size {
         self.dispatch(plan, "unpad", rows)
             .scratch("wide", scratch)
             .write("unpadded", write)
-            .cover_in_pieces(elements, GROUP);
+            .cover_in_sub_dispatches(elements, GROUP);
     }
 }
 
@@ -214,31 +214,9 @@ impl Launch for Forward {
         "attention"
     }
 
-    fn cost(&self, bytes: u64) -> Cost {
-        Cost { flops: 2 * self.0.product(), bytes }
-    }
-
-    fn cpu_scratch(&self) -> Vec<usize> {
-        vec![twin::forward_room(&self.0)]
-    }
-
     fn cpu(&self, io: &Io) {
         let reads = [0, 1, 2].map(|i| io.read(i));
         twin::forward(&self.0, reads, io.write(0), io.write(1), io.scratch(0));
-    }
-
-    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        self.0.variants(adapter)
-    }
-
-    fn shape_class(&self) -> String {
-        self.0.shape_class()
-    }
-
-    fn gpu_scratch(&self) -> Vec<usize> {
-        let [queries, keys] = self.0.padded_elements();
-        let copies = if self.0.copies() { vec![queries, keys, keys, queries] } else { Vec::new() };
-        [copies, self.0.score_scratch(1)].concat()
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
@@ -258,10 +236,21 @@ impl Launch for Forward {
             forward.read("q", 0).read("k", 1).read("v", 2).write("y", 0).write("lse", 1);
         }
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        let Forward(size) = *self;
-        vec![Cut::along(size.n, move |_, n| Forward(Size { n, ..size })).reads(0..3).writes(0..2)]
+impl Forward {
+    fn recorded(self) -> Recorded {
+        let Forward(size) = self;
+        let [queries, keys] = size.padded_elements();
+        let copies = if size.copies() { vec![queries, keys, keys, queries] } else { Vec::new() };
+        let info = LaunchInfo {
+            flops: 2 * size.product(),
+            cpu_scratch: vec![twin::forward_room(&size)],
+            gpu_scratch: [copies, size.score_scratch(1)].concat(),
+            tuning: Tuning::new(size.shape_class(), move |adapter| size.variants(adapter)),
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }
 
@@ -274,35 +263,10 @@ impl Launch for Backward {
         "attention backward"
     }
 
-    fn cost(&self, bytes: u64) -> Cost {
-        // Those that the derivative needs; the scores, which are computed anew, are not counted.
-        Cost { flops: 4 * self.0.product(), bytes }
-    }
-
-    fn cpu_scratch(&self) -> Vec<usize> {
-        vec![twin::backward_room(&self.0)]
-    }
-
     fn cpu(&self, io: &Io) {
         // Not the result: delta comes from the weights.
         let reads = [0, 1, 2, 4, 5].map(|i| io.read(i));
         twin::backward(&self.0, reads, [0, 1, 2].map(|i| io.write(i)), io.scratch(0));
-    }
-
-    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        self.0.variants(adapter)
-    }
-
-    fn shape_class(&self) -> String {
-        self.0.shape_class()
-    }
-
-    /// delta, then copies of q, k, v, y, dy, dq, dk and dv, then scores and their gradient.
-    fn gpu_scratch(&self) -> Vec<usize> {
-        let delta = self.0.pairs() * self.0.queries;
-        let [q, k] = self.0.padded_elements();
-        let copies = if self.0.copies() { vec![q, k, k, q, q, q, k, k] } else { Vec::new() };
-        [vec![delta], copies, self.0.score_scratch(2)].concat()
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
@@ -351,9 +315,22 @@ impl Launch for Backward {
             size.unpad(plan, size.keys, 8, 2);
         }
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        let Backward(size) = *self;
-        vec![Cut::along(size.n, move |_, n| Backward(Size { n, ..size })).reads(0..6).writes(0..3)]
+impl Backward {
+    fn recorded(self) -> Recorded {
+        let Backward(size) = self;
+        let [q, k] = size.padded_elements();
+        let copies = if size.copies() { vec![q, k, k, q, q, q, k, k] } else { Vec::new() };
+        let info = LaunchInfo {
+            // Those that the derivative needs; the scores, which are computed anew, are not counted.
+            flops: 4 * size.product(),
+            cpu_scratch: vec![twin::backward_room(&size)],
+            // delta, then copies of q, k, v, y, dy, dq, dk and dv, then scores and their gradient.
+            gpu_scratch: [vec![size.pairs() * size.queries], copies, size.score_scratch(2)].concat(),
+            tuning: Tuning::new(size.shape_class(), move |adapter| size.variants(adapter)),
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }

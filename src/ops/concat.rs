@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Again, Cut, Dispatch, Dispatches, Io, Launch, pack};
+use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recompute, Recorded, pack};
 use crate::ops::CHUNK;
 use crate::tape::Tensor;
 use crate::tensor::Shape;
@@ -65,7 +65,7 @@ fn join(widths: &[usize], parts: &[Option<&Tensor>], shape: Shape) -> Tensor {
         total,
         parts: widths.iter().zip(parts).map(|(&width, part)| (width, part.is_some())).collect(),
     };
-    let [whole] = reads[0].tape().launch(launch, &reads, [shape]);
+    let [whole] = reads[0].tape().launch(launch.recorded(), &reads, [shape]);
     whole
 }
 
@@ -76,7 +76,7 @@ fn take_apart(whole: &Tensor, widths: &[usize], shapes: &[Shape]) -> Vec<Tensor>
     let mut parts = Vec::new();
     for (&width, shape) in widths.iter().zip(shapes) {
         let launch = Take { rows: whole.elements() / total, total, first, width };
-        let [part] = whole.tape().launch(launch, &[whole], [shape.clone()]);
+        let [part] = whole.tape().launch(launch.recorded(), &[whole], [shape.clone()]);
         parts.push(part);
         first += width;
     }
@@ -134,16 +134,12 @@ impl Launch for Join {
             first += width;
         }
     }
+}
 
-    fn again(&self) -> Again {
-        Again::Same
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let (total, parts) = (self.total, self.parts.clone());
-        let reads = parts.iter().filter(|(_, there)| *there).count();
-        let part = move |_, rows| Join { rows, total, parts: parts.clone() };
-        vec![Cut::along(self.rows, part).reads(0..reads).writes([0])]
+impl Join {
+    fn recorded(self) -> Recorded {
+        let info = LaunchInfo { recompute: Recompute::Replay, ..LaunchInfo::default() };
+        Recorded::new(self, info)
     }
 }
 
@@ -177,15 +173,12 @@ impl Launch for Take {
         let to = Strip { stride: self.width, first: 0 };
         strip(plan, "strip", self.rows, self.width, from, to).read("input", 0).write("output", 0);
     }
+}
 
-    fn again(&self) -> Again {
-        Again::Same
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let Take { total, first, width, .. } = *self;
-        let part = move |_, rows| Take { rows, total, first, width };
-        vec![Cut::along(self.rows, part).reads([0]).writes([0])]
+impl Take {
+    fn recorded(self) -> Recorded {
+        let info = LaunchInfo { recompute: Recompute::Replay, ..LaunchInfo::default() };
+        Recorded::new(self, info)
     }
 }
 

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Cost, Cut, Dispatches, Io, Launch, Slot};
+use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded};
 use crate::ops::CHUNK;
 use crate::ops::shared::{Size, assert_is_state, first_block};
 use crate::philox::{Stream, fill_normal};
@@ -131,7 +131,7 @@ pub fn denoise(
     );
     let launch = Denoise { size: Size::of("denoise", x.shape()), rows, slots, bounded: bound.is_some() };
     let reads: Vec<&Tensor> = [out, table, state].into_iter().chain(bound).collect();
-    x.tape().launch_into(launch, &reads, &[x, kept]);
+    x.tape().launch_into(launch.recorded(), &reads, &[x, kept]);
 }
 
 /// What each sample's predicted `x0` is kept within, `[N]`: the quantile `ratio` of its absolute values,
@@ -149,7 +149,7 @@ pub fn bounds(x: &Tensor, out: &Tensor, table: &Tensor, state: &Tensor, ratio: f
     let size = Size::of("bounds", x.shape());
     let place = ratio * (size.elements - 1) as f64;
     let launch = Bounds { size, rows, rank: place.floor() as usize, fraction: place.fract() as f32, most };
-    let [bound] = x.tape().launch(launch, &[x, out, table, state], [[size.samples].into()]);
+    let [bound] = x.tape().launch(launch.recorded(), &[x, out, table, state], [[size.samples].into()]);
     bound
 }
 
@@ -268,12 +268,6 @@ impl Launch for Denoise {
         "denoise"
     }
 
-    fn cost(&self, bytes: u64) -> Cost {
-        // x and the slots are updated in place.
-        let updated = (1 + self.slots) * self.size.samples * self.size.elements;
-        Cost { flops: 0, bytes: bytes + (updated * 4) as u64 }
-    }
-
     fn cpu(&self, io: &Io) {
         let (x, out, state) = (io.write(0), io.read(0), State::from_words(io.read_u32(2)));
         let row = Row::named(io.read(1), state.row);
@@ -298,7 +292,6 @@ impl Launch for Denoise {
             .param("rank", 0_u32) // finds no bounds
             .param("fraction", 0.0_f32)
             .param("most", 0.0_f32)
-            .param("first_sample", self.size.first)
             .read("out", 0)
             .read("table", 1)
             .read("state", 2)
@@ -309,12 +302,16 @@ impl Launch for Denoise {
             dispatch.read("bound", 3);
         }
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        let Denoise { size, rows, slots, bounded } = *self;
-        let part = move |first, count| Denoise { size: size.part(first, count), rows, slots, bounded };
-        let reads = [0].into_iter().chain(bounded.then_some(3));
-        vec![Cut::along(size.samples, part).reads(reads).writes([0]).within(Slot::Write(1), 1 + slots)]
+impl Denoise {
+    fn recorded(self) -> Recorded {
+        let info = LaunchInfo {
+            // x and the slots are updated in place.
+            extra_bytes: ((1 + self.slots) * self.size.samples * self.size.elements * 4) as i64,
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }
 
@@ -353,10 +350,6 @@ impl Launch for Bounds {
         });
     }
 
-    fn cpu_scratch(&self) -> Vec<usize> {
-        vec![self.size.samples * self.size.elements]
-    }
-
     fn gpu(&self, plan: &mut Dispatches) {
         plan.add(&KERNEL, "find_bounds")
             .param("samples", self.size.samples)
@@ -366,7 +359,6 @@ impl Launch for Bounds {
             .param("rank", self.rank)
             .param("fraction", self.fraction)
             .param("most", self.most)
-            .param("first_sample", 0_u32) // draws nothing
             .read("x", 0)
             .read("out", 1)
             .read("table", 2)
@@ -374,11 +366,13 @@ impl Launch for Bounds {
             .write("bounds", 0)
             .cover(self.size.samples, 1);
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        let whole = *self;
-        let part = move |first, count| Bounds { size: whole.size.part(first, count), ..whole };
-        vec![Cut::along(whole.size.samples, part).reads([0, 1]).writes([0])]
+impl Bounds {
+    fn recorded(self) -> Recorded {
+        let info =
+            LaunchInfo { cpu_scratch: vec![self.size.samples * self.size.elements], ..LaunchInfo::default() };
+        Recorded::new(self, info)
     }
 }
 
@@ -407,16 +401,10 @@ impl Launch for TimestepOfRow {
             .param("rank", 0_u32)
             .param("fraction", 0.0_f32)
             .param("most", 0.0_f32)
-            .param("first_sample", 0_u32)
             .read("table", 0)
             .read("state", 1)
             .write("t", 0)
             .cover(self.n, 256);
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let rows = self.rows;
-        vec![Cut::along(self.n, move |_, n| TimestepOfRow { n, rows }).writes([0])]
     }
 }
 

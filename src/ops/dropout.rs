@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Again, Cut, Dispatches, Io, Launch};
+use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recompute, Recorded};
 use crate::ops::CHUNK;
 use crate::philox::{Stream, draw, uniform};
 use crate::state::State;
@@ -37,17 +37,17 @@ pub fn dropout(x: &Tensor, p: f32, state: &Tensor) -> Tensor {
     let samples = x.dims()[0];
     let mask = Mask {
         samples,
-        first: 0,
         size: x.elements() / samples,
         stream: Stream::Dropout as u32 + x.tape().next_dropout(),
         threshold: threshold(p),
         scale: 1.0 / (1.0 - p),
     };
-    let [y] = x.tape().launch(Dropout { name: "dropout", mask }, &[x, state], [x.shape().clone()]);
+    let [y] = x.tape().launch(Dropout { name: "dropout", mask }.recorded(), &[x, state], [x.shape().clone()]);
     let (shape, state) = (x.shape().clone(), state.clone());
     x.tape().derivative(&[x], &[&y], move |dy| {
         let Some(dy) = &dy[0] else { return vec![None] };
-        let [dx] = dy.tape().launch(Dropout { name: "dropout backward_x", mask }, &[dy, &state], [shape]);
+        let [dx] =
+            dy.tape().launch(Dropout { name: "dropout backward_x", mask }.recorded(), &[dy, &state], [shape]);
         vec![Some(dx)]
     });
     y
@@ -71,8 +71,6 @@ fn threshold(p: f32) -> u32 {
 #[derive(Clone, Copy, Debug)]
 struct Mask {
     samples: usize,
-    /// Number of the first sample, where they are a part of a batch.
-    first: usize,
     /// Elements of a sample.
     size: usize,
     stream: u32,
@@ -112,7 +110,7 @@ impl Launch for Dropout {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let Mask { samples, first, size, stream, threshold, scale } = self.mask;
+        let Mask { samples, size, stream, threshold, scale } = self.mask;
         let (entry, x, y) = match size.is_multiple_of(4) {
             true => ("forward_vec4", "x4", "y4"),
             false => ("forward", "x", "y"),
@@ -125,24 +123,17 @@ impl Launch for Dropout {
             .param("stream", stream)
             .param("threshold", threshold)
             .param("scale", scale)
-            .param("first_sample", first)
             .read(x, 0)
             .read("state", 1)
             .write(y, 0)
             .cover(samples * blocks, 256);
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        let Dropout { name, mask } = *self;
-        let part = move |first, samples| {
-            let mask = Mask { samples, first: mask.first + first, ..mask };
-            Dropout { name, mask }
-        };
-        vec![Cut::along(mask.samples, part).reads([0]).writes([0])]
-    }
-
-    fn again(&self) -> Again {
-        Again::Same
+impl Dropout {
+    fn recorded(self) -> Recorded {
+        let info = LaunchInfo { recompute: Recompute::Replay, ..LaunchInfo::default() };
+        Recorded::new(self, info)
     }
 }
 

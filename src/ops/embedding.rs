@@ -4,7 +4,8 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Cut, Dispatch, Dispatches, Io, Launch};
+use crate::launch::{Dispatch, Dispatches, Io, Launch, Slot};
+use crate::ops::shared::{MOST_BOUND, ranges};
 use crate::tape::Tensor;
 use crate::tensor::DType;
 
@@ -17,10 +18,15 @@ pub static KERNEL: Kernel = kernel!("embedding");
 /// the program runs: whoever writes `index` answers for it.
 #[track_caller]
 pub fn embedding(table: &Tensor, index: &Tensor) -> Tensor {
+    embedding_in_ranges(table, index, MOST_BOUND)
+}
+
+#[track_caller]
+fn embedding_in_ranges(table: &Tensor, index: &Tensor, most: usize) -> Tensor {
     let [rows, width] = table.shape().of_rank("embedding");
     let [n] = index.shape().of_rank("embedding");
     assert!(rows > 0, "embedding: table {} has no row to pick", table.shape());
-    let size = Size { n, rows, width, words: index.dtype() == DType::U32, first: 0, count: table.elements() };
+    let size = Size { n, rows, width, words: index.dtype() == DType::U32, most };
     let [y] = table.tape().launch(Forward(size), &[table, index], [[n, width].into()]);
     let (tape, index) = (table.tape().clone(), index.clone());
     table.tape().derivative(&[table], &[&y], move |dy| {
@@ -38,25 +44,27 @@ struct Size {
     width: usize,
     /// Whether the index is of `u32`.
     words: bool,
-    /// Elements of the table, or of its gradient, where it is cut: the first, and how many.
-    first: usize,
-    count: usize,
+    /// Most elements of the table, or of its gradient, that one dispatch binds.
+    most: usize,
 }
 
 impl Size {
-    /// With some of the elements of the table.
-    fn part(self, first: usize, count: usize) -> Size {
-        Size { first: self.first + first, count, ..self }
-    }
-
-    fn dispatch<'a>(&self, plan: &'a mut Dispatches, entry: &'static str) -> &'a mut Dispatch {
+    /// A dispatch for a range of the table, or of its gradient, which the kernel calls `table`.
+    fn dispatch<'a>(
+        &self,
+        plan: &'a mut Dispatches,
+        entry: &'static str,
+        (table, slot): (&'static str, Slot),
+        (first, count): (usize, usize),
+    ) -> &'a mut Dispatch {
         plan.add(&KERNEL, entry)
             .param("n", self.n)
             .param("rows", self.rows)
             .param("width", self.width)
             .param("words", self.words)
-            .param("first", self.first)
-            .param("count", self.count)
+            .param("first", first)
+            .param("count", count)
+            .range(table, slot, first, count)
     }
 
     /// The row of each of the numbers that the launch reads as its input `place`.
@@ -86,20 +94,13 @@ impl Launch for Forward {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        self.0
-            .dispatch(plan, "forward")
-            .read("table", 0)
-            .read("index", 1)
-            .write("y", 0)
-            .cover(self.0.n * self.0.width, 256);
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let Forward(size) = *self;
-        vec![
-            Cut::along(size.n, move |_, n| Forward(Size { n, ..size })).reads([1]).writes([0]),
-            Cut::along(size.count, move |first, count| Forward(size.part(first, count))).reads([0]),
-        ]
+        let size = self.0;
+        for range in ranges(size.rows * size.width, size.most) {
+            size.dispatch(plan, "forward", ("table", Slot::Read(0)), range)
+                .read("index", 1)
+                .write("y", 0)
+                .cover(size.n * size.width, 256);
+        }
     }
 }
 
@@ -127,20 +128,13 @@ impl Launch for BackwardTable {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        self.0
-            .dispatch(plan, "backward_table")
-            .read("index", 0)
-            .read("dy", 1)
-            .write("dtable", 0)
-            .cover(self.0.count, 256);
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let BackwardTable(size) = *self;
-        vec![
-            Cut::along(size.n, move |_, n| BackwardTable(Size { n, ..size })).reads([0, 1]).sums([0]),
-            Cut::along(size.count, move |first, count| BackwardTable(size.part(first, count))).writes([0]),
-        ]
+        let size = self.0;
+        for range in ranges(size.rows * size.width, size.most) {
+            size.dispatch(plan, "backward_table", ("dtable", Slot::Write(0)), range)
+                .read("index", 0)
+                .read("dy", 1)
+                .cover(range.1, 256);
+        }
     }
 }
 
@@ -160,10 +154,19 @@ mod tests {
     }
 
     fn check(rows: usize, width: usize, index: Vec<u32>) {
+        check_in_ranges(rows, width, index, MOST_BOUND);
+    }
+
+    fn check_in_ranges(rows: usize, width: usize, index: Vec<u32>, most: usize) {
         Check::new("embedding")
             .input(&[rows, width])
             .words(&[index.len()], index)
-            .run(|x| embedding(&x[0], &x[1]), |x| reference(x, rows, width));
+            .run(|x| embedding_in_ranges(&x[0], &x[1], most), |x| reference(x, rows, width));
+    }
+
+    #[test]
+    fn in_several_ranges() {
+        check_in_ranges(10, 257, vec![9, 3, 3, 0, 7, 3, 9], 128);
     }
 
     #[test]

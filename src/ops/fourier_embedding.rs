@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Cut, Dispatches, Io, Launch};
+use crate::launch::{Dispatches, Io, Launch};
 use crate::tape::Tensor;
 
 pub static KERNEL: Kernel = kernel!("fourier_embedding");
@@ -57,11 +57,6 @@ impl Launch for Forward {
             .read("w", 1)
             .write("y", 0)
             .cover(self.n * self.half, 64);
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let half = self.half;
-        vec![Cut::along(self.n, move |_, n| Forward { n, half }).reads([0]).writes([0])]
     }
 }
 

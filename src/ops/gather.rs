@@ -4,7 +4,8 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Cost, Cut, Dispatches, Io, Launch};
+use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded, Slot};
+use crate::ops::shared::{MOST_BOUND, ranges};
 use crate::tape::Tensor;
 use crate::tensor::DType;
 
@@ -21,6 +22,11 @@ pub const MIRRORED: u32 = 1 << 31;
 /// number past the last row picks the last row. There is no derivative: this is data.
 #[track_caller]
 pub fn gather(data: &Tensor, rows: usize, shape: [usize; 3], sample: &Tensor) -> Tensor {
+    gather_in_ranges(data, rows, shape, sample, MOST_BOUND)
+}
+
+#[track_caller]
+fn gather_in_ranges(data: &Tensor, rows: usize, shape: [usize; 3], sample: &Tensor, most: usize) -> Tensor {
     let [n] = sample.shape().of_rank("gather");
     let [h, width, channels] = shape;
     let elements = h * width * channels;
@@ -42,8 +48,8 @@ pub fn gather(data: &Tensor, rows: usize, shape: [usize; 3], sample: &Tensor) ->
         u32::try_from(rows * elements).is_ok(),
         "gather: {rows} samples of {shape:?} are too many values"
     );
-    let launch = Gather { n, rows, elements, width, channels, bytes, first: 0, count: data.elements() };
-    let [y] = sample.tape().launch(launch, &[data, sample], [[n, h, width, channels].into()]);
+    let launch = Gather { n, rows, elements, width, channels, bytes, data: data.elements(), most };
+    let [y] = sample.tape().launch(launch.recorded(), &[data, sample], [[n, h, width, channels].into()]);
     y
 }
 
@@ -56,9 +62,9 @@ struct Gather {
     channels: usize,
     /// A byte a value, not a float.
     bytes: bool,
-    /// Elements of the data, where they are cut: the first, and how many.
-    first: usize,
-    count: usize,
+    /// Elements of the data, and the most that one dispatch binds.
+    data: usize,
+    most: usize,
 }
 
 /// Copies a sample, row by row, each pixel of `channels` values through `value`.
@@ -85,12 +91,6 @@ impl Launch for Gather {
         if self.bytes { "gather bytes" } else { "gather" }
     }
 
-    fn cost(&self, _: u64) -> Cost {
-        // Of the data, only what was picked.
-        let picked = self.n * self.elements * if self.bytes { 1 } else { 4 };
-        Cost { flops: 0, bytes: (picked + self.n * self.elements * 4 + self.n * 4) as u64 }
-    }
-
     fn cpu(&self, io: &Io) {
         let (data, size) = (io.read(0), self.elements);
         let row = [self.width, self.channels];
@@ -108,27 +108,32 @@ impl Launch for Gather {
 
     fn gpu(&self, plan: &mut Dispatches) {
         let (entry, data) = if self.bytes { ("bytes", "packed") } else { ("numbers", "data") };
-        plan.add(&KERNEL, entry)
-            .param("n", self.n)
-            .param("rows", self.rows)
-            .param("elements", self.elements)
-            .param("width", self.width)
-            .param("channels", self.channels)
-            .param("first", self.first)
-            .param("count", self.count)
-            .read(data, 0)
-            .read("sample", 1)
-            .write("y", 0)
-            .cover(self.n * self.elements, 256);
+        for (first, count) in ranges(self.data, self.most) {
+            plan.add(&KERNEL, entry)
+                .param("n", self.n)
+                .param("rows", self.rows)
+                .param("elements", self.elements)
+                .param("width", self.width)
+                .param("channels", self.channels)
+                .param("first", first)
+                .param("count", count)
+                .range(data, Slot::Read(0), first, count)
+                .read("sample", 1)
+                .write("y", 0)
+                .cover(self.n * self.elements, 256);
+        }
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        let whole = *self;
-        let of_data = move |first, count| Gather { first: whole.first + first, count, ..whole };
-        vec![
-            Cut::along(whole.n, move |_, n| Gather { n, ..whole }).reads([1]).writes([0]),
-            Cut::along(whole.count, of_data).reads([0]),
-        ]
+impl Gather {
+    fn recorded(self) -> Recorded {
+        let picked = self.n * self.elements * if self.bytes { 1 } else { 4 };
+        let info = LaunchInfo {
+            // Of the data, only what is picked is read.
+            extra_bytes: picked as i64 - self.data as i64 * 4,
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }
 
@@ -152,7 +157,7 @@ mod tests {
         y
     }
 
-    fn check_bytes(rows: usize, shape: [usize; 3], samples: Vec<u32>) {
+    fn check_bytes(rows: usize, shape: [usize; 3], samples: Vec<u32>, most: usize) {
         let values = rows * shape.iter().product::<usize>();
         let mut bytes: Vec<u8> = (0..values).map(|i| (i * 151 % 256) as u8).collect();
         bytes.resize(values.next_multiple_of(4), 0);
@@ -163,18 +168,21 @@ mod tests {
             .words(&[words.len()], words)
             .words(&[samples.len()], samples)
             .run(
-                |x| gather(&x[0], rows, shape, &x[1]),
+                |x| gather_in_ranges(&x[0], rows, shape, &x[1], most),
                 |x| reference(&bytes.iter().map(value).collect::<Vec<_>>(), rows, shape, &x[1]),
             );
     }
 
-    fn check_numbers(rows: usize, shape: [usize; 3], samples: Vec<u32>) {
+    fn check_numbers(rows: usize, shape: [usize; 3], samples: Vec<u32>, most: usize) {
         let size = rows * shape.iter().product::<usize>();
         Check::new("gather")
             .tolerance(0.0)
             .fixed(&[size], random(3, size))
             .words(&[samples.len()], samples)
-            .run(|x| gather(&x[0], rows, shape, &x[1]), |x| reference(&x[0], rows, shape, &x[1]));
+            .run(
+                |x| gather_in_ranges(&x[0], rows, shape, &x[1], most),
+                |x| reference(&x[0], rows, shape, &x[1]),
+            );
     }
 
     #[test]
@@ -183,14 +191,18 @@ mod tests {
         for (rows, shape) in
             [(1, [1, 1, 1]), (3, [5, 7, 3]), (11, [2, 1, 4]), (7, [28, 28, 1]), (5, [3, 2, 5])]
         {
-            check_bytes(rows, shape, some(rows as u32));
-            check_numbers(rows, shape, some(rows as u32));
+            for most in [64, MOST_BOUND] {
+                check_bytes(rows, shape, some(rows as u32), most);
+                check_numbers(rows, shape, some(rows as u32), most);
+            }
         }
-        check_bytes(300, [3, 3, 1], (0..700).map(|n| (n * 7919 % 300) | ((n % 2) << 31)).collect());
+        let samples = (0..700).map(|n| (n * 7919 % 300) | ((n % 2) << 31)).collect();
+        check_bytes(300, [3, 3, 1], samples, MOST_BOUND);
     }
 
     #[test]
     fn past_65535_workgroups() {
-        check_bytes(2, [64, 64, 3], (0..1366).map(|n| (n % 2) | ((n % 3 / 2) << 31)).collect());
+        let samples = (0..1366).map(|n| (n % 2) | ((n % 3 / 2) << 31)).collect();
+        check_bytes(2, [64, 64, 3], samples, MOST_BOUND);
     }
 }

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Cut, Dispatches, Io, Launch};
+use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded};
 use crate::ops::shared::Size;
 use crate::ops::{CHUNK, reduce};
 use crate::simd::{exp, vectorized};
@@ -29,7 +29,7 @@ pub fn gaussian_kl(mean: &Tensor, log_var: &Tensor) -> Tensor {
     );
     let samples = Size::of("gaussian_kl", mean.shape()).samples;
     let sum = Sum { elements: mean.elements(), scale: 0.5 / samples as f64 };
-    let [y] = mean.tape().launch(Forward(sum), &[mean, log_var], [[1].into()]);
+    let [y] = mean.tape().launch(Forward(sum).recorded(), &[mean, log_var], [[1].into()]);
     let (saved_mean, saved_log_var) = (mean.clone(), log_var.clone());
     mean.tape().derivative(&[mean, log_var], &[&y], move |dy| {
         let Some(dy) = &dy[0] else { return vec![None, None] };
@@ -67,10 +67,6 @@ impl Launch for Forward {
         "gaussian_kl"
     }
 
-    fn cpu_scratch(&self) -> Vec<usize> {
-        vec![self.0.elements.div_ceil(CHUNK)]
-    }
-
     fn cpu(&self, io: &Io) {
         let partial = io.scratch(0);
         let chunks = io.read(0).par_chunks(CHUNK).zip(io.read(1).par_chunks(CHUNK));
@@ -82,10 +78,6 @@ impl Launch for Forward {
         });
         let sum: f64 = partial.iter().map(|&v| f64::from(v)).sum();
         io.write(0)[0] = (self.0.scale * sum) as f32;
-    }
-
-    fn gpu_scratch(&self) -> Vec<usize> {
-        vec![self.0.gpu_slices().0]
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
@@ -110,11 +102,16 @@ impl Launch for Forward {
             .scratch("x", 0)
             .write("out", 0);
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        let Forward(sum) = *self;
-        let part = move |_, elements| Forward(Sum { elements, ..sum });
-        vec![Cut::along(sum.elements, part).reads([0, 1]).sums([0])]
+impl Forward {
+    fn recorded(self) -> Recorded {
+        let info = LaunchInfo {
+            cpu_scratch: vec![self.0.elements.div_ceil(CHUNK)],
+            gpu_scratch: vec![self.0.gpu_slices().0],
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }
 
@@ -158,12 +155,6 @@ impl Launch for Backward {
             .write("dmean", 0)
             .write("dlog_var", 1)
             .cover(self.0.elements, 256);
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let Backward(sum) = *self;
-        let part = move |_, elements| Backward(Sum { elements, ..sum });
-        vec![Cut::along(sum.elements, part).reads([0, 1]).writes([0, 1])]
     }
 }
 
@@ -282,7 +273,7 @@ mod tests {
             let tape = Tape::new();
             let (mean, log_var) = (tape.variable("mean", 0, [1]), tape.variable("log_var", 0, [1]));
             let y = gaussian_kl(&mean, &log_var);
-            let gradients = tape.backward(&y, &tape.stored("dy", 0, [1]));
+            let gradients = tape.backward_from(&y, &tape.stored("dy", 0, [1]));
             let (dmean, dlog_var) = (gradients.get(&mean).unwrap(), gradients.get(&log_var).unwrap());
             let plan = Plan::new(&tape, &[&y, dmean, dlog_var], device);
             let mut program = Program::compile(&plan, device, &[], Sharing::Guarded).unwrap();

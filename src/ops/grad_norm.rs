@@ -4,9 +4,9 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch, Slot};
+use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded, Slot};
 use crate::ops::CHUNK;
-use crate::ops::shared::{PART, Piece, pieces};
+use crate::ops::shared::{FlatRange, MOST_BOUND, flat_ranges};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 
@@ -15,30 +15,30 @@ pub static KERNEL: Kernel = kernel!("grad_norm");
 /// The Euclidean norm `[1]` of `grads [P]`, always added in the same order. It has no derivative.
 #[track_caller]
 pub fn grad_norm(grads: &Tensor) -> Tensor {
-    grad_norm_by_parts(grads, PART)
+    grad_norm_in_ranges(grads, MOST_BOUND)
 }
 
 #[track_caller]
-fn grad_norm_by_parts(grads: &Tensor, part: usize) -> Tensor {
+fn grad_norm_in_ranges(grads: &Tensor, most: usize) -> Tensor {
     let n = grads.elements();
     assert!(n > 0, "grad_norm: no elements in {}", grads.shape());
-    let [norm] = grads.tape().launch(Norm { n, part }, &[grads], [[1].into()]);
+    let [norm] = grads.tape().launch(Norm { n, most }.recorded(), &[grads], [[1].into()]);
     norm
 }
 
 #[derive(Debug)]
 struct Norm {
     n: usize,
-    /// Elements of one dispatch.
-    part: usize,
+    /// Most elements of one dispatch.
+    most: usize,
 }
 
 /// Elements that one workgroup adds, WG * QUADS * 4 of the kernel.
 const PER_GROUP: usize = 256 * 16 * 4;
 
-/// Partial sums of a piece.
-fn groups_of(piece: Piece) -> usize {
-    piece.count.div_ceil(PER_GROUP)
+/// Partial sums of a range.
+fn groups_of(range: FlatRange) -> usize {
+    range.count.div_ceil(PER_GROUP)
 }
 
 impl Launch for Norm {
@@ -57,24 +57,20 @@ impl Launch for Norm {
         io.write(0)[0] = partials.iter().sum::<f64>().sqrt() as f32;
     }
 
-    fn cpu_scratch(&self) -> Vec<usize> {
-        vec![2 * self.n.div_ceil(CHUNK)] // f64
-    }
-
     fn gpu(&self, plan: &mut Dispatches) {
         let mut groups = 0;
-        for piece in pieces(self.n, self.part) {
-            let (entry, name, n) = match piece.quads {
-                true => ("partial_sums", "x4", piece.count / 4),
-                false => ("partial_rest", "x", piece.count),
+        for range in flat_ranges(self.n, self.most) {
+            let (entry, name, n) = match range.quads {
+                true => ("partial_sums", "x4", range.count / 4),
+                false => ("partial_rest", "x", range.count),
             };
             plan.add(&KERNEL, entry)
                 .param("n", n)
                 .param("first", groups)
-                .part(name, Slot::Read(0), piece.first, piece.count)
+                .range(name, Slot::Read(0), range.first, range.count)
                 .scratch("partials", 0)
-                .cover(groups_of(piece), 1);
-            groups += groups_of(piece);
+                .cover(groups_of(range), 1);
+            groups += groups_of(range);
         }
         plan.add(&KERNEL, "total")
             .param("n", groups)
@@ -82,9 +78,16 @@ impl Launch for Norm {
             .scratch("partials", 0)
             .write("norm", 0);
     }
+}
 
-    fn gpu_scratch(&self) -> Vec<usize> {
-        vec![pieces(self.n, self.part).map(groups_of).sum()]
+impl Norm {
+    fn recorded(self) -> Recorded {
+        let info = LaunchInfo {
+            cpu_scratch: vec![2 * self.n.div_ceil(CHUNK)], // f64
+            gpu_scratch: vec![flat_ranges(self.n, self.most).map(groups_of).sum()],
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }
 
@@ -106,9 +109,9 @@ mod tests {
     use super::*;
     use crate::check::{Check, random};
 
-    fn check(x: Vec<f32>, part: usize) {
-        Check::new(format!("grad_norm in parts of {part}")).tolerance(1e-6).fixed(&[x.len()], x).run(
-            |x| grad_norm_by_parts(&x[0], part),
+    fn check(x: Vec<f32>, most: usize) {
+        Check::new(format!("grad_norm in ranges of {most}")).tolerance(1e-6).fixed(&[x.len()], x).run(
+            |x| grad_norm_in_ranges(&x[0], most),
             |x| vec![x[0].iter().map(|x| x * x).sum::<f64>().sqrt()],
         );
     }
@@ -116,14 +119,14 @@ mod tests {
     #[test]
     fn any_number_of_elements() {
         for n in [1, 2, 257, 16_384, 16_385, 100_003, 5_000_011] {
-            check(random(0, n), PART);
+            check(random(0, n), MOST_BOUND);
         }
-        check(vec![0.0; 300], PART);
-        check(random(0, 1021).into_iter().map(|x| 1e15 * x).collect(), PART);
+        check(vec![0.0; 300], MOST_BOUND);
+        check(random(0, 1021).into_iter().map(|x| 1e15 * x).collect(), MOST_BOUND);
     }
 
     #[test]
-    fn in_several_parts() {
+    fn in_several_ranges() {
         check(random(0, 1000), 64);
         check(random(0, 100_003), 32_768);
     }

@@ -1,14 +1,11 @@
 //! Group normalisation with a scale and shift per channel and an activation (Wu & He 2018), of one tensor or of
 //! two side by side.
 
-use std::sync::Arc;
-
 use rayon::prelude::*;
 
-use crate::device::gpu::adapters::Traits;
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Again, Cut, Dispatch, Dispatches, Io, Launch, Variant};
+use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recompute, Recorded};
 use crate::ops::activation::{Activation, with_constant};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
@@ -84,21 +81,21 @@ pub fn group_norm_of(
     *whole.last_mut().expect("at least two dimensions") = c;
     let inputs: Vec<&Tensor> = parts.iter().copied().chain([gamma, beta]).collect();
     let shapes = [Shape::from(whole.as_slice()), [n, 3, groups].into()];
-    let [y, statistics] = tape.launch(Forward { size, eps, kind }, &inputs, shapes);
+    let [y, statistics] = tape.launch(Forward { size, eps, kind }.recorded(), &inputs, shapes);
     let (parts_, gamma_, beta_) =
         (parts.iter().map(|&x| x.clone()).collect::<Vec<_>>(), gamma.clone(), beta.clone());
     tape.derivative(&inputs, &[&y], move |dy| {
         let Some(dy) = &dy[0] else { return vec![None; parts_.len() + 2] };
         let tape = dy.tape();
         let reads: Vec<&Tensor> = parts_.iter().chain([dy, &gamma_, &beta_, &statistics]).collect();
-        let launch = BackwardX { size, kind, so_far: [None; 2] };
+        let launch = BackwardX { size, kind, accum: [None; 2] };
         let sums = Shape::from([size.n, 2, size.c]);
         let shape = |part: usize| parts_[part].shape().clone();
         let (sums, mut gradients) = if parts_.len() == 1 {
-            let [sums, dx] = tape.launch(launch, &reads, [sums, shape(0)]);
+            let [sums, dx] = tape.launch(launch.recorded(), &reads, [sums, shape(0)]);
             (sums, vec![Some(dx)])
         } else {
-            let [sums, left, right] = tape.launch(launch, &reads, [sums, shape(0), shape(1)]);
+            let [sums, left, right] = tape.launch(launch.recorded(), &reads, [sums, shape(0), shape(1)]);
             (sums, vec![Some(left), Some(right)])
         };
         let shapes = [gamma_.shape().clone(), beta_.shape().clone()];
@@ -203,14 +200,6 @@ impl Launch for Forward {
             });
     }
 
-    fn cpu_scratch(&self) -> Vec<usize> {
-        vec![self.size.n * self.size.chunks() * 3 * self.size.c, self.size.n * 3 * self.size.c]
-    }
-
-    fn again(&self) -> Again {
-        Again::By(Arc::new(apply::Apply { size: self.size, kind: self.kind }))
-    }
-
     fn gpu(&self, plan: &mut Dispatches) {
         if plan.variant() == TILES {
             return self.gpu_tiles(plan);
@@ -240,23 +229,20 @@ impl Launch for Forward {
                 .cover(size.blocks(part), 1);
         }
     }
+}
 
-    fn gpu_scratch(&self) -> Vec<usize> {
-        let size = self.size;
-        vec![2 * size.parts().count() * size.n * size.groups * size.most_chunks(size.gpu_rows())]
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let Forward { size, eps, kind } = *self;
-        let part = move |_, n| Forward { size: Size { n, ..size }, eps, kind };
-        vec![Cut::along(size.n, part).reads(0..size.parts().count()).writes([0, 1])]
-    }
-
-    fn variants(&self, _: &Traits) -> Vec<Variant> {
-        self.size.variants(self.size.gpu_rows(), self.kind)
-    }
-
-    fn shape_class(&self) -> String {
-        self.size.shape_class(self.kind)
+impl Forward {
+    fn recorded(self) -> Recorded {
+        let Forward { size, kind, .. } = self;
+        let info = LaunchInfo {
+            cpu_scratch: vec![size.n * size.chunks() * 3 * size.c, size.n * 3 * size.c],
+            gpu_scratch: vec![
+                2 * size.parts().count() * size.n * size.groups * size.most_chunks(size.gpu_rows()),
+            ],
+            recompute: Recompute::With(apply::Apply { size, kind }.recorded()),
+            tuning: size.tuning(size.gpu_rows(), kind),
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }

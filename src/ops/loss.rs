@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Cut, Dispatches, Io, Launch};
+use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded};
 use crate::ops::{CHUNK, reduce};
 use crate::simd::{exp, vectorized};
 use crate::tape::Tensor;
@@ -93,7 +93,7 @@ fn loss(form: Form, prediction: &Tensor, target: &Tensor, weight: Option<&Tensor
     let spec = Spec { form, samples, size: all / samples, all, weighted: weight.is_some() };
     let mut reads = vec![prediction, target];
     reads.extend(weight);
-    let [y] = prediction.tape().launch(Forward(spec), &reads, [[1].into()]);
+    let [y] = prediction.tape().launch(Forward(spec).recorded(), &reads, [[1].into()]);
     let saved: Vec<Tensor> = reads.into_iter().cloned().collect();
     prediction.tape().derivative(&[prediction], &[&y], move |dy| {
         let Some(dy) = &dy[0] else { return vec![None] };
@@ -140,10 +140,6 @@ impl Launch for Forward {
         self.0.form.name()
     }
 
-    fn cpu_scratch(&self) -> Vec<usize> {
-        vec![self.0.samples * self.0.size.div_ceil(CHUNK)]
-    }
-
     fn cpu(&self, io: &Io) {
         let Spec { form, size, .. } = self.0;
         let (prediction, target) = (io.read(0), io.read(1));
@@ -161,10 +157,6 @@ impl Launch for Forward {
         });
         let sum: f64 = partial.iter().map(|&v| f64::from(v)).sum();
         io.write(0)[0] = (self.0.scale() * sum) as f32;
-    }
-
-    fn gpu_scratch(&self) -> Vec<usize> {
-        vec![self.0.samples * self.0.gpu_slices().0]
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
@@ -194,11 +186,16 @@ impl Launch for Forward {
             .scratch("x", 0)
             .write("out", 0);
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        let Forward(spec) = *self;
-        let samples = Cut::along(spec.samples, move |_, samples| Forward(Spec { samples, ..spec }));
-        vec![samples.reads(if spec.weighted { 0..3 } else { 0..2 }).sums([0])]
+impl Forward {
+    fn recorded(self) -> Recorded {
+        let info = LaunchInfo {
+            cpu_scratch: vec![self.0.samples * self.0.size.div_ceil(CHUNK)],
+            gpu_scratch: vec![self.0.samples * self.0.gpu_slices().0],
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }
 
@@ -246,13 +243,6 @@ impl Launch for BackwardPrediction {
             .read("weight", if weighted { 3 } else { 0 })
             .write("dp", 0)
             .cover(samples * size, 256);
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let BackwardPrediction(spec) = *self;
-        let part = move |_, samples| BackwardPrediction(Spec { samples, ..spec });
-        let weight = spec.weighted.then_some(3);
-        vec![Cut::along(spec.samples, part).reads([0, 1].into_iter().chain(weight)).writes([0])]
     }
 }
 

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::adapters::Traits;
 use crate::launch::ways::{TILES, Way};
-use crate::launch::{Cost, Cut, Dispatch, Dispatches, Io, Launch, Slot, Variant};
+use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded, Slot, Tuning, Variant};
 pub use crate::ops::shared::product::{KERNEL, SPREAD, TILED, Transpose};
 use crate::ops::shared::product::{Sizes, Slots, TILE};
 use crate::simd::vectorized;
@@ -53,7 +53,7 @@ pub fn matmul(a: &Tensor, b: &Tensor, transpose: Transpose, bias: Option<&Tensor
         ];
         if product.bias {
             let sum = ColumnSum { rows: product.batch * product.m, n: product.n };
-            let [dbias] = dy.tape().launch(sum, &[dy], [[product.n].into()]);
+            let [dbias] = dy.tape().launch(sum.recorded(), &[dy], [[product.n].into()]);
             gradients.push(Some(dbias));
         }
         gradients
@@ -114,7 +114,7 @@ impl Product {
 
     fn record(self, a: &Tensor, b: &Tensor, bias: Option<&Tensor>, shape: Shape) -> Tensor {
         let reads: Vec<&Tensor> = [Some(a), Some(b), bias].into_iter().flatten().collect();
-        let [y] = a.tape().launch(self, &reads, [shape]);
+        let [y] = a.tape().launch(self.recorded(), &reads, [shape]);
         y
     }
 
@@ -184,21 +184,40 @@ impl Launch for Product {
         self.name
     }
 
-    fn cost(&self, bytes: u64) -> Cost {
-        Cost { flops: 2 * (self.outputs() * self.k) as u64, bytes }
-    }
-
-    fn cpu_scratch(&self) -> Vec<usize> {
-        vec![self.room().iter().sum()]
-    }
-
-    fn cpu_made_from(&self) -> Option<usize> {
-        self.packs_b_alone().then_some(1)
-    }
-
     fn cpu(&self, io: &Io) {
         let (a, b, bias) = (io.read(0), io.read(1), io.has_read(2).then(|| io.read(2)));
-        self.multiply(a, b, bias, io.write(0), io.made());
+        self.multiply(a, b, bias, io.write(0), io.prepacked());
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        let way = Way::of(plan.variant());
+        let (parts, depth) = self.gpu_parts(way);
+        let Product { batch, m, n, k, transpose, .. } = *self;
+        let sizes = Sizes { batch, m, n, k, transpose };
+        let bias = self.bias.then_some(Slot::Read(2));
+        let slots = Slots { a: Slot::Read(0), b: Slot::Read(1), bias, y: Slot::Write(0) };
+        if parts == 1 {
+            sizes.dispatch(plan, way, [parts, depth], slots);
+        } else {
+            sizes.dispatch(plan, way, [parts, depth], Slots { bias: None, y: Slot::Scratch(0), ..slots });
+            let sum = plan.add(&KERNEL, "sum_parts");
+            sizes.params(sum, [parts, depth], bias, slots.b);
+            sum.scratch("part_sums", 0).write("y", 0).cover_in_sub_dispatches(self.outputs(), 256);
+        }
+    }
+}
+
+impl Product {
+    fn recorded(self) -> Recorded {
+        let info = LaunchInfo {
+            flops: 2 * (self.outputs() * self.k) as u64,
+            cpu_scratch: vec![self.room().iter().sum()],
+            gpu_scratch: self.gpu_scratch(),
+            prepacked_from: self.packs_b_alone().then_some(1),
+            tuning: Tuning::new(self.shape_class(), move |adapter| self.variants(adapter)),
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 
     fn variants(&self, adapter: &Traits) -> Vec<Variant> {
@@ -225,38 +244,6 @@ impl Launch for Product {
             Some(parts) => vec![parts * self.outputs()],
         }
     }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let way = Way::of(plan.variant());
-        let (parts, depth) = self.gpu_parts(way);
-        let Product { batch, m, n, k, transpose, .. } = *self;
-        let sizes = Sizes { batch, m, n, k, transpose };
-        let bias = self.bias.then_some(Slot::Read(2));
-        let slots = Slots { a: Slot::Read(0), b: Slot::Read(1), bias, y: Slot::Write(0) };
-        if parts == 1 {
-            sizes.dispatch(plan, way, [parts, depth], slots);
-        } else {
-            sizes.dispatch(plan, way, [parts, depth], Slots { bias: None, y: Slot::Scratch(0), ..slots });
-            let sum = plan.add(&KERNEL, "sum_parts");
-            sizes.params(sum, [parts, depth], bias, slots.b);
-            sum.scratch("part_sums", 0).write("y", 0).cover_in_pieces(self.outputs(), 256);
-        }
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let whole = *self;
-        let Product { batch, m, n, k, transpose, .. } = whole;
-        if batch > 1 {
-            vec![Cut::along(batch, move |_, batch| Product { batch, ..whole }).reads([0, 1]).writes([0])]
-        } else if !transpose.a {
-            vec![Cut::along(m, move |_, m| Product { m, ..whole }).reads([0]).writes([0])]
-        } else {
-            // The bias is added once.
-            let part = move |first, k| Product { k, bias: whole.bias && first == 0, ..whole };
-            let cut = Cut::along(k, part).reads([0]).sums([0]);
-            vec![if transpose.b { cut.within(Slot::Read(1), n) } else { cut.reads([1]) }]
-        }
-    }
 }
 
 /// `y[n] = sum over rows of x[row, n]`: the gradient of a bias.
@@ -277,11 +264,6 @@ impl ColumnSum {
 impl Launch for ColumnSum {
     fn name(&self) -> &'static str {
         "matmul backward_bias"
-    }
-
-    /// One f64 for each column of each part.
-    fn cpu_scratch(&self) -> Vec<usize> {
-        vec![2 * self.parts().0 * self.n]
     }
 
     fn cpu(&self, io: &Io) {
@@ -305,10 +287,6 @@ impl Launch for ColumnSum {
         }
     }
 
-    fn gpu_scratch(&self) -> Vec<usize> {
-        vec![self.parts().0 * self.n]
-    }
-
     fn gpu(&self, plan: &mut Dispatches) {
         let (parts, depth) = self.parts();
         let params = |dispatch: &mut Dispatch, m: usize| {
@@ -318,15 +296,25 @@ impl Launch for ColumnSum {
         };
         let partial = plan.add(&KERNEL, "column_sum_parts");
         params(partial, self.rows);
-        partial.read("dy", 0).scratch("column_parts", 0).cover_in_pieces(parts * self.n.div_ceil(64), 1);
+        partial
+            .read("dy", 0)
+            .scratch("column_parts", 0)
+            .cover_in_sub_dispatches(parts * self.n.div_ceil(64), 1);
         // The sum of the parts, of which each is one row.
         let sum = plan.add(&KERNEL, "sum_parts");
         params(sum, 1);
-        sum.scratch("part_sums", 0).read("bias", 0).write("y", 0).cover_in_pieces(self.n, 256);
+        sum.scratch("part_sums", 0).read("bias", 0).write("y", 0).cover_in_sub_dispatches(self.n, 256);
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        let n = self.n;
-        vec![Cut::along(self.rows, move |_, rows| ColumnSum { rows, n }).reads([0]).sums([0])]
+impl ColumnSum {
+    fn recorded(self) -> Recorded {
+        let info = LaunchInfo {
+            // One f64 for each column of each part.
+            cpu_scratch: vec![2 * self.parts().0 * self.n],
+            gpu_scratch: vec![self.parts().0 * self.n],
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }

@@ -32,7 +32,6 @@ pub(crate) const CHUNK: usize = 16_384;
 
 /// Every kernel of the program, for the tests that compile them all.
 pub static KERNELS: &[&Kernel] = &[
-    &crate::program::KERNEL,
     &crate::tape::KERNEL,
     &activation::KERNEL,
     &adam::KERNEL,

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Cut, Dispatches, Io, Launch};
+use crate::launch::{Dispatches, Io, Launch};
 use crate::ops::CHUNK;
 use crate::ops::shared::{Size, assert_is_state, first_block};
 use crate::philox::{Stream, draw, fill_normal};
@@ -90,7 +90,6 @@ impl Launch for Noising {
     fn gpu(&self, plan: &mut Dispatches) {
         plan.add(&KERNEL, "noising")
             .param("samples", self.size.samples)
-            .param("first_sample", self.size.first)
             .param("elements", self.size.elements)
             .param("steps", self.steps)
             .param("stream", Stream::Noise as u32)
@@ -101,12 +100,6 @@ impl Launch for Noising {
             .write("eps", 1)
             .write("t", 2)
             .cover(self.size.blocks(), 256);
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let Noising { size, steps } = *self;
-        let part = move |first, count| Noising { size: size.part(first, count), steps };
-        vec![Cut::along(size.samples, part).reads([0]).writes(0..3)]
     }
 }
 
@@ -146,19 +139,12 @@ impl Launch for Gaussian {
     fn gpu(&self, plan: &mut Dispatches) {
         plan.add(&KERNEL, "gaussian")
             .param("samples", self.size.samples)
-            .param("first_sample", self.size.first)
             .param("elements", self.size.elements)
             .param("steps", 0_u32) // draws no timestep
             .param("stream", self.stream as u32)
             .read("state", 0)
             .write("eps", 0)
             .cover(self.size.blocks(), 256);
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let Gaussian { size, stream } = *self;
-        let part = move |first, count| Gaussian { size: size.part(first, count), stream };
-        vec![Cut::along(size.samples, part).writes([0])]
     }
 }
 

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Cut, Dispatches, Io, Launch};
+use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded};
 use crate::ops::CHUNK;
 use crate::simd::vectorized;
 use crate::tape::Tensor;
@@ -30,7 +30,7 @@ pub fn sum_rows(x: &Tensor) -> Tensor {
 
 fn reduce(name: &'static str, x: &Tensor, view: View, scale: f32) -> Tensor {
     let products = false;
-    let [y] = x.tape().launch(Sum { name, view, scale, products }, &[x], [[view.columns].into()]);
+    let [y] = x.tape().launch(Sum { name, view, scale, products }.recorded(), &[x], [[view.columns].into()]);
     let shape = x.shape().clone();
     x.tape().derivative(&[x], &[&y], move |dy| {
         let Some(dy) = &dy[0] else { return vec![None] };
@@ -92,10 +92,6 @@ impl Launch for Sum {
         self.name
     }
 
-    fn cpu_scratch(&self) -> Vec<usize> {
-        vec![self.view.outer * self.view.rows.div_ceil(self.cpu_slice_rows()) * self.view.columns]
-    }
-
     fn cpu(&self, io: &Io) {
         let View { rows, columns, .. } = self.view;
         let slice_rows = self.cpu_slice_rows();
@@ -119,13 +115,6 @@ impl Launch for Sum {
                 || sum_partial(out, partial, f64::from(self.scale)),
             );
         });
-    }
-
-    fn gpu_scratch(&self) -> Vec<usize> {
-        match self.gpu_slices() {
-            (_, 1, _) => Vec::new(),
-            (_, slices, _) => vec![self.view.outer * slices * self.view.columns],
-        }
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
@@ -163,18 +152,17 @@ impl Launch for Sum {
             .write("out", 0)
             .cover(groups, 1);
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        let Sum { name, view, scale, products } = *self;
-        let part = move |view| Sum { name, view, scale, products };
-        let reads = if products { 0..2 } else { 0..1 };
-        if view.outer > 1 {
-            let outer = Cut::along(view.outer, move |_, outer| part(View { outer, ..view }));
-            vec![outer.reads(reads).writes([0])]
-        } else {
-            let rows = Cut::along(view.rows, move |_, rows| part(View { rows, ..view }));
-            vec![rows.reads(reads).sums([0])]
-        }
+impl Sum {
+    pub fn recorded(self) -> Recorded {
+        let (view, slices) = (self.view, self.gpu_slices().1);
+        let info = LaunchInfo {
+            cpu_scratch: vec![view.outer * view.rows.div_ceil(self.cpu_slice_rows()) * view.columns],
+            gpu_scratch: if slices == 1 { Vec::new() } else { vec![view.outer * slices * view.columns] },
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }
 
@@ -276,16 +264,6 @@ impl Launch for Spread {
             .read("dy", 0)
             .write("dx", 0)
             .cover(self.view.elements(), 256);
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let Spread { view, scale } = *self;
-        let part = move |view| Spread { view, scale };
-        vec![if view.outer > 1 {
-            Cut::along(view.outer, move |_, outer| part(View { outer, ..view })).reads([0]).writes([0])
-        } else {
-            Cut::along(view.rows, move |_, rows| part(View { rows, ..view })).writes([0])
-        }]
     }
 }
 

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Cut, Dispatch, Dispatches, Io, Launch};
+use crate::launch::{Dispatch, Dispatches, Io, Launch};
 use crate::ops::CHUNK;
 use crate::ops::shared::{Size, assert_is_state, first_block};
 use crate::philox::{Stream, fill_normal};
@@ -127,13 +127,6 @@ impl Spec {
         });
     }
 
-    /// Along the samples. All tensors hold these, but the state.
-    fn cut<L: Launch + 'static>(self, of: fn(Spec) -> L) -> Vec<Cut> {
-        let part = move |first, count| of(Spec { size: self.size.part(first, count), ..self });
-        let reads = if self.drawn { 0..2 } else { 0..3 };
-        vec![Cut::along(self.size.samples, part).reads(reads).writes([0])]
-    }
-
     /// Adds a dispatch of the first entry if the noise is drawn, else of the second.
     fn dispatch<'a>(
         self,
@@ -141,7 +134,7 @@ impl Spec {
         drawn: &'static str,
         given: &'static str,
     ) -> &'a mut Dispatch {
-        let Size { samples, elements, first } = self.size;
+        let Size { samples, elements } = self.size;
         let (entry, noise, items) = match self.drawn {
             true => (drawn, "state", self.size.blocks()),
             false => (given, "eps", samples * elements),
@@ -150,7 +143,6 @@ impl Spec {
             .param("samples", samples)
             .param("elements", elements)
             .param("stream", STREAM)
-            .param("first_sample", first)
             .read("log_var", 1)
             .read(noise, 2)
             .cover(items, 256)
@@ -177,10 +169,6 @@ impl Launch for Forward {
     fn gpu(&self, plan: &mut Dispatches) {
         self.0.dispatch(plan, "forward", "forward_given").read("mean", 0).write("z", 0);
     }
-
-    fn cuts(&self) -> Vec<Cut> {
-        self.0.cut(Forward)
-    }
 }
 
 /// Reads dz, log_var and the noise.
@@ -203,9 +191,5 @@ impl Launch for BackwardLogVar {
     fn gpu(&self, plan: &mut Dispatches) {
         let dispatch = self.0.dispatch(plan, "backward_log_var", "backward_log_var_given");
         dispatch.read("dz", 0).write("dlog_var", 0);
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        self.0.cut(BackwardLogVar)
     }
 }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Again, Cut, Dispatch, Dispatches, Io, Launch, pack};
+use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recompute, Recorded, pack};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 
@@ -19,7 +19,7 @@ pub fn upsample_nearest(x: &Tensor, factor: usize) -> Tensor {
     let [n, h, w, c] = x.shape().of_rank("upsample_nearest");
     let size = Size { lines: n * h, width: w, channels: c, factor };
     let shape = [n, h * factor, w * factor, c];
-    let [y] = x.tape().launch(Spread { size, scale: 1.0 }, &[x], [shape.into()]);
+    let [y] = x.tape().launch(Spread { size, scale: 1.0 }.recorded(), &[x], [shape.into()]);
     let small = x.shape().clone();
     x.tape().derivative(&[x], &[&y], move |dy| {
         let Some(dy) = &dy[0] else { return vec![None] };
@@ -46,7 +46,7 @@ pub fn average_pool(x: &Tensor, factor: usize) -> Tensor {
     let large = x.shape().clone();
     x.tape().derivative(&[x], &[&y], move |dy| {
         let Some(dy) = &dy[0] else { return vec![None] };
-        let [dx] = dy.tape().launch(Spread { size, scale }, &[dy], [large]);
+        let [dx] = dy.tape().launch(Spread { size, scale }.recorded(), &[dy], [large]);
         vec![Some(dx)]
     });
     y
@@ -138,15 +138,12 @@ impl Launch for Spread {
     fn gpu(&self, plan: &mut Dispatches) {
         self.size.add(plan, "spread", self.scale, self.size.large()).read("small", 0).write("large_out", 0);
     }
+}
 
-    fn again(&self) -> Again {
-        Again::Same
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let Spread { size, scale } = *self;
-        let part = move |_, lines| Spread { size: Size { lines, ..size }, scale };
-        vec![Cut::along(size.lines, part).reads([0]).writes([0])]
+impl Spread {
+    fn recorded(self) -> Recorded {
+        let info = LaunchInfo { recompute: Recompute::Replay, ..LaunchInfo::default() };
+        Recorded::new(self, info)
     }
 }
 
@@ -192,12 +189,6 @@ impl Launch for Gather {
 
     fn gpu(&self, plan: &mut Dispatches) {
         self.size.add(plan, "gather", self.scale, self.size.small()).read("large", 0).write("small_out", 0);
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let Gather { size, scale } = *self;
-        let part = move |_, lines| Gather { size: Size { lines, ..size }, scale };
-        vec![Cut::along(size.lines, part).reads([0]).writes([0])]
     }
 }
 

@@ -1,4 +1,4 @@
-//! What several rooms need: samples and their random blocks, the step's state, pieces of flat tensors, products.
+//! What several rooms need: samples and their random blocks, the step's state, ranges of flat tensors, products.
 
 pub(crate) mod product;
 
@@ -22,8 +22,6 @@ pub(crate) fn assert_is_state(op: &str, state: &Tensor) {
 pub(crate) struct Size {
     pub samples: usize,
     pub elements: usize,
-    /// Number of the first sample, where they are a part of a batch.
-    pub first: usize,
 }
 
 impl Size {
@@ -31,12 +29,7 @@ impl Size {
     pub fn of(op: &str, shape: &Shape) -> Self {
         let samples = shape.dims().first().copied().unwrap_or(0);
         assert!(shape.elements() > 0, "{op}: needs samples [N, ..] with elements, got {shape}");
-        Size { samples, elements: shape.elements() / samples, first: 0 }
-    }
-
-    /// Of some of the samples.
-    pub fn part(self, first: usize, samples: usize) -> Self {
-        Size { samples, first: self.first + first, ..self }
+        Size { samples, elements: shape.elements() / samples }
     }
 
     /// Groups of four elements, the last of a sample perhaps smaller: what one draw of random numbers
@@ -52,25 +45,30 @@ pub(crate) fn first_block(piece: usize) -> u32 {
     (piece * (CHUNK / 4)) as u32
 }
 
-/// Elements of a flat tensor that one dispatch takes: 128 MiB, which every adapter can bind.
-pub(crate) const PART: usize = 1 << 25;
+/// Most elements of a flat tensor that one dispatch binds: 128 MiB, which every adapter can.
+pub(crate) const MOST_BOUND: usize = 1 << 25;
 
-/// Elements of a flat tensor that one dispatch takes.
+/// The first element of each range of at most `most` of `n` elements, and the range's length. `most` is a multiple
+/// of 64, where a binding may begin.
+pub(crate) fn ranges(n: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..n).step_by(most).map(move |first| (first, most.min(n - first)))
+}
+
+/// Elements of a flat tensor that one dispatch binds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Piece {
+pub(crate) struct FlatRange {
     pub first: usize,
     pub count: usize,
     /// A kernel may see them as vec4; the others are fewer than 64.
     pub quads: bool,
 }
 
-/// The pieces of `n` elements, none longer than `part`: in fours as far as that goes. A binding begins at a
+/// The ranges of `n` elements, none longer than `most`: in fours as far as that goes. A binding begins at a
 /// multiple of 64 elements, so what is left is what does not fill 64.
-pub(crate) fn pieces(n: usize, part: usize) -> impl Iterator<Item = Piece> {
+pub(crate) fn flat_ranges(n: usize, most: usize) -> impl Iterator<Item = FlatRange> {
     let whole = if n.is_multiple_of(4) { n } else { n / 64 * 64 };
-    let quads = (0..whole).step_by(part);
-    let quads = quads.map(move |first| Piece { first, count: part.min(whole - first), quads: true });
-    quads.chain((whole < n).then_some(Piece { first: whole, count: n - whole, quads: false }))
+    let quads = ranges(whole, most).map(|(first, count)| FlatRange { first, count, quads: true });
+    quads.chain((whole < n).then_some(FlatRange { first: whole, count: n - whole, quads: false }))
 }
 
 #[cfg(test)]
@@ -78,17 +76,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_are_all_there_is() {
+    fn ranges_cover_every_element_once() {
         for n in (1..300).chain([16_387, 65_536]) {
-            for part in [64, 128, PART] {
+            for most in [64, 128, MOST_BOUND] {
                 let mut next = 0;
-                for Piece { first, count, quads } in pieces(n, part) {
-                    assert_eq!((first, first % 64), (next, 0), "{n} in parts of {part}");
-                    assert!(count > 0 && count <= part, "{n} in parts of {part}");
-                    assert!(if quads { count % 4 == 0 } else { count < 64 }, "{n} in parts of {part}");
+                for FlatRange { first, count, quads } in flat_ranges(n, most) {
+                    assert_eq!((first, first % 64), (next, 0), "{n} in ranges of {most}");
+                    assert!(count > 0 && count <= most, "{n} in ranges of {most}");
+                    assert!(if quads { count % 4 == 0 } else { count < 64 }, "{n} in ranges of {most}");
                     next += count;
                 }
-                assert_eq!(next, n, "{n} in parts of {part}");
+                assert_eq!(next, n, "{n} in ranges of {most}");
             }
         }
     }

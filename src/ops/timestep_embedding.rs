@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Cut, Dispatches, Io, Launch};
+use crate::launch::{Dispatches, Io, Launch};
 use crate::tape::Tensor;
 
 pub static KERNEL: Kernel = kernel!("timestep_embedding");
@@ -79,11 +79,6 @@ impl Launch for Forward {
             .read("t", 0)
             .write("y", 0)
             .cover(self.n * self.dim.div_ceil(2), 256);
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let whole = self.clone();
-        vec![Cut::along(self.n, move |_, n| Forward { n, ..whole.clone() }).reads([0]).writes([0])]
     }
 }
 

@@ -1,18 +1,18 @@
-//! What the backward pass computes once more instead of having it kept since the forward pass.
+//! Rematerialisation: results that the backward pass computes a second time instead of having them kept since
+//! the forward pass (Chen et al. 2016, arXiv:1604.06174).
 //!
-//! Two kinds of results can be had again: those of cheap launches, and everything inside a block that
+//! Two kinds of results can be recomputed: those of cheap launches, and everything inside a block that
 //! [`Tape::checkpoint`](crate::tape::Tape::checkpoint) recorded. A result that is not kept is computed again
-//! just before the first launch of the backward pass that reads it, and so is, before that, whatever of its
-//! own inputs was not kept either. The choice begins with nothing kept and then keeps, dearest and latest
-//! first, all that does not raise the most that is alive at one time; then it gives up again, one by one, what
-//! lowers that; so work is repeated only where it lowers the peak.
+//! just before the first launch of the backward pass that reads it, and so are, before that, its own inputs
+//! that were not kept either. The choice begins with nothing kept and then keeps, dearest and latest first,
+//! all that does not raise the peak, the most bytes alive at one time; then it drops again, one by one, what
+//! lowers the peak; so work is repeated only where that saves memory.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 
-use super::CPU_ALIGN;
-use crate::launch::{Again, Launch};
+use super::memory::CPU_ALIGN;
+use crate::launch::{Recompute, Recorded};
 use crate::tape::{Entry, Home, Meta};
 use crate::tensor::Id;
 
@@ -49,13 +49,7 @@ impl Order {
         &self.ids[run.writes.clone()]
     }
 
-    fn push(
-        &mut self,
-        entry: usize,
-        again: bool,
-        reads: impl Iterator<Item = Id>,
-        writes: impl Iterator<Item = Id>,
-    ) {
+    fn push(&mut self, entry: usize, again: bool, reads: impl Iterator<Item = Id>, writes: &[Id]) {
         let start = self.ids.len();
         self.ids.extend(reads);
         let middle = self.ids.len();
@@ -64,7 +58,7 @@ impl Order {
     }
 }
 
-/// What was recorded and is needed.
+/// The recorded launches that are needed.
 pub(super) struct Needed<'a> {
     pub metas: &'a [Meta],
     pub entries: Vec<&'a Entry>,
@@ -75,18 +69,18 @@ pub(super) struct Needed<'a> {
     pub for_gpu: bool,
 }
 
-/// A tensor that may be given up.
+/// How a tensor that is not kept is computed again.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
-    /// Made again by what `Launch::again` says.
-    Cheaply,
-    /// Made again, with all that its launch writes, by the same launch.
+enum Remat {
+    /// As [`LaunchInfo::recompute`](crate::launch::LaunchInfo::recompute) says.
+    Cheap,
+    /// With all that its launch writes, by the same launch.
     Whole,
 }
 
 /// Tensors that are kept together or not at all.
 struct Unit {
-    tensors: Vec<(Id, Way)>,
+    tensors: Vec<(Id, Remat)>,
 }
 
 impl Needed<'_> {
@@ -94,17 +88,18 @@ impl Needed<'_> {
         self.metas[id.0].bytes()
     }
 
-    fn scratch(&self, launch: &dyn Launch) -> usize {
-        let blocks = if self.for_gpu { launch.gpu_scratch() } else { launch.cpu_scratch() };
-        blocks.into_iter().map(|elements| (elements.max(1) * 4).next_multiple_of(CPU_ALIGN)).sum()
+    fn scratch(&self, recorded: &Recorded) -> usize {
+        let info = recorded.info();
+        let blocks = if self.for_gpu { &info.gpu_scratch } else { &info.cpu_scratch };
+        blocks.iter().map(|&elements| (elements.max(1) * 4).next_multiple_of(CPU_ALIGN)).sum()
     }
 
-    /// What a run launches.
-    pub fn launch(&self, run: &Run) -> Arc<dyn Launch> {
-        let launch = &self.entries[run.entry].launch;
-        match run.again.then(|| launch.again()) {
-            Some(Again::By(other)) => other,
-            _ => Arc::clone(launch),
+    /// The launch of a run.
+    pub fn launch(&self, run: &Run) -> &Recorded {
+        let recorded = &self.entries[run.entry].recorded;
+        match &recorded.info().recompute {
+            Recompute::With(other) if run.again => other,
+            _ => recorded,
         }
     }
 
@@ -112,7 +107,7 @@ impl Needed<'_> {
     pub fn plain(&self) -> Order {
         let mut order = Order::default();
         for (i, entry) in self.entries.iter().enumerate() {
-            order.push(i, false, entry.reads.iter().copied(), entry.writes.iter().copied());
+            order.push(i, false, entry.reads.iter().copied(), &entry.writes);
         }
         order
     }
@@ -126,60 +121,56 @@ impl Needed<'_> {
         let plain = self.plain();
         let most = planner.peak(&plain);
         let units = planner.units(most / SMALLEST);
-        let mut choice = Choice { planner: &planner, units: &units, given_up: vec![true; units.len()] };
-        let mut best = choice.peak();
+        let mut choice = Choice { planner: &planner, units: &units, dropped: vec![true; units.len()] };
+        let (mut before, mut best) = (usize::MAX, choice.peak());
         // Each change may make another worth it.
-        loop {
-            let before = best;
+        while best != before {
+            before = best;
             best = choice.keep(best);
-            best = choice.give_up(best);
-            if best == before {
-                break;
-            }
+            best = choice.drop_units(best);
         }
         choice.keep_within(best + best / SLACK);
-        let given_up = choice.given_up;
-        let chosen = planner.order(&units, &given_up);
+        let chosen = planner.order(&units, &choice.dropped);
         if planner.peak(&chosen) + most / SLACK < most { chosen } else { plain }
     }
 }
 
-/// What is given up so far.
+/// The units that are not kept so far.
 struct Choice<'a> {
     planner: &'a Planner<'a>,
     units: &'a [Unit],
-    given_up: Vec<bool>,
+    dropped: Vec<bool>,
 }
 
 impl Choice<'_> {
     fn peak(&self) -> usize {
-        self.planner.peak(&self.planner.order(self.units, &self.given_up))
+        self.planner.peak(&self.planner.order(self.units, &self.dropped))
     }
 
-    /// Keeps what does not raise the peak above `best`, and gives the new one.
+    /// Keeps the units that do not raise the peak above `best`, and gives the new peak.
     fn keep(&mut self, best: usize) -> usize {
         self.change(true, |peak, best| peak <= best, best)
     }
 
-    /// Keeps what does not raise the peak above `limit`.
+    /// Keeps the units that do not raise the peak above `limit`.
     fn keep_within(&mut self, limit: usize) {
         self.change(true, |peak, _| peak <= limit, limit);
     }
 
-    /// Gives up what lowers the peak below `best`, and gives the new one.
-    fn give_up(&mut self, best: usize) -> usize {
+    /// Drops the units that lower the peak below `best`, and gives the new peak.
+    fn drop_units(&mut self, best: usize) -> usize {
         self.change(false, |peak, best| peak < best, best)
     }
 
     fn change(&mut self, from: bool, accepts: impl Fn(usize, usize) -> bool, mut best: usize) -> usize {
         for i in 0..self.units.len() {
-            if self.given_up[i] == from {
-                self.given_up[i] = !from;
+            if self.dropped[i] == from {
+                self.dropped[i] = !from;
                 let peak = self.peak();
                 if accepts(peak, best) {
                     best = best.min(peak);
                 } else {
-                    self.given_up[i] = from;
+                    self.dropped[i] = from;
                 }
             }
         }
@@ -191,9 +182,9 @@ struct Planner<'a> {
     needed: &'a Needed<'a>,
     /// The entry of the forward pass that writes each temporary tensor.
     producer: Vec<Option<usize>>,
-    /// The first entry that changes what an entry reads from stores: after that it would give other values.
+    /// The first entry that writes a store that an entry reads: after that it would give other values.
     stale: Vec<usize>,
-    again: Vec<Again>,
+    recompute: Vec<&'a Recompute>,
     /// Bytes of scratch of each entry, and when it runs again cheaply.
     scratch: Vec<[usize; 2]>,
 }
@@ -219,25 +210,26 @@ impl<'a> Planner<'a> {
             });
             changes.min().unwrap_or(usize::MAX)
         };
-        let again: Vec<Again> = needed.entries.iter().map(|e| e.launch.again()).collect();
-        let scratch = needed.entries.iter().zip(&again).map(|(entry, again)| {
-            let whole = needed.scratch(&*entry.launch);
-            [whole, if let Again::By(launch) = again { needed.scratch(&**launch) } else { whole }]
+        let recompute: Vec<&Recompute> =
+            needed.entries.iter().map(|e| &e.recorded.info().recompute).collect();
+        let scratch = needed.entries.iter().zip(&recompute).map(|(entry, recompute)| {
+            let whole = needed.scratch(&entry.recorded);
+            [whole, if let Recompute::With(other) = recompute { needed.scratch(other) } else { whole }]
         });
         Planner {
             needed,
             producer,
             stale: needed.entries.iter().enumerate().map(changed_after).collect(),
             scratch: scratch.collect(),
-            again,
+            recompute,
         }
     }
 
-    /// What may be given up, dearest and latest first; single tensors from `smallest` bytes on.
+    /// The units that may be dropped, dearest and latest first; single tensors from `smallest` bytes on.
     fn units(&self, smallest: usize) -> Vec<Unit> {
         let Needed { entries, backward, .. } = self.needed;
         let temporary = |id: &&Id| self.producer[id.0].is_some();
-        let mut blocks: BTreeMap<usize, Vec<(Id, Way)>> = BTreeMap::new();
+        let mut blocks: BTreeMap<usize, Vec<(Id, Remat)>> = BTreeMap::new();
         let mut single = Vec::new();
         // What the forward pass reads outside its block is an output of that block.
         let mut leaves = vec![false; self.needed.metas.len()];
@@ -248,42 +240,38 @@ impl<'a> Planner<'a> {
             }
         }
         for (i, entry) in entries[..*backward].iter().enumerate() {
-            let cheap = !matches!(self.again[i], Again::Dear);
+            let cheap = !matches!(self.recompute[i], Recompute::Never);
             let large = |id: &Id| self.needed.bytes(*id) >= smallest.max(1);
             if cheap && let Some(id) = entry.writes.first().filter(temporary).filter(|id| large(id)) {
-                single.push(Unit { tensors: vec![(*id, Way::Cheaply)] });
+                single.push(Unit { tensors: vec![(*id, Remat::Cheap)] });
             }
             if let Some(block) = entry.block {
                 let inner = entry.writes.iter().filter(temporary).filter(|id| !leaves[id.0]);
-                let ways = match cheap {
-                    true => {
-                        inner.filter(|id| entry.writes[0] == **id).map(|id| (*id, Way::Cheaply)).collect()
-                    }
-                    false => inner.map(|id| (*id, Way::Whole)).collect::<Vec<_>>(),
-                };
-                blocks.entry(block).or_default().extend(ways);
+                let remat = if cheap { Remat::Cheap } else { Remat::Whole };
+                let inner = inner.filter(|id| !cheap || entry.writes[0] == **id);
+                blocks.entry(block).or_default().extend(inner.map(|id| (*id, remat)));
             }
         }
         let blocks = blocks.into_values().rev().map(|tensors| Unit { tensors });
         blocks.chain(single.into_iter().rev()).collect()
     }
 
-    fn order(&self, units: &[Unit], given_up: &[bool]) -> Order {
+    fn order(&self, units: &[Unit], dropped: &[bool]) -> Order {
         let count = self.needed.metas.len();
-        let mut way = vec![None; count];
-        for (unit, _) in units.iter().zip(given_up).filter(|(_, given_up)| **given_up) {
-            unit.tensors.iter().for_each(|(id, w)| way[id.0] = Some(*w));
+        let mut remat = vec![None; count];
+        for (unit, _) in units.iter().zip(dropped).filter(|(_, dropped)| **dropped) {
+            unit.tensors.iter().for_each(|(id, r)| remat[id.0] = Some(*r));
         }
-        let mut making =
-            Making { planner: self, way, now: (0..count).map(Id).collect(), order: Order::default() };
+        let mut builder =
+            OrderBuilder { planner: self, remat, now: (0..count).map(Id).collect(), order: Order::default() };
         for (i, entry) in self.needed.entries.iter().enumerate() {
             if i >= self.needed.backward {
-                entry.reads.iter().for_each(|id| making.revive(*id, i));
+                entry.reads.iter().for_each(|id| builder.recompute(*id, i));
             }
-            let reads = entry.reads.iter().map(|id| making.now[id.0]);
-            making.order.push(i, false, reads, entry.writes.iter().copied());
+            let reads = entry.reads.iter().map(|id| builder.now[id.0]);
+            builder.order.push(i, false, reads, &entry.writes);
         }
-        making.order
+        builder.order
     }
 
     /// The most bytes alive at one time.
@@ -312,8 +300,8 @@ impl<'a> Planner<'a> {
         let (mut alive, mut peak) = (0, 0);
         for (time, run) in order.runs.iter().enumerate() {
             alive += born[time];
-            let cheaply = run.again && !matches!(self.again[run.entry], Again::Dear);
-            peak = peak.max(alive + self.scratch[run.entry][usize::from(cheaply)]);
+            let cheap = run.again && !matches!(self.recompute[run.entry], Recompute::Never);
+            peak = peak.max(alive + self.scratch[run.entry][usize::from(cheap)]);
             alive -= dies[time];
         }
         peak
@@ -321,38 +309,38 @@ impl<'a> Planner<'a> {
 }
 
 /// An order under construction.
-struct Making<'a> {
+struct OrderBuilder<'a> {
     planner: &'a Planner<'a>,
-    /// How each tensor that was given up is made again.
-    way: Vec<Option<Way>>,
-    /// What stands for each tensor now.
+    /// How each tensor that is not kept is computed again.
+    remat: Vec<Option<Remat>>,
+    /// The tensor or second copy that holds the values now.
     now: Vec<Id>,
     order: Order,
 }
 
-impl Making<'_> {
-    /// Makes a tensor again, if it was given up and is not there yet, for the entry number `at`.
-    fn revive(&mut self, id: Id, at: usize) {
-        let (Some(way), Some(from)) = (self.way[id.0], self.planner.producer[id.0]) else { return };
+impl OrderBuilder<'_> {
+    /// Computes a tensor again, if it was not kept and is not there yet, for the entry number `at`.
+    fn recompute(&mut self, id: Id, at: usize) {
+        let (Some(remat), Some(from)) = (self.remat[id.0], self.planner.producer[id.0]) else { return };
         if self.now[id.0] != id || self.planner.stale[from] < at {
             return;
         }
         let entry = self.planner.needed.entries[from];
-        let (made, others) = match way {
-            Way::Cheaply => entry.writes.split_at(1),
-            Way::Whole => (&entry.writes[..], &[][..]),
+        let (made, others) = match remat {
+            Remat::Cheap => entry.writes.split_at(1),
+            Remat::Whole => (&entry.writes[..], &[][..]),
         };
-        let others = match self.planner.again[from] {
-            Again::By(_) if way == Way::Cheaply => others,
+        let others = match self.planner.recompute[from] {
+            Recompute::With(_) if remat == Remat::Cheap => others,
             _ => &[],
         };
-        entry.reads.iter().chain(others).for_each(|id| self.revive(*id, at));
+        entry.reads.iter().chain(others).for_each(|id| self.recompute(*id, at));
         let reads: Vec<Id> = entry.reads.iter().chain(others).map(|id| self.now[id.0]).collect();
         for id in made {
             self.now[id.0] = Id(self.now.len() + self.order.copies.len());
             self.order.copies.push(*id);
         }
         let writes: Vec<Id> = made.iter().map(|id| self.now[id.0]).collect();
-        self.order.push(from, true, reads.into_iter(), writes.into_iter());
+        self.order.push(from, true, reads.into_iter(), &writes);
     }
 }

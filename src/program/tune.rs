@@ -3,24 +3,19 @@
 //! Candidates run on scratch memory with fixed numbers. One that does not give what the default gives may not
 //! win, however fast it is.
 
+mod stage;
+
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::planned::{Plan, Step};
-use super::{GUARD, Place, bind};
-#[cfg(any(test, feature = "testing"))]
-use super::{Program, Sharing};
-use crate::device::Buffer;
-#[cfg(any(test, feature = "testing"))]
-use crate::device::Device;
+use stage::Stage;
+
+use super::plan::{Plan, Step};
 use crate::device::gpu::tuning::{Choice, Key, Refusal, TuningEvent};
 use crate::device::gpu::{Bound, Gpu};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files::fnv1a;
-use crate::launch::{Dispatches, Variant};
-use crate::philox::{Stream, draw, uniform};
-use crate::tensor::{DType, Id};
+use crate::launch::Variant;
 
 /// By how much a variant must be faster to take the default's place: less is noise.
 const LEAST_GAIN: f64 = 0.02;
@@ -30,27 +25,31 @@ const READINGS: usize = 5;
 /// for the clock, and short enough for drivers that reset a GPU that does not answer.
 const READING: f64 = 5e-3;
 const MOST_LAUNCHES: f64 = 64.0;
-/// Who takes that many times as long as the fastest in the first reading is not timed further.
-const HOPELESS: f64 = 2.0;
+/// A variant that takes so many times as long as the fastest in the first reading is not timed further.
+const PRUNE_FACTOR: f64 = 2.0;
 /// Launches that take this long are timed once, which is accurate enough: software drivers have them.
 const SLOW: f64 = 0.3;
 /// How often what was found is put on disk.
 const KEEP_EVERY: Duration = Duration::from_secs(2);
-/// How far results may be from the default's, as a fraction of the largest number of a tensor: sums in
-/// another order, of f32 numbers.
-const TOLERANCE: f64 = 1e-4;
-/// Numbers after which the inputs repeat: a prime, so that no two rows are the same.
-const PERIOD: usize = 1_000_003;
 
 /// How a launch with variants runs.
 #[derive(Clone, Debug)]
 pub struct Picked {
+    /// The variant that runs.
     pub variant: Variant,
-    /// How many there are to choose from.
+    /// Number of variants to choose from.
     pub of: usize,
+    /// Class of launches that run as the same variant.
     pub shape_class: String,
-    /// What timing found; `None` where nobody timed it.
+    /// Result of the timing; `None` where the launch was not timed.
     pub(crate) choice: Option<Choice>,
+}
+
+impl Picked {
+    /// Index of the variant, and its time in milliseconds, where that was measured.
+    pub(super) fn variant_and_ms(&self) -> (usize, Option<f64>) {
+        (self.variant.index, self.choice.as_ref().map(|choice| choice.ms))
+    }
 }
 
 /// The time of one launch, in seconds, as the mean of several in a row.
@@ -66,9 +65,9 @@ pub(super) fn pick(gpu: &Gpu, plan: &Plan) -> Result<Vec<Option<Picked>>> {
 
 fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picked>>> {
     let adapter = gpu.traits();
-    let of_step: Vec<Vec<Variant>> = plan.steps.iter().map(|step| step.launch.variants(&adapter)).collect();
+    let of_step: Vec<Vec<Variant>> = plan.steps.iter().map(|step| step.tuning().variants(&adapter)).collect();
     // The first step of each name and class, in the program's order.
-    let name_of = |step: &Step| (step.launch.name(), step.launch.shape_class());
+    let name_of = |step: &Step| (step.name(), step.tuning().class().to_owned());
     let mut first_of: BTreeMap<(&str, String), usize> = BTreeMap::new();
     let mut firsts = Vec::new();
     for (i, step) in plan.steps.iter().enumerate().filter(|(i, _)| of_step[*i].len() > 1) {
@@ -92,16 +91,16 @@ fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picke
         let (mut found, mut kept, mut last) = (Vec::<(usize, Choice)>::new(), 0, Instant::now());
         for (done, (i, key)) in missing.iter().enumerate() {
             let (step, variants) = (&plan.steps[*i], &of_step[*i]);
-            tuning.emit(TuningEvent::Timing { done, all: missing.len(), launch: step.launch.name() });
-            match contest(gpu, plan, step, variants, key, clock) {
+            tuning.emit(TuningEvent::Timing { done, all: missing.len(), launch: step.name() });
+            match tune_launch(gpu, plan, step, variants, key, clock) {
                 Ok(choice) => found.push((*i, choice)),
                 Err(e) => {
                     // Whatever is wrong with the device is told again by what runs next.
-                    let told = format!("warning: {} is not tuned: {e}", step.launch.name());
+                    let told = format!("warning: {} is not tuned: {e}", step.name());
                     tuning.emit(TuningEvent::Warning(&told));
                 }
             }
-            // Who is stopped here, after minutes on a slow device, goes on from here.
+            // A run that is stopped here, after minutes on a slow device, goes on from here.
             if last.elapsed() > KEEP_EVERY || done + 1 == missing.len() {
                 tuning.remember(found[kept..].iter().map(|(_, choice)| choice.clone()).collect());
                 (kept, last) = (found.len(), Instant::now());
@@ -127,7 +126,7 @@ fn key_of(gpu: &Gpu, step: &Step, variants: &[Variant]) -> Key {
     let (mut texts, mut seen) = (Vec::new(), Vec::new());
     for variant in variants {
         texts.push(variant.name.clone());
-        for dispatch in &Dispatches::of(&*step.launch, variant.index).list {
+        for dispatch in &step.dispatches(variant.index) {
             let text = (dispatch.kernel.name, dispatch.knobs);
             if !seen.contains(&text) {
                 texts.push(dispatch.kernel.expand(dispatch.knobs, gpu.dialect()).text);
@@ -136,15 +135,15 @@ fn key_of(gpu: &Gpu, step: &Step, variants: &[Variant]) -> Key {
         }
     }
     Key {
-        launch: step.launch.name().to_owned(),
-        shape_class: step.launch.shape_class(),
+        launch: step.name().to_owned(),
+        shape_class: step.tuning().class().to_owned(),
         // The end of a text counts too.
         kernels: format!("{:016x}", fnv1a(texts.iter().flat_map(|t| t.bytes().chain([0xff])).map(u64::from))),
     }
 }
 
 /// Checks and times the variants of one launch.
-fn contest(
+fn tune_launch(
     gpu: &Gpu,
     plan: &Plan,
     step: &Step,
@@ -170,7 +169,7 @@ fn contest(
             }
         }
     }
-    let seconds = race(runners.len(), &mut |i, again| clock(runners[i].0, &runners[i].1, again))?;
+    let seconds = time_round_robin(runners.len(), &mut |i, again| clock(runners[i].0, &runners[i].1, again))?;
     let fastest = (0..runners.len()).min_by(|&a, &b| seconds[a].total_cmp(&seconds[b])).unwrap_or(0);
     let winner = if seconds[fastest] < seconds[0] * (1.0 - LEAST_GAIN) { fastest } else { 0 };
     Ok(Choice {
@@ -185,7 +184,7 @@ fn contest(
 
 /// Seconds of one launch of each runner: the median of readings that take turns, so that a clock that
 /// rises or a machine that gets busy meets all of them.
-fn race(runners: usize, run: &mut dyn FnMut(usize, usize) -> Result<f64>) -> Result<Vec<f64>> {
+fn time_round_robin(runners: usize, run: &mut dyn FnMut(usize, usize) -> Result<f64>) -> Result<Vec<f64>> {
     let mut seconds = Vec::with_capacity(runners);
     for runner in 0..runners {
         seconds.push(run(runner, 1)?);
@@ -196,7 +195,7 @@ fn race(runners: usize, run: &mut dyn FnMut(usize, usize) -> Result<f64>) -> Res
     let best = seconds.iter().copied().fold(f64::INFINITY, f64::min);
     let rounds = if best > SLOW { 1 } else { READINGS };
     // The default stays, to be compared with.
-    let staying: Vec<usize> = (0..runners).filter(|&i| i == 0 || seconds[i] <= HOPELESS * best).collect();
+    let staying: Vec<usize> = (0..runners).filter(|&i| i == 0 || seconds[i] <= PRUNE_FACTOR * best).collect();
     let mut readings = vec![Vec::with_capacity(rounds); runners];
     for _ in 0..rounds {
         for &i in &staying {
@@ -209,134 +208,6 @@ fn race(runners: usize, run: &mut dyn FnMut(usize, usize) -> Result<f64>) -> Res
         seconds[i] = readings[i][rounds / 2];
     }
     Ok(seconds)
-}
-
-/// The tensors of one launch, on memory of their own.
-struct Stage<'a> {
-    gpu: &'a Gpu,
-    plan: &'a Plan,
-    step: &'a Step,
-    /// By the tensors' identities; `None` for those of other launches.
-    places: Vec<Option<Place>>,
-    scratch: Vec<Place>,
-}
-
-impl<'a> Stage<'a> {
-    fn new(gpu: &'a Gpu, plan: &'a Plan, step: &'a Step) -> Result<Self> {
-        let place = |bytes: usize| -> Result<Place> {
-            let buffer = gpu.alloc("tuning", bytes.next_multiple_of(256).max(256))?;
-            Ok(Place { buffer: Buffer::Gpu(Arc::new(buffer)), offset: 0, bytes })
-        };
-        let mut places = vec![None; plan.spots.len()];
-        for id in step.reads.iter().chain(&step.writes) {
-            if places[id.0].is_none() {
-                places[id.0] = Some(place(plan.spots[id.0].1)?);
-            }
-        }
-        let scratch = step.scratch.iter().map(|&n| place(plan.lifetimes[n].bytes));
-        let stage = Stage { gpu, plan, step, scratch: scratch.collect::<Result<_>>()?, places };
-        for (number, id) in step.reads.iter().enumerate() {
-            stage.fill(*id, number)?;
-        }
-        Ok(stage)
-    }
-
-    fn place(&self, id: Id) -> &Place {
-        self.places[id.0].as_ref().unwrap_or_else(|| panic!("{}: unplaced", self.step.launch.name()))
-    }
-
-    /// Numbers in (-1, 1); of words, which may be positions in other tensors, zeros.
-    fn fill(&self, id: Id, salt: usize) -> Result<()> {
-        let place = self.place(id);
-        let mut period = vec![0.0_f32; (place.bytes / 4).min(PERIOD)];
-        if self.plan.dtypes[id.0] == DType::F32 {
-            for (block, four) in period.chunks_mut(4).enumerate() {
-                let words = draw(0, Stream::Generate as u32, 0, salt as u32, block as u32);
-                four.iter_mut().zip(words).for_each(|(value, word)| *value = 2.0 * uniform(word) - 1.0);
-            }
-        }
-        self.write_again_and_again(place, &period)
-    }
-
-    fn write_again_and_again(&self, place: &Place, period: &[f32]) -> Result<()> {
-        let Buffer::Gpu(buffer) = &place.buffer else { unreachable!("a stage is on a GPU") };
-        for first in (0..place.bytes).step_by((period.len() * 4).max(4)) {
-            let count = ((place.bytes - first) / 4).min(period.len());
-            self.gpu.write(buffer, first, bytemuck::cast_slice(&period[..count]))?;
-        }
-        Ok(())
-    }
-
-    fn dispatches(&self, variant: &Variant) -> Result<Vec<Bound>> {
-        let dispatches = self.step.dispatches(variant.index);
-        let cost = self.plan.cost_of(self.step);
-        let work = (cost.flops + 16 * cost.bytes) / dispatches.len().max(1) as u64;
-        let pieces = self.gpu.sub_dispatches(work, None);
-        let bound = dispatches.iter();
-        let bound =
-            bound.map(|dispatch| bind(self.gpu, self.step, dispatch, &self.places, &self.scratch, pieces));
-        Ok(bound.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
-    }
-
-    /// What a run writes: from the same numbers for each variant where a launch changes what it writes, and
-    /// with NaN in its working memory.
-    fn results(&self, dispatches: &[Bound]) -> Result<Vec<Vec<f32>>> {
-        for (number, id) in self.step.writes.iter().enumerate() {
-            self.fill(*id, self.step.reads.len() + number)?;
-        }
-        let dirt = vec![f32::from_bits(GUARD); PERIOD];
-        self.scratch.iter().try_for_each(|place| self.write_again_and_again(place, &dirt))?;
-        self.gpu.replay(dispatches)?;
-        let read = |id: &Id| {
-            let place = self.place(*id);
-            let Buffer::Gpu(buffer) = &place.buffer else { unreachable!("a stage is on a GPU") };
-            let mut values = vec![0.0_f32; place.bytes / 4];
-            self.gpu.read(buffer, 0, bytemuck::cast_slice_mut(&mut values))?;
-            Ok::<_, Error>(values)
-        };
-        self.step.writes.iter().map(read).collect()
-    }
-
-    /// Where results are not what they should be.
-    fn fault(&self, wanted: &[Vec<f32>], got: &[Vec<f32>]) -> Option<String> {
-        let pairs = wanted.iter().zip(got).zip(&self.step.writes).enumerate();
-        for (tensor, ((wanted, got), id)) in pairs {
-            let scale = wanted.iter().fold(0.0, |top, v| f64::from(v.abs()).max(top));
-            let same = |a: f32, b: f32| match self.plan.dtypes[id.0] {
-                DType::F32 => (f64::from(a) - f64::from(b)).abs() <= TOLERANCE * scale,
-                DType::U32 => a.to_bits() == b.to_bits(),
-            };
-            if let Some(at) = (0..wanted.len()).find(|&i| !same(wanted[i], got[i])) {
-                let (got, wanted) = (got[at], wanted[at]);
-                return Some(format!("number {at} of result {tensor} is {got}, the default gives {wanted}"));
-            }
-        }
-        None
-    }
-}
-
-/// For the check of ops, which runs them in every way.
-#[cfg(any(test, feature = "testing"))]
-impl Program {
-    /// The most variants that a launch of `plan` has.
-    pub(crate) fn ways(plan: &Plan) -> usize {
-        let of_step = |adapter| plan.steps.iter().map(move |step| step.launch.variants(adapter).len());
-        plan.adapter.iter().flat_map(of_step).max().unwrap_or(0).max(1)
-    }
-
-    /// Guarded, with variant number `way` of each launch, the last of those that have fewer.
-    pub(crate) fn compile_way(plan: &Plan, device: &Device, way: usize) -> Result<Program> {
-        Program::compile_by(plan, device, &[], Sharing::Guarded, |gpu| {
-            let pick = |step: &Step| {
-                let mut variants = step.launch.variants(&gpu.traits());
-                let of = variants.len();
-                variants.truncate(way + 1);
-                let shape_class = step.launch.shape_class();
-                variants.pop().map(|variant| Picked { variant, of, shape_class, choice: None })
-            };
-            Ok(plan.steps.iter().map(pick).collect())
-        })
-    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use super::{Denoiser, Options, Sampler};
+use super::{Denoiser, Options, Sampler, batch_of};
 use crate::checkpoint;
 use crate::device::Device;
 use crate::diffusion::Model;
@@ -71,6 +71,11 @@ impl<'a> Denoiser<'a> {
         check_finite(self.sample(options, most, start, || Ok(()))?)
     }
 
+    /// Samples of at most `most` that the device can bind together.
+    pub(super) fn batch(&self, options: &Options, most: usize) -> Result<usize> {
+        batch_of(self, options, most)
+    }
+
     /// Draws samples, at most `most` together, calling `progress` after each reverse step of each batch.
     pub(super) fn sample(
         &self,
@@ -79,6 +84,7 @@ impl<'a> Denoiser<'a> {
         Start { count, noise, labels }: Start,
         mut progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
+        let most = self.batch(options, most)?;
         let size = self.shape.iter().product::<usize>();
         let mut samples = Vec::with_capacity(count * size);
         let mut sampler: Option<(usize, Sampler)> = None;

@@ -166,6 +166,7 @@ impl Source<'_> {
     /// # Errors
     /// When the sampler cannot walk so.
     pub fn work(&self, options: &Options, count: usize) -> Result<u64> {
-        Ok((count.div_ceil(self.batch(count)) * options.scheduler.plan(options.steps)?.steps.len()) as u64)
+        let batch = self.denoiser(options)?.batch(options, self.batch(count))?;
+        Ok((count.div_ceil(batch) * options.scheduler.plan(options.steps)?.steps.len()) as u64)
     }
 }

@@ -1,16 +1,9 @@
 //! The launches of the tape itself: sums of gradients, and copies of them into stores.
 
-use super::Tensor;
 use crate::kernel;
-use crate::launch::{Cost, Cut, Dispatch, Dispatches, Io, Launch, pack};
+use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded, pack};
 
 pub(crate) static KERNEL: crate::device::gpu::shader::Kernel = kernel!("accumulate", pack::KNOBS);
-
-/// The sum of two gradients of one tensor.
-pub(super) fn accumulate(a: &Tensor, b: &Tensor) -> Tensor {
-    let [sum] = a.tape.launch(Accumulate { n: a.elements() }, &[a, b], [a.shape.clone()]);
-    sum
-}
 
 /// One over `n` numbers.
 fn dispatch<'a>(plan: &'a mut Dispatches, entry: &'static str, n: usize) -> &'a mut Dispatch {
@@ -18,9 +11,10 @@ fn dispatch<'a>(plan: &'a mut Dispatches, entry: &'static str, n: usize) -> &'a 
     plan.add(&KERNEL, entry).knobs(pack::set(pack)).param("n", n / pack).cover(n / pack, 256)
 }
 
+/// The sum of two gradients of one tensor.
 #[derive(Debug)]
-struct Accumulate {
-    n: usize,
+pub(super) struct Accumulate {
+    pub n: usize,
 }
 
 impl Launch for Accumulate {
@@ -44,9 +38,23 @@ impl Launch for Accumulate {
     fn gpu(&self, plan: &mut Dispatches) {
         dispatch(plan, "forward", self.n).read("a", 0).read("b", 1).write("sum", 0);
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        vec![Cut::along(self.n, |_, n| Accumulate { n }).reads([0, 1]).writes([0])]
+/// The gradient that a backward pass begins with.
+#[derive(Debug)]
+pub(super) struct One;
+
+impl Launch for One {
+    fn name(&self) -> &'static str {
+        "one"
+    }
+
+    fn cpu(&self, io: &Io) {
+        io.write(0).fill(1.0);
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        dispatch(plan, "one", 1).write("sum", 0);
     }
 }
 
@@ -68,10 +76,6 @@ impl Launch for Copy {
     fn gpu(&self, plan: &mut Dispatches) {
         dispatch(plan, "copy", self.n).read("a", 0).write("sum", 0);
     }
-
-    fn cuts(&self) -> Vec<Cut> {
-        vec![Cut::along(self.n, |_, n| Copy { n }).reads([0]).writes([0])]
-    }
 }
 
 /// Adds a flat store of gradients to another.
@@ -85,11 +89,6 @@ impl Launch for AddInto {
         "accumulate into"
     }
 
-    fn cost(&self, bytes: u64) -> Cost {
-        // The sum is read as well as written.
-        Cost { flops: 0, bytes: bytes + self.n as u64 * 4 }
-    }
-
     fn cpu(&self, io: &Io) {
         use rayon::prelude::*;
         const CHUNK: usize = 16_384;
@@ -101,8 +100,15 @@ impl Launch for AddInto {
     fn gpu(&self, plan: &mut Dispatches) {
         dispatch(plan, "add_into", self.n).read("a", 0).write("sum", 0);
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        vec![Cut::along(self.n, |_, n| AddInto { n }).reads([0]).writes([0])]
+impl AddInto {
+    pub fn recorded(self) -> Recorded {
+        let info = LaunchInfo {
+            // The sum is read as well as written.
+            extra_bytes: self.n as i64 * 4,
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }

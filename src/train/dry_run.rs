@@ -1,6 +1,7 @@
 //! Memory and launches of a training step, counted before anything is allocated.
 
 use super::batch::Batch;
+use super::micro_batch;
 use super::objective::Objective;
 use super::options::TrainOptions;
 use super::step::{ACCUMULATED, record_batch, record_optimiser};
@@ -41,16 +42,19 @@ pub struct DryRun {
 impl DryRun {
     /// Plans the step of a recipe. Allocates nothing on the device. `codec`: the VAE of latent diffusion.
     pub fn new(recipe: &Recipe, device: &Device, codec: Option<&Codec>) -> DryRun {
-        let (objective, options) = (Objective::new(recipe, codec), TrainOptions::of(recipe));
+        let mut objective = Objective::new(recipe, codec);
+        micro_batch::split(&mut objective, device);
+        let options = TrainOptions::of(&objective.recipe);
+        let (accumulation, accumulates) = (options.accumulation as usize, options.accumulation > 1);
         let record = |scope: &Scope, batch: &Batch| objective.record(scope, batch);
         let params = &objective.params;
-        let tape = record_batch(&record, params, &options, recipe.accumulation <= 1).tape;
+        let tape = record_batch(&record, params, &options, !accumulates).tape;
         let plan = Plan::new(&tape, &[], device);
         let kept = Plan::keeping_all(&tape, &[], device);
         let added = |with: u64, without: u64| (with as f64 / without.max(1) as f64 - 1.0).max(0.0) * 100.0;
         let (with, without) = (plan.cost(), kept.cost());
         let flat = params.borrow().elements() as u64 * 4;
-        let optimiser_launches = if recipe.accumulation > 1 {
+        let optimiser_launches = if accumulates {
             let tape = Tape::new();
             record_optimiser(&tape, &options, params.borrow().elements(), ACCUMULATED);
             Plan::new(&tape, &[], device).launches()
@@ -59,11 +63,11 @@ impl DryRun {
         };
         DryRun {
             parameters: params.borrow().count(),
-            launches: plan.launches() * recipe.accumulation as usize + optimiser_launches,
-            repeated: plan.repeated() * recipe.accumulation as usize,
+            launches: plan.launches() * accumulation + optimiser_launches,
+            repeated: plan.repeated() * accumulation,
             repeated_percent: [added(with.flops, without.flops), added(with.bytes, without.bytes)],
             parameter_bytes: flat,
-            gradient_bytes: flat * if recipe.accumulation > 1 { 2 } else { 1 },
+            gradient_bytes: flat * if accumulates { 2 } else { 1 },
             optimiser_bytes: 3 * flat,
             activation_bytes_shared: plan.shared_bytes(),
             activation_bytes_separate: plan.separate_bytes(),

@@ -9,6 +9,7 @@ mod encoded;
 mod evaluate;
 mod feed;
 mod latents;
+mod micro_batch;
 mod objective;
 mod options;
 mod outcome;

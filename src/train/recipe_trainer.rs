@@ -1,9 +1,11 @@
 //! A [`Trainer`] of a recipe: its model, its loss, its data.
 
+use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use super::batch::{Batch, BatchWriter};
+use super::micro_batch;
 use super::objective::Objective;
 use super::options::TrainOptions;
 use super::outcome::Outcome;
@@ -24,6 +26,9 @@ use crate::sample::Source;
 pub struct RecipeTrainer {
     trainer: Trainer,
     objective: Rc<Objective>,
+    recipe: Recipe,
+    /// Number of batches of the objective that a batch of the recipe is split into.
+    parts: usize,
 }
 
 impl Deref for RecipeTrainer {
@@ -84,22 +89,23 @@ impl RecipeTrainer {
         RecipeTrainer::of(Objective::of_model(recipe, model), device, None)
     }
 
-    fn of(objective: Objective, device: &Device, resume: Option<(u64, &Values)>) -> Result<Self> {
-        let recipe = &objective.recipe;
+    fn of(mut objective: Objective, device: &Device, resume: Option<(u64, &Values)>) -> Result<Self> {
+        let recipe = objective.recipe.clone();
         recipe.check_trainable()?;
-        let (options, params, objective) =
-            (TrainOptions::of(recipe), Rc::clone(&objective.params), Rc::new(objective));
+        let parts = micro_batch::split(&mut objective, device);
+        let options = TrainOptions::of(&objective.recipe);
+        let (params, objective) = (Rc::clone(&objective.params), Rc::new(objective));
         let recorded = Rc::clone(&objective);
         let record = Box::new(move |scope: &Scope, batch: &Batch| recorded.record(scope, batch));
         let mut trainer = Trainer::compile(device, options, params, record)?;
         match resume {
             Some((done, values)) => trainer.set_values(done, values)?,
             None => {
-                let initial = initial_of(&objective.recipe, &trainer.params().borrow());
+                let initial = initial_of(&recipe, &trainer.params().borrow());
                 trainer.set_weights(&initial)?;
             }
         }
-        Ok(RecipeTrainer { trainer, objective })
+        Ok(RecipeTrainer { trainer, objective, recipe, parts })
     }
 
     /// Whether the data set lies on the device.
@@ -109,14 +115,13 @@ impl RecipeTrainer {
 
     /// The trained diffusion model's moving average, for sampling. `codec` decodes its latents.
     pub fn source<'a>(&'a self, codec: Option<&'a Codec>) -> Source<'a> {
-        let Objective { model, params, recipe, .. } = &*self.objective;
-        Source { device: self.device(), model, params, weights: self.ema(), recipe, codec }
+        let Objective { model, params, .. } = &*self.objective;
+        Source { device: self.device(), model, params, weights: self.ema(), recipe: &self.recipe, codec }
     }
 
     /// The VAE being trained, with the moving average of its weights.
     pub fn codec(&self) -> Codec {
-        let Objective { params, recipe, .. } = &*self.objective;
-        Codec::of(self.device(), recipe, Rc::clone(params), self.ema().clone())
+        Codec::of(self.device(), &self.recipe, Rc::clone(&self.objective.params), self.ema().clone())
     }
 
     /// [`Trainer::step`] on examples.
@@ -152,7 +157,14 @@ impl RecipeTrainer {
         &self,
         mut next: N,
     ) -> impl FnMut(&mut BatchWriter) -> Result<()> + use<B, N> {
-        let objective = Rc::clone(&self.objective);
-        move |batch| objective.write(batch, &next()?.into())
+        let (objective, parts) = (Rc::clone(&self.objective), self.parts);
+        let mut left = VecDeque::new();
+        move |batch| {
+            if left.is_empty() {
+                left = next()?.into().split(parts);
+            }
+            let examples = left.pop_front().unwrap_or_else(|| unreachable!("a batch has a part"));
+            objective.write(batch, &examples)
+        }
     }
 }

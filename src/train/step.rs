@@ -78,7 +78,7 @@ pub(super) fn record_batch(
     }
     // Gradients of the mean over all accumulated batches.
     let share = batch.constant("share", [1], vec![1.0 / options.accumulation as f32]);
-    let gradients = tape.backward(&total, &share);
+    let gradients = tape.backward_from(&total, &share);
     nn::place_gradients(&tape, &gradients);
     tape.labelled("loss", || {
         // A GPU cannot copy a number within the store, so one that is reported twice is doubled before.

@@ -62,7 +62,7 @@ fn the_launches_of_a_step_allocate_nothing() {
             subject.advance().unwrap();
         }
         let found = (allocations(cpu) - before).saturating_sub(before - counting);
-        let launches = subject.program().parts().len();
+        let launches = subject.program().compiled().len();
         // The lists of working memory of the threads may still grow once.
         assert!(
             found * 20 < launches,

@@ -1,6 +1,9 @@
 //! The tape and the program: what is added, what is dropped, what is shared.
 
+use std::sync::Arc;
+
 use denoir::device::Device;
+use denoir::device::gpu::adapters;
 use denoir::ops::activation::{Activation, activation};
 use denoir::ops::arithmetic::{add, affine, mul};
 use denoir::ops::concat::concat;
@@ -8,6 +11,7 @@ use denoir::ops::conv2d::{Epilogue, Padding, conv_transpose2d, conv2d};
 use denoir::ops::dropout::dropout;
 use denoir::ops::group_norm::group_norm;
 use denoir::ops::matmul::{Transpose, matmul};
+use denoir::ops::reduce::sum;
 use denoir::philox::{Sequence, Stream};
 use denoir::program::{Plan, Program, Sharing};
 use denoir::state::State;
@@ -39,10 +43,72 @@ fn gradients_of_a_tensor_used_many_times_are_added() {
                 let cube = mul(&mul(x, x), x);
                 let y = add(&add(&cube, &affine(x, 2.0, 0.0)), x);
                 let one = affine(&tape.stored("zero", 0, [5]), 1.0, 1.0);
-                tape.backward(&y, &one).get(x).expect("a gradient").clone()
+                tape.backward_from(&y, &one).get(x).expect("a gradient").clone()
             });
             assert_eq!(slope, X.map(|x| 3.0 * x * x + 3.0), "{sharing:?} on {}", device.describe());
         }
+    }
+}
+
+#[test]
+fn the_gradient_of_a_loss_begins_with_one() {
+    for device in devices() {
+        let slope = run(&device, Sharing::Guarded, |tape, x| {
+            let loss = sum(&mul(x, x));
+            tape.backward(&loss).get(x).expect("a gradient").clone()
+        });
+        assert_eq!(slope, X.map(|x| 2.0 * x), "on {}", device.describe());
+    }
+}
+
+#[test]
+#[should_panic(expected = "backward: expected a loss of one element, got [5]")]
+fn a_loss_of_several_numbers_is_refused() {
+    let tape = Tape::new();
+    tape.backward(&activation(&tape.variable("x", 0, [5]), Activation::Silu));
+}
+
+/// A program with the stores `x` and `y`, five numbers each.
+fn sum_of_two() -> Program {
+    let tape = Tape::new();
+    let sum = add(&tape.stored("x", 0, [5]), &tape.stored("y", 0, [5]));
+    let device = Device::open("cpu").unwrap();
+    Program::compile(&Plan::new(&tape, &[&sum], &device), &device, &[], Sharing::Shared).unwrap()
+}
+
+#[test]
+#[should_panic(expected = "write: 4 elements for store x, which has 5")]
+fn a_write_of_another_length_is_refused() {
+    sum_of_two().write("x", &X[..4]).unwrap();
+}
+
+#[test]
+#[should_panic(expected = "write: 4 elements from 2 on of store x, which has 5")]
+fn a_write_past_the_end_is_refused() {
+    sum_of_two().write_at("x", 2, &X[..4]).unwrap();
+}
+
+#[test]
+#[should_panic(expected = "the program has no store called z; it has x, y")]
+fn an_unknown_store_is_told_with_those_that_are_known() {
+    sum_of_two().write("z", &X).unwrap();
+}
+
+#[test]
+fn a_tensor_that_cannot_be_bound_is_named_before_anything_is_allocated() {
+    for adapter in adapters::list() {
+        let mut gpu = adapters::open(Some(&adapter.index.to_string())).unwrap();
+        gpu.use_max_binding(1 << 10);
+        let device = Device::Gpu(Arc::new(gpu));
+        let compile = |batch: usize| {
+            let tape = Tape::new();
+            let x = tape.stored("x", 0, [batch, 128]);
+            let y = tape.labelled("encoder.act", || activation(&x, Activation::Silu));
+            Program::compile(&Plan::new(&tape, &[&y], &device), &device, &[], Sharing::Shared)
+        };
+        assert!(compile(2).is_ok());
+        let error = compile(3).err().expect("1.5 KiB are more than 1 KiB").to_string();
+        assert!(error.starts_with("activation of encoder.act binds a tensor of 1.5 KiB"), "{error}");
     }
 }
 
@@ -150,7 +216,7 @@ fn gradients_of_blocks(device: &Device, checkpoints: bool, recompute: bool) -> (
         hidden = conv2d(&concat(&[&hidden, skip]), w, 1, Padding::same(0), Epilogue::default());
     }
     let dy = affine(&tape.stored("zero", 0, [2, 24, 20, C]), 1.0, 1.0);
-    let gradients = tape.backward(&hidden, &dy);
+    let gradients = tape.backward_from(&hidden, &dy);
     let wanted: Vec<Tensor> =
         [&x, &gamma, &beta].into_iter().chain(&weights).chain(&joins).cloned().collect();
     let wanted: Vec<Tensor> = wanted.iter().map(|t| gradients.get(t).expect("a gradient").clone()).collect();
@@ -197,7 +263,7 @@ fn what_changed_in_the_meantime_is_not_read_again() {
         let a = activation(&z, Activation::Tanh);
         z = mul(&a, &a);
     }
-    let gradients = tape.backward(&z, &tape.stored("dy", 0, [4096]));
+    let gradients = tape.backward_from(&z, &tape.stored("dy", 0, [4096]));
     let dx = gradients.get(&x).expect("a gradient").clone();
     let run = |plan: Plan| {
         let mut program = Program::compile(&plan, &device, &[], Sharing::Shared).unwrap();

@@ -47,7 +47,7 @@ fn check_unet(name: &str, golden: &Golden, device: &Device) {
     let labels = config.class().tensor(&tape, shape[0]);
     let y = unet(&config, &scope, &x_in, &t, labels.as_ref());
     let dy_in = tape.stored("dy", 0, y.shape().clone());
-    let gradients = tape.backward(&y, &dy_in);
+    let gradients = tape.backward_from(&y, &dy_in);
     nn::place_gradients(&tape, &gradients);
     let dx = gradients.get(&x_in).expect("the image has a gradient").clone();
     let plan = Plan::new(&tape, &[&y, &dx], device);

@@ -19,7 +19,7 @@ fn layer(module: &str) -> u32 {
         "error" | "files" | "philox" | "torch" | "simd" | "matrix" | "micro" | "kernel" => 0,
         "device" => 1,
         "tensor" => 2,
-        "launch" | "plan" | "tape" | "program" | "state" => 3,
+        "launch" | "tape" | "program" | "state" => 3,
         "ops" => 4,
         "check" => 4,
         "nn" | "optim" => 5,

@@ -100,33 +100,39 @@ fn losses_agree_on_all_devices_over_the_first_steps() {
 
 #[test]
 fn a_gpu_that_binds_little_takes_the_same_steps() {
-    /// What one image of the widest layer takes.
-    const LITTLE: u64 = 8 * 8 * 16 * 4;
     let mut recipe = small();
+    (recipe.image_size, recipe.batch_size) = (32, 8);
     (recipe.unet.dropout, recipe.unet.zero_init) = (0.2, false);
     let batch = digits(&recipe);
     for adapter in adapters::list() {
-        let run = |most: u64| {
+        let open = |most: u64| {
             let mut gpu = adapters::open(Some(&adapter.index.to_string())).unwrap();
-            gpu.use_cuts(most);
-            let device = Device::Gpu(Arc::new(gpu));
-            let mut trainer = RecipeTrainer::new(&recipe, &device, None, None).unwrap();
-            let options = Options { steps: 3, ..Options::of(&recipe).unwrap() };
-            let images = trainer.source(None).draw(&options, 5, None, || Ok(())).unwrap();
-            let steps: Vec<(f32, f32)> = (0..10)
-                .map(|_| advance(&mut trainer, || batch.clone()))
-                .map(|outcome| (outcome.loss, outcome.grad_norm))
-                .collect();
-            (DryRun::new(&recipe, &device, None).launches, images, steps)
+            gpu.use_max_binding(most);
+            Device::Gpu(Arc::new(gpu))
         };
-        let (whole, cut) = (run(u64::MAX), run(LITTLE));
-        assert!(cut.0 > 2 * whole.0, "{} launches, {} uncut", cut.0, whole.0);
+        let run = |device: &Device| {
+            let mut trainer = RecipeTrainer::new(&recipe, device, None, None).unwrap();
+            let options = Options { steps: 2, ..Options::of(&recipe).unwrap() };
+            let images = trainer.source(None).draw(&options, 7, None, || Ok(())).unwrap();
+            let steps: Vec<Outcome> = (0..3).map(|_| advance(&mut trainer, || batch.clone())).collect();
+            (images, steps)
+        };
+        let device = open(u64::MAX);
+        let whole_plan = DryRun::new(&recipe, &device, None);
+        // The weights, and the tensors of two images.
+        let two = DryRun::new(&Recipe { batch_size: 2, ..recipe.clone() }, &device, None);
+        let most = two.largest_binding.max(two.parameter_bytes);
+        assert!(whole_plan.largest_binding > most, "{whole_plan:?}");
+        let little = open(most);
+        let plan = DryRun::new(&recipe, &little, None);
+        assert!(plan.largest_binding <= most && plan.launches > 2 * whole_plan.launches, "{plan:?}");
+        let (whole, split) = (run(&device), run(&little));
         // Nothing is added up over the samples there.
-        assert!(cut.1 == whole.1 && cut.1.iter().all(|v| v.is_finite()), "images on {}", adapter.name);
-        for (step, (a, b)) in whole.2.iter().zip(&cut.2).enumerate() {
+        assert!(whole.0 == split.0 && split.0.iter().all(|v| v.is_finite()), "images on {}", adapter.name);
+        for (a, b) in whole.1.iter().zip(&split.1) {
             let close = |a: f32, b: f32| (a - b).abs() <= 2e-5 * a;
-            let close = close(a.0, b.0) && close(a.1, b.1);
-            assert!(close, "step {}: {a:?}, cut {b:?} on {}", step + 1, adapter.name);
+            let close = close(a.loss, b.loss) && close(a.grad_norm, b.grad_norm);
+            assert!(close, "{a:?}, in smaller batches {b:?} on {}", adapter.name);
         }
     }
 }

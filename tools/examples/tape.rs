@@ -21,19 +21,17 @@ pub fn fit(steps: usize) -> Result<[f32; 3]> {
     let [a, b, c] = ["a", "b", "c"].map(|store| tape.variable(store, 0, [1]));
     let curve = add(&add(&mul(&mul(&x, &x), &a), &mul(&x, &b)), &c);
     let loss = mse(&curve, &y, None);
-    let one = tape.stored("one", 0, [1]);
-    let gradients = tape.backward(&loss, &one);
+    let gradients = tape.backward(&loss);
     let [da, db, dc] = [&a, &b, &c].map(|v| gradients.get(v).expect("the loss depends on it"));
 
     // Compiled once: temporaries share memory, and launches that no output needs are dropped.
     let plan = Plan::new(&tape, &[&loss, da, db, dc], &device);
     let mut program = Program::compile(&plan, &device, &[], Sharing::Shared)?;
-    let launches: Vec<&str> = program.parts().iter().map(|part| part.name).collect();
+    let launches: Vec<&str> = program.compiled().iter().map(|launch| launch.name).collect();
     println!("{} launches: {}", launches.len(), launches.join(", "));
 
     program.write("x", &points)?;
     program.write("y", &wanted)?;
-    program.write("one", &[1.0_f32])?;
     let mut values = [0.0_f32; 3];
     for step in 0..=steps {
         for (store, value) in ["a", "b", "c"].iter().zip(values) {

@@ -45,7 +45,6 @@ pub struct Gpu {
     timestamps: Option<timestamps::Timestamps>,
     tuning: Mutex<Option<Tuning>>,
     grid: Grid,
-    cut_to: u64,
     usage: Arc<memory::Usage>,
 }
 
@@ -84,7 +83,6 @@ impl Gpu {
             in_flight: Mutex::default(),
             tuning: Mutex::default(),
             grid: Grid::default(),
-            cut_to: limits.max_storage_buffer_binding_size,
             limits,
             usage: Arc::default(),
         })
@@ -149,14 +147,9 @@ impl Gpu {
         self.limits.max_buffer_size
     }
 
-    /// Largest binding of a launch that can be cut, in bytes: by default [`Gpu::max_binding`].
-    pub(crate) fn cut_to(&self) -> u64 {
-        self.cut_to
-    }
-
-    /// Cuts launches until their bindings have at most `bytes`, where they can be cut; for tests.
-    pub fn use_cuts(&mut self, bytes: u64) {
-        self.cut_to = bytes.min(self.max_binding());
+    /// Binds no more than this in one binding, in bytes; for tests.
+    pub fn use_max_binding(&mut self, bytes: u64) {
+        self.limits.max_storage_buffer_binding_size = bytes.min(self.max_binding());
     }
 
     /// Layout of dispatches.

@@ -84,7 +84,7 @@ impl Size {
     fn beside_rows<'a>(&self, plan: &'a mut Dispatches, entry: &'static str, way: Way) -> &'a mut Dispatch {
         let (set, lanes) = lanes_of(way);
         let rows = self.pairs() * self.queries;
-        self.beside(plan, entry, self.queries).knobs(set).cover_in_pieces(rows, GROUP / lanes)
+        self.beside(plan, entry, self.queries).knobs(set).cover_in_sub_dispatches(rows, GROUP / lanes)
     }
 
     /// Where the matrices of the heads of `given` lie: in it, or in scratch, to where this copies them.
@@ -93,7 +93,7 @@ impl Size {
             return given;
         }
         let take = self.beside(plan, "take_heads", side).bind("whole", given).scratch("parts", scratch);
-        take.cover_in_pieces(self.pairs() * side * self.d, GROUP);
+        take.cover_in_sub_dispatches(self.pairs() * side * self.d, GROUP);
         Slot::Scratch(scratch)
     }
 
@@ -105,7 +105,7 @@ impl Size {
     fn give(&self, plan: &mut Dispatches, side: usize, given: Slot, scratch: usize) {
         if self.heads > 1 {
             let give = self.beside(plan, "give_heads", side).scratch("saved_parts", scratch);
-            give.bind("whole_out", given).cover_in_pieces(self.pairs() * side * self.d, GROUP);
+            give.bind("whole_out", given).cover_in_sub_dispatches(self.pairs() * side * self.d, GROUP);
         }
     }
 }

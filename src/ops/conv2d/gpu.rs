@@ -145,7 +145,7 @@ impl Gather {
                 let (set, width) = lanes(dst_c);
                 let threads = self.residues() * self.most_pixels().div_ceil(4) * (dst_c / width);
                 self.fill(plan.add(&KERNEL, "gather").knobs(set), ["src", "w", "dst"], EXTRA)
-                    .cover_in_pieces(threads, WG);
+                    .cover_in_sub_dispatches(threads, WG);
             }
             Way::Tiled(tile) => {
                 let Tile { rows, cols, .. } = TILES[tile];
@@ -156,21 +156,23 @@ impl Gather {
                 } else {
                     ("gather_ragged", ["src", "w", "dst"], EXTRA)
                 };
-                self.fill(plan.add(&TILED, entry).knobs(tile), main, extra).cover_in_pieces(groups, 1);
+                self.fill(plan.add(&TILED, entry).knobs(tile), main, extra)
+                    .cover_in_sub_dispatches(groups, 1);
             }
             Way::Broad => unreachable!("a product alone is spread so"),
             Way::Spread => {
                 let groups = self.residues()
                     * self.most_pixels().div_ceil(ways::SPREAD[0])
                     * dst_c.div_ceil(ways::SPREAD[1]);
-                self.fill(plan.add(&SPREAD, "gather"), ["src", "w", "dst"], EXTRA).cover_in_pieces(groups, 1);
+                self.fill(plan.add(&SPREAD, "gather"), ["src", "w", "dst"], EXTRA)
+                    .cover_in_sub_dispatches(groups, 1);
             }
             way @ (Way::Square | Way::Tall) => {
                 let (entry, high) =
                     if way == Way::Tall { ("gather_3x3_tall", 16) } else { ("gather_3x3", 8) };
                 let squares = self.n * dst_h.div_ceil(high) * dst_w.div_ceil(8);
                 self.fill(plan.add(&SPREAD, entry), ["src", "w", "dst"], EXTRA)
-                    .cover_in_pieces(squares * dst_c.div_ceil(ways::SPREAD[1]), 1);
+                    .cover_in_sub_dispatches(squares * dst_c.div_ceil(ways::SPREAD[1]), 1);
             }
         }
     }
@@ -309,22 +311,22 @@ impl Weights<'_> {
                     ("backward_w_ragged", PARTS)
                 };
                 let groups = parts * height.div_ceil(rows) * width.div_ceil(cols);
-                (plan.add(&TILED_W, entry).knobs(tile).cover_in_pieces(groups, 1), names)
+                (plan.add(&TILED_W, entry).knobs(tile).cover_in_sub_dispatches(groups, 1), names)
             }
             Way::Spread => {
                 let [rows, cols] = ways::SPREAD;
                 let groups = parts * height.div_ceil(rows) * width.div_ceil(cols);
-                (plan.add(&SPREAD_W, "backward_w").cover_in_pieces(groups, 1), PARTS)
+                (plan.add(&SPREAD_W, "backward_w").cover_in_sub_dispatches(groups, 1), PARTS)
             }
             Way::Square => (
-                plan.add(&SPREAD_W, "backward_w_3x3").cover_in_pieces(parts * self.squares(), 1),
+                plan.add(&SPREAD_W, "backward_w_3x3").cover_in_sub_dispatches(parts * self.squares(), 1),
                 ["x_ones", "dy", "parts"],
             ),
             Way::Direct | Way::Tall | Way::Broad => {
                 let (set, width) = lanes(g.cout);
                 let rows = g.kh * g.kw * g.cin.div_ceil(4) + usize::from(self.bias);
                 let threads = parts * rows * (g.cout / width);
-                (plan.add(&KERNEL, "backward_w").knobs(set).cover_in_pieces(threads, WG), PARTS)
+                (plan.add(&KERNEL, "backward_w").knobs(set).cover_in_sub_dispatches(threads, WG), PARTS)
             }
         };
         let [x, dy, out] = names;

@@ -17,10 +17,7 @@ pub use gpu_winograd::WINOGRAD;
 pub use transpose::conv_transpose2d;
 pub use upsampled::conv2d_upsampled;
 
-use std::sync::Arc;
-
-use crate::device::gpu::adapters::Traits;
-use crate::launch::{Cost, Cut, Dispatch, Dispatches, Io, Launch, Variant};
+use crate::launch::{Accumulate, Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded, Tuning};
 use crate::tape::{Tape, Tensor};
 use crate::tensor::Shape;
 
@@ -100,7 +97,7 @@ impl Given {
     }
 
     /// With a residual, the last read, if there is none yet.
-    fn adding(self) -> Option<Given> {
+    fn accumulating(self) -> Option<Given> {
         (!self.residual).then_some(Given { residual: true, ..self })
     }
 
@@ -121,7 +118,7 @@ impl Given {
         let mut dshift = None;
         if self.shift || self.bias && dbias.is_none() {
             let shapes = [Shape::from([of.n, of.channels]), Shape::from([of.channels])];
-            let [of_samples, of_all] = tape.launch(BackwardShift { name, of }, &[dy], shapes);
+            let [of_samples, of_all] = tape.launch(BackwardShift { name, of }.recorded(), &[dy], shapes);
             (dshift, dbias) = (Some(of_samples), Some(of_all));
         }
         let mut gradients = Vec::new();
@@ -207,7 +204,7 @@ pub fn conv2d(x: &Tensor, w: &Tensor, stride: usize, padding: Padding, epilogue:
     let given = epilogue.given("conv2d", g.result());
     let inputs: Vec<&Tensor> = [x, w].into_iter().chain(epilogue.reads()).collect();
     let launch = Forward { name: "conv2d", g, given };
-    let [y] = x.tape().launch(launch, &inputs, [Shape::from([n, oh, ow, cout])]);
+    let [y] = x.tape().launch(launch.recorded(), &inputs, [Shape::from([n, oh, ow, cout])]);
     let (count, x_saved, w_saved) = (inputs.len(), x.clone(), w.clone());
     x.tape().derivative(&inputs, &[&y], move |dy| {
         let (x, w, tape) = (&x_saved, &w_saved, x_saved.tape());
@@ -217,14 +214,14 @@ pub fn conv2d(x: &Tensor, w: &Tensor, stride: usize, padding: Padding, epilogue:
         let backward_w = BackwardW { name: "conv2d backward_w", g, bias: given.bias && !given.shift };
         let (dw, dbias) = if backward_w.bias {
             let shapes = [w.shape().clone(), Shape::from([g.cout])];
-            let [dw, dbias] = tape.launch(backward_w, &[x, dy], shapes);
+            let [dw, dbias] = tape.launch(backward_w.recorded(), &[x, dy], shapes);
             (dw, Some(dbias))
         } else {
-            let [dw] = tape.launch(backward_w, &[x, dy], [w.shape().clone()]);
+            let [dw] = tape.launch(backward_w.recorded(), &[x, dy], [w.shape().clone()]);
             (dw, None)
         };
         let backward_x = transpose::Adjoint { name: "conv2d backward_x", g, given: Given::default() };
-        let [dx] = tape.launch(backward_x, &[dy, w], [x.shape().clone()]);
+        let [dx] = tape.launch(backward_x.recorded(), &[dy, w], [x.shape().clone()]);
         let mut gradients = vec![Some(dx), Some(dw)];
         gradients.extend(given.gradients(tape, "conv2d backward_shift", g.result(), dy, dbias));
         gradients
@@ -244,50 +241,32 @@ impl Launch for Forward {
         self.name
     }
 
-    fn cost(&self, bytes: u64) -> Cost {
-        Cost { flops: self.g.flops(), bytes }
-    }
-
     fn cpu(&self, io: &Io) {
         let (g, more) = (&self.g, self.given.slices(io));
-        twin::forward(g, io.read(0), io.read(1), io.write(0), io.made(), |first, y| {
+        twin::forward(g, io.read(0), io.read(1), io.write(0), io.prepacked(), |first, y| {
             twin::epilogue(g.result(), first, y, more);
         });
-    }
-
-    fn cpu_scratch(&self) -> Vec<usize> {
-        vec![twin::forward_weights(&self.g)]
-    }
-
-    fn cpu_made_from(&self) -> Option<usize> {
-        Some(1)
-    }
-
-    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        self.gather().variants(adapter)
-    }
-
-    fn shape_class(&self) -> String {
-        self.gather().shape_class()
-    }
-
-    fn gpu_scratch(&self) -> Vec<usize> {
-        self.gather().scratch()
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
         self.gather().dispatch(plan);
     }
+}
 
-    fn adding(&self, _: usize) -> Option<Arc<dyn Launch>> {
-        Some(Arc::new(Forward { given: self.given.adding()?, ..*self }))
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let whole = *self;
-        let [_, shift, residual] = self.given.reads();
-        let images = Cut::along(self.g.n, move |_, n| Forward { g: Geometry { n, ..whole.g }, ..whole });
-        vec![images.reads([Some(0), shift, residual].into_iter().flatten()).writes([0])]
+impl Forward {
+    pub fn recorded(self) -> Recorded {
+        let info = LaunchInfo {
+            flops: self.g.flops(),
+            cpu_scratch: vec![twin::forward_weights(&self.g)],
+            gpu_scratch: self.gather().scratch(),
+            prepacked_from: Some(1),
+            accumulate: Accumulate::by(move |_| {
+                Some(Forward { given: self.given.accumulating()?, ..self }.recorded())
+            }),
+            tuning: Tuning::new(self.gather().shape_class(), move |adapter| self.gather().variants(adapter)),
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }
 
@@ -298,7 +277,7 @@ impl Forward {
 }
 
 /// Reads the image and `dy`; writes `dw` and, where `bias` says so, `dbias [Cout]`.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct BackwardW {
     name: &'static str,
     g: Geometry,
@@ -310,32 +289,11 @@ impl Launch for BackwardW {
         self.name
     }
 
-    fn cost(&self, bytes: u64) -> Cost {
-        Cost { flops: self.g.flops(), bytes }
-    }
-
     fn cpu(&self, io: &Io) {
         twin::backward_w(&self.g, io.read(0), io.read(1), io.write(0), io.scratch(0));
         if self.bias {
             twin::backward_shift(self.g.result(), io.read(1), io.scratch(1), io.write(1));
         }
-    }
-
-    fn cpu_scratch(&self) -> Vec<usize> {
-        let sums = self.bias.then_some(self.g.n * self.g.cout);
-        [twin::weight_room(&self.g)].into_iter().chain(sums).collect()
-    }
-
-    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        self.weights().variants(adapter)
-    }
-
-    fn shape_class(&self) -> String {
-        self.weights().shape_class()
-    }
-
-    fn gpu_scratch(&self) -> Vec<usize> {
-        vec![self.weights().scratch()]
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
@@ -352,13 +310,23 @@ impl Launch for BackwardW {
         } else {
             sum_parts(plan.add(&KERNEL, "sum_parts"), weights, parts, parts, 1).write("total", 0)
         };
-        sum.part("pieces", crate::launch::Slot::Scratch(0), 0, parts * both);
+        sum.range("pieces", crate::launch::Slot::Scratch(0), 0, parts * both);
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        let BackwardW { name, g, bias } = *self;
-        let part = move |_, n| BackwardW { name, g: Geometry { n, ..g }, bias };
-        vec![Cut::along(g.n, part).reads([0, 1]).sums(if bias { 0..2 } else { 0..1 })]
+impl BackwardW {
+    pub fn recorded(self) -> Recorded {
+        let sums = self.bias.then_some(self.g.n * self.g.cout);
+        let info = LaunchInfo {
+            flops: self.g.flops(),
+            cpu_scratch: [twin::weight_room(&self.g)].into_iter().chain(sums).collect(),
+            gpu_scratch: vec![self.weights().scratch()],
+            tuning: Tuning::new(self.weights().shape_class(), move |adapter| {
+                self.weights().variants(adapter)
+            }),
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }
 
@@ -403,10 +371,6 @@ impl Launch for BackwardShift {
         twin::backward_shift(self.of, io.read(0), io.write(0), io.write(1));
     }
 
-    fn gpu_scratch(&self) -> Vec<usize> {
-        vec![self.of.n * self.runs() * self.of.channels]
-    }
-
     fn gpu(&self, plan: &mut Dispatches) {
         let (Image { n, pixels, channels }, runs) = (self.of, self.runs());
         plan.add(&KERNEL, "sum_runs")
@@ -422,12 +386,16 @@ impl Launch for BackwardShift {
             .write("total", 0);
         // Reading dshift here and writing it above are two dispatches; dbias is another tensor.
         let last = sum_parts(plan.add(&KERNEL, "sum_parts"), channels, n, n, 1);
-        last.part("pieces", crate::launch::Slot::Write(0), 0, n * channels).write("total", 1);
+        last.range("pieces", crate::launch::Slot::Write(0), 0, n * channels).write("total", 1);
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        let BackwardShift { name, of } = *self;
-        let part = move |_, n| BackwardShift { name, of: Image { n, ..of } };
-        vec![Cut::along(of.n, part).reads([0]).writes([0]).sums([1])]
+impl BackwardShift {
+    pub fn recorded(self) -> Recorded {
+        let info = LaunchInfo {
+            gpu_scratch: vec![self.of.n * self.runs() * self.of.channels],
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }

@@ -4,12 +4,9 @@
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
-
 use super::gpu::Gather;
 use super::{BackwardShift, BackwardW, Forward, Geometry, Given, Padding, twin};
-use crate::device::gpu::adapters::Traits;
-use crate::launch::{Cost, Cut, Dispatches, Io, Launch, Variant};
+use crate::launch::{Accumulate, Dispatches, Io, Launch, LaunchInfo, Recorded, Tuning};
 use crate::tape::Tensor;
 use crate::tensor::Shape;
 
@@ -78,20 +75,21 @@ pub fn conv_transpose2d(
     let has_bias = bias.is_some();
     let given = Given { bias: has_bias, ..Given::default() };
     let launch = Adjoint { name: "conv_transpose2d", g, given };
-    let [y] = x.tape().launch(launch, &inputs, [Shape::from([n, h, width, cout])]);
+    let [y] = x.tape().launch(launch.recorded(), &inputs, [Shape::from([n, h, width, cout])]);
     let (x_saved, w_saved) = (x.clone(), w.clone());
     x.tape().derivative(&inputs, &[&y], move |dy| {
         let (x, w, tape) = (&x_saved, &w_saved, x_saved.tape());
         let Some(dy) = &dy[0] else { return vec![None; 2 + usize::from(has_bias)] };
         // Its bias is of the image that `g` reads, not of the result whose pixels this goes over.
         let backward_w = BackwardW { name: "conv_transpose2d backward_w", g, bias: false };
-        let [dw] = tape.launch(backward_w, &[dy, x], [w.shape().clone()]);
+        let [dw] = tape.launch(backward_w.recorded(), &[dy, x], [w.shape().clone()]);
         let backward_x = Forward { name: "conv_transpose2d backward_x", g, given: Given::default() };
-        let [dx] = tape.launch(backward_x, &[dy, w], [x.shape().clone()]);
+        let [dx] = tape.launch(backward_x.recorded(), &[dy, w], [x.shape().clone()]);
         let mut gradients = vec![Some(dx), Some(dw)];
         if has_bias {
             let sums = BackwardShift { name: "conv_transpose2d backward_bias", of: g.image() };
-            let [_, dbias] = tape.launch(sums, &[dy], [Shape::from([n, g.cin]), Shape::from([g.cin])]);
+            let [_, dbias] =
+                tape.launch(sums.recorded(), &[dy], [Shape::from([n, g.cin]), Shape::from([g.cin])]);
             gradients.push(Some(dbias));
         }
         gradients
@@ -114,50 +112,32 @@ impl Launch for Adjoint {
         self.name
     }
 
-    fn cost(&self, bytes: u64) -> Cost {
-        Cost { flops: self.g.flops(), bytes }
-    }
-
     fn cpu(&self, io: &Io) {
         let (g, more) = (&self.g, self.given.slices(io));
-        twin::adjoint(g, io.read(0), io.read(1), io.write(0), io.made(), |first, pixels| {
+        twin::adjoint(g, io.read(0), io.read(1), io.write(0), io.prepacked(), |first, pixels| {
             twin::epilogue(g.image(), first, pixels, more);
         });
-    }
-
-    fn cpu_scratch(&self) -> Vec<usize> {
-        vec![twin::adjoint_weights(&self.g)]
-    }
-
-    fn cpu_made_from(&self) -> Option<usize> {
-        Some(1)
-    }
-
-    fn gpu_scratch(&self) -> Vec<usize> {
-        self.gather().scratch()
-    }
-
-    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        self.gather().variants(adapter)
-    }
-
-    fn shape_class(&self) -> String {
-        self.gather().shape_class()
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
         self.gather().dispatch(plan);
     }
+}
 
-    fn adding(&self, _: usize) -> Option<Arc<dyn Launch>> {
-        Some(Arc::new(Adjoint { given: self.given.adding()?, ..*self }))
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let whole = *self;
-        let [_, shift, residual] = self.given.reads();
-        let images = Cut::along(self.g.n, move |_, n| Adjoint { g: Geometry { n, ..whole.g }, ..whole });
-        vec![images.reads([Some(0), shift, residual].into_iter().flatten()).writes([0])]
+impl Adjoint {
+    pub fn recorded(self) -> Recorded {
+        let info = LaunchInfo {
+            flops: self.g.flops(),
+            cpu_scratch: vec![twin::adjoint_weights(&self.g)],
+            gpu_scratch: self.gather().scratch(),
+            prepacked_from: Some(1),
+            accumulate: Accumulate::by(move |_| {
+                Some(Adjoint { given: self.given.accumulating()?, ..self }.recorded())
+            }),
+            tuning: Tuning::new(self.gather().shape_class(), move |adapter| self.gather().variants(adapter)),
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::winograd::{self, Correlation, Weights};
 use super::{Geometry, Image};
-use crate::launch::Made;
+use crate::launch::Prepacked;
 use crate::micro::gather::{Gather, gathered};
 use crate::micro::panels::{Panels, copy_short, copy_turned, panel_elements};
 use crate::simd::vectorized;
@@ -40,7 +40,7 @@ pub fn forward(
     x: &[f32],
     w: &[f32],
     y: &mut [f32],
-    panels: Made,
+    panels: Prepacked,
     finish: impl Fn(usize, &mut [f32]) + Sync,
 ) {
     if winograd::suits(g) {
@@ -197,7 +197,7 @@ pub fn adjoint(
     dy: &[f32],
     w: &[f32],
     dx: &mut [f32],
-    panels: Made,
+    panels: Prepacked,
     finish: impl Fn(usize, &mut [f32]) + Sync,
 ) {
     if winograd::suits(g) {

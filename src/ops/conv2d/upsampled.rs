@@ -13,8 +13,7 @@ mod tests;
 
 use super::gpu::{Gather, KERNEL, Origin, WG, Weights};
 use super::{Epilogue, Geometry, Given, Padding, sum_parts};
-use crate::device::gpu::adapters::Traits;
-use crate::launch::{Cost, Cut, Dispatches, Io, Launch, Slot, Variant};
+use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded, Slot, Tuning};
 use crate::tape::Tensor;
 use crate::tensor::Shape;
 
@@ -58,14 +57,14 @@ pub fn conv2d_upsampled(x: &Tensor, w: &Tensor, padding: Padding, epilogue: Epil
     };
     let given = epilogue.given("conv2d_upsampled", g.image());
     let inputs: Vec<&Tensor> = [x, w].into_iter().chain(epilogue.reads()).collect();
-    let [y] = x.tape().launch(Forward { g, given }, &inputs, [Shape::from([n, g.h, g.w, cout])]);
+    let [y] = x.tape().launch(Forward { g, given }.recorded(), &inputs, [Shape::from([n, g.h, g.w, cout])]);
     let (count, x_saved, w_saved) = (inputs.len(), x.clone(), w.clone());
     x.tape().derivative(&inputs, &[&y], move |dy| {
         let (x, w, tape) = (&x_saved, &w_saved, x_saved.tape());
         let Some(dy) = &dy[0] else { return vec![None; count] };
         // `x` is not needed after `dw`: it makes room for `dx`.
-        let [dw] = tape.launch(BackwardW { g }, &[dy, x], [w.shape().clone()]);
-        let [dx] = tape.launch(BackwardX { g }, &[dy, w], [x.shape().clone()]);
+        let [dw] = tape.launch(BackwardW { g }.recorded(), &[dy, x], [w.shape().clone()]);
+        let [dx] = tape.launch(BackwardX { g }.recorded(), &[dy, w], [x.shape().clone()]);
         let mut gradients = vec![Some(dx), Some(dw)];
         gradients.extend(given.gradients(tape, "conv2d_upsampled backward_shift", g.image(), dy, None));
         gradients
@@ -75,8 +74,8 @@ pub fn conv2d_upsampled(x: &Tensor, w: &Tensor, padding: Padding, epilogue: Epil
 
 /// Of the convolution, its adjoint and the gradient of its weights alike: every tap over the large image, as
 /// PyTorch counts.
-fn cost(g: &Geometry, bytes: u64) -> Cost {
-    Cost { flops: 2 * (g.n * g.h * g.w * weights(g)) as u64, bytes }
+fn flops(g: &Geometry) -> u64 {
+    2 * (g.n * g.h * g.w * weights(g)) as u64
 }
 
 /// Elements of the weights as they are given, for which `g` has one row and column of taps more.
@@ -96,44 +95,27 @@ impl Launch for Forward {
         "conv2d_upsampled"
     }
 
-    fn cost(&self, bytes: u64) -> Cost {
-        cost(&self.g, bytes)
-    }
-
     fn cpu(&self, io: &Io) {
         let more = self.given.slices(io);
-        twin::forward(&self.g, io.read(0), io.read(1), io.write(0), io.made(), more);
-    }
-
-    fn cpu_scratch(&self) -> Vec<usize> {
-        vec![twin::forward_weights(&self.g)]
-    }
-
-    fn cpu_made_from(&self) -> Option<usize> {
-        Some(1)
-    }
-
-    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        self.gather().variants(adapter)
-    }
-
-    fn shape_class(&self) -> String {
-        self.gather().shape_class()
-    }
-
-    fn gpu_scratch(&self) -> Vec<usize> {
-        self.gather().scratch()
+        twin::forward(&self.g, io.read(0), io.read(1), io.write(0), io.prepacked(), more);
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
         self.gather().dispatch(plan);
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        let Forward { g, given } = *self;
-        let [_, shift, residual] = given.reads();
-        let images = Cut::along(g.n, move |_, n| Forward { g: Geometry { n, ..g }, given });
-        vec![images.reads([Some(0), shift, residual].into_iter().flatten()).writes([0])]
+impl Forward {
+    fn recorded(self) -> Recorded {
+        let info = LaunchInfo {
+            flops: flops(&self.g),
+            cpu_scratch: vec![twin::forward_weights(&self.g)],
+            gpu_scratch: self.gather().scratch(),
+            prepacked_from: Some(1),
+            tuning: Tuning::new(self.gather().shape_class(), move |adapter| self.gather().variants(adapter)),
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }
 
@@ -154,41 +136,26 @@ impl Launch for BackwardX {
         "conv2d_upsampled backward_x"
     }
 
-    fn cost(&self, bytes: u64) -> Cost {
-        cost(&self.g, bytes)
-    }
-
     fn cpu(&self, io: &Io) {
-        twin::backward_x(&self.g, io.read(0), io.read(1), io.write(0), io.made());
-    }
-
-    fn cpu_scratch(&self) -> Vec<usize> {
-        vec![twin::backward_x_weights(&self.g)]
-    }
-
-    fn cpu_made_from(&self) -> Option<usize> {
-        Some(1)
-    }
-
-    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        self.gather().variants(adapter)
-    }
-
-    fn shape_class(&self) -> String {
-        self.gather().shape_class()
-    }
-
-    fn gpu_scratch(&self) -> Vec<usize> {
-        self.gather().scratch()
+        twin::backward_x(&self.g, io.read(0), io.read(1), io.write(0), io.prepacked());
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
         self.gather().dispatch(plan);
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        let BackwardX { g } = *self;
-        vec![Cut::along(g.n, move |_, n| BackwardX { g: Geometry { n, ..g } }).reads([0]).writes([0])]
+impl BackwardX {
+    fn recorded(self) -> Recorded {
+        let info = LaunchInfo {
+            flops: flops(&self.g),
+            cpu_scratch: vec![twin::backward_x_weights(&self.g)],
+            gpu_scratch: self.gather().scratch(),
+            prepacked_from: Some(1),
+            tuning: Tuning::new(self.gather().shape_class(), move |adapter| self.gather().variants(adapter)),
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }
 
@@ -210,36 +177,16 @@ impl Launch for BackwardW {
         "conv2d_upsampled backward_w"
     }
 
-    fn cost(&self, bytes: u64) -> Cost {
-        cost(&self.g, bytes)
-    }
-
     fn cpu(&self, io: &Io) {
         let scratch = [0, 1].map(|block| io.scratch(block));
         twin::backward_w(&self.g, io.read(0), io.read(1), io.write(0), scratch);
-    }
-
-    fn cpu_scratch(&self) -> Vec<usize> {
-        twin::weight_room(&self.g).to_vec()
-    }
-
-    fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        self.wide().variants(adapter)
-    }
-
-    fn shape_class(&self) -> String {
-        self.wide().shape_class()
-    }
-
-    fn gpu_scratch(&self) -> Vec<usize> {
-        vec![self.wide().scratch(), self.g.weights()]
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
         let g = &self.g;
         let parts = self.wide().dispatch(plan);
         sum_parts(plan.add(&KERNEL, "sum_parts"), g.weights(), parts, parts, 1)
-            .part("pieces", Slot::Scratch(0), 0, parts * g.weights())
+            .range("pieces", Slot::Scratch(0), 0, parts * g.weights())
             .scratch("total", 1);
         plan.add(&KERNEL, "upsampled_gradient")
             .param("kh", g.kh)
@@ -251,10 +198,18 @@ impl Launch for BackwardW {
             .write("made", 0)
             .cover(weights(g), WG);
     }
+}
 
-    fn cuts(&self) -> Vec<Cut> {
-        let BackwardW { g } = *self;
-        vec![Cut::along(g.n, move |_, n| BackwardW { g: Geometry { n, ..g } }).reads([0, 1]).sums([0])]
+impl BackwardW {
+    fn recorded(self) -> Recorded {
+        let info = LaunchInfo {
+            flops: flops(&self.g),
+            cpu_scratch: twin::weight_room(&self.g).to_vec(),
+            gpu_scratch: vec![self.wide().scratch(), self.g.weights()],
+            tuning: Tuning::new(self.wide().shape_class(), move |adapter| self.wide().variants(adapter)),
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }
 

@@ -12,7 +12,7 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::Geometry;
-use crate::launch::Made;
+use crate::launch::Prepacked;
 use crate::matrix::Tiles;
 use crate::micro::dense::{Left, Right, product};
 use crate::micro::panels::{Panels, WIDEST, copy_turned, panel, panel_elements};
@@ -55,7 +55,7 @@ impl Correlation {
         src: &[f32],
         weights: Weights,
         dst: &mut [f32],
-        room: Made,
+        room: Prepacked,
         finish: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let (c, dst_c) = (self.src[2], self.dst[2]);

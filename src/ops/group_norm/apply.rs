@@ -5,8 +5,7 @@ use rayon::prelude::*;
 use super::loops::{Line, Source};
 use super::normalise_sample;
 use super::size::{How, Size, TILES};
-use crate::device::gpu::adapters::Traits;
-use crate::launch::{Cut, Dispatches, Io, Launch, Variant};
+use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded};
 use crate::ops::activation::Activation;
 
 /// Reads x (in its parts), gamma, beta and the statistics; gives the same bits as the forward launch did.
@@ -36,10 +35,6 @@ impl Launch for Apply {
             });
     }
 
-    fn cpu_scratch(&self) -> Vec<usize> {
-        vec![self.size.n * 3 * self.size.c]
-    }
-
     fn gpu(&self, plan: &mut Dispatches) {
         let after = self.size.parts().count();
         for part in self.size.parts() {
@@ -57,21 +52,17 @@ impl Launch for Apply {
                 .write("y", 0);
         }
     }
+}
 
-    fn variants(&self, _: &Traits) -> Vec<Variant> {
-        // Chunks make no difference to what is only normalised.
-        let rows = self.size.p;
-        self.size.variants([rows, rows, rows, self.size.gpu_rows()[TILES]], self.kind)
-    }
-
-    fn shape_class(&self) -> String {
-        self.size.shape_class(self.kind)
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let Apply { size, kind } = *self;
-        let part = move |_, n| Apply { size: Size { n, ..size }, kind };
-        let after = size.parts().count();
-        vec![Cut::along(size.n, part).reads((0..after).chain([after + 2])).writes([0])]
+impl Apply {
+    pub fn recorded(self) -> Recorded {
+        let Apply { size, kind } = self;
+        let info = LaunchInfo {
+            cpu_scratch: vec![size.n * 3 * size.c],
+            // Chunks make no difference to what is only normalised.
+            tuning: size.tuning([size.p, size.p, size.p, size.gpu_rows()[TILES]], kind),
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }

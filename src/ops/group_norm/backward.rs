@@ -1,14 +1,11 @@
 //! The gradients of a group norm: of x, and from the sums that this needs, of the parameters.
 
-use std::sync::Arc;
-
 use rayon::iter::Either;
 use rayon::prelude::*;
 
 use super::loops::{Line, Source, column_sums, gradient, group_means};
 use super::size::{How, Part, Size, TILES};
-use crate::device::gpu::adapters::Traits;
-use crate::launch::{Cut, Dispatch, Dispatches, Io, Launch, Variant};
+use crate::launch::{Accumulate, Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded};
 use crate::ops::activation::{Activation, with_constant};
 use crate::simd::vectorized;
 
@@ -18,7 +15,7 @@ pub(super) struct BackwardX {
     pub size: Size,
     pub kind: Activation,
     /// The reads that are added to the gradients of the parts.
-    pub so_far: [Option<usize>; 2],
+    pub accum: [Option<usize>; 2],
 }
 
 impl BackwardX {
@@ -36,15 +33,15 @@ impl BackwardX {
         adds: bool,
     ) -> &'a mut Dispatch {
         let (size, after) = (self.size, self.size.parts().count());
-        let so_far = self.so_far[part.index].filter(|_| adds);
-        let how = How { adds: so_far.is_some(), ..How::of(self.kind) };
+        let accum = self.accum[part.index].filter(|_| adds);
+        let how = How { adds: accum.is_some(), ..How::of(self.kind) };
         let dispatch = if plan.variant() == TILES {
             size.add_tiles(plan, entry, part, how)
         } else {
             size.add(plan, entry, part, size.gpu_sum_rows()[plan.variant()], how)
         };
         if adds {
-            dispatch.read("so_far", so_far.unwrap_or(part.index));
+            dispatch.read("accum", accum.unwrap_or(part.index));
         }
         dispatch
             .read("x", part.index)
@@ -65,7 +62,7 @@ impl Launch for BackwardX {
         let Size { n, p, c, groups, left } = size;
         let (x, after) = (Source::new(size, io), size.parts().count());
         let [dy, gamma, beta, statistics] = [0, 1, 2, 3].map(|i| io.read(after + i));
-        let so_far = self.so_far.map(|read| read.map(|read| io.read(read)));
+        let accum = self.accum.map(|read| read.map(|read| io.read(read)));
         let (sample, chunk) = (size.sample(), size.rows() * c);
         let right = match after {
             1 => Either::Left((0..n).into_par_iter().map(|_| <&mut [f32]>::default())),
@@ -103,22 +100,18 @@ impl Launch for BackwardX {
                 let (m0, m1) = (&*m0, &*m1);
                 for (part, dx) in size.parts().zip([left, right]) {
                     let chunks = dx.par_chunks_mut(size.rows() * part.width).zip(dy.par_chunks(chunk));
-                    let so_far = so_far[part.index];
+                    let accum = accum[part.index];
                     chunks.enumerate().for_each(|(chunk, (dx, dy))| {
                         let x = x.chunk_of(part, chunk);
                         let first = (n * p + chunk * size.rows()) * part.width;
-                        let so_far = so_far.map(|so_far| &so_far[first..][..dx.len()]);
+                        let accum = accum.map(|accum| &accum[first..][..dx.len()]);
                         vectorized(
                             #[inline(always)]
-                            || with_constant!(self.kind, kind => gradient(kind, x, dy, part, line, m0, m1, so_far, dx)),
+                            || with_constant!(self.kind, kind => gradient(kind, x, dy, part, line, m0, m1, accum, dx)),
                         );
                     });
                 }
             });
-    }
-
-    fn cpu_scratch(&self) -> Vec<usize> {
-        vec![self.size.n * self.size.chunks() * 2 * self.size.c, self.size.n * 5 * self.size.c]
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
@@ -155,36 +148,27 @@ impl Launch for BackwardX {
             }
         }
     }
+}
 
-    fn gpu_scratch(&self) -> Vec<usize> {
-        let chunks = self.size.most_chunks(self.size.gpu_sum_rows());
-        vec![2 * self.size.n * chunks * self.size.c, 2 * self.size.n * self.size.groups]
-    }
-
-    fn adding(&self, write: usize) -> Option<Arc<dyn Launch>> {
-        let part = write.checked_sub(1)?; // the sums come first
-        let next = self.size.parts().count() + 4 + self.so_far.iter().flatten().count();
-        let mut more = *self;
-        more.so_far[part].is_none().then(|| {
-            more.so_far[part] = Some(next);
-            Arc::new(more) as Arc<dyn Launch>
-        })
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let whole = *self;
-        let part = move |_, n| BackwardX { size: Size { n, ..whole.size }, ..whole };
-        let after = self.size.parts().count();
-        let of_samples = (0..=after).chain([after + 3]).chain(self.so_far.into_iter().flatten());
-        vec![Cut::along(self.size.n, part).reads(of_samples).writes(0..=after)]
-    }
-
-    fn variants(&self, _: &Traits) -> Vec<Variant> {
-        self.size.variants(self.size.gpu_sum_rows(), self.kind)
-    }
-
-    fn shape_class(&self) -> String {
-        self.size.shape_class(self.kind)
+impl BackwardX {
+    pub fn recorded(self) -> Recorded {
+        let BackwardX { size, kind, .. } = self;
+        let info = LaunchInfo {
+            cpu_scratch: vec![size.n * size.chunks() * 2 * size.c, size.n * 5 * size.c],
+            gpu_scratch: vec![
+                2 * size.n * size.most_chunks(size.gpu_sum_rows()) * size.c,
+                2 * size.n * size.groups,
+            ],
+            accumulate: Accumulate::by(move |write| {
+                let part = write.checked_sub(1)?; // the sums come first
+                let mut more = self;
+                let next = size.parts().count() + 4 + self.accum.iter().flatten().count();
+                more.accum[part].replace(next).is_none().then(|| more.recorded())
+            }),
+            tuning: size.tuning(size.gpu_sum_rows(), kind),
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
     }
 }
 
@@ -215,11 +199,5 @@ impl Launch for BackwardParameters {
             .write("dgamma", 0)
             .write("dbeta", 1)
             .cover(self.size.c.div_ceil(32), 1);
-    }
-
-    fn cuts(&self) -> Vec<Cut> {
-        let size = self.size;
-        let part = move |_, n| BackwardParameters { size: Size { n, ..size } };
-        vec![Cut::along(size.n, part).reads([0]).sums([0, 1])]
     }
 }

@@ -236,7 +236,7 @@ pub(super) fn group_means(size: Size, gamma: &[f32], sums: &[f32], m0: &mut [f32
 }
 
 /// `dx = rstd * (gamma * dz - m0 - xhat * m1)` over the rows of `x`, `dx [rows, part]`, `dy [rows, C]`; plus
-/// `so_far`, as large, where that is given.
+/// `accum`, as large, where that is given.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "the formula's")]
 pub(super) fn gradient(
@@ -247,7 +247,7 @@ pub(super) fn gradient(
     line: Line,
     m0: &[f32],
     m1: &[f32],
-    so_far: Option<&[f32]>,
+    accum: Option<&[f32]>,
     dx: &mut [f32],
 ) {
     let (c, Part { first, width, .. }) = (m0.len(), part);
@@ -261,7 +261,7 @@ pub(super) fn gradient(
             dx[i] = line.rstd[i] * (line.gamma[i] * dz - m0[i] - xhat * m1[i]);
         }
     }
-    for (dx, so_far) in dx.iter_mut().zip(so_far.unwrap_or_default()) {
-        *dx += so_far;
+    for (dx, accum) in dx.iter_mut().zip(accum.unwrap_or_default()) {
+        *dx += accum;
     }
 }

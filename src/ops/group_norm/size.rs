@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{KERNEL, TILE};
-use crate::launch::{Dispatch, Dispatches, Variant};
+use crate::launch::{Dispatch, Dispatches, Tuning, Variant};
 use crate::ops::activation::Activation;
 
 /// Index of the way that the kernel of tiles goes, after those that differ in the chunks they cut.
@@ -154,6 +154,10 @@ impl Size {
     /// The most chunks of a sample that a way makes.
     pub fn most_chunks(self, rows: [usize; 4]) -> usize {
         rows.into_iter().map(|rows| self.p.div_ceil(rows)).max().unwrap_or(1)
+    }
+
+    pub fn tuning(self, rows: [usize; 4], kind: Activation) -> Tuning {
+        Tuning::new(self.shape_class(kind), move |_| self.variants(rows, kind))
     }
 
     pub fn shape_class(self, kind: Activation) -> String {

@@ -95,7 +95,7 @@ fn one_by_one(form: Form, pairs: &[(f32, f32)]) -> Vec<(&'static str, Vec<[f32; 
         let tape = Tape::new();
         let (x, t) = (tape.variable("x", 0, [1]), tape.stored("t", 0, [1]));
         let y = record(form, &x, &t, None);
-        let gradients = tape.backward(&y, &tape.stored("dy", 0, [1]));
+        let gradients = tape.backward_from(&y, &tape.stored("dy", 0, [1]));
         let dx = gradients.get(&x).expect("x is differentiable");
         let plan = Plan::new(&tape, &[&y, dx], device);
         let mut program = Program::compile(&plan, device, &[], Sharing::Guarded).expect("compiles");

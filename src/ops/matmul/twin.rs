@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use rayon::prelude::*;
 
 use super::Product;
-use crate::launch::Made;
+use crate::launch::Prepacked;
 use crate::matrix::Tiles;
 use crate::micro::dense::{Left, Right, Start, product_into};
 use crate::micro::panels::{Panels, copy_short, copy_turned, height, panel, panel_elements};
@@ -98,7 +98,7 @@ impl Product {
         b: &[f32],
         bias: Option<&[f32]>,
         y: &mut [f32],
-        Made { memory: room, done }: Made,
+        Prepacked { memory: room, done }: Prepacked,
     ) {
         if self.is_outer() {
             return match self.outer_parts() {
@@ -121,7 +121,7 @@ impl Product {
         } else {
             a
         };
-        self.rows_times_columns(a, b, bias, y, Made { memory: panels, done });
+        self.rows_times_columns(a, b, bias, y, Prepacked { memory: panels, done });
     }
 
     /// Writes rows `from ..` of some columns of one b to a panel, or a piece of one.
@@ -160,7 +160,7 @@ impl Product {
         b: &[f32],
         bias: Option<&[f32]>,
         y: &mut [f32],
-        Made { memory: room, done }: Made,
+        Prepacked { memory: room, done }: Prepacked,
     ) {
         let Product { batch, m, n, k, .. } = *self;
         let y = Tiles::new(y);

@@ -143,7 +143,7 @@ fn run(
     let (m, l) = (tape.stored("mean", 0, shape), tape.variable("log_var", 0, shape));
     let (words, given) = (tape.stored_u32("state", [State::WORDS]), tape.stored("eps", 0, shape));
     let z = reparameterise(&m, &l, if eps.is_some() { Noise::Given(&given) } else { Noise::Drawn(&words) });
-    let gradients = tape.backward(&z, &tape.stored("dz", 0, shape));
+    let gradients = tape.backward_from(&z, &tape.stored("dz", 0, shape));
     let dl = gradients.get(&l).expect("log_var is differentiable");
     let plan = Plan::new(&tape, &[&z, dl], device);
     let mut program = Program::compile(&plan, device, &[], Sharing::Guarded).expect("compiles");

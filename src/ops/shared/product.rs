@@ -75,14 +75,15 @@ impl Sizes {
             Way::Direct | Way::Square | Way::Tall => {
                 let wide = k % 4 == 0 && n % 4 == 0 && (m % 4 == 0 || !transpose.a);
                 let (entry, names) = if wide { ("product", quads) } else { ("product_ragged", ones) };
-                (plan.add(&KERNEL, entry).cover_in_pieces(groups(TILE, TILE), 1), names)
+                (plan.add(&KERNEL, entry).cover_in_sub_dispatches(groups(TILE, TILE), 1), names)
             }
             Way::Broad => {
                 let [rows, cols] = ways::BROAD;
-                (plan.add(&SPREAD, "product_broad").cover_in_pieces(groups(rows, cols), 1), quads)
+                (plan.add(&SPREAD, "product_broad").cover_in_sub_dispatches(groups(rows, cols), 1), quads)
             }
             Way::Spread => (
-                plan.add(&SPREAD, "product").cover_in_pieces(groups(ways::SPREAD[0], ways::SPREAD[1]), 1),
+                plan.add(&SPREAD, "product")
+                    .cover_in_sub_dispatches(groups(ways::SPREAD[0], ways::SPREAD[1]), 1),
                 ones,
             ),
             Way::Tiled(tile) => {
@@ -90,7 +91,7 @@ impl Sizes {
                 let along_a = if transpose.a { m } else { k };
                 let wide = n % 4 == 0 && along_a % 4 == 0 && (k % 4 == 0 || !transpose.b);
                 let (entry, names) = if wide { ("product", quads) } else { ("product_ragged", ones) };
-                (plan.add(&TILED, entry).knobs(tile).cover_in_pieces(groups(rows, cols), 1), names)
+                (plan.add(&TILED, entry).knobs(tile).cover_in_sub_dispatches(groups(rows, cols), 1), names)
             }
         };
         self.params(product, parts, slots.bias, slots.b);

@@ -1,16 +1,16 @@
 //! Variants of a launch that is made for it: fast ones, wrong ones, broken ones.
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use tempfile::TempDir;
 
 use super::*;
 use crate::device::Device;
-use crate::device::gpu::adapters::{self, Traits};
+use crate::device::gpu::adapters;
 use crate::device::gpu::shader::Kernel;
-use crate::device::gpu::tuning::Tuning;
-use crate::launch::{Io, Launch, Slot};
+use crate::device::gpu::tuning::Tuning as TuningFile;
+use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded, Slot, Tuning};
 use crate::program::{Program, Sharing};
 use crate::tape::{Tape, Tensor};
 
@@ -45,21 +45,8 @@ impl Launch for Twice {
         "twice"
     }
 
-    fn variants(&self, _: &Traits) -> Vec<Variant> {
-        let all = self.ways.iter().enumerate();
-        all.map(|(index, name)| Variant { name: (*name).to_owned(), index }).collect()
-    }
-
-    fn shape_class(&self) -> String {
-        format!("{} numbers", self.n)
-    }
-
     fn cpu(&self, io: &Io) {
         io.write(0).iter_mut().zip(io.read(0)).for_each(|(y, x)| *y = 2.0 * x);
-    }
-
-    fn gpu_scratch(&self) -> Vec<usize> {
-        vec![self.n]
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
@@ -76,10 +63,21 @@ impl Launch for Twice {
         dispatch.write("y", 0).cover(self.n, 64);
         match way {
             // No adapter binds from there on.
-            "broken" => dispatch.part("x", Slot::Read(0), 1, self.n - 1),
+            "broken" => dispatch.range("x", Slot::Read(0), 1, self.n - 1),
             "dirty" => dispatch.read("x", 0).scratch("old", 0),
             _ => dispatch.read("x", 0),
         };
+    }
+}
+
+impl Twice {
+    fn recorded(self) -> Recorded {
+        let all = self.ways.iter().enumerate();
+        let variants: Vec<Variant> =
+            all.map(|(index, name)| Variant { name: (*name).to_owned(), index }).collect();
+        let tuning = Tuning::new(format!("{} numbers", self.n), move |_| variants.clone());
+        let info = LaunchInfo { gpu_scratch: vec![self.n], tuning, ..LaunchInfo::default() };
+        Recorded::new(self, info)
     }
 }
 
@@ -114,7 +112,7 @@ fn open() -> Arc<Gpu> {
 fn recorded(gpu: &Arc<Gpu>, ways: &'static [&'static str], n: usize, changed: bool) -> (Plan, Tensor) {
     let tape = Tape::new();
     let x = tape.stored("x", 0, [n]);
-    let [y] = tape.launch(Twice { n, ways, changed }, &[&x], [x.shape().clone()]);
+    let [y] = tape.launch(Twice { n, ways, changed }.recorded(), &[&x], [x.shape().clone()]);
     (Plan::new(&tape, &[&y], &Device::Gpu(Arc::clone(gpu))), y)
 }
 
@@ -128,7 +126,7 @@ fn picked(
 ) -> (Picked, usize) {
     // A device of its own, which has compiled nothing yet.
     let gpu = open();
-    gpu.tune_with(Some(Tuning::in_file(&gpu, file, times, |_| {}).unwrap()));
+    gpu.tune_with(Some(TuningFile::in_file(&gpu, file, times, |_| {}).unwrap()));
     let mut asked = 0;
     let picked = pick_by(&gpu, &recorded(&gpu, ways, n, changed).0, &mut |variant, _, _| {
         asked += 1;
@@ -197,11 +195,11 @@ fn a_program_runs_what_was_picked() {
     for tuned in [true, false] {
         let gpu = open();
         if tuned {
-            gpu.tune_with(Some(Tuning::in_file(&gpu, &file, false, |_| {}).unwrap()));
+            gpu.tune_with(Some(TuningFile::in_file(&gpu, &file, false, |_| {}).unwrap()));
         }
         let (plan, y) = recorded(&gpu, &WAYS[..3], 100, false);
         let mut program = Program::compile(&plan, &Device::Gpu(gpu), &[], Sharing::Guarded).unwrap();
-        let part = program.parts()[0].picked.as_ref().expect("it has variants");
+        let part = program.compiled()[0].picked.as_ref().expect("it has variants");
         assert_eq!(part.variant.name, if tuned { "fast" } else { "plain" });
         assert_eq!(part.choice.is_some(), tuned);
         program.write("x", &[1.5_f32; 100]).unwrap();
@@ -211,9 +209,9 @@ fn a_program_runs_what_was_picked() {
 }
 
 #[test]
-fn who_is_far_behind_is_timed_once_and_the_others_take_turns() {
+fn a_variant_far_behind_is_timed_once_and_the_others_take_turns() {
     let mut order = Vec::new();
-    let seconds = race(3, &mut |runner, _| {
+    let seconds = time_round_robin(3, &mut |runner, _| {
         order.push(runner);
         Ok([1e-3, 9e-3, 1.5e-3][runner])
     });
@@ -224,7 +222,7 @@ fn who_is_far_behind_is_timed_once_and_the_others_take_turns() {
 #[test]
 fn one_slow_reading_decides_nothing() {
     let mut asked = [0; 2];
-    let seconds = race(2, &mut |runner, again| {
+    let seconds = time_round_robin(2, &mut |runner, again| {
         asked[runner] += 1;
         assert!((1..=64).contains(&again));
         // The second reading of the second runner met a busy machine.

@@ -3,6 +3,7 @@
 use super::super::tests::{check_epilogue, reference as conv2d_reference};
 use super::*;
 use crate::check::Check;
+use crate::launch::Cost;
 use crate::ops::conv2d::conv2d;
 
 /// A convolution of an image `[n, h, w, cin]`, upsampled, with a kernel `[kh, kw, cout]`.
@@ -137,11 +138,11 @@ fn work_is_counted_as_of_the_large_image_and_memory_as_of_the_small() {
             conv2d_upsampled(&x, &weights, case.padding, Epilogue::default())
         };
         assert_eq!(y.dims(), [n, 2 * h, 2 * w, 8]);
-        tape.backward(&y, &tape.stored("dy", 0, y.shape().clone()));
+        tape.backward_from(&y, &tape.stored("dy", 0, y.shape().clone()));
         tape.recorded(|all| {
             let bytes = |id: &crate::tensor::Id| all.metas[id.0].bytes() as u64;
             let cost = |e: &crate::tape::Entry| {
-                e.launch.cost(e.reads.iter().chain(&e.writes).map(bytes).sum::<u64>())
+                e.recorded.cost(e.reads.iter().chain(&e.writes).map(bytes).sum::<u64>())
             };
             all.entries.iter().map(cost).collect()
         })

@@ -6,7 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::{Geometry, twin};
-use crate::launch::Made;
+use crate::launch::Prepacked;
 use crate::micro::panels::{Panels, WIDEST, copy_turned, panel_elements};
 use crate::simd::vectorized;
 
@@ -29,7 +29,14 @@ pub fn forward_weights(g: &Geometry) -> usize {
 }
 
 /// `more`: bias, time embedding and residual.
-pub fn forward(g: &Geometry, x: &[f32], w: &[f32], y: &mut [f32], panels: Made, more: [Option<&[f32]>; 3]) {
+pub fn forward(
+    g: &Geometry,
+    x: &[f32],
+    w: &[f32],
+    y: &mut [f32],
+    panels: Prepacked,
+    more: [Option<&[f32]>; 3],
+) {
     let (cin, cout) = (g.cout, g.cin);
     if !panels.done {
         twin::fill_classes(g, panels.memory, |tap, first, cols, out, width| {
@@ -51,7 +58,7 @@ pub fn backward_x_weights(g: &Geometry) -> usize {
     panel_elements(g.kh * g.kw * g.cin, g.cout)
 }
 
-pub fn backward_x(g: &Geometry, dy: &[f32], w: &[f32], dx: &mut [f32], panels: Made) {
+pub fn backward_x(g: &Geometry, dy: &[f32], w: &[f32], dx: &mut [f32], panels: Prepacked) {
     let (cin, cout, taps) = (g.cout, g.cin, g.kh * g.kw);
     if !panels.done {
         Panels::fill(panels.memory, taps * cout, cin, taps, |tap, first, cols, out, width| {

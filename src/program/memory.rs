@@ -1,8 +1,24 @@
-//! Where temporary tensors live: those that are never alive together share memory.
+//! Memory of temporary tensors: those that are never alive together share it.
+
+/// How a program gives out memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Tensors that are never alive together share memory.
+    Shared,
+    /// Every tensor has its own, so that all can be read after a run.
+    Separate,
+    /// As `Separate`, between guard words, and everything is filled with NaN before each run. For tests.
+    Guarded,
+}
+
+/// Bytes around each tensor of a guarded program, filled with `GUARD`.
+pub(super) const GUARD_BYTES: usize = 256;
+pub(super) const GUARD: u32 = 0x7fc0_dead; // a NaN that no arithmetic makes
+pub(super) const CPU_ALIGN: usize = 64;
 
 /// A temporary tensor: alive from launch `first` to launch `last`, both included.
 #[derive(Clone, Copy, Debug)]
-pub struct Lifetime {
+pub(super) struct Lifetime {
     pub first: usize,
     pub last: usize,
     pub bytes: usize,
@@ -11,6 +27,43 @@ pub struct Lifetime {
 impl Lifetime {
     fn overlaps(&self, other: &Lifetime) -> bool {
         self.first <= other.last && other.first <= self.last
+    }
+}
+
+/// Blocks of memory, and the place of each tensor in them.
+pub(super) struct Layout {
+    /// Of each lifetime its block and the first byte there.
+    pub places: Vec<(usize, usize)>,
+    /// Bytes of each block.
+    pub blocks: Vec<usize>,
+}
+
+impl Layout {
+    /// On a GPU with memory shared a block for each tensor of those that share it, on the CPU device one
+    /// block.
+    pub fn of(lifetimes: &[Lifetime], for_gpu: bool, sharing: Sharing) -> Layout {
+        let guard = match sharing {
+            Sharing::Shared if for_gpu => {
+                let (slot_of, blocks) = slots(lifetimes);
+                return Layout { places: slot_of.into_iter().map(|slot| (slot, 0)).collect(), blocks };
+            }
+            Sharing::Shared => {
+                let (offsets, total) = arena(lifetimes, CPU_ALIGN);
+                let places = offsets.into_iter().map(|offset| (0, offset)).collect();
+                return Layout { places, blocks: vec![total] };
+            }
+            Sharing::Separate => 0,
+            Sharing::Guarded => GUARD_BYTES,
+        };
+        Layout {
+            places: (0..lifetimes.len()).map(|i| (i, guard)).collect(),
+            blocks: lifetimes.iter().map(|l| l.bytes + 2 * guard).collect(),
+        }
+    }
+
+    /// Bytes of all blocks.
+    pub fn bytes(&self) -> u64 {
+        self.blocks.iter().map(|&bytes| bytes as u64).sum()
     }
 }
 
@@ -24,7 +77,7 @@ fn by_size(items: &[Lifetime]) -> Vec<usize> {
 
 /// Offsets in one block, and the block's size: each tensor goes into the tightest gap between those alive
 /// with it.
-pub fn arena(items: &[Lifetime], align: usize) -> (Vec<usize>, usize) {
+fn arena(items: &[Lifetime], align: usize) -> (Vec<usize>, usize) {
     let mut offsets = vec![0; items.len()];
     let mut placed: Vec<usize> = Vec::new(); // sorted by offset
     let mut total = 0;
@@ -48,7 +101,7 @@ pub fn arena(items: &[Lifetime], align: usize) -> (Vec<usize>, usize) {
 /// A buffer for each tensor, and the sizes of the buffers. A buffer holds one tensor at a time, because a
 /// GPU must not see one buffer as read-only and as writable in the same dispatch, not even in disjoint
 /// ranges.
-pub fn slots(items: &[Lifetime]) -> (Vec<usize>, Vec<usize>) {
+fn slots(items: &[Lifetime]) -> (Vec<usize>, Vec<usize>) {
     let mut slot_of = vec![0; items.len()];
     let mut tenants: Vec<Vec<usize>> = Vec::new();
     for i in by_size(items) {

@@ -1,0 +1,98 @@
+//! The data of a launch on the CPU device.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+
+/// A piece of CPU memory, resolved when the program is compiled.
+#[derive(Clone, Copy)]
+pub(crate) struct Raw {
+    pub start: *mut u8,
+    pub elements: usize,
+}
+
+// SAFETY: plain memory; the plan of a program keeps accesses apart.
+unsafe impl Send for Raw {}
+// SAFETY: as above.
+unsafe impl Sync for Raw {}
+
+/// Working memory for one read of a launch in another order, packed once for all runs that find the read
+/// unchanged.
+pub struct Prepacked<'a> {
+    /// The first block of scratch.
+    pub memory: &'a mut [f32],
+    /// The memory holds the packed read; otherwise the launch packs it.
+    pub done: bool,
+}
+
+/// The data of one launch on the CPU device.
+pub struct Io<'a> {
+    reads: &'a [Raw],
+    writes: &'a [Raw],
+    scratch: &'a [Raw],
+    /// Which writes and scratch blocks were handed out: each only once, so that no two `&mut` overlap.
+    taken: Cell<u64>,
+    prepacked: bool,
+    lifetime: PhantomData<&'a mut f32>,
+}
+
+impl<'a> Io<'a> {
+    /// `prepacked`: the first block of scratch holds what the last run packed of a read that is the same now.
+    pub(crate) fn new(reads: &'a [Raw], writes: &'a [Raw], scratch: &'a [Raw], prepacked: bool) -> Self {
+        assert!(writes.len() + scratch.len() <= 64, "a launch writes at most 64 tensors");
+        Io { reads, writes, scratch, taken: Cell::new(0), prepacked, lifetime: PhantomData }
+    }
+
+    /// True if a tensor was given at this position; optional ones come last.
+    pub fn has_read(&self, index: usize) -> bool {
+        index < self.reads.len()
+    }
+
+    /// Read number `index`, of `f32`.
+    pub fn read(&self, index: usize) -> &'a [f32] {
+        let raw = self.reads[index];
+        // SAFETY: the compiled plan gives a launch reads that no write of it overlaps, inside blocks that
+        // outlive it.
+        unsafe { std::slice::from_raw_parts(raw.start.cast::<f32>(), raw.elements) }
+    }
+
+    /// Read number `index`, of `u32`.
+    pub fn read_u32(&self, index: usize) -> &'a [u32] {
+        bytemuck::cast_slice(self.read(index))
+    }
+
+    /// Write number `index`, as the last launch left it.
+    ///
+    /// # Panics
+    /// When the same one is asked for twice.
+    #[allow(clippy::mut_from_ref, reason = "each index is handed out once, which is checked")]
+    pub fn write(&self, index: usize) -> &'a mut [f32] {
+        self.take(index, self.writes[index])
+    }
+
+    /// Block number `index` of scratch.
+    ///
+    /// # Panics
+    /// When the same one is asked for twice.
+    #[allow(clippy::mut_from_ref, reason = "each index is handed out once, which is checked")]
+    pub fn scratch(&self, index: usize) -> &'a mut [f32] {
+        self.take(self.writes.len() + index, self.scratch[index])
+    }
+
+    /// The first block of scratch, for the read that
+    /// [`LaunchInfo::prepacked_from`](super::LaunchInfo::prepacked_from) names.
+    ///
+    /// # Panics
+    /// When it is asked for twice.
+    pub fn prepacked(&self) -> Prepacked<'a> {
+        Prepacked { memory: self.scratch(0), done: self.prepacked }
+    }
+
+    #[allow(clippy::mut_from_ref, reason = "each bit is handed out once, which is checked")]
+    fn take(&self, bit: usize, raw: Raw) -> &'a mut [f32] {
+        let mask = 1_u64 << bit;
+        assert!(self.taken.get() & mask == 0, "a write is handed out once");
+        self.taken.set(self.taken.get() | mask);
+        // SAFETY: handed out once, and disjoint from every other tensor of the launch by the compiled plan.
+        unsafe { std::slice::from_raw_parts_mut(raw.start.cast::<f32>(), raw.elements) }
+    }
+}

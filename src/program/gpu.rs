@@ -1,0 +1,63 @@
+//! A plan on a GPU: the dispatches of its launches with their pipelines and bind groups.
+
+use super::place::Operands;
+use super::plan::Step;
+use crate::device::Buffer;
+use crate::device::gpu::{Bound, Gpu, Grid, Range};
+use crate::error::Result;
+use crate::launch::{Bind, Cost, Dispatch};
+
+/// Operations of a launch, with bytes: they cost a slow GPU some sixteen operations each.
+fn work_of(cost: Cost) -> u64 {
+    cost.flops + 16 * cost.bytes
+}
+
+/// Binds all dispatches of a step as the variant of this index, in sub-dispatches where their kernels can be
+/// split.
+/// `ms`: its time, where that was measured.
+pub(super) fn bind(
+    gpu: &Gpu,
+    step: &Step,
+    cost: Cost,
+    variant: usize,
+    ms: Option<f64>,
+    operands: &Operands,
+) -> Result<Vec<Bound>> {
+    let dispatches = step.dispatches(variant);
+    let work = work_of(cost) / dispatches.len().max(1) as u64;
+    let sub_dispatches = gpu.sub_dispatches(work, ms);
+    let mut all = Vec::new();
+    for dispatch in &dispatches {
+        let bound = bind_dispatch(gpu, step, dispatch, operands, sub_dispatches)?;
+        let each = work / bound.len() as u64;
+        all.extend(bound.into_iter().map(|bound| bound.of_work(each)));
+    }
+    Ok(all)
+}
+
+fn bind_dispatch(
+    gpu: &Gpu,
+    step: &Step,
+    dispatch: &Dispatch,
+    operands: &Operands,
+    sub_dispatches: usize,
+) -> Result<Vec<Bound>> {
+    let range = |bind: &Bind| {
+        let place = operands.of(bind.slot);
+        let Buffer::Gpu(buffer) = &place.buffer else { unreachable!("a GPU program has GPU memory") };
+        let (first, count) = bind.range.unwrap_or((0, place.bytes / 4));
+        assert!((first + count) * 4 <= place.bytes, "{}: range outside the tensor", step.name());
+        (bind.name, Range { buffer, offset: place.offset + first * 4, bytes: count * 4 })
+    };
+    let ranges: Vec<(&str, Range)> = dispatch.binds.iter().map(range).collect();
+    let Dispatch { kernel, entry, knobs, divisible, .. } = *dispatch;
+    let grid = if divisible { gpu.grid() } else { Grid { sub_dispatches: 1, ..gpu.grid() } };
+    let layout = grid.layout(dispatch.groups, if divisible { sub_dispatches } else { 1 });
+    let mut params = dispatch.params.clone();
+    let bound = layout.into_iter().map(|(first, groups)| {
+        params.truncate(dispatch.params.len());
+        params.extend(divisible.then_some(("first_group", first)));
+        gpu.bind(kernel, entry, knobs, &params, &ranges, groups)
+    });
+    bound.collect()
+}

@@ -1,0 +1,128 @@
+//! Memory of a compiled plan: a buffer and a range of it for each tensor.
+
+use std::collections::BTreeMap;
+
+use super::memory::Layout;
+use super::plan::{Plan, Spot, Step};
+use crate::device::{Buffer, Device};
+use crate::error::Result;
+use crate::launch::Slot;
+use crate::tensor::Id;
+
+/// Memory of one tensor.
+#[derive(Clone)]
+pub(super) struct Place {
+    pub buffer: Buffer,
+    /// First byte.
+    pub offset: usize,
+    pub bytes: usize,
+}
+
+/// Memory of the tensors of one step.
+pub(super) struct Operands {
+    pub reads: Vec<Place>,
+    pub writes: Vec<Place>,
+    pub scratch: Vec<Place>,
+}
+
+impl Operands {
+    pub fn of(&self, slot: Slot) -> &Place {
+        match slot {
+            Slot::Read(i) => &self.reads[i],
+            Slot::Write(i) => &self.writes[i],
+            Slot::Scratch(i) => &self.scratch[i],
+        }
+    }
+}
+
+/// A store, and the bytes of it that a program uses.
+pub(super) struct Store {
+    pub buffer: Buffer,
+    pub bytes: usize,
+}
+
+/// Memory of all tensors of a plan.
+pub(super) struct Placement {
+    /// Memory of the temporary tensors.
+    pub blocks: Vec<Buffer>,
+    pub stores: BTreeMap<String, Store>,
+    /// By the tensors' identities; `None` for those that no launch touches.
+    places: Vec<Option<Place>>,
+    /// By the numbers of the lifetimes.
+    temporaries: Vec<Place>,
+}
+
+impl Placement {
+    /// Allocates the blocks of `layout` and the stores that are not in `bound`.
+    pub fn allocate(
+        plan: &Plan,
+        layout: &Layout,
+        device: &Device,
+        bound: &[(&str, &Buffer)],
+    ) -> Result<Placement> {
+        let blocks = layout.blocks.iter().map(|&bytes| device.alloc("activations", bytes));
+        let blocks = blocks.collect::<Result<Vec<_>>>()?;
+        let mut stores = BTreeMap::new();
+        for (name, bytes) in plan.stores() {
+            let buffer = match bound.iter().find(|(n, _)| *n == name) {
+                Some((_, buffer)) => (*buffer).clone(),
+                None => device.alloc(name, bytes)?,
+            };
+            assert!(buffer.bytes() >= bytes, "store {name}: {} bytes, {bytes} are used", buffer.bytes());
+            stores.insert(name.to_owned(), Store { buffer, bytes });
+        }
+        let temporaries: Vec<Place> = layout
+            .places
+            .iter()
+            .zip(&plan.lifetimes)
+            .map(|(&(block, offset), lifetime)| Place {
+                buffer: blocks[block].clone(),
+                offset,
+                bytes: lifetime.bytes,
+            })
+            .collect();
+        let place = |(spot, bytes): &(Spot, usize)| match spot {
+            Spot::Temporary(n) => Some(temporaries[*n].clone()),
+            Spot::Stored { store, first } => {
+                Some(Place { buffer: stores[&**store].buffer.clone(), offset: first * 4, bytes: *bytes })
+            }
+            Spot::Unused => None,
+        };
+        let places = plan.spots.iter().map(place).collect();
+        Ok(Placement { blocks, stores, places, temporaries })
+    }
+
+    /// Bytes to allocate: those of `layout` and of the stores that are not in `bound`.
+    pub fn bytes(plan: &Plan, layout: &Layout, bound: &[(&str, &Buffer)]) -> u64 {
+        let is_bound = |name: &str| bound.iter().any(|(n, _)| *n == name);
+        let own = plan.stores().filter(|(name, _)| !is_bound(name));
+        layout.bytes() + own.map(|(_, bytes)| bytes as u64).sum::<u64>()
+    }
+
+    /// `None` where no launch touches the tensor.
+    pub fn place(&self, id: Id) -> Option<&Place> {
+        self.places[id.0].as_ref()
+    }
+
+    pub fn operands(&self, step: &Step) -> Operands {
+        let of = |ids: &[Id]| ids.iter().filter_map(|id| self.place(*id)).cloned().collect();
+        Operands {
+            reads: of(&step.reads),
+            writes: of(&step.writes),
+            scratch: step.scratch.iter().map(|&n| self.temporaries[n].clone()).collect(),
+        }
+    }
+
+    /// Whether every word around every tensor of a guarded program is `guard`.
+    pub fn guards_intact(&self, device: &Device, guard: u32) -> Result<bool> {
+        for (block, place) in self.blocks.iter().zip(&self.temporaries) {
+            let mut words = vec![0_u32; (2 * place.offset + place.bytes) / 4];
+            device.read(block, 0, bytemuck::cast_slice_mut(&mut words))?;
+            let (before, after) = (place.offset / 4, (place.offset + place.bytes) / 4);
+            if words[..before].iter().chain(&words[after..]).any(|&word| word != guard) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}

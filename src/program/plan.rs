@@ -1,0 +1,316 @@
+//! The launches that a recording will run, and the lifetimes of their tensors.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use super::memory::{Layout, Lifetime, Sharing};
+use super::recompute::{Needed, Order};
+use crate::device::gpu::adapters::Traits;
+use crate::device::{Device, size};
+use crate::error::{Error, Result};
+use crate::launch::{Bind, Cost, Dispatch, LaunchInfo, Recorded, Slot, Tuning};
+use crate::tape::{Entry, Home, Recording, Tape, Tensor};
+use crate::tensor::{DType, Id};
+
+pub(super) struct Step {
+    pub(super) recorded: Recorded,
+    pub(super) reads: Vec<Id>,
+    pub(super) writes: Vec<Id>,
+    pub(super) label: Rc<str>,
+    /// Numbers of its scratch blocks among the lifetimes.
+    pub(super) scratch: Vec<usize>,
+    /// The read that its first scratch block is packed from, where the program does not write that: the block
+    /// is kept from run to run.
+    pub(super) prepacked_from: Option<Id>,
+    /// It computes a second time what an earlier step did.
+    pub(super) again: bool,
+}
+
+impl Step {
+    pub(super) fn name(&self) -> &'static str {
+        self.recorded.launch().name()
+    }
+
+    pub(super) fn tuning(&self) -> &Tuning {
+        &self.recorded.info().tuning
+    }
+
+    /// The dispatches on a GPU, as the variant of this index.
+    pub(super) fn dispatches(&self, variant: usize) -> Vec<Dispatch> {
+        self.recorded.dispatches(variant)
+    }
+
+    /// The dispatches on an adapter that nothing was tuned for.
+    fn untuned(&self, adapter: &Traits) -> Vec<Dispatch> {
+        self.dispatches(self.tuning().variants(adapter).first().map_or(0, |variant| variant.index))
+    }
+}
+
+#[derive(Clone)]
+pub(super) enum Spot {
+    /// Number among the lifetimes.
+    Temporary(usize),
+    Stored {
+        store: Rc<str>,
+        first: usize,
+    },
+    /// No launch of this program touches it.
+    Unused,
+}
+
+/// The launches that a recording will run and the memory that they take; nothing is allocated yet.
+pub struct Plan {
+    pub(super) steps: Vec<Step>,
+    pub(super) spots: Vec<(Spot, usize)>,
+    pub(super) dtypes: Vec<DType>,
+    pub(super) lifetimes: Vec<Lifetime>,
+    pub(super) stores: BTreeMap<String, usize>,
+    /// The adapter that it is for; `None` for the CPU device.
+    pub(super) adapter: Option<Traits>,
+}
+
+impl Plan {
+    /// Plans what `tape` recorded for the kind of device that `device` is. Launches that update stores are
+    /// kept, and those that these and `outputs` depend on; the others are dropped. Where that lowers the
+    /// memory, the backward pass runs cheap launches once more, and the blocks of
+    /// [`Tape::checkpoint`], instead of having their results kept; the results are the same to the bit.
+    pub fn new(tape: &Tape, outputs: &[&Tensor], device: &Device) -> Plan {
+        Plan::of(tape, outputs, device, true)
+    }
+
+    /// As [`Plan::new`], with no launch run twice.
+    pub fn keeping_all(tape: &Tape, outputs: &[&Tensor], device: &Device) -> Plan {
+        Plan::of(tape, outputs, device, false)
+    }
+
+    fn of(tape: &Tape, outputs: &[&Tensor], device: &Device, recompute: bool) -> Plan {
+        tape.recorded(|recording| {
+            let adapter = match device {
+                Device::Cpu(_) => None,
+                Device::Gpu(gpu) => Some(gpu.traits()),
+            };
+            let needed = needed(&recording, outputs, adapter.is_some());
+            let order = if recompute { needed.recomputed() } else { needed.plain() };
+            Plan::in_order(&needed, &order, adapter)
+        })
+    }
+
+    fn in_order(needed: &Needed, order: &Order, adapter: Option<Traits>) -> Plan {
+        let metas = needed.metas;
+        // Second copies are temporary tensors as those that they are copies of.
+        let meta_of =
+            |id: Id| &metas[if id.0 < metas.len() { id.0 } else { order.copies[id.0 - metas.len()].0 }];
+        let all = || (0..metas.len() + order.copies.len()).map(Id);
+        let mut plan = Plan {
+            steps: Vec::new(),
+            spots: all().map(|id| (Spot::Unused, meta_of(id).bytes())).collect(),
+            dtypes: all().map(|id| meta_of(id).dtype).collect(),
+            lifetimes: Vec::new(),
+            stores: BTreeMap::new(),
+            adapter,
+        };
+        let store_of = |id: &Id| match &meta_of(*id).home {
+            Home::Stored { store, .. } => Some(store.clone()),
+            Home::Temporary => None,
+        };
+        let written: BTreeSet<Rc<str>> =
+            order.runs.iter().flat_map(|run| order.writes(run)).filter_map(store_of).collect();
+        for (time, run) in order.runs.iter().enumerate() {
+            let (reads, writes, recorded) = (order.reads(run), order.writes(run), needed.launch(run));
+            for id in reads.iter().chain(writes) {
+                let is_new = plan.touch(*id, &meta_of(*id).home, time);
+                let name = recorded.launch().name();
+                assert!(!is_new || writes.contains(id), "{name}: reads a tensor that nothing wrote");
+            }
+            let LaunchInfo { cpu_scratch, gpu_scratch, prepacked_from, .. } = recorded.info();
+            let blocks = if needed.for_gpu { gpu_scratch } else { cpu_scratch };
+            let prepacked_from = prepacked_from
+                .filter(|_| !needed.for_gpu)
+                .map(|i| reads[i])
+                .filter(|id| store_of(id).is_some_and(|store| !written.contains(&store)));
+            let scratch = blocks.iter().enumerate().map(|(i, &elements)| {
+                let kept = i == 0 && prepacked_from.is_some();
+                let (first, last) = if kept { (0, order.runs.len()) } else { (time, time) };
+                plan.lifetimes.push(Lifetime { first, last, bytes: elements.max(1) * 4 });
+                plan.lifetimes.len() - 1
+            });
+            plan.steps.push(Step {
+                scratch: scratch.collect(),
+                prepacked_from,
+                recorded: recorded.clone(),
+                reads: reads.to_vec(),
+                writes: writes.to_vec(),
+                label: needed.entries[run.entry].label.clone(),
+                again: run.again,
+            });
+        }
+        for output in &needed.outputs {
+            if let (Spot::Temporary(n), _) = plan.spots[output.0] {
+                plan.lifetimes[n].last = order.runs.len();
+            }
+        }
+        plan
+    }
+
+    /// Notes that launch number `time` uses a tensor. True for the first use of a temporary one.
+    fn touch(&mut self, id: Id, home: &Home, time: usize) -> bool {
+        let (spot, bytes) = &mut self.spots[id.0];
+        match (home, &spot) {
+            (Home::Stored { store, first }, _) => {
+                let size = self.stores.entry(store.to_string()).or_default();
+                *size = (first * 4 + *bytes).max(*size);
+                *spot = Spot::Stored { store: store.clone(), first: *first };
+                false
+            }
+            (Home::Temporary, Spot::Temporary(n)) => {
+                self.lifetimes[*n].last = time;
+                false
+            }
+            (Home::Temporary, _) => {
+                let bytes = *bytes;
+                *spot = Spot::Temporary(self.lifetimes.len());
+                self.lifetimes.push(Lifetime { first: time, last: time, bytes });
+                true
+            }
+        }
+    }
+
+    /// How many of [`Plan::launches`] only compute again what was not kept.
+    pub fn repeated(&self) -> usize {
+        self.count(|step| step.again)
+    }
+
+    /// Work of a launch: its tensors are read or written once each, however often it names them.
+    pub(super) fn cost_of(&self, step: &Step) -> Cost {
+        let mut touched: Vec<Id> = step.reads.iter().chain(&step.writes).copied().collect();
+        touched.sort_unstable();
+        touched.dedup();
+        step.recorded.cost(touched.iter().map(|id| self.spots[id.0].1 as u64).sum())
+    }
+
+    /// Work of a run.
+    pub fn cost(&self) -> Cost {
+        self.steps.iter().map(|step| self.cost_of(step)).sum()
+    }
+
+    /// Launches per run: twins on the CPU device, dispatches on a GPU that nothing was tuned for.
+    pub fn launches(&self) -> usize {
+        self.count(|_| true)
+    }
+
+    fn count(&self, which: impl Fn(&Step) -> bool) -> usize {
+        let launches = |step: &Step| match &self.adapter {
+            None => 1,
+            Some(adapter) => step.untuned(adapter).len(),
+        };
+        self.steps.iter().filter(|step| which(step)).map(launches).sum()
+    }
+
+    /// Bytes of temporary tensors if each had its own memory.
+    pub fn separate_bytes(&self) -> u64 {
+        self.lifetimes.iter().map(|l| l.bytes as u64).sum()
+    }
+
+    /// Bytes of temporary tensors with memory shared.
+    pub fn shared_bytes(&self) -> u64 {
+        self.layout(Sharing::Shared).bytes()
+    }
+
+    pub(super) fn layout(&self, sharing: Sharing) -> Layout {
+        Layout::of(&self.lifetimes, self.adapter.is_some(), sharing)
+    }
+
+    /// The largest range that a dispatch binds untuned, in bytes; on the CPU device the largest tensor that a
+    /// launch touches.
+    pub fn largest_binding(&self) -> u64 {
+        if self.adapter.is_none() {
+            let used = self.spots.iter().filter(|(spot, _)| !matches!(spot, Spot::Unused));
+            return used.map(|(_, bytes)| *bytes as u64).max().unwrap_or(0);
+        }
+        self.steps.iter().map(|step| self.binding_of(step)).max().unwrap_or(0)
+    }
+
+    /// The largest range that a dispatch of `step` binds untuned, in bytes.
+    fn binding_of(&self, step: &Step) -> u64 {
+        let untuned = self.adapter.as_ref().map(|adapter| step.untuned(adapter)).unwrap_or_default();
+        let bytes = |bind: &Bind| match (bind.range, bind.slot) {
+            (Some((_, count)), _) => count * 4,
+            (None, Slot::Read(i)) => self.spots[step.reads[i].0].1,
+            (None, Slot::Write(i)) => self.spots[step.writes[i].0].1,
+            (None, Slot::Scratch(i)) => self.lifetimes[step.scratch[i]].bytes,
+        };
+        untuned.iter().flat_map(|dispatch| &dispatch.binds).map(|bind| bytes(bind) as u64).max().unwrap_or(0)
+    }
+
+    /// Whether `device` can bind all tensors of the plan.
+    ///
+    /// # Errors
+    /// Names a launch that binds more than a GPU allows.
+    pub fn check_bindings(&self, device: &Device) -> Result<()> {
+        let Device::Gpu(gpu) = device else { return Ok(()) };
+        let Some(step) = self.steps.iter().find(|step| self.binding_of(step) > gpu.max_binding()) else {
+            return Ok(());
+        };
+        let label = if step.label.is_empty() { String::new() } else { format!(" of {}", step.label) };
+        let [needed, most] = [self.binding_of(step), gpu.max_binding()].map(size);
+        let message =
+            format!("{}{label} binds a tensor of {needed}, {} at most {most}", step.name(), gpu.name());
+        Err(Error::new(message).hint("take a smaller batch or smaller images, or use --device cpu"))
+    }
+
+    /// The plan of the first of `batches`, tried in order, whose tensors `device` can bind; of the last, if
+    /// it can bind none. `plan_of` gives the plan of a batch, with what else the caller wants of it.
+    pub fn of_batch<T>(
+        device: &Device,
+        batches: impl IntoIterator<Item = usize>,
+        plan_of: impl FnMut(usize) -> (Plan, T),
+    ) -> (Plan, T) {
+        let mut plans = batches.into_iter().map(plan_of).peekable();
+        loop {
+            let (plan, more) = plans.next().expect("a batch to plan for");
+            if plan.check_bindings(device).is_ok() || plans.peek().is_none() {
+                return (plan, more);
+            }
+        }
+    }
+
+    /// Names of the stores that a run writes.
+    pub(super) fn written(&self) -> BTreeSet<&str> {
+        let writes = self.steps.iter().flat_map(|step| &step.writes);
+        let stores = writes.filter_map(|id| match &self.spots[id.0].0 {
+            Spot::Stored { store, .. } => Some(&**store),
+            _ => None,
+        });
+        stores.collect()
+    }
+
+    /// Sizes of the stores that the program uses, in bytes.
+    pub fn stores(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.stores.iter().map(|(name, bytes)| (name.as_str(), *bytes))
+    }
+}
+
+/// Sizes of batches to try: `most`, half of it, and so on to 1.
+pub fn halves(most: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(most), |batch| (*batch > 1).then(|| batch / 2))
+}
+
+/// The launches that the outputs and the updates of stores depend on.
+fn needed<'a>(recording: &Recording<'a>, outputs: &[&Tensor], for_gpu: bool) -> Needed<'a> {
+    let Recording { metas, entries, backward } = *recording;
+    let mut wanted = vec![false; metas.len()];
+    outputs.iter().for_each(|t| wanted[t.id().0] = true);
+    let stored = |id: &Id| metas[id.0].home != Home::Temporary;
+    let mut kept: Vec<&Entry> = Vec::new();
+    let mut of_backward = 0;
+    for (i, entry) in entries.iter().enumerate().rev() {
+        if entry.writes.iter().any(|id| stored(id) || wanted[id.0]) {
+            entry.reads.iter().for_each(|id| wanted[id.0] = true);
+            kept.push(entry);
+            of_backward += usize::from(i >= backward);
+        }
+    }
+    kept.reverse();
+    let outputs = outputs.iter().map(|t| t.id()).collect();
+    Needed { metas, backward: kept.len() - of_backward, entries: kept, outputs, for_gpu }
+}

@@ -1,0 +1,117 @@
+//! One launch on memory of its own, which runs its variants on fixed numbers and compares their results.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::device::Buffer;
+use crate::device::gpu::{Bound, Gpu};
+use crate::error::Result;
+use crate::launch::Variant;
+use crate::philox::{Stream, draw, uniform};
+use crate::program::gpu::bind;
+use crate::program::memory::GUARD;
+use crate::program::place::{Operands, Place};
+use crate::program::plan::{Plan, Step};
+use crate::tensor::{DType, Id};
+
+/// Largest distance of a result from the default's, as a fraction of the largest number of the tensor: sums
+/// in another order, of f32 numbers.
+const TOLERANCE: f64 = 1e-4;
+/// Numbers after which the inputs repeat: a prime, so that no two rows are the same.
+const PERIOD: usize = 1_000_003;
+
+/// The tensors of one launch, on memory of their own.
+pub(super) struct Stage<'a> {
+    gpu: &'a Gpu,
+    plan: &'a Plan,
+    step: &'a Step,
+    operands: Operands,
+}
+
+impl<'a> Stage<'a> {
+    pub fn new(gpu: &'a Gpu, plan: &'a Plan, step: &'a Step) -> Result<Self> {
+        let place = |bytes: usize| -> Result<Place> {
+            let buffer = gpu.alloc("tuning", bytes.next_multiple_of(256).max(256))?;
+            Ok(Place { buffer: Buffer::Gpu(Arc::new(buffer)), offset: 0, bytes })
+        };
+        // A tensor may stand among the reads twice.
+        let mut places: BTreeMap<Id, Place> = BTreeMap::new();
+        for id in step.reads.iter().chain(&step.writes) {
+            if !places.contains_key(id) {
+                places.insert(*id, place(plan.spots[id.0].1)?);
+            }
+        }
+        let scratch = step.scratch.iter().map(|&n| place(plan.lifetimes[n].bytes));
+        let operands = Operands {
+            reads: step.reads.iter().map(|id| places[id].clone()).collect(),
+            writes: step.writes.iter().map(|id| places[id].clone()).collect(),
+            scratch: scratch.collect::<Result<_>>()?,
+        };
+        let stage = Stage { gpu, plan, step, operands };
+        stage.fill(&step.reads, &stage.operands.reads, 0)?;
+        Ok(stage)
+    }
+
+    /// Numbers in (-1, 1); of words, which may be positions in other tensors, zeros. `salt`: that of the
+    /// first tensor.
+    fn fill(&self, ids: &[Id], places: &[Place], salt: usize) -> Result<()> {
+        for (number, (id, place)) in ids.iter().zip(places).enumerate() {
+            let mut period = vec![0.0_f32; (place.bytes / 4).min(PERIOD)];
+            if self.plan.dtypes[id.0] == DType::F32 {
+                for (block, four) in period.chunks_mut(4).enumerate() {
+                    let words = draw(0, Stream::Generate as u32, 0, (salt + number) as u32, block as u32);
+                    four.iter_mut().zip(words).for_each(|(value, word)| *value = 2.0 * uniform(word) - 1.0);
+                }
+            }
+            self.write_periodic(place, &period)?;
+        }
+        Ok(())
+    }
+
+    fn write_periodic(&self, place: &Place, period: &[f32]) -> Result<()> {
+        let Buffer::Gpu(buffer) = &place.buffer else { unreachable!("a stage is on a GPU") };
+        for first in (0..place.bytes).step_by((period.len() * 4).max(4)) {
+            let count = ((place.bytes - first) / 4).min(period.len());
+            self.gpu.write(buffer, first, bytemuck::cast_slice(&period[..count]))?;
+        }
+        Ok(())
+    }
+
+    pub fn dispatches(&self, variant: &Variant) -> Result<Vec<Bound>> {
+        let cost = self.plan.cost_of(self.step);
+        bind(self.gpu, self.step, cost, variant.index, None, &self.operands)
+    }
+
+    /// Results of a run: from the same numbers for each variant where a launch updates what it writes, and
+    /// with NaN in its working memory.
+    pub fn results(&self, dispatches: &[Bound]) -> Result<Vec<Vec<f32>>> {
+        self.fill(&self.step.writes, &self.operands.writes, self.step.reads.len())?;
+        let dirt = vec![f32::from_bits(GUARD); PERIOD];
+        self.operands.scratch.iter().try_for_each(|place| self.write_periodic(place, &dirt))?;
+        self.gpu.replay(dispatches)?;
+        let read = |place: &Place| {
+            let Buffer::Gpu(buffer) = &place.buffer else { unreachable!("a stage is on a GPU") };
+            let mut values = vec![0.0_f32; place.bytes / 4];
+            self.gpu.read(buffer, 0, bytemuck::cast_slice_mut(&mut values))?;
+            Ok(values)
+        };
+        self.operands.writes.iter().map(read).collect()
+    }
+
+    /// The first number that is too far from the wanted one, in words.
+    pub fn fault(&self, wanted: &[Vec<f32>], got: &[Vec<f32>]) -> Option<String> {
+        let pairs = wanted.iter().zip(got).zip(&self.step.writes).enumerate();
+        for (tensor, ((wanted, got), id)) in pairs {
+            let scale = wanted.iter().fold(0.0, |top, v| f64::from(v.abs()).max(top));
+            let same = |a: f32, b: f32| match self.plan.dtypes[id.0] {
+                DType::F32 => (f64::from(a) - f64::from(b)).abs() <= TOLERANCE * scale,
+                DType::U32 => a.to_bits() == b.to_bits(),
+            };
+            if let Some(at) = (0..wanted.len()).find(|&i| !same(wanted[i], got[i])) {
+                let (got, wanted) = (got[at], wanted[at]);
+                return Some(format!("number {at} of result {tensor} is {got}, the default gives {wanted}"));
+            }
+        }
+        None
+    }
+}
