@@ -57,8 +57,8 @@ impl Kind {
         clap::ValueEnum::to_possible_value(&self).map(|v| v.get_name().to_owned()).unwrap_or_default()
     }
 
-    /// Defaults of `--count` and `--columns`, and the flags that the figure takes besides `--out`, `--size` and
-    /// `--device`.
+    /// Defaults of `--count` and `--columns`, and the flags that the figure takes besides `--out`, `--size`
+    /// and `--device`.
     fn defaults(self) -> (usize, usize, &'static [&'static str]) {
         match self {
             Kind::Forward | Kind::Hallucination | Kind::Channels => (4, 8, &["data", "count", "seed"]),

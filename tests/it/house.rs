@@ -157,7 +157,7 @@ const WIDE: [&str; 21] = [
 
 const LINES: usize = 350;
 /// Files that may be longer, up to `MOST_LINES`.
-const LONG: [&str; 34] = [
+const LONG: [&str; 36] = [
     "kernels/attention.wgsl",
     "kernels/conv2d.wgsl",
     "kernels/conv2d_spread.wgsl",
@@ -182,6 +182,7 @@ const LONG: [&str; 34] = [
     "src/program/recompute.rs",
     "src/recipe.rs",
     "src/run.rs",
+    "src/sample.rs",
     "src/tape.rs",
     "src/train/latents.rs",
     "src/train/session.rs",
@@ -189,6 +190,7 @@ const LONG: [&str; 34] = [
     "src/weights/pickle.rs",
     "tests/it/autoencoder.rs",
     "tests/it/command_line.rs",
+    "tests/it/engine.rs",
     "tests/it/golden_diffusers.rs",
     "tests/it/published_sums.rs",
     "tests/it/schedulers.rs",
@@ -200,7 +202,9 @@ fn lines_and_files_stay_readable() {
     let folders = [("src", "rs"), ("tests", "rs"), ("benches", "rs"), ("kernels", "wgsl")];
     let mut bad = Vec::new();
     for (file, text) in folders.into_iter().flat_map(|(folder, ending)| files(folder, ending)) {
-        let long = text.lines().position(|line| line.chars().count() > COLUMNS);
+        // A row of a table in documentation cannot be wrapped.
+        let is_long = |line: &str| line.chars().count() > COLUMNS && !line.starts_with("//! |");
+        let long = text.lines().position(is_long);
         if let Some(line) = long.filter(|_| !WIDE.iter().any(|part| file.starts_with(part))) {
             bad.push(format!("{file}:{}: over {COLUMNS} characters", line + 1));
         }
@@ -225,7 +229,12 @@ fn the_reading_order_is_short() {
     let kernels = files("kernels", "wgsl");
     let sources: Vec<_> = sources().into_iter().chain(kernels).collect();
     let mut listed: BTreeMap<&str, usize> = BTreeMap::new();
-    for name in section.split('`').skip(1).step_by(2) {
+    let quoted: Vec<&str> = section.split('`').collect();
+    for (before, &name) in quoted.iter().zip(&quoted[1..]).step_by(2) {
+        // Links to modules, and paths of files; other words in quotes are neither.
+        if !before.ends_with('[') && !name.contains('/') {
+            continue;
+        }
         let matches = |file: &str| match name.contains('/') {
             true => file == name || file == format!("src/{name}"),
             // A module is all of its files.
