@@ -78,7 +78,7 @@ pub fn time(
 }
 
 /// Where and when something was measured, and of what version; part of every JSON object.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Setting {
     pub device: String,
     /// The driver of a GPU, the processor of the CPU device.
