@@ -16,36 +16,24 @@ struct Params { n: u32 } // elements
 @group(0) @binding(3) var<storage, read_write> sum: array<T>;
 
 @compute @workgroup_size(WG)
-fn forward(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn forward(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.n {
         sum[i] = a[i] + b[i];
     }
 }
 
 @compute @workgroup_size(WG)
-fn copy(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn copy(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.n {
         sum[i] = a[i];
     }
 }
 
 @compute @workgroup_size(WG)
-fn add_into(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn add_into(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.n {
         sum[i] += a[i];
     }

@@ -17,25 +17,17 @@ struct Params { n: u32, kind: u32 }
 @group(0) @binding(4) var<storage, read_write> dx: array<f32>;
 
 @compute @workgroup_size(WG)
-fn forward(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn forward(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.n {
         y[i] = activate(p.kind, x[i]);
     }
 }
 
 @compute @workgroup_size(WG)
-fn backward_x(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn backward_x(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.n {
-        dx[i] = dy[i] * activate_slope(p.kind, x[i]);
+        dx[i] = dy[i] * activate_derivative(p.kind, x[i]);
     }
 }

@@ -40,11 +40,7 @@ struct Params {
 @group(0) @binding(7) var<storage, read_write> ema: array<T>;
 
 @compute @workgroup_size(WG)
-fn update(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
+fn update(thread: Invocation) {
     // By the exponent's bits, since drivers may assume that floats are finite.
     if (bitcast<u32>(norm[0]) & 0x7f800000u) == 0x7f800000u {
         return;
@@ -54,7 +50,7 @@ fn update(
     let correction2 = state_correction2();
     let lr = state_lr();
     let ema_rest = 1.0 - state_ema_decay();
-    let first = flat_group(group, groups) * WG * ITEMS + lane;
+    let first = flat_group(thread.group, thread.groups) * WG * ITEMS + thread.lane;
     for (var k = 0u; k < ITEMS; k++) {
         let i = first + k * WG;
         if i < p.n {

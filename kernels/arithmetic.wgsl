@@ -7,32 +7,29 @@
 //   a, y [outer, rows, columns]    b [outer, columns]    dy, db as y, b    u, v [n]
 //
 // How b's shape spreads over a's is src/ops/arithmetic.rs's `Broadcast`; every case is one of these views.
-// One thread for each element; forward_vec4 takes four columns a thread, so that finding o and c (two
-// integer divisions) is paid once for four.
+// One thread for each element, which may be four columns: finding o and c (two integer divisions) is then paid once for four.
 //!include lib/grid.wgsl
 
 const WG: u32 = 256u;
+alias T = f32; // knob: or vec4<f32>
 const ADD: u32 = 0u;
 const SUB: u32 = 1u;
 const MUL: u32 = 2u;
 
-// `n`: elements (of vec4 in forward_vec4); `block` = rows * columns and `columns` count the same.
+// `n`: elements, of type T; `block` = rows * columns and `columns` count the same.
 struct Params { n: u32, op: u32, block: u32, columns: u32, factor: f32, offset: f32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> a: array<f32>;
-@group(0) @binding(2) var<storage, read> b: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
-@group(0) @binding(4) var<storage, read> a4: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read> b4: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read_write> y4: array<vec4<f32>>;
-@group(0) @binding(7) var<storage, read> quotient: array<f32>; // y of y = a / b
-@group(0) @binding(8) var<storage, read> dy: array<f32>;
-@group(0) @binding(9) var<storage, read_write> db: array<f32>;
-@group(0) @binding(10) var<storage, read> u: array<f32>;
-@group(0) @binding(11) var<storage, read_write> v: array<f32>;
+@group(0) @binding(1) var<storage, read> a: array<T>;
+@group(0) @binding(2) var<storage, read> b: array<T>;
+@group(0) @binding(3) var<storage, read_write> y: array<T>;
+@group(0) @binding(4) var<storage, read> quotient: array<T>; // y of y = a / b
+@group(0) @binding(5) var<storage, read> dy: array<T>;
+@group(0) @binding(6) var<storage, read_write> db: array<T>;
+@group(0) @binding(7) var<storage, read> u: array<T>;
+@group(0) @binding(8) var<storage, read_write> v: array<T>;
 
-fn apply(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+fn apply(a: T, b: T) -> T {
     switch p.op {
         case ADD: { return a + b; }
         case SUB: { return a - b; }
@@ -50,48 +47,24 @@ fn index_of_b(i: u32) -> u32 {
 }
 
 @compute @workgroup_size(WG)
-fn forward(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn forward(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.n {
-        y[i] = apply(vec4<f32>(a[i]), vec4<f32>(b[index_of_b(i)])).x;
+        y[i] = apply(a[i], b[index_of_b(i)]);
     }
 }
 
 @compute @workgroup_size(WG)
-fn forward_vec4(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
-    if i < p.n {
-        y4[i] = apply(a4[i], b4[index_of_b(i)]);
-    }
-}
-
-@compute @workgroup_size(WG)
-fn divide_backward_b(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn divide_backward_b(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.n {
         db[i] = -dy[i] * quotient[i] / b[i];
     }
 }
 
 @compute @workgroup_size(WG)
-fn affine(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn affine(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.n {
         v[i] = p.factor * u[i] + p.offset;
     }

@@ -18,12 +18,8 @@ struct Params { rows: u32, width: u32, from_width: u32, from_first: u32, to_widt
 @group(0) @binding(2) var<storage, read_write> output: array<T>;
 
 @compute @workgroup_size(WG)
-fn strip(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn strip(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.rows * p.width {
         let row = i / p.width;
         let c = i - row * p.width;
@@ -33,12 +29,8 @@ fn strip(
 
 // The channels of a part without a gradient.
 @compute @workgroup_size(WG)
-fn zero(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn zero(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.rows * p.width {
         let row = i / p.width;
         output[row * p.to_width + p.to_first + i - row * p.width] = T(0.0);

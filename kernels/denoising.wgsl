@@ -94,13 +94,9 @@ fn advance(row: u32, i: u32, x0: f32, z: f32) {
 }
 
 @compute @workgroup_size(WG)
-fn denoise(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
+fn denoise(thread: Invocation) {
     let row = row_start();
-    let block = block_of(flat_group(group, groups) * WG + lane, table[row + 4u]);
+    let block = block_of(element(thread, WG), table[row + 4u]);
     let clip = table[row + 3u];
     for (var j = 0u; j < block.count; j++) {
         let i = block.first + j;
@@ -115,13 +111,9 @@ fn denoise(
 
 // The same, with x0 kept within the bound of its sample and divided by it.
 @compute @workgroup_size(WG)
-fn denoise_bounded(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
+fn denoise_bounded(thread: Invocation) {
     let row = row_start();
-    let block = block_of(flat_group(group, groups) * WG + lane, table[row + 4u]);
+    let block = block_of(element(thread, WG), table[row + 4u]);
     for (var j = 0u; j < block.count; j++) {
         let i = block.first + j;
         let s = bound[block.n];
@@ -136,12 +128,8 @@ var<workgroup> found: vec3<u32>; // leading bits, rank among those that share th
 // A sample's bound: the quantile between the absolute values of x0 at `rank` and the next, at least 1 and at
 // most `most`. Found digit by digit: as bits, numbers from 0 up are in order. One workgroup for each sample.
 @compute @workgroup_size(WG)
-fn find_bounds(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let n = flat_group(group, groups);
+fn find_bounds(thread: Invocation) {
+    let n = flat_group(thread.group, thread.groups);
     if n >= p.samples {
         return;
     }
@@ -152,16 +140,16 @@ fn find_bounds(
     var equal = 0u;
     for (var digit = 0u; digit < 4u; digit++) {
         let shift = 24u - 8u * digit;
-        atomicStore(&histogram[lane], 0u);
+        atomicStore(&histogram[thread.lane], 0u);
         workgroupBarrier();
-        for (var e = lane; e < p.elements; e += WG) {
+        for (var e = thread.lane; e < p.elements; e += WG) {
             let bits = bitcast<u32>(abs(raw_x0(row, start + e)));
             if digit == 0u || bits >> ((shift + 8u) & 31u) == prefix {
                 atomicAdd(&histogram[(bits >> shift) & 255u], 1u);
             }
         }
         workgroupBarrier();
-        if lane == 0u {
+        if thread.lane == 0u {
             var bucket = 0u;
             var before = 0u;
             while bucket < 255u && before + atomicLoad(&histogram[bucket]) <= rank {
@@ -175,18 +163,18 @@ fn find_bounds(
         rank = state_of_search.y;
         equal = state_of_search.z;
     }
-    if lane == 0u {
+    if thread.lane == 0u {
         atomicStore(&above, 0x7f800000u); // infinity
     }
     workgroupBarrier();
-    for (var e = lane; e < p.elements; e += WG) {
+    for (var e = thread.lane; e < p.elements; e += WG) {
         let bits = bitcast<u32>(abs(raw_x0(row, start + e)));
         if bits > prefix {
             atomicMin(&above, bits);
         }
     }
     workgroupBarrier();
-    if lane == 0u {
+    if thread.lane == 0u {
         let low = bitcast<f32>(prefix);
         var quantile = low;
         if p.fraction > 0.0 && rank + 1u >= equal {
@@ -197,12 +185,8 @@ fn find_bounds(
 }
 
 @compute @workgroup_size(WG)
-fn timestep_of_row(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let n = flat_group(group, groups) * WG + lane;
+fn timestep_of_row(thread: Invocation) {
+    let n = element(thread, WG);
     if n < p.samples {
         t[n] = table[row_start()];
     }

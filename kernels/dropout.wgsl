@@ -34,12 +34,8 @@ fn keep(sample: u32, block: u32) -> vec4<bool> {
 }
 
 @compute @workgroup_size(WG)
-fn forward(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn forward(thread: Invocation) {
+    let i = element(thread, WG);
     if i >= p.samples * p.blocks {
         return;
     }
@@ -47,26 +43,14 @@ fn forward(
     let block = i - sample * p.blocks;
     let kept = keep(sample, block);
     let first = sample * p.size + 4u * block;
-    let left = p.size - 4u * block; // elements of this block and those after it
-    y[first] = select(0.0, p.scale * x[first], kept.x);
-    if left > 1u {
-        y[first + 1u] = select(0.0, p.scale * x[first + 1u], kept.y);
-    }
-    if left > 2u {
-        y[first + 2u] = select(0.0, p.scale * x[first + 2u], kept.z);
-    }
-    if left > 3u {
-        y[first + 3u] = select(0.0, p.scale * x[first + 3u], kept.w);
+    for (var j = 0u; j < min(4u, p.size - 4u * block); j++) {
+        y[first + j] = select(0.0, p.scale * x[first + j], kept[j]);
     }
 }
 
 @compute @workgroup_size(WG)
-fn forward_vec4(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn forward_vec4(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.samples * p.blocks {
         let sample = i / p.blocks;
         y4[i] = select(vec4<f32>(), p.scale * x4[i], keep(sample, i - sample * p.blocks));

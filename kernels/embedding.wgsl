@@ -35,12 +35,8 @@ fn picked(n: u32) -> u32 {
 }
 
 @compute @workgroup_size(WG)
-fn forward(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn forward(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.n * p.width {
         let at = picked(i / p.width) * p.width + i % p.width;
         if at >= p.first && at - p.first < p.count {
@@ -50,12 +46,8 @@ fn forward(
 }
 
 @compute @workgroup_size(WG)
-fn backward_table(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn backward_table(thread: Invocation) {
+    let i = element(thread, WG);
     if i >= p.count {
         return;
     }

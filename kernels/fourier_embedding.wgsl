@@ -76,12 +76,8 @@ fn turns(factor: f32, a: vec2<u32>) -> u32 {
 }
 
 @compute @workgroup_size(WG)
-fn forward(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let item = flat_group(group, groups) * WG + lane;
+fn forward(thread: Invocation) {
+    let item = element(thread, WG);
     if item >= p.n * p.half {
         return;
     }

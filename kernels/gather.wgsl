@@ -34,12 +34,8 @@ fn source_of(i: u32) -> u32 {
 }
 
 @compute @workgroup_size(WG)
-fn bytes(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn bytes(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.n * p.elements {
         let at = source_of(i);
         let word = at / 4u;
@@ -51,12 +47,8 @@ fn bytes(
 }
 
 @compute @workgroup_size(WG)
-fn numbers(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn numbers(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.n * p.elements {
         let at = source_of(i);
         if at >= p.first && at - p.first < p.count {

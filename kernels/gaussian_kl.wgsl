@@ -50,12 +50,8 @@ fn forward(thread: Thread) {
 }
 
 @compute @workgroup_size(WG)
-fn backward(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn backward(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.elements {
         let scale = p.scale * dy[0];
         let l = log_var[i];

@@ -102,12 +102,8 @@ fn forward(thread: Thread) {
 }
 
 @compute @workgroup_size(WG)
-fn backward_prediction(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn backward_prediction(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.samples * p.size {
         dp[i] = p.scale * dy[0] * weight_of(i / p.size) * slope(prediction[i], target_values[i]);
     }

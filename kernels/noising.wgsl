@@ -25,12 +25,8 @@ struct Params { samples: u32, elements: u32, steps: u32, stream: u32 }
 @group(0) @binding(6) var<storage, read_write> t: array<f32>;
 
 @compute @workgroup_size(WG)
-fn noising(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let item = flat_group(group, groups) * WG + lane;
+fn noising(thread: Invocation) {
+    let item = element(thread, WG);
     let blocks = (p.elements + 3u) / 4u;
     let n = item / blocks;
     let block = item % blocks;
@@ -54,12 +50,8 @@ fn noising(
 }
 
 @compute @workgroup_size(WG)
-fn gaussian(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let item = flat_group(group, groups) * WG + lane;
+fn gaussian(thread: Invocation) {
+    let item = element(thread, WG);
     let blocks = (p.elements + 3u) / 4u;
     let n = item / blocks;
     let block = item % blocks;

@@ -66,12 +66,8 @@ fn finish(value: f32, task: Task, lane: u32) {
 }
 
 @compute @workgroup_size(WG)
-fn sum(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let task = task_of(flat_group(group, groups), lane);
+fn sum(thread: Invocation) {
+    let task = task_of(flat_group(thread.group, thread.groups), thread.lane);
     // Four sums at once: loads need not wait for additions, and rounding errors grow a quarter as fast.
     var sums = vec4<f32>();
     var at = task.first;
@@ -83,16 +79,12 @@ fn sum(
         sums.x += x[at];
         at += task.stride;
     }
-    finish((sums.x + sums.y) + (sums.z + sums.w), task, lane);
+    finish((sums.x + sums.y) + (sums.z + sums.w), task, thread.lane);
 }
 
 @compute @workgroup_size(WG)
-fn dot_product(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let task = task_of(flat_group(group, groups), lane);
+fn dot_product(thread: Invocation) {
+    let task = task_of(flat_group(thread.group, thread.groups), thread.lane);
     var sums = vec4<f32>();
     var at = task.first;
     for (var i = 0u; i < task.count / 4u; i++) {
@@ -106,16 +98,12 @@ fn dot_product(
         sums.x += x[at] * y[at];
         at += task.stride;
     }
-    finish((sums.x + sums.y) + (sums.z + sums.w), task, lane);
+    finish((sums.x + sums.y) + (sums.z + sums.w), task, thread.lane);
 }
 
 @compute @workgroup_size(WG)
-fn spread(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn spread(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.outer * p.rows * p.columns {
         let line = i / p.columns;
         dx[i] = p.scale * dy[line / p.rows * p.columns + (i - line * p.columns)];

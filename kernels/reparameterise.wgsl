@@ -46,12 +46,8 @@ fn block_of(item: u32) -> Block {
 }
 
 @compute @workgroup_size(WG)
-fn forward(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let block = block_of(flat_group(group, groups) * WG + lane);
+fn forward(thread: Invocation) {
+    let block = block_of(element(thread, WG));
     for (var j = 0u; j < block.count; j++) {
         let i = block.first + j;
         z[i] = mean[i] + deviation(i) * block.eps[j];
@@ -59,12 +55,8 @@ fn forward(
 }
 
 @compute @workgroup_size(WG)
-fn backward_log_var(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let block = block_of(flat_group(group, groups) * WG + lane);
+fn backward_log_var(thread: Invocation) {
+    let block = block_of(element(thread, WG));
     for (var j = 0u; j < block.count; j++) {
         let i = block.first + j;
         dlog_var[i] = 0.5 * deviation(i) * block.eps[j] * dz[i];
@@ -72,24 +64,16 @@ fn backward_log_var(
 }
 
 @compute @workgroup_size(WG)
-fn forward_given(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn forward_given(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.samples * p.elements {
         z[i] = mean[i] + deviation(i) * eps[i];
     }
 }
 
 @compute @workgroup_size(WG)
-fn backward_log_var_given(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn backward_log_var_given(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.samples * p.elements {
         dlog_var[i] = 0.5 * deviation(i) * eps[i] * dz[i];
     }

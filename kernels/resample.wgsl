@@ -22,12 +22,8 @@ struct Params { lines: u32, width: u32, channels: u32, factor: u32, scale: f32 }
 @group(0) @binding(4) var<storage, read_write> small_out: array<T>;
 
 @compute @workgroup_size(WG)
-fn spread(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn spread(thread: Invocation) {
+    let i = element(thread, WG);
     let large_width = p.width * p.factor;
     if i < p.lines * p.factor * large_width * p.channels {
         let pixel = i / p.channels;
@@ -41,12 +37,8 @@ fn spread(
 }
 
 @compute @workgroup_size(WG)
-fn gather(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn gather(thread: Invocation) {
+    let i = element(thread, WG);
     let large_width = p.width * p.factor;
     if i < p.lines * p.width * p.channels {
         let pixel = i / p.channels;

@@ -48,14 +48,10 @@ fn turns_per_step(i: u32) -> vec2<u32> {
 }
 
 @compute @workgroup_size(WG)
-fn forward(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
+fn forward(thread: Invocation) {
     let half = p.dim / 2u;
     let columns = half + (p.dim & 1u);
-    let item = flat_group(group, groups) * WG + lane;
+    let item = element(thread, WG);
     let n = item / columns;
     let i = item % columns;
     if n >= p.n {

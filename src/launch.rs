@@ -3,7 +3,6 @@
 mod dispatch;
 mod io;
 pub(crate) mod pack;
-pub mod ways;
 
 use std::fmt;
 use std::fmt::Debug;

@@ -305,7 +305,10 @@ impl Run {
     }
 
     /// Drops the metrics and evaluations after `step`, which a resumed run writes anew.
-    pub(crate) fn truncate_metrics(&self, step: u64) -> Result<()> {
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn truncate_metrics(&self, step: u64) -> Result<()> {
         for file in [METRICS, EVALUATIONS] {
             let path = self.folder.join(file);
             let Ok(text) = fs::read_to_string(&path) else { continue };

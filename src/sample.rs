@@ -27,7 +27,7 @@ use crate::tape::{Tape, Tensor};
 use crate::tensor::DType;
 use crate::torch::Generator;
 
-/// How to draw samples.
+/// Seed, steps, solver and random numbers of sampling.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Of all noise.
@@ -71,7 +71,9 @@ impl Options {
 /// Any network that predicts from noisy samples, with the weights to sample with.
 #[derive(Clone)]
 pub struct Denoiser<'a> {
+    /// The device that runs it.
     pub device: Device,
+    /// Records the network.
     pub model: &'a Model,
     /// Layout of the weights.
     pub params: Rc<RefCell<Params>>,
@@ -206,7 +208,7 @@ impl Sampler {
         Ok(Sampler { noise, step, size: batch * h * w * c, x, state, batch, labels, plan, timesteps, torch })
     }
 
-    /// How many samples belong together, of which this sampler draws a part. PyTorch's generator draws the
+    /// Number of samples that are drawn together, of which this sampler draws a part. PyTorch's generator draws the
     /// noise of all at once.
     pub(crate) fn set_whole(&mut self, whole: usize) {
         if let Some(torch) = &mut self.torch {
@@ -295,7 +297,7 @@ impl Sampler {
         self.current()
     }
 
-    /// Says what class each sample is of, for models with classes.
+    /// Sets the class of each sample, for models with classes.
     ///
     /// # Panics
     /// When that is not a label for each sample.
@@ -309,7 +311,7 @@ impl Sampler {
         }
     }
 
-    /// Says which row's reverse step [`Sampler::program`] takes next, of samples number `first` and on.
+    /// Sets the row of the reverse step that [`Sampler::program`] takes next, for samples from `first` on.
     pub(crate) fn set_row(&mut self, row: usize, first: u32) -> Result<()> {
         let state = State { row: row as u32, first_sample: first, ..self.state };
         self.step.write("state", &state.words())
@@ -333,7 +335,7 @@ impl Sampler {
         self.step.read(&self.x)
     }
 
-    /// What the last step predicted x_0 to be, `[N, H, W, C]`.
+    /// The x_0 that the last step predicted, `[N, H, W, C]`.
     ///
     /// # Errors
     /// When the driver reports an error.

@@ -59,7 +59,7 @@ fn activate(kind: u32, x: f32) -> f32 {
 }
 
 // Derivative of `activate` at x.
-fn activate_slope(kind: u32, x: f32) -> f32 {
+fn activate_derivative(kind: u32, x: f32) -> f32 {
     switch kind {
         case SILU: { let s = sigmoid(x); return s * (1.0 + x * (1.0 - s)); }
         case RELU: { return select(0.0, 1.0, x > 0.0); }

@@ -130,14 +130,12 @@ pub fn compute(workload: &Workload, device: &Device, given: &Path, out: &Path) -
     } else {
         noise_prediction(&workload, &scope, &given)?
     };
-    let one = tape.stored("one", 0, [1]);
-    nn::place_gradients(&tape, &tape.backward_from(&recorded.loss, &one));
+    nn::place_gradients(&tape, &tape.backward(&recorded.loss));
     let plan = Plan::new(&tape, &[&recorded.out, &recorded.loss], device);
     let mut program = Program::compile(&plan, device, &[], Sharing::Shared)?;
 
     let params = params.borrow();
-    program.write(nn::STORE, &given.parameters(&params)?)?;
-    program.write("one", &[1.0_f32])?;
+    nn::write_parameters(&program, &given.parameters(&params)?)?;
     for (store, values) in &recorded.inputs {
         program.write(store, values)?;
     }

@@ -51,7 +51,7 @@ pub fn statistics(dataset: &dyn Dataset, count: u64) -> Result<Statistics> {
         }
         Ok(sums)
     };
-    // Chunks have a fixed size and are added in order, so the result does not depend on the number of threads.
+    // Chunks have a fixed size and are added in order: the number of threads does not change the result.
     let chunks: Vec<Result<Sums>> =
         (0..count.div_ceil(CHUNK)).into_par_iter().map(|i| chunk(i * CHUNK)).collect();
     let mut total = vec![Channel::EMPTY; channels];

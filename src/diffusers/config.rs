@@ -158,7 +158,8 @@ mod tests {
             unet(r#"{"_class_name": "UNet2DModel", "class_embed_type": "timestep", "num_class_embeds": 9}"#);
         assert_eq!(classes.class(), Class::Value);
         let old = unet(
-            r#"{"_class_name": "UNet2DModel", "down_block_types": ["UNetResAttnDownBlock2D", "DownBlock2D"]}"#,
+            r#"{"_class_name": "UNet2DModel",
+                "down_block_types": ["UNetResAttnDownBlock2D", "DownBlock2D"]}"#,
         );
         assert_eq!(old.down_block_types, [DownBlock::Attention, DownBlock::Plain]);
 
@@ -175,7 +176,8 @@ mod tests {
     #[test]
     fn what_is_written_is_read_as_it_was() {
         for text in [
-            r#"{"_class_name": "UNet2DModel", "sample_size": 8, "attention_head_dim": null, "norm_eps": 1e-6}"#,
+            r#"{"_class_name": "UNet2DModel", "sample_size": 8, "attention_head_dim": null,
+                "norm_eps": 1e-6}"#,
             r#"{"_class_name": "UNet2DModel", "sample_size": 8, "time_embedding_type": "fourier"}"#,
             r#"{"_class_name": "UNet2DModel", "sample_size": 8, "class_embed_type": "identity",
                 "time_embedding_type": "learned", "num_train_timesteps": 9}"#,

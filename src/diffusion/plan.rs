@@ -13,8 +13,12 @@ pub enum Clip {
     At(f64),
     /// With `s` the quantile `ratio` of a sample's absolute values, at least 1 and at most `most`: it is
     /// kept in `[-s, s]` and divided by `s` (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
-    #[allow(missing_docs)]
-    Dynamic { ratio: f64, most: f64 },
+    Dynamic {
+        /// The quantile, 0 to 1.
+        ratio: f64,
+        /// Largest `s`.
+        most: f64,
+    },
 }
 
 /// One step: one evaluation of the model, and what follows from it.

@@ -74,15 +74,29 @@ pub enum FinalSigma {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Method {
     /// Ancestral sampling (Ho et al. 2020).
-    Ddpm { variance: Variance },
-    /// Song et al. 2021 (arXiv:2010.02502). `alpha_to_one`: the last step ends at alpha-bar = 1, otherwise at
-    /// the first timestep's. `reclip`: the noise is that of the clipped x0.
-    Ddim { eta: f64, alpha_to_one: bool, reclip: bool },
-    /// DDIM upwards, from a picture to its noise.
-    DdimInverse { alpha_to_one: bool },
-    /// Euler's method (Karras et al. 2022, algorithm 2 without churn). `log_linear`: sigmas in equal steps of
-    /// their logarithm from end to end.
-    Euler { log_linear: bool },
+    Ddpm {
+        /// Variance of a reverse step.
+        variance: Variance,
+    },
+    /// DDIM (Song et al. 2021, arXiv:2010.02502).
+    Ddim {
+        /// Share of ancestral sampling's noise, 0 to 1.
+        eta: f64,
+        /// The last step ends at alpha-bar = 1, otherwise at the first timestep's.
+        alpha_to_one: bool,
+        /// The noise is computed from the clipped x0.
+        reclip: bool,
+    },
+    /// DDIM in reverse, from a picture to its noise.
+    DdimInverse {
+        /// The first step begins at alpha-bar = 1, otherwise at the first timestep's.
+        alpha_to_one: bool,
+    },
+    /// Euler's method (Karras et al. 2022, algorithm 2 without churn).
+    Euler {
+        /// Sigmas in equal steps of their logarithm from end to end.
+        log_linear: bool,
+    },
     /// Euler's method to a lower level, and noise added back (k-diffusion).
     EulerAncestral,
     /// Heun's method: two evaluations a step (Karras et al. 2022, algorithm 2).
@@ -91,22 +105,29 @@ pub enum Method {
     Lms,
     /// DPM-Solver++ of order 1 to 3 (Lu et al. 2022, arXiv:2211.01095).
     DpmSolver(DpmSolver),
-    /// Pseudo numerical methods (Liu et al. 2022, arXiv:2202.09778): Runge-Kutta steps first, unless they are
-    /// skipped, then linear multistep.
-    Pndm { skip_prk: bool, alpha_to_one: bool },
-    /// Zhao et al. 2023 (arXiv:2302.04867), of order 1 to 3.
+    /// Pseudo numerical methods (Liu et al. 2022, arXiv:2202.09778).
+    Pndm {
+        /// Without the Runge-Kutta steps before linear multistep.
+        skip_prk: bool,
+        /// As for DDIM.
+        alpha_to_one: bool,
+    },
+    /// UniPC of order 1 to 3 (Zhao et al. 2023, arXiv:2302.04867).
     UniPc(UniPc),
 }
 
 /// Options of DPM-Solver++.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DpmSolver {
+    /// 1 to 3.
     pub order: usize,
     /// The stochastic form.
     pub sde: bool,
     /// Of order 2: Heun's instead of the midpoint form.
     pub heun: bool,
+    /// The last steps of a plan below 15 steps have a lower order.
     pub lower_order_final: bool,
+    /// The last step has order 1.
     pub euler_at_final: bool,
     /// Timesteps whose half log-SNR is below this are left out.
     pub lambda_min: f64,
@@ -115,24 +136,32 @@ pub struct DpmSolver {
 /// Options of UniPC.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UniPc {
+    /// 1 to 3.
     pub order: usize,
     /// B(h) = h instead of exp(h) - 1.
     pub bh1: bool,
     /// Works on predictions of x0 instead of the noise.
     pub predict_x0: bool,
+    /// The last steps have a lower order.
     pub lower_order_final: bool,
-    /// Steps after which nothing is corrected.
+    /// Indices of the steps whose result the next step does not correct.
     pub disable_corrector: Vec<usize>,
 }
 
 /// The process that a model learned to reverse.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Process {
+    /// Number of timesteps, T.
     pub timesteps: usize,
+    /// Kind of the schedule.
     pub betas: Betas,
+    /// First beta, for the kinds that have it.
     pub beta_start: f64,
+    /// Last beta, for the kinds that have it.
     pub beta_end: f64,
+    /// The last timestep is pure noise (Lin et al. 2024, arXiv:2305.08891).
     pub zero_terminal_snr: bool,
+    /// Meaning of the model's output.
     pub prediction: Prediction,
 }
 
@@ -147,17 +176,25 @@ impl Process {
 /// A sampler and the process that it reverses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scheduler {
+    /// The solver.
     pub method: Method,
+    /// The process.
     pub process: Process,
+    /// Choice of the timesteps.
     pub spacing: Spacing,
     /// Added to the timesteps of leading spacing.
     pub steps_offset: usize,
+    /// Clipping of the predicted clean sample.
     pub clip: Clip,
+    /// Choice of the noise levels of solvers over sigma.
     pub sigmas: Sigmas,
-    /// Ends of Karras or exponential sigmas in place of the schedule's.
+    /// Least of the Karras or exponential sigmas, in place of the schedule's.
     pub sigma_min: Option<f64>,
+    /// Largest of them.
     pub sigma_max: Option<f64>,
+    /// Last noise level of a solver over sigma.
     pub final_sigma: FinalSigma,
+    /// Precision of the tables.
     pub precision: Precision,
 }
 
@@ -233,17 +270,13 @@ impl Scheduler {
             return Err(Error::usage("this sampler steps over timesteps, not over sigmas")
                 .hint("leave --sigmas out, or choose euler, heun, lms, dpmpp-2m or unipc"));
         }
-        let undefined = match (&self.method, self.process.prediction, self.process.zero_terminal_snr) {
-            (Method::Ddpm { .. } | Method::Ddim { .. } | Method::DdimInverse { .. }, kind, true) => {
-                kind == Prediction::Epsilon
-            }
-            _ => false,
-        };
-        if undefined {
-            return Err(Error::usage(
-                "a schedule that ends in pure noise cannot be left by predicting noise",
-            )
-            .hint("prediction_type must be v_prediction or sample with rescale_betas_zero_snr"));
+        let one_step =
+            matches!(self.method, Method::Ddpm { .. } | Method::Ddim { .. } | Method::DdimInverse { .. });
+        let Process { zero_terminal_snr, prediction, .. } = self.process;
+        if one_step && zero_terminal_snr && prediction == Prediction::Epsilon {
+            let message = "a schedule that ends in pure noise cannot be left by predicting noise";
+            return Err(Error::usage(message)
+                .hint("prediction_type must be v_prediction or sample with rescale_betas_zero_snr"));
         }
         let mut plan = match &self.method {
             Method::Ddpm { variance } => self.ddpm_plan(*variance, steps),

@@ -120,6 +120,13 @@ impl Dispatch {
         self
     }
 
+    /// Gives fields of `Params` that are numbers of things.
+    #[track_caller]
+    pub fn params<const N: usize>(&mut self, fields: [(&'static str, usize); N]) -> &mut Self {
+        self.params.extend(fields.map(|(name, value)| (name, value.word())));
+        self
+    }
+
     /// Binds a tensor or scratch to the kernel's variable `name`.
     pub fn bind(&mut self, name: &'static str, slot: Slot) -> &mut Self {
         self.binds.push(Bind { name, slot, range: None });

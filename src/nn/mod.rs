@@ -13,10 +13,13 @@ use std::rc::Rc;
 use rayon::prelude::*;
 
 pub use layers::{
-    Conv, attention_block, conv, conv_transpose, group_norm, group_norm_of, linear, point, side_by_side,
+    Conv, attention_block, conv, conv_transpose, conv2d_upsampled, group_norm, group_norm_of, linear, point,
+    side_by_side,
 };
 
+use crate::error::Result;
 use crate::philox::{Stream, draw, normal, uniform};
+use crate::program::Program;
 use crate::tape::{Tape, Tensor};
 use crate::tensor::Shape;
 use crate::torch::Generator;
@@ -343,4 +346,16 @@ pub fn place_gradients(tape: &Tape, gradients: &crate::tape::Gradients) {
         assert!(seen.insert(first), "a parameter was recorded twice; keep its tensor and use that");
         tape.place(&gradient, GRADIENTS, first);
     }
+}
+
+/// Writes the flat parameters into a program that has a store of its own for them, as far as it uses them.
+///
+/// # Errors
+/// When the driver reports an error.
+///
+/// # Panics
+/// When the program uses no parameter, or more than `flat` holds.
+#[track_caller]
+pub fn write_parameters(program: &Program, flat: &[f32]) -> Result<()> {
+    program.write(STORE, &flat[..program.elements(STORE)])
 }

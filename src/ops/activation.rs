@@ -1,12 +1,10 @@
 //! Pointwise activations: SiLU, ReLU, GELU (exact and tanh), tanh, sigmoid, exp.
 
-use rayon::prelude::*;
-
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recompute, Recorded};
-use crate::ops::CHUNK;
-use crate::simd::{exp, sigmoid, tanh, vectorized};
+use crate::launch::{Dispatches, Io, Launch};
+use crate::ops::shared::{derivative, map, replayed};
+use crate::simd::{exp, sigmoid, tanh};
 use crate::tape::Tensor;
 
 pub static KERNEL: Kernel = kernel!("activation");
@@ -49,7 +47,7 @@ impl Activation {
 
     /// `f'(x)`.
     #[inline(always)]
-    pub fn slope(self, x: f32) -> f32 {
+    pub fn derivative(self, x: f32) -> f32 {
         match self {
             Activation::Identity => 1.0,
             Activation::Silu => {
@@ -80,27 +78,14 @@ impl Activation {
 /// half the speed).
 macro_rules! with_constant {
     ($activation:expr, $kind:ident => $call:expr) => {
+        with_constant!(@ $activation, $kind => $call, Identity Relu Silu Tanh Sigmoid)
+    };
+    (@ $activation:expr, $kind:ident => $call:expr, $($name:ident)+) => {
         match $activation {
-            Activation::Identity => {
-                let $kind = Activation::Identity;
+            $(Activation::$name => {
+                let $kind = Activation::$name;
                 $call
-            }
-            Activation::Relu => {
-                let $kind = Activation::Relu;
-                $call
-            }
-            Activation::Silu => {
-                let $kind = Activation::Silu;
-                $call
-            }
-            Activation::Tanh => {
-                let $kind = Activation::Tanh;
-                $call
-            }
-            Activation::Sigmoid => {
-                let $kind = Activation::Sigmoid;
-                $call
-            }
+            })+
             $kind => $call,
         }
     };
@@ -110,12 +95,11 @@ pub(crate) use with_constant;
 /// `y = f(x)`, element by element, any shape.
 pub fn activation(x: &Tensor, kind: Activation) -> Tensor {
     let n = x.elements();
-    let [y] = x.tape().launch(Forward { kind, n }.recorded(), &[x], [x.shape().clone()]);
+    let [y] = x.tape().launch(replayed(Forward { kind, n }), &[x], [x.shape().clone()]);
     let saved = x.clone();
-    x.tape().derivative(&[x], &[&y], move |dy| {
-        let Some(dy) = &dy[0] else { return vec![None] };
-        let [dx] = saved.tape().launch(BackwardX { kind, n }, &[&saved, dy], [saved.shape().clone()]);
-        vec![Some(dx)]
+    derivative(&[x], &y, move |dy| {
+        let shape = [saved.shape().clone()];
+        dy.tape().launch(BackwardX { kind, n }, &[&saved, dy], shape).into()
     });
     y
 }
@@ -132,34 +116,12 @@ impl Launch for Forward {
     }
 
     fn cpu(&self, io: &Io) {
-        io.write(0).par_chunks_mut(CHUNK).zip(io.read(0).par_chunks(CHUNK)).for_each(|(y, x)| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    with_constant!(self.kind, kind => {
-                        for (y, x) in y.iter_mut().zip(x) {
-                            *y = kind.apply(*x);
-                        }
-                    })
-                },
-            );
-        });
+        with_constant!(self.kind, f => map(io, #[inline(always)] |[x]| f.apply(x)));
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        plan.add(&KERNEL, "forward")
-            .param("n", self.n)
-            .param("kind", self.kind as u32)
-            .read("x", 0)
-            .write("y", 0)
-            .cover(self.n, 256);
-    }
-}
-
-impl Forward {
-    fn recorded(self) -> Recorded {
-        let info = LaunchInfo { recompute: Recompute::Replay, ..LaunchInfo::default() };
-        Recorded::new(self, info)
+        let forward = plan.add(&KERNEL, "forward").params([("n", self.n), ("kind", self.kind as usize)]);
+        forward.read("x", 0).write("y", 0).cover(self.n, 256);
     }
 }
 
@@ -175,29 +137,12 @@ impl Launch for BackwardX {
     }
 
     fn cpu(&self, io: &Io) {
-        let (x, dy) = (io.read(0).par_chunks(CHUNK), io.read(1).par_chunks(CHUNK));
-        io.write(0).par_chunks_mut(CHUNK).zip(x).zip(dy).for_each(|((dx, x), dy)| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    with_constant!(self.kind, kind => {
-                        for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
-                            *dx = dy * kind.slope(*x);
-                        }
-                    })
-                },
-            );
-        });
+        with_constant!(self.kind, f => map(io, #[inline(always)] |[x, dy]| dy * f.derivative(x)));
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        plan.add(&KERNEL, "backward_x")
-            .param("n", self.n)
-            .param("kind", self.kind as u32)
-            .read("x", 0)
-            .read("dy", 1)
-            .write("dx", 0)
-            .cover(self.n, 256);
+        let backward = plan.add(&KERNEL, "backward_x").params([("n", self.n), ("kind", self.kind as usize)]);
+        backward.read("x", 0).read("dy", 1).write("dx", 0).cover(self.n, 256);
     }
 }
 
@@ -237,7 +182,7 @@ mod tests {
     fn every_activation() {
         for kind in ALL {
             for (n, spread) in [(1, 1.0), (257, 3.0), (1021, 10.0)] {
-                // Kept away from 0, where ReLU has no slope to compare with.
+                // Kept away from 0, where ReLU has no derivative to compare with.
                 let x = random(1, n).into_iter().map(|v| spread * (v + 0.001_f32.copysign(v))).collect();
                 Check::new(format!("{kind:?}, spread {spread}"))
                     .values(&[n], x)

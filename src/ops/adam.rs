@@ -67,8 +67,12 @@ fn adam_in_ranges(options: AdamOptions, tensors: AdamTensors, norm: &Tensor, sta
         norm.shape()
     );
     assert_is_state("adam", state);
-    let launch = Update { options, n, most };
-    params.tape().launch_into(launch.recorded(), &[norm, state], &[params, grads, m, v, ema]);
+    // Parameters, both moments and the EMA are read as well as written; the gradients are read, and written where
+    // they are cleared.
+    let extra_bytes = (if options.zero_grads { 5 } else { 4 }) * n as i64 * 4;
+    let info = LaunchInfo { extra_bytes, ..LaunchInfo::default() };
+    let launch = Recorded::new(Update { options, n, most }, info);
+    params.tape().launch_into(launch, &[norm, state], &[params, grads, m, v, ema]);
 }
 
 /// The tensors as the kernel calls them, in the order of the writes.
@@ -145,18 +149,6 @@ impl Launch for Update {
                 update.range(name, Slot::Write(i), first, count);
             }
         }
-    }
-}
-
-impl Update {
-    fn recorded(self) -> Recorded {
-        let info = LaunchInfo {
-            // Parameters, both moments and the EMA are read as well as written; the gradients are read, and
-            // written where they are cleared.
-            extra_bytes: (if self.options.zero_grads { 5 } else { 4 }) * self.n as i64 * 4,
-            ..LaunchInfo::default()
-        };
-        Recorded::new(self, info)
     }
 }
 

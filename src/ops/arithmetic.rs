@@ -4,14 +4,15 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recompute, Recorded};
+use crate::launch::{Dispatch, Dispatches, Io, Launch, pack};
 use crate::ops::CHUNK;
 use crate::ops::reduce::{Sum, View};
+use crate::ops::shared::{derivative, map, replayed};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 use crate::tensor::Shape;
 
-pub static KERNEL: Kernel = kernel!("arithmetic");
+pub static KERNEL: Kernel = kernel!("arithmetic", pack::KNOBS);
 
 /// How the second operand spreads over the first, `[N, .., C]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,10 +74,9 @@ fn flat(elements: usize) -> View {
 pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
     let (y, view) = apply(Op::Add, a, b);
     let shape = b.shape().clone();
-    a.tape().derivative(&[a, b], &[&y], move |dy| {
-        let Some(dy) = &dy[0] else { return vec![None, None] };
+    derivative(&[a, b], &y, move |dy| {
         let db = if view.rows == 1 { dy.clone() } else { sum("add backward_b", view, 1.0, &[dy], shape) };
-        vec![Some(dy.clone()), Some(db)]
+        vec![dy.clone(), db]
     });
     y
 }
@@ -86,19 +86,13 @@ pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
 pub fn sub(a: &Tensor, b: &Tensor) -> Tensor {
     let (y, view) = apply(Op::Sub, a, b);
     let shape = b.shape().clone();
-    a.tape().derivative(&[a, b], &[&y], move |dy| {
-        let Some(dy) = &dy[0] else { return vec![None, None] };
+    derivative(&[a, b], &y, move |dy| {
         let db = if view.rows == 1 {
-            let [db] = dy.tape().launch(
-                Affine { factor: -1.0, offset: 0.0, n: shape.elements() }.recorded(),
-                &[dy],
-                [shape],
-            );
-            db
+            launch_affine(dy, -1.0, 0.0)
         } else {
             sum("sub backward_b", view, -1.0, &[dy], shape)
         };
-        vec![Some(dy.clone()), Some(db)]
+        vec![dy.clone(), db]
     });
     y
 }
@@ -107,18 +101,15 @@ pub fn sub(a: &Tensor, b: &Tensor) -> Tensor {
 #[track_caller]
 pub fn mul(a: &Tensor, b: &Tensor) -> Tensor {
     let (y, view) = apply(Op::Mul, a, b);
-    let (a, b) = (a.clone(), b.clone());
-    y.tape().derivative(&[&a.clone(), &b.clone()], &[&y], move |dy| {
-        let Some(dy) = &dy[0] else { return vec![None, None] };
-        let product = Forward { op: Op::Mul, view };
-        let [da] = dy.tape().launch(product.recorded(), &[dy, &b], [a.shape().clone()]);
+    let (saved_a, saved_b) = (a.clone(), b.clone());
+    derivative(&[a, b], &y, move |dy| {
+        let (a, b) = (&saved_a, &saved_b);
         let db = if view.rows == 1 {
-            let [db] = dy.tape().launch(product.recorded(), &[dy, &a], [b.shape().clone()]);
-            db
+            launch(Op::Mul, view, dy, a)
         } else {
-            sum("mul backward_b", view, 1.0, &[dy, &a], b.shape().clone())
+            sum("mul backward_b", view, 1.0, &[dy, a], b.shape().clone())
         };
-        vec![Some(da), Some(db)]
+        vec![launch(Op::Mul, view, dy, b), db]
     });
     y
 }
@@ -128,36 +119,31 @@ pub fn mul(a: &Tensor, b: &Tensor) -> Tensor {
 pub fn div(a: &Tensor, b: &Tensor) -> Tensor {
     let (y, view) = apply(Op::Div, a, b);
     let (saved_y, saved_b) = (y.clone(), b.clone());
-    a.tape().derivative(&[a, b], &[&y], move |dy| {
-        let Some(dy) = &dy[0] else { return vec![None, None] };
-        let (y, b, tape) = (&saved_y, &saved_b, dy.tape());
-        let [da] = tape.launch(Forward { op: Op::Div, view }.recorded(), &[dy, b], [y.shape().clone()]);
-        let [db] = if view.rows == 1 {
-            tape.launch(DivBackwardB { n: view.elements() }, &[dy, y, b], [b.shape().clone()])
+    derivative(&[a, b], &y, move |dy| {
+        let (y, b) = (&saved_y, &saved_b);
+        let db = if view.rows == 1 {
+            let [db] = dy.tape().launch(DivBackwardB { view }, &[dy, y, b], [b.shape().clone()]);
+            db
         } else {
             // db = -sum(dy * a / b^2) = -sum(dy * y) / b
             let sum = sum("div backward_b", view, -1.0, &[dy, y], b.shape().clone());
-            tape.launch(
-                Forward { op: Op::Div, view: flat(b.elements()) }.recorded(),
-                &[&sum, b],
-                [b.shape().clone()],
-            )
+            launch(Op::Div, flat(b.elements()), &sum, b)
         };
-        vec![Some(da), Some(db)]
+        vec![launch(Op::Div, view, dy, b), db]
     });
     y
 }
 
 /// `factor * x + offset`, element by element, any shape.
 pub fn affine(x: &Tensor, factor: f32, offset: f32) -> Tensor {
-    let n = x.elements();
-    let [y] = x.tape().launch(Affine { factor, offset, n }.recorded(), &[x], [x.shape().clone()]);
-    let shape = x.shape().clone();
-    x.tape().derivative(&[x], &[&y], move |dy| {
-        let Some(dy) = &dy[0] else { return vec![None] };
-        let [dx] = dy.tape().launch(Affine { factor, offset: 0.0, n }.recorded(), &[dy], [shape]);
-        vec![Some(dx)]
-    });
+    let y = launch_affine(x, factor, offset);
+    derivative(&[x], &y, move |dy| vec![launch_affine(dy, factor, 0.0)]);
+    y
+}
+
+fn launch_affine(x: &Tensor, factor: f32, offset: f32) -> Tensor {
+    let affine = Affine { factor, offset, n: x.elements() };
+    let [y] = x.tape().launch(replayed(affine), &[x], [x.shape().clone()]);
     y
 }
 
@@ -172,8 +158,13 @@ fn apply(op: Op, a: &Tensor, b: &Tensor) -> (Tensor, View) {
         )
     };
     let view = broadcast.view(a.shape());
-    let [y] = a.tape().launch(Forward { op, view }.recorded(), &[a, b], [a.shape().clone()]);
-    (y, view)
+    (launch(op, view, a, b), view)
+}
+
+/// `a op b` of `a`'s shape, without a derivative.
+fn launch(op: Op, view: View, a: &Tensor, b: &Tensor) -> Tensor {
+    let [y] = a.tape().launch(replayed(Forward { op, view }), &[a, b], [a.shape().clone()]);
+    y
 }
 
 /// The gradient of a `b` that was spread: a sum, of one tensor or of a product, over the rows of the view.
@@ -194,13 +185,27 @@ enum Op {
 
 impl Op {
     fn name(self) -> &'static str {
-        match self {
-            Op::Add => "add",
-            Op::Sub => "sub",
-            Op::Mul => "mul",
-            Op::Div => "div",
-        }
+        ["add", "sub", "mul", "div"][self as usize]
     }
+}
+
+/// A dispatch over the elements of a view, in fours where the columns allow it.
+fn dispatch<'a>(
+    plan: &'a mut Dispatches,
+    entry: &'static str,
+    view: View,
+    op: Op,
+    [factor, offset]: [f32; 2],
+) -> &'a mut Dispatch {
+    let pack = pack::of(&[view.columns]);
+    let n = view.elements() / pack;
+    plan.add(&KERNEL, entry)
+        .knobs(pack::set(pack))
+        .params([("n", n), ("op", op as usize), ("block", view.rows * view.columns / pack)])
+        .params([("columns", view.columns / pack)])
+        .param("factor", factor)
+        .param("offset", offset)
+        .cover(n, 256)
 }
 
 /// `y[o, r, c] = a[o, r, c] op b[o, c]`.
@@ -233,31 +238,8 @@ impl Launch for Forward {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let View { outer: _, rows, columns } = self.view;
-        let vec4 = columns.is_multiple_of(4);
-        let (entry, [a, b, y], pack) = match vec4 {
-            true => ("forward_vec4", ["a4", "b4", "y4"], 4),
-            false => ("forward", ["a", "b", "y"], 1),
-        };
-        let n = self.view.elements() / pack;
-        plan.add(&KERNEL, entry)
-            .param("n", n)
-            .param("op", self.op as u32)
-            .param("block", rows * columns / pack)
-            .param("columns", columns / pack)
-            .param("factor", 0.0_f32)
-            .param("offset", 0.0_f32)
-            .read(a, 0)
-            .read(b, 1)
-            .write(y, 0)
-            .cover(n, 256);
-    }
-}
-
-impl Forward {
-    fn recorded(self) -> Recorded {
-        let info = LaunchInfo { recompute: Recompute::Replay, ..LaunchInfo::default() };
-        Recorded::new(self, info)
+        let forward = dispatch(plan, "forward", self.view, self.op, [0.0; 2]);
+        forward.read("a", 0).read("b", 1).write("y", 0);
     }
 }
 
@@ -290,7 +272,7 @@ fn zip_spread(view: View, start: usize, y: &mut [f32], a: &[f32], b: &[f32], f: 
 /// `db = -dy * y / b`, where `y = a / b` and nothing was spread.
 #[derive(Debug)]
 struct DivBackwardB {
-    n: usize,
+    view: View,
 }
 
 impl Launch for DivBackwardB {
@@ -299,33 +281,16 @@ impl Launch for DivBackwardB {
     }
 
     fn cpu(&self, io: &Io) {
-        let (dy, y, b) =
-            (io.read(0).par_chunks(CHUNK), io.read(1).par_chunks(CHUNK), io.read(2).par_chunks(CHUNK));
-        io.write(0).par_chunks_mut(CHUNK).zip(dy).zip(y).zip(b).for_each(|(((db, dy), y), b)| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (((db, dy), y), b) in db.iter_mut().zip(dy).zip(y).zip(b) {
-                        *db = -dy * y / b;
-                    }
-                },
-            );
-        });
+        map(
+            io,
+            #[inline(always)]
+            |[dy, y, b]| -dy * y / b,
+        );
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        plan.add(&KERNEL, "divide_backward_b")
-            .param("n", self.n)
-            .param("op", Op::Div as u32)
-            .param("block", self.n)
-            .param("columns", self.n)
-            .param("factor", 0.0_f32)
-            .param("offset", 0.0_f32)
-            .read("dy", 0)
-            .read("quotient", 1)
-            .read("b", 2)
-            .write("db", 0)
-            .cover(self.n, 256);
+        let backward = dispatch(plan, "divide_backward_b", self.view, Op::Div, [0.0; 2]);
+        backward.read("dy", 0).read("quotient", 1).read("b", 2).write("db", 0);
     }
 }
 
@@ -342,36 +307,16 @@ impl Launch for Affine {
     }
 
     fn cpu(&self, io: &Io) {
-        io.write(0).par_chunks_mut(CHUNK).zip(io.read(0).par_chunks(CHUNK)).for_each(|(y, x)| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (y, x) in y.iter_mut().zip(x) {
-                        *y = self.factor * x + self.offset;
-                    }
-                },
-            );
-        });
+        map(
+            io,
+            #[inline(always)]
+            |[x]| self.factor * x + self.offset,
+        );
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        plan.add(&KERNEL, "affine")
-            .param("n", self.n)
-            .param("op", 0_u32)
-            .param("block", self.n)
-            .param("columns", self.n)
-            .param("factor", self.factor)
-            .param("offset", self.offset)
-            .read("u", 0)
-            .write("v", 0)
-            .cover(self.n, 256);
-    }
-}
-
-impl Affine {
-    fn recorded(self) -> Recorded {
-        let info = LaunchInfo { recompute: Recompute::Replay, ..LaunchInfo::default() };
-        Recorded::new(self, info)
+        let affine = dispatch(plan, "affine", flat(self.n), Op::Mul, [self.factor, self.offset]);
+        affine.read("u", 0).write("v", 0);
     }
 }
 

@@ -4,8 +4,9 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recompute, Recorded, pack};
+use crate::launch::{Dispatch, Dispatches, Io, Launch, pack};
 use crate::ops::CHUNK;
+use crate::ops::shared::{derivative, replayed};
 use crate::tape::Tensor;
 use crate::tensor::Shape;
 
@@ -22,13 +23,9 @@ pub fn concat(parts: &[&Tensor]) -> Tensor {
     assert!(same && parts.iter().all(|t| t.elements() > 0), "concat: {} do not fit together", shapes());
     let widths: Vec<usize> = parts.iter().map(|t| t.shape().last()).collect();
     let shape = with_last(parts[0].shape(), widths.iter().sum());
-    let tape = parts[0].tape();
     let y = join(&widths, &parts.iter().map(|t| Some(*t)).collect::<Vec<_>>(), shape);
     let shapes: Vec<Shape> = parts.iter().map(|t| t.shape().clone()).collect();
-    tape.derivative(parts, &[&y], move |dy| {
-        let Some(dy) = &dy[0] else { return vec![None; widths.len()] };
-        take_apart(dy, &widths, &shapes).into_iter().map(Some).collect()
-    });
+    derivative(parts, &y, move |dy| take_apart(dy, &widths, &shapes));
     y
 }
 
@@ -65,7 +62,7 @@ fn join(widths: &[usize], parts: &[Option<&Tensor>], shape: Shape) -> Tensor {
         total,
         parts: widths.iter().zip(parts).map(|(&width, part)| (width, part.is_some())).collect(),
     };
-    let [whole] = reads[0].tape().launch(launch.recorded(), &reads, [shape]);
+    let [whole] = reads[0].tape().launch(replayed(launch), &reads, [shape]);
     whole
 }
 
@@ -76,7 +73,7 @@ fn take_apart(whole: &Tensor, widths: &[usize], shapes: &[Shape]) -> Vec<Tensor>
     let mut parts = Vec::new();
     for (&width, shape) in widths.iter().zip(shapes) {
         let launch = Take { rows: whole.elements() / total, total, first, width };
-        let [part] = whole.tape().launch(launch.recorded(), &[whole], [shape.clone()]);
+        let [part] = whole.tape().launch(replayed(launch), &[whole], [shape.clone()]);
         parts.push(part);
         first += width;
     }
@@ -136,13 +133,6 @@ impl Launch for Join {
     }
 }
 
-impl Join {
-    fn recorded(self) -> Recorded {
-        let info = LaunchInfo { recompute: Recompute::Replay, ..LaunchInfo::default() };
-        Recorded::new(self, info)
-    }
-}
-
 /// Takes `width` channels from `first` on out of `total`.
 #[derive(Debug)]
 struct Take {
@@ -175,13 +165,6 @@ impl Launch for Take {
     }
 }
 
-impl Take {
-    fn recorded(self) -> Recorded {
-        let info = LaunchInfo { recompute: Recompute::Replay, ..LaunchInfo::default() };
-        Recorded::new(self, info)
-    }
-}
-
 /// Where a strip of channels lies in a tensor.
 #[derive(Clone, Copy)]
 struct Strip {
@@ -200,12 +183,9 @@ fn strip<'a>(
     let pack = pack::of(&[width, from.stride, from.first, to.stride, to.first]);
     plan.add(&KERNEL, entry)
         .knobs(pack::set(pack))
-        .param("rows", rows)
-        .param("width", width / pack)
-        .param("from_width", from.stride / pack)
-        .param("from_first", from.first / pack)
-        .param("to_width", to.stride / pack)
-        .param("to_first", to.first / pack)
+        .params([("rows", rows), ("width", width / pack)])
+        .params([("from_width", from.stride / pack), ("from_first", from.first / pack)])
+        .params([("to_width", to.stride / pack), ("to_first", to.first / pack)])
         .cover(rows * width / pack, 256)
 }
 

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded};
+use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded};
 use crate::ops::CHUNK;
 use crate::ops::shared::{Size, assert_is_state, first_block};
 use crate::philox::{Stream, fill_normal};
@@ -131,7 +131,10 @@ pub fn denoise(
     );
     let launch = Denoise { size: Size::of("denoise", x.shape()), rows, slots, bounded: bound.is_some() };
     let reads: Vec<&Tensor> = [out, table, state].into_iter().chain(bound).collect();
-    x.tape().launch_into(launch.recorded(), &reads, &[x, kept]);
+    // x and the slots are updated in place.
+    let extra_bytes = ((1 + slots) * x.elements() * 4) as i64;
+    let launch = Recorded::new(launch, LaunchInfo { extra_bytes, ..LaunchInfo::default() });
+    x.tape().launch_into(launch, &reads, &[x, kept]);
 }
 
 /// What each sample's predicted `x0` is kept within, `[N]`: the quantile `ratio` of its absolute values,
@@ -149,7 +152,9 @@ pub fn bounds(x: &Tensor, out: &Tensor, table: &Tensor, state: &Tensor, ratio: f
     let size = Size::of("bounds", x.shape());
     let place = ratio * (size.elements - 1) as f64;
     let launch = Bounds { size, rows, rank: place.floor() as usize, fraction: place.fract() as f32, most };
-    let [bound] = x.tape().launch(launch.recorded(), &[x, out, table, state], [[size.samples].into()]);
+    let info = LaunchInfo { cpu_scratch: vec![x.elements()], ..LaunchInfo::default() };
+    let [bound] =
+        x.tape().launch(Recorded::new(launch, info), &[x, out, table, state], [[size.samples].into()]);
     bound
 }
 
@@ -169,6 +174,21 @@ fn rows_of(op: &str, table: &Tensor) -> usize {
     rows
 }
 
+/// A dispatch with what an entry does not use left 0.
+fn add<'a>(
+    plan: &'a mut Dispatches,
+    entry: &'static str,
+    size: Size,
+    [rows, slots, rank]: [usize; 3],
+    [fraction, most]: [f32; 2],
+) -> &'a mut Dispatch {
+    plan.add(&KERNEL, entry)
+        .params([("samples", size.samples), ("elements", size.elements)])
+        .params([("rows", rows), ("slots", slots), ("rank", rank)])
+        .param("fraction", fraction)
+        .param("most", most)
+}
+
 #[derive(Debug)]
 struct Denoise {
     size: Size,
@@ -181,7 +201,7 @@ struct Denoise {
 const AT_A_TIME: usize = 256;
 
 /// Whole samples, or a part of one, and all that is kept of them.
-struct Piece<'a> {
+struct SampleRange<'a> {
     sample: usize,
     first_block: u32,
     x: &'a mut [f32],
@@ -190,12 +210,12 @@ struct Piece<'a> {
     kept: [&'a mut [f32]; 1 + SLOTS],
 }
 
-impl<'a> Piece<'a> {
+impl<'a> SampleRange<'a> {
     /// All samples.
     fn whole(x: &'a mut [f32], out: &'a [f32], kept: &'a mut [f32]) -> Self {
         let mut tensors = kept.chunks_exact_mut(x.len());
         let kept = std::array::from_fn(|_| tensors.next().unwrap_or_default());
-        Piece { sample: 0, first_block: 0, x, out, kept }
+        SampleRange { sample: 0, first_block: 0, x, out, kept }
     }
 
     /// Where it is cut in two, unless it is small: several samples between samples of `elements`, one where a
@@ -223,12 +243,12 @@ impl<'a> Piece<'a> {
             kept_rest[slot] = rest;
             head
         });
-        let rest = Piece { sample, first_block: block, x: x_rest, out: out_rest, kept: kept_rest };
-        [Piece { x, out, kept, ..self }, rest]
+        let rest = SampleRange { sample, first_block: block, x: x_rest, out: out_rest, kept: kept_rest };
+        [SampleRange { x, out, kept, ..self }, rest]
     }
 
     /// Hands over the small parts, on all threads.
-    fn for_each(self, elements: usize, take: &(impl Fn(Piece) + Sync)) {
+    fn for_each(self, elements: usize, take: &(impl Fn(SampleRange) + Sync)) {
         let Some(at) = self.middle(elements) else { return take(self) };
         let [a, b] = self.cut(at, elements);
         rayon::join(|| a.for_each(elements, take), || b.for_each(elements, take));
@@ -272,26 +292,18 @@ impl Launch for Denoise {
         let (x, out, state) = (io.write(0), io.read(0), State::from_words(io.read_u32(2)));
         let row = Row::named(io.read(1), state.row);
         let bound = self.bounded.then(|| io.read(3));
-        Piece::whole(x, out, io.write(1)).for_each(self.size.elements, &|mut piece| {
-            let bound = bound.map(|bound| bound[piece.sample]);
+        SampleRange::whole(x, out, io.write(1)).for_each(self.size.elements, &|mut range| {
+            let bound = bound.map(|bound| bound[range.sample]);
             vectorized(
                 #[inline(always)]
-                || piece.advance(&row, self.slots, bound, &state),
+                || range.advance(&row, self.slots, bound, &state),
             );
         });
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
         let entry = if self.bounded { "denoise_bounded" } else { "denoise" };
-        let dispatch = plan
-            .add(&KERNEL, entry)
-            .param("samples", self.size.samples)
-            .param("elements", self.size.elements)
-            .param("rows", self.rows)
-            .param("slots", self.slots)
-            .param("rank", 0_u32) // finds no bounds
-            .param("fraction", 0.0_f32)
-            .param("most", 0.0_f32)
+        let dispatch = add(plan, entry, self.size, [self.rows, self.slots, 0], [0.0; 2])
             .read("out", 0)
             .read("table", 1)
             .read("state", 2)
@@ -301,17 +313,6 @@ impl Launch for Denoise {
         if self.bounded {
             dispatch.read("bound", 3);
         }
-    }
-}
-
-impl Denoise {
-    fn recorded(self) -> Recorded {
-        let info = LaunchInfo {
-            // x and the slots are updated in place.
-            extra_bytes: ((1 + self.slots) * self.size.samples * self.size.elements * 4) as i64,
-            ..LaunchInfo::default()
-        };
-        Recorded::new(self, info)
     }
 }
 
@@ -351,28 +352,13 @@ impl Launch for Bounds {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        plan.add(&KERNEL, "find_bounds")
-            .param("samples", self.size.samples)
-            .param("elements", self.size.elements)
-            .param("rows", self.rows)
-            .param("slots", 0_u32)
-            .param("rank", self.rank)
-            .param("fraction", self.fraction)
-            .param("most", self.most)
+        add(plan, "find_bounds", self.size, [self.rows, 0, self.rank], [self.fraction, self.most])
             .read("x", 0)
             .read("out", 1)
             .read("table", 2)
             .read("state", 3)
             .write("bounds", 0)
             .cover(self.size.samples, 1);
-    }
-}
-
-impl Bounds {
-    fn recorded(self) -> Recorded {
-        let info =
-            LaunchInfo { cpu_scratch: vec![self.size.samples * self.size.elements], ..LaunchInfo::default() };
-        Recorded::new(self, info)
     }
 }
 
@@ -393,14 +379,8 @@ impl Launch for TimestepOfRow {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        plan.add(&KERNEL, "timestep_of_row")
-            .param("samples", self.n)
-            .param("elements", 1_u32) // of t
-            .param("rows", self.rows)
-            .param("slots", 0_u32)
-            .param("rank", 0_u32)
-            .param("fraction", 0.0_f32)
-            .param("most", 0.0_f32)
+        let size = Size { samples: self.n, elements: 1 };
+        add(plan, "timestep_of_row", size, [self.rows, 0, 0], [0.0; 2])
             .read("table", 0)
             .read("state", 1)
             .write("t", 0)

@@ -4,12 +4,12 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recompute, Recorded};
+use crate::launch::{Dispatches, Io, Launch};
 use crate::ops::CHUNK;
+use crate::ops::shared::{assert_is_state, derivative, replayed};
 use crate::philox::{Stream, draw, uniform};
 use crate::state::State;
 use crate::tape::Tensor;
-use crate::tensor::DType;
 
 pub static KERNEL: Kernel = kernel!("dropout");
 
@@ -24,13 +24,7 @@ pub static KERNEL: Kernel = kernel!("dropout");
 pub fn dropout(x: &Tensor, p: f32, state: &Tensor) -> Tensor {
     assert!((0.0..1.0).contains(&p), "dropout: p is {p}, it must be in [0, 1)");
     assert!(!x.dims().is_empty(), "dropout: expected x of [N, ..], got {}", x.shape());
-    assert!(
-        state.elements() == State::WORDS && state.dtype() == DType::U32,
-        "dropout: expected a state of u32 [16], got {:?} {}; x is {}",
-        state.dtype(),
-        state.shape(),
-        x.shape()
-    );
+    assert_is_state("dropout", state);
     if p == 0.0 {
         return x.clone();
     }
@@ -42,13 +36,12 @@ pub fn dropout(x: &Tensor, p: f32, state: &Tensor) -> Tensor {
         threshold: threshold(p),
         scale: 1.0 / (1.0 - p),
     };
-    let [y] = x.tape().launch(Dropout { name: "dropout", mask }.recorded(), &[x, state], [x.shape().clone()]);
+    let launch = replayed(Dropout { name: "dropout", mask });
+    let [y] = x.tape().launch(launch, &[x, state], [x.shape().clone()]);
     let (shape, state) = (x.shape().clone(), state.clone());
-    x.tape().derivative(&[x], &[&y], move |dy| {
-        let Some(dy) = &dy[0] else { return vec![None] };
-        let [dx] =
-            dy.tape().launch(Dropout { name: "dropout backward_x", mask }.recorded(), &[dy, &state], [shape]);
-        vec![Some(dx)]
+    derivative(&[x], &y, move |dy| {
+        let launch = replayed(Dropout { name: "dropout backward_x", mask });
+        dy.tape().launch(launch, &[dy, &state], [shape]).into()
     });
     y
 }
@@ -117,9 +110,7 @@ impl Launch for Dropout {
         };
         let blocks = size.div_ceil(4);
         plan.add(&KERNEL, entry)
-            .param("samples", samples)
-            .param("size", size)
-            .param("blocks", blocks)
+            .params([("samples", samples), ("size", size), ("blocks", blocks)])
             .param("stream", stream)
             .param("threshold", threshold)
             .param("scale", scale)
@@ -127,13 +118,6 @@ impl Launch for Dropout {
             .read("state", 1)
             .write(y, 0)
             .cover(samples * blocks, 256);
-    }
-}
-
-impl Dropout {
-    fn recorded(self) -> Recorded {
-        let info = LaunchInfo { recompute: Recompute::Replay, ..LaunchInfo::default() };
-        Recorded::new(self, info)
     }
 }
 

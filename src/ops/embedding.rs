@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
 use crate::launch::{Dispatch, Dispatches, Io, Launch, Slot};
-use crate::ops::shared::{MOST_BOUND, ranges};
+use crate::ops::shared::{MOST_BOUND, derivative, ranges};
 use crate::tape::Tensor;
 use crate::tensor::DType;
 
@@ -28,11 +28,9 @@ fn embedding_in_ranges(table: &Tensor, index: &Tensor, most: usize) -> Tensor {
     assert!(rows > 0, "embedding: table {} has no row to pick", table.shape());
     let size = Size { n, rows, width, words: index.dtype() == DType::U32, most };
     let [y] = table.tape().launch(Forward(size), &[table, index], [[n, width].into()]);
-    let (tape, index) = (table.tape().clone(), index.clone());
-    table.tape().derivative(&[table], &[&y], move |dy| {
-        let Some(dy) = &dy[0] else { return vec![None] };
-        let [dtable] = tape.launch(BackwardTable(size), &[&index, dy], [[rows, width].into()]);
-        vec![Some(dtable)]
+    let index = index.clone();
+    derivative(&[table], &y, move |dy| {
+        dy.tape().launch(BackwardTable(size), &[&index, dy], [[rows, width].into()]).into()
     });
     y
 }
@@ -58,12 +56,9 @@ impl Size {
         (first, count): (usize, usize),
     ) -> &'a mut Dispatch {
         plan.add(&KERNEL, entry)
-            .param("n", self.n)
-            .param("rows", self.rows)
-            .param("width", self.width)
+            .params([("n", self.n), ("rows", self.rows), ("width", self.width)])
+            .params([("first", first), ("count", count)])
             .param("words", self.words)
-            .param("first", first)
-            .param("count", count)
             .range(table, slot, first, count)
     }
 

@@ -51,8 +51,7 @@ impl Launch for Forward {
 
     fn gpu(&self, plan: &mut Dispatches) {
         plan.add(&KERNEL, "forward")
-            .param("n", self.n)
-            .param("half", self.half)
+            .params([("n", self.n), ("half", self.half)])
             .read("t", 0)
             .read("w", 1)
             .write("y", 0)

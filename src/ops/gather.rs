@@ -49,7 +49,10 @@ fn gather_in_ranges(data: &Tensor, rows: usize, shape: [usize; 3], sample: &Tens
         "gather: {rows} samples of {shape:?} are too many values"
     );
     let launch = Gather { n, rows, elements, width, channels, bytes, data: data.elements(), most };
-    let [y] = sample.tape().launch(launch.recorded(), &[data, sample], [[n, h, width, channels].into()]);
+    // Of the data, only what is picked is read.
+    let extra_bytes = (n * elements * if bytes { 1 } else { 4 }) as i64 - data.elements() as i64 * 4;
+    let launch = Recorded::new(launch, LaunchInfo { extra_bytes, ..LaunchInfo::default() });
+    let [y] = sample.tape().launch(launch, &[data, sample], [[n, h, width, channels].into()]);
     y
 }
 
@@ -110,30 +113,14 @@ impl Launch for Gather {
         let (entry, data) = if self.bytes { ("bytes", "packed") } else { ("numbers", "data") };
         for (first, count) in ranges(self.data, self.most) {
             plan.add(&KERNEL, entry)
-                .param("n", self.n)
-                .param("rows", self.rows)
-                .param("elements", self.elements)
-                .param("width", self.width)
-                .param("channels", self.channels)
-                .param("first", first)
-                .param("count", count)
+                .params([("n", self.n), ("rows", self.rows), ("elements", self.elements)])
+                .params([("width", self.width), ("channels", self.channels)])
+                .params([("first", first), ("count", count)])
                 .range(data, Slot::Read(0), first, count)
                 .read("sample", 1)
                 .write("y", 0)
                 .cover(self.n * self.elements, 256);
         }
-    }
-}
-
-impl Gather {
-    fn recorded(self) -> Recorded {
-        let picked = self.n * self.elements * if self.bytes { 1 } else { 4 };
-        let info = LaunchInfo {
-            // Of the data, only what is picked is read.
-            extra_bytes: picked as i64 - self.data as i64 * 4,
-            ..LaunchInfo::default()
-        };
-        Recorded::new(self, info)
     }
 }
 

@@ -5,8 +5,9 @@ use rayon::prelude::*;
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
 use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded};
-use crate::ops::shared::Size;
-use crate::ops::{CHUNK, reduce};
+use crate::ops::CHUNK;
+use crate::ops::reduce::{add_total, slice_size, sum_in_f64};
+use crate::ops::shared::{Size, derivative};
 use crate::simd::{exp, vectorized};
 use crate::tape::Tensor;
 
@@ -29,14 +30,16 @@ pub fn gaussian_kl(mean: &Tensor, log_var: &Tensor) -> Tensor {
     );
     let samples = Size::of("gaussian_kl", mean.shape()).samples;
     let sum = Sum { elements: mean.elements(), scale: 0.5 / samples as f64 };
-    let [y] = mean.tape().launch(Forward(sum).recorded(), &[mean, log_var], [[1].into()]);
+    let info = LaunchInfo {
+        cpu_scratch: vec![sum.elements.div_ceil(CHUNK)],
+        gpu_scratch: vec![sum.gpu_slices().0],
+        ..LaunchInfo::default()
+    };
+    let [y] = mean.tape().launch(Recorded::new(Forward(sum), info), &[mean, log_var], [[1].into()]);
     let (saved_mean, saved_log_var) = (mean.clone(), log_var.clone());
-    mean.tape().derivative(&[mean, log_var], &[&y], move |dy| {
-        let Some(dy) = &dy[0] else { return vec![None, None] };
-        let shape = saved_mean.shape();
-        let shapes = [shape.clone(), shape.clone()];
-        let reads = [&saved_mean, &saved_log_var, dy];
-        dy.tape().launch(Backward(sum), &reads, shapes).into_iter().map(Some).collect()
+    derivative(&[mean, log_var], &y, move |dy| {
+        let shapes = [saved_mean.shape().clone(), saved_mean.shape().clone()];
+        dy.tape().launch(Backward(sum), &[&saved_mean, &saved_log_var, dy], shapes).into()
     });
     y
 }
@@ -49,11 +52,9 @@ struct Sum {
 }
 
 impl Sum {
-    /// Slices of all elements on the GPU, and the elements of each: as many as fill a large GPU if each thread
-    /// still gets 16 elements.
+    /// Slices of all elements on the GPU, and the elements of each.
     fn gpu_slices(self) -> (usize, usize) {
-        let slices = self.elements.div_ceil(16 * 256).min(1024);
-        let slice_size = self.elements.div_ceil(slices);
+        let slice_size = slice_size(self.elements, 1024);
         (self.elements.div_ceil(slice_size), slice_size)
     }
 }
@@ -83,35 +84,13 @@ impl Launch for Forward {
     fn gpu(&self, plan: &mut Dispatches) {
         let (slices, slice_size) = self.0.gpu_slices();
         plan.add(&KERNEL, "forward")
-            .param("elements", self.0.elements)
-            .param("slices", slices)
-            .param("slice_size", slice_size)
+            .params([("elements", self.0.elements), ("slices", slices), ("slice_size", slice_size)])
             .param("scale", 1.0_f32)
             .read("mean", 0)
             .read("log_var", 1)
             .scratch("out", 0)
             .cover(slices, 1);
-        plan.add(&reduce::KERNEL, "sum")
-            .param("outer", 1_u32)
-            .param("rows", slices)
-            .param("columns", 1_u32)
-            .param("slices", 1_u32)
-            .param("slice_rows", slices)
-            .param("width", 1_u32)
-            .param("scale", self.0.scale as f32)
-            .scratch("x", 0)
-            .write("out", 0);
-    }
-}
-
-impl Forward {
-    fn recorded(self) -> Recorded {
-        let info = LaunchInfo {
-            cpu_scratch: vec![self.0.elements.div_ceil(CHUNK)],
-            gpu_scratch: vec![self.0.gpu_slices().0],
-            ..LaunchInfo::default()
-        };
-        Recorded::new(self, info)
+        add_total(plan, slices, self.0.scale as f32);
     }
 }
 
@@ -145,9 +124,7 @@ impl Launch for Backward {
 
     fn gpu(&self, plan: &mut Dispatches) {
         plan.add(&KERNEL, "backward")
-            .param("elements", self.0.elements)
-            .param("slices", 1_u32)
-            .param("slice_size", self.0.elements)
+            .params([("elements", self.0.elements), ("slices", 1), ("slice_size", self.0.elements)])
             .param("scale", self.0.scale as f32)
             .read("mean", 0)
             .read("log_var", 1)
@@ -161,21 +138,7 @@ impl Launch for Backward {
 /// The sum of `mean^2 + exp(log_var) - 1 - log_var`, in f64.
 #[inline(always)]
 fn divergence(mean: &[f32], log_var: &[f32]) -> f64 {
-    const LANES: usize = 16; // sums side by side, so that they vectorise
-    let mut sums = [0.0_f64; LANES];
-    let ((mean, last_mean), (log_var, last_log_var)) =
-        (mean.as_chunks::<LANES>(), log_var.as_chunks::<LANES>());
-    for (mean, log_var) in mean.iter().zip(log_var) {
-        // In two loops, so that the exponential fills whole vectors of f32.
-        let spread = log_var.map(excess);
-        for ((sum, mean), spread) in sums.iter_mut().zip(mean).zip(spread) {
-            *sum += f64::from(*mean) * f64::from(*mean) + f64::from(spread);
-        }
-    }
-    for ((sum, mean), log_var) in sums.iter_mut().zip(last_mean).zip(last_log_var) {
-        *sum += f64::from(*mean) * f64::from(*mean) + f64::from(excess(*log_var));
-    }
-    sums.iter().sum()
+    sum_in_f64(mean, log_var, |_, log_var| excess(log_var), |mean, excess| mean * mean + excess)
 }
 
 /// `e^x - 1 - x`, relatively exact to 1e-6.

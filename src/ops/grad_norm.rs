@@ -22,7 +22,12 @@ pub fn grad_norm(grads: &Tensor) -> Tensor {
 fn grad_norm_in_ranges(grads: &Tensor, most: usize) -> Tensor {
     let n = grads.elements();
     assert!(n > 0, "grad_norm: no elements in {}", grads.shape());
-    let [norm] = grads.tape().launch(Norm { n, most }.recorded(), &[grads], [[1].into()]);
+    let info = LaunchInfo {
+        cpu_scratch: vec![2 * n.div_ceil(CHUNK)], // f64
+        gpu_scratch: vec![flat_ranges(n, most).map(groups_of).sum()],
+        ..LaunchInfo::default()
+    };
+    let [norm] = grads.tape().launch(Recorded::new(Norm { n, most }, info), &[grads], [[1].into()]);
     norm
 }
 
@@ -65,8 +70,7 @@ impl Launch for Norm {
                 false => ("partial_rest", "x", range.count),
             };
             plan.add(&KERNEL, entry)
-                .param("n", n)
-                .param("first", groups)
+                .params([("n", n), ("first", groups)])
                 .range(name, Slot::Read(0), range.first, range.count)
                 .scratch("partials", 0)
                 .cover(groups_of(range), 1);
@@ -77,17 +81,6 @@ impl Launch for Norm {
             .param("first", 0_u32) // all of them
             .scratch("partials", 0)
             .write("norm", 0);
-    }
-}
-
-impl Norm {
-    fn recorded(self) -> Recorded {
-        let info = LaunchInfo {
-            cpu_scratch: vec![2 * self.n.div_ceil(CHUNK)], // f64
-            gpu_scratch: vec![flat_ranges(self.n, self.most).map(groups_of).sum()],
-            ..LaunchInfo::default()
-        };
-        Recorded::new(self, info)
     }
 }
 

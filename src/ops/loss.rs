@@ -5,8 +5,10 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded};
-use crate::ops::{CHUNK, reduce};
+use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded};
+use crate::ops::CHUNK;
+use crate::ops::reduce::{add_total, slice_size, sum_in_f64};
+use crate::ops::shared::derivative;
 use crate::simd::{exp, vectorized};
 use crate::tape::Tensor;
 
@@ -61,19 +63,19 @@ impl Form {
     #[inline(always)]
     fn sum(self, prediction: &[f32], target: &[f32]) -> f64 {
         match self {
-            Form::Squared => sum_of(prediction, target, difference, square),
-            Form::Absolute => sum_of(prediction, target, difference, f64::abs),
-            Form::CrossEntropy => sum_of(prediction, target, cross_entropy, std::convert::identity),
+            Form::Squared => sum_in_f64(prediction, target, |p, t| p - t, |_, d| d * d),
+            Form::Absolute => sum_in_f64(prediction, target, |p, t| p - t, |_, d| d.abs()),
+            Form::CrossEntropy => sum_in_f64(prediction, target, cross_entropy, |_, loss| loss),
         }
     }
 
     /// `dp[i] = scale * f'(p[i], t[i])`.
     #[inline(always)]
-    fn slopes(self, dp: &mut [f32], p: &[f32], t: &[f32], scale: f32) {
+    fn derivatives(self, dp: &mut [f32], p: &[f32], t: &[f32], scale: f32) {
         match self {
-            Form::Squared => slopes_of(dp, p, t, scale, |p, t| 2.0 * (p - t)),
-            Form::Absolute => slopes_of(dp, p, t, scale, sign_of_difference),
-            Form::CrossEntropy => slopes_of(dp, p, t, scale, cross_entropy_slope),
+            Form::Squared => derivatives_of(dp, p, t, scale, |p, t| 2.0 * (p - t)),
+            Form::Absolute => derivatives_of(dp, p, t, scale, sign_of_difference),
+            Form::CrossEntropy => derivatives_of(dp, p, t, scale, cross_entropy_derivative),
         }
     }
 }
@@ -93,14 +95,17 @@ fn loss(form: Form, prediction: &Tensor, target: &Tensor, weight: Option<&Tensor
     let spec = Spec { form, samples, size: all / samples, all, weighted: weight.is_some() };
     let mut reads = vec![prediction, target];
     reads.extend(weight);
-    let [y] = prediction.tape().launch(Forward(spec).recorded(), &reads, [[1].into()]);
+    let info = LaunchInfo {
+        cpu_scratch: vec![samples * spec.size.div_ceil(CHUNK)],
+        gpu_scratch: vec![samples * spec.gpu_slices().0],
+        ..LaunchInfo::default()
+    };
+    let [y] = prediction.tape().launch(Recorded::new(Forward(spec), info), &reads, [[1].into()]);
     let saved: Vec<Tensor> = reads.into_iter().cloned().collect();
-    prediction.tape().derivative(&[prediction], &[&y], move |dy| {
-        let Some(dy) = &dy[0] else { return vec![None] };
+    derivative(&[prediction], &y, move |dy| {
         let mut reads = vec![&saved[0], &saved[1], dy];
         reads.extend(saved.get(2));
-        let [dp] = dy.tape().launch(BackwardPrediction(spec), &reads, [saved[0].shape().clone()]);
-        vec![Some(dp)]
+        dy.tape().launch(BackwardPrediction(spec), &reads, [saved[0].shape().clone()]).into()
     });
     y
 }
@@ -122,12 +127,28 @@ impl Spec {
         1.0 / self.all as f64
     }
 
-    /// Slices of a sample on the GPU, and their elements: as many as fill a large GPU if each thread still
-    /// gets 16 elements.
+    /// Slices of a sample on the GPU, and their elements.
     fn gpu_slices(self) -> (usize, usize) {
-        let slices = self.size.div_ceil(16 * 256).min(1024 / self.samples).max(1);
-        let slice_size = self.size.div_ceil(slices);
+        let slice_size = slice_size(self.size, 1024 / self.samples);
         (self.size.div_ceil(slice_size), slice_size)
+    }
+
+    fn dispatch<'a>(
+        self,
+        plan: &'a mut Dispatches,
+        entry: &'static str,
+        slices: usize,
+        slice_size: usize,
+        scale: f32,
+    ) -> &'a mut Dispatch {
+        plan.add(&KERNEL, entry)
+            .knobs(self.form as usize)
+            .params([("samples", self.samples), ("size", self.size)])
+            .params([("slices", slices), ("slice_size", slice_size)])
+            .param("weighted", self.weighted)
+            .param("scale", scale)
+            .read("prediction", 0)
+            .read("target_values", 1)
     }
 }
 
@@ -160,42 +181,14 @@ impl Launch for Forward {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let Spec { form, samples, size, weighted, .. } = self.0;
+        let Spec { samples, weighted, .. } = self.0;
         let (slices, slice_size) = self.0.gpu_slices();
-        plan.add(&KERNEL, "forward")
-            .knobs(form as usize)
-            .param("samples", samples)
-            .param("size", size)
-            .param("slices", slices)
-            .param("slice_size", slice_size)
-            .param("weighted", weighted)
-            .param("scale", 1.0_f32)
-            .read("prediction", 0)
-            .read("target_values", 1)
+        self.0
+            .dispatch(plan, "forward", slices, slice_size, 1.0)
             .read("weight", if weighted { 2 } else { 0 })
             .scratch("out", 0)
             .cover(samples * slices, 1);
-        plan.add(&reduce::KERNEL, "sum")
-            .param("outer", 1_u32)
-            .param("rows", samples * slices)
-            .param("columns", 1_u32)
-            .param("slices", 1_u32)
-            .param("slice_rows", samples * slices)
-            .param("width", 1_u32)
-            .param("scale", self.0.scale() as f32)
-            .scratch("x", 0)
-            .write("out", 0);
-    }
-}
-
-impl Forward {
-    fn recorded(self) -> Recorded {
-        let info = LaunchInfo {
-            cpu_scratch: vec![self.0.samples * self.0.size.div_ceil(CHUNK)],
-            gpu_scratch: vec![self.0.samples * self.0.gpu_slices().0],
-            ..LaunchInfo::default()
-        };
-        Recorded::new(self, info)
+        add_total(plan, samples * slices, self.0.scale() as f32);
     }
 }
 
@@ -221,24 +214,16 @@ impl Launch for BackwardPrediction {
             chunks.for_each(|((dp, p), t)| {
                 vectorized(
                     #[inline(always)]
-                    || form.slopes(dp, p, t, scale),
+                    || form.derivatives(dp, p, t, scale),
                 );
             });
         });
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let Spec { form, samples, size, weighted, .. } = self.0;
-        plan.add(&KERNEL, "backward_prediction")
-            .knobs(form as usize)
-            .param("samples", samples)
-            .param("size", size)
-            .param("slices", 1_u32)
-            .param("slice_size", size)
-            .param("weighted", weighted)
-            .param("scale", self.0.scale() as f32)
-            .read("prediction", 0)
-            .read("target_values", 1)
+        let Spec { samples, size, weighted, .. } = self.0;
+        self.0
+            .dispatch(plan, "backward_prediction", 1, size, self.0.scale() as f32)
             .read("dy", 2)
             .read("weight", if weighted { 3 } else { 0 })
             .write("dp", 0)
@@ -246,43 +231,11 @@ impl Launch for BackwardPrediction {
     }
 }
 
-/// The sum of `widened(f(p, t))`: `f` in f32, what follows and the sum in f64.
 #[inline(always)]
-fn sum_of(p: &[f32], t: &[f32], f: impl Fn(f32, f32) -> f32, widened: impl Fn(f64) -> f64) -> f64 {
-    const LANES: usize = 16; // sums side by side, so that they vectorise
-    let mut sums = [0.0_f64; LANES];
-    let ((p, last_p), (t, last_t)) = (p.as_chunks::<LANES>(), t.as_chunks::<LANES>());
-    for (p, t) in p.iter().zip(t) {
-        // In two loops, so that `f` fills whole vectors of f32.
-        let mut values = [0.0; LANES];
-        for ((value, p), t) in values.iter_mut().zip(p).zip(t) {
-            *value = f(*p, *t);
-        }
-        for (sum, value) in sums.iter_mut().zip(values) {
-            *sum += widened(f64::from(value));
-        }
-    }
-    for ((sum, p), t) in sums.iter_mut().zip(last_p).zip(last_t) {
-        *sum += widened(f64::from(f(*p, *t)));
-    }
-    sums.iter().sum()
-}
-
-#[inline(always)]
-fn slopes_of(dp: &mut [f32], p: &[f32], t: &[f32], scale: f32, f: impl Fn(f32, f32) -> f32) {
+fn derivatives_of(dp: &mut [f32], p: &[f32], t: &[f32], scale: f32, f: impl Fn(f32, f32) -> f32) {
     for ((dp, p), t) in dp.iter_mut().zip(p).zip(t) {
         *dp = scale * f(*p, *t);
     }
-}
-
-#[inline(always)]
-fn difference(p: f32, t: f32) -> f32 {
-    p - t
-}
-
-#[inline(always)]
-fn square(x: f64) -> f64 {
-    x * x
 }
 
 /// -1, 0 or 1; NaN for NaN.
@@ -308,10 +261,10 @@ fn cross_entropy(logit: f32, target: f32) -> f32 {
 
 /// `sigmoid(x) - t`. From above, `(1 - t) - sigmoid(-x)`: a sigmoid next to 1 would lose what is left.
 #[inline(always)]
-fn cross_entropy_slope(logit: f32, target: f32) -> f32 {
+fn cross_entropy_derivative(logit: f32, target: f32) -> f32 {
     let e = exp(-logit.abs());
-    let slope = against(logit, target) - e / (1.0 + e);
-    if logit > 0.0 { slope } else { -slope }
+    let derivative = against(logit, target) - e / (1.0 + e);
+    if logit > 0.0 { derivative } else { -derivative }
 }
 
 /// `ln(1 + x)` for x from 0 to 1, relatively exact to 2e-7 however small x is: `2 artanh(x / (2 + x))` by

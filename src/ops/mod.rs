@@ -7,9 +7,11 @@ pub mod arithmetic;
 pub mod attention;
 pub mod concat;
 pub mod conv2d;
+pub mod conv_transpose2d;
 pub mod denoising;
 pub mod dropout;
 pub mod embedding;
+pub mod fold_upsample;
 pub mod fourier_embedding;
 pub mod gather;
 pub mod gaussian_kl;
@@ -32,6 +34,11 @@ pub(crate) const CHUNK: usize = 16_384;
 
 /// Every kernel of the program, for the tests that compile them all.
 pub static KERNELS: &[&Kernel] = &[
+    &crate::product::gpu::ADJOINT_WEIGHTS,
+    &crate::product::gpu::NAIVE,
+    &crate::product::gpu::PARTIALS,
+    &crate::product::gpu::TILED,
+    &crate::product::gpu::WINOGRAD,
     &crate::tape::KERNEL,
     &activation::KERNEL,
     &adam::KERNEL,
@@ -39,25 +46,16 @@ pub static KERNELS: &[&Kernel] = &[
     &attention::KERNEL,
     &attention::PRODUCTS,
     &concat::KERNEL,
-    &conv2d::KERNEL,
-    &conv2d::SPREAD,
-    &conv2d::SPREAD_W,
-    &conv2d::TILED,
-    &conv2d::TILED_W,
-    &conv2d::WINOGRAD,
     &denoising::KERNEL,
     &dropout::KERNEL,
     &embedding::KERNEL,
+    &fold_upsample::KERNEL,
     &fourier_embedding::KERNEL,
     &gather::KERNEL,
     &gaussian_kl::KERNEL,
     &grad_norm::KERNEL,
     &group_norm::KERNEL,
-    &group_norm::TILE,
     &loss::KERNEL,
-    &matmul::KERNEL,
-    &matmul::SPREAD,
-    &matmul::TILED,
     &noising::KERNEL,
     &reduce::KERNEL,
     &reparameterise::KERNEL,

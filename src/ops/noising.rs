@@ -71,13 +71,13 @@ impl Launch for Noising {
             let step = ((u64::from(word) * self.steps as u64) >> 32) as usize;
             let (signal, noise) = (table[2 * step], table[2 * step + 1]);
             *t = step as f32;
-            let pieces = x_t.par_chunks_mut(CHUNK).zip(eps.par_chunks_mut(CHUNK)).zip(x0.par_chunks(CHUNK));
-            pieces.enumerate().for_each(|(piece, ((x_t, eps), x0))| {
+            let chunks = x_t.par_chunks_mut(CHUNK).zip(eps.par_chunks_mut(CHUNK)).zip(x0.par_chunks(CHUNK));
+            chunks.enumerate().for_each(|(chunk, ((x_t, eps), x0))| {
                 vectorized(
                     #[inline(always)]
                     || {
                         let stream = Stream::Noise as u32;
-                        fill_normal(eps, state.seed, stream, state.step, sample, first_block(piece));
+                        fill_normal(eps, state.seed, stream, state.step, sample, first_block(chunk));
                         for ((x_t, eps), x0) in x_t.iter_mut().zip(&*eps).zip(x0) {
                             *x_t = signal * x0 + noise * eps;
                         }
@@ -89,9 +89,7 @@ impl Launch for Noising {
 
     fn gpu(&self, plan: &mut Dispatches) {
         plan.add(&KERNEL, "noising")
-            .param("samples", self.size.samples)
-            .param("elements", self.size.elements)
-            .param("steps", self.steps)
+            .params([("samples", self.size.samples), ("elements", self.size.elements), ("steps", self.steps)])
             .param("stream", Stream::Noise as u32)
             .read("x0", 0)
             .read("table", 1)
@@ -115,22 +113,13 @@ impl Launch for Gaussian {
     }
 
     fn cpu(&self, io: &Io) {
-        let state = State::from_words(io.read_u32(0));
+        let (state, stream) = (State::from_words(io.read_u32(0)), self.stream as u32);
         io.write(0).par_chunks_mut(self.size.elements).enumerate().for_each(|(n, z)| {
             let sample = state.first_sample.wrapping_add(n as u32);
-            z.par_chunks_mut(CHUNK).enumerate().for_each(|(piece, z)| {
+            z.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, z)| {
                 vectorized(
                     #[inline(always)]
-                    || {
-                        fill_normal(
-                            z,
-                            state.seed,
-                            self.stream as u32,
-                            state.step,
-                            sample,
-                            first_block(piece),
-                        );
-                    },
+                    || fill_normal(z, state.seed, stream, state.step, sample, first_block(chunk)),
                 );
             });
         });
@@ -138,8 +127,7 @@ impl Launch for Gaussian {
 
     fn gpu(&self, plan: &mut Dispatches) {
         plan.add(&KERNEL, "gaussian")
-            .param("samples", self.size.samples)
-            .param("elements", self.size.elements)
+            .params([("samples", self.size.samples), ("elements", self.size.elements)])
             .param("steps", 0_u32) // draws no timestep
             .param("stream", self.stream as u32)
             .read("state", 0)

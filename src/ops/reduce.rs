@@ -4,8 +4,9 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded};
+use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded};
 use crate::ops::CHUNK;
+use crate::ops::shared::derivative;
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 
@@ -32,11 +33,7 @@ fn reduce(name: &'static str, x: &Tensor, view: View, scale: f32) -> Tensor {
     let products = false;
     let [y] = x.tape().launch(Sum { name, view, scale, products }.recorded(), &[x], [[view.columns].into()]);
     let shape = x.shape().clone();
-    x.tape().derivative(&[x], &[&y], move |dy| {
-        let Some(dy) = &dy[0] else { return vec![None] };
-        let [dx] = dy.tape().launch(Spread { view, scale }, &[dy], [shape]);
-        vec![Some(dx)]
-    });
+    derivative(&[x], &y, move |dy| dy.tape().launch(Spread { view, scale }, &[dy], [shape]).into());
     y
 }
 
@@ -118,20 +115,13 @@ impl Launch for Sum {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let View { outer, rows, columns } = self.view;
+        let View { outer, columns, .. } = self.view;
         let (width, slices, slice_rows) = self.gpu_slices();
         let groups = outer * columns.div_ceil(width);
-        let first = plan.add(&KERNEL, if self.products { "dot_product" } else { "sum" });
-        first
-            .param("outer", outer)
-            .param("rows", rows)
-            .param("columns", columns)
-            .param("slices", slices)
-            .param("slice_rows", slice_rows)
-            .param("width", width)
-            .param("scale", if slices == 1 { self.scale } else { 1.0 })
-            .read("x", 0)
-            .cover(groups * slices, 1);
+        let entry = if self.products { "dot_product" } else { "sum" };
+        let scale = if slices == 1 { self.scale } else { 1.0 };
+        let first = dispatch(plan, entry, self.view, [slices, slice_rows, width], scale);
+        first.read("x", 0).cover(groups * slices, 1);
         if self.products {
             first.read("y", 1);
         }
@@ -140,18 +130,36 @@ impl Launch for Sum {
             return;
         }
         first.scratch("out", 0);
-        plan.add(&KERNEL, "sum")
-            .param("outer", outer)
-            .param("rows", slices)
-            .param("columns", columns)
-            .param("slices", 1_u32)
-            .param("slice_rows", slices)
-            .param("width", width)
-            .param("scale", self.scale)
-            .scratch("x", 0)
-            .write("out", 0)
-            .cover(groups, 1);
+        let partials = View { rows: slices, ..self.view };
+        let second = dispatch(plan, "sum", partials, [1, slices, width], self.scale);
+        second.scratch("x", 0).write("out", 0).cover(groups, 1);
     }
+}
+
+/// A dispatch of `entry` with the sizes of its `slices`, their rows, and the `width` of its blocks of columns.
+fn dispatch<'a>(
+    plan: &'a mut Dispatches,
+    entry: &'static str,
+    View { outer, rows, columns }: View,
+    [slices, slice_rows, width]: [usize; 3],
+    scale: f32,
+) -> &'a mut Dispatch {
+    plan.add(&KERNEL, entry)
+        .params([("outer", outer), ("rows", rows), ("columns", columns), ("slices", slices)])
+        .params([("slice_rows", slice_rows), ("width", width)])
+        .param("scale", scale)
+}
+
+/// Elements of a slice of `n`, on the GPU, so that `most` slices fill a large one if each thread still gets 16
+/// elements.
+pub(crate) fn slice_size(n: usize, most: usize) -> usize {
+    n.div_ceil(n.div_ceil(16 * 256).min(most).max(1))
+}
+
+/// A dispatch that writes `scale` times the sum of the `count` partial sums in scratch 0 to write 0.
+pub(crate) fn add_total(plan: &mut Dispatches, count: usize, scale: f32) {
+    let all = View { outer: 1, rows: count, columns: 1 };
+    dispatch(plan, "sum", all, [1, count, 1], scale).scratch("x", 0).write("out", 0);
 }
 
 impl Sum {
@@ -197,6 +205,33 @@ fn sum_slice(sums: &mut [f32], x: &[f32], y: Option<&[f32]>) {
             *sum = cells.iter().skip(column).step_by(columns).take(width / columns).sum::<f64>() as f32;
         }
     }
+}
+
+/// The sum over i of `widened(a[i], f(a[i], b[i]))`: `f` in f32, what follows and the sum in f64.
+#[inline(always)]
+pub(crate) fn sum_in_f64(
+    a: &[f32],
+    b: &[f32],
+    f: impl Fn(f32, f32) -> f32,
+    widened: impl Fn(f64, f64) -> f64,
+) -> f64 {
+    const LANES: usize = 16; // sums side by side, so that they vectorise
+    let mut sums = [0.0_f64; LANES];
+    let ((a, last_a), (b, last_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        // In two loops, so that `f` fills whole vectors of f32.
+        let mut values = [0.0; LANES];
+        for i in 0..LANES {
+            values[i] = f(a[i], b[i]);
+        }
+        for ((sum, a), value) in sums.iter_mut().zip(a).zip(values) {
+            *sum += widened(f64::from(*a), f64::from(value));
+        }
+    }
+    for ((sum, a), b) in sums.iter_mut().zip(last_a).zip(last_b) {
+        *sum += widened(f64::from(*a), f64::from(f(*a, *b)));
+    }
+    sums.iter().sum()
 }
 
 /// `out[c] = scale * sum over s of partial[s, c]`, in f64.
@@ -253,17 +288,8 @@ impl Launch for Spread {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        plan.add(&KERNEL, "spread")
-            .param("outer", self.view.outer)
-            .param("rows", self.view.rows)
-            .param("columns", self.view.columns)
-            .param("slices", 1_u32)
-            .param("slice_rows", self.view.rows)
-            .param("width", 1_u32)
-            .param("scale", self.scale)
-            .read("dy", 0)
-            .write("dx", 0)
-            .cover(self.view.elements(), 256);
+        let spread = dispatch(plan, "spread", self.view, [1, self.view.rows, 1], self.scale);
+        spread.read("dy", 0).write("dx", 0).cover(self.view.elements(), 256);
     }
 }
 

@@ -6,7 +6,7 @@ use crate::device::gpu::shader::Kernel;
 use crate::kernel;
 use crate::launch::{Dispatch, Dispatches, Io, Launch};
 use crate::ops::CHUNK;
-use crate::ops::shared::{Size, assert_is_state, first_block};
+use crate::ops::shared::{Size, assert_is_state, derivative, first_block};
 use crate::philox::{Stream, fill_normal};
 use crate::simd::{exp, vectorized};
 use crate::state::State;
@@ -58,11 +58,10 @@ pub fn reparameterise(mean: &Tensor, log_var: &Tensor, noise: Noise) -> Tensor {
     let spec = Spec { size: Size::of("reparameterise", mean.shape()), drawn };
     let [z] = mean.tape().launch(Forward(spec), &[mean, log_var, source], [mean.shape().clone()]);
     let (saved, source) = (log_var.clone(), source.clone());
-    mean.tape().derivative(&[mean, log_var], &[&z], move |dz| {
-        let Some(dz) = &dz[0] else { return vec![None, None] };
+    derivative(&[mean, log_var], &z, move |dz| {
         let reads = [dz, &saved, &source];
         let [dlog_var] = dz.tape().launch(BackwardLogVar(spec), &reads, [saved.shape().clone()]);
-        vec![Some(dz.clone()), Some(dlog_var)]
+        vec![dz.clone(), dlog_var]
     });
     z
 }
@@ -95,12 +94,12 @@ impl Spec {
         let inputs = io.read(0).par_chunks(elements).zip(io.read(1).par_chunks(elements));
         io.write(0).par_chunks_mut(elements).zip(inputs).enumerate().for_each(|(n, (out, (a, log_var)))| {
             let inputs = a.par_chunks(CHUNK).zip(log_var.par_chunks(CHUNK));
-            let pieces = out.par_chunks_mut(CHUNK).zip(inputs).enumerate();
-            pieces.for_each(|(piece, (out, (a, log_var)))| match &source {
+            let chunks = out.par_chunks_mut(CHUNK).zip(inputs).enumerate();
+            chunks.for_each(|(chunk, (out, (a, log_var)))| match &source {
                 Source::Given(eps) => vectorized(
                     #[inline(always)]
                     || {
-                        let eps = &eps[n * elements + piece * CHUNK..];
+                        let eps = &eps[n * elements + chunk * CHUNK..];
                         for (((out, a), log_var), eps) in out.iter_mut().zip(a).zip(log_var).zip(eps) {
                             *out = f(*a, *log_var, *eps);
                         }
@@ -111,7 +110,7 @@ impl Spec {
                     || {
                         let sample = state.first_sample.wrapping_add(n as u32);
                         let mut tile = [0.0; AT_A_TIME];
-                        let mut block = first_block(piece);
+                        let mut block = first_block(chunk);
                         let inputs = a.chunks(AT_A_TIME).zip(log_var.chunks(AT_A_TIME));
                         for (out, (a, log_var)) in out.chunks_mut(AT_A_TIME).zip(inputs) {
                             let eps = &mut tile[..out.len()];
@@ -140,8 +139,7 @@ impl Spec {
             false => (given, "eps", samples * elements),
         };
         plan.add(&KERNEL, entry)
-            .param("samples", samples)
-            .param("elements", elements)
+            .params([("samples", samples), ("elements", elements)])
             .param("stream", STREAM)
             .read("log_var", 1)
             .read(noise, 2)

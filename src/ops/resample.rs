@@ -5,7 +5,8 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recompute, Recorded, pack};
+use crate::launch::{Dispatch, Dispatches, Io, Launch, pack};
+use crate::ops::shared::{derivative, replayed};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 
@@ -19,13 +20,9 @@ pub fn upsample_nearest(x: &Tensor, factor: usize) -> Tensor {
     let [n, h, w, c] = x.shape().of_rank("upsample_nearest");
     let size = Size { lines: n * h, width: w, channels: c, factor };
     let shape = [n, h * factor, w * factor, c];
-    let [y] = x.tape().launch(Spread { size, scale: 1.0 }.recorded(), &[x], [shape.into()]);
+    let [y] = x.tape().launch(replayed(Spread { size, scale: 1.0 }), &[x], [shape.into()]);
     let small = x.shape().clone();
-    x.tape().derivative(&[x], &[&y], move |dy| {
-        let Some(dy) = &dy[0] else { return vec![None] };
-        let [dx] = dy.tape().launch(Gather { size, scale: 1.0 }, &[dy], [small]);
-        vec![Some(dx)]
-    });
+    derivative(&[x], &y, move |dy| dy.tape().launch(Gather { size, scale: 1.0 }, &[dy], [small]).into());
     y
 }
 
@@ -44,11 +41,7 @@ pub fn average_pool(x: &Tensor, factor: usize) -> Tensor {
     let shape = [n, h / factor, w / factor, c];
     let [y] = x.tape().launch(Gather { size, scale }, &[x], [shape.into()]);
     let large = x.shape().clone();
-    x.tape().derivative(&[x], &[&y], move |dy| {
-        let Some(dy) = &dy[0] else { return vec![None] };
-        let [dx] = dy.tape().launch(Spread { size, scale }.recorded(), &[dy], [large]);
-        vec![Some(dx)]
-    });
+    derivative(&[x], &y, move |dy| dy.tape().launch(replayed(Spread { size, scale }), &[dy], [large]).into());
     y
 }
 
@@ -89,10 +82,8 @@ impl Size {
         let pack = pack::of(&[self.channels]);
         plan.add(&KERNEL, entry)
             .knobs(pack::set(pack))
-            .param("lines", self.lines)
-            .param("width", self.width)
-            .param("channels", self.channels / pack)
-            .param("factor", self.factor)
+            .params([("lines", self.lines), ("width", self.width)])
+            .params([("channels", self.channels / pack), ("factor", self.factor)])
             .param("scale", scale)
             .cover(results / pack, 256)
     }
@@ -137,13 +128,6 @@ impl Launch for Spread {
 
     fn gpu(&self, plan: &mut Dispatches) {
         self.size.add(plan, "spread", self.scale, self.size.large()).read("small", 0).write("large_out", 0);
-    }
-}
-
-impl Spread {
-    fn recorded(self) -> Recorded {
-        let info = LaunchInfo { recompute: Recompute::Replay, ..LaunchInfo::default() };
-        Recorded::new(self, info)
     }
 }
 

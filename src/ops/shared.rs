@@ -1,11 +1,56 @@
-//! What several rooms need: samples and their random blocks, the step's state, ranges of flat tensors, products.
+//! What several ops share: elementwise twins and derivatives, samples and their random blocks, the step's state,
+//! ranges of flat tensors, products.
 
-pub(crate) mod product;
+pub(crate) mod epilogue;
 
+use rayon::prelude::*;
+
+use crate::launch::{Io, Launch, LaunchInfo, Recompute, Recorded};
 use crate::ops::CHUNK;
+use crate::simd::vectorized;
 use crate::state::State;
 use crate::tape::Tensor;
 use crate::tensor::{DType, Shape};
+
+/// States the derivative of an op with the one result `y`: from the gradient of `y` to those of `inputs`, in their
+/// order.
+pub(crate) fn derivative(
+    inputs: &[&Tensor],
+    y: &Tensor,
+    gradients: impl FnOnce(&Tensor) -> Vec<Tensor> + 'static,
+) {
+    y.tape().derivative(inputs, &[y], |dy| {
+        let dy = dy[0].as_ref().expect("the tape asks where there is a gradient");
+        gradients(dy).into_iter().map(Some).collect()
+    });
+}
+
+/// A launch that the backward pass may run again instead of keeping its result.
+pub(crate) fn replayed(launch: impl Launch + 'static) -> Recorded {
+    Recorded::new(launch, LaunchInfo { recompute: Recompute::Replay, ..LaunchInfo::default() })
+}
+
+/// The CPU twin of an elementwise launch: write 0 becomes `f` of the first N reads. `f` must be
+/// `#[inline(always)]`, as in [`vectorized`].
+#[inline(always)]
+pub(crate) fn map<const N: usize>(io: &Io, f: impl Fn([f32; N]) -> f32 + Sync) {
+    let reads: [&[f32]; N] = std::array::from_fn(|i| io.read(i));
+    io.write(0).par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                let x = reads.map(|x| &x[chunk * CHUNK..][..y.len()]);
+                for (i, y) in y.iter_mut().enumerate() {
+                    let mut elements = [0.0; N];
+                    for k in 0..N {
+                        elements[k] = x[k][i];
+                    }
+                    *y = f(elements);
+                }
+            },
+        );
+    });
+}
 
 #[track_caller]
 pub(crate) fn assert_is_state(op: &str, state: &Tensor) {
@@ -39,10 +84,9 @@ impl Size {
     }
 }
 
-/// Number of the first block of four in piece `piece` of a sample that is cut into pieces of `CHUNK`
-/// elements.
-pub(crate) fn first_block(piece: usize) -> u32 {
-    (piece * (CHUNK / 4)) as u32
+/// Number of the first block of four in chunk `chunk` of a sample, in chunks of `CHUNK` elements.
+pub(crate) fn first_block(chunk: usize) -> u32 {
+    (chunk * (CHUNK / 4)) as u32
 }
 
 /// Most elements of a flat tensor that one dispatch binds: 128 MiB, which every adapter can.

@@ -71,8 +71,7 @@ impl Launch for Forward {
         // without having it.
         let ratio = (self.ratio * 2.0_f64.powi(64)) as u64;
         plan.add(&KERNEL, "forward")
-            .param("n", self.n)
-            .param("dim", self.dim)
+            .params([("n", self.n), ("dim", self.dim)])
             .param("cos_first", self.cos_first)
             .param("ratio_high", (ratio >> 32) as u32)
             .param("ratio_low", ratio as u32)

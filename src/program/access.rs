@@ -24,6 +24,15 @@ impl Program {
         &self.store_of(name).buffer
     }
 
+    /// Elements of a store that this program uses, from its beginning.
+    ///
+    /// # Panics
+    /// When the program has no such store.
+    #[track_caller]
+    pub fn elements(&self, store: &str) -> usize {
+        self.store_of(store).bytes / 4
+    }
+
     /// Writes all elements of a store that this program uses: numbers or words of 4 bytes.
     ///
     /// # Errors
@@ -33,9 +42,9 @@ impl Program {
     /// When the program has no such store, or `data` has not its length.
     #[track_caller]
     pub fn write<T: bytemuck::Pod>(&self, store: &str, data: &[T]) -> Result<()> {
-        let (data, bytes) = (bytemuck::cast_slice::<T, u8>(data), self.store_of(store).bytes);
-        let [given, used] = [data.len(), bytes].map(|bytes| bytes / 4);
-        assert_eq!(data.len(), bytes, "write: {given} elements for store {store}, which has {used}");
+        let (data, used) = (bytemuck::cast_slice::<T, u8>(data), self.elements(store));
+        let given = data.len() / 4;
+        assert!(given == used, "write: {given} elements for store {store}, which has {used}");
         self.device.write(self.store(store), 0, data)
     }
 
@@ -69,12 +78,10 @@ impl Program {
 
     #[track_caller]
     fn check_range(&self, what: &str, store: &str, first: usize, bytes: usize) {
-        let used = self.store_of(store).bytes;
-        let count = bytes / 4;
+        let (count, used) = (bytes / 4, self.elements(store));
         assert!(
-            first * 4 + bytes <= used,
-            "{what}: {count} elements from {first} on of store {store}, which has {}",
-            used / 4
+            first + count <= used,
+            "{what}: {count} elements from {first} on of store {store}, which has {used}"
         );
     }
 

@@ -23,7 +23,7 @@ pub(super) struct Start<'a> {
     pub labels: &'a dyn Fn(usize, usize) -> Result<Vec<u32>>,
 }
 
-/// Says that a model has diverged, if its samples are not finite.
+/// An error if samples are not finite, because the model has diverged.
 pub(super) fn check_finite(samples: Vec<f32>) -> Result<Vec<f32>> {
     if samples.iter().all(|v| v.is_finite()) {
         return Ok(samples);

@@ -14,17 +14,22 @@ use crate::nn::Params;
 use crate::recipe::Recipe;
 use crate::tensor::DType;
 
-/// Most samples that are drawn in one go; more are drawn in turns. It does not change them.
+/// Most samples that are drawn at a time. It does not change them.
 const BATCH: usize = 64;
 
-/// What sampling needs to know of a trained model.
+/// A trained model and all that sampling from it needs.
 pub struct Source<'a> {
+    /// The device that runs it.
     pub device: &'a Device,
+    /// Records it.
     pub model: &'a Model,
+    /// Layout of its parameters.
     pub params: &'a Rc<RefCell<Params>>,
+    /// Its parameters, flat.
     pub weights: &'a Buffer,
+    /// Its process and network.
     pub recipe: &'a Recipe,
-    /// What decodes the samples of latent diffusion; `None` where samples are images.
+    /// The decoder of latent diffusion; `None` where samples are images.
     pub codec: Option<&'a Codec>,
 }
 
@@ -45,7 +50,7 @@ impl Source<'_> {
         }
     }
 
-    /// What the process makes of images `[N, H, W, C]`: the same, or the means of their latents, scaled.
+    /// Samples of the process from images `[N, H, W, C]`: the same, or the means of their latents, scaled.
     pub(crate) fn samples_of(&self, images: &[f32]) -> Result<Vec<f32>> {
         match self.codec {
             Some(codec) => {
@@ -156,12 +161,12 @@ impl Source<'_> {
         self.denoiser(options)?.sample(options, self.batch(count), start, progress)
     }
 
-    /// How many samples of `count` are drawn together: what trained in the memory can be sampled in it.
+    /// Samples that are drawn at a time: as many as training held in memory.
     fn batch(&self, count: usize) -> usize {
         BATCH.min(self.recipe.batch_size.max(8)).min(count)
     }
 
-    /// How many evaluations of the model `draw` makes in all.
+    /// Number of evaluations of the model in [`Source::draw`].
     ///
     /// # Errors
     /// When the sampler cannot walk so.

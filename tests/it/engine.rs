@@ -7,7 +7,8 @@ use denoir::device::gpu::adapters;
 use denoir::ops::activation::{Activation, activation};
 use denoir::ops::arithmetic::{add, affine, mul};
 use denoir::ops::concat::concat;
-use denoir::ops::conv2d::{Epilogue, Padding, conv_transpose2d, conv2d};
+use denoir::ops::conv_transpose2d::conv_transpose2d;
+use denoir::ops::conv2d::{Epilogue, Padding, conv2d};
 use denoir::ops::dropout::dropout;
 use denoir::ops::group_norm::group_norm;
 use denoir::ops::matmul::{Transpose, matmul};
@@ -225,9 +226,8 @@ fn gradients_of_blocks(device: &Device, checkpoints: bool, recompute: bool) -> (
     let plan = plan(&tape, &outputs, device);
     let mut program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
     let mut random = Sequence::new(1, Stream::Generate, 0, 0);
-    for store in ["x", "gamma", "beta", "w", "join"] {
-        let values: Vec<f32> =
-            (0..program.store(store).bytes() / 4).map(|_| random.random_range(-0.4..0.4)).collect();
+    for (store, bytes) in plan.stores().filter(|(store, _)| *store != "state") {
+        let values: Vec<f32> = (0..bytes / 4).map(|_| random.random_range(-0.4..0.4)).collect();
         program.write(store, &values).unwrap();
     }
     program.write("state", &State { seed: 7, step: 3, ..State::default() }.words()).unwrap();
@@ -287,8 +287,8 @@ fn ops_that_keep_weights(tape: &Tape) -> Vec<Tensor> {
     vec![
         conv2d(&image, &w(&[3, 3, 32, 48]), 1, same, Epilogue::default()),
         conv2d(&image, &w(&[3, 3, 32, 20]), 2, same, Epilogue::default()),
-        conv_transpose2d(&image, &w(&[3, 3, 32, 32]), 1, same, 0, None),
-        conv_transpose2d(&image, &w(&[3, 3, 20, 32]), 2, same, 1, None),
+        conv_transpose2d(&image, &w(&[3, 3, 32, 32]), 1, same, 0, Epilogue::default()),
+        conv_transpose2d(&image, &w(&[3, 3, 20, 32]), 2, same, 1, Epilogue::default()),
         matmul(&x(&[7, 50]), &w(&[50, 70]), Transpose::NONE, None),
         matmul(&x(&[7, 50]), &w(&[70, 50]), Transpose { a: false, b: true }, None),
         matmul(&x(&[300, 5]), &w(&[5, 70]), Transpose::NONE, None),

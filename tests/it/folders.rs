@@ -23,7 +23,7 @@ fn answer_of_unet(component: &Component, golden: &Golden, device: &Device, judge
     let y = unet(config, &Scope::new(&tape, &params), &x_in, &t, labels.as_ref());
     let plan = Plan::new(&tape, &[&y], device);
     let mut program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
-    program.write(nn::STORE, &component.weights).unwrap();
+    nn::write_parameters(&program, &component.weights).unwrap();
     program.write("x", &to_f32(&x)).unwrap();
     program.write("t", &golden.f32("in/t")).unwrap();
     match config.class() {

@@ -54,7 +54,7 @@ fn check_unet(name: &str, golden: &Golden, device: &Device) {
     let mut program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
 
     let params = params.borrow();
-    program.write(nn::STORE, &flat_parameters(name, golden, &params)).unwrap();
+    nn::write_parameters(&program, &flat_parameters(name, golden, &params)).unwrap();
     program.write("x", &to_f32(&x)).unwrap();
     program.write("t", &golden.f32("in/t")).unwrap();
     program.write("dy", &to_f32(&dy)).unwrap();

@@ -40,7 +40,7 @@ impl Net {
         let out = unet(&component.recipe.unet, &Scope::new(&tape, &params), &x, &t, None);
         let plan = Plan::new(&tape, &[&out], device);
         let program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
-        program.write(nn::STORE, &component.weights).unwrap();
+        nn::write_parameters(&program, &component.weights).unwrap();
         Net { program, out }
     }
 
@@ -210,7 +210,7 @@ fn log_variances_are_bounded() {
         for (value, wanted, slope) in [(-31.0, -30.0, 0.0), (1.234_567, 1.234_567, 16.0), (20.5, 20.0, 0.0)] {
             let mut flat = vec![0.0_f32; params.elements()];
             flat[bias..bias + 2].fill(value);
-            program.write(nn::STORE, &flat).unwrap();
+            nn::write_parameters(&program, &flat).unwrap();
             program.write("dy", &[1.0_f32; 16]).unwrap();
             program.run().unwrap();
             assert_eq!(program.read(&mean).unwrap(), [value; 16]);

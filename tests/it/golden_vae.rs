@@ -88,7 +88,7 @@ fn check_vae(name: &str, golden: &Golden, device: &Device) {
     let mut program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
 
     let params = params.borrow();
-    program.write(nn::STORE, &flat_parameters(name, golden, &params)).unwrap();
+    nn::write_parameters(&program, &flat_parameters(name, golden, &params)).unwrap();
     program.write("x", &to_f32(&x)).unwrap();
     program.write("dy", &[1.0_f32]).unwrap();
     if config.variational {

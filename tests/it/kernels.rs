@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use denoir::device::gpu::adapters;
-use denoir::device::gpu::shader::{Dialect, Kernel, Module};
+use denoir::device::gpu::shader::{Dialect, Kernel, LIBRARY, Module};
 use denoir::ops::KERNELS;
 use naga::back::{hlsl, msl, spv};
 use naga::proc::BoundsCheckPolicies;
@@ -27,7 +27,7 @@ fn each(mut visit: impl FnMut(&Kernel, String, Dialect, Module)) {
         for (set, knobs) in kernel.knob_sets.iter().enumerate() {
             for dialect in DIALECTS {
                 let expanded = kernel.expand(knobs, dialect);
-                let name = format!("{}.{set}", kernel.name);
+                let name = format!("{}.{set}", kernel.name.replace('/', "-"));
                 if dialect == Dialect::default() {
                     // For looking at, and for other compilers.
                     let folder = leavings().join("kernels");
@@ -54,12 +54,14 @@ fn every_file_is_listed_and_every_kernel_validates() {
             assert!(threads <= 256, "{name}, {}: {threads} threads, 256 are sure to be there", point.name);
         }
     });
-    let folder = std::fs::read_dir(root().join("kernels")).unwrap();
-    let files: BTreeSet<String> = folder
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .filter(|name| name.ends_with(".wgsl"))
-        .collect();
-    assert_eq!(files, listed, "files in kernels/ and the lists in src/ops/mod.rs and src/bench");
+    listed.extend(LIBRARY.iter().map(|(name, _)| (*name).to_owned()));
+    let files_in = |folder: &str| -> Vec<String> {
+        let entries = std::fs::read_dir(root().join("kernels").join(folder)).unwrap();
+        entries.map(|e| format!("{folder}{}", e.unwrap().file_name().into_string().unwrap())).collect()
+    };
+    let files = ["", "lib/", "product/"].into_iter().flat_map(files_in);
+    let files: BTreeSet<String> = files.filter(|name| name.ends_with(".wgsl")).collect();
+    assert_eq!(files, listed, "files in kernels/ and the lists in src/ops/mod.rs, src/bench and shader.rs");
 }
 
 #[test]

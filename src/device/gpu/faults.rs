@@ -103,7 +103,8 @@ impl Gpu {
         let mut faults = lock(&self.faults);
         let lost = faults.iter().any(|f| f.contains("lost"));
         let hint = if lost {
-            "the driver reset the GPU: resume from the last checkpoint with a smaller --batch-size, or use --device cpu"
+            "the driver reset the GPU: resume from the last checkpoint with a smaller --batch-size, or use \
+             --device cpu"
         } else {
             "try a smaller --batch-size, a newer driver or --device cpu"
         };

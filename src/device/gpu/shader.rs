@@ -1,20 +1,22 @@
 //! Kernels as files: include, knobs, reflection.
 //!
 //! A kernel is valid WGSL as it stands in `kernels/`. Before it is compiled, `//!include lib/x.wgsl` lines
-//! are replaced by that file, and lines that end in `// knob` may be given another value. Bindings and
-//! parameters are stated once, in WGSL, and read from there by reflection.
+//! are replaced by that file, and lines that end in `// knob` may be given another value; an include that ends in
+//! `// knob NAME` may be given another file. Bindings and parameters are stated once, in WGSL, and read from
+//! there by reflection.
 
 use std::fmt::Write as _;
 
 use crate::error::{Error, Result};
 
-/// A value for a `const NAME ... = value; // knob` or `alias NAME = value; // knob` line.
+/// A value for a `const NAME ... = value; // knob` or `alias NAME = value; // knob` line, or a file for an
+/// `//!include FILE // knob NAME` line.
 pub type Knob = (&'static str, &'static str);
 
 /// A file in `kernels/` and every set of knobs that the program compiles it with.
 #[derive(Debug)]
 pub struct Kernel {
-    /// File name without ending.
+    /// File name without ending, with its folder in `kernels/` if it has one.
     pub name: &'static str,
     /// Its text.
     pub source: &'static str,
@@ -22,18 +24,10 @@ pub struct Kernel {
     pub knob_sets: &'static [&'static [Knob]],
 }
 
-/// `kernel!("silu")`, `kernel!("matmul_tiled", TILE_KNOBS)` or `kernel!("conv2d", [[("TILE", "4u")],
-/// [("TILE", "8u")]])`.
+/// `kernel!("silu")`, `kernel!("concat", pack::KNOBS)` or `kernel!("conv2d", [[("TILE", "4u")], [("TILE", "8u")]])`.
 #[macro_export]
 macro_rules! kernel {
     ($name:literal) => { $crate::kernel!($name, [[]]) };
-    ($name:literal, $sets:path) => {
-        $crate::device::gpu::shader::Kernel {
-            name: $name,
-            source: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/", $name, ".wgsl")),
-            knob_sets: $sets,
-        }
-    };
     ($name:literal, [$([$($knob:expr),* $(,)?]),+ $(,)?]) => {
         $crate::device::gpu::shader::Kernel {
             name: $name,
@@ -41,31 +35,40 @@ macro_rules! kernel {
             knob_sets: &[$(&[$($knob),*]),+],
         }
     };
+    ($name:literal, $sets:expr) => {
+        $crate::device::gpu::shader::Kernel {
+            name: $name,
+            source: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/", $name, ".wgsl")),
+            knob_sets: $sets,
+        }
+    };
 }
 
 macro_rules! library {
     ($($name:literal),+ $(,)?) => {
-        &[$(($name, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/lib/", $name)))),+]
+        &[$(($name, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/", $name)))),+]
     };
 }
 
 /// The files that kernels may include.
-const LIBRARY: &[(&str, &str)] = library![
-    "activation.wgsl",
-    "conv.wgsl",
-    "conv_weights.wgsl",
-    "grid.wgsl",
-    "norm.wgsl",
-    "philox.wgsl",
-    "product.wgsl",
-    "product_ragged.wgsl",
-    "reduce.wgsl",
-    "reduce_subgroup.wgsl",
-    "spread.wgsl",
-    "state.wgsl",
-    "tile.wgsl",
-    "trig.wgsl",
-    "wide.wgsl"
+pub const LIBRARY: &[(&str, &str)] = library![
+    "lib/activation.wgsl",
+    "lib/grid.wgsl",
+    "lib/philox.wgsl",
+    "lib/reduce.wgsl",
+    "lib/reduce_subgroup.wgsl",
+    "lib/state.wgsl",
+    "lib/trig.wgsl",
+    "lib/wide.wgsl",
+    "product/load_conv.wgsl",
+    "product/load_conv_weights.wgsl",
+    "product/load_dense.wgsl",
+    "product/product.wgsl",
+    "product/quads.wgsl",
+    "product/ragged.wgsl",
+    "product/singles.wgsl",
+    "product/through_subgroup.wgsl",
+    "product/through_workgroup.wgsl"
 ];
 
 /// Features of the device that change the text of a kernel. The default runs everywhere.
@@ -122,18 +125,21 @@ impl Expanded {
         included: &mut Vec<&'static str>,
     ) {
         for (index, line) in source.lines().enumerate() {
-            if let Some(wanted) = line.strip_prefix("//!include lib/") {
-                let wanted = match wanted.trim() {
-                    "reduce.wgsl" if dialect.subgroups => "reduce_subgroup.wgsl",
+            if let Some(wanted) = line.strip_prefix("//!include ") {
+                let (default, knob) = wanted.split_once("// knob").unwrap_or((wanted, ""));
+                let chosen = knobs.iter().find(|(name, _)| *name == knob.trim());
+                unused.retain(|name| *name != knob.trim());
+                let wanted = match chosen.map_or(default.trim(), |(_, file)| file) {
+                    "lib/reduce.wgsl" if dialect.subgroups => "lib/reduce_subgroup.wgsl",
                     name => name,
                 };
                 let (name, text) = LIBRARY
                     .iter()
                     .find(|(name, _)| *name == wanted)
-                    .unwrap_or_else(|| panic!("kernels/{file}:{}: no kernels/lib/{wanted}", index + 1));
+                    .unwrap_or_else(|| panic!("kernels/{file}:{}: no kernels/{wanted}", index + 1));
                 if !included.contains(name) {
                     included.push(name);
-                    self.file(&format!("lib/{name}"), text, knobs, dialect, unused, included);
+                    self.file(name, text, knobs, dialect, unused, included);
                 }
             } else if let Some(declared) = line.strip_prefix(UNIFORM).filter(|_| dialect.immediates) {
                 self.push(&format!("{IMMEDIATE}{declared}"), file, index + 1);

@@ -40,8 +40,8 @@ pub struct Learned {
 
 /// The keys that [`Learned`] is made of.
 #[rustfmt::skip]
-const PROCESS: [&str; 10] = [TIMESTEPS, "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
-    ZERO_SNR, VARIANCE, CLIP, RANGE];
+const PROCESS: [&str; 10] = [TIMESTEPS, "beta_start", "beta_end", "beta_schedule", "trained_betas",
+    "prediction_type", ZERO_SNR, VARIANCE, CLIP, RANGE];
 
 /// Version of the diffusers library whose names and defaults denoir has.
 pub(crate) const LIBRARY_VERSION: &str = "0.42.1";

@@ -3,9 +3,10 @@
 
 use super::{PRODUCTS, Size};
 use crate::device::gpu::adapters::Traits;
-use crate::launch::ways::Way;
 use crate::launch::{Dispatch, Dispatches, Slot, Variant};
-use crate::ops::shared::product::{Sizes, Slots, Transpose};
+pub(super) use crate::product::gpu::Schedule;
+use crate::product::gpu::{self, Slots};
+use crate::product::{Epilogue, Loader, Product};
 
 /// The most scores of a launch: 64 MiB, which every adapter can bind, twice in the backward pass.
 const MOST_SCORES: usize = 1 << 24;
@@ -20,13 +21,13 @@ const FIRST: usize = super::KERNEL.knob_sets.len();
 const GROUP: usize = 64;
 
 /// The way of a variant's products; `None` for the variants of the other kernel.
-pub(super) fn way_of(variant: usize) -> Option<Way> {
-    variant.checked_sub(FIRST).map(Way::of)
+pub(super) fn way_of(variant: usize) -> Option<Schedule> {
+    variant.checked_sub(FIRST).map(Schedule::of)
 }
 
 /// Set of knobs and threads a row: one where workgroup memory is dear.
-fn lanes_of(way: Way) -> (usize, usize) {
-    if matches!(way, Way::Tiled(_)) { (1, 32) } else { (0, 1) }
+fn lanes_of(way: Schedule) -> (usize, usize) {
+    if way.suits_gpus() { (1, 32) } else { (0, 1) }
 }
 
 impl Size {
@@ -44,8 +45,8 @@ impl Size {
         if !self.suits_products() {
             return Vec::new();
         }
-        let spread: &[Way] = if adapter.broadcasts { &[Way::Spread] } else { &[] };
-        let ways = Way::variants(adapter, [self.pairs() * self.queries, self.keys], spread);
+        let product = self.of_scores([self.queries, self.keys, self.d], Loader::Dense, TRANSPOSED);
+        let ways = gpu::variants(&product, adapter);
         let named =
             |way: Variant| Variant { name: format!("products, {}", way.name), index: FIRST + way.index };
         ways.into_iter().take(3).map(named).collect()
@@ -56,17 +57,33 @@ impl Size {
         vec![self.scores(); if self.suits_products() { blocks } else { 0 }]
     }
 
+    fn of_scores(&self, [rows, cols, depth]: [usize; 3], a: Loader, b: Loader) -> Product {
+        let epilogue = Epilogue::default();
+        let batch = self.pairs();
+        Product {
+            name: "attention",
+            batch,
+            rows,
+            cols,
+            depth,
+            a,
+            b,
+            epilogue,
+            split_k: false,
+            column_sums: false,
+        }
+    }
+
     fn multiply(
         &self,
         plan: &mut Dispatches,
-        way: Way,
-        [m, n, k]: [usize; 3],
-        transpose: Transpose,
-        of: [Slot; 3],
+        way: Schedule,
+        sizes: [usize; 3],
+        loaders: [Loader; 2],
+        [a, b, y]: [Slot; 3],
     ) {
-        let sizes = Sizes { batch: self.pairs(), m, n, k, transpose };
-        let [a, b, y] = of;
-        sizes.dispatch(plan, way, [1, k.next_multiple_of(4)], Slots { a, b, bias: None, y });
+        let slots = Slots { a, b, extra: [None; 3], y, column_sums: y };
+        gpu::dispatch(&self.of_scores(sizes, loaders[0], loaders[1]), way, plan, 0, slots);
     }
 
     /// A dispatch of the kernel beside the products; `side`: rows of a sample of what it takes apart.
@@ -81,7 +98,12 @@ impl Size {
             .param("scale", self.scale())
     }
 
-    fn beside_rows<'a>(&self, plan: &'a mut Dispatches, entry: &'static str, way: Way) -> &'a mut Dispatch {
+    fn beside_rows<'a>(
+        &self,
+        plan: &'a mut Dispatches,
+        entry: &'static str,
+        way: Schedule,
+    ) -> &'a mut Dispatch {
         let (set, lanes) = lanes_of(way);
         let rows = self.pairs() * self.queries;
         self.beside(plan, entry, self.queries).knobs(set).cover_in_sub_dispatches(rows, GROUP / lanes)
@@ -110,26 +132,24 @@ impl Size {
     }
 }
 
-const B_TRANSPOSED: Transpose = Transpose { a: false, b: true };
-const A_TRANSPOSED: Transpose = Transpose { a: true, b: false };
-
+const TRANSPOSED: Loader = Loader::Transposed { block: 0 };
 /// Slots as those of the launch. Scratch: copies of q, k, v and y where there are any, then the scores.
-pub(super) fn forward(size: &Size, plan: &mut Dispatches, way: Way) {
+pub(super) fn forward(size: &Size, plan: &mut Dispatches, way: Schedule) {
     let Size { d, queries, keys, .. } = *size;
     let q = size.take(plan, queries, Slot::Read(0), 0);
     let k = size.take(plan, keys, Slot::Read(1), 1);
     let v = size.take(plan, keys, Slot::Read(2), 2);
     let y = size.room(Slot::Write(0), 3);
     let weights = Slot::Scratch(if size.copies() { 4 } else { 0 });
-    size.multiply(plan, way, [queries, keys, d], B_TRANSPOSED, [q, k, weights]);
+    size.multiply(plan, way, [queries, keys, d], [Loader::Dense, TRANSPOSED], [q, k, weights]);
     size.beside_rows(plan, "softmax", way).bind("weights", weights).write("lse", 1);
-    size.multiply(plan, way, [queries, d, keys], Transpose::NONE, [weights, v, y]);
+    size.multiply(plan, way, [queries, d, keys], [Loader::Dense; 2], [weights, v, y]);
     size.give(plan, queries, Slot::Write(0), 3);
 }
 
 /// Slots as those of the launch. Scratch: one block unused, copies of q, k, v, y, dy, dq, dk and dv where there are
 /// any, then two of the size of the scores.
-pub(super) fn backward(size: &Size, plan: &mut Dispatches, way: Way) {
+pub(super) fn backward(size: &Size, plan: &mut Dispatches, way: Schedule) {
     let Size { d, queries, keys, .. } = *size;
     let q = size.take(plan, queries, Slot::Read(0), 1);
     let k = size.take(plan, keys, Slot::Read(1), 2);
@@ -138,13 +158,13 @@ pub(super) fn backward(size: &Size, plan: &mut Dispatches, way: Way) {
     let [dq, dk, dv] = [0, 1, 2].map(|i| size.room(Slot::Write(i), 6 + i));
     let first = if size.copies() { 9 } else { 1 };
     let [weights, slopes] = [first, first + 1].map(Slot::Scratch);
-    size.multiply(plan, way, [queries, keys, d], B_TRANSPOSED, [q, k, weights]);
-    size.multiply(plan, way, [queries, keys, d], B_TRANSPOSED, [dy, v, slopes]);
+    size.multiply(plan, way, [queries, keys, d], [Loader::Dense, TRANSPOSED], [q, k, weights]);
+    size.multiply(plan, way, [queries, keys, d], [Loader::Dense, TRANSPOSED], [dy, v, slopes]);
     let both = size.beside_rows(plan, "slopes", way).read("saved_lse", 4);
     both.bind("weights", weights).bind("weights_slopes", slopes);
-    size.multiply(plan, way, [queries, d, keys], Transpose::NONE, [slopes, k, dq]);
-    size.multiply(plan, way, [keys, d, queries], A_TRANSPOSED, [slopes, q, dk]);
-    size.multiply(plan, way, [keys, d, queries], A_TRANSPOSED, [weights, dy, dv]);
+    size.multiply(plan, way, [queries, d, keys], [Loader::Dense; 2], [slopes, k, dq]);
+    size.multiply(plan, way, [keys, d, queries], [TRANSPOSED, Loader::Dense], [slopes, q, dk]);
+    size.multiply(plan, way, [keys, d, queries], [TRANSPOSED, Loader::Dense], [weights, dy, dv]);
     size.give(plan, queries, Slot::Write(0), 6);
     size.give(plan, keys, Slot::Write(1), 7);
     size.give(plan, keys, Slot::Write(2), 8);

@@ -1,8 +1,8 @@
 //! Attention of every width, length and number of heads against plain loops.
 
+use super::products::Schedule;
 use super::*;
 use crate::check::{Check, random};
-use crate::launch::ways::Way;
 
 /// One query after the other: scores, their softmax, the weighted sum of values.
 fn reference(size: Size, x: &[Vec<f64>]) -> Vec<f64> {
@@ -77,9 +77,9 @@ fn products_are_offered_where_scores_are_neither_many_nor_a_handful() {
     ] {
         for adapter in &adapters {
             let variants = size.variants(adapter);
-            let ways: Vec<Way> = variants.iter().filter_map(|v| products::way_of(v.index)).collect();
+            let ways: Vec<Schedule> = variants.iter().filter_map(|v| products::way_of(v.index)).collect();
             assert_eq!(ways.len(), offered, "{size:?}: {variants:?}");
-            let first_is_tiled = ways.first().is_some_and(|way| matches!(way, Way::Tiled(_)));
+            let first_is_tiled = ways.first().is_some_and(|way| way.suits_gpus());
             assert_eq!(first_is_tiled, offered > 0 && !adapter.software, "{size:?}: {variants:?}");
             assert!(
                 products::way_of(variants[0].index).is_none(),

@@ -3,9 +3,10 @@
 use rayon::prelude::*;
 
 use super::Size;
-use crate::matrix::Tiles;
-use crate::micro::dense::{Left, Right, product};
-use crate::micro::panels::{Panels, copy_short, panel_elements};
+use crate::product::cpu::panels::{Panels, Source, Taps, panel, panel_elements};
+use crate::product::cpu::shared::Shared;
+use crate::product::cpu::split;
+use crate::product::cpu::tile::multiply_dense;
 use crate::simd::{exp_within, vectorized};
 
 /// Queries of a block: whole tiles of the products, few enough for their scores to stay in the cache.
@@ -33,32 +34,14 @@ impl Size {
         self.queries.div_ceil(BLOCK)
     }
 
-    /// The queries of a block, of q or a tensor of its shape.
-    fn query_rows<'a>(&self, x: &'a [f32], pair: usize, first: usize) -> Left<'a> {
-        Left::new(&x[self.at(pair, self.queries, first)..], self.channels(), 1)
-    }
-
-    /// One head of k or v as the matrix `[keys, d]`.
-    fn pack<'a>(&self, x: &[f32], pair: usize, room: &'a mut [f32]) -> Right<'a> {
-        let x = &x[self.at(pair, self.keys, 0)..];
-        Right::packed(Panels::fill_here(room, self.keys, self.d, |first, count, out, width| {
-            for (out, x) in out.chunks_exact_mut(width).zip(x.chunks(self.channels())) {
-                copy_short(&mut out[..count], &x[first..][..count]);
-            }
-        }))
-    }
-
-    /// One head of k or v as the matrix `[d, keys]`.
-    fn pack_transposed<'a>(&self, x: &[f32], pair: usize, room: &'a mut [f32]) -> Right<'a> {
-        let x = &x[self.at(pair, self.keys, 0)..];
-        Right::packed(Panels::fill_here(room, self.d, self.keys, |first, count, out, width| {
-            let keys = x[first * self.channels()..].chunks(self.channels());
-            for (key, x) in keys.take(count).enumerate() {
-                for (out, x) in out.chunks_exact_mut(width).zip(x) {
-                    out[key] = *x;
-                }
-            }
-        }))
+    /// One head of k or v as the matrix `[keys, d]` or, transposed, `[d, keys]`.
+    fn pack<'a>(&self, x: &[f32], pair: usize, transposed: bool, memory: &'a mut [f32]) -> Panels<'a> {
+        let data = &x[self.at(pair, self.keys, 0)..];
+        let [depth, cols] = if transposed { [self.d, self.keys] } else { [self.keys, self.d] };
+        let source =
+            Source { data, cols, stride: self.channels(), block: depth, blocks: Taps::ONE, transposed };
+        source.columns(0, cols, panel(cols), memory);
+        Panels::packed(memory, depth, cols, panel(cols))
     }
 }
 
@@ -74,41 +57,41 @@ fn forward_parts(size: &Size) -> [usize; 4] {
 }
 
 pub(super) fn forward(size: &Size, [q, k, v]: [&[f32]; 3], y: &mut [f32], lse: &mut [f32], room: &mut [f32]) {
-    let (y, lse) = (Tiles::new(y), Tiles::new(lse));
+    let (y, lse) = (Shared::new(y), Shared::new(lse));
     let (row, head_row, tasks) = (size.row(), size.head_row(), size.pairs() * size.blocks());
+    let c = size.channels();
     let (share, parts) = (tasks.div_ceil(SHARES), forward_parts(size));
     room.par_chunks_mut(parts.iter().sum()).enumerate().for_each(|(number, room)| {
-        let [kt_room, v_room, scores, out] = cut(room, parts);
+        let [kt_room, v_room, scores, out] = split(room, parts);
         let mut task = number * share;
         let end = tasks.min(task + share);
         while task < end {
             // The blocks of one pair of sample and head share its packed keys and values.
             let pair = task / size.blocks();
-            let kt = size.pack_transposed(k, pair, kt_room);
-            let values = size.pack(v, pair, v_room);
+            let kt = size.pack(k, pair, true, kt_room);
+            let values = size.pack(v, pair, false, v_room);
             while task < end && task / size.blocks() == pair {
                 let first = task % size.blocks() * BLOCK;
                 let count = BLOCK.min(size.queries - first);
-                product([count, size.d, size.keys], size.query_rows(q, pair, first), kt, scores, row, false);
-                // SAFETY: every task has queries, or channels, of its own.
-                let (mut y, mut lse) = unsafe {
-                    let lse = lse.tile(pair * size.queries + first, 1, count, count);
-                    (y.tile(size.at(pair, size.queries, first), count, size.d, size.channels()), lse)
-                };
+                let at = size.at(pair, size.queries, first);
+                multiply_dense([count, size.d], &q[at..], [c, 1], kt, scores, row, false);
+                // SAFETY: every task has queries of its own.
+                let lse = unsafe { lse.part(pair * size.queries + first, count) };
                 let mut sums = [0.0; BLOCK];
                 vectorized(
                     #[inline(always)]
                     || {
-                        let rows = scores.chunks_exact_mut(row).zip(&mut sums).zip(lse.row(0));
+                        let rows = scores.chunks_exact_mut(row).zip(&mut sums).zip(lse);
                         for ((scores, sum), lse) in rows {
                             (*sum, *lse) = softmax(scores, size.keys, size.scale());
                         }
                     },
                 );
-                let weights = Left::new(scores, row, 1);
-                product([count, size.keys, size.d], weights, values, out, head_row, false);
+                multiply_dense([count, size.keys], scores, [row, 1], values, out, head_row, false);
                 for (i, (out, sum)) in out.chunks_exact(head_row).zip(&sums[..count]).enumerate() {
-                    for (y, out) in y.row(i).iter_mut().zip(out) {
+                    // SAFETY: every task has queries, or channels, of its own.
+                    let y = unsafe { y.part(at + i * c, size.d) };
+                    for (y, out) in y.iter_mut().zip(out) {
                         *y = out / sum;
                     }
                 }
@@ -137,64 +120,53 @@ pub(super) fn backward(
     [dq, dk, dv]: [&mut [f32]; 3],
     room: &mut [f32],
 ) {
-    let [dq, dk, dv] = [dq, dk, dv].map(Tiles::new);
+    let [dq, dk, dv] = [dq, dk, dv].map(Shared::new);
     let (row, head_row, d, keys, c) = (size.row(), size.head_row(), size.d, size.keys, size.channels());
     let (share, parts) = (size.pairs().div_ceil(SHARES), backward_parts(size));
     room.par_chunks_mut(parts.iter().sum()).enumerate().for_each(|(number, room)| {
-        let [kt_room, vt_room, k_room, p, ds, out, dkt, dvt] = cut(room, parts);
+        let [kt_room, vt_room, k_room, p, ds, out, dkt, dvt] = split(room, parts);
         for pair in number * share..size.pairs().min((number + 1) * share) {
-            let kt = size.pack_transposed(k, pair, kt_room);
-            let vt = size.pack_transposed(v, pair, vt_room);
-            let plain_k = size.pack(k, pair, k_room);
+            let kt = size.pack(k, pair, true, kt_room);
+            let vt = size.pack(v, pair, true, vt_room);
+            let plain_k = size.pack(k, pair, false, k_room);
             for first in (0..size.queries).step_by(BLOCK) {
                 let count = BLOCK.min(size.queries - first);
-                let (q, dy) = (size.query_rows(q, pair, first), size.query_rows(dy, pair, first));
-                product([count, d, keys], q, kt, p, row, false);
-                product([count, d, keys], dy, vt, ds, row, false);
+                let at = size.at(pair, size.queries, first);
+                let (q, dy) = (&q[at..], &dy[at..]);
+                multiply_dense([count, d], q, [c, 1], kt, p, row, false);
+                multiply_dense([count, d], dy, [c, 1], vt, ds, row, false);
                 let lse = &lse[pair * size.queries + first..][..count];
                 vectorized(
                     #[inline(always)]
                     || {
                         let rows = p.chunks_exact_mut(row).zip(ds.chunks_exact_mut(row));
                         for ((p, ds), lse) in rows.zip(lse) {
-                            weights_and_slopes(p, ds, keys, size.scale(), *lse);
+                            weights_and_derivatives(p, ds, keys, size.scale(), *lse);
                         }
                     },
                 );
-                product([count, keys, d], Left::new(ds, row, 1), plain_k, out, head_row, false);
-                // SAFETY: every task has samples, or channels, of its own.
-                let mut dq = unsafe { dq.tile(size.at(pair, size.queries, first), count, d, c) };
+                multiply_dense([count, keys], ds, [row, 1], plain_k, out, head_row, false);
                 for (i, out) in out.chunks_exact(head_row).take(count).enumerate() {
-                    for (dq, out) in dq.row(i).iter_mut().zip(out) {
+                    // SAFETY: every task has samples, or channels, of its own.
+                    let dq = unsafe { dq.part(at + i * c, d) };
+                    for (dq, out) in dq.iter_mut().zip(out) {
                         *dq = size.scale() * out;
                     }
                 }
-                let [p, ds] = [&*p, &*ds].map(|x| Right::rows(x, row, keys));
-                product([d, count, keys], q.transposed(), ds, dkt, row, first > 0);
-                product([d, count, keys], dy.transposed(), p, dvt, row, first > 0);
+                let [p, ds] = [&*p, &*ds].map(|x| Panels::unpacked(x, count, keys, row));
+                multiply_dense([d, count], q, [1, c], ds, dkt, row, first > 0);
+                multiply_dense([d, count], dy, [1, c], p, dvt, row, first > 0);
             }
-            // SAFETY: as above.
-            let (mut dk, mut dv) = unsafe {
-                let at = size.at(pair, keys, 0);
-                (dk.tile(at, keys, d, c), dv.tile(at, keys, d, c))
-            };
             for key in 0..keys {
-                for (i, (dk, dv)) in dk.row(key).iter_mut().zip(dv.row(key)).enumerate() {
+                // SAFETY: as above.
+                let [dk, dv] = [&dk, &dv].map(|x| unsafe { x.part(size.at(pair, keys, key), d) });
+                for (i, (dk, dv)) in dk.iter_mut().zip(dv).enumerate() {
                     *dk = size.scale() * dkt[i * row + key];
                     *dv = dvt[i * row + key];
                 }
             }
         }
     });
-}
-
-/// Cuts scratch into its parts.
-fn cut<const N: usize>(mut room: &mut [f32], parts: [usize; N]) -> [&mut [f32]; N] {
-    parts.map(|elements| {
-        let (part, rest) = std::mem::take(&mut room).split_at_mut(elements);
-        room = rest;
-        part
-    })
 }
 
 /// Turns a query's products with the keys into exponentials `e^(scale (s - top))`, zeros behind them. Gives
@@ -215,7 +187,7 @@ fn softmax(scores: &mut [f32], keys: usize, scale: f32) -> (f32, f32) {
 /// Turns one query's products `p` with the keys into weights, and the gradients `ds` of these into those of
 /// the scaled scores; zeros behind both.
 #[inline(always)]
-fn weights_and_slopes(p: &mut [f32], ds: &mut [f32], keys: usize, scale: f32, lse: f32) {
+fn weights_and_derivatives(p: &mut [f32], ds: &mut [f32], keys: usize, scale: f32, lse: f32) {
     for p in p.iter_mut() {
         *p = exp_within(p.mul_add(scale, -lse));
     }

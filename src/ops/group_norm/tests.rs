@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::check::{Check, random};
+use crate::launch::{Dispatches, Launch as _};
 use crate::ops::activation::activation;
 use crate::ops::arithmetic::{add, affine};
 use crate::ops::concat::concat;
@@ -117,22 +118,19 @@ fn tiles_of_every_width_and_one_past_them() {
 }
 
 #[test]
-fn tiles_come_first_where_they_can() {
-    let first = |size: Size, kind| size.variants(size.gpu_rows(), kind)[0].name.clone();
-    let size = Size { n: 2, p: 600, c: 64, groups: 32, left: 64 };
-    assert_eq!(first(size, Activation::Silu), "tiles of 256 pixels");
-    assert_eq!(first(Size { p: 49, ..size }, Activation::Identity), "tiles of 49 pixels");
-    assert_eq!(first(Size { left: 32, ..size }, Activation::Relu), "tiles of 256 pixels");
-    for (size, kind) in [
-        (size, Activation::Gelu),
-        (Size { left: 36, ..size }, Activation::Silu), // a tile in both parts
-        (Size { c: 66, groups: 33, left: 66, ..size }, Activation::Silu), // no fours
-        (Size { c: 96, groups: 32, left: 96, ..size }, Activation::Silu), // groups of three
-    ] {
-        assert!(first(size, kind).starts_with("chunks"), "{size:?}");
-    }
-    // Launches of one class have the same variants.
-    assert_ne!(size.shape_class(Activation::Gelu), size.shape_class(Activation::Silu));
+fn one_launch_where_a_tile_has_all_rows_of_its_groups() {
+    let norm = |p, c, groups, left| {
+        let mut dispatches = Dispatches::new(0);
+        let norm = Norm { n: 2, p, c, groups, left, eps: 1e-5, activation: Activation::Silu };
+        Forward { norm }.gpu(&mut dispatches);
+        dispatches.list.len()
+    };
+    assert_eq!(norm(256, 64, 32, 64), 1);
+    assert_eq!(norm(1, 36, 18, 36), 1); // a tile with four channels
+    assert_eq!(norm(49, 64, 32, 32), 2); // one for each input
+    assert_eq!(norm(257, 64, 32, 64), 3); // two chunks
+    assert_eq!(norm(49, 96, 32, 96), 3); // groups of three channels
+    assert_eq!(norm(49, 64, 32, 36), 5); // a tile in both inputs
 }
 
 /// `left` and `right` channels of as many pixels side by side.

@@ -19,9 +19,9 @@ pub(super) const CLASSES: [(&str, &[&str]); 10] = [
         KARRAS, EXPONENTIAL, BETA, "use_lu_lambdas", FLOW, "flow_shift", FINAL, LAMBDA, VARIANCE, ZERO_SNR,
         SHIFTING, "time_shift_type"]),
     ("PNDMScheduler", &[SKIP, ONE]),
-    ("UniPCMultistepScheduler", &[ORDER, DYNAMIC, RATIO, MOST, "predict_x0", SOLVER, LOWER, "disable_corrector",
-        "solver_p", KARRAS, EXPONENTIAL, BETA, FLOW, "flow_shift", FINAL, ZERO_SNR, SHIFTING, "time_shift_type",
-        LOW, HIGH, "shift_terminal"]),
+    ("UniPCMultistepScheduler", &[ORDER, DYNAMIC, RATIO, MOST, "predict_x0", SOLVER, LOWER,
+        "disable_corrector", "solver_p", KARRAS, EXPONENTIAL, BETA, FLOW, "flow_shift", FINAL, ZERO_SNR,
+        SHIFTING, "time_shift_type", LOW, HIGH, "shift_terminal"]),
 ];
 
 /// Keys that every class has.

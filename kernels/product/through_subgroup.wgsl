@@ -1,0 +1,101 @@
+// through_subgroup - eight threads give each other the rows of A that they fetched, through the registers of their subgroup, and
+// fetch of B what they multiply themselves: where loads are dear and lanes near, as on drivers that compute on the CPU. Right for
+// subgroups of 8 lanes and more whose first eight are in use; every thread must be there.
+
+// A thread fetches four rows of A from 4*thread on, and four more 32 further on; of B the columns 4*thread and 32 further on.
+const FETCH_A: u32 = 4u;
+const FETCH_B: u32 = 4u;
+const NEXT_A: u32 = 1u;
+const NEXT_B: u32 = 1u;
+const_assert 8u == TX && 1u == TY && 64u == TM && 4u == DEPTH;
+const_assert 4u == TN || 8u == TN;
+
+// Four columns of rows i, i+4, i+8 ... of 32.
+struct Block32 { i0: Eight, i1: Eight, i2: Eight, i3: Eight }
+
+struct State {
+    low: Sites, high: Sites,
+    low_left: Block32, low_right: Block32, high_left: Block32, high_right: Block32,
+    share_left: vec4<f32>, share_right: vec4<f32>,
+}
+
+fn begin(thread: u32) -> State {
+    var state: State;
+    state.low = sites_from(4u * thread);
+    state.high = sites_from(4u * thread + 32u);
+    return state;
+}
+
+fn first_k(thread: u32) -> u32 {
+    return 0u;
+}
+
+fn turn(state: ptr<function, State>, at: Place, digits: vec3<u32>, k: u32, thread: u32) {
+    let to = steps_from(at.block, digits, k, at.end);
+    let low = fetch_a((*state).low, to);
+    let high = fetch_a((*state).high, to);
+    let col = at.col + 4u * thread;
+    let left = fetch_b(at, k, col);
+    if at.adds { (*state).share_left += share_of_columns(at, k, left); }
+    (*state).low_left = multiply((*state).low_left, low, left);
+    (*state).high_left = multiply((*state).high_left, high, left);
+    if TN == 8u {
+        let right = fetch_b(at, k, col + 32u);
+        if at.adds { (*state).share_right += share_of_columns(at, k, right); }
+        (*state).low_right = multiply((*state).low_right, low, right);
+        (*state).high_right = multiply((*state).high_right, high, right);
+    }
+}
+
+fn multiply(sums: Block32, a: Four, b: Four) -> Block32 {
+    return Block32(
+        multiply_eight(sums.i0, a.q0, b), multiply_eight(sums.i1, a.q1, b),
+        multiply_eight(sums.i2, a.q2, b), multiply_eight(sums.i3, a.q3, b),
+    );
+}
+
+// A row is done before the next begins: it stays in registers meanwhile.
+fn multiply_eight(sums: Eight, a: vec4<f32>, b: Four) -> Eight {
+    return Eight(
+        times(sums.r0, subgroupBroadcast(a, 0u), b), times(sums.r1, subgroupBroadcast(a, 1u), b),
+        times(sums.r2, subgroupBroadcast(a, 2u), b), times(sums.r3, subgroupBroadcast(a, 3u), b),
+        times(sums.r4, subgroupBroadcast(a, 4u), b), times(sums.r5, subgroupBroadcast(a, 5u), b),
+        times(sums.r6, subgroupBroadcast(a, 6u), b), times(sums.r7, subgroupBroadcast(a, 7u), b),
+    );
+}
+
+// Sums on their way to y: such drivers need minutes to compile an epilogue for each.
+var<workgroup> results: array<vec4<f32>, 8u * 32u>;
+
+fn put_eight(first: u32, thread: u32, sums: Eight) {
+    let at = first * 8u + thread;
+    results[at] = sums.r0;
+    results[at + 32u] = sums.r1;
+    results[at + 64u] = sums.r2;
+    results[at + 96u] = sums.r3;
+    results[at + 128u] = sums.r4;
+    results[at + 160u] = sums.r5;
+    results[at + 192u] = sums.r6;
+    results[at + 224u] = sums.r7;
+}
+
+fn store_block(at: Place, first: u32, col: u32, thread: u32, sums: Block32) {
+    put_eight(0u, thread, sums.i0);
+    put_eight(1u, thread, sums.i1);
+    put_eight(2u, thread, sums.i2);
+    put_eight(3u, thread, sums.i3);
+    for (var row = 0u; row < 32u; row++) {
+        store_row(at, first + row, col + 4u * thread, results[row * 8u + thread]);
+    }
+}
+
+fn finish(state: ptr<function, State>, at: Place, thread: u32) {
+    if at.adds { store_quad(at.part, p.part_rows - 1u, at.col + 4u * thread, (*state).share_left); }
+    store_block(at, 0u, 0u, thread, (*state).low_left);
+    store_block(at, 32u, 0u, thread, (*state).high_left);
+    if TN == 8u {
+        if at.adds { store_quad(at.part, p.part_rows - 1u, at.col + 4u * thread + 32u, (*state).share_right); }
+        store_block(at, 0u, 32u, thread, (*state).low_right);
+        store_block(at, 32u, 32u, thread, (*state).high_right);
+    }
+}

@@ -1,0 +1,141 @@
+// tiled - a product in tiles that the threads of a workgroup share.
+//
+//   y[row, col] = sum_k A[row, k] * B[k, col]      (+ bias, shift and residual)
+//
+// A workgroup has a tile of ROWS x COLS of y, of one block and one part of the sum. It walks along k, DEPTH at a time: its threads
+// fetch DEPTH columns of A and as many rows of B, a few quads each, exchange them (through_workgroup.wgsl or through_subgroup.wgsl),
+// and each multiplies for its own rows and columns: a number that is fetched once is used ROWS or COLS times. Of A nothing but the
+// elements of `a` lies in memory: a loader finds them by the sites of the tile's rows, once for a tile, and the steps of k.
+//
+// All reads of a turn are under way before the first is waited for, which loops over them would not do: no driver unrolls a loop
+// whose number of turns it does not know. References: Goto & van de Geijn 2008 (doi:10.1145/1356052.1356053); of the convolution,
+// Chetlur et al. 2014 (cuDNN, arXiv:1410.0759).
+//!include lib/grid.wgsl
+//!include product/product.wgsl
+//!include product/load_dense.wgsl // knob LOADER
+//!include product/quads.wgsl // knob ACCESS
+//!include product/through_workgroup.wgsl // knob SHARE
+
+const TX: u32 = 8u; // knob: threads along the columns of the result
+const TY: u32 = 8u; // knob: threads along its rows
+const TM: u32 = 8u; // knob: rows of a thread
+const TN: u32 = 8u; // knob: columns of a thread
+const DEPTH: u32 = 16u; // knob: k of a turn
+const WG: u32 = TX * TY;
+const ROWS: u32 = TY * TM;
+const COLS: u32 = TX * TN;
+const QUADS_A: u32 = DEPTH / 4u;
+const QUADS_B: u32 = COLS / 4u;
+
+const_assert 0u == (WG % QUADS_A);
+
+struct Four { q0: vec4<f32>, q1: vec4<f32>, q2: vec4<f32>, q3: vec4<f32> }
+struct Eight {
+    r0: vec4<f32>, r1: vec4<f32>, r2: vec4<f32>, r3: vec4<f32>, r4: vec4<f32>, r5: vec4<f32>, r6: vec4<f32>, r7: vec4<f32>,
+}
+
+// sum + A[row, k..k+4] B[k..k+4, four columns].
+fn times(sum: vec4<f32>, a: vec4<f32>, b: Four) -> vec4<f32> {
+    return sum + a.x * b.q0 + a.y * b.q1 + a.z * b.q2 + a.w * b.q3;
+}
+
+fn turned(q0: vec4<f32>, q1: vec4<f32>, q2: vec4<f32>, q3: vec4<f32>) -> Four {
+    let t = transpose(mat4x4<f32>(q0, q1, q2, q3));
+    return Four(t[0], t[1], t[2], t[3]);
+}
+
+// Tile of a workgroup; `adds`: it adds up the columns of B too.
+struct Place { block: Block, part: u32, row: u32, col: u32, begin: u32, end: u32, adds: bool }
+
+fn place(group: u32) -> Place {
+    let across = (p.cols + COLS - 1u) / COLS;
+    let down = (p.rows + ROWS - 1u) / ROWS;
+    let stack = group / across / down;
+    let block = block_of(stack / p.parts); // without rows past the last
+    let row = group / across % down * ROWS;
+    let begin = stack % p.parts * p.part_depth;
+    return Place(
+        block, stack % p.parts, row, group % across * COLS,
+        begin, min(begin + p.part_depth, block.depth), p.column_sums != 0u && row == 0u,
+    );
+}
+
+var<workgroup> sites: array<vec4<i32>, ROWS>;
+
+// Sites of four quads, the rows of which lie NEXT_A apart.
+struct Sites { s0: vec4<i32>, s1: vec4<i32>, s2: vec4<i32>, s3: vec4<i32> }
+
+fn sites_from(row: u32) -> Sites {
+    var four: Sites;
+    four.s0 = sites[row];
+    if FETCH_A > 1u { four.s1 = sites[row + NEXT_A]; }
+    if FETCH_A > 2u { four.s2 = sites[row + 2u * NEXT_A]; }
+    if FETCH_A > 3u { four.s3 = sites[row + 3u * NEXT_A]; }
+    return four;
+}
+
+// Steps of four k.
+struct Steps { s0: vec3<i32>, s1: vec3<i32>, s2: vec3<i32>, s3: vec3<i32> }
+
+fn steps_from(block: Block, digits: vec3<u32>, k: u32, end: u32) -> Steps {
+    let sizes = digit_sizes(block);
+    let d1 = next_digits(digits, sizes);
+    let d2 = next_digits(d1, sizes);
+    let d3 = next_digits(d2, sizes);
+    return Steps(
+        step_at(block, digits, k, end), step_at(block, d1, k + 1u, end), step_at(block, d2, k + 2u, end),
+        step_at(block, d3, k + 3u, end),
+    );
+}
+
+// Sum of the rows of B in `four`, of which the first is row k.
+fn share_of_columns(at: Place, k: u32, four: Four) -> vec4<f32> {
+    var sum = select(vec4<f32>(), four.q0, k < at.end);
+    if FETCH_B > 1u { sum += select(vec4<f32>(), four.q1, k + NEXT_B < at.end); }
+    if FETCH_B > 2u { sum += select(vec4<f32>(), four.q2, k + 2u * NEXT_B < at.end); }
+    if FETCH_B > 3u { sum += select(vec4<f32>(), four.q3, k + 3u * NEXT_B < at.end); }
+    return sum;
+}
+
+@compute @workgroup_size(WG)
+fn product(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let at = place(p.first_group + flat_group(group, groups));
+    if at.row >= at.block.rows {
+        return;
+    }
+    for (var i = thread; i < ROWS; i += WG) {
+        sites[i] = site_at(at.block, at.row + i);
+    }
+    workgroupBarrier();
+    let sizes = digit_sizes(at.block);
+    var digits = digits_of(at.begin + first_k(thread), sizes);
+    var state = begin(thread);
+    for (var k = at.begin; k < at.end; k += DEPTH) {
+        turn(&state, at, digits, k, thread);
+        digits = digits_after(digits, DEPTH, sizes);
+    }
+    finish(&state, at, thread);
+}
+
+// Rows of the tile from `first` on, `next` apart.
+fn store_eight(at: Place, first: u32, next: u32, col: u32, eight: Eight) {
+    store_row(at, first, col, eight.r0);
+    store_row(at, first + next, col, eight.r1);
+    store_row(at, first + 2u * next, col, eight.r2);
+    store_row(at, first + 3u * next, col, eight.r3);
+    if TM > 4u {
+        store_row(at, first + 4u * next, col, eight.r4);
+        store_row(at, first + 5u * next, col, eight.r5);
+        store_row(at, first + 6u * next, col, eight.r6);
+        store_row(at, first + 7u * next, col, eight.r7);
+    }
+}
+
+fn store_row(at: Place, row: u32, col: u32, sum: vec4<f32>) {
+    let of_y = sites[row].w;
+    if of_y >= 0 { store_quad(at.part, u32(of_y), at.col + col, sum); }
+}

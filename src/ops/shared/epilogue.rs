@@ -1,0 +1,69 @@
+//! What a convolution adds to its result: the tensors, and their gradients.
+
+use crate::ops::reduce::{Sum, View};
+use crate::product;
+use crate::tape::Tensor;
+
+/// What is added to the result of a convolution, each optional.
+#[derive(Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// `[Cout]`.
+    pub bias: Option<&'a Tensor>,
+    /// `[N, Cout]`, the same for all pixels of a sample: the time embedding of a residual block.
+    pub shift: Option<&'a Tensor>,
+    /// `[N, OH, OW, Cout]`: the shortcut of a residual block.
+    pub residual: Option<&'a Tensor>,
+}
+
+impl<'a> Epilogue<'a> {
+    /// With a bias alone.
+    pub fn bias(bias: &'a Tensor) -> Self {
+        Epilogue { bias: Some(bias), ..Epilogue::default() }
+    }
+
+    /// Which there are, for a result of `n` samples of `pixels` of `channels`.
+    #[track_caller]
+    pub(crate) fn added(&self, op: &str, n: usize, pixels: usize, channels: usize) -> product::Epilogue {
+        let check = |what: &str, t: Option<&Tensor>, elements: usize| {
+            if let Some(t) = t {
+                let (got, shape) = (t.elements(), t.shape());
+                assert_eq!(got, elements, "{op}: {what} {shape} for {n} images of {channels} channels");
+            }
+            t.is_some()
+        };
+        product::Epilogue {
+            bias: check("bias", self.bias, channels),
+            shift: check("shift", self.shift, n * channels),
+            residual: check("residual", self.residual, n * pixels * channels),
+            pixels,
+        }
+    }
+
+    /// What is read after the image and the weights.
+    pub(crate) fn reads(&self) -> impl Iterator<Item = &'a Tensor> {
+        [self.bias, self.shift, self.residual].into_iter().flatten()
+    }
+
+    /// The gradients of those that are added, of that of the result; `dbias`: the bias's, where it is there already.
+    pub(crate) fn gradients(
+        added: product::Epilogue,
+        name: &'static str,
+        dy: &Tensor,
+        dbias: Option<Tensor>,
+    ) -> Vec<Option<Tensor>> {
+        let columns = dy.shape().last();
+        let sum = |x: &Tensor, outer: usize| {
+            let view = View { outer, rows: x.elements() / columns / outer, columns };
+            let sum = Sum { name, view, scale: 1.0, products: false };
+            let [sum] = x.tape().launch(sum.recorded(), &[x], [[outer, columns].into()]);
+            sum
+        };
+        let dshift = added.shift.then(|| sum(dy, dy.elements() / columns / added.pixels));
+        let dbias = dbias.or_else(|| added.bias.then(|| sum(dshift.as_ref().unwrap_or(dy), 1)));
+        let mut gradients = Vec::new();
+        gradients.extend(added.bias.then_some(dbias));
+        gradients.extend(added.shift.then_some(dshift));
+        gradients.extend(added.residual.then(|| Some(dy.clone())));
+        gradients
+    }
+}

@@ -1,0 +1,238 @@
+//! The matrix B as the register tile reads it: panels of columns, row after row.
+
+use std::sync::OnceLock;
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use crate::simd::vectorized;
+
+/// Columns of the widest panel of any machine.
+pub const WIDEST: usize = 32;
+
+/// Columns of a panel of a matrix of `cols` columns: two vectors of this machine, or one where that is enough.
+pub fn panel(cols: usize) -> usize {
+    struct Lanes;
+    impl WithSimd for Lanes {
+        type Output = usize;
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            S::F32_LANES
+        }
+    }
+    static LANES: OnceLock<usize> = OnceLock::new();
+    let lanes = *LANES.get_or_init(|| Arch::new().dispatch(Lanes));
+    if cols <= lanes { lanes } else { 2 * lanes }
+}
+
+/// Elements of the panels of a matrix of this size.
+pub fn panel_elements(rows: usize, cols: usize) -> usize {
+    rows * cols.next_multiple_of(panel(cols))
+}
+
+/// A matrix `[rows, cols]` in panels of columns, each `[rows, width]`, the last padded with zeros.
+#[derive(Clone, Copy)]
+pub struct Panels<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    width: usize,
+    /// Elements from one row of a panel to the next, and from one panel to the next.
+    strides: [usize; 2],
+}
+
+impl<'a> Panels<'a> {
+    /// Packed panels of `width` columns, `cols` together.
+    pub fn packed(data: &'a [f32], rows: usize, cols: usize, width: usize) -> Self {
+        assert_eq!(data.len(), rows * cols.next_multiple_of(width), "panels of [{rows}, {cols}]");
+        Panels { data, rows, cols, width, strides: [width, rows * width] }
+    }
+
+    /// Whole panels of `cols` columns, read from rows of `row` elements as they stand.
+    pub fn unpacked(data: &'a [f32], rows: usize, cols: usize, row: usize) -> Self {
+        let width = panel(cols);
+        let cols = cols.next_multiple_of(width);
+        let fits = rows > 0 && cols <= row && (rows - 1) * row + cols <= data.len();
+        assert!(fits, "panels of [{rows}, {cols}] in rows of {row}, {} elements", data.len());
+        Panels { data, rows, cols, width, strides: [row, width] }
+    }
+
+    /// The same with the columns of padding, for results that have room for them.
+    pub fn whole(self) -> Self {
+        Panels { cols: self.cols.next_multiple_of(self.width), ..self }
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    pub fn count(&self) -> usize {
+        self.cols.div_ceil(self.width)
+    }
+
+    /// Elements from one row of a panel to the next.
+    pub fn row(&self) -> usize {
+        self.strides[0]
+    }
+
+    /// The first element of a panel. Constructors checked that all panels are there.
+    pub fn panel(&self, index: usize) -> *const f32 {
+        assert!(index < self.count(), "panel {index} of {}", self.count());
+        self.data.as_ptr().wrapping_add(index * self.strides[1])
+    }
+
+    /// Number `index` of `count` about equal ranges of the panels, and its first column. The panels are packed.
+    pub fn range(self, index: usize, count: usize) -> (Self, usize) {
+        let [from, to] = [index, index + 1].map(|i| i * self.count() / count);
+        let first = from * self.width;
+        let data = &self.data[first * self.rows..to * self.width * self.rows];
+        (Panels { data, cols: (to * self.width).min(self.cols) - first, ..self }, first)
+    }
+}
+
+/// Numbers of blocks of B, which are taps: `first + i * down + j * across` for i and j, j the faster one, which has
+/// `width` values.
+#[derive(Clone, Copy)]
+pub struct Taps {
+    pub count: usize,
+    pub width: usize,
+    pub first: usize,
+    pub down: usize,
+    pub across: usize,
+}
+
+impl Taps {
+    pub const ONE: Taps = Taps { count: 1, width: 1, first: 0, down: 0, across: 0 };
+
+    pub fn number(&self, i: usize) -> usize {
+        self.first + i / self.width * self.down + i % self.width * self.across
+    }
+}
+
+/// A matrix `[blocks * block, cols]` as its tensor has it: blocks of rows, those numbered by `blocks`, each `[block,
+/// cols]` or, transposed, `[cols, block]`, with lines that begin `stride` elements apart.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    pub data: &'a [f32],
+    pub cols: usize,
+    pub stride: usize,
+    pub block: usize,
+    pub blocks: Taps,
+    pub transposed: bool,
+}
+
+impl Source<'_> {
+    pub fn depth(&self) -> usize {
+        self.blocks.count * self.block
+    }
+
+    /// Packs rows `first_row ..`, all of one block, of the columns `first .. first + cols` to rows of `out`.
+    pub fn pack(&self, first_row: usize, first: usize, cols: usize, out: &mut [f32], width: usize) {
+        if cols < width {
+            out.fill(0.0);
+        }
+        let (row, block) = (first_row % self.block, self.blocks.number(first_row / self.block));
+        let data = &self.data[block * self.block * self.cols..];
+        if self.transposed {
+            copy_transposed(&data[first * self.stride + row..], self.stride, cols, out, width);
+        } else {
+            for (i, out) in out.chunks_exact_mut(width).enumerate() {
+                copy_short(&mut out[..cols], &data[(row + i) * self.stride + first..][..cols]);
+            }
+        }
+    }
+
+    /// Packs the columns `first .. first + cols`, whole panels of `width` but for the last, on this thread.
+    pub fn columns(self, first: usize, cols: usize, width: usize, out: &mut [f32]) {
+        let depth = self.depth();
+        // Several panels are packed row by row: a row of them is one run of memory.
+        const ROWS: usize = 16;
+        let rows = if self.transposed { self.block } else { ROWS.min(self.block) };
+        for block_row in (0..depth).step_by(self.block) {
+            for row in (block_row..block_row + self.block).step_by(rows) {
+                let count = rows.min(block_row + self.block - row);
+                for (panel, out) in out.chunks_exact_mut(depth * width).enumerate() {
+                    let cols = width.min(cols - panel * width);
+                    self.pack(
+                        row,
+                        first + panel * width,
+                        cols,
+                        &mut out[row * width..][..count * width],
+                        width,
+                    );
+                }
+            }
+        }
+    }
+
+    /// Packs all of it, in parallel.
+    pub fn all(self, out: &mut [f32]) {
+        let width = panel(self.cols);
+        // Pieces of whole rows, so that a matrix of few columns is packed by more than one core too.
+        let splits = if self.blocks.count == 1 { [8, 4, 2] } else { [1; 3] };
+        let rows = self.block / splits.into_iter().find(|s| self.block.is_multiple_of(*s)).unwrap_or(1);
+        let pieces = self.depth() / rows.max(1);
+        out.par_chunks_mut((rows * width).max(1)).enumerate().for_each(|(i, out)| {
+            let first = i / pieces * width;
+            self.pack(i % pieces * rows, first, width.min(self.cols - first), out, width);
+        });
+    }
+}
+
+/// Copies a row of a panel: such short ones are done before a call of `memcpy` has begun.
+#[inline(always)]
+pub fn copy_short(out: &mut [f32], x: &[f32]) {
+    #[inline(always)]
+    fn exactly<const N: usize>(out: &mut [f32], x: &[f32]) -> bool {
+        match (out.as_chunks_mut::<N>(), x.as_chunks::<N>()) {
+            (([out], []), ([x], [])) => {
+                *out = *x;
+                true
+            }
+            _ => false,
+        }
+    }
+    if !(exactly::<8>(out, x) || exactly::<16>(out, x) || exactly::<32>(out, x)) {
+        out.copy_from_slice(x);
+    }
+}
+
+/// `out[i][j] = b[j][i]` for `cols` rows of `b`, which begin `stride` elements apart, and the rows of `out`.
+pub fn copy_transposed(b: &[f32], stride: usize, cols: usize, out: &mut [f32], width: usize) {
+    vectorized(
+        #[inline(always)]
+        || {
+            // In squares, of which a row is read, and written, by one instruction.
+            const SIDE: usize = 4;
+            let rows = out.len() / width;
+            for (square, out) in out.chunks_mut(SIDE * width).enumerate() {
+                let from = square * SIDE;
+                let mut col = 0;
+                while from + SIDE <= rows && col + SIDE <= cols {
+                    let mut x = [[0.0; SIDE]; SIDE];
+                    for (j, x) in x.iter_mut().enumerate() {
+                        x.copy_from_slice(&b[(col + j) * stride + from..][..SIDE]);
+                    }
+                    let [p, q, r, s] = x;
+                    for i in 0..SIDE {
+                        out[i * width + col..][..SIDE].copy_from_slice(&[p[i], q[i], r[i], s[i]]);
+                    }
+                    col += SIDE;
+                }
+                for (i, out) in out.chunks_exact_mut(width).enumerate() {
+                    for col in col..cols {
+                        out[col] = b[col * stride + from + i];
+                    }
+                }
+            }
+        },
+    );
+}

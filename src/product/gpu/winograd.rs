@@ -1,0 +1,126 @@
+//! Convolutions of 3 x 3 taps on a GPU by Winograd's minimal filtering, F(2x2, 3x3): transforms around 16 dense
+//! products.
+//!
+//! A direct kernel multiplies 2.25 times as much; but the transforms move each pixel of the source and of the result
+//! some nine times. It pays where channels are many. How many depends on the adapter, so these are schedules for
+//! tuning to try; none runs untuned.
+
+use super::{Schedule, Slots, View, WG, multiply};
+use crate::device::gpu::adapters::Traits;
+use crate::device::gpu::shader::Kernel;
+use crate::kernel;
+use crate::launch::{Dispatch, Dispatches, Slot};
+use crate::product::{Epilogue, Loader, Product};
+
+/// The transforms.
+pub static WINOGRAD: Kernel = kernel!("product/winograd");
+
+/// Places of a tile.
+const PLACES: usize = 16;
+
+/// Multiplications that must be saved for each number that is moved between the dispatches; where it is fewer, no
+/// GPU's memory gives so many numbers that it could pay.
+const LEAST: usize = 32;
+
+/// Elements of the transformed source and of the products of a slab, together: 32 MiB, which the second-level
+/// caches of large GPUs hold, and which gives the products a thousand workgroups. Few in tests, which meet several
+/// slabs so.
+const SLAB: usize = if cfg!(test) { 45_000 } else { 8 << 20 };
+
+/// A convolution, or the adjoint of one, from c to d channels, in `slab` of `tiles` tiles at a time.
+struct Filter {
+    view: View,
+    adjoint: bool,
+    c: usize,
+    d: usize,
+    tiles: usize,
+    slab: usize,
+}
+
+impl Filter {
+    /// `None` unless there are 3 x 3 taps, a stride of 1, whole vec4s and, so that it may pay, many channels. For each
+    /// channel a tile of 4 pixels is moved as 4 numbers and, once written and once read, as 16.
+    fn of(product: &Product) -> Option<Filter> {
+        let (Loader::Conv(g) | Loader::ConvAdjoint(g)) = product.a else { return None };
+        let view = View::of(product);
+        let (c, d) = (view.src[2], product.cols);
+        let (saved, moved) = ((36 - PLACES) * c * d, (4 + 2 * PLACES) * (c + d));
+        let suits = [g.kh, g.kw, g.stride] == [3, 3, 1] && view.is_wide(product) && saved >= LEAST * moved;
+        let tiles = g.n * view.dst[0].div_ceil(2) * view.dst[1].div_ceil(2);
+        let slab = (SLAB / (PLACES * (c + d))).clamp(1, tiles.max(1));
+        let adjoint = matches!(product.a, Loader::ConvAdjoint(_));
+        suits.then_some(Filter { view, adjoint, c, d, tiles, slab })
+    }
+
+    fn params(&self, dispatch: &mut Dispatch, (first_tile, tiles): (usize, usize), extra: [Option<Slot>; 3]) {
+        let View { src: [src_h, src_w, src_c], dst: [dst_h, dst_w], pad, .. } = self.view;
+        dispatch
+            .param("dst_h", dst_h)
+            .param("dst_w", dst_w)
+            .param("dst_c", self.d)
+            .param("src_h", src_h)
+            .param("src_w", src_w)
+            .param("src_c", src_c)
+            // `pad` is that of the adjoint.
+            .param("top", 2 - pad[0])
+            .param("left", 2 - pad[1])
+            .param("first_tile", first_tile)
+            .param("tiles", tiles)
+            .param("adjoint", self.adjoint)
+            .param("has_bias", extra[0].is_some())
+            .param("has_shift", extra[1].is_some())
+            .param("has_residual", extra[2].is_some());
+    }
+}
+
+/// Schedules to try: products in the tiles that fit best.
+pub fn schedules(product: &Product, adapter: &Traits) -> Vec<Schedule> {
+    let Some(filter) = Filter::of(product) else { return Vec::new() };
+    let tiles = Schedule::tiles(adapter, [PLACES * filter.slab, filter.d]);
+    tiles.into_iter().take(2).map(Schedule::Winograd).collect()
+}
+
+/// Elements of the working memory: transformed weights and source, products.
+pub fn scratch(product: &Product) -> Vec<usize> {
+    let Some(Filter { c, d, slab, .. }) = Filter::of(product) else { return Vec::new() };
+    [c * d, slab * c, slab * d].map(|elements| PLACES * elements).to_vec()
+}
+
+/// `first`: number of the first of the blocks of [`scratch`].
+pub fn dispatch(product: &Product, tile: usize, plan: &mut Dispatches, first: usize, slots: Slots) {
+    let filter = Filter::of(product).expect("offered only where it suits");
+    let [u, v, m] = [0, 1, 2].map(|block| Slot::Scratch(first + block));
+    let Filter { c, d, tiles, slab, .. } = filter;
+    let weights_in = plan.add(&WINOGRAD, "transform_weights");
+    filter.params(weights_in, (0, 0), [None; 3]);
+    weights_in.bind("w", slots.b).bind("w4", slots.b).bind("u4", u).cover(c * d / 4, WG);
+    for begin in (0..tiles).step_by(slab) {
+        let count = slab.min(tiles - begin);
+        let src = plan.add(&WINOGRAD, "transform_src");
+        filter.params(src, (begin, count), [None; 3]);
+        src.bind("src4", slots.a).bind("v4", v).cover(count * c / 4, WG);
+        // m [16, tiles, D] = v [16, tiles, C] u [16, C, D]
+        let inner = Product {
+            name: product.name,
+            batch: PLACES,
+            rows: count,
+            cols: d,
+            depth: c,
+            a: Loader::Dense,
+            b: Loader::Dense,
+            epilogue: Epilogue::default(),
+            split_k: false,
+            column_sums: false,
+        };
+        let inner_slots = Slots { a: v, b: u, extra: [None; 3], y: m, column_sums: m };
+        multiply(&inner, Schedule::Tiled(tile), plan, first, inner_slots);
+        let dst = plan.add(&WINOGRAD, "transform_dst");
+        filter.params(dst, (begin, count), slots.extra);
+        dst.bind("m4", m).bind("dst4", slots.y);
+        for (name, given) in ["bias4", "shift4", "residual4"].into_iter().zip(slots.extra) {
+            // What is absent is never read, but a binding must see a vec4.
+            dst.bind(name, given.unwrap_or(slots.b));
+        }
+        dst.cover(count * d / 4, WG);
+    }
+}

@@ -1,0 +1,131 @@
+//! The one loop of convolution, transposed convolution, matrix product and linear layer: "sum over k of
+//! `A[row, k] * B[k, col]`, then an epilogue".
+//!
+//! An op says which elements A and B have ([`loader`]) and what is added to the sums. How the loop runs is decided
+//! here, once for all ops: [`plain`] is the loop as it reads, [`cpu`] the register tile of the CPU device, [`gpu`] the
+//! schedules of the GPU kernels, [`winograd`] the same sums with fewer multiplications for 3 x 3 convolutions.
+
+pub mod cpu;
+pub mod gpu;
+pub mod loader;
+pub mod plain;
+pub mod winograd;
+
+use crate::launch::{Accumulate, Dispatches, Io, Launch, LaunchInfo, Recorded, Slot, Tuning};
+use crate::tape::Tensor;
+use crate::tensor::Shape;
+pub use loader::{Geometry, Loader, Padding};
+
+/// `y[item, row, col] = sum over k of A[item, row, k] * B[item, k, col]`, plus the epilogue.
+///
+/// Reads: the tensor of A, the tensor of B, then bias, shift and residual, those that there are. Writes: y
+/// `[batch, rows, cols]`, then the column sums if wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Product {
+    /// Of the launch, for profiles and errors: `conv2d backward_x`.
+    pub name: &'static str,
+    pub batch: usize,
+    pub rows: usize,
+    pub cols: usize,
+    pub depth: usize,
+    pub a: Loader,
+    pub b: Loader,
+    pub epilogue: Epilogue,
+    /// The sum may be split into partial sums that are added in order. Only for sums over the batch: elsewhere the
+    /// split would depend on the batch, and a sample must not.
+    pub split_k: bool,
+    /// Also writes `sum over k of B[k, col]`: the gradient of a bias. For one item.
+    pub column_sums: bool,
+}
+
+/// What is added to the sums, each optional.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Epilogue {
+    /// `[cols]`.
+    pub bias: bool,
+    /// `[samples, cols]`: row r adds that of sample `r / pixels`. The time embedding of a residual block.
+    pub shift: bool,
+    /// Like y. The shortcut of a residual block, or another gradient of the same tensor.
+    pub residual: bool,
+    /// Rows of a sample.
+    pub pixels: usize,
+}
+
+impl Epilogue {
+    /// Which reads bias, shift and residual are.
+    pub fn reads(self) -> [Option<usize>; 3] {
+        let mut next = 2..;
+        [self.bias, self.shift, self.residual].map(|given| given.then(|| next.next()).flatten())
+    }
+}
+
+impl Product {
+    /// Elements of y.
+    pub fn outputs(&self) -> usize {
+        self.batch * self.rows * self.cols
+    }
+
+    /// Two for each multiplication and addition, zeros around images included, as PyTorch counts them.
+    pub fn flops(&self) -> u64 {
+        2 * match self.a {
+            Loader::Conv(g) | Loader::ConvAdjoint(g) | Loader::ConvWeights(g) => {
+                g.n * g.oh * g.ow * g.weights()
+            }
+            _ => self.outputs() * self.depth,
+        } as u64
+    }
+
+    /// Records the product of `reads`; gives y, of this shape, and the column sums `[cols]` if wanted.
+    pub fn record(self, reads: &[&Tensor], shape: Shape) -> (Tensor, Option<Tensor>) {
+        let tape = reads[0].tape();
+        if self.column_sums {
+            let [y, sums] = tape.launch(self.recorded(), reads, [shape, [self.cols].into()]);
+            (y, Some(sums))
+        } else {
+            let [y] = tape.launch(self.recorded(), reads, [shape]);
+            (y, None)
+        }
+    }
+
+    fn recorded(self) -> Recorded {
+        // Another gradient of the same tensor is a residual: it is added where y is written.
+        let accumulate = match self {
+            Product { split_k: false, column_sums: false, epilogue, .. } if !epilogue.residual => {
+                let epilogue = Epilogue { residual: true, ..epilogue };
+                Accumulate::by(move |_| Some(Product { epilogue, ..self }.recorded()))
+            }
+            _ => Accumulate::default(),
+        };
+        let info = LaunchInfo {
+            flops: self.flops(),
+            cpu_scratch: self.cpu_scratch(),
+            gpu_scratch: gpu::scratch(&self),
+            prepacked_from: self.prepacked_from(),
+            accumulate,
+            tuning: Tuning::new(gpu::shape_class(&self), move |adapter| gpu::variants(&self, adapter)),
+            ..LaunchInfo::default()
+        };
+        Recorded::new(self, info)
+    }
+}
+
+impl Launch for Product {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu(&self, io: &Io) {
+        self.run_on_cpu(io);
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        let slots = gpu::Slots {
+            a: Slot::Read(0),
+            b: Slot::Read(1),
+            extra: self.epilogue.reads().map(|read| read.map(Slot::Read)),
+            y: Slot::Write(0),
+            column_sums: Slot::Write(1),
+        };
+        gpu::dispatch(self, gpu::Schedule::of(plan.variant()), plan, 0, slots);
+    }
+}
