@@ -142,7 +142,7 @@ pub fn index(text: &str) -> Result<(Option<String>, BTreeMap<String, String>), S
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::unet::Class;
+    use crate::models::unet::{Class, DownBlock};
 
     #[test]
     fn missing_keys_have_the_defaults_of_the_class_and_null_is_not_missing() {
@@ -161,7 +161,7 @@ mod tests {
             r#"{"_class_name": "UNet2DModel",
                 "down_block_types": ["UNetResAttnDownBlock2D", "DownBlock2D"]}"#,
         );
-        assert_eq!(old.down_block_types, ["AttnDownBlock2D", "DownBlock2D"]);
+        assert_eq!(old.down_block_types, [DownBlock::Attention, DownBlock::Plain]);
 
         let kl =
             model(r#"{"_class_name": "AutoencoderKL", "latents_std": null, "decay": 1, "_x": 2}"#).unwrap();
@@ -193,7 +193,11 @@ mod tests {
     #[test]
     fn what_has_no_counterpart_is_named() {
         for (class, rest, wanted) in [
-            ("UNet2DModel", r#""class_embed_type": "projection""#, "class_embed_type is \"projection\""),
+            (
+                "UNet2DModel",
+                r#""class_embed_type": "projection""#,
+                "class_embed_type does not fit: unknown variant `projection`",
+            ),
             ("UNet2DModel", r#""num_train_timesteps": 0"#, "num_train_timesteps is 0"),
             ("UNet2DModel", r#""mid_block_type": "UNetMidBlock2DCrossAttn""#, "mid_block_type is"),
             ("UNet2DModel", r#""attention_head_dim": 0"#, "attention_head_dim is 0"),

@@ -129,6 +129,8 @@ mod tests {
         says("steps=-1", "the value does not fit");
         says("unet=3", "no key called");
         says("variance=large", "fixed_small");
+        says("unet.act_fn=mish", "unknown variant `mish`, expected one of `silu`");
+        says("unet.down_block_types=[\"X\", \"Y\"]", "`X`, expected one of `DownBlock2D`");
         says("lr", "write --set key=value");
     }
 }
