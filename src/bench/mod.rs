@@ -4,6 +4,7 @@
 //! `denoir train` records and the reverse step that `denoir sample` records, not copies of them.
 
 mod given;
+mod ladder;
 mod measure;
 mod memory;
 mod ops;
@@ -16,6 +17,7 @@ mod verify;
 mod workload;
 
 pub use given::compute;
+pub use ladder::{Ladder, ladder};
 pub use measure::{OpsReport, Report, Times, numbers, time};
 pub use memory::Footprint;
 pub use ops::{Direction, OpReport, time_ops};

@@ -111,6 +111,9 @@ each parameter, elsewhere each tensor of a launch once.";
 struct Ops {
     /// Only ops that have this in their names [default: all]
     name_part: Option<String>,
+    /// Instead, one product in each of its schedules on a GPU, see kernels/README.md: conv2d or matmul
+    #[arg(long, value_name = "OP", conflicts_with = "name_part")]
+    ladder: Option<String>,
     #[command(flatten)]
     on: On,
     /// Threads of the CPU device [default: one per core]
@@ -230,6 +233,14 @@ fn ops(arguments: &Ops) -> Result<()> {
     note(&format!("on {}", device.describe()));
     let bar = bar(1, "{spinner} {msg}");
     let (warmup, steps) = (arguments.warmup as usize, arguments.steps as usize);
+    if let Some(op) = &arguments.ladder {
+        let ladder = bench::ladder(op, &device, [warmup, steps], &mut |name| {
+            bar.set_message(name.to_owned());
+            bar.tick();
+        })?;
+        bar.finish_and_clear();
+        return print(&if arguments.json { json(&ladder)? } else { ladder.to_string() });
+    }
     let part = arguments.name_part.as_deref().unwrap_or_default();
     let reports = time_ops(part, &device, [warmup, steps], &mut |name| {
         bar.set_message(name.to_owned());
