@@ -259,8 +259,7 @@ impl Program {
     }
 }
 
-/// For the check of ops, which runs every variant.
-#[cfg(any(test, feature = "testing"))]
+/// For the check of ops and the ladder of benchmarks, which run every variant.
 impl Program {
     /// The most variants that a launch of `plan` has.
     pub(crate) fn variants_of(plan: &Plan) -> usize {

@@ -4,6 +4,7 @@
 //! `denoir train` records and the reverse step that `denoir sample` records, not copies of them.
 
 mod check;
+mod ladder;
 mod measure;
 mod memory;
 mod ops;
@@ -17,6 +18,7 @@ mod verify;
 mod workload;
 
 pub use check::compute;
+pub use ladder::{Ladder, ladder};
 pub use measure::{Times, time};
 pub use memory::Footprint;
 pub use ops::{Direction, Op, OpsReport, ops, time_ops};

@@ -118,6 +118,9 @@ backward, of Adam with EMA 36 for each parameter, elsewhere each tensor of a lau
 struct Ops {
     /// Only ops that have this in their names [default: all]
     name_part: Option<String>,
+    /// Instead, one product in each of its schedules on a GPU, see kernels/README.md: conv2d or matmul
+    #[arg(long, value_name = "OP", conflicts_with = "name_part")]
+    ladder: Option<String>,
     #[command(flatten)]
     runs: Runs,
 }
@@ -219,6 +222,11 @@ fn ops(arguments: &Ops) -> Result<()> {
     let device = arguments.runs.device.open()?;
     note(&format!("on {}", device.describe()));
     let bar = bar(1, "{spinner} {msg}");
+    if let Some(op) = &arguments.ladder {
+        let ladder = bench::ladder(op, &device, arguments.runs.counts(), &mut messages(&bar))?;
+        bar.finish_and_clear();
+        return print(&if arguments.runs.json { json(&ladder)? } else { ladder.to_string() });
+    }
     let report = time_ops(&ops, &device, arguments.runs.counts(), &mut messages(&bar))?;
     bar.finish_and_clear();
     print(&if arguments.runs.json { json(&report)? } else { describe_ops(&report) })

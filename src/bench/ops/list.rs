@@ -101,7 +101,7 @@ fn conv(name: &'static str, [n, c, side]: [usize; 3], k: usize, stride: usize) -
 
 /// A transposed 4x4 convolution with bias that doubles the side.
 fn conv_transpose(name: &'static str, [n, c, side]: [usize; 3]) -> Op {
-    let record = |x: &[Tensor]| conv_transpose2d(&x[0], &x[1], 2, Padding::same(1), 0, Some(&x[2]));
+    let record = |x: &[Tensor]| conv_transpose2d(&x[0], &x[1], 2, Padding::same(1), 0, Epilogue::bias(&x[2]));
     // y[o] takes x[at] through tap o + 1 - 2 at.
     let tap = |o: usize, at: usize| (o + 1).checked_sub(2 * at).filter(|&tap| tap < 4);
     Op::new(name, vec![vec![n, side, side, c], vec![4, 4, c, c], vec![c]], record, move |x, index| {
