@@ -33,15 +33,16 @@
 //!
 //! # Invariants
 //!
-//! - **One op is one room.** `kernels/<op>.wgsl` holds its kernels, forward and backward; `src/ops/<op>.rs` its
-//!   contract, launches, derivative, CPU twin, reference and tests. There is no list of ops to extend but one line
-//!   in `src/ops/mod.rs`. Shared are the activations (fused into several ops), the sums (the derivative of a
-//!   broadcast) and the product floor.
-//! - **One loop for all products.** Convolution, its adjoint, the gradient of its weights, matrix product and linear
-//!   layer are values of [`product::Product`]: which elements A and B have, and what is added to the sums. Tiles,
-//!   split sums and Winograd's algebra exist once for each device, and a new schedule serves all of them.
-//! - **Only the tape adds gradients.** A derivative returns gradients; it never adds to one. Where the launch that
-//!   writes the second of two can fuse the sum ([`launch::Accumulate`]), the tape has it add the first.
+//! - **One op is one room.** `kernels/<op>.wgsl` holds its kernels, forward and backward; `src/ops/<op>.rs`
+//!   its contract, launches, derivative, CPU twin, reference and tests. There is no list of ops to extend but
+//!   one line in `src/ops/mod.rs`. Shared are the activations (fused into several ops), the sums (the
+//!   derivative of a broadcast) and the product floor.
+//! - **One loop for all products.** Convolution, its adjoint, the gradient of its weights, matrix product and
+//!   linear layer are values of [`product::Product`]: which elements A and B have, and what is added to the
+//!   sums. Tiles, split sums and Winograd's algebra exist once for each device, and a new schedule serves all
+//!   of them.
+//! - **Only the tape adds gradients.** A derivative returns gradients; it never adds to one. Where the launch
+//!   that writes the second of two can fuse the sum ([`launch::Accumulate`]), the tape has it add the first.
 //! - **Two devices, one program.** Every launch has a WGSL kernel and a CPU twin, checked against each
 //!   other and against f64.
 //! - **Channels last.** Activations are `[N, H, W, C]`, convolution weights `[KH, KW, Cin, Cout]`. Files
@@ -51,12 +52,13 @@
 //! - **Reproducible.** Random numbers are functions of (seed, stream, step, sample, element); no float
 //!   atomics; every sum has a fixed order that depends on shapes alone, not on the number of threads. On a
 //!   GPU it depends on the variants of kernels too, which a tuning file fixes.
-//! - **Weights are packed once.** A CPU program that never writes a store keeps its launches' packed weights from run
-//!   to run, and packs them again when another program has written the store.
-//! - **The default is the measure.** A launch may offer variants. Tuning times them when a program is compiled,
-//!   and only a variant with the default's results may win; a device without a tuning runs defaults.
-//! - **No tensor is too large to bind.** Flat stores and tables are bound in ranges. One image must fit: batches are
-//!   made smaller until they do, in training with gradients accumulated over them.
+//! - **Weights are packed once.** A CPU program that never writes a store keeps its launches' packed weights
+//!   from run to run, and packs them again when another program has written the store.
+//! - **The default is the measure.** A launch may offer variants. Tuning times them when a program is
+//!   compiled, and only a variant with the default's results may win; a device without a tuning runs
+//!   defaults.
+//! - **No tensor is too large to bind.** Flat stores and tables are bound in ranges. One image must fit:
+//!   batches are made smaller until they do, in training with gradients accumulated over them.
 //! - **A caller's mistake panics, the world's mistake is a [`Result`](error::Result)** with what to do
 //!   about it.
 //! - **No globals.** A device is passed; a tensor carries its tape. Only `device::gpu` names wgpu.
@@ -86,15 +88,17 @@
 //! # Reading order
 //!
 //! An afternoon. First `cargo run --example tape`, then what a step computes: `train/objective.rs` and
-//! `train/step.rs` (20 minutes), `diffusion/schedule.rs`, `ops/noising.rs` with `kernels/noising.wgsl` (20). The
-//! model: `models/unet.rs`, `nn/layers.rs`, `nn/mod.rs` (35). How it is recorded and differentiated: `src/tape.rs`,
-//! `src/launch.rs`, `ops/activation.rs` with `kernels/activation.wgsl` (40). The work itself:
-//! `product/mod.rs`, `product/loader.rs`, `product/plain.rs`, `ops/conv2d.rs`, with `kernels/product/product.wgsl` and
-//! `kernels/product/naive.wgsl` (30). The update: `ops/adam.rs` with `kernels/adam.wgsl` (15).
+//! `train/step.rs` (20 minutes), `diffusion/schedule.rs`, `ops/noising.rs` with `kernels/noising.wgsl` (20).
+//! The model: `models/unet.rs`, `nn/layers.rs`, `nn/mod.rs` (35). How it is recorded and differentiated:
+//! `src/tape.rs`, `src/launch.rs`, `ops/activation.rs` with `kernels/activation.wgsl` (40). The work itself:
+//! `product/mod.rs`, `product/loader.rs`, `product/plain.rs`, `ops/conv2d.rs`, with
+//! `kernels/product/product.wgsl` and `kernels/product/naive.wgsl` (30). The update: `ops/adam.rs` with
+//! `kernels/adam.wgsl` (15).
 //!
-//! Skipped on purpose, since each can be read alone later: how a plan is made and run ([program](crate::program)), the
-//! fast forms of the product (the README of the kernels climbs to them rung by rung), the other ops, samplers, VAE, files,
-//! and the command line. How every op is checked: the module `check` (feature `testing`).
+//! Skipped on purpose, since each can be read alone later: how a plan is made and run
+//! ([program](crate::program)), the fast forms of the product (the README of the kernels climbs to them rung
+//! by rung), the other ops, samplers, VAE, files, and the command line. How every op is checked: the module
+//! `check` (feature `testing`).
 
 #![deny(clippy::print_stdout)] // results are printed in one place that survives a closed pipe
 

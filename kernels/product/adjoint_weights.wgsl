@@ -2,7 +2,8 @@
 //
 //   made[tap', col, row] = weights[tap, row, col]      weights [KH * KW, rows, cols]    made [KH * KW, cols, rows]
 //
-// tap' is the tap's number in the order of load_conv.wgsl: those of one residue stay together, in reverse. One thread for each weight.
+// tap' is the tap's number in the order of load_conv.wgsl: those of one residue stay together, in reverse.
+// One thread for each weight.
 //!include lib/grid.wgsl
 
 const WG: u32 = 64u;

@@ -42,7 +42,8 @@ fn step_at(block: Block, at: vec3<u32>, k: u32, end: u32) -> vec3<i32> {
     return select(vec3<i32>(0, NOWHERE, NOWHERE), step_of(block, at), k < end);
 }
 
-// Conditions are joined by `&` wherever reads depend on them: `&&` makes branches, between which drivers reorder nothing.
+// Conditions are joined by `&` wherever reads depend on them: `&&` makes branches, between which drivers
+// reorder nothing.
 fn is_inside(site: vec4<i32>, step: vec3<i32>) -> bool {
     return (u32(site.y + step.y) < p.src_h) & (u32(site.z + step.z) < p.src_w); // what is negative becomes large
 }

@@ -1,8 +1,10 @@
-// through_subgroup - eight threads give each other the rows of A that they fetched, through the registers of their subgroup, and
-// fetch of B what they multiply themselves: where loads are dear and lanes near, as on drivers that compute on the CPU. Right for
-// subgroups of 8 lanes and more whose first eight are in use; every thread must be there.
+// through_subgroup - eight threads give each other the rows of A that they fetched, through the registers of
+// their subgroup, and fetch of B what they multiply themselves: where loads are dear and lanes near, as on
+// drivers that compute on the CPU. Right for subgroups of 8 lanes and more whose first eight are in use;
+// every thread must be there.
 
-// A thread fetches four rows of A from 4*thread on, and four more 32 further on; of B the columns 4*thread and 32 further on.
+// A thread fetches four rows of A from 4*thread on, and four more 32 further on; of B the columns 4*thread
+// and 32 further on.
 const FETCH_A: u32 = 4u;
 const FETCH_B: u32 = 4u;
 const NEXT_A: u32 = 1u;

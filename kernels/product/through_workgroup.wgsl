@@ -1,5 +1,5 @@
-// through_workgroup - threads exchange what they fetched through workgroup memory, then multiply for rows y + i*TY and, in fours,
-// columns 4*(x + j*TX): threads side by side read vec4s side by side.
+// through_workgroup - threads exchange what they fetched through workgroup memory, then multiply for rows y +
+// i*TY and, in fours, columns 4*(x + j*TX): threads side by side read vec4s side by side.
 
 // Quads that a thread fetches, at most four of each factor, and the rows from one to the next.
 const FETCH_A: u32 = ROWS * QUADS_A / WG;
@@ -19,7 +19,8 @@ const_assert WG <= DEPTH * PITCH_B; // finish
 
 var<workgroup> tiles: array<vec4<f32>, TILE_B + DEPTH * PITCH_B>; // [ROWS, DEPTH] of A, then [DEPTH, COLS] of B
 
-// The first four columns of a thread's rows, and the other four; of the sums of the columns of B, what it fetched itself.
+// The first four columns of a thread's rows, and the other four; of the sums of the columns of B, what it
+// fetched itself.
 struct State { left: Eight, right: Eight, share: vec4<f32> }
 
 fn begin(thread: u32) -> State {

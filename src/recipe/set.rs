@@ -4,7 +4,8 @@ use super::{Recipe, System};
 use crate::error::{Error, Result};
 
 impl Recipe {
-    /// Overrides one key: `lr=2e-4`, `unet.dropout=0.1`, `unet.block_out_channels=[32,64]`. `steps` sets `epochs` to 0.
+    /// Overrides one key: `lr=2e-4`, `unet.dropout=0.1`, `unet.block_out_channels=[32,64]`. `steps` sets
+    /// `epochs` to 0.
     ///
     /// # Errors
     /// When there is no such key, or the value does not fit it.
