@@ -4,7 +4,7 @@
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use super::shared::epilogue::Epilogue;
+pub use super::epilogue::Epilogue;
 pub use crate::product::Padding;
 use crate::product::{self, Geometry, Loader, Product};
 use crate::tape::Tensor;

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::shared::epilogue::Epilogue;
+use super::epilogue::Epilogue;
 use crate::product::{self, Geometry, Padding, Product};
 use crate::tape::Tensor;
 use crate::tensor::Shape;

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::shared::epilogue::Epilogue;
+use super::epilogue::Epilogue;
 use crate::product::{self, Loader, Product};
 use crate::tape::Tensor;
 

@@ -1,8 +1,6 @@
 //! What several ops share: elementwise twins and derivatives, samples and their random blocks, the step's
 //! state, ranges of flat tensors, products.
 
-pub(crate) mod epilogue;
-
 use rayon::prelude::*;
 
 use crate::launch::{Io, Launch, LaunchInfo, Recompute, Recorded};

@@ -3,14 +3,12 @@
 //!
 //! An op says which elements A and B have ([`loader`]) and what is added to the sums. How the loop runs is
 //! decided here, once for all ops: [`plain`] is the loop as it reads, [`cpu`] the register tile of the CPU
-//! device, [`gpu`] the schedules of the GPU kernels, [`winograd`] the same sums with fewer multiplications
-//! for 3 x 3 convolutions.
+//! device, [`gpu`] the schedules of the GPU kernels.
 
 pub mod cpu;
 pub mod gpu;
 pub mod loader;
 pub mod plain;
-pub mod winograd;
 
 use crate::launch::{Accumulate, Dispatches, Io, Launch, LaunchInfo, Recorded, Slot, Tuning};
 use crate::tape::Tensor;

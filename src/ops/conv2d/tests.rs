@@ -157,7 +157,7 @@ fn few_multiplications() {
         ([1, 3, 4, 272], 32, Padding::same(2)),
     ] {
         let case = case(image, [3, 3, cout], 1, padding);
-        assert!(crate::product::winograd::suits(&Product::conv("conv2d", case.geometry(), none())));
+        assert!(crate::product::cpu::winograd::suits(&Product::conv("conv2d", case.geometry(), none())));
         case.check();
     }
 }

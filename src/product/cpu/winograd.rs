@@ -11,11 +11,11 @@ use std::marker::PhantomData;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::cpu::panels::{Panels, Source, Taps, WIDEST, panel, panel_elements};
-use super::cpu::shared::Shared;
-use super::cpu::tile::{Extra, multiply_dense};
-use super::{Geometry, Loader, Product};
+use super::panels::{Panels, Source, Taps, WIDEST, panel, panel_elements};
+use super::shared::Shared;
+use super::tile::{Extra, multiply_dense};
 use crate::launch::Prepacked;
+use crate::product::{Geometry, Loader, Product};
 use crate::simd::vectorized;
 
 /// Places of a tile.
@@ -383,6 +383,6 @@ fn with_memory<const N: usize>(elements: [usize; N], work: impl FnOnce([&mut [f3
         if memory.len() < all {
             memory.resize(all, 0.0);
         }
-        work(super::cpu::split(&mut memory[..all], elements));
+        work(super::split(&mut memory[..all], elements));
     });
 }
