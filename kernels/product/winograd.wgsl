@@ -1,4 +1,4 @@
-// conv2d_winograd - convolutions of 3 x 3 taps and a stride of 1 by Winograd's minimal filtering, F(2x2, 3x3).
+// winograd - convolutions of 3 x 3 taps and a stride of 1 by Winograd's minimal filtering, F(2x2, 3x3).
 //
 //   dst = A^T [sum_c U[c] . V[c]] A      U[c] = G w[c] G^T      V[c] = B^T src[c] B
 //
