@@ -81,10 +81,7 @@ pub(super) fn all() -> Vec<Op> {
 
 /// A `k` by `k` convolution with bias, `[N, side, side, C]` to as many channels.
 fn conv(name: &'static str, [n, c, side]: [usize; 3], k: usize, stride: usize) -> Op {
-    let record = move |x: &[Tensor]| {
-        let epilogue = Epilogue { bias: Some(&x[2]), ..Epilogue::default() };
-        conv2d(&x[0], &x[1], stride, Padding::same(k / 2), epilogue)
-    };
+    let record = move |x: &[Tensor]| conv2d(&x[0], &x[1], stride, Padding::same(k / 2), biased(&x[2]));
     let out = side.div_ceil(stride);
     // Row or column of x under a tap; `None`: padding.
     let under = move |o: usize, tap: usize| (o * stride + tap).checked_sub(k / 2).filter(|&at| at < side);
@@ -212,6 +209,10 @@ fn update(name: &'static str, n: usize) -> Op {
         stores: vec![("norm", vec![GRADIENT_NORM.to_bits()]), ("state", state.words().to_vec())],
         ..op
     }
+}
+
+fn biased(bias: &Tensor) -> Epilogue<'_> {
+    Epilogue { bias: Some(bias), ..Epilogue::default() }
 }
 
 /// Position of an element; the first dimension is what the other three leave.
