@@ -78,7 +78,7 @@ fn make_whole(path: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>) -> 
 /// Saves the four sets, in the layout of PyTorch's files; without a recipe, for [`read`] alone.
 ///
 /// # Errors
-/// As [`write_whole`].
+/// When the file cannot be written.
 pub fn save(path: &Path, params: &Params, step: u64, recipe: Option<&Recipe>, values: &Values) -> Result<()> {
     let sets: Vec<(&str, &[f32])> =
         SETS.into_iter().zip(&values.sets).map(|(set, flat)| (set, flat.as_slice())).collect();

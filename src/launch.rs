@@ -138,7 +138,7 @@ impl Accumulate {
         Accumulate(Some(Box::new(fused)))
     }
 
-    pub(crate) fn into_write(&self, write: usize) -> Option<Recorded> {
+    pub(crate) fn of_write(&self, write: usize) -> Option<Recorded> {
         self.0.as_ref().and_then(|fused| fused(write))
     }
 }

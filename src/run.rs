@@ -121,7 +121,7 @@ impl Run {
         }
     }
 
-    /// Makes the folder of a new run, which becomes one when [`Run::write_recipe`] is called. `wanted`:
+    /// Makes the folder of a new run, which becomes one when `Run::write_recipe` is called. `wanted`:
     /// where; else the first free of `runs/<name>`, `runs/<name>-2`, ...
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::measure::numbers;
+use super::measure::{below, numbers};
 use super::{Ceilings, Effort, time};
 use crate::device::Device;
 use crate::device::cpu::Cpu;
@@ -107,7 +107,7 @@ pub fn ladder(
         let variant = picked.ok_or_else(|| Error::new(format!("{op} has no schedules")))?;
         progress(&variant.name);
         let off = run(&mut program)?.iter().zip(&wanted).fold(0.0_f32, |top, (a, b)| top.max((a - b).abs()));
-        if !(off <= TOLERANCE * scale) {
+        if !below(f64::from(off), f64::from(TOLERANCE * scale)) {
             return Err(Error::new(format!("{}: off by {off:.1e} of {scale:.1e}", variant.name)));
         }
         let times = time(warmup, steps, &mut || (), || program.run().and_then(|()| device.wait()))?;

@@ -10,7 +10,7 @@ pub(crate) fn to_u8(v: f32) -> u8 {
     ((v * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8
 }
 
-/// A byte as a value in [-1, 1]; [`to_u8`] gives the byte back.
+/// A byte as a value in [-1, 1]; `to_u8` gives the byte back.
 pub fn from_u8(b: u8) -> f32 {
     f32::from(b) * (2.0 / 255.0) - 1.0
 }

@@ -59,7 +59,7 @@ impl Tape {
         let late = entries[at..].iter().any(|e| e.writes.contains(&sum.id) || e.reads.contains(&gradient.id));
         let metas = self.0.metas.borrow();
         let temporary = [sum, gradient].iter().all(|t| metas[t.id.0].home == Home::Temporary);
-        let fused = entries[at].recorded.info().accumulate.into_write(write);
+        let fused = entries[at].recorded.info().accumulate.of_write(write);
         let Some(fused) = fused.filter(|_| temporary && !late) else { return false };
         let entry = &mut entries[at];
         entry.recorded = fused;

@@ -9,7 +9,7 @@ use crate::place::root;
 
 macro_rules! examples {
     ($($name:ident: $path:literal),+ $(,)?) => {
-        $(#[allow(dead_code, reason = "a program has a main")]
+        $(#[allow(dead_code, clippy::duplicate_mod, reason = "a program has a main, and may include another")]
         #[path = $path]
         mod $name;)+
     };
