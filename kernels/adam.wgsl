@@ -7,9 +7,9 @@
 //
 //   params, grads, m, v, ema [n], a part of the flat parameters    norm [1]
 //
-// A norm that is not finite changes nothing. A thread has ITEMS elements, each of them one number or four, as far apart as a
-// workgroup is wide, so that neighbours read neighbours.
-// References: Kingma & Ba 2015 (arXiv:1412.6980), Loshchilov & Hutter 2019 (arXiv:1711.05101).
+// A norm that is not finite changes nothing. A thread has ITEMS elements, each of them one number or four, as
+// far apart as a workgroup is wide, so that neighbours read neighbours. References: Kingma & Ba 2015
+// (arXiv:1412.6980), Loshchilov & Hutter 2019 (arXiv:1711.05101).
 //!include lib/grid.wgsl
 //!include lib/state.wgsl
 

@@ -7,7 +7,8 @@
 //   a, y [outer, rows, columns]    b [outer, columns]    dy, db as y, b    u, v [n]
 //
 // How b's shape spreads over a's is src/ops/arithmetic.rs's `Broadcast`; every case is one of these views.
-// One thread for each element, which may be four columns: finding o and c (two integer divisions) is then paid once for four.
+// One thread for each element, which may be four columns: finding o and c (two integer divisions) is then
+// paid once for four.
 //!include lib/grid.wgsl
 
 const WG: u32 = 256u;

@@ -1,15 +1,17 @@
-// attention_products - what attention by matrix products needs beside them: the softmax of rows, and its derivative.
+// attention_products - what attention by matrix products needs beside them: the softmax of rows, and its
+// derivative.
 //
 //   P[t,j]  = exp(scale * s[t,j] - lse[t])     lse[t] = log sum_j exp(scale * s[t,j])     s = q k^T, which becomes P
 //   dS[t,j] = P[t,j] * (dP[t,j] - sum_j P[t,j] dP[t,j]) * scale                           dP = dy v^T, which becomes dS
 //
 //   s, dP [N*heads,T,S]    lse [N*heads,T]    whole [N,rows,heads*D]    parts [N,heads,rows,D]
 //
-// The products are those of product/: y = P v, dq = dS k, dk = dS^T q, dv = P^T dy. attention.wgsl, which names
-// the symbols, never stores a matrix of T x S; this does, and has products at full speed instead.
+// The products are those of product/: y = P v, dq = dS k, dk = dS^T q, dv = P^T dy.
+// attention.wgsl, which names the symbols, never stores a matrix of T x S; this does, and has products at
+// full speed instead.
 //
-// softmax, slopes: LANES threads a row; each has every LANES-th key. take_heads gives each head a matrix of its own, give_heads
-// puts them back: one thread for each element.
+// softmax, slopes: LANES threads a row; each has every LANES-th key. take_heads gives each head a matrix of
+// its own, give_heads puts them back: one thread for each element.
 //!include lib/grid.wgsl
 
 const WG: u32 = 64u;
@@ -94,7 +96,8 @@ fn slopes(
 ) {
     let at = place_of(p.first_group + flat_group(group, groups), thread);
     let norm = saved_lse[at.row];
-    // Large scores leave little of lse behind the point: what the weights come to is not 1, and is divided out.
+    // Large scores leave little of lse behind the point: what the weights come to is not 1, and is divided
+    // out.
     var mean = 0.0; // of dP, with the weights
     var total = 0.0; // of the weights
     for (var j = at.lane; j < p.keys; j += LANES) {

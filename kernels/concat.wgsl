@@ -5,7 +5,8 @@
 //
 //   input [rows, from_width]    output [rows, to_width]
 //
-// One thread for each element that is copied, or set to zero; it may be four numbers, and widths count elements.
+// One thread for each element that is copied, or set to zero; it may be four numbers, and widths count
+// elements.
 //!include lib/grid.wgsl
 
 const WG: u32 = 256u;

@@ -7,7 +7,8 @@
 // The numbers are u32, or f32 that are whole. One past the last row means the last row.
 //
 // One thread for each element of y, or of dtable, where it walks all n in order: no atomics, and always the
-// same sum. A dispatch binds `count` elements of table or dtable from `first` on, and writes the y that these hold.
+// same sum. A dispatch binds `count` elements of table or dtable from `first` on, and writes the y that these
+// hold.
 //!include lib/grid.wgsl
 
 const WG: u32 = 256u;

@@ -1,4 +1,5 @@
-// fold_upsample - weights for the small image of a convolution of an image that is upsampled, each pixel repeated.
+// fold_upsample - weights for the small image of a convolution of an image that is upsampled, each pixel
+// repeated.
 //
 //   y[o] = sum_k w[k] x[(o + k - pad) / 2] = sum over o = 2i + j + pad + 1 - K of x[i] v[j]      along either axis
 //   v[j] = w[K-1-j] + w[K-j]        dw[k] = dv[K-1-k] + dv[K-k]        (those that there are)

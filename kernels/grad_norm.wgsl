@@ -4,15 +4,16 @@
 //
 //   x [n], a part of the tensor at a time    partials [one for each workgroup of the first two]    norm [1]
 //
-// partial_sums: each workgroup adds WG * QUADS times four elements. partial_rest: one workgroup adds those that fill no four.
-// total: one workgroup adds what they left.
+// partial_sums: each workgroup adds WG * QUADS times four elements. partial_rest: one workgroup adds those
+// that fill no four. total: one workgroup adds what they left.
 //!include lib/grid.wgsl
 //!include lib/reduce.wgsl
 
 const WG: u32 = 256u;
 const QUADS: u32 = 16u; // of a thread
 
-// n: elements of this part, in partial_sums in fours; in total partial sums. first: where this part's partial sums begin.
+// n: elements of this part, in partial_sums in fours; in total partial sums. first: where this part's partial
+// sums begin.
 struct Params { n: u32, first: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;

@@ -7,16 +7,17 @@
 //   x, y, dx, dy [N, P, C]    gamma, beta [C]    statistics [N, 2, C] of (offset, rstd)    sums [N, 2, C] of (dz, dz * xhat)
 //   group g holds D = C/G consecutive channels
 //
-// x may be the concatenation of two inputs, [N, P, left] and [N, P, C - left]. Entries that read x run once for each input, for its
-// `own` channels from `first` on; dx is laid out as x is.
+// x may be the concatenation of two inputs, [N, P, left] and [N, P, C - left]. Entries that read x run once
+// for each input, for its `own` channels from `first` on; dx is laid out as x is.
 //
-// A workgroup has a tile: a chunk of at most HELD * LINES rows of COLUMNS channels, whose elements its threads hold in registers.
-// Where one tile has all rows of its groups, `whole` and `backward_whole` are one launch each. Else the sums of each chunk and
-// channel are merged by one workgroup per (n, g), and the elements are read again.
+// A workgroup has a tile: a chunk of at most HELD * LINES rows of COLUMNS channels, whose elements its
+// threads hold in registers. Where one tile has all rows of its groups, `whole` and `backward_whole` are one
+// launch each. Else the sums of each chunk and channel are merged by one workgroup per (n, g), and the
+// elements are read again.
 //
-// A mean is kept as its offset from the channel's first element. `x - x[n, 0, c]` is exact where values lie close together, so that
-// a mean far from zero costs no accuracy, and no value is further from the mean than sqrt(P*D - 1) deviations (Samuelson 1968).
-// Reference: Wu & He 2018 (arXiv:1803.08494).
+// A mean is kept as its offset from the channel's first element. `x - x[n, 0, c]` is exact where values lie
+// close together, so that a mean far from zero costs no accuracy, and no value is further from the mean than
+// sqrt(P*D - 1) deviations (Samuelson 1968). Reference: Wu & He 2018 (arXiv:1803.08494).
 //!include lib/grid.wgsl
 //!include lib/reduce.wgsl
 //!include lib/activation.wgsl
@@ -58,8 +59,9 @@ struct Params {
 @group(0) @binding(15) var<storage, read_write> dgamma: array<f32>; // [C]
 @group(0) @binding(16) var<storage, read_write> dbeta: array<f32>; // [C]
 
-// A thread's share of a tile: rows row, row + LINES ... before `end` of channel `own` of the input, which is `c` of all. Barriers
-// forbid threads without work to return: past the last channel or workgroup they repeat the last one, and `keeps` is false.
+// A thread's share of a tile: rows row, row + LINES ... before `end` of channel `own` of the input, which is
+// `c` of all. Barriers forbid threads without work to return: past the last channel or workgroup they repeat
+// the last one, and `keeps` is false.
 struct Tile { n: u32, chunk: u32, own: u32, c: u32, row: u32, end: u32, rows: f32, keeps: bool }
 
 fn tile(thread: Thread) -> Tile {

@@ -5,8 +5,9 @@
 //
 //   src, dst [n] of four lanes
 //
-// One thread for each element of dst. The chains hide each other's latency, and what they come to is written, so that
-// nothing can be left out. References: Williams, Waterman & Patterson 2009, "Roofline"; McCalpin 1995, "STREAM".
+// One thread for each element of dst. The chains hide each other's latency, and what they come to is written,
+// so that nothing can be left out. References: Williams, Waterman & Patterson 2009, "Roofline"; McCalpin
+// 1995, "STREAM".
 //!include lib/grid.wgsl
 
 const WG: u32 = 256u;

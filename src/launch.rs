@@ -160,8 +160,8 @@ pub struct Tuning {
 
 impl Tuning {
     /// `class` decides which variant is fastest: of launches with one name and one class, the first of a
-    /// program is timed for all. They must have the same variants and kernels. `variants`: those for an adapter.
-    /// The first is the safe one, which runs untuned and which the others' results are held against.
+    /// program is timed for all. They must have the same variants and kernels. `variants`: those for an
+    /// adapter. The first is the safe one, which runs untuned and which the others' results are held against.
     pub fn new(class: String, variants: impl Fn(&Traits) -> Vec<Variant> + Send + Sync + 'static) -> Tuning {
         Tuning { class, variants: Some(Box::new(variants)) }
     }

@@ -2,6 +2,8 @@
 //!
 //! This page is the map of the code. The program is `denoir`; the library below it can be used on its own.
 //!
+//! Start with [`prelude`] and the programs under `tools/examples`, which `cargo run --example NAME` runs.
+//!
 //! # How a step runs
 //!
 //! Shapes are known before training starts, so nothing is computed while a model is called: its ops
@@ -23,22 +25,24 @@
 //! | 7 | [`recipe`] (a run, complete), [`checkpoint`], [`run`], [`diffusers`] | models and data |
 //! | 6 | [`models`], [`diffusion`], [`data`], [`weights`] | ops and layers |
 //! | 5 | [`nn`] (parameters and layers), [`optim`] (learning rates, EMA) | ops |
-//! | 4 | [`ops`] | the tape; an op never knows another |
-//! | 3 | [`launch`], [`tape`], [`program`], [`state`] | tensors and kernels |
+//! | 4 | [`ops`] | the tape and the product floor; an op never knows another |
+//! | 3 | [`launch`], [`tape`], [`program`], [`state`], [`product`] (the one loop of convolutions and matrix products) | tensors and kernels |
 //! | 2 | [`tensor`] (shape, type, identity) | nothing but itself |
 //! | 1 | [`device`] (`gpu`: adapters, shaders, buffers, dispatch; `cpu`: memory, threads) | bytes and kernels, no shapes |
-//! | 0 | [`error`], `files`, [`philox`] (random numbers), [`torch`], [`simd`], [`matrix`], [`micro`] (products on the CPU) | nothing |
+//! | 0 | [`error`], `files`, [`philox`] (random numbers), [`torch`], [`simd`] | nothing |
 //!
 //! # Invariants
 //!
-//! - **One op is one room.** `kernels/<op>.wgsl` holds its kernels, forward and backward (products,
-//!   convolutions and the group norm have more files, one for each way to share what is read; a convolution by
-//!   Winograd's way runs the products' kernels between its transforms); `src/ops/<op>.rs`
-//!   its contract, launches, derivative, CPU twin, reference and tests. There is no list of ops to extend
-//!   but one line in `src/ops/mod.rs`. Shared are only the activations (fused into several ops), the
-//!   sums (the derivative of a broadcast) and, on a GPU, matrix products (`src/ops/shared/product.rs`).
-//! - **Only the tape adds gradients.** A derivative returns gradients; it never adds to one. Where the launch that
-//!   writes the second of two can fuse the sum ([`launch::Accumulate`]), the tape has it add the first.
+//! - **One op is one room.** `kernels/<op>.wgsl` holds its kernels, forward and backward; `src/ops/<op>.rs`
+//!   its contract, launches, derivative, CPU twin, reference and tests. There is no list of ops to extend but
+//!   one line in `src/ops/mod.rs`. Shared are the activations (fused into several ops), the sums (the
+//!   derivative of a broadcast) and the product floor.
+//! - **One loop for all products.** Convolution, its adjoint, the gradient of its weights, matrix product and
+//!   linear layer are values of [`product::Product`]: which elements A and B have, and what is added to the
+//!   sums. Tiles, split sums and Winograd's algebra exist once for each device, and a new schedule serves all
+//!   of them.
+//! - **Only the tape adds gradients.** A derivative returns gradients; it never adds to one. Where the launch
+//!   that writes the second of two can fuse the sum ([`launch::Accumulate`]), the tape has it add the first.
 //! - **Two devices, one program.** Every launch has a WGSL kernel and a CPU twin, checked against each
 //!   other and against f64.
 //! - **Channels last.** Activations are `[N, H, W, C]`, convolution weights `[KH, KW, Cin, Cout]`. Files
@@ -48,22 +52,53 @@
 //! - **Reproducible.** Random numbers are functions of (seed, stream, step, sample, element); no float
 //!   atomics; every sum has a fixed order that depends on shapes alone, not on the number of threads. On a
 //!   GPU it depends on the variants of kernels too, which a tuning file fixes.
-//! - **What is made of weights alone is kept.** A CPU program that never writes a store keeps its launches' packed
-//!   weights from run to run, and makes them anew when somebody else writes the store.
-//! - **The default is the measure.** A launch may offer variants. Tuning times them when a program is compiled,
-//!   and only what gives the default's results may win; a device that nobody gave a tuning runs defaults.
-//! - **No tensor is too large to bind.** Flat stores and tables are bound in ranges. One image must fit: batches are
-//!   made smaller until they do, in training with gradients accumulated over them.
+//! - **Weights are packed once.** A CPU program that never writes a store keeps its launches' packed weights
+//!   from run to run, and packs them again when another program has written the store.
+//! - **The default is the measure.** A launch may offer variants. Tuning times them when a program is
+//!   compiled, and only a variant with the default's results may win; a device without a tuning runs
+//!   defaults.
+//! - **No tensor is too large to bind.** Flat stores and tables are bound in ranges. One image must fit:
+//!   batches are made smaller until they do, in training with gradients accumulated over them.
 //! - **A caller's mistake panics, the world's mistake is a [`Result`](error::Result)** with what to do
 //!   about it.
 //! - **No globals.** A device is passed; a tensor carries its tape. Only `device::gpu` names wgpu.
 //!
+//! # Glossary
+//!
+//! | word | meaning |
+//! |---|---|
+//! | tape | the recording: symbolic tensors and launches, no data |
+//! | launch | one recorded step on either device; on a GPU one dispatch or several |
+//! | plan | a recording with lifetimes: what is computed, in which order, and where it lies |
+//! | program | a plan compiled for a device, which is run again and again |
+//! | store | memory with a name that outlives a run: parameters, gradients, moments, EMA, inputs |
+//! | twin | the CPU form of a kernel |
+//! | room | all files of an op |
+//! | loader | which element of a tensor a matrix of a product has in a row and a column |
+//! | epilogue | what is added to sums where they are written: bias, time embedding, residual |
+//! | tile | rows and columns of a result that a workgroup, or a loop over registers, computes together |
+//! | panel | columns of B, packed row by row for the CPU's register tile |
+//! | prepacked | weights in panels that a later run finds unchanged |
+//! | split k | partial sums over ranges of k, added in a fixed order |
+//! | knob | a constant of a kernel that the host sets before it is compiled |
+//! | variant | one of several schedules of a launch, of which tuning picks the fastest |
+//! | recompute | a result made again in the backward pass instead of kept |
+//! | EMA | exponential moving average of the parameters, which samples are drawn with |
+//!
 //! # Reading order
 //!
-//! [`ops::activation`] (the smallest room) with `kernels/activation.wgsl`; [`tape`]; [`program`];
-//! `program/tune.rs`; [`ops::conv2d`]; [`nn`]; [`models::unet`]; [`diffusion`]; `train/objective.rs`; `train/step.rs`;
-//! [`models::vae`]; [`codec`]; [`figures`]. How every op is checked: `src/check.rs`
-//! (feature `testing`).
+//! An afternoon. First `cargo run --example tape`, then what a step computes: `train/objective.rs` and
+//! `train/step.rs` (20 minutes), `diffusion/schedule.rs`, `ops/noising.rs` with `kernels/noising.wgsl` (20).
+//! The model: `models/unet.rs`, `nn/layers.rs`, `nn/mod.rs` (35). How it is recorded and differentiated:
+//! `src/tape.rs`, `src/launch.rs`, `ops/activation.rs` with `kernels/activation.wgsl` (40). The work itself:
+//! `product/mod.rs`, `product/loader.rs`, `product/plain.rs`, `ops/conv2d.rs`, with
+//! `kernels/product/product.wgsl` and `kernels/product/naive.wgsl` (30). The update: `ops/adam.rs` with
+//! `kernels/adam.wgsl` (15).
+//!
+//! Skipped on purpose, since each can be read alone later: how a plan is made and run
+//! ([program](crate::program)), the fast forms of the product (the README of the kernels climbs to them rung
+//! by rung), the other ops, samplers, VAE, files, and the command line. How every op is checked: the module
+//! `check` (feature `testing`).
 
 #![deny(clippy::print_stdout)] // results are printed in one place that survives a closed pipe
 

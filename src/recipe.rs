@@ -39,9 +39,9 @@ pub enum System {
 pub enum Latents {
     /// Each step encodes its images.
     Drawn,
-    /// Each image is encoded once: before training on a GPU, by the first step that meets it on the CPU device.
-    /// Means and variances are kept, and each step draws from them, so that for images that do not change both
-    /// train on the same distribution.
+    /// Each image is encoded once: before training on a GPU, by the first step that meets it on the CPU
+    /// device. Means and variances are kept, and each step draws from them, so that for images that do not
+    /// change both train on the same distribution.
     Cached,
 }
 
@@ -78,8 +78,8 @@ pub struct Recipe {
     pub image_size: usize,
     /// Side of the centred square taken from each picture of images:DIR; 0: the largest.
     pub crop: usize,
-    /// How pictures of another size are brought to image_size: bicubic, or bilinear as torchvision's Resize and
-    /// CenterCrop do it.
+    /// How pictures of another size are brought to image_size: bicubic, or bilinear as torchvision's Resize
+    /// and CenterCrop do it.
     pub resize: Resize,
     /// Mirror half of the pictures.
     pub flip: bool,
@@ -89,8 +89,8 @@ pub struct Recipe {
     pub rng: Rng,
     /// Steps of the optimiser.
     pub steps: u64,
-    /// Passes through the data; 0: as many as steps make. Where it is not 0, and the data ends, steps are filled in
-    /// when training begins: the batches of a pass, the last one rounded up, times this.
+    /// Passes through the data; 0: as many as steps make. Where it is not 0, and the data ends, steps are
+    /// filled in when training begins: the batches of a pass, the last one rounded up, times this.
     pub epochs: u64,
     pub batch_size: usize,
     /// Batches whose gradients are averaged for one step of the optimiser.
@@ -167,8 +167,8 @@ pub struct Recipe {
 
     pub unet: UNetConfig,
     pub vae: VaeConfig,
-    /// The sampler of the run's pictures where it is not ddpm: keys of a `scheduler_config.json`, but for those
-    /// that are above.
+    /// The sampler of the run's pictures where it is not ddpm: keys of a `scheduler_config.json`, but for
+    /// those that are above.
     #[serde(skip_serializing_if = "Keys::is_empty")]
     pub scheduler: Keys,
 }

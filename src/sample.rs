@@ -208,8 +208,8 @@ impl Sampler {
         Ok(Sampler { noise, step, size: batch * h * w * c, x, state, batch, labels, plan, timesteps, torch })
     }
 
-    /// Number of samples that are drawn together, of which this sampler draws a part. PyTorch's generator draws the
-    /// noise of all at once.
+    /// Number of samples that are drawn together, of which this sampler draws a part. PyTorch's generator
+    /// draws the noise of all at once.
     pub(crate) fn set_whole(&mut self, whole: usize) {
         if let Some(torch) = &mut self.torch {
             torch.whole = whole;

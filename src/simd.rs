@@ -34,8 +34,8 @@ pub fn exp(x: f32) -> f32 {
     if x.is_nan() { x } else { y }
 }
 
-/// `(e^r, n)` with `x = n ln(2) + r`, `|r| <= ln(2)/2`: Cody and Waite's reduction, then a polynomial of degree
-/// 6 (coefficients of Cephes' `expf`).
+/// `(e^r, n)` with `x = n ln(2) + r`, `|r| <= ln(2)/2`: Cody and Waite's reduction, then a polynomial of
+/// degree 6 (coefficients of Cephes' `expf`).
 ///
 /// `mul_add` is one instruction on every machine since about 2013 (within `vectorized`), and halves the
 /// error.

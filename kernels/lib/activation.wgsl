@@ -1,4 +1,5 @@
-// activation - the pointwise functions of the field and their derivatives; `kind` numbers them as src/ops/activation.rs does.
+// activation - the pointwise functions of the field and their derivatives; `kind` numbers them as
+// src/ops/activation.rs does.
 
 const IDENTITY: u32 = 0u;
 const SILU: u32 = 1u;
@@ -30,7 +31,8 @@ fn safe_tanh(x: f32) -> f32 {
     return sign(x) * (1.0 - 2.0 / (exp(2.0 * min(a, 20.0)) + 1.0));
 }
 
-// Error function. |x| < 1: Maclaurin series; else Numerical Recipes' Chebyshev fit of erfc (error below 1.2e-7).
+// Error function. |x| < 1: Maclaurin series; else Numerical Recipes' Chebyshev fit of erfc (error below
+// 1.2e-7).
 fn erf(x: f32) -> f32 {
     let a = abs(x);
     if a < 1.0 {

@@ -7,8 +7,9 @@ struct Invocation {
     @builtin(local_invocation_index) lane: u32,
 }
 
-// Number of this workgroup. The last row may hold groups past the end: the kernel must ignore those. A kernel whose dispatch
-// may be much work adds `first_group` of its parameters, by which the host runs it in several pieces.
+// Number of this workgroup. The last row may hold groups past the end: the kernel must ignore those. A kernel
+// whose dispatch may be much work adds `first_group` of its parameters, by which the host runs it in several
+// pieces.
 fn flat_group(id: vec3<u32>, count: vec3<u32>) -> u32 {
     return id.y * count.x + id.x;
 }

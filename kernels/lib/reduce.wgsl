@@ -1,8 +1,9 @@
 // reduce - the sum over a workgroup in a fixed order, through workgroup memory only.
 //
-// Needs from its includer: `const WG: u32`, a power of two, the number of threads of the (one-dimensional) workgroup.
-// An entry point takes `thread: Thread`. Every thread must call block_sum (it holds barriers), every thread gets the sum, and
-// it may be called again at once. On adapters with subgroups the host takes lib/reduce_subgroup.wgsl in place of this file.
+// Needs from its includer: `const WG: u32`, a power of two, the number of threads of the (one-dimensional)
+// workgroup. An entry point takes `thread: Thread`. Every thread must call block_sum (it holds barriers),
+// every thread gets the sum, and it may be called again at once. On adapters with subgroups the host takes
+// lib/reduce_subgroup.wgsl in place of this file.
 
 struct Thread {
     @builtin(workgroup_id) group: vec3<u32>,

@@ -1,7 +1,9 @@
-// reduce_subgroup - lib/reduce.wgsl with subgroup sums first: two barriers instead of ten. Right for any subgroup size.
+// reduce_subgroup - lib/reduce.wgsl with subgroup sums first: two barriers instead of ten. Right for any
+// subgroup size.
 //
-// Needs from its includer: `const WG: u32`, the number of threads of the (one-dimensional) workgroup. The contract is that of
-// lib/reduce.wgsl. Which threads form a subgroup is up to the driver, but for one driver always the same, and so is the sum.
+// Needs from its includer: `const WG: u32`, the number of threads of the (one-dimensional) workgroup. The
+// contract is that of lib/reduce.wgsl. Which threads form a subgroup is up to the driver, but for one driver
+// always the same, and so is the sum.
 
 struct Thread {
     @builtin(workgroup_id) group: vec3<u32>,

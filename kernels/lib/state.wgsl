@@ -1,4 +1,5 @@
-// state - what changes from step to step: 16 words that the host writes before each run. The order is that of src/state.rs.
+// state - what changes from step to step: 16 words that the host writes before each run. The order is that of
+// src/state.rs.
 //
 // Needs from its includer: a binding `state: array<u32>`.
 

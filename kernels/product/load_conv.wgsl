@@ -1,12 +1,14 @@
-// load_conv - A of a convolution, or of the adjoint of one: a row is a pixel of dst, k is (kh, kw, channel of src).
+// load_conv - A of a convolution, or of the adjoint of one: a row is a pixel of dst, k is (kh, kw, channel of
+// src).
 //
-// A convolution gathers dst[h,w] from src[h*stride + kh - top, w*stride + kw - left]. In the adjoint of a convolution of stride
-// `step`, the tap kh meets row h of dst only where kh and h + pad are equal modulo step: the pixels of one residue form an image
-// of their own, which an ordinary convolution with their few taps gathers from src. Nothing is multiplied by the zeros that
-// would have to be put between the pixels of src. A block is a residue; with a step of 1 there is one, the whole image.
+// A convolution gathers dst[h,w] from src[h*stride + kh - top, w*stride + kw - left]. In the adjoint of a
+// convolution of stride `step`, the tap kh meets row h of dst only where kh and h + pad are equal modulo
+// step: the pixels of one residue form an image of their own, which an ordinary convolution with their few
+// taps gathers from src. Nothing is multiplied by the zeros that would have to be put between the pixels of
+// src. A block is a residue; with a step of 1 there is one, the whole image.
 //
-// B, the weights [taps, src_c, cols], holds the taps of one residue after those of the other, in the order in which the
-// convolution reads them. Reference: Dumoulin & Visin 2016, chapter 4 (arXiv:1603.07285).
+// B, the weights [taps, src_c, cols], holds the taps of one residue after those of the other, in the order in
+// which the convolution reads them. Reference: Dumoulin & Visin 2016, chapter 4 (arXiv:1603.07285).
 
 struct Block {
     rows: u32, depth: u32, b: u32, // pixels; taps * channels; first element of B

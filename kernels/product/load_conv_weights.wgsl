@@ -1,4 +1,5 @@
-// load_conv_weights - A of the gradient of a convolution's weights: a row is (kh, kw, channel of src), k is a pixel of dst.
+// load_conv_weights - A of the gradient of a convolution's weights: a row is (kh, kw, channel of src), k is a
+// pixel of dst.
 
 struct Block { rows: u32, depth: u32, b: u32 }
 

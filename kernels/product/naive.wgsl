@@ -2,9 +2,9 @@
 //
 //   y[row, col] = sum_k A[row, k] * B[k, col]      (+ bias, shift and residual)
 //
-// Every thread reads all that it multiplies, two numbers for each multiplication. tiled.wgsl computes the same, and shares what is
-// read. A part of the sum is a block of rows of y, which partials.wgsl adds up; where the sums of the columns of B are wanted, each
-// part has a row more, whose A is 1.
+// Every thread reads all that it multiplies, two numbers for each multiplication. tiled.wgsl computes the
+// same, and shares what is read. A part of the sum is a block of rows of y, which partials.wgsl adds up;
+// where the sums of the columns of B are wanted, each part has a row more, whose A is 1.
 //!include lib/grid.wgsl
 //!include product/product.wgsl
 //!include product/load_dense.wgsl // knob LOADER

@@ -2,7 +2,8 @@
 //
 //   y[i] = sum over parts of partials[part, i]      (+ bias, shift and residual)
 //
-// sum_partials: one thread for each element of y.    sum_with_columns: and for each column sum, the last row of a part.
+// sum_partials: one thread for each element of y.    sum_with_columns: and for each column sum, the last row
+// of a part.
 //!include lib/grid.wgsl
 //!include product/product.wgsl
 //!include product/load_dense.wgsl

@@ -33,7 +33,8 @@ fn b_quad(i: u32) -> vec4<f32> {
     return b[i / 4u];
 }
 
-// Past the last k it gets that again, which A has zeros for, and past the last column that, which nothing is stored of.
+// Past the last k it gets that again, which A has zeros for, and past the last column that, which nothing is
+// stored of.
 fn fetch_b(at: Place, k: u32, col: u32) -> Four {
     if blocks_b() {
         let first = at.block.b + min(k, at.end - 4u);

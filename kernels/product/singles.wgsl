@@ -1,4 +1,5 @@
-// singles - A, B and y element by element, for any sizes; without branches, between which reads would wait for each other.
+// singles - A, B and y element by element, for any sizes; without branches, between which reads would wait
+// for each other.
 
 alias Element = f32;
 const WIDTH: u32 = 1u;

@@ -1,8 +1,10 @@
-// through_subgroup - eight threads give each other the rows of A that they fetched, through the registers of their subgroup, and
-// fetch of B what they multiply themselves: where loads are dear and lanes near, as on drivers that compute on the CPU. Right for
-// subgroups of 8 lanes and more whose first eight are in use; every thread must be there.
+// through_subgroup - eight threads give each other the rows of A that they fetched, through the registers of
+// their subgroup, and fetch of B what they multiply themselves: where loads are dear and lanes near, as on
+// drivers that compute on the CPU. Right for subgroups of 8 lanes and more whose first eight are in use;
+// every thread must be there.
 
-// A thread fetches four rows of A from 4*thread on, and four more 32 further on; of B the columns 4*thread and 32 further on.
+// A thread fetches four rows of A from 4*thread on, and four more 32 further on; of B the columns 4*thread
+// and 32 further on.
 const FETCH_A: u32 = 4u;
 const FETCH_B: u32 = 4u;
 const NEXT_A: u32 = 1u;
@@ -93,11 +95,12 @@ fn store_block(at: Place, first: u32, col: u32, thread: u32, sums: Block32) {
 }
 
 fn finish(state: ptr<function, State>, at: Place, thread: u32) {
-    if at.adds { store_quad(at.part, p.part_rows - 1u, at.col + 4u * thread, (*state).share_left); }
+    let col = at.col + 4u * thread;
+    if at.adds { store_quad(at.part, p.part_rows - 1u, col, (*state).share_left); }
     store_block(at, 0u, 0u, thread, (*state).low_left);
     store_block(at, 32u, 0u, thread, (*state).high_left);
     if TN == 8u {
-        if at.adds { store_quad(at.part, p.part_rows - 1u, at.col + 4u * thread + 32u, (*state).share_right); }
+        if at.adds { store_quad(at.part, p.part_rows - 1u, col + 32u, (*state).share_right); }
         store_block(at, 0u, 32u, thread, (*state).low_right);
         store_block(at, 32u, 32u, thread, (*state).high_right);
     }

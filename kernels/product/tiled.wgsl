@@ -2,14 +2,15 @@
 //
 //   y[row, col] = sum_k A[row, k] * B[k, col]      (+ bias, shift and residual)
 //
-// A workgroup has a tile of ROWS x COLS of y, of one block and one part of the sum. It walks along k, DEPTH at a time: its threads
-// fetch DEPTH columns of A and as many rows of B, a few quads each, exchange them (through_workgroup.wgsl or through_subgroup.wgsl),
-// and each multiplies for its own rows and columns: a number that is fetched once is used ROWS or COLS times. Of A nothing but the
-// elements of `a` lies in memory: a loader finds them by the sites of the tile's rows, once for a tile, and the steps of k.
+// A workgroup has a tile of ROWS x COLS of y, of one block and one part of the sum. It walks along k, DEPTH
+// at a time: its threads fetch DEPTH columns of A and as many rows of B, a few quads each, exchange them
+// (through_workgroup.wgsl or through_subgroup.wgsl), and each multiplies for its own rows and columns: a
+// number that is fetched once is used ROWS or COLS times. Of A nothing but the elements of `a` lies in
+// memory: a loader finds them by the sites of the tile's rows, once for a tile, and the steps of k.
 //
-// All reads of a turn are under way before the first is waited for, which loops over them would not do: no driver unrolls a loop
-// whose number of turns it does not know. References: Goto & van de Geijn 2008 (doi:10.1145/1356052.1356053); of the convolution,
-// Chetlur et al. 2014 (cuDNN, arXiv:1410.0759).
+// All reads of a turn are under way before the first is waited for, which loops over them would not do: no
+// driver unrolls a loop whose number of turns it does not know. References: Goto & van de Geijn 2008
+// (doi:10.1145/1356052.1356053); of the convolution, Chetlur et al. 2014 (cuDNN, arXiv:1410.0759).
 //!include lib/grid.wgsl
 //!include product/product.wgsl
 //!include product/load_dense.wgsl // knob LOADER
@@ -40,7 +41,9 @@ fn times(sum: vec4<f32>, a: vec4<f32>, b: Four) -> vec4<f32> {
 }
 
 fn times_four(sums: Four, a: Four, b: Four) -> Four {
-    return Four(times(sums.q0, a.q0, b), times(sums.q1, a.q1, b), times(sums.q2, a.q2, b), times(sums.q3, a.q3, b));
+    return Four(
+        times(sums.q0, a.q0, b), times(sums.q1, a.q1, b), times(sums.q2, a.q2, b), times(sums.q3, a.q3, b),
+    );
 }
 
 fn turned(q0: vec4<f32>, q1: vec4<f32>, q2: vec4<f32>, q3: vec4<f32>) -> Four {

@@ -1,13 +1,9 @@
-//! The clock, and what is reported of its readings.
+//! The clock, its readings, and the setting that they hold for.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::memory::Footprint;
-use super::ops::OpReport;
-use super::subject::{Kind, Subject};
-use super::workload::Workload;
 use crate::device::Device;
 use crate::error::Result;
 use crate::philox::{Stream, fill_normal};
@@ -17,6 +13,11 @@ pub fn numbers(salt: u32, n: usize) -> Vec<f32> {
     let mut all = vec![0.0; n];
     fill_normal(&mut all, 2026, Stream::Generate as u32, salt, 0, 0);
     all
+}
+
+/// Whether an error is below a tolerance; NaN is not.
+pub fn below(err: f64, tolerance: f64) -> bool {
+    err < tolerance
 }
 
 /// Readings of one measurement, sorted.
@@ -52,7 +53,7 @@ impl Times {
     }
 }
 
-/// Runs `work` `warmup` times and then `steps` times, with the clock around each. `progress` is told after
+/// Runs `work` `warmup` times and then `steps` times, with the clock around each. `progress` is called after
 /// each run.
 ///
 /// # Errors
@@ -77,7 +78,7 @@ pub fn time(
 }
 
 /// Where and when something was measured, and of what version; part of every JSON object.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Setting {
     pub device: String,
     /// The driver of a GPU, the processor of the CPU device.
@@ -103,82 +104,6 @@ impl Setting {
             version: env!("CARGO_PKG_VERSION"),
             date: date(seconds),
         }
-    }
-}
-
-/// What a benchmark says of a workload; its JSON object.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    pub workload: String,
-    pub kind: Kind,
-    #[serde(flatten)]
-    pub setting: Setting,
-    pub batch: usize,
-    pub parameters: usize,
-    pub median_ms: f64,
-    pub min_ms: f64,
-    pub max_ms: f64,
-    /// Half of the readings lie between these two.
-    pub quartiles_ms: [f64; 2],
-    pub images_per_s: f64,
-    /// Of products and convolutions alone, at the median.
-    pub gflops: f64,
-    /// See [`Footprint::peak`].
-    pub peak_memory_bytes: Option<u64>,
-    pub launches: usize,
-    /// Timed steps.
-    pub n: usize,
-    pub warmup: usize,
-    /// Of one step.
-    pub flops: u64,
-    pub dtype: &'static str,
-}
-
-impl Report {
-    pub fn new(
-        workload: &Workload,
-        device: &Device,
-        subject: &Subject,
-        warmup: usize,
-        times: &Times,
-        footprint: Footprint,
-    ) -> Report {
-        let (median, flops) = (times.median(), subject.program().cost().flops);
-        Report {
-            workload: workload.name.clone(),
-            kind: subject.kind(),
-            setting: Setting::of(device),
-            batch: workload.batch(),
-            parameters: workload.params().borrow().count(),
-            median_ms: median,
-            min_ms: times.quantile(0.0),
-            max_ms: times.quantile(1.0),
-            quartiles_ms: [times.quantile(0.25), times.quantile(0.75)],
-            images_per_s: workload.batch() as f64 / median * 1e3,
-            gflops: flops as f64 / median / 1e6,
-            peak_memory_bytes: footprint.peak(device),
-            launches: subject.program().launches(),
-            n: times.count(),
-            warmup,
-            flops,
-            dtype: "f32",
-        }
-    }
-}
-
-/// What a benchmark says of single ops; its JSON object.
-#[derive(Clone, Debug, Serialize)]
-pub struct OpsReport {
-    #[serde(flatten)]
-    pub setting: Setting,
-    pub warmup: usize,
-    pub ops: Vec<OpReport>,
-    pub dtype: &'static str,
-}
-
-impl OpsReport {
-    pub fn new(device: &Device, warmup: usize, ops: Vec<OpReport>) -> OpsReport {
-        OpsReport { setting: Setting::of(device), warmup, ops, dtype: "f32" }
     }
 }
 

@@ -2,14 +2,14 @@
 
 use crate::device::Device;
 
-/// What the process and the device held when a command began.
+/// Memory of the process and the device when a command began.
 #[derive(Clone, Copy, Debug)]
 pub struct Footprint {
     resident: Option<u64>,
 }
 
 impl Footprint {
-    /// Looks now: call it before anything is built.
+    /// Reads it: call this before anything is built.
     pub fn now(device: &Device) -> Footprint {
         if let Device::Gpu(gpu) = device {
             gpu.forget_peak();

@@ -82,7 +82,7 @@ pub struct Profile {
     pub step_ms: f64,
     /// Of all launches together.
     pub sum_ms: f64,
-    /// What is left of the step: inputs written, results read, waiting between launches.
+    /// The rest of the step: inputs written, results read, waiting between launches.
     pub gaps_ms: f64,
     pub gaps_percent: f64,
     /// Highest first.
@@ -91,7 +91,7 @@ pub struct Profile {
     pub parts: Vec<Row>,
     /// Of the launches that have variants, on a GPU.
     pub variants: Vec<VariantRow>,
-    /// What the device compiled since it was opened, the slowest first; empty on the CPU device.
+    /// Kernels that the device compiled since it was opened, the slowest first; empty on the CPU device.
     pub compiled: Vec<Compiled>,
     pub ceilings: Ceilings,
     #[serde(skip)]
@@ -99,7 +99,7 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Profiles `steps` steps of `subject`, after `warmup` others. `progress` is told after each step.
+    /// Profiles `steps` steps of `subject`, after `warmup` others. `progress` is called after each step.
     ///
     /// # Errors
     /// When the device cannot time its kernels, or the driver reports an error.

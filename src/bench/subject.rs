@@ -1,4 +1,4 @@
-//! What is measured of a workload, ready to run again and again.
+//! A compiled step of a workload, ready to run again and again.
 
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use crate::sample::{Options, Sampler, Source};
 use crate::tape::{Tape, Tensor};
 use crate::train::RecipeTrainer;
 
-/// What of a workload is measured.
+/// The part of a workload that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -73,7 +73,7 @@ impl Subject {
         }
     }
 
-    /// What runs in a step.
+    /// The launches of a step.
     pub fn program(&self) -> &Program {
         match &self.0 {
             Inner::Training(trainer, _) => trainer.program(),
@@ -134,7 +134,7 @@ impl Subject {
         Ok(trainer.step_by(|| Ok(batch.clone()), Program::run)?.loss)
     }
 
-    /// What the first reverse step, or the decoder, gives.
+    /// Result of the first reverse step, or of the decoder.
     ///
     /// # Errors
     /// As [`Subject::advance`].

@@ -49,7 +49,8 @@ pub fn write_trace(path: &Path, profile: &Profile, parts: &[CompiledLaunch], dev
             events.push(event(DEVICE, part.name, begin + span.start, span.time, about));
         }
     }
-    let about = json!({"workload": profile.workload, "device": profile.setting.device, "version": profile.setting.version});
+    let setting = &profile.setting;
+    let about = json!({"workload": profile.workload, "device": setting.device, "version": setting.version});
     let whole = json!({"displayTimeUnit": "ms", "otherData": about, "traceEvents": events});
     write_whole(path, |file| file.write_all(whole.to_string().as_bytes()))
 }

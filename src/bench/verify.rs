@@ -1,5 +1,6 @@
-//! What a workload must show before anything of it is timed.
+//! The checks that a workload passes before anything of it is timed.
 
+use super::measure::below;
 use super::subject::{Kind, Subject};
 use super::workload::Workload;
 use crate::device::Device;
@@ -13,9 +14,9 @@ const REPEATED: usize = 2;
 const LOSS_TOLERANCE: f64 = 1e-3;
 const SAMPLE_TOLERANCE: f64 = 1e-4;
 
-/// A subject that computes the right thing: its results are finite, a second run gives the same bits, the
+/// A subject with correct results: they are finite, a second run gives the same bits, the
 /// loss of the same images and noise falls from step to step, and a GPU agrees with the CPU device.
-/// `progress` is told what goes on.
+/// `progress` receives each activity.
 ///
 /// # Errors
 /// When any of that is not so, memory is too small, or the driver reports an error.
@@ -64,8 +65,7 @@ pub fn verified(
         let (ours, theirs) = (results(device)?, results(&Device::open("cpu")?)?);
         let tolerance = if kind == Kind::Step { LOSS_TOLERANCE } else { SAMPLE_TOLERANCE };
         let err = distance(&ours, &theirs);
-        // Not `err > tolerance`, which a NaN would pass.
-        if !matches!(err.partial_cmp(&tolerance), Some(std::cmp::Ordering::Less)) {
+        if !below(err, tolerance) {
             return wrong(format!("the results are off by {err:.1e} from those of the CPU device"));
         }
     }

@@ -1,6 +1,7 @@
 //! The workloads: what they compute, and on how much.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::rc::Rc;
 
 use crate::data::Batch;
@@ -12,6 +13,7 @@ use crate::nn::Params;
 use crate::optim::LrSchedule;
 use crate::philox::{Stream, draw, uniform};
 use crate::recipe::{self, Recipe, System, model_of, params_of, params_of_model};
+use crate::run::Run;
 use crate::train::RecipeTrainer;
 
 /// A row of the table of workloads.
@@ -80,6 +82,19 @@ pub fn find(name: &str, device: &Device, batch: Option<usize>) -> Result<Workloa
     });
     check_batch(workload.recipe.batch_size)?;
     Ok(workload)
+}
+
+/// A workload by name; else the recipe of a run folder.
+///
+/// # Errors
+/// When `what` is neither, or the batch size is out of range.
+pub fn find_or_run(what: &str, device: &Device, batch: Option<usize>) -> Result<Workload> {
+    let folder = Path::new(what);
+    let is_name = names().any(|name| name == what);
+    if !is_name && (folder.is_dir() || what.contains(['/', '\\'])) {
+        return Workload::of_recipe(&Run::open(folder)?.recipe()?, batch);
+    }
+    find(what, device, batch)
 }
 
 fn check_batch(batch: usize) -> Result<()> {

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use super::on::On;
+use super::device_args::DeviceAndThreads;
 use super::output::check_folder_of;
-use super::{bar, note, print};
+use super::{bar, messages, note, print, table, thousands};
 use crate::bench::{
     self, Ceilings, Direction, Effort, Footprint, Kind, OpsReport, Report, Workload, time, time_ops, verified,
 };
@@ -25,14 +25,15 @@ Workloads (batch size on the CPU device; on a GPU):
   cifar10-unet   pixel DDPM of the recipe cifar10, 32x32x3            4; 128";
 
 const FIELDS: &str = "\
-The JSON object has workload, kind, device, driver, threads, batch, parameters, median_ms, min_ms, max_ms, quartiles_ms,
-images_per_s, gflops, peak_memory_bytes, launches, n, warmup, flops, dtype, version, date.
+The JSON object has workload, kind, device, driver, threads, batch, parameters, median_ms, min_ms, max_ms,
+quartiles_ms, images_per_s, gflops, peak_memory_bytes, launches, n, warmup, flops, dtype, version, date.
 
-gflops counts two operations for each multiplication and addition of products and convolutions, as PyTorch's counter does;
-element-wise work is not counted. peak_memory_bytes: on the CPU device the process's peak resident memory less what was
-resident when the command began; on a GPU the most that was allocated on it at one time; null where the system does not
-say. Nothing is timed before results are checked: finite, the same bits in a second run, a loss that falls from step to
-step on the same images and noise, and on a GPU the numbers of the CPU device.";
+gflops counts two operations for each multiplication and addition of products and convolutions, as PyTorch's
+counter does; element-wise work is not counted. peak_memory_bytes: on the CPU device the process's peak
+resident memory less what was resident when the command began; on a GPU the most that was allocated on it at
+one time; null where the system does not say. Nothing is timed before results are checked: finite, the same
+bits in a second run, a loss that falls from step to step on the same images and noise, and on a GPU the
+numbers of the CPU device.";
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -61,20 +62,24 @@ enum What {
 
 #[derive(clap::Args)]
 struct Timed {
-    /// What to run (see below)
+    /// The workload (see below)
     workload: String,
-    #[command(flatten)]
-    on: On,
-    /// Threads of the CPU device [default: one per core]
-    #[arg(long)]
-    threads: Option<usize>,
     /// Images of a step [default: the workload's]
     #[arg(long)]
     batch: Option<usize>,
-    /// Steps that are timed
+    #[command(flatten)]
+    runs: Runs,
+}
+
+/// How often something is timed, and where.
+#[derive(clap::Args)]
+struct Runs {
+    #[command(flatten)]
+    device: DeviceAndThreads,
+    /// Timed runs
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     steps: u32,
-    /// Steps before them that are not
+    /// Runs before them that are not timed
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     warmup: u32,
     /// One JSON object, for programs
@@ -84,28 +89,30 @@ struct Timed {
 
 const CONTRACT: &str = "\
 GIVEN is a safetensors file of f32 tensors:
-  NAME       every parameter of the workload under its name in PyTorch (conv_in.weight, ...), in PyTorch's layout: convolutions
-             [Cout, Cin, KH, KW], transposed ones [Cin, Cout, KH, KW], linear layers [Cout, Cin]
-  in/x       images [N, C, H, W]; N is the batch size. U-Nets: the noised image. VAEs: the image in [-1, 1]; of mlp-vae
-             [N, 784] is fine too
+  NAME       every parameter of the workload under its name in PyTorch (conv_in.weight, ...), in PyTorch's
+             layout: convolutions [Cout, Cin, KH, KW], transposed ones [Cin, Cout, KH, KW], linear layers
+             [Cout, Cin]
+  in/x       images [N, C, H, W]; N is the batch size. U-Nets: the noised image. VAEs: the image in [-1, 1];
+             of mlp-vae [N, 784] is fine too
   in/t       U-Nets but arena-unet: timesteps [N], f32 or i64
   in/target  U-Nets: what the output is compared with (the noise), of the shape of in/x
   in/eps     VAEs: the noise of the reparameterisation, [N, 4, 8, 8] (vae64) or [N, 2] (mlp-vae)
 
 OUT holds f32 tensors:
-  out        [N, C, H, W]. U-Nets: the output. vae64: the decoded image, after tanh. mlp-vae: the decoder's logits
-  loss       [1]. U-Nets: mean of (out - in/target)^2. VAEs: reconstruction + KL divergence, both summed over an image and
-             averaged over the batch; the reconstruction is (out - in/x)^2 (vae64), or the binary cross-entropy of the logits
-             with the probabilities (in/x + 1) / 2 (mlp-vae)
+  out        [N, C, H, W]. U-Nets: the output. vae64: the decoded image, after tanh. mlp-vae: the decoder's
+             logits
+  loss       [1]. U-Nets: mean of (out - in/target)^2. VAEs: reconstruction + KL divergence, both summed over
+             an image and averaged over the batch; the reconstruction is (out - in/x)^2 (vae64), or the binary
+             cross-entropy of the logits with the probabilities (in/x + 1) / 2 (mlp-vae)
   grad/NAME  the loss's derivative by every parameter, in the layout of the parameter
 
 There is no dropout.";
 
 const OPS: &str = "\
-Each op is held against plain loops in f64, and its gradients against differences of forward passes, before it is timed.
-Backward is the gradients of all inputs and weights, without the forward pass before it. GFLOP/s counts products and
-convolutions; GB/s the bytes that must move: of group norm two tensors forward and three backward, of Adam with EMA 36 for
-each parameter, elsewhere each tensor of a launch once.";
+Each op is compared with plain loops in f64, and its gradients with differences of forward passes, before it
+is timed. Backward is the gradients of all inputs and weights, without the forward pass before it. GFLOP/s
+counts products and convolutions; GB/s the bytes that must move: of group norm two tensors forward and three
+backward, of Adam with EMA 36 for each parameter, elsewhere each tensor of a launch once.";
 
 #[derive(clap::Args)]
 struct Ops {
@@ -115,33 +122,19 @@ struct Ops {
     #[arg(long, value_name = "OP", conflicts_with = "name_part")]
     ladder: Option<String>,
     #[command(flatten)]
-    on: On,
-    /// Threads of the CPU device [default: one per core]
-    #[arg(long)]
-    threads: Option<usize>,
-    /// Runs that are timed
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    steps: u32,
-    /// Runs before them that are not
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
-    warmup: u32,
-    /// One JSON object, for programs
-    #[arg(long)]
-    json: bool,
+    runs: Runs,
 }
 
 const CEILINGS: &str = "\
-The best of several readings each, by kernels of denoir's own. memory is the highest of copy, read and triad (a = b + s c)
-over arrays that no cache holds, counted as bytes that the program names; f32 multiply-add is at least what the matrix
-product reaches. Other programs on the machine make all of them lower: measure on an idle one.";
+The best of several readings each, by kernels of denoir's own. memory is the highest of copy, read and triad
+(a = b + s c) over arrays that no cache holds, counted as bytes that the program names; f32 multiply-add is
+at least what the matrix product reaches. Other programs on the machine make all of them lower: measure on
+an idle one.";
 
 #[derive(clap::Args)]
 struct Roofline {
     #[command(flatten)]
-    on: On,
-    /// Threads of the CPU device [default: one per core]
-    #[arg(long)]
-    threads: Option<usize>,
+    device: DeviceAndThreads,
     /// One JSON object, for programs
     #[arg(long)]
     json: bool,
@@ -149,19 +142,16 @@ struct Roofline {
 
 #[derive(clap::Args)]
 struct Check {
-    /// What to compute (see below)
+    /// The workload (see below)
     workload: String,
     /// Weights and inputs (see `--help`)
     #[arg(long, value_name = "FILE.safetensors")]
     given: PathBuf,
-    /// Where to write output, loss and gradients
+    /// The file for output, loss and gradients
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
     #[command(flatten)]
-    on: On,
-    /// Threads of the CPU device [default: one per core]
-    #[arg(long)]
-    threads: Option<usize>,
+    device: DeviceAndThreads,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -174,24 +164,26 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
+impl Runs {
+    fn counts(&self) -> [usize; 2] {
+        [self.warmup, self.steps].map(|n| n as usize)
+    }
+}
+
 fn step(arguments: &Timed, kind: Kind) -> Result<()> {
-    let device = arguments.on.open_with(arguments.threads)?;
+    let device = arguments.runs.device.open()?;
     let footprint = Footprint::now(&device);
     let workload = bench::find(&arguments.workload, &device, arguments.batch)?;
-    let (warmup, steps) = (arguments.warmup as usize, arguments.steps as usize);
+    let [warmup, steps] = arguments.runs.counts();
     let bar = bar((warmup + steps) as u64, "{msg} {bar:30} {pos}/{len} {eta} left");
-    let on = device.describe();
-    note(&format!("{}, batch {}, on {on}", workload.name, workload.batch()));
-    let mut subject = verified(&workload, kind, &device, &mut |doing| {
-        bar.set_message(doing.to_owned());
-        bar.tick();
-    })?;
+    note(&format!("{}, batch {}, on {}", workload.name, workload.batch(), device.describe()));
+    let mut subject = verified(&workload, kind, &device, &mut messages(&bar))?;
     bar.set_message("timing");
     bar.reset_eta();
     let times = time(warmup, steps, &mut || bar.inc(1), || subject.advance())?;
     bar.finish_and_clear();
     let report = Report::new(&workload, &device, &subject, warmup, &times, footprint);
-    print(&if arguments.json { json(&report)? } else { describe(&report, &workload) })
+    print(&if arguments.runs.json { json(&report)? } else { describe(&report, &workload) })
 }
 
 /// A report as one JSON object.
@@ -201,54 +193,43 @@ pub(super) fn json(report: &impl serde::Serialize) -> Result<String> {
 }
 
 fn describe(report: &Report, workload: &Workload) -> String {
-    let mut text = String::new();
-    let mut line = |what: &str, value: String| {
-        let _ = writeln!(text, "{what:16} {value}");
-    };
     let what = match (report.kind, workload.is_vae()) {
         (Kind::Step, _) => "training step",
         (Kind::Sample, false) => "sampling step",
         (Kind::Sample, true) => "decoding",
     };
-    let ms = |ms: f64| format!("{ms:.3} ms");
     let [low, high] = report.quartiles_ms;
-    line("workload", format!("{}, {what}, batch {}, {}", report.workload, report.batch, report.dtype));
-    line("device", format!("{} ({})", report.setting.device, report.setting.driver));
-    line("parameters", super::thousands(report.parameters));
-    line(
-        "median",
-        format!("{} of {} steps, after {} to warm up", ms(report.median_ms), report.n, report.warmup),
-    );
-    line("middle half", format!("{} to {}", ms(low), ms(high)));
-    line("spread", format!("{} to {}", ms(report.min_ms), ms(report.max_ms)));
-    line("images/s", format!("{:.1}", report.images_per_s));
-    line("GFLOP/s", format!("{:.1} (products and convolutions)", report.gflops));
-    line("peak memory", report.peak_memory_bytes.map_or("unknown".to_owned(), size));
-    line("launches", super::thousands(report.launches));
-    text
+    let median = report.median_ms;
+    table(
+        16,
+        &[
+            ("workload", format!("{}, {what}, batch {}, {}", report.workload, report.batch, report.dtype)),
+            ("device", format!("{} ({})", report.setting.device, report.setting.driver)),
+            ("parameters", thousands(report.parameters)),
+            ("median", format!("{median:.3} ms of {} steps, after {} to warm up", report.n, report.warmup)),
+            ("middle half", format!("{low:.3} ms to {high:.3} ms")),
+            ("spread", format!("{:.3} ms to {:.3} ms", report.min_ms, report.max_ms)),
+            ("images/s", format!("{:.1}", report.images_per_s)),
+            ("GFLOP/s", format!("{:.1} (products and convolutions)", report.gflops)),
+            ("peak memory", report.peak_memory_bytes.map_or("unknown".to_owned(), size)),
+            ("launches", thousands(report.launches)),
+        ],
+    )
 }
 
 fn ops(arguments: &Ops) -> Result<()> {
-    let device = arguments.on.open_with(arguments.threads)?;
+    let ops = bench::ops(arguments.name_part.as_deref().unwrap_or_default())?;
+    let device = arguments.runs.device.open()?;
     note(&format!("on {}", device.describe()));
     let bar = bar(1, "{spinner} {msg}");
-    let (warmup, steps) = (arguments.warmup as usize, arguments.steps as usize);
     if let Some(op) = &arguments.ladder {
-        let ladder = bench::ladder(op, &device, [warmup, steps], &mut |name| {
-            bar.set_message(name.to_owned());
-            bar.tick();
-        })?;
+        let ladder = bench::ladder(op, &device, arguments.runs.counts(), &mut messages(&bar))?;
         bar.finish_and_clear();
-        return print(&if arguments.json { json(&ladder)? } else { ladder.to_string() });
+        return print(&if arguments.runs.json { json(&ladder)? } else { ladder.to_string() });
     }
-    let part = arguments.name_part.as_deref().unwrap_or_default();
-    let reports = time_ops(part, &device, [warmup, steps], &mut |name| {
-        bar.set_message(name.to_owned());
-        bar.tick();
-    })?;
+    let report = time_ops(&ops, &device, arguments.runs.counts(), &mut messages(&bar))?;
     bar.finish_and_clear();
-    let report = OpsReport::new(&device, warmup, reports);
-    print(&if arguments.json { json(&report)? } else { describe_ops(&report) })
+    print(&if arguments.runs.json { json(&report)? } else { describe_ops(&report) })
 }
 
 fn describe_ops(report: &OpsReport) -> String {
@@ -269,49 +250,36 @@ fn describe_ops(report: &OpsReport) -> String {
 }
 
 fn roofline(arguments: &Roofline) -> Result<()> {
-    let device = arguments.on.open_with(arguments.threads)?;
+    let device = arguments.device.open()?;
     note(&format!("on {}", device.describe()));
     let bar = bar(1, "{spinner} {msg}");
-    let ceilings = Ceilings::measure(&device, Effort::Full, &mut |doing| {
-        bar.set_message(doing.to_owned());
-        bar.tick();
-    })?;
+    let ceilings = Ceilings::measure(&device, Effort::Full, &mut messages(&bar))?;
     bar.finish_and_clear();
     print(&if arguments.json { json(&ceilings)? } else { describe_ceilings(&ceilings) })
 }
 
 fn describe_ceilings(of: &Ceilings) -> String {
-    let mut text = String::new();
-    let mut line = |what: &str, value: String| {
-        let _ = writeln!(text, "{what:24} {value}");
-    };
-    let mut rate = |what: &str, rate: Option<f64>, unit: &str| {
-        if let Some(rate) = rate {
-            line(what, format!("{rate:10.1} {unit}"));
-        }
-    };
-    rate("f32 multiply-add", Some(of.f32_gflops), "GFLOP/s");
-    rate("  one thread", of.f32_one_thread_gflops, "GFLOP/s");
-    rate("f16 multiply-add", of.f16_gflops, "GFLOP/s");
-    if let Some(side) = of.matmul_side {
-        let percent = of.matmul_gflops.unwrap_or_default() / of.f32_gflops * 100.0;
-        rate(
-            "denoir's matrix product",
-            of.matmul_gflops,
-            &format!("GFLOP/s ({side}x{side}, {percent:.0} %)"),
-        );
-    }
-    rate("memory", Some(of.memory_gb_s), "GB/s");
-    rate("  copy", Some(of.copy_gb_s), &format!("GB/s (arrays of {})", size(of.array_bytes)));
-    rate("  read", of.read_gb_s, "GB/s");
-    rate("  triad", of.triad_gb_s, "GB/s");
-    rate("  one thread", of.memory_one_thread_gb_s, "GB/s");
-    format!("{} ({})\n{text}", of.setting.device, of.setting.driver)
+    let percent = of.matmul_gflops.unwrap_or_default() / of.f32_gflops * 100.0;
+    let side = of.matmul_side.unwrap_or_default();
+    let rows = [
+        ("f32 multiply-add", Some(of.f32_gflops), "GFLOP/s".to_owned()),
+        ("  one thread", of.f32_one_thread_gflops, "GFLOP/s".to_owned()),
+        ("f16 multiply-add", of.f16_gflops, "GFLOP/s".to_owned()),
+        ("denoir's matrix product", of.matmul_gflops, format!("GFLOP/s ({side}x{side}, {percent:.0} %)")),
+        ("memory", Some(of.memory_gb_s), "GB/s".to_owned()),
+        ("  copy", Some(of.copy_gb_s), format!("GB/s (arrays of {})", size(of.array_bytes))),
+        ("  read", of.read_gb_s, "GB/s".to_owned()),
+        ("  triad", of.triad_gb_s, "GB/s".to_owned()),
+        ("  one thread", of.memory_one_thread_gb_s, "GB/s".to_owned()),
+    ];
+    let rows =
+        rows.into_iter().filter_map(|(name, rate, unit)| Some((name, format!("{:10.1} {unit}", rate?))));
+    format!("{} ({})\n{}", of.setting.device, of.setting.driver, table(24, &rows.collect::<Vec<_>>()))
 }
 
 fn check(arguments: &Check) -> Result<()> {
     check_folder_of(&arguments.out)?;
-    let device = arguments.on.open_with(arguments.threads)?;
+    let device = arguments.device.open()?;
     let workload = bench::find(&arguments.workload, &device, None)?;
     bench::compute(&workload, &device, &arguments.given, &arguments.out)?;
     print(&format!("{}\n", arguments.out.display()))

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::output::Target;
-use super::{bar, note, print};
+use super::{bar, named, note, note_warnings, print};
 use crate::data::picture::{enlarge, grid};
 use crate::data::{Dataset, Options, Resize, Split, open, statistics};
 use crate::error::{Error, Result};
@@ -29,10 +29,10 @@ pub struct Arguments {
     /// Side of the centred square taken from each picture of images:DIR
     #[arg(long)]
     crop: Option<usize>,
-    /// How pictures are brought to that size: bicubic (the centred square), or bilinear (torchvision's Resize and
-    /// CenterCrop)
-    #[arg(long, default_value = "bicubic", value_parser = ["bicubic", "bilinear"])]
-    resize: String,
+    /// How pictures are brought to that size: bicubic (the centred square), or bilinear (torchvision's Resize
+    /// and CenterCrop)
+    #[arg(long, default_value = "bicubic", value_parser = named::<Resize>)]
+    resize: Resize,
     /// Of generated data
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -46,7 +46,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         image_size: arguments.image_size,
         channels: arguments.channels,
         crop: arguments.crop,
-        resize: if arguments.resize == "bilinear" { Resize::Bilinear } else { Resize::Bicubic },
+        resize: arguments.resize,
         seed: arguments.seed,
         split: if arguments.held_out { Split::HeldOut } else { Split::Train },
     };
@@ -62,9 +62,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if dataset.skipped() > 0 {
         note(&format!("unreadable pictures: {} (others stood in for them)", dataset.skipped()));
     }
-    for warning in dataset.warnings() {
-        note(&format!("warning: {warning}"));
-    }
+    note_warnings(&*dataset);
     Ok(())
 }
 
@@ -76,13 +74,11 @@ fn describe(spec: &str, dataset: &dyn Dataset, count: u64) -> Result<String> {
     let _ = writeln!(text, "{spec}: {size}, {h}x{w}, {c} channel{}", if c == 1 { "" } else { "s" });
     let _ = writeln!(text, "over the first {count}, in [-1, 1]:");
     for channel in 0..c {
+        let [mean, std] = [&statistics.mean, &statistics.std].map(|of| of[channel]);
+        let [min, max] = [&statistics.min, &statistics.max].map(|of| of[channel]);
         let _ = writeln!(
             text,
-            "  channel {channel}  mean {:+.3}  deviation {:.3}  from {:+.3} to {:+.3}",
-            statistics.mean[channel],
-            statistics.std[channel],
-            statistics.min[channel],
-            statistics.max[channel]
+            "  channel {channel}  mean {mean:+.3}  deviation {std:.3}  from {min:+.3} to {max:+.3}"
         );
     }
     for (name, n) in dataset.classes().iter().zip(&statistics.histogram) {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::print;
+use super::{print, table};
 use crate::device::gpu::adapters::{self, Adapter};
 use crate::device::{available_memory, size};
 use crate::error::Result;
@@ -18,7 +18,7 @@ pub struct Arguments {
 
 #[derive(Serialize)]
 struct Devices {
-    /// What `--device auto` takes.
+    /// The device that `--device auto` opens.
     auto: String,
     cpu: CpuDevice,
     adapters: Vec<Adapter>,
@@ -53,23 +53,25 @@ fn describe(devices: &Devices) -> String {
     }
     for a in &devices.adapters {
         let _ = writeln!(text, "gpu:{}  {} ({}, {}){}", a.index, a.name, a.kind, a.backend, mark(a.auto));
-        let _ = writeln!(text, "       driver            {}", a.driver);
-        let _ = writeln!(text, "       largest buffer    {}", size(a.max_buffer_bytes));
-        let _ = writeln!(text, "       largest binding   {}", size(a.max_binding_bytes));
-        let _ = writeln!(
-            text,
-            "       workgroup         {} threads, {}",
-            a.max_workgroup_threads,
-            size(a.max_workgroup_bytes.into())
-        );
         let [low, high] = a.subgroup_sizes;
-        let _ = writeln!(text, "       subgroup sizes    {low} to {high}");
-        let _ = writeln!(text, "       features          {}", a.features.join(", "));
+        let memory = size(a.max_workgroup_bytes.into());
+        text += &table(
+            24,
+            &[
+                ("       driver", a.driver.clone()),
+                ("       largest buffer", size(a.max_buffer_bytes)),
+                ("       largest binding", size(a.max_binding_bytes)),
+                ("       workgroup", format!("{} threads, {memory}", a.max_workgroup_threads)),
+                ("       subgroup sizes", format!("{low} to {high}")),
+                ("       features", a.features.join(", ")),
+            ],
+        );
     }
     if devices.adapters.is_empty() {
         text += "no GPU that wgpu can use (Vulkan, Metal or DX12)\n";
     } else if devices.auto == "cpu" {
-        text += "A software driver is used only when asked for (--device gpu): the CPU device is many times faster.\n";
+        text +=
+            "A software driver runs only on request (--device gpu): the CPU device is many times faster.\n";
     }
     text
 }

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 
-use super::on::On;
+use super::device_args::DeviceArgs;
 use super::output::check_folder_of;
-use super::{bar, note, print};
+use super::{bar, note, note_warnings, print, ticks};
 use crate::checkpoint;
 use crate::codec::Codec;
 use crate::data::{Options as DataOptions, open_for_evaluation};
@@ -57,39 +57,20 @@ impl Kind {
         clap::ValueEnum::to_possible_value(&self).map(|v| v.get_name().to_owned()).unwrap_or_default()
     }
 
-    /// Images, rows or points that are shown if nobody says how many.
-    fn count(self) -> usize {
+    /// Defaults of `--count` and `--columns`, and the flags that the figure takes besides `--out`, `--size`
+    /// and `--device`.
+    fn defaults(self) -> (usize, usize, &'static [&'static str]) {
         match self {
-            Kind::Grid => 64,
-            Kind::Reconstruction | Kind::Mean => 16,
-            Kind::Manifold => 20,
-            Kind::Interpolation => 3,
-            Kind::CoarseToFine => 1,
-            _ => 4,
-        }
-    }
-
-    /// Flags that say something to it, besides `--out`, `--size` and `--device`.
-    fn flags(self) -> &'static [&'static str] {
-        match self {
-            Kind::Forward | Kind::Reconstruction | Kind::Mean | Kind::Hallucination | Kind::Channels => {
-                &["data", "count", "seed"]
-            }
-            Kind::Backward | Kind::Progressive => &["count", "seed", "steps"],
-            Kind::Grid => &["count", "seed", "steps", "with"],
-            Kind::Posterior => &["data", "count", "seed", "columns"],
-            Kind::Manifold => &["count"],
-            Kind::Interpolation | Kind::CoarseToFine => &["data", "count", "seed", "columns", "steps", "t"],
-            Kind::Branches => &["seed", "columns", "steps", "t"],
-            Kind::Schedule | Kind::Loss => &[],
-        }
-    }
-
-    /// Columns, of those kinds that have a choice.
-    fn columns(self) -> usize {
-        match self {
-            Kind::Interpolation | Kind::CoarseToFine => 11,
-            _ => 8,
+            Kind::Forward | Kind::Hallucination | Kind::Channels => (4, 8, &["data", "count", "seed"]),
+            Kind::Reconstruction | Kind::Mean => (16, 8, &["data", "count", "seed"]),
+            Kind::Backward | Kind::Progressive => (4, 8, &["count", "seed", "steps"]),
+            Kind::Grid => (64, 8, &["count", "seed", "steps", "with"]),
+            Kind::Posterior => (4, 8, &["data", "count", "seed", "columns"]),
+            Kind::Manifold => (20, 8, &["count"]),
+            Kind::Interpolation => (3, 11, &["data", "count", "seed", "columns", "steps", "t"]),
+            Kind::CoarseToFine => (1, 11, &["data", "count", "seed", "columns", "steps", "t"]),
+            Kind::Branches => (4, 8, &["seed", "columns", "steps", "t"]),
+            Kind::Schedule | Kind::Loss => (0, 0, &[]),
         }
     }
 }
@@ -127,7 +108,7 @@ pub struct Arguments {
     #[arg(long, value_name = "RUN")]
     with: Option<PathBuf>,
     #[command(flatten)]
-    on: On,
+    device: DeviceArgs,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -147,7 +128,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     print(&format!("{}\n", out.display()))
 }
 
-/// Says early that the figure cannot be written there.
+/// Checks early that the figure can be written there.
 fn check_out(out: &Path, ending: &str) -> Result<()> {
     let extension = out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     if extension != ending || out.is_dir() {
@@ -157,7 +138,7 @@ fn check_out(out: &Path, ending: &str) -> Result<()> {
     check_folder_of(out)
 }
 
-/// Pixels of a figure that are too many.
+/// Most pixels of a figure.
 const MOST_PIXELS: u64 = 200_000_000;
 
 /// The recipe of a run folder or checkpoint.
@@ -166,7 +147,7 @@ fn recipe_of(path: &Path) -> Result<Recipe> {
 }
 
 impl Arguments {
-    /// Refuses a flag that the figure has no use for.
+    /// Refuses a flag that the figure does not take.
     fn check_flags(&self) -> Result<()> {
         let given = [
             ("data", self.data.is_some()),
@@ -177,7 +158,7 @@ impl Arguments {
             ("t", !self.t.is_empty()),
             ("with", self.with.is_some()),
         ];
-        match given.iter().find(|(flag, given)| *given && !self.kind.flags().contains(flag)) {
+        match given.iter().find(|(flag, given)| *given && !self.kind.defaults().2.contains(flag)) {
             Some((flag, _)) => Err(Error::usage(format!("--{flag} has no meaning for {}", self.kind.name()))
                 .hint("leave it out")),
             None => Ok(()),
@@ -185,18 +166,18 @@ impl Arguments {
     }
 
     fn count(&self) -> usize {
-        self.count.map_or(self.kind.count(), |n| n as usize)
+        self.count.map_or(self.kind.defaults().0, |n| n as usize)
     }
 
     fn columns(&self) -> usize {
-        self.columns.map_or(self.kind.columns(), |n| n as usize)
+        self.columns.map_or(self.kind.defaults().1, |n| n as usize)
     }
 
     fn cell(&self) -> Option<usize> {
         self.size.map(|s| s as usize)
     }
 
-    /// How to sample: as the run's own pictures, but for what the flags say.
+    /// Options of sampling: those of the run's own pictures, changed by flags.
     fn options(&self, recipe: &Recipe) -> Result<Options> {
         let mut options = Options::of(recipe)?;
         options.seed = self.seed.unwrap_or(options.seed);
@@ -208,7 +189,7 @@ impl Arguments {
         if matches!(self.kind, Kind::Interpolation | Kind::CoarseToFine | Kind::Branches) {
             let plan = options.scheduler.plan(options.steps)?;
             let draws = plan.steps.iter().any(|step| step.draws);
-            // These begin on the way, and branches part by their noise.
+            // These begin inside the reverse process, and branches differ by their noise.
             if plan.slots() > 0 || self.kind == Kind::Branches && !draws {
                 options.scheduler = recipe.sampler("ddpm")?;
             }
@@ -216,8 +197,13 @@ impl Arguments {
         Ok(options)
     }
 
-    /// The timesteps of `--t`, or parts of all of them.
-    fn times(&self, recipe: &Recipe, parts: &[f64]) -> Result<Vec<usize>> {
+    /// The timesteps of `--t`; by default fractions of the last one.
+    fn times(&self, recipe: &Recipe) -> Result<Vec<usize>> {
+        let fractions: &[f64] = match self.kind {
+            Kind::Interpolation => &[0.5],
+            Kind::CoarseToFine => &[0.125, 0.25, 0.5, 0.75, 1.0],
+            _ => &[1.0, 0.75, 0.5, 0.25, 0.1],
+        };
         if let Some(t) = self.t.iter().find(|&&t| t >= recipe.timesteps) {
             return Err(Error::usage(format!("--t {t}"))
                 .hint(format!("timesteps of this run are 0 to {}", recipe.timesteps - 1)));
@@ -225,7 +211,8 @@ impl Arguments {
         if !self.t.is_empty() {
             return Ok(self.t.clone());
         }
-        Ok(parts.iter().map(|part| ((recipe.timesteps - 1) as f64 * part).round() as usize).collect())
+        let last = (recipe.timesteps - 1) as f64;
+        Ok(fractions.iter().map(|fraction| (last * fraction).round() as usize).collect())
     }
 
     /// `count` images for a run, and their labels: of `--data`, or held out from its own, from the first
@@ -246,13 +233,11 @@ impl Arguments {
         for (i, out) in images.chunks_exact_mut(size).enumerate() {
             labels.push(data.read(first.wrapping_add(i as u64) % len, out)?);
         }
-        for warning in data.warnings() {
-            note(&format!("warning: {warning}"));
-        }
+        note_warnings(&*data);
         Ok((images, labels))
     }
 
-    /// Says early that a figure of so many pictures of `side` pixels would be too large to hold.
+    /// Checks early that a figure of so many pictures of `side` pixels fits in memory.
     fn check_size(&self, pictures: usize, side: usize) -> Result<()> {
         let cell = self.cell().unwrap_or(64).next_multiple_of(side.max(1)).max(side);
         let pixels = pictures as u64 * (cell * cell) as u64;
@@ -298,7 +283,7 @@ fn picture(arguments: &Arguments) -> Result<RgbImage> {
 
 /// Samples of a run; of a VAE, decoded from its prior.
 fn grid(arguments: &Arguments) -> Result<RgbImage> {
-    let device = arguments.on.open()?;
+    let device = arguments.device.open()?;
     let count = arguments.count();
     let one = |path: &Path| -> Result<RgbImage> {
         let recipe = recipe_of(path)?;
@@ -316,10 +301,7 @@ fn grid(arguments: &Arguments) -> Result<RgbImage> {
             let (source, options) = (trained.source(), arguments.options(trained.recipe())?);
             arguments.check_size(count, source.image()[0])?;
             let progress = bar(source.work(&options, count)?, "sampling {bar:30} {percent}% {eta} left");
-            let images = source.draw(&options, count, None, || {
-                progress.inc(1);
-                Ok(())
-            })?;
+            let images = source.draw(&options, count, None, ticks(&progress))?;
             progress.finish_and_clear();
             figures::grid(images, source.image())
         };
@@ -341,36 +323,25 @@ fn grid(arguments: &Arguments) -> Result<RgbImage> {
 }
 
 fn process(arguments: &Arguments) -> Result<RgbImage> {
-    let device = arguments.on.open()?;
+    let device = arguments.device.open()?;
     let trained = Trained::open(&arguments.run, &device)?;
     let (source, recipe) = (trained.source(), trained.recipe());
     let options = arguments.options(recipe)?;
     let (count, columns) = (arguments.count(), arguments.columns());
     let progress = bar(0, "{spinner} step {pos} {elapsed}");
-    let mut step = || {
-        progress.inc(1);
-        Ok(())
-    };
+    let mut step = ticks(&progress);
     let images = |count| arguments.images(recipe, source.image(), count);
     arguments.check_size(count * 5 * (columns + 2), source.image()[0])?;
+    let times = arguments.times(recipe)?;
     let drawing = match arguments.kind {
         Kind::Forward => figures::forward(&source, &images(count)?.0, options.seed),
         Kind::Backward => figures::backward(&source, &options, count, &mut step),
         Kind::Progressive => figures::progressive(&source, &options, count, &mut step),
-        Kind::Interpolation => {
-            let times = arguments.times(recipe, &[0.5])?;
+        Kind::Interpolation | Kind::CoarseToFine => {
             let (images, labels) = images(2 * count)?;
             figures::interpolation(&source, &options, &images, &labels, &times, columns, &mut step)
         }
-        Kind::CoarseToFine => {
-            let times = arguments.times(recipe, &[0.125, 0.25, 0.5, 0.75, 1.0])?;
-            let (images, labels) = images(2 * count)?;
-            figures::interpolation(&source, &options, &images, &labels, &times, columns, &mut step)
-        }
-        _ => {
-            let times = arguments.times(recipe, &[1.0, 0.75, 0.5, 0.25, 0.1])?;
-            figures::branches(&source, &options, &times, columns, &mut step)
-        }
+        _ => figures::branches(&source, &options, &times, columns, &mut step),
     };
     progress.finish_and_clear();
     Ok(drawing?.draw(arguments.cell()))
@@ -387,7 +358,7 @@ fn vae_and_images(arguments: &Arguments, device: &Device) -> Result<(Codec, Vec<
 }
 
 fn autoencoder(arguments: &Arguments) -> Result<RgbImage> {
-    let device = arguments.on.open()?;
+    let device = arguments.device.open()?;
     if arguments.kind == Kind::Manifold {
         let codec = Codec::open(&arguments.run, &device)?;
         arguments.check_size(arguments.count() * arguments.count(), codec.image()[0])?;
@@ -411,19 +382,11 @@ const MOST: f32 = 10.0;
 const DELAY: u32 = 60;
 
 fn hallucination(arguments: &Arguments, out: &Path) -> Result<()> {
-    let device = arguments.on.open()?;
+    let device = arguments.device.open()?;
     let (codec, images) = vae_and_images(arguments, &device)?;
     let progress = bar(101, "decoding {bar:30} {pos}/{len}");
-    let frames = figures::hallucination(
-        &codec,
-        &images,
-        arguments.seed.unwrap_or(codec.recipe().seed),
-        MOST,
-        &mut || {
-            progress.inc(1);
-            Ok(())
-        },
-    )?;
+    let seed = arguments.seed.unwrap_or(codec.recipe().seed);
+    let frames = figures::hallucination(&codec, &images, seed, MOST, &mut ticks(&progress))?;
     progress.finish_and_clear();
     let pictures: Vec<RgbImage> = frames.iter().map(|frame| frame.draw(arguments.cell())).collect();
     figures::write_gif(out, &figures::of_one_size(pictures), DELAY)

@@ -1,8 +1,8 @@
-//! Images that a command works on: picture files, or a part of some data.
+//! The input images of a command: picture files, or a part of a data set.
 
 use std::path::Path;
 
-use super::{bar, note};
+use super::{bar, note, note_warnings};
 use crate::data::{open, read_picture};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -21,8 +21,8 @@ pub struct Input {
 const BLOCK: usize = 64;
 
 impl Input {
-    /// Hands over the images, `[N, H, W, C]`, in blocks. `recipe`: whose data is the default; `numbers`: that
-    /// are kept of an image; `doing`: what is done to them.
+    /// Passes the images, `[N, H, W, C]`, to `take` in blocks. `recipe`: its data is the default; `numbers`:
+    /// f32 that the caller keeps for each image; `doing`: title of the progress bar.
     ///
     /// # Errors
     /// When they cannot be read or are too many for memory, or `take` does.
@@ -79,9 +79,7 @@ impl Input {
             progress.set_position(first);
         }
         progress.finish_and_clear();
-        for warning in data.warnings() {
-            note(&format!("warning: {warning}"));
-        }
+        note_warnings(&*data);
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ pub struct Arguments {
     folder: PathBuf,
     /// Folder of the run
     out: PathBuf,
-    /// What to train on: digits, faces, mnist:DIR, cifar10:DIR or images:DIR [default: faces, or digits for
+    /// Training data: digits, faces, mnist:DIR, cifar10:DIR or images:DIR [default: faces, or digits for
     /// one channel]
     #[arg(long)]
     data: Option<String>,

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use super::device_args::DeviceArgs;
 use super::images::Input;
-use super::on::On;
 use super::output::check_folder_of;
-use super::sample::{check_class, spacing_called};
-use super::{bar, note, print};
+use super::sample::check_class;
+use super::{bar, named, note, print, ticks};
+use crate::diffusion::Spacing;
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
 use crate::sample::Trained;
@@ -22,22 +23,22 @@ pub struct Arguments {
     #[arg(long)]
     steps: Option<usize>,
     /// Which timesteps are visited: leading, trailing or linspace [default: the model's own]
-    #[arg(long, value_parser = ["leading", "trailing", "linspace"])]
-    spacing: Option<String>,
+    #[arg(long, value_parser = named::<Spacing>)]
+    spacing: Option<Spacing>,
     /// The class of all images, for models with classes
     #[arg(long)]
     class: Option<u32>,
     #[arg(long, default_value = "noise.safetensors")]
     out: PathBuf,
     #[command(flatten)]
-    on: On,
+    device: DeviceArgs,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let out = &arguments.out;
     check_folder_of(out)?;
     inversion::check_replaceable(out)?;
-    let device = arguments.on.open()?;
+    let device = arguments.device.open()?;
     let trained = Trained::open(&arguments.run, &device)?;
     for remark in trained.remarks() {
         note(&format!("note: {remark}"));
@@ -50,10 +51,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let scheduler = recipe.sampler("ddim-inverse")?;
     let config = InversionConfig {
         steps: arguments.steps.unwrap_or_else(|| scheduler.usual_steps()),
-        spacing: arguments.spacing.as_deref().map_or(scheduler.spacing, spacing_called),
+        spacing: arguments.spacing.unwrap_or(scheduler.spacing),
         class: arguments.class,
     };
-    // Said before the work begins, not after it.
+    // An error appears before the work begins.
     let options = config.options(recipe, "ddim-inverse")?;
     let (source, shape) = (trained.source(), recipe.diffused());
     let (pixels, numbers) = (source.image().iter().product::<usize>(), shape.iter().product::<usize>());
@@ -65,10 +66,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let count = images.len() / pixels;
     note(&format!("{count} images, {} steps, on {}", config.steps, device.describe()));
     let progress = bar(source.work(&options, count)?, "inverting {bar:30} {percent}% {eta} left");
-    let noise = source.invert(&config, &images, || {
-        progress.inc(1);
-        Ok(())
-    })?;
+    let noise = source.invert(&config, &images, ticks(&progress))?;
     progress.finish_and_clear();
     inversion::write(out, &noise, shape, &config)?;
     print(&format!("{}\n", out.display()))

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::device_args::DeviceArgs;
 use super::images::Input;
-use super::on::On;
 use super::output::{Target, check_folder_of};
 use super::print;
 use crate::codec::Codec;
@@ -26,7 +26,7 @@ pub struct EncodeArguments {
     #[arg(long, default_value = "latents.safetensors")]
     out: PathBuf,
     #[command(flatten)]
-    on: On,
+    device: DeviceArgs,
 }
 
 #[derive(clap::Args)]
@@ -39,14 +39,14 @@ pub struct DecodeArguments {
     #[arg(long, default_value = "decoded.png")]
     out: PathBuf,
     #[command(flatten)]
-    on: On,
+    device: DeviceArgs,
 }
 
 pub fn encode(arguments: &EncodeArguments) -> Result<()> {
     let out = &arguments.out;
     check_folder_of(out)?;
     latent_file::check_replaceable(out)?;
-    let codec = Codec::open(&arguments.run, &arguments.on.open()?)?;
+    let codec = Codec::open(&arguments.run, &arguments.device.open()?)?;
     let mut posterior = crate::codec::Posterior { mean: Vec::new(), log_var: None };
     // Latents, their moments and the file.
     let numbers = 8 * codec.latent().iter().product::<usize>();
@@ -71,7 +71,7 @@ pub fn encode(arguments: &EncodeArguments) -> Result<()> {
 
 pub fn decode(arguments: &DecodeArguments) -> Result<()> {
     let out = Target::new(&arguments.out)?;
-    let codec = Codec::open(&arguments.run, &arguments.on.open()?)?;
+    let codec = Codec::open(&arguments.run, &arguments.device.open()?)?;
     let images = codec.decode(&latent_file::read(&arguments.latents, &codec)?)?;
     if images.iter().any(|v| !v.is_finite()) {
         return Err(Error::new("the decoded images are not finite numbers")

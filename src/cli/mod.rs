@@ -1,7 +1,8 @@
-//! The command line: what the user types, and how the program answers.
+//! The command line: arguments, output and exit status.
 
 mod bench;
 mod data;
+mod device_args;
 mod devices;
 mod export;
 mod figure;
@@ -9,7 +10,7 @@ mod images;
 mod import;
 mod invert;
 mod latents;
-mod on;
+
 mod output;
 mod profile;
 mod recipes;
@@ -21,8 +22,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::de::{DeserializeOwned, IntoDeserializer};
 
+use crate::data::Dataset;
 use crate::error::{Error, Result};
 
 /// Trains and samples diffusion models on any GPU, or on the CPU, without a framework.
@@ -39,13 +42,13 @@ enum Command {
     Devices(devices::Arguments),
     /// Every recipe, a line each; one as TOML
     Recipes(recipes::Arguments),
-    /// What training would see: statistics, a contact sheet (PATH.png) or a folder of images
+    /// The images of a data set: statistics, a contact sheet (PATH.png) or a folder
     Data(data::Arguments),
     /// Train a diffusion model
     Train(train::Arguments),
     /// Draw samples from a trained run
     Sample(sample::Arguments),
-    /// The noise that DDIM leads back from to given images
+    /// The noise from which DDIM gives back the images
     Invert(invert::Arguments),
     /// The field's figures of a run, as PNG or GIF
     Figure(figure::Arguments),
@@ -74,7 +77,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
         }
     };
-    // A panic is a defect of denoir. Whoever meets one gets a line to report instead of a trace.
+    // A panic is a defect of denoir: print one line to report instead of a trace.
     std::panic::set_hook(Box::new(|info| {
         if crate::device::gpu::expects_panic() {
             return;
@@ -122,7 +125,7 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Tells the user something on standard error. If nobody listens there any more, the work goes on.
+/// Prints a line on standard error; if that is closed, the work goes on.
 fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
@@ -135,15 +138,38 @@ fn bar(length: u64, template: &str) -> ProgressBar {
     bar
 }
 
+/// Shows each message beside a bar.
+fn messages(bar: &ProgressBar) -> impl FnMut(&str) {
+    |message| {
+        bar.set_message(message.to_owned());
+        bar.tick();
+    }
+}
+
+/// Moves a bar on by one.
+fn ticks(bar: &ProgressBar) -> impl FnMut() -> Result<()> {
+    || {
+        bar.inc(1);
+        Ok(())
+    }
+}
+
+/// Passes on what a data set warns of.
+fn note_warnings(data: &dyn Dataset) {
+    data.warnings().iter().for_each(|warning| note(&format!("warning: {warning}")));
+}
+
+/// The value of an option by the name that it has in files.
+fn named<T: DeserializeOwned>(name: &str) -> std::result::Result<T, serde::de::value::Error> {
+    T::deserialize(name.into_deserializer())
+}
+
+/// A line for each name and its value, the values `width` and one columns to the right.
+fn table(width: usize, rows: &[(&str, String)]) -> String {
+    rows.iter().map(|(name, value)| format!("{name:width$} {value}\n")).collect()
+}
+
 /// 1707009 as 1,707,009.
 fn thousands(n: usize) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
+    HumanCount(n as u64).to_string()
 }

@@ -1,4 +1,4 @@
-//! Where a command writes its pictures: one file, or a folder for a file an image.
+//! The output of a command that makes pictures: one file, or a folder with a file for each image.
 
 use std::path::{Path, PathBuf};
 
@@ -8,14 +8,14 @@ use crate::error::{Error, Result};
 use crate::figures;
 use crate::run::save_png;
 
-/// What `--out` means, checked before the work begins.
+/// The target of `--out`, checked before the work begins.
 pub struct Target {
     out: PathBuf,
     is_picture: bool,
 }
 
 impl Target {
-    /// A picture, or a folder that is made here and must be empty, so that nothing in it is lost.
+    /// A picture, or a folder, which is made here and must be empty: nothing in it is overwritten.
     ///
     /// # Errors
     /// When it cannot be written, or is a name that is surely meant otherwise.

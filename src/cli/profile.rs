@@ -1,29 +1,28 @@
 //! `denoir profile`
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::bench::{WORKLOADS, json};
-use super::on::On;
+use super::device_args::DeviceAndThreads;
 use super::output::check_folder_of;
 use super::{bar, note, print, thousands, tune};
-use crate::bench::{self, Bound, Ceilings, Effort, Kind, Profile, Row, Subject, Workload, write_trace};
-use crate::device::Device;
+use crate::bench::{Bound, Ceilings, Effort, Kind, Profile, Row, Subject, find_or_run, write_trace};
 use crate::error::Result;
-use crate::run::Run;
 
 const ABOUT: &str = "\
-A row is all launches of one name in a step: how often, how long, its share of the step, operations (two for each
-multiplication and addition of products and convolutions; element-wise work is not counted) and bytes (each tensor that a
-launch reads or writes, once) counted from the shapes, the rates that follow, and how near it comes to the ceiling that
-binds it. Ceilings are measured at the start, as by `denoir bench roofline`. Above 100 % the tensors came from a cache.
+A row is all launches of one name in a step: how often, how long, its share of the step, operations (two for
+each multiplication and addition of products and convolutions; element-wise work is not counted) and bytes
+(each tensor that a launch reads or writes, once) counted from the shapes, the rates that follow, and how near
+it comes to the ceiling that binds it. Ceilings are measured at the start, as by `denoir bench roofline`.
+Above 100 % the tensors came from a cache.
 
-On the CPU device a clock is read between launches; on a GPU each dispatch stands between two timestamps, which keeps
-dispatches from overlapping, so the whole step may take longer than without. `gaps` is what is left of the step: inputs
-written, results read, waiting. With it the shares add up to 100 %.
+On the CPU device a clock is read between launches; on a GPU each dispatch stands between two timestamps,
+which keeps dispatches from overlapping, so the whole step may take longer than without. `gaps` is what is
+left of the step: inputs written, results read, waiting. With it the shares add up to 100 %.
 
-Below it stand the kernels that come in variants: which one runs, its time and the default's when they were tuned, and how
-much less that is.";
+Below it stand the kernels that come in variants: which one runs, its time and the default's when they were
+tuned, and how much less that is.";
 
 #[derive(clap::Args)]
 #[command(after_help = WORKLOADS, after_long_help = format!("{WORKLOADS}\n\n{ABOUT}"))]
@@ -38,10 +37,7 @@ pub struct Arguments {
     #[arg(long)]
     by_label: bool,
     #[command(flatten)]
-    on: On,
-    /// Threads of the CPU device [default: one per core]
-    #[arg(long)]
-    threads: Option<usize>,
+    device: DeviceAndThreads,
     /// Images of a step [default: the workload's]
     #[arg(long)]
     batch: Option<usize>,
@@ -63,8 +59,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if let Some(trace) = &arguments.trace {
         check_folder_of(trace)?;
     }
-    let device = arguments.on.open_with(arguments.threads)?;
-    let workload = workload(&arguments.what, arguments.batch, &device)?;
+    let device = arguments.device.open()?;
+    let workload = find_or_run(&arguments.what, &device, arguments.batch)?;
     let kind = if arguments.sample { Kind::Sample } else { Kind::Step };
     let (warmup, steps) = (arguments.warmup as usize, arguments.steps as usize);
     note(&format!("{}, batch {}, on {}", workload.name, workload.batch(), device.describe()));
@@ -85,28 +81,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     print(&if arguments.json { json(&profile)? } else { describe(&profile, arguments.by_label) })
 }
 
-/// A workload by name; else the recipe of a run folder.
-pub(super) fn workload(what: &str, batch: Option<usize>, device: &Device) -> Result<Workload> {
-    let folder = Path::new(what);
-    let is_name = bench::names().any(|name| name == what);
-    if !is_name && (folder.is_dir() || what.contains(['/', '\\'])) {
-        return Workload::of_recipe(&Run::open(folder)?.recipe()?, batch);
-    }
-    bench::find(what, device, batch)
-}
-
 fn describe(profile: &Profile, by_label: bool) -> String {
     let mut text = String::new();
     let what = if profile.kind == Kind::Step { "training step" } else { "sampling step" };
-    let _ = writeln!(
-        text,
-        "{}, {what}, batch {}, on {} ({}), mean of {}",
-        profile.workload,
-        profile.batch,
-        profile.setting.device,
-        profile.setting.driver,
-        steps(profile.n)
-    );
+    let (workload, batch, setting) = (&profile.workload, profile.batch, &profile.setting);
+    let on = format!("{} ({})", setting.device, setting.driver);
+    let _ = writeln!(text, "{workload}, {what}, batch {batch}, on {on}, mean of {}", steps(profile.n));
     let of = &profile.ceilings;
     let _ = writeln!(text, "ceilings: {:.0} GFLOP/s, {:.1} GB/s\n", of.f32_gflops, of.memory_gb_s);
     let rows = if by_label { &profile.parts } else { &profile.kernels };
@@ -132,13 +112,8 @@ fn describe(profile: &Profile, by_label: bool) -> String {
     if let Some(slowest) = profile.compiled.first() {
         let sum: f64 = profile.compiled.iter().map(|one| one.ms).sum();
         let count = thousands(profile.compiled.len());
-        let _ = writeln!(
-            text,
-            "\ncompiled {count} kernels in {:.2} s, the slowest in {:.2} s: {}",
-            sum * 1e-3,
-            slowest.ms * 1e-3,
-            slowest.entry
-        );
+        let [all, one] = [sum, slowest.ms].map(|ms| format!("in {:.2} s", ms * 1e-3));
+        let _ = writeln!(text, "\ncompiled {count} kernels {all}, the slowest {one}: {}", slowest.entry);
     }
     if !profile.variants.is_empty() {
         let _ = write!(text, "\n{}", tune::describe(&profile.variants));

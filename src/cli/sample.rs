@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::on::On;
+use super::device_args::DeviceArgs;
 use super::output::Target;
-use super::{bar, note};
+use super::{bar, named, note, ticks};
 use crate::diffusion::{self, Method, Sigmas, Spacing};
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
@@ -25,9 +25,9 @@ pub struct Arguments {
     /// The same seed gives the same samples; the recipe's own otherwise
     #[arg(long)]
     seed: Option<u64>,
-    /// How to walk back: ddpm (with the recipe's variance), ddpm-small, ddpm-large, ddim, euler, euler-a, heun,
-    /// lms, dpmpp-2m, dpmpp-2m-sde, dpmpp-3m, pndm, plms, unipc or unipc-3 [default: the recipe's, which is ddpm
-    /// unless it was imported; the folder's own]
+    /// How to walk back: ddpm (with the recipe's variance), ddpm-small, ddpm-large, ddim, euler, euler-a,
+    /// heun, lms, dpmpp-2m, dpmpp-2m-sde, dpmpp-3m, pndm, plms, unipc or unipc-3 [default: the recipe's,
+    /// which is ddpm unless it was imported; the folder's own]
     #[arg(long)]
     sampler: Option<String>,
     /// Steps down [default: all timesteps for ddpm, 50 for the others]
@@ -37,16 +37,16 @@ pub struct Arguments {
     #[arg(long)]
     eta: Option<f64>,
     /// Which timesteps are visited: leading, trailing or linspace [default: the sampler's own]
-    #[arg(long, value_parser = ["leading", "trailing", "linspace"])]
-    spacing: Option<String>,
-    /// Noise levels of euler, euler-a, heun, lms, dpmpp and unipc: karras or exponential [default: those of the
-    /// timesteps]
+    #[arg(long, value_parser = named::<Spacing>)]
+    spacing: Option<Spacing>,
+    /// Noise levels of euler, euler-a, heun, lms, dpmpp and unipc: karras or exponential [default: those of
+    /// the timesteps]
     #[arg(long, value_parser = ["karras", "exponential"])]
     sigmas: Option<String>,
     /// Random numbers: denoir's, or those of torch's CPU generator with the reference library's rounding, so
     /// that a seed gives the reference's pictures
-    #[arg(long, default_value = "denoir", value_parser = ["denoir", "torch"])]
-    rng: String,
+    #[arg(long, default_value = "denoir", value_parser = named::<Rng>)]
+    rng: Rng,
     /// The class of all samples, for models with classes; all in turn otherwise
     #[arg(long)]
     class: Option<u32>,
@@ -54,13 +54,13 @@ pub struct Arguments {
     #[arg(long, default_value = "samples.png")]
     out: PathBuf,
     #[command(flatten)]
-    on: On,
+    device: DeviceArgs,
 }
 
 impl Arguments {
     fn options(&self, recipe: &Recipe, config: Option<&InversionConfig>) -> Result<Options> {
         let mut scheduler = match (self.sampler.as_deref(), config) {
-            // Saying what holds anyway changes nothing.
+            // `--sampler ddim` is what --noise means anyway.
             (None | Some("ddim"), Some(config)) => config.options(recipe, "ddim")?.scheduler,
             (Some(name), _) => recipe.sampler(name)?,
             (None, None) => recipe.scheduler()?,
@@ -82,9 +82,7 @@ impl Arguments {
                     .hint("it goes with --sampler ddim"));
             }
         }
-        if let Some(name) = &self.spacing {
-            scheduler.spacing = spacing_called(name);
-        }
+        scheduler.spacing = self.spacing.unwrap_or(scheduler.spacing);
         match self.sigmas.as_deref() {
             Some("karras") => scheduler.sigmas = Sigmas::Karras,
             Some(_) => scheduler.sigmas = Sigmas::Exponential,
@@ -98,26 +96,16 @@ impl Arguments {
                 Error::usage(format!("--steps {steps}")).hint(format!("it must be from 1 to {timesteps}"))
             );
         }
-        let rng = if self.rng == "torch" { Rng::Torch } else { Rng::Denoir };
         let seed = self.seed.unwrap_or(recipe.seed);
-        let options = Options { seed, steps, scheduler, rng: Rng::Denoir }.with_rng(rng);
-        // Said before the work begins, not after it.
+        let options = Options { seed, steps, scheduler, rng: Rng::Denoir }.with_rng(self.rng);
+        // An error appears before the work begins.
         options.scheduler.plan(steps)?;
         Ok(options)
     }
 }
 
-/// What a value of `--spacing` means.
-pub fn spacing_called(name: &str) -> Spacing {
-    match name {
-        "leading" => Spacing::Leading,
-        "trailing" => Spacing::Trailing,
-        _ => Spacing::Linspace,
-    }
-}
-
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let device = arguments.on.open()?;
+    let device = arguments.device.open()?;
     let trained = Trained::open(&arguments.run, &device)?;
     for remark in trained.remarks() {
         note(&format!("note: {remark}"));
@@ -127,7 +115,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let options = arguments.options(recipe, found.as_ref().map(|(_, config)| config))?;
     let found_class = found.as_ref().and_then(|(_, config)| config.class);
     check_class(recipe, arguments.class.or(found_class))?;
-    // Said before the work begins, not after it.
+    // An error appears before the work begins.
     let out = Target::new(&arguments.out)?;
     let source = trained.source();
     let size = recipe.diffused().iter().product::<usize>();
@@ -135,10 +123,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let class = arguments.class.or(found_class);
     note(&format!("{count} samples, {} steps, on {}", options.steps, device.describe()));
     let progress = bar(source.work(&options, count)?, "sampling {bar:30} {percent}% {eta} left");
-    let step = || {
-        progress.inc(1);
-        Ok(())
-    };
+    let step = ticks(&progress);
     let images = match &found {
         Some((noise, _)) => source.draw_from(&options, noise, class, step)?,
         None => source.draw(&options, count, class, step)?,
@@ -147,7 +132,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     out.write(&images, count, source.image())
 }
 
-/// Says that a class is none of the model's, if so.
+/// Checks that the model has such a class.
 pub fn check_class(recipe: &Recipe, class: Option<u32>) -> Result<()> {
     let bad = |class, hint: String| Err(Error::usage(format!("--class {class}")).hint(hint));
     match (recipe.unet.class(), class) {

@@ -1,6 +1,5 @@
 //! `denoir train`
 
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,8 +7,8 @@ use std::time::Instant;
 
 use indicatif::ProgressBar;
 
-use super::on::On;
-use super::{bar, note, print, thousands};
+use super::device_args::DeviceArgs;
+use super::{bar, named, note, print, table, thousands};
 use crate::codec::Codec;
 use crate::device::{Device, size};
 use crate::error::{Error, Result};
@@ -28,7 +27,7 @@ pub struct Arguments {
     #[arg(long)]
     out: Option<PathBuf>,
     #[command(flatten)]
-    on: On,
+    device: DeviceArgs,
     /// Steps of the optimiser in all [default: the recipe's]
     #[arg(long)]
     steps: Option<u64>,
@@ -38,10 +37,10 @@ pub struct Arguments {
     /// The same seed gives the same run [default: the recipe's]
     #[arg(long)]
     seed: Option<u64>,
-    /// Of the initial weights: denoir or torch, whose seeds give the weights of a UNet2DModel of the diffusers
-    /// library [default: the recipe's]
-    #[arg(long, value_parser = ["denoir", "torch"])]
-    rng: Option<String>,
+    /// Of the initial weights: denoir or torch, whose seeds give the weights of a UNet2DModel of the
+    /// diffusers library [default: the recipe's]
+    #[arg(long, value_parser = named::<Rng>)]
+    rng: Option<Rng>,
     /// The trained VAE of latent diffusion: its run, or one of its checkpoints
     #[arg(long, value_name = "RUN", conflicts_with = "resume")]
     vae: Option<PathBuf>,
@@ -69,9 +68,7 @@ impl Arguments {
         }
         recipe.batch_size = self.batch_size.unwrap_or(recipe.batch_size);
         recipe.seed = self.seed.unwrap_or(recipe.seed);
-        if let Some(rng) = &self.rng {
-            recipe.rng = if rng == "torch" { Rng::Torch } else { Rng::Denoir };
-        }
+        recipe.rng = self.rng.unwrap_or(recipe.rng);
         recipe.validate()
     }
 }
@@ -84,7 +81,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     arguments.change(&mut recipe)?;
     recipe.check_trainable()?;
-    let device = arguments.on.open()?;
+    let device = arguments.device.open()?;
     if arguments.dry_run {
         return dry_run(arguments, &recipe, &device);
     }
@@ -210,13 +207,12 @@ impl Watch for Terminal {
     }
 
     fn evaluated(&mut self, e: &Evaluation) {
+        let of = if e.held_out { "held-out" } else { "training" };
         let kl = e.kl.map(|kl| format!("KL {kl:.2}  ")).unwrap_or_default();
         self.say(&format!(
-            "step {}, {} {} images: reconstruction {:.2}  {kl}PSNR {:.2} dB  SSIM {:.3}  active {}/{} latent units",
-            e.step,
-            e.images,
-            if e.held_out { "held-out" } else { "training" },
-            e.reconstruction, e.psnr, e.ssim, e.active_units, e.units
+            "step {}, {} {of} images: reconstruction {:.2}  {kl}PSNR {:.2} dB  SSIM {:.3}  \
+             active {}/{} latent units",
+            e.step, e.images, e.reconstruction, e.psnr, e.ssim, e.active_units, e.units
         ));
     }
 
@@ -230,31 +226,31 @@ impl Watch for Terminal {
 }
 
 fn describe(plan: &DryRun, recipe: &Recipe, device: &Device) -> String {
-    let mut text = String::new();
-    let mut line = |what: &str, value: String| {
-        let _ = writeln!(text, "{what:28} {value}");
-    };
-    line("recipe", recipe.name.clone());
-    line("device", device.describe());
-    line("parameters", thousands(plan.parameters));
-    line("launches per step", thousands(plan.launches));
-    line("parameter bytes", size(plan.parameter_bytes));
-    line("gradient bytes", size(plan.gradient_bytes));
-    line("optimiser bytes", format!("{} (two moments and the EMA copy)", size(plan.optimiser_bytes)));
     let (shared, separate) = (size(plan.activation_bytes_shared), size(plan.activation_bytes_separate));
-    line("activation bytes", format!("{shared} with sharing, {separate} without"));
-    let saved = plan.activation_bytes_kept.saturating_sub(plan.activation_bytes_shared);
-    let [operations, bytes] = plan.repeated_percent;
-    let cost = format!("{operations:.0} % more operations and {bytes:.0} % more bytes moved");
-    line("recomputed", format!("{} launches, {cost}, which saves {}", thousands(plan.repeated), size(saved)));
+    let saved = size(plan.activation_bytes_kept.saturating_sub(plan.activation_bytes_shared));
+    let (repeated, [operations, bytes]) = (thousands(plan.repeated), plan.repeated_percent);
     let state = plan.parameter_bytes + plan.gradient_bytes + plan.optimiser_bytes;
-    line("in all", size(state + plan.activation_bytes_shared));
-    let copied = plan.parameter_bytes + plan.optimiser_bytes;
-    line("while saving", format!("{} more (a copy of parameters, moments and EMA)", size(copied)));
+    let copied = size(plan.parameter_bytes + plan.optimiser_bytes);
     let limit = match device {
-        Device::Gpu(gpu) => format!(", {} allows {}", gpu.name(), size(gpu.max_binding())),
-        Device::Cpu(_) => ", the CPU device has no limit".to_owned(),
+        Device::Gpu(gpu) => format!("{} allows {}", gpu.name(), size(gpu.max_binding())),
+        Device::Cpu(_) => "the CPU device has no limit".to_owned(),
     };
-    line("largest binding", format!("{}{limit}", size(plan.largest_binding)));
-    text
+    let cost = format!("{operations:.0} % more operations and {bytes:.0} % more bytes moved");
+    table(
+        28,
+        &[
+            ("recipe", recipe.name.clone()),
+            ("device", device.describe()),
+            ("parameters", thousands(plan.parameters)),
+            ("launches per step", thousands(plan.launches)),
+            ("parameter bytes", size(plan.parameter_bytes)),
+            ("gradient bytes", size(plan.gradient_bytes)),
+            ("optimiser bytes", format!("{} (two moments and the EMA copy)", size(plan.optimiser_bytes))),
+            ("activation bytes", format!("{shared} with sharing, {separate} without")),
+            ("recomputed", format!("{repeated} launches, {cost}, which saves {saved}")),
+            ("in all", size(state + plan.activation_bytes_shared)),
+            ("while saving", format!("{copied} more (a copy of parameters, moments and EMA)")),
+            ("largest binding", format!("{}, {limit}", size(plan.largest_binding))),
+        ],
+    )
 }

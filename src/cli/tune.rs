@@ -4,18 +4,20 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use super::bench::{WORKLOADS, json};
-use super::{note, on, print, profile, thousands};
+use super::{device_args, note, print, thousands};
 use crate::bench::{self, Kind, Subject, VariantRow, Workload, variants};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::recipe;
 
 const ABOUT: &str = "\
-Some kernels come in variants: other tiles, other splits of the work over threads. Which is fastest depends on the GPU, its
-driver and the shapes. This times them for the training step and the sampling step of a workload or a recipe, holds each
-against the default's results, and remembers the fastest. Other commands find it there; they time what they do not find.
+Some kernels come in variants: other tiles, other splits of the work over threads. Which is fastest depends on
+the GPU, its driver and the shapes. This times them for the training step and the sampling step of a workload
+or a recipe, holds each against the default's results, and remembers the fastest. Other commands find it
+there; they time what they do not find.
 
-The choice of variants decides in which order sums are taken: with one tuning file a run gives the same bytes each time.";
+The choice of variants decides in which order sums are taken: with one tuning file a run gives the same
+bytes each time.";
 
 #[derive(clap::Args)]
 #[command(after_help = WORKLOADS, after_long_help = format!("{WORKLOADS}\n\n{ABOUT}"))]
@@ -37,7 +39,7 @@ pub struct Arguments {
     json: bool,
 }
 
-/// What was picked; its JSON object.
+/// The chosen variants; the JSON object.
 #[derive(serde::Serialize)]
 struct Tuned {
     workload: String,
@@ -55,7 +57,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return Err(Error::usage("the CPU device has nothing to tune")
             .hint("choose a GPU with --device; `denoir devices` lists them"));
     };
-    on::tune(gpu, arguments.tuning.as_ref(), true)?;
+    device_args::tune(gpu, arguments.tuning.as_ref(), true)?;
     let workload = workload(arguments, &device)?;
     note(&format!("{}, batch {}, on {}", workload.name, workload.batch(), device.describe()));
     let mut rows: Vec<VariantRow> = Vec::new();
@@ -94,9 +96,9 @@ fn workload(arguments: &Arguments, device: &Device) -> Result<Workload> {
         Ok(recipe) if !bench::names().any(|name| name == what) => {
             Workload::of_recipe(&recipe, arguments.batch)
         }
-        // Whoever names a file means a recipe.
+        // The name of a file means a recipe.
         Err(e) if what.ends_with(".toml") => Err(e),
-        _ => profile::workload(what, arguments.batch, device),
+        _ => bench::find_or_run(what, device, arguments.batch),
     }
 }
 

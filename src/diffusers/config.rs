@@ -142,7 +142,7 @@ pub fn index(text: &str) -> Result<(Option<String>, BTreeMap<String, String>), S
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::unet::Class;
+    use crate::models::unet::{Class, DownBlock};
 
     #[test]
     fn missing_keys_have_the_defaults_of_the_class_and_null_is_not_missing() {
@@ -161,7 +161,7 @@ mod tests {
             r#"{"_class_name": "UNet2DModel",
                 "down_block_types": ["UNetResAttnDownBlock2D", "DownBlock2D"]}"#,
         );
-        assert_eq!(old.down_block_types, ["AttnDownBlock2D", "DownBlock2D"]);
+        assert_eq!(old.down_block_types, [DownBlock::Attention, DownBlock::Plain]);
 
         let kl =
             model(r#"{"_class_name": "AutoencoderKL", "latents_std": null, "decay": 1, "_x": 2}"#).unwrap();

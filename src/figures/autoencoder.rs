@@ -1,4 +1,6 @@
-//! Figures of a VAE: what it keeps of images, and what its latents mean.
+//! Figures of a VAE: reconstructions, and the meaning of its latents.
+
+use std::num::NonZero;
 
 use super::{Drawing, Sheet};
 use crate::codec::{Codec, Posterior};
@@ -11,7 +13,7 @@ fn noise(seed: u64, count: usize, size: usize) -> Vec<f32> {
     (0..count).flat_map(|i| super::noise(seed, Stream::Posterior, i as u32, size)).collect()
 }
 
-/// Refuses an autoencoder, whose latents are points.
+/// Refuses an autoencoder: its latents are points.
 fn has_gaussian(codec: &Codec) -> Result<()> {
     if codec.recipe().vae.variational {
         return Ok(());
@@ -65,8 +67,8 @@ fn above(codec: &Codec, images: &[f32], below: &[f32], name: &str) -> Drawing {
         }
     }
     let rows = count.div_ceil(columns);
-    let labels = (0..rows).flat_map(|_| ["image", name]);
-    let sheet = Sheet::new(columns).row_labels(labels).group_rows(2);
+    let row_labels = (0..rows).flat_map(|_| ["image", name].map(str::to_owned)).collect();
+    let sheet = Sheet { row_labels, group: NonZero::new(2), ..Sheet::new(columns) };
     Drawing { sheet, cells, image: codec.image() }
 }
 
@@ -86,11 +88,7 @@ pub fn posterior(codec: &Codec, images: &[f32], count: usize, seed: u64) -> Resu
         cells.extend(codec.decode(&posterior.mean)?);
         cells.extend(codec.decode(&drawn)?);
     }
-    let labels = ["image".to_owned(), "mean".to_owned()]
-        .into_iter()
-        .chain((1..=count).map(|i| format!("z{}", super::subscript(i))));
-    let sheet = Sheet::new(count + 2).column_labels(labels);
-    Ok(Drawing { sheet, cells, image: codec.image() })
+    Ok(in_columns(codec, &["image", "mean"], count, cells))
 }
 
 /// Frames of `z = mean + a sigma eps`, decoded, for `a` from 0 to `most` in steps of 0.1, with one `eps`
@@ -115,7 +113,9 @@ pub fn hallucination(
         let a = frame as f32 / 10.0;
         let mut cells = images.to_vec();
         cells.extend(codec.decode(&posterior.at(a, &eps))?);
-        let sheet = Sheet::new(count).row_labels(["image", "z"]).title(format!("z = μ + a·σ·ε, a = {a:.1}"));
+        let (row_labels, title) =
+            (["image", "z"].map(str::to_owned).to_vec(), format!("z = μ + a·σ·ε, a = {a:.1}"));
+        let sheet = Sheet { row_labels, title, ..Sheet::new(count) };
         pictures.push(Drawing { sheet, cells, image: codec.image() });
         progress()?;
     }
@@ -137,11 +137,9 @@ pub fn manifold(codec: &Codec, side: usize, range: f32) -> Result<Drawing> {
         (0..side).rev().flat_map(|y| (0..side).flat_map(move |x| [at(x), at(y)])).collect();
     let pictures = codec.decode(&latents)?;
     let label = |i: usize| format!("{:.1}", at(i)).replace("-0.0", "0.0").replace('-', "−");
-    let sheet = Sheet::new(side)
-        .column_labels((0..side).map(label))
-        .row_labels((0..side).rev().map(label))
-        .column_axis("z₁")
-        .row_axis("z₂");
+    let (column_labels, row_labels) = ((0..side).map(label).collect(), (0..side).rev().map(label).collect());
+    let sheet =
+        Sheet { column_labels, row_labels, column_axis: "z₁", row_axis: "z₂", ..Sheet::new(side) };
     Ok(Drawing { sheet, cells: pictures, image: codec.image() })
 }
 
@@ -173,10 +171,16 @@ pub fn channels(codec: &Codec, images: &[f32]) -> Result<Drawing> {
             }
         }
     }
-    let labels =
-        std::iter::once("image".to_owned()).chain((1..=lc).map(|k| format!("z{}", super::subscript(k))));
-    let sheet = Sheet::new(lc + 1).column_labels(labels);
-    Ok(Drawing { sheet, cells, image: codec.image() })
+    Ok(in_columns(codec, &["image"], lc, cells))
+}
+
+/// Columns with these names, and `count` others: z1, z2, ...
+fn in_columns(codec: &Codec, first: &[&str], count: usize, cells: Vec<f32>) -> Drawing {
+    let small = |digit: char| char::from_u32(digit as u32 - '0' as u32 + '₀' as u32).unwrap_or(digit);
+    let others = (1..=count).map(|i| format!("z{}", i.to_string().chars().map(small).collect::<String>()));
+    let column_labels: Vec<String> = first.iter().map(|&name| name.to_owned()).chain(others).collect();
+    let sheet = Sheet { column_labels, ..Sheet::new(first.len() + count) };
+    Drawing { sheet, cells, image: codec.image() }
 }
 
 /// `count` images decoded from latents drawn from the prior, a standard normal.

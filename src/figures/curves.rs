@@ -25,8 +25,7 @@ pub fn schedule(recipe: &Recipe, width: u32) -> RgbImage {
     let alpha_bars = &schedule.alpha_bars;
     let snr: Vec<f64> = alpha_bars.iter().map(|a| a / (1.0 - a)).collect();
     let plot = |name: &str, values: &[f64], log: bool| {
-        let line = Line::new(name, over_t(values));
-        Plot::new(name).x_label("t").log_y(log).line(line).draw(width, height(width))
+        Plot::new(name, "t", vec![Line::new(name, over_t(values))]).log_y(log).draw(width, height(width))
     };
     beside(
         &[
@@ -64,31 +63,27 @@ pub fn loss(run: &Run, width: u32) -> Result<RgbImage> {
     let points = |of: &dyn Fn(&crate::run::Metrics) -> Option<f32>| -> Vec<(f64, f64)> {
         metrics.iter().filter_map(|m| Some((m.step as f64, f64::from(of(m)?)))).collect()
     };
-    let with_mean = |plot: Plot, name: &str, points: &[(f64, f64)], colour: [u8; 3]| {
-        let each = Line::new(format!("{name} of a step"), points.iter().copied()).width(1.0);
-        plot.line(each.colour(pale(colour)))
-            .line(Line::new(format!("{name}, running mean"), smooth(points)).colour(colour))
-    };
     let losses = points(&|m| Some(m.loss));
-    let plot = Plot::new("loss").x_label("step").log_y(losses.iter().all(|p| p.1 > 0.0));
-    let mut panels = vec![with_mean(plot, "loss", &losses, PALETTE[0]).draw(width, height(width))];
+    let [blue, ..] = PALETTE;
+    let each = Line { width: 1.0, colour: Some(pale(blue)), ..Line::new("loss of a step", losses.clone()) };
+    let mean = Line { colour: Some(blue), ..Line::new("loss, running mean", smooth(&losses)) };
+    let plot = Plot::new("loss", "step", vec![each, mean]).log_y(losses.iter().all(|p| p.1 > 0.0));
+    let mut panels = vec![plot.draw(width, height(width))];
     let (reconstruction, kl) = (points(&|m| m.reconstruction), points(&|m| m.kl));
     if !kl.is_empty() {
-        let plot = Plot::new("reconstruction and KL, running means").x_label("step").log_y(true);
-        let line = |name: &str, points: &[(f64, f64)]| Line::new(name, smooth(points));
-        let plot =
-            plot.line(line("reconstruction", &reconstruction)).line(line("KL, before its weight", &kl));
+        let lines = vec![
+            Line::new("reconstruction", smooth(&reconstruction)),
+            Line::new("KL, before its weight", smooth(&kl)),
+        ];
+        let plot = Plot::new("reconstruction and KL, running means", "step", lines).log_y(true);
         panels.push(plot.draw(width, height(width)));
     }
     let evaluations = run.evaluations();
     if !evaluations.is_empty() {
         let psnr = evaluations.iter().map(|e| (e.step as f64, e.psnr));
         let of = if evaluations.iter().all(|e| e.held_out) { "held-out" } else { "training" };
-        let plot = Plot::new(format!("PSNR of {of} images"))
-            .x_label("step")
-            .y_label("dB")
-            .line(Line::new("PSNR", psnr));
-        panels.push(plot.draw(width, height(width)));
+        let plot = Plot::new(format!("PSNR of {of} images"), "step", vec![Line::new("PSNR", psnr)]);
+        panels.push(Plot { y_label: "dB", ..plot }.draw(width, height(width)));
     }
     Ok(beside(&panels, GAP))
 }

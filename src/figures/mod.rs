@@ -1,11 +1,12 @@
-//! The figures of the field: what a diffusion process and a VAE do, as pictures with labelled axes.
+//! The figures of the field: diffusion processes and VAEs as pictures with labelled axes.
 
 mod animation;
 mod autoencoder;
 mod curves;
-mod ink;
+
 mod plot;
 mod process;
+mod raster;
 mod sheet;
 mod text;
 mod ticks;
@@ -46,18 +47,13 @@ impl Drawing {
     /// Draws it, with pictures of at least `size` pixels; `None`: a size that can be looked at.
     pub fn draw(&self, size: Option<usize>) -> RgbImage {
         let n = self.cells.len() / self.image.iter().product::<usize>();
-        let sheet = match size {
-            Some(size) => self.sheet.clone().cell(size),
-            None => self.sheet.clone(),
-        };
-        sheet.draw(&self.cells, n, self.image)
+        let cell = size.or(self.sheet.cell);
+        Sheet { cell, ..self.sheet.clone() }.draw(&self.cells, n, self.image)
     }
 
     /// With a title, if there is one.
     pub fn titled(mut self, title: Option<String>) -> Self {
-        if let Some(title) = title {
-            self.sheet = self.sheet.title(title);
-        }
+        self.sheet.title = title.unwrap_or(self.sheet.title);
         self
     }
 }
@@ -79,10 +75,4 @@ pub fn of_one_size(frames: Vec<RgbImage>) -> Vec<RgbImage> {
         page
     };
     frames.into_iter().map(fill).collect()
-}
-
-/// A number in small digits below the line.
-fn subscript(n: usize) -> String {
-    let small = |digit: char| char::from_u32(digit as u32 - '0' as u32 + '₀' as u32).unwrap_or(digit);
-    n.to_string().chars().map(small).collect()
 }

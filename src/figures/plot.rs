@@ -2,7 +2,7 @@
 
 use image::{Rgb, RgbImage};
 
-use super::ink::{Ink, thinned};
+use super::raster::{Raster, thinned};
 use super::text::{self, Across, Down, INK, blend};
 use super::ticks::{Axis, Ticks};
 
@@ -48,17 +48,6 @@ impl Line {
         let points = points.into_iter().collect();
         Line { name: name.into(), points, colour: None, width: 2.0 }
     }
-
-    pub fn colour(mut self, colour: [u8; 3]) -> Self {
-        self.colour = Some(colour);
-        self
-    }
-
-    /// In pixels.
-    pub fn width(mut self, width: f32) -> Self {
-        self.width = width;
-        self
-    }
 }
 
 /// A colour as it looks at a third of its strength on white, for what stands behind a line of that colour.
@@ -69,41 +58,23 @@ pub fn pale(colour: [u8; 3]) -> [u8; 3] {
 /// Lines over a pair of axes, with a legend if there is more than one line.
 #[derive(Clone, Debug, Default)]
 pub struct Plot {
-    title: String,
-    x_label: String,
-    y_label: String,
-    /// Linear.
-    x: Axis,
-    y: Axis,
-    lines: Vec<Line>,
+    pub title: String,
+    pub x_label: &'static str,
+    pub y_label: &'static str,
+    pub y: Axis,
+    /// Each is drawn over those before it.
+    pub lines: Vec<Line>,
 }
 
 impl Plot {
-    /// A plot without lines; an empty title takes no room.
-    pub fn new(title: impl Into<String>) -> Self {
-        Plot { title: title.into(), ..Plot::default() }
+    /// Lines over linear axes; an empty title takes no room.
+    pub fn new(title: impl Into<String>, x_label: &'static str, lines: Vec<Line>) -> Self {
+        Plot { title: title.into(), x_label, lines, ..Plot::default() }
     }
 
-    pub fn x_label(mut self, label: impl Into<String>) -> Self {
-        self.x_label = label.into();
-        self
-    }
-
-    pub fn y_label(mut self, label: impl Into<String>) -> Self {
-        self.y_label = label.into();
-        self
-    }
-
-    /// Whether the y axis is logarithmic.
-    pub fn log_y(mut self, log: bool) -> Self {
-        self.y.log = log;
-        self
-    }
-
-    /// Adds a line, over those before it.
-    pub fn line(mut self, line: Line) -> Self {
-        self.lines.push(line);
-        self
+    /// With a logarithmic y axis, if `log`.
+    pub fn log_y(self, log: bool) -> Self {
+        Plot { y: Axis { log }, ..self }
     }
 
     /// The plot, `width` by `height` pixels.
@@ -111,7 +82,7 @@ impl Plot {
         let mut picture = RgbImage::from_pixel(width, height, Rgb([255; 3]));
         let panel = Panel::new(self, width as f32, height as f32);
         panel.grid(&mut picture);
-        let mut ink = Ink::new(panel.area);
+        let mut ink = Raster::new(panel.area);
         let colours: Vec<[u8; 3]> = self
             .lines
             .iter()
@@ -133,11 +104,11 @@ impl Plot {
 
     /// Whether a point can be drawn.
     fn shows(&self, &(x, y): &(f64, f64)) -> bool {
-        self.x.shows(x) && self.y.shows(y)
+        x.is_finite() && self.y.shows(y)
     }
 
     /// Names the lines in the corner where that hides least.
-    fn legend(&self, panel: &Panel, ink: &Ink, colours: &[[u8; 3]], picture: &mut RgbImage) {
+    fn legend(&self, panel: &Panel, ink: &Raster, colours: &[[u8; 3]], picture: &mut RgbImage) {
         const SAMPLE: f32 = 22.0;
         let names = self.lines.iter().map(|line| text::width(&line.name, SIZE));
         let wide = (names.fold(0.0, f32::max) + SAMPLE + 3.0 * SPACE).ceil();
@@ -163,11 +134,11 @@ impl Plot {
         for (i, (line, &colour)) in self.lines.iter().zip(colours).enumerate() {
             let middle = y + SPACE / 2.0 + (i as f32 + 0.5) * SIZE * text::LINE;
             let from = x + SPACE;
-            let mut sample = Ink::new(panel.area);
+            let mut sample = Raster::new(panel.area);
             sample.run(&[(from, middle), (from + SAMPLE, middle)], line.width);
             sample.lay(picture, colour);
             let at = (from + SAMPLE + SPACE, middle);
-            text::draw(picture, &line.name, SIZE, at, (Across::Left, Down::Middle), INK);
+            text::draw(picture, &line.name, SIZE, at, (Across::Left, Down::Middle), false, INK);
         }
     }
 }
@@ -190,13 +161,13 @@ impl Panel {
         let above = if title.is_empty() { 0.0 } else { SPACE };
         let top = MARGIN + title.len() as f32 * TITLE_SIZE * text::LINE + above;
         let named = |label: &str| if label.is_empty() { 0.0 } else { text::height(SIZE) + SPACE };
-        let bottom = height - MARGIN - text::height(SIZE) - SPACE - named(&plot.x_label);
+        let bottom = height - MARGIN - text::height(SIZE) - SPACE - named(plot.x_label);
         let rows = Ticks::new(&plot.y, points(|p| p.1), |labels| (labels.len() as f32) * 26.0 < bottom - top);
         let widest = rows.marks.iter().map(|(_, label)| text::width(label, SIZE)).fold(0.0, f32::max);
-        let left = MARGIN + named(&plot.y_label) + widest + SPACE;
+        let left = MARGIN + named(plot.y_label) + widest + SPACE;
         // The last label stands out on the right by half its width, which is not known yet.
         let room = |right: f32| {
-            let columns = Ticks::new(&plot.x, points(|p| p.0), |labels| {
+            let columns = Ticks::new(&Axis::default(), points(|p| p.0), |labels| {
                 let wide: f32 = labels.iter().map(|label| text::width(label, SIZE) + 16.0).sum();
                 wide < right - left + 16.0
             });
@@ -259,19 +230,19 @@ impl Panel {
             let half = text::width(line, TITLE_SIZE) / 2.0;
             let x = across.min(picture.width() as f32 - MARGIN - half).max(MARGIN + half);
             let y = MARGIN + i as f32 * TITLE_SIZE * text::LINE;
-            text::draw(picture, line, TITLE_SIZE, (x, y), (Across::Centre, Down::Top), INK);
+            text::draw(picture, line, TITLE_SIZE, (x, y), (Across::Centre, Down::Top), false, INK);
         }
         for (at, label) in &self.x.marks {
             let at = (self.pixel(*at, 0.0).0, bottom + SPACE);
-            text::draw(picture, label, SIZE, at, (Across::Centre, Down::Top), INK);
+            text::draw(picture, label, SIZE, at, (Across::Centre, Down::Top), false, INK);
         }
         for (at, label) in &self.y.marks {
             let at = (left - SPACE, self.pixel(0.0, *at).1);
-            text::draw(picture, label, SIZE, at, (Across::Right, Down::Middle), INK);
+            text::draw(picture, label, SIZE, at, (Across::Right, Down::Middle), false, INK);
         }
         let at = (across, picture.height() as f32 - MARGIN);
-        text::draw(picture, &plot.x_label, SIZE, at, (Across::Centre, Down::Bottom), INK);
-        text::draw_upwards(picture, &plot.y_label, SIZE, (MARGIN, down), (Across::Centre, Down::Top), INK);
+        text::draw(picture, plot.x_label, SIZE, at, (Across::Centre, Down::Bottom), false, INK);
+        text::draw(picture, plot.y_label, SIZE, (MARGIN, down), (Across::Centre, Down::Top), true, INK);
     }
 }
 

@@ -24,12 +24,12 @@ const RED: [u8; 3] = [250, 0, 0];
 const BLUE: [u8; 3] = [0, 0, 250];
 
 fn red(points: &[(f64, f64)]) -> Line {
-    Line::new("red", points.iter().copied()).colour(RED).width(3.0)
+    Line { colour: Some(RED), width: 3.0, ..Line::new("red", points.iter().copied()) }
 }
 
 #[test]
 fn a_line_runs_through_its_points() {
-    let plot = Plot::new("t").x_label("x").y_label("y").line(red(&[(0.0, 0.0), (1.0, 2.0)]));
+    let plot = Plot { y_label: "y", ..Plot::new("t", "x", vec![red(&[(0.0, 0.0), (1.0, 2.0)])]) };
     let (picture, [left, top, right, bottom]) = framed(&plot, 300, 200);
     let [l, t, r, b] = of(&picture, RED).unwrap();
     // The range is 6 % wider than the data.
@@ -47,7 +47,7 @@ fn a_line_runs_through_its_points() {
 fn a_line_is_broken_where_there_is_no_value() {
     let nan = f64::NAN;
     let broken = [(0.0, 1.0), (4.0, 1.0), (5.0, nan), (6.0, 1.0), (f64::INFINITY, 1.0), (10.0, 1.0)];
-    let (picture, [left, top, right, bottom]) = framed(&Plot::new("").line(red(&broken)), 300, 100);
+    let (picture, [left, top, right, bottom]) = framed(&Plot::new("", "", vec![red(&broken)]), 300, 100);
     let middle = (top + bottom) / 2;
     let at = |x: f64| {
         let place = (x / 10.0 + 0.03) / 1.06;
@@ -60,7 +60,7 @@ fn a_line_is_broken_where_there_is_no_value() {
 #[test]
 fn what_a_logarithmic_axis_cannot_show_is_left_out() {
     let line = red(&[(0.0, -5.0), (1.0, 0.0), (2.0, 1.0), (3.0, 100.0), (4.0, 10.0), (6.0, 10.0)]);
-    let (picture, [left, top, right, bottom]) = framed(&Plot::new("").log_y(true).line(line), 300, 200);
+    let (picture, [left, top, right, bottom]) = framed(&Plot::new("", "", vec![line]).log_y(true), 300, 200);
     let [l, _, _, _] = of(&picture, RED).unwrap();
     assert!(l < left + 15, "the range of x is that of the points that can be seen: {l} {left}");
     let x = left + (right - left) * 7 / 8;
@@ -72,13 +72,13 @@ fn odd_data_give_a_plot_too() {
     let wild = [(0.0, 1.0), (1.0, 1e300), (2.0, -1e300), (3.0, 0.5), (4.0, 1e30), (5.0, 0.5)];
     for points in [&[][..], &[(3.0, 5.0)], &[(0.0, 0.0), (1.0, 0.0)], &[(1.0, f64::NAN)], &wild] {
         for log in [false, true] {
-            let plot = Plot::new("odd").log_y(log).line(red(points)).line(red(points));
+            let plot = Plot::new("odd", "", vec![red(points), red(points)]).log_y(log);
             let picture = plot.draw(200, 150);
             assert!(of(&picture, RED).is_some(), "at least in the legend: {points:?}");
             plot.draw(12, 9);
         }
     }
-    let single = Plot::new("").line(red(&[(3.0, 5.0)])).draw(200, 150);
+    let single = Plot::new("", "", vec![red(&[(3.0, 5.0)])]).draw(200, 150);
     let [l, t, r, b] = of(&single, RED).unwrap();
     assert!((4..9).contains(&(r - l)) && r - l == b - t, "a dot: {l} {t} {r} {b}");
 }
@@ -88,8 +88,8 @@ fn the_legend_avoids_the_lines_and_needs_two() {
     let rising = [(0.0, 0.0), (1.0, 1.0)];
     let falling = [(0.0, 1.0), (1.0, 0.0)];
     let sample = |points: &[(f64, f64)]| {
-        let other = Line::new("blue", points.iter().copied()).colour(BLUE).width(3.0);
-        let picture = Plot::new("").line(Line { width: 0.0, ..red(points) }).line(other).draw(300, 200);
+        let other = Line { name: "blue".into(), colour: Some(BLUE), ..red(points) };
+        let picture = Plot::new("", "", vec![Line { width: 0.0, ..red(points) }, other]).draw(300, 200);
         let blue = |x: u32, y: u32| picture.get_pixel(x, y).0 == BLUE;
         // The sample of a line is the only part of it that is level.
         let level = |&(x, y): &(u32, u32)| (0..8).all(|k| blue(x + k, y));
@@ -98,14 +98,14 @@ fn the_legend_avoids_the_lines_and_needs_two() {
     let (left, right) = (sample(&rising).unwrap(), sample(&falling).unwrap());
     assert!(left.0 < 100 && left.1 < 60, "{left:?}");
     assert!(right.0 > 180 && right.1 < 60, "{right:?}");
-    let alone = Plot::new("").line(red(&[(0.0, 0.0), (1.0, 1.0)])).draw(300, 200);
-    let named = Plot::new("").line(Line { name: "else".into(), ..red(&[(0.0, 0.0), (1.0, 1.0)]) });
+    let alone = Plot::new("", "", vec![red(&[(0.0, 0.0), (1.0, 1.0)])]).draw(300, 200);
+    let named = Plot::new("", "", vec![Line { name: "else".into(), ..red(&[(0.0, 0.0), (1.0, 1.0)]) }]);
     assert_eq!(alone, named.draw(300, 200), "one line has no legend");
 }
 
 #[test]
 fn edges_are_smooth() {
-    let slope = Plot::new("").line(red(&[(0.0, 0.0), (1.0, 1.0)])).draw(400, 200);
+    let slope = Plot::new("", "", vec![red(&[(0.0, 0.0), (1.0, 1.0)])]).draw(400, 200);
     let between = |p: &Rgb<u8>| p.0[0] > 245 && (40..200).contains(&p.0[1]) && p.0[1] == p.0[2];
     assert!(slope.pixels().filter(|p| between(p)).count() > 200);
 }

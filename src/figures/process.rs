@@ -1,5 +1,7 @@
 //! Figures of a diffusion process, of images or of latents, which are shown decoded.
 
+use std::num::NonZero;
+
 use super::{Drawing, Sheet};
 use crate::error::Result;
 use crate::philox::Stream;
@@ -8,12 +10,13 @@ use crate::sample::{Options, Sampler, Source};
 /// Columns of a strip.
 const COLUMNS: usize = 10;
 
-/// What is called while figures are sampled; an error ends the work.
+/// Called after each step of sampling; an error ends the work.
 type Progress<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 /// A sheet with one row for each of `rows` samples, whose columns are timesteps.
-fn strip(labels: Vec<String>) -> Sheet {
-    Sheet::new(labels.len()).column_labels(labels).column_axis("t")
+fn strip(column_labels: Vec<String>) -> Sheet {
+    let columns = column_labels.len();
+    Sheet { column_labels, column_axis: "t", ..Sheet::new(columns) }
 }
 
 /// `frames [columns][rows, ..]` as pictures row by row.
@@ -55,7 +58,7 @@ fn noised(x0: &[f32], eps: &[f32], alpha_bar: f64) -> Vec<f32> {
 /// # Errors
 /// When the driver reports an error, or `progress` does.
 pub fn backward(source: &Source, options: &Options, rows: usize, progress: Progress) -> Result<Drawing> {
-    // What a step leaves is the state at the timestep of the next.
+    // The result of a step is the state at the timestep of the next.
     let label =
         |timesteps: &[f64], row: usize| timesteps.get(row + 1).map_or_else(|| "x₀".to_owned(), |&t| shown(t));
     watched(source, options, rows, progress, label, Sampler::current)
@@ -156,14 +159,15 @@ pub fn interpolation(
         }
     }
     let middle = lambdas.iter().map(|l| format!("{}", (l * 100.0).round() / 100.0));
-    let labels =
-        std::iter::once("source".to_owned()).chain(middle).chain(std::iter::once("source".to_owned()));
-    let sheet = Sheet::new(columns + 2).column_labels(labels).column_axis("λ").row_labels(row_labels);
-    Ok(Drawing { sheet: sheet.group_rows(times.len()), cells: pictures, image })
+    let end = || std::iter::once("source".to_owned());
+    let column_labels = end().chain(middle).chain(end()).collect();
+    let group = NonZero::new(times.len());
+    let sheet = Sheet { column_labels, column_axis: "λ", row_labels, group, ..Sheet::new(columns + 2) };
+    Ok(Drawing { sheet, cells: pictures, image })
 }
 
-/// One sample's way down, shared until `t`, then branches with noise of their own: one row for each of
-/// `times`, the first column with the noise of the shared way (Ho et al. 2020, figure 7).
+/// A reverse process that is shared until `t`, then branches with noise of their own: one row for each of
+/// `times`, the first column with the noise of the shared steps (Ho et al. 2020, figure 7).
 ///
 /// # Errors
 /// When the driver reports an error, or `progress` does.
@@ -198,7 +202,7 @@ pub fn branches(
         let shared: Vec<f32> = std::iter::repeat_n(x_t, columns).flatten().copied().collect();
         pictures.extend(sampler.run_from(row, &shared, 0, &labels, |_, _, _| progress())?);
     }
-    let row_labels = rows.iter().map(|&row| format!("t = {}", shown(timesteps[row])));
-    let sheet = Sheet::new(columns).row_labels(row_labels).row_axis("shared until");
+    let row_labels = rows.iter().map(|&row| format!("t = {}", shown(timesteps[row]))).collect();
+    let sheet = Sheet { row_labels, row_axis: "shared until", ..Sheet::new(columns) };
     Ok(Drawing { sheet, cells: source.images_of(pictures)?, image: source.image() })
 }

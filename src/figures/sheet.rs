@@ -1,5 +1,7 @@
 //! A sheet of pictures in rows and columns, with a title, and labels above and to the left.
 
+use std::num::NonZero;
+
 use image::{Rgb, RgbImage};
 
 use super::text::{self, Across, Down, INK};
@@ -20,14 +22,22 @@ const TITLE_WIDTH: f32 = 280.0;
 /// Pictures in rows and columns with labels; without labels, the bare grid.
 #[derive(Clone, Debug, Default)]
 pub struct Sheet {
-    columns: usize,
-    cell: Option<usize>,
-    group: Option<usize>,
-    title: String,
-    column_labels: Vec<String>,
-    row_labels: Vec<String>,
-    column_axis: String,
-    row_axis: String,
+    /// Pictures of a row, above 0.
+    pub columns: usize,
+    /// Pictures are enlarged, by a whole factor, to at least so many pixels across.
+    pub cell: Option<usize>,
+    /// More room after every so many rows.
+    pub group: Option<NonZero<usize>>,
+    /// Over everything; broken into lines where it is too long.
+    pub title: String,
+    /// Over each column. Where they would touch, only every second, third, ... is drawn.
+    pub column_labels: Vec<String>,
+    /// To the left of each row.
+    pub row_labels: Vec<String>,
+    /// Name of the quantity along a row, over the labels.
+    pub column_axis: &'static str,
+    /// Name of the quantity along a column, to the left of the labels; turned unless it is a letter or two.
+    pub row_axis: &'static str,
 }
 
 impl Sheet {
@@ -39,53 +49,6 @@ impl Sheet {
     pub fn new(columns: usize) -> Self {
         assert!(columns > 0, "Sheet: 0 columns");
         Sheet { columns, ..Sheet::default() }
-    }
-
-    /// Pictures are enlarged, by a whole factor, to at least `pixels` across.
-    pub fn cell(mut self, pixels: usize) -> Self {
-        self.cell = Some(pixels);
-        self
-    }
-
-    /// What stands over everything; it is broken into lines where it is too long.
-    pub fn title(mut self, title: impl Into<String>) -> Self {
-        self.title = title.into();
-        self
-    }
-
-    /// A label over each column. Where they would touch, only every second, third, ... is drawn.
-    pub fn column_labels<T: Into<String>>(mut self, labels: impl IntoIterator<Item = T>) -> Self {
-        self.column_labels = labels.into_iter().map(Into::into).collect();
-        self
-    }
-
-    /// A label to the left of each row.
-    pub fn row_labels<T: Into<String>>(mut self, labels: impl IntoIterator<Item = T>) -> Self {
-        self.row_labels = labels.into_iter().map(Into::into).collect();
-        self
-    }
-
-    /// What the columns differ in: a name over their labels.
-    pub fn column_axis(mut self, name: impl Into<String>) -> Self {
-        self.column_axis = name.into();
-        self
-    }
-
-    /// What the rows differ in: a name to the left of their labels, turned unless it is a letter or two.
-    pub fn row_axis(mut self, name: impl Into<String>) -> Self {
-        self.row_axis = name.into();
-        self
-    }
-
-    /// More room after every `rows` rows.
-    ///
-    /// # Panics
-    /// If `rows` is 0.
-    #[track_caller]
-    pub fn group_rows(mut self, rows: usize) -> Self {
-        assert!(rows > 0, "Sheet: groups of 0 rows");
-        self.group = Some(rows);
-        self
     }
 
     /// The sheet of `images` `[n, H, W, C]` in [-1, 1], row by row, C 1 or 3; values outside are clamped. A
@@ -106,7 +69,7 @@ impl Sheet {
             height: h * factor,
             width: w * factor,
             gap: (w * factor / 32).clamp(2, 4),
-            group: self.group.unwrap_or(usize::MAX),
+            group: self.group.map_or(usize::MAX, NonZero::get),
         };
         for (labels, count, what) in
             [(&self.column_labels, cells.columns, "columns"), (&self.row_labels, cells.rows, "rows")]
@@ -127,8 +90,7 @@ impl Sheet {
             }
         }
         for Written { text, size, at: (x, y), anchor, upwards } in writing {
-            let draw = if upwards { text::draw_upwards } else { text::draw };
-            draw(&mut sheet, &text, size, (x - left, y - top), anchor, INK);
+            text::draw(&mut sheet, &text, size, (x - left, y - top), anchor, upwards, INK);
         }
         sheet
     }
@@ -139,10 +101,9 @@ impl Sheet {
         let (wide, high) = (cells.right(cells.columns - 1) as f32, cells.bottom(cells.rows - 1) as f32);
         let (mut writing, mut bounds) = (Vec::new(), [0.0, 0.0, wide, high]);
         let mut write = |bounds: &mut [f32; 4], text: &str, size: f32, at, anchor, upwards| {
-            let written = Written { text: text.to_owned(), size, at, anchor, upwards };
-            let [l, t, r, b] = written.bounds();
+            let [l, t, r, b] = text::bounds(text, size, at, anchor, upwards);
             *bounds = [bounds[0].min(l), bounds[1].min(t), bounds[2].max(r), bounds[3].max(b)];
-            writing.push(written);
+            writing.push(Written { text: text.to_owned(), size, at, anchor, upwards });
         };
         let size = (10.0 + (cells.width / 32) as f32).clamp(12.0, 14.0);
         let line = text::height(size);
@@ -156,10 +117,10 @@ impl Sheet {
             write(&mut bounds, &labels[row], size, at, (Across::Right, Down::Middle), false);
         }
         if !self.row_axis.is_empty() {
-            let upwards = text::width(&self.row_axis, size) > 1.5 * size;
+            let upwards = text::width(self.row_axis, size) > 1.5 * size;
             let anchor = if upwards { (Across::Centre, Down::Bottom) } else { (Across::Right, Down::Middle) };
             let at = (bounds[0] - SPACE, high / 2.0);
-            write(&mut bounds, &self.row_axis, size, at, anchor, upwards);
+            write(&mut bounds, self.row_axis, size, at, anchor, upwards);
         }
 
         // Above them: labels, the name of the columns, the title.
@@ -176,7 +137,7 @@ impl Sheet {
             y -= line + 2.0;
         }
         if !self.column_axis.is_empty() {
-            write(&mut bounds, &self.column_axis, size, (wide / 2.0, y), above, false);
+            write(&mut bounds, self.column_axis, size, (wide / 2.0, y), above, false);
             y -= line + 2.0;
         }
         let (size, [left, _, right, _]) = (size + 2.0, bounds);
@@ -236,29 +197,6 @@ struct Written {
     upwards: bool,
 }
 
-impl Written {
-    /// Left, top, right, bottom.
-    fn bounds(&self) -> [f32; 4] {
-        let (wide, high) = (text::width(&self.text, self.size), text::height(self.size));
-        let along = match self.anchor.0 {
-            Across::Left => 0.0,
-            Across::Centre => -wide / 2.0,
-            Across::Right => -wide,
-        };
-        let down = match self.anchor.1 {
-            Down::Top => 0.0,
-            Down::Middle => -high / 2.0,
-            Down::Bottom => -high,
-        };
-        let (x, y) = self.at;
-        if self.upwards {
-            [x + down, y - along - wide, x + down + high, y - along]
-        } else {
-            [x + along, y + down, x + along + wide, y + down + high]
-        }
-    }
-}
-
 /// The least k so that every k-th of the labels, given as (centre, extent), leaves `space` to the next;
 /// a little more where that shows the last one too.
 fn thin(labels: &[(f32, f32)], space: f32) -> usize {
@@ -312,13 +250,15 @@ mod tests {
     fn labels_stand_beside_the_pictures_and_change_none() {
         let images = flat(8, 64 * 64);
         let bare = Sheet::new(4).draw(&images, 8, [64, 64, 1]);
-        let sheet = Sheet::new(4)
-            .title("Title")
-            .column_labels(["0", "1", "2", "3"])
-            .row_labels(["first", "second"])
-            .column_axis("t")
-            .row_axis("λ")
-            .draw(&images, 8, [64, 64, 1]);
+        let labelled = Sheet {
+            title: "Title".to_owned(),
+            column_labels: ["0", "1", "2", "3"].map(str::to_owned).to_vec(),
+            row_labels: ["first", "second"].map(str::to_owned).to_vec(),
+            column_axis: "t",
+            row_axis: "λ",
+            ..Sheet::new(4)
+        };
+        let sheet = labelled.draw(&images, 8, [64, 64, 1]);
         let (left, top) = (sheet.width() - bare.width() - 6, sheet.height() - bare.height() - 6);
         assert!((50..90).contains(&left) && (45..70).contains(&top), "{left} {top}");
         assert_eq!(from(&sheet, left, top, bare.width(), bare.height()), bare);
@@ -338,11 +278,13 @@ mod tests {
 
     #[test]
     fn a_text_that_is_wider_than_the_pictures_is_not_cut() {
-        let sheet = Sheet::new(1)
-            .title("a title that is much longer than one picture is wide and goes on and on")
-            .column_labels(["a label wider than it"])
-            .row_axis("and the name of the only row, also longer than the picture")
-            .draw(&flat(1, 64 * 64), 1, [64, 64, 1]);
+        let wide = Sheet {
+            title: "a title that is much longer than one picture is wide and goes on and on".to_owned(),
+            column_labels: vec!["a label wider than it".to_owned()],
+            row_axis: "and the name of the only row, also longer than the picture",
+            ..Sheet::new(1)
+        };
+        let sheet = wide.draw(&flat(1, 64 * 64), 1, [64, 64, 1]);
         let [l, t, r, b] = ink(&sheet).unwrap();
         let (w, h) = sheet.dimensions();
         assert!(l >= 5 && t >= 5 && r + 5 <= w && b + 5 <= h, "{l} {t} {r} {b} of {w} {h}");
@@ -351,7 +293,7 @@ mod tests {
 
     #[test]
     fn groups_of_rows_stand_apart() {
-        let sheet = Sheet::new(1).group_rows(2).draw(&flat(4, 64 * 64), 4, [64, 64, 1]);
+        let sheet = Sheet { group: NonZero::new(2), ..Sheet::new(1) }.draw(&flat(4, 64 * 64), 4, [64, 64, 1]);
         assert_eq!(sheet.height(), 4 * 64 + 2 + 8 + 2);
         assert_eq!(sheet.get_pixel(0, 137).0, [255; 3]);
         assert_eq!(sheet.get_pixel(0, 138).0, [to_u8(-0.5); 3]);
@@ -370,6 +312,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "Sheet: 3 labels of columns")]
     fn too_few_labels_are_refused() {
-        Sheet::new(4).column_labels(["a", "b", "c"]).draw(&[0.0; 4], 4, [1, 1, 1]);
+        let column_labels = ["a", "b", "c"].map(str::to_owned).to_vec();
+        Sheet { column_labels, ..Sheet::new(4) }.draw(&[0.0; 4], 4, [1, 1, 1]);
     }
 }

@@ -52,34 +52,36 @@ pub fn height(size: f32) -> f32 {
     (ASCENT + DESCENT) * size
 }
 
-/// Draws a text with its `anchor` at `at` (x, y); what lies outside the picture is cut off.
+/// Draws a text with its `anchor` at `at` (x, y); what lies outside the picture is cut off. `upwards`: turned
+/// by 90 degrees, to be read from the bottom up, and the anchor with it: `Left` is below, `Top` on the left.
 pub fn draw(
     picture: &mut RgbImage,
     text: &str,
     size: f32,
     at: (f32, f32),
     anchor: (Across, Down),
+    upwards: bool,
     colour: [u8; 3],
 ) {
-    // Letters on whole pixels are sharper.
     let (along, down) = offsets(text, size, anchor);
-    let (x, y) = ((at.0 + along).round() as i64, (at.1 + down).round() as i64);
-    cover(text, size, |dx, dy, part| blend(picture, x + dx, y + dy, colour, part));
+    let (x, y) = if upwards { (at.0 + down, at.1 - along) } else { (at.0 + along, at.1 + down) };
+    // Letters on whole pixels are sharper.
+    let (x, y) = (x.round() as i64, y.round() as i64);
+    cover(text, size, |dx, dy, part| {
+        let (x, y) = if upwards { (x + dy, y - dx - 1) } else { (x + dx, y + dy) };
+        blend(picture, x, y, colour, part);
+    });
 }
 
-/// As [`draw`], turned by 90 degrees, to be read from the bottom up. The anchor turns with the text: `Left`
-/// is its start, which is below, `Top` is on the left.
-pub fn draw_upwards(
-    picture: &mut RgbImage,
-    text: &str,
-    size: f32,
-    at: (f32, f32),
-    anchor: (Across, Down),
-    colour: [u8; 3],
-) {
+/// Left, top, right, bottom of a text that [`draw`] draws.
+pub fn bounds(text: &str, size: f32, (x, y): (f32, f32), anchor: (Across, Down), upwards: bool) -> [f32; 4] {
     let (along, down) = offsets(text, size, anchor);
-    let (x, y) = ((at.0 + down).round() as i64, (at.1 - along).round() as i64);
-    cover(text, size, |dx, dy, part| blend(picture, x + dy, y - dx - 1, colour, part));
+    let (wide, top) = (width(text, size), down - ASCENT * size);
+    if upwards {
+        [x + top, y - along - wide, x + top + height(size), y - along]
+    } else {
+        [x + along, y + top, x + along + wide, y + top + height(size)]
+    }
 }
 
 /// A text in lines no wider than `limit` pixels; a single word that is wider stays whole.
@@ -199,7 +201,7 @@ pub(super) mod tests {
         ];
         for (anchor, left, top) in cases {
             let mut picture = white();
-            draw(&mut picture, text, size, (30.0, 40.0), anchor, INK);
+            draw(&mut picture, text, size, (30.0, 40.0), anchor, false, INK);
             let expected = [left, top, left + wide, top + high].map(|v| v.max(0.0));
             near(ink(&picture).unwrap(), expected);
         }
@@ -209,8 +211,8 @@ pub(super) mod tests {
     fn turned_text_is_the_same_text() {
         let (mut level, mut upwards) = (white(), white());
         let anchor = (Across::Left, Down::Middle);
-        draw(&mut level, "Loss L²", 14.0, (10.0, 30.0), anchor, [200, 0, 0]);
-        draw_upwards(&mut upwards, "Loss L²", 14.0, (30.0, 70.0), anchor, [200, 0, 0]);
+        draw(&mut level, "Loss L²", 14.0, (10.0, 30.0), anchor, false, [200, 0, 0]);
+        draw(&mut upwards, "Loss L²", 14.0, (30.0, 70.0), anchor, true, [200, 0, 0]);
         let (a, b) = (ink(&level).unwrap(), ink(&upwards).unwrap());
         let turned = image::imageops::rotate90(&upwards);
         let cut = |p: &RgbImage| {
@@ -235,8 +237,8 @@ pub(super) mod tests {
     fn a_stroke_stands_over_its_letter_and_needs_no_room() {
         let (mut plain, mut marked) = (white(), white());
         let anchor = (Across::Left, Down::Bottom);
-        draw(&mut plain, "α", 40.0, (20.0, 60.0), anchor, INK);
-        draw(&mut marked, "α\u{304}", 40.0, (20.0, 60.0), anchor, INK);
+        draw(&mut plain, "α", 40.0, (20.0, 60.0), anchor, false, INK);
+        draw(&mut marked, "α\u{304}", 40.0, (20.0, 60.0), anchor, false, INK);
         let ([left, top, right, _], [l, t, r, _]) = (ink(&plain).unwrap(), ink(&marked).unwrap());
         assert!(t + 5 < top && l + 1 >= left && r <= right + 1, "{t} over {top}");
         assert_eq!(width("α\u{304}", 40.0), width("α", 40.0));
@@ -248,7 +250,7 @@ pub(super) mod tests {
         assert_eq!(wrap("incomprehensible a", 10.0, 5.0), ["incomprehensible", "a"]);
         assert!(wrap("", 10.0, 5.0).is_empty());
         let mut picture = white();
-        draw(&mut picture, "cut", 30.0, (-10.0, 78.0), (Across::Left, Down::Top), INK);
-        draw_upwards(&mut picture, "cut", 30.0, (99.0, 5.0), (Across::Left, Down::Top), INK);
+        draw(&mut picture, "cut", 30.0, (-10.0, 78.0), (Across::Left, Down::Top), false, INK);
+        draw(&mut picture, "cut", 30.0, (99.0, 5.0), (Across::Left, Down::Top), true, INK);
     }
 }

@@ -17,7 +17,7 @@ impl Axis {
 #[derive(Clone, Debug)]
 pub struct Ticks {
     axis: Axis,
-    /// What 0 and 1 stand for; logarithms to base 10 on a logarithmic axis.
+    /// Values at 0 and 1; logarithms to base 10 on a logarithmic axis.
     low: f64,
     high: f64,
     /// Place and label of each tick.
@@ -142,19 +142,8 @@ fn scientific(v: f64) -> String {
 }
 
 fn superscript(letter: char) -> char {
-    match letter {
-        '0' => '⁰',
-        '1' => '¹',
-        '2' => '²',
-        '3' => '³',
-        '4' => '⁴',
-        '5' => '⁵',
-        '6' => '⁶',
-        '7' => '⁷',
-        '8' => '⁸',
-        '9' => '⁹',
-        _ => '⁻',
-    }
+    let digit = letter.to_digit(10).and_then(|digit| "⁰¹²³⁴⁵⁶⁷⁸⁹".chars().nth(digit as usize));
+    digit.unwrap_or('⁻')
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! Stable Diffusion, without biases in its convolutions, timestep or attention.
 //!
 //! As Meganeura 0.2 publishes it (`sd_unet` small): 5,294,080 parameters at the sizes of
-//! [`ArenaConfig::default`]. Nobody should train images with it; it is here to compare engines by.
+//! [`ArenaConfig::default`]. It is here to compare engines, not to train images.
 
 use crate::nn::{Init, Layout, Scope, group_norm, group_norm_of, point, side_by_side};
 use crate::ops::activation::Activation;
@@ -65,8 +65,8 @@ pub fn arena(config: &ArenaConfig, s: &Scope, x: &Tensor) -> Tensor {
 
 const EPS: f32 = 1e-5;
 
-/// Norm, SiLU and convolution, twice, and the input (through a 1x1 convolution where the width changes), which
-/// is made of `parts` side by side.
+/// Norm, SiLU and convolution, twice, and the input (through a 1x1 convolution where the width changes),
+/// which is made of `parts` side by side.
 fn residual(s: &Scope, parts: &[&Tensor], out: usize, groups: usize) -> Tensor {
     let h = group_norm_of(&s.sub("norm1"), parts, groups, EPS, Activation::Silu);
     let h = conv(&s.sub("conv1"), &h, out, 1, None);

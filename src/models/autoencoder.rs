@@ -6,7 +6,7 @@
 
 use rayon::prelude::*;
 
-use super::vae::{VaeConfig, VaeKind};
+use super::vae_config::{VaeConfig, VaeKind};
 use crate::nn::{Conv, Init, Layout, Scope, attention_block, conv, group_norm};
 use crate::ops::activation::{Activation, activation};
 use crate::ops::arithmetic::{add, affine, sub};
@@ -22,7 +22,7 @@ const LOG_VAR: [f32; 2] = [-30.0, 20.0];
 /// `[N, h, w, latent]`, which a codebook has not rounded yet.
 #[track_caller]
 pub fn encode(config: &VaeConfig, scope: &Scope, x: &Tensor) -> Tensor {
-    let net = Net { config, act: config.activation() };
+    let net = Net { config, act: config.act_fn.activation() };
     let s = scope.sub("encoder");
     let mut hidden = conv(&s.sub("conv_in"), x, Conv::same(config.widths[0]), None, None);
     for (level, &width) in config.widths.iter().enumerate() {
@@ -64,7 +64,7 @@ fn bounded(x: &Tensor) -> Tensor {
 /// codebook already (see [`quantised`]).
 #[track_caller]
 pub fn decode(config: &VaeConfig, scope: &Scope, z: &Tensor, channels: usize) -> Tensor {
-    let net = Net { config, act: config.activation() };
+    let net = Net { config, act: config.act_fn.activation() };
     if config.kind == VaeKind::Vq {
         // Named here, so that it is among the parameters.
         codebook(config, scope);

@@ -2,7 +2,9 @@
 
 pub mod arena;
 pub mod autoencoder;
+mod options;
 pub mod unet;
 mod unet_config;
 pub mod unet_order;
 pub mod vae;
+mod vae_config;

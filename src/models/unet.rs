@@ -1,8 +1,10 @@
 //! The U-Net of DDPM, with the semantics, options and parameter names of the diffusers library's
 //! `UNet2DModel`.
 
-use super::unet_config::{ATTN_DOWN, ATTN_UP, FOURIER, LEARNED, RESNET, RESNET_DOWN, RESNET_UP};
-pub use super::unet_config::{Class, UNetConfig};
+pub use super::options::{
+    ActFn, Class, ClassEmbedding, DownBlock, Resampling, TimeEmbedding, TimeScaleShift, UpBlock,
+};
+pub use super::unet_config::UNetConfig;
 use crate::nn::{
     Conv, Init, Layout, Scope, attention_block, conv, group_norm, group_norm_of, linear, point, side_by_side,
 };
@@ -16,7 +18,7 @@ use crate::ops::resample::{average_pool, upsample_nearest};
 use crate::ops::timestep_embedding::timestep_embedding;
 use crate::tape::Tensor;
 
-/// What every part of the net needs.
+/// The inputs of every block.
 struct Context<'a> {
     config: &'a UNetConfig,
     act: Activation,
@@ -36,7 +38,7 @@ pub fn unet(config: &UNetConfig, s: &Scope, x: &Tensor, t: &Tensor, labels: Opti
     let class = config.class();
     assert_eq!(labels.is_some(), class != Class::None, "unet: labels for {class:?}");
     config.validate([h, w]).unwrap_or_else(|e| panic!("unet: {e}"));
-    let act = config.activation().unwrap_or(Activation::Silu);
+    let act = config.act_fn.activation();
     let temb = timestep(config, s, t, labels);
     let context = Context { config, act, temb: s.sub("time_embedding").label(|| activation(&temb, act)) };
 
@@ -63,8 +65,8 @@ pub fn unet(config: &UNetConfig, s: &Scope, x: &Tensor, t: &Tensor, labels: Opti
     );
     let form = Conv::same(config.out_channels).zero_if(config.zero_init);
     let out = conv(&s.sub("conv_out"), &out, form, None, None);
-    match config.time_embedding_type.as_str() {
-        FOURIER => s.label(|| div(&out, &t.reshape([n, 1]))),
+    match config.time_embedding_type {
+        TimeEmbedding::Fourier => s.label(|| div(&out, &t.reshape([n, 1]))),
         _ => out,
     }
 }
@@ -75,18 +77,22 @@ fn timestep(config: &UNetConfig, s: &Scope, t: &Tensor, labels: Option<&Tensor>)
     let first = config.block_out_channels[0];
     let projection = s.sub("time_proj");
     // Its parameters, where it has some; asked for once, though classes may be embedded by them too.
-    let table = match config.time_embedding_type.as_str() {
+    let table = match config.time_embedding_type {
         // Song et al. 2021 draw the frequencies with deviation 16, and do not train them.
-        FOURIER => Some(projection.param("weight", [first], Layout::Plain, Init::Normal(16.0))),
-        LEARNED => {
+        TimeEmbedding::Fourier => {
+            Some(projection.param("weight", [first], Layout::Plain, Init::Normal(16.0)))
+        }
+        TimeEmbedding::Learned => {
             let rows = config.num_train_timesteps;
             Some(projection.param("weight", [rows, first], Layout::Plain, Init::Normal(1.0)))
         }
-        _ => None,
+        TimeEmbedding::Positional => None,
     };
     let project = |s: &Scope, t: &Tensor| {
         s.label(|| match &table {
-            Some(frequencies) if config.time_embedding_type == FOURIER => fourier_embedding(t, frequencies),
+            Some(frequencies) if config.time_embedding_type == TimeEmbedding::Fourier => {
+                fourier_embedding(t, frequencies)
+            }
             Some(rows) => embedding(rows, t),
             None => timestep_embedding(t, first, config.flip_sin_to_cos, config.freq_shift, 10_000.0),
         })
@@ -113,7 +119,7 @@ fn timestep(config: &UNetConfig, s: &Scope, t: &Tensor, labels: Option<&Tensor>)
 impl Context<'_> {
     fn down(&self, s: &Scope, mut hidden: Tensor, level: usize, c: usize, skips: &mut Vec<Tensor>) -> Tensor {
         let config = self.config;
-        let attends = config.down_block_types[level] == ATTN_DOWN;
+        let attends = config.down_block_types[level] == DownBlock::Attention;
         for layer in 0..config.layers_per_block {
             hidden =
                 s.block(|| self.resnet(&s.sub(format!("resnets.{layer}")), &[&hidden], c, 1.0, Size::Same));
@@ -125,8 +131,9 @@ impl Context<'_> {
         }
         if level + 1 < config.block_out_channels.len() {
             let s = s.sub("downsamplers.0");
-            let kind = config.down_block_types[level].as_str();
-            hidden = if kind == RESNET_DOWN || kind == ATTN_DOWN && config.downsample_type == RESNET {
+            let resnet = config.down_block_types[level] == DownBlock::Resnet
+                || attends && config.downsample_type == Resampling::Resnet;
+            hidden = if resnet {
                 s.block(|| self.resnet(&s, &[&hidden], c, 1.0, Size::Halved))
             } else {
                 let padding =
@@ -145,7 +152,10 @@ impl Context<'_> {
         let mut hidden = s.block(|| self.resnet(&s.sub("resnets.0"), &[&hidden], c, scale, Size::Same));
         if config.add_attention {
             let groups = match config.attn_norm_num_groups {
-                0 => (!config.scale_shift()).then_some(config.norm_num_groups),
+                0 => {
+                    let shifted = config.resnet_time_scale_shift == TimeScaleShift::ScaleShift;
+                    (!shifted).then_some(config.norm_num_groups)
+                }
                 groups => Some(groups),
             };
             hidden = s.block(|| self.attend(&s.sub("attentions.0"), &hidden, groups));
@@ -156,7 +166,7 @@ impl Context<'_> {
 
     fn up(&self, s: &Scope, mut hidden: Tensor, level: usize, c: usize, skips: &mut Vec<Tensor>) -> Tensor {
         let config = self.config;
-        let attends = config.up_block_types[level] == ATTN_UP;
+        let attends = config.up_block_types[level] == UpBlock::Attention;
         for layer in 0..=config.layers_per_block {
             let skip = skips.pop().unwrap_or_else(|| unreachable!("as many skips as layers on the way up"));
             let s_layer = s.sub(format!("resnets.{layer}"));
@@ -168,8 +178,9 @@ impl Context<'_> {
         }
         if level + 1 < config.block_out_channels.len() {
             let s = s.sub("upsamplers.0");
-            let kind = config.up_block_types[level].as_str();
-            hidden = if kind == RESNET_UP || kind == ATTN_UP && config.upsample_type == RESNET {
+            let resnet = config.up_block_types[level] == UpBlock::Resnet
+                || attends && config.upsample_type == Resampling::Resnet;
+            hidden = if resnet {
                 s.block(|| self.resnet(&s, &[&hidden], c, 1.0, Size::Doubled))
             } else {
                 conv(&s.sub("conv"), &hidden, Conv::upsampled(c), None, None)
@@ -178,8 +189,9 @@ impl Context<'_> {
         hidden
     }
 
-    /// Two convolutions around the timestep embedding, and a shortcut, of the `parts` side by side. The sum is
-    /// divided by `scale`. Where the size changes, it does so before the first convolution and in the shortcut.
+    /// Two convolutions around the timestep embedding, and a shortcut, of the `parts` side by side. The sum
+    /// is divided by `scale`. Where the size changes, it does so before the first convolution and in the
+    /// shortcut.
     fn resnet(&self, s: &Scope, parts: &[&Tensor], c: usize, scale: f32, size: Size) -> Tensor {
         let config = self.config;
         let (groups, eps) = (config.norm_num_groups, config.norm_eps);
@@ -195,7 +207,7 @@ impl Context<'_> {
             Size::Same | Size::Halved => (resized(&hidden), Conv::same(c)),
         };
         let project = |width| linear(&s.sub("time_emb_proj"), &self.temb, width);
-        let hidden = if config.scale_shift() {
+        let hidden = if config.resnet_time_scale_shift == TimeScaleShift::ScaleShift {
             let hidden = conv(&s.sub("conv1"), &hidden, first, None, None);
             let [factor, shift] = &s.label(|| split(&project(2 * c), &[c, c]))[..] else {
                 unreachable!("split in two gives two")
@@ -224,7 +236,7 @@ impl Context<'_> {
     }
 }
 
-/// What a residual block makes of its image's size.
+/// The change of image size in a residual block.
 #[derive(Clone, Copy)]
 enum Size {
     Same,

@@ -1,6 +1,6 @@
 //! The order in which the diffusers library makes the layers of a `UNet2DModel`, and so draws their weights.
 
-/// Of a name's parts, the places of those that the library makes one after the other.
+/// Parts of names in the order in which the library makes the layers.
 const PARTS: [&[&str]; 4] = [
     &[
         "conv_in",
@@ -28,8 +28,8 @@ const PARTS: [&[&str]; 4] = [
     &["weight", "bias"],
 ];
 
-/// Where a parameter stands: block, number of the block, number of the layer within (samplers last), its kind,
-/// layer in it, weight or bias. Norms draw nothing, so their place does not matter.
+/// Where a parameter stands: block, number of the block, number of the layer within (samplers last), its
+/// kind, layer in it, weight or bias. Norms draw nothing, so their place does not matter.
 pub fn rank(name: &str) -> [usize; 6] {
     let parts: Vec<&str> = name.split('.').collect();
     let place = |known: &[&str]| -> usize {

@@ -51,8 +51,9 @@ impl Conv {
     }
 }
 
-/// What [`conv2d`] with a stride of 1 makes of `x` with each pixel repeated twice in both directions, but for the rounding
-/// of sums: a transposed convolution with summed weights, which needs 4 multiplications instead of 9 and no large image.
+/// What [`conv2d`] with a stride of 1 makes of `x` with each pixel repeated twice in both directions, but for
+/// the rounding of sums: a transposed convolution with summed weights, which needs 4 multiplications instead
+/// of 9 and no large image.
 ///
 /// `x` is `[N, H, W, Cin]`, `w` is `[KH, KW, Cin, Cout]`, the result `[N, OH, OW, Cout]` with
 /// `OH = 2 * H + top + bottom - KH + 1`.
@@ -105,14 +106,14 @@ pub fn conv(s: &Scope, x: &Tensor, form: Conv, shift: Option<&Tensor>, residual:
     })
 }
 
-/// `[N, H, W, C1]`, and maybe `[N, H, W, C2]` beside it, through a 1x1 convolution to `[N, H, W, out]`: of each
-/// input a product with its rows of the weights, so that they are never concatenated.
+/// `[N, H, W, C1]`, and maybe `[N, H, W, C2]` beside it, through a 1x1 convolution to `[N, H, W, out]`: of
+/// each input a product with its rows of the weights, so that they are never concatenated.
 #[track_caller]
 pub fn point(s: &Scope, inputs: &[&Tensor], out: usize, bias: bool) -> Tensor {
     let cin: usize = inputs.iter().map(|x| x.shape().last()).sum();
     let init = Init::FanIn(cin);
-    // Rows of small models may begin between the places that a GPU can bind; and a copy of few channels costs less
-    // than a product more, which rounds once more too.
+    // Rows of small models may begin between the places that a GPU can bind; and a copy of few channels costs
+    // less than a product more, which rounds once more too.
     let apart = |c: usize| c >= NARROW && (c * out).is_multiple_of(ALIGN);
     let apart = inputs.iter().all(|x| apart(x.shape().last()));
     let inputs = match apart {

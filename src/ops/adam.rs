@@ -67,8 +67,8 @@ fn adam_in_ranges(options: AdamOptions, tensors: AdamTensors, norm: &Tensor, sta
         norm.shape()
     );
     assert_is_state("adam", state);
-    // Parameters, both moments and the EMA are read as well as written; the gradients are read, and written where
-    // they are cleared.
+    // Parameters, both moments and the EMA are read as well as written; the gradients are read, and written
+    // where they are cleared.
     let extra_bytes = (if options.zero_grads { 5 } else { 4 }) * n as i64 * 4;
     let info = LaunchInfo { extra_bytes, ..LaunchInfo::default() };
     let launch = Recorded::new(Update { options, n, most }, info);

@@ -157,8 +157,8 @@ impl Size {
         self.walks().into_iter().chain(self.product_variants(adapter)).collect()
     }
 
-    /// Those that never store the scores: from as few threads a row as hold it, which saves barriers, to as many
-    /// as have work, which take fewer registers each and fill a GPU with fewer rows.
+    /// Those that never store the scores: from as few threads a row as hold it, which saves barriers, to as
+    /// many as have work, which take fewer registers each and fill a GPU with fewer rows.
     fn walks(&self) -> Vec<Variant> {
         let whole = (self.padded() / 4).next_power_of_two();
         let splits = [4, 2, 1].into_iter().map(|quads| (whole / quads, quads));

@@ -1,15 +1,17 @@
-//! Convolution (cross-correlation) of images, with bias, time embedding and residual added where the result is written.
+//! Convolution (cross-correlation) of images, with bias, time embedding and residual added where the result
+//! is written.
 
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use super::shared::epilogue::Epilogue;
+pub use super::epilogue::Epilogue;
 pub use crate::product::Padding;
 use crate::product::{self, Geometry, Loader, Product};
 use crate::tape::Tensor;
 use crate::tensor::Shape;
 
-/// `y[n,oh,ow,co] = sum x[n, oh*stride + kh - top, ow*stride + kw - left, ci] * w[kh,kw,ci,co]`, plus the epilogue.
+/// `y[n,oh,ow,co] = sum x[n, oh*stride + kh - top, ow*stride + kw - left, ci] * w[kh,kw,ci,co]`, plus the
+/// epilogue.
 ///
 /// `x` is `[N, H, W, Cin]`, `w` is `[KH, KW, Cin, Cout]`, the result `[N, OH, OW, Cout]` with
 /// `OH = (H + top + bottom - KH) / stride + 1`.
@@ -37,8 +39,8 @@ pub fn conv2d(x: &Tensor, w: &Tensor, stride: usize, padding: Padding, epilogue:
     x.tape().derivative(&inputs, &[&y], move |dy| {
         let (x, w) = (&x_saved, &w_saved);
         let Some(dy) = &dy[0] else { return vec![None; count] };
-        // `x` is not needed after `dw`: it makes room for `dx`. Where a time embedding needs the sums of each sample,
-        // these give the gradient of the bias too.
+        // `x` is not needed after `dw`: it makes room for `dx`. Where a time embedding needs the sums of each
+        // sample, these give the gradient of the bias too.
         let dw = Product::conv_weights("conv2d backward_w", g, added.bias && !added.shift);
         let (dw, dbias) = dw.record(&[x, dy], w.shape().clone());
         let none = product::Epilogue::default();
@@ -69,7 +71,8 @@ impl Product {
         }
     }
 
-    /// From `dy [N, OH, OW, Cout]` and the same `w` to `[N, H, W, Cin]`: the gradient of x, the transposed convolution.
+    /// From `dy [N, OH, OW, Cout]` and the same `w` to `[N, H, W, Cin]`: the gradient of x, the transposed
+    /// convolution.
     pub(crate) fn conv_adjoint(name: &'static str, g: Geometry, epilogue: product::Epilogue) -> Product {
         let (rows, depth) = (g.n * g.h * g.w, g.taps() * g.cout);
         let (a, b) = (Loader::ConvAdjoint(g), Loader::Transposed { block: g.cout });
@@ -87,7 +90,8 @@ impl Product {
         }
     }
 
-    /// From `x` and `dy` to `dw [KH, KW, Cin, Cout]`, and the sums of `dy` over all pixels if wanted: `dbias [Cout]`.
+    /// From `x` and `dy` to `dw [KH, KW, Cin, Cout]`, and the sums of `dy` over all pixels if wanted: `dbias
+    /// [Cout]`.
     pub(crate) fn conv_weights(name: &'static str, g: Geometry, column_sums: bool) -> Product {
         let (rows, depth) = (g.taps() * g.cin, g.n * g.oh * g.ow);
         let (a, b, epilogue) = (Loader::ConvWeights(g), Loader::Dense, product::Epilogue::default());

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::shared::epilogue::Epilogue;
+use super::epilogue::Epilogue;
 use crate::product::{self, Geometry, Padding, Product};
 use crate::tape::Tensor;
 use crate::tensor::Shape;
@@ -11,13 +11,14 @@ use crate::tensor::Shape;
 /// `y[n,oh,ow,co] = sum x[n,ih,iw,ci] * w[kh,kw,co,ci]` over all that have `oh = ih*stride + kh - top` and
 /// `ow = iw*stride + kw - left`, plus the epilogue.
 ///
-/// This is the adjoint of a convolution with the same `w`, stride and padding: `x` and `y` have changed places, and so
-/// have the channels of `w`. In files its weights are PyTorch's `[Cin, Cout, KH, KW]` of `ConvTranspose2d`.
+/// This is the adjoint of a convolution with the same `w`, stride and padding: `x` and `y` have changed
+/// places, and so have the channels of `w`. In files its weights are PyTorch's `[Cin, Cout, KH, KW]` of
+/// `ConvTranspose2d`.
 ///
-/// `x` is `[N, H, W, Cin]`, `w` is `[KH, KW, Cout, Cin]`, the result `[N, OH, OW, Cout]` with
-/// `OH = (H - 1) * stride - top - bottom + KH + output_padding`. A convolution maps images of `stride` different heights
-/// to the same height; `output_padding`, less than the stride, says which of them comes back. See Zeiler et al. 2010;
-/// Dumoulin and Visin 2016, chapter 4 (arXiv:1603.07285).
+/// `x` is `[N, H, W, Cin]`, `w` is `[KH, KW, Cout, Cin]`, the result `[N, OH, OW, Cout]` with `OH = (H - 1) *
+/// stride - top - bottom + KH + output_padding`. A convolution maps images of `stride` different heights to
+/// the same height; `output_padding`, less than the stride, says which of them comes back. See Zeiler et al.
+/// 2010; Dumoulin and Visin 2016, chapter 4 (arXiv:1603.07285).
 ///
 /// # Panics
 /// When the shapes do not fit together, or nothing of the image would be left.
@@ -47,8 +48,8 @@ pub fn conv_transpose2d(
         x.shape(),
         w.shape()
     );
-    // The convolution whose adjoint this is. It reads y and writes x: because output_padding is less than the stride,
-    // the last row of x is the last that fits.
+    // The convolution whose adjoint this is. It reads y and writes x: because output_padding is less than the
+    // stride, the last row of x is the last that fits.
     let (h, width) = (full_h - cut_h, full_w - cut_w);
     let (top, left) = (padding.top, padding.left);
     let g = Geometry { n, h, w: width, cin: cout, kh, kw, cout: cin, oh, ow, stride, top, left };

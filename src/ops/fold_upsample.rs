@@ -1,11 +1,11 @@
-//! Weights that do to an image what a convolution does to the same image upsampled to twice its size, each pixel
-//! repeated.
+//! Weights that do to an image what a convolution does to the same image upsampled to twice its size, each
+//! pixel repeated.
 //!
-//! Along either axis two neighbouring taps of such a convolution meet the same pixel: it is multiplied by their sum. So
-//! the convolution is a transposed one of the small image with a stride of 2, one row and one column of taps more, and
-//! summed weights: 4 multiplications for each result and channel instead of 9, in both directions, and the large image is
-//! nowhere in memory. Reference: Shi et al. 2016 (arXiv:1609.07009), on convolutions of the small image for each of the
-//! four residues.
+//! Along either axis two neighbouring taps of such a convolution meet the same pixel: it is multiplied by
+//! their sum. So the convolution is a transposed one of the small image with a stride of 2, one row and one
+//! column of taps more, and summed weights: 4 multiplications for each result and channel instead of 9, in
+//! both directions, and the large image is nowhere in memory. Reference: Shi et al. 2016 (arXiv:1609.07009),
+//! on convolutions of the small image for each of the four residues.
 
 #[cfg(test)]
 mod tests;
@@ -24,8 +24,8 @@ pub static KERNEL: Kernel = kernel!("fold_upsample");
 const WG: usize = 64;
 
 /// `v[j,i,co,ci] = sum w[KH-1-j .. KH-j, KW-1-i .. KW-i, ci, co]`, of those that there are: from weights
-/// `[KH, KW, Cin, Cout]` of a convolution with a stride of 1 those, `[KH+1, KW+1, Cout, Cin]`, of the transposed
-/// convolution with a stride of 2 and a padding of `K - 1 - padding` on each side.
+/// `[KH, KW, Cin, Cout]` of a convolution with a stride of 1 those, `[KH+1, KW+1, Cout, Cin]`, of the
+/// transposed convolution with a stride of 2 and a padding of `K - 1 - padding` on each side.
 #[track_caller]
 pub fn fold_upsample(w: &Tensor) -> Tensor {
     let [kh, kw, rows, cols] = w.shape().of_rank("fold_upsample");

@@ -1,5 +1,5 @@
-//! Group normalisation with a scale and shift per channel and an activation (Wu & He 2018), of one tensor or of
-//! the concatenation of two.
+//! Group normalisation with a scale and shift per channel and an activation (Wu & He 2018), of one tensor or
+//! of the concatenation of two.
 
 use crate::device::gpu::shader::{Kernel, Knob};
 use crate::kernel;

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::shared::epilogue::Epilogue;
+use super::epilogue::Epilogue;
 use crate::product::{self, Loader, Product};
 use crate::tape::Tensor;
 
@@ -29,8 +29,8 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
 
 /// `y = a b + bias` over the last two dimensions: a `[.., M, K]`, b `[.., K, N]`, bias `[N]`, y `[.., M, N]`.
 ///
-/// A transposed a is `[.., K, M]`, a transposed b `[.., N, K]`. The leading dimensions of a and b are equal, or b is a
-/// single matrix that all share; a must not be transposed then, unless it is a single matrix too.
+/// A transposed a is `[.., K, M]`, a transposed b `[.., N, K]`. The leading dimensions of a and b are equal,
+/// or b is a single matrix that all share; a must not be transposed then, unless it is a single matrix too.
 ///
 /// # Panics
 /// When the shapes do not fit.

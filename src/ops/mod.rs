@@ -11,6 +11,7 @@ pub mod conv_transpose2d;
 pub mod denoising;
 pub mod dropout;
 pub mod embedding;
+mod epilogue;
 pub mod fold_upsample;
 pub mod fourier_embedding;
 pub mod gather;

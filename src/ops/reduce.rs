@@ -136,7 +136,8 @@ impl Launch for Sum {
     }
 }
 
-/// A dispatch of `entry` with the sizes of its `slices`, their rows, and the `width` of its blocks of columns.
+/// A dispatch of `entry` with the sizes of its `slices`, their rows, and the `width` of its blocks of
+/// columns.
 fn dispatch<'a>(
     plan: &'a mut Dispatches,
     entry: &'static str,
@@ -150,8 +151,8 @@ fn dispatch<'a>(
         .param("scale", scale)
 }
 
-/// Elements of a slice of `n`, on the GPU, so that `most` slices fill a large one if each thread still gets 16
-/// elements.
+/// Elements of a slice of `n`, on the GPU, so that `most` slices fill a large one if each thread still gets
+/// 16 elements.
 pub(crate) fn slice_size(n: usize, most: usize) -> usize {
     n.div_ceil(n.div_ceil(16 * 256).min(most).max(1))
 }

@@ -1,7 +1,5 @@
-//! What several ops share: elementwise twins and derivatives, samples and their random blocks, the step's state,
-//! ranges of flat tensors, products.
-
-pub(crate) mod epilogue;
+//! What several ops share: elementwise twins and derivatives, samples and their random blocks, the step's
+//! state, ranges of flat tensors, products.
 
 use rayon::prelude::*;
 
@@ -12,8 +10,8 @@ use crate::state::State;
 use crate::tape::Tensor;
 use crate::tensor::{DType, Shape};
 
-/// States the derivative of an op with the one result `y`: from the gradient of `y` to those of `inputs`, in their
-/// order.
+/// States the derivative of an op with the one result `y`: from the gradient of `y` to those of `inputs`, in
+/// their order.
 pub(crate) fn derivative(
     inputs: &[&Tensor],
     y: &Tensor,
@@ -92,8 +90,8 @@ pub(crate) fn first_block(chunk: usize) -> u32 {
 /// Most elements of a flat tensor that one dispatch binds: 128 MiB, which every adapter can.
 pub(crate) const MOST_BOUND: usize = 1 << 25;
 
-/// The first element of each range of at most `most` of `n` elements, and the range's length. `most` is a multiple
-/// of 64, where a binding may begin.
+/// The first element of each range of at most `most` of `n` elements, and the range's length. `most` is a
+/// multiple of 64, where a binding may begin.
 pub(crate) fn ranges(n: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..n).step_by(most).map(move |first| (first, most.min(n - first)))
 }

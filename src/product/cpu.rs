@@ -5,6 +5,7 @@ mod outer;
 pub mod panels;
 pub mod shared;
 pub mod tile;
+pub mod winograd;
 
 #[cfg(test)]
 mod tests;
@@ -12,7 +13,7 @@ mod tests;
 use rayon::prelude::*;
 
 use self::tile::Extra;
-use super::{Loader, Product, winograd};
+use super::{Loader, Product};
 use crate::launch::Io;
 use crate::simd::vectorized;
 

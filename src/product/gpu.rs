@@ -1,4 +1,5 @@
-//! The schedules in which a product can run on a GPU, and the dispatches of each. `kernels/README.md` introduces them.
+//! The schedules in which a product can run on a GPU, and the dispatches of each. `kernels/README.md`
+//! introduces them.
 
 mod tiles;
 mod winograd;
@@ -97,8 +98,8 @@ pub fn shape_class(product: &Product) -> String {
     format!("{batch} x {rows} x {depth}{} by {depth} x {cols}{}", transposed(a), transposed(b))
 }
 
-/// Elements of working memory, one number a block, enough for each schedule: the adjoint's weights or the partial sums,
-/// then those of Winograd's filtering.
+/// Elements of working memory, one number a block, enough for each schedule: the adjoint's weights or the
+/// partial sums, then those of Winograd's filtering.
 pub fn scratch(product: &Product) -> Vec<usize> {
     let schedules = (0..TILES.len()).map(Schedule::Tiled).chain([Schedule::Naive]);
     let parts = schedules.map(|schedule| split(product, schedule)[0]).max().unwrap_or(1);
@@ -169,8 +170,8 @@ const LONGEST_SUM: usize = 1 << 14;
 /// Terms that are worth writing a part of y.
 const SHORTEST_SUM: usize = 128;
 
-/// Parts of the sum, and the length of each. Depends on the shapes and the schedule alone; takes not more memory than
-/// a few copies of y or 64 MiB, nor than the 128 MiB that every adapter binds.
+/// Parts of the sum, and the length of each. Depends on the shapes and the schedule alone; takes not more
+/// memory than a few copies of y or 64 MiB, nor than the 128 MiB that every adapter binds.
 fn split(product: &Product, schedule: Schedule) -> [usize; 2] {
     let Product { batch, rows, cols, depth, split_k, .. } = *product;
     if !split_k {
@@ -192,7 +193,8 @@ fn split(product: &Product, schedule: Schedule) -> [usize; 2] {
     [depth.div_ceil(part_depth), part_depth]
 }
 
-/// A product as the kernels see it: in blocks, the items of a batch or the residues of an adjoint, and over an image.
+/// A product as the kernels see it: in blocks, the items of a batch or the residues of an adjoint, and over
+/// an image.
 struct View {
     /// Number of the loader in [`LOADERS`].
     loader: usize,

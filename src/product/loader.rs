@@ -5,9 +5,9 @@
 pub enum Loader {
     /// As it stands, row by row, for each item.
     Dense,
-    /// Rows and columns exchanged, in blocks of so many along the depth: `[cols, block]` for B, for each block. One
-    /// block, as long as the depth, is a transposed matrix; a block for each tap makes of the weights
-    /// `[taps, Cin, Cout]` of a convolution those of its adjoint, `[taps * Cout, Cin]`.
+    /// Rows and columns exchanged, in blocks of so many along the depth: `[cols, block]` for B, for each
+    /// block. One block, as long as the depth, is a transposed matrix; a block for each tap makes of the
+    /// weights `[taps, Cin, Cout]` of a convolution those of its adjoint, `[taps * Cout, Cin]`.
     Transposed { block: usize },
     /// A of a convolution: a row is a pixel of the result, k is (kh, kw, channel of the image).
     Conv(Geometry),
@@ -36,8 +36,8 @@ impl Padding {
     pub const BOTTOM_RIGHT: Padding = Padding { top: 0, bottom: 1, left: 0, right: 1 };
 }
 
-/// The sizes of a convolution from `[n, h, w, cin]` to `[n, oh, ow, cout]`: tap (kh, kw) of pixel (oh, ow) lies at row
-/// `oh * stride + kh - top` and column `ow * stride + kw - left` of the image.
+/// The sizes of a convolution from `[n, h, w, cin]` to `[n, oh, ow, cout]`: tap (kh, kw) of pixel (oh, ow)
+/// lies at row `oh * stride + kh - top` and column `ow * stride + kw - left` of the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     pub n: usize,
@@ -55,7 +55,8 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// The convolution of one tap that a matrix product `[rows, cin] x [cin, cout]` is: an image one pixel wide.
+    /// The convolution of one tap that a matrix product `[rows, cin] x [cin, cout]` is: an image one pixel
+    /// wide.
     pub const fn point(rows: usize, cin: usize, cout: usize) -> Geometry {
         let n = 1;
         Geometry { n, h: rows, w: 1, cin, kh: 1, kw: 1, cout, oh: rows, ow: 1, stride: 1, top: 0, left: 0 }
@@ -69,7 +70,8 @@ impl Geometry {
         Some((n * self.h + h) * self.w + w)
     }
 
-    /// Number of the result's pixel whose tap (kh, kw) lies on pixel `pixel` of the image; `None` if there is none.
+    /// Number of the result's pixel whose tap (kh, kw) lies on pixel `pixel` of the image; `None` if there is
+    /// none.
     pub fn over(&self, pixel: usize, kh: usize, kw: usize) -> Option<usize> {
         let (n, h, w) = (pixel / (self.h * self.w), pixel / self.w % self.h, pixel % self.w);
         let along = |at: usize, tap: usize, size: usize| {

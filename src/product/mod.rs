@@ -1,15 +1,14 @@
 //! The one loop of convolution, transposed convolution, matrix product and linear layer: "sum over k of
 //! `A[row, k] * B[k, col]`, then an epilogue".
 //!
-//! An op says which elements A and B have ([`loader`]) and what is added to the sums. How the loop runs is decided
-//! here, once for all ops: [`plain`] is the loop as it reads, [`cpu`] the register tile of the CPU device, [`gpu`] the
-//! schedules of the GPU kernels, [`winograd`] the same sums with fewer multiplications for 3 x 3 convolutions.
+//! An op says which elements A and B have ([`loader`]) and what is added to the sums. How the loop runs is
+//! decided here, once for all ops: [`plain`] is the loop as it reads, [`cpu`] the register tile of the CPU
+//! device, [`gpu`] the schedules of the GPU kernels.
 
 pub mod cpu;
 pub mod gpu;
 pub mod loader;
 pub mod plain;
-pub mod winograd;
 
 use crate::launch::{Accumulate, Dispatches, Io, Launch, LaunchInfo, Recorded, Slot, Tuning};
 use crate::tape::Tensor;
@@ -31,8 +30,8 @@ pub struct Product {
     pub a: Loader,
     pub b: Loader,
     pub epilogue: Epilogue,
-    /// The sum may be split into partial sums that are added in order. Only for sums over the batch: elsewhere the
-    /// split would depend on the batch, and a sample must not.
+    /// The sum may be split into partial sums that are added in order. Only for sums over the batch:
+    /// elsewhere the split would depend on the batch, and a sample must not.
     pub split_k: bool,
     /// Also writes `sum over k of B[k, col]`: the gradient of a bias. For one item.
     pub column_sums: bool,

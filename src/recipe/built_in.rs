@@ -118,10 +118,11 @@ fn cifar10() -> Recipe {
     }
 }
 
-/// `examples/unconditional_image_generation/train_unconditional.py` of the diffusers library with the arguments of
-/// its documentation (`--center_crop --random_flip --use_ema`): every number that decides what is learnt. (The
-/// script keeps all of its checkpoints, and has pictures and the model every tenth pass through the data instead
-/// of at steps. The last batch of a pass is smaller there; here a batch reaches into the next pass.)
+/// `examples/unconditional_image_generation/train_unconditional.py` of the diffusers library with the
+/// arguments of its documentation (`--center_crop --random_flip --use_ema`): every number that decides what
+/// is learnt. (The script keeps all of its checkpoints, and has pictures and the model every tenth pass
+/// through the data instead of at steps. The last batch of a pass is smaller there; here a batch reaches into
+/// the next pass.)
 fn diffusers_unconditional() -> Recipe {
     let plain = [false, false, false, false, true, false];
     Recipe {
@@ -195,9 +196,9 @@ fn digits_vae() -> Recipe {
     }
 }
 
-/// The reference library's `AutoencoderKL` small enough for minutes on two cores. Its loss is that of Rombach et al.
-/// 2022 without the parts that are networks; the weight of the divergence is a `digits-vae`'s, for a loss that is
-/// summed over pixels as well.
+/// The reference library's `AutoencoderKL` small enough for minutes on two cores. Its loss is that of Rombach
+/// et al. 2022 without the parts that are networks; the weight of the divergence is a `digits-vae`'s, for a
+/// loss that is summed over pixels as well.
 fn digits_kl() -> Recipe {
     let about = "AutoencoderKL of generated handwriting, 32x32x1 to 8x8x4, minutes on two CPU cores";
     let digits = digits_vae();

@@ -4,7 +4,8 @@ use super::{Recipe, System};
 use crate::error::{Error, Result};
 
 impl Recipe {
-    /// Overrides one key: `lr=2e-4`, `unet.dropout=0.1`, `unet.block_out_channels=[32,64]`. `steps` sets `epochs` to 0.
+    /// Overrides one key: `lr=2e-4`, `unet.dropout=0.1`, `unet.block_out_channels=[32,64]`. `steps` sets
+    /// `epochs` to 0.
     ///
     /// # Errors
     /// When there is no such key, or the value does not fit it.
@@ -129,6 +130,8 @@ mod tests {
         says("steps=-1", "the value does not fit");
         says("unet=3", "no key called");
         says("variance=large", "fixed_small");
+        says("unet.act_fn=mish", "unknown variant `mish`, expected one of `silu`");
+        says("unet.down_block_types=[\"X\", \"Y\"]", "`X`, expected one of `DownBlock2D`");
         says("lr", "write --set key=value");
     }
 }

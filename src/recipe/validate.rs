@@ -173,8 +173,6 @@ mod tests {
             ("unet.norm_num_groups=5", "norm_num_groups = 5 does not divide the 32 channels"),
             ("image_size=15", "images of 15x15 pixels cannot be halved once; choose a multiple of 2"),
             ("unet.dropout=1", "unet.dropout is 1"),
-            ("unet.act_fn=mish", "choose silu, relu or gelu"),
-            ("unet.down_block_types=[\"X\", \"Y\"]", "no block called \"X\""),
             ("sample_steps=5000", "sample_steps is 5000"),
             ("unet.attention_head_dim=128", "wider than a level of 64 channels"),
         ] {

@@ -73,7 +73,7 @@ impl Source<'_> {
             Class::Value => Some(DType::F32),
             Class::Embedding(width) => {
                 return Err(Error::usage(format!(
-                    "class_embed_type is identity: the model takes a vector of {width} numbers as an image's class"
+                    "class_embed_type is identity: the model takes {width} numbers as an image's class"
                 ))
                 .hint("samplers give it none; the library's `models::unet::unet` takes one"));
             }

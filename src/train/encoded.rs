@@ -69,15 +69,15 @@ fn scale_of(moments: &[f32], codec: &Codec) -> f64 {
     1.0 / (squares / n - mean * mean + variances / n).sqrt()
 }
 
-/// Cached latents for the steps of a latent diffusion run, from `file` if it holds them; or nothing,
-/// where steps encode images. Fills in the scale if it is not known: that of the first images that training shows.
+/// Cached latents for the steps of a latent diffusion run, from `file` if it holds them; or nothing, where
+/// steps encode images. Fills in the scale if it is not known: that of the first images that training shows.
 ///
-/// On the CPU device latents are encoded by the steps that meet their images first, so that the first step comes
-/// soon. A GPU, where all of them may lie, gets all at once.
+/// On the CPU device latents are encoded by the steps that meet their images first, so that the first step
+/// comes soon. A GPU, where all of them may lie, gets all at once.
 ///
 /// # Errors
-/// When the data cannot be read, memory is too small, or the driver reports an error; and when latents have no
-/// variance.
+/// When the data cannot be read, memory is too small, or the driver reports an error; and when latents have
+/// no variance.
 pub fn prepare(
     codec: &Codec,
     data: &Arc<dyn Dataset>,
@@ -111,8 +111,8 @@ pub fn prepare(
 }
 
 /// The factor that gives latents unit variance, measured on the first images in the order of training, as the
-/// reference measures it on the first batch (appendix G). On generated digits and faces it is within 0.3 % of that
-/// of ten thousand images.
+/// reference measures it on the first batch (appendix G). On generated digits and faces it is within 0.3 % of
+/// that of ten thousand images.
 fn measure_scale(
     codec: &Codec,
     data: &Arc<dyn Dataset>,

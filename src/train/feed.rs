@@ -108,7 +108,8 @@ impl Data {
         Encoded::grown(&mut self.encoded)
     }
 
-    /// Starts to read the batches after `done` steps, or, of a data set that is `resident`, to pick its samples.
+    /// Starts to read the batches after `done` steps, or, of a data set that is `resident`, to pick its
+    /// samples.
     pub(super) fn load(&self, recipe: &Recipe, done: u64, resident: bool) -> Result<Feed> {
         let (batch, seed) = (recipe.batch_size, recipe.seed);
         let seen = done * recipe.accumulation * batch as u64;

@@ -109,8 +109,8 @@ fn moments_shape(codec: &Codec) -> [usize; 3] {
     [h, w, c * codec.recipe().vae.moments()]
 }
 
-/// The images whose latents are cached: those of the data, of endless data the first; then, where training mirrors
-/// its images, the same mirrored.
+/// The images whose latents are cached: those of the data, of endless data the first; then, where training
+/// mirrors its images, the same mirrored.
 pub struct Images {
     data: Arc<dyn Dataset>,
     count: u64,
@@ -158,8 +158,8 @@ impl Dataset for Images {
     }
 }
 
-/// Latents of which some may still have to be encoded: a step encodes those of its images that no step met before.
-/// An image's latent does not depend on those that are encoded with it, nor on when that is done.
+/// Latents of which some may still have to be encoded: a step encodes those of its images that no step met
+/// before. An image's latent does not depend on those that are encoded with it, nor on when that is done.
 pub struct Growing {
     pub(super) latents: CachedLatents,
     pub(super) images: Arc<Images>,

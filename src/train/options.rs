@@ -85,8 +85,8 @@ impl TrainOptions {
         }
     }
 
-    /// The words of step `step`, counted from 0, for its batch `micro` of `accumulation`: random numbers, Adam's
-    /// corrections, the decay of the moving average.
+    /// The words of step `step`, counted from 0, for its batch `micro` of `accumulation`: random numbers,
+    /// Adam's corrections, the decay of the moving average.
     pub fn state_at(&self, step: u64, micro: usize) -> State {
         let number = (step + 1) as f64;
         State {

@@ -6,8 +6,8 @@ use crate::data::{Batch, Dataset, Picks, Values, Whole};
 use crate::device::{Buffer, Device, available_memory};
 use crate::error::Result;
 
-/// The most that a data set may take of a GPU's memory, in bytes. Drivers do not say how much there is; any GPU
-/// that a model is trained on can spare this.
+/// The most that a data set may take of a GPU's memory, in bytes. Drivers do not say how much there is; any
+/// GPU that a model is trained on can spare this.
 const MOST: u64 = 256 << 20;
 /// Of memory that is the machine's, it may take at most one part in this many of what is available.
 const SHARE: u64 = 8;
@@ -77,8 +77,8 @@ fn raw<'a>(values: &Values<'a>) -> &'a [u8] {
     }
 }
 
-/// The data set, if it is to lie on the device. The CPU device reads it where it is; a GPU gets a copy if that
-/// is in memory as a whole and small enough.
+/// The data set, if it is to lie on the device. The CPU device reads it where it is; a GPU gets a copy if
+/// that is in memory as a whole and small enough.
 pub(super) fn kept<'a>(data: &'a dyn Dataset, device: &Device) -> Option<Whole<'a>> {
     let Device::Gpu(gpu) = device else { return None };
     let whole = data.whole()?;

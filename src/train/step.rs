@@ -59,8 +59,8 @@ fn state_of(tape: &Tape) -> Tensor {
     tape.stored_u32(STATE, [State::WORDS])
 }
 
-/// Records loss and backward for one batch; with `optimises`, the optimiser too. Parameters that `params` does
-/// not have yet are added to it.
+/// Records loss and backward for one batch; with `optimises`, the optimiser too. Parameters that `params`
+/// does not have yet are added to it.
 #[track_caller]
 pub(super) fn record_batch(
     record: &Record<'_>,
@@ -116,8 +116,8 @@ pub(super) fn record_optimiser(tape: &Tape, options: &TrainOptions, elements: us
     });
 }
 
-/// Runs the batch that `batch` ran last once more, without the optimiser and with every tensor kept: the name of the
-/// first launch that wrote a number that is not finite.
+/// Runs the batch that `batch` ran last once more, without the optimiser and with every tensor kept: the name
+/// of the first launch that wrote a number that is not finite.
 ///
 /// # Errors
 /// When memory is too small, or the driver reports an error.

@@ -23,8 +23,8 @@ use crate::tape::Tape;
 /// Steps that a GPU may be ahead of the newest numbers that were read.
 const STEPS_IN_FLIGHT: usize = 2;
 
-/// A model in training: any objective that an [`nn::Scope`](Scope) can record, with Adam, clipping, a learning
-/// rate that changes, accumulated batches, a moving average of the weights, and checkpoints.
+/// A model in training: any objective that an [`nn::Scope`](Scope) can record, with Adam, clipping, a
+/// learning rate that changes, accumulated batches, a moving average of the weights, and checkpoints.
 ///
 /// ```
 /// use denoir::prelude::*;

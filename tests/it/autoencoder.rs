@@ -132,8 +132,8 @@ fn a_vae_run_measures_itself_and_resumes_to_the_same_bytes() {
     assert!(result(&steady, 4) == result(&parts, 4), "a resumed VAE differs");
 }
 
-/// The reference library's AutoencoderKL, small: a short training makes both parts of its loss smaller, and what is
-/// exported is the folder that the library's class reads.
+/// The reference library's AutoencoderKL, small: a short training makes both parts of its loss smaller, and
+/// what is exported is the folder that the library's class reads.
 #[test]
 fn an_autoencoder_kl_is_trained_and_exported() {
     let folder = TempDir::new().unwrap();
@@ -215,8 +215,9 @@ fn a_latent_diffusion_run_is_complete_in_itself_and_resumes_to_the_same_bytes() 
     let to = |run: &str, steps: &str| {
         succeeds(at, &["train", "--resume", run, "--steps", steps, "--device", "cpu"]);
     };
-    // Whether steps encode images or find their latents in a file makes no difference. After the images of twelve
-    // steps none is missing: those of an epoch whose first third this process did not see, and the next.
+    // Whether steps encode images or find their latents in a file makes no difference. After the images of
+    // twelve steps none is missing: those of an epoch whose first third this process did not see, and the
+    // next.
     let kept = at.join("parts-cached/latents.safetensors");
     let whole = fs::read(&kept).unwrap();
     fs::copy(&kept, at.join("whole-grown/latents.safetensors")).unwrap();

@@ -320,7 +320,7 @@ fn folders_that_are_asked_the_wrong_way() {
         fs::read(at.join(out)).unwrap()
     };
     assert!(of_class("3", "three.png") != of_class("900", "other.png"), "the class changes nothing");
-    let rows = "with a row for each timestep from 0 to 69, and the sampler asks for 999";
+    let rows = "with a row for each timestep from 0 to 69, and the sampler needs 999";
     fails(at, &sample("unet_odd", &few), 2, &[rows]);
     succeeds(at, &["import", fourier, "run"]);
     fails(at, &["train", "--resume", "run", "--device", "cpu"], 2, &["a timestep 0, which has no logarithm"]);
@@ -345,10 +345,15 @@ fn folders_that_cannot_be_used() {
         unet,
         "down_block_types",
         json!(["DownBlock2D", "KDownBlock2D"]),
-        &["no block called \"KDownBlock2D\"", "choose DownBlock2D or AttnDownBlock2D or Resnet"],
+        &["down_block_types does not fit", "`KDownBlock2D`, expected", "`DownBlock2D`", "`AttnDownBlock2D`"],
     );
     with(unet, "time_embedding_type", json!("fourier"), &["missing: time_proj.weight"]);
-    with(unet, "time_embedding_type", json!("spatial"), &["time_embedding_type is \"spatial\""]);
+    with(
+        unet,
+        "time_embedding_type",
+        json!("spatial"),
+        &["time_embedding_type does not fit", "`spatial`, expected", "`learned`"],
+    );
     with(unet, "time_embedding_type", json!("learned"), &["unet.num_train_timesteps is 0"]);
     with(unet, "class_embed_type", json!("timestep"), &["missing: class_embedding.linear_1"]);
     with(unet, "_class_name", json!("UNet2DConditionModel"), &["UNet2DConditionModel"]);

@@ -124,8 +124,8 @@ fn the_first_updates() {
     }
 }
 
-/// Pillow rounds to bytes after the rows and again after the columns, this program once: a byte may differ by one, in
-/// an enlarged picture one in six does, and the picture as a whole is no lighter or darker.
+/// Pillow rounds to bytes after the rows and again after the columns, this program once: a byte may differ by
+/// one, in an enlarged picture one in six does, and the picture as a whole is no lighter or darker.
 #[test]
 fn pictures_are_torchvisions() {
     let (golden, recipe) = both();

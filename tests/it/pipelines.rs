@@ -209,8 +209,8 @@ fn rms(a: &[f32], b: &[f32]) -> f64 {
     (squares / a.len() as f64).sqrt()
 }
 
-/// The tiny pipeline with a schedule that ends at sigma = 0.5: its weights are random, and what is no prediction
-/// of noise leads astray by as much as sigma times its error, 157 times at the usual end.
+/// The tiny pipeline with a schedule that ends at sigma = 0.5: its weights are random, and what is no
+/// prediction of noise leads astray by as much as sigma times its error, 157 times at the usual end.
 fn with_little_noise(folder: &Path) {
     copy(&golden("tiny_ddpm"), folder);
     set_scheduler(folder, "DDPMScheduler", json!({"beta_start": 1e-5, "beta_end": 4e-4}));

@@ -1,4 +1,5 @@
-//! Where the tests find the program and the source: where cargo built them, or where `tools/gpu-check` packed them.
+//! Where the tests find the program and the source: where cargo built them, or where `tools/gpu-check` packed
+//! them.
 
 use std::path::PathBuf;
 

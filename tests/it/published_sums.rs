@@ -1,5 +1,5 @@
-//! The sums that the diffusers library's own scheduler tests print: denoir's walks in f64 come as near to them as f32
-//! can say, and the library's own f32 arithmetic over denoir's noise levels gives every digit.
+//! The sums that the diffusers library's own scheduler tests print: denoir's walks in f64 come as near to
+//! them as f32 can say, and the library's own f32 arithmetic over denoir's noise levels gives every digit.
 
 use denoir::diffusion::{Betas, Precision, Scheduler};
 use denoir::diffusion::{PlanRunner, SamplerPlan};
@@ -134,8 +134,8 @@ fn walks_in_f64_come_as_near_as_f32_can_say() {
     for case in cases() {
         let got = in_f64(&scheduler(case.class, &case.keys), &case);
         let (wanted, half) = printed(case.sum);
-        // The library adds up in f32: of 57062.9297 its next number is 0.004 away. Four of those are the rounding of
-        // a walk and a sum, and less than the last digit wherever the sum is below a hundred.
+        // The library adds up in f32: of 57062.9297 its next number is 0.004 away. Four of those are the
+        // rounding of a walk and a sum, and less than the last digit wherever the sum is below a hundred.
         let tolerance = f64::max(2.0 * half, 4.0 * step_of(wanted));
         let at = format!("{} {} from {:?}: {got}, printed is {wanted}", case.class, case.keys, case.from);
         assert!((got - wanted).abs() <= tolerance, "{at}");
@@ -173,8 +173,8 @@ impl Single {
         Single { sigmas, timesteps: plan.steps.iter().map(|step| step.t as f32).collect(), v }
     }
 
-    /// The sample as the tests scale it, and the derivative there. They hand the step what they scaled for the
-    /// model, as if it were the sample itself.
+    /// The sample as the tests scale it, and the derivative there. They hand the step what they scaled for
+    /// the model, as if it were the sample itself.
     fn derivative(&self, i: usize, x: &mut [f32]) -> Vec<f32> {
         let (sigma, t) = (self.sigmas[i], self.timesteps[i]);
         let at = |x: &mut f32| {
@@ -263,8 +263,8 @@ const KRONROD: [(f64, f64); 11] = [
     (0.0, 0.149_445_554_002_916_96),
 ];
 
-/// The integral from the first node to `to` of the polynomial that is 1 at `nodes[which]` and 0 at the others: the
-/// library integrates numerically, over values that it computes in f32.
+/// The integral from the first node to `to` of the polynomial that is 1 at `nodes[which]` and 0 at the
+/// others: the library integrates numerically, over values that it computes in f32.
 fn integral(nodes: &[f32], which: usize, to: f32) -> f32 {
     let value = |at: f64| -> f64 {
         let others = nodes.iter().enumerate().filter(|(k, _)| *k != which);
@@ -278,8 +278,8 @@ fn integral(nodes: &[f32], which: usize, to: f32) -> f32 {
     (half * KRONROD.iter().map(|(node, weight)| weight * both(*node)).sum::<f64>()) as f32
 }
 
-/// `torch.sum` of absolute values on a CPU whose registers hold `lanes` numbers: four of them are filled in turn,
-/// each of which begins anew after sixteen additions (ATen's `SumKernel.cpp`).
+/// `torch.sum` of absolute values on a CPU whose registers hold `lanes` numbers: four of them are filled in
+/// turn, each of which begins anew after sixteen additions (ATen's `SumKernel.cpp`).
 fn torch_sum(x: &[f32], lanes: usize) -> f32 {
     let mut memory = vec![0.0; SIZE];
     x.iter().enumerate().for_each(|(i, x)| memory[place(i)] = x.abs());
@@ -318,8 +318,8 @@ fn in_f32(scheduler: &Scheduler, case: &Case) -> Vec<f32> {
 fn every_digit_comes_out_in_f32() {
     for case in cases().into_iter().filter(|case| over_sigma(case.class)) {
         let x = in_f32(&scheduler(case.class, &case.keys), &case);
-        // Who printed the sum of LMS over Karras's sigmas had registers of four lanes, as ARM has: with eight the
-        // same samples sum up to the next f32, 3812.9929.
+        // Who printed the sum of LMS over Karras's sigmas had registers of four lanes, as ARM has: with eight
+        // the same samples sum up to the next f32, 3812.9929.
         let lanes = if case.sum == "3812.9927" { 4 } else { 8 };
         let got = torch_sum(&x, lanes);
         let (wanted, half) = printed(case.sum);
@@ -329,10 +329,10 @@ fn every_digit_comes_out_in_f32() {
     }
 }
 
-/// Euler's sum over Karras's sigmas is printed as 124.522995. None of the releases 0.17.0, 0.21.0, 0.27.0 and 0.42.1
-/// gives that: all give 124.5226, 52 steps of f32 lower, and so does denoir. The sum moves by twice the relative error
-/// of the first sigma: tables whose running product was rounded to f32 at every factor, as the library's is not, lead
-/// to within four steps of what is printed.
+/// Euler's sum over Karras's sigmas is printed as 124.522995. None of the releases 0.17.0, 0.21.0, 0.27.0 and
+/// 0.42.1 gives that: all give 124.5226, 52 steps of f32 lower, and so does denoir. The sum moves by twice
+/// the relative error of the first sigma: tables whose running product was rounded to f32 at every factor, as
+/// the library's is not, lead to within four steps of what is printed.
 #[test]
 fn one_printed_sum_is_that_of_coarser_tables() {
     let (class, keys) = ("EulerDiscrete", json!({"use_karras_sigmas": true}));

@@ -1,5 +1,5 @@
-//! Every sampler against the diffusers library: walks in f64 and whole pictures of a seed. The sums that its own
-//! tests publish: `published_sums.rs`.
+//! Every sampler against the diffusers library: walks in f64 and whole pictures of a seed. The sums that its
+//! own tests publish: `published_sums.rs`.
 
 use std::fs;
 
@@ -118,8 +118,8 @@ fn walks_on_the_devices() {
     for device in devices() {
         let mut worst = [0.0_f64; 2];
         for case in &cases {
-            // UniPC's predictions of the noise cancel at high noise, where x0 = (x - sigma eps) / alpha with sigma /
-            // alpha up to 157: 5.0e-5 on both devices, and 9.9e-6 of all others.
+            // UniPC's predictions of the noise cancel at high noise, where x0 = (x - sigma eps) / alpha with
+            // sigma / alpha up to 157: 5.0e-5 on both devices, and 9.9e-6 of all others.
             let cancels = matches!(&case.scheduler.method, Method::UniPc(options) if !options.predict_x0);
             let tolerance = if cancels { 1e-4 } else { 2e-5 };
             let mut on_device = OnDevice::new(&case.plan, &device);
@@ -351,7 +351,8 @@ fn a_seed_gives_the_pictures_of_the_library() {
                 let (pixel, channel) = (i / 3, i % 3);
                 let (got, wanted) = (f64::from(*got) / 2.0 + 0.5, wanted[channel * 64 + pixel] / 2.0 + 0.5);
                 let at = format!("{name} on {}, {i}: {got}, not {wanted}", device.describe());
-                // The nine values that the library publishes, as pictures; and all, beyond white and black too.
+                // The nine values that the library publishes, as pictures; and all, beyond white and black
+                // too.
                 let published = pixel / 8 >= 5 && pixel % 8 >= 5 && channel == 2;
                 let off = (got.clamp(0.0, 1.0) - wanted.clamp(0.0, 1.0)).abs();
                 assert!(!published || off <= tolerance, "{at}");

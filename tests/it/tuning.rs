@@ -1,4 +1,5 @@
-//! Tuning as a user meets it: what is timed ahead decides what runs, and a file of choices the bytes of a run.
+//! Tuning as a user meets it: what is timed ahead decides what runs, and a file of choices the bytes of a
+//! run.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,7 @@
 //! Samples the network of `own_network.rs`: three samplers, and the way from noise to the spiral.
 //!
-//! `cargo run --release --example sample`. The weights are kept in `spiral.safetensors`, which a second run reads.
+//! `cargo run --release --example sample`. The weights are kept in `spiral.safetensors`, which a second run
+//! reads.
 
 use std::path::Path;
 use std::time::Instant;

@@ -93,7 +93,8 @@ pub fn run(steps: u64, picture: &Path) -> Result<()> {
     program.run()?;
     rows.extend(program.read(reconstructed)?);
     rows.extend(program.read(drawn)?);
-    let sheet = Sheet::new(ROW).row_labels(["digits", "decoded", "drawn"]);
+    let row_labels = ["digits", "decoded", "drawn"].map(str::to_owned).to_vec();
+    let sheet = Sheet { row_labels, ..Sheet::new(ROW) };
     save_png(picture, &sheet.draw(&rows, 3 * ROW, [SIDE, SIDE, 1]))?;
     println!("digits, their reconstructions, and digits from noise: {}", picture.display());
     Ok(())

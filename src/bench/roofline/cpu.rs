@@ -6,7 +6,7 @@ use std::time::Instant;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{Effort, Raw, check, shortest};
+use super::{Ceilings, Effort, check, shortest};
 use crate::device::cpu::Cpu;
 use crate::device::{Device, available_memory};
 use crate::error::Result;
@@ -197,29 +197,29 @@ pub(super) fn measure(
     device: &Device,
     effort: Effort,
     progress: &mut dyn FnMut(&str),
-) -> Result<Raw> {
+) -> Result<Ceilings> {
     let elements = array_elements();
     device.check_memory(3 * 4 * elements as u64)?;
     progress("multiply-add");
-    let f32_rate = multiply_add(cpu, effort)?;
+    let f32_gflops = multiply_add(cpu, effort)?;
     progress("memory");
     let mut arrays = Arrays::new(cpu, elements);
     let rates = arrays.rates(cpu, effort)?;
-    let (mut f32_one_thread, mut memory_one_thread) = (None, None);
+    let (mut f32_one_thread_gflops, mut memory_one_thread_gb_s) = (None, None);
     if effort == Effort::Full {
         progress("one thread");
         let one = Cpu::open(Some(1))?;
-        f32_one_thread = Some(multiply_add(&one, effort)?);
-        memory_one_thread = Some(arrays.rates(&one, effort)?.best());
+        f32_one_thread_gflops = Some(multiply_add(&one, effort)?);
+        memory_one_thread_gb_s = Some(arrays.rates(&one, effort)?.best());
     }
-    Ok(Raw {
-        f32_rate,
-        f32_one_thread,
-        f16_rate: None,
-        copy: rates.copy,
-        read: Some(rates.read),
-        triad: Some(rates.triad),
-        memory_one_thread,
+    Ok(Ceilings {
+        f32_gflops,
+        f32_one_thread_gflops,
+        copy_gb_s: rates.copy,
+        read_gb_s: Some(rates.read),
+        triad_gb_s: Some(rates.triad),
+        memory_one_thread_gb_s,
         array_bytes: 4 * elements as u64,
+        ..Ceilings::default()
     })
 }

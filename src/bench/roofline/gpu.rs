@@ -1,6 +1,6 @@
 //! A GPU's ceilings, by kernels of its own: `kernels/roofline.wgsl`, `kernels/roofline_f16.wgsl`.
 
-use super::{Effort, Raw, check, shortest};
+use super::{Ceilings, Effort, check, shortest};
 use crate::device::gpu::shader::Kernel;
 use crate::device::gpu::{Bound, Gpu, Range};
 use crate::device::{Buffer, Device};
@@ -75,7 +75,7 @@ pub(super) fn measure(
     device: &Device,
     effort: Effort,
     progress: &mut dyn FnMut(&str),
-) -> Result<Raw> {
+) -> Result<Ceilings> {
     progress("multiply-add");
     // Several times the caches of large GPUs; a software driver has those of the processor.
     let wanted = if gpu.is_software() { 64 << 20 } else { 512 << 20 };
@@ -89,8 +89,8 @@ pub(super) fn measure(
         bytes,
     };
     device.write(&arrays.src, 0, bytemuck::cast_slice(&vec![0.5_f32; bytes / 4]))?;
-    let f32_rate = arrays.multiply_add(&ROOFLINE, effort)?;
-    let f16_rate = if gpu.has_f16() && effort == Effort::Full {
+    let f32_gflops = arrays.multiply_add(&ROOFLINE, effort)?;
+    let f16_gflops = if gpu.has_f16() && effort == Effort::Full {
         Some(arrays.multiply_add(&ROOFLINE_F16, effort)?)
     } else {
         None
@@ -103,14 +103,11 @@ pub(super) fn measure(
     let mut last = [0.0_f32];
     device.read(&arrays.dst, bytes - 4, bytemuck::cast_slice_mut(&mut last))?;
     check("copying memory", f64::from(last[0] - 0.5).abs(), 0.0)?;
-    Ok(Raw {
-        f32_rate,
-        f32_one_thread: None,
-        f16_rate,
-        copy: 2.0 * bytes as f64 / seconds * 1e-9,
-        read: None,
-        triad: None,
-        memory_one_thread: None,
+    Ok(Ceilings {
+        f32_gflops,
+        f16_gflops,
+        copy_gb_s: 2.0 * bytes as f64 / seconds * 1e-9,
         array_bytes: bytes as u64,
+        ..Ceilings::default()
     })
 }

@@ -41,7 +41,7 @@ impl Effort {
 
 /// The ceilings of a device, the best of several readings each; its JSON object. One GFLOP/s is a billion
 /// operations a second, where a multiplication with an addition is two; one GB/s a billion bytes.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Ceilings {
     #[serde(flatten)]
     pub setting: Setting,
@@ -63,7 +63,7 @@ pub struct Ceilings {
     pub memory_one_thread_gb_s: Option<f64>,
     /// Bytes of each array that was moved.
     pub array_bytes: u64,
-    /// What this program's own product of two square matrices reaches, and their side.
+    /// Rate of this program's own product of two square matrices, and their side.
     pub matmul_gflops: Option<f64>,
     pub matmul_side: Option<usize>,
 }
@@ -77,7 +77,7 @@ pub enum Bound {
 }
 
 impl Ceilings {
-    /// Measures `device`. `progress` is told what goes on.
+    /// Measures `device`. `progress` receives each activity.
     ///
     /// # Errors
     /// When there is too little memory, the driver reports an error, or a result is wrong.
@@ -89,25 +89,19 @@ impl Ceilings {
             }
             Effort::Short => None,
         };
-        let raw = match device {
+        let found = match device {
             Device::Cpu(cpu) => cpu::measure(cpu, device, effort, progress)?,
             Device::Gpu(gpu) => gpu::measure(gpu, device, effort, progress)?,
         };
-        let all = [Some(raw.copy), raw.read, raw.triad];
+        let memory = [Some(found.copy_gb_s), found.read_gb_s, found.triad_gb_s];
         Ok(Ceilings {
             setting: Setting::of(device),
             // A ceiling that the program's own product exceeds would be none.
-            f32_gflops: matmul.map_or(raw.f32_rate, |(rate, _)| raw.f32_rate.max(rate)),
-            f32_one_thread_gflops: raw.f32_one_thread,
-            f16_gflops: raw.f16_rate,
-            memory_gb_s: all.into_iter().flatten().fold(0.0, f64::max),
-            copy_gb_s: raw.copy,
-            read_gb_s: raw.read,
-            triad_gb_s: raw.triad,
-            memory_one_thread_gb_s: raw.memory_one_thread,
-            array_bytes: raw.array_bytes,
+            f32_gflops: matmul.map_or(found.f32_gflops, |(rate, _)| found.f32_gflops.max(rate)),
+            memory_gb_s: memory.into_iter().flatten().fold(0.0, f64::max),
             matmul_gflops: matmul.map(|(rate, _)| rate),
             matmul_side: matmul.map(|(_, side)| side),
+            ..found
         })
     }
 
@@ -117,18 +111,6 @@ impl Ceilings {
         let memory = cost.bytes as f64 / (self.memory_gb_s * 1e9);
         if compute > memory { (compute, Bound::Compute) } else { (memory, Bound::Memory) }
     }
-}
-
-/// What the devices measure: GFLOP/s and GB/s.
-struct Raw {
-    f32_rate: f64,
-    f32_one_thread: Option<f64>,
-    f16_rate: Option<f64>,
-    copy: f64,
-    read: Option<f64>,
-    triad: Option<f64>,
-    memory_one_thread: Option<f64>,
-    array_bytes: u64,
 }
 
 /// The shortest of several readings of `run`, which gives seconds; the first one is to warm up.

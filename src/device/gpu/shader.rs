@@ -1,9 +1,9 @@
 //! Kernels as files: include, knobs, reflection.
 //!
 //! A kernel is valid WGSL as it stands in `kernels/`. Before it is compiled, `//!include lib/x.wgsl` lines
-//! are replaced by that file, and lines that end in `// knob` may be given another value; an include that ends in
-//! `// knob NAME` may be given another file. Bindings and parameters are stated once, in WGSL, and read from
-//! there by reflection.
+//! are replaced by that file, and lines that end in `// knob` may be given another value; an include that
+//! ends in `// knob NAME` may be given another file. Bindings and parameters are stated once, in WGSL, and
+//! read from there by reflection.
 
 use std::fmt::Write as _;
 
@@ -24,7 +24,8 @@ pub struct Kernel {
     pub knob_sets: &'static [&'static [Knob]],
 }
 
-/// `kernel!("silu")`, `kernel!("concat", pack::KNOBS)` or `kernel!("conv2d", [[("TILE", "4u")], [("TILE", "8u")]])`.
+/// `kernel!("silu")`, `kernel!("concat", pack::KNOBS)` or `kernel!("conv2d", [[("TILE", "4u")], [("TILE",
+/// "8u")]])`.
 #[macro_export]
 macro_rules! kernel {
     ($name:literal) => { $crate::kernel!($name, [[]]) };

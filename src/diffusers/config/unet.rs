@@ -61,14 +61,6 @@ pub(super) fn config(mut arguments: Arguments) -> Result<UNetConfig, String> {
     if class_embed.is_some() {
         arguments["num_class_embeds"] = 0.into();
     }
-    // Version 0.1 wrote the names of blocks with a prefix, which the library still removes.
-    for key in ["down_block_types", "up_block_types"] {
-        for name in arguments[key].as_array_mut().into_iter().flatten() {
-            if let Some(modern) = name.as_str().and_then(|name| name.strip_prefix("UNetRes")) {
-                *name = modern.into();
-            }
-        }
-    }
     arguments.insert("class_embed_type".to_owned(), class_embed.unwrap_or_default().into());
     arguments.insert("mid_block".to_owned(), middle.is_some().into());
     let read = |map: Arguments| serde_json::from_value::<UNetConfig>(Value::Object(map));

@@ -1,5 +1,5 @@
-//! Attention as matrix products with a softmax between them, which keep all scores in memory: more to move, and
-//! each number that is read used as often as products can.
+//! Attention as matrix products with a softmax between them, which keep all scores in memory: more to move,
+//! and each number that is read used as often as products can.
 
 use super::{PRODUCTS, Size};
 use crate::device::gpu::adapters::Traits;
@@ -52,7 +52,8 @@ impl Size {
         ways.into_iter().take(3).map(named).collect()
     }
 
-    /// Scratch that [`forward`] and [`backward`] need besides the copies of what the heads share: so many blocks.
+    /// Scratch that [`forward`] and [`backward`] need besides the copies of what the heads share: so many
+    /// blocks.
     pub(super) fn score_scratch(&self, blocks: usize) -> Vec<usize> {
         vec![self.scores(); if self.suits_products() { blocks } else { 0 }]
     }
@@ -147,8 +148,8 @@ pub(super) fn forward(size: &Size, plan: &mut Dispatches, way: Schedule) {
     size.give(plan, queries, Slot::Write(0), 3);
 }
 
-/// Slots as those of the launch. Scratch: one block unused, copies of q, k, v, y, dy, dq, dk and dv where there are
-/// any, then two of the size of the scores.
+/// Slots as those of the launch. Scratch: one block unused, copies of q, k, v, y, dy, dq, dk and dv where
+/// there are any, then two of the size of the scores.
 pub(super) fn backward(size: &Size, plan: &mut Dispatches, way: Schedule) {
     let Size { d, queries, keys, .. } = *size;
     let q = size.take(plan, queries, Slot::Read(0), 1);

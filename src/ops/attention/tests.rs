@@ -34,7 +34,8 @@ fn reference(size: Size, x: &[Vec<f64>]) -> Vec<f64> {
 
 /// Random inputs whose q and k spread over `(-spread, spread)`.
 fn check(n: usize, heads: usize, d: usize, [queries, keys]: [usize; 2], spread: f32, tolerance: f64) {
-    // Each probe runs the reference twice; several, so that one of them is no small difference of large numbers.
+    // Each probe runs the reference twice; several, so that one of them is no small difference of large
+    // numbers.
     let probes = if queries * keys * n * heads * d > 40_000 { 2 } else { 20 };
     let size = Size { n, heads, d, queries, keys };
     let values = |salt, rows, spread: f32| -> Vec<f32> {
@@ -89,7 +90,8 @@ fn products_are_offered_where_scores_are_neither_many_nor_a_handful() {
     }
 }
 
-/// In tests of their own, since each width compiles kernels of its own, and SwiftShader keeps what compiling took.
+/// In tests of their own, since each width compiles kernels of its own, and SwiftShader keeps what compiling
+/// took.
 fn head_widths(widths: &[usize]) {
     for &d in widths {
         check(2, 2, d, [7, 5], 2.0, 4e-6);

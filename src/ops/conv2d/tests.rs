@@ -146,8 +146,8 @@ fn one_past_the_tiles() {
 
 #[test]
 fn few_multiplications() {
-    // Shapes that the CPU twin takes Winograd's way: odd sides, one pixel, paddings that differ, channels of one
-    // and of several panels, more tiles than a task has.
+    // Shapes that the CPU twin takes Winograd's way: odd sides, one pixel, paddings that differ, channels of
+    // one and of several panels, more tiles than a task has.
     for (image, cout, padding) in [
         ([1, 1, 1, 32], 32, Padding::same(1)),
         ([2, 5, 7, 32], 48, Padding::same(1)),
@@ -157,15 +157,15 @@ fn few_multiplications() {
         ([1, 3, 4, 272], 32, Padding::same(2)),
     ] {
         let case = case(image, [3, 3, cout], 1, padding);
-        assert!(crate::product::winograd::suits(&Product::conv("conv2d", case.geometry(), none())));
+        assert!(crate::product::cpu::winograd::suits(&Product::conv("conv2d", case.geometry(), none())));
         case.check();
     }
 }
 
 #[test]
 fn few_multiplications_on_a_gpu() {
-    // Odd sides, one pixel, paddings that differ, columns one quad past a tile, several slabs: the last not full, and
-    // in one of them the end of a sample and the beginning of the next.
+    // Odd sides, one pixel, paddings that differ, columns one quad past a tile, several slabs: the last not
+    // full, and in one of them the end of a sample and the beginning of the next.
     for (image, cout, padding) in [
         ([1, 1, 1, 128], 132, Padding::same(1)),
         ([1, 6, 4, 132], 128, Padding { top: 0, bottom: 1, left: 2, right: 0 }),

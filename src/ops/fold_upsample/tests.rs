@@ -1,4 +1,5 @@
-//! An upsampled convolution, by summed weights, against the plain loops of conv2d, of an image that is upsampled first.
+//! An upsampled convolution, by summed weights, against the plain loops of conv2d, of an image that is
+//! upsampled first.
 
 use super::*;
 use crate::check::Check;
@@ -83,7 +84,8 @@ fn kernel_sizes_and_paddings() {
 
 #[test]
 fn one_past_the_tiles() {
-    // More pixels than a CPU tile, more rows than a part, channels one past a lane, channels of several panels.
+    // More pixels than a CPU tile, more rows than a part, channels one past a lane, channels of several
+    // panels.
     case([3, 15, 16, 17], [3, 3, 13], Padding::same(1)).check();
     case([2, 17, 9, 20], [3, 3, 36], Padding::same(1)).check();
     case([1, 6, 5, 131], [3, 3, 67], Padding::same(1)).check();

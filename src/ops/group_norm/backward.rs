@@ -8,8 +8,8 @@ use crate::launch::{Accumulate, Dispatch, Dispatches, Io, Launch, LaunchInfo, Re
 use crate::ops::activation::{Activation, with_constant};
 use crate::simd::vectorized;
 
-/// Reads the inputs, dy, gamma, beta and the statistics; writes the sums of each sample, and the gradient of each
-/// input.
+/// Reads the inputs, dy, gamma, beta and the statistics; writes the sums of each sample, and the gradient of
+/// each input.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BackwardX {
     pub norm: Norm,

@@ -43,8 +43,8 @@ impl<'a> Sample<'a> {
         self.inputs[input.index].chunks(elements).nth(chunk).expect("as many chunks as rows make")
     }
 
-    /// For each channel of an input, its mean, as the offset from its first element, and the sum of squares about
-    /// that, over the rows of a chunk; into `moments [3, C]`, whose last row is for this alone.
+    /// For each channel of an input, its mean, as the offset from its first element, and the sum of squares
+    /// about that, over the rows of a chunk; into `moments [3, C]`, whose last row is for this alone.
     ///
     /// Two passes, the second of which also finds what rounding left of the mean (the corrected algorithm of
     /// Chan, Golub & LeVeque 1983): a first element that is an outlier costs nothing.
@@ -110,7 +110,8 @@ impl<'a> Sample<'a> {
     }
 }
 
-/// Statistics and parameters of an input's channels: `xhat = (x - first - offset) * rstd`, `z = gamma * xhat + beta`.
+/// Statistics and parameters of an input's channels: `xhat = (x - first - offset) * rstd`, `z = gamma * xhat
+/// + beta`.
 #[derive(Clone, Copy)]
 pub(super) struct ChannelAffine<'a> {
     input: Input,
@@ -124,8 +125,8 @@ pub(super) struct ChannelAffine<'a> {
 }
 
 impl<'a> ChannelAffine<'a> {
-    /// `statistics [2, C]` of the sample, `gamma`, `beta [C]`. Its slices have lengths that the compiler knows to be
-    /// the same.
+    /// `statistics [2, C]` of the sample, `gamma`, `beta [C]`. Its slices have lengths that the compiler
+    /// knows to be the same.
     #[inline(always)]
     pub fn new(
         x: Sample<'a>,
@@ -169,7 +170,8 @@ impl<'a> ChannelAffine<'a> {
         }
     }
 
-    /// The sums of `dz` and of `dz * xhat` over the rows of `x [rows, width]`, `dy [rows, C]`, into `sums [2, C]`.
+    /// The sums of `dz` and of `dz * xhat` over the rows of `x [rows, width]`, `dy [rows, C]`, into `sums [2,
+    /// C]`.
     #[inline(always)]
     pub fn column_sums(self, f: Activation, x: &[f32], dy: &[f32], sums: &mut [f32]) {
         let Input { first, width, .. } = self.input;
@@ -188,8 +190,8 @@ impl<'a> ChannelAffine<'a> {
         }
     }
 
-    /// `dx = rstd * (gamma * dz - m0 - xhat * m1)` over the rows of `x`, `dx [rows, width]`, `dy [rows, C]`, with
-    /// `means [2, C]`; plus `accum`, of dx's shape, where that is given.
+    /// `dx = rstd * (gamma * dz - m0 - xhat * m1)` over the rows of `x`, `dx [rows, width]`, `dy [rows, C]`,
+    /// with `means [2, C]`; plus `accum`, of dx's shape, where that is given.
     #[inline(always)]
     pub fn gradient(
         self,
@@ -217,8 +219,8 @@ impl<'a> ChannelAffine<'a> {
     }
 }
 
-/// The means over each group of `gamma * dz` and `gamma * dz * xhat`, from the channels' `sums [2, C]`, at every
-/// channel of `means [2, C]`.
+/// The means over each group of `gamma * dz` and `gamma * dz * xhat`, from the channels' `sums [2, C]`, at
+/// every channel of `means [2, C]`.
 pub(super) fn group_means(norm: Norm, gamma: &[f32], sums: &[f32], means: &mut [f32]) {
     let (c, width) = (norm.c, norm.width());
     for first in (0..2 * c).step_by(width) {

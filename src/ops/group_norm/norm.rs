@@ -1,5 +1,6 @@
-//! The sizes of a group norm, and its one chunking: on either device the moments (backward, the sums) of each channel
-//! over a chunk of rows are computed first, then merged for each (sample, group), then elements are read again.
+//! The sizes of a group norm, and its one chunking: on either device the moments (backward, the sums) of each
+//! channel over a chunk of rows are computed first, then merged for each (sample, group), then elements are
+//! read again.
 
 use std::ops::Range;
 
@@ -56,8 +57,8 @@ impl Norm {
         self.c / self.groups
     }
 
-    /// Rows of a chunk of the CPU twin: some 32 KiB, so that a single sample is work for many cores, and at most
-    /// 256, which bounds the rounding of the sums.
+    /// Rows of a chunk of the CPU twin: some 32 KiB, so that a single sample is work for many cores, and at
+    /// most 256, which bounds the rounding of the sums.
     pub fn cpu_rows(self) -> usize {
         (8192 / self.c).clamp(1, 256)
     }

@@ -1,5 +1,5 @@
-//! Products whose rows of A are gathered from runs of memory: convolution, its adjoint, and the matrix product, which is
-//! a convolution of one tap.
+//! Products whose rows of A are gathered from runs of memory: convolution, its adjoint, and the matrix
+//! product, which is a convolution of one tap.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -12,20 +12,20 @@ use super::tile::{Extra, Rows, Target, multiply};
 use crate::launch::Prepacked;
 use crate::product::{Loader, Product};
 
-/// Products of at most so many rows are divided among tasks by columns: each packs those that it multiplies, and finds
-/// them in its cache.
+/// Products of at most so many rows are divided among tasks by columns: each packs those that it multiplies,
+/// and finds them in its cache.
 const FEW: usize = 192;
 
-/// Panels that such a task packs at most: a row of them is read as one run, which the memory gives faster than lines that
-/// lie apart. And tasks that are better than wide ones.
+/// Panels that such a task packs at most: a row of them is read as one run, which the memory gives faster
+/// than lines that lie apart. And tasks that are better than wide ones.
 const MOST_PANELS: usize = 4;
 const FEW_TASKS: usize = 8;
 
 /// Tasks that keep many cores busy.
 const WANTED: usize = 32;
 
-/// Rows that a task takes: few enough for the cache and to have work for many cores, enough to read B not too often.
-/// Multiples of all tiles' heights. Depends on the shape alone.
+/// Rows that a task takes: few enough for the cache and to have work for many cores, enough to read B not too
+/// often. Multiples of all tiles' heights. Depends on the shape alone.
 fn rows_of_task(rows: usize, taps: usize) -> usize {
     match (taps, rows) {
         (1, 3072..) => 192,
@@ -35,8 +35,9 @@ fn rows_of_task(rows: usize, taps: usize) -> usize {
     }
 }
 
-/// Some rows of a product: pixels that meet the same taps. All those of a convolution; of the adjoint of one with a
-/// stride of s those whose rows and columns have the same remainders by s, because only every s-th tap meets them.
+/// Some rows of a product: pixels that meet the same taps. All those of a convolution; of the adjoint of one
+/// with a stride of s those whose rows and columns have the same remainders by s, because only every s-th tap
+/// meets them.
 #[derive(Clone, Copy)]
 struct Class {
     images: usize,
@@ -50,7 +51,8 @@ struct Class {
     /// Rows and columns of the taps; `back`: each lies one before the other, not behind.
     taps: [usize; 2],
     back: bool,
-    /// Height and width of the images that are written, the first pixel of the class in them, and the distance.
+    /// Height and width of the images that are written, the first pixel of the class in them, and the
+    /// distance.
     dst: [usize; 2],
     first: [usize; 2],
     spacing: usize,

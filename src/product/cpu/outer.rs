@@ -1,5 +1,6 @@
-//! Products whose sum runs along the rows of both tensors as they are stored: sums of outer products of rows. The
-//! gradient of a convolution's weights, whose rows are pixels; with one tap, of a matrix product's second factor.
+//! Products whose sum runs along the rows of both tensors as they are stored: sums of outer products of rows.
+//! The gradient of a convolution's weights, whose rows are pixels; with one tap, of a matrix product's second
+//! factor.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -14,8 +15,8 @@ use super::tile::{Extra, multiply_add};
 use crate::product::{Geometry, Loader, Product};
 use crate::simd::vectorized;
 
-/// Channels of the image and of the result that a task takes at most: what it reads and adds to stays in the second-level
-/// cache. With several taps, and with one.
+/// Channels of the image and of the result that a task takes at most: what it reads and adds to stays in the
+/// second-level cache. With several taps, and with one.
 const BLOCK: [usize; 2] = [64, 64];
 const BLOCK_OF_ONE_TAP: [usize; 2] = [192, 256];
 
@@ -26,7 +27,8 @@ const LEAST: usize = 64;
 const WANTED: usize = 24;
 const FEW_TASKS: usize = 8;
 
-/// Pixels whose products are added up in one chain, about; and in one partial sum at least, where there is one tap.
+/// Pixels whose products are added up in one chain, about; and in one partial sum at least, where there is
+/// one tap.
 const CHAIN: usize = 128;
 const SHORTEST: usize = 512;
 
@@ -110,7 +112,8 @@ impl Product {
         }
     }
 
-    /// `y[(kh, kw, i), j] = sum over the pixels of a[.., i] * b[.., j]`, those where the tap lies in the image.
+    /// `y[(kh, kw, i), j] = sum over the pixels of a[.., i] * b[.., j]`, those where the tap lies in the
+    /// image.
     pub(super) fn outer(&self, a: &[f32], b: &[f32], y: &mut [f32], extra: Extra, scratch: &mut [f32]) {
         let deal = Deal::of(self);
         let Deal { g, items, partials, block, counts, chains, .. } = &deal;
@@ -173,8 +176,8 @@ struct Side<'a> {
 }
 
 impl Side<'_> {
-    /// Copies `rows` of up to `width` columns from `col` on, padded with zeros: a tile reads them in order, where rows
-    /// far apart would fall into the same few lines of the cache.
+    /// Copies `rows` of up to `width` columns from `col` on, padded with zeros: a tile reads them in order,
+    /// where rows far apart would fall into the same few lines of the cache.
     #[inline(always)]
     fn pack(&self, rows: &Range<usize>, col: usize, width: usize, out: &mut [f32]) {
         let cols = width.min(self.cols - col);
@@ -191,8 +194,8 @@ impl Side<'_> {
     }
 }
 
-/// Pixels that lie side by side: `count` of the result from `b` on meet those of the image from `a` on, of which every
-/// `stride`-th counts.
+/// Pixels that lie side by side: `count` of the result from `b` on meet those of the image from `a` on, of
+/// which every `stride`-th counts.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     a: usize,

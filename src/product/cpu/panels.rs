@@ -10,7 +10,8 @@ use crate::simd::vectorized;
 /// Columns of the widest panel of any machine.
 pub const WIDEST: usize = 32;
 
-/// Columns of a panel of a matrix of `cols` columns: two vectors of this machine, or one where that is enough.
+/// Columns of a panel of a matrix of `cols` columns: two vectors of this machine, or one where that is
+/// enough.
 pub fn panel(cols: usize) -> usize {
     struct Lanes;
     impl WithSimd for Lanes {
@@ -89,7 +90,8 @@ impl<'a> Panels<'a> {
         self.data.as_ptr().wrapping_add(index * self.strides[1])
     }
 
-    /// Number `index` of `count` about equal ranges of the panels, and its first column. The panels are packed.
+    /// Number `index` of `count` about equal ranges of the panels, and its first column. The panels are
+    /// packed.
     pub fn range(self, index: usize, count: usize) -> (Self, usize) {
         let [from, to] = [index, index + 1].map(|i| i * self.count() / count);
         let first = from * self.width;
@@ -98,8 +100,8 @@ impl<'a> Panels<'a> {
     }
 }
 
-/// Numbers of blocks of B, which are taps: `first + i * down + j * across` for i and j, j the faster one, which has
-/// `width` values.
+/// Numbers of blocks of B, which are taps: `first + i * down + j * across` for i and j, j the faster one,
+/// which has `width` values.
 #[derive(Clone, Copy)]
 pub struct Taps {
     pub count: usize,
@@ -117,8 +119,8 @@ impl Taps {
     }
 }
 
-/// A matrix `[blocks * block, cols]` as its tensor has it: blocks of rows, those numbered by `blocks`, each `[block,
-/// cols]` or, transposed, `[cols, block]`, with lines that begin `stride` elements apart.
+/// A matrix `[blocks * block, cols]` as its tensor has it: blocks of rows, those numbered by `blocks`, each
+/// `[block, cols]` or, transposed, `[cols, block]`, with lines that begin `stride` elements apart.
 #[derive(Clone, Copy)]
 pub struct Source<'a> {
     pub data: &'a [f32],

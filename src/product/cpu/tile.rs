@@ -1,19 +1,21 @@
-//! The register tile: some rows of A times one panel of B, with sums that stay in registers. The inner loop of
-//! convolution, matrix product and attention on the CPU.
+//! The register tile: some rows of A times one panel of B, with sums that stay in registers. The inner loop
+//! of convolution, matrix product and attention on the CPU.
 //!
-//! Every element is a sum of chains of multiply-adds, fused on machines that can (all since about 2013), cut at lengths
-//! that the shapes alone decide: it has the same bits wherever its tile lies and however wide the vectors are.
+//! Every element is a sum of chains of multiply-adds, fused on machines that can (all since about 2013), cut
+//! at lengths that the shapes alone decide: it has the same bits wherever its tile lies and however wide the
+//! vectors are.
 
 use pulp::{Arch, Simd, WithSimd};
 
 use super::panels::{Panels, WIDEST};
 use super::shared::Shared;
 
-/// Longest chain before it is added to the total, over as many taps as fit: the rounding of a sum grows with its length.
+/// Longest chain before it is added to the total, over as many taps as fit: the rounding of a sum grows with
+/// its length.
 const LONGEST: usize = 256;
 
-/// Runs shorter than this are chains of their own: they are little work, and gradients of such small networks show
-/// rounding most.
+/// Runs shorter than this are chains of their own: they are little work, and gradients of such small networks
+/// show rounding most.
 const SHORT: usize = 32;
 
 /// Rows of A: each is made of runs of `run` elements, one for each tap, `step` elements of memory apart.
@@ -105,7 +107,8 @@ impl Extra<'_> {
     }
 }
 
-/// Where a product is written: into a matrix whose rows begin `stride` elements apart, its columns from `col` on.
+/// Where a product is written: into a matrix whose rows begin `stride` elements apart, its columns from `col`
+/// on.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
     pub dst: Shared<'a>,
@@ -119,8 +122,8 @@ pub struct Target<'a> {
     pub extra: Extra<'a>,
 }
 
-/// `dst[r][j] (+)= sum over k of a[r * row + k * step] * b[k][j]` for a matrix that lies in a cache: rows of `dst` begin
-/// `dst_row` elements apart and hold whole panels.
+/// `dst[r][j] (+)= sum over k of a[r * row + k * step] * b[k][j]` for a matrix that lies in a cache: rows of
+/// `dst` begin `dst_row` elements apart and hold whole panels.
 ///
 /// # Panics
 /// When a factor or the result is too small.
@@ -208,7 +211,8 @@ impl Work<'_> {
             Some(_) => to.map(|to| target.dst.pointer(place(to), cols)),
             None => to.map(|to| target.dst.unchecked(place(to))),
         };
-        // SAFETY: the rows are there, as was checked here or in `multiply`, whose caller promised them to this task.
+        // SAFETY: the rows are there, as was checked here or in `multiply`, whose caller promised them to
+        // this task.
         unsafe {
             if cols == width {
                 let vector = |m: usize, v: usize| at[m].wrapping_add(v * S::F32_LANES).cast::<S::f32s>();
@@ -328,8 +332,8 @@ struct Total<S: Simd, const M: usize, const V: usize> {
 }
 
 impl<S: Simd, const M: usize, const V: usize> Total<S, M, V> {
-    /// Knuth's two-sum, which keeps what rounding takes from the total. Gradients of what a norm follows nearly cancel,
-    /// and show every digit that is lost here.
+    /// Knuth's two-sum, which keeps what rounding takes from the total. Gradients of what a norm follows
+    /// nearly cancel, and show every digit that is lost here.
     #[inline(always)]
     fn add(&mut self, simd: S, chain: &[[S::f32s; V]; M]) {
         for m in 0..M {

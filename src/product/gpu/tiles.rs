@@ -56,8 +56,8 @@ pub static TILES: [Tile; 7] = [
 /// Number of the first of the tiles that need a subgroup of eight lanes.
 const THROUGH_SUBGROUP: usize = 5;
 
-/// Quads for each tile and each loader, then ragged likewise, but not through a subgroup: the drivers that like it need
-/// too long to compile so many loads.
+/// Quads for each tile and each loader, then ragged likewise, but not through a subgroup: the drivers that
+/// like it need too long to compile so many loads.
 const SETS: usize = 3 * (TILES.len() + THROUGH_SUBGROUP);
 
 static KNOBS: [[Knob; 8]; SETS] = {
@@ -96,8 +96,8 @@ pub const BUSY: usize = 256;
 
 /// Tiles for a matrix of `rows` x `cols`, the best first. `wide`: it comes in quads.
 ///
-/// A GPU gets tiles as large as they can be while they keep it busy: each number that is fetched is used as often as the
-/// tile is wide.
+/// A GPU gets tiles as large as they can be while they keep it busy: each number that is fetched is used as
+/// often as the tile is wide.
 pub fn best(adapter: &Traits, [rows, cols]: [usize; 2], wide: bool) -> Vec<usize> {
     let mut tiles: Vec<usize> = (0..THROUGH_SUBGROUP).collect();
     tiles.sort_by_key(|&number| {

@@ -1,9 +1,9 @@
-//! Convolutions of 3 x 3 taps on a GPU by Winograd's minimal filtering, F(2x2, 3x3): transforms around 16 dense
-//! products.
+//! Convolutions of 3 x 3 taps on a GPU by Winograd's minimal filtering, F(2x2, 3x3): transforms around 16
+//! dense products.
 //!
-//! A direct kernel multiplies 2.25 times as much; but the transforms move each pixel of the source and of the result
-//! some nine times. It pays where channels are many. How many depends on the adapter, so these are schedules for
-//! tuning to try; none runs untuned.
+//! A direct kernel multiplies 2.25 times as much; but the transforms move each pixel of the source and of the
+//! result some nine times. It pays where channels are many. How many depends on the adapter, so these are
+//! schedules for tuning to try; none runs untuned.
 
 use super::{EXTRA, Schedule, Slots, View, WG, multiply, tiles};
 use crate::device::gpu::adapters::Traits;
@@ -18,13 +18,13 @@ pub static WINOGRAD: Kernel = kernel!("product/winograd");
 /// Places of a tile.
 const PLACES: usize = 16;
 
-/// Multiplications that must be saved for each number that is moved between the dispatches; where it is fewer, no
-/// GPU's memory gives so many numbers that it could pay.
+/// Multiplications that must be saved for each number that is moved between the dispatches; where it is
+/// fewer, no GPU's memory gives so many numbers that it could pay.
 const LEAST: usize = 32;
 
 /// Elements of the transformed source and of the products of a slab, together: 32 MiB, which the second-level
-/// caches of large GPUs hold, and which gives the products a thousand workgroups. Few in tests, which meet several
-/// slabs so.
+/// caches of large GPUs hold, and which gives the products a thousand workgroups. Few in tests, which meet
+/// several slabs so.
 const SLAB: usize = if cfg!(test) { 45_000 } else { 8 << 20 };
 
 /// A convolution, or the adjoint of one, from c to d channels, with `slab` of its `tiles` at a time.
@@ -38,8 +38,8 @@ struct Filter {
 }
 
 impl Filter {
-    /// `None` unless there are 3 x 3 taps, a stride of 1, whole quads and, so that it may pay, many channels. For each
-    /// channel a tile of 4 pixels is moved as 4 numbers and, once written and once read, as 16.
+    /// `None` unless there are 3 x 3 taps, a stride of 1, whole quads and, so that it may pay, many channels.
+    /// For each channel a tile of 4 pixels is moved as 4 numbers and, once written and once read, as 16.
     fn of(product: &Product) -> Option<Filter> {
         let (Loader::Conv(g) | Loader::ConvAdjoint(g)) = product.a else { return None };
         let view = View::of(product);

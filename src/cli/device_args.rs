@@ -1,4 +1,4 @@
-//! The device of a command: which one, and by what its kernels are tuned.
+//! The device of a command, and the tuning of its kernels.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -13,27 +13,42 @@ use crate::device::gpu::tuning::{Tuning, TuningEvent};
 use crate::error::Result;
 
 #[derive(clap::Args)]
-pub struct On {
+pub struct DeviceArgs {
     /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
     #[arg(long, default_value = "auto")]
     device: String,
-    /// On a GPU, time no variants of kernels: they run as by default, or as --tuning says
+    /// On a GPU, time no variants of kernels: run the defaults, or what --tuning holds
     #[arg(long)]
     no_tune: bool,
-    /// The file that remembers which variants are fastest [default: the adapter's own in the user's cache]
+    /// The file that keeps the fastest variants [default: the adapter's own in the user's cache]
     #[arg(long, value_name = "FILE")]
     tuning: Option<PathBuf>,
 }
 
-impl On {
-    /// Opens the device. Launches of which nothing is remembered are timed when a program is compiled; on
-    /// software drivers, where that takes long and gains little, they run as by default.
+/// The device of a measurement.
+#[derive(clap::Args)]
+pub struct DeviceAndThreads {
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Threads of the CPU device [default: one per core]
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+impl DeviceAndThreads {
+    pub fn open(&self) -> Result<Device> {
+        self.device.open_with(self.threads)
+    }
+}
+
+impl DeviceArgs {
+    /// Opens the device. When a program is compiled, variants are timed that the tuning does not hold; on
+    /// software drivers, where that takes long and gains little, the defaults run.
     pub fn open(&self) -> Result<Device> {
         self.open_with(None)
     }
 
-    /// `threads`: of the CPU device.
-    pub fn open_with(&self, threads: Option<usize>) -> Result<Device> {
+    fn open_with(&self, threads: Option<usize>) -> Result<Device> {
         let device = Device::open_with(&self.device, threads)?;
         if let Device::Gpu(gpu) = &device
             && !(self.no_tune && self.tuning.is_none())
@@ -44,31 +59,31 @@ impl On {
     }
 }
 
-/// Gives a device its tuning: of `file`, else of the cache. `times`: what is not remembered is timed.
+/// Gives a device the tuning of `file`, else of the user's cache. `times`: whether missing entries are timed.
 pub fn tune(gpu: &Gpu, file: Option<&PathBuf>, times: bool) -> Result<()> {
     let tuning = match file {
         Some(file) => {
             check_folder_of(file)?;
-            Tuning::in_file(gpu, file, times, teller())?
+            Tuning::in_file(gpu, file, times, progress())?
         }
-        None => Tuning::in_cache(gpu, times, teller()),
+        None => Tuning::in_cache(gpu, times, progress()),
     };
     gpu.tune_with(Some(tuning));
     Ok(())
 }
 
-/// Shows on standard error how far tuning is.
-fn teller() -> impl FnMut(TuningEvent) + Send {
+/// Shows the progress of tuning on standard error.
+fn progress() -> impl FnMut(TuningEvent) + Send {
     let mut shown = None::<ProgressBar>;
-    let mut spoke = None::<Instant>;
-    move |told| match told {
+    let mut noted = None::<Instant>;
+    move |event| match event {
         TuningEvent::Timing { done, all, launch } => {
             let template = "tuning kernels {bar:30} {pos}/{len} {eta} left  {msg}";
             let bar = shown.get_or_insert_with(|| bar(all as u64, template));
             bar.set_message(launch.to_owned());
             bar.set_position(done as u64);
-            if bar.is_hidden() && spoke.is_none_or(|at| at.elapsed().as_secs() >= 10) {
-                spoke = Some(Instant::now());
+            if bar.is_hidden() && noted.is_none_or(|at| at.elapsed().as_secs() >= 10) {
+                noted = Some(Instant::now());
                 note(&format!("tuning kernels: {done} of {all}"));
             }
         }

@@ -1,11 +1,11 @@
-//! Lines as smooth ink: how far each pixel of a rectangle is covered by strokes.
+//! Lines with smooth edges: how far each pixel of a rectangle is covered by strokes.
 
 use image::RgbImage;
 
 use super::text::blend;
 
 /// How far the pixels of a panel are covered: by the line being drawn, and by any line so far.
-pub struct Ink {
+pub struct Raster {
     left: i64,
     top: i64,
     width: usize,
@@ -13,11 +13,11 @@ pub struct Ink {
     all: Vec<f32>,
 }
 
-impl Ink {
+impl Raster {
     /// Nothing is covered in the rectangle from left, top to right, bottom, these included.
-    pub fn new([left, top, right, bottom]: [i64; 4]) -> Ink {
+    pub fn new([left, top, right, bottom]: [i64; 4]) -> Raster {
         let (width, height) = ((right - left + 1) as usize, (bottom - top + 1) as usize);
-        Ink { left, top, width, now: vec![0.0; width * height], all: vec![0.0; width * height] }
+        Raster { left, top, width, now: vec![0.0; width * height], all: vec![0.0; width * height] }
     }
 
     /// Covers a run of joined points; a single one is a dot.

@@ -44,7 +44,8 @@ impl<'a> Epilogue<'a> {
         [self.bias, self.shift, self.residual].into_iter().flatten()
     }
 
-    /// The gradients of those that are added, of that of the result; `dbias`: the bias's, where it is there already.
+    /// The gradients of those that are added, of that of the result; `dbias`: the bias's, where it is there
+    /// already.
     pub(crate) fn gradients(
         added: product::Epilogue,
         name: &'static str,

@@ -1,8 +1,9 @@
-//! Convolutions of 3 x 3 taps and a stride of 1 by Winograd's minimal filtering, F(2x2, 3x3): 16 multiplications for four
-//! pixels instead of 36 (Lavin & Gray 2015, arXiv:1509.09308). Here on the CPU; `gpu.rs` has the same algebra in WGSL.
+//! Convolutions of 3 x 3 taps and a stride of 1 by Winograd's minimal filtering, F(2x2, 3x3): 16
+//! multiplications for four pixels instead of 36 (Lavin & Gray 2015, arXiv:1509.09308). Here on the CPU;
+//! `gpu.rs` has the same algebra in WGSL.
 //!
-//! `y = A^T [(G g G^T) . (B^T d B)] A` for each tile d of 4 x 4 pixels, which gives 2 x 2; summed over the channels, the
-//! product in the middle is one matrix product for each of the 16 places.
+//! `y = A^T [(G g G^T) . (B^T d B)] A` for each tile d of 4 x 4 pixels, which gives 2 x 2; summed over the
+//! channels, the product in the middle is one matrix product for each of the 16 places.
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -10,11 +11,11 @@ use std::marker::PhantomData;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::cpu::panels::{Panels, Source, Taps, WIDEST, panel, panel_elements};
-use super::cpu::shared::Shared;
-use super::cpu::tile::{Extra, multiply_dense};
-use super::{Geometry, Loader, Product};
+use super::panels::{Panels, Source, Taps, WIDEST, panel, panel_elements};
+use super::shared::Shared;
+use super::tile::{Extra, multiply_dense};
 use crate::launch::Prepacked;
+use crate::product::{Geometry, Loader, Product};
 use crate::simd::vectorized;
 
 /// Places of a tile.
@@ -23,8 +24,8 @@ const PLACES: usize = 16;
 /// Tiles of a task: whole register tiles of any machine.
 const TASK: usize = 24;
 
-/// True for the products that are computed so on the CPU. The answer must not depend on the batch, because a sample must
-/// not; and channels come in whole vectors of any machine.
+/// True for the products that are computed so on the CPU. The answer must not depend on the batch, because a
+/// sample must not; and channels come in whole vectors of any machine.
 pub fn suits(p: &Product) -> bool {
     let whole = |channels: usize| channels >= 32 && channels.is_multiple_of(16);
     match p.a {
@@ -86,7 +87,8 @@ impl Product {
         PLACES * panel_elements(self.depth / 9, self.cols)
     }
 
-    /// A convolution, or the adjoint of one, which is a convolution with taps in reverse order and channels exchanged.
+    /// A convolution, or the adjoint of one, which is a convolution with taps in reverse order and channels
+    /// exchanged.
     pub(super) fn winograd(&self, src: &[f32], w: &[f32], y: &mut [f32], extra: Extra, packed: Prepacked) {
         let (n, size, dst, pad) = match self.a {
             Loader::Conv(g) => (g.n, [g.h, g.w], [g.oh, g.ow], [g.top as isize, g.left as isize]),
@@ -187,7 +189,8 @@ impl Product {
     }
 }
 
-/// Channels on either side of a task of the gradient of the weights: what it adds to stays in the second-level cache.
+/// Channels on either side of a task of the gradient of the weights: what it adds to stays in the
+/// second-level cache.
 const CHANNELS: usize = 64;
 
 /// Tiles whose products are added up in one chain.
@@ -196,11 +199,12 @@ const CHAIN: usize = 48;
 /// Tasks that keep many cores busy.
 const WANTED: usize = 24;
 
-/// Elements of the sums of a task: for each place, rows of as many input channels, each a whole number of panels.
+/// Elements of the sums of a task: for each place, rows of as many input channels, each a whole number of
+/// panels.
 const SUMS: usize = PLACES * CHANNELS * CHANNELS;
 
-/// Blocks of channels on either side, and partial sums over the tiles. Depends on the shape alone, since the order of
-/// the sums depends on it.
+/// Blocks of channels on either side, and partial sums over the tiles. Depends on the shape alone, since the
+/// order of the sums depends on it.
 fn deal(g: &Geometry) -> ([usize; 2], usize) {
     let blocks = [g.cin, g.cout].map(|channels| channels.div_ceil(CHANNELS));
     let chains = TileGrid { n: g.n, size: [g.oh, g.ow] }.count().div_ceil(CHAIN);
@@ -284,8 +288,8 @@ fn places(data: &mut [f32], first: usize, step: usize, c: usize) -> [[*mut f32; 
     std::array::from_fn(|r| std::array::from_fn(|s| all.as_mut_ptr().wrapping_add((r * 4 + s) * step)))
 }
 
-/// A linear map of `N` numbers to `M`, applied to the columns and then to the rows of a tile, for whole vectors of
-/// channels at a time.
+/// A linear map of `N` numbers to `M`, applied to the columns and then to the rows of a tile, for whole
+/// vectors of channels at a time.
 trait Transform<const N: usize, const M: usize>: Sized {
     fn line<S: Simd>(simd: S, x: [S::f32s; N]) -> [S::f32s; M];
 
@@ -379,6 +383,6 @@ fn with_memory<const N: usize>(elements: [usize; N], work: impl FnOnce([&mut [f3
         if memory.len() < all {
             memory.resize(all, 0.0);
         }
-        work(super::cpu::split(&mut memory[..all], elements));
+        work(super::split(&mut memory[..all], elements));
     });
 }

@@ -23,13 +23,13 @@ use crate::tensor::Shape;
 /// The metadata entry of a result, which names the workload and the device.
 const KEY: &str = "denoir_bench_check";
 
-/// A file of given tensors.
-struct Given<'a> {
+/// A file of weights and inputs.
+struct InputFile<'a> {
     shown: String,
     file: SafeTensors<'a>,
 }
 
-impl Given<'_> {
+impl InputFile<'_> {
     fn wrong(&self, what: String) -> Error {
         Error::new(format!("{}: {what}", self.shown))
             .hint("`denoir bench check --help` says what it must hold")
@@ -74,9 +74,10 @@ impl Given<'_> {
         Ok(flat)
     }
 
-    /// Nothing may be given that is not used: it would be a misunderstanding.
-    fn check_surplus(&self, params: &Params, inputs: &[&str]) -> Result<()> {
-        let used = |name: &str| inputs.contains(&name) || params.find(name).is_some();
+    /// Refuses tensors that the workload does not use.
+    fn check_surplus(&self, params: &Params, inputs: &[(&str, Vec<f32>)]) -> Result<()> {
+        let is_input = |name: &str| inputs.iter().any(|(store, _)| name.strip_prefix("in/") == Some(*store));
+        let used = |name: &str| is_input(name) || params.find(name).is_some();
         match self.file.names().into_iter().find(|name| !used(name)) {
             Some(name) => Err(self.wrong(format!("{name} is no parameter and no input of this workload"))),
             None => Ok(()),
@@ -95,7 +96,7 @@ fn transposed(values: &[f32], n: usize, a: usize, b: usize) -> Vec<f32> {
     out
 }
 
-/// What was recorded, and what it is fed with: stores and their values.
+/// A recorded forward pass, and its inputs: stores and their values.
 struct Recorded {
     out: Tensor,
     loss: Tensor,
@@ -115,7 +116,7 @@ pub fn compute(workload: &Workload, device: &Device, given: &Path, out: &Path) -
     let file = SafeTensors::deserialize(&bytes).map_err(|e| {
         Error::new(format!("{shown} is no safetensors file")).hint("write it again").caused_by(e)
     })?;
-    let given = Given { shown, file };
+    let given = InputFile { shown, file };
     let mut workload = workload.clone();
     workload.recipe.unet.dropout = 0.0;
     let params = workload.params();
@@ -159,30 +160,28 @@ pub fn compute(workload: &Workload, device: &Device, given: &Path, out: &Path) -
     write_tensors(out, &tensors, KEY, format!("{} on {}", workload.name, device.describe()))
 }
 
-fn noise_prediction(workload: &Workload, scope: &Scope, given: &Given) -> Result<Recorded> {
+fn noise_prediction(workload: &Workload, scope: &Scope, given: &InputFile) -> Result<Recorded> {
     let [h, w, c] = workload.image();
     let n = given.tensor("in/x")?.0.first().copied().unwrap_or(0);
     let shape = [n, c, h, w];
     let mut inputs =
         vec![("x", given.of_shape("in/x", &shape)?), ("target", given.of_shape("in/target", &shape)?)];
-    let mut names = vec!["in/x", "in/target"];
     let tape = scope.tape();
     let [x, target] = ["x", "target"].map(|store| tape.stored(store, 0, [n, h, w, c]));
     let t = tape.stored("t", 0, [n]);
     if workload.has_timestep() {
-        names.push("in/t");
         inputs.push(("t", given.of_shape("in/t", &[n])?));
     }
     let predicted = (workload.model())(scope, &x, &t, None);
     let loss = mse(&predicted, &target, None);
-    given.check_surplus(&workload.params().borrow(), &names)?;
+    given.check_surplus(&workload.params().borrow(), &inputs)?;
     Ok(Recorded { out: predicted, loss, inputs })
 }
 
-fn autoencoder(workload: &Workload, scope: &Scope, given: &Given) -> Result<Recorded> {
+fn autoencoder(workload: &Workload, scope: &Scope, given: &InputFile) -> Result<Recorded> {
     let (recipe, config) = (&workload.recipe, &workload.recipe.vae);
     let [h, w, c] = workload.image();
-    // What is linear layers alone may be given vectors.
+    // A net of linear layers alone takes vectors too.
     let (shape, _) = given.tensor("in/x")?;
     let n = shape.first().copied().unwrap_or(0);
     let wanted = if shape.len() == 2 && c == 1 { vec![n, h * w] } else { vec![n, c, h, w] };
@@ -191,13 +190,11 @@ fn autoencoder(workload: &Workload, scope: &Scope, given: &Given) -> Result<Reco
     let x = tape.stored("x", 0, [n, h, w, c]);
     let (mean, log_var) = vae::encode(config, scope, &x);
     let mut inputs = vec![("x", images)];
-    let mut names = vec!["in/x"];
     let mut z = mean.clone();
     let mut kl = None;
     if let Some(log_var) = &log_var {
         let eps = tape.stored("eps", 0, mean.shape().clone());
         inputs.push(("eps", given.of_shape("in/eps", &file_shape(mean.shape()))?));
-        names.push("in/eps");
         z = reparameterise(&mean, log_var, Noise::Given(&eps));
         kl = Some(gaussian_kl(&mean, log_var));
     }
@@ -208,7 +205,7 @@ fn autoencoder(workload: &Workload, scope: &Scope, given: &Given) -> Result<Reco
         Reconstruction::Bce => raw,
         _ => vae::image_of(&recipe.vae, &raw, recipe.reconstruction),
     };
-    given.check_surplus(&workload.params().borrow(), &names)?;
+    given.check_surplus(&workload.params().borrow(), &inputs)?;
     Ok(Recorded { out, loss, inputs })
 }
 

@@ -1,0 +1,144 @@
+//! The choices that configurations of models name, and the checks of their values.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::ops::activation::Activation;
+use crate::tape::{Tape, Tensor};
+
+/// Most channels that the attention kernels give a head.
+pub(super) const WIDEST_HEAD: usize = 512;
+
+/// A level on the way down, by the reference library's names; its first versions wrote a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DownBlock {
+    #[serde(rename = "DownBlock2D", alias = "UNetResDownBlock2D")]
+    Plain,
+    #[serde(rename = "AttnDownBlock2D", alias = "UNetResAttnDownBlock2D")]
+    Attention,
+    /// Halves the image by a residual block.
+    #[serde(rename = "ResnetDownsampleBlock2D", alias = "UNetResResnetDownsampleBlock2D")]
+    Resnet,
+}
+
+/// A level on the way up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UpBlock {
+    #[serde(rename = "UpBlock2D", alias = "UNetResUpBlock2D")]
+    Plain,
+    #[serde(rename = "AttnUpBlock2D", alias = "UNetResAttnUpBlock2D")]
+    Attention,
+    /// Doubles the image by a residual block.
+    #[serde(rename = "ResnetUpsampleBlock2D", alias = "UNetResResnetUpsampleBlock2D")]
+    Resnet,
+}
+
+/// How a timestep `t` enters the net.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeEmbedding {
+    /// Sines and cosines of `t`.
+    Positional,
+    /// Sines and cosines of the logarithm of `t > 0` at fixed random frequencies; the output is divided by
+    /// `t`.
+    Fourier,
+    /// A row of a table.
+    Learned,
+}
+
+/// How an image is halved or doubled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resampling {
+    Conv,
+    Resnet,
+}
+
+/// The activation of the blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActFn {
+    #[serde(alias = "swish")]
+    Silu,
+    Relu,
+    Gelu,
+}
+
+impl ActFn {
+    pub(super) fn activation(self) -> Activation {
+        match self {
+            ActFn::Silu => Activation::Silu,
+            ActFn::Relu => Activation::Relu,
+            ActFn::Gelu => Activation::Gelu,
+        }
+    }
+}
+
+/// How the timestep embedding enters a residual block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeScaleShift {
+    /// Added.
+    Default,
+    /// By adaptive group norm.
+    ScaleShift,
+}
+
+/// How the class of an image enters the net.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClassEmbedding {
+    /// A row of a table of `num_class_embeds`; not at all where that is 0.
+    #[serde(rename = "")]
+    Table,
+    /// A number, embedded as a timestep is.
+    Timestep,
+    /// The embedding itself.
+    Identity,
+}
+
+/// The tensor that carries the classes of N images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Nothing.
+    None,
+    /// Its number, `u32 [N]`, below this many.
+    Number(usize),
+    /// Any number, `f32 [N]`.
+    Value,
+    /// Its embedding, `f32 [N, this many]`.
+    Embedding(usize),
+}
+
+impl Class {
+    /// The tensor that the net takes for `n` images, from the store `labels`.
+    pub fn tensor(self, tape: &Tape, n: usize) -> Option<Tensor> {
+        match self {
+            Class::None => None,
+            Class::Number(_) => Some(tape.stored_u32("labels", [n])),
+            Class::Value => Some(tape.stored("labels", 0, [n])),
+            Class::Embedding(width) => Some(tape.stored("labels", 0, [n, width])),
+        }
+    }
+}
+
+/// A usage error unless `holds`.
+pub(super) fn need(holds: bool, message: impl Into<String>, hint: impl Into<String>) -> Result<()> {
+    if holds { Ok(()) } else { Err(Error::usage(message).hint(hint)) }
+}
+
+pub(super) fn need_range(key: &str, value: usize, [low, high]: [usize; 2]) -> Result<()> {
+    let hint = format!("it must be from {low} to {high}");
+    need((low..=high).contains(&value), format!("{key} is {value}"), hint)
+}
+
+/// Images of `[h, w]` pixels can be halved so often.
+pub(super) fn need_halvings([h, w]: [usize; 2], halvings: usize, fewer: &str) -> Result<()> {
+    let divisor = 1_usize.checked_shl(halvings as u32).unwrap_or(usize::MAX);
+    let times = if halvings == 1 { "once".to_owned() } else { format!("{halvings} times") };
+    need(
+        h > 0 && w > 0 && h.is_multiple_of(divisor) && w.is_multiple_of(divisor),
+        format!("images of {h}x{w} pixels cannot be halved {times}"),
+        format!("choose a multiple of {divisor}, or fewer {fewer}"),
+    )
+}

@@ -1,0 +1,171 @@
+//! The options of a VAE.
+
+use serde::{Deserialize, Serialize};
+
+use super::options::{ActFn, WIDEST_HEAD, need, need_halvings, need_range};
+use crate::error::Result;
+
+/// The architecture of encoder and decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VaeKind {
+    /// A residual block and a convolution of stride 2 for each level; the decoder mirrors it with
+    /// transposed convolutions.
+    Conv,
+    /// Linear layers with ReLU between them.
+    Mlp,
+    /// The reference library's `AutoencoderKL`.
+    Kl,
+    /// Its `VQModel`, which rounds latents to a codebook; it is not trained here.
+    Vq,
+}
+
+/// Options of a VAE.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VaeConfig {
+    pub kind: VaeKind,
+    pub in_channels: usize,
+    /// `conv`: channels of each level, from the image inwards; each level halves the image. `kl` and `vq`:
+    /// likewise, but the last level does not. `mlp`: widths of the hidden layers.
+    pub widths: Vec<usize>,
+    /// Channels of the latent image; `mlp`: size of the latent vector.
+    pub latent: usize,
+    pub norm_num_groups: usize,
+    /// Of `conv`.
+    pub norm_eps: f32,
+    /// False: an autoencoder, whose latent is a point instead of a Gaussian.
+    pub variational: bool,
+    /// Of `kl` and `vq`, as are all that follow: residual blocks of a level; the decoder has one more.
+    pub layers_per_block: usize,
+    pub act_fn: ActFn,
+    pub mid_block_add_attention: bool,
+    pub use_quant_conv: bool,
+    pub use_post_quant_conv: bool,
+    /// `vq`: vectors of the codebook.
+    pub num_vq_embeddings: usize,
+    /// `vq`: channels between encoder and `quant_conv`; 0: as many as the latent has.
+    pub inner_channels: usize,
+}
+
+impl Default for VaeConfig {
+    fn default() -> Self {
+        VaeConfig {
+            kind: VaeKind::Conv,
+            in_channels: 3,
+            widths: vec![64, 128, 256],
+            latent: 4,
+            norm_num_groups: 32,
+            norm_eps: 1e-5,
+            variational: true,
+            layers_per_block: 1,
+            act_fn: ActFn::Silu,
+            mid_block_add_attention: true,
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+            num_vq_embeddings: 256,
+            inner_channels: 0,
+        }
+    }
+}
+
+/// How a reconstruction is compared with its original.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reconstruction {
+    /// Squared error: the likelihood is Gaussian.
+    Mse,
+    /// Absolute error: the likelihood is Laplace's.
+    L1,
+    /// Binary cross-entropy of the pixels as probabilities: the likelihood is Bernoulli's.
+    Bce,
+}
+
+impl VaeConfig {
+    /// Shape of a latent of an image of `side` pixels, `[H, W, C]`; that of a vector is `[1, 1, C]`.
+    pub fn latent_shape(&self, side: usize) -> [usize; 3] {
+        match self.kind {
+            VaeKind::Conv => {
+                let small = side >> self.widths.len();
+                [small, small, self.latent]
+            }
+            VaeKind::Mlp => [1, 1, self.latent],
+            VaeKind::Kl | VaeKind::Vq => {
+                let small = side >> (self.widths.len() - 1);
+                [small, small, self.latent]
+            }
+        }
+    }
+
+    /// Whether it is one of the reference library's.
+    pub fn is_reference(&self) -> bool {
+        matches!(self.kind, VaeKind::Kl | VaeKind::Vq)
+    }
+
+    /// Channels between the convolutions around the latent.
+    pub(super) fn inner(&self) -> usize {
+        if self.inner_channels == 0 { self.latent } else { self.inner_channels }
+    }
+
+    /// Checks the options, for square images of `side` pixels.
+    ///
+    /// # Errors
+    /// Names the key, its value and the allowed values.
+    pub fn validate(&self, side: usize) -> Result<()> {
+        let most = if self.kind == VaeKind::Mlp { 1 << 20 } else { 16_384 };
+        need(
+            !self.widths.is_empty() && self.widths.iter().all(|w| (1..=most).contains(w)),
+            format!("vae.widths is {:?}", self.widths),
+            format!("it needs at least one number, each from 1 to {most}"),
+        )?;
+        let groups = self.norm_num_groups;
+        need_range("vae.in_channels", self.in_channels, [1, 3])?;
+        need_range("vae.latent", self.latent, [1, 4096])?;
+        need_range("vae.norm_num_groups", groups, [1, 65_536])?;
+        let positive = self.norm_eps > 0.0 && self.norm_eps.is_finite();
+        need(positive, format!("vae.norm_eps is {}", self.norm_eps), "it must be above 0")?;
+        if self.kind == VaeKind::Mlp {
+            return Ok(());
+        }
+        if let Some(c) = self.widths.iter().find(|c| !c.is_multiple_of(groups)) {
+            let message =
+                format!("vae.norm_num_groups = {groups} does not divide the {c} channels of a level");
+            need(false, message, "choose a divisor of every number in vae.widths")?;
+        }
+        let halvings = self.widths.len() - usize::from(self.is_reference());
+        need_halvings([side, side], halvings, "numbers in vae.widths")?;
+        if self.is_reference() { self.validate_reference() } else { Ok(()) }
+    }
+
+    fn validate_reference(&self) -> Result<()> {
+        need_range("vae.layers_per_block", self.layers_per_block, [1, 64])?;
+        need_range("vae.num_vq_embeddings", self.num_vq_embeddings, [1, 1 << 20])?;
+        need_range("vae.inner_channels", self.inner_channels, [0, 4096])?;
+        let deepest = self.widths[self.widths.len() - 1];
+        need(
+            !self.mid_block_add_attention || deepest <= WIDEST_HEAD,
+            format!("the attention head would be {deepest} channels wide"),
+            format!("the last of vae.widths can be at most {WIDEST_HEAD}"),
+        )?;
+        need(
+            self.variational == (self.kind == VaeKind::Kl),
+            format!("vae.variational is {}", self.variational),
+            "kl has a Gaussian, and vq has none",
+        )?;
+        let known = match self.kind {
+            VaeKind::Vq => self.use_quant_conv && self.use_post_quant_conv,
+            _ => self.inner_channels == 0,
+        };
+        need(
+            known,
+            "vae.use_quant_conv and vae.inner_channels",
+            "vq has both convolutions around its codebook; inner_channels is of vq alone",
+        )
+    }
+
+    /// Numbers that the encoder gives for each number of a latent: mean and log-variance, or the latent
+    /// itself.
+    pub fn moments(&self) -> usize {
+        if self.variational { 2 } else { 1 }
+    }
+}
