@@ -6,7 +6,7 @@
 //
 //   s, dP [N*heads,T,S]    lse [N*heads,T]    whole [N,rows,heads*D]    parts [N,heads,rows,D]
 //
-// The products are those of matmul.wgsl and its like: y = P v, dq = dS k, dk = dS^T q, dv = P^T dy.
+// The products are those of product/: y = P v, dq = dS k, dk = dS^T q, dv = P^T dy.
 // attention.wgsl, which names the symbols, never stores a matrix of T x S; this does, and has products at
 // full speed instead.
 //

@@ -1,6 +1,8 @@
 // adjoint_weights - the weights of a convolution in the order in which its adjoint reads them.
 //
-//   made[tap', col, row] = weights[tap, row, col]      weights [KH * KW, rows, cols]    made [KH * KW, cols, rows]
+//   made[tap', col, row] = weights[tap, row, col]
+//
+//   weights [KH * KW, rows, cols]    made [KH * KW, cols, rows]
 //
 // tap' is the tap's number in the order of load_conv.wgsl: those of one residue stay together, in reverse.
 // One thread for each weight.

@@ -10,7 +10,8 @@
 
 struct Params {
     blocks: u32, rows: u32, cols: u32, depth: u32, // products, and the sizes of the largest; see the loaders
-    parts: u32, part_depth: u32, part_rows: u32, // of the sum: how many, k of each, rows of y from one to the next
+    parts: u32, part_depth: u32, // of the sum, and k of each
+    part_rows: u32, // of y, from one part to the next
     a_transposed: u32, b_transposed: u32,
     src_n: u32, src_h: u32, src_w: u32, src_c: u32,
     dst_h: u32, dst_w: u32,
@@ -45,7 +46,8 @@ fn step_at(block: Block, at: vec3<u32>, k: u32, end: u32) -> vec3<i32> {
 // Conditions are joined by `&` wherever reads depend on them: `&&` makes branches, between which drivers
 // reorder nothing.
 fn is_inside(site: vec4<i32>, step: vec3<i32>) -> bool {
-    return (u32(site.y + step.y) < p.src_h) & (u32(site.z + step.z) < p.src_w); // what is negative becomes large
+    // What is negative becomes large.
+    return (u32(site.y + step.y) < p.src_h) & (u32(site.z + step.z) < p.src_w);
 }
 
 // The digits of a k, the lowest first, and those `by` further on; `sizes` of the two lower digits.

@@ -95,11 +95,12 @@ fn store_block(at: Place, first: u32, col: u32, thread: u32, sums: Block32) {
 }
 
 fn finish(state: ptr<function, State>, at: Place, thread: u32) {
-    if at.adds { store_quad(at.part, p.part_rows - 1u, at.col + 4u * thread, (*state).share_left); }
+    let col = at.col + 4u * thread;
+    if at.adds { store_quad(at.part, p.part_rows - 1u, col, (*state).share_left); }
     store_block(at, 0u, 0u, thread, (*state).low_left);
     store_block(at, 32u, 0u, thread, (*state).high_left);
     if TN == 8u {
-        if at.adds { store_quad(at.part, p.part_rows - 1u, at.col + 4u * thread + 32u, (*state).share_right); }
+        if at.adds { store_quad(at.part, p.part_rows - 1u, col + 32u, (*state).share_right); }
         store_block(at, 0u, 32u, thread, (*state).low_right);
         store_block(at, 32u, 32u, thread, (*state).high_right);
     }

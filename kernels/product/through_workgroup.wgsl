@@ -17,7 +17,8 @@ const PITCH_B: u32 = QUADS_B + 1u;
 const TILE_B: u32 = ROWS * PITCH_A;
 const_assert WG <= DEPTH * PITCH_B; // finish
 
-var<workgroup> tiles: array<vec4<f32>, TILE_B + DEPTH * PITCH_B>; // [ROWS, DEPTH] of A, then [DEPTH, COLS] of B
+// [ROWS, DEPTH] of A, then [DEPTH, COLS] of B.
+var<workgroup> tiles: array<vec4<f32>, TILE_B + DEPTH * PITCH_B>;
 
 // The first four columns of a thread's rows, and the other four; of the sums of the columns of B, what it
 // fetched itself.
@@ -37,16 +38,18 @@ fn turn(state: ptr<function, State>, at: Place, digits: vec3<u32>, k: u32, threa
     let row = select(thread / QUADS_A, min(thread / QUADS_A * 4u, ROWS - 4u), blocks_a());
     let a_four = fetch_a(sites_from(row), steps_from(at.block, digits, k + first_k(thread), at.end));
     if at.adds { (*state).share += share_of_columns(at, k_b, b_four); }
+    let quad = thread % QUADS_A;
+    let line = thread / QUADS_A;
     workgroupBarrier();
-    if blocks_b() {
-        if thread < QUADS_A * QUADS_B { put(TILE_B + first_k(thread) * PITCH_B + thread / QUADS_A, PITCH_B, 4u, b_four); }
-    } else {
+    if !blocks_b() {
         put(TILE_B + thread / QUADS_B * PITCH_B + thread % QUADS_B, NEXT_B * PITCH_B, FETCH_B, b_four);
+    } else if line < QUADS_B {
+        put(TILE_B + 4u * quad * PITCH_B + line, PITCH_B, 4u, b_four);
     }
-    if blocks_a() {
-        if thread < ROWS / 4u * QUADS_A { put(thread / QUADS_A * 4u * PITCH_A + thread % QUADS_A, PITCH_A, 4u, a_four); }
-    } else {
-        put(thread / QUADS_A * PITCH_A + thread % QUADS_A, NEXT_A * PITCH_A, FETCH_A, a_four);
+    if !blocks_a() {
+        put(line * PITCH_A + quad, NEXT_A * PITCH_A, FETCH_A, a_four);
+    } else if line < ROWS / 4u {
+        put(4u * line * PITCH_A + quad, PITCH_A, 4u, a_four);
     }
     workgroupBarrier();
     multiply(state, thread, 0u);
@@ -75,7 +78,9 @@ fn multiply(state: ptr<function, State>, thread: u32, quad: u32) {
     if TM == 8u {
         let high = four_at(row + 4u * TY * PITCH_A, TY * PITCH_A);
         (*state).left.high = times_four((*state).left.high, high, four_at(col, PITCH_B));
-        if TN == 8u { (*state).right.high = times_four((*state).right.high, high, four_at(col + TX, PITCH_B)); }
+        if TN == 8u {
+            (*state).right.high = times_four((*state).right.high, high, four_at(col + TX, PITCH_B));
+        }
     }
 }
 

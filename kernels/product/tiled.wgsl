@@ -41,7 +41,9 @@ fn times(sum: vec4<f32>, a: vec4<f32>, b: Four) -> vec4<f32> {
 }
 
 fn times_four(sums: Four, a: Four, b: Four) -> Four {
-    return Four(times(sums.q0, a.q0, b), times(sums.q1, a.q1, b), times(sums.q2, a.q2, b), times(sums.q3, a.q3, b));
+    return Four(
+        times(sums.q0, a.q0, b), times(sums.q1, a.q1, b), times(sums.q2, a.q2, b), times(sums.q3, a.q3, b),
+    );
 }
 
 fn turned(q0: vec4<f32>, q1: vec4<f32>, q2: vec4<f32>, q3: vec4<f32>) -> Four {

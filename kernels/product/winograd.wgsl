@@ -1,5 +1,4 @@
-// winograd - convolutions of 3 x 3 taps and a stride of 1 by Winograd's minimal filtering, F(2x2,
-// 3x3).
+// winograd - convolutions of 3 x 3 taps and a stride of 1 by Winograd's minimal filtering, F(2x2, 3x3).
 //
 //   dst = A^T [sum_c U[c] . V[c]] A      U[c] = G w[c] G^T      V[c] = B^T src[c] B
 //
@@ -7,8 +6,8 @@
 //   u [16, C, D]    v [16, tiles, C]    m [16, tiles, D]
 //
 // A tile is 2 x 2 pixels of dst, which 4 x 4 of src give: 16 multiplications for four pixels instead of 36.
-// Summed over the channels, the product in the middle is one matrix product for each of the 16 places, m = v
-// u, which the kernels of matmul make. `tiles`: those of a slab of the batch, so that v and m stay small and
+// Summed over the channels, the product in the middle is one matrix product for each of the 16 places,
+// m = v u, which tiled.wgsl makes. `tiles`: those of a slab of the batch, so that v and m stay small and
 // near. Channels are multiples of 4 on both sides.
 //
 // transform_weights: one thread for 4 channels of dst and one of src.    transform_src, transform_dst: for 4
@@ -115,7 +114,8 @@ fn src_quad(at: Tile, row: i32, col: i32, quad: u32) -> vec4<f32> {
 
 fn src_line(at: Tile, row: i32, quad: u32) -> Line {
     return Line(
-        src_quad(at, row, 0, quad), src_quad(at, row, 1, quad), src_quad(at, row, 2, quad), src_quad(at, row, 3, quad),
+        src_quad(at, row, 0, quad), src_quad(at, row, 1, quad), src_quad(at, row, 2, quad),
+        src_quad(at, row, 3, quad),
     );
 }
 

@@ -53,7 +53,7 @@ pub struct Row {
 /// How long an entry of a kernel took to compile.
 #[derive(Clone, Debug, Serialize)]
 pub struct Compiled {
-    /// `kernels/conv2d.wgsl, forward`
+    /// `kernels/product/tiled.wgsl, product`
     pub entry: String,
     pub ms: f64,
 }

@@ -1,7 +1,7 @@
 //! What a Vulkan driver makes of the kernels: registers, spills, instructions and whatever else it tells.
 //!
-//!     cargo run --release --manifest-path tools/isa/Cargo.toml -- conv2d_tiled matmul
-//!     cargo run --release --manifest-path tools/isa/Cargo.toml -- conv2d_tiled --entry gather --assembly
+//!     cargo run --release --manifest-path tools/isa/Cargo.toml -- product attention
+//!     cargo run --release --manifest-path tools/isa/Cargo.toml -- product/tiled --entry product --assembly
 //!
 //! Needs a driver with VK_KHR_pipeline_executable_properties, but no GPU: Mesa's driver for AMD compiles for any that is
 //! named, with `RADV_FORCE_FAMILY=navi21` (`vega10`, `gfx1100` ...) in the environment.
