@@ -6,6 +6,7 @@ use super::loops::{ChannelAffine, group_means, samples};
 use super::norm::{Input, Norm, TILE_CHANNELS};
 use crate::launch::{Accumulate, Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded};
 use crate::ops::activation::{Activation, with_constant};
+use crate::product::cpu::shared::Shared;
 use crate::simd::vectorized;
 
 /// Reads the inputs, dy, gamma, beta and the statistics; writes the sums of each sample, and the gradient of
@@ -72,22 +73,16 @@ impl Launch for BackwardX {
         let (p, c, after) = (norm.p, norm.c, norm.inputs().len());
         let [dy, gamma, beta, statistics] = [0, 1, 2, 3].map(|i| io.read(after + i));
         let accum = self.accum.map(|read| read.map(|read| io.read(read)));
-        // By sample, the gradient of each input.
-        let mut dx: Vec<Vec<&mut [f32]>> = (0..norm.n).map(|_| Vec::new()).collect();
-        for input in norm.inputs() {
-            let of_input = io.write(1 + input.index).chunks_mut(p * input.width);
-            dx.iter_mut().zip(of_input).for_each(|(all, dx)| all.push(dx));
-        }
+        let dx = [0, 1].map(|i| (i < after).then(|| Shared::new(io.write(1 + i))));
         let rows = norm.cpu_rows();
         samples(norm, io)
-            .zip(dx)
             .zip(dy.par_chunks(p * c))
             .zip(statistics.par_chunks(2 * c))
             .zip(io.write(0).par_chunks_mut(2 * c))
             .zip(io.scratch(0).par_chunks_mut(2 * c * norm.cpu_chunks()))
             .zip(io.scratch(1).par_chunks_mut(2 * c))
             .enumerate()
-            .for_each(|(n, ((((((x, dx), dy), statistics), sums), partials), means))| {
+            .for_each(|(n, (((((x, dy), statistics), sums), partials), means))| {
                 let chunks = partials.par_chunks_mut(2 * c).zip(dy.par_chunks(rows * c)).enumerate();
                 chunks.for_each(|(chunk, (sums, dy))| {
                     for input in norm.inputs() {
@@ -106,7 +101,10 @@ impl Launch for BackwardX {
                 }
                 group_means(norm, gamma, sums, means);
                 let means = &*means;
-                for (input, dx) in norm.inputs().zip(dx) {
+                for input in norm.inputs() {
+                    let Some(dx) = &dx[input.index] else { unreachable!("input {}", input.index) };
+                    // SAFETY: every task has a sample of its own.
+                    let dx = unsafe { dx.part(n * p * input.width, p * input.width) };
                     let chunks = dx.par_chunks_mut(rows * input.width).zip(dy.par_chunks(rows * c));
                     chunks.enumerate().for_each(|(chunk, (dx, dy))| {
                         let first = (n * p + chunk * rows) * input.width;
