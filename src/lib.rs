@@ -96,7 +96,7 @@
 //! `kernels/adam.wgsl` (15).
 //!
 //! Skipped on purpose, since each can be read alone later: how a plan is made and run
-//! ([`program`]), the fast forms of the product (the README of the kernels climbs to them rung
+//! (the module `program`), the fast forms of the product (the README of the kernels climbs to them rung
 //! by rung), the other ops, samplers, VAE, files, and the command line. How every op is checked: the module
 //! `check` (feature `testing`).
 
