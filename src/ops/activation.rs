@@ -1,10 +1,13 @@
 //! Pointwise activations: SiLU, ReLU, GELU (exact and tanh), tanh, sigmoid, exp.
 
+use rayon::prelude::*;
+
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
 use crate::launch::{Dispatches, Io, Launch};
-use crate::ops::shared::{derivative, map, replayed};
-use crate::simd::{exp, sigmoid, tanh};
+use crate::ops::CHUNK;
+use crate::ops::shared::{derivative, replayed};
+use crate::simd::{exp, sigmoid, tanh, vectorized};
 use crate::tape::Tensor;
 
 pub static KERNEL: Kernel = kernel!("activation");
@@ -116,7 +119,16 @@ impl Launch for Forward {
     }
 
     fn cpu(&self, io: &Io) {
-        with_constant!(self.kind, f => map(io, #[inline(always)] |[x]| f.apply(x)));
+        io.write(0).par_chunks_mut(CHUNK).zip(io.read(0).par_chunks(CHUNK)).for_each(|(y, x)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    with_constant!(self.kind, f => {
+                        y.iter_mut().zip(x).for_each(|(y, x)| *y = f.apply(*x));
+                    })
+                },
+            );
+        });
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
@@ -137,7 +149,17 @@ impl Launch for BackwardX {
     }
 
     fn cpu(&self, io: &Io) {
-        with_constant!(self.kind, f => map(io, #[inline(always)] |[x, dy]| dy * f.derivative(x)));
+        let (x, dy) = (io.read(0).par_chunks(CHUNK), io.read(1).par_chunks(CHUNK));
+        io.write(0).par_chunks_mut(CHUNK).zip(x).zip(dy).for_each(|((dx, x), dy)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    with_constant!(self.kind, f => {
+                        dx.iter_mut().zip(x).zip(dy).for_each(|((dx, x), dy)| *dx = dy * f.derivative(*x));
+                    })
+                },
+            );
+        });
     }
 
     fn gpu(&self, plan: &mut Dispatches) {

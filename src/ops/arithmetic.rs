@@ -307,11 +307,12 @@ impl Launch for Affine {
     }
 
     fn cpu(&self, io: &Io) {
-        map(
-            io,
-            #[inline(always)]
-            |[x]| self.factor * x + self.offset,
-        );
+        io.write(0).par_chunks_mut(CHUNK).zip(io.read(0).par_chunks(CHUNK)).for_each(|(y, x)| {
+            vectorized(
+                #[inline(always)]
+                || y.iter_mut().zip(x).for_each(|(y, x)| *y = self.factor * x + self.offset),
+            );
+        });
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
