@@ -124,8 +124,10 @@ impl Launch for Forward {
                 #[inline(always)]
                 || {
                     with_constant!(self.kind, f => {
-                        y.iter_mut().zip(x).for_each(|(y, x)| *y = f.apply(*x));
-                    })
+                                            for (y, x) in y.iter_mut().zip(x) {
+                    *y = f.apply(*x);
+                    }
+                                        })
                 },
             );
         });
@@ -155,8 +157,10 @@ impl Launch for BackwardX {
                 #[inline(always)]
                 || {
                     with_constant!(self.kind, f => {
-                        dx.iter_mut().zip(x).zip(dy).for_each(|((dx, x), dy)| *dx = dy * f.derivative(*x));
-                    })
+                                            for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
+                    *dx = dy * f.derivative(*x);
+                    }
+                                        })
                 },
             );
         });

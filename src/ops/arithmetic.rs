@@ -310,7 +310,11 @@ impl Launch for Affine {
         io.write(0).par_chunks_mut(CHUNK).zip(io.read(0).par_chunks(CHUNK)).for_each(|(y, x)| {
             vectorized(
                 #[inline(always)]
-                || y.iter_mut().zip(x).for_each(|(y, x)| *y = self.factor * x + self.offset),
+                || {
+                    for (y, x) in y.iter_mut().zip(x) {
+                        *y = self.factor * x + self.offset;
+                    }
+                },
             );
         });
     }
