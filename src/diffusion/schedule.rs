@@ -122,9 +122,8 @@ impl Precision {
 /// let schedule = Schedule::linear(1000, 1e-4, 0.02);
 /// assert!((schedule.alpha_bars[0] - 0.9999).abs() < 1e-12);
 /// assert!(schedule.alpha_bars[999] < 1e-4); // nothing but noise is left
-/// // Pairs of sqrt(alpha_bar) and sqrt(1 - alpha_bar).
-/// let table = schedule.noising_table();
-/// assert!(table.chunks(2).all(|pair| (pair[0].hypot(pair[1]) - 1.0).abs() < 1e-6));
+/// // Standard deviations of the noise beside a signal of size 1: they only grow.
+/// assert!(schedule.sigmas().windows(2).all(|pair| pair[0] < pair[1]));
 /// ```
 #[derive(Clone, Debug)]
 pub struct Schedule {
