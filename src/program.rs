@@ -15,8 +15,11 @@ mod recompute;
 mod timed;
 mod tune;
 
+use std::sync::Arc;
+
 pub use memory::Sharing;
-pub use plan::{Plan, halves};
+pub use plan::Plan;
+pub(crate) use plan::halves;
 pub use timed::Span;
 pub use tune::Picked;
 
@@ -24,15 +27,16 @@ use cpu::CpuCode;
 use memory::GUARD;
 use place::Placement;
 
-use crate::device::gpu::Bound;
+use crate::device::cpu::Cpu;
+use crate::device::gpu::{Bound, Gpu};
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};
 use crate::launch::Cost;
 use crate::tensor::Id;
 
 enum Code {
-    Cpu(CpuCode),
-    Gpu(Vec<Bound>),
+    Cpu(Arc<Cpu>, CpuCode),
+    Gpu(Arc<Gpu>, Vec<Bound>),
 }
 
 /// A launch of a program, as reports show it.
@@ -121,29 +125,22 @@ impl Program {
         picked: Vec<Option<Picked>>,
     ) -> Result<Program> {
         let placement = Placement::allocate(plan, &plan.layout(sharing), device, bound)?;
-        let launches = plan.steps.iter().zip(picked).map(|(step, picked)| CompiledLaunch {
-            name: step.name(),
-            label: step.label.to_string(),
-            cost: plan.cost_of(step),
-            dispatches: 1,
-            picked,
-            writes: step.writes.clone(),
-        });
-        let mut launches: Vec<CompiledLaunch> = launches.collect();
-        let code = match device {
-            Device::Cpu(_) => Code::Cpu(CpuCode::new(plan, &placement, sharing)),
-            Device::Gpu(gpu) => {
-                let mut all = Vec::new();
-                for (step, launch) in plan.steps.iter().zip(&mut launches) {
-                    let (variant, ms) = launch.picked.as_ref().map_or((0, None), Picked::variant_and_ms);
-                    let operands = placement.operands(step);
-                    let bound = gpu::bind(gpu, step, launch.cost, variant, ms, &operands)?;
-                    launch.dispatches = bound.len();
-                    all.extend(bound);
-                }
-                Code::Gpu(all)
-            }
+        let mut code = match device {
+            Device::Cpu(cpu) => Code::Cpu(Arc::clone(cpu), CpuCode::new(plan, &placement, sharing)),
+            Device::Gpu(gpu) => Code::Gpu(Arc::clone(gpu), Vec::new()),
         };
+        let mut launches = Vec::with_capacity(plan.steps.len());
+        for (step, picked) in plan.steps.iter().zip(picked) {
+            let (cost, mut dispatches) = (plan.cost_of(step), 1);
+            if let Code::Gpu(gpu, all) = &mut code {
+                let (variant, ms) = picked.as_ref().map_or((0, None), Picked::variant_and_ms);
+                let bound = gpu::bind(gpu, step, cost, variant, ms, &placement.operands(step))?;
+                dispatches = bound.len();
+                all.extend(bound);
+            }
+            let (name, label, writes) = (step.name(), step.label.to_string(), step.writes.clone());
+            launches.push(CompiledLaunch { name, label, cost, dispatches, picked, writes });
+        }
         Ok(Program { device: device.clone(), sharing, placement, launches, code })
     }
 
@@ -173,14 +170,11 @@ impl Program {
     /// When the driver reports an error.
     pub fn run(&mut self) -> Result<()> {
         self.poison()?;
-        match (&mut self.code, &self.device) {
-            (Code::Cpu(code), Device::Cpu(cpu)) => {
-                code.run(cpu);
-                Ok(())
-            }
-            (Code::Gpu(dispatches), Device::Gpu(gpu)) => gpu.replay(&*dispatches),
-            _ => unreachable!("code is built for the program's device"),
+        match &mut self.code {
+            Code::Cpu(cpu, code) => code.run(cpu, None),
+            Code::Gpu(gpu, dispatches) => gpu.replay(&*dispatches)?,
         }
+        Ok(())
     }
 
     /// As [`Program::run`], and puts the times of the launches into `spans`, one for each of
@@ -192,12 +186,9 @@ impl Program {
     pub fn run_timed(&mut self, spans: &mut Vec<Span>) -> Result<()> {
         self.poison()?;
         spans.clear();
-        match (&mut self.code, &self.device) {
-            (Code::Cpu(code), Device::Cpu(cpu)) => {
-                code.run_timed(cpu, spans);
-                Ok(())
-            }
-            (Code::Gpu(dispatches), Device::Gpu(gpu)) => {
+        match &mut self.code {
+            Code::Cpu(cpu, code) => code.run(cpu, Some(spans)),
+            Code::Gpu(gpu, dispatches) => {
                 let Some(times) = gpu.replay_timed(dispatches)? else {
                     return Err(Error::new(format!("{} cannot time its kernels", gpu.name()))
                         .hint("its driver has no timestamps: use another device"));
@@ -205,10 +196,9 @@ impl Program {
                 let mut times = times.into_iter();
                 let counts = self.launches.iter().map(|launch| launch.dispatches);
                 spans.extend(counts.map(|count| Span::of(times.by_ref().take(count))));
-                Ok(())
             }
-            _ => unreachable!("code is built for the program's device"),
         }
+        Ok(())
     }
 
     /// After a run of an unshared program: the name of the first launch that wrote a number that is not
@@ -244,23 +234,18 @@ impl Program {
         }
         Ok(())
     }
+}
 
-    /// After a run of a guarded program: true if every word around every tensor is as it was.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
-    ///
-    /// # Panics
-    /// When the program is not guarded.
+/// For the check of ops and the ladder of benchmarks, which run every variant.
+impl Program {
+    /// After a run of a guarded program (it panics for others): true if every word around every tensor is as
+    /// it was.
     #[track_caller]
     pub fn guards_intact(&self) -> Result<bool> {
         assert_eq!(self.sharing, Sharing::Guarded, "only a guarded program has guard words");
         self.placement.guards_intact(&self.device, GUARD)
     }
-}
 
-/// For the check of ops and the ladder of benchmarks, which run every variant.
-impl Program {
     /// The most variants that a launch of `plan` has.
     pub(crate) fn variants_of(plan: &Plan) -> usize {
         let of_step = |adapter| plan.steps.iter().map(move |step| step.tuning().variants(adapter).len());

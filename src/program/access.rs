@@ -1,14 +1,14 @@
 //! Reading and writing the stores and tensors of a program.
 
 use super::Program;
-use super::place::Store;
+use super::place::Place;
 use crate::device::Buffer;
 use crate::error::Result;
 use crate::tape::Tensor;
 
 impl Program {
     #[track_caller]
-    fn store_of(&self, name: &str) -> &Store {
+    fn store_of(&self, name: &str) -> &Place {
         self.placement.stores.get(name).unwrap_or_else(|| {
             let known: Vec<&str> = self.placement.stores.keys().map(String::as_str).collect();
             panic!("the program has no store called {name}; it has {}", known.join(", "))
@@ -25,11 +25,8 @@ impl Program {
     }
 
     /// Elements of a store that this program uses, from its beginning.
-    ///
-    /// # Panics
-    /// When the program has no such store.
     #[track_caller]
-    pub fn elements(&self, store: &str) -> usize {
+    pub(crate) fn elements(&self, store: &str) -> usize {
         self.store_of(store).bytes / 4
     }
 
@@ -57,32 +54,13 @@ impl Program {
     /// When the program has no such store, or not so many elements of it.
     #[track_caller]
     pub fn write_at<T: bytemuck::Pod>(&self, store: &str, first: usize, data: &[T]) -> Result<()> {
-        let data = bytemuck::cast_slice::<T, u8>(data);
-        self.check_range("write", store, first, data.len());
-        self.device.write(self.store(store), first * 4, data)
-    }
-
-    /// Reads some elements of a store, from element `first` on.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
-    ///
-    /// # Panics
-    /// When the program has no such store, or not so many elements of it.
-    #[track_caller]
-    pub fn read_at<T: bytemuck::Pod>(&self, store: &str, first: usize, out: &mut [T]) -> Result<()> {
-        let out = bytemuck::cast_slice_mut::<T, u8>(out);
-        self.check_range("read", store, first, out.len());
-        self.device.read(self.store(store), first * 4, out)
-    }
-
-    #[track_caller]
-    fn check_range(&self, what: &str, store: &str, first: usize, bytes: usize) {
-        let (count, used) = (bytes / 4, self.elements(store));
+        let (data, used) = (bytemuck::cast_slice::<T, u8>(data), self.elements(store));
+        let given = data.len() / 4;
         assert!(
-            first + count <= used,
-            "{what}: {count} elements from {first} on of store {store}, which has {used}"
+            first + given <= used,
+            "write: {given} elements from {first} on of store {store}, which has {used}"
         );
+        self.device.write(self.store(store), first * 4, data)
     }
 
     /// Reads a tensor: a stored one, an output, or any of an unshared program.
@@ -94,24 +72,11 @@ impl Program {
     /// When no launch touches the tensor.
     #[track_caller]
     pub fn read(&self, tensor: &Tensor) -> Result<Vec<f32>> {
-        let mut out = vec![0.0; tensor.elements()];
-        self.read_into(tensor, &mut out)?;
-        Ok(out)
-    }
-
-    /// As [`Program::read`], into memory of the caller.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
-    ///
-    /// # Panics
-    /// When no launch touches the tensor, or `out` has not its length.
-    #[track_caller]
-    pub fn read_into(&self, tensor: &Tensor, out: &mut [f32]) -> Result<()> {
         let Some(place) = self.placement.place(tensor.id()) else {
             panic!("nothing in the program touches {tensor:?}")
         };
-        assert_eq!(place.bytes, out.len() * 4, "read: {tensor:?}");
-        self.device.read(&place.buffer, place.offset, bytemuck::cast_slice_mut(out))
+        let mut out = vec![0.0_f32; place.bytes / 4];
+        self.device.read(&place.buffer, place.offset, bytemuck::cast_slice_mut(&mut out))?;
+        Ok(out)
     }
 }

@@ -95,29 +95,20 @@ impl CpuCode {
         }
     }
 
-    /// Holds all memory, for a run.
-    fn hold<'a>(memory: &'a [Arc<Memory>], written: &[Arc<Memory>]) -> Hold<'a> {
-        let hold = Hold::new(memory);
-        written.iter().for_each(|memory| memory.bump_version());
-        hold
-    }
-
-    pub fn run(&mut self, cpu: &Cpu) {
-        let _held = CpuCode::hold(&self.memory, &self.written);
-        cpu.run(|| self.calls.iter_mut().for_each(Call::run));
-    }
-
-    /// With a clock read between the calls.
-    pub fn run_timed(&mut self, cpu: &Cpu, spans: &mut Vec<Span>) {
-        let _held = CpuCode::hold(&self.memory, &self.written);
+    /// `spans`: gets the times of the calls.
+    pub fn run(&mut self, cpu: &Cpu, mut spans: Option<&mut Vec<Span>>) {
+        let _held = Hold::new(&self.memory);
+        self.written.iter().for_each(|memory| memory.bump_version());
         cpu.run(|| {
             let began = Instant::now();
             let mut start = Duration::ZERO;
             for call in &mut self.calls {
                 call.run();
-                let end = began.elapsed();
-                spans.push(Span { start, time: end - start });
-                start = end;
+                if let Some(spans) = &mut spans {
+                    let end = began.elapsed();
+                    spans.push(Span { start, time: end - start });
+                    start = end;
+                }
             }
         });
     }

@@ -35,17 +35,12 @@ impl Operands {
     }
 }
 
-/// A store, and the bytes of it that a program uses.
-pub(super) struct Store {
-    pub buffer: Buffer,
-    pub bytes: usize,
-}
-
 /// Memory of all tensors of a plan.
 pub(super) struct Placement {
     /// Memory of the temporary tensors.
     pub blocks: Vec<Buffer>,
-    pub stores: BTreeMap<String, Store>,
+    /// Of each store what the program uses, from its beginning.
+    pub stores: BTreeMap<String, Place>,
     /// By the tensors' identities; `None` for those that no launch touches.
     places: Vec<Option<Place>>,
     /// By the numbers of the lifetimes.
@@ -69,7 +64,7 @@ impl Placement {
                 None => device.alloc(name, bytes)?,
             };
             assert!(buffer.bytes() >= bytes, "store {name}: {} bytes, {bytes} are used", buffer.bytes());
-            stores.insert(name.to_owned(), Store { buffer, bytes });
+            stores.insert(name.to_owned(), Place { buffer, offset: 0, bytes });
         }
         let temporaries: Vec<Place> = layout
             .places
@@ -84,7 +79,7 @@ impl Placement {
         let place = |(spot, bytes): &(Spot, usize)| match spot {
             Spot::Temporary(n) => Some(temporaries[*n].clone()),
             Spot::Stored { store, first } => {
-                Some(Place { buffer: stores[&**store].buffer.clone(), offset: first * 4, bytes: *bytes })
+                Some(Place { offset: first * 4, bytes: *bytes, ..stores[&**store].clone() })
             }
             Spot::Unused => None,
         };

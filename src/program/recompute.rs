@@ -79,9 +79,7 @@ enum Remat {
 }
 
 /// Tensors that are kept together or not at all.
-struct Unit {
-    tensors: Vec<(Id, Remat)>,
-}
+type Unit = Vec<(Id, Remat)>;
 
 impl Needed<'_> {
     fn bytes(&self, id: Id) -> usize {
@@ -126,10 +124,11 @@ impl Needed<'_> {
         // Each change may make another worth it.
         while best != before {
             before = best;
-            best = choice.keep(best);
-            best = choice.drop_units(best);
+            best = choice.change(false, best, |peak, best| peak <= best);
+            best = choice.change(true, best, |peak, best| peak < best);
         }
-        choice.keep_within(best + best / SLACK);
+        let limit = best + best / SLACK;
+        choice.change(false, limit, |peak, _| peak <= limit);
         let chosen = planner.order(&units, &choice.dropped);
         if planner.peak(&chosen) + most / SLACK < most { chosen } else { plain }
     }
@@ -147,30 +146,16 @@ impl Choice<'_> {
         self.planner.peak(&self.planner.order(self.units, &self.dropped))
     }
 
-    /// Keeps the units that do not raise the peak above `best`, and gives the new peak.
-    fn keep(&mut self, best: usize) -> usize {
-        self.change(true, |peak, best| peak <= best, best)
-    }
-
-    /// Keeps the units that do not raise the peak above `limit`.
-    fn keep_within(&mut self, limit: usize) {
-        self.change(true, |peak, _| peak <= limit, limit);
-    }
-
-    /// Drops the units that lower the peak below `best`, and gives the new peak.
-    fn drop_units(&mut self, best: usize) -> usize {
-        self.change(false, |peak, best| peak < best, best)
-    }
-
-    fn change(&mut self, from: bool, accepts: impl Fn(usize, usize) -> bool, mut best: usize) -> usize {
+    /// Drops (or keeps) each unit where `accepts(peak, best)` what the peak becomes, and gives the new best.
+    fn change(&mut self, drops: bool, mut best: usize, accepts: impl Fn(usize, usize) -> bool) -> usize {
         for i in 0..self.units.len() {
-            if self.dropped[i] == from {
-                self.dropped[i] = !from;
+            if self.dropped[i] != drops {
+                self.dropped[i] = drops;
                 let peak = self.peak();
                 if accepts(peak, best) {
                     best = best.min(peak);
                 } else {
-                    self.dropped[i] = from;
+                    self.dropped[i] = !drops;
                 }
             }
         }
@@ -229,7 +214,7 @@ impl<'a> Planner<'a> {
     fn units(&self, smallest: usize) -> Vec<Unit> {
         let Needed { entries, backward, .. } = self.needed;
         let temporary = |id: &&Id| self.producer[id.0].is_some();
-        let mut blocks: BTreeMap<usize, Vec<(Id, Remat)>> = BTreeMap::new();
+        let mut blocks: BTreeMap<usize, Unit> = BTreeMap::new();
         let mut single = Vec::new();
         // What the forward pass reads outside its block is an output of that block.
         let mut leaves = vec![false; self.needed.metas.len()];
@@ -243,7 +228,7 @@ impl<'a> Planner<'a> {
             let cheap = !matches!(self.recompute[i], Recompute::Never);
             let large = |id: &Id| self.needed.bytes(*id) >= smallest.max(1);
             if cheap && let Some(id) = entry.writes.first().filter(temporary).filter(|id| large(id)) {
-                single.push(Unit { tensors: vec![(*id, Remat::Cheap)] });
+                single.push(vec![(*id, Remat::Cheap)]);
             }
             if let Some(block) = entry.block {
                 let inner = entry.writes.iter().filter(temporary).filter(|id| !leaves[id.0]);
@@ -252,15 +237,14 @@ impl<'a> Planner<'a> {
                 blocks.entry(block).or_default().extend(inner.map(|id| (*id, remat)));
             }
         }
-        let blocks = blocks.into_values().rev().map(|tensors| Unit { tensors });
-        blocks.chain(single.into_iter().rev()).collect()
+        blocks.into_values().rev().chain(single.into_iter().rev()).collect()
     }
 
     fn order(&self, units: &[Unit], dropped: &[bool]) -> Order {
         let count = self.needed.metas.len();
         let mut remat = vec![None; count];
         for (unit, _) in units.iter().zip(dropped).filter(|(_, dropped)| **dropped) {
-            unit.tensors.iter().for_each(|(id, r)| remat[id.0] = Some(*r));
+            unit.iter().for_each(|(id, r)| remat[id.0] = Some(*r));
         }
         let mut builder =
             OrderBuilder { planner: self, remat, now: (0..count).map(Id).collect(), order: Order::default() };

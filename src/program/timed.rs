@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Start and duration of a launch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
     /// Since the run began; on a GPU, since its first dispatch did.
     pub start: Duration,
@@ -14,11 +14,7 @@ pub struct Span {
 impl Span {
     /// Of the start and duration of each dispatch.
     pub(super) fn of(dispatches: impl Iterator<Item = (Duration, Duration)>) -> Span {
-        let mut span = Span { start: Duration::ZERO, time: Duration::ZERO };
-        for (i, (start, time)) in dispatches.enumerate() {
-            span.start = if i == 0 { start } else { span.start };
-            span.time += time;
-        }
-        span
+        let spans = dispatches.map(|(start, time)| Span { start, time });
+        spans.reduce(|all, next| Span { time: all.time + next.time, ..all }).unwrap_or_default()
     }
 }

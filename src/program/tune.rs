@@ -5,7 +5,7 @@
 
 mod stage;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use stage::Stage;
@@ -66,34 +66,28 @@ pub(super) fn pick(gpu: &Gpu, plan: &Plan) -> Result<Vec<Option<Picked>>> {
 fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picked>>> {
     let adapter = gpu.traits();
     let of_step: Vec<Vec<Variant>> = plan.steps.iter().map(|step| step.tuning().variants(&adapter)).collect();
-    // The first step of each name and class, in the program's order.
     let name_of = |step: &Step| (step.name(), step.tuning().class().to_owned());
-    let mut first_of: BTreeMap<(&str, String), usize> = BTreeMap::new();
-    let mut firsts = Vec::new();
-    for (i, step) in plan.steps.iter().enumerate().filter(|(i, _)| of_step[*i].len() > 1) {
-        first_of.entry(name_of(step)).or_insert_with(|| {
-            firsts.push(i);
-            i
-        });
-    }
-    let mut choices: BTreeMap<usize, Choice> = BTreeMap::new();
+    let mut choices: BTreeMap<(&str, String), Choice> = BTreeMap::new();
     if let Some(tuning) = gpu.tuning().as_mut() {
-        let mut missing = Vec::new();
-        for i in firsts {
-            let (step, variants) = (&plan.steps[i], &of_step[i]);
+        // The first step of each name and class, in the program's order.
+        let (mut seen, mut missing) = (BTreeSet::new(), Vec::new());
+        let with_variants = plan.steps.iter().zip(&of_step).filter(|(_, variants)| variants.len() > 1);
+        for (step, variants) in with_variants.filter(|(step, _)| seen.insert(name_of(step))) {
             let key = key_of(gpu, step, variants);
             match tuning.find(&key).filter(|found| variants.iter().any(|v| v.name == found.variant)) {
-                Some(found) => drop(choices.insert(i, found.clone())),
-                None if tuning.times() => missing.push((i, key)),
+                Some(found) => drop(choices.insert(name_of(step), found.clone())),
+                None if tuning.times() => missing.push((step, variants, key)),
                 None => {}
             }
         }
-        let (mut found, mut kept, mut last) = (Vec::<(usize, Choice)>::new(), 0, Instant::now());
-        for (done, (i, key)) in missing.iter().enumerate() {
-            let (step, variants) = (&plan.steps[*i], &of_step[*i]);
+        let (mut found, mut last) = (Vec::new(), Instant::now());
+        for (done, (step, variants, key)) in missing.iter().enumerate() {
             tuning.emit(TuningEvent::Timing { done, all: missing.len(), launch: step.name() });
             match tune_launch(gpu, plan, step, variants, key, clock) {
-                Ok(choice) => found.push((*i, choice)),
+                Ok(choice) => {
+                    found.push(choice.clone());
+                    choices.insert(name_of(step), choice);
+                }
                 Err(e) => {
                     // Whatever is wrong with the device is told again by what runs next.
                     let told = format!("warning: {} is not tuned: {e}", step.name());
@@ -102,19 +96,18 @@ fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picke
             }
             // A run that is stopped here, after minutes on a slow device, goes on from here.
             if last.elapsed() > KEEP_EVERY || done + 1 == missing.len() {
-                tuning.remember(found[kept..].iter().map(|(_, choice)| choice.clone()).collect());
-                (kept, last) = (found.len(), Instant::now());
+                tuning.remember(std::mem::take(&mut found));
+                last = Instant::now();
             }
         }
         if !missing.is_empty() {
             tuning.emit(TuningEvent::Done);
         }
-        choices.extend(found);
     }
     let picked = plan.steps.iter().zip(&of_step).map(|(step, variants)| {
         let default = variants.first()?;
         let name = name_of(step);
-        let choice = first_of.get(&name).and_then(|first| choices.get(first)).cloned();
+        let choice = choices.get(&name).cloned();
         let chosen = choice.as_ref().and_then(|c| variants.iter().find(|v| v.name == c.variant));
         let variant = chosen.unwrap_or(default).clone();
         Some(Picked { variant, of: variants.len(), shape_class: name.1, choice })
