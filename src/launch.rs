@@ -48,6 +48,9 @@ pub struct LaunchInfo {
     /// [`Io::prepacked`]: weights in the order of the inner loop. A program that never writes that read keeps
     /// the block from run to run.
     pub prepacked_from: Option<usize>,
+    /// Its only read is weights, and its results are worth their memory: a program on the CPU device that
+    /// never writes that read keeps them from run to run, and runs it again when something else has.
+    pub keeps_results: bool,
     /// How the backward pass may have the first result without it being kept since the forward pass.
     pub recompute: Recompute,
     /// How the launch can add another gradient to one that it writes.

@@ -52,8 +52,9 @@
 //! - **Reproducible.** Random numbers are functions of (seed, stream, step, sample, element); no float
 //!   atomics; every sum has a fixed order that depends on shapes alone, not on the number of threads. On a
 //!   GPU it depends on the variants of kernels too, which a tuning file fixes.
-//! - **Weights are packed once.** A CPU program that never writes a store keeps its launches' packed weights
-//!   from run to run, and packs them again when another program has written the store.
+//! - **Weights are packed once.** A CPU program that never writes a store keeps its launches' packed weights,
+//!   and results made from the store alone, from run to run. It makes them again when another program or the
+//!   host has written the store.
 //! - **The default is the measure.** A launch may offer variants. Tuning times them when a program is
 //!   compiled, and only a variant with the default's results may win; a device without a tuning runs
 //!   defaults.

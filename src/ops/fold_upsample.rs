@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch};
+use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 
@@ -30,7 +30,8 @@ const WG: usize = 64;
 pub fn fold_upsample(w: &Tensor) -> Tensor {
     let [kh, kw, rows, cols] = w.shape().of_rank("fold_upsample");
     let fold = Fold { name: "fold_upsample", kernel: [kh, kw], backward: false, rows, cols };
-    let [v] = w.tape().launch(fold, &[w], [[kh + 1, kw + 1, cols, rows].into()]);
+    let recorded = Recorded::new(fold, LaunchInfo { keeps_results: true, ..LaunchInfo::default() });
+    let [v] = w.tape().launch(recorded, &[w], [[kh + 1, kw + 1, cols, rows].into()]);
     let shape = w.shape().clone();
     w.tape().derivative(&[w], &[&v], move |dv| {
         let Some(dv) = &dv[0] else { return vec![None] };

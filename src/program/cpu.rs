@@ -25,13 +25,15 @@ struct Call {
     reads: Vec<Raw>,
     writes: Vec<Raw>,
     scratch: Vec<Raw>,
-    prepacked: Option<PackedFrom>,
+    kept_from: Option<KeptFrom>,
+    /// Its results are kept, not its first block of scratch.
+    keeps_results: bool,
 }
 
-/// The memory that the first block of scratch of a call is packed from.
-struct PackedFrom {
+/// The weights that a call makes from what it keeps from run to run.
+struct KeptFrom {
     memory: Arc<Memory>,
-    /// Its version when the block was packed; `None` before.
+    /// Its version then; `None` before the first run.
     version: Option<u64>,
 }
 
@@ -52,17 +54,18 @@ fn overlap(a: &Raw, b: &Raw) -> bool {
 }
 
 impl Call {
-    /// `keeps`: scratch is as the last run left it.
+    /// `keeps`: memory is as the last run left it.
     fn new(step: &Step, placement: &Placement, keeps: bool) -> Call {
         let Operands { reads, writes, scratch } = placement.operands(step);
-        let packed_from = step.prepacked_from.filter(|_| keeps).and_then(|id| placement.place(id));
+        let kept_from = step.kept_from.filter(|_| keeps).and_then(|id| placement.place(id));
         let call = Call {
             recorded: step.recorded.clone(),
             reads: reads.iter().map(raw).collect(),
             writes: writes.iter().map(raw).collect(),
             scratch: scratch.iter().map(raw).collect(),
-            prepacked: packed_from
-                .map(|place| PackedFrom { memory: Arc::clone(memory_of(&place.buffer)), version: None }),
+            kept_from: kept_from
+                .map(|place| KeptFrom { memory: Arc::clone(memory_of(&place.buffer)), version: None }),
+            keeps_results: step.keeps_results(),
         };
         // `Io` hands out slices on the strength of this.
         let mutable: Vec<&Raw> = call.writes.iter().chain(&call.scratch).collect();
@@ -74,11 +77,12 @@ impl Call {
     }
 
     fn run(&mut self) {
-        let mut done = false;
-        if let Some(PackedFrom { memory, version }) = &mut self.prepacked {
-            done = version.replace(memory.version()) == Some(memory.version());
+        let done = self.kept_from.as_mut().is_some_and(|KeptFrom { memory, version }| {
+            version.replace(memory.version()) == Some(memory.version())
+        });
+        if !(done && self.keeps_results) {
+            self.recorded.launch().cpu(&Io::new(&self.reads, &self.writes, &self.scratch, done));
         }
-        self.recorded.launch().cpu(&Io::new(&self.reads, &self.writes, &self.scratch, done));
     }
 }
 
@@ -87,7 +91,7 @@ impl CpuCode {
         // A guarded program finds its working memory filled with NaN.
         let keeps = sharing != Sharing::Guarded;
         let stores = placement.stores.values().map(|store| &store.buffer);
-        let written = plan.written().into_iter().map(|store| &placement.stores[store].buffer);
+        let written = plan.written.iter().map(|store| &placement.stores[&**store].buffer);
         CpuCode {
             calls: plan.steps.iter().map(|step| Call::new(step, placement, keeps)).collect(),
             memory: distinct(placement.blocks.iter().chain(stores)),

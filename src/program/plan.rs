@@ -19,9 +19,9 @@ pub(super) struct Step {
     pub(super) label: Rc<str>,
     /// Numbers of its scratch blocks among the lifetimes.
     pub(super) scratch: Vec<usize>,
-    /// The read that its first scratch block is packed from, where the program does not write that: the block
-    /// is kept from run to run.
-    pub(super) prepacked_from: Option<Id>,
+    /// The stored weights that its first scratch block, or all its results, are made from and kept from run to
+    /// run, where the program does not write them.
+    pub(super) kept_from: Option<Id>,
     /// It computes a second time what an earlier step did.
     pub(super) again: bool,
 }
@@ -29,6 +29,11 @@ pub(super) struct Step {
 impl Step {
     pub(super) fn name(&self) -> &'static str {
         self.recorded.launch().name()
+    }
+
+    /// Whether it runs again only when other programs or the host have written [`Step::kept_from`].
+    pub(super) fn keeps_results(&self) -> bool {
+        self.kept_from.is_some() && self.recorded.info().keeps_results
     }
 
     pub(super) fn tuning(&self) -> &Tuning {
@@ -65,6 +70,8 @@ pub struct Plan {
     pub(super) dtypes: Vec<DType>,
     pub(super) lifetimes: Vec<Lifetime>,
     pub(super) stores: BTreeMap<String, usize>,
+    /// Of these, those that a run writes.
+    pub(super) written: BTreeSet<Rc<str>>,
     /// The adapter that it is for; `None` for the CPU device.
     pub(super) adapter: Option<Traits>,
 }
@@ -101,20 +108,22 @@ impl Plan {
         let meta_of =
             |id: Id| &metas[if id.0 < metas.len() { id.0 } else { order.copies[id.0 - metas.len()].0 }];
         let all = || (0..metas.len() + order.copies.len()).map(Id);
+        let store_of = |id: &Id| match &meta_of(*id).home {
+            Home::Stored { store, .. } => Some(store.clone()),
+            Home::Temporary => None,
+        };
         let mut plan = Plan {
             steps: Vec::new(),
             spots: all().map(|id| (Spot::Unused, meta_of(id).bytes())).collect(),
             dtypes: all().map(|id| meta_of(id).dtype).collect(),
             lifetimes: Vec::new(),
             stores: BTreeMap::new(),
+            written: order.runs.iter().flat_map(|run| order.writes(run)).filter_map(store_of).collect(),
             adapter,
         };
-        let store_of = |id: &Id| match &meta_of(*id).home {
-            Home::Stored { store, .. } => Some(store.clone()),
-            Home::Temporary => None,
-        };
-        let written: BTreeSet<Rc<str>> =
-            order.runs.iter().flat_map(|run| order.writes(run)).filter_map(store_of).collect();
+        // Tensors that no run changes, and the stored one that each is made from.
+        let unwritten = |id: &Id| store_of(id).is_some_and(|store| !plan.written.contains(&store));
+        let mut unwritten: BTreeMap<Id, Id> = all().filter(unwritten).map(|id| (id, id)).collect();
         for (time, run) in order.runs.iter().enumerate() {
             let (reads, writes, recorded) = (order.reads(run), order.writes(run), needed.launch(run));
             for id in reads.iter().chain(writes) {
@@ -122,21 +131,25 @@ impl Plan {
                 let name = recorded.launch().name();
                 assert!(!is_new || writes.contains(id), "{name}: reads a tensor that nothing wrote");
             }
-            let LaunchInfo { cpu_scratch, gpu_scratch, prepacked_from, .. } = recorded.info();
+            let LaunchInfo { cpu_scratch, gpu_scratch, prepacked_from, keeps_results, .. } = recorded.info();
             let blocks = if needed.for_gpu { gpu_scratch } else { cpu_scratch };
-            let prepacked_from = prepacked_from
+            let made_from = if *keeps_results { Some(0) } else { *prepacked_from };
+            let kept_from = made_from
                 .filter(|_| !needed.for_gpu)
-                .map(|i| reads[i])
-                .filter(|id| store_of(id).is_some_and(|store| !written.contains(&store)));
+                .and_then(|read| unwritten.get(&reads[read]).copied())
+                .filter(|_| !keeps_results || !writes.iter().any(|id| store_of(id).is_some()));
+            if let Some(source) = kept_from.filter(|_| *keeps_results) {
+                unwritten.extend(writes.iter().map(|id| (*id, source)));
+            }
             let scratch = blocks.iter().enumerate().map(|(i, &elements)| {
-                let kept = i == 0 && prepacked_from.is_some();
+                let kept = i == 0 && kept_from.is_some();
                 let (first, last) = if kept { (0, order.runs.len()) } else { (time, time) };
                 plan.lifetimes.push(Lifetime { first, last, bytes: elements.max(1) * 4 });
                 plan.lifetimes.len() - 1
             });
             plan.steps.push(Step {
                 scratch: scratch.collect(),
-                prepacked_from,
+                kept_from,
                 recorded: recorded.clone(),
                 reads: reads.to_vec(),
                 writes: writes.to_vec(),
@@ -144,9 +157,12 @@ impl Plan {
                 again: run.again,
             });
         }
-        for output in &needed.outputs {
-            if let (Spot::Temporary(n), _) = plan.spots[output.0] {
+        for id in unwritten.keys().chain(&needed.outputs) {
+            if let (Spot::Temporary(n), _) = plan.spots[id.0] {
                 plan.lifetimes[n].last = order.runs.len();
+                if unwritten.contains_key(id) {
+                    plan.lifetimes[n].first = 0;
+                }
             }
         }
         plan
@@ -222,7 +238,7 @@ impl Plan {
 
     /// The largest range that a dispatch binds untuned, in bytes; on the CPU device the largest tensor that a
     /// launch touches.
-    pub fn largest_binding(&self) -> u64 {
+    pub(crate) fn largest_binding(&self) -> u64 {
         if self.adapter.is_none() {
             let used = self.spots.iter().filter(|(spot, _)| !matches!(spot, Spot::Unused));
             return used.map(|(_, bytes)| *bytes as u64).max().unwrap_or(0);
@@ -242,11 +258,8 @@ impl Plan {
         untuned.iter().flat_map(|dispatch| &dispatch.binds).map(|bind| bytes(bind) as u64).max().unwrap_or(0)
     }
 
-    /// Whether `device` can bind all tensors of the plan.
-    ///
-    /// # Errors
-    /// Names a launch that binds more than a GPU allows.
-    pub fn check_bindings(&self, device: &Device) -> Result<()> {
+    /// An error that names a launch that binds more than `device` allows.
+    pub(super) fn check_bindings(&self, device: &Device) -> Result<()> {
         let Device::Gpu(gpu) = device else { return Ok(()) };
         let Some(step) = self.steps.iter().find(|step| self.binding_of(step) > gpu.max_binding()) else {
             return Ok(());
@@ -260,7 +273,7 @@ impl Plan {
 
     /// The plan of the first of `batches`, tried in order, whose tensors `device` can bind; of the last, if
     /// it can bind none. `plan_of` gives the plan of a batch, with what else the caller wants of it.
-    pub fn of_batch<T>(
+    pub(crate) fn of_batch<T>(
         device: &Device,
         batches: impl IntoIterator<Item = usize>,
         plan_of: impl FnMut(usize) -> (Plan, T),
@@ -274,16 +287,6 @@ impl Plan {
         }
     }
 
-    /// Names of the stores that a run writes.
-    pub(super) fn written(&self) -> BTreeSet<&str> {
-        let writes = self.steps.iter().flat_map(|step| &step.writes);
-        let stores = writes.filter_map(|id| match &self.spots[id.0].0 {
-            Spot::Stored { store, .. } => Some(&**store),
-            _ => None,
-        });
-        stores.collect()
-    }
-
     /// Sizes of the stores that the program uses, in bytes.
     pub fn stores(&self) -> impl Iterator<Item = (&str, usize)> {
         self.stores.iter().map(|(name, bytes)| (name.as_str(), *bytes))
@@ -291,7 +294,7 @@ impl Plan {
 }
 
 /// Sizes of batches to try: `most`, half of it, and so on to 1.
-pub fn halves(most: usize) -> impl Iterator<Item = usize> {
+pub(crate) fn halves(most: usize) -> impl Iterator<Item = usize> {
     std::iter::successors(Some(most), |batch| (*batch > 1).then(|| batch / 2))
 }
 

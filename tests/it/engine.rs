@@ -1,9 +1,11 @@
 //! The tape and the program: what is added, what is dropped, what is shared.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use denoir::device::Device;
 use denoir::device::gpu::adapters;
+use denoir::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded};
 use denoir::ops::activation::{Activation, activation};
 use denoir::ops::arithmetic::{add, affine, mul};
 use denoir::ops::concat::concat;
@@ -354,5 +356,63 @@ fn weights_that_are_kept_in_another_order_follow_the_store() {
         device.read(&weights, 0, bytemuck::cast_slice_mut(&mut w)).unwrap();
         updates.run().unwrap();
         assert!(updates.read(&y).unwrap() == wanted(&w, &x)[4], "a program that updates its own weights");
+    }
+}
+
+/// Twice the weights, and the number of its runs.
+#[derive(Debug)]
+struct Doubled(Arc<AtomicUsize>);
+
+impl Launch for Doubled {
+    fn name(&self) -> &'static str {
+        "doubled"
+    }
+
+    fn cpu(&self, io: &Io) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        io.write(0).iter_mut().zip(io.read(0)).for_each(|(y, x)| *y = 2.0 * x);
+    }
+
+    fn gpu(&self, _: &mut Dispatches) {
+        unreachable!("a launch of the CPU device");
+    }
+}
+
+#[test]
+fn results_made_from_weights_are_kept_until_the_weights_are_written() {
+    let device = Device::open("cpu").unwrap();
+    for sharing in [Sharing::Shared, Sharing::Separate, Sharing::Guarded] {
+        let (runs, tape) = (Arc::new(AtomicUsize::new(0)), Tape::new());
+        let (w, x) = (tape.stored("w", 0, [16, 16]), tape.stored("x", 0, [16, 16]));
+        // The memory of these is free again when y is made.
+        let [a, b] = [2.0, 3.0].map(|scale| affine(&affine(&x, scale, 0.0), 1.0, 0.5));
+        let info = LaunchInfo { keeps_results: true, ..LaunchInfo::default() };
+        let doubled = Recorded::new(Doubled(Arc::clone(&runs)), info);
+        let [v] = tape.launch(doubled, &[&w], [w.shape().clone()]);
+        let y = affine(&matmul(&add(&a, &b), &v, Transpose::NONE, None), 1.0, 0.0);
+        let mut program = Program::compile(&Plan::new(&tape, &[&y], &device), &device, &[], sharing).unwrap();
+        let other = Tape::new();
+        other.place(&affine(&other.stored("from", 0, [256]), 1.0, 0.0), "w", 0);
+        let weights = [("w", program.store("w"))];
+        let plan = Plan::new(&other, &[], &device);
+        let mut other = Program::compile(&plan, &device, &weights, Sharing::Shared).unwrap();
+        program.write("x", &[1.0_f32; 256]).unwrap();
+        let mut check = |program: &mut Program, weight: f32, wanted: usize| {
+            for _ in 0..3 {
+                program.run().unwrap();
+                assert_eq!(program.read(&y).unwrap(), [16.0 * 6.0 * 2.0 * weight; 256], "{sharing:?}");
+            }
+            // Of a guarded program nothing is left after a run.
+            let wanted = if sharing == Sharing::Guarded { 3 } else { wanted };
+            assert_eq!(runs.swap(0, Ordering::Relaxed), wanted, "{sharing:?}, weights {weight}");
+        };
+        check(&mut program, 0.0, 1);
+        check(&mut program, 0.0, 0);
+        program.write("w", &[0.5_f32; 256]).unwrap();
+        check(&mut program, 0.5, 1);
+        other.write("from", &[0.25_f32; 256]).unwrap();
+        other.run().unwrap();
+        check(&mut program, 0.25, 1);
+        check(&mut program, 0.25, 0);
     }
 }
