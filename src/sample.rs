@@ -15,6 +15,7 @@ pub use trained::Trained;
 use crate::device::{Buffer, Device};
 use crate::diffusion::{Clip, Model, Precision, SamplerPlan, Scheduler};
 use crate::error::Result;
+use crate::latent_file::transposed;
 use crate::nn::{self, Params, Scope};
 use crate::ops::arithmetic::affine;
 use crate::ops::denoising::{Row, bounds, denoise, timestep_of_row};
@@ -51,8 +52,7 @@ impl Options {
     /// # Errors
     /// As [`Recipe::scheduler`].
     pub fn of(recipe: &Recipe) -> Result<Self> {
-        let scheduler = recipe.scheduler()?;
-        Ok(Options { seed: recipe.seed, steps: recipe.sample_steps, scheduler, rng: Rng::Denoir })
+        Ok(Options::new(recipe.scheduler()?, recipe.sample_steps, recipe.seed))
     }
 
     /// The same with other random numbers. With torch's also the tables are rounded as the reference library
@@ -90,7 +90,6 @@ pub struct Sampler {
     noise: Program,
     step: Program,
     x: Tensor,
-    size: usize,
     state: State,
     batch: usize,
     labels: Option<DType>,
@@ -114,15 +113,10 @@ struct TorchNoise {
 impl TorchNoise {
     /// The next noise of `batch` samples from `first` on, `[batch, H, W, C]`; drawn as `[whole, C, H, W]`.
     fn draw(&mut self, first: usize, batch: usize) -> Vec<f32> {
-        let [h, w, c] = self.shape;
-        let size = h * w * c;
+        let size = self.shape.iter().product::<usize>();
         let mut all = vec![0.0; self.whole.max(first + batch) * size];
         self.generator.fill_normal(&mut all);
-        let mut noise = Vec::with_capacity(batch * size);
-        for sample in all[first * size..(first + batch) * size].chunks_exact(size) {
-            noise.extend((0..size).map(|i| sample[i % c * h * w + i / c]));
-        }
-        noise
+        transposed(&all[first * size..(first + batch) * size], self.shape, true)
     }
 }
 
@@ -154,17 +148,19 @@ fn record_step(denoiser: &Denoiser, plan: &SamplerPlan, slots: usize, batch: usi
     (tape, x)
 }
 
-/// Samples of at most `most` that the denoiser's device can bind at a time.
-fn batch_of(denoiser: &Denoiser, options: &Options, most: usize) -> Result<usize> {
-    if matches!(denoiser.device, Device::Cpu(_)) || most == 0 {
-        return Ok(most);
+impl Denoiser<'_> {
+    /// Samples of at most `most` that the device can bind together.
+    fn batch(&self, options: &Options, most: usize) -> Result<usize> {
+        if matches!(self.device, Device::Cpu(_)) || most == 0 {
+            return Ok(most);
+        }
+        let plan = options.scheduler.plan(options.steps)?;
+        let (_, batch) = Plan::of_batch(&self.device, halves(most), |batch| {
+            let (tape, _) = record_step(self, &plan, slots_of(&plan, options), batch);
+            (Plan::new(&tape, &[], &self.device), batch)
+        });
+        Ok(batch)
     }
-    let plan = options.scheduler.plan(options.steps)?;
-    let (_, batch) = Plan::of_batch(&denoiser.device, halves(most), |batch| {
-        let (tape, _) = record_step(denoiser, &plan, slots_of(&plan, options), batch);
-        (Plan::new(&tape, &[], &denoiser.device), batch)
-    });
-    Ok(batch)
 }
 
 impl Sampler {
@@ -177,16 +173,11 @@ impl Sampler {
         let Denoiser { device, weights, shape: [h, w, c], labels, .. } = denoiser;
         let (h, w, c, labels) = (*h, *w, *c, *labels);
         let plan = options.scheduler.plan(options.steps)?;
-        let timesteps = plan.timesteps();
         let torch = options.rng == Rng::Torch;
         let slots = slots_of(&plan, options);
         let (tape, x) = record_step(denoiser, &plan, slots, batch);
-        let step = Program::compile(
-            &Plan::new(&tape, &[], device),
-            device,
-            &[(nn::STORE, weights)],
-            Sharing::Shared,
-        )?;
+        let stores = [(nn::STORE, weights)];
+        let step = Program::compile(&Plan::new(&tape, &[], device), device, &stores, Sharing::Shared)?;
         step.write("denoising", &plan.table(torch))?;
 
         let begin = Tape::new();
@@ -205,15 +196,7 @@ impl Sampler {
             place: slots * batch * h * w * c,
         });
         let state = State { seed: options.seed, ..State::default() };
-        Ok(Sampler { noise, step, size: batch * h * w * c, x, state, batch, labels, plan, timesteps, torch })
-    }
-
-    /// Number of samples that are drawn together, of which this sampler draws a part. PyTorch's generator
-    /// draws the noise of all at once.
-    pub(crate) fn set_whole(&mut self, whole: usize) {
-        if let Some(torch) = &mut self.torch {
-            torch.whole = whole;
-        }
+        Ok(Sampler { noise, step, x, state, batch, labels, timesteps: plan.timesteps(), plan, torch })
     }
 
     /// Draws samples number `first` to `first + batch`, and calls `watch(row, timestep, sampler)` after
@@ -232,10 +215,7 @@ impl Sampler {
     }
 
     /// The noise that samples number `first` and on start from.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
-    pub fn start(&mut self, first: u32) -> Result<Vec<f32>> {
+    pub(crate) fn start(&mut self, first: u32) -> Result<Vec<f32>> {
         self.begin(first)?;
         self.current()
     }
@@ -298,11 +278,7 @@ impl Sampler {
     }
 
     /// Sets the class of each sample, for models with classes.
-    ///
-    /// # Panics
-    /// When that is not a label for each sample.
-    #[track_caller]
-    pub fn set_labels(&self, labels: &[u32]) -> Result<()> {
+    pub(crate) fn set_labels(&self, labels: &[u32]) -> Result<()> {
         let Some(element) = self.labels else { return Ok(()) };
         assert_eq!(labels.len(), self.batch, "a label for each sample");
         match element {
@@ -318,11 +294,10 @@ impl Sampler {
     }
 
     /// The launches of a reverse step.
-    pub fn program(&self) -> &Program {
+    pub(crate) fn program(&self) -> &Program {
         &self.step
     }
 
-    /// As [`Sampler::program`], to run them.
     pub(crate) fn program_mut(&mut self) -> &mut Program {
         &mut self.step
     }
@@ -340,7 +315,7 @@ impl Sampler {
     /// # Errors
     /// When the driver reports an error.
     pub fn predicted(&self) -> Result<Vec<f32>> {
-        let mut x0 = vec![0.0_f32; self.size];
+        let mut x0 = vec![0.0_f32; self.x.elements()];
         self.step.device().read(self.step.store("kept"), 0, bytemuck::cast_slice_mut(&mut x0))?;
         Ok(x0)
     }
@@ -351,7 +326,7 @@ impl Sampler {
     }
 
     /// alpha-bar of the samples that the step of row `row` begins with.
-    pub fn alpha_bar(&self, row: usize) -> f64 {
+    pub(crate) fn alpha_bar(&self, row: usize) -> f64 {
         self.plan.steps[row].alpha_bar
     }
 }

@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::models::vae;
 use crate::nn::{self, Scope};
 use crate::program::{Plan, Program, Sharing, Span};
-use crate::sample::{Options, Sampler, Source};
+use crate::sample::{Denoiser, Options, Sampler, Source};
 use crate::tape::{Tape, Tensor};
 use crate::train::RecipeTrainer;
 
@@ -54,9 +54,10 @@ impl Subject {
                 } else {
                     let recipe = &workload.recipe;
                     let options = Options { steps: recipe.timesteps, ..Options::of(recipe)? };
-                    let (model, params, weights) = (&*workload.model(), &params, &weights);
-                    let source = Source { device, model, params, weights, recipe, codec: None };
-                    let mut sampler = source.sampler(&options, workload.batch())?;
+                    let (device, model, shape) = (device.clone(), &*workload.model(), recipe.diffused());
+                    let denoiser = Denoiser { device, model, params, weights, shape, labels: None };
+                    let mut sampler =
+                        Source::new(denoiser, recipe, None).sampler(&options, workload.batch())?;
                     sampler.start(0)?;
                     sampler.set_labels(&workload.data().labels)?;
                     Inner::Sampling(Box::new(sampler), 0)

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use super::{Denoiser, Options, Sampler, batch_of};
+use super::{Denoiser, Options, Sampler};
 use crate::checkpoint;
 use crate::device::Device;
 use crate::diffusion::Model;
@@ -48,14 +48,6 @@ impl<'a> Denoiser<'a> {
         Ok(Denoiser { device: device.clone(), model, params, weights, shape, labels: None })
     }
 
-    /// A sampler for `batch` samples at a time.
-    ///
-    /// # Errors
-    /// As [`Sampler::new`].
-    pub fn sampler(&self, options: &Options, batch: usize) -> Result<Sampler> {
-        Sampler::new(self, options, batch)
-    }
-
     /// Draws `count` samples `[count, H, W, C]` of a model without labels.
     ///
     /// # Errors
@@ -71,11 +63,6 @@ impl<'a> Denoiser<'a> {
         check_finite(self.sample(options, most, start, || Ok(()))?)
     }
 
-    /// Samples of at most `most` that the device can bind together.
-    pub(super) fn batch(&self, options: &Options, most: usize) -> Result<usize> {
-        batch_of(self, options, most)
-    }
-
     /// Draws samples, at most `most` together, calling `progress` after each reverse step of each batch.
     pub(super) fn sample(
         &self,
@@ -87,15 +74,17 @@ impl<'a> Denoiser<'a> {
         let most = self.batch(options, most)?;
         let size = self.shape.iter().product::<usize>();
         let mut samples = Vec::with_capacity(count * size);
-        let mut sampler: Option<(usize, Sampler)> = None;
+        let mut sampler: Option<Sampler> = None;
         for first in (0..count).step_by(most.max(1)) {
             let batch = most.min(count - first);
             let ready = match sampler.take() {
-                Some((size, ready)) if size == batch => ready,
-                _ => self.sampler(options, batch)?,
+                Some(ready) if ready.batch == batch => ready,
+                _ => Sampler::new(self, options, batch)?,
             };
-            let (_, ready) = sampler.insert((batch, ready));
-            ready.set_whole(count);
+            let ready = sampler.insert(ready);
+            if let Some(torch) = &mut ready.torch {
+                torch.whole = count;
+            }
             let labels = labels(first, batch)?;
             let watch = |_, _, _: &Sampler| progress();
             samples.extend(match noise {

@@ -12,7 +12,7 @@ use crate::checkpoint::write_tensors;
 use crate::diffusion::{Clip, Spacing};
 use crate::error::{Error, Result};
 use crate::latent_file::{check_holds, read_tensor, transposed};
-use crate::recipe::{Recipe, Rng};
+use crate::recipe::Recipe;
 
 /// Metadata entry of a file of noise.
 const KEY: &str = "denoir_noise";
@@ -40,7 +40,7 @@ impl InversionConfig {
         scheduler.clip = Clip::None;
         scheduler.spacing = self.spacing;
         scheduler.plan(self.steps)?;
-        Ok(Options { seed: recipe.seed, steps: self.steps, scheduler, rng: Rng::Denoir })
+        Ok(Options::new(scheduler, self.steps, recipe.seed))
     }
 }
 
@@ -71,17 +71,11 @@ impl Source<'_> {
 }
 
 /// An error if [`write()`] would replace a file that holds no noise.
-///
-/// # Errors
-/// When there is such a file.
 pub fn check_replaceable(path: &Path) -> Result<()> {
     check_holds(path, KEY, "noise")
 }
 
 /// Writes noise `[N, h, w, c]` in PyTorch's layout, and the settings that it was found with.
-///
-/// # Errors
-/// When the disk is full or the folder cannot be written.
 pub fn write(path: &Path, noise: &[f32], [h, w, c]: [usize; 3], config: &InversionConfig) -> Result<()> {
     let text = serde_json::to_string(config).unwrap_or_else(|e| unreachable!("plain values: {e}"));
     let shape = vec![noise.len() / (h * w * c), c, h, w];
@@ -89,9 +83,6 @@ pub fn write(path: &Path, noise: &[f32], [h, w, c]: [usize; 3], config: &Inversi
 }
 
 /// Reads noise `[N, h, w, c]`, and how it was found.
-///
-/// # Errors
-/// When the file is missing or damaged, or holds noise of another shape.
 pub fn read(path: &Path, [h, w, c]: [usize; 3]) -> Result<(Vec<f32>, InversionConfig)> {
     let (values, text) = read_tensor(path, "noise", &[c, h, w], KEY, "denoir invert")?;
     let config = serde_json::from_str(&text.unwrap_or_default()).map_err(|e| {

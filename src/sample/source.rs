@@ -1,16 +1,10 @@
 //! Samples of a model, as many as are wanted, in batches that the memory holds.
 
-use std::cell::RefCell;
-use std::rc::Rc;
-
 use super::denoiser::{Start, check_finite};
 use super::{Denoiser, Options, Sampler};
 use crate::codec::Codec;
-use crate::device::{Buffer, Device};
-use crate::diffusion::Model;
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
-use crate::nn::Params;
 use crate::recipe::Recipe;
 use crate::tensor::DType;
 
@@ -19,21 +13,22 @@ const BATCH: usize = 64;
 
 /// A trained model and all that sampling from it needs.
 pub struct Source<'a> {
-    /// The device that runs it.
-    pub device: &'a Device,
-    /// Records it.
-    pub model: &'a Model,
-    /// Layout of its parameters.
-    pub params: &'a Rc<RefCell<Params>>,
-    /// Its parameters, flat.
-    pub weights: &'a Buffer,
-    /// Its process and network.
-    pub recipe: &'a Recipe,
-    /// The decoder of latent diffusion; `None` where samples are images.
-    pub codec: Option<&'a Codec>,
+    denoiser: Denoiser<'a>,
+    pub(crate) recipe: &'a Recipe,
+    codec: Option<&'a Codec>,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    /// `denoiser`: the recipe's; `codec`: the decoder of latent diffusion, `None` where samples are images.
+    pub(crate) fn new(denoiser: Denoiser<'a>, recipe: &'a Recipe, codec: Option<&'a Codec>) -> Source<'a> {
+        let labels = match recipe.unet.class() {
+            Class::Number(_) => Some(DType::U32),
+            Class::Value => Some(DType::F32),
+            Class::None | Class::Embedding(_) => None,
+        };
+        Source { denoiser: Denoiser { labels, shape: recipe.diffused(), ..denoiser }, recipe, codec }
+    }
+
     /// `[H, W, C]` of the images.
     pub fn image(&self) -> [usize; 3] {
         self.codec.map_or_else(|| self.recipe.diffused(), Codec::image)
@@ -65,27 +60,15 @@ impl Source<'_> {
     ///
     /// # Errors
     /// When it does not know a timestep of the options, or takes an embedding for a class.
-    fn denoiser(&self, options: &Options) -> Result<Denoiser<'_>> {
+    fn denoiser(&self, options: &Options) -> Result<&Denoiser<'a>> {
         self.recipe.unet.check_times(&options.scheduler.plan(options.steps)?.timesteps())?;
-        let labels = match self.recipe.unet.class() {
-            Class::None => None,
-            Class::Number(_) => Some(DType::U32),
-            Class::Value => Some(DType::F32),
-            Class::Embedding(width) => {
-                return Err(Error::usage(format!(
-                    "class_embed_type is identity: the model takes {width} numbers as an image's class"
-                ))
-                .hint("samplers give it none; the library's `models::unet::unet` takes one"));
-            }
-        };
-        Ok(Denoiser {
-            device: self.device.clone(),
-            model: self.model,
-            params: Rc::clone(self.params),
-            weights: self.weights.clone(),
-            shape: self.recipe.diffused(),
-            labels,
-        })
+        if let Class::Embedding(width) = self.recipe.unet.class() {
+            return Err(Error::usage(format!(
+                "class_embed_type is identity: the model takes {width} numbers as an image's class"
+            ))
+            .hint("samplers give it none; the library's `models::unet::unet` takes one"));
+        }
+        Ok(&self.denoiser)
     }
 
     /// A sampler for `batch` samples at a time.
@@ -93,14 +76,12 @@ impl Source<'_> {
     /// # Errors
     /// As [`Sampler::new`]; and when the model cannot be asked so.
     pub fn sampler(&self, options: &Options, batch: usize) -> Result<Sampler> {
-        self.denoiser(options)?.sampler(options, batch)
+        Sampler::new(self.denoiser(options)?, options, batch)
     }
 
-    /// The label of sample `i`: all classes in turn, so that a grid shows each; `class`: that one always.
-    ///
-    /// # Errors
-    /// When classes are any numbers, and none is given.
-    pub fn labels(&self, first: usize, count: usize, class: Option<u32>) -> Result<Vec<u32>> {
+    /// Labels of samples from `first` on: all classes in turn, so that a grid shows each; `class`: that one
+    /// always. An error where classes are any numbers, and none is given.
+    pub(crate) fn labels(&self, first: usize, count: usize, class: Option<u32>) -> Result<Vec<u32>> {
         let classes = match (self.recipe.unet.class(), class) {
             (Class::Value, None) => {
                 return Err(Error::usage(
@@ -167,10 +148,7 @@ impl Source<'_> {
     }
 
     /// Number of evaluations of the model in [`Source::draw`].
-    ///
-    /// # Errors
-    /// When the sampler cannot walk so.
-    pub fn work(&self, options: &Options, count: usize) -> Result<u64> {
+    pub(crate) fn work(&self, options: &Options, count: usize) -> Result<u64> {
         let batch = self.denoiser(options)?.batch(options, self.batch(count))?;
         Ok((count.div_ceil(batch) * options.scheduler.plan(options.steps)?.steps.len()) as u64)
     }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::Source;
+use super::{Denoiser, Source};
 use crate::codec::Codec;
 use crate::device::{Buffer, Device};
 use crate::diffusers;
@@ -61,7 +61,7 @@ impl Trained {
         };
         let params = params_of(&recipe);
         let values = loaded.set("ema", &params.borrow())?;
-        Trained::with(recipe, &values, codec, device)
+        Trained::with(recipe, &values, codec, Vec::new(), device)
     }
 
     /// Opens a pipeline, or a bare model, of the diffusers library.
@@ -69,16 +69,21 @@ impl Trained {
         let folder = diffusers::open(path)?;
         check_diffuses(path, &folder.model.recipe)?;
         let codec = folder.vae.as_ref().map(|vae| Codec::of_component(vae, device)).transpose()?;
-        let trained = Trained::with(folder.model.recipe, &folder.model.weights, codec, device)?;
-        Ok(Trained { remarks: folder.remarks, ..trained })
+        Trained::with(folder.model.recipe, &folder.model.weights, codec, folder.remarks, device)
     }
 
     /// `values`: the parameters, flat.
-    fn with(recipe: Recipe, values: &[f32], codec: Option<Codec>, device: &Device) -> Result<Trained> {
+    fn with(
+        recipe: Recipe,
+        values: &[f32],
+        codec: Option<Codec>,
+        remarks: Vec<String>,
+        device: &Device,
+    ) -> Result<Trained> {
         let params = params_of(&recipe);
         let weights = device.alloc("parameters", values.len() * 4)?;
         device.write(&weights, 0, bytemuck::cast_slice(values))?;
-        let (model, remarks) = (model_of(&recipe), Vec::new());
+        let model = model_of(&recipe);
         Ok(Trained { device: device.clone(), model, recipe, params, weights, codec, remarks })
     }
 
@@ -94,13 +99,9 @@ impl Trained {
 
     /// The model to draw from.
     pub fn source(&self) -> Source<'_> {
-        Source {
-            device: &self.device,
-            model: &self.model,
-            params: &self.params,
-            weights: &self.weights,
-            recipe: &self.recipe,
-            codec: self.codec.as_ref(),
-        }
+        let (device, params, weights) = (self.device.clone(), Rc::clone(&self.params), self.weights.clone());
+        let shape = self.recipe.diffused();
+        let denoiser = Denoiser { device, model: &self.model, params, weights, shape, labels: None };
+        Source::new(denoiser, &self.recipe, self.codec.as_ref())
     }
 }

@@ -115,8 +115,8 @@ impl RecipeTrainer {
 
     /// The trained diffusion model's moving average, for sampling. `codec` decodes its latents.
     pub fn source<'a>(&'a self, codec: Option<&'a Codec>) -> Source<'a> {
-        let Objective { model, params, .. } = &*self.objective;
-        Source { device: self.device(), model, params, weights: self.ema(), recipe: &self.recipe, codec }
+        let denoiser = self.trainer.denoiser(&self.objective.model, self.recipe.diffused());
+        Source::new(denoiser, &self.recipe, codec)
     }
 
     /// The VAE being trained, with the moving average of its weights.

@@ -27,7 +27,7 @@ pub fn show(path: &Path, steps: u64) -> Result<()> {
     let denoiser = Denoiser::open(path, &Device::open("cpu")?, &net, [1, 1, 2])?;
 
     for (sampler, steps) in [("ddpm", 200), ("ddim", 20), ("dpmpp-2m", 10)] {
-        let options = SampleOptions::new(process.called(sampler)?, steps, 1);
+        let options = SampleOptions::new(process.named(sampler)?, steps, 1);
         let before = Instant::now();
         let points = denoiser.draw(&options, 1000)?;
         println!(
@@ -38,7 +38,8 @@ pub fn show(path: &Path, steps: u64) -> Result<()> {
     }
 
     // A sampler goes step by step, and tells the samples on their way.
-    let mut sampler = denoiser.sampler(&SampleOptions::new(process.called("ddim")?, 20, 1), 1000)?;
+    let options = SampleOptions::new(process.named("ddim")?, 20, 1);
+    let mut sampler = Sampler::new(&denoiser, &options, 1000)?;
     sampler.run(0, &[], |row, t, sampler| {
         if row % 6 == 0 {
             println!("after the step from t = {t}:\n{}", plot(&sampler.current()?));
