@@ -3,57 +3,43 @@
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 /// Most tensors that a solver keeps from step to step besides the sample.
-pub const SLOTS: usize = 5;
+pub(super) const SLOTS: usize = 5;
 
-/// A linear combination of the sample `x`, the model's output, the predicted clean sample `x0`, the tensors
-/// kept from earlier steps, and fresh noise.
+/// A linear combination of the predicted clean sample `x0`, clipped, the sample `x`, the model's output, the
+/// tensors kept from earlier steps, and fresh standard normal noise: their coefficients in this order.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct LinearForm {
-    /// Coefficient of the predicted clean sample, clipped.
-    pub x0: f64,
-    /// Of the sample.
-    pub x: f64,
-    /// Of the model's output.
-    pub out: f64,
-    /// Of the tensor in each slot.
-    pub kept: [f64; SLOTS],
-    /// Of fresh standard normal noise.
-    pub noise: f64,
-}
+pub struct LinearForm(pub [f64; 4 + SLOTS]);
 
 impl LinearForm {
-    /// The sample as the model sees it: scaled to unit variance.
-    pub const X: LinearForm = LinearForm { x: 1.0, ..LinearForm::ZERO };
-    /// The model's output.
-    pub const OUT: LinearForm = LinearForm { out: 1.0, ..LinearForm::ZERO };
     /// The predicted clean sample, clipped.
-    pub const X0: LinearForm = LinearForm { x0: 1.0, ..LinearForm::ZERO };
+    pub const X0: LinearForm = LinearForm::unit(0);
+    /// The sample as the model sees it: scaled to unit variance.
+    pub const X: LinearForm = LinearForm::unit(1);
+    /// The model's output.
+    pub const OUT: LinearForm = LinearForm::unit(2);
     /// Standard normal numbers.
-    pub const NOISE: LinearForm = LinearForm { noise: 1.0, ..LinearForm::ZERO };
+    pub const NOISE: LinearForm = LinearForm::unit(LinearForm::NOISE_AT);
     /// The empty combination.
-    pub const ZERO: LinearForm = LinearForm { x0: 0.0, x: 0.0, out: 0.0, kept: [0.0; SLOTS], noise: 0.0 };
+    pub const ZERO: LinearForm = LinearForm([0.0; 4 + SLOTS]);
+    pub(super) const NOISE_AT: usize = 3 + SLOTS;
 
-    /// The tensor in this slot.
-    pub fn kept(slot: usize) -> LinearForm {
+    const fn unit(at: usize) -> LinearForm {
         let mut form = LinearForm::ZERO;
-        form.kept[slot] = 1.0;
+        form.0[at] = 1.0;
         form
     }
 
-    fn zip(self, other: LinearForm, of: impl Fn(f64, f64) -> f64) -> LinearForm {
-        LinearForm {
-            x0: of(self.x0, other.x0),
-            x: of(self.x, other.x),
-            out: of(self.out, other.out),
-            kept: std::array::from_fn(|i| of(self.kept[i], other.kept[i])),
-            noise: of(self.noise, other.noise),
-        }
+    /// The tensor in this slot.
+    pub const fn kept(slot: usize) -> LinearForm {
+        assert!(slot < SLOTS, "a solver has five slots");
+        LinearForm::unit(3 + slot)
     }
 
     /// The value for these numbers.
     pub fn at(&self, x0: f64, x: f64, out: f64, kept: &[f64], noise: f64) -> f64 {
-        let of_kept: f64 = self.kept.iter().zip(kept).map(|(a, b)| a * b).sum();
-        self.x0 * x0 + self.x * x + self.out * out + of_kept + self.noise * noise
+        let [of_x0, of_x, of_out, of_kept @ .., of_noise] = &self.0;
+        let of_kept: f64 = of_kept.iter().zip(kept).map(|(a, b)| a * b).sum();
+        of_x0 * x0 + of_x * x + of_out * out + of_kept + of_noise * noise
     }
 }
 
@@ -61,7 +47,7 @@ impl Add for LinearForm {
     type Output = LinearForm;
 
     fn add(self, other: LinearForm) -> LinearForm {
-        self.zip(other, |a, b| a + b)
+        LinearForm(std::array::from_fn(|i| self.0[i] + other.0[i]))
     }
 }
 
@@ -69,7 +55,7 @@ impl Sub for LinearForm {
     type Output = LinearForm;
 
     fn sub(self, other: LinearForm) -> LinearForm {
-        self.zip(other, |a, b| a - b)
+        LinearForm(std::array::from_fn(|i| self.0[i] - other.0[i]))
     }
 }
 
@@ -85,7 +71,7 @@ impl Mul<LinearForm> for f64 {
     type Output = LinearForm;
 
     fn mul(self, form: LinearForm) -> LinearForm {
-        form.zip(LinearForm::ZERO, |a, _| self * a)
+        LinearForm(form.0.map(|a| self * a))
     }
 }
 
@@ -93,7 +79,7 @@ impl Div<f64> for LinearForm {
     type Output = LinearForm;
 
     fn div(self, by: f64) -> LinearForm {
-        self.zip(LinearForm::ZERO, |a, _| a / by)
+        LinearForm(self.0.map(|a| a / by))
     }
 }
 

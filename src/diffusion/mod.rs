@@ -6,8 +6,8 @@ mod plan;
 mod schedule;
 mod scheduler;
 
-pub use linear_form::{LinearForm, SLOTS};
-pub use plan::{Clip, PlanRunner, SamplerPlan, Step};
+pub use linear_form::LinearForm;
+pub use plan::{Clip, SamplerPlan, Step};
 pub use schedule::{Betas, Precision, Schedule, Variance};
 pub use scheduler::{
     DpmSolver, FinalSigma, Keys, Learned, Method, Prediction, Process, Scheduler, Sigmas, Spacing, UniPc,

@@ -1,6 +1,6 @@
-//! A reverse process laid out as linear forms for every step, and its computation in f64.
+//! A reverse process laid out as linear forms for every step.
 
-use super::linear_form::{LinearForm, SLOTS};
+use super::linear_form::LinearForm;
 use crate::ops::denoising::{self, Row};
 
 /// Clipping of the predicted clean sample.
@@ -60,24 +60,18 @@ impl SamplerPlan {
     /// is found in the slot after the last, and none is drawn on the device.
     pub fn table(&self, stored_noise: bool) -> Vec<f32> {
         let clip = if let Clip::At(bound) = self.clip { bound } else { 0.0 };
-        let noise = self.slots();
         let form = |form: &LinearForm| -> denoising::Form {
-            let known = [form.x0, form.x, form.out].into_iter().chain(form.kept);
-            let mut coefficients = [0.0; 3 + denoising::SLOTS];
-            for (to, coefficient) in coefficients.iter_mut().zip(known) {
-                *to = coefficient as f32;
-            }
+            // Where the form has the noise, the kernel has one slot more.
+            let mut coefficients = form.0.map(|coefficient| coefficient as f32);
+            let noise = std::mem::take(&mut coefficients[LinearForm::NOISE_AT]);
             if stored_noise {
-                coefficients[3 + noise] = form.noise as f32;
+                coefficients[3 + self.slots()] = noise;
             }
             coefficients
         };
         let row = |step: &Step| {
-            let mut keep = [[0.0; 3 + denoising::SLOTS]; denoising::SLOTS];
-            for (to, kept) in keep.iter_mut().zip(&step.keep) {
-                *to = form(kept);
-            }
-            let sigma = if stored_noise { 0.0 } else { step.next.noise as f32 };
+            let keep = std::array::from_fn(|slot| step.keep.get(slot).map(form).unwrap_or_default());
+            let sigma = if stored_noise { 0.0 } else { step.next.0[LinearForm::NOISE_AT] as f32 };
             let (t, x0) = (step.t as f32, step.x0.map(|c| c as f32));
             Row { t, x0, clip: clip as f32, sigma, next: form(&step.next), keep }.elements()
         };
@@ -86,91 +80,15 @@ impl SamplerPlan {
 
     /// True if all coefficients are finite.
     pub fn is_finite(&self) -> bool {
-        let form = |form: &LinearForm| {
-            let known = [form.x0, form.x, form.out, form.noise].into_iter().chain(form.kept);
-            known.into_iter().all(f64::is_finite)
-        };
-        let step = |step: &Step| {
-            let whole = step.t.is_finite() && step.x0.iter().all(|c| c.is_finite());
-            whole && form(&step.next) && step.keep.iter().all(form)
-        };
-        self.start.is_finite() && self.steps.iter().all(step)
+        let coefficients = self.steps.iter().flat_map(|step| {
+            let forms = std::iter::once(&step.next).chain(&step.keep).flat_map(|form| form.0);
+            forms.chain(step.x0).chain([step.t])
+        });
+        coefficients.chain([self.start]).all(f64::is_finite)
     }
 
     /// The timesteps of the steps.
     pub fn timesteps(&self) -> Vec<f64> {
         self.steps.iter().map(|step| step.t).collect()
     }
-}
-
-/// The computation of a plan in f64, the reference of the device's steps.
-#[derive(Clone, Debug)]
-pub struct PlanRunner<'a> {
-    plan: &'a SamplerPlan,
-    row: usize,
-    /// The sample `[N, elements]`, as is each slot.
-    pub x: Vec<f64>,
-    /// The predicted clean sample of the last step, clipped.
-    pub x0: Vec<f64>,
-    kept: Vec<Vec<f64>>,
-    samples: usize,
-}
-
-impl<'a> PlanRunner<'a> {
-    /// From `samples` samples `x [N, elements]`, scaled as the model sees them, at row `row` on.
-    pub fn new(plan: &'a SamplerPlan, row: usize, x: Vec<f64>, samples: usize) -> Self {
-        PlanRunner {
-            plan,
-            row,
-            kept: vec![vec![0.0; x.len()]; plan.slots()],
-            x0: vec![0.0; x.len()],
-            x,
-            samples,
-        }
-    }
-
-    /// Takes the next step with the model's output and standard normal numbers of `x`'s shape.
-    ///
-    /// # Panics
-    /// After the last one, or when the shapes differ.
-    pub fn step(&mut self, out: &[f64], noise: &[f64]) {
-        assert!(out.len() == self.x.len() && noise.len() == self.x.len(), "step: shapes differ");
-        let step = &self.plan.steps[self.row];
-        for ((x0, x), out) in self.x0.iter_mut().zip(&self.x).zip(out) {
-            *x0 = step.x0[0] * x + step.x0[1] * out;
-        }
-        self.clip();
-        for (i, (&out, &noise)) in out.iter().zip(noise).enumerate() {
-            let (x0, x) = (self.x0[i], self.x[i]);
-            let kept: [f64; SLOTS] =
-                std::array::from_fn(|slot| self.kept.get(slot).map_or(0.0, |kept| kept[i]));
-            self.x[i] = step.next.at(x0, x, out, &kept, noise);
-            for (slot, form) in step.keep.iter().enumerate() {
-                self.kept[slot][i] = form.at(x0, x, out, &kept, noise);
-            }
-        }
-        self.row += 1;
-    }
-
-    fn clip(&mut self) {
-        match self.plan.clip {
-            Clip::None => {}
-            Clip::At(bound) => self.x0.iter_mut().for_each(|x0| *x0 = x0.clamp(-bound, bound)),
-            Clip::Dynamic { ratio, most } => {
-                for x0 in self.x0.chunks_mut(self.x.len() / self.samples) {
-                    let s = quantile(x0, ratio).max(1.0).min(most);
-                    x0.iter_mut().for_each(|x0| *x0 = x0.clamp(-s, s) / s);
-                }
-            }
-        }
-    }
-}
-
-/// The quantile of the absolute values, linear between its neighbours.
-fn quantile(values: &[f64], ratio: f64) -> f64 {
-    let mut sorted: Vec<f64> = values.iter().map(|v| v.abs()).collect();
-    sorted.sort_by(f64::total_cmp);
-    let rank = ratio * (sorted.len() - 1) as f64;
-    let (low, high) = (sorted[rank.floor() as usize], sorted[rank.ceil() as usize]);
-    low + (high - low) * rank.fract()
 }

@@ -4,6 +4,7 @@
 //! alpha_bar_t) eps`.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Variance of the reverse step; Ho et al. found both to work alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,7 +18,7 @@ pub enum Variance {
 
 /// The betas of the forward process. In a recipe: their name, or a list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Written", into = "Written")]
+#[serde(try_from = "Value", into = "Value")]
 pub enum Betas {
     /// From start to end in equal steps (Ho et al. 2020).
     Linear,
@@ -62,33 +63,24 @@ impl Betas {
     }
 }
 
-/// Betas as a recipe holds them.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(untagged)]
-enum Written {
-    Name(String),
-    Given(Vec<f64>),
-}
-
-impl From<Betas> for Written {
-    fn from(betas: Betas) -> Self {
-        match (betas.name(), betas) {
-            (Some(name), _) => Written::Name(name.to_owned()),
-            (None, Betas::Given(betas)) => Written::Given(betas),
-            (None, other) => unreachable!("{other:?} has a name"),
+impl From<Betas> for Value {
+    fn from(betas: Betas) -> Value {
+        match betas {
+            Betas::Given(betas) => betas.into(),
+            named => named.name().into(),
         }
     }
 }
 
-impl TryFrom<Written> for Betas {
+impl TryFrom<Value> for Betas {
     type Error = String;
 
-    fn try_from(written: Written) -> Result<Self, String> {
-        match written {
-            Written::Given(betas) => Ok(Betas::Given(betas)),
-            Written::Name(name) => Betas::named(&name)
-                .ok_or_else(|| format!("no schedule called {name:?}: choose {}", Betas::names().join(", "))),
-        }
+    fn try_from(written: Value) -> Result<Self, String> {
+        let Some(name) = written.as_str() else {
+            return serde_json::from_value(written).map(Betas::Given).map_err(|e| e.to_string());
+        };
+        Betas::named(name)
+            .ok_or_else(|| format!("no schedule called {name:?}: choose {}", Betas::names().join(", ")))
     }
 }
 
@@ -205,11 +197,6 @@ impl Schedule {
     pub fn sigmas(&self) -> Vec<f64> {
         let keep = |value: f64| self.precision.keep(value);
         self.alpha_bars.iter().map(|&a| keep(keep(keep(1.0 - a) / a).sqrt())).collect()
-    }
-
-    /// The precision of the tables.
-    pub fn precision(&self) -> Precision {
-        self.precision
     }
 
     /// Number of timesteps, T.

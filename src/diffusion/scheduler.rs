@@ -222,20 +222,6 @@ impl Scheduler {
         }
     }
 
-    /// Another sampler of the same process, by its name on the command line: `ddim`, `dpmpp-2m`, ...
-    ///
-    /// # Errors
-    /// When no sampler is called so: lists them.
-    pub fn called(&self, name: &str) -> Result<Scheduler> {
-        let variance = match self.method {
-            Method::Ddpm { variance } => variance,
-            _ => Variance::FixedSmall,
-        };
-        let clip = if let Clip::At(bound) = self.clip { bound } else { 0.0 };
-        let learned = Learned { process: self.process.clone(), variance, clip };
-        Keys::default().with_sampler(name)?.with_process(&learned).scheduler()
-    }
-
     /// The noise schedule.
     pub fn schedule(&self) -> Schedule {
         let mut schedule = self.process.schedule(self.precision);

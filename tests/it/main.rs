@@ -19,6 +19,7 @@ mod kernels;
 mod own_training;
 mod pipelines;
 mod place;
+mod plan_runner;
 mod published_sums;
 mod reference;
 mod schedulers;

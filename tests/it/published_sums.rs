@@ -1,10 +1,11 @@
 //! The sums that the diffusers library's own scheduler tests print: denoir's walks in f64 come as near to
 //! them as f32 can say, and the library's own f32 arithmetic over denoir's noise levels gives every digit.
 
-use denoir::diffusion::{Betas, Precision, Scheduler};
-use denoir::diffusion::{PlanRunner, SamplerPlan};
+use denoir::diffusion::{Betas, Precision, SamplerPlan, Scheduler};
 use denoir::torch::Generator;
 use serde_json::{Value, json};
+
+use crate::plan_runner::PlanRunner;
 
 const SAMPLES: usize = 4;
 const ELEMENTS: usize = 192;

@@ -114,19 +114,21 @@ impl Keys {
         Ok(keys)
     }
 
+    fn reader(&self) -> Result<Reader<'_>> {
+        let named = self.class().unwrap_or_default();
+        if let Some((class, own)) = CLASSES.iter().find(|(class, _)| *class == named) {
+            return Ok(Reader { class, own, map: &self.0 });
+        }
+        let names = CLASSES.map(|(class, _)| class).join(", ");
+        Err(Error::new(format!("{CLASS} is {named:?}")).hint(format!("denoir has {names}")))
+    }
+
     /// The sampler that the keys describe.
     ///
     /// # Errors
     /// Names the key that is unknown, of the wrong kind, or asks for what denoir does not do.
     pub fn scheduler(&self) -> Result<Scheduler> {
-        let named = self.class().unwrap_or_default();
-        let Some((class, own)) = CLASSES.iter().find(|(class, _)| *class == named) else {
-            let names: Vec<&str> = CLASSES.iter().map(|(class, _)| *class).collect();
-            return Err(
-                Error::new(format!("{CLASS} is {named:?}")).hint(format!("denoir has {}", names.join(", ")))
-            );
-        };
-        let reader = Reader { class, own, map: &self.0 };
+        let reader = self.reader()?;
         let family = |key: &str| CLASSES.iter().any(|(_, keys)| keys.contains(&key));
         for (key, value) in &self.0 {
             let known = key == CLASS || COMMON.contains(&key.as_str()) || family(key);
@@ -134,7 +136,7 @@ impl Keys {
                 return Err(reader.refuse(key, "no sampler has such a key"));
             }
             // The library passes over this too, but then the noise is not what the file says.
-            if key == ZERO_SNR && !own.contains(&ZERO_SNR) && *value == json!(true) {
+            if key == ZERO_SNR && !reader.own.contains(&ZERO_SNR) && *value == json!(true) {
                 return Err(reader.refuse(key, "this class has no such schedule: choose ddim or euler"));
             }
         }
@@ -147,14 +149,12 @@ impl Keys {
     /// As [`Keys::scheduler`].
     pub fn learned(&self) -> Result<Learned> {
         let scheduler = self.scheduler()?;
-        let named = self.class().unwrap_or_default();
-        let class = CLASSES.iter().find(|(class, _)| *class == named).map_or("", |(class, _)| *class);
-        let reader = Reader { class, own: &[VARIANCE, CLIP, RANGE], map: &self.0 };
+        let reader = Reader { own: &[VARIANCE, CLIP, RANGE], ..self.reader()? };
         Ok(Learned {
             process: scheduler.process,
             variance: reader.variance()?,
             // Of the classes that have the key, only Heun's is false by default.
-            clip: reader.bound(class != "HeunDiscreteScheduler")?,
+            clip: reader.bound(reader.class != "HeunDiscreteScheduler")?,
         })
     }
 
@@ -222,7 +222,8 @@ impl Scheduler {
         self.keys().text()
     }
 
-    /// The same process with another sampler, and its default spacing.
+    /// The same process with another sampler, by its name on the command line (`ddim`, `dpmpp-2m`, ...), and its
+    /// default spacing.
     ///
     /// # Errors
     /// When no sampler is called so: lists them; or it has not the schedule or prediction of this one.
