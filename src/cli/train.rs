@@ -104,7 +104,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     progress.finish_and_clear();
     let mut session = opened?;
-    if arguments.resume.is_some() && session.run_folder().checkpoints().is_empty() {
+    if arguments.resume.is_some() && session.run.checkpoints().is_empty() {
         note("note: the run has no checkpoint yet, so it begins at step 1");
     }
     train(&mut session, &device, started)
@@ -131,7 +131,7 @@ fn dry_run(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<()
 }
 
 fn train(session: &mut Session, device: &Device, started: Instant) -> Result<()> {
-    let (recipe, folder) = (session.recipe().clone(), session.run_folder().folder().display().to_string());
+    let (recipe, folder) = (session.recipe.clone(), session.run.folder().display().to_string());
     let parameters = session.trainer().params().borrow().count();
     let first = session.trainer().done();
     note(&format!(
@@ -209,14 +209,14 @@ impl Watch for Terminal {
     fn evaluated(&mut self, e: &Evaluation) {
         let of = if e.held_out { "held-out" } else { "training" };
         let kl = e.kl.map(|kl| format!("KL {kl:.2}  ")).unwrap_or_default();
-        self.say(&format!(
+        self.message(&format!(
             "step {}, {} {of} images: reconstruction {:.2}  {kl}PSNR {:.2} dB  SSIM {:.3}  \
              active {}/{} latent units",
             e.step, e.images, e.reconstruction, e.psnr, e.ssim, e.active_units, e.units
         ));
     }
 
-    fn say(&mut self, line: &str) {
+    fn message(&mut self, line: &str) {
         self.bar.suspend(|| note(line));
     }
 

@@ -76,8 +76,7 @@ impl From<Tensor> for Loss {
 /// Stores that an objective asked for.
 #[derive(Default)]
 pub(super) struct Declared {
-    /// Name and elements of each input.
-    pub inputs: Vec<(&'static str, usize)>,
+    pub inputs: Vec<Slot>,
     pub constants: Vec<(&'static str, Vec<f32>)>,
     pub bound: Vec<(&'static str, Buffer)>,
 }
@@ -106,7 +105,8 @@ impl Batch {
 
     /// The tensor of an input.
     pub fn input<T: Element, const RANK: usize>(&self, input: Input<T, RANK>) -> Tensor {
-        self.declared.borrow_mut().inputs.push((input.name, input.elements()));
+        let slot = Slot { name: input.name, elements: input.elements(), used: false, written: false };
+        self.declared.borrow_mut().inputs.push(slot);
         match T::DTYPE {
             DType::F32 => self.tape.stored(input.name, 0, input.shape),
             DType::U32 => self.tape.stored_u32(input.name, input.shape),
@@ -165,11 +165,11 @@ pub struct BatchWriter<'a> {
     pub(super) kept: Option<Vec<Written>>,
 }
 
-/// An input of a compiled step.
+/// An input of a step.
 pub(super) struct Slot {
     pub name: &'static str,
     pub elements: usize,
-    /// Whether a launch reads it.
+    /// Whether a launch of the compiled step reads it.
     pub used: bool,
     pub written: bool,
 }

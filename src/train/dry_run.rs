@@ -1,13 +1,10 @@
 //! Memory and launches of a training step, counted before anything is allocated.
 
-use super::batch::Batch;
 use super::micro_batch;
 use super::objective::Objective;
-use super::options::TrainOptions;
-use super::step::{ACCUMULATED, record_batch, record_optimiser};
+use super::step::{ACCUMULATED, Recorded, record_optimiser};
 use crate::codec::Codec;
 use crate::device::Device;
-use crate::nn::Scope;
 use crate::program::Plan;
 use crate::recipe::Recipe;
 use crate::tape::Tape;
@@ -44,11 +41,9 @@ impl DryRun {
     pub fn new(recipe: &Recipe, device: &Device, codec: Option<&Codec>) -> DryRun {
         let mut objective = Objective::new(recipe, codec);
         micro_batch::split(&mut objective, device);
-        let options = TrainOptions::of(&objective.recipe);
+        let (options, Recorded { tape, .. }) = objective.recorded();
         let (accumulation, accumulates) = (options.accumulation as usize, options.accumulation > 1);
-        let record = |scope: &Scope, batch: &Batch| objective.record(scope, batch);
         let params = &objective.params;
-        let tape = record_batch(&record, params, &options, !accumulates).tape;
         let plan = Plan::new(&tape, &[], device);
         let kept = Plan::keeping_all(&tape, &[], device);
         let added = |with: u64, without: u64| (with as f64 / without.max(1) as f64 - 1.0).max(0.0) * 100.0;

@@ -25,26 +25,17 @@ impl Encoded {
     pub fn source(&self) -> Arc<dyn Dataset> {
         match self {
             Encoded::All(latents) => Arc::clone(latents) as Arc<dyn Dataset>,
-            Encoded::Some(growing) => Arc::clone(&growing.images) as Arc<dyn Dataset>,
+            Encoded::Some(growing) => Arc::clone(&growing.latents.images) as Arc<dyn Dataset>,
         }
     }
 
-    /// As all of them, if none is missing.
-    fn settled(self) -> Encoded {
-        match self {
-            Encoded::Some(growing) if growing.missing == 0 => Encoded::All(Arc::new(growing.latents)),
-            other => other,
-        }
-    }
-
-    /// All latents, if what was missing is there since the last call.
+    /// All latents, once, when the last of them is encoded; from then on [`Encoded::source`] gives them.
     pub fn grown(encoded: &mut Option<Encoded>) -> Option<Arc<CachedLatents>> {
-        let is_growing = matches!(encoded, Some(Encoded::Some(_)));
-        *encoded = encoded.take().map(Encoded::settled);
-        match encoded {
-            Some(Encoded::All(latents)) if is_growing => Some(Arc::clone(latents)),
-            _ => None,
-        }
+        let is_whole = |encoded: &mut Encoded| matches!(encoded, Encoded::Some(some) if some.missing == 0);
+        let Some(Encoded::Some(growing)) = encoded.take_if(is_whole) else { return None };
+        let latents = Arc::new(growing.latents);
+        *encoded = Some(Encoded::All(Arc::clone(&latents)));
+        Some(latents)
     }
 }
 
@@ -52,21 +43,13 @@ impl Encoded {
 /// al. 2022, appendix G): the variance of the means, and the mean of the variances.
 fn scale_of(moments: &[f32], codec: &Codec) -> f64 {
     let vae = &codec.recipe().vae;
-    let (mut n, mut sum, mut squares, mut variances) = (0.0, 0.0, 0.0, 0.0);
-    for pixel in moments.chunks_exact(vae.moments() * vae.latent) {
-        for (i, &v) in pixel.iter().enumerate() {
-            let v = f64::from(v);
-            if i < vae.latent {
-                n += 1.0;
-                sum += v;
-                squares += v * v;
-            } else {
-                variances += v.exp();
-            }
-        }
-    }
-    let mean: f64 = sum / n;
-    1.0 / (squares / n - mean * mean + variances / n).sqrt()
+    let pixels = || moments.chunks_exact(vae.moments() * vae.latent).map(|pixel| pixel.split_at(vae.latent));
+    let means = || pixels().flat_map(|(means, _)| means).map(|&mean| f64::from(mean));
+    let variances = pixels().flat_map(|(_, logs)| logs).map(|&log| f64::from(log).exp());
+    let n = means().count() as f64;
+    let mean = means().sum::<f64>() / n;
+    let squares: f64 = means().map(|mean| mean * mean).sum();
+    1.0 / (squares / n - mean * mean + variances.sum::<f64>() / n).sqrt()
 }
 
 /// Cached latents for the steps of a latent diffusion run, from `file` if it holds them; or nothing, where
@@ -74,10 +57,6 @@ fn scale_of(moments: &[f32], codec: &Codec) -> f64 {
 ///
 /// On the CPU device latents are encoded by the steps that meet their images first, so that the first step
 /// comes soon. A GPU, where all of them may lie, gets all at once.
-///
-/// # Errors
-/// When the data cannot be read, memory is too small, or the driver reports an error; and when latents have
-/// no variance.
 pub fn prepare(
     codec: &Codec,
     data: &Arc<dyn Dataset>,

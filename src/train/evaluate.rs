@@ -20,9 +20,6 @@ pub struct Evaluator {
 
 impl Evaluator {
     /// For the first `count` images, or all that there are. `held_out`: whether training leaves them out.
-    ///
-    /// # Errors
-    /// When memory is too small.
     pub fn new(data: Arc<dyn Dataset>, count: usize, held_out: bool) -> Result<Evaluator> {
         let pixels: usize = data.shape().iter().product();
         let count = data.len().map_or(count, |len| count.min(len as usize));
@@ -36,9 +33,6 @@ impl Evaluator {
     }
 
     /// The first `count` images, or as many as there are, `[N, H, W, C]`.
-    ///
-    /// # Errors
-    /// When the data cannot be read.
     pub fn images(&self, count: usize) -> Result<&[f32]> {
         let pixels: usize = self.data.shape().iter().product();
         let images = match self.images.get() {
@@ -55,9 +49,6 @@ impl Evaluator {
     }
 
     /// Measures the decoded means of the latents after `step` steps.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
     pub fn evaluate(&self, codec: &Codec, step: u64) -> Result<Evaluation> {
         let images = self.images(self.count)?;
         let posterior = codec.encode(images)?;

@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use super::encoded::{Encoded, prepare};
 use super::evaluate::Evaluator;
-use super::latents::CachedLatents;
 use super::recipe_trainer::RecipeTrainer;
 use super::resident::{Examples, kept};
 use crate::checkpoint::Values;
 use crate::codec::Codec;
-use crate::data::{self, Dataset, Loader, Picks, open_for_evaluation};
+use crate::data::{self, Dataset, Loader, open_for_evaluation};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::recipe::{Recipe, System};
@@ -36,23 +35,8 @@ pub(super) struct Data {
     pub encoded: Option<Encoded>,
     /// Images that a VAE is measured on.
     pub evaluator: Option<Evaluator>,
-    /// Reads the first batches while everything else is made.
-    pub(super) ahead: Option<Feed>,
-}
-
-/// Batches of the steps, in order.
-pub(super) enum Feed {
-    Images(Loader),
-    Samples(Loader<Picks>),
-}
-
-impl Feed {
-    pub(super) fn next(&mut self) -> Result<Examples> {
-        match self {
-            Feed::Images(loader) => loader.next().map(Examples::from),
-            Feed::Samples(loader) => loader.next().map(Examples::from),
-        }
-    }
+    /// Gives the batches of the steps, in order; reads the first ones while everything else is made.
+    feed: Option<Box<dyn FnMut() -> Result<Examples>>>,
 }
 
 impl Data {
@@ -85,7 +69,7 @@ impl Data {
             Some(codec) => prepare(codec, &dataset, recipe, file, progress)?,
             None => None,
         };
-        Ok(Data { dataset, encoded, evaluator, ahead: None })
+        Ok(Data { dataset, encoded, evaluator, feed: None })
     }
 
     /// The data set that steps read: images, or all that is cached of them.
@@ -94,8 +78,9 @@ impl Data {
     }
 
     /// Examples of the next step. `codec` encodes images that no step met before.
-    pub(super) fn next(&mut self, feed: &mut Feed, codec: Option<&Codec>) -> Result<Examples> {
-        match (feed.next()?, &mut self.encoded, codec) {
+    pub(super) fn next(&mut self, codec: Option<&Codec>) -> Result<Examples> {
+        let Some(feed) = &mut self.feed else { unreachable!("a trainer has data") };
+        match (feed()?, &mut self.encoded, codec) {
             (Examples::Images(batch), Some(Encoded::Some(growing)), Some(codec)) => {
                 growing.encode(codec, batch).map(Examples::from)
             }
@@ -103,22 +88,24 @@ impl Data {
         }
     }
 
-    /// All latents, once, when the last of them is encoded; training must [`Data::load`] them then.
-    pub(super) fn grown(&mut self) -> Option<Arc<CachedLatents>> {
-        Encoded::grown(&mut self.encoded)
-    }
-
     /// Starts to read the batches after `done` steps, or, of a data set that is `resident`, to pick its
     /// samples.
-    pub(super) fn load(&self, recipe: &Recipe, done: u64, resident: bool) -> Result<Feed> {
+    pub(super) fn load(&mut self, recipe: &Recipe, done: u64, resident: bool) -> Result<()> {
         let (batch, seed) = (recipe.batch_size, recipe.seed);
         let seen = done * recipe.accumulation * batch as u64;
         // Mirrored images are among the cached.
         let (source, flip) = (self.source(), recipe.flip && self.encoded.is_none());
-        match source.whole().filter(|_| resident) {
-            Some(whole) => Loader::picking(whole.labels, batch, seed, flip, seen).map(Feed::Samples),
-            None => Loader::new(Arc::clone(&source), batch, seed, flip, seen).map(Feed::Images),
-        }
+        self.feed = Some(match source.whole().filter(|_| resident) {
+            Some(whole) => {
+                let mut loader = Loader::picking(whole.labels, batch, seed, flip, seen)?;
+                Box::new(move || loader.next().map(Examples::from))
+            }
+            None => {
+                let mut loader = Loader::new(Arc::clone(&source), batch, seed, flip, seen)?;
+                Box::new(move || loader.next().map(Examples::from))
+            }
+        });
+        Ok(())
     }
 
     /// The trainer of a recipe on this data, and its first batches. `resume`: from a checkpoint.
@@ -132,10 +119,7 @@ impl Data {
         let source = self.source();
         let whole = kept(&*source, device);
         let done = resume.map_or(0, |(done, _)| done);
-        self.ahead = Some(self.load(recipe, done, whole.is_some())?);
-        match &whole {
-            Some(whole) => RecipeTrainer::with_data(recipe, device, codec, resume, whole),
-            None => RecipeTrainer::new(recipe, device, codec, resume),
-        }
+        self.load(recipe, done, whole.is_some())?;
+        RecipeTrainer::with_data(recipe, device, codec, resume, whole.as_ref())
     }
 }

@@ -22,7 +22,7 @@ pub struct CachedLatents {
     moments: Vec<f32>,
     labels: Vec<u32>,
     shape: [usize; 3],
-    classes: Vec<String>,
+    pub(super) images: Arc<Images>,
     /// VAE and images that they are of; latents of others are of no use.
     origin: String,
 }
@@ -37,7 +37,7 @@ impl Dataset for CachedLatents {
     }
 
     fn classes(&self) -> &[String] {
-        &self.classes
+        self.images.classes()
     }
 
     fn whole(&self) -> Option<Whole<'_>> {
@@ -63,9 +63,6 @@ impl CachedLatents {
     }
 
     /// Keeps them in a file.
-    ///
-    /// # Errors
-    /// When the disk is full.
     pub fn save(&self, path: &Path) -> Result<()> {
         let [h, w, c] = self.shape;
         let n = self.labels.len();
@@ -75,7 +72,7 @@ impl CachedLatents {
     }
 
     /// The latents of the file, if it holds all of these images.
-    pub fn load(path: &Path, images: &Images, codec: &Codec, recipe: &Recipe) -> Option<CachedLatents> {
+    pub fn load(path: &Path, images: &Arc<Images>, codec: &Codec, recipe: &Recipe) -> Option<CachedLatents> {
         let bytes = std::fs::read(path).ok()?;
         let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
         let (origin, whole) = header.metadata().as_ref()?.get(KEY)?.rsplit_once(", moments ")?;
@@ -92,14 +89,14 @@ impl CachedLatents {
             (whole && values.iter().all(|v| v.is_finite())).then_some(values)
         };
         let moments = values("moments", &[n, shape[0], shape[1], shape[2]])?;
-        let classes = images.classes().to_vec();
-        let is_label = |&l: &f32| l >= 0.0 && l.fract() == 0.0 && (l as usize) < classes.len().max(1);
+        let classes = images.classes().len().max(1);
+        let is_label = |&l: &f32| l >= 0.0 && l.fract() == 0.0 && (l as usize) < classes;
         let labels = values("labels", &[n])?;
         if !labels.iter().all(is_label) || fingerprint(&moments) != whole {
             return None;
         }
         let labels = labels.into_iter().map(|l| l as u32).collect();
-        Some(CachedLatents { moments, labels, shape, classes, origin: origin.to_owned() })
+        Some(CachedLatents { moments, labels, shape, images: Arc::clone(images), origin: origin.to_owned() })
     }
 }
 
@@ -129,10 +126,9 @@ impl Images {
 
     fn origin(&self, codec: &Codec, recipe: &Recipe) -> String {
         let Recipe { data, image_size, crop, resize, flip, seed, .. } = recipe;
-        let (vae, count) = (codec.fingerprint(), self.count);
-        format!(
-            "vae {vae}, {data}, size {image_size} {resize:?}, crop {crop}, flip {flip}, seed {seed}, {count} images"
-        )
+        let (vae, n) = (codec.fingerprint(), self.count);
+        let pictures = format!("{data}, size {image_size} {resize:?}, crop {crop}, flip {flip}, seed {seed}");
+        format!("vae {vae}, {pictures}, {n} images")
     }
 }
 
@@ -162,7 +158,6 @@ impl Dataset for Images {
 /// before. An image's latent does not depend on those that are encoded with it, nor on when that is done.
 pub struct Growing {
     pub(super) latents: CachedLatents,
-    pub(super) images: Arc<Images>,
     known: Vec<bool>,
     /// How many are not known.
     pub(super) missing: u64,
@@ -170,9 +165,6 @@ pub struct Growing {
 
 impl Growing {
     /// None is known yet.
-    ///
-    /// # Errors
-    /// When memory is too small.
     pub fn new(images: Arc<Images>, codec: &Codec, recipe: &Recipe) -> Result<Growing> {
         let (samples, shape) = (images.samples(), moments_shape(codec));
         let size: usize = shape.iter().product();
@@ -187,16 +179,13 @@ impl Growing {
             moments: vec![0.0; samples as usize * size],
             labels: vec![0; samples as usize],
             shape,
-            classes: images.classes().to_vec(),
             origin: images.origin(codec, recipe),
+            images,
         };
-        Ok(Growing { latents, images, known: vec![false; samples as usize], missing: samples })
+        Ok(Growing { latents, known: vec![false; samples as usize], missing: samples })
     }
 
     /// Puts the moments in the place of the images of a batch.
-    ///
-    /// # Errors
-    /// When memory is too small, or the driver reports an error.
     pub fn encode(&mut self, codec: &Codec, batch: Batch) -> Result<Batch> {
         let size = self.latents.size();
         let pixels: usize = codec.image().iter().product();
@@ -222,17 +211,14 @@ impl Growing {
     }
 
     /// Encodes all that are missing. `progress` is told how many of how many are known.
-    ///
-    /// # Errors
-    /// As [`Growing::encode`], and when the data cannot be read.
     pub fn encode_all(&mut self, codec: &Codec, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-        let (all, pixels) = (self.images.samples(), codec.image().iter().product::<usize>());
+        let source = Arc::clone(&self.latents.images);
+        let (all, pixels) = (source.samples(), codec.image().iter().product::<usize>());
         for first in (0..all).step_by(BLOCK as usize) {
             let samples: Vec<u64> = (first..all.min(first + BLOCK)).collect();
             let mut images = vec![0.0; samples.len() * pixels];
-            let pictures = images.chunks_exact_mut(pixels);
-            let labels = samples.iter().zip(pictures).map(|(&i, out)| self.images.read(i, out));
-            let labels = labels.collect::<Result<_>>()?;
+            let pictures = samples.iter().zip(images.chunks_exact_mut(pixels));
+            let labels = pictures.map(|(&i, out)| source.read(i, out)).collect::<Result<_>>()?;
             self.encode(codec, Batch { images, labels, samples })?;
             progress(all - self.missing, all);
         }

@@ -1,11 +1,7 @@
 //! Smaller batches for GPUs that cannot bind the tensors of a whole one.
 
-use super::batch::Batch;
 use super::objective::Objective;
-use super::options::TrainOptions;
-use super::step::record_batch;
 use crate::device::Device;
-use crate::nn::Scope;
 use crate::program::Plan;
 
 /// Makes the objective's batch as small as `device` needs to bind its tensors, and accumulates the gradients
@@ -22,11 +18,8 @@ pub(super) fn split(objective: &mut Objective, device: &Device) -> usize {
     Plan::of_batch(device, parts.map(|parts| whole / parts), |batch| {
         objective.recipe.batch_size = batch;
         objective.recipe.accumulation = accumulation * (whole / batch) as u64;
-        let options = TrainOptions::of(&objective.recipe);
-        let record = |scope: &Scope, batch: &Batch| objective.record(scope, batch);
-        let tape = record_batch(&record, &objective.params, &options, options.accumulation <= 1).tape;
         // What is computed again binds what was bound before.
-        (Plan::keeping_all(&tape, &[], device), ())
+        (Plan::keeping_all(&objective.recorded().1.tape, &[], device), ())
     });
     whole / objective.recipe.batch_size
 }

@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::batch::{Batch, BatchWriter, Input, Loss};
+use super::options::TrainOptions;
 use super::resident::{Examples, Resident};
+use super::step::{Recorded, record_batch};
 use crate::codec::Codec;
 use crate::device::Buffer;
 use crate::diffusion::Model;
@@ -19,7 +21,7 @@ use crate::ops::loss::mse;
 use crate::ops::noising::gaussian;
 use crate::ops::reparameterise::{Noise, reparameterise};
 use crate::philox::Stream;
-use crate::recipe::{Latents, Recipe, System, model_of, params_of, params_of_model};
+use crate::recipe::{Latents, Recipe, System, model_of, params_of};
 use crate::tape::Tensor;
 
 /// Store of the weights of a VAE that is not trained.
@@ -56,11 +58,12 @@ impl Objective {
         }
     }
 
-    /// Noise prediction by another model than the recipe's own.
-    pub fn of_model(recipe: &Recipe, model: Box<Model>) -> Objective {
-        assert_eq!(recipe.system, System::Ddpm, "a model of one's own predicts noise of images");
-        let params = params_of_model(recipe, &*model);
-        Objective { recipe: recipe.clone(), params, model, vae: None, resident: None }
+    /// Records a batch, with the optimiser where it is the only one of a step.
+    pub fn recorded(&self) -> (TrainOptions, Recorded) {
+        let options = TrainOptions::of(&self.recipe);
+        let record = |scope: &Scope, batch: &Batch| self.record(scope, batch);
+        let recorded = record_batch(&record, &self.params, &options, options.accumulation <= 1);
+        (options, recorded)
     }
 
     /// A step's images; of cached latents, their moments.
@@ -85,18 +88,13 @@ impl Objective {
 
     /// `[H, W, C]` of what a step reads.
     fn sample_shape(&self) -> [usize; 3] {
-        let recipe = &self.recipe;
-        match (recipe.system, &self.vae) {
-            (System::Ddpm, _) => recipe.diffused(),
-            (System::Vae, _) => [recipe.image_size, recipe.image_size, recipe.vae.in_channels],
-            (System::Ldm, Some((_, _, theirs))) if self.encodes() => {
-                [theirs.image_size, theirs.image_size, theirs.vae.in_channels]
-            }
-            (System::Ldm, Some((_, _, theirs))) => {
-                let [h, w, c] = recipe.diffused();
-                [h, w, theirs.vae.moments() * c]
-            }
-            (System::Ldm, None) => unreachable!("latent diffusion is trained with a VAE"),
+        let image = |recipe: &Recipe| [recipe.image_size, recipe.image_size, recipe.vae.in_channels];
+        let [h, w, c] = self.recipe.diffused();
+        match &self.vae {
+            Some((_, _, theirs)) if self.encodes() => image(theirs),
+            Some((_, _, theirs)) => [h, w, theirs.vae.moments() * c],
+            None if self.recipe.system == System::Vae => image(&self.recipe),
+            None => [h, w, c],
         }
     }
 
@@ -126,27 +124,27 @@ impl Objective {
         }
     }
 
-    /// Writes what a batch reads.
+    /// Writes what a batch reads. `micro`: its number, and how many batches `examples` are split into.
     ///
     /// # Panics
     /// When images are given and the data set is resident, or samples of one that is not.
-    pub fn write(&self, batch: &mut BatchWriter, examples: &Examples) -> Result<()> {
+    pub fn write(&self, batch: &mut BatchWriter, examples: &Examples, micro: [usize; 2]) -> Result<()> {
+        fn range_of<T>(all: &[T], [micro, micros]: [usize; 2]) -> &[T] {
+            let size = all.len() / micros;
+            &all[micro * size..][..size]
+        }
         match (examples, &self.resident) {
-            (Examples::Images(images), None) => batch.write(self.images(), &images.images)?,
-            (Examples::Picks(picks), Some(_)) => batch.write(self.picks(), &picks.samples)?,
+            (Examples::Images(all), None) => batch.write(self.images(), range_of(&all.images, micro))?,
+            (Examples::Picks(all), Some(_)) => batch.write(self.picks(), range_of(&all.samples, micro))?,
             _ => panic!("training on a resident data set takes samples of it, other training takes images"),
         }
         if self.has_labels() {
-            batch.write(self.labels(), examples.labels())?;
+            batch.write(self.labels(), range_of(examples.labels(), micro))?;
         }
-        if self.is_variational() {
+        if self.recipe.system == System::Vae && self.recipe.vae.variational {
             batch.write(self.weight_of_kl(), &[self.kl_weight(batch.step())])?;
         }
         Ok(())
-    }
-
-    fn is_variational(&self) -> bool {
-        self.recipe.system == System::Vae && self.recipe.vae.variational
     }
 
     fn has_labels(&self) -> bool {
@@ -174,13 +172,8 @@ impl Objective {
         } else {
             tape.labelled("latents", || vae::mean_and_log_var(&theirs.vae, &samples))
         };
-        tape.labelled("latents", || {
-            let z = match &log_var {
-                Some(log_var) => reparameterise(&mean, log_var, Noise::Drawn(batch.state())),
-                None => mean,
-            };
-            affine(&z, self.recipe.scaling_factor as f32, 0.0)
-        })
+        let factor = self.recipe.scaling_factor as f32;
+        tape.labelled("latents", || affine(&drawn(&mean, log_var.as_ref(), batch.state()), factor, 0.0))
     }
 
     /// The negative evidence lower bound (Kingma & Welling 2014, equation 7), the divergence weighted as
@@ -190,10 +183,7 @@ impl Objective {
         let images = self.samples(batch);
         let seen = tape.labelled("corruption", || self.corrupted(&images, state));
         let (mean, log_var) = vae::encode(config, scope, &seen);
-        let z = match &log_var {
-            Some(log_var) => tape.labelled("latents", || reparameterise(&mean, log_var, Noise::Drawn(state))),
-            None => mean.clone(),
-        };
+        let z = tape.labelled("latents", || drawn(&mean, log_var.as_ref(), state));
         let raw = vae::decode(config, scope, &z, self.sample_shape());
         tape.labelled("loss", || {
             let reconstruction = vae::loss(config, &raw, &images, recipe.reconstruction);
@@ -224,11 +214,12 @@ impl Objective {
 
     /// Weight of the divergence in the step after `step` steps: a line up from 0.
     fn kl_weight(&self, step: u64) -> f32 {
-        let recipe = &self.recipe;
-        let risen = match recipe.kl_warmup {
-            0 => 1.0,
-            warmup => ((step + 1) as f64 / warmup as f64).min(1.0),
-        };
-        (recipe.kl_weight * risen) as f32
+        let risen = (step + 1) as f64 / self.recipe.kl_warmup as f64;
+        (self.recipe.kl_weight * risen.min(1.0)) as f32
     }
+}
+
+/// Latents drawn from their Gaussians; without a variance, the means.
+fn drawn(mean: &Tensor, log_var: Option<&Tensor>, state: &Tensor) -> Tensor {
+    log_var.map_or_else(|| mean.clone(), |log_var| reparameterise(mean, log_var, Noise::Drawn(state)))
 }

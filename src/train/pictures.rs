@@ -2,9 +2,7 @@
 
 use std::time::Instant;
 
-use super::evaluate::Evaluator;
 use super::session::{BACKWARD, Session, Watch, grid_name};
-use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::figures::{self, Drawing};
 use crate::sample::{Options, Source};
@@ -34,26 +32,34 @@ impl Session {
     pub(super) fn pictures(&mut self, watch: &mut dyn Watch, last: bool) -> Result<()> {
         watch.doing(Some("sampling"));
         let before = Instant::now();
-        let made = match (&self.data.evaluator, &self.codec) {
-            (Some(evaluator), Some(codec)) => self.reconstructions(evaluator, codec).map(|grid| vec![grid]),
-            _ => self.grid(watch).and_then(|grid| {
-                let strip = if last { Some(self.backward_strip(watch)?) } else { None };
-                Ok(std::iter::once(grid).chain(strip).collect())
-            }),
-        };
+        let drawn = self.draw_pictures(watch, last);
         watch.doing(None);
         self.times.pictures += before.elapsed();
-        let made = made.map(|pictures| pictures.into_iter().for_each(|p| self.write(p, last)));
-        match made {
-            Err(error) if !watch.interrupted() => {
-                if last {
-                    return Err(error);
-                }
-                watch.say(&missing(&error));
-                Ok(())
-            }
-            _ => Ok(()),
+        match drawn {
+            Ok(pictures) => pictures.into_iter().for_each(|picture| self.write(picture, last)),
+            Err(_) if watch.interrupted() => {}
+            Err(error) if last => return Err(error),
+            Err(error) => watch.message(&missing(&error)),
         }
+        Ok(())
+    }
+
+    fn draw_pictures(&self, watch: &dyn Watch, last: bool) -> Result<Vec<Picture>> {
+        let (count, name) = (self.recipe.sample_count, grid_name(self.trainer.done()));
+        if let (Some(evaluator), Some(codec)) = (&self.data.evaluator, &self.codec) {
+            let drawing = figures::pairs(codec, evaluator.images(count)?)?;
+            return Ok(vec![Picture { what: "reconstructions", name, drawing }]);
+        }
+        // From the moving average, and always from the same noise.
+        let (source, options) = (self.source(), Options::of(&self.recipe)?);
+        let images = source.draw(&options, count, None, || go_on(watch))?;
+        let drawing = figures::grid(images, source.image());
+        let mut pictures = vec![Picture { what: "samples", name, drawing }];
+        if last {
+            let drawing = figures::backward(&source, &options, STRIPS, &mut || go_on(watch))?;
+            pictures.push(Picture { what: "backward process", name: BACKWARD.to_owned(), drawing });
+        }
+        Ok(pictures)
     }
 
     /// Measures the VAE on held-out images, and remembers the result.
@@ -79,22 +85,8 @@ impl Session {
         });
     }
 
-    /// Held-out images above their reconstructions, of a VAE.
-    fn reconstructions(&self, evaluator: &Evaluator, codec: &Codec) -> Result<Picture> {
-        let drawing = figures::pairs(codec, evaluator.images(self.recipe.sample_count)?)?;
-        Ok(Picture { what: "reconstructions", name: grid_name(self.trainer.done()), drawing })
-    }
-
     fn source(&self) -> Source<'_> {
         self.trainer.source(self.codec.as_ref())
-    }
-
-    /// A grid of samples from the moving average, always from the same noise.
-    fn grid(&self, watch: &dyn Watch) -> Result<Picture> {
-        let (source, count) = (self.source(), self.recipe.sample_count);
-        let images = source.draw(&Options::of(&self.recipe)?, count, None, || go_on(watch))?;
-        let drawing = figures::grid(images, source.image());
-        Ok(Picture { what: "samples", name: grid_name(self.trainer.done()), drawing })
     }
 
     /// The first images at rising noise levels. No step needs it, so the first one does not wait for it.
@@ -111,11 +103,5 @@ impl Session {
         self.times.pictures += before.elapsed();
         self.write(Picture { what: "forward process", name: "forward.png".to_owned(), drawing }, true);
         Ok(())
-    }
-
-    fn backward_strip(&self, watch: &dyn Watch) -> Result<Picture> {
-        let options = Options::of(&self.recipe)?;
-        let drawing = figures::backward(&self.source(), &options, STRIPS, &mut || go_on(watch))?;
-        Ok(Picture { what: "backward process", name: BACKWARD.to_owned(), drawing })
     }
 }

@@ -1,6 +1,5 @@
 //! A [`Trainer`] of a recipe: its model, its loss, its data.
 
-use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
@@ -19,7 +18,7 @@ use crate::diffusion::Model;
 use crate::error::Result;
 use crate::nn::Scope;
 use crate::program::Program;
-use crate::recipe::{Recipe, initial_of};
+use crate::recipe::{Recipe, System, initial_of, params_of_model};
 use crate::sample::Source;
 
 /// The trainer that `denoir train` runs.
@@ -28,7 +27,7 @@ pub struct RecipeTrainer {
     objective: Rc<Objective>,
     recipe: Recipe,
     /// Number of batches of the objective that a batch of the recipe is split into.
-    parts: usize,
+    micros: usize,
 }
 
 impl Deref for RecipeTrainer {
@@ -57,10 +56,10 @@ impl RecipeTrainer {
         codec: Option<&Codec>,
         resume: Option<(u64, &Values)>,
     ) -> Result<Self> {
-        RecipeTrainer::of(Objective::new(recipe, codec), device, resume)
+        RecipeTrainer::with_data(recipe, device, codec, resume, None)
     }
 
-    /// As [`RecipeTrainer::new`], with a copy of the whole data set on the device: steps take
+    /// As [`RecipeTrainer::new`]; with `data`, the device gets a copy of it, and steps take
     /// [`Picks`](crate::data::Picks) of it.
     ///
     /// # Errors
@@ -70,42 +69,33 @@ impl RecipeTrainer {
         device: &Device,
         codec: Option<&Codec>,
         resume: Option<(u64, &Values)>,
-        data: &Whole,
+        data: Option<&Whole>,
     ) -> Result<Self> {
         let mut objective = Objective::new(recipe, codec);
-        objective.resident = Some(Resident::new(data, device)?);
+        objective.resident = data.map(|data| Resident::new(data, device)).transpose()?;
         RecipeTrainer::of(objective, device, resume)
     }
 
-    /// As [`RecipeTrainer::new`], for a diffusion model that is not the recipe's U-Net.
-    ///
-    /// # Errors
-    /// As [`RecipeTrainer::new`].
-    ///
-    /// # Panics
-    /// When the recipe is not one of a diffusion model of images.
-    #[track_caller]
-    pub fn with_model(recipe: &Recipe, device: &Device, model: Box<Model>) -> Result<Self> {
-        RecipeTrainer::of(Objective::of_model(recipe, model), device, None)
+    /// As [`RecipeTrainer::new`], for a diffusion model of images that is not the recipe's U-Net.
+    pub(crate) fn with_model(recipe: &Recipe, device: &Device, model: Box<Model>) -> Result<Self> {
+        assert_eq!(recipe.system, System::Ddpm, "a model of one's own predicts noise of images");
+        let mut objective = Objective::new(recipe, None);
+        objective.params = params_of_model(recipe, &*model);
+        objective.model = model;
+        RecipeTrainer::of(objective, device, None)
     }
 
     fn of(mut objective: Objective, device: &Device, resume: Option<(u64, &Values)>) -> Result<Self> {
         let recipe = objective.recipe.clone();
         recipe.check_trainable()?;
-        let parts = micro_batch::split(&mut objective, device);
+        let micros = micro_batch::split(&mut objective, device);
         let options = TrainOptions::of(&objective.recipe);
         let (params, objective) = (Rc::clone(&objective.params), Rc::new(objective));
         let recorded = Rc::clone(&objective);
         let record = Box::new(move |scope: &Scope, batch: &Batch| recorded.record(scope, batch));
-        let mut trainer = Trainer::compile(device, options, params, record)?;
-        match resume {
-            Some((done, values)) => trainer.set_values(done, values)?,
-            None => {
-                let initial = initial_of(&recipe, &trainer.params().borrow());
-                trainer.set_weights(&initial)?;
-            }
-        }
-        Ok(RecipeTrainer { trainer, objective, recipe, parts })
+        let trainer =
+            Trainer::compile(device, options, params, record, resume, |params| initial_of(&recipe, params))?;
+        Ok(RecipeTrainer { trainer, objective, recipe, micros })
     }
 
     /// Whether the data set lies on the device.
@@ -138,9 +128,6 @@ impl RecipeTrainer {
     }
 
     /// One step to its end; `run` runs the launches of a batch.
-    ///
-    /// # Errors
-    /// As [`Trainer::step`]; and those of `next` and `run`.
     pub(crate) fn step_by<B: Into<Examples>>(
         &mut self,
         next: impl FnMut() -> Result<B>,
@@ -157,14 +144,16 @@ impl RecipeTrainer {
         &self,
         mut next: N,
     ) -> impl FnMut(&mut BatchWriter) -> Result<()> + use<B, N> {
-        let (objective, parts) = (Rc::clone(&self.objective), self.parts);
-        let mut left = VecDeque::new();
+        let (objective, micros) = (Rc::clone(&self.objective), self.micros);
+        let (mut micro, mut current) = (0, None);
         move |batch| {
-            if left.is_empty() {
-                left = next()?.into().split(parts);
-            }
-            let examples = left.pop_front().unwrap_or_else(|| unreachable!("a batch has a part"));
-            objective.write(batch, &examples)
+            let examples = match current.take() {
+                Some(examples) if micro > 0 => examples,
+                _ => next()?.into(),
+            };
+            objective.write(batch, &examples, [micro, micros])?;
+            (micro, current) = ((micro + 1) % micros, Some(examples));
+            Ok(())
         }
     }
 }

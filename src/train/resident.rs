@@ -1,7 +1,5 @@
 //! A data set that lies on the device: steps are told which samples to take, and nothing else is uploaded.
 
-use std::collections::VecDeque;
-
 use crate::data::{Batch, Dataset, Picks, Values, Whole};
 use crate::device::{Buffer, Device, available_memory};
 use crate::error::Result;
@@ -22,8 +20,9 @@ pub(super) struct Resident {
 
 /// Samples that a step trains on.
 pub enum Examples {
+    /// Their values.
     Images(Batch),
-    /// Samples of the data set that lies on the device.
+    /// Their numbers in the data set that lies on the device.
     Picks(Picks),
 }
 
@@ -40,28 +39,6 @@ impl From<Picks> for Examples {
 }
 
 impl Examples {
-    /// The examples in so many equal parts, in order.
-    pub(super) fn split(self, parts: usize) -> VecDeque<Examples> {
-        fn parts_of<T: Clone>(all: &[T], parts: usize) -> impl Iterator<Item = Vec<T>> {
-            let size = all.len() / parts;
-            (0..parts).map(move |i| all[i * size..(i + 1) * size].to_vec())
-        }
-        if parts == 1 {
-            return VecDeque::from([self]);
-        }
-        match self {
-            Examples::Images(Batch { images, labels, samples }) => {
-                let images = parts_of(&images, parts).zip(parts_of(&labels, parts));
-                let all = images.zip(parts_of(&samples, parts));
-                all.map(|((images, labels), samples)| Batch { images, labels, samples }.into()).collect()
-            }
-            Examples::Picks(Picks { samples, labels }) => {
-                let all = parts_of(&samples, parts).zip(parts_of(&labels, parts));
-                all.map(|(samples, labels)| Picks { samples, labels }.into()).collect()
-            }
-        }
-    }
-
     pub(super) fn labels(&self) -> &[u32] {
         match self {
             Examples::Images(batch) => &batch.labels,
@@ -88,9 +65,6 @@ pub(super) fn kept<'a>(data: &'a dyn Dataset, device: &Device) -> Option<Whole<'
 
 impl Resident {
     /// Copies it.
-    ///
-    /// # Errors
-    /// When memory is too small, or the driver reports an error.
     pub fn new(whole: &Whole, device: &Device) -> Result<Resident> {
         let raw = raw(&whole.values);
         let buffer = device.alloc("data", raw.len())?;

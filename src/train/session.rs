@@ -11,7 +11,7 @@ use super::writer::Writer;
 use crate::codec::Codec;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::recipe::{Recipe, System};
+use crate::recipe::{Recipe, System, params_of};
 use crate::run::{Evaluation, Metrics, Run};
 
 /// Picture of the backward process, which is the last that a run draws.
@@ -29,8 +29,8 @@ pub trait Watch {
     fn doing(&mut self, what: Option<&str>);
     /// A VAE was measured on held-out images.
     fn evaluated(&mut self, evaluation: &Evaluation);
-    /// Something that the user should know.
-    fn say(&mut self, line: &str);
+    /// A line for the user.
+    fn message(&mut self, line: &str);
     /// True when the user wants to stop.
     fn interrupted(&self) -> bool;
 }
@@ -38,23 +38,40 @@ pub trait Watch {
 /// How a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
+    /// All steps are done.
     Done,
     /// After this many steps, on the user's wish; all is saved.
     Interrupted(u64),
 }
 
+/// An error if a run whose recipe is `theirs` cannot go on with another.
+fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
+    let kept = |r: &Recipe| (r.image_size, r.reconstruction);
+    let refused = if (&recipe.unet, &recipe.vae) != (&theirs.unet, &theirs.vae) {
+        ("run keeps its model", "leave the unet and vae keys as they are, or train anew".to_owned())
+    } else if recipe.system == System::Vae && kept(recipe) != kept(theirs) {
+        ("VAE keeps its image_size and reconstruction", "leave them as they are, or train anew".to_owned())
+    } else if recipe.scaling_factor != theirs.scaling_factor {
+        ("run keeps its scaling_factor", format!("it is {}", theirs.scaling_factor))
+    } else {
+        return Ok(());
+    };
+    Err(Error::usage(format!("a resumed {}", refused.0)).hint(refused.1))
+}
+
 /// A training run in its folder.
 pub struct Session {
-    pub(super) run: Run,
-    pub(super) recipe: Recipe,
+    pub(crate) run: Run,
+    /// With all that was filled in.
+    pub(crate) recipe: Recipe,
     pub(super) data: Data,
     /// The VAE of latent diffusion, or the one that is trained.
     pub(super) codec: Option<Codec>,
     pub(super) trainer: RecipeTrainer,
     pub(super) writer: Writer,
     pub(super) times: Times,
-    /// Warnings that were passed on.
-    pub(super) told: HashSet<String>,
+    /// Warnings of the data that were passed on.
+    pub(super) warned: HashSet<String>,
     /// Held so that no other program trains into the folder.
     _lock: std::fs::File,
 }
@@ -73,17 +90,17 @@ impl Session {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Session> {
         recipe.check_trainable()?;
-        let codec = match (recipe.system, vae) {
-            (System::Ldm, Some(path)) => Some(Codec::open(path, device)?),
-            (System::Ldm, None) => {
+        let codec = match (recipe.system == System::Ldm, vae) {
+            (true, Some(path)) => Some(Codec::open(path, device)?),
+            (true, None) => {
                 return Err(Error::usage(format!("{} trains on the latents of a VAE", recipe.name))
                     .hint("train one, such as `denoir train faces-vae`, and give its run with --vae"));
             }
-            (_, Some(_)) => {
+            (false, Some(_)) => {
                 return Err(Error::usage(format!("{} does not train on latents", recipe.name))
                     .hint("leave --vae out, or choose an ldm recipe"));
             }
-            (_, None) => None,
+            (false, None) => None,
         };
         if let Some(codec) = &codec {
             codec.check_fits(&recipe)?;
@@ -114,8 +131,8 @@ impl Session {
         lock: std::fs::File,
     ) -> Result<Session> {
         let codec = codec.or_else(|| (recipe.system == System::Vae).then(|| trainer.codec()));
-        let (writer, times, told) = (Writer::start()?, Times::default(), HashSet::new());
-        Ok(Session { run, recipe, data, codec, trainer, writer, times, told, _lock: lock })
+        let (writer, times, warned) = (Writer::start()?, Times::default(), HashSet::new());
+        Ok(Session { run, recipe, data, codec, trainer, writer, times, warned, _lock: lock })
     }
 
     /// Goes on from the newest checkpoint of a run, or from the beginning if it has none yet. `recipe`: the
@@ -137,52 +154,26 @@ impl Session {
             System::Ldm => Some(Codec::of_ldm(&run, &recipe, device)?),
             _ => None,
         };
-        let (mut done, mut values) = (0, None);
+        let mut from = None;
         if !run.checkpoints().is_empty() {
             let loaded = run.newest()?;
-            let theirs = &loaded.recipe;
-            if (&recipe.unet, &recipe.vae) != (&theirs.unet, &theirs.vae) {
-                return Err(Error::usage("a resumed run keeps its model")
-                    .hint("leave the unet and vae keys as they are, or train anew"));
-            }
-            let kept = |r: &Recipe| (r.image_size, r.reconstruction);
-            if recipe.system == System::Vae && kept(&recipe) != kept(theirs) {
-                return Err(Error::usage("a resumed VAE keeps its image_size and reconstruction")
-                    .hint("leave them as they are, or train anew"));
-            }
-            if recipe.scaling_factor != theirs.scaling_factor {
-                return Err(Error::usage("a resumed run keeps its scaling_factor")
-                    .hint(format!("it is {}", theirs.scaling_factor)));
-            }
-            done = loaded.header.step;
-            values = Some(loaded.values(&crate::recipe::params_of(&recipe).borrow())?);
+            check_resumable(&recipe, &loaded.recipe)?;
+            from = Some((loaded.header.step, loaded.values(&params_of(&recipe).borrow())?));
         }
+        let done = from.as_ref().map_or(0, |(done, _)| *done);
         let made = |name: &str| run.folder().join(name).exists();
         let complete = made(&grid_name(done)) && (recipe.system == System::Vae || made(BACKWARD));
         if done > recipe.steps || done == recipe.steps && complete {
-            return Err(Error::usage(format!(
-                "{} has {done} of {} steps done",
-                run.folder().display(),
-                recipe.steps
-            ))
-            .hint(format!("train on with --steps {}", (done * 2).min(u64::from(u32::MAX)))));
+            let (folder, steps) = (run.folder().display(), recipe.steps);
+            return Err(Error::usage(format!("{folder} has {done} of {steps} steps done"))
+                .hint(format!("train on with --steps {}", (done * 2).min(u64::from(u32::MAX)))));
         }
         let mut data = Data::open(&mut recipe, codec.as_ref(), Some(&run.latents_path()), progress)?;
-        let from = values.as_ref().map(|v| (done, v));
+        let from = from.as_ref().map(|(done, values)| (*done, values));
         let trainer = data.trainer(&recipe, device, codec.as_ref(), from)?;
         run.write_recipe(&recipe)?;
         run.truncate_metrics(done)?;
         Session::of(run, recipe, data, codec, trainer, lock)
-    }
-
-    /// The run's folder.
-    pub fn run_folder(&self) -> &Run {
-        &self.run
-    }
-
-    /// The run's recipe, with all that was filled in.
-    pub fn recipe(&self) -> &Recipe {
-        &self.recipe
     }
 
     /// The trainer of the steps.

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::feed::Feed;
+use super::encoded::Encoded;
 use super::objective::{KL, RECONSTRUCTION};
 use super::outcome::Outcome;
 use super::session::{Ended, Session, Watch};
 use super::times::Times;
 use crate::checkpoint;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::recipe::System;
 use crate::run::{Log, Metrics};
 
@@ -33,17 +33,28 @@ impl Session {
     /// # Errors
     /// When a loss is not finite, or data, disk or driver report an error. The last checkpoint is kept.
     pub fn train(&mut self, watch: &mut dyn Watch) -> Result<Ended> {
+        self.train_steps(watch).map_err(|error| {
+            // A checkpoint may be on its way. The first error is the one to tell.
+            while self.writer.finish(|_| ()).is_err() {}
+            error.caused_by(match self.run.checkpoints().last() {
+                Some((step, _)) => format!("the checkpoint of step {step} is kept"),
+                None => "there is no checkpoint yet".to_owned(),
+            })
+        })
+    }
+
+    fn train_steps(&mut self, watch: &mut dyn Watch) -> Result<Ended> {
         let recipe = self.recipe.clone();
         let first = self.trainer.done();
-        let mut feed = match self.data.ahead.take() {
-            Some(feed) => feed,
-            None => self.data.load(&recipe, first, self.trainer.is_resident())?,
-        };
-        let epoch = self.steps_between_evaluations();
         let per_step = recipe.accumulation * recipe.batch_size as u64;
+        let epoch = match (recipe.evaluate_every, self.data.dataset.len()) {
+            (0, Some(images)) => images.div_ceil(per_step).max(SHORTEST_EPOCH),
+            (0, None) => ENDLESS_EPOCH,
+            (every, _) => every,
+        };
         let mut progress = Progress { log: self.run.log()?, began: Instant::now(), first, per_step };
         while self.trainer.done() < recipe.steps {
-            let stepped = self.step(&mut feed, &mut progress, watch);
+            let stepped = self.step(&mut progress, watch);
             let step = self.trainer.done();
             let stop = watch.interrupted();
             let last = step == recipe.steps;
@@ -53,29 +64,30 @@ impl Session {
             // Whatever is done with the weights of a step waits for the step's numbers.
             let all = stepped.is_err() || saves || samples || evaluates;
             let collected = if all { self.collect(&mut progress, watch) } else { Ok(()) };
-            collected.and(stepped).map_err(|error| self.with_way_back(error))?;
-            self.pass_on_warnings(watch);
-            if let Some(latents) = self.data.grown() {
-                feed = self.data.load(&recipe, step, self.trainer.is_resident())?;
+            collected.and(stepped)?;
+            for warning in self.data.dataset.warnings() {
+                if self.warned.insert(warning.clone()) {
+                    watch.message(&format!("warning: {warning}"));
+                }
+            }
+            if let Some(latents) = Encoded::grown(&mut self.data.encoded) {
+                self.data.load(&recipe, step, self.trainer.is_resident())?;
                 let path = self.run.latents_path();
                 self.writer.give(move || latents.save(&path).map(|()| None));
             }
             if step == 1 && recipe.system != System::Vae {
                 self.forward_strip()?;
             }
-            if evaluates && let Err(error) = self.evaluate(watch) {
-                self.save(watch)?;
-                self.written(watch)?;
-                return Err(self.with_way_back(error));
-            }
-            if saves {
+            let evaluated = if evaluates { self.evaluate(watch) } else { Ok(()) };
+            if saves || evaluated.is_err() {
                 self.save(watch)?;
             }
+            evaluated?;
             if samples && !stop {
                 self.pictures(watch, last)?;
             }
             if watch.interrupted() {
-                self.collect(&mut progress, watch).map_err(|error| self.with_way_back(error))?;
+                self.collect(&mut progress, watch)?;
                 if !saves {
                     self.save(watch)?;
                 }
@@ -85,26 +97,26 @@ impl Session {
         }
         let skipped = self.data.dataset.skipped();
         if skipped > 0 {
-            watch.say(&format!("unreadable pictures: {skipped} (others stood in for them)"));
+            watch.message(&format!("unreadable pictures: {skipped} (others stood in for them)"));
         }
+        let mut ended = Ended::Done;
         if first >= recipe.steps {
             // All that a stopped program left undone.
             self.pictures(watch, true)?;
             if watch.interrupted() {
-                self.written(watch)?;
-                return Ok(Ended::Interrupted(first));
+                ended = Ended::Interrupted(first);
             }
         }
         self.written(watch)?;
-        Ok(Ended::Done)
+        Ok(ended)
     }
 
     /// Hands the next step to the device, and tells the numbers of a step that are there.
-    fn step(&mut self, feed: &mut Feed, progress: &mut Progress, watch: &mut dyn Watch) -> Result<()> {
+    fn step(&mut self, progress: &mut Progress, watch: &mut dyn Watch) -> Result<()> {
         let (mut waited, mut ready) = (Duration::ZERO, None);
         let before = Instant::now();
         let stepped = self.trainer.step(|| {
-            let examples = Times::during(&mut waited, || self.data.next(feed, self.codec.as_ref()));
+            let examples = Times::during(&mut waited, || self.data.next(self.codec.as_ref()));
             ready.get_or_insert_with(Instant::now);
             examples
         });
@@ -145,35 +157,15 @@ impl Session {
         };
         watch.step(&metrics);
         Times::during(log, || progress.log.line(&metrics))?;
-        self.writer.look(|line| watch.say(line))
+        self.writer.look(|line| watch.message(line))
     }
 
     /// Waits until all is on the disk.
     fn written(&mut self, watch: &mut dyn Watch) -> Result<()> {
         watch.doing(Some("writing"));
-        let written = self.writer.finish(|line| watch.say(line));
+        let written = self.writer.finish(|line| watch.message(line));
         watch.doing(None);
-        written.map_err(|error| self.with_way_back(error))
-    }
-
-    /// Says how to go on after an error.
-    fn with_way_back(&mut self, error: Error) -> Error {
-        // A checkpoint may be on its way. The first error is the one to tell.
-        while self.writer.finish(|_| ()).is_err() {}
-        match self.run.checkpoints().last() {
-            Some((step, _)) => error.caused_by(format!("the checkpoint of step {step} is kept")),
-            None => error.caused_by("there is no checkpoint yet"),
-        }
-    }
-
-    /// Broken pictures and the like, each told once.
-    fn pass_on_warnings(&mut self, watch: &mut dyn Watch) {
-        for warning in self.data.dataset.warnings() {
-            if !self.told.contains(&warning) {
-                watch.say(&format!("warning: {warning}"));
-                self.told.insert(warning);
-            }
-        }
+        written
     }
 
     /// Has a copy of the state written while training goes on. There is one such copy at a time.
@@ -193,14 +185,5 @@ impl Session {
         watch.doing(None);
         self.times.checkpoints += before.elapsed();
         Ok(())
-    }
-
-    fn steps_between_evaluations(&self) -> u64 {
-        let images = self.recipe.batch_size as u64 * self.recipe.accumulation;
-        match (self.recipe.evaluate_every, self.data.dataset.len()) {
-            (0, Some(len)) => len.div_ceil(images).max(SHORTEST_EPOCH),
-            (0, None) => ENDLESS_EPOCH,
-            (every, _) => every,
-        }
     }
 }

@@ -81,21 +81,21 @@ impl Trainer {
         objective: impl Fn(&Scope, &Batch) -> L + 'static,
     ) -> Result<Trainer> {
         let record = Box::new(move |scope: &Scope, batch: &Batch| objective(scope, batch).into());
-        let trainer = Trainer::compile(device, options, Rc::default(), record)?;
-        let initial = trainer.params.borrow().initial(trainer.options.seed);
-        trainer.set_weights(&initial)?;
-        Ok(trainer)
+        let seed = options.seed;
+        Trainer::compile(device, options, Rc::default(), record, None, |params| params.initial(seed))
     }
 
-    /// Compiles the step; the weights are zero.
+    /// Compiles the step, and fills in the values of a checkpoint after a number of steps, or the initial ones.
     #[track_caller]
     pub(super) fn compile(
         device: &Device,
         options: TrainOptions,
         params: Rc<RefCell<Params>>,
         record: Box<Record<'static>>,
+        resume: Option<(u64, &Values)>,
+        initial: impl FnOnce(&Params) -> Vec<f32>,
     ) -> Result<Trainer> {
-        let recorded = record_batch(&*record, &params, &options, options.accumulation <= 1);
+        let mut recorded = record_batch(&*record, &params, &options, options.accumulation <= 1);
         let plan = Plan::new(&recorded.tape, &[], device);
         let elements = params.borrow().elements();
         // Weights, moments, EMA, and their copy while a checkpoint is written; one or two sets of gradients;
@@ -122,10 +122,10 @@ impl Trainer {
         } else {
             None
         };
-        let slot = |&(name, elements)| Slot { name, elements, used: is_used(name), written: false };
-        Ok(Trainer {
+        recorded.declared.inputs.iter_mut().for_each(|slot| slot.used = is_used(slot.name));
+        let mut trainer = Trainer {
             device: device.clone(),
-            inputs: recorded.declared.inputs.iter().map(slot).collect(),
+            inputs: recorded.declared.inputs,
             metrics: recorded.metrics,
             options,
             record,
@@ -135,23 +135,21 @@ impl Trainer {
             optimiser,
             done: 0,
             pending: VecDeque::new(),
-        })
+        };
+        match resume {
+            Some((done, values)) => trainer.set_values(done, &values.sets)?,
+            None => {
+                let weights = initial(&trainer.params.borrow());
+                trainer.set_values(0, [&weights; 2])?;
+            }
+        }
+        Ok(trainer)
     }
 
-    /// Starts training anew from these weights, flat as [`Params`] lays them out.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
-    pub(super) fn set_weights(&self, weights: &[f32]) -> Result<()> {
-        self.buffers[..2]
-            .iter()
-            .try_for_each(|buffer| self.device.write(buffer, 0, bytemuck::cast_slice(weights)))
-    }
-
-    /// Goes on from the values of a checkpoint after `done` steps.
-    pub(super) fn set_values(&mut self, done: u64, values: &Values) -> Result<()> {
+    /// Goes on after `done` steps from the flat values of the first sets of a checkpoint.
+    fn set_values<'a>(&mut self, done: u64, sets: impl IntoIterator<Item = &'a Vec<f32>>) -> Result<()> {
         self.done = done;
-        let mut sets = self.buffers.iter().zip(&values.sets);
+        let mut sets = self.buffers.iter().zip(sets);
         sets.try_for_each(|(buffer, set)| self.device.write(buffer, 0, bytemuck::cast_slice(set)))
     }
 
@@ -164,7 +162,7 @@ impl Trainer {
         let saved = checkpoint::read(path)?;
         let values = saved.values(&self.params.borrow())?;
         self.pending.clear();
-        self.set_values(saved.header.step, &values)
+        self.set_values(saved.header.step, &values.sets)
     }
 
     /// Writes a checkpoint: weights, moving average and moments, as safetensors.
@@ -197,17 +195,12 @@ impl Trainer {
     }
 
     /// Makes the next step draw the numbers of the one after `done` steps; the weights stay as they are.
-    pub fn set_step(&mut self, done: u64) {
+    pub(crate) fn set_step(&mut self, done: u64) {
         self.done = done;
     }
 
-    /// The options that it was made with.
-    pub fn options(&self) -> &TrainOptions {
-        &self.options
-    }
-
     /// The launches of a batch; without accumulation, of the whole step.
-    pub fn program(&self) -> &Program {
+    pub(crate) fn program(&self) -> &Program {
         &self.batch
     }
 

@@ -19,8 +19,6 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// # Errors
-    /// When the system gives no thread.
     pub fn start() -> Result<Writer> {
         let (jobs, todo) = channel::<Job>();
         let (done, results) = channel();
@@ -43,36 +41,27 @@ impl Writer {
     }
 
     pub fn give(&mut self, job: impl FnOnce() -> Result<Option<String>> + Send + 'static) {
-        if let Some(jobs) = &self.jobs
-            && jobs.send(Box::new(job)).is_ok()
-        {
+        if self.jobs.as_ref().is_some_and(|jobs| jobs.send(Box::new(job)).is_ok()) {
             self.pending += 1;
         }
     }
 
-    /// Passes on what the jobs done so far have to tell.
-    ///
-    /// # Errors
-    /// The first one of a job.
-    pub fn look(&mut self, mut say: impl FnMut(&str)) -> Result<()> {
+    /// Passes on the lines of the jobs done so far, up to the first error of one.
+    pub fn look(&mut self, mut message: impl FnMut(&str)) -> Result<()> {
         while let Ok(result) = self.results.try_recv() {
             self.pending -= 1;
-            result?.iter().for_each(|line| say(line));
+            result?.iter().for_each(|line| message(line));
         }
         Ok(())
     }
 
-    /// Waits until all is written.
-    ///
-    /// # Errors
-    /// As [`Writer::look`]; the jobs after the one that failed are waited for by the next call.
-    pub fn finish(&mut self, mut say: impl FnMut(&str)) -> Result<()> {
-        while self.pending > 0 {
+    /// Waits until all is written, or a job has failed: the next call waits for those after it.
+    pub fn finish(&mut self, mut message: impl FnMut(&str)) -> Result<()> {
+        while self.pending > 0
+            && let Ok(result) = self.results.recv()
+        {
             self.pending -= 1;
-            match self.results.recv() {
-                Ok(result) => result?.iter().for_each(|line| say(line)),
-                Err(_) => self.pending = 0,
-            }
+            result?.iter().for_each(|line| message(line));
         }
         Ok(())
     }

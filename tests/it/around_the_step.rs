@@ -67,7 +67,7 @@ fn a_data_set_on_the_device_trains_the_same() {
         let mut picked =
             Loader::picking(whole.labels.clone(), recipe.batch_size, recipe.seed, true, 0).unwrap();
         let mut given = RecipeTrainer::new(&recipe, &device, None, None).unwrap();
-        let mut resident = RecipeTrainer::with_data(&recipe, &device, None, None, &whole).unwrap();
+        let mut resident = RecipeTrainer::with_data(&recipe, &device, None, None, Some(&whole)).unwrap();
         assert!(resident.is_resident() && !given.is_resident());
         for _ in 0..4 {
             let a = advance(&mut given, || read.next().unwrap());
@@ -178,7 +178,7 @@ impl Watch for Told {
     fn evaluated(&mut self, _: &Evaluation) {
         self.0.push("evaluated".to_owned());
     }
-    fn say(&mut self, line: &str) {
+    fn message(&mut self, line: &str) {
         self.0.push(line.to_owned());
     }
     fn interrupted(&self) -> bool {
