@@ -19,8 +19,8 @@ pub(super) struct Step {
     pub(super) label: Rc<str>,
     /// Numbers of its scratch blocks among the lifetimes.
     pub(super) scratch: Vec<usize>,
-    /// The stored weights that its first scratch block, or all its results, are made from and kept from run to
-    /// run, where the program does not write them.
+    /// The stored weights that its first scratch block, or all its results, are made from and kept from run
+    /// to run, where the program does not write them.
     pub(super) kept_from: Option<Id>,
     /// It computes a second time what an earlier step did.
     pub(super) again: bool,
@@ -97,8 +97,7 @@ impl Plan {
                 Device::Gpu(gpu) => Some(gpu.traits()),
             };
             let needed = needed(&recording, outputs, adapter.is_some());
-            let order = if recompute { needed.recomputed() } else { needed.plain() };
-            Plan::in_order(&needed, &order, adapter)
+            Plan::in_order(&needed, &needed.order(recompute), adapter)
         })
     }
 

@@ -101,22 +101,13 @@ impl Needed<'_> {
         }
     }
 
-    /// The launches as recorded.
-    pub fn plain(&self) -> Order {
-        let mut order = Order::default();
-        for (i, entry) in self.entries.iter().enumerate() {
-            order.push(i, false, entry.reads.iter().copied(), &entry.writes);
-        }
-        order
-    }
-
-    /// The launches, with some of them run again in the backward pass.
-    pub fn recomputed(&self) -> Order {
-        if self.backward == self.entries.len() {
-            return self.plain();
-        }
+    /// The launches as recorded; with `recompute`, some of them run again in the backward pass.
+    pub fn order(&self, recompute: bool) -> Order {
         let planner = Planner::new(self);
-        let plain = self.plain();
+        let plain = planner.order(&[], &[]);
+        if !recompute || self.backward == self.entries.len() {
+            return plain;
+        }
         let most = planner.peak(&plain);
         let units = planner.units(most / SMALLEST);
         let mut choice = Choice { planner: &planner, units: &units, dropped: vec![true; units.len()] };

@@ -32,6 +32,9 @@ const DATA: &str = "data";
 pub(super) const RECONSTRUCTION: &str = "reconstruction";
 pub(super) const KL: &str = "kl";
 
+/// Weight of the divergence, which may rise.
+const KL_WEIGHT: Input<f32, 1> = Input::new("kl_weight", [1]);
+
 /// A recipe's model and loss.
 pub(super) struct Objective {
     pub recipe: Recipe,
@@ -79,11 +82,6 @@ impl Objective {
 
     fn labels(&self) -> Input<u32, 1> {
         Input::new("labels", [self.recipe.batch_size])
-    }
-
-    /// Weight of the divergence, which may rise.
-    fn weight_of_kl(&self) -> Input<f32, 1> {
-        Input::new("kl_weight", [1])
     }
 
     /// `[H, W, C]` of what a step reads.
@@ -142,7 +140,7 @@ impl Objective {
             batch.write(self.labels(), range_of(examples.labels(), micro))?;
         }
         if self.recipe.system == System::Vae && self.recipe.vae.variational {
-            batch.write(self.weight_of_kl(), &[self.kl_weight(batch.step())])?;
+            batch.write(KL_WEIGHT, &[self.kl_weight(batch.step())])?;
         }
         Ok(())
     }
@@ -191,7 +189,7 @@ impl Objective {
                 return Loss::from(reconstruction.clone()).with(RECONSTRUCTION, &reconstruction);
             };
             let kl = gaussian_kl(&mean, log_var);
-            let weighted = mul(&kl, &batch.input(self.weight_of_kl()));
+            let weighted = mul(&kl, &batch.input(KL_WEIGHT));
             let total = add(&reconstruction, &weighted);
             Loss::from(total).with(RECONSTRUCTION, &reconstruction).with(KL, &kl)
         })

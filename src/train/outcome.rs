@@ -59,9 +59,6 @@ pub(super) struct Pending {
 
 impl Pending {
     /// Waits for the numbers.
-    ///
-    /// # Errors
-    /// When the driver reports an error.
     pub fn read(
         &mut self,
         device: &Device,

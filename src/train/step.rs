@@ -118,9 +118,6 @@ pub(super) fn record_optimiser(tape: &Tape, options: &TrainOptions, elements: us
 
 /// Runs the batch that `batch` ran last once more, without the optimiser and with every tensor kept: the name
 /// of the first launch that wrote a number that is not finite.
-///
-/// # Errors
-/// When memory is too small, or the driver reports an error.
 pub(super) fn first_bad(
     record: &Record<'_>,
     params: &Rc<RefCell<Params>>,

@@ -85,7 +85,7 @@ impl Trainer {
         Trainer::compile(device, options, Rc::default(), record, None, |params| params.initial(seed))
     }
 
-    /// Compiles the step, and fills in the values of a checkpoint after a number of steps, or the initial ones.
+    /// Compiles the step, and fills in the values of a checkpoint after a number of steps, or initial ones.
     #[track_caller]
     pub(super) fn compile(
         device: &Device,

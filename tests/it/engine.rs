@@ -397,7 +397,7 @@ fn results_made_from_weights_are_kept_until_the_weights_are_written() {
         let plan = Plan::new(&other, &[], &device);
         let mut other = Program::compile(&plan, &device, &weights, Sharing::Shared).unwrap();
         program.write("x", &[1.0_f32; 256]).unwrap();
-        let mut check = |program: &mut Program, weight: f32, wanted: usize| {
+        let check = |program: &mut Program, weight: f32, wanted: usize| {
             for _ in 0..3 {
                 program.run().unwrap();
                 assert_eq!(program.read(&y).unwrap(), [16.0 * 6.0 * 2.0 * weight; 256], "{sharing:?}");

@@ -222,8 +222,8 @@ impl Scheduler {
         self.keys().text()
     }
 
-    /// The same process with another sampler, by its name on the command line (`ddim`, `dpmpp-2m`, ...), and its
-    /// default spacing.
+    /// The same process with another sampler, by its name on the command line (`ddim`, `dpmpp-2m`, ...), and
+    /// its default spacing.
     ///
     /// # Errors
     /// When no sampler is called so: lists them; or it has not the schedule or prediction of this one.

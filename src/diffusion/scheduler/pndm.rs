@@ -29,8 +29,8 @@ impl Walk<'_> {
         usize::try_from(t).map_or(self.end, |t| self.schedule.alpha_bars[t])
     }
 
-    /// Asks the model at `t`, and goes `way` from the sample `x` by `output` (equation 11). `slots`: BEGUN and
-    /// SUM after it; `keeps`: the model's output takes a slot too.
+    /// Asks the model at `t`, and goes `way` from the sample `x` by `output` (equation 11). `slots`: BEGUN
+    /// and SUM after it; `keeps`: the model's output takes a slot too.
     fn step(
         &mut self,
         t: isize,
