@@ -42,10 +42,7 @@ pub struct Values {
 
 impl Values {
     /// Says that training has diverged, if so.
-    ///
-    /// # Errors
-    /// When a number is not finite.
-    pub fn check_finite(&self, step: u64) -> Result<()> {
+    pub(crate) fn check_finite(&self, step: u64) -> Result<()> {
         if self.sets.iter().flatten().all(|v| v.is_finite()) {
             return Ok(());
         }
@@ -76,10 +73,13 @@ fn make_whole(path: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>) -> 
 }
 
 /// Saves the four sets, in the layout of PyTorch's files; without a recipe, for [`read`] alone.
-///
-/// # Errors
-/// When the file cannot be written.
-pub fn save(path: &Path, params: &Params, step: u64, recipe: Option<&Recipe>, values: &Values) -> Result<()> {
+pub(crate) fn save(
+    path: &Path,
+    params: &Params,
+    step: u64,
+    recipe: Option<&Recipe>,
+    values: &Values,
+) -> Result<()> {
     let sets: Vec<(&str, &[f32])> =
         SETS.into_iter().zip(&values.sets).map(|(set, flat)| (set, flat.as_slice())).collect();
     save_sets(path, params, step, recipe, &sets)
@@ -92,9 +92,7 @@ pub(crate) fn save_ema(path: &Path, params: &Params, step: u64, recipe: &Recipe,
 
 /// Saves parameters under their own names, as other programs of the field expect them.
 pub(crate) fn save_plain(path: &Path, params: &Params, flat: &[f32]) -> Result<()> {
-    let of = |spec| FileTensor { spec, flat, shape: Spec::file_shape(spec) };
-    let tensors = params.specs().iter().map(|spec| (spec.name.clone(), of(spec)));
-    write_views(path, tensors, "format", "pt".to_owned())
+    write_views(path, file_tensors(params, flat, ""), "format", "pt".to_owned())
 }
 
 fn save_sets(
@@ -106,11 +104,14 @@ fn save_sets(
 ) -> Result<()> {
     let header = Header { format: FORMAT, step, recipe: recipe.map(Recipe::to_toml) };
     let text = serde_json::to_string(&header).unwrap_or_else(|e| unreachable!("a plain header: {e}"));
-    let tensors = sets.iter().flat_map(|(set, flat)| {
-        let of = |spec| FileTensor { spec, flat, shape: Spec::file_shape(spec) };
-        params.specs().iter().map(move |spec| (format!("{set}.{}", spec.name), of(spec)))
-    });
+    let tensors = sets.iter().flat_map(|(set, flat)| file_tensors(params, flat, &format!("{set}.")));
     write_views(path, tensors, KEY, text)
+}
+
+/// All parameters by name.
+fn file_tensors<'a>(params: &'a Params, flat: &'a [f32], prefix: &str) -> Vec<(String, FileTensor<'a>)> {
+    let of = |spec| FileTensor { spec, flat, shape: Spec::file_shape(spec) };
+    params.specs().iter().map(|spec| (format!("{prefix}{}", spec.name), of(spec))).collect()
 }
 
 /// A parameter, converted to the layout of the file when it is written: one at a time.
@@ -199,7 +200,7 @@ impl Deref for Loaded {
 /// Reads a checkpoint and its recipe, without looking at its tensors yet.
 ///
 /// # Errors
-/// As [`read`]; and when it has no recipe.
+/// When the file is missing, damaged, no checkpoint of denoir, or has no recipe.
 pub fn load(path: &Path) -> Result<Loaded> {
     let (saved, shown) = (read(path)?, path.display());
     let Some(recipe) = &saved.header.recipe else {
@@ -212,10 +213,7 @@ pub fn load(path: &Path) -> Result<Loaded> {
 }
 
 /// Reads a checkpoint, with or without a recipe.
-///
-/// # Errors
-/// When the file is missing, damaged, or no checkpoint of denoir.
-pub fn read(path: &Path) -> Result<Saved> {
+pub(crate) fn read(path: &Path) -> Result<Saved> {
     let shown = path.display();
     let bytes = fs::read(path).map_err(|e| {
         Error::new(format!("cannot read the checkpoint {shown}")).hint("check the path").caused_by(e)
@@ -270,17 +268,14 @@ impl Saved {
             let name = format!("{set}.{}", spec.name);
             let tensor = file.tensor(&name).map_err(|_| other(format!("it has no tensor {name}")))?;
             if tensor.dtype() != Dtype::F32 || tensor.shape() != spec.file_shape() {
-                return Err(other(format!(
-                    "{name} is {:?} {:?}, expected F32 {:?}",
-                    tensor.dtype(),
-                    tensor.shape(),
-                    spec.file_shape()
-                )));
+                let (dtype, shape, wanted) = (tensor.dtype(), tensor.shape(), spec.file_shape());
+                return Err(other(format!("{name} is {dtype:?} {shape:?}, expected F32 {wanted:?}")));
             }
             // The data need not be aligned in the file.
             let values: Vec<f32> = bytemuck::pod_collect_to_vec(tensor.data());
             if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
-                return Err(Error::new(format!("{shown} holds {} in {name} at {bad}", values[bad])).hint(
+                let message = format!("{shown} holds {} in {name} at {bad}", values[bad]);
+                return Err(Error::new(message).hint(
                     "it was damaged, or the run had diverged: delete it, and the one before it is used",
                 ));
             }
@@ -296,10 +291,7 @@ impl Saved {
     }
 
     /// All four sets.
-    ///
-    /// # Errors
-    /// As [`Saved::set`].
-    pub fn values(&self, params: &Params) -> Result<Values> {
+    pub(crate) fn values(&self, params: &Params) -> Result<Values> {
         let [a, b, c, d] = SETS.map(|set| self.set(set, params));
         Ok(Values { sets: [a?, b?, c?, d?] })
     }

@@ -31,7 +31,7 @@ pub struct Posterior {
 
 impl Posterior {
     /// `exp(log_var / 2)`; 0 for an autoencoder.
-    pub fn sigma(&self) -> Vec<f32> {
+    pub(crate) fn sigma(&self) -> Vec<f32> {
         match &self.log_var {
             Some(log_var) => log_var.iter().map(|v| (0.5 * v).exp()).collect(),
             None => vec![0.0; self.mean.len()],
@@ -43,7 +43,7 @@ impl Posterior {
     /// # Panics
     /// When `eps` has not the elements of the mean.
     #[track_caller]
-    pub fn at(&self, a: f32, eps: &[f32]) -> Vec<f32> {
+    pub(crate) fn at(&self, a: f32, eps: &[f32]) -> Vec<f32> {
         assert_eq!(eps.len(), self.mean.len(), "posterior: noise for {} numbers", self.mean.len());
         self.mean.iter().zip(self.sigma()).zip(eps).map(|((m, s), e)| m + a * s * e).collect()
     }
@@ -79,10 +79,7 @@ pub struct Codec {
 
 impl Codec {
     /// The VAE of a checkpoint, with its moving average of the weights.
-    ///
-    /// # Errors
-    /// When it is no VAE, is damaged, or does not fit into memory.
-    pub fn load(loaded: &Loaded, device: &Device) -> Result<Codec> {
+    pub(crate) fn load(loaded: &Loaded, device: &Device) -> Result<Codec> {
         let recipe = &loaded.recipe;
         if recipe.system != System::Vae {
             return Err(no_vae(loaded.path()));
@@ -114,7 +111,7 @@ impl Codec {
     /// folder of the diffusers library.
     ///
     /// # Errors
-    /// As [`Codec::load`], and when there is none.
+    /// When there is none, it is damaged, or does not fit into memory.
     pub fn open(path: &Path, device: &Device) -> Result<Codec> {
         if diffusers::is_folder(path) {
             let folder = diffusers::open(path)?;
@@ -140,10 +137,7 @@ impl Codec {
     }
 
     /// The VAE inside a latent diffusion run with this recipe.
-    ///
-    /// # Errors
-    /// When it is missing, or not the one that the run was trained with.
-    pub fn of_ldm(run: &Run, recipe: &Recipe, device: &Device) -> Result<Codec> {
+    pub(crate) fn of_ldm(run: &Run, recipe: &Recipe, device: &Device) -> Result<Codec> {
         let path = run.vae_path();
         if !path.is_file() {
             let message = format!("the VAE of this run is missing: there is no {}", path.display());
@@ -182,7 +176,12 @@ impl Codec {
     }
 
     /// A VAE whose weights are in `weights`, perhaps still in training.
-    pub fn of(device: &Device, recipe: &Recipe, params: Rc<RefCell<Params>>, weights: Buffer) -> Codec {
+    pub(crate) fn of(
+        device: &Device,
+        recipe: &Recipe,
+        params: Rc<RefCell<Params>>,
+        weights: Buffer,
+    ) -> Codec {
         Codec {
             device: device.clone(),
             recipe: recipe.clone(),
@@ -206,32 +205,25 @@ impl Codec {
     }
 
     /// Writes the VAE as a checkpoint of its moving average.
-    ///
-    /// # Errors
-    /// When the disk is full, or the driver reports an error.
-    pub fn save(&self, path: &Path) -> Result<()> {
+    pub(crate) fn save(&self, path: &Path) -> Result<()> {
         let mut values = vec![0.0_f32; self.params.borrow().elements()];
         self.device.read(&self.weights, 0, bytemuck::cast_slice_mut(&mut values))?;
         checkpoint::save_ema(path, &self.params.borrow(), self.step, &self.recipe, &values)
     }
 
-    /// The VAE's own recipe.
-    pub fn recipe(&self) -> &Recipe {
+    pub(crate) fn recipe(&self) -> &Recipe {
         &self.recipe
     }
 
-    /// The device that runs the VAE.
-    pub fn device(&self) -> &Device {
+    pub(crate) fn device(&self) -> &Device {
         &self.device
     }
 
-    /// The layout of the parameters.
-    pub fn params(&self) -> &Rc<RefCell<Params>> {
+    pub(crate) fn params(&self) -> &Rc<RefCell<Params>> {
         &self.params
     }
 
-    /// The flat parameters on the device.
-    pub fn weights(&self) -> &Buffer {
+    pub(crate) fn weights(&self) -> &Buffer {
         &self.weights
     }
 
@@ -240,7 +232,7 @@ impl Codec {
     }
 
     /// `[H, W, C]` of the images.
-    pub fn image(&self) -> [usize; 3] {
+    pub(crate) fn image(&self) -> [usize; 3] {
         let side = self.recipe.image_size;
         [side, side, self.recipe.vae.in_channels]
     }
@@ -273,10 +265,7 @@ impl Codec {
 
     /// As [`Codec::encode`], means and log-variances side by side: `[N, h, w, 2 c]`, or `[N, h, w, c]` for
     /// an autoencoder.
-    ///
-    /// # Errors
-    /// As [`Codec::encode`].
-    pub fn moments(&self, images: &[f32]) -> Result<Vec<f32>> {
+    pub(crate) fn moments(&self, images: &[f32]) -> Result<Vec<f32>> {
         let [h, w, c] = self.image();
         self.in_batches(&self.encoder, images, h * w * c, |tape, samples| {
             let x = tape.stored("in", 0, [samples, h, w, c]);

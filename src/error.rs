@@ -72,6 +72,11 @@ impl Error {
     }
 }
 
+/// A usage error unless `holds`.
+pub(crate) fn need(holds: bool, message: impl Into<String>, hint: impl Into<String>) -> Result<()> {
+    if holds { Ok(()) } else { Err(Error::usage(message).hint(hint)) }
+}
+
 /// Locks a mutex whose contents are consistent after every statement, so that another thread's panic harms
 /// none.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

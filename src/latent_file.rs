@@ -38,10 +38,7 @@ fn file_shape(codec: &Codec, n: usize) -> Vec<usize> {
 }
 
 /// An error if [`write()`] would replace a file that holds no latents.
-///
-/// # Errors
-/// When there is such a file.
-pub fn check_replaceable(path: &Path) -> Result<()> {
+pub(crate) fn check_replaceable(path: &Path) -> Result<()> {
     check_holds(path, KEY, "latents")
 }
 
@@ -67,10 +64,7 @@ pub(crate) fn check_holds(path: &Path, key: &str, what: &str) -> Result<()> {
 }
 
 /// Writes `latents` (what [`read`] gives back), and the `mean` and `log_var` that they come from.
-///
-/// # Errors
-/// When the disk is full or the folder cannot be written.
-pub fn write(path: &Path, codec: &Codec, latents: &[f32], posterior: &Posterior) -> Result<()> {
+pub(crate) fn write(path: &Path, codec: &Codec, latents: &[f32], posterior: &Posterior) -> Result<()> {
     let size: usize = codec.latent().iter().product();
     let shape = file_shape(codec, latents.len() / size);
     let turn = |values: &[f32]| transposed(values, codec.latent(), false);
@@ -107,26 +101,21 @@ pub(crate) fn read_tensor(
     writer: &str,
 ) -> Result<(Vec<f32>, Option<String>)> {
     let shown = path.display();
-    let give = format!("give a file that `{writer}` wrote");
-    let unreadable =
-        |e: std::io::Error| Error::new(format!("cannot read {shown}")).hint(give.clone()).caused_by(e);
+    let wrong = |message: String| Error::new(message).hint(format!("give a file that `{writer}` wrote"));
+    let unreadable = |e: std::io::Error| wrong(format!("cannot read {shown}")).caused_by(e);
     let there = std::fs::metadata(path).map_err(unreadable)?;
     if !there.is_file() {
-        return Err(Error::new(format!("{shown} is no regular file")).hint(give.clone()));
+        return Err(wrong(format!("{shown} is no regular file")));
     }
     let bytes = there.len();
     if bytes > MOST_BYTES {
         return Err(Error::new(format!("{shown} has {bytes} bytes")).hint("write fewer into one file"));
     }
     let bytes = std::fs::read(path).map_err(unreadable)?;
-    let damaged = |e: safetensors::SafeTensorError| {
-        Error::new(format!("{shown} is damaged, or no safetensors file")).hint(give.clone()).caused_by(e)
-    };
+    let damaged = |e| wrong(format!("{shown} is damaged, or no safetensors file")).caused_by(e);
     let file = SafeTensors::deserialize(&bytes).map_err(damaged)?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
-    let tensor = file
-        .tensor(name)
-        .map_err(|_| Error::new(format!("{shown} has no tensor called {name}")).hint(give.clone()))?;
+    let tensor = file.tensor(name).map_err(|_| wrong(format!("{shown} has no tensor called {name}")))?;
     let shape = tensor.shape();
     if tensor.dtype() != Dtype::F32 || shape.len() != 1 + wanted.len() || shape[1..] != *wanted {
         let sizes: Vec<String> = wanted.iter().map(ToString::to_string).collect();
@@ -135,12 +124,11 @@ pub(crate) fn read_tensor(
     }
     let values: Vec<f32> = bytemuck::pod_collect_to_vec(tensor.data());
     if values.is_empty() {
-        return Err(Error::new(format!("{shown} holds no {name}")).hint(give.clone()));
+        return Err(wrong(format!("{shown} holds no {name}")));
     }
     if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
-        return Err(
-            Error::new(format!("{shown} holds {} at {bad}", values[bad])).hint("write the file again")
-        );
+        let message = format!("{shown} holds {} at {bad}", values[bad]);
+        return Err(Error::new(message).hint("write the file again"));
     }
     let said = header.metadata().as_ref().and_then(|m| m.get(key)).cloned();
     Ok((values, said))

@@ -174,20 +174,22 @@ impl rand::TryRng for Sequence {
     }
 }
 
-/// `normal` by the formula, for tests.
 #[cfg(test)]
-pub(crate) fn normal_f64(words: [u32; 4]) -> [f64; 4] {
-    let uniform = |word: u32| (f64::from(word >> 9) + 0.5) / 8_388_608.0;
-    let [a, b, c, d] = words.map(uniform);
-    let (r1, r2) = ((-2.0 * a.ln()).sqrt(), (-2.0 * c.ln()).sqrt());
-    let ((sin1, cos1), (sin2, cos2)) =
-        ((std::f64::consts::TAU * b).sin_cos(), (std::f64::consts::TAU * d).sin_cos());
-    [r1 * cos1, r1 * sin1, r2 * cos2, r2 * sin2]
-}
+pub(crate) use tests::normal_f64;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// `normal` by the formula, for tests.
+    pub(crate) fn normal_f64(words: [u32; 4]) -> [f64; 4] {
+        let uniform = |word: u32| (f64::from(word >> 9) + 0.5) / 8_388_608.0;
+        let [a, b, c, d] = words.map(uniform);
+        let (r1, r2) = ((-2.0 * a.ln()).sqrt(), (-2.0 * c.ln()).sqrt());
+        let ((sin1, cos1), (sin2, cos2)) =
+            ((std::f64::consts::TAU * b).sin_cos(), (std::f64::consts::TAU * d).sin_cos());
+        [r1 * cos1, r1 * sin1, r2 * cos2, r2 * sin2]
+    }
 
     #[test]
     fn known_answers_of_the_random123_distribution() {

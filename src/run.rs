@@ -34,7 +34,7 @@ pub struct Metrics {
     pub step: u64,
     /// Mean over the batch.
     pub loss: f32,
-    /// Of a VAE: the reconstruction's share of the loss.
+    /// Of a VAE: the reconstruction term of the loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reconstruction: Option<f32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -123,10 +123,7 @@ impl Run {
 
     /// Makes the folder of a new run, which becomes one when `Run::write_recipe` is called. `wanted`:
     /// where; else the first free of `runs/<name>`, `runs/<name>-2`, ...
-    ///
-    /// # Errors
-    /// When the folder holds a run already, or cannot be written.
-    pub fn create(wanted: Option<&Path>, recipe: &Recipe) -> Result<Run> {
+    pub(crate) fn create(wanted: Option<&Path>, recipe: &Recipe) -> Result<Run> {
         let folder = match wanted {
             Some(folder) => folder.to_owned(),
             None => claim(&recipe.name)?,
@@ -150,10 +147,7 @@ impl Run {
     }
 
     /// Keeps other programs from training into this folder, as long as the result lives.
-    ///
-    /// # Errors
-    /// When one does.
-    pub fn lock(&self) -> Result<fs::File> {
+    pub(crate) fn lock(&self) -> Result<fs::File> {
         let path = self.folder.join(".lock");
         let shown = self.folder.display();
         let file = fs::File::create(&path).map_err(|e| {
@@ -237,10 +231,7 @@ impl Run {
     }
 
     /// Loads the newest checkpoint.
-    ///
-    /// # Errors
-    /// When there is none, or it is damaged.
-    pub fn newest(&self) -> Result<Loaded> {
+    pub(crate) fn newest(&self) -> Result<Loaded> {
         match self.checkpoints().last() {
             Some((_, path)) => checkpoint::load(path),
             None => Err(Error::new(format!("{} holds no checkpoint yet", self.folder.display()))
@@ -321,10 +312,7 @@ impl Run {
     }
 
     /// Saves a picture in the run folder.
-    ///
-    /// # Errors
-    /// When the folder cannot be written.
-    pub fn picture(&self, name: &str, picture: &image::RgbImage) -> Result<PathBuf> {
+    pub(crate) fn picture(&self, name: &str, picture: &image::RgbImage) -> Result<PathBuf> {
         let path = self.folder.join(name);
         save_png(&path, picture)?;
         Ok(path)

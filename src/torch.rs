@@ -4,16 +4,15 @@
 //! `DistributionTemplates.h`). Normal numbers agree to rounding: PyTorch's own differ in the last bit from
 //! one processor to another.
 
-const N: usize = 624;
-const M: usize = 397;
+use rand_mt::Mt;
+
 /// Normal numbers that are made together.
 const BLOCK: usize = 16;
 
 /// `torch.Generator().manual_seed(seed)`.
 #[derive(Clone)]
 pub struct Generator {
-    state: [u32; N],
-    next: usize,
+    words: Mt,
     /// The second of a pair of normal numbers, which the next small draw begins with.
     spare: Option<f64>,
 }
@@ -21,73 +20,36 @@ pub struct Generator {
 impl Generator {
     /// The generator sees the lower half of the seed only.
     pub fn new(seed: u64) -> Self {
-        let mut state = [seed as u32; N];
-        for i in 1..N {
-            let before = state[i - 1] ^ state[i - 1] >> 30;
-            state[i] = before.wrapping_mul(1_812_433_253).wrapping_add(i as u32);
-        }
-        Generator { state, next: N, spare: None }
-    }
-
-    fn twist(&mut self) {
-        for i in 0..N {
-            let mixed = self.state[i] & 0x8000_0000 | self.state[(i + 1) % N] & 0x7fff_ffff;
-            let odd = if mixed & 1 == 1 { 0x9908_b0df } else { 0 };
-            self.state[i] = self.state[(i + M) % N] ^ mixed >> 1 ^ odd;
-        }
-        self.next = 0;
-    }
-
-    fn word(&mut self) -> u32 {
-        if self.next == N {
-            self.twist();
-        }
-        let mut y = self.state[self.next];
-        self.next += 1;
-        y ^= y >> 11;
-        y ^= y << 7 & 0x9d2c_5680;
-        y ^= y << 15 & 0xefc6_0000;
-        y ^ y >> 18
+        Generator { words: Mt::new(seed as u32), spare: None }
     }
 
     /// A number in [0, 1) of 24 bits, as `torch.rand` draws an f32.
     pub fn uniform(&mut self) -> f32 {
-        (self.word() & 0x00ff_ffff) as f32 / 16_777_216.0
+        (self.words.next_u32() & 0x00ff_ffff) as f32 / 16_777_216.0
     }
 
     /// Of 53 bits.
     fn uniform_f64(&mut self) -> f64 {
-        let word = u64::from(self.word()) << 32 | u64::from(self.word());
+        let word = u64::from(self.words.next_u32()) << 32 | u64::from(self.words.next_u32());
         (word & ((1 << 53) - 1)) as f64 / (1_u64 << 53) as f64
     }
 
     /// `tensor.uniform_(-bound, bound)`.
     pub(crate) fn fill_uniform(&mut self, out: &mut [f32], bound: f32) {
-        for value in out {
-            *value = self.uniform() * (bound - -bound) + -bound;
-        }
+        out.fill_with(|| self.uniform() * (bound - -bound) + -bound);
     }
 
     /// `tensor.normal_()`, which is what `torch.randn` does: blocks of 16 by Box and Muller's method, where a
     /// last one that is not full is drawn anew over the 16 numbers at the end; fewer than 16 one by one.
     pub fn fill_normal(&mut self, out: &mut [f32]) {
         if out.len() < BLOCK {
-            for value in out {
-                *value = self.normal() as f32;
-            }
-            return;
+            return out.fill_with(|| self.normal() as f32);
         }
-        for value in out.iter_mut() {
-            *value = self.uniform();
-        }
-        for block in out.chunks_exact_mut(BLOCK) {
-            to_normal(block);
-        }
+        out.fill_with(|| self.uniform());
+        out.chunks_exact_mut(BLOCK).for_each(to_normal);
         if !out.len().is_multiple_of(BLOCK) {
             let end = out.len() - BLOCK;
-            for value in &mut out[end..] {
-                *value = self.uniform();
-            }
+            out[end..].fill_with(|| self.uniform());
             to_normal(&mut out[end..]);
         }
     }

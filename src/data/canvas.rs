@@ -107,7 +107,7 @@ pub(super) fn segment(p: Point, a: Point, b: Point) -> (f32, f32) {
     (x * x + y * y, along)
 }
 
-/// A smooth curve through `points` (Catmull & Rom 1974), `steps` pieces between neighbours. A point that
+/// A smooth curve through `points` (Catmull & Rom 1974), `steps` segments between neighbours. A point that
 /// stands twice in a row is a corner.
 pub(super) fn curve(points: &[Point], steps: usize, out: &mut Vec<Point>) {
     out.extend(points.first());

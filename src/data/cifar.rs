@@ -88,11 +88,11 @@ fn names(path: &Path) -> Result<Vec<String>> {
     };
     let names: Vec<String> =
         text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect();
-    if names.len() != NAMES.len() {
-        return Err(Error::new(format!("{} names {} classes, not 10", path.display(), names.len()))
-            .hint("remove it to use the usual class names"));
+    if names.len() == NAMES.len() {
+        return Ok(names);
     }
-    Ok(names)
+    let message = format!("{} names {} classes, not 10", path.display(), names.len());
+    Err(Error::new(message).hint("remove it to use the usual class names"))
 }
 
 #[cfg(test)]

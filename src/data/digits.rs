@@ -12,7 +12,7 @@ use super::rng::{Generator, PictureRng};
 use super::{Dataset, Options, Split};
 use crate::error::Result;
 
-/// Pieces of the curve between two points of a skeleton.
+/// Segments of the curve between two points of a skeleton.
 const STEPS: usize = 4;
 /// Side of the box that holds the ink, in sides of the picture, as in MNIST.
 const BOX: f32 = 20.0 / 28.0;
@@ -124,7 +124,7 @@ impl Bend {
 /// Brings the lines to the size and place that MNIST gives its digits, in pixels.
 fn place(rng: &mut PictureRng, strokes: &mut [Vec<Point>], size: f32) {
     let (mut low, mut high) = ([f32::INFINITY; 2], [f32::NEG_INFINITY; 2]);
-    // The centre of mass of a line of even thickness: its pieces' middles, weighed by their lengths.
+    // The centre of mass of a line of even thickness: its segments' middles, weighed by their lengths.
     let (mut mass, mut moment) = (1e-6, [0.0; 2]);
     for line in strokes.iter() {
         for p in line {
@@ -165,10 +165,10 @@ fn ink(rng: &mut PictureRng, strokes: &[Vec<Point>], size: usize, out: &mut [f32
     let edge = (rng.range(0.9, 1.5) * pixel).max(1.0);
     let width = |i: usize| radius * (1.0 + swing * (beat * i as f32 + phase).sin());
 
-    // Each piece touches only the pixels around it; `out` keeps the depth below the surface of the ink.
+    // Each segment touches only the pixels around it; `out` keeps the depth below the surface of the ink.
     out.fill(f32::NEG_INFINITY);
-    let pieces = strokes.iter().flat_map(|line| line.windows(2));
-    for (i, pair) in pieces.enumerate() {
+    let segments = strokes.iter().flat_map(|line| line.windows(2));
+    for (i, pair) in segments.enumerate() {
         let (a, b, r0, r1) = (pair[0], pair[1], width(i), width(i + 1));
         let reach = r0.max(r1) + edge;
         let span = |k: usize| {

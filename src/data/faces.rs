@@ -4,7 +4,7 @@ use super::canvas::{Canvas, Point, around, curve, ellipse, rounded_box};
 use super::face_parts::{Color, Face, Hair, Hat, MOODS, Mood, classes};
 use super::rng::{Generator, PictureRng};
 use super::{Dataset, Options, Split};
-use crate::error::{Error, Result};
+use crate::error::{Result, need};
 
 const SMALLEST: usize = 16;
 const DARK: Color = [0.13, 0.10, 0.11];
@@ -19,16 +19,12 @@ pub(super) struct Faces {
 
 impl Faces {
     pub(super) fn new(options: &Options) -> Result<Self> {
-        if options.image_size < SMALLEST {
-            return Err(Error::usage(format!("`faces` cannot be drawn in {} pixels", options.image_size))
-                .hint(format!("use an image size of {SMALLEST} or more")));
-        }
-        if options.channels == Some(1) {
-            return Err(
-                Error::usage("`faces` are in colour, they have no grey version").hint("use 3 channels")
-            );
-        }
-        Ok(Faces { size: options.image_size, seed: options.seed, split: options.split, classes: classes() })
+        let Options { image_size: size, seed, split, .. } = *options;
+        let message = format!("`faces` cannot be drawn in {size} pixels");
+        need(size >= SMALLEST, message, format!("use an image size of {SMALLEST} or more"))?;
+        let coloured = options.channels != Some(1);
+        need(coloured, "`faces` are in colour, they have no grey version", "use 3 channels")?;
+        Ok(Faces { size, seed, split, classes: classes() })
     }
 
     fn face(&self, index: u64) -> Face {
@@ -106,11 +102,8 @@ impl Face {
         if self.hair.0 == Hair::Curly {
             for i in 0..9 {
                 let (sin, cos) = (std::f32::consts::PI * (i as f32 / 8.0)).sin_cos();
-                canvas.ellipse(
-                    self.at(-cos * (w + 0.02), -sin * (h - 0.01) - 0.02),
-                    [0.085; 2],
-                    self.hair_color.0,
-                );
+                let curl = self.at(-cos * (w + 0.02), -sin * (h - 0.01) - 0.02);
+                canvas.ellipse(curl, [0.085; 2], self.hair_color.0);
             }
         }
         for side in [-1.0, 1.0] {
@@ -132,7 +125,7 @@ impl Face {
         };
         let hole = if self.hair.0 == Hair::Parted { [w * 1.22, h + 0.02] } else { [w * 1.02, h + 0.03] };
         let (center, radii) = (self.at(0.0, -0.01), [w + thick, h + thick]);
-        let (low, high) = around(center, [radii[0], radii[1]]);
+        let (low, high) = around(center, radii);
         // Below the ears there is no cap.
         let bottom = self.center[1] + if self.hair.0 == Hair::Long { 0.20 } else { 0.0 };
         canvas.fill(low, [high[0], bottom + 0.02], self.hair_color.0, |p| {
@@ -161,12 +154,9 @@ impl Face {
             let inner = [eye[0] - side * 0.045, brow - tilt];
             let outer = [eye[0] + side * 0.05, brow + tilt];
             let middle = [eye[0], (inner[1] + outer[1]) / 2.0 - if tilt > 0.0 { 0.0 } else { 0.012 }];
-            let color = if self.hair.0 == Hair::Bald {
-                shade(self.skin, 0.45)
-            } else {
-                shade(self.hair_color.0, 0.75)
-            };
-            canvas.line(&[inner, middle, outer], 0.012, color);
+            let bald = self.hair.0 == Hair::Bald;
+            let (color, by) = if bald { (self.skin, 0.45) } else { (self.hair_color.0, 0.75) };
+            canvas.line(&[inner, middle, outer], 0.012, shade(color, by));
             if mood == Mood::Smiling {
                 let blush = [self.skin[0], self.skin[1] * 0.82, self.skin[2] * 0.82];
                 canvas.ellipse(self.at(side * self.radii[0] * 0.62, 0.075), [0.042, 0.028], blush);

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::{Mutex, OnceLock};
 
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 
@@ -36,8 +36,7 @@ pub(super) struct Folder {
     classes: Vec<String>,
     notes: Vec<String>,
     shape: [usize; 3],
-    crop: Option<usize>,
-    resize: Resize,
+    options: Options,
     /// `[H, W, C]` bytes of the pictures read so far; empty if they would not all fit.
     cache: Vec<OnceLock<Box<[u8]>>>,
     /// The errors of pictures that could not be decoded, by index.
@@ -66,8 +65,8 @@ pub(super) fn open(dir: &Path, options: &Options) -> Result<Folder> {
     let fits = files.len() as u64 * shape.iter().product::<usize>() as u64 <= CACHE;
     let cache = if fits { files.iter().map(|_| OnceLock::new()).collect() } else { Vec::new() };
     let bad = Mutex::new(BTreeMap::new());
-    let Options { crop, resize, .. } = *options;
-    Ok(Folder { dir: dir.to_owned(), files, labels, classes, notes, shape, crop, resize, cache, bad })
+    let (dir, options) = (dir.to_owned(), Options { channels: Some(channels), ..options.clone() });
+    Ok(Folder { dir, files, labels, classes, notes, shape, options, cache, bad })
 }
 
 /// One picture file of any format that `images:` reads, cut and resized as there: `[size, size, channels]`,
@@ -86,13 +85,14 @@ pub fn read_picture(
     resize: Resize,
 ) -> Result<Vec<f32>> {
     let split = Split::Train; // neither it nor the seed matters to a single file
-    check(&Options { image_size: size, channels: Some(channels), crop, resize, seed: 0, split })?;
+    let options = Options { image_size: size, channels: Some(channels), crop, resize, seed: 0, split };
+    check(&options)?;
     if !path.is_file() {
         let wrong = if path.exists() { "is not a file" } else { "does not exist" };
         return Err(Error::new(format!("picture {} {wrong}", path.display()))
             .hint("give the path of a picture, such as a png or a jpeg"));
     }
-    let bytes = decode_and_fit(path, size, channels, crop, resize).map_err(|wrong| {
+    let bytes = decode_and_fit(path, &options).map_err(|wrong| {
         Error::new(format!("picture {} cannot be read", path.display()))
             .hint("check the file, or convert it to png or jpeg")
             .caused_by(wrong)
@@ -116,11 +116,9 @@ fn classes_of(files: &[PathBuf]) -> (Vec<String>, Vec<String>) {
     tops.sort();
     tops.dedup();
     if loose > 0 && tops.len() > 1 {
-        let note = format!(
-            "{loose} images lie beside the {} sub-folders, so the sub-folders are not taken as classes",
-            tops.len() - 1
-        );
-        return (Vec::new(), vec![note]);
+        let folders = tops.len() - 1;
+        let note = "sub-folders, so the sub-folders are not taken as classes";
+        return (Vec::new(), vec![format!("{loose} images lie beside the {folders} {note}")]);
     }
     if tops.len() < 2 { (Vec::new(), Vec::new()) } else { (tops, Vec::new()) }
 }
@@ -133,12 +131,10 @@ fn part_of(files: Vec<PathBuf>, split: Split) -> Option<Vec<PathBuf>> {
     }
     let mut hashes: Vec<(u64, usize)> = files.iter().enumerate().map(|(i, path)| (hash(path), i)).collect();
     hashes.sort();
-    let mut held_out = vec![false; files.len()];
-    for (_, i) in &hashes[..files.len() / 10] {
-        held_out[*i] = true;
-    }
-    let wanted = split == Split::HeldOut;
-    Some(files.into_iter().zip(held_out).filter(|(_, held)| *held == wanted).map(|(path, _)| path).collect())
+    let (held_out, training) = hashes.split_at(files.len() / 10);
+    let mut part = if split == Split::HeldOut { held_out } else { training }.to_vec();
+    part.sort_by_key(|(_, i)| *i);
+    Some(part.into_iter().map(|(_, i)| files[i].clone()).collect())
 }
 
 /// FNV-1a over the path with `/` between its components, with a final mix of the high bits (as in
@@ -170,16 +166,12 @@ fn probe(dir: &Path, files: &[PathBuf]) -> Result<usize> {
     }
 }
 
-fn limits() -> Limits {
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(MAX_DECODED);
-    limits
-}
-
 fn decoder(path: &Path) -> std::result::Result<impl ImageDecoder, String> {
     let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
     let mut reader = reader.map_err(|e| e.to_string())?;
-    reader.limits(limits());
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_DECODED);
+    reader.limits(limits);
     reader.into_decoder().map_err(|e| e.to_string())
 }
 
@@ -192,11 +184,8 @@ fn decode(path: &Path) -> std::result::Result<DynamicImage, String> {
     }
     // Not every decoder keeps the limits itself.
     if bytes > MAX_DECODED {
-        return Err(format!(
-            "{w} x {h} pixels need {} MB, more than the {} allowed",
-            bytes >> 20,
-            MAX_DECODED >> 20
-        ));
+        let [needed, allowed] = [bytes >> 20, MAX_DECODED >> 20];
+        return Err(format!("{w} x {h} pixels need {needed} MB, more than the {allowed} allowed"));
     }
     let orientation = decoder.orientation().map_err(|e| e.to_string())?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
@@ -205,35 +194,24 @@ fn decode(path: &Path) -> std::result::Result<DynamicImage, String> {
 }
 
 /// `[size, size, channels]` bytes of a picture file, or what is wrong with it in a line.
-fn decode_and_fit(
-    path: &Path,
-    size: usize,
-    channels: usize,
-    crop: Option<usize>,
-    resize: Resize,
-) -> std::result::Result<Vec<u8>, String> {
+fn decode_and_fit(path: &Path, options: &Options) -> std::result::Result<Vec<u8>, String> {
     // Decoders are foreign code: a panic there is one more picture that cannot be read.
-    catch_unwind(AssertUnwindSafe(|| decode(path).map(|image| fit(image, crop, resize, size, channels))))
+    catch_unwind(AssertUnwindSafe(|| decode(path).map(|image| fit(image, options))))
         .unwrap_or_else(|panic| Err(format!("its decoder failed: {}", panic_text(panic.as_ref()))))
         .map_err(|wrong| wrong.lines().next().unwrap_or_default().to_owned())
 }
 
 impl Folder {
-    fn bad(&self) -> MutexGuard<'_, BTreeMap<usize, String>> {
-        lock(&self.bad)
-    }
-
     /// Writes picture `i` to `out`; false if it cannot be decoded.
     fn picture(&self, i: usize, out: &mut [f32]) -> bool {
         if let Some(bytes) = self.cache.get(i).and_then(OnceLock::get) {
             write(bytes, out);
             return true;
         }
-        if self.bad().contains_key(&i) {
+        if lock(&self.bad).contains_key(&i) {
             return false;
         }
-        let [size, _, channels] = self.shape;
-        match decode_and_fit(&self.dir.join(&self.files[i]), size, channels, self.crop, self.resize) {
+        match decode_and_fit(&self.dir.join(&self.files[i]), &self.options) {
             Ok(bytes) => {
                 write(&bytes, out);
                 if let Some(place) = self.cache.get(i) {
@@ -243,7 +221,7 @@ impl Folder {
                 true
             }
             Err(wrong) => {
-                self.bad().insert(i, wrong);
+                lock(&self.bad).insert(i, wrong);
                 false
             }
         }
@@ -251,7 +229,7 @@ impl Folder {
 
     /// An error once more than half of the pictures are known to be bad.
     fn check(&self) -> Result<()> {
-        let bad = self.bad();
+        let bad = lock(&self.bad);
         match bad.first_key_value() {
             Some((i, wrong)) if bad.len() * 2 > self.files.len() => Err(Error::new(format!(
                 "{} of the {} images in {} cannot be read",
@@ -297,11 +275,11 @@ impl Dataset for Folder {
     }
 
     fn skipped(&self) -> u64 {
-        self.bad().len() as u64
+        lock(&self.bad).len() as u64
     }
 
     fn warnings(&self) -> Vec<String> {
-        let bad = self.bad();
+        let bad = lock(&self.bad);
         let mut warnings = self.notes.clone();
         warnings.extend(bad.iter().take(NAMED).map(|(i, wrong)| {
             format!("{} cannot be read and is left out: {wrong}", self.dir.join(&self.files[*i]).display())

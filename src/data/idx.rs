@@ -38,14 +38,11 @@ pub(super) fn open(dir: &Path, options: &Options) -> Result<InMemory> {
         Some(path) => {
             let (count, labels) = read(&path, 1)?;
             if count[0] != dims[0] {
-                return Err(Error::new(format!(
-                    "{} holds {} labels, but {} holds {} pictures",
-                    path.display(),
-                    count[0],
-                    images.display(),
-                    dims[0]
-                ))
-                .hint("use files of one set, or remove the label file to go without labels"));
+                let (file, images) = (path.display(), images.display());
+                let message =
+                    format!("{file} holds {} labels, but {images} holds {} pictures", count[0], dims[0]);
+                return Err(Error::new(message)
+                    .hint("use files of one set, or remove the label file to go without labels"));
             }
             labels
         }
@@ -91,10 +88,8 @@ fn read(path: &Path, dims: usize) -> Result<(Vec<usize>, Vec<u8>)> {
     file.by_ref().take(2).read_to_end(&mut start).map_err(damaged)?;
     file.seek(SeekFrom::Start(0)).map_err(damaged)?;
     let zipped = start == [0x1f, 0x8b];
-    let mut source: Box<dyn Read> = match zipped {
-        true => Box::new(MultiGzDecoder::new(BufReader::new(file))),
-        false => Box::new(file),
-    };
+    let mut source: Box<dyn Read> =
+        if zipped { Box::new(MultiGzDecoder::new(BufReader::new(file))) } else { Box::new(file) };
 
     let mut header = Vec::new();
     let length = 4 + 4 * dims;
@@ -127,23 +122,20 @@ fn read(path: &Path, dims: usize) -> Result<(Vec<usize>, Vec<u8>)> {
         return Err(short(format!("its header promises {shape} bytes, it holds {held}")));
     }
     if expected > MAX_BYTES {
-        return Err(Error::new(format!(
-            "{name} promises {shape} bytes, more than the {MAX_BYTES} supported"
-        ))
-        .hint("save the pictures as files and use `images:DIR`"));
+        let message = format!("{name} promises {shape} bytes, more than the {MAX_BYTES} supported");
+        return Err(Error::new(message).hint("save the pictures as files and use `images:DIR`"));
     }
     let mut values = Vec::new();
     read_up_to(&mut source, expected + 1, &mut values).map_err(damaged)?;
-    match (values.len() as u64).cmp(&expected) {
-        std::cmp::Ordering::Less => {
-            Err(short(format!("its header promises {shape} bytes, it holds {}", values.len())))
-        }
-        std::cmp::Ordering::Greater => {
-            Err(Error::new(format!("{name} holds more than the {shape} bytes that its header says"))
-                .hint("download it again, it is damaged"))
-        }
-        std::cmp::Ordering::Equal => Ok((sizes, values)),
+    let held = values.len() as u64;
+    if held < expected {
+        return Err(short(format!("its header promises {shape} bytes, it holds {held}")));
     }
+    if held > expected {
+        let message = format!("{name} holds more than the {shape} bytes that its header says");
+        return Err(Error::new(message).hint("download it again, it is damaged"));
+    }
+    Ok((sizes, values))
 }
 
 /// Reads `limit` bytes or to the end. A compressed stream that breaks off counts as its end.

@@ -3,7 +3,7 @@
 use image::{DynamicImage, GrayImage, RgbImage};
 
 use super::picture::{fit, from_u8};
-use super::{Dataset, Options, Resize, Values, Whole};
+use super::{Dataset, Options, Values, Whole};
 use crate::error::Result;
 
 /// Pictures of one size as they came, MNIST and CIFAR-10 among them.
@@ -15,7 +15,7 @@ pub(super) struct InMemory {
     classes: Vec<String>,
     own: [usize; 3],
     shape: [usize; 3],
-    resize: Resize,
+    options: Options,
 }
 
 impl InMemory {
@@ -29,13 +29,11 @@ impl InMemory {
     ) -> Self {
         let size: usize = own.iter().product();
         assert!(size > 0 && !pixels.is_empty() && pixels.len().is_multiple_of(size), "InMemory: not {own:?}");
-        assert!(
-            labels.is_empty() || labels.len() == pixels.len() / size,
-            "InMemory: {} labels",
-            labels.len()
-        );
+        let fits = labels.is_empty() || labels.len() == pixels.len() / size;
+        assert!(fits, "InMemory: {} labels", labels.len());
         let shape = [options.image_size, options.image_size, options.channels.unwrap_or(own[2])];
-        InMemory { pixels, labels, classes, own, shape, resize: options.resize }
+        let options = Options { channels: Some(shape[2]), crop: None, ..options.clone() };
+        InMemory { pixels, labels, classes, own, shape, options }
     }
 
     fn count(&self) -> usize {
@@ -81,7 +79,7 @@ impl Dataset for InMemory {
             };
             // The slice above has just this length.
             let image = image.unwrap_or_else(|| unreachable!("{} bytes are not {:?}", bytes.len(), self.own));
-            write(&fit(image, None, self.resize, self.shape[0], self.shape[2]), out);
+            write(&fit(image, &self.options), out);
         }
         Ok(self.label(i))
     }

@@ -9,7 +9,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle, available_parallelism};
 
 use super::Dataset;
@@ -182,7 +182,7 @@ impl<B: Send + 'static> Loader<B> {
     // Not an iterator: it never ends, and its errors are to be looked at, not collected.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<B> {
-        let mut state = self.shared.lock();
+        let mut state = lock(&self.shared.state);
         loop {
             let wanted = state.next_taken;
             if let Some(batch) = state.ready.remove(&wanted) {
@@ -197,7 +197,7 @@ impl<B: Send + 'static> Loader<B> {
 
 impl<B> Drop for Loader<B> {
     fn drop(&mut self) {
-        self.shared.lock().stop = true;
+        lock(&self.shared.state).stop = true;
         self.shared.changed.notify_all();
         for thread in self.threads.drain(..) {
             // A thread catches the panics of the functions that it calls.
@@ -226,14 +226,10 @@ struct State<B> {
 }
 
 impl<B> Shared<B> {
-    fn lock(&self) -> MutexGuard<'_, State<B>> {
-        lock(&self.state)
-    }
-
     /// The loop of a thread: take the number of a batch, make it, add it to `ready`.
     fn work(&self) {
         loop {
-            let mut state = self.lock();
+            let mut state = lock(&self.state);
             while !state.stop && state.next_made >= state.next_taken + self.ahead {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
@@ -244,13 +240,13 @@ impl<B> Shared<B> {
             state.next_made += 1;
             drop(state);
             // Without this a panic in a decoder would leave `next` waiting for ever.
-            let made = catch_unwind(AssertUnwindSafe(|| (self.make)(k, &|| self.lock().stop)));
+            let made = catch_unwind(AssertUnwindSafe(|| (self.make)(k, &|| lock(&self.state).stop)));
             let batch = made.unwrap_or_else(|panic| {
                 Err(Error::new("reading the data failed inside the program")
                     .hint("this is a mistake in denoir or a decoder, please report it")
                     .caused_by(panic_text(panic.as_ref())))
             });
-            self.lock().ready.insert(k, batch);
+            lock(&self.state).ready.insert(k, batch);
             self.changed.notify_all();
         }
     }

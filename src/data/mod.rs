@@ -15,7 +15,7 @@ mod idx;
 mod in_memory;
 mod loader;
 pub mod picture;
-pub mod quality;
+pub(crate) mod quality;
 mod rng;
 mod scan;
 mod statistics;
@@ -23,19 +23,19 @@ mod statistics;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, need};
 
 pub use folder::read_picture;
 pub use loader::{Batch, Loader, Picks};
-pub use statistics::{Statistics, statistics};
+pub(crate) use statistics::statistics;
 
 /// The largest side of a training picture, in pixels.
-pub const MAX_IMAGE_SIZE: usize = 4096;
+pub(crate) const MAX_IMAGE_SIZE: usize = 4096;
 
 /// Size, colours and part of the pictures of a data set.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Side of the square pictures, in pixels: 8 (`faces`: 16) to [`MAX_IMAGE_SIZE`].
+    /// Side of the square pictures, in pixels: 8 (`faces`: 16) to 4096.
     pub image_size: usize,
     /// 1 = grey, 3 = RGB; `None`: the data's own.
     pub channels: Option<usize>,
@@ -145,10 +145,7 @@ pub enum Values<'a> {
 /// An unknown spec, options that do not fit it, files that are missing, cut short or of a wrong kind.
 pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
     check(options)?;
-    let (kind, argument) = match spec.split_once(':') {
-        Some((kind, argument)) => (kind, Some(argument)),
-        None => (spec, None),
-    };
+    let (kind, argument) = spec.split_once(':').map_or((spec, None), |(kind, dir)| (kind, Some(dir)));
     match (kind, argument) {
         ("digits", None) => Ok(Arc::new(digits::Digits::new(options))),
         ("faces", None) => Ok(Arc::new(faces::Faces::new(options)?)),
@@ -179,18 +176,15 @@ pub(crate) fn open_for_evaluation(spec: &str, options: &Options) -> Result<(Arc<
 }
 
 fn check(options: &Options) -> Result<()> {
-    if !(8..=MAX_IMAGE_SIZE).contains(&options.image_size) {
-        return Err(Error::usage(format!("an image size of {} pixels cannot be used", options.image_size))
-            .hint(format!("use 8 to {MAX_IMAGE_SIZE}")));
-    }
-    if !matches!(options.channels, None | Some(1 | 3)) {
-        return Err(Error::usage(format!("{} image channels cannot be used", options.channels.unwrap_or(0)))
-            .hint("use 1 (grey) or 3 (RGB)"));
-    }
-    if options.crop == Some(0) {
-        return Err(Error::usage("a crop of 0 pixels leaves nothing").hint("use 1 or more, or leave it out"));
-    }
-    Ok(())
+    let Options { image_size, channels, crop, .. } = *options;
+    need(
+        (8..=MAX_IMAGE_SIZE).contains(&image_size),
+        format!("an image size of {image_size} pixels cannot be used"),
+        format!("use 8 to {MAX_IMAGE_SIZE}"),
+    )?;
+    let message = format!("{} image channels cannot be used", channels.unwrap_or(0));
+    need(matches!(channels, None | Some(1 | 3)), message, "use 1 (grey) or 3 (RGB)")?;
+    need(crop != Some(0), "a crop of 0 pixels leaves nothing", "use 1 or more, or leave it out")
 }
 
 /// The folder named in a spec. A shell does not expand `~` behind a colon, so it is done here.

@@ -1,9 +1,9 @@
 //! Pixels: bytes to [-1, 1] and back, cutting and resizing to a square, mirroring, and contact sheets.
 
 use image::imageops::{self, FilterType};
-use image::{DynamicImage, GrayImage, ImageBuffer, Pixel, Rgb, RgbImage};
+use image::{DynamicImage, ImageBuffer, Pixel, Rgb, RgbImage};
 
-use super::Resize;
+use super::{Options, Resize};
 
 /// A value in [-1, 1] as a byte, `round(255 * clamp(v / 2 + 1/2, 0, 1))`; NaN becomes 0.
 pub(crate) fn to_u8(v: f32) -> u8 {
@@ -52,73 +52,59 @@ pub fn grid(images: &[f32], n: usize, [h, w, c]: [usize; 3], columns: usize, gap
     sheet
 }
 
-/// The centred square of a picture, `crop` pixels wide (or as wide as the picture allows), as `[size,
-/// size, channels]` bytes. Transparency shows white, as on a page. Channels 1 or 3.
+/// The centred square of a picture, `crop` pixels wide (or as wide as the picture allows), as `[image_size,
+/// image_size, channels]` bytes, 3 channels where the options name none. Transparency shows white, as on a
+/// page.
 ///
 /// The filter of [`Resize::Bicubic`] is PIL's, which Parmar et al. 2022 ("On aliased resizing and surprising
 /// subtleties in GAN evaluation") recommend; a triangle blurs more, Lanczos rings more.
-pub(super) fn fit(
-    image: DynamicImage,
-    crop: Option<usize>,
-    resize: Resize,
-    size: usize,
-    channels: usize,
-) -> Vec<u8> {
+pub(super) fn fit(image: DynamicImage, options: &Options) -> Vec<u8> {
+    let Options { image_size, channels, crop, resize, .. } = *options;
     let has_color = image.color().has_color();
     let image = if image.color().has_alpha() { on_white(image) } else { image };
     let largest = image.width().min(image.height());
     let side = crop.map_or(largest, |c| largest.min(u32::try_from(c).unwrap_or(u32::MAX)));
-    let size = size as u32;
+    let size = image_size as u32;
     // Resizing every channel of a grey picture, or colours that become grey, would be work for nothing.
-    let grey = channels == 1 || !has_color;
+    let grey = channels == Some(1) || !has_color;
     let bytes = match (resize, grey) {
-        (Resize::Bicubic, true) => square(image.into_luma8(), side, size, 1, GrayImage::from_raw),
-        (Resize::Bicubic, false) => square(image.into_rgb8(), side, size, 3, RgbImage::from_raw),
+        (Resize::Bicubic, true) => square(image.into_luma8(), side, size),
+        (Resize::Bicubic, false) => square(image.into_rgb8(), side, size),
         (Resize::Bilinear, true) => whole(image.into_luma8(), crop.map(|_| side), size),
         (Resize::Bilinear, false) => whole(image.into_rgb8(), crop.map(|_| side), size),
     };
-    if grey && channels == 3 { bytes.into_iter().flat_map(|v| [v; 3]).collect() } else { bytes }
+    if grey && channels != Some(1) { bytes.into_iter().flat_map(|v| [v; 3]).collect() } else { bytes }
 }
 
 type Bytes<P> = ImageBuffer<P, Vec<u8>>;
 
 /// The centred square of `side` pixels, resized to `size`, as `[size, size, c]`.
-fn square<P: Pixel<Subpixel = u8> + 'static>(
-    image: Bytes<P>,
-    side: u32,
-    size: u32,
-    c: usize,
-    from_raw: impl Fn(u32, u32, Vec<u8>) -> Option<Bytes<P>>,
-) -> Vec<u8> {
+fn square<P: Pixel<Subpixel = u8> + 'static>(image: Bytes<P>, side: u32, size: u32) -> Vec<u8> {
     // A photograph is first brought to four times the size by plain averages, which differs from the filter
     // alone by little more than rounding and takes a tenth of its time (Pillow's `reducing_gap` is the same).
     let factor = (side / (4 * size)).max(1);
     let small = side / factor;
     let corner = [image.width(), image.height()].map(|extent| ((extent - small * factor) / 2) as usize);
-    let bytes = average(&image, image.width() as usize * c, corner, factor as usize, small as usize, c);
-    if small == size {
-        return bytes;
+    let small = average(&image, corner, factor as usize, small);
+    if small.width() == size {
+        return small.into_raw();
     }
-    let small = from_raw(small, small, bytes).unwrap_or_else(|| unreachable!("{small} pixels square"));
     imageops::resize(&small, size, size, FilterType::CatmullRom).into_raw()
 }
 
 /// As torchvision has it: the picture (or its centred square of `side` pixels) with its shorter side at
 /// `size`, the longer one cut off to a whole number; of that, the square in the middle, half pixels going to
 /// the even one.
-fn whole<P: Pixel<Subpixel = u8> + 'static>(image: Bytes<P>, side: Option<u32>, size: u32) -> Vec<u8> {
-    let image = match side {
-        Some(side) => middle(&image, side),
-        None => image,
-    };
+fn whole<P: Pixel<Subpixel = u8> + 'static>(mut image: Bytes<P>, side: Option<u32>, size: u32) -> Vec<u8> {
+    if let Some(side) = side {
+        image = middle(&image, side);
+    }
     let (w, h) = image.dimensions();
     // Of a strip only the middle is resized: as a whole it could take any amount of memory.
     let [most_w, most_h] = [w.min(h.saturating_mul(4)), h.min(w.saturating_mul(4))];
-    let image = if [most_w, most_h] == [w, h] {
-        image
-    } else {
-        imageops::crop_imm(&image, (w - most_w) / 2, (h - most_h) / 2, most_w, most_h).to_image()
-    };
+    if [most_w, most_h] != [w, h] {
+        image = imageops::crop_imm(&image, (w - most_w) / 2, (h - most_h) / 2, most_w, most_h).to_image();
+    }
     let (w, h) = image.dimensions();
     let long = |long: u32, short: u32| (u64::from(size) * u64::from(long) / u64::from(short)) as u32;
     let [new_w, new_h] = if w <= h { [size, long(h, w)] } else { [long(w, h), size] };
@@ -137,22 +123,20 @@ fn middle<P: Pixel<Subpixel = u8> + 'static>(image: &Bytes<P>, side: u32) -> Byt
     imageops::crop_imm(image, x, y, side, side).to_image()
 }
 
-/// The averages of `factor` x `factor` pixels, `size` x `size` of them, from corner `[left, top]` on. A row
-/// of the picture has `row` bytes, a pixel `c`.
-fn average(
-    bytes: &[u8],
-    row: usize,
+/// The averages of `factor` x `factor` pixels, `size` x `size` of them, from corner `[left, top]` on.
+fn average<P: Pixel<Subpixel = u8>>(
+    image: &Bytes<P>,
     [left, top]: [usize; 2],
     factor: usize,
-    size: usize,
-    c: usize,
-) -> Vec<u8> {
-    let count = (factor * factor) as u32;
-    let mut out = Vec::with_capacity(size * size * c);
-    let mut sums = vec![0u32; size * c];
-    for y in 0..size {
+    size: u32,
+) -> Bytes<P> {
+    let c = usize::from(P::CHANNEL_COUNT);
+    let (row, count) = (image.width() as usize * c, (factor * factor) as u32);
+    let mut out = Vec::new();
+    let mut sums = vec![0u32; size as usize * c];
+    for y in 0..size as usize {
         sums.fill(0);
-        for source in bytes[(top + y * factor) * row..].chunks(row).take(factor) {
+        for source in image.as_raw()[(top + y * factor) * row..].chunks(row).take(factor) {
             let blocks = source[left * c..].chunks_exact(factor * c);
             for (sum, block) in sums.chunks_exact_mut(c).zip(blocks) {
                 for pixel in block.chunks_exact(c) {
@@ -164,7 +148,7 @@ fn average(
         }
         out.extend(sums.iter().map(|s| ((s + count / 2) / count) as u8));
     }
-    out
+    Bytes::from_raw(size, size, out).unwrap_or_else(|| unreachable!("{size} pixels square"))
 }
 
 /// Lays a transparent picture on white.
@@ -183,19 +167,27 @@ fn on_white(image: DynamicImage) -> DynamicImage {
 /// small ones are hard to look at. Pictures of larger images come back as they are.
 pub(crate) fn enlarge(picture: RgbImage, side: usize) -> RgbImage {
     let factor = (64 / side.max(1)).max(1) as u32;
-    let size = (picture.width().checked_mul(factor), picture.height().checked_mul(factor));
-    match size {
-        (Some(w), Some(h)) if factor > 1 => {
-            RgbImage::from_fn(w, h, |x, y| *picture.get_pixel(x / factor, y / factor))
-        }
+    match (picture.width().checked_mul(factor), picture.height().checked_mul(factor)) {
+        (Some(w), Some(h)) => RgbImage::from_fn(w, h, |x, y| *picture.get_pixel(x / factor, y / factor)),
         _ => picture,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::options;
     use super::*;
-    use image::{LumaA, Rgba};
+    use image::{GrayImage, LumaA, Rgba};
+
+    fn fitted(
+        image: DynamicImage,
+        crop: Option<usize>,
+        resize: Resize,
+        size: usize,
+        channels: usize,
+    ) -> Vec<u8> {
+        fit(image, &Options { crop, resize, channels: Some(channels), ..options(size) })
+    }
 
     #[test]
     fn bytes_survive_the_round_trip_and_values_are_clamped() {
@@ -228,12 +220,12 @@ mod tests {
     #[test]
     fn fit_cuts_the_centre() {
         let wide = RgbImage::from_fn(30, 10, |x, _| Rgb([x as u8, 0, 7]));
-        let square = fit(DynamicImage::ImageRgb8(wide.clone()), None, Resize::Bicubic, 10, 3);
+        let square = fitted(DynamicImage::ImageRgb8(wide.clone()), None, Resize::Bicubic, 10, 3);
         assert_eq!((&square[..3], &square[27..30]), (&[10, 0, 7][..], &[19, 0, 7][..]));
-        let cut = fit(DynamicImage::ImageRgb8(wide.clone()), Some(8), Resize::Bicubic, 8, 3);
+        let cut = fitted(DynamicImage::ImageRgb8(wide.clone()), Some(8), Resize::Bicubic, 8, 3);
         assert_eq!(cut[0], 11);
         assert_eq!(
-            fit(DynamicImage::ImageRgb8(wide), Some(99), Resize::Bicubic, 10, 3),
+            fitted(DynamicImage::ImageRgb8(wide), Some(99), Resize::Bicubic, 10, 3),
             square,
             "no wider than the picture"
         );
@@ -242,7 +234,7 @@ mod tests {
     #[test]
     fn shrinking_averages_instead_of_dropping_pixels() {
         let stripes = GrayImage::from_fn(64, 64, |x, _| image::Luma([if x % 2 == 0 { 0 } else { 255 }]));
-        let small = fit(DynamicImage::ImageLuma8(stripes), None, Resize::Bicubic, 8, 1);
+        let small = fitted(DynamicImage::ImageLuma8(stripes), None, Resize::Bicubic, 8, 1);
         assert!(small.iter().all(|v| (115..=140).contains(v)), "{small:?}");
     }
 
@@ -250,7 +242,7 @@ mod tests {
     fn a_strip_takes_no_more_memory_than_a_picture() {
         // As a whole it would be 256 x 51,200,000 pixels.
         let strip = GrayImage::from_fn(1, 200_000, |_, y| image::Luma([if y < 100_000 { 0 } else { 255 }]));
-        let square = fit(DynamicImage::ImageLuma8(strip), None, Resize::Bilinear, 256, 1);
+        let square = fitted(DynamicImage::ImageLuma8(strip), None, Resize::Bilinear, 256, 1);
         assert!(square.len() == 256 * 256 && square[0] <= 2 && square[256 * 256 - 1] >= 253);
     }
 
@@ -261,7 +253,7 @@ mod tests {
         let photo = RgbImage::from_fn(640, 512, |x, y| Rgb([wave(x, y), wave(y, x), (x % 256) as u8 / 2]));
         let cut = imageops::crop_imm(&photo, 64, 0, 512, 512).to_image();
         let exact = imageops::resize(&cut, 16, 16, FilterType::CatmullRom).into_raw();
-        let fast = fit(DynamicImage::ImageRgb8(photo), None, Resize::Bicubic, 16, 3);
+        let fast = fitted(DynamicImage::ImageRgb8(photo), None, Resize::Bicubic, 16, 3);
         let worst = exact.iter().zip(&fast).map(|(&a, &b)| a.abs_diff(b)).max().unwrap();
         assert!(exact.len() == fast.len() && worst <= 3, "{worst}");
     }
@@ -269,13 +261,19 @@ mod tests {
     #[test]
     fn transparency_is_white_and_depths_agree() {
         let clear = image::RgbaImage::from_pixel(8, 8, Rgba([200, 0, 0, 0]));
-        assert!(fit(DynamicImage::ImageRgba8(clear), None, Resize::Bicubic, 8, 3).iter().all(|&v| v == 255));
+        assert!(
+            fitted(DynamicImage::ImageRgba8(clear), None, Resize::Bicubic, 8, 3).iter().all(|&v| v == 255)
+        );
         let half = image::GrayAlphaImage::from_pixel(8, 8, LumaA([0, 128]));
-        assert!(fit(DynamicImage::ImageLumaA8(half), None, Resize::Bicubic, 8, 3).iter().all(|&v| v == 127));
+        assert!(
+            fitted(DynamicImage::ImageLumaA8(half), None, Resize::Bicubic, 8, 3).iter().all(|&v| v == 127)
+        );
         let deep = image::ImageBuffer::from_pixel(8, 8, image::Luma([0x8080_u16]));
-        assert!(fit(DynamicImage::ImageLuma16(deep), None, Resize::Bicubic, 8, 3).iter().all(|&v| v == 128));
+        assert!(
+            fitted(DynamicImage::ImageLuma16(deep), None, Resize::Bicubic, 8, 3).iter().all(|&v| v == 128)
+        );
         let green = RgbImage::from_pixel(8, 8, Rgb([0, 255, 0]));
-        let grey = fit(DynamicImage::ImageRgb8(green), None, Resize::Bicubic, 8, 1);
+        let grey = fitted(DynamicImage::ImageRgb8(green), None, Resize::Bicubic, 8, 1);
         assert!(grey.len() == 64 && grey.iter().all(|v| (150..=190).contains(v)), "{grey:?}");
     }
 }

@@ -24,9 +24,6 @@ pub struct Statistics {
 
 /// The statistics of the first `count` pictures (of all if there are fewer).
 ///
-/// # Errors
-/// The data cannot be read.
-///
 /// # Panics
 /// If `count` is 0.
 #[track_caller]
@@ -34,32 +31,30 @@ pub fn statistics(dataset: &dyn Dataset, count: u64) -> Result<Statistics> {
     assert!(count > 0, "statistics: of 0 pictures");
     let count = dataset.len().map_or(count, |len| len.min(count));
     let (channels, classes) = (dataset.shape()[2], dataset.classes().len());
-    let chunk = |first: u64| -> Result<Sums> {
-        let mut sums = Sums { channels: vec![Channel::EMPTY; channels], histogram: vec![0; classes] };
+    let chunk = |first: u64| -> Result<(Vec<Channel>, Vec<u64>)> {
+        let (mut sums, mut histogram) = (vec![Channel::EMPTY; channels], vec![0; classes]);
         let mut pixels = vec![0.0; dataset.shape().iter().product()];
         for index in first..count.min(first + CHUNK) {
             let label = dataset.read(index, &mut pixels)? as usize;
-            if let Some(n) = sums.histogram.get_mut(label) {
+            if let Some(n) = histogram.get_mut(label) {
                 *n += 1;
             }
             for pixel in pixels.chunks_exact(channels) {
-                for (channel, &v) in sums.channels.iter_mut().zip(pixel) {
+                for (channel, &v) in sums.iter_mut().zip(pixel) {
                     let wide = f64::from(v);
                     *channel = channel.plus(&Channel { sum: wide, squares: wide * wide, min: v, max: v });
                 }
             }
         }
-        Ok(sums)
+        Ok((sums, histogram))
     };
     // Chunks have a fixed size and are added in order: the number of threads does not change the result.
-    let chunks: Vec<Result<Sums>> =
-        (0..count.div_ceil(CHUNK)).into_par_iter().map(|i| chunk(i * CHUNK)).collect();
-    let mut total = vec![Channel::EMPTY; channels];
-    let mut histogram = vec![0; classes];
+    let chunks: Vec<_> = (0..count.div_ceil(CHUNK)).into_par_iter().map(|i| chunk(i * CHUNK)).collect();
+    let (mut total, mut histogram) = (vec![Channel::EMPTY; channels], vec![0; classes]);
     for sums in chunks {
-        let sums = sums?;
-        total.iter_mut().zip(&sums.channels).for_each(|(all, some)| *all = all.plus(some));
-        histogram.iter_mut().zip(&sums.histogram).for_each(|(all, some)| *all += some);
+        let (sums, labels) = sums?;
+        total.iter_mut().zip(&sums).for_each(|(all, some)| *all = all.plus(some));
+        histogram.iter_mut().zip(labels).for_each(|(all, some)| *all += some);
     }
     let pixels = (count as usize * dataset.shape()[0] * dataset.shape()[1]) as f64;
     let mean: Vec<f64> = total.iter().map(|c| c.sum / pixels).collect();
@@ -71,11 +66,6 @@ pub fn statistics(dataset: &dyn Dataset, count: u64) -> Result<Statistics> {
 
 /// Pictures added up at a time.
 const CHUNK: u64 = 64;
-
-struct Sums {
-    channels: Vec<Channel>,
-    histogram: Vec<u64>,
-}
 
 #[derive(Clone, Copy)]
 struct Channel {

@@ -57,6 +57,18 @@ fn take<T: DeserializeOwned>(arguments: &mut Arguments, key: &str) -> Result<T, 
     serde_json::from_value(value).map_err(|e| format!("{key} does not fit: {e}"))
 }
 
+/// A configuration in denoir's terms from its keys.
+fn read<T: DeserializeOwned>(keys: &Arguments) -> Result<T, String> {
+    T::deserialize(keys).map_err(|e| {
+        // The error does not name its key: it is the one that does not fit alone.
+        let alone = |(key, value): (&String, &Value)| {
+            let e = T::deserialize(&Map::from_iter([(key.clone(), value.clone())])).err()?;
+            Some(format!("{key} does not fit: {e}"))
+        };
+        keys.iter().find_map(alone).unwrap_or_else(|| format!("a value does not fit: {e}"))
+    })
+}
+
 /// Sets the arguments in the JSON object `values`.
 fn set(arguments: &mut Arguments, values: Value) {
     if let Value::Object(values) = values {
@@ -125,10 +137,7 @@ pub fn text_of(model: &Model, side: usize) -> Result<String, String> {
 }
 
 /// The class of a pipeline from its `model_index.json`, and the class of each component by name.
-///
-/// # Errors
-/// When the text is no JSON object.
-pub fn index(text: &str) -> Result<(Option<String>, BTreeMap<String, String>), String> {
+pub(crate) fn index(text: &str) -> Result<(Option<String>, BTreeMap<String, String>), String> {
     let map = object(text)?;
     let class = class_name(&map).map(str::to_owned);
     // [library, class]; [null, null] is a component that is absent. Other values are a pipeline's settings.

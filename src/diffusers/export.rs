@@ -30,10 +30,7 @@ pub(crate) fn check_free(folder: &Path) -> Result<()> {
 
 /// Writes a diffusion model as a pipeline (`DDPMPipeline`, `DDIMPipeline` with that scheduler, or
 /// `LDMPipeline` with its VAE), a VAE as a bare model.
-///
-/// # Errors
-/// When the reference library has no such model, or the folder cannot be written.
-pub fn write(folder: &Path, model: &Component, vae: Option<&Component>) -> Result<()> {
+pub(crate) fn write(folder: &Path, model: &Component, vae: Option<&Component>) -> Result<()> {
     let recipe = &model.recipe;
     let no_such = |reason: String| {
         Error::new(format!("{} cannot be exported: {reason}", recipe.name))

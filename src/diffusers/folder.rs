@@ -77,10 +77,8 @@ pub fn open(path: &Path) -> Result<Folder> {
             // Of the class that the index names, as the library reads it.
             "scheduler" => sampler = Some(Sampler { keys: read_keys(&at)?.with_class(class), folder: at }),
             _ => {
-                return Err(wrong(
-                    &index,
-                    &format!("denoir has no component like its {}, a {}", one_line(name), one_line(class)),
-                ));
+                let [name, class] = [name, class].map(|text| one_line(text));
+                return Err(wrong(&index, &format!("denoir has no component like its {name}, a {class}")));
             }
         }
     }
@@ -139,11 +137,8 @@ struct Sampler {
 
 /// The scheduler beside a bare model; without one, the library's own for training.
 fn beside(folder: &Path) -> Result<Sampler> {
-    let keys = if is_there(&folder.join(SCHEDULER)) {
-        read_keys(folder)?
-    } else {
-        Keys::default().with_class("DDPMScheduler")
-    };
+    let there = is_there(&folder.join(SCHEDULER));
+    let keys = if there { read_keys(folder)? } else { Keys::default().with_class("DDPMScheduler") };
     Ok(Sampler { keys, folder: folder.to_owned() })
 }
 

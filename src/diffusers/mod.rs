@@ -5,9 +5,7 @@ mod export;
 mod folder;
 mod load;
 
-pub use config::index;
-pub(crate) use export::check_free;
-pub use export::write;
+pub(crate) use export::{check_free, write};
 pub use folder::{Component, Folder, is_folder, open};
 
 /// Name of a model's configuration.

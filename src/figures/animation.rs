@@ -16,9 +16,6 @@ const SPEED: i32 = 10;
 /// Writes `frames` as a GIF that repeats for ever, `delay_ms` milliseconds a frame (the format knows steps
 /// of 10), under a temporary name first.
 ///
-/// # Errors
-/// When the file cannot be written, or the frames are larger than the format allows (65,535 pixels).
-///
 /// # Panics
 /// If there is no frame, or they differ in size.
 #[track_caller]

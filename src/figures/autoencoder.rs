@@ -34,18 +34,12 @@ fn latent_size(codec: &Codec) -> usize {
 const PAIRS: usize = 8;
 
 /// Images `[N, H, W, C]`, each above its reconstruction from the mean of its latent.
-///
-/// # Errors
-/// When the driver reports an error.
 pub fn pairs(codec: &Codec, images: &[f32]) -> Result<Drawing> {
     let decoded = codec.decode(&codec.encode(images)?.mean)?;
     Ok(above(codec, images, &decoded, "mean"))
 }
 
 /// Images `[N, H, W, C]`, each above a reconstruction from a latent drawn for it.
-///
-/// # Errors
-/// When the driver reports an error.
 pub fn reconstruction(codec: &Codec, images: &[f32], seed: u64) -> Result<Drawing> {
     let posterior = codec.encode(images)?;
     // An autoencoder draws nothing.
@@ -73,9 +67,6 @@ fn above(codec: &Codec, images: &[f32], below: &[f32], name: &str) -> Drawing {
 }
 
 /// For each image: itself, the decoded mean, and `count` decoded draws of `z = mean + sigma eps`.
-///
-/// # Errors
-/// When the driver reports an error.
 pub fn posterior(codec: &Codec, images: &[f32], count: usize, seed: u64) -> Result<Drawing> {
     has_gaussian(codec)?;
     let (size, latent) = (pixels(codec), latent_size(codec));
@@ -93,9 +84,6 @@ pub fn posterior(codec: &Codec, images: &[f32], count: usize, seed: u64) -> Resu
 
 /// Frames of `z = mean + a sigma eps`, decoded, for `a` from 0 to `most` in steps of 0.1, with one `eps`
 /// for each image; the first row holds the images themselves.
-///
-/// # Errors
-/// When the driver reports an error, `progress` does, or there is no sigma.
 pub fn hallucination(
     codec: &Codec,
     images: &[f32],
@@ -113,9 +101,9 @@ pub fn hallucination(
         let a = frame as f32 / 10.0;
         let mut cells = images.to_vec();
         cells.extend(codec.decode(&posterior.at(a, &eps))?);
-        let (row_labels, title) =
-            (["image", "z"].map(str::to_owned).to_vec(), format!("z = μ + a·σ·ε, a = {a:.1}"));
-        let sheet = Sheet { row_labels, title, ..Sheet::new(count) };
+        let row_labels = ["image", "z"].map(str::to_owned).to_vec();
+        let sheet =
+            Sheet { row_labels, title: format!("z = μ + a·σ·ε, a = {a:.1}"), ..Sheet::new(count) };
         pictures.push(Drawing { sheet, cells, image: codec.image() });
         progress()?;
     }
@@ -124,9 +112,6 @@ pub fn hallucination(
 
 /// Latents of two numbers, decoded on a grid of `side` by `side` points from `-range` to `range`; the
 /// second number rises upwards (Kingma & Welling 2014, figure 4, on a plain grid).
-///
-/// # Errors
-/// When latents are not two numbers, or the driver reports an error.
 pub fn manifold(codec: &Codec, side: usize, range: f32) -> Result<Drawing> {
     if latent_size(codec) != 2 {
         return Err(Error::new(format!("latents of this VAE are {} numbers", latent_size(codec)))
@@ -145,9 +130,6 @@ pub fn manifold(codec: &Codec, side: usize, range: f32) -> Result<Drawing> {
 
 /// Images `[N, H, W, C]` and the channels of the means of their latents as grey pictures, each channel
 /// spread over its own range from black to white.
-///
-/// # Errors
-/// When latents are vectors, or the driver reports an error.
 pub fn channels(codec: &Codec, images: &[f32]) -> Result<Drawing> {
     let ([lh, lw, lc], [h, w, c]) = (codec.latent(), codec.image());
     if codec.recipe().vae.kind == VaeKind::Mlp {
@@ -184,9 +166,6 @@ fn in_columns(codec: &Codec, first: &[&str], count: usize, cells: Vec<f32>) -> D
 }
 
 /// `count` images decoded from latents drawn from the prior, a standard normal.
-///
-/// # Errors
-/// When the driver reports an error, or the VAE has no prior.
 pub fn prior(codec: &Codec, count: usize, seed: u64) -> Result<Vec<f32>> {
     has_gaussian(codec)?;
     codec.decode(&noise(seed, count, latent_size(codec)))

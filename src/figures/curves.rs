@@ -51,9 +51,6 @@ fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 
 /// The loss of a run over its steps, on a logarithmic axis; for a VAE also the parts of the loss, and what
 /// was measured on held-out images. Each plot is `width` pixels wide.
-///
-/// # Errors
-/// When the run has no metrics yet.
 pub fn loss(run: &Run, width: u32) -> Result<RgbImage> {
     let metrics = run.metrics();
     if metrics.is_empty() {

@@ -3,7 +3,6 @@
 mod animation;
 mod autoencoder;
 mod curves;
-
 mod plot;
 mod process;
 mod raster;
@@ -11,11 +10,13 @@ mod sheet;
 mod text;
 mod ticks;
 
-pub use animation::write_gif;
-pub use autoencoder::{channels, draw, hallucination, manifold, pairs, posterior, prior, reconstruction};
-pub use curves::{loss, schedule};
-pub use plot::{Line, PALETTE, Plot, beside, pale};
-pub use process::{backward, branches, forward, interpolation, progressive};
+pub(crate) use animation::write_gif;
+pub(crate) use autoencoder::{
+    channels, draw, hallucination, manifold, pairs, posterior, prior, reconstruction,
+};
+pub(crate) use curves::{loss, schedule};
+pub(crate) use plot::{Line, PALETTE, Plot, beside, pale};
+pub(crate) use process::{backward, branches, forward, interpolation, progressive};
 pub use sheet::Sheet;
 
 use image::RgbImage;
@@ -36,6 +37,7 @@ fn noise(seed: u64, stream: Stream, sample: u32, size: usize) -> Vec<f32> {
 /// A figure that is still to be drawn, at a size that the user chooses.
 #[derive(Clone, Debug)]
 pub struct Drawing {
+    /// Columns and labels.
     pub sheet: Sheet,
     /// Pictures `[N, H, W, C]` in [-1, 1], row by row.
     pub cells: Vec<f32>,
@@ -52,7 +54,7 @@ impl Drawing {
     }
 
     /// With a title, if there is one.
-    pub fn titled(mut self, title: Option<String>) -> Self {
+    pub(crate) fn titled(mut self, title: Option<String>) -> Self {
         self.sheet.title = title.unwrap_or(self.sheet.title);
         self
     }
@@ -66,7 +68,7 @@ pub fn grid(images: Vec<f32>, image: [usize; 3]) -> Drawing {
 }
 
 /// Frames of an animation in one size, the largest of them: labels may be wider in some.
-pub fn of_one_size(frames: Vec<RgbImage>) -> Vec<RgbImage> {
+pub(crate) fn of_one_size(frames: Vec<RgbImage>) -> Vec<RgbImage> {
     let width = frames.iter().map(RgbImage::width).max().unwrap_or(0);
     let height = frames.iter().map(RgbImage::height).max().unwrap_or(0);
     let fill = |frame: RgbImage| {

@@ -83,12 +83,8 @@ impl Plot {
         let panel = Panel::new(self, width as f32, height as f32);
         panel.grid(&mut picture);
         let mut ink = Raster::new(panel.area);
-        let colours: Vec<[u8; 3]> = self
-            .lines
-            .iter()
-            .zip(PALETTE.iter().cycle())
-            .map(|(line, c)| line.colour.unwrap_or(*c))
-            .collect();
+        let colours = self.lines.iter().zip(PALETTE.into_iter().cycle());
+        let colours: Vec<[u8; 3]> = colours.map(|(line, next)| line.colour.unwrap_or(next)).collect();
         for (line, &colour) in self.lines.iter().zip(&colours) {
             for run in panel.runs(line) {
                 ink.run(&run, line.width);
@@ -194,11 +190,8 @@ impl Panel {
     fn runs(&self, line: &Line) -> Vec<Vec<(f32, f32)>> {
         let places = line.points.iter().map(|&(x, y)| Some((self.x.place(x)?, self.y.place(y)?)));
         let places: Vec<Option<(f32, f32)>> = places.map(|p| p.map(|(x, y)| self.pixel(x, y))).collect();
-        places
-            .split(Option::is_none)
-            .map(|run| thinned(run.iter().flatten()))
-            .filter(|r| !r.is_empty())
-            .collect()
+        let runs = places.split(Option::is_none).map(|run| thinned(run.iter().flatten()));
+        runs.filter(|run| !run.is_empty()).collect()
     }
 
     /// The lines of the grid and the frame.
@@ -217,8 +210,9 @@ impl Panel {
         self.y.minor.iter().for_each(|&at| level(at, FAINT));
         self.y.marks.iter().for_each(|&(at, _)| level(at, GRID));
         [0.0, 1.0].into_iter().for_each(|at| level(at, FRAME));
-        let mut upright = |x| (top..=bottom).for_each(|y| blend(picture, x, y, FRAME, 1.0));
-        [left, right].into_iter().for_each(&mut upright);
+        for y in top..=bottom {
+            [left, right].into_iter().for_each(|x| blend(picture, x, y, FRAME, 1.0));
+        }
     }
 
     /// Title, names of the axes, and labels of the ticks.

@@ -27,9 +27,6 @@ fn rows_of(frames: &[Vec<f32>], rows: usize) -> Vec<f32> {
 
 /// `x_t` of images `[rows, H, W, C]` for `t` from 0 to T - 1 in equal steps (Ho et al. 2020, equation 4);
 /// latents are noised and decoded.
-///
-/// # Errors
-/// When the driver reports an error.
 pub fn forward(source: &Source, images: &[f32], seed: u64) -> Result<Drawing> {
     let schedule = source.recipe.schedule();
     let (image, size) = (source.image(), source.recipe.diffused().iter().product::<usize>());
@@ -54,9 +51,6 @@ fn noised(x0: &[f32], eps: &[f32], alpha_bar: f64) -> Vec<f32> {
 }
 
 /// `rows` samples `x_t` at falling `t`, from the first reverse step's result to the picture.
-///
-/// # Errors
-/// When the driver reports an error, or `progress` does.
 pub fn backward(source: &Source, options: &Options, rows: usize, progress: Progress) -> Result<Drawing> {
     // The result of a step is the state at the timestep of the next.
     let label =
@@ -65,9 +59,6 @@ pub fn backward(source: &Source, options: &Options, rows: usize, progress: Progr
 }
 
 /// The prediction of `x_0` at falling `t` of `rows` samples (Ho et al. 2020, figure 6).
-///
-/// # Errors
-/// When the driver reports an error, or `progress` does.
 pub fn progressive(source: &Source, options: &Options, rows: usize, progress: Progress) -> Result<Drawing> {
     let label = |timesteps: &[f64], row: usize| shown(timesteps[row]);
     watched(source, options, rows, progress, label, Sampler::predicted)
@@ -110,9 +101,6 @@ fn shown(t: f64) -> String {
 /// Interpolations between pairs of images `[2 pairs, H, W, C]`: both are noised to `x_t`, mixed as `(1 -
 /// lambda) x_t + lambda x_t'`, and denoised; `labels`: of each image (Ho et al. 2020, figures 8 and 9). One
 /// row for each pair and each of `times`; the first and last column are the images themselves.
-///
-/// # Errors
-/// When the driver reports an error, or `progress` does.
 pub fn interpolation(
     source: &Source,
     options: &Options,
@@ -133,17 +121,14 @@ pub fn interpolation(
     let mut pictures = Vec::new();
     let mut row_labels = Vec::new();
     for pair in 0..pairs {
-        let [a, b] = [0, 1].map(|side| {
-            let i = 2 * pair + side;
-            (&images[i * pixels..(i + 1) * pixels], &samples[i * size..(i + 1) * size])
+        let [a, b] = [2 * pair, 2 * pair + 1].map(|i| {
+            let eps = super::noise(options.seed, Stream::Noise, i as u32, size);
+            (&images[i * pixels..(i + 1) * pixels], &samples[i * size..(i + 1) * size], eps)
         });
         for &t in times {
             let row = row_at(sampler.timesteps(), t);
             let alpha_bar = sampler.alpha_bar(row);
-            let x_t =
-                noised(a.1, &super::noise(options.seed, Stream::Noise, 2 * pair as u32, size), alpha_bar);
-            let other =
-                noised(b.1, &super::noise(options.seed, Stream::Noise, 2 * pair as u32 + 1, size), alpha_bar);
+            let [x_t, other] = [&a, &b].map(|(_, x0, eps)| noised(x0, eps, alpha_bar));
             let mut mixtures = Vec::new();
             for &lambda in &lambdas {
                 let mixed: Vec<f32> =
@@ -158,7 +143,7 @@ pub fn interpolation(
             row_labels.push(format!("t = {}", shown(sampler.timesteps()[row])));
         }
     }
-    let middle = lambdas.iter().map(|l| format!("{}", (l * 100.0).round() / 100.0));
+    let middle = lambdas.iter().map(|l| ((l * 100.0).round() / 100.0).to_string());
     let end = || std::iter::once("source".to_owned());
     let column_labels = end().chain(middle).chain(end()).collect();
     let group = NonZero::new(times.len());
@@ -168,9 +153,6 @@ pub fn interpolation(
 
 /// A reverse process that is shared until `t`, then branches with noise of their own: one row for each of
 /// `times`, the first column with the noise of the shared steps (Ho et al. 2020, figure 7).
-///
-/// # Errors
-/// When the driver reports an error, or `progress` does.
 pub fn branches(
     source: &Source,
     options: &Options,
@@ -182,9 +164,8 @@ pub fn branches(
     let timesteps = trunk.timesteps().to_vec();
     let rows: Vec<usize> = times.iter().map(|&t| row_at(&timesteps, t)).collect();
     let label = source.labels(0, 1, None)?;
-    // x_t as it is before the step of its row.
-    let mut before: Vec<Vec<f32>> = Vec::new();
     let last = rows.iter().copied().max().unwrap_or(0);
+    // x_t as it is before the step of each row.
     let mut states: Vec<Vec<f32>> = vec![trunk.start(0)?];
     trunk.run(0, &label, |row, _, sampler| {
         if row < last {
@@ -192,14 +173,11 @@ pub fn branches(
         }
         progress()
     })?;
-    for &row in &rows {
-        before.push(states[row].clone());
-    }
     let mut sampler = source.sampler(options, columns)?;
     let labels: Vec<u32> = vec![label[0]; columns];
     let mut pictures = Vec::new();
-    for (&row, x_t) in rows.iter().zip(&before) {
-        let shared: Vec<f32> = std::iter::repeat_n(x_t, columns).flatten().copied().collect();
+    for &row in &rows {
+        let shared = states[row].repeat(columns);
         pictures.extend(sampler.run_from(row, &shared, 0, &labels, |_, _, _| progress())?);
     }
     let row_labels = rows.iter().map(|&row| format!("t = {}", shown(timesteps[row]))).collect();

@@ -1,10 +1,12 @@
 //! Models: functions that record themselves on a tape.
 
-pub mod arena;
-pub mod autoencoder;
+pub(crate) mod arena;
+pub(crate) mod autoencoder;
 mod options;
 pub mod unet;
 mod unet_config;
-pub mod unet_order;
+pub(crate) mod unet_order;
 pub mod vae;
 mod vae_config;
+
+pub(crate) use options::config;

@@ -2,9 +2,30 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Result, need};
 use crate::ops::activation::Activation;
 use crate::tape::{Tape, Tensor};
+
+/// Declares a struct whose fields have their defaults beside them, for tables in which keys may be missing.
+macro_rules! config {
+    ($(#[$about:meta])* pub struct $name:ident {
+        $($(#[$doc:meta])* pub $field:ident: $type:ty = $default:expr,)*
+    }) => {
+        $(#[$about])*
+        #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name {
+            $($(#[$doc])* pub $field: $type,)*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                $name { $($field: $default,)* }
+            }
+        }
+    };
+}
+pub(crate) use config;
 
 /// Most channels that the attention kernels give a head.
 pub(super) const WIDEST_HEAD: usize = 512;
@@ -12,8 +33,10 @@ pub(super) const WIDEST_HEAD: usize = 512;
 /// A level on the way down, by the reference library's names; its first versions wrote a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DownBlock {
+    /// Residual blocks.
     #[serde(rename = "DownBlock2D", alias = "UNetResDownBlock2D")]
     Plain,
+    /// Residual blocks, each with attention behind it.
     #[serde(rename = "AttnDownBlock2D", alias = "UNetResAttnDownBlock2D")]
     Attention,
     /// Halves the image by a residual block.
@@ -24,8 +47,10 @@ pub enum DownBlock {
 /// A level on the way up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UpBlock {
+    /// Residual blocks.
     #[serde(rename = "UpBlock2D", alias = "UNetResUpBlock2D")]
     Plain,
+    /// Residual blocks, each with attention behind it.
     #[serde(rename = "AttnUpBlock2D", alias = "UNetResAttnUpBlock2D")]
     Attention,
     /// Doubles the image by a residual block.
@@ -50,7 +75,9 @@ pub enum TimeEmbedding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resampling {
+    /// By a convolution.
     Conv,
+    /// By a residual block.
     Resnet,
 }
 
@@ -58,9 +85,12 @@ pub enum Resampling {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ActFn {
+    /// `x sigmoid(x)`.
     #[serde(alias = "swish")]
     Silu,
+    /// `max(x, 0)`.
     Relu,
+    /// `x Phi(x)`.
     Gelu,
 }
 
@@ -120,11 +150,6 @@ impl Class {
             Class::Embedding(width) => Some(tape.stored("labels", 0, [n, width])),
         }
     }
-}
-
-/// A usage error unless `holds`.
-pub(super) fn need(holds: bool, message: impl Into<String>, hint: impl Into<String>) -> Result<()> {
-    if holds { Ok(()) } else { Err(Error::usage(message).hint(hint)) }
 }
 
 pub(super) fn need_range(key: &str, value: usize, [low, high]: [usize; 2]) -> Result<()> {

@@ -151,12 +151,10 @@ impl Context<'_> {
         let (c, scale) = (hidden.shape().last(), config.mid_block_scale_factor);
         let mut hidden = s.block(|| self.resnet(&s.sub("resnets.0"), &[&hidden], c, scale, Size::Same));
         if config.add_attention {
-            let groups = match config.attn_norm_num_groups {
-                0 => {
-                    let shifted = config.resnet_time_scale_shift == TimeScaleShift::ScaleShift;
-                    (!shifted).then_some(config.norm_num_groups)
-                }
-                groups => Some(groups),
+            let groups = match (config.attn_norm_num_groups, config.resnet_time_scale_shift) {
+                (0, TimeScaleShift::ScaleShift) => None,
+                (0, TimeScaleShift::Default) => Some(config.norm_num_groups),
+                (groups, _) => Some(groups),
             };
             hidden = s.block(|| self.attend(&s.sub("attentions.0"), &hidden, groups));
             hidden = divided(s, hidden, scale);

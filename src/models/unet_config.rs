@@ -1,108 +1,85 @@
 //! The options of a `UNet2DModel`.
 
-use serde::{Deserialize, Serialize};
-
 use super::options::{
     ActFn, Class, ClassEmbedding, DownBlock, Resampling, TimeEmbedding, TimeScaleShift, UpBlock, WIDEST_HEAD,
-    need, need_halvings, need_range,
+    config, need_halvings, need_range,
 };
-use crate::error::Result;
+use crate::error::{Result, need};
 
-/// Options, by the names and with the defaults of the reference library's `config.json`; and one of our
-/// own.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct UNetConfig {
-    pub in_channels: usize,
-    pub out_channels: usize,
-    /// The input is in [0, 1] and is brought to [-1, 1] first.
-    pub center_input_sample: bool,
-    pub time_embedding_type: TimeEmbedding,
-    /// Width of the timestep embedding; 0: four times the first level's.
-    pub time_embedding_dim: usize,
-    pub freq_shift: f64,
-    /// Cosines first.
-    pub flip_sin_to_cos: bool,
-    pub down_block_types: Vec<DownBlock>,
-    /// Whether there is a block between the way down and the way up.
-    pub mid_block: bool,
-    pub up_block_types: Vec<UpBlock>,
-    pub block_out_channels: Vec<usize>,
-    pub layers_per_block: usize,
-    /// The middle block's outputs are divided by it.
-    pub mid_block_scale_factor: f32,
-    /// 0: one row below and one column to the right, as the google/ddpm models have it.
-    pub downsample_padding: usize,
-    /// How levels with attention halve their images.
-    pub downsample_type: Resampling,
-    /// How levels with attention double their images.
-    pub upsample_type: Resampling,
-    pub dropout: f32,
-    pub act_fn: ActFn,
-    /// Channels of a head; 0: one head as wide as its level.
-    pub attention_head_dim: usize,
-    pub norm_num_groups: usize,
-    /// Of the middle attention's norm; 0: `norm_num_groups`, or no norm with `scale_shift`.
-    pub attn_norm_num_groups: usize,
-    pub norm_eps: f32,
-    pub resnet_time_scale_shift: TimeScaleShift,
-    /// Attention in the middle block.
-    pub add_attention: bool,
-    pub class_embed_type: ClassEmbedding,
-    /// Size of the class embedding table; 0: none.
-    pub num_class_embeds: usize,
-    /// Rows of the table of `learned` timesteps.
-    pub num_train_timesteps: usize,
-    /// Our own: the last layer of each residual and attention block, and of the net, starts from zero, as
-    /// in Ho et al. and ADM.
-    pub zero_init: bool,
-}
-
-impl Default for UNetConfig {
-    fn default() -> Self {
-        UNetConfig {
-            in_channels: 3,
-            out_channels: 3,
-            center_input_sample: false,
-            time_embedding_type: TimeEmbedding::Positional,
-            time_embedding_dim: 0,
-            freq_shift: 0.0,
-            flip_sin_to_cos: true,
-            down_block_types: levels(&[false, true, true, true], DownBlock::Plain, DownBlock::Attention),
-            mid_block: true,
-            up_block_types: levels(&[true, true, true, false], UpBlock::Plain, UpBlock::Attention),
-            block_out_channels: vec![224, 448, 672, 896],
-            layers_per_block: 2,
-            mid_block_scale_factor: 1.0,
-            downsample_padding: 1,
-            downsample_type: Resampling::Conv,
-            upsample_type: Resampling::Conv,
-            dropout: 0.0,
-            act_fn: ActFn::Silu,
-            attention_head_dim: 8,
-            norm_num_groups: 32,
-            attn_norm_num_groups: 0,
-            norm_eps: 1e-5,
-            resnet_time_scale_shift: TimeScaleShift::Default,
-            add_attention: true,
-            class_embed_type: ClassEmbedding::Table,
-            num_class_embeds: 0,
-            num_train_timesteps: 0,
-            zero_init: false,
-        }
+config! {
+    /// Options, by the names and with the defaults of the reference library's `config.json`; and one of our
+    /// own.
+    pub struct UNetConfig {
+        /// Channels of the input.
+        pub in_channels: usize = 3,
+        /// Channels of the output.
+        pub out_channels: usize = 3,
+        /// The input is in [0, 1] and is brought to [-1, 1] first.
+        pub center_input_sample: bool = false,
+        /// Embedding of the timestep.
+        pub time_embedding_type: TimeEmbedding = TimeEmbedding::Positional,
+        /// Width of the timestep embedding; 0: four times the first level's.
+        pub time_embedding_dim: usize = 0,
+        /// Of the positional embedding: frequencies `10000^(-i / (half its width - freq_shift))`.
+        pub freq_shift: f64 = 0.0,
+        /// Cosines first.
+        pub flip_sin_to_cos: bool = true,
+        /// Block of each level on the way down.
+        pub down_block_types: Vec<DownBlock> = down_blocks(&[false, true, true, true]),
+        /// Whether there is a block between the way down and the way up.
+        pub mid_block: bool = true,
+        /// Block of each level on the way up, from the deepest on.
+        pub up_block_types: Vec<UpBlock> = up_blocks(&[true, true, true, false]),
+        /// Channels of each level, from the image inwards.
+        pub block_out_channels: Vec<usize> = vec![224, 448, 672, 896],
+        /// Residual blocks of a level; one more on the way up.
+        pub layers_per_block: usize = 2,
+        /// The middle block's outputs are divided by it.
+        pub mid_block_scale_factor: f32 = 1.0,
+        /// 0: one row below and one column to the right, as the google/ddpm models have it.
+        pub downsample_padding: usize = 1,
+        /// How levels with attention halve their images.
+        pub downsample_type: Resampling = Resampling::Conv,
+        /// How levels with attention double their images.
+        pub upsample_type: Resampling = Resampling::Conv,
+        /// Probability with which a residual block drops a value.
+        pub dropout: f32 = 0.0,
+        /// Activation of the blocks.
+        pub act_fn: ActFn = ActFn::Silu,
+        /// Channels of a head; 0: one head as wide as its level.
+        pub attention_head_dim: usize = 8,
+        /// Groups of the group norms.
+        pub norm_num_groups: usize = 32,
+        /// Of the middle attention's norm; 0: `norm_num_groups`, or no norm with `scale_shift`.
+        pub attn_norm_num_groups: usize = 0,
+        /// Added to the variance in the group norms.
+        pub norm_eps: f32 = 1e-5,
+        /// How the timestep enters a residual block.
+        pub resnet_time_scale_shift: TimeScaleShift = TimeScaleShift::Default,
+        /// Attention in the middle block.
+        pub add_attention: bool = true,
+        /// Embedding of the classes.
+        pub class_embed_type: ClassEmbedding = ClassEmbedding::Table,
+        /// Size of the class embedding table; 0: none.
+        pub num_class_embeds: usize = 0,
+        /// Rows of the table of `learned` timesteps.
+        pub num_train_timesteps: usize = 0,
+        /// Our own: the last layer of each residual and attention block, and of the net, starts from zero, as
+        /// in Ho et al. and ADM.
+        pub zero_init: bool = false,
     }
 }
 
 impl UNetConfig {
     /// A net with these widths, attention at the levels where `attention` says so, and defaults otherwise.
-    pub fn with_levels(channels: usize, widths: &[usize], attention: &[bool]) -> Self {
+    pub(crate) fn with_levels(channels: usize, widths: &[usize], attention: &[bool]) -> Self {
         let upwards: Vec<bool> = attention.iter().rev().copied().collect();
         UNetConfig {
             in_channels: channels,
             out_channels: channels,
             block_out_channels: widths.to_vec(),
-            down_block_types: levels(attention, DownBlock::Plain, DownBlock::Attention),
-            up_block_types: levels(&upwards, UpBlock::Plain, UpBlock::Attention),
+            down_block_types: down_blocks(attention),
+            up_block_types: up_blocks(&upwards),
             ..UNetConfig::default()
         }
     }
@@ -133,10 +110,7 @@ impl UNetConfig {
     }
 
     /// Checks that the net can be evaluated at these timesteps.
-    ///
-    /// # Errors
-    /// When its embedding of time has no such timestep.
-    pub fn check_times(&self, times: &[f64]) -> Result<()> {
+    pub(crate) fn check_times(&self, times: &[f64]) -> Result<()> {
         match self.time_embedding_type {
             TimeEmbedding::Fourier => need(
                 times.iter().all(|&t| t >= f64::from(f32::MIN_POSITIVE)),
@@ -146,12 +120,12 @@ impl UNetConfig {
             ),
             TimeEmbedding::Learned => {
                 let rows = self.num_train_timesteps;
-                let other = times.iter().find(|t| t.fract() != 0.0 || !(0.0..rows as f64).contains(*t));
-                other.map_or(Ok(()), |t| {
+                times.iter().try_for_each(|t| {
                     let table = format!("a row for each timestep from 0 to {}", rows - 1);
                     let message =
                         format!("time_embedding_type is learned, with {table}, and the sampler needs {t}");
-                    need(false, message, "choose a sampler of whole timesteps: ddpm or ddim")
+                    let has = t.fract() == 0.0 && (0.0..rows as f64).contains(t);
+                    need(has, message, "choose a sampler of whole timesteps: ddpm or ddim")
                 })
             }
             TimeEmbedding::Positional => Ok(()),
@@ -159,10 +133,7 @@ impl UNetConfig {
     }
 
     /// Checks that denoir can train the net, with timesteps from 0 to `timesteps - 1`.
-    ///
-    /// # Errors
-    /// When it can only be sampled from.
-    pub fn check_trainable(&self, timesteps: usize) -> Result<()> {
+    pub(crate) fn check_trainable(&self, timesteps: usize) -> Result<()> {
         const HINT: &str = "such a model can only be sampled from";
         need(
             self.time_embedding_type != TimeEmbedding::Fourier,
@@ -192,11 +163,8 @@ impl UNetConfig {
         for (key, blocks) in
             [("down_block_types", self.down_block_types.len()), ("up_block_types", self.up_block_types.len())]
         {
-            need(
-                blocks == levels,
-                format!("unet.{key} names {blocks} blocks for {levels} levels"),
-                "give one for each number in unet.block_out_channels",
-            )?;
+            let message = format!("unet.{key} names {blocks} blocks for {levels} levels");
+            need(blocks == levels, message, "give one for each number in unet.block_out_channels")?;
         }
         for (key, value, low, high) in [
             ("in_channels", self.in_channels, 1, 4096),
@@ -222,43 +190,32 @@ impl UNetConfig {
             "unet.time_embedding_type is learned, and unet.num_train_timesteps is 0",
             "give the number of rows of the table",
         )?;
-        need(
-            self.freq_shift.is_finite() && self.freq_shift < (widths[0] / 2) as f64,
-            format!("unet.freq_shift is {}", self.freq_shift),
-            "it must be below half of the first number in unet.block_out_channels",
-        )?;
+        let shift = self.freq_shift;
+        let hint = "it must be below half of the first number in unet.block_out_channels";
+        let below = shift.is_finite() && shift < (widths[0] / 2) as f64;
+        need(below, format!("unet.freq_shift is {shift}"), hint)?;
         let (groups, head, deepest) = (self.norm_num_groups, self.attention_head_dim, widths[levels - 1]);
         for (level, &c) in widths.iter().enumerate() {
-            need(
-                c.is_multiple_of(groups),
-                format!("unet.norm_num_groups = {groups} does not divide the {c} channels of a level"),
-                "choose a divisor of every number in unet.block_out_channels",
-            )?;
+            let message =
+                format!("unet.norm_num_groups = {groups} does not divide the {c} channels of a level");
+            let hint = "choose a divisor of every number in unet.block_out_channels";
+            need(c.is_multiple_of(groups), message, hint)?;
             let attends = self.down_block_types[level] == DownBlock::Attention
                 || self.up_block_types[levels - 1 - level] == UpBlock::Attention
                 || level + 1 == levels && self.add_attention && self.mid_block;
-            need(
-                !attends || head > 0 || c <= WIDEST_HEAD,
-                format!("one attention head would be {c} channels wide"),
-                format!("set unet.attention_head_dim to at most {WIDEST_HEAD}"),
-            )?;
-            need(
-                !attends || head <= c,
-                format!("unet.attention_head_dim = {head} is wider than a level of {c} channels"),
-                "choose at most the smallest width of a level with attention, or 0 for one head",
-            )?;
+            let message = format!("one attention head would be {c} channels wide");
+            let hint = format!("set unet.attention_head_dim to at most {WIDEST_HEAD}");
+            need(!attends || head > 0 || c <= WIDEST_HEAD, message, hint)?;
+            let message = format!("unet.attention_head_dim = {head} is wider than a level of {c} channels");
+            let hint = "choose at most the smallest width of a level with attention, or 0 for one head";
+            need(!attends || head <= c, message, hint)?;
         }
         let groups = self.attn_norm_num_groups;
-        need(
-            groups == 0 || deepest.is_multiple_of(groups),
-            format!("unet.attn_norm_num_groups = {groups} does not divide {deepest} channels"),
-            "choose a divisor of the last number in unet.block_out_channels",
-        )?;
-        need(
-            (0.0..1.0).contains(&self.dropout),
-            format!("unet.dropout is {}", self.dropout),
-            "it must be at least 0 and below 1",
-        )?;
+        let message = format!("unet.attn_norm_num_groups = {groups} does not divide {deepest} channels");
+        let hint = "choose a divisor of the last number in unet.block_out_channels";
+        need(groups == 0 || deepest.is_multiple_of(groups), message, hint)?;
+        let message = format!("unet.dropout is {}", self.dropout);
+        need((0.0..1.0).contains(&self.dropout), message, "it must be at least 0 and below 1")?;
         for (key, value) in
             [("norm_eps", self.norm_eps), ("mid_block_scale_factor", self.mid_block_scale_factor)]
         {
@@ -269,7 +226,7 @@ impl UNetConfig {
     }
 
     /// A warning: what looks like a defect elsewhere.
-    pub fn remark(&self) -> Option<String> {
+    pub(crate) fn remark(&self) -> Option<String> {
         let groups = self.norm_num_groups;
         let cancelled = self.resnet_time_scale_shift == TimeScaleShift::Default
             && self.block_out_channels.contains(&groups);
@@ -282,7 +239,10 @@ impl UNetConfig {
     }
 }
 
-/// A block for each level.
-fn levels<T: Copy>(attention: &[bool], plain: T, attends: T) -> Vec<T> {
-    attention.iter().map(|&on| if on { attends } else { plain }).collect()
+fn down_blocks(attention: &[bool]) -> Vec<DownBlock> {
+    attention.iter().map(|&on| if on { DownBlock::Attention } else { DownBlock::Plain }).collect()
+}
+
+fn up_blocks(attention: &[bool]) -> Vec<UpBlock> {
+    attention.iter().map(|&on| if on { UpBlock::Attention } else { UpBlock::Plain }).collect()
 }

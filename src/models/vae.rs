@@ -17,7 +17,7 @@ use crate::tape::Tensor;
 
 /// The encoder's `moments [.., C]` or `[.., 2 C]` as mean and log-variance; an autoencoder's has
 /// no log-variance.
-pub fn mean_and_log_var(config: &VaeConfig, moments: &Tensor) -> (Tensor, Option<Tensor>) {
+pub(crate) fn mean_and_log_var(config: &VaeConfig, moments: &Tensor) -> (Tensor, Option<Tensor>) {
     if !config.variational {
         return (moments.clone(), None);
     }
@@ -37,7 +37,7 @@ pub fn encode(config: &VaeConfig, scope: &Scope, x: &Tensor) -> (Tensor, Option<
 
 /// As [`encode`], with mean and log-variance side by side in the last dimension.
 #[track_caller]
-pub fn encode_moments(config: &VaeConfig, scope: &Scope, x: &Tensor) -> Tensor {
+pub(crate) fn encode_moments(config: &VaeConfig, scope: &Scope, x: &Tensor) -> Tensor {
     let [n, h, w, c] = x.shape().of_rank("vae");
     assert!(
         c == config.in_channels && h == w,

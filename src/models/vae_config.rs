@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::options::{ActFn, WIDEST_HEAD, need, need_halvings, need_range};
-use crate::error::Result;
+use super::options::{ActFn, WIDEST_HEAD, config, need_halvings, need_range};
+use crate::error::{Result, need};
 
 /// The architecture of encoder and decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,52 +20,38 @@ pub enum VaeKind {
     Vq,
 }
 
-/// Options of a VAE.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct VaeConfig {
-    pub kind: VaeKind,
-    pub in_channels: usize,
-    /// `conv`: channels of each level, from the image inwards; each level halves the image. `kl` and `vq`:
-    /// likewise, but the last level does not. `mlp`: widths of the hidden layers.
-    pub widths: Vec<usize>,
-    /// Channels of the latent image; `mlp`: size of the latent vector.
-    pub latent: usize,
-    pub norm_num_groups: usize,
-    /// Of `conv`.
-    pub norm_eps: f32,
-    /// False: an autoencoder, whose latent is a point instead of a Gaussian.
-    pub variational: bool,
-    /// Of `kl` and `vq`, as are all that follow: residual blocks of a level; the decoder has one more.
-    pub layers_per_block: usize,
-    pub act_fn: ActFn,
-    pub mid_block_add_attention: bool,
-    pub use_quant_conv: bool,
-    pub use_post_quant_conv: bool,
-    /// `vq`: vectors of the codebook.
-    pub num_vq_embeddings: usize,
-    /// `vq`: channels between encoder and `quant_conv`; 0: as many as the latent has.
-    pub inner_channels: usize,
-}
-
-impl Default for VaeConfig {
-    fn default() -> Self {
-        VaeConfig {
-            kind: VaeKind::Conv,
-            in_channels: 3,
-            widths: vec![64, 128, 256],
-            latent: 4,
-            norm_num_groups: 32,
-            norm_eps: 1e-5,
-            variational: true,
-            layers_per_block: 1,
-            act_fn: ActFn::Silu,
-            mid_block_add_attention: true,
-            use_quant_conv: true,
-            use_post_quant_conv: true,
-            num_vq_embeddings: 256,
-            inner_channels: 0,
-        }
+config! {
+    /// Options of a VAE.
+    pub struct VaeConfig {
+        /// Kind of network.
+        pub kind: VaeKind = VaeKind::Conv,
+        /// Channels of the images.
+        pub in_channels: usize = 3,
+        /// `conv`: channels of each level, from the image inwards; each level halves the image. `kl` and
+        /// `vq`: likewise, but the last level does not. `mlp`: widths of the hidden layers.
+        pub widths: Vec<usize> = vec![64, 128, 256],
+        /// Channels of the latent image; `mlp`: size of the latent vector.
+        pub latent: usize = 4,
+        /// Groups of the group norms.
+        pub norm_num_groups: usize = 32,
+        /// Of `conv`.
+        pub norm_eps: f32 = 1e-5,
+        /// False: an autoencoder, whose latent is a point instead of a Gaussian.
+        pub variational: bool = true,
+        /// Of `kl` and `vq`, as are all that follow: residual blocks of a level; the decoder has one more.
+        pub layers_per_block: usize = 1,
+        /// Activation of the residual blocks.
+        pub act_fn: ActFn = ActFn::Silu,
+        /// Attention between the two residual blocks of the middle.
+        pub mid_block_add_attention: bool = true,
+        /// A 1x1 convolution at the encoder's end.
+        pub use_quant_conv: bool = true,
+        /// A 1x1 convolution at the decoder's beginning.
+        pub use_post_quant_conv: bool = true,
+        /// `vq`: vectors of the codebook.
+        pub num_vq_embeddings: usize = 256,
+        /// `vq`: channels between encoder and `quant_conv`; 0: as many as the latent has.
+        pub inner_channels: usize = 0,
     }
 }
 
@@ -83,27 +69,23 @@ pub enum Reconstruction {
 
 impl VaeConfig {
     /// Shape of a latent of an image of `side` pixels, `[H, W, C]`; that of a vector is `[1, 1, C]`.
-    pub fn latent_shape(&self, side: usize) -> [usize; 3] {
-        match self.kind {
-            VaeKind::Conv => {
-                let small = side >> self.widths.len();
-                [small, small, self.latent]
-            }
-            VaeKind::Mlp => [1, 1, self.latent],
-            VaeKind::Kl | VaeKind::Vq => {
-                let small = side >> (self.widths.len() - 1);
-                [small, small, self.latent]
-            }
-        }
+    pub(crate) fn latent_shape(&self, side: usize) -> [usize; 3] {
+        let small = if self.kind == VaeKind::Mlp { 1 } else { side >> self.halvings() };
+        [small, small, self.latent]
+    }
+
+    /// Times that an image is halved, where its latent is an image.
+    fn halvings(&self) -> usize {
+        self.widths.len() - usize::from(self.is_reference())
     }
 
     /// Whether it is one of the reference library's.
-    pub fn is_reference(&self) -> bool {
+    pub(crate) fn is_reference(&self) -> bool {
         matches!(self.kind, VaeKind::Kl | VaeKind::Vq)
     }
 
     /// Channels between the convolutions around the latent.
-    pub(super) fn inner(&self) -> usize {
+    pub(crate) fn inner(&self) -> usize {
         if self.inner_channels == 0 { self.latent } else { self.inner_channels }
     }
 
@@ -113,11 +95,9 @@ impl VaeConfig {
     /// Names the key, its value and the allowed values.
     pub fn validate(&self, side: usize) -> Result<()> {
         let most = if self.kind == VaeKind::Mlp { 1 << 20 } else { 16_384 };
-        need(
-            !self.widths.is_empty() && self.widths.iter().all(|w| (1..=most).contains(w)),
-            format!("vae.widths is {:?}", self.widths),
-            format!("it needs at least one number, each from 1 to {most}"),
-        )?;
+        let message = format!("vae.widths is {:?}", self.widths);
+        let fit = !self.widths.is_empty() && self.widths.iter().all(|w| (1..=most).contains(w));
+        need(fit, message, format!("it needs at least one number, each from 1 to {most}"))?;
         let groups = self.norm_num_groups;
         need_range("vae.in_channels", self.in_channels, [1, 3])?;
         need_range("vae.latent", self.latent, [1, 4096])?;
@@ -127,13 +107,12 @@ impl VaeConfig {
         if self.kind == VaeKind::Mlp {
             return Ok(());
         }
-        if let Some(c) = self.widths.iter().find(|c| !c.is_multiple_of(groups)) {
+        for c in &self.widths {
             let message =
                 format!("vae.norm_num_groups = {groups} does not divide the {c} channels of a level");
-            need(false, message, "choose a divisor of every number in vae.widths")?;
+            need(c.is_multiple_of(groups), message, "choose a divisor of every number in vae.widths")?;
         }
-        let halvings = self.widths.len() - usize::from(self.is_reference());
-        need_halvings([side, side], halvings, "numbers in vae.widths")?;
+        need_halvings([side, side], self.halvings(), "numbers in vae.widths")?;
         if self.is_reference() { self.validate_reference() } else { Ok(()) }
     }
 
@@ -142,16 +121,11 @@ impl VaeConfig {
         need_range("vae.num_vq_embeddings", self.num_vq_embeddings, [1, 1 << 20])?;
         need_range("vae.inner_channels", self.inner_channels, [0, 4096])?;
         let deepest = self.widths[self.widths.len() - 1];
-        need(
-            !self.mid_block_add_attention || deepest <= WIDEST_HEAD,
-            format!("the attention head would be {deepest} channels wide"),
-            format!("the last of vae.widths can be at most {WIDEST_HEAD}"),
-        )?;
-        need(
-            self.variational == (self.kind == VaeKind::Kl),
-            format!("vae.variational is {}", self.variational),
-            "kl has a Gaussian, and vq has none",
-        )?;
+        let message = format!("the attention head would be {deepest} channels wide");
+        let hint = format!("the last of vae.widths can be at most {WIDEST_HEAD}");
+        need(!self.mid_block_add_attention || deepest <= WIDEST_HEAD, message, hint)?;
+        let message = format!("vae.variational is {}", self.variational);
+        need(self.variational == (self.kind == VaeKind::Kl), message, "kl has a Gaussian, and vq has none")?;
         let known = match self.kind {
             VaeKind::Vq => self.use_quant_conv && self.use_post_quant_conv,
             _ => self.inner_channels == 0,
@@ -165,7 +139,7 @@ impl VaeConfig {
 
     /// Numbers that the encoder gives for each number of a latent: mean and log-variance, or the latent
     /// itself.
-    pub fn moments(&self) -> usize {
+    pub(crate) fn moments(&self) -> usize {
         if self.variational { 2 } else { 1 }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Recipe, System};
 use crate::diffusion::{Keys, Learned, Precision, Prediction, Process, Schedule, Scheduler};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, need};
 use crate::models::vae::VaeKind;
 
 /// Sampler of a recipe that names none.
@@ -21,10 +21,7 @@ impl Recipe {
     }
 
     /// Takes over what a `scheduler_config.json` says, and as many steps as are usual for it.
-    ///
-    /// # Errors
-    /// Names the key that denoir does not honour.
-    pub fn set_scheduler(&mut self, keys: &Keys) -> Result<()> {
+    pub(crate) fn set_scheduler(&mut self, keys: &Keys) -> Result<()> {
         let Learned { process, variance, clip } = keys.learned()?;
         self.sample_steps = keys.scheduler()?.usual_steps();
         self.timesteps = process.timesteps;
@@ -40,7 +37,7 @@ impl Recipe {
     }
 
     /// All that the recipe says of its sampler and process, as a `scheduler_config.json` has it.
-    pub fn scheduler_keys(&self) -> Keys {
+    pub(crate) fn scheduler_keys(&self) -> Keys {
         let class = self.scheduler.class().unwrap_or(DEFAULT);
         let learned = Learned { process: self.process(), variance: self.variance, clip: self.clip_sample };
         self.scheduler.with_class(class).with_process(&learned)
@@ -69,10 +66,7 @@ impl Recipe {
     }
 
     /// Says that the model can be used but not trained, if so.
-    ///
-    /// # Errors
-    /// Names what is not trained.
-    pub fn check_trainable(&self) -> Result<()> {
+    pub(crate) fn check_trainable(&self) -> Result<()> {
         match (self.system, self.prediction_type) {
             (System::Vae, _) if self.vae.kind == VaeKind::Vq => {
                 Err(Error::usage("a VQModel is not trained here")
@@ -82,56 +76,39 @@ impl Recipe {
             (_, Prediction::Epsilon) => self.unet.check_trainable(self.timesteps),
             (_, other) => {
                 let key = if other == Prediction::V { "v_prediction" } else { "sample" };
-                Err(Error::usage(format!(
-                    "prediction_type is {key}: such a model is sampled here, not trained"
-                ))
-                .hint("training teaches a model to predict the noise: prediction_type = epsilon"))
+                let message = format!("prediction_type is {key}: such a model is sampled here, not trained");
+                let hint = "training teaches a model to predict the noise: prediction_type = epsilon";
+                Err(Error::usage(message).hint(hint))
             }
         }
     }
 
     /// Says what is wrong with the schedule and the sampler.
-    ///
-    /// # Errors
-    /// Names the key.
-    pub fn validate_process(&self) -> Result<()> {
+    pub(crate) fn validate_process(&self) -> Result<()> {
         let schedule = self.schedule();
-        if schedule.steps() != self.timesteps {
-            return Err(Error::usage(format!(
-                "beta_schedule has {} numbers and timesteps is {}",
-                schedule.steps(),
-                self.timesteps
-            ))
-            .hint("it needs one for each timestep"));
-        }
-        let (first, last) = (schedule.alpha_bars[0], schedule.alpha_bars[self.timesteps - 1]);
-        if first.is_nan() || first >= 1.0 {
-            return Err(Error::usage(format!(
-                "the schedule begins at alpha_bar = {first}, without any noise"
-            ))
-            .hint("the first beta must be above 0"));
-        }
-        if last.is_nan() || last < 1e-12 && !self.rescale_betas_zero_snr {
-            return Err(Error::usage(format!(
-                "the schedule ends at alpha_bar = {last:e}, which is nothing but noise in f32"
-            ))
-            .hint("lower beta_end or timesteps"));
-        }
+        let (timesteps, betas) = (self.timesteps, schedule.steps());
+        let message = format!("beta_schedule has {betas} numbers and timesteps is {timesteps}");
+        need(betas == timesteps, message, "it needs one for each timestep")?;
+        let (first, last) = (schedule.alpha_bars[0], schedule.alpha_bars[timesteps - 1]);
+        let message = format!("the schedule begins at alpha_bar = {first}, without any noise");
+        need(first < 1.0, message, "the first beta must be above 0")?;
+        let message = format!("the schedule ends at alpha_bar = {last:e}, which is nothing but noise in f32");
+        let ends = last >= 1e-12 || self.rescale_betas_zero_snr && !last.is_nan();
+        need(ends, message, "lower beta_end or timesteps")?;
         if let Some(key) = self.scheduler.of_process() {
-            return Err(Error::usage(format!(
-                "scheduler.{key}: the recipe has keys of its own for the process"
-            ))
-            .hint(
+            let message = format!("scheduler.{key}: the recipe has keys of its own for the process");
+            return Err(Error::usage(message).hint(
                 "they are timesteps, beta_start, beta_end, beta_schedule, rescale_betas_zero_snr, \
-                       prediction_type, variance and clip_sample",
+                 prediction_type, variance and clip_sample",
             ));
         }
         let named = |e: Error| Error::usage("the recipe's sampler is none that denoir has").caused_by(e);
         let scheduler = self.scheduler().map_err(named)?;
-        if !scheduler.draws_samples() {
-            return Err(Error::usage("DDIMInverseScheduler goes from a picture to its noise")
-                .hint("name the class that draws samples, DDIMScheduler for example"));
-        }
+        need(
+            scheduler.draws_samples(),
+            "DDIMInverseScheduler goes from a picture to its noise",
+            "name the class that draws samples, DDIMScheduler for example",
+        )?;
         scheduler.plan(self.sample_steps).map(drop)
     }
 }

@@ -1,6 +1,8 @@
 //! `--set key=value`: one key of a recipe, with help for the one that was meant.
 
-use super::{Recipe, System};
+use strsim::levenshtein;
+
+use super::{Recipe, System, built_in};
 use crate::error::{Error, Result};
 
 impl Recipe {
@@ -60,30 +62,18 @@ fn unknown_key(key: &str, table: &toml::Table, system: System) -> Error {
     let error = Error::usage(format!("no key called {key:?} in a recipe"));
     match inside.or(near) {
         Some(near) => error.hint(format!("did you mean {near}?")),
-        None => error.hint(format!("`denoir recipes {}` prints them all", system.example())),
+        None => {
+            let example = built_in().into_iter().find(|recipe| recipe.system == system);
+            let name = example.map(|recipe| recipe.name).unwrap_or_default();
+            error.hint(format!("`denoir recipes {name}` prints them all"))
+        }
     }
 }
 
 /// The one of `known` that `wanted` was surely meant to be.
-pub fn nearest<'a>(wanted: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let near = known.into_iter().min_by_key(|name| distance(name, wanted));
-    near.filter(|name| distance(name, wanted) <= 1 + wanted.len() / 3)
-}
-
-/// Levenshtein's distance: insertions, deletions and replacements from one word to another.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(ca != *cb);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
+pub(crate) fn nearest<'a>(wanted: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let near = known.into_iter().map(|name| (levenshtein(name, wanted), name)).min_by_key(|near| near.0);
+    near.filter(|(distance, _)| *distance <= 1 + wanted.len() / 3).map(|(_, name)| name)
 }
 
 #[cfg(test)]

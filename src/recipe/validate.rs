@@ -1,7 +1,7 @@
 //! Checks of a recipe's values, made before anything else is done with them.
 
 use super::{Optimizer, Recipe, Rng, System};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, need};
 use crate::models::vae::{Reconstruction, VaeKind};
 
 impl Recipe {
@@ -34,10 +34,8 @@ impl Recipe {
             ("latent_size", self.latent_size as u64, 1, 4096),
         ];
         for (key, value, low, high) in whole {
-            if value < low || value > high {
-                let range = format!("it must be from {low} to {high}");
-                return Err(Error::usage(format!("{key} is {value}")).hint(range));
-            }
+            let range = format!("it must be from {low} to {high}");
+            need((low..=high).contains(&value), format!("{key} is {value}"), range)?;
         }
         // (key, value, low, high, whether low and high themselves are allowed)
         let real = [
@@ -61,33 +59,21 @@ impl Recipe {
         for (key, value, low, high, closed) in real {
             // Kernels compute in f32: what is above zero must be so there too.
             let small = f64::from(value as f32);
-            let fits = if closed {
-                value >= low && value <= high
+            let (fits, range) = if closed {
+                ((low..=high).contains(&value), format!("from {low} to {high}"))
             } else {
-                value > low && small > low && value < high
+                (value > low && small > low && value < high, format!("between {low} and {high}"))
             };
-            if !fits {
-                let range = if closed {
-                    format!("from {low} to {high}")
-                } else {
-                    format!("between {low} and {high}")
-                };
-                return Err(Error::usage(format!("{key} is {value}")).hint(format!("it must be {range}")));
-            }
+            need(fits, format!("{key} is {value}"), format!("it must be {range}"))?;
         }
-        if self.beta1 >= 1.0 || self.beta2 >= 1.0 {
-            return Err(Error::usage("beta1 and beta2 must be below 1").hint("0.9 and 0.999 are usual"));
-        }
-        if self.optimizer == Optimizer::Adam && self.weight_decay > 0.0 {
-            return Err(
-                Error::usage("weight_decay goes with optimizer = adamw").hint("set optimizer=adamw too")
-            );
-        }
+        let below = self.beta1 < 1.0 && self.beta2 < 1.0;
+        need(below, "beta1 and beta2 must be below 1", "0.9 and 0.999 are usual")?;
+        let decays = self.optimizer == Optimizer::Adamw || self.weight_decay == 0.0;
+        need(decays, "weight_decay goes with optimizer = adamw", "set optimizer=adamw too")?;
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(plain) {
-            return Err(Error::usage(format!("name is {:?}", self.name))
-                .hint("it names a folder: use letters, digits, '-', '_' and '.'"));
-        }
+        let names = !self.name.is_empty() && !self.name.starts_with('.') && self.name.chars().all(plain);
+        let letters = "it names a folder: use letters, digits, '-', '_' and '.'";
+        need(names, format!("name is {:?}", self.name), letters)?;
         match self.system {
             System::Ddpm | System::Ldm => self.validate_diffusion(),
             System::Vae => self.validate_vae(),
@@ -95,10 +81,11 @@ impl Recipe {
     }
 
     fn validate_diffusion(&self) -> Result<()> {
-        if self.unet.in_channels != self.unet.out_channels {
-            return Err(Error::usage("unet.in_channels and unet.out_channels differ")
-                .hint("a diffusion model predicts noise of the image's shape"));
-        }
+        need(
+            self.unet.in_channels == self.unet.out_channels,
+            "unet.in_channels and unet.out_channels differ",
+            "a diffusion model predicts noise of the image's shape",
+        )?;
         self.validate_process()?;
         let [side, _, _] = self.diffused();
         self.unet.validate([side, side])?;
@@ -113,38 +100,27 @@ impl Recipe {
     }
 
     fn validate_vae(&self) -> Result<()> {
-        if self.rng == Rng::Torch {
-            return Err(Error::usage("rng = torch goes with a U-Net").hint("leave it out for a VAE"));
-        }
+        need(self.rng == Rng::Denoir, "rng = torch goes with a U-Net", "leave it out for a VAE")?;
         let vae = &self.vae;
         vae.validate(self.image_size)?;
-        if self.corrupt_mask >= 1.0 {
-            return Err(Error::usage("corrupt_mask is 1").hint("it must be below 1: something must be seen"));
-        }
-        if vae.is_reference() && self.reconstruction == Reconstruction::Bce {
-            return Err(Error::usage("reconstruction is bce").hint("kl and vq give images: choose mse or l1"));
-        }
+        let hint = "it must be below 1: something must be seen";
+        need(self.corrupt_mask < 1.0, "corrupt_mask is 1", hint)?;
+        let likelihood = !vae.is_reference() || self.reconstruction != Reconstruction::Bce;
+        need(likelihood, "reconstruction is bce", "kl and vq give images: choose mse or l1")?;
         let pixels = (self.image_size * self.image_size) as u128;
-        match vae.kind {
-            VaeKind::Conv | VaeKind::Kl | VaeKind::Vq => {
-                for (level, &c) in vae.widths.iter().enumerate() {
-                    // On the way up a level's pixels still have the channels of the one below.
-                    let widest = c.max(vae.widths.get(level + 1).copied().unwrap_or(c)) as u128;
-                    self.check_elements((pixels >> (2 * level)) * widest)?;
-                }
-            }
-            VaeKind::Mlp => {
-                let widest = vae.widths.iter().copied().max().unwrap_or(1) as u128;
-                self.check_elements(widest.max(pixels * vae.in_channels as u128))?;
-                let first = vae.widths.first().copied().unwrap_or(1) as u128;
-                let weights = first * pixels * vae.in_channels as u128;
-                if weights > i32::MAX as u128 {
-                    return Err(Error::usage(format!("the first layer would have {weights} weights"))
-                        .hint("lower image_size or the numbers in vae.widths"));
-                }
-            }
+        if vae.kind != VaeKind::Mlp {
+            return vae.widths.iter().enumerate().try_for_each(|(level, &c)| {
+                // On the way up a level's pixels still have the channels of the one below.
+                let widest = c.max(vae.widths.get(level + 1).copied().unwrap_or(c)) as u128;
+                self.check_elements((pixels >> (2 * level)) * widest)
+            });
         }
-        Ok(())
+        let values = pixels * vae.in_channels as u128;
+        let widest = vae.widths.iter().copied().max().unwrap_or(1) as u128;
+        self.check_elements(widest.max(values))?;
+        let weights = values * vae.widths.first().copied().unwrap_or(1) as u128;
+        let message = format!("the first layer would have {weights} weights");
+        need(weights <= i32::MAX as u128, message, "lower image_size or the numbers in vae.widths")
     }
 
     /// Kernels count elements in 32 bits.

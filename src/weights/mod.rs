@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use ::safetensors::Dtype;
 use half::{bf16, f16};
 
 use crate::error::{Error, Result};
@@ -36,39 +37,20 @@ pub trait Source: Read + Seek {
 
 impl<T: Read + Seek> Source for T {}
 
-/// Types of numbers that weights have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dtype {
-    /// IEEE half precision.
-    F16,
-    /// The upper half of an f32.
-    Bf16,
-    /// Single precision.
-    F32,
-    /// Double precision.
-    F64,
+/// Whether numbers of this type can be weights.
+fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
 }
 
-impl Dtype {
-    /// Bytes of a number.
-    pub fn size(self) -> usize {
-        match self {
-            Dtype::F16 | Dtype::Bf16 => 2,
-            Dtype::F32 => 4,
-            Dtype::F64 => 8,
-        }
-    }
-
-    /// Numbers of this type, little end first, as f32: halves are widened exactly, doubles rounded.
-    fn widened(self, bytes: &[u8]) -> Vec<f32> {
-        match self {
-            Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            Dtype::Bf16 => {
-                bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
-            }
-            Dtype::F32 => bytemuck::pod_collect_to_vec(bytes),
-            Dtype::F64 => bytemuck::pod_collect_to_vec::<u8, f64>(bytes).iter().map(|&v| v as f32).collect(),
-        }
+/// Numbers of a type of [`is_float`], little end first, as f32: halves are widened exactly, doubles rounded.
+fn widened(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    let halves = bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+    match dtype {
+        Dtype::F16 => halves.map(|half| f16::from_le_bytes(half).to_f32()).collect(),
+        Dtype::BF16 => halves.map(|half| bf16::from_le_bytes(half).to_f32()).collect(),
+        Dtype::F32 => bytemuck::pod_collect_to_vec(bytes),
+        Dtype::F64 => bytemuck::pod_collect_to_vec::<u8, f64>(bytes).iter().map(|&v| v as f32).collect(),
+        other => unreachable!("parsers refuse {other:?}"),
     }
 }
 
@@ -96,29 +78,22 @@ impl TensorInfo {
         if self.shape.contains(&0) {
             return Some(0);
         }
-        let reach =
-            self.shape.iter().zip(&self.strides).try_fold(0_usize, |reach, (size, stride)| {
-                reach.checked_add((size - 1).checked_mul(*stride)?)
-            });
-        reach?.checked_add(1)
+        let mut dimensions = self.shape.iter().zip(&self.strides);
+        dimensions
+            .try_fold(1_usize, |span, (size, stride)| span.checked_add((size - 1).checked_mul(*stride)?))
     }
 
     /// Its elements in row-major order, out of all elements of its span.
     fn gathered(&self, all: &[f32]) -> Vec<f32> {
-        let count = self.shape.iter().product();
-        let mut out = Vec::with_capacity(count);
-        let mut index = vec![0_usize; self.shape.len()];
-        for _ in 0..count {
-            out.push(all[index.iter().zip(&self.strides).map(|(i, s)| i * s).sum::<usize>()]);
-            for d in (0..index.len()).rev() {
-                index[d] += 1;
-                if index[d] < self.shape[d] {
-                    break;
-                }
-                index[d] = 0;
-            }
-        }
-        out
+        let place = |mut element: usize| -> usize {
+            let along = |(size, stride): (&usize, &usize)| {
+                let index = element % size;
+                element /= size;
+                index * stride
+            };
+            self.shape.iter().zip(&self.strides).rev().map(along).sum()
+        };
+        (0..self.shape.iter().product()).map(|element| all[place(element)]).collect()
     }
 }
 
@@ -174,10 +149,8 @@ fn unreadable(path: &Path, e: std::io::Error) -> Error {
 pub(crate) fn read_text(path: &Path, most: u64) -> Result<String> {
     let length = regular(path)?;
     if length > most {
-        return Err(unusable(
-            path,
-            &format!("{length} bytes are more than the {most} that such a file may have"),
-        ));
+        let reason = format!("{length} bytes are more than the {most} that such a file may have");
+        return Err(unusable(path, &reason));
     }
     let bytes = std::fs::read(path).map_err(|e| unreadable(path, e))?;
     String::from_utf8(bytes).map_err(|_| unusable(path, "it is no UTF-8 text"))
@@ -236,10 +209,8 @@ impl Weights {
                 tensors.insert(tensor, (files.len(), info));
             }
             if let Some(missing) = promised.first() {
-                return Err(unusable(
-                    index,
-                    &format!("it says that {name} holds {missing}, which it does not"),
-                ));
+                let reason = format!("it says that {name} holds {missing}, which it does not");
+                return Err(unusable(index, &reason));
             }
             files.push((path, file));
         }
@@ -269,9 +240,9 @@ impl Weights {
         let (path, file) = &self.files[*file];
         let span = info.span().unwrap_or_else(|| unreachable!("parsers refuse what has no end"));
         let bytes = (&mut &*file)
-            .read_at(info.at, span * info.dtype.size())
+            .read_at(info.at, info.dtype.bitsize() / 8 * span)
             .map_err(|reason| unusable(path, &reason))?;
-        let all = info.dtype.widened(&bytes);
+        let all = widened(info.dtype, &bytes);
         let values = if info.strides == dense_strides(&info.shape) { all } else { info.gathered(&all) };
         match values.iter().position(|v| !v.is_finite()) {
             Some(bad) => Err(unusable(path, &format!("{name} holds {} at {bad}", values[bad]))),
@@ -288,11 +259,11 @@ mod tests {
     fn numbers_of_every_type() {
         let halves: Vec<u8> =
             [0x3c00_u16, 0xc000, 0x0001, 0x7bff].iter().flat_map(|h| h.to_le_bytes()).collect();
-        assert_eq!(Dtype::F16.widened(&halves), [1.0, -2.0, 2.0_f32.powi(-24), 65504.0]);
+        assert_eq!(widened(Dtype::F16, &halves), [1.0, -2.0, 2.0_f32.powi(-24), 65504.0]);
         let brains: Vec<u8> = [0x3f80_u16, 0xc000, 0x0001].iter().flat_map(|h| h.to_le_bytes()).collect();
-        assert_eq!(Dtype::Bf16.widened(&brains), [1.0, -2.0, f32::from_bits(0x1_0000)]);
-        assert_eq!(Dtype::F32.widened(&1.5_f32.to_le_bytes()), [1.5]);
-        assert_eq!(Dtype::F64.widened(&0.1_f64.to_le_bytes()), [0.1]);
+        assert_eq!(widened(Dtype::BF16, &brains), [1.0, -2.0, f32::from_bits(0x1_0000)]);
+        assert_eq!(widened(Dtype::F32, &1.5_f32.to_le_bytes()), [1.5]);
+        assert_eq!(widened(Dtype::F64, &0.1_f64.to_le_bytes()), [0.1]);
     }
 
     #[test]

@@ -3,9 +3,9 @@
 //! Eight bytes give the length of a JSON text, the text each tensor's type, shape and place; the rest of
 //! the file is the tensors, without gaps. The crate `safetensors` checks types, shapes, overlaps and gaps.
 
-use safetensors::tensor::{Dtype as Theirs, Metadata};
+use safetensors::tensor::Metadata;
 
-use super::{Dtype, Source, TensorInfo, TensorInfos};
+use super::{Source, TensorInfo, TensorInfos, is_float};
 
 /// Longest header that is read. The largest published models need less than 1 MB.
 const MOST_BYTES: u64 = 8 << 20;
@@ -35,14 +35,11 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String
     }
     let mut infos = TensorInfos::new();
     for (name, info) in metadata.tensors() {
-        let dtype = match info.dtype {
-            Theirs::F16 => Dtype::F16,
-            Theirs::BF16 => Dtype::Bf16,
-            Theirs::F32 => Dtype::F32,
-            Theirs::F64 => Dtype::F64,
-            other => return Err(format!("{name} holds {other:?}, no weights")),
-        };
-        infos.insert(name, TensorInfo::dense(dtype, info.shape.clone(), data + info.data_offsets.0 as u64));
+        if !is_float(info.dtype) {
+            return Err(format!("{name} holds {:?}, no weights", info.dtype));
+        }
+        let at = data + info.data_offsets.0 as u64;
+        infos.insert(name, TensorInfo::dense(info.dtype, info.shape.clone(), at));
     }
     Ok(infos)
 }

@@ -15,9 +15,6 @@ struct Index {
 }
 
 /// The files of an index, each with the names of the tensors in it.
-///
-/// # Errors
-/// When it is no index, or names a file outside its folder.
 pub fn parse(text: &str) -> Result<BTreeMap<String, BTreeSet<String>>, String> {
     let index: Index = serde_json::from_str(text).map_err(|e| format!("it is no index of weights: {e}"))?;
     let mut files = BTreeMap::<String, BTreeSet<String>>::new();

@@ -30,11 +30,9 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String
             return Err(format!("its byte order is {:?}", String::from_utf8_lossy(&text)));
         }
     }
-    if pickle.size > MOST_BYTES {
-        return Err(format!(
-            "its pickle has {} bytes, more than the {MOST_BYTES} that are read",
-            pickle.size
-        ));
+    let size = pickle.size;
+    if size > MOST_BYTES {
+        return Err(format!("its pickle has {size} bytes, more than the {MOST_BYTES} that are read"));
     }
     let text = source.read_at(pickle.at, pickle.size as usize)?;
     let mut infos = TensorInfos::new();
@@ -58,7 +56,7 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String
 fn place(tensor: &Tensor, within: &BTreeMap<&str, &Entry>) -> Result<TensorInfo, String> {
     let dtype = match &*tensor.storage {
         "HalfStorage" => Dtype::F16,
-        "BFloat16Storage" => Dtype::Bf16,
+        "BFloat16Storage" => Dtype::BF16,
         "FloatStorage" => Dtype::F32,
         "DoubleStorage" => Dtype::F64,
         other => return Err(format!("is a {other}, no weights")),
@@ -66,7 +64,8 @@ fn place(tensor: &Tensor, within: &BTreeMap<&str, &Entry>) -> Result<TensorInfo,
     let Some(entry) = within.get(format!("data/{}", tensor.key).as_str()) else {
         return Err(format!("is in storage {:?}, which is not in the file", tensor.key));
     };
-    let held = (entry.size / dtype.size() as u64) as usize;
+    let bytes = dtype.bitsize() / 8;
+    let held = (entry.size / bytes as u64) as usize;
     let view = TensorInfo { dtype, shape: tensor.shape.clone(), strides: tensor.strides.clone(), at: 0 };
     let fits = view.span().and_then(|span| span.checked_add(tensor.offset)).is_some_and(|end| end <= held);
     if !fits || tensor.shape.len() != tensor.strides.len() {
@@ -75,5 +74,5 @@ fn place(tensor: &Tensor, within: &BTreeMap<&str, &Entry>) -> Result<TensorInfo,
             tensor.shape, tensor.strides, tensor.offset
         ));
     }
-    Ok(TensorInfo { at: entry.at + (tensor.offset * dtype.size()) as u64, ..view })
+    Ok(TensorInfo { at: entry.at + (tensor.offset * bytes) as u64, ..view })
 }

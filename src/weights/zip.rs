@@ -59,22 +59,14 @@ fn find_directory(source: &mut impl Source, length: u64) -> Result<Directory, St
         return Err("it is no zip archive, as torch.save writes it".to_owned());
     };
     let end_at = tail_at + end as u64;
-    let directory = Directory {
-        entries: number(&tail, end + 10, 2),
-        size: number(&tail, end + 12, 4),
-        at: number(&tail, end + 16, 4),
-    };
-    let (directory, limit) = match end_at.checked_sub(20) {
-        Some(locator_at) => {
-            let locator = source.read_at(locator_at, 20)?;
-            if signature(&locator, 0) == Some(END_64_LOCATOR) {
-                (end_64(source, number(&locator, 8, 8), locator_at)?, locator_at)
-            } else {
-                (directory, end_at)
-            }
+    let [entries, size, at] = [(10, 2), (12, 4), (16, 4)].map(|(at, width)| number(&tail, end + at, width));
+    let (mut directory, mut limit) = (Directory { at, size, entries }, end_at);
+    if let Some(locator_at) = end_at.checked_sub(20) {
+        let locator = source.read_at(locator_at, 20)?;
+        if signature(&locator, 0) == Some(END_64_LOCATOR) {
+            (directory, limit) = (end_64(source, number(&locator, 8, 8), locator_at)?, locator_at);
         }
-        None => (directory, end_at),
-    };
+    }
     let fits = directory.at.checked_add(directory.size).is_some_and(|end| end <= limit);
     if !fits || directory.size > MOST_BYTES {
         return Err(format!("its directory would have {} bytes at {}", directory.size, directory.at));
@@ -91,11 +83,8 @@ fn end_64(source: &mut impl Source, at: u64, limit: u64) -> Result<Directory, St
     if signature(&record, 0) != Some(END_64) {
         return Err(wrong());
     }
-    Ok(Directory {
-        entries: number(&record, 32, 8),
-        size: number(&record, 40, 8),
-        at: number(&record, 48, 8),
-    })
+    let [entries, size, at] = [32, 40, 48].map(|at| number(&record, at, 8));
+    Ok(Directory { at, size, entries })
 }
 
 /// The entries of an archive of `length` bytes, in the order of their bytes.
@@ -157,7 +146,7 @@ pub fn entries(source: &mut impl Source, length: u64) -> Result<Vec<Entry>, Stri
 /// # Errors
 /// Names the first entry that is damaged.
 pub fn check_sums(source: &mut impl Source, entries: &[Entry]) -> Result<(), String> {
-    const PIECE: u64 = 1 << 20;
+    const CHUNK: u64 = 1 << 20;
     if entries.iter().all(|entry| entry.crc == 0) {
         return Ok(());
     }
@@ -165,17 +154,13 @@ pub fn check_sums(source: &mut impl Source, entries: &[Entry]) -> Result<(), Str
         let mut crc = Crc::new();
         let mut done = 0;
         while done < entry.size {
-            let piece = PIECE.min(entry.size - done);
-            crc.update(&source.read_at(entry.at + done, piece as usize)?);
-            done += piece;
+            let chunk = CHUNK.min(entry.size - done);
+            crc.update(&source.read_at(entry.at + done, chunk as usize)?);
+            done += chunk;
         }
-        if crc.sum() != entry.crc {
-            return Err(format!(
-                "{} is damaged: its CRC-32 is {:08x} and should be {:08x}",
-                entry.name,
-                crc.sum(),
-                entry.crc
-            ));
+        let (name, sum, wanted) = (&entry.name, crc.sum(), entry.crc);
+        if sum != wanted {
+            return Err(format!("{name} is damaged: its CRC-32 is {sum:08x} and should be {wanted:08x}"));
         }
     }
     Ok(())

@@ -3,9 +3,9 @@
 //! [`UNetConfig`] has them by the same names and with the same defaults, but for these: null there is 0 or an
 //! empty text here, the middle block has a name there and a flag here, and `zero_init` is denoir's own.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{Arguments, take, unsupported};
+use super::{Arguments, read, take, unsupported};
 use crate::models::unet::UNetConfig;
 
 /// The middle block that denoir has.
@@ -63,13 +63,5 @@ pub(super) fn config(mut arguments: Arguments) -> Result<UNetConfig, String> {
     }
     arguments.insert("class_embed_type".to_owned(), class_embed.unwrap_or_default().into());
     arguments.insert("mid_block".to_owned(), middle.is_some().into());
-    let read = |map: Arguments| serde_json::from_value::<UNetConfig>(Value::Object(map));
-    read(arguments.clone()).map_err(|e| {
-        // The error does not name its key: it is the one that does not fit alone.
-        let alone = |(key, value): (&String, &Value)| {
-            let e = read(Map::from_iter([(key.clone(), value.clone())])).err()?;
-            Some(format!("{key} does not fit: {e}"))
-        };
-        arguments.iter().find_map(alone).unwrap_or_else(|| format!("a value does not fit: {e}"))
-    })
+    read(&arguments)
 }

@@ -2,7 +2,7 @@
 #![no_main]
 
 use denoir::checkpoint::{self, SETS};
-use denoir::models::params_of;
+use denoir::recipe::params_of;
 use denoir_fuzz::{put, two};
 
 fn check(bytes: &[u8]) {

@@ -1,7 +1,7 @@
 //! Any text as a recipe, and as the value of a key of one.
 #![no_main]
 
-use denoir::models::params_of;
+use denoir::recipe::params_of;
 use denoir::recipe::{find, parse};
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
