@@ -40,12 +40,8 @@ fn add_into(thread: Invocation) {
 }
 
 @compute @workgroup_size(WG)
-fn one(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_group(group, groups) * WG + lane;
+fn one(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.n {
         sum[i] = T(1.0);
     }

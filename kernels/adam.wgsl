@@ -5,7 +5,7 @@
 //   p    = p - lr (correction1 m / (sqrt(correction2 v) + eps) + weight_decay p)
 //   ema  = ema - (1 - ema_decay) (ema - p)
 //
-//   params, grads, m, v, ema [n], a part of the flat parameters    norm [1]
+//   params, grads, m, v, ema [n], a range of the flat parameters    norm [1]
 //
 // A norm that is not finite changes nothing. A thread has ITEMS elements, each of them one number or four, as
 // far apart as a workgroup is wide, so that neighbours read neighbours. References: Kingma & Ba 2015
@@ -14,7 +14,7 @@
 //!include lib/state.wgsl
 
 const WG: u32 = 256u;
-const ITEMS: u32 = 4u; // each pays for a part of reading the state
+const ITEMS: u32 = 4u; // reading the state is paid once for all
 alias T = f32; // knob: or vec4<f32>
 
 struct Params {

@@ -1,10 +1,9 @@
 // arithmetic - two tensors added, subtracted, multiplied or divided; and one tensor scaled and shifted.
 //
 //   y[o, r, c] = a[o, r, c] op b[o, c]             op is one of + - * /
-//   db         = -dy * y / b                       of y = a / b, when b is not spread
-//   affine:  v[i] = factor * u[i] + offset
+//   affine:  y[i] = factor * a[i] + offset
 //
-//   a, y [outer, rows, columns]    b [outer, columns]    dy, db as y, b    u, v [n]
+//   a, y [outer, rows, columns]    b [outer, columns]
 //
 // How b's shape spreads over a's is src/ops/arithmetic.rs's `Broadcast`; every case is one of these views.
 // One thread for each element, which may be four columns: finding o and c (two integer divisions) is then
@@ -24,11 +23,6 @@ struct Params { n: u32, op: u32, block: u32, columns: u32, factor: f32, offset: 
 @group(0) @binding(1) var<storage, read> a: array<T>;
 @group(0) @binding(2) var<storage, read> b: array<T>;
 @group(0) @binding(3) var<storage, read_write> y: array<T>;
-@group(0) @binding(4) var<storage, read> quotient: array<T>; // y of y = a / b
-@group(0) @binding(5) var<storage, read> dy: array<T>;
-@group(0) @binding(6) var<storage, read_write> db: array<T>;
-@group(0) @binding(7) var<storage, read> u: array<T>;
-@group(0) @binding(8) var<storage, read_write> v: array<T>;
 
 fn apply(a: T, b: T) -> T {
     switch p.op {
@@ -56,17 +50,9 @@ fn forward(thread: Invocation) {
 }
 
 @compute @workgroup_size(WG)
-fn divide_backward_b(thread: Invocation) {
-    let i = element(thread, WG);
-    if i < p.n {
-        db[i] = -dy[i] * quotient[i] / b[i];
-    }
-}
-
-@compute @workgroup_size(WG)
 fn affine(thread: Invocation) {
     let i = element(thread, WG);
     if i < p.n {
-        v[i] = p.factor * u[i] + p.offset;
+        y[i] = p.factor * a[i] + p.offset;
     }
 }

@@ -28,7 +28,7 @@ fn strip(thread: Invocation) {
     }
 }
 
-// The channels of a part without a gradient.
+// For channels without a gradient.
 @compute @workgroup_size(WG)
 fn zero(thread: Invocation) {
     let i = element(thread, WG);

@@ -10,10 +10,9 @@
 //   z normal, drawn at step k = row of the state; not drawn where sigma is 0
 //
 // A coefficient that is 0 leaves out what it belongs to, be that NaN. One thread for each block of four
-// elements of a sample, as in noising. References: Ho et al. 2020 (arXiv:2006.11239), algorithm 2, and those
+// elements of a sample. References: Ho et al. 2020 (arXiv:2006.11239), algorithm 2, and those
 // in src/diffusion/scheduler. The bound: Saharia et al. 2022 (arXiv:2205.11487), section 2.3.
 //!include lib/grid.wgsl
-//!include lib/state.wgsl
 //!include lib/philox.wgsl
 
 const WG: u32 = 256u;
@@ -23,7 +22,7 @@ const WIDTH: u32 = 9u; // of a form
 const MOST: u32 = 7u; // forms
 
 struct Params {
-    samples: u32, elements: u32, rows: u32, slots: u32, rank: u32, fraction: f32, most: f32,
+    samples: u32, elements: u32, rows: u32, slots: u32, rank: u32, bounded: u32, fraction: f32, most: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -32,31 +31,13 @@ struct Params {
 @group(0) @binding(3) var<storage, read> out: array<f32>;
 @group(0) @binding(4) var<storage, read_write> x: array<f32>;
 @group(0) @binding(5) var<storage, read_write> kept: array<f32>;
-@group(0) @binding(6) var<storage, read> bound: array<f32>;
+@group(0) @binding(6) var<storage, read> bound: array<f32>; // anything if not bounded
 @group(0) @binding(7) var<storage, read_write> bounds: array<f32>;
 @group(0) @binding(8) var<storage, read_write> t: array<f32>;
 
 // First element of the state's row in the table.
 fn row_start() -> u32 {
     return COLUMNS * min(state_row(), p.rows - 1u);
-}
-
-// Elements of one block: `count` of them from `first` on, of sample `n`; `count` is 0 past the end.
-struct Block { first: u32, count: u32, n: u32, z: vec4<f32> }
-
-fn block_of(item: u32, sigma: f32) -> Block {
-    let blocks = (p.elements + 3u) / 4u;
-    let n = item / blocks;
-    let block = item % blocks;
-    if n >= p.samples {
-        return Block(0u, 0u, 0u, vec4<f32>());
-    }
-    var z = vec4<f32>();
-    if sigma != 0.0 {
-        let sample = state_sample() + n;
-        z = normal_of(draw(state_seed(), STREAM_REVERSE, state_row(), sample, block));
-    }
-    return Block(n * p.elements + 4u * block, min(4u, p.elements - 4u * block), n, z);
 }
 
 fn raw_x0(row: u32, i: u32) -> f32 {
@@ -96,28 +77,21 @@ fn advance(row: u32, i: u32, x0: f32, z: f32) {
 @compute @workgroup_size(WG)
 fn denoise(thread: Invocation) {
     let row = row_start();
-    let block = block_of(element(thread, WG), table[row + 4u]);
+    let block = block_of(element(thread, WG));
+    var z = vec4<f32>();
+    if table[row + 4u] != 0.0 {
+        z = normal_of(draw_block(STREAM_REVERSE, state_row(), block));
+    }
     let clip = table[row + 3u];
     for (var j = 0u; j < block.count; j++) {
         let i = block.first + j;
-        let raw = raw_x0(row, i);
-        var x0 = raw;
-        if clip > 0.0 {
-            x0 = within(raw, clip);
+        var x0 = raw_x0(row, i);
+        if p.bounded == 1u {
+            x0 = within(x0, bound[block.n]) / bound[block.n];
+        } else if clip > 0.0 {
+            x0 = within(x0, clip);
         }
-        advance(row, i, x0, block.z[j]);
-    }
-}
-
-// The same, with x0 kept within the bound of its sample and divided by it.
-@compute @workgroup_size(WG)
-fn denoise_bounded(thread: Invocation) {
-    let row = row_start();
-    let block = block_of(element(thread, WG), table[row + 4u]);
-    for (var j = 0u; j < block.count; j++) {
-        let i = block.first + j;
-        let s = bound[block.n];
-        advance(row, i, within(raw_x0(row, i), s) / s, block.z[j]);
+        advance(row, i, x0, z[j]);
     }
 }
 

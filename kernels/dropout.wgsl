@@ -2,7 +2,7 @@
 //
 //   y[n, i] = keep ? scale * x[n, i] : 0      scale = 1 / (1 - p)      keep: uniform(word of (n, i)) >= p
 //
-//   x, y [samples, size]    state [16]
+//   x, y [samples, elements]    state [16]
 //
 // Word j of the random block b of a sample is that of element 4 * b + j. One thread for each block. The
 // derivative is the same function with the same mask: nothing is stored. forward_vec4 is for sizes that
@@ -10,15 +10,12 @@
 // References: Srivastava et al. 2014 (JMLR 15); random numbers as in lib/philox.wgsl.
 //!include lib/grid.wgsl
 //!include lib/philox.wgsl
-//!include lib/state.wgsl
 
 const WG: u32 = 256u;
 
-// `blocks`: of one sample. `threshold`: the least word whose uniform number is kept. Deciding on integers
-// makes the mask the same on every device.
-struct Params {
-    samples: u32, size: u32, blocks: u32, stream: u32, threshold: u32, scale: f32,
-}
+// `threshold`: the least word whose uniform number is kept. Deciding on integers makes the mask the same on
+// every device.
+struct Params { samples: u32, elements: u32, stream: u32, threshold: u32, scale: f32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
@@ -27,32 +24,23 @@ struct Params {
 @group(0) @binding(4) var<storage, read> x4: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> y4: array<vec4<f32>>;
 
-fn keep(sample: u32, block: u32) -> vec4<bool> {
-    let number = state_sample() + sample;
-    let words = draw(state_seed(), p.stream, state_step(), number, block);
-    return words >= vec4<u32>(p.threshold);
+fn keep(block: Block) -> vec4<bool> {
+    return draw_block(p.stream, state_step(), block) >= vec4<u32>(p.threshold);
 }
 
 @compute @workgroup_size(WG)
 fn forward(thread: Invocation) {
-    let i = element(thread, WG);
-    if i >= p.samples * p.blocks {
-        return;
-    }
-    let sample = i / p.blocks;
-    let block = i - sample * p.blocks;
-    let kept = keep(sample, block);
-    let first = sample * p.size + 4u * block;
-    for (var j = 0u; j < min(4u, p.size - 4u * block); j++) {
-        y[first + j] = select(0.0, p.scale * x[first + j], kept[j]);
+    let block = block_of(element(thread, WG));
+    let kept = keep(block);
+    for (var j = 0u; j < block.count; j++) {
+        y[block.first + j] = select(0.0, p.scale * x[block.first + j], kept[j]);
     }
 }
 
 @compute @workgroup_size(WG)
 fn forward_vec4(thread: Invocation) {
-    let i = element(thread, WG);
-    if i < p.samples * p.blocks {
-        let sample = i / p.blocks;
-        y4[i] = select(vec4<f32>(), p.scale * x4[i], keep(sample, i - sample * p.blocks));
+    let block = block_of(element(thread, WG));
+    if block.count > 0u {
+        y4[block.first / 4u] = select(vec4<f32>(), p.scale * x4[block.first / 4u], keep(block));
     }
 }

@@ -2,7 +2,7 @@
 //
 //   norm = sqrt(sum x^2)
 //
-//   x [n], a part of the tensor at a time    partials [one for each workgroup of the first two]    norm [1]
+//   x [n], a range of the tensor    partials [one for each workgroup of the first two]    norm [1]
 //
 // partial_sums: each workgroup adds WG * QUADS times four elements. partial_rest: one workgroup adds those
 // that fill no four. total: one workgroup adds what they left.
@@ -12,8 +12,7 @@
 const WG: u32 = 256u;
 const QUADS: u32 = 16u; // of a thread
 
-// n: elements of this part, in partial_sums in fours; in total partial sums. first: where this part's partial
-// sums begin.
+// n: elements of the range, in partial_sums in fours; in total partial sums. first: of its partial sums.
 struct Params { n: u32, first: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;

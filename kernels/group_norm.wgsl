@@ -59,7 +59,7 @@ struct Params {
 @group(0) @binding(15) var<storage, read_write> dgamma: array<f32>; // [C]
 @group(0) @binding(16) var<storage, read_write> dbeta: array<f32>; // [C]
 
-// A thread's share of a tile: rows row, row + LINES ... before `end` of channel `own` of the input, which is
+// A thread's elements of a tile: rows row, row + LINES ... before `end` of channel `own` of the input, which is
 // `c` of all. Barriers forbid threads without work to return: past the last channel or workgroup they repeat
 // the last one, and `keeps` is false.
 struct Tile { n: u32, chunk: u32, own: u32, c: u32, row: u32, end: u32, rows: f32, keeps: bool }

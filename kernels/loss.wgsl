@@ -51,7 +51,7 @@ fn ln_1p(x: f32) -> f32 {
     return 2.0 * (s + s * (z * series));
 }
 
-// The part of the target that the sign of the logit speaks against.
+// The probability of the class that the sign of the logit speaks against.
 fn against(logit: f32, goal: f32) -> f32 {
     return select(goal, 1.0 - goal, logit > 0.0);
 }

@@ -5,11 +5,9 @@
 //
 //   x0, x_t, eps [samples, elements]    t [samples]    table [steps, 2]: sqrt(abar), sqrt(1 - abar)
 //
-// One thread for each block of four elements of a sample, which is what one draw of random numbers gives;
-// the last block of a sample may be smaller. Reference: Ho et al. 2020 (arXiv:2006.11239), equation 4 and
-// algorithm 1.
+// One thread for each block of four elements of a sample. Reference: Ho et al. 2020 (arXiv:2006.11239),
+// equation 4 and algorithm 1.
 //!include lib/grid.wgsl
-//!include lib/state.wgsl
 //!include lib/philox.wgsl
 
 const WG: u32 = 256u;
@@ -26,41 +24,30 @@ struct Params { samples: u32, elements: u32, steps: u32, stream: u32 }
 
 @compute @workgroup_size(WG)
 fn noising(thread: Invocation) {
-    let item = element(thread, WG);
-    let blocks = (p.elements + 3u) / 4u;
-    let n = item / blocks;
-    let block = item % blocks;
-    if n >= p.samples {
+    let block = block_of(element(thread, WG));
+    if block.count == 0u {
         return;
     }
-    let sample = state_sample() + n;
+    let word = draw(state_seed(), STREAM_TIMESTEP, state_step(), state_sample() + block.n, 0u).x;
     // The high word of the product: uniform without a division, and in integers, so alike on every device.
-    let step = mul_wide(draw(state_seed(), STREAM_TIMESTEP, state_step(), sample, 0u).x, p.steps).x;
+    let step = mul_wide(word, p.steps).x;
     let signal = table[2u * step];
     let noise = table[2u * step + 1u];
-    let z = normal_of(draw(state_seed(), p.stream, state_step(), sample, block));
-    let first = n * p.elements + 4u * block;
-    for (var j = 0u; j < min(4u, p.elements - 4u * block); j++) {
-        eps[first + j] = z[j];
-        x_t[first + j] = signal * x0[first + j] + noise * z[j];
+    let z = normal_of(draw_block(p.stream, state_step(), block));
+    for (var j = 0u; j < block.count; j++) {
+        eps[block.first + j] = z[j];
+        x_t[block.first + j] = signal * x0[block.first + j] + noise * z[j];
     }
-    if block == 0u {
-        t[n] = f32(step);
+    if block.number == 0u {
+        t[block.n] = f32(step);
     }
 }
 
 @compute @workgroup_size(WG)
 fn gaussian(thread: Invocation) {
-    let item = element(thread, WG);
-    let blocks = (p.elements + 3u) / 4u;
-    let n = item / blocks;
-    let block = item % blocks;
-    if n >= p.samples {
-        return;
-    }
-    let z = normal_of(draw(state_seed(), p.stream, state_step(), state_sample() + n, block));
-    let first = n * p.elements + 4u * block;
-    for (var j = 0u; j < min(4u, p.elements - 4u * block); j++) {
-        eps[first + j] = z[j];
+    let block = block_of(element(thread, WG));
+    let z = normal_of(draw_block(p.stream, state_step(), block));
+    for (var j = 0u; j < block.count; j++) {
+        eps[block.first + j] = z[j];
     }
 }

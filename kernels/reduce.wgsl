@@ -1,30 +1,31 @@
 // reduce - sums over the middle of a tensor, in a fixed order.
 //
-//   sum:         out[o, s, c] = scale * sum of x[o, r, c]              over the rows r of slice s
-//   dot_product: out[o, s, c] = scale * sum of x[o, r, c] * y[o, r, c]
-//   spread:      dx[o, r, c]  = scale * dy[o, c]                       the derivative of sum with one slice
+//   sum:     out[o, s, c] = scale * sum of x[o, r, c]              over the rows r of slice s
+//            out[o, s, c] = scale * sum of x[o, r, c] * y[o, r, c]   where PRODUCTS is true
+//   spread:  dx[o, r, c]  = scale * dy[o, c]                         the derivative of sum with one slice
 //
 //   x, y, dx [outer, rows, columns]    out [outer, slices, columns]    dy [outer, columns]
 //
-// sum and dot_product: one workgroup per (outer, slice, block of `width` columns). Its 256 threads stand in
+// sum: one workgroup per (outer, slice, block of `width` columns). Its 256 threads stand in
 // a grid of 256 / width rows by width columns, so that neighbours read neighbours however few columns there
 // are; a tall sum is cut into slices, and a second dispatch of `sum` adds those up. spread: one thread per
 // element of dx.
 //!include lib/grid.wgsl
 
 const WG: u32 = 256u;
+const PRODUCTS: bool = false; // knob
 
 // `width` is a power of two up to WG; slice s holds the rows from s * slice_rows on.
 struct Params { outer: u32, rows: u32, columns: u32, slices: u32, slice_rows: u32, width: u32, scale: f32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read> y: array<f32>;
+@group(0) @binding(2) var<storage, read> y: array<f32>; // without PRODUCTS, x again
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 @group(0) @binding(4) var<storage, read> dy: array<f32>;
 @group(0) @binding(5) var<storage, read_write> dx: array<f32>;
 
-// What one thread sums: `count` elements from `first` on, `stride` apart; and where its column's sum goes.
+// The elements of one thread: `count` from `first` on, `stride` apart; and the place of its column's sum.
 struct Task { first: u32, stride: u32, count: u32, target_index: u32, has_target: bool }
 
 fn task_of(group: u32, lane: u32) -> Task {
@@ -65,6 +66,13 @@ fn finish(value: f32, task: Task, lane: u32) {
     }
 }
 
+fn term(at: u32) -> f32 {
+    if PRODUCTS {
+        return x[at] * y[at];
+    }
+    return x[at];
+}
+
 @compute @workgroup_size(WG)
 fn sum(thread: Invocation) {
     let task = task_of(flat_group(thread.group, thread.groups), thread.lane);
@@ -72,30 +80,12 @@ fn sum(thread: Invocation) {
     var sums = vec4<f32>();
     var at = task.first;
     for (var i = 0u; i < task.count / 4u; i++) {
-        sums += vec4<f32>(x[at], x[at + task.stride], x[at + 2u * task.stride], x[at + 3u * task.stride]);
-        at += 4u * task.stride;
+        let half = at + 2u * task.stride;
+        sums += vec4<f32>(term(at), term(at + task.stride), term(half), term(half + task.stride));
+        at = half + 2u * task.stride;
     }
     for (var i = 0u; i < task.count % 4u; i++) {
-        sums.x += x[at];
-        at += task.stride;
-    }
-    finish((sums.x + sums.y) + (sums.z + sums.w), task, thread.lane);
-}
-
-@compute @workgroup_size(WG)
-fn dot_product(thread: Invocation) {
-    let task = task_of(flat_group(thread.group, thread.groups), thread.lane);
-    var sums = vec4<f32>();
-    var at = task.first;
-    for (var i = 0u; i < task.count / 4u; i++) {
-        let at1 = at + task.stride;
-        let at2 = at1 + task.stride;
-        let at3 = at2 + task.stride;
-        sums += vec4<f32>(x[at], x[at1], x[at2], x[at3]) * vec4<f32>(y[at], y[at1], y[at2], y[at3]);
-        at = at3 + task.stride;
-    }
-    for (var i = 0u; i < task.count % 4u; i++) {
-        sums.x += x[at] * y[at];
+        sums.x += term(at);
         at += task.stride;
     }
     finish((sums.x + sums.y) + (sums.z + sums.w), task, thread.lane);

@@ -32,7 +32,7 @@ pub fn devices() -> &'static [(String, Device)] {
             // Once as it ships, where a stray write reaches the guard words; once with the checks on.
             let mut full = open();
             full.use_checks(false);
-            // Many rows of workgroups and several pieces, which else only large launches have.
+            // Many rows of workgroups and several sub-dispatches, which else only large launches have.
             full.use_grid(Grid { row: 7, sub_dispatches: 3 });
             let offers = full.dialect();
             all.push((format!("{} with {offers:?}", adapter.name), Device::Gpu(Arc::new(full))));
@@ -73,6 +73,7 @@ pub struct Check {
 }
 
 impl Check {
+    /// Without inputs yet, of a tolerance of 4e-6 and 40 probes.
     pub fn new(name: impl Into<String>) -> Self {
         Check { name: name.into(), inputs: Vec::new(), tolerance: 4e-6, probes: 40, untuned: false }
     }
@@ -269,45 +270,36 @@ impl Check {
         let mut outputs = vec![&y];
         outputs.extend(of.iter().flatten());
         let plan = Plan::new(&tape, &outputs, device);
-        let run = |plan: &Plan, name: &str, way: usize| -> crate::error::Result<Vec<Vec<f32>>> {
-            let mut program = Program::compile_variant(plan, device, way)?;
-            for (i, input) in self.inputs.iter().enumerate() {
-                if plan.stores().any(|(used, _)| used == store(i)) {
-                    match input {
-                        Input::Values(_, v) | Input::Fixed(_, v) => program.write(&store(i), v)?,
-                        Input::Words(_, w) => program.write(&store(i), w)?,
-                    }
+        let run = |name: &str, variant: usize| -> crate::error::Result<Vec<Vec<f32>>> {
+            let mut program = Program::compile_variant(&plan, device, variant)?;
+            let is_used = |store: &str| plan.stores().any(|(used, _)| used == store);
+            for (i, input) in self.inputs.iter().enumerate().filter(|(i, _)| is_used(&store(*i))) {
+                match input {
+                    Input::Values(_, v) | Input::Fixed(_, v) => program.write(&store(i), v)?,
+                    Input::Words(_, w) => program.write(&store(i), w)?,
                 }
             }
-            if plan.stores().any(|(used, _)| used == "dy") {
+            if is_used("dy") {
                 program.write("dy", dy)?;
             }
             program.run()?;
             let mut results = vec![program.read(&y)?];
-            let inputs = self.inputs.iter().filter_map(|i| match i {
-                Input::Values(_, v) => Some(v.len()),
-                _ => None,
-            });
-            for (gradient, len) in of.iter().zip(inputs) {
+            for (gradient, input) in of.iter().zip(tensors.iter().filter(|t| t.needs_grad())) {
                 results.push(match gradient {
                     Some(gradient) => program.read(gradient)?,
-                    None => vec![0.0; len],
+                    None => vec![0.0; input.elements()],
                 });
             }
             assert!(program.guards_intact()?, "{}\n  on {name}: wrote outside its tensors", self.describe());
             Ok(results)
         };
-        let count = if self.untuned { 1 } else { Program::variants_of(&plan) };
-        let run = |plan: &Plan, name: String, way: usize| {
+        let variants = if self.untuned { 1 } else { Program::variants_of(&plan) };
+        let run = |variant: usize| {
+            let name = if variant == 0 { name.to_owned() } else { format!("{name}, variant {variant}") };
             let results =
-                run(plan, &name, way).unwrap_or_else(|e| panic!("{}\n  on {name}: {e:?}", self.describe()));
+                run(&name, variant).unwrap_or_else(|e| panic!("{}\n  on {name}: {e:?}", self.describe()));
             (name, results)
         };
-        let mut all: Vec<(String, Vec<Vec<f32>>)> = Vec::new();
-        for way in 0..count {
-            let name = if way == 0 { name.to_owned() } else { format!("{name}, variant {way}") };
-            all.push(run(&plan, name, way));
-        }
-        all
+        (0..variants).map(run).collect()
     }
 }

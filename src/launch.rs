@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 pub(crate) use self::dispatch::Bind;
 pub use self::dispatch::{Dispatch, Dispatches, Slot, Word};
-pub(crate) use self::io::Raw;
+pub(crate) use self::io::{CHUNK, Raw};
 pub use self::io::{Io, Prepacked};
 use crate::device::gpu::adapters::Traits;
 
@@ -30,7 +30,46 @@ pub trait Launch: Debug + Send + Sync {
     fn gpu(&self, plan: &mut Dispatches);
 }
 
-/// What a plan needs to know of a launch beyond how it runs. The default holds for element-wise work without
+struct Closures<C, G> {
+    name: &'static str,
+    cpu: C,
+    gpu: G,
+}
+
+impl<C, G> Debug for Closures<C, G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl<C, G> Launch for Closures<C, G>
+where
+    C: Fn(&Io) + Send + Sync,
+    G: Fn(&mut Dispatches) + Send + Sync,
+{
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu(&self, io: &Io) {
+        (self.cpu)(io);
+    }
+
+    fn gpu(&self, plan: &mut Dispatches) {
+        (self.gpu)(plan);
+    }
+}
+
+/// The launch whose methods are these closures.
+pub(crate) fn launch_of(
+    name: &'static str,
+    cpu: impl Fn(&Io) + Send + Sync + 'static,
+    gpu: impl Fn(&mut Dispatches) + Send + Sync + 'static,
+) -> impl Launch + 'static {
+    Closures { name, cpu, gpu }
+}
+
+/// The properties of a launch that a plan needs. The default holds for element-wise work without
 /// working memory.
 #[derive(Debug, Default)]
 pub struct LaunchInfo {
@@ -55,7 +94,7 @@ pub struct LaunchInfo {
     pub recompute: Recompute,
     /// How the launch can add another gradient to one that it writes.
     pub accumulate: Accumulate,
-    /// The ways in which its dispatches can run.
+    /// The variants of its dispatches.
     pub tuning: Tuning,
 }
 
@@ -75,7 +114,7 @@ impl Recorded {
         &*self.0.0
     }
 
-    /// What a plan knows of it.
+    /// Its properties.
     pub fn info(&self) -> &LaunchInfo {
         &self.0.1
     }
@@ -186,12 +225,12 @@ impl Debug for Tuning {
     }
 }
 
-/// One of several ways in which a launch can run on a GPU: another tile, another split of the work. Their
-/// results differ in the rounding of sums alone.
+/// One of several forms of a launch on a GPU: another tile, another split of the work. Their results differ
+/// in the rounding of sums alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Variant {
     /// For people, and in the tuning file: `16 lanes`. A launch has no two of one name.
     pub name: String,
-    /// What [`Dispatches::variant`] gives to [`Launch::gpu`].
+    /// The value of [`Dispatches::variant`] in [`Launch::gpu`].
     pub index: usize,
 }

@@ -4,9 +4,10 @@
 //! Results do not depend on the width: no sum is reordered, and no multiplication is fused with an addition
 //! unless the code says `mul_add`.
 
-/// Runs `work` compiled for the widest vectors that this machine has (AVX2, AVX-512, NEON ...). What `work`
-/// calls must be inlined into it to profit: write `vectorized(#[inline(always)] || ...)`, and mark helpers
-/// `#[inline(always)]` too; a large closure is otherwise left outside, compiled for the oldest machine.
+/// Runs `work` compiled for the widest vectors that this machine has (AVX2, AVX-512, NEON ...). All that
+/// `work` calls must be inlined into it to profit: write `vectorized(#[inline(always)] || ...)`, and mark
+/// helpers `#[inline(always)]` too; a large closure is otherwise left outside, compiled for the oldest
+/// machine. Write `for` loops over slices: the closure of a `for_each` may be left outside too.
 #[inline(always)]
 pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     struct Work<F>(F);

@@ -1,4 +1,4 @@
-//! What changes from step to step: sixteen words that the host writes before each run, and kernels read.
+//! The state of a step: sixteen words that the host writes before each run, and kernels read.
 
 /// The step's state, in the order of `kernels/lib/state.wgsl`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

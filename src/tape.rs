@@ -13,7 +13,6 @@ use std::rc::Rc;
 
 pub use self::backward::Gradients;
 pub(crate) use self::sums::KERNEL;
-use self::sums::{AddInto, Copy};
 use crate::launch::Recorded;
 use crate::tensor::{DType, Id, Shape};
 
@@ -43,7 +42,7 @@ pub(crate) struct Entry {
     pub recorded: Recorded,
     pub reads: Vec<Id>,
     pub writes: Vec<Id>,
-    /// The part of the model that recorded it: `down_blocks.0.resnets.1.conv1`.
+    /// The module of the model that recorded it: `down_blocks.0.resnets.1.conv1`.
     pub label: Rc<str>,
     /// Number of the block that [`Tape::checkpoint`] recorded it in.
     pub block: Option<usize>,
@@ -281,7 +280,7 @@ impl Tape {
             self.0.metas.borrow_mut()[tensor.id.0].home = home;
         } else {
             let target = self.stored(store, first, tensor.shape.clone());
-            self.launch_into(Copy { n: tensor.elements() }, &[tensor], &[&target]);
+            self.launch_into(sums::copy(tensor.elements()), &[tensor], &[&target]);
         }
     }
 
@@ -292,10 +291,10 @@ impl Tape {
     #[track_caller]
     pub fn accumulate_into(&self, sum: &Tensor, gradient: &Tensor) {
         assert_eq!(sum.elements(), gradient.elements(), "accumulate {} into {}", gradient.shape, sum.shape);
-        self.launch_into(AddInto { n: sum.elements() }.recorded(), &[gradient], &[sum]);
+        self.launch_into(sums::add_into(sum.elements()), &[gradient], &[sum]);
     }
 
-    /// Runs `record` with launches labelled by the part of the model that they belong to.
+    /// Runs `record` with launches labelled by the module of the model that they belong to.
     pub fn labelled<R>(&self, label: &str, record: impl FnOnce() -> R) -> R {
         let before = self.0.label.replace(Some(label.into()));
         let result = record();

@@ -1,4 +1,4 @@
-//! What a tensor is before it has data: a shape, an element type and an identity on its tape.
+//! A tensor before it has data: a shape, an element type and an identity on its tape.
 
 use std::fmt;
 

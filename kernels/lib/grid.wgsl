@@ -1,6 +1,6 @@
 // grid - numbers of threads and workgroups, where more than 65,535 workgroups are folded into two dimensions.
 
-// What an entry point takes that does not sum over its workgroup (for those, lib/reduce.wgsl has Thread).
+// The arguments of an entry point that does not sum over its workgroup (there, Thread of lib/reduce.wgsl).
 struct Invocation {
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
@@ -8,8 +8,8 @@ struct Invocation {
 }
 
 // Number of this workgroup. The last row may hold groups past the end: the kernel must ignore those. A kernel
-// whose dispatch may be much work adds `first_group` of its parameters, by which the host runs it in several
-// pieces.
+// whose dispatch may be much work adds `first_group` of its parameters, by which the host runs it as several
+// dispatches.
 fn flat_group(id: vec3<u32>, count: vec3<u32>) -> u32 {
     return id.y * count.x + id.x;
 }

@@ -1,10 +1,12 @@
 // philox - counter-based random numbers, Philox 4x32-10 (Salmon et al. 2011), as in src/philox.rs.
+//
+// Needs from its includer: `p.samples` and `p.elements` of its parameters, and a binding `state: array<u32>`.
+//!include lib/state.wgsl
 //!include lib/wide.wgsl
 //!include lib/trig.wgsl
 
-// What numbers are for, as in src/philox.rs.
+// Purposes of numbers, as in src/philox.rs.
 const STREAM_TIMESTEP: u32 = 2u;
-const STREAM_NOISE: u32 = 3u;
 const STREAM_REVERSE: u32 = 5u;
 
 fn philox(counter: vec4<u32>, key: vec2<u32>) -> vec4<u32> {
@@ -64,4 +66,21 @@ fn normal_of(words: vec4<u32>) -> vec4<f32> {
 // `uniform_of(word)` as a fraction of 2^32.
 fn centred(word: u32) -> u32 {
     return (word & 0xfffffe00u) | 0x100u;
+}
+
+// The block of four elements of a sample that an item is, which is what one draw of random numbers serves:
+// `count` of them from `first` on. The last block of a sample may be smaller; `count` is 0 past the end.
+struct Block { n: u32, number: u32, first: u32, count: u32 }
+
+fn block_of(item: u32) -> Block {
+    let blocks = (p.elements + 3u) / 4u;
+    let n = item / blocks;
+    let number = item - n * blocks;
+    let count = select(0u, min(4u, p.elements - 4u * number), n < p.samples);
+    return Block(n, number, n * p.elements + 4u * number, count);
+}
+
+// The four random words of a block.
+fn draw_block(stream: u32, step: u32, block: Block) -> vec4<u32> {
+    return draw(state_seed(), stream, step, state_sample() + block.n, block.number);
 }

@@ -22,7 +22,7 @@ fn block_sum(value: f32, thread: Thread) -> f32 {
         reduce_cells[thread.subgroup] = part;
     }
     workgroupBarrier();
-    // Each subgroup adds up all parts, its lanes sharing them: small subgroups are many.
+    // Each subgroup adds up the sums of all, its lanes in turn: small subgroups are many.
     let lanes = subgroupAdd(1u);
     var some = 0.0;
     for (var i = thread.subgroup_lane; i < thread.subgroups; i += lanes) {

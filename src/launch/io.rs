@@ -3,7 +3,15 @@
 use std::cell::Cell;
 use std::marker::PhantomData;
 
-/// A piece of CPU memory, resolved when the program is compiled.
+use rayon::prelude::*;
+
+use crate::simd::vectorized;
+
+/// Elements that one task of an elementwise CPU twin takes: enough to pay for the task, few enough to stay
+/// in the L2 cache.
+pub(crate) const CHUNK: usize = 16_384;
+
+/// A range of CPU memory, resolved when the program is compiled.
 #[derive(Clone, Copy)]
 pub(crate) struct Raw {
     pub start: *mut u8,
@@ -40,11 +48,6 @@ impl<'a> Io<'a> {
     pub(crate) fn new(reads: &'a [Raw], writes: &'a [Raw], scratch: &'a [Raw], prepacked: bool) -> Self {
         assert!(writes.len() + scratch.len() <= 64, "a launch writes at most 64 tensors");
         Io { reads, writes, scratch, taken: Cell::new(0), prepacked, lifetime: PhantomData }
-    }
-
-    /// True if a tensor was given at this position; optional ones come last.
-    pub fn has_read(&self, index: usize) -> bool {
-        index < self.reads.len()
     }
 
     /// Read number `index`, of `f32`.
@@ -85,6 +88,38 @@ impl<'a> Io<'a> {
     /// When it is asked for twice.
     pub fn prepacked(&self) -> Prepacked<'a> {
         Prepacked { memory: self.scratch(0), done: self.prepacked }
+    }
+
+    /// Write 0 becomes `f` of read 0, element by element. `f` must be `#[inline(always)]` where it is large,
+    /// as in [`vectorized`].
+    #[inline(always)]
+    pub(crate) fn map(&self, f: impl Fn(f32) -> f32 + Sync) {
+        self.write(0).par_chunks_mut(CHUNK).zip(self.read(0).par_chunks(CHUNK)).for_each(|(y, x)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.iter_mut().zip(x) {
+                        *y = f(*x);
+                    }
+                },
+            );
+        });
+    }
+
+    /// As [`Io::map`], of reads 0 and 1.
+    #[inline(always)]
+    pub(crate) fn map2(&self, f: impl Fn(f32, f32) -> f32 + Sync) {
+        let (a, b) = (self.read(0).par_chunks(CHUNK), self.read(1).par_chunks(CHUNK));
+        self.write(0).par_chunks_mut(CHUNK).zip(a).zip(b).for_each(|((y, a), b)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+                        *y = f(*a, *b);
+                    }
+                },
+            );
+        });
     }
 
     #[allow(clippy::mut_from_ref, reason = "each bit is handed out once, which is checked")]

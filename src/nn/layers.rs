@@ -45,15 +45,16 @@ impl Conv {
         Conv { upsample: true, ..Conv::same(out) }
     }
 
+    /// From zero weights if `zero`.
     #[must_use]
     pub const fn zero_if(self, zero: bool) -> Self {
         Conv { zero, ..self }
     }
 }
 
-/// What [`conv2d`] with a stride of 1 makes of `x` with each pixel repeated twice in both directions, but for
-/// the rounding of sums: a transposed convolution with summed weights, which needs 4 multiplications instead
-/// of 9 and no large image.
+/// The result of [`conv2d`] with a stride of 1 on `x` with each pixel repeated twice in both directions,
+/// but for the rounding of sums: a transposed convolution with summed weights, which needs 4 multiplications
+/// instead of 9 and no large image.
 ///
 /// `x` is `[N, H, W, Cin]`, `w` is `[KH, KW, Cin, Cout]`, the result `[N, OH, OW, Cout]` with
 /// `OH = 2 * H + top + bottom - KH + 1`.

@@ -1,7 +1,7 @@
 //! Parameters and layers: named, flat in memory, recorded by plain functions.
 //!
 //! A model is a function that records itself. The first time it asks a [`Scope`] for a parameter, that
-//! parameter gets its place in the flat store; later recordings (for sampling, say) find it there. So the
+//! parameter gets its place in the flat store; later recordings (for sampling) find it there. So the
 //! model's code is also its list of parameters.
 
 mod layers;
@@ -202,7 +202,7 @@ impl Params {
     }
 }
 
-/// A part of a model under recording: gives its parameters by name.
+/// A module of a model under recording: gives its parameters by name.
 ///
 /// ```
 /// use denoir::prelude::*;
@@ -262,14 +262,14 @@ impl Scope {
         &self.tape
     }
 
-    /// The part called `name` of this part.
+    /// The module called `name` of this module.
     pub fn sub(&self, name: impl std::fmt::Display) -> Scope {
         let prefix =
             if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
         Scope { prefix, ..self.clone() }
     }
 
-    /// A parameter of this part.
+    /// A parameter of this module.
     #[track_caller]
     pub fn param(&self, name: &str, shape: impl Into<Shape>, layout: Layout, init: Init) -> Tensor {
         let shape = shape.into();
@@ -277,7 +277,7 @@ impl Scope {
         self.placed(first, shape)
     }
 
-    /// A parameter of this part as consecutive slices of its rows.
+    /// A parameter of this module as consecutive slices of its rows.
     ///
     /// # Panics
     /// When they do not make up the parameter, or one does not begin where a GPU can bind it.
@@ -315,7 +315,7 @@ impl Scope {
         }
     }
 
-    /// Runs `record` with its launches labelled as this part's.
+    /// Runs `record` with its launches labelled as this module's.
     pub fn label<R>(&self, record: impl FnOnce() -> R) -> R {
         self.tape.labelled(&self.prefix, record)
     }

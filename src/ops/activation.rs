@@ -1,31 +1,33 @@
 //! Pointwise activations: SiLU, ReLU, GELU (exact and tanh), tanh, sigmoid, exp.
 
-use rayon::prelude::*;
-
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch};
-use crate::ops::CHUNK;
+use crate::launch::launch_of;
 use crate::ops::shared::{derivative, replayed};
-use crate::simd::{exp, sigmoid, tanh, vectorized};
+use crate::simd::{exp, sigmoid, tanh};
 use crate::tape::Tensor;
 
-pub static KERNEL: Kernel = kernel!("activation");
+pub(crate) static KERNEL: Kernel = kernel!("activation");
 
 /// A pointwise function. Its number is that of `kernels/lib/activation.wgsl`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Activation {
+    /// `x`.
     Identity = 0,
     /// `x * sigmoid(x)`, also called swish.
     Silu = 1,
+    /// `max(x, 0)`.
     Relu = 2,
     /// `x * Phi(x)` with the exact normal distribution function.
     Gelu = 3,
     /// GELU through its tanh approximation.
     GeluTanh = 4,
+    /// The hyperbolic tangent.
     Tanh = 5,
+    /// `1 / (1 + e^-x)`.
     Sigmoid = 6,
+    /// `e^x`.
     Exp = 7,
 }
 
@@ -98,78 +100,28 @@ pub(crate) use with_constant;
 /// `y = f(x)`, element by element, any shape.
 pub fn activation(x: &Tensor, kind: Activation) -> Tensor {
     let n = x.elements();
-    let [y] = x.tape().launch(replayed(Forward { kind, n }), &[x], [x.shape().clone()]);
+    let params = [("n", n), ("kind", kind as usize)];
+    let forward = launch_of(
+        "activation",
+        move |io| with_constant!(kind, f => io.map(#[inline(always)] |x| f.apply(x))),
+        move |plan| {
+            plan.add(&KERNEL, "forward").params(params).read("x", 0).write("y", 0).cover(n, 256);
+        },
+    );
+    let [y] = x.tape().launch(replayed(forward), &[x], [x.shape().clone()]);
     let saved = x.clone();
     derivative(&[x], &y, move |dy| {
-        let shape = [saved.shape().clone()];
-        dy.tape().launch(BackwardX { kind, n }, &[&saved, dy], shape).into()
+        let backward_x = launch_of(
+            "activation backward_x",
+            move |io| with_constant!(kind, f => io.map2(#[inline(always)] |x, dy| dy * f.derivative(x))),
+            move |plan| {
+                let backward_x = plan.add(&KERNEL, "backward_x").params(params);
+                backward_x.read("x", 0).read("dy", 1).write("dx", 0).cover(n, 256);
+            },
+        );
+        dy.tape().launch(backward_x, &[&saved, dy], [saved.shape().clone()]).into()
     });
     y
-}
-
-#[derive(Debug)]
-struct Forward {
-    kind: Activation,
-    n: usize,
-}
-
-impl Launch for Forward {
-    fn name(&self) -> &'static str {
-        "activation"
-    }
-
-    fn cpu(&self, io: &Io) {
-        io.write(0).par_chunks_mut(CHUNK).zip(io.read(0).par_chunks(CHUNK)).for_each(|(y, x)| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    with_constant!(self.kind, f => {
-                                            for (y, x) in y.iter_mut().zip(x) {
-                    *y = f.apply(*x);
-                    }
-                                        })
-                },
-            );
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let forward = plan.add(&KERNEL, "forward").params([("n", self.n), ("kind", self.kind as usize)]);
-        forward.read("x", 0).write("y", 0).cover(self.n, 256);
-    }
-}
-
-#[derive(Debug)]
-struct BackwardX {
-    kind: Activation,
-    n: usize,
-}
-
-impl Launch for BackwardX {
-    fn name(&self) -> &'static str {
-        "activation backward_x"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let (x, dy) = (io.read(0).par_chunks(CHUNK), io.read(1).par_chunks(CHUNK));
-        io.write(0).par_chunks_mut(CHUNK).zip(x).zip(dy).for_each(|((dx, x), dy)| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    with_constant!(self.kind, f => {
-                                            for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
-                    *dx = dy * f.derivative(*x);
-                    }
-                                        })
-                },
-            );
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let backward = plan.add(&KERNEL, "backward_x").params([("n", self.n), ("kind", self.kind as usize)]);
-        backward.read("x", 0).read("dy", 1).write("dx", 0).cover(self.n, 256);
-    }
 }
 
 #[cfg(test)]

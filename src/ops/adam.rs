@@ -4,20 +4,22 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded, Slot, pack};
-use crate::ops::CHUNK;
+use crate::launch::{CHUNK, LaunchInfo, Recorded, Slot, launch_of, pack};
 use crate::ops::shared::{FlatRange, MOST_BOUND, assert_is_state, flat_ranges};
 use crate::simd::vectorized;
 use crate::state::State;
 use crate::tape::Tensor;
 
-pub static KERNEL: Kernel = kernel!("adam", pack::KNOBS);
+pub(crate) static KERNEL: Kernel = kernel!("adam", pack::KNOBS);
 
-/// What of Adam does not change from step to step.
+/// The options of Adam that do not change from step to step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamOptions {
+    /// Decay of the moving average of the gradients.
     pub beta1: f64,
+    /// Decay of the moving average of their squares.
     pub beta2: f64,
+    /// Added to the root of the squares.
     pub eps: f64,
     /// Decoupled (AdamW): a step takes `lr * weight_decay` of the parameter itself.
     pub weight_decay: f64,
@@ -32,10 +34,13 @@ pub struct AdamOptions {
 /// and stays so.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamTensors<'a> {
+    /// Parameters.
     pub params: &'a Tensor,
+    /// Their gradients.
     pub grads: &'a Tensor,
-    /// Moving averages of the gradients and of their squares.
+    /// Moving average of the gradients.
     pub m: &'a Tensor,
+    /// Moving average of the squares of the gradients.
     pub v: &'a Tensor,
     /// Moving average of the parameters.
     pub ema: &'a Tensor,
@@ -52,6 +57,7 @@ pub fn adam(options: AdamOptions, tensors: AdamTensors, norm: &Tensor, state: &T
     adam_in_ranges(options, tensors, norm, state, MOST_BOUND);
 }
 
+/// `most`: elements of one dispatch.
 #[track_caller]
 fn adam_in_ranges(options: AdamOptions, tensors: AdamTensors, norm: &Tensor, state: &Tensor, most: usize) {
     let AdamTensors { params, grads, m, v, ema } = tensors;
@@ -67,11 +73,66 @@ fn adam_in_ranges(options: AdamOptions, tensors: AdamTensors, norm: &Tensor, sta
         norm.shape()
     );
     assert_is_state("adam", state);
+    let betas = [options.beta1, options.beta2];
+    let [beta1, beta2] = betas.map(|beta| beta as f32);
+    let [rest1, rest2] = betas.map(|beta| (1.0 - beta) as f32);
+    let (eps, weight_decay) = (options.eps as f32, options.weight_decay as f32);
+    let launch = launch_of(
+        "adam",
+        move |io| {
+            let (norm, state) = (io.read(0)[0], State::from_words(io.read_u32(1)));
+            if !norm.is_finite() {
+                return;
+            }
+            let scale = options.clip.map_or(1.0, |clip| (clip as f32 / (norm + 1e-6)).min(1.0));
+            let rest_ema = 1.0 - state.ema_decay;
+            let [p, g, m, v, ema] = [0, 1, 2, 3, 4].map(|i| io.write(i).par_chunks_mut(CHUNK));
+            p.zip(g).zip(m).zip(v).zip(ema).for_each(|((((p, g), m), v), ema)| {
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for ((((p, g), m), v), ema) in p.iter_mut().zip(&*g).zip(m).zip(v).zip(ema) {
+                            let g = g * scale;
+                            *m = beta1 * *m + rest1 * g;
+                            *v = beta2 * *v + rest2 * g * g;
+                            let direction = *m * state.correction1 / ((*v * state.correction2).sqrt() + eps);
+                            *p -= state.lr * (direction + weight_decay * *p);
+                            *ema -= rest_ema * (*ema - *p);
+                        }
+                    },
+                );
+                if options.zero_grads {
+                    g.fill(0.0);
+                }
+            });
+        },
+        move |plan| {
+            for FlatRange { first, count, quads } in flat_ranges(n, most) {
+                let pack = if quads { 4 } else { 1 };
+                let update = plan.add(&KERNEL, "update").knobs(pack::set(pack));
+                update
+                    .param("n", count / pack)
+                    .param("beta1", beta1)
+                    .param("beta2", beta2)
+                    .param("rest1", rest1)
+                    .param("rest2", rest2)
+                    .param("eps", eps)
+                    .param("weight_decay", weight_decay)
+                    .param("clip", options.clip.unwrap_or(0.0) as f32)
+                    .param("zero_grads", options.zero_grads)
+                    .read("norm", 0)
+                    .read("state", 1)
+                    .cover(count / pack, PER_GROUP);
+                for (i, name) in NAMES.into_iter().enumerate() {
+                    update.range(name, Slot::Write(i), first, count);
+                }
+            }
+        },
+    );
     // Parameters, both moments and the EMA are read as well as written; the gradients are read, and written
     // where they are cleared.
     let extra_bytes = (if options.zero_grads { 5 } else { 4 }) * n as i64 * 4;
-    let info = LaunchInfo { extra_bytes, ..LaunchInfo::default() };
-    let launch = Recorded::new(Update { options, n, most }, info);
+    let launch = Recorded::new(launch, LaunchInfo { extra_bytes, ..LaunchInfo::default() });
     params.tape().launch_into(launch, &[norm, state], &[params, grads, m, v, ema]);
 }
 
@@ -80,77 +141,6 @@ const NAMES: [&str; 5] = ["params", "grads", "m", "v", "ema"];
 
 /// Elements of a workgroup, WG * ITEMS of the kernel.
 const PER_GROUP: usize = 256 * 4;
-
-#[derive(Debug)]
-struct Update {
-    options: AdamOptions,
-    n: usize,
-    /// Most elements of one dispatch.
-    most: usize,
-}
-
-impl Launch for Update {
-    fn name(&self) -> &'static str {
-        "adam"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let (norm, state) = (io.read(0)[0], State::from_words(io.read_u32(1)));
-        if !norm.is_finite() {
-            return;
-        }
-        let options = &self.options;
-        let scale = options.clip.map_or(1.0, |clip| (clip as f32 / (norm + 1e-6)).min(1.0));
-        let (beta1, rest1) = (options.beta1 as f32, (1.0 - options.beta1) as f32);
-        let (beta2, rest2) = (options.beta2 as f32, (1.0 - options.beta2) as f32);
-        let (eps, weight_decay) = (options.eps as f32, options.weight_decay as f32);
-        let rest_ema = 1.0 - state.ema_decay;
-        let chunks = io.write(0).par_chunks_mut(CHUNK).zip(io.write(1).par_chunks_mut(CHUNK));
-        let chunks = chunks.zip(io.write(2).par_chunks_mut(CHUNK)).zip(io.write(3).par_chunks_mut(CHUNK));
-        chunks.zip(io.write(4).par_chunks_mut(CHUNK)).for_each(|((((p, g), m), v), ema)| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for ((((p, g), m), v), ema) in p.iter_mut().zip(&*g).zip(m).zip(v).zip(ema) {
-                        let g = g * scale;
-                        *m = beta1 * *m + rest1 * g;
-                        *v = beta2 * *v + rest2 * g * g;
-                        let direction = *m * state.correction1 / ((*v * state.correction2).sqrt() + eps);
-                        *p -= state.lr * (direction + weight_decay * *p);
-                        *ema -= rest_ema * (*ema - *p);
-                    }
-                },
-            );
-            if options.zero_grads {
-                g.fill(0.0);
-            }
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let options = &self.options;
-        for FlatRange { first, count, quads } in flat_ranges(self.n, self.most) {
-            let pack = if quads { 4 } else { 1 };
-            let update = plan.add(&KERNEL, "update").knobs(pack::set(pack));
-            update
-                .param("n", count / pack)
-                .param("beta1", options.beta1 as f32)
-                .param("beta2", options.beta2 as f32)
-                .param("rest1", (1.0 - options.beta1) as f32)
-                .param("rest2", (1.0 - options.beta2) as f32)
-                .param("eps", options.eps as f32)
-                .param("weight_decay", options.weight_decay as f32)
-                .param("clip", options.clip.unwrap_or(0.0) as f32)
-                .param("zero_grads", options.zero_grads)
-                .read("norm", 0)
-                .read("state", 1)
-                .cover(count / pack, PER_GROUP);
-            for (i, name) in NAMES.into_iter().enumerate() {
-                update.range(name, Slot::Write(i), first, count);
-            }
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {

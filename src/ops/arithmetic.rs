@@ -4,15 +4,14 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatch, Dispatches, Io, Launch, pack};
-use crate::ops::CHUNK;
+use crate::launch::{CHUNK, Dispatch, Dispatches, launch_of, pack};
 use crate::ops::reduce::{Sum, View};
-use crate::ops::shared::{derivative, map, replayed};
+use crate::ops::shared::{derivative, replayed};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 use crate::tensor::Shape;
 
-pub static KERNEL: Kernel = kernel!("arithmetic", pack::KNOBS);
+pub(crate) static KERNEL: Kernel = kernel!("arithmetic", pack::KNOBS);
 
 /// How the second operand spreads over the first, `[N, .., C]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,15 +120,14 @@ pub fn div(a: &Tensor, b: &Tensor) -> Tensor {
     let (saved_y, saved_b) = (y.clone(), b.clone());
     derivative(&[a, b], &y, move |dy| {
         let (y, b) = (&saved_y, &saved_b);
+        let da = launch(Op::Div, view, dy, b);
+        // db = -sum(dy * a / b^2) = -sum(da * y)
         let db = if view.rows == 1 {
-            let [db] = dy.tape().launch(DivBackwardB { view }, &[dy, y, b], [b.shape().clone()]);
-            db
+            launch_affine(&launch(Op::Mul, view, &da, y), -1.0, 0.0)
         } else {
-            // db = -sum(dy * a / b^2) = -sum(dy * y) / b
-            let sum = sum("div backward_b", view, -1.0, &[dy, y], b.shape().clone());
-            launch(Op::Div, flat(b.elements()), &sum, b)
+            sum("div backward_b", view, -1.0, &[&da, y], b.shape().clone())
         };
-        vec![launch(Op::Div, view, dy, b), db]
+        vec![da, db]
     });
     y
 }
@@ -142,8 +140,15 @@ pub fn affine(x: &Tensor, factor: f32, offset: f32) -> Tensor {
 }
 
 fn launch_affine(x: &Tensor, factor: f32, offset: f32) -> Tensor {
-    let affine = Affine { factor, offset, n: x.elements() };
-    let [y] = x.tape().launch(replayed(affine), &[x], [x.shape().clone()]);
+    let n = x.elements();
+    let launch = launch_of(
+        "affine",
+        move |io| io.map(|x| factor * x + offset),
+        move |plan| {
+            dispatch(plan, "affine", flat(n), Op::Mul, [factor, offset]);
+        },
+    );
+    let [y] = x.tape().launch(replayed(launch), &[x], [x.shape().clone()]);
     y
 }
 
@@ -161,9 +166,31 @@ fn apply(op: Op, a: &Tensor, b: &Tensor) -> (Tensor, View) {
     (launch(op, view, a, b), view)
 }
 
-/// `a op b` of `a`'s shape, without a derivative.
+/// `y[o, r, c] = a[o, r, c] op b[o, c]` of `a`'s shape, without a derivative.
 fn launch(op: Op, view: View, a: &Tensor, b: &Tensor) -> Tensor {
-    let [y] = a.tape().launch(replayed(Forward { op, view }), &[a, b], [a.shape().clone()]);
+    let launch = launch_of(
+        op.name(),
+        move |io| {
+            let b = io.read(1);
+            let chunks = io.write(0).par_chunks_mut(CHUNK).zip(io.read(0).par_chunks(CHUNK));
+            chunks.enumerate().for_each(|(chunk, (y, a))| {
+                let start = chunk * CHUNK;
+                vectorized(
+                    #[inline(always)]
+                    || match op {
+                        Op::Add => zip_spread(view, start, y, a, b, |a, b| a + b),
+                        Op::Sub => zip_spread(view, start, y, a, b, |a, b| a - b),
+                        Op::Mul => zip_spread(view, start, y, a, b, |a, b| a * b),
+                        Op::Div => zip_spread(view, start, y, a, b, |a, b| a / b),
+                    },
+                );
+            });
+        },
+        move |plan| {
+            dispatch(plan, "forward", view, op, [0.0; 2]).read("b", 1);
+        },
+    );
+    let [y] = a.tape().launch(replayed(launch), &[a, b], [a.shape().clone()]);
     y
 }
 
@@ -189,7 +216,7 @@ impl Op {
     }
 }
 
-/// A dispatch over the elements of a view, in fours where the columns allow it.
+/// A dispatch from `a` to `y`, the elements of a view, in fours where the columns allow it.
 fn dispatch<'a>(
     plan: &'a mut Dispatches,
     entry: &'static str,
@@ -205,42 +232,9 @@ fn dispatch<'a>(
         .params([("columns", view.columns / pack)])
         .param("factor", factor)
         .param("offset", offset)
+        .read("a", 0)
+        .write("y", 0)
         .cover(n, 256)
-}
-
-/// `y[o, r, c] = a[o, r, c] op b[o, c]`.
-#[derive(Clone, Copy, Debug)]
-struct Forward {
-    op: Op,
-    view: View,
-}
-
-impl Launch for Forward {
-    fn name(&self) -> &'static str {
-        self.op.name()
-    }
-
-    fn cpu(&self, io: &Io) {
-        let (view, b) = (self.view, io.read(1));
-        let chunks = io.write(0).par_chunks_mut(CHUNK).zip(io.read(0).par_chunks(CHUNK));
-        chunks.enumerate().for_each(|(chunk, (y, a))| {
-            let start = chunk * CHUNK;
-            vectorized(
-                #[inline(always)]
-                || match self.op {
-                    Op::Add => zip_spread(view, start, y, a, b, |a, b| a + b),
-                    Op::Sub => zip_spread(view, start, y, a, b, |a, b| a - b),
-                    Op::Mul => zip_spread(view, start, y, a, b, |a, b| a * b),
-                    Op::Div => zip_spread(view, start, y, a, b, |a, b| a / b),
-                },
-            );
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let forward = dispatch(plan, "forward", self.view, self.op, [0.0; 2]);
-        forward.read("a", 0).read("b", 1).write("y", 0);
-    }
 }
 
 /// `y = f(a, b)` for the elements of `a` from `start` on, in runs over which `b` is one number or goes
@@ -266,62 +260,6 @@ fn zip_spread(view: View, start: usize, y: &mut [f32], a: &[f32], b: &[f32], f: 
             }
         }
         at = end;
-    }
-}
-
-/// `db = -dy * y / b`, where `y = a / b` and nothing was spread.
-#[derive(Debug)]
-struct DivBackwardB {
-    view: View,
-}
-
-impl Launch for DivBackwardB {
-    fn name(&self) -> &'static str {
-        "div backward_b"
-    }
-
-    fn cpu(&self, io: &Io) {
-        map(
-            io,
-            #[inline(always)]
-            |[dy, y, b]| -dy * y / b,
-        );
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let backward = dispatch(plan, "divide_backward_b", self.view, Op::Div, [0.0; 2]);
-        backward.read("dy", 0).read("quotient", 1).read("b", 2).write("db", 0);
-    }
-}
-
-#[derive(Debug)]
-struct Affine {
-    factor: f32,
-    offset: f32,
-    n: usize,
-}
-
-impl Launch for Affine {
-    fn name(&self) -> &'static str {
-        "affine"
-    }
-
-    fn cpu(&self, io: &Io) {
-        io.write(0).par_chunks_mut(CHUNK).zip(io.read(0).par_chunks(CHUNK)).for_each(|(y, x)| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (y, x) in y.iter_mut().zip(x) {
-                        *y = self.factor * x + self.offset;
-                    }
-                },
-            );
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let affine = dispatch(plan, "affine", flat(self.n), Op::Mul, [self.factor, self.offset]);
-        affine.read("u", 0).write("v", 0);
     }
 }
 

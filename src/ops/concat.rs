@@ -1,16 +1,17 @@
 //! Tensors side by side along the channels, and channels taken apart; each is the other's derivative.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatch, Dispatches, Io, Launch, pack};
-use crate::ops::CHUNK;
+use crate::launch::{CHUNK, Dispatch, Dispatches, launch_of, pack};
 use crate::ops::shared::{derivative, replayed};
 use crate::tape::Tensor;
 use crate::tensor::Shape;
 
-pub static KERNEL: Kernel = kernel!("concat", pack::KNOBS);
+pub(crate) static KERNEL: Kernel = kernel!("concat", pack::KNOBS);
 
 /// Tensors that differ in their last dimension only, side by side: `[.., C1]`, `[.., C2]`, ... to `[.., C1
 /// + C2 + ..]`.
@@ -53,119 +54,88 @@ fn with_last(shape: &Shape, width: usize) -> Shape {
     Shape::from(dims.as_slice())
 }
 
-/// One launch that writes a tensor of `shape`; the channels of a part that is `None` become zero.
+/// Puts `parts` side by side in a tensor of `shape`; the channels of one that is `None` become zero.
 fn join(widths: &[usize], parts: &[Option<&Tensor>], shape: Shape) -> Tensor {
     let reads: Vec<&Tensor> = parts.iter().flatten().copied().collect();
-    let total = widths.iter().sum();
-    let launch = Join {
-        rows: shape.elements() / total,
-        total,
-        parts: widths.iter().zip(parts).map(|(&width, part)| (width, part.is_some())).collect(),
-    };
+    let total: usize = widths.iter().sum();
+    // Channels of each part, and the number of its read if it has one.
+    let mut numbers = 0..reads.len();
+    let inputs: Vec<_> =
+        channels(widths).zip(parts).map(|(of, part)| (of, part.and_then(|_| numbers.next()))).collect();
+    let (inputs_gpu, rows) = (inputs.clone(), shape.elements() / total);
+    let launch = launch_of(
+        "concat join",
+        move |io| {
+            let (whole, rows) = (io.write(0), (CHUNK / total).max(1));
+            for (channels, read) in &inputs {
+                let chunks = whole.par_chunks_mut(rows * total);
+                let width = channels.len();
+                match read {
+                    Some(read) => chunks.zip(io.read(*read).par_chunks(rows * width)).for_each(|(y, x)| {
+                        for (y, x) in y.chunks_exact_mut(total).zip(x.chunks_exact(width)) {
+                            y[channels.clone()].copy_from_slice(x);
+                        }
+                    }),
+                    None => chunks.for_each(|y| {
+                        y.chunks_exact_mut(total).for_each(|y| y[channels.clone()].fill(0.0));
+                    }),
+                }
+            }
+        },
+        move |plan| {
+            for (channels, read) in &inputs_gpu {
+                let to = Strip { stride: total, first: channels.start };
+                let from = Strip { stride: channels.len(), first: 0 };
+                match read {
+                    Some(read) => strip(plan, "strip", rows, channels.len(), from, to).read("input", *read),
+                    None => strip(plan, "zero", rows, channels.len(), to, to),
+                };
+            }
+        },
+    );
     let [whole] = reads[0].tape().launch(replayed(launch), &reads, [shape]);
     whole
 }
 
-/// A launch for each part, so that those that nobody uses are dropped.
+/// The channels of each part.
+fn channels(widths: &[usize]) -> impl Iterator<Item = Range<usize>> {
+    let mut end = 0;
+    widths.iter().map(move |width| {
+        end += width;
+        end - width..end
+    })
+}
+
+/// A launch for each part, so that unused ones are dropped.
 fn take_apart(whole: &Tensor, widths: &[usize], shapes: &[Shape]) -> Vec<Tensor> {
     let total: usize = widths.iter().sum();
-    let mut first = 0;
-    let mut parts = Vec::new();
-    for (&width, shape) in widths.iter().zip(shapes) {
-        let launch = Take { rows: whole.elements() / total, total, first, width };
-        let [part] = whole.tape().launch(replayed(launch), &[whole], [shape.clone()]);
-        parts.push(part);
-        first += width;
-    }
-    parts
-}
-
-/// Puts its reads side by side.
-#[derive(Debug)]
-struct Join {
-    rows: usize,
-    total: usize,
-    /// Width of each part, and whether there is a tensor for it; zero otherwise.
-    parts: Vec<(usize, bool)>,
-}
-
-impl Launch for Join {
-    fn name(&self) -> &'static str {
-        "concat join"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let whole = io.write(0);
-        let rows = (CHUNK / self.total).max(1);
-        let (mut first, mut read) = (0, 0);
-        for &(width, there) in &self.parts {
-            let chunks = whole.par_chunks_mut(rows * self.total);
-            let strip = first..first + width;
-            if there {
-                chunks.zip(io.read(read).par_chunks(rows * width)).for_each(|(whole, part)| {
-                    for (whole, part) in whole.chunks_exact_mut(self.total).zip(part.chunks_exact(width)) {
-                        whole[strip.clone()].copy_from_slice(part);
+    let all_rows = whole.elements() / total;
+    let take = |(channels, shape): (Range<usize>, &Shape)| {
+        let width = channels.len();
+        let from = Strip { stride: total, first: channels.start };
+        let launch = launch_of(
+            "concat take",
+            move |io| {
+                let rows = (CHUNK / total).max(1);
+                let whole = io.read(0).par_chunks(rows * total);
+                io.write(0).par_chunks_mut(rows * width).zip(whole).for_each(|(part, whole)| {
+                    for (part, whole) in part.chunks_exact_mut(width).zip(whole.chunks_exact(total)) {
+                        part.copy_from_slice(&whole[channels.clone()]);
                     }
                 });
-                read += 1;
-            } else {
-                chunks.for_each(|whole| {
-                    whole.chunks_exact_mut(self.total).for_each(|whole| whole[strip.clone()].fill(0.0));
-                });
-            }
-            first += width;
-        }
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let (mut first, mut read) = (0, 0);
-        for &(width, there) in &self.parts {
-            let to = Strip { stride: self.total, first };
-            if there {
-                let from = Strip { stride: width, first: 0 };
-                strip(plan, "strip", self.rows, width, from, to).read("input", read).write("output", 0);
-                read += 1;
-            } else {
-                strip(plan, "zero", self.rows, width, to, to).write("output", 0);
-            }
-            first += width;
-        }
-    }
+            },
+            move |plan| {
+                let to = Strip { stride: width, first: 0 };
+                strip(plan, "strip", all_rows, width, from, to).read("input", 0);
+            },
+        );
+        let [part] = whole.tape().launch(replayed(launch), &[whole], [shape.clone()]);
+        part
+    };
+    channels(widths).zip(shapes).map(take).collect()
 }
 
-/// Takes `width` channels from `first` on out of `total`.
-#[derive(Debug)]
-struct Take {
-    rows: usize,
-    total: usize,
-    first: usize,
-    width: usize,
-}
-
-impl Launch for Take {
-    fn name(&self) -> &'static str {
-        "concat take"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let rows = (CHUNK / self.total).max(1);
-        let strip = self.first..self.first + self.width;
-        let whole = io.read(0).par_chunks(rows * self.total);
-        io.write(0).par_chunks_mut(rows * self.width).zip(whole).for_each(|(part, whole)| {
-            for (part, whole) in part.chunks_exact_mut(self.width).zip(whole.chunks_exact(self.total)) {
-                part.copy_from_slice(&whole[strip.clone()]);
-            }
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let from = Strip { stride: self.total, first: self.first };
-        let to = Strip { stride: self.width, first: 0 };
-        strip(plan, "strip", self.rows, self.width, from, to).read("input", 0).write("output", 0);
-    }
-}
-
-/// Where a strip of channels lies in a tensor.
+/// The place of some channels in a tensor.
 #[derive(Clone, Copy)]
 struct Strip {
     stride: usize,
@@ -186,6 +156,7 @@ fn strip<'a>(
         .params([("rows", rows), ("width", width / pack)])
         .params([("from_width", from.stride / pack), ("from_first", from.first / pack)])
         .params([("to_width", to.stride / pack), ("to_first", to.first / pack)])
+        .write("output", 0)
         .cover(rows * width / pack, 256)
 }
 

@@ -4,15 +4,15 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded};
-use crate::ops::CHUNK;
-use crate::ops::shared::{Size, assert_is_state, first_block};
+use crate::launch::{Dispatch, Dispatches, LaunchInfo, Recorded, launch_of};
+use crate::ops::shared::{Chunk, Size, assert_is_state};
 use crate::philox::{Stream, fill_normal};
+use crate::product::cpu::shared::Shared;
 use crate::simd::vectorized;
 use crate::state::State;
 use crate::tape::Tensor;
 
-pub static KERNEL: Kernel = kernel!("denoising");
+pub(crate) static KERNEL: Kernel = kernel!("denoising");
 
 /// Most tensors that are kept from step to step beside the sample and its prediction.
 pub const SLOTS: usize = 6;
@@ -24,7 +24,7 @@ pub type Form = [f32; 3 + SLOTS];
 /// algorithm 2.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Row {
-    /// What the model is told.
+    /// The timestep that the model is given.
     pub t: f32,
     /// The predicted x0: coefficients of x and of the model's output.
     pub x0: [f32; 2],
@@ -129,7 +129,40 @@ pub fn denoise(
         kept.shape(),
         bound.map(Tensor::shape)
     );
-    let launch = Denoise { size: Size::of("denoise", x.shape()), rows, slots, bounded: bound.is_some() };
+    let (size, bounded) = (Size::of("denoise", x.shape()), bound.is_some());
+    let launch = launch_of(
+        "denoise",
+        move |io| {
+            let (x, out, state) = (io.write(0), io.read(0), State::from_words(io.read_u32(2)));
+            let row = Row::named(io.read(1), state.row);
+            let bound = bounded.then(|| io.read(3));
+            let (total, shared) = (x.len(), Shared::new(io.write(1)));
+            size.chunks(x).for_each(|chunk| {
+                let (first, count) = (chunk.range.start, chunk.y.len());
+                let mut kept: [&mut [f32]; 1 + SLOTS] = Default::default();
+                for (slot, kept_slot) in kept[..=slots].iter_mut().enumerate() {
+                    // SAFETY: every task has a range of its own, the same of each tensor.
+                    *kept_slot = unsafe { shared.part(slot * total + first, count) };
+                }
+                let bound = bound.map(|bound| bound[chunk.sample]);
+                let out = &out[chunk.range.clone()];
+                vectorized(
+                    #[inline(always)]
+                    || advance(chunk, out, &mut kept[..=slots], &row, bound, &state),
+                );
+            });
+        },
+        move |plan| {
+            dispatch(plan, "denoise", size, [rows, slots, 0, usize::from(bounded)], [0.0; 2])
+                .read("out", 0)
+                .read("table", 1)
+                .read("state", 2)
+                .read("bound", if bounded { 3 } else { 0 })
+                .write("x", 0)
+                .write("kept", 1)
+                .cover(size.blocks(), 256);
+        },
+    );
     let reads: Vec<&Tensor> = [out, table, state].into_iter().chain(bound).collect();
     // x and the slots are updated in place.
     let extra_bytes = ((1 + slots) * x.elements() * 4) as i64;
@@ -137,7 +170,7 @@ pub fn denoise(
     x.tape().launch_into(launch, &reads, &[x, kept]);
 }
 
-/// What each sample's predicted `x0` is kept within, `[N]`: the quantile `ratio` of its absolute values,
+/// Each sample's bound of the predicted `x0`, `[N]`: the quantile `ratio` of its absolute values,
 /// linear between neighbours, at least 1 and at most `most`. Other arguments as for [`denoise`].
 #[track_caller]
 pub fn bounds(x: &Tensor, out: &Tensor, table: &Tensor, state: &Tensor, ratio: f64, most: f32) -> Tensor {
@@ -151,10 +184,40 @@ pub fn bounds(x: &Tensor, out: &Tensor, table: &Tensor, state: &Tensor, ratio: f
     );
     let size = Size::of("bounds", x.shape());
     let place = ratio * (size.elements - 1) as f64;
-    let launch = Bounds { size, rows, rank: place.floor() as usize, fraction: place.fract() as f32, most };
-    let info = LaunchInfo { cpu_scratch: vec![x.elements()], ..LaunchInfo::default() };
-    let [bound] =
-        x.tape().launch(Recorded::new(launch, info), &[x, out, table, state], [[size.samples].into()]);
+    let (rank, fraction) = (place.floor() as usize, place.fract() as f32); // of the lower neighbour
+    let launch = launch_of(
+        "bounds",
+        move |io| {
+            let (x, out, elements) = (io.read(0), io.read(1), size.elements);
+            let row = Row::named(io.read(2), State::from_words(io.read_u32(3)).row);
+            let samples = x.par_chunks(elements).zip(out.par_chunks(elements));
+            let sizes = io.scratch(0).par_chunks_mut(elements).zip(io.write(0));
+            samples.zip(sizes).for_each(|((x, out), (sizes, bound))| {
+                for ((size, x), out) in sizes.iter_mut().zip(x).zip(out) {
+                    *size = row.raw_x0(*x, *out).abs();
+                }
+                let (_, low, above) = sizes.select_nth_unstable_by(rank, f32::total_cmp);
+                let mut quantile = *low;
+                if fraction > 0.0 {
+                    let high = above.iter().copied().min_by(f32::total_cmp).unwrap_or(*low);
+                    quantile += (high - quantile) * fraction;
+                }
+                *bound = quantile.max(1.0).min(most);
+            });
+        },
+        move |plan| {
+            dispatch(plan, "find_bounds", size, [rows, 0, rank, 0], [fraction, most])
+                .read("x", 0)
+                .read("out", 1)
+                .read("table", 2)
+                .read("state", 3)
+                .write("bounds", 0)
+                .cover(size.samples, 1);
+        },
+    );
+    let launch =
+        Recorded::new(launch, LaunchInfo { cpu_scratch: vec![x.elements()], ..LaunchInfo::default() });
+    let [bound] = x.tape().launch(launch, &[x, out, table, state], [[size.samples].into()]);
     bound
 }
 
@@ -163,7 +226,19 @@ pub fn bounds(x: &Tensor, out: &Tensor, table: &Tensor, state: &Tensor, ratio: f
 pub fn timestep_of_row(n: usize, table: &Tensor, state: &Tensor) -> Tensor {
     let rows = rows_of("timestep_of_row", table);
     assert_is_state("timestep_of_row", state);
-    let [t] = table.tape().launch(TimestepOfRow { n, rows }, &[table, state], [[n].into()]);
+    let launch = launch_of(
+        "timestep_of_row",
+        |io| {
+            let state = State::from_words(io.read_u32(1));
+            io.write(0).fill(Row::named(io.read(0), state.row).t);
+        },
+        move |plan| {
+            let size = Size { samples: n, elements: 1 };
+            let dispatch = dispatch(plan, "timestep_of_row", size, [rows, 0, 0, 0], [0.0; 2]);
+            dispatch.read("table", 0).read("state", 1).write("t", 0).cover(n, 256);
+        },
+    );
+    let [t] = table.tape().launch(launch, &[table, state], [[n].into()]);
     t
 }
 
@@ -175,216 +250,50 @@ fn rows_of(op: &str, table: &Tensor) -> usize {
 }
 
 /// A dispatch with what an entry does not use left 0.
-fn add<'a>(
+fn dispatch<'a>(
     plan: &'a mut Dispatches,
     entry: &'static str,
     size: Size,
-    [rows, slots, rank]: [usize; 3],
+    [rows, slots, rank, bounded]: [usize; 4],
     [fraction, most]: [f32; 2],
 ) -> &'a mut Dispatch {
     plan.add(&KERNEL, entry)
         .params([("samples", size.samples), ("elements", size.elements)])
-        .params([("rows", rows), ("slots", slots), ("rank", rank)])
+        .params([("rows", rows), ("slots", slots), ("rank", rank), ("bounded", bounded)])
         .param("fraction", fraction)
         .param("most", most)
-}
-
-#[derive(Debug)]
-struct Denoise {
-    size: Size,
-    rows: usize,
-    slots: usize,
-    bounded: bool,
 }
 
 /// Normal numbers that the CPU twin makes at a time, on its stack.
 const AT_A_TIME: usize = 256;
 
-/// Whole samples, or a part of one, and all that is kept of them.
-struct SampleRange<'a> {
-    sample: usize,
-    first_block: u32,
-    x: &'a mut [f32],
-    out: &'a [f32],
-    /// x0, then the slots; those that do not exist are empty.
-    kept: [&'a mut [f32]; 1 + SLOTS],
-}
-
-impl<'a> SampleRange<'a> {
-    /// All samples.
-    fn whole(x: &'a mut [f32], out: &'a [f32], kept: &'a mut [f32]) -> Self {
-        let mut tensors = kept.chunks_exact_mut(x.len());
-        let kept = std::array::from_fn(|_| tensors.next().unwrap_or_default());
-        SampleRange { sample: 0, first_block: 0, x, out, kept }
-    }
-
-    /// Where it is cut in two, unless it is small: several samples between samples of `elements`, one where a
-    /// block of random numbers begins.
-    fn middle(&self, elements: usize) -> Option<usize> {
-        match self.x.len() {
-            length if length > elements => Some(length / elements / 2 * elements),
-            length if length > CHUNK => Some(length.div_ceil(CHUNK) / 2 * CHUNK),
-            _ => None,
+/// The step of a chunk of x, with `out` and `kept` of the same elements: x0, then the slots.
+#[inline(always)]
+fn advance(x: Chunk, out: &[f32], kept: &mut [&mut [f32]], row: &Row, bound: Option<f32>, state: &State) {
+    let Chunk { sample, block, y: x, .. } = x;
+    let clip = if row.clip > 0.0 { row.clip } else { f32::INFINITY };
+    let (limit, divisor) = bound.map_or((clip, 1.0), |bound| (bound, bound));
+    let sample = state.first_sample.wrapping_add(sample as u32);
+    let mut z = [0.0; AT_A_TIME];
+    for first in (0..x.len()).step_by(AT_A_TIME) {
+        let count = AT_A_TIME.min(x.len() - first);
+        if row.sigma != 0.0 {
+            let block = block + (first / 4) as u32;
+            fill_normal(&mut z[..count], state.seed, Stream::Reverse as u32, state.row, sample, block);
         }
-    }
-
-    fn cut(mut self, at: usize, elements: usize) -> [Self; 2] {
-        let (sample, block) = if self.x.len() > elements {
-            (self.sample + at / elements, 0)
-        } else {
-            (self.sample, self.first_block + first_block(at / CHUNK))
-        };
-        let (x, x_rest) = self.x.split_at_mut(at);
-        let (out, out_rest) = self.out.split_at(at);
-        let mut kept_rest: [&mut [f32]; 1 + SLOTS] = std::array::from_fn(|_| Default::default());
-        let kept = std::array::from_fn(|slot| {
-            let tensor = std::mem::take(&mut self.kept[slot]);
-            let (head, rest) = tensor.split_at_mut_checked(at).unwrap_or_default();
-            kept_rest[slot] = rest;
-            head
-        });
-        let rest = SampleRange { sample, first_block: block, x: x_rest, out: out_rest, kept: kept_rest };
-        [SampleRange { x, out, kept, ..self }, rest]
-    }
-
-    /// Hands over the small parts, on all threads.
-    fn for_each(self, elements: usize, take: &(impl Fn(SampleRange) + Sync)) {
-        let Some(at) = self.middle(elements) else { return take(self) };
-        let [a, b] = self.cut(at, elements);
-        rayon::join(|| a.for_each(elements, take), || b.for_each(elements, take));
-    }
-
-    #[inline(always)]
-    fn advance(&mut self, row: &Row, slots: usize, bound: Option<f32>, state: &State) {
-        let clip = if row.clip > 0.0 { row.clip } else { f32::INFINITY };
-        let (limit, divisor) = bound.map_or((clip, 1.0), |bound| (bound, bound));
-        let sample = state.first_sample.wrapping_add(self.sample as u32);
-        let mut z = [0.0; AT_A_TIME];
-        for first in (0..self.x.len()).step_by(AT_A_TIME) {
-            let count = AT_A_TIME.min(self.x.len() - first);
-            if row.sigma != 0.0 {
-                let block = self.first_block + (first / 4) as u32;
-                fill_normal(&mut z[..count], state.seed, Stream::Reverse as u32, state.row, sample, block);
+        for (i, z) in (first..first + count).zip(&z) {
+            let (noisy, out) = (x[i], out[i]);
+            let x0 = within(row.raw_x0(noisy, out), limit) / divisor;
+            let mut values = [0.0; SLOTS];
+            for (value, slot) in values.iter_mut().zip(&kept[1..]) {
+                *value = slot[i];
             }
-            for (i, z) in (first..first + count).zip(&z) {
-                let (x, out) = (self.x[i], self.out[i]);
-                let x0 = within(row.raw_x0(x, out), limit) / divisor;
-                let mut kept = [0.0; SLOTS];
-                for (kept, slot) in kept.iter_mut().zip(&self.kept[1..=slots]) {
-                    *kept = slot[i];
-                }
-                self.kept[0][i] = x0;
-                self.x[i] = value(&row.next, x0, x, out, &kept) + row.sigma * z;
-                for (slot, form) in self.kept[1..=slots].iter_mut().zip(&row.keep) {
-                    slot[i] = value(form, x0, x, out, &kept);
-                }
+            kept[0][i] = x0;
+            x[i] = value(&row.next, x0, noisy, out, &values) + row.sigma * z;
+            for (slot, form) in kept[1..].iter_mut().zip(&row.keep) {
+                slot[i] = value(form, x0, noisy, out, &values);
             }
         }
-    }
-}
-
-impl Launch for Denoise {
-    fn name(&self) -> &'static str {
-        "denoise"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let (x, out, state) = (io.write(0), io.read(0), State::from_words(io.read_u32(2)));
-        let row = Row::named(io.read(1), state.row);
-        let bound = self.bounded.then(|| io.read(3));
-        SampleRange::whole(x, out, io.write(1)).for_each(self.size.elements, &|mut range| {
-            let bound = bound.map(|bound| bound[range.sample]);
-            vectorized(
-                #[inline(always)]
-                || range.advance(&row, self.slots, bound, &state),
-            );
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let entry = if self.bounded { "denoise_bounded" } else { "denoise" };
-        let dispatch = add(plan, entry, self.size, [self.rows, self.slots, 0], [0.0; 2])
-            .read("out", 0)
-            .read("table", 1)
-            .read("state", 2)
-            .write("x", 0)
-            .write("kept", 1)
-            .cover(self.size.blocks(), 256);
-        if self.bounded {
-            dispatch.read("bound", 3);
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Bounds {
-    size: Size,
-    rows: usize,
-    /// Of the lower neighbour of the quantile.
-    rank: usize,
-    /// Where the quantile lies between its neighbours.
-    fraction: f32,
-    most: f32,
-}
-
-impl Launch for Bounds {
-    fn name(&self) -> &'static str {
-        "bounds"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let (x, out, elements) = (io.read(0), io.read(1), self.size.elements);
-        let row = Row::named(io.read(2), State::from_words(io.read_u32(3)).row);
-        let samples = x.par_chunks(elements).zip(out.par_chunks(elements));
-        let sizes = io.scratch(0).par_chunks_mut(elements).zip(io.write(0));
-        samples.zip(sizes).for_each(|((x, out), (sizes, bound))| {
-            for ((size, x), out) in sizes.iter_mut().zip(x).zip(out) {
-                *size = row.raw_x0(*x, *out).abs();
-            }
-            let (_, low, above) = sizes.select_nth_unstable_by(self.rank, f32::total_cmp);
-            let mut quantile = *low;
-            if self.fraction > 0.0 {
-                let high = above.iter().copied().min_by(f32::total_cmp).unwrap_or(*low);
-                quantile += (high - quantile) * self.fraction;
-            }
-            *bound = quantile.max(1.0).min(self.most);
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        add(plan, "find_bounds", self.size, [self.rows, 0, self.rank], [self.fraction, self.most])
-            .read("x", 0)
-            .read("out", 1)
-            .read("table", 2)
-            .read("state", 3)
-            .write("bounds", 0)
-            .cover(self.size.samples, 1);
-    }
-}
-
-#[derive(Debug)]
-struct TimestepOfRow {
-    n: usize,
-    rows: usize,
-}
-
-impl Launch for TimestepOfRow {
-    fn name(&self) -> &'static str {
-        "timestep_of_row"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let state = State::from_words(io.read_u32(1));
-        io.write(0).fill(Row::named(io.read(0), state.row).t);
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let size = Size { samples: self.n, elements: 1 };
-        add(plan, "timestep_of_row", size, [self.rows, 0, 0], [0.0; 2])
-            .read("table", 0)
-            .read("state", 1)
-            .write("t", 0)
-            .cover(self.n, 256);
     }
 }
 

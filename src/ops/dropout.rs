@@ -4,14 +4,13 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch};
-use crate::ops::CHUNK;
-use crate::ops::shared::{assert_is_state, derivative, replayed};
+use crate::launch::{Recorded, launch_of};
+use crate::ops::shared::{Chunk, Size, assert_is_state, derivative, replayed};
 use crate::philox::{Stream, draw, uniform};
 use crate::state::State;
 use crate::tape::Tensor;
 
-pub static KERNEL: Kernel = kernel!("dropout");
+pub(crate) static KERNEL: Kernel = kernel!("dropout");
 
 /// Zeroes each element with probability `p` and scales the others by `1 / (1 - p)` (Srivastava et al.
 /// 2014). `x` of `[N, ..]`; `state`: the step's state, `u32 [16]` (see [`State`]). The mask depends on
@@ -28,22 +27,49 @@ pub fn dropout(x: &Tensor, p: f32, state: &Tensor) -> Tensor {
     if p == 0.0 {
         return x.clone();
     }
-    let samples = x.dims()[0];
-    let mask = Mask {
-        samples,
-        size: x.elements() / samples,
-        stream: Stream::Dropout as u32 + x.tape().next_dropout(),
-        threshold: threshold(p),
-        scale: 1.0 / (1.0 - p),
-    };
-    let launch = replayed(Dropout { name: "dropout", mask });
-    let [y] = x.tape().launch(launch, &[x, state], [x.shape().clone()]);
+    let size = Size::of("dropout", x.shape());
+    let stream = Stream::Dropout as u32 + x.tape().next_dropout();
+    let [y] = x.tape().launch(mask("dropout", size, stream, p), &[x, state], [x.shape().clone()]);
     let (shape, state) = (x.shape().clone(), state.clone());
     derivative(&[x], &y, move |dy| {
-        let launch = replayed(Dropout { name: "dropout backward_x", mask });
-        dy.tape().launch(launch, &[dy, &state], [shape]).into()
+        dy.tape().launch(mask("dropout backward_x", size, stream, p), &[dy, &state], [shape]).into()
     });
     y
+}
+
+/// Applies the mask of `stream` to `x`, or to `dy`.
+fn mask(name: &'static str, size: Size, stream: u32, p: f32) -> Recorded {
+    let (threshold, scale) = (threshold(p), 1.0 / (1.0 - p));
+    replayed(launch_of(
+        name,
+        move |io| {
+            let (x, state) = (io.read(0), State::from_words(io.read_u32(1)));
+            size.chunks(io.write(0)).for_each(|Chunk { sample, range, block, y }| {
+                let sample = state.first_sample.wrapping_add(sample as u32);
+                for ((block, y), x) in (block..).zip(y.chunks_mut(4)).zip(x[range].chunks(4)) {
+                    let words = draw(state.seed, stream, state.step, sample, block);
+                    for ((y, x), word) in y.iter_mut().zip(x).zip(words) {
+                        *y = if word >= threshold { scale * x } else { 0.0 };
+                    }
+                }
+            });
+        },
+        move |plan| {
+            let (entry, x, y) = match size.elements.is_multiple_of(4) {
+                true => ("forward_vec4", "x4", "y4"),
+                false => ("forward", "x", "y"),
+            };
+            plan.add(&KERNEL, entry)
+                .params([("samples", size.samples), ("elements", size.elements)])
+                .param("stream", stream)
+                .param("threshold", threshold)
+                .param("scale", scale)
+                .read(x, 0)
+                .read("state", 1)
+                .write(y, 0)
+                .cover(size.blocks(), 256);
+        },
+    ))
 }
 
 /// The least word with `uniform(word) >= p`. Comparing integers is the same everywhere.
@@ -61,70 +87,11 @@ fn threshold(p: f32) -> u32 {
     kept
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Mask {
-    samples: usize,
-    /// Elements of a sample.
-    size: usize,
-    stream: u32,
-    threshold: u32,
-    scale: f32,
-}
-
-/// Applies the mask to `x`, or to `dy`.
-#[derive(Debug)]
-struct Dropout {
-    name: &'static str,
-    mask: Mask,
-}
-
-impl Launch for Dropout {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu(&self, io: &Io) {
-        let Mask { size, stream, threshold, scale, .. } = self.mask;
-        let state = State::from_words(io.read_u32(1));
-        let x = io.read(0);
-        // Samples, and within them chunks that begin with a block.
-        io.write(0).par_chunks_mut(size).zip(x.par_chunks(size)).enumerate().for_each(|(sample, (y, x))| {
-            let sample = state.first_sample.wrapping_add(sample as u32);
-            y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(chunk, (y, x))| {
-                let first_block = (chunk * CHUNK / 4) as u32;
-                for ((block, y), x) in (first_block..).zip(y.chunks_mut(4)).zip(x.chunks(4)) {
-                    let words = draw(state.seed, stream, state.step, sample, block);
-                    for ((y, x), word) in y.iter_mut().zip(x).zip(words) {
-                        *y = if word >= threshold { scale * x } else { 0.0 };
-                    }
-                }
-            });
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let Mask { samples, size, stream, threshold, scale } = self.mask;
-        let (entry, x, y) = match size.is_multiple_of(4) {
-            true => ("forward_vec4", "x4", "y4"),
-            false => ("forward", "x", "y"),
-        };
-        let blocks = size.div_ceil(4);
-        plan.add(&KERNEL, entry)
-            .params([("samples", samples), ("size", size), ("blocks", blocks)])
-            .param("stream", stream)
-            .param("threshold", threshold)
-            .param("scale", scale)
-            .read(x, 0)
-            .read("state", 1)
-            .write(y, 0)
-            .cover(samples * blocks, 256);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::check::{Check, devices};
+    use crate::launch::CHUNK;
     use crate::program::{Plan, Program, Sharing};
     use crate::tape::Tape;
 

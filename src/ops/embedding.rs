@@ -4,12 +4,12 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatch, Dispatches, Io, Launch, Slot};
+use crate::launch::{Dispatch, Dispatches, Io, Slot, launch_of};
 use crate::ops::shared::{MOST_BOUND, derivative, ranges};
 use crate::tape::Tensor;
 use crate::tensor::DType;
 
-pub static KERNEL: Kernel = kernel!("embedding");
+pub(crate) static KERNEL: Kernel = kernel!("embedding");
 
 /// `y[n] = table[index[n]]`: `table [V, C]` and `index [N]` give `[N, C]`. `index` holds `u32`, or whole
 /// numbers as `f32` (as timesteps are).
@@ -21,29 +21,64 @@ pub fn embedding(table: &Tensor, index: &Tensor) -> Tensor {
     embedding_in_ranges(table, index, MOST_BOUND)
 }
 
+/// `most`: elements of the table, or of its gradient, that one dispatch binds.
 #[track_caller]
 fn embedding_in_ranges(table: &Tensor, index: &Tensor, most: usize) -> Tensor {
     let [rows, width] = table.shape().of_rank("embedding");
     let [n] = index.shape().of_rank("embedding");
     assert!(rows > 0, "embedding: table {} has no row to pick", table.shape());
-    let size = Size { n, rows, width, words: index.dtype() == DType::U32, most };
-    let [y] = table.tape().launch(Forward(size), &[table, index], [[n, width].into()]);
+    let size = Size { n, rows, width, words: index.dtype() == DType::U32 };
+    let forward = launch_of(
+        "embedding",
+        move |io| {
+            let table = io.read(0);
+            io.write(0).par_chunks_mut(width).zip(size.picked(io, 1)).for_each(|(y, row)| {
+                y.copy_from_slice(&table[row * width..][..width]);
+            });
+        },
+        move |plan| {
+            for range in ranges(rows * width, most) {
+                let forward = size.dispatch(plan, "forward", ("table", Slot::Read(0)), range);
+                forward.read("index", 1).write("y", 0).cover(n * width, 256);
+            }
+        },
+    );
+    let [y] = table.tape().launch(forward, &[table, index], [[n, width].into()]);
     let index = index.clone();
     derivative(&[table], &y, move |dy| {
-        dy.tape().launch(BackwardTable(size), &[&index, dy], [[rows, width].into()]).into()
+        let backward = launch_of(
+            "embedding backward_table",
+            move |io| {
+                let (picked, dy) = (size.picked(io, 0), io.read(1));
+                io.write(0).par_chunks_mut(width).enumerate().for_each(|(row, dtable)| {
+                    dtable.fill(0.0);
+                    let picked = picked.iter().zip(dy.chunks(width)).filter(|(picked, _)| **picked == row);
+                    for (_, dy) in picked {
+                        for (dtable, dy) in dtable.iter_mut().zip(dy) {
+                            *dtable += dy;
+                        }
+                    }
+                });
+            },
+            move |plan| {
+                for range in ranges(rows * width, most) {
+                    let backward = size.dispatch(plan, "backward_table", ("dtable", Slot::Write(0)), range);
+                    backward.read("index", 0).read("dy", 1).cover(range.1, 256);
+                }
+            },
+        );
+        dy.tape().launch(backward, &[&index, dy], [[rows, width].into()]).into()
     });
     y
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 struct Size {
     n: usize,
     rows: usize,
     width: usize,
     /// Whether the index is of `u32`.
     words: bool,
-    /// Most elements of the table, or of its gradient, that one dispatch binds.
-    most: usize,
 }
 
 impl Size {
@@ -69,66 +104,6 @@ impl Size {
             io.read_u32(place).iter().map(|&index| (index as usize).min(last)).collect()
         } else {
             io.read(place).iter().map(|&index| (index as usize).min(last)).collect()
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Forward(Size);
-
-impl Launch for Forward {
-    fn name(&self) -> &'static str {
-        "embedding"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let (size, table) = (self.0, io.read(0));
-        io.write(0).par_chunks_mut(size.width).zip(size.picked(io, 1)).for_each(|(y, row)| {
-            y.copy_from_slice(&table[row * size.width..][..size.width]);
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let size = self.0;
-        for range in ranges(size.rows * size.width, size.most) {
-            size.dispatch(plan, "forward", ("table", Slot::Read(0)), range)
-                .read("index", 1)
-                .write("y", 0)
-                .cover(size.n * size.width, 256);
-        }
-    }
-}
-
-#[derive(Debug)]
-struct BackwardTable(Size);
-
-impl Launch for BackwardTable {
-    fn name(&self) -> &'static str {
-        "embedding backward_table"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let (size, dy) = (self.0, io.read(1));
-        let picked = size.picked(io, 0);
-        io.write(0).par_chunks_mut(size.width).enumerate().for_each(|(row, dtable)| {
-            dtable.fill(0.0);
-            for (&of_sample, dy) in picked.iter().zip(dy.chunks(size.width)) {
-                if of_sample == row {
-                    for (dtable, dy) in dtable.iter_mut().zip(dy) {
-                        *dtable += dy;
-                    }
-                }
-            }
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let size = self.0;
-        for range in ranges(size.rows * size.width, size.most) {
-            size.dispatch(plan, "backward_table", ("dtable", Slot::Write(0)), range)
-                .read("index", 0)
-                .read("dy", 1)
-                .cover(range.1, 256);
         }
     }
 }

@@ -6,10 +6,10 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch};
+use crate::launch::launch_of;
 use crate::tape::Tensor;
 
-pub static KERNEL: Kernel = kernel!("fourier_embedding");
+pub(crate) static KERNEL: Kernel = kernel!("fourier_embedding");
 
 /// `[sin(2 pi w_i ln t) | cos(2 pi w_i ln t)]`: `t [N]` and `w [half]` give `[N, 2 half]`, right to 2e-6 for
 /// `|w|` up to 256. It has no derivative: the frequencies are drawn once and stay.
@@ -22,41 +22,26 @@ pub static KERNEL: Kernel = kernel!("fourier_embedding");
 pub fn fourier_embedding(t: &Tensor, w: &Tensor) -> Tensor {
     let [n] = t.shape().of_rank("fourier_embedding");
     let [half] = w.shape().of_rank("fourier_embedding");
-    let [y] = t.tape().launch(Forward { n, half }, &[t, w], [[n, 2 * half].into()]);
+    let launch = launch_of(
+        "fourier_embedding",
+        move |io| {
+            let frequencies = io.read(1);
+            io.write(0).par_chunks_mut(2 * half).zip(io.read(0)).for_each(|(y, &t)| {
+                let log = f64::from(t).ln();
+                let (sines, cosines) = y.split_at_mut(half);
+                for ((sine, cosine), &w) in sines.iter_mut().zip(cosines).zip(frequencies) {
+                    let (sin, cos) = (TAU * (f64::from(w) * log).fract()).sin_cos();
+                    (*sine, *cosine) = (sin as f32, cos as f32);
+                }
+            });
+        },
+        move |plan| {
+            let forward = plan.add(&KERNEL, "forward").params([("n", n), ("half", half)]);
+            forward.read("t", 0).read("w", 1).write("y", 0).cover(n * half, 64);
+        },
+    );
+    let [y] = t.tape().launch(launch, &[t, w], [[n, 2 * half].into()]);
     y
-}
-
-#[derive(Debug)]
-struct Forward {
-    n: usize,
-    half: usize,
-}
-
-impl Launch for Forward {
-    fn name(&self) -> &'static str {
-        "fourier_embedding"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let frequencies = io.read(1);
-        io.write(0).par_chunks_mut(2 * self.half).zip(io.read(0)).for_each(|(y, &t)| {
-            let log = f64::from(t).ln();
-            let (sines, cosines) = y.split_at_mut(self.half);
-            for ((sine, cosine), &w) in sines.iter_mut().zip(cosines).zip(frequencies) {
-                let (sin, cos) = (TAU * (f64::from(w) * log).fract()).sin_cos();
-                (*sine, *cosine) = (sin as f32, cos as f32);
-            }
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        plan.add(&KERNEL, "forward")
-            .params([("n", self.n), ("half", self.half)])
-            .read("t", 0)
-            .read("w", 1)
-            .write("y", 0)
-            .cover(self.n * self.half, 64);
-    }
 }
 
 #[cfg(test)]

@@ -4,12 +4,12 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded, Slot};
+use crate::launch::{LaunchInfo, Recorded, Slot, launch_of};
 use crate::ops::shared::{MOST_BOUND, ranges};
 use crate::tape::Tensor;
 use crate::tensor::DType;
 
-pub static KERNEL: Kernel = kernel!("gather");
+pub(crate) static KERNEL: Kernel = kernel!("gather");
 
 /// The bit of a sample's number that has it mirrored, left for right.
 pub const MIRRORED: u32 = 1 << 31;
@@ -25,19 +25,20 @@ pub fn gather(data: &Tensor, rows: usize, shape: [usize; 3], sample: &Tensor) ->
     gather_in_ranges(data, rows, shape, sample, MOST_BOUND)
 }
 
+/// `most`: elements of the data that one dispatch binds.
 #[track_caller]
 fn gather_in_ranges(data: &Tensor, rows: usize, shape: [usize; 3], sample: &Tensor, most: usize) -> Tensor {
     let [n] = sample.shape().of_rank("gather");
     let [h, width, channels] = shape;
     let elements = h * width * channels;
     let bytes = data.dtype() == DType::U32;
-    let held = data.elements() * if bytes { 4 } else { 1 };
+    let stored = data.elements();
     let wanted = if bytes { (rows * elements).next_multiple_of(4) } else { rows * elements };
     assert!(
         rows > 0
             && rows <= MIRRORED as usize
             && elements > 0
-            && held == wanted
+            && stored * if bytes { 4 } else { 1 } == wanted
             && sample.dtype() == DType::U32,
         "gather: {rows} samples of {shape:?} from {}, by {}",
         data.shape(),
@@ -48,26 +49,42 @@ fn gather_in_ranges(data: &Tensor, rows: usize, shape: [usize; 3], sample: &Tens
         u32::try_from(rows * elements).is_ok(),
         "gather: {rows} samples of {shape:?} are too many values"
     );
-    let launch = Gather { n, rows, elements, width, channels, bytes, data: data.elements(), most };
+    let launch = launch_of(
+        if bytes { "gather bytes" } else { "gather" },
+        move |io| {
+            let data = io.read(0);
+            io.write(0).par_chunks_mut(elements).zip(io.read_u32(1)).for_each(|(y, &picked)| {
+                let first = ((picked & !MIRRORED) as usize).min(rows - 1) * elements;
+                let (range, mirrored) = (first..first + elements, picked & MIRRORED != 0);
+                if bytes {
+                    let data: &[u8] = bytemuck::cast_slice(data);
+                    copy(&data[range], y, [width, channels], mirrored, |b| {
+                        f32::from(b) * (2.0 / 255.0) - 1.0
+                    });
+                } else {
+                    copy(&data[range], y, [width, channels], mirrored, |v| v);
+                }
+            });
+        },
+        move |plan| {
+            let (entry, data) = if bytes { ("bytes", "packed") } else { ("numbers", "data") };
+            for (first, count) in ranges(stored, most) {
+                plan.add(&KERNEL, entry)
+                    .params([("n", n), ("rows", rows), ("elements", elements)])
+                    .params([("width", width), ("channels", channels)])
+                    .params([("first", first), ("count", count)])
+                    .range(data, Slot::Read(0), first, count)
+                    .read("sample", 1)
+                    .write("y", 0)
+                    .cover(n * elements, 256);
+            }
+        },
+    );
     // Of the data, only what is picked is read.
-    let extra_bytes = (n * elements * if bytes { 1 } else { 4 }) as i64 - data.elements() as i64 * 4;
+    let extra_bytes = (n * elements * if bytes { 1 } else { 4 }) as i64 - stored as i64 * 4;
     let launch = Recorded::new(launch, LaunchInfo { extra_bytes, ..LaunchInfo::default() });
     let [y] = sample.tape().launch(launch, &[data, sample], [[n, h, width, channels].into()]);
     y
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Gather {
-    n: usize,
-    rows: usize,
-    elements: usize,
-    width: usize,
-    channels: usize,
-    /// A byte a value, not a float.
-    bytes: bool,
-    /// Elements of the data, and the most that one dispatch binds.
-    data: usize,
-    most: usize,
 }
 
 /// Copies a sample, row by row, each pixel of `channels` values through `value`.
@@ -85,41 +102,6 @@ fn copy<T: Copy>(
     for (to, from) in to.chunks_exact_mut(width * channels).zip(from.chunks_exact(width * channels)) {
         for (to, from) in to.chunks_exact_mut(channels).zip(from.chunks_exact(channels).rev()) {
             to.iter_mut().zip(from).for_each(|(to, from)| *to = value(*from));
-        }
-    }
-}
-
-impl Launch for Gather {
-    fn name(&self) -> &'static str {
-        if self.bytes { "gather bytes" } else { "gather" }
-    }
-
-    fn cpu(&self, io: &Io) {
-        let (data, size) = (io.read(0), self.elements);
-        let row = [self.width, self.channels];
-        io.write(0).par_chunks_mut(size).zip(io.read_u32(1)).for_each(|(y, &picked)| {
-            let first = ((picked & !MIRRORED) as usize).min(self.rows - 1) * size;
-            let mirrored = picked & MIRRORED != 0;
-            if self.bytes {
-                let bytes: &[u8] = bytemuck::cast_slice(data);
-                copy(&bytes[first..first + size], y, row, mirrored, |b| f32::from(b) * (2.0 / 255.0) - 1.0);
-            } else {
-                copy(&data[first..first + size], y, row, mirrored, |v| v);
-            }
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let (entry, data) = if self.bytes { ("bytes", "packed") } else { ("numbers", "data") };
-        for (first, count) in ranges(self.data, self.most) {
-            plan.add(&KERNEL, entry)
-                .params([("n", self.n), ("rows", self.rows), ("elements", self.elements)])
-                .params([("width", self.width), ("channels", self.channels)])
-                .params([("first", first), ("count", count)])
-                .range(data, Slot::Read(0), first, count)
-                .read("sample", 1)
-                .write("y", 0)
-                .cover(self.n * self.elements, 256);
         }
     }
 }

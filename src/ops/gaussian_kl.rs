@@ -4,21 +4,20 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded};
-use crate::ops::CHUNK;
-use crate::ops::reduce::{add_total, slice_size, sum_in_f64};
+use crate::launch::{CHUNK, LaunchInfo, Recorded, launch_of};
+use crate::ops::reduce::{add_total, slice_size, sum_in_f64, total};
 use crate::ops::shared::{Size, derivative};
 use crate::simd::{exp, vectorized};
 use crate::tape::Tensor;
 
-pub static KERNEL: Kernel = kernel!("gaussian_kl");
+pub(crate) static KERNEL: Kernel = kernel!("gaussian_kl");
 
 /// `KL(N(mean, exp(log_var)) || N(0, 1))` in nats, summed over the elements of a sample, the mean over the
 /// batch: `1/2N` times the sum of `mean^2 + exp(log_var) - 1 - log_var`, a tensor of `[1]`. Source: Kingma
 /// & Welling 2014 (arXiv:1312.6114), appendix B.
 ///
 /// `mean` and `log_var` of one shape `[N, ..]`; infinite for a `log_var` from about 88.7 on. Each element's
-/// share is right relative to itself, also next to the standard normal distribution, where
+/// term is right relative to itself, also next to the standard normal distribution, where
 /// `exp(log_var) - 1` and `log_var` all but cancel.
 #[track_caller]
 pub fn gaussian_kl(mean: &Tensor, log_var: &Tensor) -> Tensor {
@@ -28,111 +27,69 @@ pub fn gaussian_kl(mean: &Tensor, log_var: &Tensor) -> Tensor {
         mean.shape(),
         log_var.shape()
     );
-    let samples = Size::of("gaussian_kl", mean.shape()).samples;
-    let sum = Sum { elements: mean.elements(), scale: 0.5 / samples as f64 };
+    let elements = mean.elements();
+    let scale = 0.5 / Size::of("gaussian_kl", mean.shape()).samples as f64;
+    let slice_size = slice_size(elements, 1024);
+    let slices = elements.div_ceil(slice_size);
+    let forward = launch_of(
+        "gaussian_kl",
+        move |io| {
+            let (mean, log_var) = (io.read(0), io.read(1));
+            total(io, scale, |chunk| {
+                let range = chunk * CHUNK..elements.min((chunk + 1) * CHUNK);
+                vectorized(
+                    #[inline(always)]
+                    || divergence(&mean[range.clone()], &log_var[range]),
+                )
+            });
+        },
+        move |plan| {
+            let forward = plan.add(&KERNEL, "forward").param("scale", 1.0_f32);
+            forward.params([("elements", elements), ("slices", slices), ("slice_size", slice_size)]);
+            forward.read("mean", 0).read("log_var", 1).scratch("out", 0).cover(slices, 1);
+            add_total(plan, slices, scale as f32);
+        },
+    );
     let info = LaunchInfo {
-        cpu_scratch: vec![sum.elements.div_ceil(CHUNK)],
-        gpu_scratch: vec![sum.gpu_slices().0],
+        cpu_scratch: vec![elements.div_ceil(CHUNK)],
+        gpu_scratch: vec![slices],
         ..LaunchInfo::default()
     };
-    let [y] = mean.tape().launch(Recorded::new(Forward(sum), info), &[mean, log_var], [[1].into()]);
+    let [y] = mean.tape().launch(Recorded::new(forward, info), &[mean, log_var], [[1].into()]);
     let (saved_mean, saved_log_var) = (mean.clone(), log_var.clone());
     derivative(&[mean, log_var], &y, move |dy| {
-        let shapes = [saved_mean.shape().clone(), saved_mean.shape().clone()];
-        dy.tape().launch(Backward(sum), &[&saved_mean, &saved_log_var, dy], shapes).into()
+        let (mean, log_var) = (&saved_mean, &saved_log_var);
+        let backward = launch_of(
+            "gaussian_kl backward",
+            move |io| {
+                let scale = scale as f32 * io.read(2)[0];
+                let reads = io.read(0).par_chunks(CHUNK).zip(io.read(1).par_chunks(CHUNK));
+                let writes = io.write(0).par_chunks_mut(CHUNK).zip(io.write(1).par_chunks_mut(CHUNK));
+                writes.zip(reads).for_each(|((dmean, dlog_var), (mean, log_var))| {
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            for (dmean, mean) in dmean.iter_mut().zip(mean) {
+                                *dmean = 2.0 * scale * mean;
+                            }
+                            for (dlog_var, log_var) in dlog_var.iter_mut().zip(log_var) {
+                                *dlog_var = scale * exp_minus_1(*log_var);
+                            }
+                        },
+                    );
+                });
+            },
+            move |plan| {
+                let backward = plan.add(&KERNEL, "backward").param("scale", scale as f32);
+                backward.params([("elements", elements), ("slices", 1), ("slice_size", elements)]);
+                backward.read("mean", 0).read("log_var", 1).read("dy", 2);
+                backward.write("dmean", 0).write("dlog_var", 1).cover(elements, 256);
+            },
+        );
+        let shapes = [mean.shape().clone(), mean.shape().clone()];
+        dy.tape().launch(backward, &[mean, log_var, dy], shapes).into()
     });
     y
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Sum {
-    elements: usize,
-    /// What it is multiplied by.
-    scale: f64,
-}
-
-impl Sum {
-    /// Slices of all elements on the GPU, and the elements of each.
-    fn gpu_slices(self) -> (usize, usize) {
-        let slice_size = slice_size(self.elements, 1024);
-        (self.elements.div_ceil(slice_size), slice_size)
-    }
-}
-
-/// Reads mean and log_var.
-#[derive(Debug)]
-struct Forward(Sum);
-
-impl Launch for Forward {
-    fn name(&self) -> &'static str {
-        "gaussian_kl"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let partial = io.scratch(0);
-        let chunks = io.read(0).par_chunks(CHUNK).zip(io.read(1).par_chunks(CHUNK));
-        partial.par_iter_mut().zip(chunks).for_each(|(partial, (mean, log_var))| {
-            *partial = vectorized(
-                #[inline(always)]
-                || divergence(mean, log_var),
-            ) as f32;
-        });
-        let sum: f64 = partial.iter().map(|&v| f64::from(v)).sum();
-        io.write(0)[0] = (self.0.scale * sum) as f32;
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let (slices, slice_size) = self.0.gpu_slices();
-        plan.add(&KERNEL, "forward")
-            .params([("elements", self.0.elements), ("slices", slices), ("slice_size", slice_size)])
-            .param("scale", 1.0_f32)
-            .read("mean", 0)
-            .read("log_var", 1)
-            .scratch("out", 0)
-            .cover(slices, 1);
-        add_total(plan, slices, self.0.scale as f32);
-    }
-}
-
-/// Reads mean, log_var and dy; writes dmean and dlog_var.
-#[derive(Debug)]
-struct Backward(Sum);
-
-impl Launch for Backward {
-    fn name(&self) -> &'static str {
-        "gaussian_kl backward"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let scale = self.0.scale as f32 * io.read(2)[0];
-        let reads = io.read(0).par_chunks(CHUNK).zip(io.read(1).par_chunks(CHUNK));
-        let writes = io.write(0).par_chunks_mut(CHUNK).zip(io.write(1).par_chunks_mut(CHUNK));
-        writes.zip(reads).for_each(|((dmean, dlog_var), (mean, log_var))| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (dmean, mean) in dmean.iter_mut().zip(mean) {
-                        *dmean = 2.0 * scale * mean;
-                    }
-                    for (dlog_var, log_var) in dlog_var.iter_mut().zip(log_var) {
-                        *dlog_var = scale * exp_minus_1(*log_var);
-                    }
-                },
-            );
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        plan.add(&KERNEL, "backward")
-            .params([("elements", self.0.elements), ("slices", 1), ("slice_size", self.0.elements)])
-            .param("scale", self.0.scale as f32)
-            .read("mean", 0)
-            .read("log_var", 1)
-            .read("dy", 2)
-            .write("dmean", 0)
-            .write("dlog_var", 1)
-            .cover(self.0.elements, 256);
-    }
 }
 
 /// The sum of `mean^2 + exp(log_var) - 1 - log_var`, in f64.

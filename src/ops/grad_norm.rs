@@ -4,13 +4,13 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded, Slot};
-use crate::ops::CHUNK;
+use crate::launch::{CHUNK, LaunchInfo, Recorded, Slot, launch_of};
+use crate::ops::reduce::sum_in_f64;
 use crate::ops::shared::{FlatRange, MOST_BOUND, flat_ranges};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 
-pub static KERNEL: Kernel = kernel!("grad_norm");
+pub(crate) static KERNEL: Kernel = kernel!("grad_norm");
 
 /// The Euclidean norm `[1]` of `grads [P]`, always added in the same order. It has no derivative.
 #[track_caller]
@@ -18,24 +18,48 @@ pub fn grad_norm(grads: &Tensor) -> Tensor {
     grad_norm_in_ranges(grads, MOST_BOUND)
 }
 
+/// `most`: elements of one dispatch.
 #[track_caller]
 fn grad_norm_in_ranges(grads: &Tensor, most: usize) -> Tensor {
     let n = grads.elements();
     assert!(n > 0, "grad_norm: no elements in {}", grads.shape());
+    let launch = launch_of(
+        "grad_norm",
+        |io| {
+            let partials: &mut [f64] = bytemuck::cast_slice_mut(io.scratch(0));
+            io.read(0).par_chunks(CHUNK).zip(&mut *partials).for_each(|(x, partial)| {
+                *partial = vectorized(
+                    #[inline(always)]
+                    || sum_in_f64(x, x, |x, _| x, |x, again| x * again),
+                );
+            });
+            io.write(0)[0] = partials.iter().sum::<f64>().sqrt() as f32;
+        },
+        move |plan| {
+            let mut groups = 0;
+            for range in flat_ranges(n, most) {
+                let (entry, name, n) = match range.quads {
+                    true => ("partial_sums", "x4", range.count / 4),
+                    false => ("partial_rest", "x", range.count),
+                };
+                plan.add(&KERNEL, entry)
+                    .params([("n", n), ("first", groups)])
+                    .range(name, Slot::Read(0), range.first, range.count)
+                    .scratch("partials", 0)
+                    .cover(groups_of(range), 1);
+                groups += groups_of(range);
+            }
+            let total = plan.add(&KERNEL, "total").params([("n", groups), ("first", 0)]); // all of them
+            total.scratch("partials", 0).write("norm", 0);
+        },
+    );
     let info = LaunchInfo {
         cpu_scratch: vec![2 * n.div_ceil(CHUNK)], // f64
         gpu_scratch: vec![flat_ranges(n, most).map(groups_of).sum()],
         ..LaunchInfo::default()
     };
-    let [norm] = grads.tape().launch(Recorded::new(Norm { n, most }, info), &[grads], [[1].into()]);
+    let [norm] = grads.tape().launch(Recorded::new(launch, info), &[grads], [[1].into()]);
     norm
-}
-
-#[derive(Debug)]
-struct Norm {
-    n: usize,
-    /// Most elements of one dispatch.
-    most: usize,
 }
 
 /// Elements that one workgroup adds, WG * QUADS * 4 of the kernel.
@@ -44,57 +68,6 @@ const PER_GROUP: usize = 256 * 16 * 4;
 /// Partial sums of a range.
 fn groups_of(range: FlatRange) -> usize {
     range.count.div_ceil(PER_GROUP)
-}
-
-impl Launch for Norm {
-    fn name(&self) -> &'static str {
-        "grad_norm"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let partials: &mut [f64] = bytemuck::cast_slice_mut(io.scratch(0));
-        io.read(0).par_chunks(CHUNK).zip(&mut *partials).for_each(|(x, partial)| {
-            *partial = vectorized(
-                #[inline(always)]
-                || squares(x),
-            );
-        });
-        io.write(0)[0] = partials.iter().sum::<f64>().sqrt() as f32;
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let mut groups = 0;
-        for range in flat_ranges(self.n, self.most) {
-            let (entry, name, n) = match range.quads {
-                true => ("partial_sums", "x4", range.count / 4),
-                false => ("partial_rest", "x", range.count),
-            };
-            plan.add(&KERNEL, entry)
-                .params([("n", n), ("first", groups)])
-                .range(name, Slot::Read(0), range.first, range.count)
-                .scratch("partials", 0)
-                .cover(groups_of(range), 1);
-            groups += groups_of(range);
-        }
-        plan.add(&KERNEL, "total")
-            .param("n", groups)
-            .param("first", 0_u32) // all of them
-            .scratch("partials", 0)
-            .write("norm", 0);
-    }
-}
-
-/// The sum of squares in f64: sixteen sums side by side, so that they fill vectors.
-#[inline(always)]
-fn squares(x: &[f32]) -> f64 {
-    let mut sums = [0.0_f64; 16];
-    let (whole, rest) = x.as_chunks::<16>();
-    for x in whole {
-        for (sum, x) in sums.iter_mut().zip(x) {
-            *sum += f64::from(*x) * f64::from(*x);
-        }
-    }
-    sums.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>()
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@ mod norm;
 #[cfg(test)]
 mod tests;
 
-use backward::{BackwardParameters, BackwardX};
-use forward::Forward;
+use backward::{backward_parameters, backward_x};
+use forward::forward;
 use norm::Norm;
 
 macro_rules! knobs {
@@ -25,7 +25,7 @@ macro_rules! knobs {
 /// For each activation two sets: for samples of few rows, and for others.
 const KNOBS: &[&[Knob]] = knobs!["0u", "1u", "2u", "3u", "4u", "5u", "6u", "7u"];
 
-pub static KERNEL: Kernel = kernel!("group_norm", KNOBS);
+pub(crate) static KERNEL: Kernel = kernel!("group_norm", KNOBS);
 
 /// `y = f(gamma[c] * (x - mean) / sqrt(var + eps) + beta[c])`, where mean and (biased) variance are those
 /// of a sample's group of `C / groups` neighbouring channels. `x [N, .., C]`, `gamma`, `beta [C]`, `y` as
@@ -82,14 +82,14 @@ pub fn group_norm_of(
     let norm = Norm { n, p, c, groups, left: inputs[0].shape().last(), eps, activation };
     let y = Shape::from([&dims[..dims.len() - 1], &[c]].concat().as_slice());
     let reads: Vec<&Tensor> = inputs.iter().copied().chain([gamma, beta]).collect();
-    let [y, statistics] = gamma.tape().launch(Forward { norm }.recorded(), &reads, [y, [n, 2, c].into()]);
+    let [y, statistics] = gamma.tape().launch(forward(norm), &reads, [y, [n, 2, c].into()]);
     let saved: Vec<Tensor> = reads.iter().copied().chain([&statistics]).cloned().collect();
     gamma.tape().derivative(&reads, &[&y], move |dy| {
         let (inputs, parameters) = saved.split_at(saved.len() - 3);
         let Some(dy) = &dy[0] else { return vec![None; inputs.len() + 2] };
         let tape = dy.tape();
         let reads: Vec<&Tensor> = inputs.iter().chain([dy]).chain(parameters).collect();
-        let launch = BackwardX { norm, accum: [None; 2] }.recorded();
+        let launch = backward_x(norm, [None; 2]);
         let sums = Shape::from([n, 2, c]);
         let shape = |index: usize| inputs[index].shape().clone();
         let (sums, dx) = if inputs.len() == 1 {
@@ -99,8 +99,7 @@ pub fn group_norm_of(
             let [sums, left, right] = tape.launch(launch, &reads, [sums, shape(0), shape(1)]);
             (sums, vec![left, right])
         };
-        let of_parameters = tape.launch(BackwardParameters { norm }, &[&sums], [[c].into(), [c].into()]);
-        let [dgamma, dbeta] = of_parameters;
+        let [dgamma, dbeta] = tape.launch(backward_parameters(norm), &[&sums], [[c].into(), [c].into()]);
         dx.into_iter().chain([dgamma, dbeta]).map(Some).collect()
     });
     y

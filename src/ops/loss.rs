@@ -5,10 +5,9 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded};
-use crate::ops::CHUNK;
-use crate::ops::reduce::{add_total, slice_size, sum_in_f64};
-use crate::ops::shared::derivative;
+use crate::launch::{CHUNK, Dispatch, Dispatches, LaunchInfo, Recorded, launch_of};
+use crate::ops::reduce::{add_total, slice_size, sum_in_f64, total};
+use crate::ops::shared::{Chunk, Size, derivative};
 use crate::simd::{exp, vectorized};
 use crate::tape::Tensor;
 
@@ -16,7 +15,7 @@ use crate::tape::Tensor;
 mod tests;
 
 /// One set of knobs for each `Form`, in its order.
-pub static KERNEL: Kernel = kernel!("loss", [[("FORM", "0u")], [("FORM", "1u")], [("FORM", "2u")]]);
+pub(crate) static KERNEL: Kernel = kernel!("loss", [[("FORM", "0u")], [("FORM", "1u")], [("FORM", "2u")]]);
 
 /// The mean over all elements of `w[n] * (prediction - target)^2` (Ho et al. 2020, equation 14), a tensor
 /// of `[1]`. `prediction` and `target` of `[N, ..]`; `weight` of `[N]`, 1 if there is none.
@@ -91,144 +90,90 @@ fn loss(form: Form, prediction: &Tensor, target: &Tensor, weight: Option<&Tensor
         target.shape(),
         weight.map(Tensor::shape)
     );
-    let all = prediction.elements();
-    let spec = Spec { form, samples, size: all / samples, all, weighted: weight.is_some() };
-    let mut reads = vec![prediction, target];
-    reads.extend(weight);
+    let size = Size { samples, elements: prediction.elements() / samples };
+    let weighted = weight.is_some();
+    let scale = 1.0 / prediction.elements() as f64;
+    let slices = size.elements.div_ceil(CHUNK); // of a sample
+    // On the GPU.
+    let slice_size = slice_size(size.elements, 1024 / samples);
+    let gpu_slices = size.elements.div_ceil(slice_size);
+    let forward = launch_of(
+        form.name(),
+        move |io| {
+            let (prediction, target) = (io.read(0), io.read(1));
+            let weight = weighted.then(|| io.read(2));
+            total(io, scale, |i| {
+                let (sample, begin) = (i / slices, i % slices * CHUNK);
+                let first = sample * size.elements;
+                let range = first + begin..first + size.elements.min(begin + CHUNK);
+                let sum = vectorized(
+                    #[inline(always)]
+                    || form.sum(&prediction[range.clone()], &target[range]),
+                );
+                f64::from(weight.map_or(1.0, |w| w[sample])) * sum
+            });
+        },
+        move |plan| {
+            dispatch(plan, "forward", form, size, [gpu_slices, slice_size], 1.0)
+                .param("weighted", weighted)
+                .read("weight", if weighted { 2 } else { 0 })
+                .scratch("out", 0)
+                .cover(samples * gpu_slices, 1);
+            add_total(plan, samples * gpu_slices, scale as f32);
+        },
+    );
     let info = LaunchInfo {
-        cpu_scratch: vec![samples * spec.size.div_ceil(CHUNK)],
-        gpu_scratch: vec![samples * spec.gpu_slices().0],
+        cpu_scratch: vec![samples * slices],
+        gpu_scratch: vec![samples * gpu_slices],
         ..LaunchInfo::default()
     };
-    let [y] = prediction.tape().launch(Recorded::new(Forward(spec), info), &reads, [[1].into()]);
+    let reads: Vec<&Tensor> = [prediction, target].into_iter().chain(weight).collect();
+    let [y] = prediction.tape().launch(Recorded::new(forward, info), &reads, [[1].into()]);
     let saved: Vec<Tensor> = reads.into_iter().cloned().collect();
     derivative(&[prediction], &y, move |dy| {
-        let mut reads = vec![&saved[0], &saved[1], dy];
-        reads.extend(saved.get(2));
-        dy.tape().launch(BackwardPrediction(spec), &reads, [saved[0].shape().clone()]).into()
+        let backward = launch_of(
+            ["mse backward_prediction", "l1 backward_prediction", "bce_with_logits backward_logits"]
+                [form as usize],
+            move |io| {
+                let (p, t, scale) = (io.read(0), io.read(1), scale as f32 * io.read(2)[0]);
+                let weight = weighted.then(|| io.read(3));
+                size.chunks(io.write(0)).for_each(|Chunk { sample, range, y: dp, .. }| {
+                    let scale = scale * weight.map_or(1.0, |w| w[sample]);
+                    vectorized(
+                        #[inline(always)]
+                        || form.derivatives(dp, &p[range.clone()], &t[range], scale),
+                    );
+                });
+            },
+            move |plan| {
+                dispatch(plan, "backward_prediction", form, size, [1, size.elements], scale as f32)
+                    .param("weighted", weighted)
+                    .read("dy", 2)
+                    .read("weight", if weighted { 3 } else { 0 })
+                    .write("dp", 0)
+                    .cover(samples * size.elements, 256);
+            },
+        );
+        let reads: Vec<&Tensor> = saved[..2].iter().chain([dy]).chain(saved.get(2)).collect();
+        dy.tape().launch(backward, &reads, [saved[0].shape().clone()]).into()
     });
     y
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Spec {
+fn dispatch<'a>(
+    plan: &'a mut Dispatches,
+    entry: &'static str,
     form: Form,
-    samples: usize,
-    /// Elements of a sample.
-    size: usize,
-    /// Elements that the mean is of.
-    all: usize,
-    weighted: bool,
-}
-
-impl Spec {
-    /// What the sum is multiplied by.
-    fn scale(self) -> f64 {
-        1.0 / self.all as f64
-    }
-
-    /// Slices of a sample on the GPU, and their elements.
-    fn gpu_slices(self) -> (usize, usize) {
-        let slice_size = slice_size(self.size, 1024 / self.samples);
-        (self.size.div_ceil(slice_size), slice_size)
-    }
-
-    fn dispatch<'a>(
-        self,
-        plan: &'a mut Dispatches,
-        entry: &'static str,
-        slices: usize,
-        slice_size: usize,
-        scale: f32,
-    ) -> &'a mut Dispatch {
-        plan.add(&KERNEL, entry)
-            .knobs(self.form as usize)
-            .params([("samples", self.samples), ("size", self.size)])
-            .params([("slices", slices), ("slice_size", slice_size)])
-            .param("weighted", self.weighted)
-            .param("scale", scale)
-            .read("prediction", 0)
-            .read("target_values", 1)
-    }
-}
-
-/// Reads prediction, target and perhaps weight.
-#[derive(Debug)]
-struct Forward(Spec);
-
-impl Launch for Forward {
-    fn name(&self) -> &'static str {
-        self.0.form.name()
-    }
-
-    fn cpu(&self, io: &Io) {
-        let Spec { form, size, .. } = self.0;
-        let (prediction, target) = (io.read(0), io.read(1));
-        let weight = io.has_read(2).then(|| io.read(2));
-        let slices = size.div_ceil(CHUNK); // of a sample
-        let partial = io.scratch(0);
-        partial.par_iter_mut().enumerate().for_each(|(i, partial)| {
-            let (sample, begin) = (i / slices, i % slices * CHUNK);
-            let range = sample * size + begin..sample * size + size.min(begin + CHUNK);
-            let sum = vectorized(
-                #[inline(always)]
-                || form.sum(&prediction[range.clone()], &target[range]),
-            );
-            *partial = (f64::from(weight.map_or(1.0, |w| w[sample])) * sum) as f32;
-        });
-        let sum: f64 = partial.iter().map(|&v| f64::from(v)).sum();
-        io.write(0)[0] = (self.0.scale() * sum) as f32;
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let Spec { samples, weighted, .. } = self.0;
-        let (slices, slice_size) = self.0.gpu_slices();
-        self.0
-            .dispatch(plan, "forward", slices, slice_size, 1.0)
-            .read("weight", if weighted { 2 } else { 0 })
-            .scratch("out", 0)
-            .cover(samples * slices, 1);
-        add_total(plan, samples * slices, self.0.scale() as f32);
-    }
-}
-
-/// Reads prediction, target, dy and perhaps weight.
-#[derive(Debug)]
-struct BackwardPrediction(Spec);
-
-impl Launch for BackwardPrediction {
-    fn name(&self) -> &'static str {
-        ["mse backward_prediction", "l1 backward_prediction", "bce_with_logits backward_logits"]
-            [self.0.form as usize]
-    }
-
-    fn cpu(&self, io: &Io) {
-        let Spec { form, size, .. } = self.0;
-        let (prediction, target, dy) = (io.read(0), io.read(1), io.read(2)[0]);
-        let weight = io.has_read(3).then(|| io.read(3));
-        let scale = self.0.scale() as f32 * dy;
-        let samples = prediction.par_chunks(size).zip(target.par_chunks(size));
-        io.write(0).par_chunks_mut(size).zip(samples).enumerate().for_each(|(sample, (dp, (p, t)))| {
-            let scale = scale * weight.map_or(1.0, |w| w[sample]);
-            let chunks = dp.par_chunks_mut(CHUNK).zip(p.par_chunks(CHUNK)).zip(t.par_chunks(CHUNK));
-            chunks.for_each(|((dp, p), t)| {
-                vectorized(
-                    #[inline(always)]
-                    || form.derivatives(dp, p, t, scale),
-                );
-            });
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let Spec { samples, size, weighted, .. } = self.0;
-        self.0
-            .dispatch(plan, "backward_prediction", 1, size, self.0.scale() as f32)
-            .read("dy", 2)
-            .read("weight", if weighted { 3 } else { 0 })
-            .write("dp", 0)
-            .cover(samples * size, 256);
-    }
+    Size { samples, elements }: Size,
+    [slices, slice_size]: [usize; 2],
+    scale: f32,
+) -> &'a mut Dispatch {
+    plan.add(&KERNEL, entry)
+        .knobs(form as usize)
+        .params([("samples", samples), ("size", elements), ("slices", slices), ("slice_size", slice_size)])
+        .param("scale", scale)
+        .read("prediction", 0)
+        .read("target_values", 1)
 }
 
 #[inline(always)]
@@ -246,7 +191,7 @@ fn sign_of_difference(p: f32, t: f32) -> f32 {
     if d > 0.0 { 1.0 } else { not_above }
 }
 
-/// The part of `target` that the sign of the logit speaks against.
+/// The probability of the class that the sign of the logit speaks against.
 #[inline(always)]
 fn against(logit: f32, target: f32) -> f32 {
     if logit > 0.0 { 1.0 - target } else { target }

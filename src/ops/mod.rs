@@ -29,10 +29,6 @@ pub mod timestep_embedding;
 
 use crate::device::gpu::shader::Kernel;
 
-/// Elements that one task of an elementwise CPU twin takes: enough to pay for the task, few enough to stay
-/// in the L2 cache.
-pub(crate) const CHUNK: usize = 16_384;
-
 /// Every kernel of the program, for the tests that compile them all.
 pub static KERNELS: &[&Kernel] = &[
     &crate::product::gpu::ADJOINT_WEIGHTS,

@@ -4,16 +4,15 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch};
-use crate::ops::CHUNK;
-use crate::ops::shared::{Size, assert_is_state, first_block};
+use crate::launch::{CHUNK, Dispatch, Dispatches, launch_of};
+use crate::ops::shared::{Chunk, Size, assert_is_state};
 use crate::philox::{Stream, draw, fill_normal};
 use crate::simd::vectorized;
 use crate::state::State;
 use crate::tape::Tensor;
 use crate::tensor::Shape;
 
-pub static KERNEL: Kernel = kernel!("noising");
+pub(crate) static KERNEL: Kernel = kernel!("noising");
 
 /// Noisy samples, their noise and their timesteps: `(x_t, eps, t)`, where `x_t = a x0 + b eps` with
 /// `(a, b) = table[t]`, `eps` is standard normal and `t [N]` holds whole numbers drawn evenly from `0..T`.
@@ -34,7 +33,39 @@ pub fn noising(x0: &Tensor, table: &Tensor, state: &Tensor) -> (Tensor, Tensor, 
     assert_is_state("noising", state);
     let size = Size::of("noising", x0.shape());
     let shapes = [x0.shape().clone(), x0.shape().clone(), [size.samples].into()];
-    let [x_t, eps, t] = x0.tape().launch(Noising { size, steps }, &[x0, table, state], shapes);
+    let launch = launch_of(
+        "noising",
+        move |io| {
+            let (x0, table, state) = (io.read(0), io.read(1), State::from_words(io.read_u32(2)));
+            let x_t = io.write(0).par_chunks_mut(size.elements).zip(x0.par_chunks(size.elements));
+            let samples = x_t.zip(io.write(1).par_chunks_mut(size.elements)).zip(io.write(2));
+            samples.enumerate().for_each(|(n, (((x_t, x0), eps), t))| {
+                let sample = state.first_sample.wrapping_add(n as u32);
+                let word = draw(state.seed, Stream::Timestep as u32, state.step, sample, 0)[0];
+                let step = ((u64::from(word) * steps as u64) >> 32) as usize;
+                let (signal, noise) = (table[2 * step], table[2 * step + 1]);
+                *t = step as f32;
+                let chunks = x_t.par_chunks_mut(CHUNK).zip(eps.par_chunks_mut(CHUNK));
+                chunks.zip(x0.par_chunks(CHUNK)).enumerate().for_each(|(chunk, ((x_t, eps), x0))| {
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            let (stream, block) = (Stream::Noise as u32, (chunk * (CHUNK / 4)) as u32);
+                            fill_normal(eps, state.seed, stream, state.step, sample, block);
+                            for ((x_t, eps), x0) in x_t.iter_mut().zip(&*eps).zip(x0) {
+                                *x_t = signal * x0 + noise * eps;
+                            }
+                        },
+                    );
+                });
+            });
+        },
+        move |plan| {
+            let noising = dispatch(plan, "noising", size, steps, Stream::Noise).read("x0", 0);
+            noising.read("table", 1).read("state", 2).write("x_t", 0).write("eps", 1).write("t", 2);
+        },
+    );
+    let [x_t, eps, t] = x0.tape().launch(launch, &[x0, table, state], shapes);
     (x_t, eps, t)
 }
 
@@ -45,95 +76,38 @@ pub fn gaussian(shape: impl Into<Shape>, stream: Stream, state: &Tensor) -> Tens
     let shape = shape.into();
     assert_is_state("gaussian", state);
     let size = Size::of("gaussian", &shape);
-    let [z] = state.tape().launch(Gaussian { size, stream }, &[state], [shape]);
+    let launch = launch_of(
+        "gaussian",
+        move |io| {
+            let state = State::from_words(io.read_u32(0));
+            size.chunks(io.write(0)).for_each(|Chunk { sample, block, y, .. }| {
+                let sample = state.first_sample.wrapping_add(sample as u32);
+                vectorized(
+                    #[inline(always)]
+                    || fill_normal(y, state.seed, stream as u32, state.step, sample, block),
+                );
+            });
+        },
+        move |plan| {
+            // Draws no timestep.
+            dispatch(plan, "gaussian", size, 0, stream).read("state", 0).write("eps", 0);
+        },
+    );
+    let [z] = state.tape().launch(launch, &[state], [shape]);
     z
 }
 
-#[derive(Debug)]
-struct Noising {
+fn dispatch<'a>(
+    plan: &'a mut Dispatches,
+    entry: &'static str,
     size: Size,
     steps: usize,
-}
-
-impl Launch for Noising {
-    fn name(&self) -> &'static str {
-        "noising"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let (x0, table, state) = (io.read(0), io.read(1), State::from_words(io.read_u32(2)));
-        let elements = self.size.elements;
-        let samples =
-            io.write(0).par_chunks_mut(elements).zip(io.write(1).par_chunks_mut(elements)).zip(io.write(2));
-        samples.zip(x0.par_chunks(elements)).enumerate().for_each(|(n, (((x_t, eps), t), x0))| {
-            let sample = state.first_sample.wrapping_add(n as u32);
-            let word = draw(state.seed, Stream::Timestep as u32, state.step, sample, 0)[0];
-            let step = ((u64::from(word) * self.steps as u64) >> 32) as usize;
-            let (signal, noise) = (table[2 * step], table[2 * step + 1]);
-            *t = step as f32;
-            let chunks = x_t.par_chunks_mut(CHUNK).zip(eps.par_chunks_mut(CHUNK)).zip(x0.par_chunks(CHUNK));
-            chunks.enumerate().for_each(|(chunk, ((x_t, eps), x0))| {
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        let stream = Stream::Noise as u32;
-                        fill_normal(eps, state.seed, stream, state.step, sample, first_block(chunk));
-                        for ((x_t, eps), x0) in x_t.iter_mut().zip(&*eps).zip(x0) {
-                            *x_t = signal * x0 + noise * eps;
-                        }
-                    },
-                );
-            });
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        plan.add(&KERNEL, "noising")
-            .params([("samples", self.size.samples), ("elements", self.size.elements), ("steps", self.steps)])
-            .param("stream", Stream::Noise as u32)
-            .read("x0", 0)
-            .read("table", 1)
-            .read("state", 2)
-            .write("x_t", 0)
-            .write("eps", 1)
-            .write("t", 2)
-            .cover(self.size.blocks(), 256);
-    }
-}
-
-#[derive(Debug)]
-struct Gaussian {
-    size: Size,
     stream: Stream,
-}
-
-impl Launch for Gaussian {
-    fn name(&self) -> &'static str {
-        "gaussian"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let (state, stream) = (State::from_words(io.read_u32(0)), self.stream as u32);
-        io.write(0).par_chunks_mut(self.size.elements).enumerate().for_each(|(n, z)| {
-            let sample = state.first_sample.wrapping_add(n as u32);
-            z.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, z)| {
-                vectorized(
-                    #[inline(always)]
-                    || fill_normal(z, state.seed, stream, state.step, sample, first_block(chunk)),
-                );
-            });
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        plan.add(&KERNEL, "gaussian")
-            .params([("samples", self.size.samples), ("elements", self.size.elements)])
-            .param("steps", 0_u32) // draws no timestep
-            .param("stream", self.stream as u32)
-            .read("state", 0)
-            .write("eps", 0)
-            .cover(self.size.blocks(), 256);
-    }
+) -> &'a mut Dispatch {
+    plan.add(&KERNEL, entry)
+        .params([("samples", size.samples), ("elements", size.elements), ("steps", steps)])
+        .param("stream", stream as u32)
+        .cover(size.blocks(), 256)
 }
 
 #[cfg(test)]

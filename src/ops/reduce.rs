@@ -4,13 +4,12 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded};
-use crate::ops::CHUNK;
+use crate::launch::{CHUNK, Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded, launch_of};
 use crate::ops::shared::derivative;
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 
-pub static KERNEL: Kernel = kernel!("reduce");
+pub(crate) static KERNEL: Kernel = kernel!("reduce", [[("PRODUCTS", "false")], [("PRODUCTS", "true")]]);
 
 /// The sum of all elements. `x` of any shape; the result is `[1]`.
 pub fn sum(x: &Tensor) -> Tensor {
@@ -33,7 +32,7 @@ fn reduce(name: &'static str, x: &Tensor, view: View, scale: f32) -> Tensor {
     let products = false;
     let [y] = x.tape().launch(Sum { name, view, scale, products }.recorded(), &[x], [[view.columns].into()]);
     let shape = x.shape().clone();
-    derivative(&[x], &y, move |dy| dy.tape().launch(Spread { view, scale }, &[dy], [shape]).into());
+    derivative(&[x], &y, move |dy| dy.tape().launch(spread(view, scale), &[dy], [shape]).into());
     y
 }
 
@@ -82,57 +81,55 @@ impl Sum {
         let slice_rows = rows.div_ceil(slices);
         (width, rows.div_ceil(slice_rows), slice_rows)
     }
-}
 
-impl Launch for Sum {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu(&self, io: &Io) {
-        let View { rows, columns, .. } = self.view;
+    pub fn recorded(self) -> Recorded {
+        let Sum { name, view, scale, products } = self;
+        let View { outer, rows, columns } = view;
         let slice_rows = self.cpu_slice_rows();
         let slices = rows.div_ceil(slice_rows);
-        let (x, y) = (io.read(0), self.products.then(|| io.read(1)));
-        let partial = io.scratch(0);
-        partial.par_chunks_mut(columns).enumerate().for_each(|(i, partial)| {
-            let first = i % slices * slice_rows;
-            let count = slice_rows.min(rows - first);
-            let begin = (i / slices * rows + first) * columns;
-            let range = begin..begin + count * columns;
-            vectorized(
-                #[inline(always)]
-                || sum_slice(partial, &x[range.clone()], y.map(|y| &y[range])),
-            );
-        });
-        let partial = partial.par_chunks(slices * columns);
-        io.write(0).par_chunks_mut(columns).zip(partial).for_each(|(out, partial)| {
-            vectorized(
-                #[inline(always)]
-                || sum_partial(out, partial, f64::from(self.scale)),
-            );
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let View { outer, columns, .. } = self.view;
-        let (width, slices, slice_rows) = self.gpu_slices();
-        let groups = outer * columns.div_ceil(width);
-        let entry = if self.products { "dot_product" } else { "sum" };
-        let scale = if slices == 1 { self.scale } else { 1.0 };
-        let first = dispatch(plan, entry, self.view, [slices, slice_rows, width], scale);
-        first.read("x", 0).cover(groups * slices, 1);
-        if self.products {
-            first.read("y", 1);
-        }
-        if slices == 1 {
-            first.write("out", 0);
-            return;
-        }
-        first.scratch("out", 0);
-        let partials = View { rows: slices, ..self.view };
-        let second = dispatch(plan, "sum", partials, [1, slices, width], self.scale);
-        second.scratch("x", 0).write("out", 0).cover(groups, 1);
+        let (width, gpu_slices, gpu_slice_rows) = self.gpu_slices();
+        let info = LaunchInfo {
+            cpu_scratch: vec![outer * slices * columns],
+            gpu_scratch: if gpu_slices == 1 { Vec::new() } else { vec![outer * gpu_slices * columns] },
+            ..LaunchInfo::default()
+        };
+        let cpu = move |io: &Io| {
+            let (x, y) = (io.read(0), products.then(|| io.read(1)));
+            let partial = io.scratch(0);
+            partial.par_chunks_mut(columns).enumerate().for_each(|(i, partial)| {
+                let first = i % slices * slice_rows;
+                let count = slice_rows.min(rows - first);
+                let begin = (i / slices * rows + first) * columns;
+                let range = begin..begin + count * columns;
+                vectorized(
+                    #[inline(always)]
+                    || sum_slice(partial, &x[range.clone()], y.map(|y| &y[range])),
+                );
+            });
+            let partial = partial.par_chunks(slices * columns);
+            io.write(0).par_chunks_mut(columns).zip(partial).for_each(|(out, partial)| {
+                vectorized(
+                    #[inline(always)]
+                    || sum_partial(out, partial, f64::from(scale)),
+                );
+            });
+        };
+        let gpu = move |plan: &mut Dispatches| {
+            let groups = outer * columns.div_ceil(width);
+            let first_scale = if gpu_slices == 1 { scale } else { 1.0 };
+            let first = dispatch(plan, "sum", view, [gpu_slices, gpu_slice_rows, width], first_scale);
+            let y = usize::from(products);
+            first.knobs(y).read("x", 0).read("y", y).cover(groups * gpu_slices, 1);
+            if gpu_slices == 1 {
+                first.write("out", 0);
+                return;
+            }
+            first.scratch("out", 0);
+            let partials = View { rows: gpu_slices, ..view };
+            let second = dispatch(plan, "sum", partials, [1, gpu_slices, width], scale);
+            second.scratch("x", 0).scratch("y", 0).write("out", 0).cover(groups, 1);
+        };
+        Recorded::new(launch_of(name, cpu, gpu), info)
     }
 }
 
@@ -157,22 +154,17 @@ pub(crate) fn slice_size(n: usize, most: usize) -> usize {
     n.div_ceil(n.div_ceil(16 * 256).min(most).max(1))
 }
 
+/// Write 0 becomes `scale` times the sum of the partial sums, which go to scratch 0. For CPU twins.
+pub(crate) fn total(io: &Io, scale: f64, partial: impl Fn(usize) -> f64 + Sync) {
+    let partials = io.scratch(0);
+    partials.par_iter_mut().enumerate().for_each(|(i, sum)| *sum = partial(i) as f32);
+    io.write(0)[0] = (scale * partials.iter().map(|&sum| f64::from(sum)).sum::<f64>()) as f32;
+}
+
 /// A dispatch that writes `scale` times the sum of the `count` partial sums in scratch 0 to write 0.
 pub(crate) fn add_total(plan: &mut Dispatches, count: usize, scale: f32) {
     let all = View { outer: 1, rows: count, columns: 1 };
-    dispatch(plan, "sum", all, [1, count, 1], scale).scratch("x", 0).write("out", 0);
-}
-
-impl Sum {
-    pub fn recorded(self) -> Recorded {
-        let (view, slices) = (self.view, self.gpu_slices().1);
-        let info = LaunchInfo {
-            cpu_scratch: vec![view.outer * view.rows.div_ceil(self.cpu_slice_rows()) * view.columns],
-            gpu_scratch: if slices == 1 { Vec::new() } else { vec![view.outer * slices * view.columns] },
-            ..LaunchInfo::default()
-        };
-        Recorded::new(self, info)
-    }
+    dispatch(plan, "sum", all, [1, count, 1], scale).scratch("x", 0).scratch("y", 0).write("out", 0);
 }
 
 /// Column sums, in f64, of consecutive rows of `x`, or of `x * y`; `sums` has one element per column.
@@ -253,45 +245,36 @@ fn sum_partial(out: &mut [f32], partial: &[f32], scale: f64) {
 }
 
 /// `dx[o, r, c] = scale * dy[o, c]`.
-#[derive(Debug)]
-struct Spread {
-    view: View,
-    scale: f32,
-}
-
-impl Launch for Spread {
-    fn name(&self) -> &'static str {
-        "reduce backward_x"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let View { rows, columns, .. } = self.view;
-        let (dy, dx) = (io.read(0), io.write(0));
-        let chunk_rows = (CHUNK / columns).clamp(1, rows);
-        for (dx, dy) in dx.chunks_mut(rows * columns).zip(dy.chunks(columns)) {
-            dx.par_chunks_mut(chunk_rows * columns).for_each(|dx| {
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        if columns == 1 {
-                            dx.fill(self.scale * dy[0]);
-                            return;
-                        }
-                        for dx in dx.chunks_mut(columns) {
-                            for (dx, dy) in dx.iter_mut().zip(dy) {
-                                *dx = self.scale * dy;
+fn spread(view: View, scale: f32) -> impl Launch {
+    let View { rows, columns, .. } = view;
+    launch_of(
+        "reduce backward_x",
+        move |io| {
+            let chunk_rows = (CHUNK / columns).clamp(1, rows);
+            for (dx, dy) in io.write(0).chunks_mut(rows * columns).zip(io.read(0).chunks(columns)) {
+                dx.par_chunks_mut(chunk_rows * columns).for_each(|dx| {
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            if columns == 1 {
+                                dx.fill(scale * dy[0]);
+                                return;
                             }
-                        }
-                    },
-                );
-            });
-        }
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let spread = dispatch(plan, "spread", self.view, [1, self.view.rows, 1], self.scale);
-        spread.read("dy", 0).write("dx", 0).cover(self.view.elements(), 256);
-    }
+                            for dx in dx.chunks_mut(columns) {
+                                for (dx, dy) in dx.iter_mut().zip(dy) {
+                                    *dx = scale * dy;
+                                }
+                            }
+                        },
+                    );
+                });
+            }
+        },
+        move |plan| {
+            let spread = dispatch(plan, "spread", view, [1, rows, 1], scale);
+            spread.read("dy", 0).write("dx", 0).cover(view.elements(), 256);
+        },
+    )
 }
 
 #[cfg(test)]

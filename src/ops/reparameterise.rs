@@ -4,9 +4,8 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatch, Dispatches, Io, Launch};
-use crate::ops::CHUNK;
-use crate::ops::shared::{Size, assert_is_state, derivative, first_block};
+use crate::launch::{Launch, launch_of};
+use crate::ops::shared::{Chunk, Size, assert_is_state, derivative};
 use crate::philox::{Stream, fill_normal};
 use crate::simd::{exp, vectorized};
 use crate::state::State;
@@ -15,7 +14,8 @@ use crate::tape::Tensor;
 #[cfg(test)]
 mod tests;
 
-pub static KERNEL: Kernel = kernel!("reparameterise");
+/// One set of knobs for drawn noise, one for noise that is given.
+pub(crate) static KERNEL: Kernel = kernel!("reparameterise", [[("DRAWN", "true")], [("DRAWN", "false")]]);
 
 /// Where the standard normal numbers of [`reparameterise`] come from.
 #[derive(Clone, Copy, Debug)]
@@ -56,17 +56,28 @@ pub fn reparameterise(mean: &Tensor, log_var: &Tensor, noise: Noise) -> Tensor {
         }
     };
     let spec = Spec { size: Size::of("reparameterise", mean.shape()), drawn };
-    let [z] = mean.tape().launch(Forward(spec), &[mean, log_var, source], [mean.shape().clone()]);
+    let forward = spec.launch(
+        "reparameterise",
+        ("forward", "mean", "z"),
+        #[inline(always)]
+        |mean, log_var, eps| mean + exp(0.5 * log_var) * eps,
+    );
+    let [z] = mean.tape().launch(forward, &[mean, log_var, source], [mean.shape().clone()]);
     let (saved, source) = (log_var.clone(), source.clone());
     derivative(&[mean, log_var], &z, move |dz| {
-        let reads = [dz, &saved, &source];
-        let [dlog_var] = dz.tape().launch(BackwardLogVar(spec), &reads, [saved.shape().clone()]);
+        let backward = spec.launch(
+            "reparameterise backward_log_var",
+            ("backward_log_var", "dz", "dlog_var"),
+            #[inline(always)]
+            |dz, log_var, eps| 0.5 * exp(0.5 * log_var) * eps * dz,
+        );
+        let [dlog_var] = dz.tape().launch(backward, &[dz, &saved, &source], [saved.shape().clone()]);
         vec![dz.clone(), dlog_var]
     });
     z
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 struct Spec {
     size: Size,
     drawn: bool,
@@ -77,117 +88,58 @@ const STREAM: u32 = Stream::Posterior as u32;
 /// Normal numbers that the CPU twin makes at a time, on its stack.
 const AT_A_TIME: usize = 256;
 
-/// The noise on the CPU.
-enum Source<'a> {
-    Drawn(State),
-    Given(&'a [f32]),
-}
-
 impl Spec {
-    /// `out = f(a, log_var, eps)`, element by element, where `a`, `log_var` and the noise are the reads.
-    fn map(self, io: &Io, f: impl Fn(f32, f32, f32) -> f32 + Sync) {
-        let elements = self.size.elements;
-        let source = match self.drawn {
-            true => Source::Drawn(State::from_words(io.read_u32(2))),
-            false => Source::Given(io.read(2)),
-        };
-        let inputs = io.read(0).par_chunks(elements).zip(io.read(1).par_chunks(elements));
-        io.write(0).par_chunks_mut(elements).zip(inputs).enumerate().for_each(|(n, (out, (a, log_var)))| {
-            let inputs = a.par_chunks(CHUNK).zip(log_var.par_chunks(CHUNK));
-            let chunks = out.par_chunks_mut(CHUNK).zip(inputs).enumerate();
-            chunks.for_each(|(chunk, (out, (a, log_var)))| match &source {
-                Source::Given(eps) => vectorized(
-                    #[inline(always)]
-                    || {
-                        let eps = &eps[n * elements + chunk * CHUNK..];
-                        for (((out, a), log_var), eps) in out.iter_mut().zip(a).zip(log_var).zip(eps) {
-                            *out = f(*a, *log_var, *eps);
-                        }
-                    },
-                ),
-                Source::Drawn(state) => vectorized(
-                    #[inline(always)]
-                    || {
-                        let sample = state.first_sample.wrapping_add(n as u32);
-                        let mut tile = [0.0; AT_A_TIME];
-                        let mut block = first_block(chunk);
-                        let inputs = a.chunks(AT_A_TIME).zip(log_var.chunks(AT_A_TIME));
-                        for (out, (a, log_var)) in out.chunks_mut(AT_A_TIME).zip(inputs) {
-                            let eps = &mut tile[..out.len()];
-                            fill_normal(eps, state.seed, STREAM, state.step, sample, block);
-                            for (((out, a), log_var), eps) in out.iter_mut().zip(a).zip(log_var).zip(eps) {
-                                *out = f(*a, *log_var, *eps);
-                            }
-                            block += (AT_A_TIME / 4) as u32;
-                        }
-                    },
-                ),
-            });
-        });
-    }
-
-    /// Adds a dispatch of the first entry if the noise is drawn, else of the second.
-    fn dispatch<'a>(
+    /// Write 0 becomes `f` of the reads, element by element: of one that the kernel's `entry` calls `a`,
+    /// log_var and the noise.
+    fn launch(
         self,
-        plan: &'a mut Dispatches,
-        drawn: &'static str,
-        given: &'static str,
-    ) -> &'a mut Dispatch {
-        let Size { samples, elements } = self.size;
-        let (entry, noise, items) = match self.drawn {
-            true => (drawn, "state", self.size.blocks()),
-            false => (given, "eps", samples * elements),
-        };
-        plan.add(&KERNEL, entry)
-            .params([("samples", samples), ("elements", elements)])
-            .param("stream", STREAM)
-            .read("log_var", 1)
-            .read(noise, 2)
-            .cover(items, 256)
-    }
-}
-
-/// Reads mean, log_var and the noise.
-#[derive(Debug)]
-struct Forward(Spec);
-
-impl Launch for Forward {
-    fn name(&self) -> &'static str {
-        "reparameterise"
-    }
-
-    fn cpu(&self, io: &Io) {
-        self.0.map(
-            io,
-            #[inline(always)]
-            |mean, log_var, eps| mean + exp(0.5 * log_var) * eps,
-        );
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        self.0.dispatch(plan, "forward", "forward_given").read("mean", 0).write("z", 0);
-    }
-}
-
-/// Reads dz, log_var and the noise.
-#[derive(Debug)]
-struct BackwardLogVar(Spec);
-
-impl Launch for BackwardLogVar {
-    fn name(&self) -> &'static str {
-        "reparameterise backward_log_var"
-    }
-
-    fn cpu(&self, io: &Io) {
-        self.0.map(
-            io,
-            #[inline(always)]
-            |dz, log_var, eps| 0.5 * exp(0.5 * log_var) * eps * dz,
-        );
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let dispatch = self.0.dispatch(plan, "backward_log_var", "backward_log_var_given");
-        dispatch.read("dz", 0).write("dlog_var", 0);
+        name: &'static str,
+        (entry, a, out): (&'static str, &'static str, &'static str),
+        f: impl Fn(f32, f32, f32) -> f32 + Send + Sync + 'static,
+    ) -> impl Launch {
+        let Spec { size, drawn } = self;
+        launch_of(
+            name,
+            move |io| {
+                let [a, log_var, given] = [0, 1, 2].map(|i| io.read(i));
+                let state = drawn.then(|| State::from_words(io.read_u32(2)));
+                size.chunks(io.write(0)).for_each(|Chunk { sample, range, block, y }| {
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            let mut tile = [0.0; AT_A_TIME];
+                            for (i, y) in y.chunks_mut(AT_A_TIME).enumerate() {
+                                let range = range.start + i * AT_A_TIME..range.end;
+                                let eps = match &state {
+                                    None => &given[range.clone()],
+                                    Some(state) => {
+                                        let sample = state.first_sample.wrapping_add(sample as u32);
+                                        let block = block + (i * (AT_A_TIME / 4)) as u32;
+                                        let tile = &mut tile[..y.len()];
+                                        fill_normal(tile, state.seed, STREAM, state.step, sample, block);
+                                        &*tile
+                                    }
+                                };
+                                let inputs = a[range.clone()].iter().zip(&log_var[range]).zip(eps);
+                                for (y, ((a, log_var), eps)) in y.iter_mut().zip(inputs) {
+                                    *y = f(*a, *log_var, *eps);
+                                }
+                            }
+                        },
+                    );
+                });
+            },
+            move |plan| {
+                plan.add(&KERNEL, entry)
+                    .knobs(usize::from(!drawn))
+                    .params([("samples", size.samples), ("elements", size.elements)])
+                    .param("stream", STREAM)
+                    .read(a, 0)
+                    .read("log_var", 1)
+                    .read("state", 2)
+                    .write(out, 0)
+                    .cover(size.blocks(), 256);
+            },
+        )
     }
 }

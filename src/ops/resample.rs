@@ -5,12 +5,12 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatch, Dispatches, Io, Launch, pack};
+use crate::launch::{Dispatch, Dispatches, Launch, launch_of, pack};
 use crate::ops::shared::{derivative, replayed};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 
-pub static KERNEL: Kernel = kernel!("resample", pack::KNOBS);
+pub(crate) static KERNEL: Kernel = kernel!("resample", pack::KNOBS);
 
 /// Every pixel repeated `factor` times in both directions: `x [N, H, W, C]` to `[N, factor * H, factor * W,
 /// C]`.
@@ -20,9 +20,9 @@ pub fn upsample_nearest(x: &Tensor, factor: usize) -> Tensor {
     let [n, h, w, c] = x.shape().of_rank("upsample_nearest");
     let size = Size { lines: n * h, width: w, channels: c, factor };
     let shape = [n, h * factor, w * factor, c];
-    let [y] = x.tape().launch(replayed(Spread { size, scale: 1.0 }), &[x], [shape.into()]);
+    let [y] = x.tape().launch(replayed(spread(size, 1.0)), &[x], [shape.into()]);
     let small = x.shape().clone();
-    derivative(&[x], &y, move |dy| dy.tape().launch(Gather { size, scale: 1.0 }, &[dy], [small]).into());
+    derivative(&[x], &y, move |dy| dy.tape().launch(gather(size, 1.0), &[dy], [small]).into());
     y
 }
 
@@ -39,9 +39,9 @@ pub fn average_pool(x: &Tensor, factor: usize) -> Tensor {
     let size = Size { lines: n * (h / factor), width: w / factor, channels: c, factor };
     let scale = 1.0 / (factor * factor) as f32;
     let shape = [n, h / factor, w / factor, c];
-    let [y] = x.tape().launch(Gather { size, scale }, &[x], [shape.into()]);
+    let [y] = x.tape().launch(gather(size, scale), &[x], [shape.into()]);
     let large = x.shape().clone();
-    derivative(&[x], &y, move |dy| dy.tape().launch(replayed(Spread { size, scale }), &[dy], [large]).into());
+    derivative(&[x], &y, move |dy| dy.tape().launch(replayed(spread(size, scale)), &[dy], [large]).into());
     y
 }
 
@@ -56,28 +56,18 @@ struct Size {
 }
 
 impl Size {
-    /// Elements of the small image.
-    fn small(self) -> usize {
-        self.lines * self.width * self.channels
+    /// Elements of a line of the small image and of the large one.
+    fn line(self) -> [usize; 2] {
+        [1, self.factor].map(|factor| self.width * factor * self.channels)
     }
 
-    /// Elements of the large image.
-    fn large(self) -> usize {
-        self.small() * self.factor * self.factor
-    }
-
-    /// Elements of a line of the small image.
-    fn line(self) -> usize {
-        self.width * self.channels
-    }
-
-    /// A dispatch that writes so many numbers.
+    /// A dispatch that writes so many lines of so many numbers.
     fn add<'a>(
         self,
         plan: &'a mut Dispatches,
         entry: &'static str,
         scale: f32,
-        results: usize,
+        [lines, line]: [usize; 2],
     ) -> &'a mut Dispatch {
         let pack = pack::of(&[self.channels]);
         plan.add(&KERNEL, entry)
@@ -85,28 +75,20 @@ impl Size {
             .params([("lines", self.lines), ("width", self.width)])
             .params([("channels", self.channels / pack), ("factor", self.factor)])
             .param("scale", scale)
-            .cover(results / pack, 256)
+            .cover(lines * line / pack, 256)
     }
 }
 
 /// `large = scale * ` the pixel of `small` that covers it.
-#[derive(Debug)]
-struct Spread {
-    size: Size,
-    scale: f32,
-}
-
-impl Launch for Spread {
-    fn name(&self) -> &'static str {
-        "resample spread"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let Size { factor, channels, .. } = self.size;
-        let (line, large_line) = (self.size.line(), self.size.line() * factor);
-        // The lines that one line of the small image becomes: the first is made, the others copy it.
-        io.write(0).par_chunks_mut(large_line * factor).zip(io.read(0).par_chunks(line)).for_each(
-            |(large, small)| {
+fn spread(size: Size, scale: f32) -> impl Launch {
+    let Size { lines, factor, channels, .. } = size;
+    let [line, large_line] = size.line();
+    launch_of(
+        "resample spread",
+        move |io| {
+            // The lines that one line of the small image becomes: the first is made, the others copy it.
+            let lines = io.write(0).par_chunks_mut(large_line * factor).zip(io.read(0).par_chunks(line));
+            lines.for_each(|(large, small)| {
                 let (first, others) = large.split_at_mut(large_line);
                 vectorized(
                     #[inline(always)]
@@ -115,39 +97,31 @@ impl Launch for Spread {
                         for (block, small) in blocks.zip(small.chunks_exact(channels)) {
                             for large in block.chunks_exact_mut(channels) {
                                 for (large, small) in large.iter_mut().zip(small) {
-                                    *large = self.scale * small;
+                                    *large = scale * small;
                                 }
                             }
                         }
                     },
                 );
                 others.chunks_exact_mut(large_line).for_each(|other| other.copy_from_slice(first));
-            },
-        );
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        self.size.add(plan, "spread", self.scale, self.size.large()).read("small", 0).write("large_out", 0);
-    }
+            });
+        },
+        move |plan| {
+            let spread = size.add(plan, "spread", scale, [lines * factor, large_line]);
+            spread.read("small", 0).write("large_out", 0);
+        },
+    )
 }
 
 /// `small = scale * ` the sum of the pixels of `large` that it covers.
-#[derive(Debug)]
-struct Gather {
-    size: Size,
-    scale: f32,
-}
-
-impl Launch for Gather {
-    fn name(&self) -> &'static str {
-        "resample gather"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let Size { factor, channels, .. } = self.size;
-        let (line, large_line) = (self.size.line(), self.size.line() * factor);
-        io.write(0).par_chunks_mut(line).zip(io.read(0).par_chunks(large_line * factor)).for_each(
-            |(small, large)| {
+fn gather(size: Size, scale: f32) -> impl Launch {
+    let Size { lines, factor, channels, .. } = size;
+    let [line, large_line] = size.line();
+    launch_of(
+        "resample gather",
+        move |io| {
+            let lines = io.write(0).par_chunks_mut(line).zip(io.read(0).par_chunks(large_line * factor));
+            lines.for_each(|(small, large)| {
                 vectorized(
                     #[inline(always)]
                     || {
@@ -163,17 +137,16 @@ impl Launch for Gather {
                             }
                         }
                         for small in small {
-                            *small *= self.scale;
+                            *small *= scale;
                         }
                     },
                 );
-            },
-        );
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        self.size.add(plan, "gather", self.scale, self.size.small()).read("large", 0).write("small_out", 0);
-    }
+            });
+        },
+        move |plan| {
+            size.add(plan, "gather", scale, [lines, line]).read("large", 0).write("small_out", 0);
+        },
+    )
 }
 
 #[cfg(test)]

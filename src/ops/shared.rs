@@ -1,11 +1,11 @@
-//! What several ops share: elementwise twins and derivatives, samples and their random blocks, the step's
-//! state, ranges of flat tensors, products.
+//! Shared by several ops: derivatives, samples and their random blocks, the step's state, ranges of flat
+//! tensors.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::launch::{Io, Launch, LaunchInfo, Recompute, Recorded};
-use crate::ops::CHUNK;
-use crate::simd::vectorized;
+use crate::launch::{CHUNK, Launch, LaunchInfo, Recompute, Recorded};
 use crate::state::State;
 use crate::tape::Tensor;
 use crate::tensor::{DType, Shape};
@@ -26,28 +26,6 @@ pub(crate) fn derivative(
 /// A launch that the backward pass may run again instead of keeping its result.
 pub(crate) fn replayed(launch: impl Launch + 'static) -> Recorded {
     Recorded::new(launch, LaunchInfo { recompute: Recompute::Replay, ..LaunchInfo::default() })
-}
-
-/// The CPU twin of an elementwise launch: write 0 becomes `f` of the first N reads. `f` must be
-/// `#[inline(always)]`, as in [`vectorized`].
-#[inline(always)]
-pub(crate) fn map<const N: usize>(io: &Io, f: impl Fn([f32; N]) -> f32 + Sync) {
-    let reads: [&[f32]; N] = std::array::from_fn(|i| io.read(i));
-    io.write(0).par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                let x = reads.map(|x| &x[chunk * CHUNK..][..y.len()]);
-                for (i, y) in y.iter_mut().enumerate() {
-                    let mut elements = [0.0; N];
-                    for k in 0..N {
-                        elements[k] = x[k][i];
-                    }
-                    *y = f(elements);
-                }
-            },
-        );
-    });
 }
 
 #[track_caller]
@@ -82,9 +60,26 @@ impl Size {
     }
 }
 
-/// Number of the first block of four in chunk `chunk` of a sample, in chunks of `CHUNK` elements.
-pub(crate) fn first_block(chunk: usize) -> u32 {
-    (chunk * (CHUNK / 4)) as u32
+/// At most `CHUNK` elements of one sample of a tensor that is written.
+pub(crate) struct Chunk<'a> {
+    pub sample: usize,
+    /// Its elements in the whole tensor.
+    pub range: Range<usize>,
+    /// Number of its first block of four in the sample.
+    pub block: u32,
+    pub y: &'a mut [f32],
+}
+
+impl Size {
+    /// The chunks of `y`, for all threads.
+    pub fn chunks(self, y: &mut [f32]) -> impl ParallelIterator<Item = Chunk<'_>> {
+        y.par_chunks_mut(self.elements).enumerate().flat_map(move |(sample, y)| {
+            y.par_chunks_mut(CHUNK).enumerate().map(move |(chunk, y)| {
+                let first = sample * self.elements + chunk * CHUNK;
+                Chunk { sample, range: first..first + y.len(), block: (chunk * (CHUNK / 4)) as u32, y }
+            })
+        })
+    }
 }
 
 /// Most elements of a flat tensor that one dispatch binds: 128 MiB, which every adapter can.

@@ -4,10 +4,10 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatches, Io, Launch};
+use crate::launch::launch_of;
 use crate::tape::Tensor;
 
-pub static KERNEL: Kernel = kernel!("timestep_embedding");
+pub(crate) static KERNEL: Kernel = kernel!("timestep_embedding");
 
 /// `[sin(t f_i) | cos(t f_i)]` with `f_i = max_period^(-i / (half - freq_shift))`, `half = dim / 2`;
 /// cosines first if `flip_sin_to_cos`, and one zero at the end if `dim` is odd. `t [N]` gives `[N, dim]`,
@@ -30,55 +30,40 @@ pub fn timestep_embedding(
         "timestep_embedding: needs max_period above 1 and freq_shift below dim / 2, got dim {dim}, \
          freq_shift {freq_shift}, max_period {max_period}"
     );
+    // Of a frequency to the one before it.
     let ratio = max_period.powf(-1.0 / (half as f64 - freq_shift));
-    let frequencies = (0..half).map(|i| max_period.powf(-(i as f64) / (half as f64 - freq_shift))).collect();
-    let launch = Forward { n, dim, cos_first: flip_sin_to_cos, ratio, frequencies };
+    let frequencies: Vec<f64> =
+        (0..half).map(|i| max_period.powf(-(i as f64) / (half as f64 - freq_shift))).collect();
+    let launch = launch_of(
+        "timestep_embedding",
+        move |io| {
+            io.write(0).par_chunks_mut(dim).zip(io.read(0)).for_each(|(y, &t)| {
+                let (first, rest) = y.split_at_mut(half);
+                let (second, odd) = rest.split_at_mut(half);
+                let (sines, cosines) = if flip_sin_to_cos { (second, first) } else { (first, second) };
+                for ((sine, cosine), frequency) in sines.iter_mut().zip(cosines).zip(&frequencies) {
+                    let (sin, cos) = (f64::from(t) * frequency).sin_cos();
+                    (*sine, *cosine) = (sin as f32, cos as f32);
+                }
+                odd.fill(0.0);
+            });
+        },
+        move |plan| {
+            // As a fraction in units of 2^-64: the kernel multiplies in integers, and is as exact as f64
+            // without having it.
+            let ratio = (ratio * 2.0_f64.powi(64)) as u64;
+            plan.add(&KERNEL, "forward")
+                .params([("n", n), ("dim", dim)])
+                .param("cos_first", flip_sin_to_cos)
+                .param("ratio_high", (ratio >> 32) as u32)
+                .param("ratio_low", ratio as u32)
+                .read("t", 0)
+                .write("y", 0)
+                .cover(n * dim.div_ceil(2), 256);
+        },
+    );
     let [y] = t.tape().launch(launch, &[t], [[n, dim].into()]);
     y
-}
-
-#[derive(Clone, Debug)]
-struct Forward {
-    n: usize,
-    dim: usize,
-    cos_first: bool,
-    /// Of a frequency to the one before it.
-    ratio: f64,
-    frequencies: Vec<f64>,
-}
-
-impl Launch for Forward {
-    fn name(&self) -> &'static str {
-        "timestep_embedding"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let half = self.frequencies.len();
-        io.write(0).par_chunks_mut(self.dim).zip(io.read(0)).for_each(|(y, &t)| {
-            let (first, rest) = y.split_at_mut(half);
-            let (second, odd) = rest.split_at_mut(half);
-            let (sines, cosines) = if self.cos_first { (second, first) } else { (first, second) };
-            for ((sine, cosine), frequency) in sines.iter_mut().zip(cosines).zip(&self.frequencies) {
-                let (sin, cos) = (f64::from(t) * frequency).sin_cos();
-                (*sine, *cosine) = (sin as f32, cos as f32);
-            }
-            odd.fill(0.0);
-        });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        // As a fraction in units of 2^-64: the kernel multiplies in integers, and is as exact as f64
-        // without having it.
-        let ratio = (self.ratio * 2.0_f64.powi(64)) as u64;
-        plan.add(&KERNEL, "forward")
-            .params([("n", self.n), ("dim", self.dim)])
-            .param("cos_first", self.cos_first)
-            .param("ratio_high", (ratio >> 32) as u32)
-            .param("ratio_low", ratio as u32)
-            .read("t", 0)
-            .write("y", 0)
-            .cover(self.n * self.dim.div_ceil(2), 256);
-    }
 }
 
 #[cfg(test)]

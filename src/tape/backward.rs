@@ -1,7 +1,6 @@
 //! The backward pass: runs the recorded derivatives in reverse, and adds up the gradients that they return.
 
-use super::sums::{Accumulate, One};
-use super::{Home, Tape, Tensor};
+use super::{Home, Tape, Tensor, sums};
 use crate::tensor::Id;
 
 impl Tape {
@@ -12,7 +11,7 @@ impl Tape {
     #[track_caller]
     pub fn backward(&self, loss: &Tensor) -> Gradients {
         assert!(loss.elements() == 1, "backward: expected a loss of one element, got {}", loss.shape);
-        let [one] = self.labelled("loss", || self.launch(One, &[], [loss.shape.clone()]));
+        let [one] = self.labelled("loss", || self.launch(sums::one(), &[], [loss.shape.clone()]));
         self.backward_from(loss, &one)
     }
 
@@ -114,9 +113,8 @@ impl Gradients {
                     if once && self.tape.fuse_accumulate(first, &sum, &gradient) {
                         gradient
                     } else {
-                        let n = sum.elements();
-                        let shape = sum.shape.clone();
-                        let [total] = self.tape.launch(Accumulate { n }, &[&sum, &gradient], [shape]);
+                        let (launch, shape) = (sums::accumulate(elements), sum.shape.clone());
+                        let [total] = self.tape.launch(launch, &[&sum, &gradient], [shape]);
                         total
                     }
                 }

@@ -4,75 +4,36 @@ use rayon::prelude::*;
 
 use super::loops::{ChannelAffine, group_means, samples};
 use super::norm::{Input, Norm, TILE_CHANNELS};
-use crate::launch::{Accumulate, Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded};
+use crate::launch::{Accumulate, Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded, launch_of};
 use crate::ops::activation::{Activation, with_constant};
 use crate::product::cpu::shared::Shared;
 use crate::simd::vectorized;
 
+/// A dispatch of `entry` on an input, which reads all but `accum`.
+fn per_tile<'a>(
+    norm: Norm,
+    plan: &'a mut Dispatches,
+    entry: &'static str,
+    input: Input,
+    accumulate: bool,
+) -> &'a mut Dispatch {
+    let after = norm.inputs().len();
+    norm.add(plan, entry, input, accumulate)
+        .read("x", input.index)
+        .read("dy", after)
+        .read("gamma", after + 1)
+        .read("beta", after + 2)
+        .read("statistics", after + 3)
+}
+
 /// Reads the inputs, dy, gamma, beta and the statistics; writes the sums of each sample, and the gradient of
-/// each input.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct BackwardX {
-    pub norm: Norm,
-    /// The reads that are added to the inputs' gradients.
-    pub accum: [Option<usize>; 2],
-}
-
-impl BackwardX {
-    pub fn recorded(self) -> Recorded {
-        let BackwardX { norm, accum } = self;
-        let Norm { n, c, groups, .. } = norm;
-        let info = LaunchInfo {
-            cpu_scratch: vec![n * norm.cpu_chunks() * 2 * c, n * 2 * c],
-            gpu_scratch: vec![n * norm.gpu_chunks() * 2 * c, n * groups * 2],
-            accumulate: Accumulate::by(move |write| {
-                let input = write.checked_sub(1)?; // the sums come first
-                let mut more = self;
-                let next = norm.inputs().len() + 4 + accum.iter().flatten().count();
-                more.accum[input].replace(next).is_none().then(|| more.recorded())
-            }),
-            ..LaunchInfo::default()
-        };
-        Recorded::new(self, info)
-    }
-
-    /// A dispatch of `entry` on an input, which reads all but `accum`.
-    fn per_tile<'a>(
-        &self,
-        plan: &'a mut Dispatches,
-        entry: &'static str,
-        input: Input,
-        accumulate: bool,
-    ) -> &'a mut Dispatch {
-        let after = self.norm.inputs().len();
-        self.norm
-            .add(plan, entry, input, accumulate)
-            .read("x", input.index)
-            .read("dy", after)
-            .read("gamma", after + 1)
-            .read("beta", after + 2)
-            .read("statistics", after + 3)
-    }
-
-    /// A dispatch that writes the gradient of an input.
-    fn write_dx<'a>(&self, plan: &'a mut Dispatches, entry: &'static str, input: Input) -> &'a mut Dispatch {
-        let accum = self.accum[input.index];
-        self.per_tile(plan, entry, input, accum.is_some())
-            .read("accum", accum.unwrap_or(input.index))
-            .write("dx", 1 + input.index)
-    }
-}
-
-impl Launch for BackwardX {
-    fn name(&self) -> &'static str {
-        "group_norm backward_x"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let norm = self.norm;
-        let (p, c, after) = (norm.p, norm.c, norm.inputs().len());
+/// each input. `accum`: the reads that are added to the inputs' gradients.
+pub(super) fn backward_x(norm: Norm, accum: [Option<usize>; 2]) -> Recorded {
+    let Norm { n, p, c, groups, .. } = norm;
+    let after = norm.inputs().len();
+    let cpu = move |io: &Io| {
         let [dy, gamma, beta, statistics] = [0, 1, 2, 3].map(|i| io.read(after + i));
-        let accum = self.accum.map(|read| read.map(|read| io.read(read)));
+        let accum = accum.map(|read| read.map(|read| io.read(read)));
         let dx = [0, 1].map(|i| (i < after).then(|| Shared::new(io.write(1 + i))));
         let rows = norm.cpu_rows();
         samples(norm, io)
@@ -85,13 +46,14 @@ impl Launch for BackwardX {
             .for_each(|(n, (((((x, dy), statistics), sums), partials), means))| {
                 let chunks = partials.par_chunks_mut(2 * c).zip(dy.par_chunks(rows * c)).enumerate();
                 chunks.for_each(|(chunk, (sums, dy))| {
+                    let (s0, s1) = sums.split_at_mut(c);
                     for input in norm.inputs() {
                         let rows = x.chunk(input, chunk);
                         vectorized(
                             #[inline(always)]
                             || {
                                 let affine = ChannelAffine::new(x, input, statistics, gamma, beta);
-                                with_constant!(norm.activation, f => affine.column_sums(f, rows, dy, sums))
+                                with_constant!(norm.activation, f => affine.column_sums(f, rows, dy, s0, s1))
                             },
                         );
                     }
@@ -120,55 +82,63 @@ impl Launch for BackwardX {
                     });
                 }
             });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let norm = self.norm;
-        if norm.is_one_tile() {
+    };
+    let gpu = move |plan: &mut Dispatches| {
+        let entry = if norm.is_one_tile() { "backward_whole" } else { "backward_x" };
+        if !norm.is_one_tile() {
             for input in norm.inputs() {
-                self.write_dx(plan, "backward_whole", input).write("sums_out", 0);
+                per_tile(norm, plan, "backward_partials", input, false).scratch("partials", 0);
             }
-            return;
+            norm.add(plan, "backward_merge", norm.all(), false)
+                .cover(n * groups, 1)
+                .read("gamma", after + 1)
+                .scratch("partials", 0)
+                .write("sums_out", 0)
+                .scratch("means", 1);
         }
         for input in norm.inputs() {
-            self.per_tile(plan, "backward_partials", input, false).scratch("partials", 0);
+            let accum = accum[input.index];
+            let dx = per_tile(norm, plan, entry, input, accum.is_some());
+            dx.read("accum", accum.unwrap_or(input.index)).write("dx", 1 + input.index);
+            if norm.is_one_tile() {
+                dx.write("sums_out", 0)
+            } else {
+                dx.scratch("means", 1)
+            };
         }
-        norm.add(plan, "backward_merge", norm.all(), false)
-            .cover(norm.n * norm.groups, 1)
-            .read("gamma", norm.inputs().len() + 1)
-            .scratch("partials", 0)
-            .write("sums_out", 0)
-            .scratch("means", 1);
-        for input in norm.inputs() {
-            self.write_dx(plan, "backward_x", input).scratch("means", 1);
-        }
-    }
+    };
+    let info = LaunchInfo {
+        cpu_scratch: vec![n * norm.cpu_chunks() * 2 * c, n * 2 * c],
+        gpu_scratch: vec![n * norm.gpu_chunks() * 2 * c, n * groups * 2],
+        accumulate: Accumulate::by(move |write| {
+            let input = write.checked_sub(1)?; // the sums come first
+            let mut more = accum;
+            let next = after + 4 + accum.iter().flatten().count();
+            more[input].replace(next).is_none().then(|| backward_x(norm, more))
+        }),
+        ..LaunchInfo::default()
+    };
+    Recorded::new(launch_of("group_norm backward_x", cpu, gpu), info)
 }
 
 /// Reads the sums of each sample; writes dgamma and dbeta.
-#[derive(Debug)]
-pub(super) struct BackwardParameters {
-    pub norm: Norm,
-}
-
-impl Launch for BackwardParameters {
-    fn name(&self) -> &'static str {
-        "group_norm backward_parameters"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let (sums, c) = (io.read(0), self.norm.c);
-        let total =
-            |first: usize| sums.iter().skip(first).step_by(2 * c).map(|&s| f64::from(s)).sum::<f64>() as f32;
-        for (i, (dgamma, dbeta)) in io.write(0).iter_mut().zip(io.write(1)).enumerate() {
-            *dbeta = total(i);
-            *dgamma = total(c + i);
-        }
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let Norm { c, .. } = self.norm;
-        let parameters = self.norm.add(plan, "backward_parameters", self.norm.all(), false);
-        parameters.read("sums", 0).write("dgamma", 0).write("dbeta", 1).cover(c.div_ceil(TILE_CHANNELS), 1);
-    }
+pub(super) fn backward_parameters(norm: Norm) -> impl Launch {
+    let c = norm.c;
+    launch_of(
+        "group_norm backward_parameters",
+        move |io| {
+            let sums = io.read(0);
+            let total = |first: usize| {
+                sums.iter().skip(first).step_by(2 * c).map(|&s| f64::from(s)).sum::<f64>() as f32
+            };
+            for (i, (dgamma, dbeta)) in io.write(0).iter_mut().zip(io.write(1)).enumerate() {
+                *dbeta = total(i);
+                *dgamma = total(c + i);
+            }
+        },
+        move |plan| {
+            let parameters = norm.add(plan, "backward_parameters", norm.all(), false).read("sums", 0);
+            parameters.write("dgamma", 0).write("dbeta", 1).cover(c.div_ceil(TILE_CHANNELS), 1);
+        },
+    )
 }

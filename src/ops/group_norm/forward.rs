@@ -2,23 +2,11 @@
 
 use rayon::prelude::*;
 
-use super::loops::{ChannelAffine, Sample, samples};
+use super::loops::{ChannelAffine, Sample, column_moments, samples};
 use super::norm::{Input, Norm};
-use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recompute, Recorded};
+use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recompute, Recorded, launch_of};
 use crate::ops::activation::{Activation, with_constant};
 use crate::simd::vectorized;
-
-/// Reads the inputs, gamma and beta; writes y and the statistics.
-#[derive(Debug)]
-pub(super) struct Forward {
-    pub norm: Norm,
-}
-
-/// Writes the same y from the reads of [`Forward`] and its statistics: one pass over x instead of three.
-#[derive(Debug)]
-struct Apply {
-    norm: Norm,
-}
 
 /// y of a sample whose statistics are known.
 fn normalise(norm: Norm, x: Sample, statistics: &[f32], gamma: &[f32], beta: &[f32], y: &mut [f32]) {
@@ -46,49 +34,33 @@ fn write_y<'a>(norm: Norm, plan: &'a mut Dispatches, entry: &'static str, input:
         .write("y", 0)
 }
 
-impl Forward {
-    pub fn recorded(self) -> Recorded {
-        let norm = self.norm;
-        let info = LaunchInfo {
-            cpu_scratch: vec![norm.n * norm.cpu_chunks() * 3 * norm.c],
-            gpu_scratch: vec![norm.n * norm.gpu_chunks() * 2 * norm.c],
-            recompute: Recompute::With(Apply { norm }.into()),
-            ..LaunchInfo::default()
-        };
-        Recorded::new(self, info)
-    }
-}
-
-impl Launch for Forward {
-    fn name(&self) -> &'static str {
-        "group_norm"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let norm = self.norm;
-        let (c, after) = (norm.c, norm.inputs().len());
+/// Reads the inputs, gamma and beta; writes y and the statistics.
+pub(super) fn forward(norm: Norm) -> Recorded {
+    let (c, after) = (norm.c, norm.inputs().len());
+    let cpu = move |io: &Io| {
         let (gamma, beta) = (io.read(after), io.read(after + 1));
         // Sample by sample, so that the second pass over a sample finds it in the cache.
         samples(norm, io)
             .zip(io.write(0).par_chunks_mut(norm.p * c))
             .zip(io.write(1).par_chunks_mut(2 * c))
-            .zip(io.scratch(0).par_chunks_mut(3 * c * norm.cpu_chunks()))
+            .zip(io.scratch(0).par_chunks_mut(2 * c * norm.cpu_chunks()))
             .for_each(|(((x, y), statistics), moments)| {
-                moments.par_chunks_mut(3 * c).enumerate().for_each(|(chunk, moments)| {
+                moments.par_chunks_mut(2 * c).enumerate().for_each(|(chunk, moments)| {
+                    let (mean, squares) = moments.split_at_mut(c);
                     for input in norm.inputs() {
+                        let (rows, firsts, of) = (x.chunk(input, chunk), x.firsts(input), input.channels());
+                        let (mean, squares) = (&mut mean[of.clone()], &mut squares[of]);
                         vectorized(
                             #[inline(always)]
-                            || x.column_moments(input, chunk, moments),
+                            || column_moments(rows, firsts, mean, squares),
                         );
                     }
                 });
                 x.merge_moments(moments, statistics);
                 normalise(norm, x, statistics, gamma, beta, y);
             });
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        let norm = self.norm;
+    };
+    let gpu = move |plan: &mut Dispatches| {
         if norm.is_one_tile() {
             for input in norm.inputs() {
                 write_y(norm, plan, "whole", input).write("statistics_out", 1);
@@ -104,26 +76,32 @@ impl Launch for Forward {
         for input in norm.inputs() {
             write_y(norm, plan, "normalise", input).write("statistics", 1);
         }
-    }
+    };
+    let info = LaunchInfo {
+        cpu_scratch: vec![norm.n * norm.cpu_chunks() * 2 * c],
+        gpu_scratch: vec![norm.n * norm.gpu_chunks() * 2 * c],
+        recompute: Recompute::With(apply(norm).into()),
+        ..LaunchInfo::default()
+    };
+    Recorded::new(launch_of("group_norm", cpu, gpu), info)
 }
 
-impl Launch for Apply {
-    fn name(&self) -> &'static str {
-        "group_norm again"
-    }
-
-    fn cpu(&self, io: &Io) {
-        let (norm, after) = (self.norm, self.norm.inputs().len());
-        let [gamma, beta, statistics] = [0, 1, 2].map(|i| io.read(after + i));
-        samples(norm, io)
-            .zip(io.write(0).par_chunks_mut(norm.p * norm.c))
-            .zip(statistics.par_chunks(2 * norm.c))
-            .for_each(|((x, y), statistics)| normalise(norm, x, statistics, gamma, beta, y));
-    }
-
-    fn gpu(&self, plan: &mut Dispatches) {
-        for input in self.norm.inputs() {
-            write_y(self.norm, plan, "normalise", input).read("statistics", self.norm.inputs().len() + 2);
-        }
-    }
+/// Writes the same y from the reads of [`forward`] and its statistics: one pass over x instead of three.
+fn apply(norm: Norm) -> impl Launch {
+    let after = norm.inputs().len();
+    launch_of(
+        "group_norm again",
+        move |io| {
+            let [gamma, beta, statistics] = [0, 1, 2].map(|i| io.read(after + i));
+            samples(norm, io)
+                .zip(io.write(0).par_chunks_mut(norm.p * norm.c))
+                .zip(statistics.par_chunks(2 * norm.c))
+                .for_each(|((x, y), statistics)| normalise(norm, x, statistics, gamma, beta, y));
+        },
+        move |plan| {
+            for input in norm.inputs() {
+                write_y(norm, plan, "normalise", input).read("statistics", after + 2);
+            }
+        },
+    )
 }

@@ -33,7 +33,7 @@ impl<'a> Sample<'a> {
     }
 
     /// First elements of an input's channels.
-    fn firsts(self, input: Input) -> &'a [f32] {
+    pub fn firsts(self, input: Input) -> &'a [f32] {
         &self.inputs[input.index][..input.width]
     }
 
@@ -43,45 +43,7 @@ impl<'a> Sample<'a> {
         self.inputs[input.index].chunks(elements).nth(chunk).expect("as many chunks as rows make")
     }
 
-    /// For each channel of an input, its mean, as the offset from its first element, and the sum of squares
-    /// about that, over the rows of a chunk; into `moments [3, C]`, whose last row is for this alone.
-    ///
-    /// Two passes, the second of which also finds what rounding left of the mean (the corrected algorithm of
-    /// Chan, Golub & LeVeque 1983): a first element that is an outlier costs nothing.
-    #[inline(always)]
-    pub fn column_moments(self, input: Input, chunk: usize, moments: &mut [f32]) {
-        let (x, c) = (self.chunk(input, chunk), input.width);
-        let (mean, others) = moments.split_at_mut(self.norm.c);
-        let (squares, rest) = others.split_at_mut(self.norm.c);
-        let first = &self.firsts(input)[..c];
-        let [mean, squares, rest] = [mean, squares, rest].map(|row| &mut row[input.channels()][..c]);
-        let count = (x.len() / c) as f32;
-        mean.fill(0.0);
-        squares.fill(0.0);
-        rest.fill(0.0);
-        for x in x.chunks_exact(c) {
-            for i in 0..c {
-                mean[i] += x[i] - first[i];
-            }
-        }
-        for mean in &mut *mean {
-            *mean /= count;
-        }
-        for x in x.chunks_exact(c) {
-            for i in 0..c {
-                let distance = x[i] - first[i] - mean[i];
-                rest[i] += distance;
-                squares[i] += distance * distance;
-            }
-        }
-        for i in 0..c {
-            let missing = rest[i] / count;
-            mean[i] += missing;
-            squares[i] -= rest[i] * missing;
-        }
-    }
-
-    /// Merges the `moments [chunks, 3, C]` of chunks and channels to the `statistics [2, C]` of groups (Chan,
+    /// Merges the `moments [chunks, 2, C]` of chunks and channels to the `statistics [2, C]` of groups (Chan,
     /// Golub & LeVeque 1979).
     pub fn merge_moments(self, moments: &[f32], statistics: &mut [f32]) {
         let Norm { p, c, eps, .. } = self.norm;
@@ -92,7 +54,7 @@ impl<'a> Sample<'a> {
             let from_origin = |i: usize| f64::from(self.first(i)) - origin;
             // Mean from the origin, sum of squares and number of rows of each chunk and channel.
             let all = || {
-                moments.chunks_exact(3 * c).zip((0..p).step_by(rows)).flat_map(|(moments, row)| {
+                moments.chunks_exact(2 * c).zip((0..p).step_by(rows)).flat_map(|(moments, row)| {
                     let [mean, squares] = [0, c].map(|row| move |i: usize| f64::from(moments[row + i]));
                     let count = rows.min(p - row) as f64;
                     group.clone().map(move |i| (from_origin(i) + mean(i), squares(i), count))
@@ -108,6 +70,62 @@ impl<'a> Sample<'a> {
             }
         }
     }
+}
+
+/// For each channel of an input, its mean, as the offset from its `first` element, and the sum of `squares`
+/// about that, over the rows `x` of a chunk.
+#[inline(always)]
+pub(super) fn column_moments(x: &[f32], first: &[f32], mean: &mut [f32], squares: &mut [f32]) {
+    let mut at = 0;
+    while at < first.len() {
+        at += match first.len() - at {
+            32.. => tile_moments::<32>(x, at, first, mean, squares),
+            8.. => tile_moments::<8>(x, at, first, mean, squares),
+            _ => tile_moments::<1>(x, at, first, mean, squares),
+        };
+    }
+}
+
+/// The moments of `T` channels from `at` on, whose sums stay in registers; returns `T`.
+///
+/// Two passes, the second of which also finds what rounding left of the mean (the corrected algorithm of
+/// Chan, Golub & LeVeque 1983): a first element that is an outlier costs nothing.
+#[inline(always)]
+fn tile_moments<const T: usize>(
+    x: &[f32],
+    at: usize,
+    first: &[f32],
+    mean: &mut [f32],
+    squares: &mut [f32],
+) -> usize {
+    let width = first.len();
+    let count = (x.len() / width) as f32;
+    let [mut means, mut rest, mut sums] = [[0.0; T]; 3];
+    let mut firsts = [0.0; T];
+    firsts.copy_from_slice(&first[at..][..T]);
+    for x in x.chunks_exact(width) {
+        let x = &x[at..][..T];
+        for i in 0..T {
+            means[i] += x[i] - firsts[i];
+        }
+    }
+    for mean in &mut means {
+        *mean /= count;
+    }
+    for x in x.chunks_exact(width) {
+        let x = &x[at..][..T];
+        for i in 0..T {
+            let distance = x[i] - firsts[i] - means[i];
+            rest[i] += distance;
+            sums[i] += distance * distance;
+        }
+    }
+    for i in 0..T {
+        let missing = rest[i] / count;
+        mean[at + i] = means[i] + missing;
+        squares[at + i] = sums[i] - rest[i] * missing;
+    }
+    T
 }
 
 /// Statistics and parameters of an input's channels: `xhat = (x - first - offset) * rstd`, `z = gamma * xhat
@@ -170,12 +188,11 @@ impl<'a> ChannelAffine<'a> {
         }
     }
 
-    /// The sums of `dz` and of `dz * xhat` over the rows of `x [rows, width]`, `dy [rows, C]`, into `sums [2,
-    /// C]`.
+    /// The sums of `dz` and of `dz * xhat` over the rows of `x [rows, width]`, `dy [rows, C]`, into `s0` and
+    /// `s1 [C]`.
     #[inline(always)]
-    pub fn column_sums(self, f: Activation, x: &[f32], dy: &[f32], sums: &mut [f32]) {
+    pub fn column_sums(self, f: Activation, x: &[f32], dy: &[f32], s0: &mut [f32], s1: &mut [f32]) {
         let Input { first, width, .. } = self.input;
-        let (s0, s1) = sums.split_at_mut(self.c);
         let (s0, s1) = (&mut s0[first..][..width], &mut s1[first..][..width]);
         s0.fill(0.0);
         s1.fill(0.0);

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::check::{Check, random};
-use crate::launch::{Dispatches, Launch as _};
 use crate::ops::activation::activation;
 use crate::ops::arithmetic::{add, affine};
 use crate::ops::concat::concat;
@@ -120,10 +119,8 @@ fn tiles_of_every_width_and_one_past_them() {
 #[test]
 fn one_launch_where_a_tile_has_all_rows_of_its_groups() {
     let norm = |p, c, groups, left| {
-        let mut dispatches = Dispatches::new(0);
         let norm = Norm { n: 2, p, c, groups, left, eps: 1e-5, activation: Activation::Silu };
-        Forward { norm }.gpu(&mut dispatches);
-        dispatches.list.len()
+        forward(norm).dispatches(0).len()
     };
     assert_eq!(norm(256, 64, 32, 64), 1);
     assert_eq!(norm(1, 36, 18, 36), 1); // a tile with four channels

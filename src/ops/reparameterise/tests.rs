@@ -3,6 +3,7 @@
 use super::*;
 use crate::check::{Check, devices, random};
 use crate::device::Device;
+use crate::launch::CHUNK;
 use crate::ops::reduce::sum;
 use crate::philox::{draw, normal_f64};
 use crate::program::{Plan, Program, Sharing};
