@@ -81,10 +81,14 @@ pub struct Slots {
 /// The schedules of a product, the one to take untuned first.
 pub fn variants(product: &Product, adapter: &Traits) -> Vec<Variant> {
     let view = View::of(product);
-    let size = [view.blocks * view.rows, product.cols];
-    let tiled = tiles::best(adapter, size, view.is_wide(product)).into_iter().map(Schedule::Tiled);
-    let all = tiled.chain(winograd::schedules(product, adapter)).chain([Schedule::Naive]);
-    all.map(Schedule::variant).collect()
+    let wide = view.is_wide(product);
+    let tiled = tiles::best(adapter, [view.blocks * view.rows, product.cols], wide);
+    let mut all: Vec<Schedule> = tiled.into_iter().map(Schedule::Tiled).collect();
+    all.extend(winograd::schedules(product, adapter));
+    // Where barriers are dear, a tile of which most columns are past the end costs more than it shares.
+    let naive_is_best = adapter.software && !wide && product.cols < 32;
+    all.insert(if naive_is_best { 0 } else { all.len() }, Schedule::Naive);
+    all.into_iter().map(Schedule::variant).collect()
 }
 
 /// Products of one class run fastest in one schedule.
@@ -178,8 +182,8 @@ fn split(product: &Product, schedule: Schedule) -> [usize; 2] {
         return [1, depth.next_multiple_of(4)];
     }
     let wanted = match schedule {
-        // A thread has one element: enough threads to fill a large GPU.
-        Schedule::Naive => (1_usize << 17) / product.outputs(),
+        // A thread has one element: enough threads to fill a large GPU, but no long sums of parts.
+        Schedule::Naive => ((1_usize << 17) / product.outputs()).min(1 << 10),
         Schedule::Tiled(number) | Schedule::Winograd(number) => {
             let groups = batch * rows.div_ceil(TILES[number].rows) * cols.div_ceil(TILES[number].cols);
             // More for a GPU than for the threads of a CPU.

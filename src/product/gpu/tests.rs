@@ -24,13 +24,13 @@ fn an_index_is_its_schedule() {
 fn the_first_schedule_fits_the_adapter_and_the_size() {
     let first = |software: bool, broadcasts: bool, rows: usize, cols: usize| {
         let variants = variants(&matrix(rows, cols, 64), &Traits { software, broadcasts });
-        assert_eq!(variants.last().map(|last| last.index), Some(0), "naive is the last: {variants:?}");
+        assert_eq!(variants.iter().filter(|variant| variant.index == 0).count(), 1, "{variants:?}");
         Schedule::of(variants[0].index)
     };
     assert_eq!(first(true, true, 4096, 64), Schedule::Tiled(5));
     assert_eq!(first(true, true, 4096, 32), Schedule::Tiled(6));
     assert_eq!(first(true, false, 4096, 64), Schedule::Tiled(3));
-    assert_eq!(first(true, true, 65_536, 3), Schedule::Tiled(4), "no quads");
+    assert_eq!(first(true, true, 65_536, 3), Schedule::Naive);
     assert_eq!(first(false, true, 65_536, 128), Schedule::Tiled(0));
     assert_eq!(first(false, true, 65_536, 64), Schedule::Tiled(1));
     assert_eq!(first(false, true, 128, 256), Schedule::Tiled(3));
