@@ -18,12 +18,8 @@ struct Params { kh: u32, kw: u32, from_h: u32, from_w: u32, to_w: u32, rows: u32
 @group(0) @binding(2) var<storage, read_write> dst: array<f32>;
 
 @compute @workgroup_size(WG)
-fn fold(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let i = flat_group(group, groups) * WG + thread;
+fn fold(thread: Invocation) {
+    let i = element(thread, WG);
     if i >= p.count {
         return;
     }

@@ -1,4 +1,4 @@
-// load_dense - A and B as matrices, each maybe transposed. A block is an item of a batch.
+// load_dense - A and B as matrices, each as it stands or transposed. A block is an item of a batch.
 
 struct Block { number: u32, rows: u32, depth: u32, b: u32 } // `b`: first element of B
 

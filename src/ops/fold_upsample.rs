@@ -104,17 +104,10 @@ impl Launch for Fold {
 
     fn gpu(&self, plan: &mut Dispatches) {
         let [[from_h, from_w], [to_h, to_w]] = self.taps();
-        plan.add(&KERNEL, "fold")
-            .param("kh", self.kernel[0])
-            .param("kw", self.kernel[1])
-            .param("from_h", from_h)
-            .param("from_w", from_w)
-            .param("to_w", to_w)
-            .param("rows", self.rows)
-            .param("cols", self.cols)
-            .param("count", to_h * to_w * self.rows * self.cols)
-            .read("src", 0)
-            .write("dst", 0)
-            .cover(to_h * to_w * self.rows * self.cols, WG);
+        let Fold { kernel: [kh, kw], rows, cols, .. } = *self;
+        let count = to_h * to_w * rows * cols;
+        let fold = plan.add(&KERNEL, "fold").read("src", 0).write("dst", 0).cover(count, WG);
+        fold.params([("kh", kh), ("kw", kw), ("from_h", from_h), ("from_w", from_w), ("to_w", to_w)]);
+        fold.params([("rows", rows), ("cols", cols), ("count", count)]);
     }
 }

@@ -27,7 +27,7 @@ pub(super) fn way_of(variant: usize) -> Option<Schedule> {
 
 /// Set of knobs and threads a row: one where workgroup memory is dear.
 fn lanes_of(way: Schedule) -> (usize, usize) {
-    if way.shares_workgroups() { (1, 32) } else { (0, 1) }
+    if way.uses_workgroup_memory() { (1, 32) } else { (0, 1) }
 }
 
 impl Size {
@@ -84,7 +84,7 @@ impl Size {
         [a, b, y]: [Slot; 3],
     ) {
         let slots = Slots { a, b, extra: [None; 3], y, column_sums: y };
-        gpu::dispatch(&self.of_scores(sizes, loaders[0], loaders[1]), way, plan, 0, slots);
+        gpu::dispatch(&self.of_scores(sizes, loaders[0], loaders[1]), way, plan, slots);
     }
 
     /// A dispatch of the kernel beside the products; `side`: rows of a sample of what it takes apart.

@@ -80,7 +80,7 @@ fn products_are_offered_where_scores_are_neither_many_nor_a_handful() {
             let variants = size.variants(adapter);
             let ways: Vec<Schedule> = variants.iter().filter_map(|v| products::way_of(v.index)).collect();
             assert_eq!(ways.len(), offered, "{size:?}: {variants:?}");
-            let first_is_tiled = ways.first().is_some_and(|way| way.shares_workgroups());
+            let first_is_tiled = ways.first().is_some_and(|way| way.uses_workgroup_memory());
             assert_eq!(first_is_tiled, offered > 0 && !adapter.software, "{size:?}: {variants:?}");
             assert!(
                 products::way_of(variants[0].index).is_none(),

@@ -1,11 +1,9 @@
-//! Schedules: their names, their order, and the parts of split sums.
+//! Schedules: their names, their order, and the splits of split sums.
 
 use super::*;
-use crate::product::Epilogue;
 
 fn matrix(rows: usize, cols: usize, depth: usize) -> Product {
-    let (a, b, epilogue) = (Loader::Dense, Loader::Dense, Epilogue::default());
-    Product { name: "test", batch: 1, rows, cols, depth, a, b, epilogue, split_k: true, column_sums: false }
+    Product { split_k: true, ..Product::new("test", [1, rows, cols, depth], [Loader::Dense; 2]) }
 }
 
 #[test]
@@ -44,13 +42,13 @@ fn parts_are_the_whole_sum_and_neither_long_nor_large() {
             [(1, 1, 1), (27, 64, 131_072), (4608, 512, 8192), (9, 4, 5000), (576, 64, 2048)]
         {
             let product = matrix(rows, cols, depth);
-            let [parts, part_depth] = split(&product, schedule);
-            let at = format!("{schedule:?}, {rows} x {cols} x {depth}: {parts} parts of {part_depth}");
-            assert!(parts * part_depth >= depth && (parts - 1) * part_depth < depth, "{at}");
-            assert!(part_depth <= LONGEST_SUM && part_depth.is_multiple_of(16), "{at}");
-            let large = parts > depth.div_ceil(LONGEST_SUM) && parts * rows * cols > 32 << 20;
+            let [splits, split_depth] = split(&product, schedule);
+            let at = format!("{schedule:?}, {rows} x {cols} x {depth}: {splits} splits of {split_depth}");
+            assert!(splits * split_depth >= depth && (splits - 1) * split_depth < depth, "{at}");
+            assert!(split_depth <= LONGEST_SUM && split_depth.is_multiple_of(16), "{at}");
+            let large = splits > depth.div_ceil(LONGEST_SUM) && splits * rows * cols > 32 << 20;
             assert!(
-                !large && parts * rows * cols <= scratch(&product).first().map_or(rows * cols, |&s| s),
+                !large && splits * rows * cols <= scratch(&product).first().map_or(rows * cols, |&s| s),
                 "{at}"
             );
         }
