@@ -2,7 +2,7 @@
 // repeated.
 //
 //   y[o] = sum_k w[k] x[(o + k - pad) / 2] = sum over o = 2i + j + pad + 1 - K of x[i] v[j]      along either axis
-//   v[j] = w[K-1-j] + w[K-j]        dw[k] = dv[K-1-k] + dv[K-k]        (those that there are)
+//   v[j] = w[K-1-j] + w[K-j]        dw[k] = dv[K-1-k] + dv[K-k]        (terms outside are 0)
 //
 //   src [from_h * from_w, rows, cols]    dst [taps, cols, rows]; fold: src is w, dst is v; its derivative: dv, dw
 //

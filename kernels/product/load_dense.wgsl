@@ -6,12 +6,12 @@ fn block_of(number: u32) -> Block {
     return Block(number, select(0u, p.rows, number < p.blocks), p.depth, number * p.depth * p.cols);
 }
 
-// Elements of A that lie side by side have one k, or one row.
+// Neighbouring elements of A in memory have one k, else one row.
 fn a_along_rows() -> bool {
     return p.a_transposed != 0u;
 }
 
-// Likewise of B: one column, or one k.
+// Neighbouring elements of B in memory have one column, else one k.
 fn b_along_depth() -> bool {
     return p.b_transposed != 0u;
 }

@@ -67,7 +67,7 @@ fn multiply_eight(sums: Eight, a: vec4<f32>, b: Four) -> Eight {
     return Eight(low, high);
 }
 
-// Sums on their way to y: such drivers need minutes to compile an epilogue for each.
+// Sums before the epilogue, which is a loop over them: drivers need minutes to compile one epilogue for each.
 var<workgroup> results: array<vec4<f32>, 8u * 32u>;
 
 fn put(at: u32, four: Four) {

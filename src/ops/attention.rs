@@ -143,8 +143,8 @@ impl Size {
         self.online_variants().into_iter().chain(self.product_variants(adapter)).collect()
     }
 
-    /// Variants that never store the scores: from as few threads a row as hold it, which saves barriers, to as
-    /// many as have work, which take fewer registers each and fill a GPU with fewer rows.
+    /// Variants that never store the scores: from as few threads a row as hold it, which saves barriers, to
+    /// as many as have work, which take fewer registers each and fill a GPU with fewer rows.
     fn online_variants(&self) -> Vec<Variant> {
         let whole = (self.copied().d / 4).next_power_of_two();
         let splits = [4, 2, 1].into_iter().map(|quads| (whole / quads, quads));

@@ -18,13 +18,14 @@ use crate::launch::{Dispatches, Io, Launch};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 
+/// The sums of neighbouring taps.
 pub static KERNEL: Kernel = kernel!("fold_upsample");
 
 /// Threads of a workgroup, as in the kernel.
 const WG: usize = 64;
 
-/// `v[j,i,co,ci] = sum w[KH-1-j .. KH-j, KW-1-i .. KW-i, ci, co]`, of those that there are: from weights
-/// `[KH, KW, Cin, Cout]` of a convolution with a stride of 1 those, `[KH+1, KW+1, Cout, Cin]`, of the
+/// `v[j,i,co,ci] = sum w[KH-1-j .. KH-j, KW-1-i .. KW-i, ci, co]`, where taps outside are 0: from weights
+/// `[KH, KW, Cin, Cout]` of a convolution with a stride of 1 to weights `[KH+1, KW+1, Cout, Cin]` of the
 /// transposed convolution with a stride of 2 and a padding of `K - 1 - padding` on each side.
 #[track_caller]
 pub fn fold_upsample(w: &Tensor) -> Tensor {

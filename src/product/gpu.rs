@@ -67,7 +67,7 @@ impl Schedule {
     }
 }
 
-/// What a product reads and writes.
+/// The tensors that a product reads and writes.
 #[derive(Clone, Copy, Debug)]
 pub struct Slots {
     /// Tensor of A.

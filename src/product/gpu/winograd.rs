@@ -22,9 +22,9 @@ const PLACES: usize = 16;
 /// fewer, no GPU's memory gives so many numbers that it could pay.
 const LEAST: usize = 32;
 
-/// Elements of the transformed source and of the products of a chunk, together: 32 MiB, which the second-level
-/// caches of large GPUs hold, and which gives the products a thousand workgroups. Few in tests, which meet
-/// several chunks so.
+/// Elements of the transformed source and of the products of a chunk, together: 32 MiB, which the
+/// second-level caches of large GPUs hold, and which gives the products a thousand workgroups. Few in tests,
+/// which meet several chunks so.
 const CHUNK: usize = if cfg!(test) { 45_000 } else { 8 << 20 };
 
 /// A convolution, or the adjoint of one, from c to d channels, with `chunk` of its `tiles` at a time.
