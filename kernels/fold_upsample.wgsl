@@ -2,7 +2,7 @@
 // repeated.
 //
 //   y[o] = sum_k w[k] x[(o + k - pad) / 2] = sum over o = 2i + j + pad + 1 - K of x[i] v[j]      along either axis
-//   v[j] = w[K-1-j] + w[K-j]        dw[k] = dv[K-1-k] + dv[K-k]        (those that there are)
+//   v[j] = w[K-1-j] + w[K-j]        dw[k] = dv[K-1-k] + dv[K-k]        (terms outside are 0)
 //
 //   src [from_h * from_w, rows, cols]    dst [taps, cols, rows]; fold: src is w, dst is v; its derivative: dv, dw
 //
@@ -18,12 +18,8 @@ struct Params { kh: u32, kw: u32, from_h: u32, from_w: u32, to_w: u32, rows: u32
 @group(0) @binding(2) var<storage, read_write> dst: array<f32>;
 
 @compute @workgroup_size(WG)
-fn fold(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let i = flat_group(group, groups) * WG + thread;
+fn fold(thread: Invocation) {
+    let i = element(thread, WG);
     if i >= p.count {
         return;
     }

@@ -26,12 +26,8 @@ fn place(k: u32, taps: u32) -> Place {
 }
 
 @compute @workgroup_size(WG)
-fn adjoint_weights(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let i = flat_group(group, groups) * WG + thread;
+fn adjoint_weights(thread: Invocation) {
+    let i = element(thread, WG);
     if i < p.kh * p.kw * p.rows * p.cols {
         let row = i % p.rows;
         let col = i / p.rows % p.cols;

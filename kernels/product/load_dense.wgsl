@@ -1,4 +1,4 @@
-// load_dense - A and B as matrices, each maybe transposed. A block is an item of a batch.
+// load_dense - A and B as matrices, each as it stands or transposed. A block is an item of a batch.
 
 struct Block { number: u32, rows: u32, depth: u32, b: u32 } // `b`: first element of B
 
@@ -6,12 +6,12 @@ fn block_of(number: u32) -> Block {
     return Block(number, select(0u, p.rows, number < p.blocks), p.depth, number * p.depth * p.cols);
 }
 
-// Elements of A that lie side by side have one k, or one row.
+// Neighbouring elements of A in memory have one k, else one row.
 fn a_along_rows() -> bool {
     return p.a_transposed != 0u;
 }
 
-// Likewise of B: one column, or one k.
+// Neighbouring elements of B in memory have one column, else one k.
 fn b_along_depth() -> bool {
     return p.b_transposed != 0u;
 }

@@ -1,9 +1,9 @@
-// partials - adds up the parts of a product's sum, in their order.
+// partials - adds up the partial sums of a product, in the order of the splits.
 //
-//   y[i] = sum over parts of partials[part, i]      (+ bias, shift and residual)
+//   y[i] = sum over splits of partials[split, i]      (+ bias, shift and residual)
 //
 // sum_partials: one thread for each element of y.    sum_with_columns: and for each column sum, the last row
-// of a part.
+// of a split.
 //!include lib/grid.wgsl
 //!include product/product.wgsl
 //!include product/load_dense.wgsl
@@ -15,9 +15,9 @@ const WG: u32 = 64u;
 
 fn sum_of(i: u32) -> f32 {
     var sum = 0.0;
-    var carry = 0.0; // of Kahan's summation: the parts may be many
-    for (var part = 0u; part < p.parts; part++) {
-        let term = a[part * p.part_rows * p.cols + i] - carry;
+    var carry = 0.0; // of Kahan's summation: there may be many splits
+    for (var split = 0u; split < p.splits; split++) {
+        let term = a[split * p.split_rows * p.cols + i] - carry;
         let next = sum + term;
         carry = (next - sum) - term;
         sum = next;
@@ -26,22 +26,14 @@ fn sum_of(i: u32) -> f32 {
 }
 
 @compute @workgroup_size(WG)
-fn sum_partials(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let i = (p.first_group + flat_group(group, groups)) * WG + thread;
+fn sum_partials(thread: Invocation) {
+    let i = p.first_group * WG + element(thread, WG);
     if i < p.blocks * p.rows * p.cols { store(0u, i / p.cols, i % p.cols, sum_of(i)); }
 }
 
 @compute @workgroup_size(WG)
-fn sum_with_columns(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let i = (p.first_group + flat_group(group, groups)) * WG + thread;
+fn sum_with_columns(thread: Invocation) {
+    let i = p.first_group * WG + element(thread, WG);
     let count = p.rows * p.cols;
     if i < count { store(0u, i / p.cols, i % p.cols, sum_of(i)); }
     if i >= count && i < count + p.cols { column_sums[i - count] = sum_of(i); }

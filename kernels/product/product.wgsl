@@ -10,8 +10,8 @@
 
 struct Params {
     blocks: u32, rows: u32, cols: u32, depth: u32, // products, and the sizes of the largest; see the loaders
-    parts: u32, part_depth: u32, // of the sum, and k of each
-    part_rows: u32, // of y, from one part to the next
+    splits: u32, split_depth: u32, // of the sum over k, and k of each
+    split_rows: u32, // of y, from one split to the next
     a_transposed: u32, b_transposed: u32,
     src_n: u32, src_h: u32, src_w: u32, src_c: u32,
     dst_h: u32, dst_w: u32,
@@ -19,7 +19,7 @@ struct Params {
     pad_h: i32, pad_w: i32,
     has_bias: u32, has_shift: u32, has_residual: u32,
     pixels: u32, // rows of a sample
-    column_sums: u32, // 1: the last row of a part is the sums of the columns of B
+    column_sums: u32, // 1: the last row of a split is the sums of the columns of B
     first_group: u32, // of this dispatch
 }
 
@@ -83,12 +83,12 @@ fn sample_of(row: u32) -> u32 {
     return sample;
 }
 
-// Writes y[row, col] of a part, for an Element of WIDTH columns.
-fn store(part: u32, row: u32, col: u32, sum: Element) {
+// Writes y[row, col] of a split, for an Element of WIDTH columns.
+fn store(split: u32, row: u32, col: u32, sum: Element) {
     var value = sum;
     if p.has_bias != 0u { value += bias[col / WIDTH]; }
     if p.has_shift != 0u { value += shift[(sample_of(row) * p.cols + col) / WIDTH]; }
-    let i = ((part * p.part_rows + row) * p.cols + col) / WIDTH;
+    let i = ((split * p.split_rows + row) * p.cols + col) / WIDTH;
     if p.has_residual != 0u { value += residual[i]; }
     y[i] = value;
 }

@@ -15,7 +15,9 @@ fn blocks_a() -> bool {
 
 fn fetch_a(at: Sites, to: Steps) -> Four {
     if blocks_a() {
-        return turned(a_quad(at.s0, to.s0), a_quad(at.s0, to.s1), a_quad(at.s0, to.s2), a_quad(at.s0, to.s3));
+        return transposed(
+            a_quad(at.s0, to.s0), a_quad(at.s0, to.s1), a_quad(at.s0, to.s2), a_quad(at.s0, to.s3),
+        );
     }
     var four: Four;
     four.q0 = a_quad(at.s0, to.s0);
@@ -33,13 +35,13 @@ fn b_quad(i: u32) -> vec4<f32> {
     return b[i / 4u];
 }
 
-// Past the last k it gets that again, which A has zeros for, and past the last column that, which nothing is
-// stored of.
+// Past the last k it reads the last one again, which A has zeros for; past the last column the last one, of
+// which nothing is stored.
 fn fetch_b(at: Place, k: u32, col: u32) -> Four {
     if blocks_b() {
         let first = at.block.b + min(k, at.end - 4u);
         let last = p.cols - 1u;
-        return turned(
+        return transposed(
             b_quad(first + min(col, last) * p.depth), b_quad(first + min(col + 1u, last) * p.depth),
             b_quad(first + min(col + 2u, last) * p.depth), b_quad(first + min(col + 3u, last) * p.depth),
         );
@@ -54,6 +56,6 @@ fn fetch_b(at: Place, k: u32, col: u32) -> Four {
     return four;
 }
 
-fn store_quad(part: u32, row: u32, col: u32, sum: vec4<f32>) {
-    if col < p.cols { store(part, row, col, sum); }
+fn store_quad(split: u32, row: u32, col: u32, sum: vec4<f32>) {
+    if col < p.cols { store(split, row, col, sum); }
 }

@@ -39,9 +39,9 @@ fn fetch_b(at: Place, k: u32, col: u32) -> Four {
     return four;
 }
 
-fn store_quad(part: u32, row: u32, col: u32, sum: vec4<f32>) {
-    if col < p.cols { store(part, row, col, sum.x); }
-    if col + 1u < p.cols { store(part, row, col + 1u, sum.y); }
-    if col + 2u < p.cols { store(part, row, col + 2u, sum.z); }
-    if col + 3u < p.cols { store(part, row, col + 3u, sum.w); }
+fn store_quad(split: u32, row: u32, col: u32, sum: vec4<f32>) {
+    if col < p.cols { store(split, row, col, sum.x); }
+    if col + 1u < p.cols { store(split, row, col + 1u, sum.y); }
+    if col + 2u < p.cols { store(split, row, col + 2u, sum.z); }
+    if col + 3u < p.cols { store(split, row, col + 3u, sum.w); }
 }

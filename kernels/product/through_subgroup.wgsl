@@ -1,7 +1,7 @@
-// through_subgroup - eight threads give each other the rows of A that they fetched, through the registers of
-// their subgroup, and fetch of B what they multiply themselves: where loads are dear and lanes near, as on
-// drivers that compute on the CPU. Right for subgroups of 8 lanes and more whose first eight are in use;
-// every thread must be there.
+// through_subgroup - each of eight threads fetches rows of A, which the others get by subgroupBroadcast, and
+// of B the columns that it multiplies itself: for drivers that compute on the CPU, where loads and barriers
+// cost more than broadcasts. Needs subgroups of at least 8 lanes, of which the first eight are in use, and
+// uniform control flow.
 
 // A thread fetches four rows of A from 4*thread on, and four more 32 further on; of B the columns 4*thread
 // and 32 further on.
@@ -15,11 +15,10 @@ const_assert 4u == TN || 8u == TN;
 // Four columns of rows i, i+4, i+8 ... of 32.
 struct Block32 { i0: Eight, i1: Eight, i2: Eight, i3: Eight }
 
-struct State {
-    low: Sites, high: Sites,
-    low_left: Block32, low_right: Block32, high_left: Block32, high_right: Block32,
-    share_left: vec4<f32>, share_right: vec4<f32>,
-}
+// Four columns of the tile's rows, and of the sums of the columns of B.
+struct Half { low: Block32, high: Block32, column_sums: vec4<f32> }
+
+struct State { low: Sites, high: Sites, left: Half, right: Half }
 
 fn begin(thread: u32) -> State {
     var state: State;
@@ -32,21 +31,20 @@ fn first_k(thread: u32) -> u32 {
     return 0u;
 }
 
-fn turn(state: ptr<function, State>, at: Place, digits: vec3<u32>, k: u32, thread: u32) {
+fn add_products(state: ptr<function, State>, at: Place, digits: vec3<u32>, k: u32, thread: u32) {
     let to = steps_from(at.block, digits, k, at.end);
     let low = fetch_a((*state).low, to);
     let high = fetch_a((*state).high, to);
     let col = at.col + 4u * thread;
-    let left = fetch_b(at, k, col);
-    if at.adds { (*state).share_left += share_of_columns(at, k, left); }
-    (*state).low_left = multiply((*state).low_left, low, left);
-    (*state).high_left = multiply((*state).high_left, high, left);
-    if TN == 8u {
-        let right = fetch_b(at, k, col + 32u);
-        if at.adds { (*state).share_right += share_of_columns(at, k, right); }
-        (*state).low_right = multiply((*state).low_right, low, right);
-        (*state).high_right = multiply((*state).high_right, high, right);
-    }
+    (*state).left = plus_products((*state).left, low, high, at, k, col);
+    if TN == 8u { (*state).right = plus_products((*state).right, low, high, at, k, col + 32u); }
+}
+
+fn plus_products(half: Half, low: Four, high: Four, at: Place, k: u32, col: u32) -> Half {
+    let b_four = fetch_b(at, k, col);
+    var column_sums = half.column_sums;
+    if at.adds { column_sums += sum_of_rows(at, k, b_four); }
+    return Half(multiply(half.low, low, b_four), multiply(half.high, high, b_four), column_sums);
 }
 
 fn multiply(sums: Block32, a: Four, b: Four) -> Block32 {
@@ -69,7 +67,7 @@ fn multiply_eight(sums: Eight, a: vec4<f32>, b: Four) -> Eight {
     return Eight(low, high);
 }
 
-// Sums on their way to y: such drivers need minutes to compile an epilogue for each.
+// Sums before the epilogue, which is a loop over them: drivers need minutes to compile one epilogue for each.
 var<workgroup> results: array<vec4<f32>, 8u * 32u>;
 
 fn put(at: u32, four: Four) {
@@ -90,18 +88,17 @@ fn store_block(at: Place, first: u32, col: u32, thread: u32, sums: Block32) {
     put_eight(2u, thread, sums.i2);
     put_eight(3u, thread, sums.i3);
     for (var row = 0u; row < 32u; row++) {
-        store_row(at, first + row, col + 4u * thread, results[row * 8u + thread]);
+        store_row(at, first + row, col, results[row * 8u + thread]);
     }
 }
 
+fn store_half(at: Place, col: u32, thread: u32, half: Half) {
+    if at.adds { store_quad(at.split, p.split_rows - 1u, at.col + col, half.column_sums); }
+    store_block(at, 0u, col, thread, half.low);
+    store_block(at, 32u, col, thread, half.high);
+}
+
 fn finish(state: ptr<function, State>, at: Place, thread: u32) {
-    let col = at.col + 4u * thread;
-    if at.adds { store_quad(at.part, p.part_rows - 1u, col, (*state).share_left); }
-    store_block(at, 0u, 0u, thread, (*state).low_left);
-    store_block(at, 32u, 0u, thread, (*state).high_left);
-    if TN == 8u {
-        if at.adds { store_quad(at.part, p.part_rows - 1u, col + 32u, (*state).share_right); }
-        store_block(at, 0u, 32u, thread, (*state).low_right);
-        store_block(at, 32u, 32u, thread, (*state).high_right);
-    }
+    store_half(at, 4u * thread, thread, (*state).left);
+    if TN == 8u { store_half(at, 4u * thread + 32u, thread, (*state).right); }
 }

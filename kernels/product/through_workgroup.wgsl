@@ -1,5 +1,5 @@
-// through_workgroup - threads exchange what they fetched through workgroup memory, then multiply for rows y +
-// i*TY and, in fours, columns 4*(x + j*TX): threads side by side read vec4s side by side.
+// through_workgroup - threads exchange what they fetched through workgroup memory, then multiply for rows
+// y + i*TY and four columns each from 4*(x + j*TX) on: neighbouring threads read neighbouring vec4s.
 
 // Quads that a thread fetches, at most four of each factor, and the rows from one to the next.
 const FETCH_A: u32 = ROWS * QUADS_A / WG;
@@ -22,7 +22,7 @@ var<workgroup> tiles: array<vec4<f32>, TILE_B + DEPTH * PITCH_B>;
 
 // The first four columns of a thread's rows, and the other four; of the sums of the columns of B, what it
 // fetched itself.
-struct State { left: Eight, right: Eight, share: vec4<f32> }
+struct State { left: Eight, right: Eight, column_sums: vec4<f32> }
 
 fn begin(thread: u32) -> State {
     return State();
@@ -32,12 +32,12 @@ fn first_k(thread: u32) -> u32 {
     return thread % QUADS_A * 4u;
 }
 
-fn turn(state: ptr<function, State>, at: Place, digits: vec3<u32>, k: u32, thread: u32) {
+fn add_products(state: ptr<function, State>, at: Place, digits: vec3<u32>, k: u32, thread: u32) {
     let k_b = k + select(thread / QUADS_B, first_k(thread), blocks_b());
     let b_four = fetch_b(at, k_b, at.col + 4u * select(thread % QUADS_B, thread / QUADS_A, blocks_b()));
     let row = select(thread / QUADS_A, min(thread / QUADS_A * 4u, ROWS - 4u), blocks_a());
     let a_four = fetch_a(sites_from(row), steps_from(at.block, digits, k + first_k(thread), at.end));
-    if at.adds { (*state).share += share_of_columns(at, k_b, b_four); }
+    if at.adds { (*state).column_sums += sum_of_rows(at, k_b, b_four); }
     let quad = thread % QUADS_A;
     let line = thread / QUADS_A;
     workgroupBarrier();
@@ -87,14 +87,14 @@ fn multiply(state: ptr<function, State>, thread: u32, quad: u32) {
 fn finish(state: ptr<function, State>, at: Place, thread: u32) {
     if at.adds {
         workgroupBarrier();
-        tiles[TILE_B + thread] = (*state).share;
+        tiles[TILE_B + thread] = (*state).column_sums;
         workgroupBarrier();
         if thread < QUADS_B {
             var sum = vec4<f32>();
             for (var i = thread; i < WG; i += QUADS_B) {
                 sum += tiles[TILE_B + i];
             }
-            store_quad(at.part, p.part_rows - 1u, at.col + 4u * thread, sum);
+            store_quad(at.split, p.split_rows - 1u, at.col + 4u * thread, sum);
         }
     }
     store_columns(at, thread / TX, thread % TX * 4u, (*state).left);

@@ -2,14 +2,14 @@
 //
 //   y[row, col] = sum_k A[row, k] * B[k, col]      (+ bias, shift and residual)
 //
-// A workgroup has a tile of ROWS x COLS of y, of one block and one part of the sum. It walks along k, DEPTH
-// at a time: its threads fetch DEPTH columns of A and as many rows of B, a few quads each, exchange them
-// (through_workgroup.wgsl or through_subgroup.wgsl), and each multiplies for its own rows and columns: a
-// number that is fetched once is used ROWS or COLS times. Of A nothing but the elements of `a` lies in
+// A workgroup computes a tile of ROWS x COLS of y, of one block and one split of the sum. It loops over k,
+// DEPTH at a time: its threads fetch DEPTH columns of A and as many rows of B, a few quads each, exchange
+// them (through_workgroup.wgsl or through_subgroup.wgsl), and each multiplies for its own rows and columns:
+// a number that is fetched once is used ROWS or COLS times. Of A nothing but the elements of `a` lies in
 // memory: a loader finds them by the sites of the tile's rows, once for a tile, and the steps of k.
 //
-// All reads of a turn are under way before the first is waited for, which loops over them would not do: no
-// driver unrolls a loop whose number of turns it does not know. References: Goto & van de Geijn 2008
+// All reads of an iteration are issued before the first is waited for, which loops over them would not do:
+// no driver unrolls a loop whose number of iterations it does not know. References: Goto & van de Geijn 2008
 // (doi:10.1145/1356052.1356053); of the convolution, Chetlur et al. 2014 (cuDNN, arXiv:1410.0759).
 //!include lib/grid.wgsl
 //!include product/product.wgsl
@@ -21,7 +21,7 @@ const TX: u32 = 8u; // knob: threads along the columns of the result
 const TY: u32 = 8u; // knob: threads along its rows
 const TM: u32 = 8u; // knob: rows of a thread
 const TN: u32 = 8u; // knob: columns of a thread
-const DEPTH: u32 = 16u; // knob: k of a turn
+const DEPTH: u32 = 16u; // knob: k of an iteration
 const WG: u32 = TX * TY;
 const ROWS: u32 = TY * TM;
 const COLS: u32 = TX * TN;
@@ -46,24 +46,24 @@ fn times_four(sums: Four, a: Four, b: Four) -> Four {
     );
 }
 
-fn turned(q0: vec4<f32>, q1: vec4<f32>, q2: vec4<f32>, q3: vec4<f32>) -> Four {
+fn transposed(q0: vec4<f32>, q1: vec4<f32>, q2: vec4<f32>, q3: vec4<f32>) -> Four {
     let t = transpose(mat4x4<f32>(q0, q1, q2, q3));
     return Four(t[0], t[1], t[2], t[3]);
 }
 
 // Tile of a workgroup; `adds`: it adds up the columns of B too.
-struct Place { block: Block, part: u32, row: u32, col: u32, begin: u32, end: u32, adds: bool }
+struct Place { block: Block, split: u32, row: u32, col: u32, begin: u32, end: u32, adds: bool }
 
 fn place(group: u32) -> Place {
     let across = (p.cols + COLS - 1u) / COLS;
     let down = (p.rows + ROWS - 1u) / ROWS;
     let stack = group / across / down;
-    let block = block_of(stack / p.parts); // without rows past the last
+    let block = block_of(stack / p.splits); // without rows past the last
     let row = group / across % down * ROWS;
-    let begin = stack % p.parts * p.part_depth;
+    let begin = stack % p.splits * p.split_depth;
     return Place(
-        block, stack % p.parts, row, group % across * COLS,
-        begin, min(begin + p.part_depth, block.depth), p.column_sums != 0u && row == 0u,
+        block, stack % p.splits, row, group % across * COLS,
+        begin, min(begin + p.split_depth, block.depth), p.column_sums != 0u && row == 0u,
     );
 }
 
@@ -96,7 +96,7 @@ fn steps_from(block: Block, digits: vec3<u32>, k: u32, end: u32) -> Steps {
 }
 
 // Sum of the rows of B in `four`, of which the first is row k.
-fn share_of_columns(at: Place, k: u32, four: Four) -> vec4<f32> {
+fn sum_of_rows(at: Place, k: u32, four: Four) -> vec4<f32> {
     var sum = select(vec4<f32>(), four.q0, k < at.end);
     if FETCH_B > 1u { sum += select(vec4<f32>(), four.q1, k + NEXT_B < at.end); }
     if FETCH_B > 2u { sum += select(vec4<f32>(), four.q2, k + 2u * NEXT_B < at.end); }
@@ -105,27 +105,23 @@ fn share_of_columns(at: Place, k: u32, four: Four) -> vec4<f32> {
 }
 
 @compute @workgroup_size(WG)
-fn product(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let at = place(p.first_group + flat_group(group, groups));
+fn product(thread: Invocation) {
+    let at = place(p.first_group + flat_group(thread.group, thread.groups));
     if at.row >= at.block.rows {
         return;
     }
-    for (var i = thread; i < ROWS; i += WG) {
+    for (var i = thread.lane; i < ROWS; i += WG) {
         sites[i] = site_at(at.block, at.row + i);
     }
     workgroupBarrier();
     let sizes = digit_sizes(at.block);
-    var digits = digits_of(at.begin + first_k(thread), sizes);
-    var state = begin(thread);
+    var digits = digits_of(at.begin + first_k(thread.lane), sizes);
+    var state = begin(thread.lane);
     for (var k = at.begin; k < at.end; k += DEPTH) {
-        turn(&state, at, digits, k, thread);
+        add_products(&state, at, digits, k, thread.lane);
         digits = digits_after(digits, DEPTH, sizes);
     }
-    finish(&state, at, thread);
+    finish(&state, at, thread.lane);
 }
 
 // Rows of the tile from `first` on, `next` apart.
@@ -138,5 +134,5 @@ fn store_four(at: Place, first: u32, next: u32, col: u32, four: Four) {
 
 fn store_row(at: Place, row: u32, col: u32, sum: vec4<f32>) {
     let of_y = sites[row].w;
-    if of_y >= 0 { store_quad(at.part, u32(of_y), at.col + col, sum); }
+    if of_y >= 0 { store_quad(at.split, u32(of_y), at.col + col, sum); }
 }

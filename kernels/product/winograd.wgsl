@@ -7,8 +7,8 @@
 //
 // A tile is 2 x 2 pixels of dst, which 4 x 4 of src give: 16 multiplications for four pixels instead of 36.
 // Summed over the channels, the product in the middle is one matrix product for each of the 16 places,
-// m = v u, which tiled.wgsl makes. `tiles`: those of a slab of the batch, so that v and m stay small and
-// near. Channels are multiples of 4 on both sides.
+// m = v u, which tiled.wgsl computes. `tiles`: of one chunk of the batch, so that v and m stay in the cache.
+// Channels are multiples of 4 on both sides.
 //
 // transform_weights: one thread for 4 channels of dst and one of src.    transform_src, transform_dst: for 4
 // channels of a tile. Reference: Lavin & Gray 2015 (arXiv:1509.09308).
@@ -20,7 +20,7 @@ struct Params {
     dst_h: u32, dst_w: u32, dst_c: u32,
     src_h: u32, src_w: u32, src_c: u32,
     top: i32, left: i32, // rows and columns of zeros before src
-    first_tile: u32, tiles: u32, // of the slab
+    first_tile: u32, tiles: u32, // of the chunk
     adjoint: u32, // the weights are those of a convolution whose adjoint this is, [3, 3, D, C]
     has_bias: u32, has_shift: u32, has_residual: u32,
 }
@@ -31,16 +31,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> w4: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> u4: array<vec4<f32>>;
 
-// Four of a row or a column.
-struct Line { a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32> }
-
-fn plus(x: Line, y: Line) -> Line {
-    return Line(x.a + y.a, x.b + y.b, x.c + y.c, x.d + y.d);
-}
-
-fn minus(x: Line, y: Line) -> Line {
-    return Line(x.a - y.a, x.b - y.b, x.c - y.c, x.d - y.d);
-}
+alias Line = mat4x4<f32>; // four of a row or a column
 
 // Channel c of src under a tap, to the channels of dst from 4 * quad on.
 fn tap(row: u32, col: u32, c: u32, quad: u32) -> vec4<f32> {
@@ -53,44 +44,40 @@ fn tap(row: u32, col: u32, c: u32, quad: u32) -> vec4<f32> {
 }
 
 // G x.
-fn stretched(x0: vec4<f32>, x1: vec4<f32>, x2: vec4<f32>) -> Line {
+fn times_g(x0: vec4<f32>, x1: vec4<f32>, x2: vec4<f32>) -> Line {
     return Line(x0, 0.5 * (x0 + x1 + x2), 0.5 * (x0 - x1 + x2), x2);
 }
 
 fn store_u(row: u32, at: u32, s: Line) {
     let place = p.src_c * p.dst_c / 4u;
     let i = 4u * row * place + at;
-    u4[i] = s.a;
-    u4[i + place] = s.b;
-    u4[i + 2u * place] = s.c;
-    u4[i + 3u * place] = s.d;
+    u4[i] = s[0];
+    u4[i + place] = s[1];
+    u4[i + 2u * place] = s[2];
+    u4[i + 3u * place] = s[3];
 }
 
 @compute @workgroup_size(WG)
-fn transform_weights(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
+fn transform_weights(thread: Invocation) {
     let quads = p.dst_c / 4u;
-    let item = flat_group(group, groups) * WG + thread;
+    let item = element(thread, WG);
     if item >= p.src_c * quads {
         return;
     }
-    // Threads side by side read side by side.
+    // Neighbouring threads read neighbouring elements.
     let c = select(item / quads, item % p.src_c, p.adjoint != 0u);
     let quad = select(item % quads, item / p.src_c, p.adjoint != 0u);
-    let x0 = stretched(tap(0u, 0u, c, quad), tap(1u, 0u, c, quad), tap(2u, 0u, c, quad));
-    let x1 = stretched(tap(0u, 1u, c, quad), tap(1u, 1u, c, quad), tap(2u, 1u, c, quad));
-    let x2 = stretched(tap(0u, 2u, c, quad), tap(1u, 2u, c, quad), tap(2u, 2u, c, quad));
+    let x0 = times_g(tap(0u, 0u, c, quad), tap(1u, 0u, c, quad), tap(2u, 0u, c, quad));
+    let x1 = times_g(tap(0u, 1u, c, quad), tap(1u, 1u, c, quad), tap(2u, 1u, c, quad));
+    let x2 = times_g(tap(0u, 2u, c, quad), tap(1u, 2u, c, quad), tap(2u, 2u, c, quad));
     let at = c * quads + quad;
-    store_u(0u, at, stretched(x0.a, x1.a, x2.a));
-    store_u(1u, at, stretched(x0.b, x1.b, x2.b));
-    store_u(2u, at, stretched(x0.c, x1.c, x2.c));
-    store_u(3u, at, stretched(x0.d, x1.d, x2.d));
+    store_u(0u, at, times_g(x0[0], x1[0], x2[0]));
+    store_u(1u, at, times_g(x0[1], x1[1], x2[1]));
+    store_u(2u, at, times_g(x0[2], x1[2], x2[2]));
+    store_u(3u, at, times_g(x0[3], x1[3], x2[3]));
 }
 
-// The sample and the first pixel of a tile of the slab.
+// The sample and the first pixel of a tile of the chunk.
 struct Tile { n: u32, h: u32, w: u32 }
 
 fn tile(number: u32) -> Tile {
@@ -123,20 +110,16 @@ fn src_line(at: Tile, row: i32, quad: u32) -> Line {
 fn store_v(row: u32, item: u32, s: Line) {
     let place = p.tiles * p.src_c / 4u;
     let i = 4u * row * place + item;
-    v4[i] = s.a - s.c;
-    v4[i + place] = s.b + s.c;
-    v4[i + 2u * place] = s.c - s.b;
-    v4[i + 3u * place] = s.b - s.d;
+    v4[i] = s[0] - s[2];
+    v4[i + place] = s[1] + s[2];
+    v4[i + 2u * place] = s[2] - s[1];
+    v4[i + 3u * place] = s[1] - s[3];
 }
 
 @compute @workgroup_size(WG)
-fn transform_src(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
+fn transform_src(thread: Invocation) {
     let quads = p.src_c / 4u;
-    let item = flat_group(group, groups) * WG + thread;
+    let item = element(thread, WG);
     if item >= p.tiles * quads {
         return;
     }
@@ -146,10 +129,10 @@ fn transform_src(
     let x1 = src_line(at, 1, quad);
     let x2 = src_line(at, 2, quad);
     let x3 = src_line(at, 3, quad);
-    store_v(0u, item, minus(x0, x2));
-    store_v(1u, item, plus(x1, x2));
-    store_v(2u, item, minus(x2, x1));
-    store_v(3u, item, minus(x1, x3));
+    store_v(0u, item, x0 - x2);
+    store_v(1u, item, x1 + x2);
+    store_v(2u, item, x2 - x1);
+    store_v(3u, item, x1 - x3);
 }
 
 @group(0) @binding(6) var<storage, read> m4: array<vec4<f32>>;
@@ -170,24 +153,20 @@ fn store_dst(i: u32, sum: vec4<f32>) {
     dst4[i] = value;
 }
 
-// s A, and what belongs to the sample and the channels.
+// s A, plus `more`: bias and shift.
 fn store_line(at: Tile, row: u32, quad: u32, s: Line, more: vec4<f32>) {
     if at.h + row < p.dst_h {
         let quads = p.dst_c / 4u;
         let i = ((at.n * p.dst_h + at.h + row) * p.dst_w + at.w) * quads + quad;
-        store_dst(i, s.a + s.b + s.c + more);
-        if at.w + 1u < p.dst_w { store_dst(i + quads, s.b - s.c - s.d + more); }
+        store_dst(i, s[0] + s[1] + s[2] + more);
+        if at.w + 1u < p.dst_w { store_dst(i + quads, s[1] - s[2] - s[3] + more); }
     }
 }
 
 @compute @workgroup_size(WG)
-fn transform_dst(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
+fn transform_dst(thread: Invocation) {
     let quads = p.dst_c / 4u;
-    let item = flat_group(group, groups) * WG + thread;
+    let item = element(thread, WG);
     if item >= p.tiles * quads {
         return;
     }
@@ -200,6 +179,6 @@ fn transform_dst(
     let x1 = m_line(1u, item);
     let x2 = m_line(2u, item);
     let x3 = m_line(3u, item);
-    store_line(at, 0u, quad, plus(plus(x0, x1), x2), more);
-    store_line(at, 1u, quad, minus(minus(x1, x2), x3), more);
+    store_line(at, 0u, quad, x0 + x1 + x2, more);
+    store_line(at, 1u, quad, x1 - x2 - x3, more);
 }

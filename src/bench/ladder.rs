@@ -12,6 +12,7 @@ use crate::device::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::ops::conv2d::{Epilogue, Padding, conv2d};
 use crate::ops::matmul::{Transpose, matmul};
+use crate::product::gpu::Schedule;
 use crate::program::{Plan, Program};
 use crate::tape::{Tape, Tensor};
 
@@ -21,20 +22,28 @@ const TOLERANCE: f32 = 1e-5;
 /// A schedule and its time.
 #[derive(Clone, Debug, Serialize)]
 pub struct Rung {
+    /// The file in `kernels/product` that has its inner loop or transforms.
+    pub kernel: &'static str,
+    /// The schedule's name: its tile, for example.
     pub schedule: String,
+    /// Median of the timed runs in milliseconds.
     pub median_ms: f64,
+    /// Multiplications and additions in 1e9 a second.
     pub gflops: f64,
 }
 
-/// All rungs, the naive one first; its JSON object.
+/// All rungs, the naive one first, then by kernel, the slowest schedule of each first; its JSON object.
 #[derive(Clone, Debug, Serialize)]
 pub struct Ladder {
+    /// The GPU.
     pub device: String,
+    /// Its driver.
     pub driver: String,
     /// The op and its shapes.
     pub op: String,
     /// The device's measured rate of multiplications and additions.
     pub ceiling_gflops: f64,
+    /// One line each.
     pub rungs: Vec<Rung>,
 }
 
@@ -43,13 +52,16 @@ impl fmt::Display for Ladder {
         writeln!(f, "{} ({})\n{}", self.device, self.driver, self.op)?;
         writeln!(
             f,
-            "{:44}{:>12}{:>10}{:>10}{:>10}",
-            "schedule", "median ms", "GFLOP/s", "x naive", "% of peak"
+            "{:24}{:48}{:>11}{:>10}{:>10}{:>9}{:>11}",
+            "kernel", "schedule", "median ms", "GFLOP/s", "x before", "x naive", "% of peak"
         )?;
-        for Rung { schedule, median_ms, gflops } in &self.rungs {
-            let gain = gflops / self.rungs[0].gflops;
+        let mut before = self.rungs[0].gflops;
+        for Rung { kernel, schedule, median_ms, gflops } in &self.rungs {
+            let [step, gain] = [before, self.rungs[0].gflops].map(|slower| gflops / slower);
             let percent = gflops / self.ceiling_gflops * 100.0;
-            writeln!(f, "{schedule:44}{median_ms:>12.3}{gflops:>10.2}{gain:>10.1}{percent:>10.1}")?;
+            write!(f, "{kernel:24}{schedule:48}{median_ms:>11.3}{gflops:>10.2}")?;
+            writeln!(f, "{step:>10.2}{gain:>9.1}{percent:>11.1}")?;
+            before = *gflops;
         }
         writeln!(f, "peak: {:.1} GFLOP/s, multiplications and additions alone", self.ceiling_gflops)
     }
@@ -101,8 +113,8 @@ pub fn ladder(
     let plan = Plan::new(&tape, &[&y], device);
     let flops = plan.cost().flops as f64;
     let mut rungs = Vec::new();
-    for way in 0..Program::variants_of(&plan) {
-        let mut program = Program::compile_variant(&plan, device, way)?;
+    for number in 0..Program::variants_of(&plan) {
+        let mut program = Program::compile_variant(&plan, device, number)?;
         let picked = program.compiled()[0].picked.as_ref().map(|picked| picked.variant.clone());
         let variant = picked.ok_or_else(|| Error::new(format!("{op} has no schedules")))?;
         progress(&variant.name);
@@ -112,12 +124,16 @@ pub fn ladder(
         }
         let times = time(warmup, steps, &mut || (), || program.run().and_then(|()| device.wait()))?;
         let median_ms = times.median();
-        rungs.push((
-            variant.index,
-            Rung { schedule: variant.name, median_ms, gflops: flops / median_ms * 1e-6 },
-        ));
+        let (rank, kernel) = match Schedule::of(variant.index) {
+            Schedule::Naive => (0, "naive"),
+            schedule if schedule.uses_workgroup_memory() => (1, "through_workgroup"),
+            Schedule::Tiled(_) => (2, "through_subgroup"),
+            Schedule::Winograd(_) => (3, "winograd"),
+        };
+        let gflops = flops / median_ms * 1e-6;
+        rungs.push((rank, Rung { kernel, schedule: variant.name, median_ms, gflops }));
     }
-    rungs.sort_by_key(|(index, _)| *index);
+    rungs.sort_by(|(rank, a), (other, b)| rank.cmp(other).then(b.median_ms.total_cmp(&a.median_ms)));
     progress("multiply-add");
     let ceilings = Ceilings::measure(device, Effort::Short, progress)?;
     let shape = |t: &Tensor| t.shape().to_string();

@@ -13,35 +13,27 @@ use crate::kernel;
 use crate::launch::{Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded, Slot, Tuning, Variant};
 use crate::tape::Tensor;
 
-/// Every split of a head's vec4 over threads that some width has; see `set_of`.
-pub static KERNEL: Kernel = kernel!(
-    "attention",
-    [
-        [("LANES", "1u"), ("QUADS", "1u")],
-        [("LANES", "1u"), ("QUADS", "2u")],
-        [("LANES", "1u"), ("QUADS", "4u")],
-        [("LANES", "2u"), ("QUADS", "1u")],
-        [("LANES", "2u"), ("QUADS", "2u")],
-        [("LANES", "2u"), ("QUADS", "4u")],
-        [("LANES", "4u"), ("QUADS", "1u")],
-        [("LANES", "4u"), ("QUADS", "2u")],
-        [("LANES", "4u"), ("QUADS", "4u")],
-        [("LANES", "8u"), ("QUADS", "1u")],
-        [("LANES", "8u"), ("QUADS", "2u")],
-        [("LANES", "8u"), ("QUADS", "4u")],
-        [("LANES", "16u"), ("QUADS", "1u")],
-        [("LANES", "16u"), ("QUADS", "2u")],
-        [("LANES", "16u"), ("QUADS", "4u")],
-        [("LANES", "32u"), ("QUADS", "1u")],
-        [("LANES", "32u"), ("QUADS", "2u")],
-        [("LANES", "32u"), ("QUADS", "4u")],
-        [("LANES", "64u"), ("QUADS", "1u")],
-        [("LANES", "64u"), ("QUADS", "2u")],
-    ]
-);
+macro_rules! kernel_of_lanes {
+    ($($lanes:literal),*) => {
+        kernel!(
+            "attention",
+            [$(
+                [("LANES", $lanes), ("QUADS", "1u")],
+                [("LANES", $lanes), ("QUADS", "2u")],
+                [("LANES", $lanes), ("QUADS", "4u")]
+            ),*]
+        )
+    };
+}
+
+/// Every split of a head's vec4 over threads; see `set_of`.
+pub static KERNEL: Kernel = kernel_of_lanes!("1u", "2u", "4u", "8u", "16u", "32u", "64u");
 
 /// Softmax and its derivative between matrix products; the threads that share a row.
 pub static PRODUCTS: Kernel = kernel!("attention_products", [[("LANES", "1u")], [("LANES", "32u")]]);
+
+/// Copies of each head's matrix, and back.
+pub static HEADS: Kernel = kernel!("attention_heads");
 
 /// Number of the set of knobs with so many threads a row, each with so many vec4.
 fn set_of(lanes: usize, quads: usize) -> usize {
@@ -53,10 +45,10 @@ fn lanes_of(set: usize) -> usize {
     1 << (set / 3)
 }
 
-/// Threads of a workgroup, as in the kernel.
+/// Threads of a workgroup, as in the kernels.
 const GROUP: usize = 64;
 
-/// Widest head that the kernel's sets of knobs reach.
+/// Widest head that is accepted.
 const WIDEST: usize = 512;
 
 /// `y = softmax(q k^T / sqrt(D)) v` for each head, head h being the channels `h D .. (h+1) D` of all four,
@@ -123,44 +115,38 @@ impl Size {
         (pair / self.heads * rows + row) * self.channels() + pair % self.heads * self.d
     }
 
-    /// Channels of a head after padding to whole vec4.
-    fn padded(&self) -> usize {
-        self.d.next_multiple_of(4)
+    /// Sizes of copies in which each head is a matrix of its own, padded to whole vec4.
+    fn copied(&self) -> Size {
+        Size { n: self.pairs(), heads: 1, d: self.d.next_multiple_of(4), ..*self }
     }
 
-    /// Elements of q and of k after padding.
-    fn padded_elements(&self) -> [usize; 2] {
-        [self.queries, self.keys].map(|rows| self.pairs() * rows * self.padded())
+    /// A variant reads and writes such copies instead of the tensors.
+    fn needs_copies(&self, products: bool) -> bool {
+        !self.d.is_multiple_of(4) || (self.heads > 1 && products)
     }
 
-    fn is_ragged(&self) -> bool {
-        !self.d.is_multiple_of(4)
+    /// Elements of the copies of q and of k; 0 where no variant needs any.
+    fn copy_elements(&self) -> [usize; 2] {
+        let any = self.needs_copies(self.stored_scores() > 0);
+        let Size { n, d, queries, keys, .. } = self.copied();
+        [queries, keys].map(|rows| if any { n * rows * d } else { 0 })
     }
 
-    fn dispatch<'a>(&self, plan: &'a mut Dispatches, entry: &'static str, rows: usize) -> &'a mut Dispatch {
-        plan.add(&KERNEL, entry)
-            .param("n", self.n)
-            .param("heads", self.heads)
-            .param("d", self.d)
-            .param("queries", self.queries)
-            .param("keys", self.keys)
-            .param("scale", self.scale())
-            .param("rows", self.n * rows)
-    }
-
-    /// Scratch holds copies of the tensors: padded, or each head apart for products.
-    fn copies(&self) -> bool {
-        self.is_ragged() || (self.heads > 1 && self.suits_products())
+    fn tuning(self) -> Tuning {
+        let Size { d, queries, keys, .. } = self;
+        let pairs = self.pairs().next_power_of_two();
+        let class = format!("{queries} queries, {keys} keys, heads of {d}, up to {pairs} of them");
+        Tuning::new(class, move |adapter| self.variants(adapter))
     }
 
     fn variants(&self, adapter: &Traits) -> Vec<Variant> {
-        self.walks().into_iter().chain(self.product_variants(adapter)).collect()
+        self.online_variants().into_iter().chain(self.product_variants(adapter)).collect()
     }
 
-    /// Those that never store the scores: from as few threads a row as hold it, which saves barriers, to as
-    /// many as have work, which take fewer registers each and fill a GPU with fewer rows.
-    fn walks(&self) -> Vec<Variant> {
-        let whole = (self.padded() / 4).next_power_of_two();
+    /// Variants that never store the scores: from as few threads a row as hold it, which saves barriers, to
+    /// as many as have work, which take fewer registers each and fill a GPU with fewer rows.
+    fn online_variants(&self) -> Vec<Variant> {
+        let whole = (self.copied().d / 4).next_power_of_two();
         let splits = [4, 2, 1].into_iter().map(|quads| (whole / quads, quads));
         let fits = splits.filter(|&(lanes, quads)| lanes * quads == whole && lanes <= GROUP);
         fits.map(|(lanes, quads)| Variant {
@@ -169,39 +155,62 @@ impl Size {
         })
         .collect()
     }
+}
 
-    fn shape_class(&self) -> String {
-        let Size { d, queries, keys, .. } = self;
-        let pairs = self.pairs().next_power_of_two();
-        format!("{queries} queries, {keys} keys, heads of {d}, up to {pairs} of them")
+/// A launch on its tensors, or on copies of them in scratch.
+struct Run<'a> {
+    plan: &'a mut Dispatches,
+    given: Size,
+    /// Of what the kernels read and write.
+    size: Size,
+    copies: bool,
+    /// Scratch block of the first copy.
+    first: usize,
+}
+
+impl Run<'_> {
+    fn new(plan: &mut Dispatches, given: Size, first: usize) -> Run<'_> {
+        let copies = given.needs_copies(products::schedule_of(plan.variant()).is_some());
+        Run { plan, given, size: if copies { given.copied() } else { given }, copies, first }
     }
 
-    /// A dispatch with a row of threads for each of `rows` queries or keys of each head.
-    fn dispatch_rows<'a>(
-        &self,
-        plan: &'a mut Dispatches,
-        entry: &'static str,
-        rows: usize,
-    ) -> &'a mut Dispatch {
-        let set = plan.variant();
-        let groups = self.pairs() * rows.div_ceil(GROUP / lanes_of(set));
-        self.dispatch(plan, entry, rows).knobs(set).cover_in_sub_dispatches(groups, 1)
+    /// Where the kernels read or write a tensor: in it, or in its copy of this number.
+    fn slot(&self, given: Slot, copy: usize) -> Slot {
+        if self.copies { Slot::Scratch(self.first + copy) } else { given }
     }
 
-    fn pad(&self, plan: &mut Dispatches, rows: usize, read: usize, scratch: usize) {
-        let elements = self.pairs() * rows * self.padded();
-        self.dispatch(plan, "pad", rows)
-            .read("narrow", read)
-            .scratch("padded", scratch)
-            .cover_in_sub_dispatches(elements, GROUP);
+    /// A tensor of `rows` rows a sample that the kernels read.
+    fn take(&mut self, given: Slot, rows: usize, copy: usize) -> Slot {
+        let slot = self.slot(given, copy);
+        self.copy("take", rows, [given, slot]);
+        slot
     }
 
-    fn unpad(&self, plan: &mut Dispatches, rows: usize, scratch: usize, write: usize) {
-        let elements = self.pairs() * rows * self.d;
-        self.dispatch(plan, "unpad", rows)
-            .scratch("wide", scratch)
-            .write("unpadded", write)
-            .cover_in_sub_dispatches(elements, GROUP);
+    /// A tensor that the kernels have written.
+    fn give(&mut self, given: Slot, rows: usize, copy: usize) {
+        self.copy("give", rows, [self.slot(given, copy), given]);
+    }
+
+    fn copy(&mut self, entry: &'static str, rows: usize, [src, dst]: [Slot; 2]) {
+        if self.copies {
+            let (Size { heads, d, .. }, count) = (self.given, self.size.n * rows * self.size.d);
+            let copy = self.plan.add(&HEADS, entry).bind("src", src).bind("dst", dst);
+            copy.params([("count", count), ("heads", heads), ("rows", rows), ("d", d)]);
+            copy.cover_in_sub_dispatches(count, GROUP);
+        }
+    }
+
+    /// A dispatch of the online kernel with some threads for each of `rows` queries or keys of each head.
+    fn online(&mut self, entry: &'static str, rows: usize) -> &mut Dispatch {
+        let Size { n, heads, d, queries, keys } = self.size;
+        let set = self.plan.variant();
+        let groups = n * heads * rows.div_ceil(GROUP / lanes_of(set));
+        self.plan
+            .add(&KERNEL, entry)
+            .knobs(set)
+            .params([("n", n), ("heads", heads), ("d", d), ("queries", queries), ("keys", keys)])
+            .param("scale", self.given.scale())
+            .cover_in_sub_dispatches(groups, 1)
     }
 }
 
@@ -216,38 +225,37 @@ impl Launch for Forward {
 
     fn cpu(&self, io: &Io) {
         let reads = [0, 1, 2].map(|i| io.read(i));
-        twin::forward(&self.0, reads, io.write(0), io.write(1), io.scratch(0));
+        twin::forward(&self.0, reads, [0, 1].map(|i| io.write(i)), io.scratch(0));
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let Forward(size) = self;
-        if let Some(way) = products::way_of(plan.variant()) {
-            return products::forward(size, plan, way);
+        let Size { queries, keys, .. } = self.0;
+        let schedule = products::schedule_of(plan.variant());
+        let mut run = Run::new(plan, self.0, 1);
+        let q = run.take(Slot::Read(0), queries, 0);
+        let [k, v] = [1, 2].map(|i| run.take(Slot::Read(i), keys, i));
+        let y = run.slot(Slot::Write(0), 3);
+        match schedule {
+            Some(schedule) => run.forward_products(schedule, [q, k, v, y]),
+            None => {
+                let forward = run.online("forward", queries);
+                forward.bind("q", q).bind("k", k).bind("v", v).bind("y", y).write("lse", 1);
+            }
         }
-        if size.is_ragged() {
-            size.pad(plan, size.queries, 0, 0);
-            size.pad(plan, size.keys, 1, 1);
-            size.pad(plan, size.keys, 2, 2);
-            let forward = size.dispatch_rows(plan, "forward", size.queries);
-            forward.scratch("q", 0).scratch("k", 1).scratch("v", 2).scratch("y", 3).write("lse", 1);
-            size.unpad(plan, size.queries, 3, 0);
-        } else {
-            let forward = size.dispatch_rows(plan, "forward", size.queries);
-            forward.read("q", 0).read("k", 1).read("v", 2).write("y", 0).write("lse", 1);
-        }
+        run.give(Slot::Write(0), queries, 3);
     }
 }
 
 impl Forward {
     fn recorded(self) -> Recorded {
         let Forward(size) = self;
-        let [queries, keys] = size.padded_elements();
-        let copies = if size.copies() { vec![queries, keys, keys, queries] } else { Vec::new() };
+        let [q, k] = size.copy_elements();
         let info = LaunchInfo {
             flops: 2 * size.product(),
-            cpu_scratch: vec![twin::forward_room(&size)],
-            gpu_scratch: [copies, size.score_scratch(1)].concat(),
-            tuning: Tuning::new(size.shape_class(), move |adapter| size.variants(adapter)),
+            cpu_scratch: vec![twin::forward_scratch(&size)],
+            // Scores, then copies of q, k, v and y.
+            gpu_scratch: vec![size.stored_scores(), q, k, k, q],
+            tuning: size.tuning(),
             ..LaunchInfo::default()
         };
         Recorded::new(self, info)
@@ -270,49 +278,27 @@ impl Launch for Backward {
     }
 
     fn gpu(&self, plan: &mut Dispatches) {
-        let Backward(size) = self;
-        if let Some(way) = products::way_of(plan.variant()) {
-            return products::backward(size, plan, way);
-        }
-        let ragged = size.is_ragged();
-        // Reads and writes, or the scratch that takes their place.
-        let pick = |given: Slot, padded: usize| if ragged { Slot::Scratch(padded) } else { given };
-        let (q, k, v) = (pick(Slot::Read(0), 1), pick(Slot::Read(1), 2), pick(Slot::Read(2), 3));
-        let (y, dy) = (pick(Slot::Read(3), 4), pick(Slot::Read(5), 5));
-        let (dq, dk, dv) = (pick(Slot::Write(0), 6), pick(Slot::Write(1), 7), pick(Slot::Write(2), 8));
-        if ragged {
-            for (rows, read, scratch) in [
-                (size.queries, 0, 1),
-                (size.keys, 1, 2),
-                (size.keys, 2, 3),
-                (size.queries, 3, 4),
-                (size.queries, 5, 5),
-            ] {
-                size.pad(plan, rows, read, scratch);
+        let Size { queries, keys, .. } = self.0;
+        let schedule = products::schedule_of(plan.variant());
+        let mut run = Run::new(plan, self.0, 3);
+        let q = run.take(Slot::Read(0), queries, 0);
+        let [k, v] = [1, 2].map(|i| run.take(Slot::Read(i), keys, i));
+        let dy = run.take(Slot::Read(5), queries, 4);
+        let [dq, dk, dv] = [0, 1, 2].map(|i| run.slot(Slot::Write(i), 5 + i));
+        match schedule {
+            Some(schedule) => run.backward_products(schedule, [q, k, v, dy], [dq, dk, dv]),
+            None => {
+                let y = run.take(Slot::Read(3), queries, 3);
+                let of_q = run.online("backward_q", queries);
+                of_q.bind("q", q).bind("k", k).bind("v", v).bind("saved_y", y).bind("dy", dy);
+                of_q.read("saved_lse", 4).bind("dq", dq).scratch("new_delta", 0);
+                let of_kv = run.online("backward_kv", keys);
+                of_kv.bind("q", q).bind("k", k).bind("v", v).bind("dy", dy);
+                of_kv.read("saved_lse", 4).scratch("delta", 0).bind("dk", dk).bind("dv", dv);
             }
         }
-        size.dispatch_rows(plan, "backward_q", size.queries)
-            .bind("q", q)
-            .bind("k", k)
-            .bind("v", v)
-            .bind("saved_y", y)
-            .read("saved_lse", 4)
-            .bind("dy", dy)
-            .bind("dq", dq)
-            .scratch("new_delta", 0);
-        size.dispatch_rows(plan, "backward_kv", size.keys)
-            .bind("q", q)
-            .bind("k", k)
-            .bind("v", v)
-            .bind("dy", dy)
-            .read("saved_lse", 4)
-            .scratch("delta", 0)
-            .bind("dk", dk)
-            .bind("dv", dv);
-        if ragged {
-            size.unpad(plan, size.queries, 6, 0);
-            size.unpad(plan, size.keys, 7, 1);
-            size.unpad(plan, size.keys, 8, 2);
+        for (i, rows) in [queries, keys, keys].into_iter().enumerate() {
+            run.give(Slot::Write(i), rows, 5 + i);
         }
     }
 }
@@ -320,15 +306,14 @@ impl Launch for Backward {
 impl Backward {
     fn recorded(self) -> Recorded {
         let Backward(size) = self;
-        let [q, k] = size.padded_elements();
-        let copies = if size.copies() { vec![q, k, k, q, q, q, k, k] } else { Vec::new() };
+        let ([q, k], scores) = (size.copy_elements(), size.stored_scores());
         let info = LaunchInfo {
-            // Those that the derivative needs; the scores, which are computed anew, are not counted.
+            // Of the derivative alone; the scores, which are computed anew, are not counted.
             flops: 4 * size.product(),
-            cpu_scratch: vec![twin::backward_room(&size)],
-            // delta, then copies of q, k, v, y, dy, dq, dk and dv, then scores and their gradient.
-            gpu_scratch: [vec![size.pairs() * size.queries], copies, size.score_scratch(2)].concat(),
-            tuning: Tuning::new(size.shape_class(), move |adapter| size.variants(adapter)),
+            cpu_scratch: vec![twin::backward_scratch(&size)],
+            // delta, scores and their gradients, then copies of q, k, v, y, dy, dq, dk and dv.
+            gpu_scratch: vec![size.pairs() * size.queries, scores, scores, q, k, k, q, q, q, k, k],
+            tuning: size.tuning(),
             ..LaunchInfo::default()
         };
         Recorded::new(self, info)

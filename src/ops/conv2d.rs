@@ -8,7 +8,6 @@ pub use super::epilogue::Epilogue;
 pub use crate::product::Padding;
 use crate::product::{self, Geometry, Loader, Product};
 use crate::tape::Tensor;
-use crate::tensor::Shape;
 
 /// `y[n,oh,ow,co] = sum x[n, oh*stride + kh - top, ow*stride + kw - left, ci] * w[kh,kw,ci,co]`, plus the
 /// epilogue.
@@ -33,68 +32,33 @@ pub fn conv2d(x: &Tensor, w: &Tensor, stride: usize, padding: Padding, epilogue:
     let (top, left) = (padding.top, padding.left);
     let g = Geometry { n, h, w: width, cin, kh, kw, cout, oh, ow, stride, top, left };
     let added = epilogue.added("conv2d", n, oh * ow, cout);
-    let inputs: Vec<&Tensor> = [x, w].into_iter().chain(epilogue.reads()).collect();
-    let (y, _) = Product::conv("conv2d", g, added).record(&inputs, Shape::from([n, oh, ow, cout]));
-    let (count, x_saved, w_saved) = (inputs.len(), x.clone(), w.clone());
-    x.tape().derivative(&inputs, &[&y], move |dy| {
-        let (x, w) = (&x_saved, &w_saved);
-        let Some(dy) = &dy[0] else { return vec![None; count] };
-        // `x` is not needed after `dw`: it makes room for `dx`. Where a time embedding needs the sums of each
-        // sample, these give the gradient of the bias too.
-        let dw = Product::conv_weights("conv2d backward_w", g, added.bias && !added.shift);
-        let (dw, dbias) = dw.record(&[x, dy], w.shape().clone());
-        let none = product::Epilogue::default();
-        let (dx, _) = Product::conv_adjoint("conv2d backward_x", g, none).record(&[dy, w], x.shape().clone());
-        let mut gradients = vec![Some(dx), Some(dw)];
-        gradients.extend(Epilogue::gradients(added, "conv2d backward_shift", dy, dbias));
-        gradients
-    });
-    y
+    let y = Product::conv("conv2d", g, added);
+    // Where a time embedding needs the sums of each sample, these give the gradient of the bias too.
+    let dw = Product::conv_weights("conv2d backward_w", g, added.bias && !added.shift);
+    let dx = Product::conv_adjoint("conv2d backward_x", g, product::Epilogue::default());
+    epilogue.record([x, w], [y, dw, dx], [n, oh, ow, cout], "conv2d backward_shift")
 }
 
 impl Product {
     /// From `x [N, H, W, Cin]` and `w [KH, KW, Cin, Cout]` to `[N, OH, OW, Cout]`.
     pub(crate) fn conv(name: &'static str, g: Geometry, epilogue: product::Epilogue) -> Product {
-        let (rows, depth) = (g.n * g.oh * g.ow, g.taps() * g.cin);
-        let (a, b) = (Loader::Conv(g), Loader::Dense);
-        Product {
-            name,
-            batch: 1,
-            rows,
-            cols: g.cout,
-            depth,
-            a,
-            b,
-            epilogue,
-            split_k: false,
-            column_sums: false,
-        }
+        let sizes = [1, g.n * g.oh * g.ow, g.cout, g.taps() * g.cin];
+        Product { epilogue, ..Product::new(name, sizes, [Loader::Conv(g), Loader::Dense]) }
     }
 
     /// From `dy [N, OH, OW, Cout]` and the same `w` to `[N, H, W, Cin]`: the gradient of x, the transposed
     /// convolution.
     pub(crate) fn conv_adjoint(name: &'static str, g: Geometry, epilogue: product::Epilogue) -> Product {
-        let (rows, depth) = (g.n * g.h * g.w, g.taps() * g.cout);
-        let (a, b) = (Loader::ConvAdjoint(g), Loader::Transposed { block: g.cout });
-        Product {
-            name,
-            batch: 1,
-            rows,
-            cols: g.cin,
-            depth,
-            a,
-            b,
-            epilogue,
-            split_k: false,
-            column_sums: false,
-        }
+        let sizes = [1, g.n * g.h * g.w, g.cin, g.taps() * g.cout];
+        let loaders = [Loader::ConvAdjoint(g), Loader::Transposed { block: g.cout }];
+        Product { epilogue, ..Product::new(name, sizes, loaders) }
     }
 
     /// From `x` and `dy` to `dw [KH, KW, Cin, Cout]`, and the sums of `dy` over all pixels if wanted: `dbias
     /// [Cout]`.
     pub(crate) fn conv_weights(name: &'static str, g: Geometry, column_sums: bool) -> Product {
-        let (rows, depth) = (g.taps() * g.cin, g.n * g.oh * g.ow);
-        let (a, b, epilogue) = (Loader::ConvWeights(g), Loader::Dense, product::Epilogue::default());
-        Product { name, batch: 1, rows, cols: g.cout, depth, a, b, epilogue, split_k: true, column_sums }
+        let sizes = [1, g.taps() * g.cin, g.cout, g.n * g.oh * g.ow];
+        let product = Product::new(name, sizes, [Loader::ConvWeights(g), Loader::Dense]);
+        Product { split_k: true, column_sums, ..product }
     }
 }

@@ -6,7 +6,6 @@ mod tests;
 use super::epilogue::Epilogue;
 use crate::product::{self, Geometry, Padding, Product};
 use crate::tape::Tensor;
-use crate::tensor::Shape;
 
 /// `y[n,oh,ow,co] = sum x[n,ih,iw,ci] * w[kh,kw,co,ci]` over all that have `oh = ih*stride + kh - top` and
 /// `ow = iw*stride + kw - left`, plus the epilogue.
@@ -54,22 +53,9 @@ pub fn conv_transpose2d(
     let (top, left) = (padding.top, padding.left);
     let g = Geometry { n, h, w: width, cin: cout, kh, kw, cout: cin, oh, ow, stride, top, left };
     let added = epilogue.added("conv_transpose2d", n, h * width, cout);
-    let inputs: Vec<&Tensor> = [x, w].into_iter().chain(epilogue.reads()).collect();
-    let (y, _) =
-        Product::conv_adjoint("conv_transpose2d", g, added).record(&inputs, Shape::from([n, h, width, cout]));
-    let (count, x_saved, w_saved) = (inputs.len(), x.clone(), w.clone());
-    x.tape().derivative(&inputs, &[&y], move |dy| {
-        let (x, w) = (&x_saved, &w_saved);
-        let Some(dy) = &dy[0] else { return vec![None; count] };
-        // The bias is of the image that `g` reads, not of the result whose channels are the columns here.
-        let dw = Product::conv_weights("conv_transpose2d backward_w", g, false);
-        let (dw, _) = dw.record(&[dy, x], w.shape().clone());
-        let none = product::Epilogue::default();
-        let (dx, _) =
-            Product::conv("conv_transpose2d backward_x", g, none).record(&[dy, w], x.shape().clone());
-        let mut gradients = vec![Some(dx), Some(dw)];
-        gradients.extend(Epilogue::gradients(added, "conv_transpose2d backward_shift", dy, None));
-        gradients
-    });
-    y
+    let y = Product::conv_adjoint("conv_transpose2d", g, added);
+    // The bias is of the image that `g` reads, not of the result whose channels are the columns here.
+    let dw = Product::conv_weights("conv_transpose2d backward_w", g, false);
+    let dx = Product::conv("conv_transpose2d backward_x", g, product::Epilogue::default());
+    epilogue.record([x, w], [y, dw, dx], [n, h, width, cout], "conv_transpose2d backward_shift")
 }

@@ -1,10 +1,10 @@
-//! What a convolution adds to its result: the tensors, and their gradients.
+//! Bias, shift and residual, which a convolution adds to its result, and their gradients.
 
 use crate::ops::reduce::{Sum, View};
-use crate::product;
+use crate::product::{self, Loader, Product};
 use crate::tape::Tensor;
 
-/// What is added to the result of a convolution, each optional.
+/// Tensors that are added to the result of a convolution, each optional.
 #[derive(Clone, Copy, Default)]
 pub struct Epilogue<'a> {
     /// `[Cout]`.
@@ -21,7 +21,7 @@ impl<'a> Epilogue<'a> {
         Epilogue { bias: Some(bias), ..Epilogue::default() }
     }
 
-    /// Which there are, for a result of `n` samples of `pixels` of `channels`.
+    /// Flags of the tensors that there are, for a result of `n` samples of `pixels` of `channels`.
     #[track_caller]
     pub(crate) fn added(&self, op: &str, n: usize, pixels: usize, channels: usize) -> product::Epilogue {
         let check = |what: &str, t: Option<&Tensor>, elements: usize| {
@@ -39,13 +39,34 @@ impl<'a> Epilogue<'a> {
         }
     }
 
-    /// What is read after the image and the weights.
-    pub(crate) fn reads(&self) -> impl Iterator<Item = &'a Tensor> {
-        [self.bias, self.shift, self.residual].into_iter().flatten()
+    /// Records `y`, a convolution of `x` with `w` or the adjoint of one, of this shape; and its derivative by
+    /// the products for `w` and `x`, the shift's gradient as `shift_name`.
+    pub(crate) fn record(
+        self,
+        [x, w]: [&Tensor; 2],
+        [y, dw, dx]: [Product; 3],
+        shape: [usize; 4],
+        shift_name: &'static str,
+    ) -> Tensor {
+        let inputs: Vec<&Tensor> =
+            [Some(x), Some(w), self.bias, self.shift, self.residual].into_iter().flatten().collect();
+        let (result, _) = y.record(&inputs, shape.into());
+        let (count, x_saved, w_saved) = (inputs.len(), x.clone(), w.clone());
+        x.tape().derivative(&inputs, &[&result], move |dy| {
+            let (x, w) = (&x_saved, &w_saved);
+            let Some(dy) = &dy[0] else { return vec![None; count] };
+            // `x` is not needed after `dw`: it makes room for `dx`.
+            let images = if let Loader::Conv(_) = y.a { [x, dy] } else { [dy, x] };
+            let (dw, dbias) = dw.record(&images, w.shape().clone());
+            let (dx, _) = dx.record(&[dy, w], x.shape().clone());
+            let mut gradients = vec![Some(dx), Some(dw)];
+            gradients.extend(Epilogue::gradients(y.epilogue, shift_name, dy, dbias));
+            gradients
+        });
+        result
     }
 
-    /// The gradients of those that are added, of that of the result; `dbias`: the bias's, where it is there
-    /// already.
+    /// The gradients of the tensors that are added, from `dy`; `dbias`: the bias's, where it is known.
     pub(crate) fn gradients(
         added: product::Epilogue,
         name: &'static str,

@@ -18,13 +18,14 @@ use crate::launch::{Dispatches, Io, Launch, LaunchInfo, Recorded};
 use crate::simd::vectorized;
 use crate::tape::Tensor;
 
+/// The sums of neighbouring taps.
 pub static KERNEL: Kernel = kernel!("fold_upsample");
 
 /// Threads of a workgroup, as in the kernel.
 const WG: usize = 64;
 
-/// `v[j,i,co,ci] = sum w[KH-1-j .. KH-j, KW-1-i .. KW-i, ci, co]`, of those that there are: from weights
-/// `[KH, KW, Cin, Cout]` of a convolution with a stride of 1 those, `[KH+1, KW+1, Cout, Cin]`, of the
+/// `v[j,i,co,ci] = sum w[KH-1-j .. KH-j, KW-1-i .. KW-i, ci, co]`, where taps outside are 0: from weights
+/// `[KH, KW, Cin, Cout]` of a convolution with a stride of 1 to weights `[KH+1, KW+1, Cout, Cin]` of the
 /// transposed convolution with a stride of 2 and a padding of `K - 1 - padding` on each side.
 #[track_caller]
 pub fn fold_upsample(w: &Tensor) -> Tensor {
@@ -105,17 +106,10 @@ impl Launch for Fold {
 
     fn gpu(&self, plan: &mut Dispatches) {
         let [[from_h, from_w], [to_h, to_w]] = self.taps();
-        plan.add(&KERNEL, "fold")
-            .param("kh", self.kernel[0])
-            .param("kw", self.kernel[1])
-            .param("from_h", from_h)
-            .param("from_w", from_w)
-            .param("to_w", to_w)
-            .param("rows", self.rows)
-            .param("cols", self.cols)
-            .param("count", to_h * to_w * self.rows * self.cols)
-            .read("src", 0)
-            .write("dst", 0)
-            .cover(to_h * to_w * self.rows * self.cols, WG);
+        let Fold { kernel: [kh, kw], rows, cols, .. } = *self;
+        let count = to_h * to_w * rows * cols;
+        let fold = plan.add(&KERNEL, "fold").read("src", 0).write("dst", 0).cover(count, WG);
+        fold.params([("kh", kh), ("kw", kw), ("from_h", from_h), ("from_w", from_w), ("to_w", to_w)]);
+        fold.params([("rows", rows), ("cols", cols), ("count", count)]);
     }
 }

@@ -42,6 +42,7 @@ pub static KERNELS: &[&Kernel] = &[
     &arithmetic::KERNEL,
     &attention::KERNEL,
     &attention::PRODUCTS,
+    &attention::HEADS,
     &concat::KERNEL,
     &denoising::KERNEL,
     &dropout::KERNEL,

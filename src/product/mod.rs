@@ -59,6 +59,12 @@ impl Epilogue {
 }
 
 impl Product {
+    /// The sums alone, unsplit, of sizes `[batch, rows, cols, depth]` and the loaders of A and B.
+    pub fn new(name: &'static str, [batch, rows, cols, depth]: [usize; 4], [a, b]: [Loader; 2]) -> Product {
+        let epilogue = Epilogue::default();
+        Product { name, batch, rows, cols, depth, a, b, epilogue, split_k: false, column_sums: false }
+    }
+
     /// Elements of y.
     pub fn outputs(&self) -> usize {
         self.batch * self.rows * self.cols
@@ -125,6 +131,6 @@ impl Launch for Product {
             y: Slot::Write(0),
             column_sums: Slot::Write(1),
         };
-        gpu::dispatch(self, gpu::Schedule::of(plan.variant()), plan, 0, slots);
+        gpu::dispatch(self, gpu::Schedule::of(plan.variant()), plan, slots);
     }
 }

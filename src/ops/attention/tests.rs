@@ -1,8 +1,8 @@
 //! Attention of every width, length and number of heads against plain loops.
 
-use super::products::Schedule;
 use super::*;
 use crate::check::{Check, random};
+use crate::product::gpu::Schedule;
 
 /// One query after the other: scores, their softmax, the weighted sum of values.
 fn reference(size: Size, x: &[Vec<f64>]) -> Vec<f64> {
@@ -55,7 +55,7 @@ fn check(n: usize, heads: usize, d: usize, [queries, keys]: [usize; 2], spread: 
 fn variants_are_sets_of_knobs_that_hold_a_head() {
     for d in 1..=WIDEST {
         let size = Size { n: 1, heads: 1, d, queries: 1, keys: 1 };
-        let variants = size.walks();
+        let variants = size.online_variants();
         assert!(!variants.is_empty() && (d <= 4 || variants.len() > 1), "{d}: {variants:?}");
         for Variant { name, index } in variants {
             let [lanes, quads] = [0, 1].map(|knob| KERNEL.knob_sets[index][knob].1.trim_end_matches('u'));
@@ -78,12 +78,13 @@ fn products_are_offered_where_scores_are_neither_many_nor_a_handful() {
     ] {
         for adapter in &adapters {
             let variants = size.variants(adapter);
-            let ways: Vec<Schedule> = variants.iter().filter_map(|v| products::way_of(v.index)).collect();
-            assert_eq!(ways.len(), offered, "{size:?}: {variants:?}");
-            let first_is_tiled = ways.first().is_some_and(|way| way.shares_workgroups());
+            let schedules: Vec<Schedule> =
+                variants.iter().filter_map(|v| products::schedule_of(v.index)).collect();
+            assert_eq!(schedules.len(), offered, "{size:?}: {variants:?}");
+            let first_is_tiled = schedules.first().is_some_and(|of| of.uses_workgroup_memory());
             assert_eq!(first_is_tiled, offered > 0 && !adapter.software, "{size:?}: {variants:?}");
             assert!(
-                products::way_of(variants[0].index).is_none(),
+                products::schedule_of(variants[0].index).is_none(),
                 "the default stores no scores: {variants:?}"
             );
         }

@@ -12,17 +12,17 @@ use crate::simd::{exp_within, vectorized};
 /// Queries of a block: whole tiles of the products, few enough for their scores to stay in the cache.
 const BLOCK: usize = 24;
 
-/// Into how many shares the work is cut, each with scratch of its own: a constant, so that the memory needed
-/// does not depend on the machine.
-const SHARES: usize = 32;
+/// Tasks at most, each with scratch of its own: a constant, so that the memory needed does not depend on the
+/// machine.
+const TASKS: usize = 32;
 
-/// Strands of a sum over the keys, so that the loop vectorises.
-const STRANDS: usize = 16;
+/// Partial sums of a sum over the keys, so that the loop vectorises.
+const LANES: usize = 16;
 
 impl Size {
-    /// Elements of a row of scores: the keys, padded to whole panels and whole strands.
+    /// Elements of a row of scores: the keys, padded to whole panels and whole lanes.
     fn row(&self) -> usize {
-        panel_elements(1, self.keys).next_multiple_of(STRANDS)
+        panel_elements(1, self.keys).next_multiple_of(LANES)
     }
 
     /// Elements of a row of one head's channels, padded to whole panels.
@@ -46,36 +46,35 @@ impl Size {
 }
 
 /// Scratch elements of the forward pass.
-pub(super) fn forward_room(size: &Size) -> usize {
-    size.pairs().saturating_mul(size.blocks()).min(SHARES) * forward_parts(size).iter().sum::<usize>()
+pub(super) fn forward_scratch(size: &Size) -> usize {
+    (size.pairs() * size.blocks()).min(TASKS) * forward_task(size).iter().sum::<usize>()
 }
 
-/// Of one share: keys, values, scores, results.
-fn forward_parts(size: &Size) -> [usize; 4] {
+/// Scratch elements of a task: keys, values, scores, results.
+fn forward_task(size: &Size) -> [usize; 4] {
     let Size { d, keys, .. } = *size;
     [panel_elements(d, keys), panel_elements(keys, d), BLOCK * size.row(), BLOCK * size.head_row()]
 }
 
-pub(super) fn forward(size: &Size, [q, k, v]: [&[f32]; 3], y: &mut [f32], lse: &mut [f32], room: &mut [f32]) {
-    let (y, lse) = (Shared::new(y), Shared::new(lse));
-    let (row, head_row, tasks) = (size.row(), size.head_row(), size.pairs() * size.blocks());
-    let c = size.channels();
-    let (share, parts) = (tasks.div_ceil(SHARES), forward_parts(size));
-    room.par_chunks_mut(parts.iter().sum()).enumerate().for_each(|(number, room)| {
-        let [kt_room, v_room, scores, out] = split(room, parts);
-        let mut task = number * share;
-        let end = tasks.min(task + share);
-        while task < end {
-            // The blocks of one pair of sample and head share its packed keys and values.
-            let pair = task / size.blocks();
-            let kt = size.pack(k, pair, true, kt_room);
-            let values = size.pack(v, pair, false, v_room);
-            while task < end && task / size.blocks() == pair {
-                let first = task % size.blocks() * BLOCK;
+pub(super) fn forward(size: &Size, [q, k, v]: [&[f32]; 3], writes: [&mut [f32]; 2], scratch: &mut [f32]) {
+    let [y, lse] = writes.map(Shared::new);
+    let (row, head_row, c) = (size.row(), size.head_row(), size.channels());
+    // A task takes some of all blocks, in the order of their pairs of sample and head.
+    let (all, each) = (size.pairs() * size.blocks(), forward_task(size));
+    let per_task = all.div_ceil(TASKS);
+    scratch.par_chunks_mut(each.iter().sum()).enumerate().for_each(|(task, scratch)| {
+        let [kt_memory, v_memory, scores, out] = split(scratch, each);
+        let blocks = task * per_task..all.min((task + 1) * per_task);
+        for pair in blocks.start / size.blocks()..blocks.end.div_ceil(size.blocks()) {
+            let kt = size.pack(k, pair, true, kt_memory);
+            let values = size.pack(v, pair, false, v_memory);
+            let of_pair = pair * size.blocks();
+            for block in blocks.start.max(of_pair)..blocks.end.min(of_pair + size.blocks()) {
+                let first = (block - of_pair) * BLOCK;
                 let count = BLOCK.min(size.queries - first);
                 let at = size.at(pair, size.queries, first);
                 multiply_dense([count, size.d], &q[at..], [c, 1], kt, scores, row, false);
-                // SAFETY: every task has queries of its own.
+                // SAFETY: every block has queries of its own.
                 let lse = unsafe { lse.part(pair * size.queries + first, count) };
                 let mut sums = [0.0; BLOCK];
                 vectorized(
@@ -89,25 +88,25 @@ pub(super) fn forward(size: &Size, [q, k, v]: [&[f32]; 3], y: &mut [f32], lse: &
                 );
                 multiply_dense([count, size.keys], scores, [row, 1], values, out, head_row, false);
                 for (i, (out, sum)) in out.chunks_exact(head_row).zip(&sums[..count]).enumerate() {
-                    // SAFETY: every task has queries, or channels, of its own.
+                    // SAFETY: every block has queries, or channels, of its own.
                     let y = unsafe { y.part(at + i * c, size.d) };
                     for (y, out) in y.iter_mut().zip(out) {
                         *y = out / sum;
                     }
                 }
-                task += 1;
             }
         }
     });
 }
 
 /// Scratch elements of the backward pass.
-pub(super) fn backward_room(size: &Size) -> usize {
-    size.pairs().min(SHARES) * backward_parts(size).iter().sum::<usize>()
+pub(super) fn backward_scratch(size: &Size) -> usize {
+    size.pairs().min(TASKS) * backward_task(size).iter().sum::<usize>()
 }
 
-/// Of one share: keys and values transposed, keys, weights, slopes, dq, and dk and dv transposed.
-fn backward_parts(size: &Size) -> [usize; 8] {
+/// Scratch elements of a task: keys and values transposed, keys, weights, gradients of scores, dq, and dk and
+/// dv transposed.
+fn backward_task(size: &Size) -> [usize; 8] {
     let Size { d, keys, .. } = *size;
     let (transposed, plain) = (panel_elements(d, keys), panel_elements(keys, d));
     let (scores, keys_gradient) = (BLOCK * size.row(), d * size.row());
@@ -118,17 +117,17 @@ pub(super) fn backward(
     size: &Size,
     [q, k, v, lse, dy]: [&[f32]; 5],
     [dq, dk, dv]: [&mut [f32]; 3],
-    room: &mut [f32],
+    scratch: &mut [f32],
 ) {
     let [dq, dk, dv] = [dq, dk, dv].map(Shared::new);
     let (row, head_row, d, keys, c) = (size.row(), size.head_row(), size.d, size.keys, size.channels());
-    let (share, parts) = (size.pairs().div_ceil(SHARES), backward_parts(size));
-    room.par_chunks_mut(parts.iter().sum()).enumerate().for_each(|(number, room)| {
-        let [kt_room, vt_room, k_room, p, ds, out, dkt, dvt] = split(room, parts);
-        for pair in number * share..size.pairs().min((number + 1) * share) {
-            let kt = size.pack(k, pair, true, kt_room);
-            let vt = size.pack(v, pair, true, vt_room);
-            let plain_k = size.pack(k, pair, false, k_room);
+    let (per_task, each) = (size.pairs().div_ceil(TASKS), backward_task(size));
+    scratch.par_chunks_mut(each.iter().sum()).enumerate().for_each(|(task, scratch)| {
+        let [kt_memory, vt_memory, k_memory, p, ds, out, dkt, dvt] = split(scratch, each);
+        for pair in task * per_task..size.pairs().min((task + 1) * per_task) {
+            let kt = size.pack(k, pair, true, kt_memory);
+            let vt = size.pack(v, pair, true, vt_memory);
+            let plain_k = size.pack(k, pair, false, k_memory);
             for first in (0..size.queries).step_by(BLOCK) {
                 let count = BLOCK.min(size.queries - first);
                 let at = size.at(pair, size.queries, first);
@@ -207,16 +206,16 @@ fn weights_and_derivatives(p: &mut [f32], ds: &mut [f32], keys: usize, scale: f3
     }
 }
 
-/// Folds a row in interleaved strands, so that the loop vectorises.
+/// Folds a row in interleaved lanes, so that the loop vectorises.
 #[inline(always)]
 fn fold(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut strands = [start; STRANDS];
-    let (blocks, rest) = x.as_chunks::<STRANDS>();
-    assert!(rest.is_empty(), "a row of whole strands");
+    let mut lanes = [start; LANES];
+    let (blocks, rest) = x.as_chunks::<LANES>();
+    assert!(rest.is_empty(), "a row of whole lanes");
     for block in blocks {
-        for (strand, x) in strands.iter_mut().zip(block) {
-            *strand = f(*strand, *x);
+        for (lane, x) in lanes.iter_mut().zip(block) {
+            *lane = f(*lane, *x);
         }
     }
-    strands.into_iter().fold(start, f)
+    lanes.into_iter().fold(start, f)
 }

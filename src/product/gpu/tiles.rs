@@ -23,6 +23,13 @@ pub struct Tile {
     knobs: [Knob; 6],
 }
 
+impl Tile {
+    /// Workgroups for a matrix of `rows` x `cols`.
+    pub fn groups(&self, [rows, cols]: [usize; 2]) -> usize {
+        rows.div_ceil(self.rows) * cols.div_ceil(self.cols)
+    }
+}
+
 macro_rules! tile {
     ($tx:literal x $ty:literal threads of $tm:literal x $tn:literal, depth $depth:literal, $share:expr) => {
         Tile {
@@ -98,11 +105,12 @@ pub const BUSY: usize = 256;
 ///
 /// A GPU gets tiles as large as they can be while they keep it busy: each number that is fetched is used as
 /// often as the tile is wide.
-pub fn best(adapter: &Traits, [rows, cols]: [usize; 2], wide: bool) -> Vec<usize> {
+pub fn best(adapter: &Traits, size: [usize; 2], wide: bool) -> Vec<usize> {
+    let cols = size[1];
     let mut tiles: Vec<usize> = (0..THROUGH_SUBGROUP).collect();
     tiles.sort_by_key(|&number| {
         let tile = &TILES[number];
-        let groups = rows.div_ceil(tile.rows) * cols.div_ceil(tile.cols);
+        let groups = tile.groups(size);
         let wasted = 2 * cols.next_multiple_of(tile.cols) >= 3 * cols.next_multiple_of(16);
         let narrow = tile.cols < 32 && cols >= 32;
         (wasted, narrow, groups < BUSY, if groups < BUSY { tile.rows * tile.cols } else { number })

@@ -10,7 +10,7 @@ use crate::device::gpu::adapters::Traits;
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
 use crate::launch::{Dispatch, Dispatches, Slot};
-use crate::product::{Epilogue, Loader, Product};
+use crate::product::{Loader, Product};
 
 /// The transforms.
 pub static WINOGRAD: Kernel = kernel!("product/winograd");
@@ -22,19 +22,19 @@ const PLACES: usize = 16;
 /// fewer, no GPU's memory gives so many numbers that it could pay.
 const LEAST: usize = 32;
 
-/// Elements of the transformed source and of the products of a slab, together: 32 MiB, which the second-level
-/// caches of large GPUs hold, and which gives the products a thousand workgroups. Few in tests, which meet
-/// several slabs so.
-const SLAB: usize = if cfg!(test) { 45_000 } else { 8 << 20 };
+/// Elements of the transformed source and of the products of a chunk, together: 32 MiB, which the
+/// second-level caches of large GPUs hold, and which gives the products a thousand workgroups. Few in tests,
+/// which meet several chunks so.
+const CHUNK: usize = if cfg!(test) { 45_000 } else { 8 << 20 };
 
-/// A convolution, or the adjoint of one, from c to d channels, with `slab` of its `tiles` at a time.
+/// A convolution, or the adjoint of one, from c to d channels, with `chunk` of its `tiles` at a time.
 struct Filter {
     view: View,
     adjoint: bool,
     c: usize,
     d: usize,
     tiles: usize,
-    slab: usize,
+    chunk: usize,
 }
 
 impl Filter {
@@ -47,9 +47,9 @@ impl Filter {
         let (saved, moved) = ((36 - PLACES) * c * d, (4 + 2 * PLACES) * (c + d));
         let suits = [g.kh, g.kw, g.stride] == [3, 3, 1] && view.is_wide(product) && saved >= LEAST * moved;
         let tiles = g.n * view.dst[0].div_ceil(2) * view.dst[1].div_ceil(2);
-        let slab = (SLAB / (PLACES * (c + d))).clamp(1, tiles.max(1));
+        let chunk = (CHUNK / (PLACES * (c + d))).clamp(1, tiles.max(1));
         let adjoint = matches!(product.a, Loader::ConvAdjoint(_));
-        suits.then_some(Filter { view, adjoint, c, d, tiles, slab })
+        suits.then_some(Filter { view, adjoint, c, d, tiles, chunk })
     }
 
     /// A dispatch for `count` tiles from `first` on.
@@ -62,8 +62,8 @@ impl Filter {
     ) -> &'a mut Dispatch {
         let View { src, dst, pad, .. } = self.view;
         let to = plan.add(&WINOGRAD, entry).param("adjoint", self.adjoint);
-        to.param("dst_h", dst[0]).param("dst_w", dst[1]).param("dst_c", self.d);
-        to.param("src_h", src[0]).param("src_w", src[1]).param("src_c", self.c);
+        to.params([("dst_h", dst[0]), ("dst_w", dst[1]), ("dst_c", self.d)]);
+        to.params([("src_h", src[0]), ("src_w", src[1]), ("src_c", self.c)]);
         // `pad` is that of the adjoint.
         to.param("top", 2 - pad[0]).param("left", 2 - pad[1]);
         for ((has, _), given) in EXTRA.into_iter().zip(extra) {
@@ -76,39 +76,31 @@ impl Filter {
 /// Schedules to try: products in the tiles that fit best.
 pub fn schedules(product: &Product, adapter: &Traits) -> Vec<Schedule> {
     let Some(filter) = Filter::of(product) else { return Vec::new() };
-    let best = tiles::best(adapter, [PLACES * filter.slab, filter.d], true);
+    let best = tiles::best(adapter, [PLACES * filter.chunk, filter.d], true);
     best.into_iter().take(2).map(Schedule::Winograd).collect()
 }
 
 /// Elements of the working memory: transformed weights and source, products.
 pub fn scratch(product: &Product) -> Vec<usize> {
-    let Some(Filter { c, d, slab, .. }) = Filter::of(product) else { return Vec::new() };
-    [c * d, slab * c, slab * d].map(|elements| PLACES * elements).to_vec()
+    let Some(Filter { c, d, chunk, .. }) = Filter::of(product) else { return Vec::new() };
+    [c * d, chunk * c, chunk * d].map(|elements| PLACES * elements).to_vec()
 }
 
 /// `first`: number of the first of the blocks of [`scratch`].
 pub fn dispatch(product: &Product, tile: usize, plan: &mut Dispatches, first: usize, slots: Slots) {
     let filter = Filter::of(product).expect("offered only where it suits");
     let [u, v, m] = [0, 1, 2].map(|block| Slot::Scratch(first + block));
-    let Filter { c, d, tiles, slab, .. } = filter;
+    let Filter { c, d, tiles, chunk, .. } = filter;
     let weights = filter.add(plan, "transform_weights", [0, 0], [None; 3]);
     weights.bind("w", slots.b).bind("w4", slots.b).bind("u4", u).cover(c * d / 4, WG);
-    for begin in (0..tiles).step_by(slab) {
-        let count = slab.min(tiles - begin);
+    for begin in (0..tiles).step_by(chunk) {
+        let count = chunk.min(tiles - begin);
         let src = filter.add(plan, "transform_src", [begin, count], [None; 3]);
         src.bind("src4", slots.a).bind("v4", v).cover(count * c / 4, WG);
         // m [16, tiles, D] = v [16, tiles, C] u [16, C, D]
-        let inner = Product {
-            batch: PLACES,
-            rows: count,
-            cols: d,
-            depth: c,
-            a: Loader::Dense,
-            b: Loader::Dense,
-            epilogue: Epilogue::default(),
-            ..*product
-        };
+        let inner = Product::new(product.name, [PLACES, count, d, c], [Loader::Dense; 2]);
         let inner_slots = Slots { a: v, b: u, extra: [None; 3], y: m, column_sums: m };
+        // Neither split nor summed by columns: it takes no scratch.
         multiply(&inner, Schedule::Tiled(tile), plan, first, inner_slots);
         let dst = filter.add(plan, "transform_dst", [begin, count], slots.extra);
         dst.bind("m4", m).bind("dst4", slots.y).cover(count * d / 4, WG);
