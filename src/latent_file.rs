@@ -37,8 +37,8 @@ fn file_shape(codec: &Codec, n: usize) -> Vec<usize> {
     }
 }
 
-/// An error if [`write()`] would replace a file that holds no latents.
-pub(crate) fn check_replaceable(path: &Path) -> Result<()> {
+/// An error if there is a file that holds no latents.
+pub fn check_replaceable(path: &Path) -> Result<()> {
     check_holds(path, KEY, "latents")
 }
 

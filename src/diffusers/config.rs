@@ -137,7 +137,10 @@ pub fn text_of(model: &Model, side: usize) -> Result<String, String> {
 }
 
 /// The class of a pipeline from its `model_index.json`, and the class of each component by name.
-pub(crate) fn index(text: &str) -> Result<(Option<String>, BTreeMap<String, String>), String> {
+///
+/// # Errors
+/// When the text is no JSON object.
+pub fn index(text: &str) -> Result<(Option<String>, BTreeMap<String, String>), String> {
     let map = object(text)?;
     let class = class_name(&map).map(str::to_owned);
     // [library, class]; [null, null] is a component that is absent. Other values are a pipeline's settings.

@@ -27,7 +27,7 @@ struct Context<'a> {
 }
 
 /// Records the net: `x [N, H, W, in_channels]` at timesteps `t [N]` (and `labels`, as [`Class`] says) to `[N,
-/// H, W, out_channels]`. A batch may be any of timesteps that [`UNetConfig::check_times`] has.
+/// H, W, out_channels]`. A batch may be any of timesteps that `UNetConfig::check_times` has.
 ///
 /// # Panics
 /// When the configuration is not valid for the image, or labels are missing, surplus or of another shape.
