@@ -75,7 +75,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         batch: workload.batch(),
         device: device.describe(),
         driver: device.driver(),
-        file: gpu.tuning().as_ref().and_then(|tuning| tuning.file().map(PathBuf::from)),
+        file: gpu.tuning().as_ref().and_then(|tuning| tuning.file.clone()),
         variants: rows,
     };
     if arguments.json {
