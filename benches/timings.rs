@@ -33,7 +33,7 @@ fn ops(c: &mut Criterion) {
     for op in must(bench::ops("")) {
         let mut group = c.benchmark_group(op.name);
         for ((name, device), &direction) in
-            DEVICES.iter().flat_map(|d| op.directions().iter().map(move |w| (d, w)))
+            DEVICES.iter().flat_map(|d| op.directions.iter().map(move |w| (d, w)))
         {
             let cost = op.cost(direction, device);
             group.throughput(match cost.flops {

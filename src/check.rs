@@ -31,15 +31,15 @@ pub fn devices() -> &'static [(String, Device)] {
             let open = || adapters::open(Some(&adapter.index.to_string())).expect("the adapter opens");
             // Once as it ships, where a stray write reaches the guard words; once with the checks on.
             let mut full = open();
-            full.use_checks(false);
+            full.checked = false;
             // Many rows of workgroups and several sub-dispatches, which else only large launches have.
-            full.use_grid(Grid { row: 7, sub_dispatches: 3 });
-            let offers = full.dialect();
+            full.grid = Grid { row: 7, sub_dispatches: 3 };
+            let offers = full.dialect;
             all.push((format!("{} with {offers:?}", adapter.name), Device::Gpu(Arc::new(full))));
             if offers != Dialect::default() {
                 let mut plain = open();
-                plain.use_dialect(Dialect::default());
-                plain.use_checks(true);
+                plain.dialect = Dialect::default();
+                plain.checked = true;
                 all.push((format!("{} on the plain path", adapter.name), Device::Gpu(Arc::new(plain))));
             }
         }

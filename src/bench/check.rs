@@ -9,6 +9,7 @@ use super::workload::Workload;
 use crate::checkpoint::{Named, write_tensors};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::latent_file::transposed;
 use crate::models::vae::{self, Reconstruction};
 use crate::nn::{self, Params, Scope};
 use crate::ops::arithmetic::add;
@@ -55,7 +56,7 @@ impl InputFile<'_> {
             return Err(self.wrong(format!("{name} is {shape:?}, not {wanted:?}")));
         }
         Ok(match *wanted {
-            [n, c, h, w] => transposed(&values, n, c, h * w),
+            [_, c, h, w] => transposed(&values, [h, w, c], true),
             _ => values,
         })
     }
@@ -76,24 +77,15 @@ impl InputFile<'_> {
 
     /// Refuses tensors that the workload does not use.
     fn check_surplus(&self, params: &Params, inputs: &[(&str, Vec<f32>)]) -> Result<()> {
-        let is_input = |name: &str| inputs.iter().any(|(store, _)| name.strip_prefix("in/") == Some(*store));
-        let used = |name: &str| is_input(name) || params.find(name).is_some();
+        let used = |name: &str| match name.strip_prefix("in/") {
+            Some(store) => inputs.iter().any(|(input, _)| *input == store),
+            None => params.find(name).is_some(),
+        };
         match self.file.names().into_iter().find(|name| !used(name)) {
             Some(name) => Err(self.wrong(format!("{name} is no parameter and no input of this workload"))),
             None => Ok(()),
         }
     }
-}
-
-/// `[N, A, B]` to `[N, B, A]`.
-fn transposed(values: &[f32], n: usize, a: usize, b: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(values.len());
-    for sample in values.chunks_exact(a * b).take(n) {
-        for j in 0..b {
-            out.extend((0..a).map(|i| sample[i * b + j]));
-        }
-    }
-    out
 }
 
 /// A recorded forward pass, and its inputs: stores and their values.
@@ -105,11 +97,7 @@ struct Recorded {
 
 /// Reads the weights and inputs of `given`, and writes output, loss and gradients to `out`. The batch size is
 /// that of the inputs; there is no dropout. `denoir bench check --help` describes both files.
-///
-/// # Errors
-/// When the file does not hold what the workload needs, memory is too small, the driver reports an error, or
-/// the result cannot be written.
-pub fn compute(workload: &Workload, device: &Device, given: &Path, out: &Path) -> Result<()> {
+pub(crate) fn compute(workload: &Workload, device: &Device, given: &Path, out: &Path) -> Result<()> {
     let shown = given.display().to_string();
     let bytes = std::fs::read(given)
         .map_err(|e| Error::new(format!("cannot read {shown}")).hint("check the path").caused_by(e))?;
@@ -125,11 +113,9 @@ pub fn compute(workload: &Workload, device: &Device, given: &Path, out: &Path) -
     // Nothing draws from it; the scope wants one to know that it trains.
     let state = tape.stored_u32("state", [State::WORDS]);
     let scope = Scope::training(&tape, &params, &state);
-    let recorded = if workload.is_vae() {
-        autoencoder(&workload, &scope, &given)?
-    } else {
-        noise_prediction(&workload, &scope, &given)?
-    };
+    let record = if workload.is_vae() { autoencoder } else { noise_prediction };
+    let recorded = record(&workload, &scope, &given)?;
+    given.check_surplus(&params.borrow(), &recorded.inputs)?;
     nn::place_gradients(&tape, &tape.backward(&recorded.loss));
     let plan = Plan::new(&tape, &[&recorded.out, &recorded.loss], device);
     let mut program = Program::compile(&plan, device, &[], Sharing::Shared)?;
@@ -142,7 +128,7 @@ pub fn compute(workload: &Workload, device: &Device, given: &Path, out: &Path) -
     program.run()?;
 
     let [n, h, w, c] = recorded.out.shape().of_rank("check");
-    let image = transposed(&program.read(&recorded.out)?, n, h * w, c);
+    let image = transposed(&program.read(&recorded.out)?, [h, w, c], false);
     let loss = program.read(&recorded.loss)?;
     let mut flat = vec![0.0_f32; params.elements()];
     device.read(program.store(nn::GRADIENTS), 0, bytemuck::cast_slice_mut(&mut flat))?;
@@ -174,7 +160,6 @@ fn noise_prediction(workload: &Workload, scope: &Scope, given: &InputFile) -> Re
     }
     let predicted = (workload.model())(scope, &x, &t, None);
     let loss = mse(&predicted, &target, None);
-    given.check_surplus(&workload.params().borrow(), &inputs)?;
     Ok(Recorded { out: predicted, loss, inputs })
 }
 
@@ -205,7 +190,6 @@ fn autoencoder(workload: &Workload, scope: &Scope, given: &InputFile) -> Result<
         Reconstruction::Bce => raw,
         _ => vae::image_of(&recipe.vae, &raw, recipe.reconstruction),
     };
-    given.check_surplus(&workload.params().borrow(), &inputs)?;
     Ok(Recorded { out, loss, inputs })
 }
 

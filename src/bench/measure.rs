@@ -20,45 +20,47 @@ pub fn below(err: f64, tolerance: f64) -> bool {
     err < tolerance
 }
 
-/// Readings of one measurement, sorted.
-#[derive(Clone, Debug)]
-pub struct Times(Vec<Duration>);
+/// Readings of one measurement in milliseconds; part of JSON objects.
+#[derive(Clone, Debug, Serialize)]
+pub struct Times {
+    pub median_ms: f64,
+    pub min_ms: f64,
+    pub max_ms: f64,
+    /// Half of the readings lie between these two.
+    pub quartiles_ms: [f64; 2],
+    /// Number of readings.
+    pub n: usize,
+}
 
 impl Times {
     /// # Panics
-    /// When there are none.
+    /// When there are no readings.
     #[track_caller]
     pub fn new(mut readings: Vec<Duration>) -> Times {
         assert!(!readings.is_empty(), "times: nothing was measured");
         readings.sort_unstable();
-        Times(readings)
-    }
-
-    pub fn count(&self) -> usize {
-        self.0.len()
-    }
-
-    /// The value below which a share of the readings lies, in milliseconds, between two of them in
-    /// proportion: 0.5 is the median.
-    pub fn quantile(&self, share: f64) -> f64 {
-        let at = share.clamp(0.0, 1.0) * (self.0.len() - 1) as f64;
-        let ms = |i: usize| self.0[i].as_secs_f64() * 1e3;
-        let low = at.floor() as usize;
-        let high = (low + 1).min(self.0.len() - 1);
-        ms(low) + (ms(high) - ms(low)) * (at - low as f64)
+        let n = readings.len();
+        let [min_ms, low, median_ms, high, max_ms] =
+            [0.0, 0.25, 0.5, 0.75, 1.0].map(|fraction| quantile(&readings, fraction));
+        Times { median_ms, min_ms, max_ms, quartiles_ms: [low, high], n }
     }
 
     pub fn median(&self) -> f64 {
-        self.quantile(0.5)
+        self.median_ms
     }
+}
+
+/// The value in milliseconds below which a fraction of the readings lies, interpolated between two of them.
+fn quantile(sorted: &[Duration], fraction: f64) -> f64 {
+    let at = fraction * (sorted.len() - 1) as f64;
+    let ms = |i: usize| sorted[i].as_secs_f64() * 1e3;
+    let (low, high) = (ms(at.floor() as usize), ms(at.ceil() as usize));
+    low + (high - low) * at.fract()
 }
 
 /// Runs `work` `warmup` times and then `steps` times, with the clock around each. `progress` is called after
 /// each run.
-///
-/// # Errors
-/// Those of `work`.
-pub fn time(
+pub(crate) fn time(
     warmup: usize,
     steps: usize,
     progress: &mut dyn FnMut(),
@@ -97,10 +99,7 @@ impl Setting {
         Setting {
             device: device.describe(),
             driver: device.driver(),
-            threads: match device {
-                Device::Cpu(cpu) => Some(cpu.threads()),
-                Device::Gpu(_) => None,
-            },
+            threads: if let Device::Cpu(cpu) = device { Some(cpu.threads()) } else { None },
             version: env!("CARGO_PKG_VERSION"),
             date: date(seconds),
         }
@@ -131,9 +130,10 @@ mod tests {
     #[test]
     fn quantiles_lie_between_the_readings() {
         let times = Times::new([4, 1, 3, 2].map(Duration::from_millis).to_vec());
-        let near = |share: f64, wanted: f64| (times.quantile(share) - wanted).abs() < 1e-9;
-        assert!(near(0.0, 1.0) && near(0.5, 2.5) && near(0.25, 1.75) && near(1.0, 4.0));
-        assert_eq!(Times::new(vec![Duration::from_millis(7)]).quantile(0.3), 7.0);
+        let near = |ms: f64, wanted: f64| (ms - wanted).abs() < 1e-9;
+        assert!(near(times.min_ms, 1.0) && near(times.median_ms, 2.5) && near(times.max_ms, 4.0));
+        assert!(near(times.quartiles_ms[0], 1.75) && near(times.quartiles_ms[1], 3.25));
+        assert_eq!(quantile(&[Duration::from_millis(7)], 0.3), 7.0);
     }
 
     #[test]

@@ -26,6 +26,7 @@ const PROBES: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
+    /// The op itself.
     Forward,
     /// Gradients of all inputs and weights; the forward pass before them is not timed.
     Backward,
@@ -38,12 +39,8 @@ pub enum Direction {
 pub struct OpReport {
     pub op: &'static str,
     pub direction: Direction,
-    pub median_ms: f64,
-    pub min_ms: f64,
-    pub max_ms: f64,
-    pub quartiles_ms: [f64; 2],
-    /// Timed runs.
-    pub n: usize,
+    #[serde(flatten)]
+    pub times: Times,
     /// Of products and convolutions; 0 where there are none.
     pub flops: u64,
     /// Bytes that must move even if each tensor is read or written only once: of a norm two tensors forward
@@ -79,10 +76,7 @@ pub fn ops(part: &str) -> Result<Vec<Op>> {
 }
 
 /// Times `ops` in each of their directions, after a check. `progress` receives the name of each.
-///
-/// # Errors
-/// When a result is wrong, memory is too small, or the device cannot time its kernels.
-pub fn time_ops(
+pub(crate) fn time_ops(
     ops: &[Op],
     device: &Device,
     [warmup, steps]: [usize; 2],
@@ -91,7 +85,7 @@ pub fn time_ops(
     let mut reports = Vec::new();
     for op in ops {
         progress(op.name);
-        for &direction in op.directions() {
+        for &direction in op.directions {
             reports.push(op.checked(direction, device)?.time(warmup, steps)?);
         }
     }
@@ -99,24 +93,19 @@ pub fn time_ops(
 }
 
 impl Op {
-    pub fn directions(&self) -> &'static [Direction] {
-        self.directions
-    }
-
     /// Work of one run: operations of products and convolutions, and bytes that must move.
     pub fn cost(&self, direction: Direction, device: &Device) -> Cost {
-        let recorded = self.recorded(direction);
         let forward = match direction {
-            Direction::Backward => self.recorded(Direction::Forward).plan(device).cost(),
+            Direction::Backward => self.recorded(Direction::Forward, device).plan.cost(),
             _ => Cost::default(),
         };
-        let all = recorded.plan(device).cost();
+        let all = self.recorded(direction, device).plan.cost();
         let counted = Cost { flops: all.flops - forward.flops, bytes: all.bytes - forward.bytes };
         let known = self.bytes.map(|bytes| bytes[usize::from(direction == Direction::Backward)]);
         Cost { bytes: known.unwrap_or(counted.bytes), ..counted }
     }
 
-    fn recorded(&self, direction: Direction) -> Recorded {
+    fn recorded(&self, direction: Direction, device: &Device) -> Recorded {
         let tape = Tape::new();
         let inputs = self.inputs.iter().enumerate();
         let x: Vec<Tensor> =
@@ -127,7 +116,9 @@ impl Op {
             let found = tape.backward_from(&y, &tape.stored("dy", 0, y.shape().clone()));
             gradients = x.iter().filter_map(|x| found.get(x).cloned()).collect();
         }
-        Recorded { tape, y, gradients }
+        // With `y` among the outputs: gradients alone may need none of the forward pass.
+        let outputs: Vec<&Tensor> = gradients.iter().chain([&y]).collect();
+        Recorded { plan: Plan::new(&tape, &outputs, device), y, gradients }
     }
 
     /// Compiles the op and checks its results, ready to be timed.
@@ -135,49 +126,32 @@ impl Op {
     /// # Errors
     /// When a result is wrong, memory is too small, or the driver cannot build a kernel.
     pub fn checked(&self, direction: Direction, device: &Device) -> Result<CheckedOp<'_>> {
+        let compiled = |recorded: &Recorded| Program::compile(&recorded.plan, device, &[], Sharing::Shared);
         // A plan of its own: one with gradients may order the forward launches otherwise.
         let forward = match direction {
-            Direction::Backward => self.recorded(Direction::Forward).compiled(device)?.compiled().len(),
+            Direction::Backward => compiled(&self.recorded(Direction::Forward, device))?.compiled().len(),
             _ => 0,
         };
-        let recorded = self.recorded(direction);
-        let program = recorded.compiled(device)?;
-        let values = (0..self.inputs.len()).map(|i| self.values(i)).collect();
-        let dy = match direction {
-            Direction::Backward => numbers(9, recorded.y.elements()),
-            _ => Vec::new(),
-        };
+        let recorded = self.recorded(direction, device);
+        let program = compiled(&recorded)?;
+        let inputs = self.inputs.iter().enumerate();
+        let mut values: Vec<_> =
+            inputs.map(|(i, shape)| numbers(10 + i as u32, shape.iter().product())).collect();
+        if let Some(squared) = self.squared {
+            values[squared].iter_mut().for_each(|v| *v *= *v);
+        }
+        let dy = numbers(9, recorded.y.elements());
         let mut op =
             CheckedOp { op: self, direction, program, recorded, values, dy, forward, spans: Vec::new() };
         op.check()?;
         Ok(op)
     }
-
-    fn values(&self, input: usize) -> Vec<f32> {
-        let mut values = numbers(10 + input as u32, self.inputs[input].iter().product());
-        if self.squared == Some(input) {
-            values.iter_mut().for_each(|v| *v *= *v);
-        }
-        values
-    }
 }
 
 struct Recorded {
-    tape: Tape,
+    plan: Plan,
     y: Tensor,
     gradients: Vec<Tensor>,
-}
-
-impl Recorded {
-    /// With `y` among the outputs: gradients alone may need none of the forward pass.
-    fn plan(&self, device: &Device) -> Plan {
-        let outputs: Vec<&Tensor> = self.gradients.iter().chain([&self.y]).collect();
-        Plan::new(&self.tape, &outputs, device)
-    }
-
-    fn compiled(&self, device: &Device) -> Result<Program> {
-        Program::compile(&self.plan(device), device, &[], Sharing::Shared)
-    }
 }
 
 /// An op compiled in one direction, whose results are right.
@@ -209,19 +183,15 @@ impl CheckedOp<'_> {
         }
         let times = Times::new((0..steps).map(|_| self.run()).collect::<Result<_>>()?);
         let cost = self.op.cost(self.direction, self.program.device());
-        let median = times.median();
+        let per_second = |amount: u64| amount as f64 / times.median_ms * 1e-6;
         Ok(OpReport {
             op: self.op.name,
             direction: self.direction,
-            median_ms: median,
-            min_ms: times.quantile(0.0),
-            max_ms: times.quantile(1.0),
-            quartiles_ms: [times.quantile(0.25), times.quantile(0.75)],
-            n: times.count(),
             flops: cost.flops,
             bytes: cost.bytes,
-            gflops: cost.flops as f64 / median * 1e-6,
-            gb_s: cost.bytes as f64 / median * 1e-6,
+            gflops: per_second(cost.flops),
+            gb_s: per_second(cost.bytes),
+            times,
         })
     }
 

@@ -26,7 +26,7 @@ pub(super) struct Timeline {
     pub spans: Vec<Span>,
 }
 
-/// One row: launches of one name, or of one part of the model.
+/// Launches of one name, or of one part of the model.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     /// The op and the entry, `conv2d backward_x`; or the part of the model, `down_blocks.0.resnets.1.conv1`.
@@ -35,7 +35,7 @@ pub struct Row {
     pub calls: usize,
     /// Of a step, on average.
     pub ms: f64,
-    /// Of the step's time, in percent; with the gaps all shares add up to 100.
+    /// Of the step's time; all rows and the gaps add up to 100.
     pub percent: f64,
     /// In a step, of products and convolutions alone.
     pub flops: u64,
@@ -56,14 +56,6 @@ pub struct Compiled {
     /// `kernels/product/tiled.wgsl, product`
     pub entry: String,
     pub ms: f64,
-}
-
-impl Compiled {
-    fn by(device: &Device) -> Vec<Compiled> {
-        let Device::Gpu(gpu) = device else { return Vec::new() };
-        let times = gpu.compile_times().into_iter();
-        times.map(|(entry, time)| Compiled { entry, ms: time.as_secs_f64() * 1e3 }).collect()
-    }
 }
 
 /// A step's profile; its JSON object.
@@ -100,10 +92,7 @@ pub struct Profile {
 
 impl Profile {
     /// Profiles `steps` steps of `subject`, after `warmup` others. `progress` is called after each step.
-    ///
-    /// # Errors
-    /// When the device cannot time its kernels, or the driver reports an error.
-    pub fn measure(
+    pub(crate) fn measure(
         workload: &Workload,
         device: &Device,
         subject: &mut Subject,
@@ -132,12 +121,12 @@ impl Profile {
         let sum_ms: f64 = of_launch.iter().sum();
         let rows = |by_label: bool| {
             let mut rows: BTreeMap<&str, (usize, f64, Cost)> = BTreeMap::new();
-            for (part, ms) in subject.program().compiled().iter().zip(&of_launch) {
-                let label = if part.label.is_empty() { "(no part)" } else { &part.label };
-                let (calls, sum, cost) = rows.entry(if by_label { label } else { part.name }).or_default();
+            for (launch, ms) in subject.program().compiled().iter().zip(&of_launch) {
+                let label = if launch.label.is_empty() { "(no part)" } else { &launch.label };
+                let (calls, sum, cost) = rows.entry(if by_label { label } else { launch.name }).or_default();
                 *calls += 1;
                 *sum += ms;
-                *cost = [*cost, part.cost].into_iter().sum();
+                *cost = [*cost, launch.cost].into_iter().sum();
             }
             let row = |(name, (calls, ms, cost)): (&str, (usize, f64, Cost))| {
                 Row::new(name, calls, ms, cost, step_ms, &ceilings)
@@ -148,13 +137,17 @@ impl Profile {
         };
         let (kernels, parts) = (rows(false), rows(true));
         let gaps_ms = step_ms - sum_ms;
+        let compiled = match device {
+            Device::Cpu(_) => Vec::new().into_iter(),
+            Device::Gpu(gpu) => gpu.compile_times().into_iter(),
+        };
         Ok(Profile {
             workload: workload.name.clone(),
-            kind: subject.kind(),
+            kind: subject.kind,
             setting: Setting::of(device),
             batch: workload.batch(),
             n: steps,
-            plain_ms: plain.median(),
+            plain_ms: plain.median_ms,
             step_ms,
             sum_ms,
             gaps_ms,
@@ -162,7 +155,7 @@ impl Profile {
             kernels,
             parts,
             variants: variants(subject.program().compiled()),
-            compiled: Compiled::by(device),
+            compiled: compiled.map(|(entry, t)| Compiled { entry, ms: t.as_secs_f64() * 1e3 }).collect(),
             ceilings,
             timelines,
         })

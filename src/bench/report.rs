@@ -1,9 +1,8 @@
-//! The report of a benchmark of a workload.
+//! The report of a benchmark of a workload, and how much memory it took.
 
 use serde::Serialize;
 
 use super::measure::{Setting, Times};
-use super::memory::Footprint;
 use super::subject::{Kind, Subject};
 use super::workload::Workload;
 use crate::device::Device;
@@ -17,19 +16,15 @@ pub struct Report {
     pub setting: Setting,
     pub batch: usize,
     pub parameters: usize,
-    pub median_ms: f64,
-    pub min_ms: f64,
-    pub max_ms: f64,
-    /// Half of the readings lie between these two.
-    pub quartiles_ms: [f64; 2],
+    /// Of the timed steps.
+    #[serde(flatten)]
+    pub times: Times,
     pub images_per_s: f64,
     /// Of products and convolutions alone, at the median.
     pub gflops: f64,
     /// See [`Footprint::peak`].
     pub peak_memory_bytes: Option<u64>,
     pub launches: usize,
-    /// Timed steps.
-    pub n: usize,
     pub warmup: usize,
     /// Of one step.
     pub flops: u64,
@@ -42,28 +37,57 @@ impl Report {
         device: &Device,
         subject: &Subject,
         warmup: usize,
-        times: &Times,
+        times: Times,
         footprint: Footprint,
     ) -> Report {
-        let (median, flops) = (times.median(), subject.program().cost().flops);
+        let flops = subject.program().cost().flops;
         Report {
             workload: workload.name.clone(),
-            kind: subject.kind(),
+            kind: subject.kind,
             setting: Setting::of(device),
             batch: workload.batch(),
             parameters: workload.params().borrow().count(),
-            median_ms: median,
-            min_ms: times.quantile(0.0),
-            max_ms: times.quantile(1.0),
-            quartiles_ms: [times.quantile(0.25), times.quantile(0.75)],
-            images_per_s: workload.batch() as f64 / median * 1e3,
-            gflops: flops as f64 / median / 1e6,
+            images_per_s: workload.batch() as f64 / times.median_ms * 1e3,
+            gflops: flops as f64 / times.median_ms / 1e6,
+            times,
             peak_memory_bytes: footprint.peak(device),
             launches: subject.program().launches(),
-            n: times.count(),
             warmup,
             flops,
             dtype: "f32",
         }
     }
+}
+
+/// Memory of the process and the device when a command began.
+#[derive(Clone, Copy, Debug)]
+pub struct Footprint {
+    resident: Option<u64>,
+}
+
+impl Footprint {
+    /// Reads it: call this before anything is built.
+    pub fn now(device: &Device) -> Footprint {
+        if let Device::Gpu(gpu) = device {
+            gpu.forget_peak();
+        }
+        Footprint { resident: status("VmRSS:") }
+    }
+
+    /// The most memory that was in use at one time since then, in bytes. On a GPU: of buffers on the device.
+    /// On the CPU device: resident memory of the process (Linux's `VmHWM`), less what was resident at the
+    /// beginning; `None` where the system does not say.
+    pub fn peak(&self, device: &Device) -> Option<u64> {
+        match device {
+            Device::Gpu(gpu) => Some(gpu.peak_bytes()),
+            Device::Cpu(_) => Some(status("VmHWM:")?.saturating_sub(self.resident?)),
+        }
+    }
+}
+
+/// A line of Linux's `/proc/self/status`, which counts in KiB.
+fn status(key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find(|line| line.starts_with(key))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
 }

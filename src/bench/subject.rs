@@ -27,7 +27,10 @@ pub enum Kind {
 }
 
 /// A compiled step of a workload.
-pub struct Subject(Inner);
+pub struct Subject {
+    pub(crate) kind: Kind,
+    inner: Inner,
+}
 
 enum Inner {
     Training(Box<RecipeTrainer>, Batch),
@@ -41,42 +44,34 @@ impl Subject {
     /// # Errors
     /// When memory is too small, or the driver cannot build a kernel.
     pub fn new(workload: &Workload, kind: Kind, device: &Device) -> Result<Subject> {
-        let inner = match kind {
-            Kind::Step => Inner::Training(Box::new(workload.trainer(device)?), workload.data()),
-            Kind::Sample => {
-                let params = workload.params();
-                let initial = params.borrow().initial(workload.recipe.seed);
-                let weights = device.alloc(nn::STORE, initial.len() * 4)?;
-                device.write(&weights, 0, bytemuck::cast_slice(&initial))?;
-                drop(initial);
-                if workload.is_vae() {
-                    decoder(workload, device, &weights)?
-                } else {
-                    let recipe = &workload.recipe;
-                    let options = Options { steps: recipe.timesteps, ..Options::of(recipe)? };
-                    let (device, model, shape) = (device.clone(), &*workload.model(), recipe.diffused());
-                    let denoiser = Denoiser { device, model, params, weights, shape, labels: None };
-                    let mut sampler =
-                        Source::new(denoiser, recipe, None).sampler(&options, workload.batch())?;
-                    sampler.start(0)?;
-                    sampler.set_labels(&workload.data().labels)?;
-                    Inner::Sampling(Box::new(sampler), 0)
-                }
-            }
-        };
-        Ok(Subject(inner))
-    }
-
-    pub fn kind(&self) -> Kind {
-        match self.0 {
-            Inner::Training(..) => Kind::Step,
-            Inner::Sampling(..) | Inner::Decoding(..) => Kind::Sample,
+        if kind == Kind::Step {
+            let inner = Inner::Training(Box::new(workload.trainer(device)?), workload.data());
+            return Ok(Subject { kind, inner });
         }
+        let (recipe, params) = (&workload.recipe, &workload.params());
+        let initial = params.borrow().initial(recipe.seed);
+        let weights = &device.alloc(nn::STORE, initial.len() * 4)?;
+        device.write(weights, 0, bytemuck::cast_slice(&initial))?;
+        drop(initial);
+        let inner = if workload.is_vae() {
+            decoder(workload, device, weights)?
+        } else {
+            let options = Options { steps: recipe.timesteps, ..Options::of(recipe)? };
+            let (device, model, params) = (device.clone(), &*workload.model(), params.clone());
+            let (weights, shape) = (weights.clone(), recipe.diffused());
+            let denoiser = Denoiser { device, model, params, weights, shape, labels: None };
+            let mut sampler =
+                Source::new(denoiser, recipe, None).sampler(&options, workload.batch())?;
+            sampler.start(0)?;
+            sampler.set_labels(&workload.data().labels)?;
+            Inner::Sampling(Box::new(sampler), 0)
+        };
+        Ok(Subject { kind, inner })
     }
 
     /// The launches of a step.
     pub fn program(&self) -> &Program {
-        match &self.0 {
+        match &self.inner {
             Inner::Training(trainer, _) => trainer.program(),
             Inner::Sampling(sampler, _) => sampler.program(),
             Inner::Decoding(program, _) => program,
@@ -93,10 +88,7 @@ impl Subject {
     }
 
     /// As [`Subject::advance`], with the times of the launches; gives when they began.
-    ///
-    /// # Errors
-    /// As [`Subject::advance`]; and when the device cannot time its kernels.
-    pub fn advance_timed(&mut self, spans: &mut Vec<Span>) -> Result<Instant> {
+    pub(super) fn advance_timed(&mut self, spans: &mut Vec<Span>) -> Result<Instant> {
         let mut began = Instant::now();
         self.run(|program| {
             began = Instant::now();
@@ -106,11 +98,8 @@ impl Subject {
     }
 
     fn run(&mut self, mut run: impl FnMut(&mut Program) -> Result<()>) -> Result<()> {
-        match &mut self.0 {
-            Inner::Training(trainer, batch) => {
-                trainer.step_by(|| Ok(batch.clone()), run)?;
-                Ok(())
-            }
+        match &mut self.inner {
+            Inner::Training(trainer, batch) => trainer.step_by(|| Ok(batch.clone()), run).map(drop),
             Inner::Sampling(sampler, row) => {
                 let rows = sampler.timesteps().len();
                 sampler.set_row(*row, 0)?;
@@ -121,31 +110,17 @@ impl Subject {
         }
     }
 
-    /// The loss of a training step that draws what the very first one drew; the weights go on.
-    ///
-    /// # Errors
-    /// As [`Subject::advance`].
-    ///
-    /// # Panics
-    /// When it does not train.
-    #[track_caller]
-    pub(super) fn same_step(&mut self) -> Result<f32> {
-        let Inner::Training(trainer, batch) = &mut self.0 else { panic!("only training has a loss") };
-        trainer.set_step(0);
-        Ok(trainer.step_by(|| Ok(batch.clone()), Program::run)?.loss)
-    }
-
-    /// Result of the first reverse step, or of the decoder.
-    ///
-    /// # Errors
-    /// As [`Subject::advance`].
-    ///
-    /// # Panics
-    /// When it trains.
-    #[track_caller]
-    pub(super) fn first_sample(&mut self) -> Result<Vec<f32>> {
-        match &mut self.0 {
-            Inner::Training(..) => panic!("training has no sample"),
+    /// Losses of `steps` training steps that all draw what the very first one drew, while the weights go on;
+    /// the result of the first reverse step, or of the decoder.
+    pub(super) fn results(&mut self, steps: usize) -> Result<Vec<f32>> {
+        match &mut self.inner {
+            Inner::Training(trainer, batch) => {
+                let loss = |_| -> Result<f32> {
+                    trainer.set_step(0);
+                    Ok(trainer.step_by(|| Ok(batch.clone()), Program::run)?.loss)
+                };
+                (0..steps).map(loss).collect()
+            }
             Inner::Sampling(sampler, row) => {
                 sampler.start(0)?;
                 sampler.set_row(0, 0)?;

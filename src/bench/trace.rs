@@ -16,13 +16,15 @@ use crate::program::CompiledLaunch;
 const HOST: u32 = 0;
 const DEVICE: u32 = 1;
 
-/// Writes a track of the host's steps and one of the device's launches. `parts`: of the program that was
+/// Writes a track of the host's steps and one of the device's launches. `launches`: of the program that was
 /// profiled. A GPU's clock has another origin than the host's: its launches are drawn so that the last of a
 /// step ends where the step does.
-///
-/// # Errors
-/// When the file cannot be written.
-pub fn write_trace(path: &Path, profile: &Profile, parts: &[CompiledLaunch], device: &Device) -> Result<()> {
+pub fn write_trace(
+    path: &Path,
+    profile: &Profile,
+    launches: &[CompiledLaunch],
+    device: &Device,
+) -> Result<()> {
     let named = |what: &str, track: u32, name: &str| {
         let about = json!({"name": name});
         json!({"ph": "M", "name": what, "pid": 0, "tid": track, "args": about})
@@ -39,14 +41,14 @@ pub fn write_trace(path: &Path, profile: &Profile, parts: &[CompiledLaunch], dev
             Device::Cpu(_) => step.launched,
             Device::Gpu(_) => step.begin + step.time.saturating_sub(last),
         };
-        for (part, span) in parts.iter().zip(&step.spans) {
+        for (launch, span) in launches.iter().zip(&step.spans) {
             let about = json!({
-                "label": part.label,
-                "flops": part.cost.flops,
-                "bytes": part.cost.bytes,
-                "dispatches": part.dispatches,
+                "label": launch.label,
+                "flops": launch.cost.flops,
+                "bytes": launch.cost.bytes,
+                "dispatches": launch.dispatches,
             });
-            events.push(event(DEVICE, part.name, begin + span.start, span.time, about));
+            events.push(event(DEVICE, launch.name, begin + span.start, span.time, about));
         }
     }
     let setting = &profile.setting;

@@ -25,18 +25,18 @@ pub struct VariantRow {
 }
 
 /// A row for each name and class that leaves a choice, in order of their first launches.
-pub fn variants(parts: &[CompiledLaunch]) -> Vec<VariantRow> {
+pub fn variants(launches: &[CompiledLaunch]) -> Vec<VariantRow> {
     let mut rows: Vec<VariantRow> = Vec::new();
-    for part in parts {
-        let Some(picked) = part.picked.as_ref().filter(|picked| picked.of > 1) else { continue };
-        let same = |row: &&mut VariantRow| row.name == part.name && row.shape_class == picked.shape_class;
+    for launch in launches {
+        let Some(picked) = launch.picked.as_ref().filter(|picked| picked.of > 1) else { continue };
+        let same = |row: &&mut VariantRow| row.name == launch.name && row.shape_class == picked.shape_class;
         if let Some(row) = rows.iter_mut().find(same) {
             row.calls += 1;
             continue;
         }
         let choice = picked.choice.as_ref();
         rows.push(VariantRow {
-            name: part.name.to_owned(),
+            name: launch.name.to_owned(),
             shape_class: picked.shape_class.clone(),
             calls: 1,
             variant: picked.variant.name.clone(),

@@ -14,9 +14,9 @@ const REPEATED: usize = 2;
 const LOSS_TOLERANCE: f64 = 1e-3;
 const SAMPLE_TOLERANCE: f64 = 1e-4;
 
-/// A subject with correct results: they are finite, a second run gives the same bits, the
-/// loss of the same images and noise falls from step to step, and a GPU agrees with the CPU device.
-/// `progress` receives each activity.
+/// A subject with correct results: they are finite, a second run gives the same bits, the loss of the same
+/// images and noise falls from step to step, and a GPU agrees with the CPU device. `progress` receives each
+/// activity.
 ///
 /// # Errors
 /// When any of that is not so, memory is too small, or the driver reports an error.
@@ -32,20 +32,16 @@ pub fn verified(
     };
     progress("checking");
     let mut subject = Subject::new(workload, kind, device)?;
-    let (first, again) = match kind {
-        Kind::Step => {
-            let first = losses(&mut subject, FALLING)?;
-            if !first.windows(2).all(|pair| pair[1] < pair[0]) {
-                return wrong(format!("the loss of the same images and noise does not fall: {first:?}"));
-            }
-            // One after the other: both at once would take twice the memory.
-            drop(subject);
-            subject = Subject::new(workload, kind, device)?;
-            let again = losses(&mut subject, REPEATED)?;
-            (first[..REPEATED].to_vec(), again)
+    let first = subject.results(FALLING)?;
+    if kind == Kind::Step {
+        if !first.windows(2).all(|pair| pair[1] < pair[0]) {
+            return wrong(format!("the loss of the same images and noise does not fall: {first:?}"));
         }
-        Kind::Sample => (subject.first_sample()?, subject.first_sample()?),
-    };
+        // One after the other: both at once would take twice the memory.
+        drop(subject);
+        subject = Subject::new(workload, kind, device)?;
+    }
+    let again = subject.results(REPEATED)?;
     if let Some(bad) = first.iter().position(|v| !v.is_finite()) {
         return wrong(format!("number {bad} of the results is {}", first[bad]));
     }
@@ -55,13 +51,7 @@ pub fn verified(
     if let Device::Gpu(_) = device {
         progress("comparing with the CPU device");
         let small = workload.for_comparison();
-        let results = |device: &Device| -> Result<Vec<f32>> {
-            let mut subject = Subject::new(&small, kind, device)?;
-            match kind {
-                Kind::Step => losses(&mut subject, REPEATED),
-                Kind::Sample => subject.first_sample(),
-            }
-        };
+        let results = |device: &Device| Subject::new(&small, kind, device)?.results(REPEATED);
         let (ours, theirs) = (results(device)?, results(&Device::open("cpu")?)?);
         let tolerance = if kind == Kind::Step { LOSS_TOLERANCE } else { SAMPLE_TOLERANCE };
         let err = distance(&ours, &theirs);
@@ -70,11 +60,6 @@ pub fn verified(
         }
     }
     Ok(subject)
-}
-
-/// Losses of steps on the same images, noise and timesteps.
-fn losses(subject: &mut Subject, steps: usize) -> Result<Vec<f32>> {
-    (0..steps).map(|_| subject.same_step()).collect()
 }
 
 /// Norm of the difference over norm.

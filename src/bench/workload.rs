@@ -16,50 +16,42 @@ use crate::recipe::{self, Recipe, System, model_of, params_of, params_of_model};
 use crate::run::Run;
 use crate::train::RecipeTrainer;
 
-/// A row of the table of workloads.
-struct Fixed {
-    name: &'static str,
-    /// The built-in recipe that it is, or begins from.
-    recipe: &'static str,
-    cpu_batch: usize,
-    gpu_batch: usize,
-}
-
-/// All workloads, with the batch sizes that their numbers are quoted for.
-const FIXED: [Fixed; 7] = [
-    Fixed { name: "arena-unet", recipe: "celeba64", cpu_batch: 2, gpu_batch: 2 },
-    Fixed { name: "mnist-unet", recipe: "mnist", cpu_batch: 16, gpu_batch: 128 },
-    Fixed { name: "celeba64-unet", recipe: "celeba64", cpu_batch: 4, gpu_batch: 64 },
-    Fixed { name: "ldm-unet", recipe: "celeba64-ldm", cpu_batch: 64, gpu_batch: 512 },
-    Fixed { name: "vae64", recipe: "celeba64-vae", cpu_batch: 8, gpu_batch: 64 },
-    Fixed { name: "mlp-vae", recipe: "mnist-mlp-vae", cpu_batch: 128, gpu_batch: 128 },
-    Fixed { name: "cifar10-unet", recipe: "cifar10", cpu_batch: 4, gpu_batch: 128 },
+/// All workloads: name, the built-in recipe that it is or begins from, what it is, and the batch sizes on the
+/// CPU device and on a GPU that its numbers are quoted for.
+const FIXED: [(&str, &str, &str, [usize; 2]); 7] = [
+    ("arena-unet", "celeba64", "the Inference Arena's U-Net, 32x32x4", [2, 2]),
+    ("mnist-unet", "mnist", "pixel DDPM of the recipe mnist, 28x28x1", [16, 128]),
+    ("celeba64-unet", "celeba64", "pixel DDPM of the recipe celeba64, 64x64x3", [4, 64]),
+    ("ldm-unet", "celeba64-ldm", "U-Net of the recipe celeba64-ldm, latents 8x8x4", [64, 512]),
+    ("vae64", "celeba64-vae", "VAE of the recipe celeba64-vae, 64x64x3", [8, 64]),
+    ("mlp-vae", "mnist-mlp-vae", "VAE of the recipe mnist-mlp-vae, 28x28x1", [128, 128]),
+    ("cifar10-unet", "cifar10", "pixel DDPM of the recipe cifar10, 32x32x3", [4, 128]),
 ];
 
 /// Largest batch that can be asked for.
 const LARGEST_BATCH: usize = 65_536;
 
-/// The network of a workload that no recipe has.
-#[derive(Clone, Debug)]
-enum Network {
-    OfRecipe,
-    Arena,
-}
-
-/// A model, and a batch for it.
+/// A model, and the numbers that a step of it runs on.
 #[derive(Clone, Debug)]
 pub struct Workload {
+    /// Of the table, or of the recipe.
     pub name: String,
-    /// Everything that decides its step, but for the network where that is not the recipe's own.
+    /// Everything that decides its step, but for the network of the Inference Arena, which no recipe has.
     pub recipe: Recipe,
-    network: Network,
+    is_arena: bool,
     /// The batch size on the CPU device, where the device does not decide it.
     cpu_batch: usize,
 }
 
 /// Names of all workloads.
-pub fn names() -> impl Iterator<Item = &'static str> {
-    FIXED.iter().map(|fixed| fixed.name)
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    FIXED.iter().map(|(name, ..)| *name)
+}
+
+/// All workloads, a line each, for help texts.
+pub(crate) fn workloads() -> String {
+    let rows = FIXED.map(|(name, _, about, [cpu, gpu])| format!("\n  {name:14} {about:48} {cpu}; {gpu}"));
+    format!("Workloads (batch size on the CPU device; on a GPU):{}", rows.concat())
 }
 
 /// The workload called `name` for `device`. `batch`: instead of its own batch size.
@@ -67,7 +59,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// # Errors
 /// When there is none of that name, or the batch size is out of range.
 pub fn find(name: &str, device: &Device, batch: Option<usize>) -> Result<Workload> {
-    let Some(fixed) = FIXED.iter().find(|fixed| fixed.name == name) else {
+    let Some((name, recipe, _, [on_cpu, on_gpu])) = FIXED.into_iter().find(|fixed| fixed.0 == name) else {
         let error = Error::usage(format!("no workload called {name:?}"));
         let all = names().collect::<Vec<_>>().join(", ");
         return Err(match recipe::nearest(name, names()) {
@@ -75,20 +67,20 @@ pub fn find(name: &str, device: &Device, batch: Option<usize>) -> Result<Workloa
             None => error.hint(format!("choose {all}")),
         });
     };
-    let mut workload = Workload::fixed(fixed)?;
-    workload.recipe.batch_size = batch.unwrap_or(match device {
-        Device::Cpu(_) => fixed.cpu_batch,
-        Device::Gpu(_) => fixed.gpu_batch,
-    });
-    check_batch(workload.recipe.batch_size)?;
-    Ok(workload)
+    let mut recipe = recipe::find(recipe)?;
+    recipe.batch_size = batch.unwrap_or(if matches!(device, Device::Cpu(_)) { on_cpu } else { on_gpu });
+    check_batch(recipe.batch_size)?;
+    let is_arena = name == "arena-unet";
+    if is_arena {
+        recipe.image_size = 32;
+        recipe.unet.in_channels = ArenaConfig::default().channels;
+        recipe.unet.out_channels = recipe.unet.in_channels;
+    }
+    Ok(Workload::of(name.to_owned(), recipe, is_arena, on_cpu))
 }
 
 /// A workload by name; else the recipe of a run folder.
-///
-/// # Errors
-/// When `what` is neither, or the batch size is out of range.
-pub fn find_or_run(what: &str, device: &Device, batch: Option<usize>) -> Result<Workload> {
+pub(crate) fn find_or_run(what: &str, device: &Device, batch: Option<usize>) -> Result<Workload> {
     let folder = Path::new(what);
     let is_name = names().any(|name| name == what);
     if !is_name && (folder.is_dir() || what.contains(['/', '\\'])) {
@@ -105,48 +97,22 @@ fn check_batch(batch: usize) -> Result<()> {
 }
 
 impl Workload {
-    fn fixed(fixed: &Fixed) -> Result<Workload> {
-        let mut recipe = recipe::find(fixed.recipe)?;
-        let mut network = Network::OfRecipe;
-        match fixed.name {
-            "ldm-unet" => {
-                // The latents are given, as images of 8x8x4.
-                recipe.system = System::Ddpm;
-                recipe.image_size = recipe.latent_size;
-            }
-            "arena-unet" => {
-                let config = ArenaConfig::default();
-                recipe.image_size = 32;
-                recipe.unet.in_channels = config.channels;
-                recipe.unet.out_channels = config.channels;
-                network = Network::Arena;
-            }
-            _ => {}
-        }
-        Ok(Workload::of(fixed.name, recipe, network, fixed.cpu_batch))
-    }
-
     /// A recipe's own step at its own batch size, on generated numbers.
-    ///
-    /// # Errors
-    /// When it trains on the latents of a VAE by encoding images in each step, or the batch size is out of
-    /// range.
-    pub fn of_recipe(recipe: &Recipe, batch: Option<usize>) -> Result<Workload> {
+    pub(crate) fn of_recipe(recipe: &Recipe, batch: Option<usize>) -> Result<Workload> {
         let mut recipe = recipe.clone();
         recipe.batch_size = batch.unwrap_or(recipe.batch_size);
         check_batch(recipe.batch_size)?;
         recipe.validate().map_err(Error::in_a_file)?;
-        let batch = recipe.batch_size;
+        let cpu_batch = recipe.batch_size;
+        Ok(Workload::of(recipe.name.clone(), recipe, false, cpu_batch))
+    }
+
+    fn of(name: String, mut recipe: Recipe, is_arena: bool, cpu_batch: usize) -> Workload {
         if recipe.system == System::Ldm {
-            // The U-Net is nearly all of the work, and its latents are given.
+            // The U-Net is nearly all of the work, and its latents are given as images.
             recipe.image_size = recipe.latent_size;
             recipe.system = System::Ddpm;
         }
-        let name = recipe.name.clone();
-        Ok(Workload::of(&name, recipe, Network::OfRecipe, batch))
-    }
-
-    fn of(name: &str, mut recipe: Recipe, network: Network, cpu_batch: usize) -> Workload {
         // The full learning rate from the first step on, so that a few steps show that it learns; and one
         // batch a step, so that a step is one program.
         recipe.lr_warmup = 0;
@@ -154,74 +120,59 @@ impl Workload {
         recipe.kl_warmup = 0;
         recipe.accumulation = 1;
         recipe.flip = false;
-        Workload { name: name.to_owned(), recipe, network, cpu_batch }
-    }
-
-    /// As it is, with another batch size.
-    #[must_use]
-    pub fn with_batch(&self, batch: usize) -> Workload {
-        let mut other = self.clone();
-        other.recipe.batch_size = batch;
-        other
+        Workload { name, recipe, is_arena, cpu_batch }
     }
 
     /// The same with as many images as the CPU device computes in reasonable time.
-    #[must_use]
-    pub fn for_comparison(&self) -> Workload {
-        self.with_batch(self.recipe.batch_size.min(self.cpu_batch))
+    pub(super) fn for_comparison(&self) -> Workload {
+        let mut small = self.clone();
+        small.recipe.batch_size = self.batch().min(self.cpu_batch);
+        small
     }
 
+    /// Images of a step.
     pub fn batch(&self) -> usize {
         self.recipe.batch_size
     }
 
-    pub fn is_vae(&self) -> bool {
+    pub(crate) fn is_vae(&self) -> bool {
         self.recipe.system == System::Vae
     }
 
-    /// Whether the network is told the timestep.
-    pub fn has_timestep(&self) -> bool {
-        !self.is_vae() && matches!(self.network, Network::OfRecipe)
+    /// True if the network is given the timestep.
+    pub(super) fn has_timestep(&self) -> bool {
+        !self.is_vae() && !self.is_arena
     }
 
     /// The diffusion model.
-    pub fn model(&self) -> Box<Model> {
-        match self.network {
-            Network::OfRecipe => model_of(&self.recipe),
-            Network::Arena => Box::new(|scope, x, _, _| arena(&ArenaConfig::default(), scope, x)),
+    pub(super) fn model(&self) -> Box<Model> {
+        if self.is_arena {
+            return Box::new(|scope, x, _, _| arena(&ArenaConfig::default(), scope, x));
         }
+        model_of(&self.recipe)
     }
 
     /// The parameters, with their names, shapes and places.
     pub fn params(&self) -> Rc<RefCell<Params>> {
-        match self.network {
-            Network::OfRecipe => params_of(&self.recipe),
-            Network::Arena => params_of_model(&self.recipe, &*self.model()),
-        }
+        if self.is_vae() { params_of(&self.recipe) } else { params_of_model(&self.recipe, &*self.model()) }
     }
 
     /// `[H, W, C]` of its images, or of the latents that it takes for images.
-    pub fn image(&self) -> [usize; 3] {
-        if self.is_vae() {
-            let side = self.recipe.image_size;
-            return [side, side, self.recipe.vae.in_channels];
-        }
-        self.recipe.diffused()
+    pub(super) fn image(&self) -> [usize; 3] {
+        let [side, _, channels] = self.recipe.diffused();
+        [side, side, if self.is_vae() { self.recipe.vae.in_channels } else { channels }]
     }
 
     /// The training step, as `denoir train` compiles it.
-    ///
-    /// # Errors
-    /// As [`RecipeTrainer::new`].
-    pub fn trainer(&self, device: &Device) -> Result<RecipeTrainer> {
-        match self.network {
-            Network::OfRecipe => RecipeTrainer::new(&self.recipe, device, None, None),
-            Network::Arena => RecipeTrainer::with_model(&self.recipe, device, self.model()),
+    pub(super) fn trainer(&self, device: &Device) -> Result<RecipeTrainer> {
+        if self.is_arena {
+            return RecipeTrainer::with_model(&self.recipe, device, self.model());
         }
+        RecipeTrainer::new(&self.recipe, device, None, None)
     }
 
     /// The batch of every step: uniform numbers in [-1, 1], the same for image `i` of any batch.
-    pub fn data(&self) -> Batch {
+    pub(super) fn data(&self) -> Batch {
         let size: usize = self.image().iter().product();
         let classes = self.recipe.unet.num_class_embeds.max(1);
         let samples = (0..self.batch() as u64).collect();

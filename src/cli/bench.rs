@@ -7,22 +7,13 @@ use clap::Subcommand;
 
 use super::device_args::DeviceAndThreads;
 use super::output::check_folder_of;
-use super::{bar, messages, note, print, table, thousands};
+use super::{bar, messages, note, number, print, print_report, table, thousands};
 use crate::bench::{
-    self, Ceilings, Direction, Effort, Footprint, Kind, OpsReport, Report, Workload, time, time_ops, verified,
+    self, Ceilings, Direction, Effort, Footprint, Kind, OpsReport, Report, Times, Workload, time, time_ops,
+    verified, workloads,
 };
 use crate::device::size;
-use crate::error::{Error, Result};
-
-pub(super) const WORKLOADS: &str = "\
-Workloads (batch size on the CPU device; on a GPU):
-  arena-unet     the Inference Arena's U-Net, 32x32x4                 2; 2
-  mnist-unet     pixel DDPM of the recipe mnist, 28x28x1              16; 128
-  celeba64-unet  pixel DDPM of the recipe celeba64, 64x64x3           4; 64
-  ldm-unet       U-Net of the recipe celeba64-ldm, latents 8x8x4      64; 512
-  vae64          VAE of the recipe celeba64-vae, 64x64x3              8; 64
-  mlp-vae        VAE of the recipe mnist-mlp-vae, 28x28x1             128; 128
-  cifar10-unet   pixel DDPM of the recipe cifar10, 32x32x3            4; 128";
+use crate::error::Result;
 
 const FIELDS: &str = "\
 The JSON object has workload, kind, device, driver, threads, batch, parameters, median_ms, min_ms, max_ms,
@@ -35,19 +26,13 @@ one time; null where the system does not say. Nothing is timed before results ar
 bits in a second run, a loss that falls from step to step on the same images and noise, and on a GPU the
 numbers of the CPU device.";
 
-#[derive(clap::Args)]
-pub struct Arguments {
-    #[command(subcommand)]
-    what: What,
-}
-
 #[derive(Subcommand)]
-enum What {
+pub enum What {
     /// Time a training step: noise, forward, loss, backward, clipping, Adam, EMA
-    #[command(after_help = WORKLOADS, after_long_help = format!("{WORKLOADS}\n\n{FIELDS}"))]
+    #[command(after_help = workloads(), after_long_help = format!("{}\n\n{FIELDS}", workloads()))]
     Step(Timed),
     /// Time a sampling step: one forward and one update; of a VAE, the decoder
-    #[command(after_help = WORKLOADS, after_long_help = format!("{WORKLOADS}\n\n{FIELDS}"))]
+    #[command(after_help = workloads(), after_long_help = format!("{}\n\n{FIELDS}", workloads()))]
     Sample(Timed),
     /// Time single ops, forward and backward
     #[command(after_help = OPS)]
@@ -56,12 +41,12 @@ enum What {
     #[command(after_help = CEILINGS)]
     Roofline(Roofline),
     /// Compute output, loss and gradients from given weights and inputs, to hold another framework's against
-    #[command(after_help = WORKLOADS, after_long_help = format!("{CONTRACT}\n\n{WORKLOADS}"))]
+    #[command(after_help = workloads(), after_long_help = format!("{CONTRACT}\n\n{}", workloads()))]
     Check(Check),
 }
 
 #[derive(clap::Args)]
-struct Timed {
+pub struct Timed {
     /// The workload (see below)
     workload: String,
     /// Images of a step [default: the workload's]
@@ -77,11 +62,11 @@ struct Runs {
     #[command(flatten)]
     device: DeviceAndThreads,
     /// Timed runs
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    steps: u32,
+    #[arg(long, default_value_t = 20, value_parser = number(1..=1_000_000))]
+    steps: usize,
     /// Runs before them that are not timed
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
-    warmup: u32,
+    #[arg(long, default_value_t = 3, value_parser = number(0..=1_000_000))]
+    warmup: usize,
     /// One JSON object, for programs
     #[arg(long)]
     json: bool,
@@ -115,7 +100,7 @@ counts products and convolutions; GB/s the bytes that must move: of group norm t
 backward, of Adam with EMA 36 for each parameter, elsewhere each tensor of a launch once.";
 
 #[derive(clap::Args)]
-struct Ops {
+pub struct Ops {
     /// Only ops that have this in their names [default: all]
     name_part: Option<String>,
     /// Instead, one product in each of its schedules on a GPU, see kernels/README.md: conv2d or matmul
@@ -132,7 +117,7 @@ at least what the matrix product reaches. Other programs on the machine make all
 an idle one.";
 
 #[derive(clap::Args)]
-struct Roofline {
+pub struct Roofline {
     #[command(flatten)]
     device: DeviceAndThreads,
     /// One JSON object, for programs
@@ -141,7 +126,7 @@ struct Roofline {
 }
 
 #[derive(clap::Args)]
-struct Check {
+pub struct Check {
     /// The workload (see below)
     workload: String,
     /// Weights and inputs (see `--help`)
@@ -154,8 +139,8 @@ struct Check {
     device: DeviceAndThreads,
 }
 
-pub fn run(arguments: &Arguments) -> Result<()> {
-    match &arguments.what {
+pub fn run(what: &What) -> Result<()> {
+    match what {
         What::Step(timed) => step(timed, Kind::Step),
         What::Sample(timed) => step(timed, Kind::Sample),
         What::Ops(arguments) => ops(arguments),
@@ -164,17 +149,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-impl Runs {
-    fn counts(&self) -> [usize; 2] {
-        [self.warmup, self.steps].map(|n| n as usize)
-    }
-}
-
 fn step(arguments: &Timed, kind: Kind) -> Result<()> {
-    let device = arguments.runs.device.open()?;
+    let Runs { ref device, warmup, steps, json } = arguments.runs;
+    let device = device.open()?;
     let footprint = Footprint::now(&device);
     let workload = bench::find(&arguments.workload, &device, arguments.batch)?;
-    let [warmup, steps] = arguments.runs.counts();
     let bar = bar((warmup + steps) as u64, "{msg} {bar:30} {pos}/{len} {eta} left");
     note(&format!("{}, batch {}, on {}", workload.name, workload.batch(), device.describe()));
     let mut subject = verified(&workload, kind, &device, &mut messages(&bar))?;
@@ -182,14 +161,8 @@ fn step(arguments: &Timed, kind: Kind) -> Result<()> {
     bar.reset_eta();
     let times = time(warmup, steps, &mut || bar.inc(1), || subject.advance())?;
     bar.finish_and_clear();
-    let report = Report::new(&workload, &device, &subject, warmup, &times, footprint);
-    print(&if arguments.runs.json { json(&report)? } else { describe(&report, &workload) })
-}
-
-/// A report as one JSON object.
-pub(super) fn json(report: &impl serde::Serialize) -> Result<String> {
-    let text = serde_json::to_string(report).map_err(|e| Error::new("cannot write JSON").caused_by(e))?;
-    Ok(text + "\n")
+    let report = Report::new(&workload, &device, &subject, warmup, times, footprint);
+    print_report(&report, json, |report| describe(report, &workload))
 }
 
 fn describe(report: &Report, workload: &Workload) -> String {
@@ -198,17 +171,16 @@ fn describe(report: &Report, workload: &Workload) -> String {
         (Kind::Sample, false) => "sampling step",
         (Kind::Sample, true) => "decoding",
     };
-    let [low, high] = report.quartiles_ms;
-    let median = report.median_ms;
+    let Times { median_ms, min_ms, max_ms, quartiles_ms: [low, high], n } = report.times;
     table(
         16,
         &[
             ("workload", format!("{}, {what}, batch {}, {}", report.workload, report.batch, report.dtype)),
             ("device", format!("{} ({})", report.setting.device, report.setting.driver)),
             ("parameters", thousands(report.parameters)),
-            ("median", format!("{median:.3} ms of {} steps, after {} to warm up", report.n, report.warmup)),
+            ("median", format!("{median_ms:.3} ms of {n} steps, after {} to warm up", report.warmup)),
             ("middle half", format!("{low:.3} ms to {high:.3} ms")),
-            ("spread", format!("{:.3} ms to {:.3} ms", report.min_ms, report.max_ms)),
+            ("spread", format!("{min_ms:.3} ms to {max_ms:.3} ms")),
             ("images/s", format!("{:.1}", report.images_per_s)),
             ("GFLOP/s", format!("{:.1} (products and convolutions)", report.gflops)),
             ("peak memory", report.peak_memory_bytes.map_or("unknown".to_owned(), size)),
@@ -219,32 +191,36 @@ fn describe(report: &Report, workload: &Workload) -> String {
 
 fn ops(arguments: &Ops) -> Result<()> {
     let ops = bench::ops(arguments.name_part.as_deref().unwrap_or_default())?;
-    let device = arguments.runs.device.open()?;
+    let Runs { ref device, warmup, steps, json } = arguments.runs;
+    let device = device.open()?;
     note(&format!("on {}", device.describe()));
     let bar = bar(1, "{spinner} {msg}");
     if let Some(op) = &arguments.ladder {
-        let ladder = bench::ladder(op, &device, arguments.runs.counts(), &mut messages(&bar))?;
+        let ladder = bench::ladder(op, &device, [warmup, steps], &mut messages(&bar))?;
         bar.finish_and_clear();
-        return print(&if arguments.runs.json { json(&ladder)? } else { ladder.to_string() });
+        return print_report(&ladder, json, ToString::to_string);
     }
-    let report = time_ops(&ops, &device, arguments.runs.counts(), &mut messages(&bar))?;
+    let report = time_ops(&ops, &device, [warmup, steps], &mut messages(&bar))?;
     bar.finish_and_clear();
-    print(&if arguments.runs.json { json(&report)? } else { describe_ops(&report) })
+    print_report(&report, json, describe_ops)
 }
 
 fn describe_ops(report: &OpsReport) -> String {
     let mut text = format!("{} ({})\n", report.setting.device, report.setting.driver);
-    let head = ["median ms", "min", "max", "GFLOP/s", "GB/s"].map(|title| format!("{title:>10}")).concat();
-    let _ = writeln!(text, "{:24}{:9}{head}", "op", "");
+    text += "op                                median ms       min       max   GFLOP/s      GB/s\n";
     for op in &report.ops {
         let direction = match op.direction {
             Direction::Forward => "forward",
             Direction::Backward => "backward",
             Direction::Step => "step",
         };
-        let [median, min, max] = [op.median_ms, op.min_ms, op.max_ms].map(|ms| format!("{ms:>10.3}"));
+        let Times { median_ms: median, min_ms: min, max_ms: max, .. } = op.times;
         let rate = if op.flops == 0 { "-".to_owned() } else { format!("{:.1}", op.gflops) };
-        let _ = writeln!(text, "{:24}{direction:9}{median}{min}{max}{rate:>10}{:>10.1}", op.op, op.gb_s);
+        let _ = writeln!(
+            text,
+            "{:24}{direction:9}{median:>10.3}{min:>10.3}{max:>10.3}{rate:>10}{:>10.1}",
+            op.op, op.gb_s
+        );
     }
     text
 }
@@ -255,7 +231,7 @@ fn roofline(arguments: &Roofline) -> Result<()> {
     let bar = bar(1, "{spinner} {msg}");
     let ceilings = Ceilings::measure(&device, Effort::Full, &mut messages(&bar))?;
     bar.finish_and_clear();
-    print(&if arguments.json { json(&ceilings)? } else { describe_ceilings(&ceilings) })
+    print_report(&ceilings, arguments.json, describe_ceilings)
 }
 
 fn describe_ceilings(of: &Ceilings) -> String {

@@ -3,11 +3,12 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use super::output::Target;
+use super::images::read;
+use super::output::{Target, denied};
 use super::{bar, named, note, note_warnings, print};
 use crate::data::picture::{enlarge, grid};
 use crate::data::{Dataset, Options, Resize, Split, open, statistics};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::run::save_png;
 
 #[derive(clap::Args)]
@@ -54,10 +55,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let count = dataset.len().map_or(arguments.count, |len| len.min(arguments.count));
     let target = arguments.out.as_deref().map(Target::new).transpose()?;
     print(&describe(&arguments.spec, &*dataset, count)?)?;
-    match (&arguments.out, target) {
-        (Some(out), Some(target)) if target.is_picture() => sheet(&*dataset, count, out)?,
-        (Some(out), Some(_)) => folder(&*dataset, count, out)?,
-        _ => {}
+    if let Some(Target { out, is_picture }) = target {
+        let write = if is_picture { sheet } else { folder };
+        write(&*dataset, count, &out)?;
     }
     if dataset.skipped() > 0 {
         note(&format!("unreadable pictures: {} (others stood in for them)", dataset.skipped()));
@@ -92,10 +92,7 @@ fn sheet(dataset: &dyn Dataset, count: u64, out: &Path) -> Result<()> {
     let shape = dataset.shape();
     let pixels: usize = shape.iter().product();
     crate::device::Device::open("cpu")?.check_memory((count * pixels * 8) as u64)?;
-    let mut images = vec![0.0; count * pixels];
-    for (i, image) in images.chunks_exact_mut(pixels).enumerate() {
-        dataset.read(i as u64, image)?;
-    }
+    let (images, _) = read(dataset, 0, count)?;
     let columns = (count as f64).sqrt().ceil() as usize;
     save_png(out, &enlarge(grid(&images, count, shape, columns, 2), shape[0]))?;
     print(&format!("contact sheet: {}\n", out.display()))
@@ -104,9 +101,6 @@ fn sheet(dataset: &dyn Dataset, count: u64, out: &Path) -> Result<()> {
 /// One file an image, in a folder for each class where there are classes, so that `images:DIR` reads it
 /// back; and a table.
 fn folder(dataset: &dyn Dataset, count: u64, out: &Path) -> Result<()> {
-    let denied = |e: std::io::Error| {
-        Error::new(format!("cannot write into {}", out.display())).hint("choose another --out").caused_by(e)
-    };
     let shape = dataset.shape();
     let mut image = vec![0.0; shape.iter().product()];
     let mut table = "file,label,class,description\n".to_owned();
@@ -118,7 +112,7 @@ fn folder(dataset: &dyn Dataset, count: u64, out: &Path) -> Result<()> {
         let file = if class.is_empty() { name } else { format!("{}/{name}", plain(&class)) };
         let path = out.join(&file);
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(denied)?;
+            std::fs::create_dir_all(parent).map_err(denied(out))?;
         }
         save_png(&path, &grid(&image, 1, shape, 1, 0))?;
         let quoted = dataset.describe(index).replace('"', "\"\"");

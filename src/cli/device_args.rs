@@ -6,7 +6,7 @@ use std::time::Instant;
 use indicatif::ProgressBar;
 
 use super::output::check_folder_of;
-use super::{bar, note};
+use super::{bar, count, note};
 use crate::device::Device;
 use crate::device::gpu::Gpu;
 use crate::device::gpu::tuning::{Tuning, TuningEvent};
@@ -81,17 +81,9 @@ fn progress() -> impl FnMut(TuningEvent) + Send {
             let template = "tuning kernels {bar:30} {pos}/{len} {eta} left  {msg}";
             let bar = shown.get_or_insert_with(|| bar(all as u64, template));
             bar.set_message(launch.to_owned());
-            bar.set_position(done as u64);
-            if bar.is_hidden() && noted.is_none_or(|at| at.elapsed().as_secs() >= 10) {
-                noted = Some(Instant::now());
-                note(&format!("tuning kernels: {done} of {all}"));
-            }
+            count(bar, &mut noted, "tuning kernels", done as u64, all as u64);
         }
-        TuningEvent::Done => {
-            if let Some(bar) = shown.take() {
-                bar.finish_and_clear();
-            }
-        }
+        TuningEvent::Done => shown.take().iter().for_each(ProgressBar::finish_and_clear),
         TuningEvent::Warning(text) => match &shown {
             Some(bar) => bar.suspend(|| note(text)),
             None => note(text),

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{print, table};
 use crate::device::gpu::adapters::{self, Adapter};
 use crate::device::{available_memory, size};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -35,12 +35,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let auto = adapters.iter().find(|a| a.auto).map_or("cpu".to_owned(), |a| format!("gpu:{}", a.index));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let devices = Devices { auto, cpu: CpuDevice { threads, available_bytes: available_memory() }, adapters };
-    if arguments.json {
-        let text = serde_json::to_string_pretty(&devices).unwrap_or_default();
-        print(&format!("{text}\n"))
-    } else {
-        print(&describe(&devices))
+    if !arguments.json {
+        return print(&describe(&devices));
     }
+    let text =
+        serde_json::to_string_pretty(&devices).map_err(|e| Error::new("cannot write JSON").caused_by(e))?;
+    print(&format!("{text}\n"))
 }
 
 fn describe(devices: &Devices) -> String {

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use image::RgbImage;
 
 use super::device_args::DeviceArgs;
-use super::output::check_folder_of;
-use super::{bar, note, note_warnings, print, ticks};
+use super::images::read;
+use super::output::{check_folder_of, extension};
+use super::{bar, note, note_warnings, number, print, ticks};
 use crate::checkpoint;
 use crate::codec::Codec;
 use crate::data::{Options as DataOptions, open_for_evaluation};
@@ -87,17 +88,17 @@ pub struct Arguments {
     #[arg(long)]
     out: Option<PathBuf>,
     /// Images, samples, rows, pairs, or points of a side: what the figure has several of
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    count: Option<u32>,
+    #[arg(long, value_parser = number(1..=1024))]
+    count: Option<usize>,
     /// Columns of interpolation, coarse-to-fine, branches and posterior
-    #[arg(long, value_parser = clap::value_parser!(u32).range(2..=100))]
-    columns: Option<u32>,
+    #[arg(long, value_parser = number(2..=100))]
+    columns: Option<usize>,
     /// Of the noise [default: the run's]; with one, other images are shown than the first
     #[arg(long)]
     seed: Option<u64>,
     /// Least side of a picture in the figure, in pixels; width of a plot [default: 64, plots 480]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(8..=4096))]
-    size: Option<u32>,
+    #[arg(long, value_parser = number(8..=4096))]
+    size: Option<usize>,
     /// Reverse steps [default: those of the run's own pictures]
     #[arg(long)]
     steps: Option<usize>,
@@ -114,11 +115,12 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let kind = arguments.kind;
     let ending = if kind == Kind::Hallucination { "gif" } else { "png" };
-    let out = match &arguments.out {
-        Some(out) => out.clone(),
-        None => PathBuf::from(format!("{}.{ending}", kind.name())),
-    };
-    check_out(&out, ending)?;
+    let out = arguments.out.clone().unwrap_or_else(|| format!("{}.{ending}", kind.name()).into());
+    if extension(&out) != ending || out.is_dir() {
+        return Err(Error::usage(format!("--out {}", out.display()))
+            .hint(format!("this figure is written as .{ending}: name such a file")));
+    }
+    check_folder_of(&out)?;
     arguments.check_flags()?;
     if kind == Kind::Hallucination {
         hallucination(arguments, &out)?;
@@ -126,16 +128,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         save_png(&out, &picture(arguments)?)?;
     }
     print(&format!("{}\n", out.display()))
-}
-
-/// Checks early that the figure can be written there.
-fn check_out(out: &Path, ending: &str) -> Result<()> {
-    let extension = out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    if extension != ending || out.is_dir() {
-        return Err(Error::usage(format!("--out {}", out.display()))
-            .hint(format!("this figure is written as .{ending}: name such a file")));
-    }
-    check_folder_of(out)
 }
 
 /// Most pixels of a figure.
@@ -166,15 +158,11 @@ impl Arguments {
     }
 
     fn count(&self) -> usize {
-        self.count.map_or(self.kind.defaults().0, |n| n as usize)
+        self.count.unwrap_or(self.kind.defaults().0)
     }
 
     fn columns(&self) -> usize {
-        self.columns.map_or(self.kind.defaults().1, |n| n as usize)
-    }
-
-    fn cell(&self) -> Option<usize> {
-        self.size.map(|s| s as usize)
+        self.columns.unwrap_or(self.kind.defaults().1)
     }
 
     /// Options of sampling: those of the run's own pictures, changed by flags.
@@ -225,21 +213,14 @@ impl Arguments {
         if !held_out {
             note("note: the folder is too small to hold images out");
         }
-        let len = data.len().unwrap_or(u64::MAX);
-        let first = self.seed.unwrap_or(0).wrapping_mul(count as u64);
-        let size = side * side * channels;
-        let mut images = vec![0.0; count * size];
-        let mut labels = Vec::with_capacity(count);
-        for (i, out) in images.chunks_exact_mut(size).enumerate() {
-            labels.push(data.read(first.wrapping_add(i as u64) % len, out)?);
-        }
+        let read = read(&*data, self.seed.unwrap_or(0).wrapping_mul(count as u64), count)?;
         note_warnings(&*data);
-        Ok((images, labels))
+        Ok(read)
     }
 
     /// Checks early that a figure of so many pictures of `side` pixels fits in memory.
     fn check_size(&self, pictures: usize, side: usize) -> Result<()> {
-        let cell = self.cell().unwrap_or(64).next_multiple_of(side.max(1)).max(side);
+        let cell = self.size.unwrap_or(64).next_multiple_of(side.max(1)).max(side);
         let pixels = pictures as u64 * (cell * cell) as u64;
         if pixels > MOST_PIXELS {
             return Err(Error::usage(format!("the figure would have {} million pixels", pixels / 1_000_000))
@@ -251,7 +232,7 @@ impl Arguments {
 
 fn picture(arguments: &Arguments) -> Result<RgbImage> {
     let path = &arguments.run;
-    let width = arguments.size.unwrap_or(480);
+    let width = arguments.size.unwrap_or(480) as u32;
     match arguments.kind {
         Kind::Schedule => {
             let recipe = recipe_of(path)?;
@@ -306,7 +287,7 @@ fn grid(arguments: &Arguments) -> Result<RgbImage> {
             figures::grid(images, source.image())
         };
         let title = arguments.with.as_ref().map(|_| path.display().to_string());
-        Ok(drawing.titled(title).draw(arguments.cell()))
+        Ok(drawing.titled(title).draw(arguments.size))
     };
     match &arguments.with {
         None => one(&arguments.run),
@@ -344,7 +325,7 @@ fn process(arguments: &Arguments) -> Result<RgbImage> {
         _ => figures::branches(&source, &options, &times, columns, &mut step),
     };
     progress.finish_and_clear();
-    Ok(drawing?.draw(arguments.cell()))
+    Ok(drawing?.draw(arguments.size))
 }
 
 /// The VAE of a run and its images.
@@ -362,7 +343,7 @@ fn autoencoder(arguments: &Arguments) -> Result<RgbImage> {
     if arguments.kind == Kind::Manifold {
         let codec = Codec::open(&arguments.run, &device)?;
         arguments.check_size(arguments.count() * arguments.count(), codec.image()[0])?;
-        return Ok(figures::manifold(&codec, arguments.count(), RANGE)?.draw(arguments.cell()));
+        return Ok(figures::manifold(&codec, arguments.count(), RANGE)?.draw(arguments.size));
     }
     let (codec, images) = vae_and_images(arguments, &device)?;
     let seed = arguments.seed.unwrap_or(codec.recipe().seed);
@@ -372,7 +353,7 @@ fn autoencoder(arguments: &Arguments) -> Result<RgbImage> {
         Kind::Posterior => figures::posterior(&codec, &images, arguments.columns(), seed),
         _ => figures::channels(&codec, &images),
     };
-    Ok(drawing?.draw(arguments.cell()))
+    Ok(drawing?.draw(arguments.size))
 }
 
 /// How far the manifold reaches, in standard deviations of the prior.
@@ -388,6 +369,6 @@ fn hallucination(arguments: &Arguments, out: &Path) -> Result<()> {
     let seed = arguments.seed.unwrap_or(codec.recipe().seed);
     let frames = figures::hallucination(&codec, &images, seed, MOST, &mut ticks(&progress))?;
     progress.finish_and_clear();
-    let pictures: Vec<RgbImage> = frames.iter().map(|frame| frame.draw(arguments.cell())).collect();
+    let pictures: Vec<RgbImage> = frames.iter().map(|frame| frame.draw(arguments.size)).collect();
     figures::write_gif(out, &figures::of_one_size(pictures), DELAY)
 }

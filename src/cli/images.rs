@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{bar, note, note_warnings};
-use crate::data::{open, read_picture};
+use crate::data::{Dataset, open, read_picture};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
@@ -23,9 +23,6 @@ const BLOCK: usize = 64;
 impl Input {
     /// Passes the images, `[N, H, W, C]`, to `take` in blocks. `recipe`: its data is the default; `numbers`:
     /// f32 that the caller keeps for each image; `doing`: title of the progress bar.
-    ///
-    /// # Errors
-    /// When they cannot be read or are too many for memory, or `take` does.
     pub fn for_each(
         &self,
         recipe: &Recipe,
@@ -67,19 +64,24 @@ impl Input {
         let pixels = side * side * channels;
         Device::open("cpu")?.check_memory(4 * (numbers as u64 * count + (BLOCK * pixels) as u64))?;
         let progress = bar(count, &format!("{doing} {{bar:30}} {{pos}}/{{len}} {{eta}} left"));
-        let mut images = vec![0.0; BLOCK * pixels];
-        let mut first = 0;
-        while first < count {
-            let n = (count - first).min(BLOCK as u64) as usize;
-            for (i, out) in images[..n * pixels].chunks_exact_mut(pixels).enumerate() {
-                data.read(first + i as u64, out)?;
-            }
-            take(&images[..n * pixels])?;
-            first += n as u64;
-            progress.set_position(first);
+        for first in (0..count).step_by(BLOCK) {
+            let n = (count - first).min(BLOCK as u64);
+            take(&read(&*data, first, n as usize)?.0)?;
+            progress.inc(n);
         }
         progress.finish_and_clear();
         note_warnings(&*data);
         Ok(())
     }
+}
+
+/// Images from number `first` on, `[count, H, W, C]`, and their labels; those of finite data begin again.
+pub fn read(data: &dyn Dataset, first: u64, count: usize) -> Result<(Vec<f32>, Vec<u32>)> {
+    let len = data.len().unwrap_or(u64::MAX);
+    let size: usize = data.shape().iter().product();
+    let mut images = vec![0.0; count * size];
+    let numbered = images.chunks_exact_mut(size).zip(0..);
+    let labels = numbered.map(|(image, i)| data.read(first.wrapping_add(i) % len, image));
+    let labels = labels.collect::<Result<_>>()?;
+    Ok((images, labels))
 }

@@ -10,7 +10,6 @@ mod images;
 mod import;
 mod invert;
 mod latents;
-
 mod output;
 mod profile;
 mod recipes;
@@ -20,9 +19,12 @@ mod tune;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Instant;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
 use serde::de::{DeserializeOwned, IntoDeserializer};
 
 use crate::data::Dataset;
@@ -61,7 +63,8 @@ enum Command {
     /// A run as a folder that the diffusers library loads
     Export(export::Arguments),
     /// Time fixed workloads, after their results are checked
-    Bench(bench::Arguments),
+    #[command(subcommand)]
+    Bench(bench::What),
     /// Where the time of a step goes: each kernel beside the device's ceilings
     Profile(profile::Arguments),
     /// Time the variants of a GPU's kernels ahead, and remember the fastest
@@ -138,6 +141,16 @@ fn bar(length: u64, template: &str) -> ProgressBar {
     bar
 }
 
+/// Moves a bar on to `done` of `all`; where it is hidden, prints a line every ten seconds.
+fn count(bar: &ProgressBar, noted: &mut Option<Instant>, doing: &str, done: u64, all: u64) {
+    bar.set_length(all);
+    bar.set_position(done);
+    if bar.is_hidden() && noted.is_none_or(|at| at.elapsed().as_secs() >= 10) {
+        *noted = Some(Instant::now());
+        note(&format!("{doing}: {done} of {all}"));
+    }
+}
+
 /// Shows each message beside a bar.
 fn messages(bar: &ProgressBar) -> impl FnMut(&str) {
     |message| {
@@ -157,6 +170,20 @@ fn ticks(bar: &ProgressBar) -> impl FnMut() -> Result<()> {
 /// Passes on what a data set warns of.
 fn note_warnings(data: &dyn Dataset) {
     data.warnings().iter().for_each(|warning| note(&format!("warning: {warning}")));
+}
+
+/// Prints a report: one JSON object, for programs, or its description.
+fn print_report<R: Serialize>(report: &R, json: bool, describe: impl FnOnce(&R) -> String) -> Result<()> {
+    if !json {
+        return print(&describe(report));
+    }
+    let text = serde_json::to_string(report).map_err(|e| Error::new("cannot write JSON").caused_by(e))?;
+    print(&(text + "\n"))
+}
+
+/// Parses the number of an option within a range.
+fn number(range: std::ops::RangeInclusive<u64>) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(range)
 }
 
 /// The value of an option by the name that it has in files.

@@ -10,15 +10,12 @@ use crate::run::save_png;
 
 /// The target of `--out`, checked before the work begins.
 pub struct Target {
-    out: PathBuf,
-    is_picture: bool,
+    pub out: PathBuf,
+    pub is_picture: bool,
 }
 
 impl Target {
     /// A picture, or a folder, which is made here and must be empty: nothing in it is overwritten.
-    ///
-    /// # Errors
-    /// When it cannot be written, or is a name that is surely meant otherwise.
     pub fn new(out: &Path) -> Result<Target> {
         let is_picture = is_picture(out)?;
         if !is_picture {
@@ -27,15 +24,8 @@ impl Target {
         Ok(Target { out: out.to_owned(), is_picture })
     }
 
-    pub fn is_picture(&self) -> bool {
-        self.is_picture
-    }
-
     /// Writes `count` images `[N, H, W, C]`: as one picture (the bare image where there is one), or a file
     /// each.
-    ///
-    /// # Errors
-    /// When the disk is full.
     pub fn write(&self, images: &[f32], count: usize, image: [usize; 3]) -> Result<()> {
         let bare = |pixels: &[f32]| grid(pixels, 1, image, 1, 0);
         if self.is_picture && count == 1 {
@@ -51,26 +41,31 @@ impl Target {
     }
 }
 
-fn make_empty_folder(out: &Path) -> Result<()> {
-    let denied = |e: std::io::Error| {
+/// The error of a folder that cannot be written into.
+pub fn denied(out: &Path) -> impl Fn(std::io::Error) -> Error {
+    move |e| {
         Error::new(format!("cannot write into {}", out.display())).hint("choose another --out").caused_by(e)
-    };
-    if out.exists() && std::fs::read_dir(out).map_err(denied)?.next().is_some() {
+    }
+}
+
+fn make_empty_folder(out: &Path) -> Result<()> {
+    if out.exists() && std::fs::read_dir(out).map_err(denied(out))?.next().is_some() {
         return Err(Error::new(format!("{} is not empty", out.display())).hint("choose another --out"));
     }
-    std::fs::create_dir_all(out).map_err(denied)
+    std::fs::create_dir_all(out).map_err(denied(out))
 }
 
 /// Whether `--out` names a picture: PNG, the one format that is written. Anything else is a folder, but for
 /// names that are surely meant as pictures of another format.
 fn is_picture(out: &Path) -> Result<bool> {
-    let extension = out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    let extension = extension(out);
+    if extension == "png" && out.is_dir() {
+        return Err(
+            Error::new(format!("{} is a folder", out.display())).hint("name a file, or another folder")
+        );
+    }
     if out.to_string_lossy().ends_with(['/', '\\']) || out.is_dir() {
-        return if extension == "png" && out.is_dir() {
-            Err(Error::new(format!("{} is a folder", out.display())).hint("name a file, or another folder"))
-        } else {
-            Ok(false)
-        };
+        return Ok(false);
     }
     if ["jpg", "jpeg", "gif", "webp", "bmp", "tif", "tiff"].contains(&extension.as_str()) {
         return Err(Error::usage(format!("--out {}: pictures are written as PNG", out.display()))
@@ -80,6 +75,11 @@ fn is_picture(out: &Path) -> Result<bool> {
         check_folder_of(out)?;
     }
     Ok(extension == "png")
+}
+
+/// The ending of a file's name, in small letters.
+pub fn extension(out: &Path) -> String {
+    out.extension().unwrap_or_default().to_string_lossy().to_lowercase()
 }
 
 /// Says early that a file cannot be written because its folder is missing.

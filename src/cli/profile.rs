@@ -3,11 +3,12 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use super::bench::{WORKLOADS, json};
 use super::device_args::DeviceAndThreads;
 use super::output::check_folder_of;
-use super::{bar, note, print, thousands, tune};
-use crate::bench::{Bound, Ceilings, Effort, Kind, Profile, Row, Subject, find_or_run, write_trace};
+use super::{bar, note, number, print_report, thousands, tune};
+use crate::bench::{
+    Bound, Ceilings, Effort, Kind, Profile, Row, Subject, find_or_run, workloads, write_trace,
+};
 use crate::error::Result;
 
 const ABOUT: &str = "\
@@ -25,7 +26,7 @@ Below it stand the kernels that come in variants: which one runs, its time and t
 tuned, and how much less that is.";
 
 #[derive(clap::Args)]
-#[command(after_help = WORKLOADS, after_long_help = format!("{WORKLOADS}\n\n{ABOUT}"))]
+#[command(after_help = workloads(), after_long_help = format!("{}\n\n{ABOUT}", workloads()))]
 pub struct Arguments {
     /// A workload (see below), or a run folder, whose recipe's step is profiled on generated numbers
     #[arg(value_name = "WORKLOAD|RUN")]
@@ -42,11 +43,11 @@ pub struct Arguments {
     #[arg(long)]
     batch: Option<usize>,
     /// Steps that times are averages of
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    steps: u32,
+    #[arg(long, default_value_t = 10, value_parser = number(1..=10_000))]
+    steps: usize,
     /// Steps before them
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=10_000))]
-    warmup: u32,
+    #[arg(long, default_value_t = 3, value_parser = number(0..=10_000))]
+    warmup: usize,
     /// Write the steps as a trace that ui.perfetto.dev and chrome://tracing open
     #[arg(long, value_name = "FILE.json")]
     trace: Option<PathBuf>,
@@ -62,7 +63,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let device = arguments.device.open()?;
     let workload = find_or_run(&arguments.what, &device, arguments.batch)?;
     let kind = if arguments.sample { Kind::Sample } else { Kind::Step };
-    let (warmup, steps) = (arguments.warmup as usize, arguments.steps as usize);
+    let (warmup, steps) = (arguments.warmup, arguments.steps);
     note(&format!("{}, batch {}, on {}", workload.name, workload.batch(), device.describe()));
     let bar = bar((warmup + 2 * steps) as u64, "{msg} {bar:30} {pos}/{len} {eta} left");
     bar.set_message("ceilings");
@@ -78,7 +79,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         write_trace(trace, &profile, subject.program().compiled(), &device)?;
         note(&format!("trace: {} (open it in ui.perfetto.dev)", trace.display()));
     }
-    print(&if arguments.json { json(&profile)? } else { describe(&profile, arguments.by_label) })
+    print_report(&profile, arguments.json, |profile| describe(profile, arguments.by_label))
 }
 
 fn describe(profile: &Profile, by_label: bool) -> String {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::device_args::DeviceArgs;
 use super::output::Target;
-use super::{bar, named, note, ticks};
+use super::{bar, named, note, number, ticks};
 use crate::diffusion::{self, Method, Sigmas, Spacing};
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
@@ -17,8 +17,8 @@ pub struct Arguments {
     /// A run folder, one of its checkpoints, or a folder of the diffusers library
     run: PathBuf,
     /// How many samples
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    count: u32,
+    #[arg(long, default_value_t = 64, value_parser = number(1..=100_000))]
+    count: usize,
     /// Begin with the noise of a file that `denoir invert` wrote, by ddim in as many steps as it was found in
     #[arg(long, value_name = "FILE", conflicts_with_all = ["count", "rng"])]
     noise: Option<PathBuf>,
@@ -69,18 +69,17 @@ impl Arguments {
             return Err(Error::usage("--sampler ddim-inverse goes from a picture to its noise")
                 .hint(format!("to draw samples choose {}", diffusion::names().join(", "))));
         }
-        match (self.eta, &mut scheduler.method) {
-            (None, _) => {}
-            (Some(given), Method::Ddim { eta, .. }) if (0.0..=1.0).contains(&given) => *eta = given,
-            (Some(given), Method::Ddim { .. }) => {
-                return Err(Error::usage(format!("--eta {given}")).hint("it must be from 0 to 1"));
-            }
-            (Some(_), _) => {
+        if let Some(given) = self.eta {
+            let Method::Ddim { eta, .. } = &mut scheduler.method else {
                 let keys = recipe.scheduler_keys();
                 let sampler = self.sampler.as_deref().or(keys.class()).unwrap_or_default();
                 return Err(Error::usage(format!("--eta has no meaning for {sampler}"))
                     .hint("it goes with --sampler ddim"));
+            };
+            if !(0.0..=1.0).contains(&given) {
+                return Err(Error::usage(format!("--eta {given}")).hint("it must be from 0 to 1"));
             }
+            *eta = given;
         }
         scheduler.spacing = self.spacing.unwrap_or(scheduler.spacing);
         match self.sigmas.as_deref() {
@@ -113,14 +112,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let recipe = trained.recipe();
     let found = arguments.noise.as_ref().map(|path| inversion::read(path, recipe.diffused())).transpose()?;
     let options = arguments.options(recipe, found.as_ref().map(|(_, config)| config))?;
-    let found_class = found.as_ref().and_then(|(_, config)| config.class);
-    check_class(recipe, arguments.class.or(found_class))?;
+    let class = arguments.class.or(found.as_ref().and_then(|(_, config)| config.class));
+    check_class(recipe, class)?;
     // An error appears before the work begins.
     let out = Target::new(&arguments.out)?;
     let source = trained.source();
     let size = recipe.diffused().iter().product::<usize>();
-    let count = found.as_ref().map_or(arguments.count as usize, |(noise, _)| noise.len() / size);
-    let class = arguments.class.or(found_class);
+    let count = found.as_ref().map_or(arguments.count, |(noise, _)| noise.len() / size);
     note(&format!("{count} samples, {} steps, on {}", options.steps, device.describe()));
     let progress = bar(source.work(&options, count)?, "sampling {bar:30} {percent}% {eta} left");
     let step = ticks(&progress);

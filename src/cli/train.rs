@@ -8,7 +8,7 @@ use std::time::Instant;
 use indicatif::ProgressBar;
 
 use super::device_args::DeviceArgs;
-use super::{bar, named, note, print, table, thousands};
+use super::{bar, count, named, note, print, table, thousands};
 use crate::codec::Codec;
 use crate::device::{Device, size};
 use crate::error::{Error, Result};
@@ -86,15 +86,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return dry_run(arguments, &recipe, &device);
     }
     let progress = bar(1, "encoding images {bar:30} {pos}/{len} {eta} left");
-    let mut spoke = None::<Instant>;
-    let mut encoded = |done, all| {
-        progress.set_length(all);
-        progress.set_position(done);
-        if progress.is_hidden() && spoke.is_none_or(|at| at.elapsed().as_secs() >= 10) {
-            spoke = Some(Instant::now());
-            note(&format!("encoding images: {done} of {all}"));
-        }
-    };
+    let mut noted = None;
+    let mut encoded = |done, all| count(&progress, &mut noted, "encoding images", done, all);
     let opened = match &arguments.resume {
         Some(folder) => Session::resume(Run::open(folder)?, &device, recipe, &mut encoded),
         None => {
@@ -134,14 +127,9 @@ fn train(session: &mut Session, device: &Device, started: Instant) -> Result<()>
     let (recipe, folder) = (session.recipe.clone(), session.run.folder().display().to_string());
     let parameters = session.trainer().params().borrow().count();
     let first = session.trainer().done();
-    note(&format!(
-        "{} on {}: {} parameters, into {folder}",
-        recipe.name,
-        device.describe(),
-        thousands(parameters)
-    ));
-    let remark = if recipe.system == System::Vae { None } else { recipe.unet.remark() };
-    if let Some(remark) = remark {
+    let (name, on) = (&recipe.name, device.describe());
+    note(&format!("{name} on {on}: {} parameters, into {folder}", thousands(parameters)));
+    if let Some(remark) = recipe.unet.remark().filter(|_| recipe.system != System::Vae) {
         note(&format!("note: {remark}"));
     }
     let mut terminal = Terminal::new(first, recipe.steps)?;
@@ -192,8 +180,8 @@ impl Watch for Terminal {
         self.loss = Some(loss);
         self.bar.set_position(m.step);
         self.bar.set_message(format!("loss {loss:.4}  {:.0} images/s ", m.images_per_s));
-        let first = m.step == 1;
-        if self.bar.is_hidden() && (first || m.step == self.steps || self.spoke.elapsed().as_secs() >= 10) {
+        let is_due = m.step == 1 || m.step == self.steps || self.spoke.elapsed().as_secs() >= 10;
+        if self.bar.is_hidden() && is_due {
             self.spoke = Instant::now();
             note(&format!("step {}/{}  loss {loss:.4}  {:.1} images/s", m.step, self.steps, m.images_per_s));
         }

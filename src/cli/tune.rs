@@ -3,9 +3,8 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use super::bench::{WORKLOADS, json};
-use super::{device_args, note, print, thousands};
-use crate::bench::{self, Kind, Subject, VariantRow, Workload, variants};
+use super::{device_args, note, print_report, thousands};
+use crate::bench::{self, Kind, Subject, VariantRow, Workload, variants, workloads};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::recipe;
@@ -20,7 +19,7 @@ The choice of variants decides in which order sums are taken: with one tuning fi
 bytes each time.";
 
 #[derive(clap::Args)]
-#[command(after_help = WORKLOADS, after_long_help = format!("{WORKLOADS}\n\n{ABOUT}"))]
+#[command(after_help = workloads(), after_long_help = format!("{}\n\n{ABOUT}", workloads()))]
 pub struct Arguments {
     /// A workload (see below), a recipe's name or TOML file, or a run folder
     #[arg(value_name = "WORKLOAD|RECIPE|RUN")]
@@ -75,19 +74,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         batch: workload.batch(),
         device: device.describe(),
         driver: device.driver(),
-        file: gpu.tuning().as_ref().and_then(|tuning| tuning.file().map(PathBuf::from)),
+        file: gpu.tuning().as_ref().and_then(|tuning| tuning.file.clone()),
         variants: rows,
     };
-    if arguments.json {
-        return print(&json(&tuned)?);
-    }
-    let mut text = describe(&tuned.variants);
-    if tuned.variants.is_empty() {
-        text += "no kernel of it has variants\n";
-    } else if let Some(file) = &tuned.file {
-        let _ = writeln!(text, "remembered in {}", file.display());
-    }
-    print(&text)
+    print_report(&tuned, arguments.json, |tuned| match &tuned.file {
+        _ if tuned.variants.is_empty() => "no kernel of it has variants\n".to_owned(),
+        Some(file) => format!("{}remembered in {}\n", describe(&tuned.variants), file.display()),
+        None => describe(&tuned.variants),
+    })
 }
 
 fn workload(arguments: &Arguments, device: &Device) -> Result<Workload> {
@@ -102,11 +96,8 @@ fn workload(arguments: &Arguments, device: &Device) -> Result<Workload> {
     }
 }
 
-/// A line for each launch that has variants; nothing where none has.
+/// A line for each launch that has variants.
 pub(super) fn describe(rows: &[VariantRow]) -> String {
-    if rows.is_empty() {
-        return String::new();
-    }
     let title = |row: &VariantRow| format!("{} ({})", row.name, row.shape_class);
     let wide = rows.iter().map(|row| title(row).chars().count()).max().unwrap_or(0);
     let mut text = format!(

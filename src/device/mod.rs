@@ -251,12 +251,10 @@ pub(crate) fn available_memory() -> Option<u64> {
 
 /// A number of bytes for people: `1.5 MiB`.
 pub(crate) fn size(bytes: u64) -> String {
-    let units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
+    let power = (bytes.max(1).ilog2() / 10).min(4);
+    let value = bytes as f64 / 1024_f64.powi(power as i32);
+    if power == 0 {
+        return format!("{bytes} bytes");
     }
-    if unit == 0 { format!("{bytes} bytes") } else { format!("{value:.1} {}", units[unit]) }
+    format!("{value:.1} {}", ["KiB", "MiB", "GiB", "TiB"][power as usize - 1])
 }

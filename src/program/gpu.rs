@@ -51,7 +51,7 @@ fn bind_dispatch(
     };
     let ranges: Vec<(&str, Range)> = dispatch.binds.iter().map(range).collect();
     let Dispatch { kernel, entry, knobs, divisible, .. } = *dispatch;
-    let grid = if divisible { gpu.grid() } else { Grid { sub_dispatches: 1, ..gpu.grid() } };
+    let grid = if divisible { gpu.grid } else { Grid { sub_dispatches: 1, ..gpu.grid } };
     let layout = grid.layout(dispatch.groups, if divisible { sub_dispatches } else { 1 });
     let mut params = dispatch.params.clone();
     let bound = layout.into_iter().map(|(first, groups)| {

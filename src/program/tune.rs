@@ -76,7 +76,7 @@ fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picke
             let key = key_of(gpu, step, variants);
             match tuning.find(&key).filter(|found| variants.iter().any(|v| v.name == found.variant)) {
                 Some(found) => drop(choices.insert(name_of(step), found.clone())),
-                None if tuning.times() => missing.push((step, variants, key)),
+                None if tuning.times => missing.push((step, variants, key)),
                 None => {}
             }
         }
@@ -122,7 +122,7 @@ fn key_of(gpu: &Gpu, step: &Step, variants: &[Variant]) -> Key {
         for dispatch in &step.dispatches(variant.index) {
             let text = (dispatch.kernel.name, dispatch.knobs);
             if !seen.contains(&text) {
-                texts.push(dispatch.kernel.expand(dispatch.knobs, gpu.dialect()).text);
+                texts.push(dispatch.kernel.expand(dispatch.knobs, gpu.dialect).text);
                 seen.push(text);
             }
         }

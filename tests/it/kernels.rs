@@ -137,7 +137,7 @@ fn every_driver_compiles_every_kernel_and_takes_not_long() {
                 continue;
             }
             for knobs in kernel.knob_sets {
-                let module = kernel.expand(knobs, gpu.dialect()).parse().unwrap();
+                let module = kernel.expand(knobs, gpu.dialect).parse().unwrap();
                 for point in &module.naga.entry_points {
                     let entry: &'static str = point.name.clone().leak();
                     let took = gpu.compile(kernel, entry, knobs).unwrap();

@@ -19,7 +19,8 @@ const EPS: f32 = 1e-5;
 pub struct Op {
     /// As other programs name it: op, sizes.
     pub name: &'static str,
-    pub(super) directions: &'static [Direction],
+    /// The directions that are timed.
+    pub directions: &'static [Direction],
     /// Shapes of inputs and weights; the stores are `x0`, `x1`, ...
     pub(super) inputs: Vec<Vec<usize>>,
     /// Records the forward pass on the inputs.
@@ -71,17 +72,18 @@ pub(super) fn all() -> Vec<Op> {
         norm("gn32_silu_n4_c128_h64", [4, 128, 64]),
         attend("attn_b4_n256_d256", [4, 256, 256]),
         attend("attn_b64_n64_d256", [64, 64, 256]),
-        project("linear_128x512x512", [128, 512, 512]),
-        product("matmul_512", 512),
-        product("matmul_1024", 1024),
-        product("matmul_2048", 2048),
+        product("linear_128x512x512", [128, 512, 512], true),
+        product("matmul_512", [512; 3], false),
+        product("matmul_1024", [1024; 3], false),
+        product("matmul_2048", [2048; 3], false),
         update("adam_15M", 15_000_000),
     ]
 }
 
 /// A `k` by `k` convolution with bias, `[N, side, side, C]` to as many channels.
 fn conv(name: &'static str, [n, c, side]: [usize; 3], k: usize, stride: usize) -> Op {
-    let record = move |x: &[Tensor]| conv2d(&x[0], &x[1], stride, Padding::same(k / 2), biased(&x[2]));
+    let record =
+        move |x: &[Tensor]| conv2d(&x[0], &x[1], stride, Padding::same(k / 2), Epilogue::bias(&x[2]));
     let out = side.div_ceil(stride);
     // Row or column of x under a tap; `None`: padding.
     let under = move |o: usize, tap: usize| (o * stride + tap).checked_sub(k / 2).filter(|&at| at < side);
@@ -155,22 +157,17 @@ fn attend(name: &'static str, [n, tokens, d]: [usize; 3]) -> Op {
     })
 }
 
-/// A linear layer with bias, `[rows, cin]` to `[rows, cout]`.
-fn project(name: &'static str, [rows, cin, cout]: [usize; 3]) -> Op {
-    let record = |x: &[Tensor]| linear(&x[0], &x[1], Some(&x[2]));
-    Op::new(name, vec![vec![rows, cin], vec![cin, cout], vec![cout]], record, move |x, index| {
-        let (row, co) = (index / cout, index % cout);
-        let terms = (0..cin).map(|ci| times(x[0][row * cin + ci], x[1][ci * cout + co]));
-        sum(terms.chain([f64::from(x[2][co])]))
-    })
-}
-
-/// The product of two square matrices.
-fn product(name: &'static str, side: usize) -> Op {
-    let record = |x: &[Tensor]| matmul(&x[0], &x[1], Transpose::default(), None);
-    Op::new(name, vec![vec![side, side]; 2], record, move |x, index| {
-        let (row, column) = (index / side, index % side);
-        sum((0..side).map(|k| times(x[0][row * side + k], x[1][k * side + column])))
+/// The product of matrices `[rows, depth]` and `[depth, cols]`; with a bias, a linear layer.
+fn product(name: &'static str, [rows, depth, cols]: [usize; 3], biased: bool) -> Op {
+    let record = |x: &[Tensor]| match x.get(2) {
+        Some(bias) => linear(&x[0], &x[1], Some(bias)),
+        None => matmul(&x[0], &x[1], Transpose::default(), None),
+    };
+    let inputs = [vec![rows, depth], vec![depth, cols]].into_iter().chain(biased.then(|| vec![cols]));
+    Op::new(name, inputs.collect(), record, move |x, index| {
+        let (row, col) = (index / cols, index % cols);
+        let terms = (0..depth).map(|k| times(x[0][row * depth + k], x[1][k * cols + col]));
+        sum(terms.chain(x.get(2).map(|bias| f64::from(bias[col]))))
     })
 }
 
@@ -209,10 +206,6 @@ fn update(name: &'static str, n: usize) -> Op {
         stores: vec![("norm", vec![GRADIENT_NORM.to_bits()]), ("state", state.words().to_vec())],
         ..op
     }
-}
-
-fn biased(bias: &Tensor) -> Epilogue<'_> {
-    Epilogue { bias: Some(bias), ..Epilogue::default() }
 }
 
 /// Position of an element; the first dimension is what the other three leave.

@@ -32,41 +32,18 @@ impl WithSimd for Chains {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> (u64, f32) {
         let (a, b) = (simd.splat_f32s(self.factor), simd.splat_f32s(self.summand));
-        let [
-            mut c0,
-            mut c1,
-            mut c2,
-            mut c3,
-            mut c4,
-            mut c5,
-            mut c6,
-            mut c7,
-            mut c8,
-            mut c9,
-            mut c10,
-            mut c11,
-        ] = self.starts.map(|start| simd.splat_f32s(start));
+        let mut chains = self.starts.map(|start| simd.splat_f32s(start));
         for _ in 0..ROUNDS {
-            c0 = simd.mul_add_f32s(c0, a, b);
-            c1 = simd.mul_add_f32s(c1, a, b);
-            c2 = simd.mul_add_f32s(c2, a, b);
-            c3 = simd.mul_add_f32s(c3, a, b);
-            c4 = simd.mul_add_f32s(c4, a, b);
-            c5 = simd.mul_add_f32s(c5, a, b);
-            c6 = simd.mul_add_f32s(c6, a, b);
-            c7 = simd.mul_add_f32s(c7, a, b);
-            c8 = simd.mul_add_f32s(c8, a, b);
-            c9 = simd.mul_add_f32s(c9, a, b);
-            c10 = simd.mul_add_f32s(c10, a, b);
-            c11 = simd.mul_add_f32s(c11, a, b);
+            for chain in &mut chains {
+                *chain = simd.mul_add_f32s(*chain, a, b);
+            }
         }
-        let all = [c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11];
-        let sum = all.into_iter().fold(simd.splat_f32s(0.0), |sum, c| simd.add_f32s(sum, c));
+        let sum = chains.into_iter().fold(simd.splat_f32s(0.0), |sum, c| simd.add_f32s(sum, c));
         ((2 * CHAINS * ROUNDS * S::F32_LANES) as u64, simd.reduce_sum_f32s(sum) / S::F32_LANES as f32)
     }
 }
 
-/// One thread's share. `c = c / 2 + 1` comes to 2, whatever it began with.
+/// The chains on one thread. `c = c / 2 + 1` comes to 2, whatever it began with.
 fn chains() -> Result<u64> {
     let starts = std::array::from_fn(|i| i as f32);
     let (factor, summand) = (0.5, 1.0);
@@ -75,7 +52,7 @@ fn chains() -> Result<u64> {
     Ok(flops)
 }
 
-/// Sum of a part of an array, in as many partial sums as hide the latency of an addition.
+/// Sum of a range of an array, in as many partial sums as hide the latency of an addition.
 struct Sum<'a>(&'a [f32]);
 
 impl WithSimd for Sum<'_> {
@@ -110,28 +87,11 @@ fn array_elements() -> usize {
     wanted.min(room.max(4 << 20)) / 4
 }
 
-/// Three arrays, each cut into a part for each thread.
-struct Arrays {
-    a: Vec<f32>,
-    b: Vec<f32>,
-    c: Vec<f32>,
-}
-
-/// GB/s of copying, reading and the triad.
-struct Rates {
-    copy: f64,
-    read: f64,
-    triad: f64,
-}
-
-impl Rates {
-    fn best(&self) -> f64 {
-        self.copy.max(self.read).max(self.triad)
-    }
-}
+/// Arrays a, b and c, each cut into a range for each thread.
+struct Arrays([Vec<f32>; 3]);
 
 impl Arrays {
-    /// Filled by the threads that will work on them, so that each finds its part in memory near it.
+    /// Filled by the threads that will work on them, so that each finds its range in memory near it.
     fn new(cpu: &Cpu, elements: usize) -> Arrays {
         let filled = |value: f32| {
             let mut array = vec![0.0; elements];
@@ -139,11 +99,12 @@ impl Arrays {
             cpu.run(|| array.par_chunks_mut(part).for_each(|part| part.fill(value)));
             array
         };
-        Arrays { a: filled(0.0), b: filled(1.0), c: filled(2.0) }
+        Arrays([0.0, 1.0, 2.0].map(filled))
     }
 
-    fn rates(&mut self, cpu: &Cpu, effort: Effort) -> Result<Rates> {
-        let Arrays { a, b, c } = self;
+    /// GB/s of copying, reading and the triad.
+    fn rates(&mut self, cpu: &Cpu, effort: Effort) -> Result<[f64; 3]> {
+        let Arrays([a, b, c]) = self;
         let bytes = 4.0 * a.len() as f64;
         let part = a.len().div_ceil(cpu.threads());
         let rate = |arrays: f64, work: &mut (dyn FnMut() + Send)| -> Result<f64> {
@@ -175,7 +136,7 @@ impl Arrays {
         })?;
         let wrong = a.iter().filter(|a| **a != 7.0).count();
         check("the sum of two arrays", wrong as f64, 0.0)?;
-        Ok(Rates { copy, read, triad })
+        Ok([copy, read, triad])
     }
 }
 
@@ -204,20 +165,20 @@ pub(super) fn measure(
     let f32_gflops = multiply_add(cpu, effort)?;
     progress("memory");
     let mut arrays = Arrays::new(cpu, elements);
-    let rates = arrays.rates(cpu, effort)?;
+    let [copy, read, triad] = arrays.rates(cpu, effort)?;
     let (mut f32_one_thread_gflops, mut memory_one_thread_gb_s) = (None, None);
     if effort == Effort::Full {
         progress("one thread");
         let one = Cpu::open(Some(1))?;
         f32_one_thread_gflops = Some(multiply_add(&one, effort)?);
-        memory_one_thread_gb_s = Some(arrays.rates(&one, effort)?.best());
+        memory_one_thread_gb_s = arrays.rates(&one, effort)?.into_iter().reduce(f64::max);
     }
     Ok(Ceilings {
         f32_gflops,
         f32_one_thread_gflops,
-        copy_gb_s: rates.copy,
-        read_gb_s: Some(rates.read),
-        triad_gb_s: Some(rates.triad),
+        copy_gb_s: copy,
+        read_gb_s: Some(read),
+        triad_gb_s: Some(triad),
         memory_one_thread_gb_s,
         array_bytes: 4 * elements as u64,
         ..Ceilings::default()

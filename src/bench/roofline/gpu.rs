@@ -43,9 +43,16 @@ impl Arrays<'_> {
         self.gpu.bind(kernel, entry, &[], &params, &[("src", range(src)), ("dst", range(dst))], groups)
     }
 
-    /// Seconds of a dispatch, `again` times in a row, on the device's clock where it has one.
+    /// Seconds of a dispatch, the mean of `again` in a row, on the device's clock where it has one.
     fn seconds(&self, dispatch: &Bound, again: usize) -> Result<f64> {
         Ok(self.gpu.time(std::slice::from_ref(dispatch), again)?.as_secs_f64())
+    }
+
+    /// An error if number `at` of the target is not `wanted`.
+    fn check(&self, what: &str, at: usize, wanted: f32, tolerance: f64) -> Result<()> {
+        let mut number = [0.0_f32];
+        self.device.read(&self.dst, 4 * at, bytemuck::cast_slice_mut(&mut number))?;
+        check(what, f64::from(number[0] - wanted).abs(), tolerance)
     }
 
     /// GFLOP/s of the chains of a kernel.
@@ -61,10 +68,7 @@ impl Arrays<'_> {
             }
             let seconds = shortest(effort, || self.seconds(&dispatch, 1))?;
             // c = c / 2 + 1 / 4 comes to 1 / 2 in each of eight chains.
-            let mut first = [0.0_f32];
-            self.device.read(&self.dst, 0, bytemuck::cast_slice_mut(&mut first))?;
-            let what = "a chain of multiplications and additions";
-            check(what, f64::from(first[0] - 4.0).abs(), 1e-2)?;
+            self.check("a chain of multiplications and additions", 0, 4.0, 1e-2)?;
             return Ok((lanes * ROUND) as f64 * f64::from(rounds) / seconds * 1e-9);
         }
     }
@@ -81,28 +85,18 @@ pub(super) fn measure(
     let wanted = if gpu.is_software() { 64 << 20 } else { 512 << 20 };
     let bytes = wanted.min(gpu.max_binding() as usize) / 4096 * 4096;
     device.check_memory(2 * bytes as u64)?;
-    let arrays = Arrays {
-        gpu,
-        device,
-        src: device.alloc("source", bytes)?,
-        dst: device.alloc("target", bytes)?,
-        bytes,
-    };
+    let (src, dst) = (device.alloc("source", bytes)?, device.alloc("target", bytes)?);
+    let arrays = Arrays { gpu, device, src, dst, bytes };
     device.write(&arrays.src, 0, bytemuck::cast_slice(&vec![0.5_f32; bytes / 4]))?;
     let f32_gflops = arrays.multiply_add(&ROOFLINE, effort)?;
-    let f16_gflops = if gpu.has_f16() && effort == Effort::Full {
-        Some(arrays.multiply_add(&ROOFLINE_F16, effort)?)
-    } else {
-        None
-    };
+    let has_f16 = gpu.has_f16() && effort == Effort::Full;
+    let f16_gflops = has_f16.then(|| arrays.multiply_add(&ROOFLINE_F16, effort)).transpose()?;
     progress("memory");
     let lanes = bytes / 16;
     let dispatch = arrays.bind(&ROOFLINE, "copy", lanes, 0)?;
     let again = (LONG_ENOUGH / arrays.seconds(&dispatch, 1)?.max(1e-6)).ceil().clamp(1.0, 64.0) as usize;
     let seconds = shortest(effort, || arrays.seconds(&dispatch, again))?;
-    let mut last = [0.0_f32];
-    device.read(&arrays.dst, bytes - 4, bytemuck::cast_slice_mut(&mut last))?;
-    check("copying memory", f64::from(last[0] - 0.5).abs(), 0.0)?;
+    arrays.check("copying memory", bytes / 4 - 1, 0.5, 0.0)?;
     Ok(Ceilings {
         f32_gflops,
         f16_gflops,

@@ -29,16 +29,6 @@ pub enum Effort {
     Full,
 }
 
-impl Effort {
-    /// Readings that the best is taken of, and seconds for all of them at most.
-    fn readings(self) -> (usize, f64) {
-        match self {
-            Effort::Short => (6, 0.25),
-            Effort::Full => (60, 2.0),
-        }
-    }
-}
-
 /// The ceilings of a device, the best of several readings each; its JSON object. One GFLOP/s is a billion
 /// operations a second, where a multiplication with an addition is two; one GB/s a billion bytes.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -78,17 +68,12 @@ pub enum Bound {
 
 impl Ceilings {
     /// Measures `device`. `progress` receives each activity.
-    ///
-    /// # Errors
-    /// When there is too little memory, the driver reports an error, or a result is wrong.
     pub fn measure(device: &Device, effort: Effort, progress: &mut dyn FnMut(&str)) -> Result<Ceilings> {
-        let matmul = match effort {
-            Effort::Full => {
-                progress("matrix product");
-                Some(product(device, effort)?)
-            }
-            Effort::Short => None,
-        };
+        let mut matmul = None;
+        if effort == Effort::Full {
+            progress("matrix product");
+            matmul = Some(product(device, effort)?);
+        }
         let found = match device {
             Device::Cpu(cpu) => cpu::measure(cpu, device, effort, progress)?,
             Device::Gpu(gpu) => gpu::measure(gpu, device, effort, progress)?,
@@ -115,7 +100,8 @@ impl Ceilings {
 
 /// The shortest of several readings of `run`, which gives seconds; the first one is to warm up.
 fn shortest(effort: Effort, mut run: impl FnMut() -> Result<f64>) -> Result<f64> {
-    let (readings, seconds) = effort.readings();
+    // At most so many, in at most so many seconds.
+    let (readings, seconds) = if effort == Effort::Short { (6, 0.25) } else { (60, 2.0) };
     run()?;
     let (began, mut best) = (Instant::now(), f64::INFINITY);
     for number in 0..readings {

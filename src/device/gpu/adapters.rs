@@ -85,25 +85,25 @@ fn automatic(adapters: &[wgpu::Adapter]) -> Option<usize> {
 pub fn list() -> Vec<Adapter> {
     let adapters = enumerate();
     let auto = automatic(&adapters);
-    adapters.iter().enumerate().map(|(index, adapter)| describe(index, adapter, auto)).collect()
-}
-
-fn describe(index: usize, adapter: &wgpu::Adapter, auto: Option<usize>) -> Adapter {
-    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
-    Adapter {
-        index,
-        name: info.name.clone(),
-        kind: kind(adapter),
-        backend: info.backend.to_string(),
-        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
-        max_buffer_bytes: limits.max_buffer_size,
-        max_binding_bytes: limits.max_storage_buffer_binding_size,
-        max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
-        max_workgroup_threads: limits.max_compute_invocations_per_workgroup,
-        subgroup_sizes: [info.subgroup_min_size, info.subgroup_max_size],
-        features: FEATURES.iter().filter(|(_, f)| features.contains(*f)).map(|(name, _)| *name).collect(),
-        auto: auto == Some(index),
-    }
+    let describe = |(index, adapter): (usize, &wgpu::Adapter)| {
+        let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+        let present = FEATURES.iter().filter(|(_, feature)| features.contains(*feature));
+        Adapter {
+            index,
+            name: info.name.clone(),
+            kind: kind(adapter),
+            backend: info.backend.to_string(),
+            driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+            max_buffer_bytes: limits.max_buffer_size,
+            max_binding_bytes: limits.max_storage_buffer_binding_size,
+            max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
+            max_workgroup_threads: limits.max_compute_invocations_per_workgroup,
+            subgroup_sizes: [info.subgroup_min_size, info.subgroup_max_size],
+            features: present.map(|(name, _)| *name).collect(),
+            auto: auto == Some(index),
+        }
+    };
+    adapters.iter().enumerate().map(describe).collect()
 }
 
 /// Opens the GPU that `auto` means, or says that there is none.
@@ -123,23 +123,16 @@ pub fn open(wanted: Option<&str>) -> Result<Gpu> {
         return Err(Error::new("this machine has no GPU that wgpu can use (Vulkan, Metal or DX12)")
             .hint("install a GPU driver (for software Vulkan: mesa-vulkan-drivers), or use --device cpu"));
     }
+    let names: Vec<String> = adapters.iter().map(|a| a.get_info().name).collect();
     let index = match wanted {
         None => automatic(&adapters).or(Some(0)),
-        Some(number) if number.bytes().all(|b| b.is_ascii_digit()) && !number.is_empty() => {
-            number.parse::<usize>().ok().filter(|&i| i < adapters.len())
-        }
-        Some(part) => {
-            let part = part.to_lowercase();
-            adapters.iter().position(|a| a.get_info().name.to_lowercase().contains(&part))
-        }
+        Some(number) if number.bytes().all(|b| b.is_ascii_digit()) => number.parse().ok(),
+        Some(part) => names.iter().position(|name| name.to_lowercase().contains(&part.to_lowercase())),
     };
-    match index {
-        Some(index) => Gpu::open(&adapters[index]),
-        None => {
-            let names: Vec<String> =
-                adapters.iter().enumerate().map(|(i, a)| format!("{i} = {}", a.get_info().name)).collect();
-            Err(Error::new(format!("no GPU called {}", wanted.unwrap_or_default()))
-                .hint(format!("this machine has {}; `denoir devices` tells more", names.join(", "))))
-        }
+    if let Some(adapter) = index.and_then(|index| adapters.get(index)) {
+        return Gpu::open(adapter);
     }
+    let numbered: Vec<String> = names.iter().enumerate().map(|(i, name)| format!("{i} = {name}")).collect();
+    Err(Error::new(format!("no GPU called {}", wanted.unwrap_or_default()))
+        .hint(format!("this machine has {}; `denoir devices` tells more", numbered.join(", "))))
 }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::memory::buffer;
 use super::pipeline::{Pipeline, place};
 use super::shader::{Interface, Kernel, Knob};
-use super::timestamps::resolve_buffer;
+use super::timestamps::queries;
 use super::{Gpu, GpuBuffer};
 use crate::device::size;
 use crate::error::{Error, Result};
@@ -118,7 +119,8 @@ impl Gpu {
     fn uniform(&self, bytes: &[u8]) -> Result<wgpu::Buffer> {
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let size = bytes.len().next_multiple_of(16) as u64;
-        let buffer = self.guarded("allocating parameters", || self.buffer("parameters", size, usage))?;
+        let doing = "allocating parameters";
+        let buffer = self.guarded(doing, || buffer(&self.device, "parameters", size, usage))?;
         self.queue.write_buffer(&buffer, 0, bytes);
         Ok(buffer)
     }
@@ -168,14 +170,8 @@ impl Gpu {
         let mut encoder = self.device.create_command_encoder(&Default::default());
         for some in dispatches.chunks(AT_ONCE) {
             let count = 2 * some.len() as u32;
-            let (queries, resolved) = self.guarded("making room for timestamps", || {
-                let queries = self.device.create_query_set(&wgpu::QuerySetDescriptor {
-                    label: Some("dispatches"),
-                    ty: wgpu::QueryType::Timestamp,
-                    count,
-                });
-                (queries, resolve_buffer(&self.device, u64::from(count) * 8))
-            })?;
+            let (queries, resolved) =
+                self.guarded("making room for timestamps", || queries(&self.device, count))?;
             for (i, dispatch) in some.iter().enumerate() {
                 if !fits(&mut work, dispatch.work) {
                     let next = self.device.create_command_encoder(&Default::default());
@@ -192,8 +188,8 @@ impl Gpu {
                 });
                 dispatch.encode(&mut pass);
             }
-            encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
-            sets.push((GpuBuffer::uncounted(resolved), count as usize));
+            encoder.resolve_query_set(&queries, 0..count, &resolved.raw, 0);
+            sets.push((resolved, count as usize));
         }
         let submission = self.queue.submit([encoder.finish()]);
         self.submitted(submission)?;
@@ -275,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_run_in_order_and_are_timed_as_one() {
+    fn sub_dispatches_run_in_order_and_are_timed_as_one() {
         let gpu = adapters::open(None).expect("an adapter: run tools/test, which installs a software driver");
         let [a, b] = [0, 1].map(|_| gpu.alloc("test", 1024).unwrap());
         gpu.write(&a, 0, bytemuck::cast_slice(&[1.0_f32; 256])).unwrap();

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 
+use wgpu::BufferUsages;
+
 use super::Gpu;
 use super::faults::TIMEOUT;
 use crate::device::size;
@@ -15,8 +17,8 @@ const STAGING: u64 = 32 << 20;
 /// A block of device memory.
 pub struct GpuBuffer {
     pub(super) raw: wgpu::Buffer,
-    /// `None` for the few bytes that hold no tensor.
-    _reservation: Option<Reservation>,
+    /// Where its bytes are counted; `None` for the few that hold no tensor.
+    pub(super) counted: Option<Arc<Usage>>,
 }
 
 /// Bytes of all tensors' buffers, and the most that they ever were.
@@ -26,58 +28,42 @@ pub(super) struct Usage {
     peak: AtomicU64,
 }
 
-impl Usage {
-    pub(super) fn peak(&self) -> u64 {
-        self.peak.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn forget_peak(&self) {
-        self.peak.store(self.now.load(Ordering::Relaxed), Ordering::Relaxed);
-    }
-}
-
-/// Bytes of a buffer, subtracted from the usage when it is dropped.
-struct Reservation {
-    usage: Arc<Usage>,
-    bytes: u64,
-}
-
-impl Reservation {
-    fn new(usage: &Arc<Usage>, bytes: u64) -> Self {
-        let now = usage.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        usage.peak.fetch_max(now, Ordering::Relaxed);
-        Reservation { usage: Arc::clone(usage), bytes }
-    }
-}
-
-impl Drop for Reservation {
+impl Drop for GpuBuffer {
     fn drop(&mut self) {
-        self.usage.now.fetch_sub(self.bytes, Ordering::Relaxed);
+        if let Some(usage) = &self.counted {
+            usage.now.fetch_sub(self.raw.size(), Ordering::Relaxed);
+        }
     }
 }
 
 impl GpuBuffer {
-    /// A buffer that is left out of the usage.
-    pub(super) fn uncounted(raw: wgpu::Buffer) -> GpuBuffer {
-        GpuBuffer { raw, _reservation: None }
-    }
-
     /// Size in bytes.
     pub fn bytes(&self) -> usize {
         self.raw.size() as usize
     }
 }
 
+pub(super) fn buffer(device: &wgpu::Device, label: &str, size: u64, usage: BufferUsages) -> wgpu::Buffer {
+    let label = Some(label);
+    device.create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false })
+}
+
 impl Gpu {
-    pub(super) fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
-        let label = Some(label);
-        self.device.create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false })
+    /// The most bytes that tensors' buffers took at one time since [`Gpu::forget_peak`].
+    pub(crate) fn peak_bytes(&self) -> u64 {
+        self.usage.peak.load(Ordering::Relaxed)
+    }
+
+    /// Restarts the peak at the bytes that are allocated now.
+    pub(crate) fn forget_peak(&self) {
+        self.usage.peak.store(self.usage.now.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// A buffer to copy to and to read from the host.
     pub(super) fn readback_buffer(&self, bytes: u64) -> Result<wgpu::Buffer> {
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        self.guarded("allocating memory for reading back", || self.buffer("read back", bytes, usage))
+        let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
+        let doing = "allocating memory for reading back";
+        self.guarded(doing, || buffer(&self.device, "read back", bytes, usage))
     }
 
     /// Allocates zeroed memory.
@@ -90,10 +76,12 @@ impl Gpu {
             ))
             .hint("lower the batch size, the image size or the model's widths"));
         }
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
         let doing = format!("allocating {} for {label}", size(bytes));
-        let raw = self.guarded(&doing, || self.buffer(label, bytes, usage))?;
-        Ok(GpuBuffer { raw, _reservation: Some(Reservation::new(&self.usage, bytes)) })
+        let raw = self.guarded(&doing, || buffer(&self.device, label, bytes, usage))?;
+        let now = self.usage.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.usage.peak.fetch_max(now, Ordering::Relaxed);
+        Ok(GpuBuffer { raw, counted: Some(Arc::clone(&self.usage)) })
     }
 
     /// Writes into a buffer, before all later submissions.

@@ -32,9 +32,12 @@ pub struct Gpu {
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
     limits: wgpu::Limits,
-    dialect: Dialect,
-    /// Kernels are compiled with the checks that naga injects.
-    checked: bool,
+    /// The dialect that kernels are compiled in, within the adapter's features.
+    pub dialect: Dialect,
+    /// Kernels are compiled with the checks that naga injects, which hide accesses outside a tensor.
+    pub checked: bool,
+    /// Layout of dispatches.
+    pub grid: Grid,
     faults: faults::Faults,
     pipelines: Mutex<HashMap<pipeline::PipelineKey, Arc<pipeline::Pipeline>>>,
     staging: Mutex<Option<wgpu::Buffer>>,
@@ -44,7 +47,6 @@ pub struct Gpu {
     in_flight: Mutex<VecDeque<wgpu::SubmissionIndex>>,
     timestamps: Option<timestamps::Timestamps>,
     tuning: Mutex<Option<Tuning>>,
-    grid: Grid,
     usage: Arc<memory::Usage>,
 }
 
@@ -99,16 +101,6 @@ impl Gpu {
         text.trim().to_owned()
     }
 
-    /// The most bytes that tensors' buffers took at one time since [`Gpu::forget_peak`].
-    pub(crate) fn peak_bytes(&self) -> u64 {
-        self.usage.peak()
-    }
-
-    /// Restarts the peak at the bytes that are allocated now.
-    pub(crate) fn forget_peak(&self) {
-        self.usage.forget_peak();
-    }
-
     /// True if kernels can compute with 16-bit floats.
     pub fn has_f16(&self) -> bool {
         self.device.features().contains(wgpu::Features::SHADER_F16)
@@ -152,35 +144,10 @@ impl Gpu {
         self.limits.max_storage_buffer_binding_size = bytes.min(self.max_binding());
     }
 
-    /// Layout of dispatches.
-    pub(crate) fn grid(&self) -> Grid {
-        self.grid
-    }
-
-    /// Sets the layout of dispatches; for tests.
-    pub fn use_grid(&mut self, grid: Grid) {
-        self.grid = grid;
-    }
-
     /// Into how many sub-dispatches to cut a dispatch of `work` operations, or of `ms` measured milliseconds,
     /// so that none takes more than a tenth of a second.
     pub(crate) fn sub_dispatches(&self, work: u64, ms: Option<f64>) -> usize {
         grid::sub_dispatches(self.info.device_type, work, ms)
-    }
-
-    /// Sets the dialect of kernels, within the adapter's features; for tests.
-    pub fn use_dialect(&mut self, dialect: Dialect) {
-        self.dialect = dialect;
-    }
-
-    /// Compiles kernels with or without the checks that naga injects, which hide accesses outside a tensor.
-    pub fn use_checks(&mut self, checked: bool) {
-        self.checked = checked;
-    }
-
-    /// The dialect that kernels are compiled in.
-    pub fn dialect(&self) -> Dialect {
-        self.dialect
     }
 }
 

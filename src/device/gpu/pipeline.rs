@@ -7,14 +7,8 @@ use super::Gpu;
 use super::shader::{Dialect, Interface, Kernel, Knob};
 use crate::error::{Result, lock};
 
-/// The identity of a pipeline.
-#[derive(PartialEq, Eq, Hash)]
-pub(super) struct PipelineKey {
-    kernel: &'static str,
-    entry: &'static str,
-    knobs: Vec<Knob>,
-    dialect: Dialect,
-}
+/// The identity of a pipeline: kernel, entry point, knobs and dialect.
+pub(super) type PipelineKey = (&'static str, &'static str, Vec<Knob>, Dialect);
 
 pub(super) struct Pipeline {
     pub(super) raw: wgpu::ComputePipeline,
@@ -42,7 +36,7 @@ impl Gpu {
     pub(crate) fn compile_times(&self) -> Vec<(String, Duration)> {
         let cache = lock(&self.pipelines);
         let mut times: Vec<_> =
-            cache.iter().map(|(key, built)| (place(key.kernel, key.entry), built.took)).collect();
+            cache.iter().map(|((kernel, entry, ..), built)| (place(kernel, entry), built.took)).collect();
         times.sort_by(|(a, x), (b, y)| y.cmp(x).then_with(|| a.cmp(b)));
         times
     }
@@ -53,7 +47,7 @@ impl Gpu {
         entry: &'static str,
         knobs: &[Knob],
     ) -> Result<Arc<Pipeline>> {
-        let key = PipelineKey { kernel: kernel.name, entry, knobs: knobs.to_vec(), dialect: self.dialect };
+        let key = (kernel.name, entry, knobs.to_vec(), self.dialect);
         let mut cache = lock(&self.pipelines);
         if let Some(pipeline) = cache.get(&key) {
             return Ok(Arc::clone(pipeline));

@@ -5,8 +5,6 @@
 //! ends in `// knob NAME` may be given another file. Bindings and parameters are stated once, in WGSL, and
 //! read from there by reflection.
 
-use std::fmt::Write as _;
-
 use crate::error::{Error, Result};
 
 /// A value for a `const NAME ... = value; // knob` or `alias NAME = value; // knob` line, or a file for an
@@ -29,13 +27,7 @@ pub struct Kernel {
 #[macro_export]
 macro_rules! kernel {
     ($name:literal) => { $crate::kernel!($name, [[]]) };
-    ($name:literal, [$([$($knob:expr),* $(,)?]),+ $(,)?]) => {
-        $crate::device::gpu::shader::Kernel {
-            name: $name,
-            source: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/", $name, ".wgsl")),
-            knob_sets: &[$(&[$($knob),*]),+],
-        }
-    };
+    ($name:literal, [$([$($knob:expr),* $(,)?]),+ $(,)?]) => { $crate::kernel!($name, &[$(&[$($knob),*]),+]) };
     ($name:literal, $sets:expr) => {
         $crate::device::gpu::shader::Kernel {
             name: $name,
@@ -88,9 +80,8 @@ pub struct Expanded {
     lines: Vec<(String, usize)>,
 }
 
-/// Beginning of the line that declares the parameters, and its replacement with immediates.
+/// Beginning of the line that declares the parameters.
 const UNIFORM: &str = "@group(0) @binding(0) var<uniform> ";
-const IMMEDIATE: &str = "var<immediate> ";
 
 impl Kernel {
     /// Includes the library files, sets the knobs, and picks the dialect.
@@ -110,12 +101,6 @@ impl Kernel {
 }
 
 impl Expanded {
-    fn push(&mut self, text: &str, file: &str, line: usize) {
-        self.text.push_str(text);
-        self.text.push('\n');
-        self.lines.push((file.to_owned(), line));
-    }
-
     fn file(
         &mut self,
         file: &str,
@@ -126,6 +111,7 @@ impl Expanded {
         included: &mut Vec<&'static str>,
     ) {
         for (index, line) in source.lines().enumerate() {
+            let mut text = line.to_owned();
             if let Some(wanted) = line.strip_prefix("//!include ") {
                 let (default, knob) = wanted.split_once("// knob").unwrap_or((wanted, ""));
                 let chosen = knobs.iter().find(|(name, _)| *name == knob.trim());
@@ -142,21 +128,19 @@ impl Expanded {
                     included.push(name);
                     self.file(name, text, knobs, dialect, unused, included);
                 }
+                continue;
             } else if let Some(declared) = line.strip_prefix(UNIFORM).filter(|_| dialect.immediates) {
-                self.push(&format!("{IMMEDIATE}{declared}"), file, index + 1);
+                text = format!("var<immediate> {declared}");
             } else if line.contains("// knob") {
                 let name = line.split(['=', ':']).next().and_then(|head| head.split_whitespace().last());
-                match knobs.iter().find(|(knob, _)| Some(*knob) == name) {
-                    Some((knob, value)) => {
-                        let head = line.split('=').next().unwrap_or_default();
-                        self.push(&format!("{head}= {value};"), file, index + 1);
-                        unused.retain(|u| u != knob);
-                    }
-                    None => self.push(line, file, index + 1),
+                if let Some((knob, value)) = knobs.iter().find(|(knob, _)| Some(*knob) == name) {
+                    text = format!("{}= {value};", line.split('=').next().unwrap_or_default());
+                    unused.retain(|u| u != knob);
                 }
-            } else {
-                self.push(line, file, index + 1);
             }
+            self.text += &text;
+            self.text.push('\n');
+            self.lines.push((file.to_owned(), index + 1));
         }
     }
 
@@ -166,6 +150,27 @@ impl Expanded {
             Some((file, line)) => format!("kernels/{file}:{line}"),
             None => format!("kernels/{}", self.lines.first().map_or("?", |l| l.0.as_str())),
         }
+    }
+
+    /// Parses and validates the kernel.
+    ///
+    /// # Errors
+    /// The message begins with `kernels/<file>:<line>`.
+    pub fn parse(&self) -> Result<Module> {
+        let at = |location: Option<naga::SourceLocation>, message: &str| {
+            let line = location.map_or(0, |l| l.line_number as usize);
+            Error::new(format!("{}: {message}", self.place(line)))
+        };
+        let module =
+            naga::front::wgsl::parse_str(&self.text).map_err(|e| at(e.location(&self.text), e.message()))?;
+        let capabilities = naga::valid::Capabilities::all();
+        let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
+        let info = validator.validate(&module).map_err(|e| {
+            let first: &dyn std::error::Error = e.as_inner();
+            let causes = std::iter::successors(Some(first), |e| e.source()).map(ToString::to_string);
+            at(e.location(&self.text), &causes.collect::<Vec<_>>().join(": "))
+        })?;
+        Ok(Module { naga: module, info })
     }
 }
 
@@ -181,7 +186,7 @@ pub struct Binding {
 }
 
 /// The bindings and parameters of an entry point.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Interface {
     /// The storage bindings that it uses.
     pub bindings: Vec<Binding>,
@@ -201,45 +206,13 @@ pub struct Module {
     pub info: naga::valid::ModuleInfo,
 }
 
-impl Expanded {
-    /// Parses and validates the kernel.
-    ///
-    /// # Errors
-    /// The message begins with `kernels/<file>:<line>`.
-    pub fn parse(&self) -> Result<Module> {
-        let at = |line: u32, message: String| Error::new(format!("{}: {message}", self.place(line as usize)));
-        let module = naga::front::wgsl::parse_str(&self.text).map_err(|e| {
-            let line = e.location(&self.text).map_or(0, |l| l.line_number);
-            at(line, e.message().to_owned())
-        })?;
-        let capabilities = naga::valid::Capabilities::all();
-        let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
-        let info = validator.validate(&module).map_err(|e| {
-            let line = e.location(&self.text).map_or(0, |l| l.line_number);
-            let mut message = e.as_inner().to_string();
-            let mut source = std::error::Error::source(e.as_inner());
-            while let Some(inner) = source {
-                let _ = write!(message, ": {inner}");
-                source = inner.source();
-            }
-            at(line, message)
-        })?;
-        Ok(Module { naga: module, info })
-    }
-}
-
 impl Module {
     /// The interface of the entry point called `entry`, if there is one.
     pub fn interface(&self, entry: &str) -> Option<Interface> {
         let (index, point) =
             self.naga.entry_points.iter().enumerate().find(|(_, point)| point.name == entry)?;
         let used = self.info.get_entry_point(index);
-        let mut interface = Interface {
-            bindings: Vec::new(),
-            params: Vec::new(),
-            params_size: 0,
-            workgroup_size: point.workgroup_size,
-        };
+        let mut interface = Interface { workgroup_size: point.workgroup_size, ..Interface::default() };
         for (handle, variable) in self.naga.global_variables.iter() {
             if used[handle].is_empty() {
                 continue;

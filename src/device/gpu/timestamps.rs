@@ -3,21 +3,20 @@
 use std::time::Duration;
 
 use super::GpuBuffer;
+use super::memory::buffer;
 
-/// Memory that timestamps are resolved to.
-pub(super) fn resolve_buffer(device: &wgpu::Device, bytes: u64) -> wgpu::Buffer {
-    device.create_buffer(&wgpu::BufferDescriptor {
-        label: Some("timestamps"),
-        size: bytes.max(256),
-        usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
-        mapped_at_creation: false,
-    })
+/// A set of `count` timestamps, and the memory that they are resolved to, as `u64`.
+pub(super) fn queries(device: &wgpu::Device, count: u32) -> (wgpu::QuerySet, GpuBuffer) {
+    let (label, ty) = (Some("timestamps"), wgpu::QueryType::Timestamp);
+    let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
+    let raw = buffer(device, "timestamps", u64::from(count * 8).max(256), usage);
+    let set = device.create_query_set(&wgpu::QuerySetDescriptor { label, ty, count });
+    (set, GpuBuffer { raw, counted: None })
 }
 
 /// Begin and end of the last replay on the device's clock.
 pub(super) struct Timestamps {
     pub(super) queries: wgpu::QuerySet,
-    /// Two ticks, `u64`.
     pub(super) resolved: GpuBuffer,
     /// Nanoseconds per tick.
     period: f32,
@@ -25,14 +24,9 @@ pub(super) struct Timestamps {
 
 impl Timestamps {
     pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue, features: wgpu::Features) -> Option<Self> {
-        features.contains(wgpu::Features::TIMESTAMP_QUERY).then(|| Timestamps {
-            queries: device.create_query_set(&wgpu::QuerySetDescriptor {
-                label: Some("step"),
-                ty: wgpu::QueryType::Timestamp,
-                count: 2,
-            }),
-            resolved: GpuBuffer::uncounted(resolve_buffer(device, 256)),
-            period: queue.get_timestamp_period(),
+        features.contains(wgpu::Features::TIMESTAMP_QUERY).then(|| {
+            let (queries, resolved) = queries(device, 2);
+            Timestamps { queries, resolved, period: queue.get_timestamp_period() }
         })
     }
 

@@ -11,7 +11,7 @@ use std::{env, fs};
 use serde::{Deserialize, Serialize};
 
 use super::Gpu;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::files::replace;
 
 /// Layout of the file.
@@ -86,8 +86,9 @@ pub(crate) enum TuningEvent<'a> {
 pub(crate) struct Tuning {
     stamp: Stamp,
     /// `None` where the system has no cache folder: choices last as long as the program.
-    file: Option<PathBuf>,
-    times: bool,
+    pub file: Option<PathBuf>,
+    /// True if launches without a choice are timed.
+    pub times: bool,
     choices: BTreeMap<Key, Choice>,
     on_event: Box<dyn FnMut(TuningEvent) + Send>,
 }
@@ -102,15 +103,13 @@ impl Tuning {
     ) -> Self {
         let file = cache().map(|folder| folder.join("denoir").join(Stamp::of(gpu).file_name()));
         let mut tuning = Tuning::new(gpu, file, times, on_event);
-        let read = tuning.file.as_deref().map_or(Ok(None), read);
-        match read {
-            Ok(Some(contents)) if contents.stamp == tuning.stamp => tuning.add(contents.choices),
+        match tuning.file.as_deref().map(read) {
+            Some(Ok(contents)) if contents.stamp == tuning.stamp => tuning.add(contents.choices),
+            Some(Err(e)) if e.kind() != io::ErrorKind::NotFound => {
+                tuning.warn(&format!("{e}; it is made anew"));
+            }
             // Nothing yet, or of another driver.
-            Ok(_) => {}
-            Err(e) => (tuning.on_event)(TuningEvent::Warning(&format!(
-                "warning: {}; it is made anew",
-                one_line(&e)
-            ))),
+            _ => {}
         }
         tuning
     }
@@ -130,18 +129,14 @@ impl Tuning {
                 .caused_by(e)
         };
         match read(file) {
-            Ok(Some(Contents { stamp, choices })) if stamp == tuning.stamp => tuning.add(choices),
-            Ok(Some(Contents { stamp, .. })) => {
+            Ok(Contents { stamp, choices }) if stamp == tuning.stamp => tuning.add(choices),
+            Ok(Contents { stamp, .. }) => {
                 return Err(Error::new(format!("the tuning file {} is for {stamp}", file.display()))
                     .hint(format!("here is {}: make another file with `denoir tune`", tuning.stamp)));
             }
-            Ok(None) if times => {}
-            Ok(None) => return Err(damaged(io::ErrorKind::NotFound.into())),
+            Err(e) if times && e.kind() == io::ErrorKind::NotFound => {}
             Err(e) if times && e.kind() == io::ErrorKind::InvalidData => {
-                (tuning.on_event)(TuningEvent::Warning(&format!(
-                    "warning: {}; it is made anew",
-                    one_line(&e)
-                )));
+                tuning.warn(&format!("{e}; it is made anew"));
             }
             Err(e) => return Err(damaged(e)),
         }
@@ -158,11 +153,6 @@ impl Tuning {
         Tuning { stamp, file, times, choices, on_event }
     }
 
-    /// True if launches without a choice are timed.
-    pub(crate) fn times(&self) -> bool {
-        self.times
-    }
-
     pub(crate) fn find(&self, key: &Key) -> Option<&Choice> {
         self.choices.get(key)
     }
@@ -170,10 +160,6 @@ impl Tuning {
     /// All choices, in the order of their launches.
     pub(crate) fn choices(&self) -> impl Iterator<Item = &Choice> {
         self.choices.values()
-    }
-
-    pub(crate) fn file(&self) -> Option<&Path> {
-        self.file.as_deref()
     }
 
     pub(crate) fn emit(&mut self, event: TuningEvent) {
@@ -185,7 +171,7 @@ impl Tuning {
         self.add(choices);
         let Some(file) = self.file.clone() else { return };
         // Another program may have added some in the meantime.
-        if let Ok(Some(theirs)) = read(&file)
+        if let Ok(theirs) = read(&file)
             && theirs.stamp == self.stamp
         {
             for choice in theirs.choices {
@@ -194,9 +180,12 @@ impl Tuning {
         }
         let contents = Contents { stamp: self.stamp.clone(), choices: self.choices().cloned().collect() };
         if let Err(e) = write(&file, &contents) {
-            let message = format!("warning: cannot keep the tuning in {}: {e}", file.display());
-            (self.on_event)(TuningEvent::Warning(&message));
+            self.warn(&format!("cannot keep the tuning in {}: {e}", file.display()));
         }
+    }
+
+    fn warn(&mut self, message: &str) {
+        self.emit(TuningEvent::Warning(&format!("warning: {}", one_line(message))));
     }
 
     fn add(&mut self, choices: Vec<Choice>) {
@@ -241,21 +230,15 @@ impl Contents {
     }
 }
 
-/// The contents of a file; `None` where there is no file.
-fn read(file: &Path) -> io::Result<Option<Contents>> {
+fn read(file: &Path) -> io::Result<Contents> {
     // Far more than the launches of a model could fill; a pipe has no end.
     const MOST_BYTES: u64 = 16 << 20;
-    match fs::metadata(file) {
-        Ok(there) if there.is_file() && there.len() <= MOST_BYTES => {}
-        Ok(_) => {
-            let what = format!("{} is no file of at most {MOST_BYTES} bytes", file.display());
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
+    let there = fs::metadata(file)?;
+    if !there.is_file() || there.len() > MOST_BYTES {
+        let what = format!("{} is no file of at most {MOST_BYTES} bytes", file.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
     }
-    let bytes = fs::read(file)?;
-    Contents::parse(&bytes).map(Some).map_err(|e| {
+    Contents::parse(&fs::read(file)?).map_err(|e| {
         let what = format!("the tuning file {} is damaged ({e})", file.display());
         io::Error::new(io::ErrorKind::InvalidData, what)
     })
@@ -271,10 +254,6 @@ fn write(file: &Path, contents: &Contents) -> io::Result<()> {
         out.write_all(text.as_bytes())?;
         out.sync_all()
     })
-}
-
-fn one_line(e: &io::Error) -> String {
-    e.to_string().lines().collect::<Vec<_>>().join(" ")
 }
 
 /// The user's cache folder.
