@@ -26,7 +26,7 @@
 //! | 6 | [`models`], [`diffusion`], [`data`], [`weights`] | ops and layers |
 //! | 5 | [`nn`] (parameters and layers), [`optim`] (learning rates, EMA) | ops |
 //! | 4 | [`ops`] | the tape and the product floor; an op never knows another |
-//! | 3 | [`launch`], [`tape`], [`program`], [`state`], [`product`] (the one loop of convolutions and matrix products) | tensors and kernels |
+//! | 3 | [`launch`], [`tape`], [`program`], [`state`], `product` (the one loop of convolutions and matrix products) | tensors and kernels |
 //! | 2 | [`tensor`] (shape, type, identity) | nothing but itself |
 //! | 1 | [`device`] (`gpu`: adapters, shaders, buffers, dispatch; `cpu`: memory, threads) | bytes and kernels, no shapes |
 //! | 0 | [`error`], `files`, [`philox`] (random numbers), [`torch`], [`simd`] | nothing |
@@ -38,7 +38,7 @@
 //!   one line in `src/ops/mod.rs`. Shared are the activations (fused into several ops), the sums (the
 //!   derivative of a broadcast) and the product floor.
 //! - **One loop for all products.** Convolution, its adjoint, the gradient of its weights, matrix product and
-//!   linear layer are values of [`product::Product`]: which elements A and B have, and what is added to the
+//!   linear layer are values of `product::Product`: which elements A and B have, and what is added to the
 //!   sums. Tiles, split sums and Winograd's algebra exist once for each device, and a new schedule serves all
 //!   of them.
 //! - **Only the tape adds gradients.** A derivative returns gradients; it never adds to one. Where the launch
@@ -124,7 +124,7 @@ pub mod ops;
 pub mod optim;
 pub mod philox;
 pub mod prelude;
-pub mod product;
+pub(crate) mod product;
 pub mod program;
 pub mod recipe;
 pub mod run;

@@ -10,87 +10,58 @@ pub mod winograd;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
+
 use rayon::prelude::*;
 
 use self::tile::Extra;
-use super::{Loader, Product};
+use super::{Geometry, Loader, Product};
 use crate::launch::Io;
 use crate::simd::vectorized;
 
-/// Elements of a task of element-wise work.
-const CHUNK: usize = 16_384;
-
-/// How a product is computed on the CPU.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Path {
-    /// B packed, rows of A gathered.
-    Gather,
-    /// A is copied to rows first.
-    Transpose,
-    /// Sums of outer products.
-    Outer,
-    Winograd,
-    WinogradWeights,
-}
-
 impl Product {
-    fn path(&self) -> Path {
+    /// The convolution that A is of; a matrix is an image one pixel wide, with one tap.
+    fn geometry(&self) -> Geometry {
         match self.a {
-            Loader::ConvWeights(_) if winograd::suits(self) => Path::WinogradWeights,
-            _ if winograd::suits(self) => Path::Winograd,
-            Loader::ConvWeights(_) => Path::Outer,
-            Loader::Transposed { .. } if self.b == Loader::Dense => Path::Outer,
-            Loader::Transposed { .. } => Path::Transpose,
-            _ => Path::Gather,
+            Loader::Conv(g) | Loader::ConvAdjoint(g) | Loader::ConvWeights(g) => g,
+            Loader::Dense => Geometry::point(self.rows, self.depth, self.cols),
+            Loader::Transposed { .. } => Geometry::point(self.depth, self.rows, self.cols),
         }
     }
 
-    /// Working memory in elements: first what holds B packed, then the rest.
+    /// True where the sum runs along the rows of both tensors as they are stored.
+    fn is_outer(&self) -> bool {
+        matches!(self.a, Loader::ConvWeights(_) | Loader::Transposed { .. })
+    }
+
+    /// Working memory in elements: first what holds B packed or partial sums, then sums of columns.
     pub(super) fn cpu_scratch(&self) -> Vec<usize> {
-        let first = match (self.path(), self.a) {
-            (Path::Winograd, _) => self.winograd_packed(),
-            (Path::WinogradWeights, Loader::ConvWeights(g)) => winograd::backward_w_scratch(&g),
-            (Path::Outer, _) => self.outer_scratch(),
+        let first = match (self.a, winograd::suits(self)) {
+            (Loader::ConvWeights(_), true) => self.winograd_weights_scratch(),
+            (_, true) => self.winograd_packed(),
+            _ if self.is_outer() => self.outer_deal().scratch(),
             _ => self.packed_elements(),
         };
-        let transposed = if self.path() == Path::Transpose { self.batch * self.rows * self.depth } else { 0 };
-        let column_sums = if self.column_sums { 2 * self.ranges() * self.cols } else { 0 };
-        vec![first, transposed, column_sums]
+        vec![first, if self.column_sums { 2 * self.ranges() * self.cols } else { 0 }]
     }
 
     /// The read that is packed into the first block of working memory.
     pub(super) fn prepacked_from(&self) -> Option<usize> {
-        matches!(self.path(), Path::Gather | Path::Winograd | Path::Transpose).then_some(1)
+        (!self.is_outer()).then_some(1)
     }
 
     pub(super) fn run_on_cpu(&self, io: &Io) {
         let [bias, shift, residual] = self.epilogue.reads().map(|read| read.map(|i| io.read(i)));
         let extra = Extra { bias, shift, residual, cols: self.cols, pixels: self.epilogue.pixels };
         let (a, b, y) = (io.read(0), io.read(1), io.write(0));
-        match (self.path(), self.a) {
-            (Path::Winograd, _) => self.winograd(a, b, y, extra, io.prepacked()),
-            (Path::WinogradWeights, Loader::ConvWeights(g)) => {
-                winograd::backward_w(&g, a, b, y, io.scratch(0))
-            }
-            (Path::Outer, _) => self.outer(a, b, y, extra, io.scratch(0)),
-            (Path::Transpose, _) => {
-                let rows = io.scratch(1);
-                self.transpose_a(a, rows);
-                Product { a: Loader::Dense, ..*self }.gather(rows, b, y, extra, io.prepacked());
-            }
+        match (self.a, winograd::suits(self)) {
+            (Loader::ConvWeights(_), true) => self.winograd_weights(a, b, y, io.scratch(0)),
+            (_, true) => self.winograd(a, b, y, extra, io.prepacked()),
+            _ if self.is_outer() => self.outer(a, b, y, extra, io.scratch(0)),
             _ => self.gather(a, b, y, extra, io.prepacked()),
         }
         if self.column_sums {
-            self.sum_columns(b, bytemuck::cast_slice_mut(io.scratch(2)), io.write(1));
-        }
-    }
-
-    fn transpose_a(&self, a: &[f32], rows: &mut [f32]) {
-        let (m, k) = (self.rows, self.depth);
-        for (a, rows) in a.chunks_exact(k * m).zip(rows.chunks_exact_mut(m * k)) {
-            rows.par_chunks_exact_mut(k).enumerate().for_each(|(i, row)| {
-                row.iter_mut().zip(a[i..].iter().step_by(m)).for_each(|(y, x)| *y = *x);
-            });
+            self.sum_columns(b, bytemuck::cast_slice_mut(io.scratch(1)), io.write(1));
         }
     }
 
@@ -109,7 +80,9 @@ impl Product {
                 || {
                     partial.fill(0.0);
                     for row in b[from..to].chunks_exact(n) {
-                        partial.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
+                        for (sum, x) in partial.iter_mut().zip(row) {
+                            *sum += f64::from(*x);
+                        }
                     }
                 },
             );
@@ -118,6 +91,20 @@ impl Product {
             *sum = partials.iter().skip(col).step_by(n).sum::<f64>() as f32;
         }
     }
+}
+
+/// Working memory of a task, kept by its thread.
+fn with_memory<const N: usize>(elements: [usize; N], work: impl FnOnce([&mut [f32]; N])) {
+    thread_local! {
+        static MEMORY: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    }
+    MEMORY.with_borrow_mut(|memory| {
+        let all = elements.iter().sum();
+        if memory.len() < all {
+            memory.resize(all, 0.0);
+        }
+        work(split(&mut memory[..all], elements));
+    });
 }
 
 /// Splits a slice into parts of so many elements.

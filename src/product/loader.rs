@@ -20,9 +20,13 @@ pub enum Loader {
 /// Rows and columns of zeros around an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Padding {
+    /// Rows above.
     pub top: usize,
+    /// Rows below.
     pub bottom: usize,
+    /// Columns to the left.
     pub left: usize,
+    /// Columns to the right.
     pub right: usize,
 }
 
@@ -62,68 +66,11 @@ impl Geometry {
         Geometry { n, h: rows, w: 1, cin, kh: 1, kw: 1, cout, oh: rows, ow: 1, stride: 1, top: 0, left: 0 }
     }
 
-    /// Number of the image's pixel under tap (kh, kw) of pixel `out` of the result; `None` outside the image.
-    pub fn under(&self, out: usize, kh: usize, kw: usize) -> Option<usize> {
-        let (n, oh, ow) = (out / (self.oh * self.ow), out / self.ow % self.oh, out % self.ow);
-        let h = (oh * self.stride + kh).checked_sub(self.top).filter(|&h| h < self.h)?;
-        let w = (ow * self.stride + kw).checked_sub(self.left).filter(|&w| w < self.w)?;
-        Some((n * self.h + h) * self.w + w)
-    }
-
-    /// Number of the result's pixel whose tap (kh, kw) lies on pixel `pixel` of the image; `None` if there is
-    /// none.
-    pub fn over(&self, pixel: usize, kh: usize, kw: usize) -> Option<usize> {
-        let (n, h, w) = (pixel / (self.h * self.w), pixel / self.w % self.h, pixel % self.w);
-        let along = |at: usize, tap: usize, size: usize| {
-            let at = at.checked_sub(tap).filter(|at| at.is_multiple_of(self.stride))? / self.stride;
-            (at < size).then_some(at)
-        };
-        let (oh, ow) = (along(h + self.top, kh, self.oh)?, along(w + self.left, kw, self.ow)?);
-        Some((n * self.oh + oh) * self.ow + ow)
-    }
-
     pub fn taps(&self) -> usize {
         self.kh * self.kw
     }
 
     pub fn weights(&self) -> usize {
         self.taps() * self.cin * self.cout
-    }
-}
-
-impl Loader {
-    /// Position in the tensor of A of element (row, k) of item `item`; `None` is a zero.
-    pub fn a(self, [rows, depth]: [usize; 2], item: usize, row: usize, k: usize) -> Option<usize> {
-        match self {
-            Loader::Dense => Some((item * rows + row) * depth + k),
-            Loader::Transposed { block } => {
-                Some(item * rows * depth + k / block * block * rows + k % block * rows + row)
-            }
-            Loader::Conv(g) => {
-                let (tap, ci) = (k / g.cin, k % g.cin);
-                Some(g.under(row, tap / g.kw, tap % g.kw)? * g.cin + ci)
-            }
-            Loader::ConvAdjoint(g) => {
-                let (tap, co) = (k / g.cout, k % g.cout);
-                Some(g.over(row, tap / g.kw, tap % g.kw)? * g.cout + co)
-            }
-            Loader::ConvWeights(g) => {
-                let (tap, ci) = (row / g.cin, row % g.cin);
-                Some(g.under(k, tap / g.kw, tap % g.kw)? * g.cin + ci)
-            }
-        }
-    }
-
-    /// Position in the tensor of B of element (k, col) of item `item`.
-    ///
-    /// # Panics
-    /// For the matrices of images, which are A alone.
-    pub fn b(self, [depth, cols]: [usize; 2], item: usize, k: usize, col: usize) -> usize {
-        let first = item * depth * cols;
-        match self {
-            Loader::Dense => first + k * cols + col,
-            Loader::Transposed { block } => first + (k / block * cols + col) * block + k % block,
-            image => panic!("product: {image:?} as B"),
-        }
     }
 }

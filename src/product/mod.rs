@@ -2,13 +2,14 @@
 //! `A[row, k] * B[k, col]`, then an epilogue".
 //!
 //! An op says which elements A and B have ([`loader`]) and what is added to the sums. How the loop runs is
-//! decided here, once for all ops: [`plain`] is the loop as it reads, [`cpu`] the register tile of the CPU
+//! decided here, once for all ops: `plain.rs` is the loop as it reads, [`cpu`] the register tile of the CPU
 //! device, [`gpu`] the schedules of the GPU kernels.
 
 pub mod cpu;
 pub mod gpu;
-pub mod loader;
-pub mod plain;
+mod loader;
+#[cfg(test)]
+mod plain;
 
 use crate::launch::{Accumulate, Dispatches, Io, Launch, LaunchInfo, Recorded, Slot, Tuning};
 use crate::tape::Tensor;

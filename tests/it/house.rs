@@ -148,7 +148,6 @@ const LONG: [&str; 15] = [
     "src/ops/denoising.rs",
     "src/ops/reduce.rs",
     "src/product/cpu/tile.rs",
-    "src/product/cpu/winograd.rs",
     "src/recipe.rs",
     "tests/it/autoencoder.rs",
     "tests/it/command_line.rs",

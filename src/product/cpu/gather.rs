@@ -10,7 +10,7 @@ use super::panels::{Panels, Source, Taps, panel, panel_elements};
 use super::shared::Shared;
 use super::tile::{Extra, Rows, Target, multiply};
 use crate::launch::Prepacked;
-use crate::product::{Loader, Product};
+use crate::product::{Geometry, Loader, Product};
 
 /// Products of at most so many rows are divided among tasks by columns: each packs those that it multiplies,
 /// and finds them in its cache.
@@ -37,9 +37,9 @@ fn rows_of_task(rows: usize, taps: usize) -> usize {
 
 /// Some rows of a product: pixels that meet the same taps. All those of a convolution; of the adjoint of one
 /// with a stride of s those whose rows and columns have the same remainders by s, because only every s-th tap
-/// meets them.
+/// meets them. A matrix is an image one pixel wide, with one tap.
 #[derive(Clone, Copy)]
-struct Class {
+pub struct Class {
     images: usize,
     /// Rows and columns of its pixels in an image.
     size: [usize; 2],
@@ -48,26 +48,40 @@ struct Class {
     /// The first tap of pixel (0, 0), and the distance to that of the next pixel.
     origin: [isize; 2],
     step: usize,
-    /// Rows and columns of the taps; `back`: each lies one before the other, not behind.
+    /// Rows and columns of the taps, and the distance from one to the next.
     taps: [usize; 2],
-    back: bool,
+    tap_step: isize,
     /// Height and width of the images that are written, the first pixel of the class in them, and the
     /// distance.
-    dst: [usize; 2],
+    pub dst: [usize; 2],
     first: [usize; 2],
     spacing: usize,
+    /// Numbers of the blocks of B, one for each tap.
     blocks: Taps,
-    /// Elements of a block of B.
-    block: usize,
 }
 
 impl Class {
-    fn rows(&self) -> usize {
+    pub fn rows(&self) -> usize {
         self.images * self.size[0] * self.size[1]
     }
 
     fn depth(&self) -> usize {
         self.taps[0] * self.taps[1] * self.src[2]
+    }
+
+    /// The tiles of 2 x 2 pixels of a convolution of 3 x 3 taps, or of its adjoint: 4 x 4 pixels, in order,
+    /// two apart.
+    pub fn tiles(self) -> Class {
+        let size = self.size.map(|size| size.div_ceil(2));
+        // The adjoint begins with its last tap.
+        let origin = self.origin.map(|origin| if self.tap_step < 0 { origin - 2 } else { origin });
+        Class { size, origin, step: 2, taps: [4, 4], tap_step: 1, spacing: 2, ..self }
+    }
+
+    /// The 2 x 2 pixels of the result, of so many channels, that such tiles give.
+    pub fn results(self, channels: usize) -> Class {
+        let [h, w] = self.dst;
+        Class { src: [h, w, channels], origin: [0, 0], taps: [2, 2], ..self }
     }
 }
 
@@ -80,46 +94,16 @@ impl Product {
         }
     }
 
-    fn class(&self, number: usize) -> Class {
-        let one = |images, size: [usize; 2], src, origin, step, taps: [usize; 2]| Class {
-            images,
-            size,
-            src,
-            origin,
-            step,
-            taps,
-            back: false,
-            dst: size,
-            first: [0, 0],
-            spacing: 1,
-            blocks: Taps::ONE,
-            block: self.depth,
-        };
-        match self.a {
-            Loader::Conv(g) => {
-                let origin = [-(g.top as isize), -(g.left as isize)];
-                one(g.n, [g.oh, g.ow], [g.h, g.w, g.cin], origin, g.stride, [g.kh, g.kw])
-            }
-            Loader::ConvAdjoint(g) => {
-                let (s, across) = (g.stride, g.stride.min(g.w));
-                let first = [number / across, number % across];
-                // The first tap that meets them, and how many do.
-                let [h, w] = [first[0] + g.top, first[1] + g.left];
-                let taps = [(h, g.kh), (w, g.kw)].map(|(at, all)| all.saturating_sub(at % s).div_ceil(s));
-                let size = [(g.h - first[0]).div_ceil(s), (g.w - first[1]).div_ceil(s)];
-                let origin = [(h / s) as isize, (w / s) as isize];
-                let blocks = Taps {
-                    count: taps[0] * taps[1],
-                    width: taps[1].max(1),
-                    first: h % s * g.kw + w % s,
-                    down: s * g.kw,
-                    across: s,
-                };
-                let class = one(g.n, size, [g.oh, g.ow, g.cout], origin, 1, taps);
-                Class { back: true, dst: [g.h, g.w], first, spacing: s, blocks, block: g.cout, ..class }
-            }
-            _ => one(1, [self.rows, 1], [self.rows, 1, self.depth], [0, 0], 1, [1, 1]),
+    pub(super) fn class(&self, number: usize) -> Class {
+        let g = self.geometry();
+        if let Loader::ConvAdjoint(_) = self.a {
+            return adjoint_class(&g, number);
         }
+        let (size, src, taps) = ([g.oh, g.ow], [g.h, g.w, g.cin], [g.kh, g.kw]);
+        let (origin, step, tap_step) = ([-(g.top as isize), -(g.left as isize)], g.stride, 1);
+        let (images, dst, first, spacing) = (g.n, size, [0, 0], 1);
+        let blocks = Taps { count: g.taps(), width: g.kw, first: 0, down: g.kw, across: 1 };
+        Class { images, size, src, origin, step, taps, tap_step, dst, first, spacing, blocks }
     }
 
     /// Elements of B packed, for each item or class.
@@ -132,21 +116,14 @@ impl Product {
         (0..self.classes()).map(|number| self.packed(number)).sum()
     }
 
-    fn source<'a>(&self, class: &Class, b: &'a [f32], number: usize) -> Source<'a> {
-        let first = if self.batch > 1 { number * self.depth * self.cols } else { 0 };
-        let transposed = self.b != Loader::Dense;
-        let stride = if transposed { class.block } else { self.cols };
-        Source {
-            data: &b[first..],
-            cols: self.cols,
-            stride,
-            block: class.block,
-            blocks: class.blocks,
-            transposed,
-        }
+    /// B of an item or a class.
+    pub(super) fn source<'a>(&self, class: &Class, b: &'a [f32], number: usize) -> Source<'a> {
+        let data = if self.batch > 1 { &b[number * self.depth * self.cols..] } else { b };
+        let (cols, transposed, block) = (self.cols, self.b != Loader::Dense, class.src[2]);
+        let stride = if transposed { block } else { cols };
+        Source { data, cols, stride, block, blocks: class.blocks, transposed }
     }
 
-    /// `a`: rows of A as they stand, or the images that they are gathered from.
     pub(super) fn gather(&self, a: &[f32], b: &[f32], y: &mut [f32], extra: Extra, prepacked: Prepacked) {
         let Prepacked { memory, done } = prepacked;
         let (classes, width) = (self.classes(), panel(self.cols));
@@ -155,23 +132,30 @@ impl Product {
         let room_of = |number: usize| (0..number).map(|number| self.packed(number)).sum::<usize>();
         let few = rows <= FEW;
         let panels = self.cols.div_ceil(width);
-        if !few && !done {
-            let mut rest = &mut *memory;
-            for number in 0..classes {
-                let (room, others) = rest.split_at_mut(self.packed(number));
-                self.source(&self.class(number), b, number).all(room);
-                rest = others;
+        let (dst, memory) = (Shared::new(y), Shared::new(memory));
+        let packed = |number: usize, [from, to]: [usize; 2], done: bool| {
+            let class = self.class(number);
+            let (depth, cols) = (class.depth(), to.min(self.cols) - from);
+            // SAFETY: each task packs columns of its own, and nothing writes columns that are packed.
+            let room = unsafe { memory.part(room_of(number) + from * depth, (to - from) * depth) };
+            if !done {
+                self.source(&class, b, number).columns(from, cols, width, room);
             }
+            Panels::packed(room, depth, cols, width)
+        };
+        if !few && !done {
+            (0..classes * panels).into_par_iter().for_each(|task| {
+                packed(task / panels, [0, 1].map(|i| (task % panels + i) * width), false);
+            });
         }
         let (block, ranges) = if few {
-            let strip = (panels * classes / FEW_TASKS).clamp(1, MOST_PANELS);
-            (rows, panels.div_ceil(strip))
+            let panels_of_task = (panels * classes / FEW_TASKS).clamp(1, MOST_PANELS);
+            (rows, panels.div_ceil(panels_of_task))
         } else {
             let block = rows_of_task(rows, self.depth / first_class.src[2].max(1));
             (block, WANTED.div_ceil(classes * rows.div_ceil(block)).min(panels))
         };
         let blocks = rows.div_ceil(block);
-        let (y, memory) = (Shared::new(y), Shared::new(memory));
         (0..classes * blocks * ranges).into_par_iter().for_each(|task| {
             let (number, range) = (task / ranges / blocks, task % ranges);
             let class = self.class(number);
@@ -180,38 +164,22 @@ impl Product {
             if taken.is_empty() {
                 return;
             }
-            let depth = class.depth();
-            let (panels, first_col) = if few {
-                let [from, to] = [range, range + 1].map(|i| i * panels / ranges * width);
-                let cols = to.min(self.cols) - from;
-                // SAFETY: each task packs panels of its own.
-                let room = unsafe { memory.part(room_of(number) + from * depth, (to - from) * depth) };
-                if !done {
-                    self.source(&class, b, number).columns(from, cols, width, room);
-                }
-                (Panels::packed(room, depth, cols, width), from)
-            } else {
-                // SAFETY: nothing writes packed panels any more.
-                let room = unsafe { memory.part(room_of(number), self.packed(number)) };
-                Panels::packed(room, depth, self.cols, width).range(range, ranges)
-            };
-            let target = Target {
-                dst: y,
-                first: 0,
-                rows: None,
-                stride: self.cols,
-                col: first_col,
-                keep: false,
-                extra,
-            };
+            let cols = [range, range + 1].map(|i| i * panels / ranges * width);
+            let panels = packed(number, cols, done || !few);
+            let (stride, col, keep) = (self.cols, cols[0], false);
+            let target = Target { dst, first: 0, rows: None, stride, col, keep, extra };
             if matches!(self.a, Loader::Conv(_) | Loader::ConvAdjoint(_)) {
-                with_runs(&class, a, taken, |rows, targets| {
-                    // SAFETY: every task has rows, or columns, of its own.
-                    unsafe { multiply(rows, panels, &Target { rows: Some(targets), ..target }) };
+                with_runs(&class, a, taken, |starts, targets| {
+                    // SAFETY: every start is that of a run, and every task has rows, or columns, of its own.
+                    unsafe {
+                        let rows = Rows::gathered(starts, targets.len(), class.src[2]);
+                        multiply(rows, panels, &Target { rows: Some(targets), ..target });
+                    }
                 });
             } else {
                 let first = number * self.rows + taken.start;
-                let rows = Rows::matrix(&a[first * depth..], [taken.len(), depth], [depth, 1]);
+                let a = &a[first * self.depth..];
+                let rows = Rows::matrix(a, [taken.len(), self.depth], [self.depth, 1]);
                 // SAFETY: as above.
                 unsafe { multiply(rows, panels, &Target { first, ..target }) };
             }
@@ -219,8 +187,24 @@ impl Product {
     }
 }
 
-/// Gives the runs of some rows of a class, and the rows of the result that they go to.
-fn with_runs(class: &Class, src: &[f32], rows: Range<usize>, work: impl FnOnce(Rows, &[usize])) {
+/// The class of the adjoint of a convolution whose first pixel has this number.
+fn adjoint_class(g: &Geometry, number: usize) -> Class {
+    let (s, across) = (g.stride, g.stride.min(g.w));
+    let first = [number / across, number % across];
+    // The first tap that meets them, and how many do.
+    let [h, w] = [first[0] + g.top, first[1] + g.left];
+    let taps = [(h, g.kh), (w, g.kw)].map(|(at, all)| all.saturating_sub(at % s).div_ceil(s));
+    let size = [(g.h - first[0]).div_ceil(s), (g.w - first[1]).div_ceil(s)];
+    let (src, dst, origin) = ([g.oh, g.ow, g.cout], [g.h, g.w], [(h / s) as isize, (w / s) as isize]);
+    let (images, step, tap_step, spacing) = (g.n, 1, -1, s);
+    let [width, count] = [taps[1].max(1), taps[0] * taps[1]];
+    let blocks = Taps { count, width, first: h % s * g.kw + w % s, down: s * g.kw, across: s };
+    Class { images, size, src, origin, step, taps, tap_step, dst, first, spacing, blocks }
+}
+
+/// Gives where the runs of some rows of a class begin, for each tap, and the rows of the result that they go
+/// to. A run is a pixel's channels, or as many zeros.
+pub fn with_runs(class: &Class, src: &[f32], rows: Range<usize>, work: impl FnOnce(&[*const f32], &[usize])) {
     #[derive(Default)]
     struct Table {
         starts: Vec<*const f32>,
@@ -240,18 +224,17 @@ fn with_runs(class: &Class, src: &[f32], rows: Range<usize>, work: impl FnOnce(R
         starts.resize(taps_h * taps_w * count, zeros.as_ptr());
         targets.clear();
         for (i, row) in rows.enumerate() {
-            let [size_h, size_w] = class.size;
-            let (n, h, w) = (row / (size_h * size_w), row / size_w % size_h, row % size_w);
+            let (line, w) = (row / class.size[1], row % class.size[1]);
+            let (n, h) = (line / class.size[0], line % class.size[0]);
             let to_h = n * class.dst[0] + class.first[0] + h * class.spacing;
             targets.push(to_h * class.dst[1] + class.first[1] + w * class.spacing);
-            let h = (h * class.step) as isize + class.origin[0];
-            let w = (w * class.step) as isize + class.origin[1];
-            let sign = if class.back { -1 } else { 1 };
+            let [h, w] = [(h, class.origin[0]), (w, class.origin[1])]
+                .map(|(at, origin)| (at * class.step) as isize + origin);
             for tap_h in 0..taps_h {
                 // A row or a column before the image becomes a number past its end.
-                let h = (h + sign * tap_h as isize) as usize;
+                let h = (h + class.tap_step * tap_h as isize) as usize;
                 for tap_w in (0..taps_w).filter(|_| h < src_h) {
-                    let w = (w + sign * tap_w as isize) as usize;
+                    let w = (w + class.tap_step * tap_w as isize) as usize;
                     if w < src_w {
                         let at = ((n * src_h + h) * src_w + w) * c;
                         starts[(tap_h * taps_w + tap_w) * count + i] = src[at..at + c].as_ptr();
@@ -259,7 +242,6 @@ fn with_runs(class: &Class, src: &[f32], rows: Range<usize>, work: impl FnOnce(R
                 }
             }
         }
-        // SAFETY: every start is that of a run of `src`, or of as many zeros.
-        work(unsafe { Rows::gathered(starts, count, c) }, targets);
+        work(starts, targets);
     });
 }

@@ -1,9 +1,6 @@
 //! The matrix B as the register tile reads it: panels of columns, row after row.
 
-use std::sync::OnceLock;
-
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
 use crate::simd::vectorized;
 
@@ -21,8 +18,7 @@ pub fn panel(cols: usize) -> usize {
             S::F32_LANES
         }
     }
-    static LANES: OnceLock<usize> = OnceLock::new();
-    let lanes = *LANES.get_or_init(|| Arch::new().dispatch(Lanes));
+    let lanes = Arch::new().dispatch(Lanes);
     if cols <= lanes { lanes } else { 2 * lanes }
 }
 
@@ -35,9 +31,9 @@ pub fn panel_elements(rows: usize, cols: usize) -> usize {
 #[derive(Clone, Copy)]
 pub struct Panels<'a> {
     data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    width: usize,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) width: usize,
     /// Elements from one row of a panel to the next, and from one panel to the next.
     strides: [usize; 2],
 }
@@ -49,11 +45,11 @@ impl<'a> Panels<'a> {
         Panels { data, rows, cols, width, strides: [width, rows * width] }
     }
 
-    /// Whole panels of `cols` columns, read from rows of `row` elements as they stand.
+    /// Panels of `cols` columns, read from rows of `row` elements as they stand.
     pub fn unpacked(data: &'a [f32], rows: usize, cols: usize, row: usize) -> Self {
         let width = panel(cols);
-        let cols = cols.next_multiple_of(width);
-        let fits = rows > 0 && cols <= row && (rows - 1) * row + cols <= data.len();
+        let whole = cols.next_multiple_of(width);
+        let fits = rows > 0 && whole <= row && (rows - 1) * row + whole <= data.len();
         assert!(fits, "panels of [{rows}, {cols}] in rows of {row}, {} elements", data.len());
         Panels { data, rows, cols, width, strides: [row, width] }
     }
@@ -61,18 +57,6 @@ impl<'a> Panels<'a> {
     /// The same with the columns of padding, for results that have room for them.
     pub fn whole(self) -> Self {
         Panels { cols: self.cols.next_multiple_of(self.width), ..self }
-    }
-
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    pub fn width(&self) -> usize {
-        self.width
     }
 
     pub fn count(&self) -> usize {
@@ -88,15 +72,6 @@ impl<'a> Panels<'a> {
     pub fn panel(&self, index: usize) -> *const f32 {
         assert!(index < self.count(), "panel {index} of {}", self.count());
         self.data.as_ptr().wrapping_add(index * self.strides[1])
-    }
-
-    /// Number `index` of `count` about equal ranges of the panels, and its first column. The panels are
-    /// packed.
-    pub fn range(self, index: usize, count: usize) -> (Self, usize) {
-        let [from, to] = [index, index + 1].map(|i| i * self.count() / count);
-        let first = from * self.width;
-        let data = &self.data[first * self.rows..to * self.width * self.rows];
-        (Panels { data, cols: (to * self.width).min(self.cols) - first, ..self }, first)
     }
 }
 
@@ -132,60 +107,32 @@ pub struct Source<'a> {
 }
 
 impl Source<'_> {
-    pub fn depth(&self) -> usize {
-        self.blocks.count * self.block
-    }
-
-    /// Packs rows `first_row ..`, all of one block, of the columns `first .. first + cols` to rows of `out`.
-    pub fn pack(&self, first_row: usize, first: usize, cols: usize, out: &mut [f32], width: usize) {
-        if cols < width {
-            out.fill(0.0);
-        }
-        let (row, block) = (first_row % self.block, self.blocks.number(first_row / self.block));
-        let data = &self.data[block * self.block * self.cols..];
-        if self.transposed {
-            copy_transposed(&data[first * self.stride + row..], self.stride, cols, out, width);
-        } else {
-            for (i, out) in out.chunks_exact_mut(width).enumerate() {
-                copy_short(&mut out[..cols], &data[(row + i) * self.stride + first..][..cols]);
-            }
-        }
-    }
-
-    /// Packs the columns `first .. first + cols`, whole panels of `width` but for the last, on this thread.
+    /// Packs the columns `first .. first + cols`, whole panels of `width` but for the last.
     pub fn columns(self, first: usize, cols: usize, width: usize, out: &mut [f32]) {
-        let depth = self.depth();
         // Several panels are packed row by row: a row of them is one run of memory.
         const ROWS: usize = 16;
-        let rows = if self.transposed { self.block } else { ROWS.min(self.block) };
-        for block_row in (0..depth).step_by(self.block) {
-            for row in (block_row..block_row + self.block).step_by(rows) {
-                let count = rows.min(block_row + self.block - row);
+        let (depth, transposed) = (self.blocks.count * self.block, self.transposed);
+        let rows = if transposed { self.block } else { ROWS };
+        for block in 0..self.blocks.count {
+            let data = &self.data[self.blocks.number(block) * self.block * self.cols..];
+            for row in (0..self.block).step_by(rows) {
+                let count = rows.min(self.block - row);
                 for (panel, out) in out.chunks_exact_mut(depth * width).enumerate() {
-                    let cols = width.min(cols - panel * width);
-                    self.pack(
-                        row,
-                        first + panel * width,
-                        cols,
-                        &mut out[row * width..][..count * width],
-                        width,
-                    );
+                    let (first, cols) = (first + panel * width, width.min(cols - panel * width));
+                    let out = &mut out[(block * self.block + row) * width..][..count * width];
+                    if cols < width {
+                        out.fill(0.0);
+                    }
+                    if transposed {
+                        copy_transposed(&data[first * self.stride + row..], self.stride, cols, out, width);
+                        continue;
+                    }
+                    for (i, out) in out.chunks_exact_mut(width).enumerate() {
+                        copy_short(&mut out[..cols], &data[(row + i) * self.stride + first..][..cols]);
+                    }
                 }
             }
         }
-    }
-
-    /// Packs all of it, in parallel.
-    pub fn all(self, out: &mut [f32]) {
-        let width = panel(self.cols);
-        // Pieces of whole rows, so that a matrix of few columns is packed by more than one core too.
-        let splits = if self.blocks.count == 1 { [8, 4, 2] } else { [1; 3] };
-        let rows = self.block / splits.into_iter().find(|s| self.block.is_multiple_of(*s)).unwrap_or(1);
-        let pieces = self.depth() / rows.max(1);
-        out.par_chunks_mut((rows * width).max(1)).enumerate().for_each(|(i, out)| {
-            let first = i / pieces * width;
-            self.pack(i % pieces * rows, first, width.min(self.cols - first), out, width);
-        });
     }
 }
 

@@ -86,7 +86,7 @@ pub struct Extra<'a> {
 
 impl Extra<'_> {
     #[inline(always)]
-    fn any(&self) -> bool {
+    pub fn any(&self) -> bool {
         self.bias.is_some() || self.shift.is_some() || self.residual.is_some()
     }
 
@@ -96,7 +96,9 @@ impl Extra<'_> {
         let at = |x: Option<&[f32]>, row: usize, y: &mut [f32]| {
             if let Some(x) = x {
                 let x = &x[row * self.cols + first..][..y.len()];
-                y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
+                for (y, x) in y.iter_mut().zip(x) {
+                    *y += x;
+                }
             }
         };
         at(self.bias, 0, y);
@@ -150,9 +152,9 @@ pub fn multiply_dense(
 /// # Panics
 /// When B has not a row for each k, or the target has not the rows.
 pub unsafe fn multiply(rows: Rows, b: Panels, target: &Target) {
-    assert_eq!(b.rows(), rows.taps * rows.run, "product: rows of B");
+    assert_eq!(b.rows, rows.taps * rows.run, "product: rows of B");
     if target.rows.is_none() {
-        target.dst.pointer((target.first + rows.count - 1) * target.stride + target.col, b.cols());
+        target.dst.pointer((target.first + rows.count - 1) * target.stride + target.col, b.cols);
     }
     Arch::new().dispatch(Work { rows, b, target });
 }
@@ -167,8 +169,8 @@ impl WithSimd for Work<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let wide = self.b.width() == 2 * S::F32_LANES;
-        assert!(wide || self.b.width() == S::F32_LANES, "product: another machine's panels");
+        let wide = self.b.width == 2 * S::F32_LANES;
+        assert!(wide || self.b.width == S::F32_LANES, "product: another machine's panels");
         for panel in 0..self.b.count() {
             let mut row = 0;
             while row < self.rows.count {
@@ -195,10 +197,10 @@ impl Work<'_> {
     fn tile<S: Simd, const M: usize, const V: usize>(&self, simd: S, row: usize, panel: usize) -> usize {
         const { assert!(V * S::F32_LANES <= WIDEST) };
         let (b, target) = (self.b.panel(panel), self.target);
-        // SAFETY: `Rows::new` was promised the runs; `multiply` checked that the panel has a row for each k.
+        // SAFETY: `Rows` was promised the runs; `multiply` checked that the panel has a row for each k.
         let mut sums = unsafe { self.sums::<S, M, V>(simd, row, b) };
-        let (first, width) = (panel * self.b.width(), self.b.width());
-        let cols = width.min(self.b.cols() - first);
+        let (first, width) = (panel * self.b.width, self.b.width);
+        let cols = width.min(self.b.cols - first);
         let to: [usize; M] = match target.rows {
             Some(rows) => {
                 let rows = &rows[row..][..M];

@@ -5,17 +5,19 @@
 //! `y = A^T [(G g G^T) . (B^T d B)] A` for each tile d of 4 x 4 pixels, which gives 2 x 2; summed over the
 //! channels, the product in the middle is one matrix product for each of the 16 places.
 
-use std::cell::RefCell;
 use std::marker::PhantomData;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::panels::{Panels, Source, Taps, WIDEST, panel, panel_elements};
+use super::gather::with_runs;
+use super::outer::{BLOCK, Deal};
+use super::panels::{Panels, panel, panel_elements};
 use super::shared::Shared;
-use super::tile::{Extra, multiply_dense};
+use super::tile::{Extra, Rows, multiply_dense};
+use super::with_memory;
 use crate::launch::Prepacked;
-use crate::product::{Geometry, Loader, Product};
+use crate::product::{Loader, Product};
 use crate::simd::vectorized;
 
 /// Places of a tile.
@@ -36,49 +38,10 @@ pub fn suits(p: &Product) -> bool {
     }
 }
 
-/// The tiles of 2 x 2 pixels of images of this height and width.
-#[derive(Clone, Copy)]
-struct TileGrid {
-    n: usize,
-    size: [usize; 2],
-}
-
-impl TileGrid {
-    fn count(&self) -> usize {
-        self.n * self.size[0].div_ceil(2) * self.size[1].div_ceil(2)
-    }
-
-    /// Image, row and column of the first pixel of a tile.
-    fn at(&self, tile: usize) -> [usize; 3] {
-        let [down, across] = self.size.map(|size| size.div_ceil(2));
-        [tile / (down * across), tile / across % down * 2, tile % across * 2]
-    }
-}
-
-/// A batch of images `[n, h, w, c]`.
-#[derive(Clone, Copy)]
-struct Images<'a> {
-    data: &'a [f32],
-    size: [usize; 2],
-    c: usize,
-    zeros: &'a [f32],
-}
-
-impl Images<'_> {
-    /// `N x N` pixels from row h and column w on, from channel `first` on; zeros outside the image.
-    fn pixels<const N: usize>(&self, n: usize, [h, w]: [isize; 2], first: usize) -> [[*const f32; N]; N] {
-        let [rows, cols] = self.size;
-        std::array::from_fn(|r| {
-            std::array::from_fn(|s| {
-                // What lies before the image becomes a number past its end.
-                let [h, w] = [(h + r as isize) as usize, (w + s as isize) as usize];
-                let inside = h < rows && w < cols;
-                let pixel =
-                    if inside { &self.data[((n * rows + h) * cols + w) * self.c..] } else { self.zeros };
-                pixel[..self.c][first..].as_ptr()
-            })
-        })
-    }
+/// `x[r][s]`.
+#[inline(always)]
+fn square<T, const N: usize>(x: impl Fn(usize, usize) -> T) -> [[T; N]; N] {
+    std::array::from_fn(|r| std::array::from_fn(|s| x(r, s)))
 }
 
 impl Product {
@@ -90,202 +53,137 @@ impl Product {
     /// A convolution, or the adjoint of one, which is a convolution with taps in reverse order and channels
     /// exchanged.
     pub(super) fn winograd(&self, src: &[f32], w: &[f32], y: &mut [f32], extra: Extra, packed: Prepacked) {
-        let (n, size, dst, pad) = match self.a {
-            Loader::Conv(g) => (g.n, [g.h, g.w], [g.oh, g.ow], [g.top as isize, g.left as isize]),
-            Loader::ConvAdjoint(g) => {
-                (g.n, [g.oh, g.ow], [g.h, g.w], [2 - g.top as isize, 2 - g.left as isize])
-            }
-            loader => unreachable!("{loader:?}"),
-        };
-        let (c, dst_c) = (self.depth / 9, self.cols);
+        let class = self.class(0).tiles();
+        let (count, c, dst_c, [dst_h, dst_w]) = (class.rows(), self.depth / 9, self.cols, class.dst);
         if !packed.done {
             self.transform_weights(w, packed.memory);
         }
-        let weights = &*packed.memory;
-        let (grid, row, place_elements) =
-            (TileGrid { n, size: dst }, panel_elements(1, dst_c), panel_elements(c, dst_c));
+        let (weights, elements, row) = (&*packed.memory, panel_elements(c, dst_c), panel_elements(1, dst_c));
         let y = Shared::new(y);
-        (0..grid.count().div_ceil(TASK)).into_par_iter().for_each(|task| {
-            let tiles = task * TASK..grid.count().min((task + 1) * TASK);
-            let sizes = [PLACES * TASK * c, PLACES * TASK * row, c, dst_c];
-            with_memory(sizes, |[input, output, zeros, unused]| {
-                zeros.fill(0.0);
-                let images = Images { data: src, size, c, zeros };
-                for (i, tile) in tiles.clone().enumerate() {
-                    let [n, h, w] = grid.at(tile);
-                    let from = images.pixels(n, [h as isize - pad[0], w as isize - pad[1]], 0);
-                    Input::map(from, places(input, i * c, TASK * c, c), c);
-                }
-                for (place, output) in output.chunks_exact_mut(TASK * row).enumerate() {
-                    let input = &input[place * TASK * c..];
-                    let weights = &weights[place * place_elements..][..place_elements];
-                    let weights = Panels::packed(weights, c, dst_c, panel(dst_c));
-                    multiply_dense([tiles.len(), c], input, [c, 1], weights, output, row, false);
-                }
-                for (i, tile) in tiles.enumerate() {
-                    let [n, h, w] = grid.at(tile);
-                    let pixel = |r: usize, s: usize| {
-                        (h + r < dst[0] && w + s < dst[1]).then_some((n * dst[0] + h + r) * dst[1] + w + s)
-                    };
-                    let to = std::array::from_fn(|r| {
-                        std::array::from_fn(|s| match pixel(r, s) {
-                            Some(pixel) => y.pointer(pixel * dst_c, dst_c),
-                            None => unused.as_mut_ptr(),
-                        })
-                    });
-                    Output::map(
-                        places(output, i * row, TASK * row, dst_c).map(|p| p.map(|p| p.cast_const())),
-                        to,
-                        dst_c,
-                    );
-                    for pixel in [pixel(0, 0), pixel(0, 1), pixel(1, 0), pixel(1, 1)].into_iter().flatten() {
-                        // SAFETY: every tile has pixels of its own.
-                        let y = unsafe { y.part(pixel * dst_c, dst_c) };
-                        vectorized(
-                            #[inline(always)]
-                            || extra.add(pixel, 0, y),
-                        );
+        (0..count.div_ceil(TASK)).into_par_iter().for_each(|task| {
+            let tiles = task * TASK..count.min((task + 1) * TASK);
+            with_memory([PLACES * TASK * c, PLACES * TASK * row, dst_c], |[input, output, unused]| {
+                with_runs(&class, src, tiles, |pixels, targets| {
+                    let count = targets.len();
+                    for i in 0..count {
+                        let from = square(|r, s| pixels[(r * 4 + s) * count + i]);
+                        Input::map(from, places(input, i * c, TASK * c, c), c);
                     }
-                }
+                    for (place, output) in output.chunks_exact_mut(TASK * row).enumerate() {
+                        let input = &input[place * TASK * c..];
+                        let weights = &weights[place * elements..][..elements];
+                        let weights = Panels::packed(weights, c, dst_c, panel(dst_c));
+                        multiply_dense([count, c], input, [c, 1], weights, output, row, false);
+                    }
+                    let unused = unused.as_mut_ptr();
+                    for (i, target) in targets.iter().enumerate() {
+                        let (h, w) = (target / dst_w % dst_h, target % dst_w);
+                        let inside = |r: usize, s: usize| h + r < dst_h && w + s < dst_w;
+                        let pixels: [[_; 2]; 2] =
+                            square(|r, s| inside(r, s).then_some(target + r * dst_w + s));
+                        let to = pixels.map(|line| {
+                            line.map(|pixel| pixel.map_or(unused, |at| y.pointer(at * dst_c, dst_c)))
+                        });
+                        let from = places(output, i * row, TASK * row, dst_c);
+                        Output::map(from.map(|line| line.map(<*mut f32>::cast_const)), to, dst_c);
+                        for pixel in pixels.into_iter().flatten().flatten() {
+                            // SAFETY: every tile has pixels of its own.
+                            let y = unsafe { y.part(pixel * dst_c, dst_c) };
+                            vectorized(
+                                #[inline(always)]
+                                || extra.add(pixel, 0, y),
+                            );
+                        }
+                    }
+                });
             });
         });
     }
 
     /// `G g G^T` for all channels, into panels, one matrix after the other for each place.
     fn transform_weights(&self, w: &[f32], memory: &mut [f32]) {
-        /// Rows of a task: a run of the adjoint's weights that fills whole lines of the cache.
-        const ROWS: usize = 16;
-        let (c, cols) = (self.depth / 9, self.cols);
-        let transposed = self.b != Loader::Dense;
-        let blocks = Taps { count: 9, width: 9, first: 0, down: 0, across: 1 };
-        let stride = if transposed { c } else { cols };
-        let source = Source { data: w, cols, stride, block: c, blocks, transposed };
-        let (width, elements) = (panel(cols), panel_elements(c, cols));
+        let (c, cols, width) = (self.depth / 9, self.cols, panel(self.cols));
+        let source = self.source(&self.class(0), w, 0);
+        let backwards = matches!(self.a, Loader::ConvAdjoint(_));
         let memory = Shared::new(memory);
-        let (panels, pieces) = (cols.div_ceil(width), c.div_ceil(ROWS));
-        (0..panels * pieces).into_par_iter().for_each(|task| {
-            let (panel, rows) = (task / pieces, task % pieces * ROWS..c.min((task % pieces + 1) * ROWS));
-            let mut taps = [[0.0; ROWS * WIDEST]; 9];
-            for (tap, out) in taps.iter_mut().enumerate() {
-                let tap = if transposed { 8 - tap } else { tap };
-                let first = panel * width;
-                source.pack(
-                    tap * c + rows.start,
-                    first,
-                    width.min(cols - first),
-                    &mut out[..rows.len() * width],
-                    width,
-                );
-            }
-            for (i, k) in rows.enumerate() {
-                let from = std::array::from_fn(|r| {
-                    std::array::from_fn(|s| taps[r * 3 + s][i * width..][..width].as_ptr())
-                });
-                let at = |place: usize| memory.pointer(place * elements + (panel * c + k) * width, width);
-                let to = std::array::from_fn(|r| std::array::from_fn(|s| at(r * 4 + s)));
-                Weights::map(from, to, width);
-            }
+        (0..cols.div_ceil(width)).into_par_iter().for_each(|panel| {
+            let first = panel * width;
+            with_memory([9 * c * width], |[taps]| {
+                source.columns(first, width.min(cols - first), width, taps);
+                let tap = |r: usize, s: usize| if backwards { 8 - r * 3 - s } else { r * 3 + s };
+                let from = square(|r, s| taps[tap(r, s) * c * width..][..c * width].as_ptr());
+                let place = |r: usize, s: usize| (r * 4 + s) * panel_elements(c, cols);
+                let to = square(|r, s| memory.pointer(place(r, s) + first * c, c * width));
+                Weights::map(from, to, c * width);
+            });
         });
     }
 }
 
-/// Channels on either side of a task of the gradient of the weights: what it adds to stays in the
-/// second-level cache.
-const CHANNELS: usize = 64;
-
 /// Tiles whose products are added up in one chain.
 const CHAIN: usize = 48;
 
-/// Tasks that keep many cores busy.
-const WANTED: usize = 24;
+/// Channels of a row of the working memory.
+const CHANNELS: usize = BLOCK[1];
 
-/// Elements of the sums of a task: for each place, rows of as many input channels, each a whole number of
-/// panels.
-const SUMS: usize = PLACES * CHANNELS * CHANNELS;
+impl Product {
+    /// The sums over the tiles for each place.
+    fn winograd_deal(&self) -> Deal {
+        let g = self.geometry();
+        let chains = self.class(0).tiles().rows().div_ceil(CHAIN);
+        Deal::new(1, PLACES, [g.cin, g.cout], chains, chains)
+    }
 
-/// Blocks of channels on either side, and partial sums over the tiles. Depends on the shape alone, since the
-/// order of the sums depends on it.
-fn deal(g: &Geometry) -> ([usize; 2], usize) {
-    let blocks = [g.cin, g.cout].map(|channels| channels.div_ceil(CHANNELS));
-    let chains = TileGrid { n: g.n, size: [g.oh, g.ow] }.count().div_ceil(CHAIN);
-    (blocks, WANTED.div_ceil(blocks[0] * blocks[1]).min(chains))
-}
+    /// Elements of the working memory of [`Product::winograd_weights`].
+    pub(super) fn winograd_weights_scratch(&self) -> usize {
+        let g = self.geometry();
+        PLACES * g.cin * g.cout + self.winograd_deal().scratch()
+    }
 
-/// Elements of the working memory of [`backward_w`].
-pub fn backward_w_scratch(g: &Geometry) -> usize {
-    let ([down, across], partials) = deal(g);
-    partials * down * across * SUMS
-}
-
-/// `dw = G^T [sum over the tiles of (B^T d B) . (A dy A^T)] G`: the derivative of the formula above.
-pub fn backward_w(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], scratch: &mut [f32]) {
-    let ([down, across], partials) = deal(g);
-    let grid = TileGrid { n: g.n, size: [g.oh, g.ow] };
-    let (count, chains) = (grid.count(), grid.count().div_ceil(CHAIN));
-    scratch.par_chunks_mut(SUMS).enumerate().for_each(|(task, sums)| {
-        let (partial, block) = (task / (down * across), task % (down * across));
-        let (ci, co) = (block / across * CHANNELS, block % across * CHANNELS);
-        let (rows, cols) = (CHANNELS.min(g.cin - ci), CHANNELS.min(g.cout - co));
-        let first = partial * chains / partials;
-        let sizes = [PLACES * CHAIN * rows, PLACES * CHAIN * CHANNELS, g.cin.max(g.cout)];
-        with_memory(sizes, |[input, derivative, zeros]| {
-            zeros.fill(0.0);
-            let x = Images { data: x, size: [g.h, g.w], c: g.cin, zeros };
-            let dy = Images { data: dy, size: [g.oh, g.ow], c: g.cout, zeros };
-            for chain in first..(partial + 1) * chains / partials {
-                let tiles = chain * CHAIN..count.min((chain + 1) * CHAIN);
-                for (i, tile) in tiles.clone().enumerate() {
-                    let [n, h, w] = grid.at(tile);
-                    let at = [h as isize - g.top as isize, w as isize - g.left as isize];
-                    Input::map(x.pixels(n, at, ci), places(input, i * rows, CHAIN * rows, rows), rows);
-                    let from = dy.pixels(n, [h as isize, w as isize], co);
-                    Derivative::map(from, places(derivative, i * CHANNELS, CHAIN * CHANNELS, cols), cols);
+    /// `dw = G^T [sum over the tiles of (B^T d B) . (A dy A^T)] G`: the derivative of the formula above.
+    pub(super) fn winograd_weights(&self, x: &[f32], dy: &[f32], dw: &mut [f32], scratch: &mut [f32]) {
+        let g = self.geometry();
+        let x_tiles = self.class(0).tiles();
+        let dy_tiles = x_tiles.results(g.cout);
+        let (sums, others) = scratch.split_at_mut(PLACES * g.cin * g.cout);
+        self.winograd_deal().run(sums, others, |_, chain, [rows, cols], add| {
+            let tiles = chain * CHAIN..x_tiles.rows().min((chain + 1) * CHAIN);
+            let (c, count) = (rows.len(), tiles.len());
+            with_memory([PLACES * CHAIN * c, PLACES * CHAIN * CHANNELS], |[input, derivative]| {
+                with_runs(&x_tiles, x, tiles.clone(), |pixels, _| {
+                    for i in 0..count {
+                        let from = square(|r, s| pixels[(r * 4 + s) * count + i].wrapping_add(rows.start));
+                        Input::map(from, places(input, i * c, CHAIN * c, c), c);
+                    }
+                });
+                with_runs(&dy_tiles, dy, tiles, |pixels, _| {
+                    for i in 0..count {
+                        let from = square(|r, s| pixels[(r * 2 + s) * count + i].wrapping_add(cols.start));
+                        let to = places(derivative, i * CHANNELS, CHAIN * CHANNELS, cols.len());
+                        Derivative::map(from, to, cols.len());
+                    }
+                });
+                for place in 0..PLACES {
+                    let a = Rows::matrix(&input[place * CHAIN * c..], [c, count], [1, c]);
+                    let b = &derivative[place * CHAIN * CHANNELS..];
+                    add(place, a, Panels::unpacked(b, count, cols.len(), CHANNELS));
                 }
-                let both = input.chunks_exact(CHAIN * rows).zip(derivative.chunks_exact(CHAIN * CHANNELS));
-                for ((input, derivative), sums) in both.zip(sums.chunks_exact_mut(CHANNELS * CHANNELS)) {
-                    let b = Panels::unpacked(derivative, tiles.len(), cols, CHANNELS);
-                    multiply_dense([rows, tiles.len()], input, [1, rows], b, sums, CHANNELS, chain > first);
-                }
-            }
+            });
         });
-    });
-    let (sums, dw) = (&*scratch, Shared::new(dw));
-    (0..g.cin * across).into_par_iter().for_each(|task| {
-        let (ci, block) = (task / across, task % across);
-        let cols = CHANNELS.min(g.cout - block * CHANNELS);
-        vectorized(
-            #[inline(always)]
-            || {
-                let mut totals = [[0.0; CHANNELS]; PLACES];
-                for partial in 0..partials {
-                    let task = (partial * down + ci / CHANNELS) * across + block;
-                    for (place, totals) in totals.iter_mut().enumerate() {
-                        let row = task * SUMS + (place * CHANNELS + ci % CHANNELS) * CHANNELS;
-                        totals.iter_mut().zip(&sums[row..][..cols]).for_each(|(total, sum)| *total += sum);
-                    }
-                }
-                for tap in 0..9 {
-                    // SAFETY: every task has channels of its own.
-                    let dw = unsafe { dw.part((tap * g.cin + ci) * g.cout + block * CHANNELS, cols) };
-                    dw.fill(0.0);
-                    for (place, totals) in totals.iter().enumerate() {
-                        let factor = G[place / 4][tap / 3] * G[place % 4][tap % 3];
-                        if factor != 0.0 {
-                            dw.iter_mut().zip(totals).for_each(|(dw, total)| *dw += factor * total);
-                        }
-                    }
-                }
-            },
-        );
-    });
+        let (sums, dw) = (&*sums, Shared::new(dw));
+        (0..g.cin).into_par_iter().for_each(|ci| {
+            let from = square(|r, s| sums[((r * 4 + s) * g.cin + ci) * g.cout..][..g.cout].as_ptr());
+            let to = square(|r, s| dw.pointer(((r * 3 + s) * g.cin + ci) * g.cout, g.cout));
+            WeightsDerivative::map(from, to, g.cout);
+        });
+    }
 }
-
-const G: [[f32; 3]; 4] = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
 
 /// Where `c` channels of each place of a tile stand: from `first` on, `step` elements apart.
 fn places(data: &mut [f32], first: usize, step: usize, c: usize) -> [[*mut f32; 4]; 4] {
     let all = &mut data[first..first + (PLACES - 1) * step + c];
-    std::array::from_fn(|r| std::array::from_fn(|s| all.as_mut_ptr().wrapping_add((r * 4 + s) * step)))
+    let start = all.as_mut_ptr();
+    square(|r, s| start.wrapping_add((r * 4 + s) * step))
 }
 
 /// A linear map of `N` numbers to `M`, applied to the columns and then to the rows of a tile, for whole
@@ -373,16 +271,14 @@ impl Transform<3, 4> for Weights {
     }
 }
 
-/// Working memory of a task, kept by its thread.
-fn with_memory<const N: usize>(elements: [usize; N], work: impl FnOnce([&mut [f32]; N])) {
-    thread_local! {
-        static MEMORY: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+/// `G^T m`.
+struct WeightsDerivative;
+
+impl Transform<4, 3> for WeightsDerivative {
+    #[inline(always)]
+    fn line<S: Simd>(simd: S, [a, b, c, d]: [S::f32s; 4]) -> [S::f32s; 3] {
+        let half = simd.splat_f32s(0.5);
+        let [sum, difference] = [simd.add_f32s(b, c), simd.sub_f32s(b, c)].map(|x| simd.mul_f32s(half, x));
+        [simd.add_f32s(a, sum), difference, simd.add_f32s(sum, d)]
     }
-    MEMORY.with_borrow_mut(|memory| {
-        let all = elements.iter().sum();
-        if memory.len() < all {
-            memory.resize(all, 0.0);
-        }
-        work(super::split(&mut memory[..all], elements));
-    });
 }
