@@ -5,8 +5,8 @@
 //   kept_k' = the same form with coefficients of its own, without z
 //
 //   x, out [samples, elements]    kept [1 + slots, samples, elements], the first of which is x0
-//   table [rows, 72]: t, a, b, clip, sigma, 3 unused; then from column 8 on a form of 9 for the next x and for
-//   each slot: c0, c1, c2, d_0 .. d_5
+//   table [rows, 72]: t, a, b, clip, sigma, 3 unused; then from column 8 on a form of 9 for the next x and
+//   for each slot: c0, c1, c2, d_0 .. d_5
 //   z normal, drawn at step k = row of the state; not drawn where sigma is 0
 //
 // A coefficient that is 0 leaves out what it belongs to, be that NaN. One thread for each block of four

@@ -1,10 +1,12 @@
 // fold_upsample - weights for the small image of a convolution of an image that is upsampled, each pixel
 // repeated.
 //
-//   y[o] = sum_k w[k] x[(o + k - pad) / 2] = sum over o = 2i + j + pad + 1 - K of x[i] v[j]      along either axis
+//   along either axis:
+//   y[o] = sum_k w[k] x[(o + k - pad) / 2] = sum over o = 2i + j + pad + 1 - K of x[i] v[j]
 //   v[j] = w[K-1-j] + w[K-j]        dw[k] = dv[K-1-k] + dv[K-k]        (terms outside are 0)
 //
-//   src [from_h * from_w, rows, cols]    dst [taps, cols, rows]; fold: src is w, dst is v; its derivative: dv, dw
+//   src [from_h * from_w, rows, cols]    dst [taps, cols, rows]
+//   fold: src is w, dst is v; its derivative: dv, dw
 //
 // One thread for each element of dst. Reference: Shi et al. 2016 (arXiv:1609.07009).
 //!include lib/grid.wgsl

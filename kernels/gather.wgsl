@@ -2,7 +2,8 @@
 //
 //   y[n, h, w, c] = value(data[k, h, w', c])        k = sample[n] without its top bit
 //   w' = W - 1 - w where the top bit of sample[n] is set, else w
-//   bytes: value(b) = 2 b / 255 - 1, from bytes, four to a word, the first lowest        numbers: value(v) = v
+//   bytes: value(b) = 2 b / 255 - 1, from bytes, four to a word, the first lowest
+//   numbers: value(v) = v
 //
 //   data [rows, H, W, C]    sample [n]    y [n, H, W, C]    elements = H W C
 //

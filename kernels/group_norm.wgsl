@@ -1,10 +1,11 @@
 // group_norm - give every (sample, group) zero mean and unit variance, scale and shift per channel, activate.
 //
-//   y  = f(z)            z = gamma[c] * xhat + beta[c]    xhat = (x - mean) * rstd    rstd = 1/sqrt(var + eps)
+//   y  = f(z)    z = gamma[c] * xhat + beta[c]    xhat = (x - mean) * rstd    rstd = 1/sqrt(var + eps)
 //   dz = dy * f'(z)      dgamma[c] = sum of dz * xhat     dbeta[c] = sum of dz
 //   dx = rstd * (gamma[c] * dz - m0 - xhat * m1)    m0, m1 = group means of gamma * dz and gamma * dz * xhat
 //
-//   x, y, dx, dy [N, P, C]    gamma, beta [C]    statistics [N, 2, C] of (offset, rstd)    sums [N, 2, C] of (dz, dz * xhat)
+//   x, y, dx, dy [N, P, C]    gamma, beta [C]
+//   statistics [N, 2, C] of (offset, rstd)    sums [N, 2, C] of (dz, dz * xhat)
 //   group g holds D = C/G consecutive channels
 //
 // x may be the concatenation of two inputs, [N, P, left] and [N, P, C - left]. Entries that read x run once
@@ -23,7 +24,7 @@
 //!include lib/activation.wgsl
 
 const HELD: u32 = 32u; // knob: rows that a thread holds
-const KIND: u32 = 1u; // knob: the activation; a choice at run time would be compiled once for each row that is held
+const KIND: u32 = 1u; // knob: the activation; a choice at run time would be compiled for each held row
 const COLUMNS: u32 = 32u; // threads along the channels
 const LINES: u32 = 8u; // threads along the rows
 const WG: u32 = COLUMNS * LINES;
@@ -47,11 +48,11 @@ struct Params {
 @group(0) @binding(3) var<storage, read> beta: array<f32>; // [C]
 @group(0) @binding(4) var<storage, read_write> y: array<f32>; // [N, P, C]
 @group(0) @binding(5) var<storage, read_write> statistics_out: array<f32>; // [N, 2, C]
-@group(0) @binding(6) var<storage, read_write> moments: array<vec2<f32>>; // [N, chunks, C] of (offset, squares)
+@group(0) @binding(6) var<storage, read_write> moments: array<vec2<f32>>; // [N, chunks, C]: offset, squares
 @group(0) @binding(7) var<storage, read> statistics: array<f32>; // [N, 2, C]
 @group(0) @binding(8) var<storage, read> accum: array<f32>; // [N, P, own]; unused without `accumulate`
 @group(0) @binding(9) var<storage, read> dy: array<f32>; // [N, P, C]
-@group(0) @binding(10) var<storage, read_write> partials: array<vec2<f32>>; // [N, chunks, C] of (dz, dz * xhat)
+@group(0) @binding(10) var<storage, read_write> partials: array<vec2<f32>>; // [N, chunks, C]: dz, dz * xhat
 @group(0) @binding(11) var<storage, read_write> sums_out: array<f32>; // [N, 2, C]
 @group(0) @binding(12) var<storage, read> sums: array<f32>; // [N, 2, C]
 @group(0) @binding(13) var<storage, read_write> means: array<vec2<f32>>; // [N, G] of (m0, m1)
@@ -59,9 +60,9 @@ struct Params {
 @group(0) @binding(15) var<storage, read_write> dgamma: array<f32>; // [C]
 @group(0) @binding(16) var<storage, read_write> dbeta: array<f32>; // [C]
 
-// A thread's elements of a tile: rows row, row + LINES ... before `end` of channel `own` of the input, which is
-// `c` of all. Barriers forbid threads without work to return: past the last channel or workgroup they repeat
-// the last one, and `keeps` is false.
+// A thread's elements of a tile: rows row, row + LINES ... before `end` of channel `own` of the input, which
+// is `c` of all. Barriers forbid threads without work to return: past the last channel or workgroup they
+// repeat the last one, and `keeps` is false.
 struct Tile { n: u32, chunk: u32, own: u32, c: u32, row: u32, end: u32, rows: f32, keeps: bool }
 
 fn tile(thread: Thread) -> Tile {
@@ -204,7 +205,8 @@ fn put_y(t: Tile, a: Affine, held: Held) {
     for (var i = 0u; i < HELD; i++) {
         if has(t, i) && t.keeps {
             let xhat = (held[i] - a.offset) * a.rstd;
-            y[(t.n * p.rows + t.row + i * LINES) * p.channels + t.c] = activate(KIND, a.gain * xhat + a.shift);
+            let at = (t.n * p.rows + t.row + i * LINES) * p.channels + t.c;
+            y[at] = activate(KIND, a.gain * xhat + a.shift);
         }
     }
 }
@@ -287,7 +289,9 @@ fn backward_merge(thread: Thread) {
     var mean = vec2<f32>();
     for (var c = begin + thread.lane; c < begin + p.width; c += WG) {
         var sum = vec2<f32>();
-        for (var chunk = 0u; chunk < p.chunks; chunk++) { sum += partials[(n * p.chunks + chunk) * p.channels + c]; }
+        for (var chunk = 0u; chunk < p.chunks; chunk++) {
+            sum += partials[(n * p.chunks + chunk) * p.channels + c];
+        }
         if keeps {
             sums_out[2u * n * p.channels + c] = sum.x;
             sums_out[(2u * n + 1u) * p.channels + c] = sum.y;

@@ -27,7 +27,9 @@ pub struct Kernel {
 #[macro_export]
 macro_rules! kernel {
     ($name:literal) => { $crate::kernel!($name, [[]]) };
-    ($name:literal, [$([$($knob:expr),* $(,)?]),+ $(,)?]) => { $crate::kernel!($name, &[$(&[$($knob),*]),+]) };
+    ($name:literal, [$([$($knob:expr),* $(,)?]),+ $(,)?]) => {
+        $crate::kernel!($name, &[$(&[$($knob),*]),+])
+    };
     ($name:literal, $sets:expr) => {
         $crate::device::gpu::shader::Kernel {
             name: $name,
