@@ -90,34 +90,27 @@ impl<'a> Io<'a> {
         Prepacked { memory: self.scratch(0), done: self.prepacked }
     }
 
-    /// Write 0 becomes `f` of read 0, element by element. `f` must be `#[inline(always)]` where it is large,
-    /// as in [`vectorized`].
+    /// Gives `f` the chunks of write 0 and of read 0, in parallel. `f` must be `#[inline(always)]`, as in
+    /// [`vectorized`], and hold a `for` loop over local copies of all that it captures: what it would read
+    /// through a reference in each turn keeps the loop from being vectorised.
     #[inline(always)]
-    pub(crate) fn map(&self, f: impl Fn(f32) -> f32 + Sync) {
+    pub(crate) fn map(&self, f: impl Fn(&mut [f32], &[f32]) + Sync) {
         self.write(0).par_chunks_mut(CHUNK).zip(self.read(0).par_chunks(CHUNK)).for_each(|(y, x)| {
             vectorized(
                 #[inline(always)]
-                || {
-                    for (y, x) in y.iter_mut().zip(x) {
-                        *y = f(*x);
-                    }
-                },
+                || f(y, x),
             );
         });
     }
 
     /// As [`Io::map`], of reads 0 and 1.
     #[inline(always)]
-    pub(crate) fn map2(&self, f: impl Fn(f32, f32) -> f32 + Sync) {
+    pub(crate) fn map2(&self, f: impl Fn(&mut [f32], &[f32], &[f32]) + Sync) {
         let (a, b) = (self.read(0).par_chunks(CHUNK), self.read(1).par_chunks(CHUNK));
         self.write(0).par_chunks_mut(CHUNK).zip(a).zip(b).for_each(|((y, a), b)| {
             vectorized(
                 #[inline(always)]
-                || {
-                    for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
-                        *y = f(*a, *b);
-                    }
-                },
+                || f(y, a, b),
             );
         });
     }

@@ -103,7 +103,18 @@ pub fn activation(x: &Tensor, kind: Activation) -> Tensor {
     let params = [("n", n), ("kind", kind as usize)];
     let forward = launch_of(
         "activation",
-        move |io| with_constant!(kind, f => io.map(#[inline(always)] |x| f.apply(x))),
+        move |io| {
+            io.map(
+                #[inline(always)]
+                |y, x| {
+                    with_constant!(kind, f => {
+                        for (y, x) in y.iter_mut().zip(x) {
+                            *y = f.apply(*x);
+                        }
+                    })
+                },
+            );
+        },
         move |plan| {
             plan.add(&KERNEL, "forward").params(params).read("x", 0).write("y", 0).cover(n, 256);
         },
@@ -113,7 +124,18 @@ pub fn activation(x: &Tensor, kind: Activation) -> Tensor {
     derivative(&[x], &y, move |dy| {
         let backward_x = launch_of(
             "activation backward_x",
-            move |io| with_constant!(kind, f => io.map2(#[inline(always)] |x, dy| dy * f.derivative(x))),
+            move |io| {
+                io.map2(
+                    #[inline(always)]
+                    |dx, x, dy| {
+                        with_constant!(kind, f => {
+                            for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
+                                *dx = dy * f.derivative(*x);
+                            }
+                        })
+                    },
+                );
+            },
             move |plan| {
                 let backward_x = plan.add(&KERNEL, "backward_x").params(params);
                 backward_x.read("x", 0).read("dy", 1).write("dx", 0).cover(n, 256);

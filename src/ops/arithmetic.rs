@@ -143,7 +143,17 @@ fn launch_affine(x: &Tensor, factor: f32, offset: f32) -> Tensor {
     let n = x.elements();
     let launch = launch_of(
         "affine",
-        move |io| io.map(|x| factor * x + offset),
+        move |io| {
+            io.map(
+                #[inline(always)]
+                |y, x| {
+                    let (factor, offset) = (factor, offset);
+                    for (y, x) in y.iter_mut().zip(x) {
+                        *y = factor * x + offset;
+                    }
+                },
+            );
+        },
         move |plan| {
             dispatch(plan, "affine", flat(n), Op::Mul, [factor, offset]);
         },

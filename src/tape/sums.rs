@@ -17,7 +17,16 @@ fn dispatch<'a>(plan: &'a mut Dispatches, entry: &'static str, n: usize) -> &'a 
 pub(super) fn accumulate(n: usize) -> impl Launch {
     launch_of(
         "accumulate",
-        |io| io.map2(|a, b| a + b),
+        |io| {
+            io.map2(
+                #[inline(always)]
+                |y, a, b| {
+                    for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+                        *y = a + b;
+                    }
+                },
+            );
+        },
         move |plan| {
             dispatch(plan, "forward", n).read("a", 0).read("b", 1);
         },

@@ -90,22 +90,22 @@ impl Extra<'_> {
         self.bias.is_some() || self.shift.is_some() || self.residual.is_some()
     }
 
+    /// What is added to `count` columns from `first` on of row `row` of the result, in this order.
+    #[inline(always)]
+    fn terms(&self, row: usize, first: usize, count: usize) -> impl Iterator<Item = &[f32]> {
+        let sample = if self.shift.is_some() { row / self.pixels } else { 0 };
+        let terms = [(self.bias, 0), (self.shift, sample), (self.residual, row)];
+        terms.into_iter().filter_map(move |(x, row)| Some(&x?[row * self.cols + first..][..count]))
+    }
+
     /// Adds to `y`, the columns from `first` on of row `row` of the result.
     #[inline(always)]
     pub fn add(&self, row: usize, first: usize, y: &mut [f32]) {
-        let at = |x: Option<&[f32]>, row: usize, y: &mut [f32]| {
-            if let Some(x) = x {
-                let x = &x[row * self.cols + first..][..y.len()];
-                for (y, x) in y.iter_mut().zip(x) {
-                    *y += x;
-                }
+        for x in self.terms(row, first, y.len()) {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y += x;
             }
-        };
-        at(self.bias, 0, y);
-        if self.shift.is_some() {
-            at(self.shift, row / self.pixels, y);
         }
-        at(self.residual, row, y);
     }
 }
 
@@ -225,21 +225,26 @@ impl Work<'_> {
                         }
                     }
                 }
+                if target.extra.any() {
+                    for m in 0..M {
+                        for x in target.extra.terms(to[m], target.col + first, width) {
+                            for (x, sum) in x.chunks_exact(S::F32_LANES).zip(&mut sums[m]) {
+                                *sum = simd.add_f32s(*sum, x.as_ptr().cast::<S::f32s>().read_unaligned());
+                            }
+                        }
+                    }
+                }
                 for m in 0..M {
                     for v in 0..V {
                         vector(m, v).write_unaligned(sums[m][v]);
                     }
                 }
             } else {
-                for (at, sums) in at.into_iter().zip(&sums) {
+                for ((to, at), sums) in to.into_iter().zip(at).zip(&sums) {
                     let sums: &[f32] = bytemuck::cast_slice(sums);
                     for (col, sum) in sums.iter().enumerate().take(cols) {
                         *at.add(col) = if target.keep { *at.add(col) + sum } else { *sum };
                     }
-                }
-            }
-            if target.extra.any() {
-                for (to, at) in to.into_iter().zip(at) {
                     target.extra.add(to, target.col + first, std::slice::from_raw_parts_mut(at, cols));
                 }
             }
