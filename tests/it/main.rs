@@ -26,4 +26,5 @@ mod schedulers;
 mod source;
 mod training;
 mod tuning;
+mod whole_files;
 mod zip_writer;
