@@ -23,6 +23,7 @@ mod plan_runner;
 mod published_sums;
 mod reference;
 mod schedulers;
+mod signals;
 mod source;
 mod training;
 mod tuning;
