@@ -2,11 +2,10 @@
 //! old or the new one.
 
 use std::borrow::Cow;
-use std::fs::{self, File};
+use std::fs::File;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
-use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::files::{fnv1a, replace};
 use crate::nn::{Params, Spec};
 use crate::recipe::Recipe;
+use crate::weights::summed;
 
 /// The metadata of a checkpoint. Kept as one entry, because the format gives several
 /// no fixed order and the same run must give the same bytes.
@@ -51,25 +51,20 @@ impl Values {
     }
 }
 
-/// Writes a file under a temporary name beside it and renames it when it is whole and on the disk.
+/// [`replace`] with an error that says what to do.
 pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
-    make_whole(path, |temporary| {
-        let mut file = File::create(temporary)?;
-        write(&mut file)?;
-        file.sync_all()
-    })
+    replace(path, write).map_err(|e| cannot_write(path, e))
 }
 
-/// [`replace`] with an error that says what to do.
-fn make_whole(path: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
-    replace(path, write).map_err(|e| {
-        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-        let hint = match e.kind() {
-            StorageFull | FileTooLarge | QuotaExceeded => "make room on the disk or choose another --out",
-            _ => "check the path, or choose another --out",
-        };
-        Error::new(format!("cannot write {}", path.display())).hint(hint).caused_by(e)
-    })
+/// The error of a file that cannot be written.
+pub(crate) fn cannot_write(path: &Path, e: std::io::Error) -> Error {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    let hint = match e.kind() {
+        StorageFull | QuotaExceeded => "make room on the disk, or choose another",
+        FileTooLarge => "raise the limit on the size of files (`ulimit -f`), or choose another disk",
+        _ => "check the path and its permissions",
+    };
+    Error::new(format!("cannot write {}", path.display())).hint(hint).caused_by(e)
 }
 
 /// Saves the four sets, in the layout of PyTorch's files; without a recipe, for [`read`] alone.
@@ -92,7 +87,7 @@ pub(crate) fn save_ema(path: &Path, params: &Params, step: u64, recipe: &Recipe,
 
 /// Saves parameters under their own names, as other programs of the field expect them.
 pub(crate) fn save_plain(path: &Path, params: &Params, flat: &[f32]) -> Result<()> {
-    write_views(path, file_tensors(params, flat, ""), "format", "pt".to_owned())
+    write_views(path, file_tensors(params, flat, ""), "format", "pt")
 }
 
 fn save_sets(
@@ -105,7 +100,7 @@ fn save_sets(
     let header = Header { format: FORMAT, step, recipe: recipe.map(Recipe::to_toml) };
     let text = serde_json::to_string(&header).unwrap_or_else(|e| unreachable!("a plain header: {e}"));
     let tensors = sets.iter().flat_map(|(set, flat)| file_tensors(params, flat, &format!("{set}.")));
-    write_views(path, tensors, KEY, text)
+    write_views(path, tensors, KEY, &text)
 }
 
 /// All parameters by name.
@@ -145,17 +140,9 @@ fn write_views<V: View>(
     path: &Path,
     views: impl IntoIterator<Item = (String, V)>,
     key: &str,
-    text: String,
+    text: &str,
 ) -> Result<()> {
-    make_whole(path, |temporary| {
-        let metadata = Some([(key.to_owned(), text)].into());
-        safetensors::serialize_to_file(views, metadata, temporary).map_err(|e| match e {
-            SafeTensorError::IoError(e) => e,
-            other => std::io::Error::other(other),
-        })?;
-        // Not every system brings a file to the disk that is only open for reading.
-        fs::OpenOptions::new().write(true).open(temporary)?.sync_all()
-    })
+    write_whole(path, |file| summed::write(file, views, [key, text]))
 }
 
 /// A tensor's name, shape and values.
@@ -167,7 +154,7 @@ pub(crate) fn write_tensors(path: &Path, tensors: &[Named], key: &str, text: Str
         let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(data));
         ((*name).to_owned(), view.unwrap_or_else(|e| unreachable!("{name}: {e}")))
     });
-    write_views(path, views, key, text)
+    write_views(path, views, key, &text)
 }
 
 /// A hash of weights' bits that tells them apart.
@@ -212,25 +199,40 @@ pub fn load(path: &Path) -> Result<Loaded> {
     Ok(Loaded { saved, recipe })
 }
 
+/// What to do about a checkpoint that cannot be used. It is never to be deleted: it may be the only one.
+fn remedy(path: &Path) -> String {
+    if path.file_name().is_some_and(|name| name == "vae.safetensors") {
+        return "put a copy of it in its place: from a copy of the run, or the checkpoint of the VAE's run \
+                from where it came from; without it the run's latents mean nothing"
+            .to_owned();
+    }
+    let Some((folder, step)) = path.parent().zip(step_of(path)) else {
+        return "give a run's folder; if this file belongs to a run, get it again from where it came from"
+            .to_owned();
+    };
+    let siblings = folder.read_dir().into_iter().flatten().flatten();
+    match siblings.filter_map(|entry| step_of(&entry.path())).filter(|&other| other < step).max() {
+        Some(before) => {
+            format!("if it is damaged, move it out of its folder: the run then goes on from step {before}")
+        }
+        None => "the run has none before it: put a copy in its place, or train anew".to_owned(),
+    }
+}
+
+/// The step in the name of a run's checkpoint.
+pub(crate) fn step_of(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
+}
+
 /// Reads a checkpoint, with or without a recipe.
 pub(crate) fn read(path: &Path) -> Result<Saved> {
     let shown = path.display();
-    let bytes = fs::read(path).map_err(|e| {
+    let whole = summed::read(path, u64::MAX).map_err(|e| {
         Error::new(format!("cannot read the checkpoint {shown}")).hint("check the path").caused_by(e)
     })?;
-    // Of a run's checkpoints there may be an older one; of a VAE inside a run there is none.
-    let older = path.parent().and_then(Path::file_name).is_some_and(|folder| folder == "checkpoints");
-    let damaged = || {
-        let error = Error::new(format!("{shown} is damaged, or no checkpoint"));
-        error.hint(if older {
-            "if it is damaged, delete it, and the one before it is used"
-        } else {
-            "give a run folder; if this file belongs to one, copy it there again from where it came from"
-        })
-    };
-    SafeTensors::deserialize(&bytes).map_err(|e| damaged().caused_by(e))?;
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged().caused_by(e))?;
-    let Some(text) = metadata.metadata().as_ref().and_then(|m| m.get(KEY)) else {
+    let damaged = || Error::new(format!("{shown} is damaged, or no checkpoint")).hint(remedy(path));
+    let (_, metadata) = whole.parse().map_err(|e| damaged().caused_by(e))?;
+    let Some(text) = metadata.get(KEY) else {
         return Err(Error::new(format!("{shown} is not a checkpoint of denoir"))
             .hint("give a folder made by `denoir train`"));
     };
@@ -242,7 +244,7 @@ pub(crate) fn read(path: &Path) -> Result<Saved> {
         return Err(Error::new(format!("{shown} has format {}, this program reads {FORMAT}", header.format))
             .hint("use the version of denoir that wrote it"));
     }
-    Ok(Saved { path: path.to_owned(), bytes, header })
+    Ok(Saved { path: path.to_owned(), bytes: whole.into_bytes(), header })
 }
 
 impl Saved {
@@ -273,11 +275,13 @@ impl Saved {
             }
             // The data need not be aligned in the file.
             let values: Vec<f32> = bytemuck::pod_collect_to_vec(tensor.data());
-            if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
-                let message = format!("{shown} holds {} in {name} at {bad}", values[bad]);
-                return Err(Error::new(message).hint(
-                    "it was damaged, or the run had diverged: delete it, and the one before it is used",
-                ));
+            // The second moment is a mean of squares.
+            let is_wrong = |v: &f32| !v.is_finite() || set == SETS[3] && *v < 0.0;
+            if let Some(bad) = values.iter().position(is_wrong) {
+                let (message, hint) =
+                    (format!("{shown} holds {} in {name} at {bad}", values[bad]), remedy(&self.path));
+                let error = Error::new(message).hint(hint);
+                return Err(error.caused_by("it was damaged, or the run had diverged"));
             }
             spec.for_each_index(|here, there| flat[spec.first + here] = values[there]);
         }

@@ -1,6 +1,7 @@
 //! The one error type: what is wrong, what to do about it, and what caused it.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// An error of the world: a file, a flag, a device or memory is not as it must be. A mistake of the *caller*
@@ -98,6 +99,28 @@ pub fn one_line(text: &str) -> String {
     out
 }
 
+/// A path as an argument of a command that can be pasted into a shell.
+pub(crate) fn quoted(path: &Path) -> String {
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/._-+:,@%=".contains(b) || *b >= 0x80;
+    // Not to be taken for an option.
+    let bytes = match path.as_os_str().as_encoded_bytes() {
+        option if option.starts_with(b"-") => [&b"./"[..], option].concat(),
+        other => other.to_vec(),
+    };
+    match String::from_utf8(bytes) {
+        Ok(text) if !text.is_empty() && text.bytes().all(|b| plain(&b)) => text,
+        Ok(text) if cfg!(windows) => format!("\"{text}\""),
+        Ok(text) if !text.chars().any(char::is_control) => format!("'{}'", text.replace('\'', r"'\''")),
+        other => {
+            let bytes = other.map_or_else(|e| e.into_bytes(), String::into_bytes);
+            let octal = bytes.iter().map(|b| {
+                if plain(b) && b.is_ascii() { String::from(char::from(*b)) } else { format!("\\{b:03o}") }
+            });
+            format!("$'{}'", octal.collect::<String>())
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&one_line(&self.0.message))?;
@@ -128,5 +151,31 @@ mod tests {
         assert_eq!(error.report(), report);
         let long = Error::new("x".repeat(1 << 20)).to_string();
         assert_eq!((long.len(), &long[1999..]), (2003, "x..."));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_shell_takes_a_quoted_path_for_what_it_is() {
+        use std::os::unix::ffi::OsStrExt;
+        for bytes in [
+            &b"runs/a-1"[..],
+            b"my run",
+            b"it's",
+            b"-x",
+            b"$HOME;`id`",
+            b"a\nb",
+            b"\x8c\xa2 x",
+            "ä".as_bytes(),
+        ] {
+            let path = Path::new(std::ffi::OsStr::from_bytes(bytes));
+            let said = std::process::Command::new("bash")
+                .args(["-c", &format!("printf %s {}", quoted(path))])
+                .output();
+            let Ok(said) = said else { return };
+            assert_eq!(said.stdout.strip_prefix(b"./").unwrap_or(&said.stdout), bytes, "{}", quoted(path));
+        }
+        assert_eq!(quoted(Path::new("runs/a b")), "'runs/a b'");
+        assert_eq!(quoted(Path::new("-x")), "./-x");
+        assert_eq!(quoted(Path::new("a\nb")), r"$'a\012b'");
     }
 }

@@ -1,6 +1,5 @@
 //! Latents in a file: safetensors, in PyTorch's layout, with the fingerprint of the VAE that made them.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -9,6 +8,8 @@ use safetensors::tensor::{Dtype, SafeTensors};
 use crate::checkpoint::write_tensors;
 use crate::codec::{Codec, Posterior};
 use crate::error::{Error, Result};
+use crate::files;
+use crate::weights::summed;
 
 /// Metadata entry that holds the fingerprint.
 const KEY: &str = "denoir_vae";
@@ -46,7 +47,7 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
 pub(crate) fn check_holds(path: &Path, key: &str, what: &str) -> Result<()> {
     // The header alone: whatever lies there may be larger than memory.
     let is_such = || {
-        let mut file = std::fs::metadata(path).ok()?.is_file().then(|| File::open(path).ok())??;
+        let mut file = files::open(path).ok()?.0;
         let mut head = vec![0; 8];
         file.read_exact(&mut head).ok()?;
         let length = u64::from_le_bytes(head[..].try_into().ok()?).min(MOST_HEADER);
@@ -102,19 +103,17 @@ pub(crate) fn read_tensor(
 ) -> Result<(Vec<f32>, Option<String>)> {
     let shown = path.display();
     let wrong = |message: String| Error::new(message).hint(format!("give a file that `{writer}` wrote"));
-    let unreadable = |e: std::io::Error| wrong(format!("cannot read {shown}")).caused_by(e);
-    let there = std::fs::metadata(path).map_err(unreadable)?;
-    if !there.is_file() {
-        return Err(wrong(format!("{shown} is no regular file")));
-    }
-    let bytes = there.len();
-    if bytes > MOST_BYTES {
-        return Err(Error::new(format!("{shown} has {bytes} bytes")).hint("write fewer into one file"));
-    }
-    let bytes = std::fs::read(path).map_err(unreadable)?;
+    let unreadable = |e: std::io::Error| {
+        let error = wrong(format!("cannot read {shown}"));
+        let error = match e.kind() {
+            std::io::ErrorKind::FileTooLarge => error.hint("write fewer into one file"),
+            _ => error,
+        };
+        error.caused_by(e)
+    };
+    let whole = summed::read(path, MOST_BYTES).map_err(unreadable)?;
     let damaged = |e| wrong(format!("{shown} is damaged, or no safetensors file")).caused_by(e);
-    let file = SafeTensors::deserialize(&bytes).map_err(damaged)?;
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
+    let (file, metadata) = whole.parse().map_err(damaged)?;
     let tensor = file.tensor(name).map_err(|_| wrong(format!("{shown} has no tensor called {name}")))?;
     let shape = tensor.shape();
     if tensor.dtype() != Dtype::F32 || shape.len() != 1 + wanted.len() || shape[1..] != *wanted {
@@ -128,10 +127,9 @@ pub(crate) fn read_tensor(
     }
     if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
         let message = format!("{shown} holds {} at {bad}", values[bad]);
-        return Err(Error::new(message).hint("write the file again"));
+        return Err(Error::new(message).hint(format!("make the file again with `{writer}`")));
     }
-    let said = header.metadata().as_ref().and_then(|m| m.get(key)).cloned();
-    Ok((values, said))
+    Ok((values, metadata.get(key).cloned()))
 }
 
 #[cfg(test)]

@@ -18,10 +18,14 @@ pub(crate) use set::nearest;
 use crate::data::{Options, Resize, Split};
 use crate::diffusion::{Betas, Keys, Prediction, Variance};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::models::config;
 use crate::models::unet::UNetConfig;
 use crate::models::vae::{Reconstruction, VaeConfig};
 use crate::optim::LrSchedule;
+
+/// Longest recipe that is read.
+pub(crate) const MOST_BYTES: u64 = 1 << 20;
 
 /// The kind of model that is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -236,7 +240,7 @@ pub fn find(name: &str) -> Result<Recipe> {
     }
     let path = Path::new(name);
     if path.extension().is_some_and(|e| e == "toml") || path.is_file() {
-        let text = std::fs::read_to_string(path).map_err(|e| {
+        let text = files::read_text(path, MOST_BYTES).map_err(|e| {
             Error::usage(format!("cannot read the recipe {name}")).hint("check the path").caused_by(e)
         })?;
         return parse(&text, name);

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{self, Loaded, write_whole};
-use crate::error::{Error, Result};
+use crate::checkpoint::{self, Loaded, cannot_write, write_whole};
+use crate::error::{Error, Result, quoted};
+use crate::files::{self, remove_leftovers};
 use crate::recipe::{self, Recipe};
 
 /// Makes the first free one of `runs/<name>`, `runs/<name>-2`, ..., so that no other program takes it.
@@ -90,12 +91,8 @@ impl Log {
     pub(crate) fn line(&mut self, line: &impl Serialize) -> Result<()> {
         let mut text = serde_json::to_string(line).unwrap_or_else(|e| unreachable!("plain numbers: {e}"));
         text.push('\n');
-        self.file.write_all(text.as_bytes()).map_err(|e| cannot_append(&self.path, e))
+        self.file.write_all(text.as_bytes()).map_err(|e| cannot_write(&self.path, e))
     }
-}
-
-fn cannot_append(path: &Path, e: std::io::Error) -> Error {
-    Error::new(format!("cannot write {}", path.display())).hint("make room on the disk").caused_by(e)
 }
 
 /// The folder of a run.
@@ -114,8 +111,10 @@ impl Run {
         match wanted.filter(|folder| folder.join(RECIPE).exists()) {
             Some(folder) => {
                 let shown = folder.display();
-                Err(Error::new(format!("{shown} holds a run already"))
-                    .hint(format!("go on with `denoir train --resume {shown}`, or choose another --out")))
+                Err(Error::new(format!("{shown} holds a run already")).hint(format!(
+                    "go on with `denoir train --resume {}`, or choose another --out",
+                    quoted(folder)
+                )))
             }
             None => Ok(()),
         }
@@ -146,7 +145,8 @@ impl Run {
         Ok(())
     }
 
-    /// Keeps other programs from training into this folder, as long as the result lives.
+    /// Keeps other programs from training into this folder, as long as the result lives; removes what killed
+    /// ones left half written.
     pub(crate) fn lock(&self) -> Result<fs::File> {
         let path = self.folder.join(".lock");
         let shown = self.folder.display();
@@ -158,8 +158,14 @@ impl Run {
                 Err(Error::new(format!("another denoir is training into {shown}"))
                     .hint("wait for it, or choose another --out"))
             }
+            Ok(()) => {
+                for part in ["", "checkpoints", "samples"] {
+                    remove_leftovers(&self.folder.join(part));
+                }
+                Ok(file)
+            }
             // Not every file system has locks.
-            _ => Ok(file),
+            Err(fs::TryLockError::Error(_)) => Ok(file),
         }
     }
 
@@ -193,7 +199,7 @@ impl Run {
     /// When the file is not a recipe.
     pub fn recipe(&self) -> Result<Recipe> {
         let path = self.folder.join(RECIPE);
-        let text = fs::read_to_string(&path)
+        let text = files::read_text(&path, recipe::MOST_BYTES)
             .map_err(|e| Error::new(format!("cannot read {}", path.display())).caused_by(e))?;
         recipe::parse(&text, &path.display().to_string()).map_err(Error::in_a_file)
     }
@@ -221,11 +227,8 @@ impl Run {
     /// The checkpoints' steps and paths, oldest first.
     pub fn checkpoints(&self) -> Vec<(u64, PathBuf)> {
         let Ok(entries) = fs::read_dir(self.folder.join("checkpoints")) else { return Vec::new() };
-        let step_of = |path: &Path| -> Option<u64> {
-            path.file_name()?.to_str()?.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
-        };
         let mut found: Vec<(u64, PathBuf)> =
-            entries.flatten().filter_map(|e| Some((step_of(&e.path())?, e.path()))).collect();
+            entries.flatten().filter_map(|e| Some((checkpoint::step_of(&e.path())?, e.path()))).collect();
         found.sort();
         found
     }
@@ -235,7 +238,7 @@ impl Run {
         match self.checkpoints().last() {
             Some((_, path)) => checkpoint::load(path),
             None => Err(Error::new(format!("{} holds no checkpoint yet", self.folder.display()))
-                .hint(format!("begin it again with `denoir train --resume {}`", self.folder.display()))),
+                .hint(format!("begin it again with `denoir train --resume {}`", quoted(&self.folder)))),
         }
     }
 
@@ -248,17 +251,11 @@ impl Run {
         Ok((run.newest()?, Some(run)))
     }
 
-    /// Deletes all but the newest `keep` checkpoints, and what a crash left half written.
+    /// Deletes all but the newest `keep` checkpoints.
     pub(crate) fn prune(&self, keep: usize) {
         let all = self.checkpoints();
         for (_, path) in &all[..all.len().saturating_sub(keep)] {
             let _ = fs::remove_file(path);
-        }
-        let Ok(entries) = fs::read_dir(self.folder.join("checkpoints")) else { return };
-        for path in entries.flatten().map(|e| e.path()) {
-            if path.extension().is_some_and(|e| e == "part") {
-                let _ = fs::remove_file(path);
-            }
         }
     }
 
@@ -274,10 +271,13 @@ impl Run {
 
     fn appending(&self, file: &str) -> Result<Log> {
         let path = self.folder.join(file);
-        match OpenOptions::new().create(true).append(true).open(&path) {
-            Ok(file) => Ok(Log { file, path }),
-            Err(e) => Err(cannot_append(&path, e)),
-        }
+        // A pipe would wait for a reader.
+        let special = fs::metadata(&path).is_ok_and(|there| !there.is_file());
+        let opened = match special {
+            true => Err(std::io::Error::other("it is no regular file")),
+            false => OpenOptions::new().create(true).append(true).open(&path),
+        };
+        opened.map(|file| Log { file, path: path.clone() }).map_err(|e| cannot_write(&path, e))
     }
 
     /// The metrics, as far as they can be read: a crash may have cut the last line.
@@ -291,7 +291,7 @@ impl Run {
     }
 
     fn lines<T: serde::de::DeserializeOwned>(&self, file: &str) -> Vec<T> {
-        let text = fs::read_to_string(self.folder.join(file)).unwrap_or_default();
+        let text = files::read_text(&self.folder.join(file), u64::MAX).unwrap_or_default();
         text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect()
     }
 
@@ -302,7 +302,7 @@ impl Run {
     pub fn truncate_metrics(&self, step: u64) -> Result<()> {
         for file in [METRICS, EVALUATIONS] {
             let path = self.folder.join(file);
-            let Ok(text) = fs::read_to_string(&path) else { continue };
+            let Ok(text) = files::read_text(&path, u64::MAX) else { continue };
             let step_of = |l: &str| serde_json::from_str::<serde_json::Value>(l).ok()?.get("step")?.as_u64();
             let keep = text.lines().filter(|l| step_of(l).is_some_and(|s| s <= step));
             let kept: String = keep.flat_map(|l| [l, "\n"]).collect();

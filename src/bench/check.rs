@@ -20,6 +20,7 @@ use crate::program::{Plan, Program, Sharing};
 use crate::state::State;
 use crate::tape::{Tape, Tensor};
 use crate::tensor::Shape;
+use crate::weights::summed;
 
 /// The metadata entry of a result, which names the workload and the device.
 const KEY: &str = "denoir_bench_check";
@@ -99,9 +100,9 @@ struct Recorded {
 /// that of the inputs; there is no dropout. `denoir bench check --help` describes both files.
 pub(crate) fn compute(workload: &Workload, device: &Device, given: &Path, out: &Path) -> Result<()> {
     let shown = given.display().to_string();
-    let bytes = std::fs::read(given)
+    let whole = summed::read(given, u64::MAX)
         .map_err(|e| Error::new(format!("cannot read {shown}")).hint("check the path").caused_by(e))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| {
+    let (file, _) = whole.parse().map_err(|e| {
         Error::new(format!("{shown} is no safetensors file")).hint("write it again").caused_by(e)
     })?;
     let given = InputFile { shown, file };

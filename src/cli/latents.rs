@@ -74,8 +74,9 @@ pub fn decode(arguments: &DecodeArguments) -> Result<()> {
     let codec = Codec::open(&arguments.run, &arguments.device.open()?)?;
     let images = codec.decode(&latent_file::read(&arguments.latents, &codec)?)?;
     if images.iter().any(|v| !v.is_finite()) {
-        return Err(Error::new("the decoded images are not finite numbers")
-            .hint("the latents are far from any that the VAE was trained on"));
+        return Err(Error::new("the decoded images are not finite numbers").hint(
+            "decode latents that `denoir encode` made with this run: these are far from all of its training",
+        ));
     }
     let count = images.len() / codec.image().iter().product::<usize>();
     out.write(&images, count, codec.image())

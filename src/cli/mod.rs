@@ -14,6 +14,7 @@ mod output;
 mod profile;
 mod recipes;
 mod sample;
+mod signals;
 mod train;
 mod tune;
 
@@ -71,12 +72,20 @@ enum Command {
     Tune(tune::Arguments),
 }
 
-/// Runs the program and gives its exit status: 0 for success, 2 for a mistake in the command, 1 otherwise.
+/// Runs the program and gives its exit status: 0 for success, 2 for a mistake in the command, 128 and its
+/// number for a signal that stopped a training run, 1 otherwise.
 pub fn main() -> ExitCode {
+    signals::outlive_file_size_limit();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(e) => {
-            let _ = e.print();
+            // Help and version are results, a mistake in the command is none.
+            let printed = e.print().and_then(|()| std::io::stdout().flush());
+            if !e.use_stderr()
+                && let Err(error) = check_printed(printed)
+            {
+                return failed(&error);
+            }
             return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
         }
     };
@@ -91,36 +100,46 @@ pub fn main() -> ExitCode {
             "error: defect in denoir ({place}): {text}; please report it with the command that you ran"
         ));
     }));
-    let outcome = std::panic::catch_unwind(|| match arguments.command {
-        Command::Devices(a) => devices::run(&a),
-        Command::Recipes(a) => recipes::run(&a),
-        Command::Data(a) => data::run(&a),
-        Command::Train(a) => train::run(&a),
-        Command::Sample(a) => sample::run(&a),
-        Command::Invert(a) => invert::run(&a),
-        Command::Figure(a) => figure::run(&a),
-        Command::Encode(a) => latents::encode(&a),
-        Command::Decode(a) => latents::decode(&a),
-        Command::Import(a) => import::run(&a),
-        Command::Export(a) => export::run(&a),
-        Command::Bench(a) => bench::run(&a),
-        Command::Profile(a) => profile::run(&a),
-        Command::Tune(a) => tune::run(&a),
+    let outcome = std::panic::catch_unwind(|| {
+        let done = match arguments.command {
+            Command::Devices(a) => devices::run(&a),
+            Command::Recipes(a) => recipes::run(&a),
+            Command::Data(a) => data::run(&a),
+            Command::Train(a) => return train::run(&a),
+            Command::Sample(a) => sample::run(&a),
+            Command::Invert(a) => invert::run(&a),
+            Command::Figure(a) => figure::run(&a),
+            Command::Encode(a) => latents::encode(&a),
+            Command::Decode(a) => latents::decode(&a),
+            Command::Import(a) => import::run(&a),
+            Command::Export(a) => export::run(&a),
+            Command::Bench(a) => bench::run(&a),
+            Command::Profile(a) => profile::run(&a),
+            Command::Tune(a) => tune::run(&a),
+        };
+        done.map(|()| ExitCode::SUCCESS)
     });
     match outcome {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(error)) => {
-            note(&error.report());
-            ExitCode::from(error.exit_code())
-        }
+        Ok(Ok(status)) => status,
+        Ok(Err(error)) => failed(&error),
         Err(_) => ExitCode::FAILURE,
     }
 }
 
-/// Prints results. A reader that closes the pipe early is no error.
+fn failed(error: &Error) -> ExitCode {
+    note(&error.report());
+    ExitCode::from(error.exit_code())
+}
+
+/// Prints results.
 fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    check_printed(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// An error if results could not be printed. A reader that closes the pipe early is none.
+fn check_printed(printed: std::io::Result<()>) -> Result<()> {
+    match printed {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Error::new("cannot write to standard output").hint("make room where it goes").caused_by(e))
         }

@@ -1,17 +1,17 @@
 //! `denoir train`
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use indicatif::ProgressBar;
 
 use super::device_args::DeviceArgs;
+use super::signals::Stop;
 use super::{bar, count, named, note, print, table, thousands};
 use crate::codec::Codec;
 use crate::device::{Device, size};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::recipe::{self, Recipe, Rng, System};
 use crate::run::{Evaluation, Metrics, Run};
 use crate::train::{DryRun, Ended, Session, Watch};
@@ -73,7 +73,8 @@ impl Arguments {
     }
 }
 
-pub fn run(arguments: &Arguments) -> Result<()> {
+/// Exit status: that of success, or of the signal that stopped the training.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let started = Instant::now();
     let mut recipe = match &arguments.resume {
         Some(folder) => Run::open(folder)?.recipe()?,
@@ -103,7 +104,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     train(&mut session, &device, started)
 }
 
-fn dry_run(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<()> {
+fn dry_run(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<ExitCode> {
     let codec = match (recipe.system, &arguments.vae, &arguments.resume) {
         (System::Ldm, Some(vae), _) => Some(Codec::open(vae, device)?),
         (System::Ldm, None, Some(folder)) => Some(Codec::open(folder, device)?),
@@ -120,10 +121,11 @@ fn dry_run(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<()
     if let Some(codec) = &codec {
         codec.check_fits(recipe)?;
     }
-    print(&describe(&DryRun::new(recipe, device, codec.as_ref()), recipe, device))
+    print(&describe(&DryRun::new(recipe, device, codec.as_ref()), recipe, device))?;
+    Ok(ExitCode::SUCCESS)
 }
 
-fn train(session: &mut Session, device: &Device, started: Instant) -> Result<()> {
+fn train(session: &mut Session, device: &Device, started: Instant) -> Result<ExitCode> {
     let (recipe, folder) = (session.recipe.clone(), session.run.folder().display().to_string());
     let parameters = session.trainer().params().borrow().count();
     let first = session.trainer().done();
@@ -138,9 +140,14 @@ fn train(session: &mut Session, device: &Device, started: Instant) -> Result<()>
     let ended = ended?;
     note(&session.times().describe(started));
     match ended {
-        Ended::Done => print(&format!("{folder}\n")),
+        Ended::Done => {
+            print(&format!("{folder}\n"))?;
+            Ok(ExitCode::SUCCESS)
+        }
         Ended::Interrupted(step) => {
-            print(&format!("stopped after step {step}; go on with: denoir train --resume {folder}\n"))
+            let run = quoted(session.run.folder());
+            print(&format!("stopped after step {step}; go on with: denoir train --resume {run}\n"))?;
+            Ok(ExitCode::from(terminal.stop.status()))
         }
     }
 }
@@ -148,7 +155,7 @@ fn train(session: &mut Session, device: &Device, started: Instant) -> Result<()>
 /// Progress on the terminal, or a line now and then where standard error is no terminal.
 struct Terminal {
     bar: ProgressBar,
-    interrupted: Arc<AtomicBool>,
+    stop: Stop,
     /// A running mean of the loss, which is noisy from step to step.
     loss: Option<f32>,
     steps: u64,
@@ -157,20 +164,11 @@ struct Terminal {
 
 impl Terminal {
     fn new(first: u64, steps: u64) -> Result<Self> {
-        let interrupted = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&interrupted);
-        // The second Ctrl-C does not wait.
-        let handler = move || {
-            if flag.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
-            }
-            note("\nstopping after this step (again to stop at once)");
-        };
-        ctrlc::set_handler(handler).map_err(|e| Error::new("cannot catch Ctrl-C").caused_by(e))?;
+        let stop = Stop::listen()?;
         let bar = bar(steps, "{bar:30} {pos}/{len} {msg} {eta} left");
         bar.set_position(first);
         bar.reset_eta();
-        Ok(Terminal { bar, interrupted, loss: None, steps, spoke: Instant::now() })
+        Ok(Terminal { bar, stop, loss: None, steps, spoke: Instant::now() })
     }
 }
 
@@ -209,7 +207,7 @@ impl Watch for Terminal {
     }
 
     fn interrupted(&self) -> bool {
-        self.interrupted.load(Ordering::SeqCst)
+        self.stop.is_wanted()
     }
 }
 

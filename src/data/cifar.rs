@@ -9,11 +9,14 @@ use std::path::{Path, PathBuf};
 use super::in_memory::InMemory;
 use super::{Options, Split};
 use crate::error::{Error, Result};
+use crate::files;
 
 const PLANE: usize = 32 * 32;
 const RECORD: usize = 1 + 3 * PLANE;
 /// Ten times a real file: what is larger is something else, and must not fill the memory.
 const MAX_BYTES: u64 = 10 * 10_000 * RECORD as u64;
+/// Longest file of names that is read.
+const MOST_NAMES: u64 = 1 << 16;
 const NAMES: [&str; 10] =
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
@@ -59,7 +62,7 @@ fn read(path: &Path, pixels: &mut Vec<u8>, labels: &mut Vec<u8>) -> Result<()> {
         ))
         .hint("download the binary version of CIFAR-10 again"));
     }
-    let content = fs::read(path).map_err(unreadable)?;
+    let content = files::read(path, MAX_BYTES).map_err(unreadable)?;
     for (i, record) in content.chunks_exact(RECORD).enumerate() {
         let label = record[0];
         if usize::from(label) >= NAMES.len() {
@@ -77,12 +80,12 @@ fn read(path: &Path, pixels: &mut Vec<u8>, labels: &mut Vec<u8>) -> Result<()> {
 
 /// The names in `batches.meta.txt`, or the well-known ones where that file is missing.
 fn names(path: &Path) -> Result<Vec<String>> {
-    let text = match fs::read_to_string(path) {
+    let text = match files::read_text(path, MOST_NAMES) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => NAMES.join("\n"),
         Err(error) => {
             return Err(Error::new(format!("{} cannot be read", path.display()))
-                .hint("remove it to use the usual class names")
+                .hint("give it another name to use the usual class names")
                 .caused_by(error));
         }
     };
@@ -92,7 +95,7 @@ fn names(path: &Path) -> Result<Vec<String>> {
         return Ok(names);
     }
     let message = format!("{} names {} classes, not 10", path.display(), names.len());
-    Err(Error::new(message).hint("remove it to use the usual class names"))
+    Err(Error::new(message).hint("give it another name to use the usual class names"))
 }
 
 #[cfg(test)]

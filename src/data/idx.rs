@@ -4,7 +4,6 @@
 //! each dimension, and the values (LeCun, Cortes & Burges, "The MNIST database"). Compressed files are
 //! known by their content.
 
-use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +12,7 @@ use flate2::read::MultiGzDecoder;
 use super::in_memory::InMemory;
 use super::{Options, Split};
 use crate::error::{Error, Result};
+use crate::files;
 
 /// A larger file does not belong into memory; the largest published set in this form, EMNIST, has 0.6 GB.
 const MAX_BYTES: u64 = 4 << 30;
@@ -42,7 +42,7 @@ pub(super) fn open(dir: &Path, options: &Options) -> Result<InMemory> {
                 let message =
                     format!("{file} holds {} labels, but {images} holds {} pictures", count[0], dims[0]);
                 return Err(Error::new(message)
-                    .hint("use files of one set, or remove the label file to go without labels"));
+                    .hint("use files of one set, or move the label file away to go without labels"));
             }
             labels
         }
@@ -82,8 +82,7 @@ fn read(path: &Path, dims: usize) -> Result<(Vec<usize>, Vec<u8>)> {
         Error::new(format!("{name} is cut short: {what}")).hint("download it again, it is not complete")
     };
 
-    let mut file = File::open(path).map_err(damaged)?;
-    let on_disk = file.metadata().map_err(damaged)?.len();
+    let (mut file, on_disk) = files::open(path).map_err(damaged)?;
     let mut start = Vec::new();
     file.by_ref().take(2).read_to_end(&mut start).map_err(damaged)?;
     file.seek(SeekFrom::Start(0)).map_err(damaged)?;

@@ -9,7 +9,7 @@ use crate::codec::Codec;
 use crate::device::{Buffer, Device};
 use crate::diffusers;
 use crate::diffusion::Model;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::nn::Params;
 use crate::recipe::{Recipe, System, model_of, params_of};
 use crate::run::Run;
@@ -30,10 +30,10 @@ fn check_diffuses(path: &Path, recipe: &Recipe) -> Result<()> {
     if recipe.system != System::Vae {
         return Ok(());
     }
-    let shown = path.display();
+    let (shown, given) = (path.display(), quoted(path));
     Err(Error::new(format!("{shown} is a VAE: it has no diffusion process to sample with")).hint(format!(
-        "draw from its prior with `denoir figure grid {shown}`, or train latent diffusion on it with `denoir \
-         train faces-ldm --vae {shown}`"
+        "draw from its prior with `denoir figure grid {given}`, or train latent diffusion on it with `denoir \
+         train faces-ldm --vae {given}`"
     )))
 }
 

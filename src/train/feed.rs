@@ -22,7 +22,7 @@ fn open_data(recipe: &Recipe, channels: usize) -> Result<Arc<dyn Dataset>> {
         return Err(Error::usage(format!(
             "unet.num_class_embeds is {table} and the data has {classes} classes"
         ))
-        .hint(format!("set unet.num_class_embeds={classes}")));
+        .hint(format!("give --set unet.num_class_embeds={classes}")));
     }
     Ok(dataset)
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use safetensors::tensor::{Dtype, SafeTensors};
+use safetensors::tensor::Dtype;
 
 use crate::checkpoint::{fingerprint, write_tensors};
 use crate::codec::Codec;
@@ -11,6 +11,7 @@ use crate::data::picture::mirror;
 use crate::data::{Batch, Dataset, Values, Whole};
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
+use crate::weights::summed;
 
 /// Images encoded between two reports of progress.
 const BLOCK: u64 = 64;
@@ -73,13 +74,12 @@ impl CachedLatents {
 
     /// The latents of the file, if it holds all of these images.
     pub fn load(path: &Path, images: &Arc<Images>, codec: &Codec, recipe: &Recipe) -> Option<CachedLatents> {
-        let bytes = std::fs::read(path).ok()?;
-        let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
-        let (origin, whole) = header.metadata().as_ref()?.get(KEY)?.rsplit_once(", moments ")?;
+        let kept = summed::read(path, u64::MAX).ok()?;
+        let (file, metadata) = kept.parse().ok()?;
+        let (origin, whole) = metadata.get(KEY)?.rsplit_once(", moments ")?;
         if origin != images.origin(codec, recipe) {
             return None;
         }
-        let file = SafeTensors::deserialize(&bytes).ok()?;
         let shape = moments_shape(codec);
         let n = images.samples() as usize;
         let values = |name: &str, shape: &[usize]| -> Option<Vec<f32>> {
@@ -173,7 +173,7 @@ impl Growing {
         if crate::device::available_memory().is_some_and(|available| bytes > available) {
             let needed = crate::device::size(bytes);
             return Err(Error::new(format!("the latents of {samples} images need {needed} of memory"))
-                .hint("set latents=drawn, which encodes anew in each step"));
+                .hint("give --set latents=drawn, which encodes anew in each step"));
         }
         let latents = CachedLatents {
             moments: vec![0.0; samples as usize * size],

@@ -7,6 +7,7 @@
 pub mod pickle;
 pub mod safetensors;
 pub mod shards;
+pub(crate) mod summed;
 pub mod torch;
 pub mod zip;
 
@@ -19,6 +20,7 @@ use ::safetensors::Dtype;
 use half::{bf16, f16};
 
 use crate::error::{Error, Result};
+use crate::files;
 
 /// A file, or bytes that stand for one.
 pub trait Source: Read + Seek {
@@ -123,22 +125,12 @@ fn unusable(path: &Path, reason: &str) -> Error {
 
 /// Opens a file of a known kind and lists its tensors.
 fn open_one(path: &Path) -> Result<(File, TensorInfos)> {
-    let length = regular(path)?;
-    let mut file = File::open(path).map_err(|e| unreadable(path, e))?;
+    let (mut file, length) = files::open(path).map_err(|e| unreadable(path, e))?;
     let infos = match path.extension().and_then(|e| e.to_str()) {
         Some("safetensors") => safetensors::list(&mut file, length),
         _ => torch::list(&mut file, length),
     };
     Ok((file, infos.map_err(|reason| unusable(path, &reason))?))
-}
-
-/// The length of a regular file; anything else (a folder, a pipe, a loop of links) is an error.
-pub(crate) fn regular(path: &Path) -> Result<u64> {
-    let there = std::fs::metadata(path).map_err(|e| unreadable(path, e))?;
-    if !there.is_file() {
-        return Err(unusable(path, "it is no regular file"));
-    }
-    Ok(there.len())
 }
 
 fn unreadable(path: &Path, e: std::io::Error) -> Error {
@@ -147,13 +139,7 @@ fn unreadable(path: &Path, e: std::io::Error) -> Error {
 
 /// A text file of at most `most` bytes.
 pub(crate) fn read_text(path: &Path, most: u64) -> Result<String> {
-    let length = regular(path)?;
-    if length > most {
-        let reason = format!("{length} bytes are more than the {most} that such a file may have");
-        return Err(unusable(path, &reason));
-    }
-    let bytes = std::fs::read(path).map_err(|e| unreadable(path, e))?;
-    String::from_utf8(bytes).map_err(|_| unusable(path, "it is no UTF-8 text"))
+    files::read_text(path, most).map_err(|e| unreadable(path, e))
 }
 
 impl Weights {

@@ -5,10 +5,12 @@
 
 use safetensors::tensor::Metadata;
 
-use super::{Source, TensorInfo, TensorInfos, is_float};
+use super::{Source, TensorInfo, TensorInfos, is_float, summed};
 
 /// Longest header that is read. The largest published models need less than 1 MB.
 const MOST_BYTES: u64 = 8 << 20;
+/// Bytes that are added to the sum at a time, while they are in the processor's cache.
+const BLOCK: u64 = 1 << 18;
 
 /// The tensors of a file of `length` bytes.
 ///
@@ -33,6 +35,12 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String
         let needed = metadata.data_len();
         return Err(format!("its tensors have {needed} bytes, and the file has {} for them", length - data));
     }
+    summed::check_rest(&metadata, &text, |sum| {
+        for at in (data..length).step_by(BLOCK as usize) {
+            sum.write(&source.read_at(at, BLOCK.min(length - at) as usize)?);
+        }
+        Ok(())
+    })?;
     let mut infos = TensorInfos::new();
     for (name, info) in metadata.tensors() {
         if !is_float(info.dtype) {

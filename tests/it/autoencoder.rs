@@ -416,6 +416,10 @@ fn a_lost_or_exchanged_vae_and_foreign_latents() {
     let whole = fs::read(at.join("of-vae.safetensors")).unwrap();
     fs::write(at.join("cut.safetensors"), &whole[..whole.len() - 7]).unwrap();
     says(&["decode", "vae", "cut.safetensors"], &["damaged"]);
+    let mut changed = whole.clone();
+    changed[whole.len() - 7] ^= 1;
+    fs::write(at.join("changed.safetensors"), changed).unwrap();
+    says(&["decode", "vae", "changed.safetensors"], &["damaged", "it has changed since it was written"]);
     fs::write(at.join("text.safetensors"), "latents").unwrap();
     says(&["decode", "vae", "text.safetensors"], &["damaged"]);
 
@@ -431,5 +435,9 @@ fn a_lost_or_exchanged_vae_and_foreign_latents() {
         says(command, &["not the VAE that this run was trained with"]);
     }
     fs::write(&lost, "nonsense").unwrap();
-    says(&["sample", "ldm"], &["damaged", "from where it came from"]);
+    // The only VAE of the run must not be thrown away.
+    says(&["sample", "ldm"], &["damaged", "put a copy of it in its place", "from where it came from"]);
+    let output = denoir(at, &["sample", "ldm"]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(["delete", "remove", "move it"].iter().all(|word| !text.contains(word)), "{text}");
 }

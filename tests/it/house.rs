@@ -109,6 +109,19 @@ fn only_the_gpu_device_names_wgpu() {
     }
 }
 
+/// `files::open` refuses pipes and devices, which have no end.
+#[test]
+fn one_function_opens_every_input_file() {
+    for (file, text) in sources().into_iter().filter(|(file, _)| file != "src/files.rs") {
+        for (line, code) in (1..).zip(without_tests(&text).lines()) {
+            let opens =
+                ["File::open(", "fs::read(", "fs::read_to_string("].iter().any(|call| code.contains(call));
+            let of_system = code.contains("\"/proc/") || code.contains("\"/sys/");
+            assert!(!opens || of_system, "{file}:{line} must open its file with crate::files");
+        }
+    }
+}
+
 #[test]
 fn every_file_says_what_it_is() {
     for (file, text) in

@@ -2,9 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use denoir::data::Batch;
 use denoir::device::Device;
@@ -16,6 +14,8 @@ use tempfile::TempDir;
 
 use crate::command_line::{TINY, denoir, tiny_run};
 use crate::reference::devices;
+#[cfg(unix)]
+use crate::signals::start_and_wait;
 
 pub fn small() -> Recipe {
     let mut recipe = recipe::find("digits").unwrap();
@@ -254,33 +254,7 @@ fn the_same_seed_gives_the_same_bytes_and_so_does_a_resumed_run() {
     assert_eq!(losses(&whole).len(), 4);
 }
 
-/// Starts a run of many steps and waits until it has written a checkpoint.
-fn start_and_wait(at: &Path) -> std::process::Child {
-    let mut arguments = vec!["train", "--out", "run", "--steps", "4000"];
-    arguments.extend(TINY);
-    arguments.extend(["--set", "lr_schedule=constant"]);
-    let mut child = Command::new(crate::place::program())
-        .args(&arguments)
-        .current_dir(at)
-        .stderr(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let began = Instant::now();
-    // Older checkpoints are deleted, so any later one will do.
-    let far_enough = || {
-        denoir::run::Run::open(&at.join("run"))
-            .is_ok_and(|r| r.checkpoints().last().is_some_and(|c| c.0 >= 6))
-    };
-    while !far_enough() {
-        assert!(began.elapsed() < Duration::from_secs(60), "no checkpoint");
-        assert!(child.try_wait().unwrap().is_none(), "ended before it could be stopped");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    child
-}
-
-fn steps_done(run: &Path) -> u64 {
+pub fn steps_done(run: &Path) -> u64 {
     denoir::run::Run::open(run).unwrap().checkpoints().last().unwrap().0
 }
 
@@ -289,7 +263,7 @@ fn steps_done(run: &Path) -> u64 {
 fn killed_at_any_moment_the_run_goes_on_to_the_same_bytes() {
     let folder = TempDir::new().unwrap();
     let at = folder.path();
-    let mut child = start_and_wait(at);
+    let mut child = start_and_wait(at, "run", "");
     child.kill().unwrap();
     child.wait().unwrap();
     let run = at.join("run");
@@ -302,23 +276,6 @@ fn killed_at_any_moment_the_run_goes_on_to_the_same_bytes() {
     assert!(denoir(at, &arguments).status.success());
     let end: u64 = end.parse().unwrap();
     assert!(result(&run, end) == result(&at.join("whole"), end), "killed and resumed, the run differs");
-}
-
-#[cfg(unix)]
-#[test]
-fn ctrl_c_saves_and_says_how_to_go_on() {
-    let folder = TempDir::new().unwrap();
-    let at = folder.path();
-    let child = start_and_wait(at);
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    let output = child.wait_with_output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{text}");
-    let step = steps_done(&at.join("run"));
-    assert!(
-        text.contains(&format!("stopped after step {step}")) && text.contains("train --resume run"),
-        "{text}"
-    );
 }
 
 #[test]

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Gpu;
 use crate::error::{Error, Result, one_line};
-use crate::files::replace;
+use crate::files;
 
 /// Layout of the file.
 const FORMAT: u32 = 1;
@@ -102,6 +102,9 @@ impl Tuning {
         on_event: impl FnMut(TuningEvent) + Send + 'static,
     ) -> Self {
         let file = cache().map(|folder| folder.join("denoir").join(Stamp::of(gpu).file_name()));
+        if let Some(folder) = file.as_deref().and_then(Path::parent) {
+            files::remove_leftovers(folder);
+        }
         let mut tuning = Tuning::new(gpu, file, times, on_event);
         match tuning.file.as_deref().map(read) {
             Some(Ok(contents)) if contents.stamp == tuning.stamp => tuning.add(contents.choices),
@@ -231,14 +234,10 @@ impl Contents {
 }
 
 fn read(file: &Path) -> io::Result<Contents> {
-    // Far more than the launches of a model could fill; a pipe has no end.
+    // Far more than the launches of a model could fill.
     const MOST_BYTES: u64 = 16 << 20;
-    let there = fs::metadata(file)?;
-    if !there.is_file() || there.len() > MOST_BYTES {
-        let what = format!("{} is no file of at most {MOST_BYTES} bytes", file.display());
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
-    }
-    Contents::parse(&fs::read(file)?).map_err(|e| {
+    let named = |e: io::Error| io::Error::new(e.kind(), format!("the tuning file {}: {e}", file.display()));
+    Contents::parse(&files::read(file, MOST_BYTES).map_err(named)?).map_err(|e| {
         let what = format!("the tuning file {} is damaged ({e})", file.display());
         io::Error::new(io::ErrorKind::InvalidData, what)
     })
@@ -249,11 +248,7 @@ fn write(file: &Path, contents: &Contents) -> io::Result<()> {
         fs::create_dir_all(folder)?;
     }
     let text = serde_json::to_string_pretty(contents)? + "\n";
-    replace(file, |temporary| {
-        let mut out = fs::File::create(temporary)?;
-        out.write_all(text.as_bytes())?;
-        out.sync_all()
-    })
+    files::replace(file, |out| out.write_all(text.as_bytes()))
 }
 
 /// The user's cache folder.

@@ -1,0 +1,76 @@
+//! Signals: those that ask a training run to stop, and the one that must not end the program.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::note;
+use crate::error::{Error, Result};
+
+/// Whether the user wants the training to stop.
+pub struct Stop(Arc<AtomicU8>);
+
+impl Stop {
+    /// Catches Ctrl-C, a request to end, and a hang-up unless that is ignored already, as under `nohup`. The
+    /// second one does not wait for the step.
+    pub fn listen() -> Result<Stop> {
+        let first = Arc::new(AtomicU8::new(0));
+        let stop = Stop(Arc::clone(&first));
+        let caught = move |signal| {
+            if first.swap(signal, Ordering::SeqCst) != 0 {
+                std::process::exit(i32::from(status(signal)));
+            }
+            note("\nstopping after this step (again to stop at once)");
+        };
+        on_each(caught).map_err(|e| Error::new("cannot catch signals such as Ctrl-C").caused_by(e))?;
+        Ok(stop)
+    }
+
+    pub fn is_wanted(&self) -> bool {
+        self.0.load(Ordering::SeqCst) != 0
+    }
+
+    /// Exit status of a program that was stopped, so that `train && sample` does not go on.
+    pub fn status(&self) -> u8 {
+        status(self.0.load(Ordering::SeqCst))
+    }
+}
+
+/// What a shell says of a program that a signal has ended: 130 for Ctrl-C, 143 for SIGTERM.
+fn status(signal: u8) -> u8 {
+    128 + signal
+}
+
+#[cfg(unix)]
+fn on_each(mut caught: impl FnMut(u8) + Send + 'static) -> io::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let wanted = [SIGINT, SIGTERM].into_iter().chain((!is_ignored(SIGHUP)).then_some(SIGHUP));
+    let mut signals = signal_hook::iterator::Signals::new(wanted)?;
+    let wait = move || signals.forever().for_each(|signal| caught(signal as u8));
+    std::thread::Builder::new().name("signals".to_owned()).spawn(wait).map(drop)
+}
+
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: all bits zero are a valid sigaction, and the call only writes the present one into it.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut now) == 0 && now.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+#[cfg(not(unix))]
+fn on_each(mut caught: impl FnMut(u8) + Send + 'static) -> io::Result<()> {
+    const CTRL_C: u8 = 2;
+    ctrlc::set_handler(move || caught(CTRL_C)).map_err(io::Error::other)
+}
+
+/// Makes writing beyond the limit on the size of files (`ulimit -f`) an error, as a full disk is, instead of
+/// the end of the program.
+pub fn outlive_file_size_limit() {
+    #[cfg(unix)]
+    // SAFETY: ignoring a signal runs no code of ours.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
