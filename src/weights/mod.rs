@@ -1,12 +1,14 @@
-//! Weight files of other programs: safetensors, whole or in shards, and the zipped pickles of PyTorch, read
-//! without running anything.
+//! Weight files of other programs: safetensors, whole or in shards, and the pickles of PyTorch, zipped or
+//! followed by their storages, read without running anything.
 //!
 //! Every size in such a file is compared with the size of the file before memory is allocated. A parser
 //! returns the reason for an error as text, and [`Weights`] adds the name of the file.
 
+mod legacy;
 pub mod pickle;
 pub mod safetensors;
 pub mod shards;
+mod storages;
 pub mod torch;
 pub mod zip;
 
@@ -153,6 +155,8 @@ pub(crate) fn read_text(path: &Path, most: u64) -> Result<String> {
         return Err(unusable(path, &reason));
     }
     let bytes = std::fs::read(path).map_err(|e| unreadable(path, e))?;
+    // Some editors begin a text with a byte order mark.
+    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes).to_vec();
     String::from_utf8(bytes).map_err(|_| unusable(path, "it is no UTF-8 text"))
 }
 
