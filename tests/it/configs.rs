@@ -1,10 +1,16 @@
 //! What configurations of the diffusers library mean: to other classes, with null in a key's place, and in
 //! the words of older releases.
 
+use std::fs;
+
+use denoir::diffusers::{self, config};
 use denoir::diffusion::{Keys, Scheduler};
 use denoir::recipe;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
+use crate::golden_diffusers::copy;
+use crate::place::root;
 use crate::plan_runner::PlanRunner;
 use crate::schedulers::{floats, golden, model, row, start, wave};
 
@@ -90,6 +96,74 @@ const SAMPLERS: [(&str, &str); 10] = [
     ("pndm", "PNDMScheduler"),
     ("unipc", "UniPCMultistepScheduler"),
 ];
+
+/// Every key of every class of models set to null: what the library makes of it, or an error that names it.
+#[test]
+fn null_means_to_a_model_what_it_means_to_the_library() {
+    let mut read = 0;
+    for case in golden("nulls.json")["models"].as_array().unwrap() {
+        for (key, wanted) in case["nulls"].as_object().unwrap() {
+            let with = |value: &Value| {
+                let mut config = case["config"].clone();
+                config[key] = value.clone();
+                config::model(&config.to_string()).map(|config| config.model)
+            };
+            let name = format!("{key} of {}", case["config"]);
+            let got = match with(&Value::Null) {
+                Ok(got) => got,
+                Err(reason) => {
+                    // Words have no null here, nor has a number of no effect.
+                    let word =
+                        ["norm_type", "downsample_type", "upsample_type", "freq_shift"].contains(&&**key);
+                    assert!(reason.contains(&**key), "{name}: {reason}");
+                    assert!(
+                        word || wanted.get("error").is_some(),
+                        "{name}: {reason}, the library says {wanted}"
+                    );
+                    continue;
+                }
+            };
+            read += 1;
+            if let Some(value) = wanted.get("same") {
+                assert_eq!(got, with(value).unwrap(), "{name}: null is {value}");
+            } else if wanted.get("error").is_some() {
+                // The library builds tiles of that size. Without timesteps a recipe is not valid, so that a
+                // folder is refused by the name of the key.
+                let later = ["sample_size", "num_train_timesteps"].contains(&&**key);
+                assert!(later, "{name}: the library says {wanted}");
+            } else if wanted.get("other").is_some() {
+                // The goldens have both: unet_odd and unet_no_middle.
+                assert!(["attention_head_dim", "mid_block_type"].contains(&&**key), "{name}");
+            }
+        }
+    }
+    assert!(read > 25, "{read}");
+}
+
+/// Every entry of a pipeline's index set to null, or to a list with nulls.
+#[test]
+fn null_means_to_a_pipeline_what_it_means_to_the_library() {
+    let open = |name: &str, change: Option<(&str, &Value)>| {
+        let folder = TempDir::new().unwrap();
+        let at = folder.path().join("f");
+        copy(&root().join("tests/golden").join(name), &at);
+        let index = at.join("model_index.json");
+        let mut parts: Value = serde_json::from_str(&fs::read_to_string(&index).unwrap()).unwrap();
+        if let Some((key, value)) = change {
+            parts[key] = value.clone();
+            fs::write(index, parts.to_string()).unwrap();
+        }
+        diffusers::open(&at).map(|folder| (folder.model.recipe, folder.vae.map(|vae| vae.recipe)))
+    };
+    for case in golden("nulls.json")["pipelines"].as_array().unwrap() {
+        let (name, key) = (case["pipeline"].as_str().unwrap(), case["key"].as_str().unwrap());
+        let got = open(name, Some((key, &case["value"])));
+        match case.get("error") {
+            Some(_) => assert!(got.is_err(), "{case}"),
+            None => assert_eq!(got.unwrap(), open(name, None).unwrap(), "{case}"),
+        }
+    }
+}
 
 /// Before version 0.10 the library said by a flag what a model predicts; later versions pass over it, and
 /// take a model of the sample for one of the noise.
