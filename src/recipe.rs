@@ -155,6 +155,10 @@ config! {
         pub variance: Variance = Variance::FixedSmall,
         /// Bound of the predicted x_0 while sampling; 0: unbounded.
         pub clip_sample: f64 = 1.0,
+        /// Keys of the process that an imported `scheduler_config.json` leaves to its class, whose own values
+        /// stand here: a sampler of another class takes its own, until training decides or `--set` says.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        pub class_defaults: Vec<String> = Vec::new(),
         /// Steps of the reverse process for the pictures.
         pub sample_steps: usize = 1000,
         /// Images of a picture of samples.
@@ -217,6 +221,7 @@ impl System {
             | "prediction_type"
             | "variance"
             | "clip_sample"
+            | "class_defaults"
             | "sample_steps"
             | "unet"
             | "scheduler" => self != System::Vae,

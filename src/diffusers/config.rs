@@ -1,7 +1,7 @@
 //! `config.json` of a model of the diffusers library: the arguments of its class.
 //!
-//! A missing key has the class's default, which is not always the meaning of null. A key that the class does
-//! not know is ignored, as in the library, and listed in [`Config::unknown`].
+//! A missing key has the class's default, which is not always the meaning of null: a flag is then false. A
+//! key that the class does not know is ignored, as in the library, and listed in [`Config::unknown`].
 
 mod unet;
 mod vae;
@@ -103,6 +103,7 @@ pub fn model(text: &str) -> Result<Config, String> {
     let mut unknown = Vec::new();
     for (key, value) in map.into_iter().filter(|(key, _)| !key.starts_with('_')) {
         match arguments.get_mut(&key) {
+            Some(argument) if argument.is_boolean() && value.is_null() => *argument = false.into(),
             Some(argument) => *argument = value,
             None => unknown.push(key),
         }
@@ -139,13 +140,15 @@ pub fn text_of(model: &Model, side: usize) -> Result<String, String> {
 /// The class of a pipeline from its `model_index.json`, and the class of each component by name.
 ///
 /// # Errors
-/// When the text is no JSON object.
-pub fn index(text: &str) -> Result<(Option<String>, BTreeMap<String, String>), String> {
+/// When the text is no JSON object, or names no class.
+pub fn index(text: &str) -> Result<(String, BTreeMap<String, String>), String> {
     let map = object(text)?;
-    let class = class_name(&map).map(str::to_owned);
-    // [library, class]; [null, null] is a component that is absent. Other values are a pipeline's settings.
+    let Some(class) = class_name(&map).map(str::to_owned) else {
+        return Err("it has no _class_name, so the class of the pipeline is unknown".to_owned());
+    };
+    // [library, class]; with nulls it is a component that is absent. Other values are a pipeline's settings.
     let component = |(name, value): (String, Value)| match value.as_array().map(Vec::as_slice) {
-        Some([_, Value::String(class)]) => Some((name, class.clone())),
+        Some([Value::String(_), Value::String(class)]) => Some((name, class.clone())),
         _ => None,
     };
     Ok((class, map.into_iter().filter_map(component).collect()))

@@ -33,8 +33,10 @@ pub(crate) fn check_free(folder: &Path) -> Result<()> {
 pub(crate) fn write(folder: &Path, model: &Component, vae: Option<&Component>) -> Result<()> {
     let recipe = &model.recipe;
     let no_such = |reason: String| {
-        Error::new(format!("{} cannot be exported: {reason}", recipe.name))
-            .hint("only a VAE of kind kl, and latent diffusion on one, can be exported")
+        Error::new(format!("{} cannot be exported: {reason}", recipe.name)).hint(
+            "an AutoencoderKL, and latent diffusion on one, can be: `denoir train digits-kl`, or with \
+             colours `denoir train faces-vae --set vae.kind=kl --set vae.widths=[16,32,64]`",
+        )
     };
     if recipe.system == System::Vae {
         let text = config_of(model, 0.0).map_err(no_such)?;

@@ -14,6 +14,11 @@ use crate::weights::{Weights, read_text};
 
 /// Longest configuration that is read.
 const MOST_BYTES: u64 = 1 << 20;
+/// Where `train_unconditional.py` keeps the moving average of its model.
+const AVERAGE: &str = "unet_ema";
+/// What that average's `config.json` says of the average itself.
+const OF_AVERAGE: [&str; 7] =
+    ["decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"];
 
 /// A model with its weights.
 pub struct Component {
@@ -33,9 +38,34 @@ pub struct Folder {
     pub remarks: Vec<String>,
 }
 
-/// True for a folder with a `model_index.json` or a `config.json`.
+/// True for a folder with a `model_index.json` or a `config.json`, and for a checkpoint of the library's
+/// `train_unconditional.py`.
 pub fn is_folder(path: &Path) -> bool {
-    path.is_dir() && [INDEX, CONFIG].iter().any(|name| is_there(&path.join(name)))
+    let has = |name: &&str| is_there(&path.join(name));
+    path.is_dir() && ([INDEX, CONFIG].iter().any(has) || of_script(path).is_some())
+}
+
+/// The model's folder in a checkpoint of `train_unconditional.py`: the average of its weights, if it keeps
+/// one.
+fn of_script(path: &Path) -> Option<PathBuf> {
+    let model = |name| Some(path.join(name)).filter(|model| is_there(&model.join(CONFIG)));
+    // A pipeline that lost its index has a unet too, but no state of an optimiser.
+    model(AVERAGE).or_else(|| model("unet").filter(|_| is_there(&path.join("optimizer.bin"))))
+}
+
+/// The scheduler that such a checkpoint was trained with: that of the pipeline around it, or else the
+/// script's own by default.
+fn around(path: &Path, remarks: &mut Vec<String>) -> Result<Sampler> {
+    let folder = path.join("../scheduler");
+    if is_there(&folder.join(SCHEDULER)) {
+        return Ok(Sampler { keys: read_keys(&folder)?, folder });
+    }
+    let shown = path.display();
+    remarks.push(format!(
+        "{shown} does not say how it was trained, and there is no ../scheduler: taken as DDPM, epsilon, 1000 \
+         timesteps, linear"
+    ));
+    beside(path)
 }
 
 /// True for a broken link too: the error of reading it says more than a missing file.
@@ -43,14 +73,20 @@ fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// Reads a pipeline's folder (`model_index.json`, components in folders of their own or all at the root), or
-/// that of a bare model (`config.json`).
+/// Reads a pipeline's folder (`model_index.json`, components in folders of their own or all at the root),
+/// that of a bare model (`config.json`), or a checkpoint of `train_unconditional.py`.
 ///
 /// # Errors
 /// When a file is missing or damaged, or says something that denoir does not have.
 pub fn open(path: &Path) -> Result<Folder> {
     let mut remarks = Vec::new();
-    if !is_there(&path.join(INDEX)) {
+    let bare = !is_there(&path.join(INDEX));
+    if let Some(model) = of_script(path).filter(|_| bare && !is_there(&path.join(CONFIG))) {
+        let config = read_config(&model, &mut remarks)?;
+        let sampler = around(path, &mut remarks)?;
+        return Ok(Folder { model: diffusion(&model, &config, &sampler, None)?, vae: None, remarks });
+    }
+    if bare {
         let config = read_config(path, &mut remarks)?;
         let model = match &config.model {
             Model::UNet(_) => diffusion(path, &config, &beside(path)?, None)?,
@@ -84,9 +120,12 @@ pub fn open(path: &Path) -> Result<Folder> {
     }
     let Some(unet) = unet else { return Err(wrong(&index, "it has no unet")) };
     let Some(mut sampler) = sampler else { return Err(wrong(&index, "it has no scheduler")) };
-    if pipeline.as_deref() == Some("DDIMPipeline") {
+    if pipeline == "DDIMPipeline" {
         // It replaces any scheduler by a DDIMScheduler.
         sampler.keys = sampler.keys.with_class("DDIMScheduler");
+    }
+    if pipeline == "LDMPipeline" && codec.is_none() {
+        return Err(wrong(&index, "it has no vqvae, which makes images of the latents"));
     }
     let config = read_config(&unet, &mut remarks)?;
     let Some(codec) = codec else {
@@ -120,7 +159,10 @@ fn component_folder(root: &Path, name: &str) -> PathBuf {
 
 fn read_config(folder: &Path, remarks: &mut Vec<String>) -> Result<Config> {
     let path = folder.join(CONFIG);
-    let config = config::model(&read_text(&path, MOST_BYTES)?).map_err(|reason| wrong(&path, &reason))?;
+    let mut config = config::model(&read_text(&path, MOST_BYTES)?).map_err(|reason| wrong(&path, &reason))?;
+    if folder.ends_with(AVERAGE) {
+        config.unknown.retain(|key| !OF_AVERAGE.contains(&key.as_str()));
+    }
     if !config.unknown.is_empty() {
         let keys = one_line(&config.unknown.join(", "));
         remarks.push(format!("{} has keys that mean nothing here: {keys}", path.display()));

@@ -6,9 +6,12 @@ use crate::error::{Error, Result};
 use crate::nn::{Layout, Params, Spec};
 use crate::weights::Weights;
 
-/// A tensor's name as the library writes it today; attention was spelled otherwise until version 0.12.
+/// A tensor's name as the library writes it today. Attention was spelled otherwise until version 0.12, and
+/// wrappers put their own name in: `DataParallel` before all others (`module`), `torch.compile` before those
+/// of what it compiled (`_orig_mod`).
 fn modern(name: &str) -> String {
-    let parts: Vec<&str> = name.split('.').collect();
+    let parts = name.split('.').filter(|part| *part != "_orig_mod");
+    let parts: Vec<&str> = parts.skip_while(|part| *part == "module").collect();
     let inside = parts.iter().position(|p| *p == "attentions");
     let renamed = parts.iter().enumerate().map(|(at, part)| match *part {
         "query" if inside.is_some_and(|inside| at > inside) => "to_q",
@@ -83,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn old_names_of_attention() {
+    fn names_of_old_versions_and_of_wrappers() {
         for (old, new) in [
             ("mid_block.attentions.0.query.weight", "mid_block.attentions.0.to_q.weight"),
             ("mid_block.attentions.0.key.bias", "mid_block.attentions.0.to_k.bias"),
@@ -93,6 +96,11 @@ mod tests {
                 "encoder.mid_block.attentions.0.to_out.0.weight",
             ),
             ("value.attentions.0.to_q.weight", "value.attentions.0.to_q.weight"),
+            ("module.conv_in.weight", "conv_in.weight"),
+            (
+                "_orig_mod.module.down_blocks.0._orig_mod.resnets.0.conv1.bias",
+                "down_blocks.0.resnets.0.conv1.bias",
+            ),
         ] {
             assert_eq!(modern(old), new);
         }

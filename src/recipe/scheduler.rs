@@ -21,7 +21,10 @@ impl Recipe {
     }
 
     /// Takes over what a `scheduler_config.json` says, and as many steps as are usual for it.
-    pub(crate) fn set_scheduler(&mut self, keys: &Keys) -> Result<()> {
+    ///
+    /// # Errors
+    /// As [`Keys::scheduler`].
+    pub fn set_scheduler(&mut self, keys: &Keys) -> Result<()> {
         let Learned { process, variance, clip } = keys.learned()?;
         self.sample_steps = keys.scheduler()?.usual_steps();
         self.timesteps = process.timesteps;
@@ -32,15 +35,21 @@ impl Recipe {
         self.prediction_type = process.prediction;
         self.variance = variance;
         self.clip_sample = clip;
+        self.class_defaults = keys.class_defaults();
         self.scheduler = keys.without_process();
         Ok(())
     }
 
     /// All that the recipe says of its sampler and process, as a `scheduler_config.json` has it.
-    pub(crate) fn scheduler_keys(&self) -> Keys {
+    pub fn scheduler_keys(&self) -> Keys {
         let class = self.scheduler.class().unwrap_or(DEFAULT);
         let learned = Learned { process: self.process(), variance: self.variance, clip: self.clip_sample };
-        self.scheduler.with_class(class).with_process(&learned)
+        self.scheduler.with_class(class).with_process(&learned).without(&self.class_defaults)
+    }
+
+    /// What training decides is no class's default from then on: the noise that the model learned.
+    pub(crate) fn trains_on_its_schedule(&mut self) {
+        self.class_defaults.retain(|key| !key.starts_with("beta_"));
     }
 
     /// The sampler of the run's own pictures.
@@ -104,6 +113,12 @@ impl Recipe {
         }
         let named = |e: Error| Error::usage("the recipe's sampler is none that denoir has").caused_by(e);
         let scheduler = self.scheduler().map_err(named)?;
+        let left = self.scheduler_keys().learned().map_err(named)?;
+        need(
+            self.class_defaults.is_empty() || (left.process, left.clip) == (self.process(), self.clip_sample),
+            "class_defaults names keys that the recipe sets to other values than its sampler's class",
+            "leave those keys out of class_defaults",
+        )?;
         need(
             scheduler.draws_samples(),
             "DDIMInverseScheduler goes from a picture to its noise",
@@ -132,7 +147,7 @@ mod tests {
             r#"{"_class_name": "DDPMScheduler", "variance_type": "fixed_large", "clip_sample_range": 2.5}"#,
             r#"{"_class_name": "DDIMScheduler", "trained_betas": [0.01, 0.02, 0.5], "set_alpha_to_one": false}"#,
             r#"{"_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2", "thresholding": true,
-                "prediction_type": "v_prediction", "rescale_betas_zero_snr": true, "steps_offset": null}"#,
+                "prediction_type": "v_prediction", "rescale_betas_zero_snr": true, "trained_betas": null}"#,
             r#"{"_class_name": "HeunDiscreteScheduler", "use_karras_sigmas": true}"#,
             r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity, "solver_order": 3}"#,
             r#"{"_class_name": "UniPCMultistepScheduler", "disable_corrector": [0, 2], "sigma_min": 0.1}"#,
@@ -177,6 +192,40 @@ mod tests {
         assert_eq!(bare.sampler("ddim").unwrap().clip, Clip::At(1.0));
         let large = with(r#"{"_class_name": "DDIMScheduler", "variance_type": "fixed_large"}"#);
         assert_eq!(large.sampler("ddpm").unwrap().method, Method::Ddpm { variance: Variance::FixedLarge });
+    }
+
+    /// A file of one class that leaves clipping and betas to it, as the library reads it with another; until
+    /// training, or `--set`, decides.
+    #[test]
+    fn what_a_file_leaves_to_its_class_another_class_decides() {
+        let found = with(r#"{"_class_name": "DPMSolverMultistepScheduler"}"#);
+        assert_eq!(found.class_defaults, ["beta_start", "beta_end", "clip_sample", "clip_sample_range"]);
+        let heun = |recipe: &Recipe| {
+            let recipe = parse(&recipe.to_toml(), "test").unwrap();
+            let heun = recipe.sampler("heun").unwrap();
+            ([heun.process.beta_start, heun.process.beta_end], heun.clip)
+        };
+        assert_eq!(heun(&found), ([0.000_85, 0.012], Clip::None));
+        let mut trained = found.clone();
+        trained.trains_on_its_schedule();
+        assert_eq!(heun(&trained), ([1e-4, 0.02], Clip::None));
+        for (assignment, wanted) in [
+            ("clip_sample=1", ([0.000_85, 0.012], Clip::At(1.0))),
+            ("clip_sample=0.5", ([0.000_85, 0.012], Clip::At(0.5))),
+            ("beta_start=0.0002", ([0.0002, 0.012], Clip::None)),
+            ("beta_end=0.03", ([0.000_85, 0.03], Clip::None)),
+            ("beta_schedule=scaled_linear", ([0.000_85, 0.012], Clip::None)),
+        ] {
+            let mut recipe = found.clone();
+            recipe.set(assignment).unwrap();
+            assert_eq!(heun(&recipe), wanted, "{assignment}");
+        }
+        let edited = Recipe { beta_end: 0.03, ..found };
+        assert!(edited.validate().unwrap_err().to_string().contains("class_defaults names keys"));
+        let mut unclipped = with(r#"{"_class_name": "DDPMScheduler"}"#);
+        unclipped.set("clip_sample=0").unwrap();
+        assert_eq!(unclipped.scheduler().unwrap().clip, Clip::None);
+        assert_eq!(unclipped.sampler("ddim").unwrap().clip, Clip::None);
     }
 
     #[test]

@@ -44,6 +44,8 @@ impl Recipe {
                 .hint(format!("it is {before} now, give one of that kind"))
                 .caused_by(e.message())
         })?;
+        // What is said is no class's default. The bound of clip_sample is two keys there.
+        self.class_defaults.retain(|unsaid| !unsaid.starts_with(key));
         if key == "steps" {
             // They are what is wanted then, and not what passes through the data would make them.
             self.epochs = 0;

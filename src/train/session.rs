@@ -168,6 +168,7 @@ impl Session {
             return Err(Error::usage(format!("{folder} has {done} of {steps} steps done"))
                 .hint(format!("train on with --steps {}", (done * 2).min(u64::from(u32::MAX)))));
         }
+        recipe.trains_on_its_schedule();
         let mut data = Data::open(&mut recipe, codec.as_ref(), Some(&run.latents_path()), progress)?;
         let from = from.as_ref().map(|(done, values)| (*done, values));
         let trainer = data.trainer(&recipe, device, codec.as_ref(), from)?;

@@ -1,12 +1,14 @@
-//! Weight files of other programs: safetensors, whole or in shards, and the zipped pickles of PyTorch, read
-//! without running anything.
+//! Weight files of other programs: safetensors, whole or in shards, and the pickles of PyTorch, zipped or
+//! followed by their storages, read without running anything.
 //!
 //! Every size in such a file is compared with the size of the file before memory is allocated. A parser
 //! returns the reason for an error as text, and [`Weights`] adds the name of the file.
 
+mod legacy;
 pub mod pickle;
 pub mod safetensors;
 pub mod shards;
+mod storages;
 pub(crate) mod summed;
 pub mod torch;
 pub mod zip;
@@ -139,7 +141,9 @@ fn unreadable(path: &Path, e: std::io::Error) -> Error {
 
 /// A text file of at most `most` bytes.
 pub(crate) fn read_text(path: &Path, most: u64) -> Result<String> {
-    files::read_text(path, most).map_err(|e| unreadable(path, e))
+    let text = files::read_text(path, most).map_err(|e| unreadable(path, e))?;
+    // Some editors begin a text with a byte order mark.
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
 impl Weights {

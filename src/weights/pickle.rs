@@ -43,8 +43,9 @@ enum Global {
 /// Numbers are indices into the lists of [`Machine`].
 #[derive(Clone, Copy)]
 enum Value {
-    /// None, a bool or a float, whose value is not needed.
+    /// None or a float, whose value is not needed.
     Plain,
+    Bool(bool),
     Int(i64),
     Text(usize),
     /// A tuple or a list.
@@ -67,6 +68,15 @@ struct Machine<'a> {
     sequences: Vec<Vec<Value>>,
     dicts: Vec<Vec<(Value, Value)>>,
     tensors: Vec<Tensor>,
+    /// Class of each storage by its name.
+    storages: BTreeMap<Rc<str>, Rc<str>>,
+}
+
+/// A pickle that was run.
+pub(super) struct Pickle<'a> {
+    machine: Machine<'a>,
+    top: Value,
+    length: usize,
 }
 
 /// The named tensors of a pickled dictionary.
@@ -74,6 +84,11 @@ struct Machine<'a> {
 /// # Errors
 /// When the pickle is damaged, holds something else, or names a function that weights do not need.
 pub fn load(bytes: &[u8]) -> Result<Vec<(String, Tensor)>, String> {
+    run(bytes)?.tensors()
+}
+
+/// Runs the pickle that `bytes` begin with.
+pub(super) fn run(bytes: &[u8]) -> Result<Pickle<'_>, String> {
     let mut machine = Machine { rest: bytes, ..Machine::default() };
     let mut opcodes = 0;
     let top = loop {
@@ -88,21 +103,61 @@ pub fn load(bytes: &[u8]) -> Result<Vec<(String, Tensor)>, String> {
             Err(reason) => return Err(format!("its pickle {reason} (byte {at})")),
         }
     };
-    let Value::Dict(top) = top else { return Err("its pickle is no dictionary of tensors".to_owned()) };
-    // A name that is set twice has the later value, as in Python.
-    let mut named = BTreeMap::new();
-    for (key, value) in &machine.dicts[top] {
-        match (key, value) {
-            (Value::Text(name), Value::Tensor(tensor)) => {
-                named.insert(&*machine.texts[*name], &machine.tensors[*tensor]);
+    let length = bytes.len() - machine.rest.len();
+    Ok(Pickle { machine, top, length })
+}
+
+impl Pickle<'_> {
+    /// Bytes of the pickle.
+    pub(super) fn length(&self) -> usize {
+        self.length
+    }
+
+    /// The named tensors of a dictionary.
+    pub(super) fn tensors(&self) -> Result<Vec<(String, Tensor)>, String> {
+        let Pickle { machine, top, .. } = self;
+        let Value::Dict(top) = top else { return Err("its pickle is no dictionary of tensors".to_owned()) };
+        // A name that is set twice has the later value, as in Python.
+        let mut named = BTreeMap::new();
+        for (key, value) in &machine.dicts[*top] {
+            match (key, value) {
+                (Value::Text(name), Value::Tensor(tensor)) => {
+                    named.insert(&*machine.texts[*name], &machine.tensors[*tensor]);
+                }
+                (Value::Text(name), _) => {
+                    return Err(format!("its pickle holds {:?}, which is no tensor", machine.texts[*name]));
+                }
+                _ => return Err("its pickle names tensors by something else than text".to_owned()),
             }
-            (Value::Text(name), _) => {
-                return Err(format!("its pickle holds {:?}, which is no tensor", machine.texts[*name]));
-            }
-            _ => return Err("its pickle names tensors by something else than text".to_owned()),
+        }
+        Ok(named.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect())
+    }
+
+    /// Class of each storage by its name.
+    pub(super) fn storages(&self) -> &BTreeMap<Rc<str>, Rc<str>> {
+        &self.machine.storages
+    }
+
+    /// A list of texts.
+    pub(super) fn texts(&self) -> Result<Vec<Rc<str>>, String> {
+        let text = |item: &Value| match item {
+            Value::Text(text) => Ok(Rc::clone(&self.machine.texts[*text])),
+            _ => Err("its pickle names a storage by something else than text".to_owned()),
+        };
+        match self.top {
+            Value::Sequence(list) => self.machine.sequences[list].iter().map(text).collect(),
+            _ => Err("its pickle is no list of storages".to_owned()),
         }
     }
-    Ok(named.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect())
+
+    /// What a dictionary says of this name, if that is true or false.
+    pub(super) fn flag(&self, name: &str) -> Option<bool> {
+        let Value::Dict(top) = self.top else { return None };
+        self.machine.dicts[top].iter().rev().find_map(|pair| match pair {
+            (Value::Text(key), Value::Bool(flag)) if &*self.machine.texts[*key] == name => Some(*flag),
+            _ => None,
+        })
+    }
 }
 
 type Step<T> = Result<T, String>;
@@ -116,7 +171,8 @@ impl<'a> Machine<'a> {
     fn step(&mut self) -> Step<Option<Value>> {
         let opcode = self.take(1)?[0];
         let value = match opcode {
-            b'N' | 0x88 | 0x89 => Value::Plain,
+            b'N' => Value::Plain,
+            0x88 | 0x89 => Value::Bool(opcode == 0x88),
             b'G' => self.take(8).map(|_| Value::Plain)?,
             b'K' => Value::Int(self.number(1)? as i64),
             b'M' => Value::Int(self.number(2)? as i64),

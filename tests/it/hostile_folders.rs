@@ -1,9 +1,10 @@
 //! Folders of weights that were written to do harm, or are broken: each is refused with one line.
 
 use std::fs;
+use std::io::Cursor;
 use std::path::Path;
 
-use denoir::weights::Weights;
+use denoir::weights::{Weights, torch};
 use tempfile::TempDir;
 
 use crate::command_line::fails;
@@ -74,6 +75,45 @@ fn files_and_shards() {
     fs::write(at.join("nan.safetensors"), broken).unwrap();
     let nan = Weights::find(at, "nan").unwrap().unwrap();
     assert!(nan.values("a").unwrap_err().report().contains("a holds NaN at 0"));
+}
+
+/// The format of `torch.save` that has no sums: every cut, and what would lead beyond the file.
+#[test]
+fn old_files_of_torch_save() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/torch_save_legacy.bin");
+    let whole = fs::read(path).unwrap();
+    let list = |bytes: &[u8]| torch::list(&mut Cursor::new(bytes), bytes.len() as u64);
+    assert_eq!(list(&whole).unwrap().len(), 6);
+    for cut in 0..whole.len() {
+        assert!(list(&whole[..cut]).is_err(), "cut to {cut} of {} bytes", whole.len());
+    }
+    for at in 0..whole.len() {
+        for bit in 0..8 {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1 << bit;
+            let _ = list(&damaged);
+        }
+    }
+    let refuses = |bytes: &[u8], wanted: &str| {
+        let reason = list(bytes).unwrap_err();
+        assert!(reason.contains(wanted), "should say {wanted:?}: {reason}");
+    };
+    let find = |what: &[u8]| whole.windows(what.len()).rposition(|w| w == what).unwrap();
+    let mut big = whole.clone();
+    big[find(b"little_endian") + 15] = 0x89;
+    refuses(&big, "byte order");
+    // The count before the one element of the last tensor, 7.
+    let count = find(&7.0_f32.to_le_bytes()) - 8;
+    let mut many = whole.clone();
+    many[count..count + 8].fill(0xff);
+    refuses(&many, "beyond the file");
+    refuses(&[&whole[..], &[0]].concat(), "1 bytes behind its storages");
+    refuses(
+        b"\x80\x02cposix\nsystem\nX\x04\0\0\0true\x85R.",
+        "a bare pickle, and none that torch.save writes",
+    );
+    let calls = [&whole[..21], b"\x80\x02cposix\nsystem\n."].concat();
+    refuses(&calls, "would call posix.system");
 }
 
 /// The same through the program: sampling from such a folder and importing it end with one line and status 1,

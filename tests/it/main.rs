@@ -5,6 +5,7 @@ mod around_the_step;
 mod autoencoder;
 mod bench;
 mod command_line;
+mod configs;
 mod engine;
 mod examples;
 mod folders;

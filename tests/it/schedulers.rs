@@ -18,25 +18,25 @@ use serde_json::{Value, json};
 use crate::plan_runner::PlanRunner;
 use crate::reference::devices;
 
-fn golden(name: &str) -> Value {
+pub fn golden(name: &str) -> Value {
     let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
 }
 
-fn floats(value: &Value) -> Vec<f64> {
+pub fn floats(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
 }
 
 const SIZE: usize = 96;
 
 /// Noise of draw `number` of tools/reference/scheduler_golden.py; -1: the first sample.
-fn wave(number: i32) -> Vec<f64> {
+pub fn wave(number: i32) -> Vec<f64> {
     let at = |i: usize| 1.7 * (12.9898 * (i + 1) as f64 + 78.233 * f64::from(number + 2)).sin();
     (0..SIZE).map(at).collect()
 }
 
 /// The model of the golden walks and of the library's own tests.
-fn model(x: &[f64], t: f64) -> Vec<f64> {
+pub fn model(x: &[f64], t: f64) -> Vec<f64> {
     x.iter().map(|x| x * t / (t + 1.0)).collect()
 }
 
@@ -76,7 +76,7 @@ fn cases() -> (Vec<usize>, Vec<Case>) {
 }
 
 /// Some elements and the root of the mean square.
-fn row(x: &[f64], seen: &[usize]) -> Vec<f64> {
+pub fn row(x: &[f64], seen: &[usize]) -> Vec<f64> {
     let square = x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64;
     seen.iter().map(|&i| x[i]).chain([square.sqrt()]).collect()
 }
@@ -91,7 +91,7 @@ fn compare(case: &Case, at: usize, got: &[f64], tolerance: f64, what: &str) -> f
     worst
 }
 
-fn start(plan: &SamplerPlan) -> Vec<f64> {
+pub fn start(plan: &SamplerPlan) -> Vec<f64> {
     wave(-1).into_iter().map(|v| v * plan.start).collect()
 }
 

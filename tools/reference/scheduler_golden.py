@@ -158,6 +158,7 @@ def in_f64(name):
 
 
 def walk(name, steps, options, arguments):
+    """Options are those of the class, or what makes a scheduler of it."""
     module = in_f64(name)
     draws = 0
 
@@ -167,7 +168,8 @@ def walk(name, steps, options, arguments):
         return wave(draws - 1)
 
     module.randn_tensor = noise
-    scheduler = getattr(module, name + "Scheduler")(**options)
+    cls = getattr(module, name + "Scheduler")
+    scheduler = options(cls) if callable(options) else cls(**options)
     scheduler.set_timesteps(steps)
     scaled = "Discrete" in name
     sample = wave(-1) * scheduler.init_noise_sigma
@@ -197,4 +199,5 @@ def main():
     print(f"{out}: {len(cases)} walks, {out.stat().st_size} bytes")
 
 
-main()
+if __name__ == "__main__":
+    main()

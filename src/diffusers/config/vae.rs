@@ -88,7 +88,9 @@ pub(super) fn model(mut arguments: Arguments, kind: VaeKind) -> Result<Model, St
     let widths: Vec<usize> = take(a, "block_out_channels")?;
     for (key, block) in BLOCKS {
         let types: Vec<String> = take(a, key)?;
-        if let Some(other) = types.iter().find(|t| *t != block) {
+        // The first versions wrote a prefix, as for the blocks of a U-Net.
+        let known = |t: &String| t.strip_prefix("UNetRes").unwrap_or(t) == block;
+        if let Some(other) = types.iter().find(|t| !known(t)) {
             return Err(unsupported(key, other, block));
         }
         if types.len() != widths.len() {

@@ -20,8 +20,8 @@ use super::{Process, Scheduler};
 use crate::diffusion::schedule::Variance;
 use crate::error::{Error, Result};
 
-/// The keys of a `scheduler_config.json`, those of other classes among them; nulls, which say nothing here,
-/// are left out.
+/// The keys of a `scheduler_config.json`, those of other classes among them. A null is false where the key
+/// is a flag, and left out where the library's default is null or no class has the key.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Keys(Map<String, Value>);
@@ -54,11 +54,16 @@ pub(crate) fn pretty(value: &impl Serialize) -> String {
 /// A key that the first versions of the library wrote, and that no version reads now.
 const OBSOLETE: &str = "tensor_format";
 
+/// Whether any class has the key.
+fn is_known(key: &str) -> bool {
+    key == CLASS || COMMON.contains(&key) || CLASSES.iter().any(|(_, own)| own.contains(&key))
+}
+
 impl Keys {
     /// The keys in the text of a file.
     ///
     /// # Errors
-    /// When it is no JSON object.
+    /// When it is no JSON object, or a key of an older release has no meaning.
     pub fn parse(json: &str) -> Result<Self> {
         // Python writes infinity, which is no JSON. As the least half log-SNR it is the default.
         let json = json.replace(": -Infinity", ": \"-inf\"");
@@ -66,12 +71,46 @@ impl Keys {
             .map_err(|e| Error::new("it is no JSON object").hint("check the file").caused_by(e))?;
         let mut keys = Keys::default();
         keys.extend(Value::Object(map));
-        keys.0.retain(|key, value| !value.is_null() && (key == CLASS || !key.starts_with('_')));
+        keys.0.retain(|key, _| key == CLASS || !key.starts_with('_'));
         keys.0.remove(OBSOLETE);
+        keys.modernise()?;
+        for (_, value) in keys.0.iter_mut().filter(|(key, _)| FLAGS.contains(&key.as_str())) {
+            if value.is_null() {
+                *value = json!(false);
+            }
+        }
+        // Of a key that no class has, as timestep_values of the first versions, null says nothing.
+        keys.0.retain(|key, value| !value.is_null() || is_known(key) && !NULLABLE.contains(&key.as_str()));
         if keys.0.get(LAMBDA).is_some_and(|value| *value == json!("-inf")) {
             keys.0.remove(LAMBDA);
         }
         Ok(keys)
+    }
+
+    /// Puts what older releases called otherwise into today's keys.
+    fn modernise(&mut self) -> Result<()> {
+        // Versions before 0.10; later ones ignore it, and then take false for true.
+        let prediction = match self.0.remove("predict_epsilon") {
+            None | Some(Value::Null) => None,
+            Some(Value::Bool(epsilon)) => Some(json!(if epsilon { "epsilon" } else { "sample" })),
+            Some(other) => {
+                return Err(Error::new(format!("predict_epsilon = {other}")).hint("it must be true or false"));
+            }
+        };
+        if let Some(prediction) = prediction
+            && let Some(said) = self.0.insert("prediction_type".to_owned(), prediction.clone())
+            && said != prediction
+        {
+            let message = format!("predict_epsilon says {prediction} and prediction_type {said}");
+            return Err(Error::new(message).hint("remove the one that is wrong"));
+        }
+        // Of this class alone, where it overrules its new name.
+        if self.class() == Some("DDIMInverseScheduler")
+            && let Some(value) = self.0.remove("set_alpha_to_zero").filter(|value| !value.is_null())
+        {
+            self.0.insert(ONE.to_owned(), value);
+        }
+        Ok(())
     }
 
     /// The text of a file.
@@ -129,10 +168,8 @@ impl Keys {
     /// Names the key that is unknown, of the wrong kind, or asks for what denoir does not do.
     pub fn scheduler(&self) -> Result<Scheduler> {
         let reader = self.reader()?;
-        let family = |key: &str| CLASSES.iter().any(|(_, keys)| keys.contains(&key));
         for (key, value) in &self.0 {
-            let known = key == CLASS || COMMON.contains(&key.as_str()) || family(key);
-            if !known {
+            if !is_known(key) {
                 return Err(reader.refuse(key, "no sampler has such a key"));
             }
             // The library passes over this too, but then the noise is not what the file says.
@@ -166,6 +203,19 @@ impl Keys {
         keys
     }
 
+    /// The keys of the process that these leave to their class, whose defaults differ between classes.
+    pub(crate) fn class_defaults(&self) -> Vec<String> {
+        let unsaid = CLASS_DEFAULTS.iter().filter(|key| !self.0.contains_key(**key));
+        unsaid.map(|key| (*key).to_owned()).collect()
+    }
+
+    /// The same keys without these.
+    #[must_use]
+    pub(crate) fn without(mut self, keys: &[String]) -> Self {
+        self.0.retain(|key, _| !keys.contains(key));
+        self
+    }
+
     /// The first key that a [`Learned`] would hold.
     pub(crate) fn of_process(&self) -> Option<&str> {
         self.0.keys().map(String::as_str).find(|key| PROCESS.contains(key))
@@ -185,12 +235,15 @@ impl Keys {
     }
 
     /// All keys of the class, missing ones with their defaults, and of those of other classes the ones that
-    /// would matter if the sampler were turned into another: so another reads the same.
+    /// would matter if the sampler were turned into another: so another reads the same. For the same reason
+    /// a missing key stays missing where its default differs between classes.
     ///
     /// # Errors
     /// As [`Keys::scheduler`].
     pub fn complete(&self) -> Result<Self> {
         let mut keys = self.scheduler()?.keys();
+        let differs = |key: &str| CLASS_DEFAULTS.contains(&key) || ["timestep_spacing", ONE].contains(&key);
+        keys.0.retain(|key, _| self.0.contains_key(key) || !differs(key));
         // A key that the class does not use is left out at the library's default.
         let is_default = |key: &str, value: &Value| match key {
             CLIP => *value == json!(true),

@@ -30,7 +30,8 @@ impl Machine<'_> {
         }
     }
 
-    /// `('storage', class, key, place, elements)` names bytes of the archive.
+    /// `('storage', class, key, place, elements)` names bytes of the file; before the archives, with a None
+    /// behind it where a view of another storage could stand.
     pub(super) fn storage(&mut self) -> Step<Value> {
         let id = self.pop()?;
         match *self.items(id)? {
@@ -40,7 +41,14 @@ impl Machine<'_> {
                 Value::Text(key),
                 Value::Text(_),
                 Value::Int(_),
-            ] if &*self.texts[tag] == "storage" => Ok(Value::Storage([class, key])),
+                ref more @ ..,
+            ] if &*self.texts[tag] == "storage" && matches!(more, [] | [Value::Plain]) => {
+                let [name, of] = [key, class].map(|text| Rc::clone(&self.texts[text]));
+                match self.storages.insert(name, Rc::clone(&of)) {
+                    Some(other) if other != of => refused("has one storage of two types"),
+                    _ => Ok(Value::Storage([class, key])),
+                }
+            }
             _ => refused("names something else than a storage"),
         }
     }

@@ -24,6 +24,18 @@ pub(super) const CLASSES: [(&str, &[&str]); 10] = [
         SHIFTING, "time_shift_type", LOW, HIGH, "shift_terminal"]),
 ];
 
+/// Keys that are true or false; null is false.
+#[rustfmt::skip]
+pub(super) const FLAGS: [&str; 14] = [CLIP, DYNAMIC, ZERO_SNR, ONE, KARRAS, EXPONENTIAL, BETA, FLOW, SHIFTING,
+    LOWER, SKIP, "use_lu_lambdas", "euler_at_final", "predict_x0"];
+
+/// Other keys that may be null, which means the same as a missing key.
+pub(super) const NULLABLE: [&str; 7] =
+    ["trained_betas", LOW, HIGH, "shift_terminal", "solver_p", VARIANCE, "timestep_type"];
+
+/// Keys of the process whose defaults differ between classes.
+pub(super) const CLASS_DEFAULTS: [&str; 4] = ["beta_start", "beta_end", CLIP, RANGE];
+
 /// Keys that every class has.
 pub(super) const COMMON: [&str; 8] = [
     TIMESTEPS,

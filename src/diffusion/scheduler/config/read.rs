@@ -21,10 +21,10 @@ impl Reader<'_> {
         Error::new(format!("{key} = {value} of {}", self.class)).hint(hint)
     }
 
-    /// The value of a key, unless it is missing, null, or none of the class.
+    /// The value of a key, unless it is missing or none of the class.
     fn value(&self, key: &str) -> Option<&Value> {
         let has = self.own.contains(&key) || COMMON.contains(&key);
-        self.map.get(key).filter(|value| has && !value.is_null())
+        self.map.get(key).filter(|_| has)
     }
 
     /// The value of a key by `parse`, which must accept it; `None` where the key is missing.
