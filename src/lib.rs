@@ -101,6 +101,7 @@
 //! by rung), the other ops, samplers, VAE, files, and the command line. How every op is checked: the module
 //! `check` (feature `testing`).
 
+#![warn(missing_docs)]
 #![deny(clippy::print_stdout)] // results are printed in one place that survives a closed pipe
 
 pub mod bench;

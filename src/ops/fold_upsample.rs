@@ -92,7 +92,9 @@ impl Launch for Fold {
                             let mut sums = [0.0; LINE];
                             for source in self.sources(tap) {
                                 let src = &src[(source * rows + row) * cols + block * LINE..][..count];
-                                sums.iter_mut().zip(src).for_each(|(sum, x)| *sum += x);
+                                for (sum, x) in sums.iter_mut().zip(src) {
+                                    *sum += x;
+                                }
                             }
                             for (col, sum) in sums.iter().enumerate().take(count) {
                                 dst[col * rows + row] = *sum;
