@@ -3,6 +3,7 @@
 
 mod built_in;
 mod model;
+mod sample_every;
 mod scheduler;
 mod set;
 mod validate;
@@ -12,8 +13,9 @@ use std::path::Path;
 pub(crate) use built_in::built_in;
 pub(crate) use model::params_of_model;
 pub use model::{initial_of, model_of, params_of};
+pub use sample_every::SampleEvery;
 use serde::{Deserialize, Serialize};
-pub(crate) use set::nearest;
+pub(crate) use set::{nearest, whole};
 
 use crate::data::{Options, Resize, Split};
 use crate::diffusion::{Betas, Keys, Prediction, Variance};
@@ -163,8 +165,8 @@ config! {
         pub sample_steps: usize = 1000,
         /// Images of a picture of samples.
         pub sample_count: usize = 64,
-        /// Steps between pictures; 0: at the end only.
-        pub sample_every: u64 = 5000,
+        /// Steps between pictures, which are drawn at the end too; 0: at the end only; never: none.
+        pub sample_every: SampleEvery = SampleEvery::Steps(5000),
         /// Steps between checkpoints.
         pub checkpoint_every: u64 = 1000,
         /// Older checkpoints are deleted.

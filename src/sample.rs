@@ -9,7 +9,10 @@ mod trained;
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use denoiser::Network;
+pub(crate) use denoiser::operations;
 pub use source::Source;
+pub(crate) use source::batch_of;
 pub use trained::Trained;
 
 use crate::device::{Buffer, Device};
@@ -126,9 +129,8 @@ fn slots_of(plan: &SamplerPlan, options: &Options) -> usize {
 }
 
 /// Records a reverse step of `batch` samples, and gives them `[N, H, W, C]`, which it updates in place.
-fn record_step(denoiser: &Denoiser, plan: &SamplerPlan, slots: usize, batch: usize) -> (Tape, Tensor) {
-    let Denoiser { model, params, shape: [h, w, c], labels, .. } = denoiser;
-    let (h, w, c) = (*h, *w, *c);
+fn record_step(network: &Network, plan: &SamplerPlan, slots: usize, batch: usize) -> (Tape, Tensor) {
+    let Network { model, params, shape: [h, w, c], labels } = *network;
     let tape = Tape::new();
     let x = tape.stored("x", 0, [batch, h, w, c]);
     let kept = tape.stored("kept", 0, [1 + slots, batch, h, w, c]);
@@ -156,7 +158,7 @@ impl Denoiser<'_> {
         }
         let plan = options.scheduler.plan(options.steps)?;
         let (_, batch) = Plan::of_batch(&self.device, halves(most), |batch| {
-            let (tape, _) = record_step(self, &plan, slots_of(&plan, options), batch);
+            let (tape, _) = record_step(&self.network(), &plan, slots_of(&plan, options), batch);
             (Plan::new(&tape, &[], &self.device), batch)
         });
         Ok(batch)
@@ -175,7 +177,7 @@ impl Sampler {
         let plan = options.scheduler.plan(options.steps)?;
         let torch = options.rng == Rng::Torch;
         let slots = slots_of(&plan, options);
-        let (tape, x) = record_step(denoiser, &plan, slots, batch);
+        let (tape, x) = record_step(&denoiser.network(), &plan, slots, batch);
         let stores = [(nn::STORE, weights)];
         let step = Program::compile(&Plan::new(&tape, &[], device), device, &stores, Sharing::Shared)?;
         step.write("denoising", &plan.table(torch))?;

@@ -62,10 +62,10 @@ struct Runs {
     #[command(flatten)]
     device: DeviceAndThreads,
     /// Timed runs
-    #[arg(long, default_value_t = 20, value_parser = number(1..=1_000_000))]
+    #[arg(long, default_value_t = 20, value_parser = number::<usize>(1..=1_000_000))]
     steps: usize,
     /// Runs before them that are not timed
-    #[arg(long, default_value_t = 3, value_parser = number(0..=1_000_000))]
+    #[arg(long, default_value_t = 3, value_parser = number::<usize>(0..=1_000_000))]
     warmup: usize,
     /// One JSON object, for programs
     #[arg(long)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::images::read;
 use super::output::{Target, denied};
-use super::{bar, named, note, note_warnings, print};
+use super::{any, bar, named, note, note_warnings, number, print};
 use crate::data::picture::{enlarge, grid};
 use crate::data::{Dataset, Options, Resize, Split, open, statistics};
 use crate::error::Result;
@@ -16,13 +16,13 @@ pub struct Arguments {
     /// digits, faces, mnist:DIR, cifar10:DIR or images:DIR
     spec: String,
     /// How many samples to look at
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 100, value_parser = number::<u64>(1..=1_000_000))]
     count: u64,
     /// Where to write them: a contact sheet (PATH.png) or a folder
     #[arg(long)]
     out: Option<PathBuf>,
     /// Side of the images in pixels
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = any::<usize>)]
     image_size: usize,
     /// 1 for grey, 3 for colour; the data's own otherwise
     #[arg(long)]
@@ -35,7 +35,7 @@ pub struct Arguments {
     #[arg(long, default_value = "bicubic", value_parser = named::<Resize>)]
     resize: Resize,
     /// Of generated data
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = any::<u64>)]
     seed: u64,
     /// Look at the held-out part
     #[arg(long)]

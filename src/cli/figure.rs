@@ -7,7 +7,7 @@ use image::RgbImage;
 use super::device_args::DeviceArgs;
 use super::images::read;
 use super::output::{check_folder_of, extension};
-use super::{bar, note, note_warnings, number, print, ticks};
+use super::{any, bar, note, note_warnings, number, print, ticks};
 use crate::checkpoint;
 use crate::codec::Codec;
 use crate::data::{Options as DataOptions, open_for_evaluation};
@@ -88,22 +88,22 @@ pub struct Arguments {
     #[arg(long)]
     out: Option<PathBuf>,
     /// Images, samples, rows, pairs, or points of a side: what the figure has several of
-    #[arg(long, value_parser = number(1..=1024))]
+    #[arg(long, value_parser = number::<usize>(1..=1024))]
     count: Option<usize>,
     /// Columns of interpolation, coarse-to-fine, branches and posterior
-    #[arg(long, value_parser = number(2..=100))]
+    #[arg(long, value_parser = number::<usize>(2..=100))]
     columns: Option<usize>,
     /// Of the noise [default: the run's]; with one, other images are shown than the first
-    #[arg(long)]
+    #[arg(long, value_parser = any::<u64>)]
     seed: Option<u64>,
     /// Least side of a picture in the figure, in pixels; width of a plot [default: 64, plots 480]
-    #[arg(long, value_parser = number(8..=4096))]
+    #[arg(long, value_parser = number::<usize>(8..=4096))]
     size: Option<usize>,
     /// Reverse steps [default: those of the run's own pictures]
-    #[arg(long)]
+    #[arg(long, value_parser = any::<usize>)]
     steps: Option<usize>,
     /// Timesteps of interpolation, coarse-to-fine and branches: 100,500
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = any::<usize>)]
     t: Vec<usize>,
     /// Another run for the grid, from the same noise
     #[arg(long, value_name = "RUN")]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{bar, note, note_warnings};
+use super::{bar, note, note_warnings, number};
 use crate::data::{Dataset, open, read_picture};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -13,7 +13,7 @@ pub struct Input {
     /// Pictures, or data: digits, faces, mnist:DIR, cifar10:DIR or images:DIR [default: the model's own]
     input: Vec<String>,
     /// How many images of the data [default: all, or 64 of data without end]
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    #[arg(long, value_parser = number::<u64>(1..=10_000_000))]
     count: Option<u64>,
 }
 

@@ -6,7 +6,7 @@ use super::device_args::DeviceArgs;
 use super::images::Input;
 use super::output::check_folder_of;
 use super::sample::check_class;
-use super::{bar, named, note, print, ticks};
+use super::{any, bar, named, note, print, ticks};
 use crate::diffusion::Spacing;
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
@@ -20,7 +20,7 @@ pub struct Arguments {
     #[command(flatten)]
     input: Input,
     /// Steps up, and back down: more are more exact [default: 50]
-    #[arg(long)]
+    #[arg(long, value_parser = any::<usize>)]
     steps: Option<usize>,
     /// Which timesteps are visited: leading, trailing or linspace [default: the model's own]
     #[arg(long, value_parser = named::<Spacing>)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::device_args::DeviceArgs;
 use super::images::Input;
 use super::output::{Target, check_folder_of};
-use super::print;
+use super::{any, print};
 use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::figures;
@@ -21,7 +21,7 @@ pub struct EncodeArguments {
     #[arg(long)]
     draw: bool,
     /// Of the draws
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = any::<u64>)]
     seed: u64,
     #[arg(long, default_value = "latents.safetensors")]
     out: PathBuf,

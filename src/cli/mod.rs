@@ -11,18 +11,20 @@ mod import;
 mod invert;
 mod latents;
 mod output;
+mod pace;
 mod profile;
 mod recipes;
 mod sample;
+mod settings;
 mod signals;
 mod train;
 mod tune;
 
 use std::io::Write;
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -30,6 +32,7 @@ use serde::de::{DeserializeOwned, IntoDeserializer};
 
 use crate::data::Dataset;
 use crate::error::{Error, Result};
+use crate::recipe::whole;
 
 /// Trains and samples diffusion models on any GPU, or on the CPU, without a framework.
 #[derive(Parser)]
@@ -200,9 +203,20 @@ fn print_report<R: Serialize>(report: &R, json: bool, describe: impl FnOnce(&R) 
     print(&(text + "\n"))
 }
 
-/// Parses the number of an option within a range.
-fn number(range: std::ops::RangeInclusive<u64>) -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(range)
+/// Parses the number of an option within a range; a whole number may be written `1e3`.
+fn number<T: TryFrom<u64> + 'static>(
+    range: RangeInclusive<u64>,
+) -> impl Fn(&str) -> std::result::Result<T, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let within = whole(text)?;
+        let number = range.contains(&within).then(|| T::try_from(within).ok()).flatten();
+        number.ok_or_else(|| format!("it must be from {} to {}", range.start(), range.end()))
+    }
+}
+
+/// Parses the number of an option that is checked later.
+fn any<T: TryFrom<u64>>(text: &str) -> std::result::Result<T, String> {
+    T::try_from(whole(text)?).map_err(|_| "the number is too large".to_owned())
 }
 
 /// The value of an option by the name that it has in files.

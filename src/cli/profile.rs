@@ -43,10 +43,10 @@ pub struct Arguments {
     #[arg(long)]
     batch: Option<usize>,
     /// Steps that times are averages of
-    #[arg(long, default_value_t = 10, value_parser = number(1..=10_000))]
+    #[arg(long, default_value_t = 10, value_parser = number::<usize>(1..=10_000))]
     steps: usize,
     /// Steps before them
-    #[arg(long, default_value_t = 3, value_parser = number(0..=10_000))]
+    #[arg(long, default_value_t = 3, value_parser = number::<usize>(0..=10_000))]
     warmup: usize,
     /// Write the steps as a trace that ui.perfetto.dev and chrome://tracing open
     #[arg(long, value_name = "FILE.json")]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::device_args::DeviceArgs;
 use super::output::Target;
-use super::{bar, named, note, number, ticks};
+use super::{any, bar, named, note, number, ticks};
 use crate::diffusion::{self, Method, Sigmas, Spacing};
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
@@ -17,13 +17,13 @@ pub struct Arguments {
     /// A run folder, one of its checkpoints, or a folder of the diffusers library
     run: PathBuf,
     /// How many samples
-    #[arg(long, default_value_t = 64, value_parser = number(1..=100_000))]
+    #[arg(long, default_value_t = 64, value_parser = number::<usize>(1..=100_000))]
     count: usize,
     /// Begin with the noise of a file that `denoir invert` wrote, by ddim in as many steps as it was found in
     #[arg(long, value_name = "FILE", conflicts_with_all = ["count", "rng"])]
     noise: Option<PathBuf>,
     /// The same seed gives the same samples; the recipe's own otherwise
-    #[arg(long)]
+    #[arg(long, value_parser = any::<u64>)]
     seed: Option<u64>,
     /// How to walk back: ddpm (with the recipe's variance), ddpm-small, ddpm-large, ddim, euler, euler-a,
     /// heun, lms, dpmpp-2m, dpmpp-2m-sde, dpmpp-3m, pndm, plms, unipc or unipc-3 [default: the recipe's,
@@ -31,7 +31,7 @@ pub struct Arguments {
     #[arg(long)]
     sampler: Option<String>,
     /// Steps down [default: all timesteps for ddpm, 50 for the others]
-    #[arg(long)]
+    #[arg(long, value_parser = any::<usize>)]
     steps: Option<usize>,
     /// How much noise ddim adds: 0 none, 1 as much as ddpm
     #[arg(long)]

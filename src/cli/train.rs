@@ -2,75 +2,42 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use indicatif::ProgressBar;
+use indicatif::{FormattedDuration, ProgressBar};
 
 use super::device_args::DeviceArgs;
+use super::pace::Pace;
+use super::settings::Settings;
 use super::signals::Stop;
-use super::{bar, count, named, note, print, table, thousands};
+use super::{bar, count, note, print, table, thousands};
 use crate::codec::Codec;
 use crate::device::{Device, size};
 use crate::error::{Error, Result, quoted};
-use crate::recipe::{self, Recipe, Rng, System};
+use crate::recipe::{self, Recipe, SampleEvery, System};
 use crate::run::{Evaluation, Metrics, Run};
-use crate::train::{DryRun, Ended, Session, Watch};
+use crate::train::{DryRun, Ended, PictureCost, Session, Watch};
 
 #[derive(clap::Args)]
 pub struct Arguments {
     /// A recipe's name or a TOML file [default: digits]
     recipe: Option<String>,
-    /// digits, faces, mnist:DIR, cifar10:DIR or images:DIR
-    #[arg(long)]
-    data: Option<String>,
     /// Folder of the run [default: the first free of runs/RECIPE, runs/RECIPE-2, ...]
     #[arg(long)]
     out: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Steps of the optimiser in all [default: the recipe's]
-    #[arg(long)]
-    steps: Option<u64>,
-    /// Images of a step [default: the recipe's]
-    #[arg(long)]
-    batch_size: Option<usize>,
-    /// The same seed gives the same run [default: the recipe's]
-    #[arg(long)]
-    seed: Option<u64>,
-    /// Of the initial weights: denoir or torch, whose seeds give the weights of a UNet2DModel of the
-    /// diffusers library [default: the recipe's]
-    #[arg(long, value_parser = named::<Rng>)]
-    rng: Option<Rng>,
+    #[command(flatten)]
+    settings: Settings,
     /// The trained VAE of latent diffusion: its run, or one of its checkpoints
     #[arg(long, value_name = "RUN", conflicts_with = "resume")]
     vae: Option<PathBuf>,
     /// Go on with this run
     #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "out"])]
     resume: Option<PathBuf>,
-    /// Override a key of the recipe; may be given several times
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-    /// Print the plan of a step (launches, memory) and stop
+    /// Print the plan of a step (launches, memory) and what the pictures will cost, and stop
     #[arg(long)]
     dry_run: bool,
-}
-
-impl Arguments {
-    fn change(&self, recipe: &mut Recipe) -> Result<()> {
-        for assignment in &self.set {
-            recipe.set(assignment)?;
-        }
-        if let Some(data) = &self.data {
-            recipe.data.clone_from(data);
-        }
-        if let Some(steps) = self.steps {
-            (recipe.steps, recipe.epochs) = (steps, 0);
-        }
-        recipe.batch_size = self.batch_size.unwrap_or(recipe.batch_size);
-        recipe.seed = self.seed.unwrap_or(recipe.seed);
-        recipe.rng = self.rng.unwrap_or(recipe.rng);
-        recipe.validate()
-    }
 }
 
 /// Exit status: that of success, or of the signal that stopped the training.
@@ -80,7 +47,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(folder) => Run::open(folder)?.recipe()?,
         None => recipe::find(arguments.recipe.as_deref().unwrap_or("digits"))?,
     };
-    arguments.change(&mut recipe)?;
+    arguments.settings.change(&mut recipe)?;
     recipe.check_trainable()?;
     let device = arguments.device.open()?;
     if arguments.dry_run {
@@ -134,14 +101,22 @@ fn train(session: &mut Session, device: &Device, started: Instant) -> Result<Exi
     if let Some(remark) = recipe.unet.remark().filter(|_| recipe.system != System::Vae) {
         note(&format!("note: {remark}"));
     }
-    let mut terminal = Terminal::new(first, recipe.steps)?;
+    if let Some(cost) = session.picture_cost()? {
+        let hint =
+            if cost.steps < cost.of_steps as f64 { "" } else { "; --sample-every never leaves them out" };
+        note(&format!("pictures: {}{hint}", describe_pictures(&cost, &recipe, Some(cost.of_steps))));
+    }
+    let mut terminal = Terminal::new(first, &recipe)?;
     let ended = session.train(&mut terminal);
     terminal.bar.finish_and_clear();
     let ended = ended?;
     note(&session.times().describe(started));
     match ended {
         Ended::Done => {
-            print(&format!("{folder}\n"))?;
+            let (steps, name) = (thousands(recipe.steps as usize), &recipe.name);
+            let next = if recipe.system == System::Vae { "figure grid" } else { "sample" };
+            let run = quoted(session.run.folder());
+            print(&format!("{name} is trained for {steps} steps in {run}; next: denoir {next} {run}\n"))?;
             Ok(ExitCode::SUCCESS)
         }
         Ended::Interrupted(step) => {
@@ -158,17 +133,35 @@ struct Terminal {
     stop: Stop,
     /// A running mean of the loss, which is noisy from step to step.
     loss: Option<f32>,
+    pace: Pace,
     steps: u64,
+    /// Images of a step.
+    per_step: u64,
+    began: Instant,
     spoke: Instant,
 }
 
 impl Terminal {
-    fn new(first: u64, steps: u64) -> Result<Self> {
+    fn new(first: u64, recipe: &Recipe) -> Result<Self> {
         let stop = Stop::listen()?;
-        let bar = bar(steps, "{bar:30} {pos}/{len} {msg} {eta} left");
+        let (steps, per_step) = (recipe.steps, recipe.accumulation * recipe.batch_size as u64);
+        let bar = bar(steps, "{bar:16} {percent}% {pos}/{len} {elapsed_precise} {msg}");
         bar.set_position(first);
-        bar.reset_eta();
-        Ok(Terminal { bar, stop, loss: None, steps, spoke: Instant::now() })
+        let (now, loss) = (Instant::now(), None);
+        let pace = Pace::new(now, first);
+        Ok(Terminal { bar, stop, loss, pace, steps, per_step, began: now, spoke: now })
+    }
+
+    /// Loss, learning rate, throughput and the time that is left, as the last minute went.
+    fn describe(&mut self, m: &Metrics, loss: f32) -> String {
+        let mut text = format!("loss {loss:.4}  lr {:.1e}", m.lr);
+        if let Some(rate) = self.pace.rate(Instant::now(), m.step) {
+            // A step in a century is no time to print.
+            let left = (self.steps.saturating_sub(m.step) as f64 / rate).min(1e9);
+            let left = FormattedDuration(Duration::from_secs_f64(left));
+            text += &format!("  {:.1} images/s  {left} left", rate * self.per_step as f64);
+        }
+        text
     }
 }
 
@@ -177,15 +170,18 @@ impl Watch for Terminal {
         let loss = self.loss.map_or(m.loss, |mean| 0.95 * mean + 0.05 * m.loss);
         self.loss = Some(loss);
         self.bar.set_position(m.step);
-        self.bar.set_message(format!("loss {loss:.4}  {:.0} images/s ", m.images_per_s));
+        let text = self.describe(m, loss);
+        self.bar.set_message(text.clone());
         let is_due = m.step == 1 || m.step == self.steps || self.spoke.elapsed().as_secs() >= 10;
         if self.bar.is_hidden() && is_due {
             self.spoke = Instant::now();
-            note(&format!("step {}/{}  loss {loss:.4}  {:.1} images/s", m.step, self.steps, m.images_per_s));
+            let (percent, elapsed) = (100 * m.step / self.steps, FormattedDuration(self.began.elapsed()));
+            note(&format!("step {}/{}  {percent} %  {elapsed}  {text}", m.step, self.steps));
         }
     }
 
     fn doing(&mut self, what: Option<&str>) {
+        self.pace.pause(Instant::now(), what.is_some());
         if let Some(what) = what {
             self.bar.set_message(format!("{what} "));
         }
@@ -211,6 +207,37 @@ impl Watch for Terminal {
     }
 }
 
+/// What pictures cost beside the training; `of`: the steps of training that are left, where that is known.
+fn describe_pictures(cost: &PictureCost, recipe: &Recipe, of: Option<u64>) -> String {
+    let (samples, steps) = (recipe.sample_count, thousands(recipe.sample_steps));
+    let [worth, each] = [cost.steps, cost.steps / cost.grids as f64].map(|n| thousands(n.ceil() as usize));
+    let Some(of) = of else {
+        return format!(
+            "{samples} samples of {steps} steps, each time the operations of {each} training steps"
+        );
+    };
+    let when = if cost.grids == 1 {
+        "at the end".to_owned()
+    } else {
+        format!("{} times", thousands(cost.grids as usize))
+    };
+    let share = match cost.steps / of.max(1) as f64 {
+        _ if of == 0 => String::new(),
+        share if share < 1.0 => format!(" ({:.0} % of the {} to do)", 100.0 * share, thousands(of as usize)),
+        share if share < 10.0 => format!(" ({share:.1} times the {} to do)", thousands(of as usize)),
+        share => format!(" ({} times the {} to do)", thousands(share as usize), thousands(of as usize)),
+    };
+    format!("{samples} samples of {steps} steps {when}: the operations of {worth} training steps{share}")
+}
+
+/// Why pictures cost nothing that is worth telling.
+fn no_cost(recipe: &Recipe) -> String {
+    match recipe.sample_every {
+        SampleEvery::Never => "none".to_owned(),
+        SampleEvery::Steps(_) => "one pass through the model each time".to_owned(),
+    }
+}
+
 fn describe(plan: &DryRun, recipe: &Recipe, device: &Device) -> String {
     let (shared, separate) = (size(plan.activation_bytes_shared), size(plan.activation_bytes_separate));
     let saved = size(plan.activation_bytes_kept.saturating_sub(plan.activation_bytes_shared));
@@ -221,6 +248,10 @@ fn describe(plan: &DryRun, recipe: &Recipe, device: &Device) -> String {
         Device::Gpu(gpu) => format!("{} allows {}", gpu.name(), size(gpu.max_binding())),
         Device::Cpu(_) => "the CPU device has no limit".to_owned(),
     };
+    let pictures = plan.pictures.as_ref().map(|cost| {
+        // How many steps passes through the data are is not known before it is opened.
+        describe_pictures(cost, recipe, (recipe.epochs == 0).then_some(cost.of_steps))
+    });
     let cost = format!("{operations:.0} % more operations and {bytes:.0} % more bytes moved");
     table(
         28,
@@ -237,6 +268,7 @@ fn describe(plan: &DryRun, recipe: &Recipe, device: &Device) -> String {
             ("in all", size(state + plan.activation_bytes_shared)),
             ("while saving", format!("{copied} more (a copy of parameters, moments and EMA)")),
             ("largest binding", format!("{}, {limit}", size(plan.largest_binding))),
+            ("pictures", pictures.unwrap_or_else(|| no_cost(recipe))),
         ],
     )
 }

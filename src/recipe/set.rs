@@ -16,6 +16,11 @@ impl Recipe {
             return Err(Error::usage(format!("--set {assignment}: no value")).hint("write --set key=value"));
         };
         let (key, value) = (key.trim(), value.trim());
+        self.assign(key, value, &format!("--set {key}={value}"))
+    }
+
+    /// As [`Recipe::set`]. `said`: what the user wrote, which errors begin with.
+    pub(crate) fn assign(&mut self, key: &str, value: &str, said: &str) -> Result<()> {
         if key == "system" {
             return Err(Error::usage("--set system: each system has keys of its own")
                 .hint("choose another recipe from `denoir recipes`"));
@@ -31,16 +36,14 @@ impl Recipe {
         let Some(slot) = slot else { return Err(unknown_key(key, &whole, self.system)) };
         // Text may come without its quotes.
         let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut t| t.remove("v"));
-        let before = std::mem::replace(slot, parsed.unwrap_or_else(|| toml::Value::String(value.to_owned())));
-        if let (toml::Value::Float(_), toml::Value::Integer(i)) = (&before, &*slot) {
-            *slot = toml::Value::Float(*i as f64);
-        }
+        let before = slot.clone();
+        *slot = alike(&before, parsed.unwrap_or_else(|| toml::Value::String(value.to_owned())));
         // But betas may be a list.
         if let (toml::Value::String(_), false) = (&before, slot.is_str() || slot.is_array()) {
             *slot = toml::Value::String(value.to_owned());
         }
         *self = changed.try_into().map_err(|e: toml::de::Error| {
-            Error::usage(format!("--set {key}={value}: the value does not fit"))
+            Error::usage(format!("{said}: the value does not fit"))
                 .hint(format!("it is {before} now, give one of that kind"))
                 .caused_by(e.message())
         })?;
@@ -51,6 +54,38 @@ impl Recipe {
             self.epochs = 0;
         }
         Ok(())
+    }
+}
+
+/// A number as it is written where one of the kind of `before` is wanted: `1e3` is 1000 steps, `1` a rate.
+fn alike(before: &toml::Value, written: toml::Value) -> toml::Value {
+    use toml::Value::{Array, Float, Integer};
+    match (before, written) {
+        (Integer(_), Float(f)) if is_whole(f) => Integer(f as i64),
+        (Float(_), Integer(i)) => Float(i as f64),
+        (Array(before), Array(written)) => match before.first() {
+            Some(first) => Array(written.into_iter().map(|value| alike(first, value)).collect()),
+            None => Array(written),
+        },
+        (_, written) => written,
+    }
+}
+
+/// Whether a real number is a whole one, and so small that it is surely the one that was written.
+fn is_whole(value: f64) -> bool {
+    const MOST: f64 = (1_u64 << f64::MANTISSA_DIGITS) as f64;
+    value.fract() == 0.0 && value.abs() < MOST
+}
+
+/// A whole number as people write it: `1000`, or `1e3`.
+///
+/// # Errors
+/// When it is none, or below 0.
+pub(crate) fn whole(text: &str) -> std::result::Result<u64, String> {
+    match (text.parse::<u64>(), text.parse::<f64>()) {
+        (Ok(number), _) => Ok(number),
+        (_, Ok(number)) if number >= 0.0 && is_whole(number) => Ok(number as u64),
+        _ => Err("it must be a whole number, 0 or more".to_owned()),
     }
 }
 
@@ -80,8 +115,9 @@ pub(crate) fn nearest<'a>(wanted: &str, known: impl IntoIterator<Item = &'a str>
 
 #[cfg(test)]
 mod tests {
+    use super::whole;
     use crate::diffusion::Variance;
-    use crate::recipe::find;
+    use crate::recipe::{SampleEvery, find, parse};
 
     #[test]
     fn set_changes_values_of_every_kind() {
@@ -104,6 +140,43 @@ mod tests {
         let mut recipe = find("diffusers-unconditional").unwrap();
         recipe.set("steps=7").unwrap();
         assert_eq!((recipe.steps, recipe.epochs), (7, 0));
+    }
+
+    #[test]
+    fn whole_numbers_may_be_written_as_real_ones() {
+        let mut recipe = find("digits").unwrap();
+        for assignment in ["steps=1e3", "batch_size=16.0", "unet.block_out_channels=[3.2e1, 64]"] {
+            recipe.set(assignment).unwrap();
+        }
+        assert_eq!((recipe.steps, recipe.batch_size), (1000, 16));
+        assert_eq!(recipe.unet.block_out_channels, [32, 64]);
+        for bad in ["steps=1.5", "steps=1e30", "steps=inf", "steps=nan", "steps=-1e3"] {
+            assert!(recipe.set(bad).unwrap_err().report().contains("does not fit"), "{bad}");
+        }
+        assert_eq!([whole("12"), whole("1e3"), whole("0.0")], [Ok(12), Ok(1000), Ok(0)]);
+        assert_eq!(whole("18446744073709551615"), Ok(u64::MAX));
+        for bad in ["", "1.5", "-1", "1e30", "inf", "nan", "ten"] {
+            assert!(whole(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn pictures_may_be_left_out() {
+        let mut recipe = find("digits").unwrap();
+        for (value, wanted) in [
+            ("never", SampleEvery::Never),
+            ("300", SampleEvery::Steps(300)),
+            ("never", SampleEvery::Never),
+            ("1e3", SampleEvery::Steps(1000)),
+            ("0", SampleEvery::Steps(0)),
+        ] {
+            recipe.set(&format!("sample_every={value}")).unwrap();
+            assert_eq!(recipe.sample_every, wanted, "{value}");
+            assert_eq!(parse(&recipe.to_toml(), "test").unwrap(), recipe);
+        }
+        let error = recipe.set("sample_every=often").unwrap_err().report();
+        assert!(error.contains("a number of steps, 0 (at the end only) or never"), "{error}");
+        assert!(recipe.set("sample_every=-1").is_err());
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl Recipe {
             ("checkpoint_every", self.checkpoint_every, 1, MOST),
             ("keep_checkpoints", self.keep_checkpoints as u64, 1, MOST),
             ("seed", self.seed, 0, MOST),
-            ("sample_every", self.sample_every, 0, MOST),
+            ("sample_every", self.sample_every.steps(), 0, MOST),
             ("lr_warmup", self.lr_warmup, 0, MOST),
             ("crop", self.crop as u64, 0, 1 << 20),
             ("kl_warmup", self.kl_warmup, 0, MOST),

@@ -1,15 +1,20 @@
 //! Samples of a denoiser, in batches.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::{Denoiser, Options, Sampler};
+use super::{Denoiser, Options, Sampler, record_step, slots_of};
 use crate::checkpoint;
 use crate::device::Device;
 use crate::diffusion::Model;
 use crate::error::{Error, Result};
-use crate::nn::{self, Scope};
+use crate::models::unet::Class;
+use crate::nn::{self, Params, Scope};
+use crate::program::Plan;
+use crate::recipe::{Recipe, model_of, params_of};
 use crate::tape::Tape;
+use crate::tensor::DType;
 
 /// Numbers of the samples that are drawn together. How many are does not change them.
 const NUMBERS: usize = 1 << 16;
@@ -32,7 +37,38 @@ pub(super) fn check_finite(samples: Vec<f32>) -> Result<Vec<f32>> {
         .hint("it has diverged: train again with a lower lr, or use an older checkpoint"))
 }
 
+/// Element type of the labels of a recipe's model.
+pub(super) fn labels_of(recipe: &Recipe) -> Option<DType> {
+    match recipe.unet.class() {
+        Class::Number(_) => Some(DType::U32),
+        Class::Value => Some(DType::F32),
+        Class::None | Class::Embedding(_) => None,
+    }
+}
+
+/// The part of a [`Denoiser`] that a recording needs.
+pub(super) struct Network<'a> {
+    pub model: &'a Model,
+    pub params: &'a Rc<RefCell<Params>>,
+    pub shape: [usize; 3],
+    pub labels: Option<DType>,
+}
+
+/// Operations of a reverse step of `batch` samples of a recipe's model. Nothing is allocated on the device.
+pub(crate) fn operations(recipe: &Recipe, options: &Options, batch: usize, device: &Device) -> Result<u64> {
+    let (model, params) = (model_of(recipe), params_of(recipe));
+    let (shape, labels) = (recipe.diffused(), labels_of(recipe));
+    let network = Network { model: &*model, params: &params, shape, labels };
+    let plan = options.scheduler.plan(options.steps)?;
+    let (tape, _) = record_step(&network, &plan, slots_of(&plan, options), batch);
+    Ok(Plan::new(&tape, &[], device).cost().flops)
+}
+
 impl<'a> Denoiser<'a> {
+    pub(super) fn network(&self) -> Network<'_> {
+        Network { model: self.model, params: &self.params, shape: self.shape, labels: self.labels }
+    }
+
     /// The model with the moving average of a checkpoint that [`Trainer::save`](crate::train::Trainer::save)
     /// wrote. `shape`: `[H, W, C]` of a sample.
     ///

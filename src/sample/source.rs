@@ -1,15 +1,19 @@
 //! Samples of a model, as many as are wanted, in batches that the memory holds.
 
-use super::denoiser::{Start, check_finite};
+use super::denoiser::{Start, check_finite, labels_of};
 use super::{Denoiser, Options, Sampler};
 use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
 use crate::recipe::Recipe;
-use crate::tensor::DType;
 
 /// Most samples that are drawn at a time. It does not change them.
 const BATCH: usize = 64;
+
+/// Samples that are drawn at a time of so many: as many as training held in memory.
+pub(crate) fn batch_of(recipe: &Recipe, count: usize) -> usize {
+    BATCH.min(recipe.batch_size.max(8)).min(count)
+}
 
 /// A trained model and all that sampling from it needs.
 pub struct Source<'a> {
@@ -21,11 +25,7 @@ pub struct Source<'a> {
 impl<'a> Source<'a> {
     /// `denoiser`: the recipe's; `codec`: the decoder of latent diffusion, `None` where samples are images.
     pub(crate) fn new(denoiser: Denoiser<'a>, recipe: &'a Recipe, codec: Option<&'a Codec>) -> Source<'a> {
-        let labels = match recipe.unet.class() {
-            Class::Number(_) => Some(DType::U32),
-            Class::Value => Some(DType::F32),
-            Class::None | Class::Embedding(_) => None,
-        };
+        let labels = labels_of(recipe);
         Source { denoiser: Denoiser { labels, shape: recipe.diffused(), ..denoiser }, recipe, codec }
     }
 
@@ -139,17 +139,12 @@ impl<'a> Source<'a> {
     ) -> Result<Vec<f32>> {
         let labels = |first, batch| self.labels(first, batch, class);
         let start = Start { count, noise, labels: &labels };
-        self.denoiser(options)?.sample(options, self.batch(count), start, progress)
-    }
-
-    /// Samples that are drawn at a time: as many as training held in memory.
-    fn batch(&self, count: usize) -> usize {
-        BATCH.min(self.recipe.batch_size.max(8)).min(count)
+        self.denoiser(options)?.sample(options, batch_of(self.recipe, count), start, progress)
     }
 
     /// Number of evaluations of the model in [`Source::draw`].
     pub(crate) fn work(&self, options: &Options, count: usize) -> Result<u64> {
-        let batch = self.denoiser(options)?.batch(options, self.batch(count))?;
+        let batch = self.denoiser(options)?.batch(options, batch_of(self.recipe, count))?;
         Ok((count.div_ceil(batch) * options.scheduler.plan(options.steps)?.steps.len()) as u64)
     }
 }

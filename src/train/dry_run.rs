@@ -2,6 +2,8 @@
 
 use super::micro_batch;
 use super::objective::Objective;
+use super::picture_cost::PictureCost;
+use super::pictures::STRIPS;
 use super::step::{ACCUMULATED, Recorded, record_optimiser};
 use crate::codec::Codec;
 use crate::device::Device;
@@ -34,10 +36,16 @@ pub struct DryRun {
     pub activation_bytes_kept: u64,
     /// Bytes of the largest tensor that a kernel binds.
     pub largest_binding: u64,
+    /// Work of the run's pictures. Where the recipe says passes through the data, its steps are those that
+    /// an endless set would have.
+    pub pictures: Option<PictureCost>,
 }
 
 impl DryRun {
     /// Plans the step of a recipe. Allocates nothing on the device. `codec`: the VAE of latent diffusion.
+    ///
+    /// # Panics
+    /// When the recipe is not valid.
     pub fn new(recipe: &Recipe, device: &Device, codec: Option<&Codec>) -> DryRun {
         let mut objective = Objective::new(recipe, codec);
         micro_batch::split(&mut objective, device);
@@ -49,16 +57,17 @@ impl DryRun {
         let added = |with: u64, without: u64| (with as f64 / without.max(1) as f64 - 1.0).max(0.0) * 100.0;
         let (with, without) = (plan.cost(), kept.cost());
         let flat = params.borrow().elements() as u64 * 4;
-        let optimiser_launches = if accumulates {
+        let optimiser = accumulates.then(|| {
             let tape = Tape::new();
             record_optimiser(&tape, &options, params.borrow().elements(), ACCUMULATED);
-            Plan::new(&tape, &[], device).launches()
-        } else {
-            0
-        };
+            Plan::new(&tape, &[], device)
+        });
+        let of_optimiser = optimiser.as_ref().map_or(0, |optimiser| optimiser.cost().flops);
+        let operations = with.flops * options.accumulation + of_optimiser;
+        let pictures = PictureCost::new(recipe, device, 0, STRIPS, operations);
         DryRun {
             parameters: params.borrow().count(),
-            launches: plan.launches() * accumulation + optimiser_launches,
+            launches: plan.launches() * accumulation + optimiser.map_or(0, |optimiser| optimiser.launches()),
             repeated: plan.repeated() * accumulation,
             repeated_percent: [added(with.flops, without.flops), added(with.bytes, without.bytes)],
             parameter_bytes: flat,
@@ -68,6 +77,7 @@ impl DryRun {
             activation_bytes_separate: plan.separate_bytes(),
             activation_bytes_kept: kept.shared_bytes(),
             largest_binding: plan.largest_binding(),
+            pictures: pictures.unwrap_or_else(|e| panic!("DryRun: {e}")),
         }
     }
 }

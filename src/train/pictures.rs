@@ -2,13 +2,14 @@
 
 use std::time::Instant;
 
+use super::picture_cost::PictureCost;
 use super::session::{BACKWARD, Session, Watch, grid_name};
 use crate::error::{Error, Result};
 use crate::figures::{self, Drawing};
 use crate::sample::{Options, Source};
 
 /// Rows of the strips.
-const STRIPS: usize = 4;
+pub(super) const STRIPS: usize = 4;
 
 /// Ends a sampling process when the user wants to stop.
 fn go_on(watch: &dyn Watch) -> Result<()> {
@@ -60,6 +61,15 @@ impl Session {
             pictures.push(Picture { what: "backward process", name: BACKWARD.to_owned(), drawing });
         }
         Ok(pictures)
+    }
+
+    /// What the pictures cost that are still to be drawn, where that is worth telling.
+    ///
+    /// # Errors
+    /// As [`Options::of`].
+    pub fn picture_cost(&self) -> Result<Option<PictureCost>> {
+        let (done, operations) = (self.trainer.done(), self.trainer.operations());
+        PictureCost::new(&self.recipe, self.trainer.device(), done, STRIPS, operations)
     }
 
     /// Measures the VAE on held-out images, and remembers the result.

@@ -11,7 +11,7 @@ use super::writer::Writer;
 use crate::codec::Codec;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::recipe::{Recipe, System, params_of};
+use crate::recipe::{Recipe, SampleEvery, System, params_of};
 use crate::run::{Evaluation, Metrics, Run};
 
 /// Picture of the backward process, which is the last that a run draws.
@@ -162,7 +162,8 @@ impl Session {
         }
         let done = from.as_ref().map_or(0, |(done, _)| *done);
         let made = |name: &str| run.folder().join(name).exists();
-        let complete = made(&grid_name(done)) && (recipe.system == System::Vae || made(BACKWARD));
+        let drawn = made(&grid_name(done)) && (recipe.system == System::Vae || made(BACKWARD));
+        let complete = drawn || recipe.sample_every == SampleEvery::Never;
         if done > recipe.steps || done == recipe.steps && complete {
             let (folder, steps) = (run.folder().display(), recipe.steps);
             return Err(Error::usage(format!("{folder} has {done} of {steps} steps done"))

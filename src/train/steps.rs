@@ -9,7 +9,7 @@ use super::session::{Ended, Session, Watch};
 use super::times::Times;
 use crate::checkpoint;
 use crate::error::Result;
-use crate::recipe::System;
+use crate::recipe::{SampleEvery, System};
 use crate::run::{Log, Metrics};
 
 /// Fewest steps between evaluations: a few dozen pictures are seen in one.
@@ -59,7 +59,7 @@ impl Session {
             let stop = watch.interrupted();
             let last = step == recipe.steps;
             let saves = last || stop || step.is_multiple_of(recipe.checkpoint_every);
-            let samples = last || recipe.sample_every > 0 && step.is_multiple_of(recipe.sample_every);
+            let samples = recipe.sample_every.is_due(step, recipe.steps);
             let evaluates = last || step.is_multiple_of(epoch);
             // Whatever is done with the weights of a step waits for the step's numbers.
             let all = stepped.is_err() || saves || samples || evaluates;
@@ -75,7 +75,7 @@ impl Session {
                 let path = self.run.latents_path();
                 self.writer.give(move || latents.save(&path).map(|()| None));
             }
-            if step == 1 && recipe.system != System::Vae {
+            if step == 1 && recipe.system != System::Vae && recipe.sample_every != SampleEvery::Never {
                 self.forward_strip()?;
             }
             let evaluated = if evaluates { self.evaluate(watch) } else { Ok(()) };
@@ -100,7 +100,7 @@ impl Session {
             watch.message(&format!("unreadable pictures: {skipped} (others stood in for them)"));
         }
         let mut ended = Ended::Done;
-        if first >= recipe.steps {
+        if first >= recipe.steps && recipe.sample_every != SampleEvery::Never {
             // All that a stopped program left undone.
             self.pictures(watch, true)?;
             if watch.interrupted() {

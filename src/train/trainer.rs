@@ -204,6 +204,12 @@ impl Trainer {
         &self.batch
     }
 
+    /// Operations of a step, all its batches included.
+    pub(super) fn operations(&self) -> u64 {
+        let optimiser = self.optimiser.as_ref().map_or(0, |optimiser| optimiser.cost().flops);
+        self.batch.cost().flops * self.options.accumulation + optimiser
+    }
+
     /// The device that it trains on.
     pub fn device(&self) -> &Device {
         &self.device

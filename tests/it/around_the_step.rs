@@ -7,7 +7,7 @@ use std::sync::Arc;
 use denoir::data::{Batch, Dataset, Loader, Values, Whole};
 use denoir::device::Device;
 use denoir::error::Result;
-use denoir::recipe::Recipe;
+use denoir::recipe::{Recipe, SampleEvery};
 use denoir::run::{Evaluation, Metrics, Run};
 use denoir::train::{Ended, RecipeTrainer, Session, Watch};
 use tempfile::TempDir;
@@ -192,8 +192,8 @@ fn a_session_tells_every_step_in_order_and_before_its_checkpoint() {
     idx_folder(folder.path());
     let mut recipe = small();
     recipe.data = format!("mnist:{}", folder.path().display());
-    (recipe.flip, recipe.steps, recipe.checkpoint_every, recipe.sample_every) = (true, 7, 3, 0);
-    recipe.sample_count = 1;
+    (recipe.flip, recipe.steps, recipe.checkpoint_every, recipe.sample_count) = (true, 7, 3, 1);
+    recipe.sample_every = SampleEvery::Steps(0);
     let mut losses: Vec<Vec<f32>> = Vec::new();
     for (number, device) in devices().iter().enumerate() {
         let out = folder.path().join(format!("run-{number}"));

@@ -70,6 +70,15 @@ fn mistakes_in_the_command() {
     fails(at, &["train", "--set", "stepps=3"], 2, &["no key called \"stepps\"", "did you mean steps?"]);
     fails(at, &["train", "--set", "lr=fast"], 2, &["--set lr=fast", "does not fit"]);
     fails(at, &["train", "--batch-size", "0"], 2, &["batch_size is 0"]);
+    fails(at, &["train", "--steps", "many"], 2, &["--steps many: the value does not fit"]);
+    fails(at, &["train", "--lr", "1", "--set", "lr=2"], 2, &["--set lr=2 and --lr 1 both set lr"]);
+    fails(at, &["train", "--steps", "9", "--epochs", "2"], 2, &["both say how long"]);
+    fails(
+        at,
+        &["train", "--sample-every", "often"],
+        2,
+        &["--sample-every often", "(at the end only) or never"],
+    );
     fails(at, &["train", "--set", "unet.norm_num_groups=7"], 2, &["norm_num_groups = 7 does not divide"]);
     fails(at, &["train", "--set", "image_size=17"], 2, &["17x17 pixels cannot be halved"]);
     fails(at, &["train", "--device", "gpu:no-such-card"], 1, &["no GPU called no-such-card"]);
@@ -88,7 +97,8 @@ fn mistakes_in_the_command() {
     fails(at, &["data", "digits", "--image-size", "0"], 2, &["0"]);
     assert!(fs::read_dir(at).unwrap().next().is_none(), "a refused command left something behind");
     // What clap itself refuses has the same status.
-    for wrong in [&["fly"][..], &["train", "--stepps", "3"], &["train", "--steps", "many"], &["sample"]] {
+    for wrong in [&["fly"][..], &["train", "--stepps", "3"], &["sample", "x", "--steps", "many"], &["sample"]]
+    {
         assert_eq!(denoir(at, wrong).status.code(), Some(2), "{wrong:?}");
     }
 }

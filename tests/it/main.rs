@@ -8,6 +8,7 @@ mod command_line;
 mod configs;
 mod engine;
 mod examples;
+mod first_hour;
 mod folders;
 mod golden;
 mod golden_diffusers;

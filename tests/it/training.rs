@@ -230,9 +230,7 @@ fn the_same_seed_gives_the_same_bytes_and_so_does_a_resumed_run() {
         fs::create_dir(at).unwrap();
     }
     let extra = ["--set", "unet.dropout=0.2", "--set", "lr_schedule=constant"];
-    let all = |more: [&'static str; 2]| [&extra[..], &more].concat();
-    let whole = tiny_run(&a, &all(["--set", "steps=4"]));
-    let again = tiny_run(&b, &all(["--set", "steps=4"]));
+    let (whole, again) = (tiny_run(&a, &extra), tiny_run(&b, &extra));
     assert!(result(&whole, 4) == result(&again, 4), "two runs of one seed differ");
     let sheet = |run: &Path| fs::read(run.join("samples/step-00000004.png")).unwrap();
     assert_eq!(sheet(&whole), sheet(&again));
