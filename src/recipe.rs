@@ -200,6 +200,11 @@ config! {
         /// Fingerprint of the VAE's weights, filled in when training begins.
         pub vae_fingerprint: String = String::new(),
 
+        /// Names of the classes of a model with classes, in the order of their numbers; filled in when
+        /// training begins.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        pub class_names: Vec<String> = Vec::new(),
+
         /// The diffusion model.
         pub unet: UNetConfig = UNetConfig::with_levels(3, &[64, 128, 128], &[false, true, true]),
         /// The VAE.
@@ -225,6 +230,7 @@ impl System {
             | "clip_sample"
             | "class_defaults"
             | "sample_steps"
+            | "class_names"
             | "unet"
             | "scheduler" => self != System::Vae,
             "reconstruction" | "kl_weight" | "kl_warmup" | "corrupt_noise" | "corrupt_mask"

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::device_args::DeviceArgs;
 use super::images::Input;
 use super::output::check_folder_of;
-use super::sample::check_class;
+use super::sample::{check_class, class_of};
 use super::{any, bar, named, note, print, ticks};
 use crate::diffusion::Spacing;
 use crate::error::{Error, Result};
@@ -25,9 +25,9 @@ pub struct Arguments {
     /// Which timesteps are visited: leading, trailing or linspace [default: the model's own]
     #[arg(long, value_parser = named::<Spacing>)]
     spacing: Option<Spacing>,
-    /// The class of all images, for models with classes
+    /// The class of all images, for models with classes, by its name or number
     #[arg(long)]
-    class: Option<u32>,
+    class: Option<String>,
     #[arg(long, default_value = "noise.safetensors")]
     out: PathBuf,
     #[command(flatten)]
@@ -47,12 +47,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.class.is_none() && matches!(recipe.unet.class(), Class::Number(_) | Class::Value) {
         return Err(Error::usage("this model has classes").hint("say which with --class"));
     }
-    check_class(recipe, arguments.class)?;
+    let class = class_of(recipe, arguments.class.as_deref())?;
+    check_class(recipe, class)?;
     let scheduler = recipe.sampler("ddim-inverse")?;
     let config = InversionConfig {
         steps: arguments.steps.unwrap_or_else(|| scheduler.usual_steps()),
         spacing: arguments.spacing.unwrap_or(scheduler.spacing),
-        class: arguments.class,
+        class,
     };
     // An error appears before the work begins.
     let options = config.options(recipe, "ddim-inverse")?;

@@ -8,7 +8,7 @@ use super::{any, bar, named, note, number, ticks};
 use crate::diffusion::{self, Method, Sigmas, Spacing};
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
-use crate::recipe::{Recipe, Rng};
+use crate::recipe::{Recipe, Rng, nearest, whole};
 use crate::sample::inversion::{self, InversionConfig};
 use crate::sample::{Options, Trained};
 
@@ -47,9 +47,9 @@ pub struct Arguments {
     /// that a seed gives the reference's pictures
     #[arg(long, default_value = "denoir", value_parser = named::<Rng>)]
     rng: Rng,
-    /// The class of all samples, for models with classes; all in turn otherwise
+    /// The class of all samples, for models with classes, by its name or number; all in turn otherwise
     #[arg(long)]
-    class: Option<u32>,
+    class: Option<String>,
     /// A grid (FILE.png; the bare image when count is 1), or a folder for a file an image
     #[arg(long, default_value = "samples.png")]
     out: PathBuf,
@@ -71,8 +71,8 @@ impl Arguments {
         }
         if let Some(given) = self.eta {
             let Method::Ddim { eta, .. } = &mut scheduler.method else {
-                let keys = recipe.scheduler_keys();
-                let sampler = self.sampler.as_deref().or(keys.class()).unwrap_or_default();
+                let own = recipe.scheduler_keys().sampler();
+                let sampler = self.sampler.as_ref().unwrap_or(&own);
                 return Err(Error::usage(format!("--eta has no meaning for {sampler}"))
                     .hint("it goes with --sampler ddim"));
             };
@@ -112,14 +112,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let recipe = trained.recipe();
     let found = arguments.noise.as_ref().map(|path| inversion::read(path, recipe.diffused())).transpose()?;
     let options = arguments.options(recipe, found.as_ref().map(|(_, config)| config))?;
-    let class = arguments.class.or(found.as_ref().and_then(|(_, config)| config.class));
+    let class = match (&arguments.class, &found) {
+        (None, Some((_, config))) => config.class,
+        (said, _) => class_of(recipe, said.as_deref())?,
+    };
     check_class(recipe, class)?;
     // An error appears before the work begins.
     let out = Target::new(&arguments.out)?;
     let source = trained.source();
     let size = recipe.diffused().iter().product::<usize>();
     let count = found.as_ref().map_or(arguments.count, |(noise, _)| noise.len() / size);
-    note(&format!("{count} samples, {} steps, on {}", options.steps, device.describe()));
+    let of_class =
+        class.map(|class| format!(" of class {}", describe_class(recipe, class))).unwrap_or_default();
+    note(&format!("{count} samples{of_class}, {} steps, on {}", options.steps, device.describe()));
     let progress = bar(source.work(&options, count)?, "sampling {bar:30} {percent}% {eta} left");
     let step = ticks(&progress);
     let images = match &found {
@@ -128,6 +133,55 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     progress.finish_and_clear();
     out.write(&images, count, source.image())
+}
+
+/// The number of the class that `--class` says, by number or by one of the names that training recorded.
+pub fn class_of(recipe: &Recipe, said: Option<&str>) -> Result<Option<u32>> {
+    let Some(said) = said else { return Ok(None) };
+    let names = &recipe.class_names;
+    let of_name = |name: &str| names.iter().position(|known| known == name).map(|place| place as u32);
+    let of_number = |number: &str| whole(number).ok().and_then(|number| u32::try_from(number).ok());
+    let is_class = |number: u32| matches!(recipe.unet.class(), Class::Number(all) if (number as usize) < all);
+    let (number, named) = match said.split_once(':') {
+        Some(("number", number)) if of_name(said).is_none() => (of_number(number), None),
+        Some(("name", name)) if of_name(said).is_none() => (None, of_name(name)),
+        _ => (of_number(said), of_name(said)),
+    };
+    match (number, named) {
+        (Some(number), Some(named)) if number != named && is_class(number) => Err(Error::usage(format!(
+            "--class {said} is the name of class {named} and the number of class {}",
+            describe_class(recipe, number)
+        ))
+        .hint(format!("write --class name:{said} or --class number:{said}"))),
+        (_, Some(class)) | (Some(class), None) => Ok(Some(class)),
+        (None, None) => {
+            Err(Error::usage(format!("--class {said}: no class is called so")).hint(known(recipe, said)))
+        }
+    }
+}
+
+/// What can be said instead of a class that is not known.
+fn known(recipe: &Recipe, said: &str) -> String {
+    const MOST: usize = 20;
+    let names = &recipe.class_names;
+    match (recipe.unet.class(), names.len()) {
+        (Class::None, _) => "this model has no classes".to_owned(),
+        (_, 0) => "the names of its classes are not known here: give a number".to_owned(),
+        (_, all) => {
+            let near = nearest(said, names.iter().map(String::as_str));
+            let near = near.map(|near| format!("did you mean {near}? ")).unwrap_or_default();
+            let more = if all > MOST { format!(" and {} more", all - MOST) } else { String::new() };
+            format!("{near}the classes are {}{more}", names[..all.min(MOST)].join(", "))
+        }
+    }
+}
+
+/// A class's number, and its name where that is another.
+fn describe_class(recipe: &Recipe, class: u32) -> String {
+    match recipe.class_names.get(class as usize) {
+        Some(name) if *name != class.to_string() => format!("{class} ({name})"),
+        _ => class.to_string(),
+    }
 }
 
 /// Checks that the model has such a class.

@@ -40,8 +40,8 @@ pub(super) struct Data {
 }
 
 impl Data {
-    /// Opens all of it; in latent diffusion, with `codec`, fills in the scale and keeps encoded latents in
-    /// `file`, or takes them from there.
+    /// Opens all of it, and fills in the names of the classes; in latent diffusion, with `codec`, fills in the
+    /// scale and keeps encoded latents in `file`, or takes them from there.
     pub(super) fn open(
         recipe: &mut Recipe,
         codec: Option<&Codec>,
@@ -61,6 +61,8 @@ impl Data {
             recipe.steps = recipe.steps_of_a_pass(images).saturating_mul(recipe.epochs);
             recipe.validate()?;
         }
+        let told = recipe.system != System::Vae && recipe.unet.num_class_embeds > 0;
+        recipe.class_names = if told { dataset.classes().to_vec() } else { Vec::new() };
         let evaluator = match judged? {
             Some((images, held_out)) => Some(Evaluator::new(images, recipe.evaluate_count, held_out)?),
             None => None,

@@ -136,6 +136,12 @@ impl Keys {
         self.0.get(CLASS)?.as_str()
     }
 
+    /// The sampler, by its name on the command line where it has one.
+    pub(crate) fn sampler(&self) -> String {
+        let class = self.class().unwrap_or_default();
+        name_of(class, &self.0).unwrap_or(class).to_owned()
+    }
+
     /// The same keys read by another class.
     #[must_use]
     pub fn with_class(&self, class: &str) -> Self {

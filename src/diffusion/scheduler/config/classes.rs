@@ -1,6 +1,6 @@
 //! The classes of the diffusers library and the keys of their `scheduler_config.json`.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 
@@ -98,6 +98,17 @@ const NAMES: [Named; 16] = [
 /// Names of the samplers that draw samples, on the command line and in recipes.
 pub fn names() -> Vec<&'static str> {
     NAMES[..NAMES.len() - 1].iter().map(|(name, ..)| *name).collect()
+}
+
+/// The name on the command line of a sampler of this class: the first one whose keys `has` does not
+/// contradict, or else the class's first.
+pub(super) fn name_of(class: &str, has: &Map<String, Value>) -> Option<&'static str> {
+    let of_class = || NAMES.iter().filter(|(_, of, _)| *of == class);
+    let fits = |keys: Value| {
+        let mut keys = keys.as_object().into_iter().flatten();
+        keys.all(|(key, value)| has.get(key).is_none_or(|said| said == value))
+    };
+    of_class().find(|(.., keys)| fits(keys())).or_else(|| of_class().next()).map(|(name, ..)| *name)
 }
 
 /// The class of a name and the keys that it sets.
