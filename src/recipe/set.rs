@@ -37,6 +37,10 @@ impl Recipe {
         // Text may come without its quotes.
         let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut t| t.remove("v"));
         let before = slot.clone();
+        if let (toml::Value::Integer(_), None, Ok(_)) = (&before, &parsed, self::whole(value)) {
+            return Err(Error::usage(format!("{said}: the value does not fit"))
+                .hint(format!("it must be at most {}, the largest number of TOML", i64::MAX)));
+        }
         *slot = alike(&before, parsed.unwrap_or_else(|| toml::Value::String(value.to_owned())));
         // But betas may be a list.
         if let (toml::Value::String(_), false) = (&before, slot.is_str() || slot.is_array()) {

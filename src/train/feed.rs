@@ -40,8 +40,8 @@ pub(super) struct Data {
 }
 
 impl Data {
-    /// Opens all of it, and fills in the names of the classes; in latent diffusion, with `codec`, fills in the
-    /// scale and keeps encoded latents in `file`, or takes them from there.
+    /// Opens all of it, and fills in the names of the classes; in latent diffusion, with `codec`, fills in
+    /// the scale and keeps encoded latents in `file`, or takes them from there.
     pub(super) fn open(
         recipe: &mut Recipe,
         codec: Option<&Codec>,
