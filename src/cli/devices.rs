@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{print, table};
 use crate::device::gpu::adapters::{self, Adapter};
-use crate::device::{available_memory, size};
+use crate::device::{available_memory, size, threads};
 use crate::error::{Error, Result};
 
 #[derive(clap::Args)]
@@ -33,7 +33,7 @@ struct CpuDevice {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let adapters = adapters::list();
     let auto = adapters.iter().find(|a| a.auto).map_or("cpu".to_owned(), |a| format!("gpu:{}", a.index));
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads::cores();
     let devices = Devices { auto, cpu: CpuDevice { threads, available_bytes: available_memory() }, adapters };
     if !arguments.json {
         return print(&describe(&devices));

@@ -103,30 +103,35 @@ pub fn main() -> ExitCode {
             "error: defect in denoir ({place}): {text}; please report it with the command that you ran"
         ));
     }));
-    let outcome = std::panic::catch_unwind(|| {
-        let done = match arguments.command {
-            Command::Devices(a) => devices::run(&a),
-            Command::Recipes(a) => recipes::run(&a),
-            Command::Data(a) => data::run(&a),
-            Command::Train(a) => return train::run(&a),
-            Command::Sample(a) => sample::run(&a),
-            Command::Invert(a) => invert::run(&a),
-            Command::Figure(a) => figure::run(&a),
-            Command::Encode(a) => latents::encode(&a),
-            Command::Decode(a) => latents::decode(&a),
-            Command::Import(a) => import::run(&a),
-            Command::Export(a) => export::run(&a),
-            Command::Bench(a) => bench::run(&a),
-            Command::Profile(a) => profile::run(&a),
-            Command::Tune(a) => tune::run(&a),
-        };
-        done.map(|()| ExitCode::SUCCESS)
-    });
+    let outcome = std::panic::catch_unwind(|| run(arguments.command));
     match outcome {
         Ok(Ok(status)) => status,
         Ok(Err(error)) => failed(&error),
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    if !matches!(command, Command::Devices(_) | Command::Recipes(_)) {
+        crate::device::threads::start()?;
+    }
+    let done = match command {
+        Command::Devices(a) => devices::run(&a),
+        Command::Recipes(a) => recipes::run(&a),
+        Command::Data(a) => data::run(&a),
+        Command::Train(a) => return train::run(&a),
+        Command::Sample(a) => sample::run(&a),
+        Command::Invert(a) => invert::run(&a),
+        Command::Figure(a) => figure::run(&a),
+        Command::Encode(a) => latents::encode(&a),
+        Command::Decode(a) => latents::decode(&a),
+        Command::Import(a) => import::run(&a),
+        Command::Export(a) => export::run(&a),
+        Command::Bench(a) => bench::run(&a),
+        Command::Profile(a) => profile::run(&a),
+        Command::Tune(a) => tune::run(&a),
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn failed(error: &Error) -> ExitCode {

@@ -10,11 +10,12 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::{Builder, JoinHandle, available_parallelism};
+use std::thread::JoinHandle;
 
 use super::Dataset;
 use super::picture::mirror;
 use super::rng::below;
+use crate::device::threads;
 use crate::error::{Error, Result, lock};
 use crate::ops::gather::MIRRORED;
 use crate::philox::{Sequence, Stream, draw};
@@ -114,7 +115,7 @@ impl Loader {
         first_position: u64,
     ) -> Result<Self> {
         // Decoding large photographs keeps eight cores busy ahead of any step; more would only hold memory.
-        let threads = available_parallelism().map_or(1, |n| n.get()).min(8);
+        let threads = threads::cores().min(8);
         Self::with_threads(dataset, batch, seed, flip, first_position, threads)
     }
 
@@ -162,14 +163,10 @@ impl<B: Send + 'static> Loader<B> {
         let mut loader = Loader { shared, threads: Vec::new() };
         for i in 0..threads {
             let shared = Arc::clone(&loader.shared);
-            match Builder::new().name(format!("data-{i}")).spawn(move || shared.work()) {
+            match threads::spawn(format!("data-{i}"), "read the data", move || shared.work()) {
                 Ok(thread) => loader.threads.push(thread),
                 Err(_) if i > 0 => break, // Fewer threads read as correctly, only slower.
-                Err(error) => {
-                    return Err(Error::new("no thread can be started to read the data")
-                        .hint("close other programs or raise the limit on processes (`ulimit -u`)")
-                        .caused_by(error));
-                }
+                Err(error) => return Err(error),
             }
         }
         Ok(loader)
@@ -301,7 +298,7 @@ impl Order {
 }
 
 /// The order of `0..len` in an epoch (Fisher and Yates, as in Knuth's algorithm P).
-fn permutation(seed: u64, epoch: u64, len: usize) -> Vec<u32> {
+pub(super) fn permutation(seed: u64, epoch: u64, len: usize) -> Vec<u32> {
     let mut rng = Sequence::new(seed, Stream::Shuffle, epoch as u32, (epoch >> 32) as u32);
     let mut order: Vec<u32> = (0..len as u32).collect();
     for i in (1..len).rev() {

@@ -124,17 +124,12 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// Starts `threads` threads; `None`: one per core.
+    /// Starts `threads` threads, 1 to 1024; `None`: one per core, or as many as RAYON_NUM_THREADS says.
     ///
     /// # Errors
-    /// When the system refuses to start the threads.
+    /// Another number, or the system refuses to start the threads.
     pub fn open(threads: Option<usize>) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.unwrap_or(0))
-            .thread_name(|i| format!("denoir-cpu-{i}"))
-            .build()
-            .map_err(|e| Error::new("cannot start the threads of the CPU device").caused_by(e))?;
-        Ok(Cpu { pool })
+        Ok(Cpu { pool: super::threads::pool(threads)? })
     }
 
     /// Number of threads.

@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod gpu;
+pub(crate) mod threads;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,12 +81,13 @@ impl Device {
     /// # Errors
     /// As [`Device::open`]; and when `name` is a GPU, or `threads` is not from 1 to 1024.
     pub fn open_with(name: &str, threads: Option<usize>) -> Result<Self> {
-        let Some(threads) = threads else { return Device::open(name) };
-        if threads == 0 || threads > 1024 {
-            return Err(Error::usage(format!("--threads {threads}")).hint("it must be from 1 to 1024"));
+        let Some(wanted) = threads else { return Device::open(name) };
+        if !(1..=threads::MOST).contains(&wanted) {
+            let hint = format!("it must be from 1 to {}", threads::MOST);
+            return Err(Error::usage(format!("--threads {wanted}")).hint(hint));
         }
         match Device::open(name)? {
-            Device::Cpu(_) => Ok(Device::Cpu(Arc::new(Cpu::open(Some(threads))?))),
+            Device::Cpu(_) => Ok(Device::Cpu(Arc::new(Cpu::open(Some(wanted))?))),
             Device::Gpu(gpu) => Err(Error::usage(format!("{} has no threads to set", gpu.name()))
                 .hint("leave --threads out, or use --device cpu")),
         }

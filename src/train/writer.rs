@@ -2,8 +2,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
+use crate::device::threads;
 use crate::error::{Error, Result};
 
 /// Something to write. Gives a line for the user, if there is something to tell.
@@ -32,11 +33,7 @@ impl Writer {
                 let _ = done.send(outcome);
             }
         };
-        let thread = Builder::new().name("writer".to_owned()).spawn(work).map_err(|e| {
-            Error::new("no thread can be started to write the run's files")
-                .hint("close other programs or raise the limit on processes (`ulimit -u`)")
-                .caused_by(e)
-        })?;
+        let thread = threads::spawn("writer".to_owned(), "write the run's files", work)?;
         Ok(Writer { jobs: Some(jobs), results, pending: 0, thread: Some(thread) })
     }
 
