@@ -4,13 +4,15 @@
 //! one in the list stands in for it: a choice that depends on the files alone, so every run makes the same.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use super::in_memory::write;
+use super::jpeg;
 use super::loader::panic_text;
 use super::picture::{fit, from_u8};
 use super::scan::pictures;
@@ -20,6 +22,8 @@ use crate::files::fnv1a;
 
 /// Memory that decoding one picture may take: 80 megapixels of RGB. It is needed once for each loader thread.
 const MAX_DECODED: u64 = 256 << 20;
+/// Bytes of a file that may be one picture; others are not begun, as they may have no end.
+const MAX_FILE: u64 = 1 << 30;
 /// Memory for finished pictures, so that a set of moderate size is decoded in the first epoch only.
 const CACHE: u64 = 512 << 20;
 /// From this many pictures on, one in ten is held out.
@@ -153,7 +157,7 @@ fn probe(dir: &Path, files: &[PathBuf]) -> Result<usize> {
     let mut grey = None;
     for i in 0..probes {
         let path = &files[i * files.len() / probes];
-        match decoder(&dir.join(path)).map(|d| d.color_type()) {
+        match decoder(&dir.join(path)).map(|(_, d)| d.color_type()) {
             Ok(color) => grey = Some(grey.unwrap_or(true) && !color.has_color()),
             Err(wrong) => first_wrong = first_wrong.or(Some(format!("{}: {wrong}", path.display()))),
         }
@@ -166,18 +170,28 @@ fn probe(dir: &Path, files: &[PathBuf]) -> Result<usize> {
     }
 }
 
-fn decoder(path: &Path) -> std::result::Result<impl ImageDecoder, String> {
+/// The format of a file by its first bytes, and its decoder.
+fn decoder(path: &Path) -> std::result::Result<(Option<ImageFormat>, impl ImageDecoder), String> {
+    let there = fs::metadata(path).map_err(|e| e.to_string())?;
+    if !there.is_file() {
+        return Err("it is no file".to_owned());
+    }
+    if there.len() > MAX_FILE {
+        let [bytes, allowed] = [there.len() >> 20, MAX_FILE >> 20];
+        return Err(format!("it has {bytes} MB, more than the {allowed} allowed"));
+    }
     let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
     let mut reader = reader.map_err(|e| e.to_string())?;
+    let format = reader.format();
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_DECODED);
     reader.limits(limits);
-    reader.into_decoder().map_err(|e| e.to_string())
+    Ok((format, reader.into_decoder().map_err(|e| e.to_string())?))
 }
 
 /// A picture as it is meant to be seen, turned as its EXIF data says; the first frame of an animation.
 fn decode(path: &Path) -> std::result::Result<DynamicImage, String> {
-    let mut decoder = decoder(path)?;
+    let (format, mut decoder) = decoder(path)?;
     let ((w, h), bytes) = (decoder.dimensions(), decoder.total_bytes());
     if w == 0 || h == 0 {
         return Err("it has no pixels".to_owned());
@@ -188,7 +202,11 @@ fn decode(path: &Path) -> std::result::Result<DynamicImage, String> {
         return Err(format!("{w} x {h} pixels need {needed} MB, more than the {allowed} allowed"));
     }
     let orientation = decoder.orientation().map_err(|e| e.to_string())?;
-    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
+    let mut image = if format == Some(ImageFormat::Jpeg) {
+        jpeg::decode(&fs::read(path).map_err(|e| e.to_string())?)?
+    } else {
+        DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?
+    };
     image.apply_orientation(orientation);
     Ok(image)
 }

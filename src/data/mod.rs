@@ -13,6 +13,7 @@ mod faces;
 mod folder;
 mod idx;
 mod in_memory;
+mod jpeg;
 mod loader;
 pub mod picture;
 pub(crate) mod quality;
