@@ -84,8 +84,15 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Text out of a file as it can be shown: control characters (line ends, terminal commands) escaped, and at
-/// most 2000 characters.
+/// Whether a character ends a line, commands a terminal, or turns the direction of the text after it.
+pub(crate) fn is_unprintable(c: char) -> bool {
+    let line_or_direction = ['\u{61c}', '\u{200e}', '\u{200f}', '\u{2028}', '\u{2029}'];
+    let turns = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || turns || line_or_direction.contains(&c)
+}
+
+/// Text out of a file as it can be shown: characters that are not printed (line ends, terminal commands)
+/// escaped, and at most 2000 characters.
 pub fn one_line(text: &str) -> String {
     const MOST: usize = 2000;
     let mut out = String::new();
@@ -94,7 +101,7 @@ pub fn one_line(text: &str) -> String {
             out.push_str("...");
             break;
         }
-        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+        if is_unprintable(c) { out.extend(c.escape_default()) } else { out.push(c) }
     }
     out
 }
@@ -149,6 +156,7 @@ mod tests {
         let error = Error::new("a\nerror: b \u{1b}[2J").hint("c\td").caused_by("e\u{7}\nf");
         let report = "error: a\\nerror: b \\u{1b}[2J; c\\td\n  caused by: e\\u{7}\n  caused by: f";
         assert_eq!(error.report(), report);
+        assert_eq!(one_line("a\u{202e}b\u{2028}é"), "a\\u{202e}b\\u{2028}é");
         let long = Error::new("x".repeat(1 << 20)).to_string();
         assert_eq!((long.len(), &long[1999..]), (2003, "x..."));
     }

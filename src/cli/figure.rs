@@ -7,7 +7,7 @@ use image::RgbImage;
 use super::device_args::DeviceArgs;
 use super::images::read;
 use super::output::{check_folder_of, extension};
-use super::{any, bar, note, note_warnings, number, print, ticks};
+use super::{any, any_text, bar, note, note_warnings, number, print, ticks};
 use crate::checkpoint;
 use crate::codec::Codec;
 use crate::data::{Options as DataOptions, open_for_evaluation};
@@ -82,7 +82,7 @@ pub struct Arguments {
     /// A run folder, or one of its checkpoints
     run: PathBuf,
     /// Where images come from [default: the held-out part of the run's own data]
-    #[arg(long)]
+    #[arg(long, value_parser = any_text())]
     data: Option<String>,
     /// PNG, or GIF for hallucination [default: KIND.png or KIND.gif]
     #[arg(long)]

@@ -2,15 +2,17 @@
 
 use std::path::Path;
 
-use super::{bar, note, note_warnings, number};
+use super::{any_text, bar, note, note_warnings, number};
 use crate::data::{Dataset, open, read_picture};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::names::path_of;
 use crate::recipe::Recipe;
 
 #[derive(clap::Args)]
 pub struct Input {
     /// Pictures, or data: digits, faces, mnist:DIR, cifar10:DIR or images:DIR [default: the model's own]
+    #[arg(value_parser = any_text())]
     input: Vec<String>,
     /// How many images of the data [default: all, or 64 of data without end]
     #[arg(long, value_parser = number::<u64>(1..=10_000_000))]
@@ -32,13 +34,17 @@ impl Input {
         mut take: impl FnMut(&[f32]) -> Result<()>,
     ) -> Result<()> {
         let crop = (recipe.crop > 0).then_some(recipe.crop);
-        let is_file = |input: &String| Path::new(input).is_file();
+        // Pipes and devices too: they are refused as pictures.
+        let is_file = |input: &String| {
+            let path = path_of(input);
+            path.exists() && !path.is_dir()
+        };
         if !self.input.is_empty() && self.input.iter().all(is_file) {
             if self.count.is_some() {
                 return Err(Error::usage("--count goes with data, not with pictures").hint("leave it out"));
             }
             for input in &self.input {
-                take(&read_picture(Path::new(input), side, channels, crop, recipe.resize)?)?;
+                take(&read_picture(&path_of(input), side, channels, crop, recipe.resize)?)?;
             }
             return Ok(());
         }
@@ -78,10 +84,17 @@ impl Input {
 /// Images from number `first` on, `[count, H, W, C]`, and their labels; those of finite data begin again.
 pub fn read(data: &dyn Dataset, first: u64, count: usize) -> Result<(Vec<f32>, Vec<u32>)> {
     let len = data.len().unwrap_or(u64::MAX);
+    read_all(data, (0..count).map(|i| first.wrapping_add(i as u64) % len))
+}
+
+/// The images of these numbers, `[count, H, W, C]`, and their labels.
+pub fn read_all(
+    data: &dyn Dataset,
+    numbers: impl ExactSizeIterator<Item = u64>,
+) -> Result<(Vec<f32>, Vec<u32>)> {
     let size: usize = data.shape().iter().product();
-    let mut images = vec![0.0; count * size];
-    let numbered = images.chunks_exact_mut(size).zip(0..);
-    let labels = numbered.map(|(image, i)| data.read(first.wrapping_add(i) % len, image));
-    let labels = labels.collect::<Result<_>>()?;
+    let mut images = vec![0.0; numbers.len() * size];
+    let numbered = images.chunks_exact_mut(size).zip(numbers);
+    let labels = numbered.map(|(image, number)| data.read(number, image)).collect::<Result<_>>()?;
     Ok((images, labels))
 }

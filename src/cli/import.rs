@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{note, print, thousands};
+use super::{any_text, note, print, thousands};
 use crate::checkpoint::{self, Values};
 use crate::diffusers::{self, Component};
 use crate::error::{Error, Result};
@@ -18,7 +18,7 @@ pub struct Arguments {
     out: PathBuf,
     /// Training data: digits, faces, mnist:DIR, cifar10:DIR or images:DIR [default: faces, or digits for
     /// one channel]
-    #[arg(long)]
+    #[arg(long, value_parser = any_text())]
     data: Option<String>,
     /// Override a key of the recipe; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]

@@ -25,13 +25,15 @@ use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use serde::de::{DeserializeOwned, IntoDeserializer};
 
 use crate::data::Dataset;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
+use crate::names::shown;
 use crate::recipe::whole;
 
 /// Trains and samples diffusion models on any GPU, or on the CPU, without a framework.
@@ -155,9 +157,10 @@ fn check_printed(printed: std::io::Result<()>) -> Result<()> {
     }
 }
 
-/// Prints a line on standard error; if that is closed, the work goes on.
+/// Prints lines on standard error, without commands to the terminal; if that is closed, the work goes on.
 fn note(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let lines: Vec<String> = text.split('\n').map(one_line).collect();
+    let _ = writeln!(std::io::stderr(), "{}", lines.join("\n"));
 }
 
 /// A progress bar on standard error; nothing where that is no terminal.
@@ -197,6 +200,11 @@ fn ticks(bar: &ProgressBar) -> impl FnMut() -> Result<()> {
 /// Passes on what a data set warns of.
 fn note_warnings(data: &dyn Dataset) {
     data.warnings().iter().for_each(|warning| note(&format!("warning: {warning}")));
+}
+
+/// An argument with bytes that are no UTF-8 as text, from which `names::path_of` finds the path.
+fn any_text() -> impl TypedValueParser<Value = String> {
+    OsStringValueParser::new().map(|argument| argument.into_string().unwrap_or_else(|other| shown(&other)))
 }
 
 /// Prints a report: one JSON object, for programs, or its description.

@@ -87,7 +87,9 @@ impl Args for Settings {
         let flag = |(flag, key, value, help): (&'static str, &str, &'static str, &str)| {
             let help =
                 if key == "data" { help.to_owned() } else { format!("{help} [default: the recipe's]") };
-            Arg::new(flag).long(flag).value_name(value).help(help)
+            let arg = Arg::new(flag).long(flag).value_name(value).help(help);
+            // A path may be no UTF-8.
+            if key == "data" { arg.value_parser(super::any_text()) } else { arg }
         };
         let set = Arg::new("set").long("set").value_name("KEY=VALUE").action(ArgAction::Append);
         let set = set.help("Override any key of the recipe; may be given several times");

@@ -2,14 +2,16 @@
 //!
 //! A record is 3,073 bytes: a label, then 32 x 32 red, green and blue values, one plane after another.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use super::in_memory::InMemory;
 use super::{Options, Split};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::names::shown;
 
 const PLANE: usize = 32 * 32;
 const RECORD: usize = 1 + 3 * PLANE;
@@ -90,11 +92,12 @@ fn names(path: &Path) -> Result<Vec<String>> {
         }
     };
     let names: Vec<String> =
-        text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect();
-    if names.len() == NAMES.len() {
+        text.lines().map(str::trim).filter(|l| !l.is_empty()).map(|l| shown(l.as_ref())).collect();
+    let different: BTreeSet<&String> = names.iter().collect();
+    if [names.len(), different.len()] == [NAMES.len(); 2] {
         return Ok(names);
     }
-    let message = format!("{} names {} classes, not 10", path.display(), names.len());
+    let message = format!("{} names {} classes, not 10", path.display(), different.len());
     Err(Error::new(message).hint("give it another name to use the usual class names"))
 }
 
@@ -153,6 +156,18 @@ mod tests {
         assert_eq!(open_spec(&spec, &options(32)).unwrap().classes()[9], "j");
         fs::write(place.join("batches.meta.txt"), "a\nb\n").unwrap();
         assert!(refusal(&spec, &options(32)).contains("names 2 classes, not 10"));
+        fs::write(place.join("batches.meta.txt"), "a\nb\nc\nd\ne\nf\ng\nh\ni\na\n").unwrap();
+        assert!(refusal(&spec, &options(32)).contains("names 9 classes, not 10"));
+        fs::write(place.join("batches.meta.txt"), "\u{1b}[2J\nb\nc\nd\ne\nf\ng\nh\ni\nj").unwrap();
+        assert_eq!(open_spec(&spec, &options(32)).unwrap().classes()[0], "\\x1b[2J");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_without_end_are_refused() {
+        let (_dir, place, spec) = folder("");
+        std::os::unix::fs::symlink("/dev/zero", place.join("batches.meta.txt")).unwrap();
+        assert!(refusal(&spec, &options(32)).contains("batches.meta.txt cannot be read"));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Pictures are decoded when they are read. One that cannot be decoded is reported once, and the next good
 //! one in the list stands in for it: a choice that depends on the files alone, so every run makes the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -17,8 +18,9 @@ use super::loader::panic_text;
 use super::picture::{fit, from_u8};
 use super::scan::pictures;
 use super::{Dataset, Options, Resize, Split, check};
-use crate::error::{Error, Result, lock};
+use crate::error::{Error, Result, lock, one_line};
 use crate::files::fnv1a;
+use crate::names::{shown, shown_path};
 
 /// Memory that decoding one picture may take: 80 megapixels of RGB. It is needed once for each loader thread.
 const MAX_DECODED: u64 = 256 << 20;
@@ -49,18 +51,24 @@ pub(super) struct Folder {
 
 pub(super) fn open(dir: &Path, options: &Options) -> Result<Folder> {
     let found = pictures(dir)?;
-    if found.is_empty() {
-        return Err(Error::new(format!("folder {} holds no images", dir.display())).hint(
+    let left_out = found.left_out();
+    if found.pictures.is_empty() {
+        let error = Error::new(format!("folder {} holds no images", dir.display())).hint(
             "png, jpeg, webp, gif, bmp, tiff, tga, ico, qoi and pnm files are read, convert others first",
-        ));
+        );
+        return Err(error.caused_by(left_out.unwrap_or_default()));
     }
-    let (classes, notes) = classes_of(&found);
-    let files = part_of(found, options.split).ok_or_else(|| {
+    let (names, mut notes) = classes_of(&found.pictures);
+    let classes = names.iter().map(|name| shown(name)).collect();
+    let label = |path: &Path| {
+        top(path).and_then(|name| names.binary_search_by(|other| other.as_os_str().cmp(name)).ok())
+    };
+    notes.extend(left_out);
+    let files = part_of(found.pictures, options.split).ok_or_else(|| {
         Error::new(format!("folder {} has too few images to hold some out", dir.display()))
             .hint(format!("add some, {SMALLEST_SPLIT} are enough, or use the training part"))
     })?;
-    let label = |path: &PathBuf| classes.iter().position(|c| *c == top(path)).unwrap_or(0) as u32;
-    let labels = files.iter().map(label).collect();
+    let labels = files.iter().map(|path| label(path).unwrap_or(0) as u32).collect();
     let channels = match options.channels {
         Some(channels) => channels,
         None => probe(dir, &files)?,
@@ -104,27 +112,25 @@ pub fn read_picture(
     Ok(bytes.into_iter().map(from_u8).collect())
 }
 
-/// The name of the folder directly in DIR that a picture lies in; empty if it lies in DIR itself.
-fn top(path: &Path) -> String {
-    let mut components = path.components();
-    match (components.next(), components.next()) {
-        (Some(first), Some(_)) => first.as_os_str().to_string_lossy().into_owned(),
-        _ => String::new(),
-    }
+/// The name of the folder directly in DIR that a picture lies in; none if it lies in DIR itself.
+fn top(path: &Path) -> Option<&OsStr> {
+    let mut names = path.iter();
+    let first = names.next()?;
+    names.next().map(|_| first)
 }
 
-/// The classes, sorted by name, if each picture belongs to one of at least two; and what to tell the user.
-fn classes_of(files: &[PathBuf]) -> (Vec<String>, Vec<String>) {
-    let mut tops: Vec<String> = files.iter().map(|path| top(path)).collect();
-    let loose = tops.iter().filter(|name| name.is_empty()).count();
-    tops.sort();
-    tops.dedup();
-    if loose > 0 && tops.len() > 1 {
-        let folders = tops.len() - 1;
-        let note = "sub-folders, so the sub-folders are not taken as classes";
-        return (Vec::new(), vec![format!("{loose} images lie beside the {folders} {note}")]);
+/// The classes' names, sorted, if each picture belongs to one of at least two; and what to tell the user.
+fn classes_of(files: &[PathBuf]) -> (Vec<OsString>, Vec<String>) {
+    let tops: BTreeSet<&OsStr> = files.iter().filter_map(|path| top(path)).collect();
+    let loose = files.iter().filter(|path| top(path).is_none()).count();
+    match (tops.len(), loose) {
+        (0, _) | (1, 0) => (Vec::new(), Vec::new()),
+        (_, 0) => (tops.into_iter().map(OsStr::to_owned).collect(), Vec::new()),
+        (folders, loose) => {
+            let note = "sub-folders, so the sub-folders are not taken as classes";
+            (Vec::new(), vec![format!("{loose} images lie beside the {folders} {note}")])
+        }
     }
-    if tops.len() < 2 { (Vec::new(), Vec::new()) } else { (tops, Vec::new()) }
 }
 
 /// The files of one part. The tenth with the smallest hashes is held out; the hash is of the path within
@@ -144,8 +150,8 @@ fn part_of(files: Vec<PathBuf>, split: Split) -> Option<Vec<PathBuf>> {
 /// FNV-1a over the path with `/` between its components, with a final mix of the high bits (as in
 /// MurmurHash 3).
 fn hash(path: &Path) -> u64 {
-    let bytes = |c: std::path::Component| c.as_os_str().to_string_lossy().into_owned().into_bytes();
-    let h = fnv1a(path.components().flat_map(|c| bytes(c).into_iter().chain([b'/'])).map(u64::from));
+    let bytes = path.iter().flat_map(|name| name.as_encoded_bytes().iter().chain(b"/"));
+    let h = fnv1a(bytes.map(|&byte| u64::from(byte)));
     let h = (h ^ (h >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     h ^ (h >> 33)
 }
@@ -159,7 +165,7 @@ fn probe(dir: &Path, files: &[PathBuf]) -> Result<usize> {
         let path = &files[i * files.len() / probes];
         match decoder(&dir.join(path)).map(|(_, d)| d.color_type()) {
             Ok(color) => grey = Some(grey.unwrap_or(true) && !color.has_color()),
-            Err(wrong) => first_wrong = first_wrong.or(Some(format!("{}: {wrong}", path.display()))),
+            Err(wrong) => first_wrong = first_wrong.or(Some(format!("{}: {wrong}", shown_path(path)))),
         }
     }
     match (grey, first_wrong) {
@@ -256,7 +262,7 @@ impl Folder {
                 self.dir.display()
             ))
             .hint("check the files, or convert them to png or jpeg")
-            .caused_by(format!("{}: {wrong}", self.files[*i].display()))),
+            .caused_by(format!("{}: {wrong}", shown_path(&self.files[*i])))),
             _ => Ok(()),
         }
     }
@@ -275,6 +281,10 @@ impl Dataset for Folder {
         &self.classes
     }
 
+    fn labels(&self) -> Option<Vec<u32>> {
+        Some(self.labels.clone())
+    }
+
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
         assert_eq!(out.len(), self.shape.iter().product::<usize>(), "read: `out` is not {:?}", self.shape);
         assert!(index < self.files.len() as u64, "read: no picture {index} in {}", self.files.len());
@@ -289,7 +299,7 @@ impl Dataset for Folder {
     }
 
     fn describe(&self, index: u64) -> String {
-        self.files.get(index as usize).map(|path| path.display().to_string()).unwrap_or_default()
+        self.files.get(index as usize).map(|path| shown_path(path)).unwrap_or_default()
     }
 
     fn skipped(&self) -> u64 {
@@ -300,7 +310,8 @@ impl Dataset for Folder {
         let bad = lock(&self.bad);
         let mut warnings = self.notes.clone();
         warnings.extend(bad.iter().take(NAMED).map(|(i, wrong)| {
-            format!("{} cannot be read and is left out: {wrong}", self.dir.join(&self.files[*i]).display())
+            let path = self.dir.join(shown_path(&self.files[*i]));
+            one_line(&format!("{} cannot be read and is left out: {wrong}", path.display()))
         }));
         if bad.len() > NAMED {
             warnings.push(format!("{} more images cannot be read and are left out", bad.len() - NAMED));

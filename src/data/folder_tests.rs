@@ -237,3 +237,74 @@ fn a_single_picture_that_cannot_be_read_says_why() {
     assert!(report("a.png", 8, 2, None).contains("2 image channels"));
     assert!(report("a.png", 8, 3, Some(0)).contains("crop of 0"));
 }
+
+#[test]
+fn a_cut_jpeg_is_left_out() {
+    let place = Place::new();
+    let wave = RgbImage::from_fn(64, 64, |x, y| Rgb([(x * 4) as u8, (y * 4) as u8, ((x * y) % 256) as u8]));
+    for name in ["a.jpg", "b.jpg", "c.png"] {
+        wave.save(place.file(name)).unwrap();
+    }
+    let whole = fs::read(place.file("b.jpg")).unwrap();
+    // Under another format's ending too.
+    for name in ["b.jpg", "d.png"] {
+        fs::write(place.file(name), &whole[..whole.len() / 2]).unwrap();
+    }
+    let data = place.open(&options(16));
+    for i in 0..4 {
+        data.read(i, &mut [0.0; 768]).unwrap();
+    }
+    let warnings = data.warnings();
+    assert_eq!((data.skipped(), warnings.len()), (2, 2), "{warnings:?}");
+    assert!(warnings[0].contains("b.jpg cannot be read and is left out: the file is cut"), "{warnings:?}");
+}
+
+#[test]
+fn a_file_without_end_is_not_begun() {
+    let place = Place::new();
+    place.add("a.png", [5; 3]);
+    let end = fs::File::create(place.file("b.png")).unwrap();
+    end.set_len(2 * MAX_FILE).unwrap();
+    let data = place.open(&options(8));
+    assert_eq!(first_pixel(data.as_ref(), 1).1, [5; 3]);
+    assert!(data.warnings()[0].contains("more than the 1024 allowed"), "{:?}", data.warnings());
+}
+
+#[test]
+fn what_is_not_read_is_told() {
+    let place = Place::new();
+    place.add("a/1.png", [1; 3]);
+    place.add("b/2.png", [2; 3]);
+    place.add("@eaDir/3.png", [3; 3]);
+    fs::write(place.file("b/4.heic"), "").unwrap();
+    let data = place.open(&options(8));
+    assert_eq!((data.classes().len(), data.len()), (2, Some(2)));
+    assert_eq!(data.warnings(), ["2 files and folders are not read: 1 .heic, 1 @eaDir"]);
+    let empty = Place::new();
+    fs::write(empty.file("4.heic"), "").unwrap();
+    let report = open_spec(&empty.spec(), &options(8)).err().unwrap().report();
+    assert!(report.contains("holds no images") && report.contains("1 .heic"), "{report}");
+}
+
+#[cfg(unix)]
+#[test]
+fn classes_are_told_apart_whatever_their_names_are() {
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new();
+    place.add("plain/1.png", [3; 3]);
+    for (name, level) in [(&b"\x8c\xa2"[..], 1), (b"\x94\xe9", 2), (b"z\n\x1b[2J", 4)] {
+        let folder = place.0.path().join(OsStr::from_bytes(name));
+        fs::create_dir(&folder).unwrap();
+        RgbImage::from_pixel(9, 9, Rgb([level; 3])).save(folder.join("1.png")).unwrap();
+        fs::write(folder.join(OsStr::from_bytes(b"\x8c.png")), "no picture").unwrap();
+    }
+    let data = place.open(&options(8));
+    assert_eq!(data.classes(), ["plain", "z\\x0a\\x1b[2J", "\\x8c\\xa2", "\\x94\\xe9"]);
+    assert_eq!(data.labels().unwrap(), [0, 1, 1, 2, 2, 3, 3]);
+    let pixels: Vec<_> = [0, 1, 3, 5].map(|i| first_pixel(data.as_ref(), i)).to_vec();
+    assert_eq!(pixels, [(0, vec![3; 3]), (1, vec![4; 3]), (2, vec![1; 3]), (3, vec![2; 3])]);
+    assert_eq!(first_pixel(data.as_ref(), 2).1, [1; 3], "the next one stands in");
+    assert_eq!(data.describe(3), "\\x8c\\xa2/1.png");
+    let warnings = data.warnings();
+    assert!(warnings[0].contains("/z\\x0a\\x1b[2J/\\x8c.png cannot be read"), "{warnings:?}");
+}

@@ -58,9 +58,13 @@ impl Dataset for InMemory {
         &self.classes
     }
 
+    fn labels(&self) -> Option<Vec<u32>> {
+        Some((0..self.count()).map(|i| self.label(i)).collect())
+    }
+
     fn whole(&self) -> Option<Whole<'_>> {
-        let labels = || (0..self.count()).map(|i| self.label(i)).collect();
-        (self.own == self.shape).then(|| Whole { values: Values::Bytes(&self.pixels), labels: labels() })
+        let labels = self.labels().filter(|_| self.own == self.shape);
+        labels.map(|labels| Whole { values: Values::Bytes(&self.pixels), labels })
     }
 
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {

@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, Result, need};
+use crate::names::path_of;
 
 pub use folder::read_picture;
 pub use loader::{Batch, Loader, Picks};
@@ -89,7 +90,7 @@ pub trait Dataset: Send + Sync {
     /// `[H, W, C]`.
     fn shape(&self) -> [usize; 3];
 
-    /// The name of each label; empty: unlabelled.
+    /// The name of each label, printable and different from the others; empty: unlabelled.
     fn classes(&self) -> &[String];
 
     /// Writes picture `index` to `out`, `[H, W, C]` row-major in [-1, 1]; returns its label, 0 where
@@ -101,6 +102,11 @@ pub trait Dataset: Send + Sync {
     /// # Panics
     /// If `out` is not `H * W * C` long or `index` is not below `len`.
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32>;
+
+    /// The label of each picture, where they are known without reading pictures.
+    fn labels(&self) -> Option<Vec<u32>> {
+        None
+    }
 
     /// All pictures at once, where they lie in memory as they are read.
     fn whole(&self) -> Option<Whole<'_>> {
@@ -117,7 +123,7 @@ pub trait Dataset: Send + Sync {
         0
     }
 
-    /// Problems with the data so far, each once, in a fixed order.
+    /// Problems with the data so far, each once and in a printable line, in a fixed order.
     fn warnings(&self) -> Vec<String> {
         Vec::new()
     }
@@ -195,8 +201,8 @@ fn folder_of(kind: &str, dir: &str) -> Result<PathBuf> {
             .hint(format!("write `{kind}:DIR`, the folder that holds the data")));
     }
     let path = match (dir.strip_prefix("~/"), std::env::home_dir()) {
-        (Some(rest), Some(home)) => home.join(rest),
-        _ => PathBuf::from(dir),
+        (Some(rest), Some(home)) => path_of(home.join(rest)),
+        _ => path_of(dir),
     };
     if path.is_dir() {
         return Ok(path);
