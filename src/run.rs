@@ -319,11 +319,12 @@ impl Run {
     }
 }
 
-/// Saves a picture as PNG, whole or not at all.
+/// Saves a picture (an `RgbImage`, a `GrayImage`) as PNG, whole or not at all.
 ///
 /// # Errors
 /// When the folder cannot be written.
-pub fn save_png(path: &Path, picture: &image::RgbImage) -> Result<()> {
+pub fn save_png(path: &Path, picture: &(impl Clone + Into<image::DynamicImage>)) -> Result<()> {
+    let picture: image::DynamicImage = picture.clone().into();
     let mut bytes = std::io::Cursor::new(Vec::new());
     picture
         .write_to(&mut bytes, image::ImageFormat::Png)

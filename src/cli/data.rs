@@ -3,19 +3,20 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use super::images::read;
+use super::images::read_all;
 use super::output::{Target, denied};
-use super::{any, bar, named, note, note_warnings, number, print};
-use crate::data::picture::{enlarge, grid};
-use crate::data::{Dataset, Options, Resize, Split, open, statistics};
-use crate::error::Result;
+use super::{any, any_text, bar, named, note, note_warnings, number, print};
+use crate::data::picture::{enlarge, grid, picture};
+use crate::data::{Dataset, Options, Resize, Split, choice, open, statistics};
+use crate::error::{Error, Result, one_line};
 use crate::run::save_png;
 
 #[derive(clap::Args)]
 pub struct Arguments {
     /// digits, faces, mnist:DIR, cifar10:DIR or images:DIR
+    #[arg(value_parser = any_text())]
     spec: String,
-    /// How many samples to look at
+    /// How many images to look at: a random choice over all of the data
     #[arg(long, default_value_t = 100, value_parser = number::<u64>(1..=1_000_000))]
     count: u64,
     /// Where to write them: a contact sheet (PATH.png) or a folder
@@ -34,7 +35,7 @@ pub struct Arguments {
     /// and CenterCrop)
     #[arg(long, default_value = "bicubic", value_parser = named::<Resize>)]
     resize: Resize,
-    /// Of generated data
+    /// Of generated data, and of the choice
     #[arg(long, default_value_t = 0, value_parser = any::<u64>)]
     seed: u64,
     /// Look at the held-out part
@@ -52,12 +53,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         split: if arguments.held_out { Split::HeldOut } else { Split::Train },
     };
     let dataset = open(&arguments.spec, &options)?;
-    let count = dataset.len().map_or(arguments.count, |len| len.min(arguments.count));
+    let chosen = choice(&*dataset, arguments.count, arguments.seed);
     let target = arguments.out.as_deref().map(Target::new).transpose()?;
-    print(&describe(&arguments.spec, &*dataset, count)?)?;
+    print(&describe(arguments, &*dataset, &chosen)?)?;
     if let Some(Target { out, is_picture }) = target {
         let write = if is_picture { sheet } else { folder };
-        write(&*dataset, count, &out)?;
+        write(&*dataset, &chosen, &out)?;
     }
     if dataset.skipped() > 0 {
         note(&format!("unreadable pictures: {} (others stood in for them)", dataset.skipped()));
@@ -66,13 +67,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn describe(spec: &str, dataset: &dyn Dataset, count: u64) -> Result<String> {
+fn describe(arguments: &Arguments, dataset: &dyn Dataset, chosen: &[u64]) -> Result<String> {
     let [h, w, c] = dataset.shape();
-    let statistics = statistics(dataset, count)?;
+    let statistics = statistics(dataset, chosen)?;
+    let (spec, count) = (one_line(&arguments.spec), chosen.len());
     let mut text = String::new();
     let size = dataset.len().map_or("endless".to_owned(), |n| format!("{n} images"));
     let _ = writeln!(text, "{spec}: {size}, {h}x{w}, {c} channel{}", if c == 1 { "" } else { "s" });
-    let _ = writeln!(text, "over the first {count}, in [-1, 1]:");
+    let over = match dataset.len() {
+        None => format!("the first {count}"),
+        Some(len) if len == count as u64 => format!("all {count}"),
+        Some(_) => format!("{count} of them, chosen with seed {}", arguments.seed),
+    };
+    let _ = writeln!(text, "over {over}, in [-1, 1]:");
     for channel in 0..c {
         let [mean, std] = [&statistics.mean, &statistics.std].map(|of| of[channel]);
         let [min, max] = [&statistics.min, &statistics.max].map(|of| of[channel]);
@@ -81,52 +88,70 @@ fn describe(spec: &str, dataset: &dyn Dataset, count: u64) -> Result<String> {
             "  channel {channel}  mean {mean:+.3}  deviation {std:.3}  from {min:+.3} to {max:+.3}"
         );
     }
+    if !dataset.classes().is_empty() {
+        let all = dataset.labels().map_or(count, |labels| labels.len());
+        let _ =
+            writeln!(text, "classes of {}:", if dataset.len().is_some() { all.to_string() } else { over });
+    }
     for (name, n) in dataset.classes().iter().zip(&statistics.histogram) {
-        let _ = writeln!(text, "  {n:6}  {name}");
+        let _ = writeln!(text, "  {n:6}  {}", one_line(name));
     }
     Ok(text)
 }
 
-fn sheet(dataset: &dyn Dataset, count: u64, out: &Path) -> Result<()> {
-    let count = count.min(10_000) as usize;
+fn sheet(dataset: &dyn Dataset, chosen: &[u64], out: &Path) -> Result<()> {
+    let count = chosen.len().min(10_000);
     let shape = dataset.shape();
     let pixels: usize = shape.iter().product();
     crate::device::Device::open("cpu")?.check_memory((count * pixels * 8) as u64)?;
-    let (images, _) = read(dataset, 0, count)?;
+    let (images, _) = read_all(dataset, chosen[..count].iter().copied())?;
     let columns = (count as f64).sqrt().ceil() as usize;
     save_png(out, &enlarge(grid(&images, count, shape, columns, 2), shape[0]))?;
     print(&format!("contact sheet: {}\n", out.display()))
 }
 
-/// One file an image, in a folder for each class where there are classes, so that `images:DIR` reads it
-/// back; and a table.
-fn folder(dataset: &dyn Dataset, count: u64, out: &Path) -> Result<()> {
+/// One file an image, called by its number in the data, in a folder for each class where there are classes,
+/// so that `images:DIR` reads it back; and a table.
+fn folder(dataset: &dyn Dataset, chosen: &[u64], out: &Path) -> Result<()> {
     let shape = dataset.shape();
     let mut image = vec![0.0; shape.iter().product()];
-    let mut table = "file,label,class,description\n".to_owned();
-    let bar = bar(count, "writing {bar:30} {pos}/{len}");
-    for index in 0..count {
-        let label = dataset.read(index, &mut image)?;
-        let class = dataset.classes().get(label as usize).cloned().unwrap_or_default();
+    let mut table = csv::Writer::from_writer(Vec::new());
+    table.write_record(["file", "label", "class", "description"]).map_err(failed)?;
+    let (classes, folders) = (dataset.classes(), plain(dataset.classes()));
+    let bar = bar(chosen.len() as u64, "writing {bar:30} {pos}/{len}");
+    for &index in chosen {
+        let label = dataset.read(index, &mut image)? as usize;
+        let class = classes.get(label).map_or("", String::as_str);
         let name = format!("{index:06}.png");
-        let file = if class.is_empty() { name } else { format!("{}/{name}", plain(&class)) };
+        let file = folders.get(label).map_or(name.clone(), |folder| format!("{folder}/{name}"));
         let path = out.join(&file);
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(denied(out))?;
         }
-        save_png(&path, &grid(&image, 1, shape, 1, 0))?;
-        let quoted = dataset.describe(index).replace('"', "\"\"");
-        let _ = writeln!(table, "{file},{label},\"{class}\",\"{quoted}\"");
+        save_png(&path, &picture(&image, shape))?;
+        let (label, words) = (label.to_string(), dataset.describe(index));
+        table.write_record([file.as_str(), &label, class, &words]).map_err(failed)?;
         bar.inc(1);
     }
     bar.finish_and_clear();
-    crate::checkpoint::write_whole(&out.join("labels.csv"), |file| {
-        std::io::Write::write_all(file, table.as_bytes())
-    })?;
-    print(&format!("{count} images: {}\n", out.display()))
+    let table = table.into_inner().map_err(|e| failed(e.error()))?;
+    crate::checkpoint::write_whole(&out.join("labels.csv"), |file| std::io::Write::write_all(file, &table))?;
+    print(&format!("{} images: {}\n", chosen.len(), out.display()))
 }
 
-/// A class name as a folder's name.
-fn plain(class: &str) -> String {
-    class.chars().map(|c| if c.is_alphanumeric() || "-_ ".contains(c) { c } else { '_' }).collect()
+fn failed(cause: impl std::fmt::Display) -> Error {
+    Error::new("cannot make labels.csv").caused_by(cause)
+}
+
+/// Names of folders for classes, another one for each class.
+fn plain(classes: &[String]) -> Vec<String> {
+    let mut folders: Vec<String> = Vec::new();
+    for class in classes {
+        let plain = class.chars().map(|c| if c.is_alphanumeric() || "-_ ".contains(c) { c } else { '_' });
+        let plain: String = plain.collect();
+        let numbered = (2..).map(|n| format!("{plain}-{n}"));
+        let free = std::iter::once(plain.clone()).chain(numbered).find(|name| !folders.contains(name));
+        folders.extend(free);
+    }
+    folders
 }

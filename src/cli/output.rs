@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::print;
-use crate::data::picture::grid;
+use crate::data::picture::picture;
 use crate::error::{Error, Result};
 use crate::figures;
 use crate::run::save_png;
@@ -27,14 +27,13 @@ impl Target {
     /// Writes `count` images `[N, H, W, C]`: as one picture (the bare image where there is one), or a file
     /// each.
     pub fn write(&self, images: &[f32], count: usize, image: [usize; 3]) -> Result<()> {
-        let bare = |pixels: &[f32]| grid(pixels, 1, image, 1, 0);
         if self.is_picture && count == 1 {
-            save_png(&self.out, &bare(images))?;
+            save_png(&self.out, &picture(images, image))?;
         } else if self.is_picture {
             save_png(&self.out, &figures::grid(images.to_vec(), image).draw(None))?;
         } else {
             for (i, pixels) in images.chunks_exact(image.iter().product()).enumerate() {
-                save_png(&self.out.join(format!("{i:06}.png")), &bare(pixels))?;
+                save_png(&self.out.join(format!("{i:06}.png")), &picture(pixels, image))?;
             }
         }
         print(&format!("{}\n", self.out.display()))

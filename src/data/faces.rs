@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn labels_are_balanced_and_named_as_described() {
         let data = open("faces", &options(16)).unwrap();
-        let counts = statistics(data.as_ref(), 4000).unwrap().histogram;
+        let counts = statistics(data.as_ref(), &(0..4000).collect::<Vec<_>>()).unwrap().histogram;
         assert!(counts.len() == 8 && counts.iter().all(|n| (410..590).contains(n)), "{counts:?}");
         let mut out = vec![0.0; 16 * 16 * 3];
         for index in 0..50 {

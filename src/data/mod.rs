@@ -29,7 +29,7 @@ use crate::names::path_of;
 
 pub use folder::read_picture;
 pub use loader::{Batch, Loader, Picks};
-pub(crate) use statistics::statistics;
+pub(crate) use statistics::{choice, statistics};
 
 /// The largest side of a training picture, in pixels.
 pub(crate) const MAX_IMAGE_SIZE: usize = 4096;

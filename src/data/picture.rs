@@ -1,7 +1,7 @@
 //! Pixels: bytes to [-1, 1] and back, cutting and resizing to a square, mirroring, and contact sheets.
 
 use image::imageops::{self, FilterType};
-use image::{DynamicImage, ImageBuffer, Pixel, Rgb, RgbImage};
+use image::{DynamicImage, GrayImage, ImageBuffer, Pixel, Rgb, RgbImage};
 
 use super::{Options, Resize};
 
@@ -50,6 +50,21 @@ pub fn grid(images: &[f32], n: usize, [h, w, c]: [usize; 3], columns: usize, gap
         }
     }
     sheet
+}
+
+/// One picture as a file holds it, grey where it has one channel. `pixels` `[H, W, C]` in [-1, 1], C 1 or 3;
+/// values outside are clamped.
+#[track_caller]
+pub(crate) fn picture(pixels: &[f32], [h, w, c]: [usize; 3]) -> DynamicImage {
+    assert_eq!(pixels.len(), h * w * c, "picture: values for [{h}, {w}, {c}]");
+    let bytes = pixels.iter().map(|&v| to_u8(v)).collect();
+    let (width, height) = (w as u32, h as u32);
+    let made = match c {
+        1 => GrayImage::from_raw(width, height, bytes).map(DynamicImage::ImageLuma8),
+        3 => RgbImage::from_raw(width, height, bytes).map(DynamicImage::ImageRgb8),
+        _ => panic!("picture: {c} channels, not 1 or 3"),
+    };
+    made.unwrap_or_else(|| unreachable!("{w} x {h} pixels"))
 }
 
 /// The centred square of a picture, `crop` pixels wide (or as wide as the picture allows), as `[image_size,
@@ -177,7 +192,7 @@ pub(crate) fn enlarge(picture: RgbImage, side: usize) -> RgbImage {
 mod tests {
     use super::super::tests::options;
     use super::*;
-    use image::{GrayImage, LumaA, Rgba};
+    use image::{LumaA, Rgba};
 
     fn fitted(
         image: DynamicImage,
@@ -215,6 +230,14 @@ mod tests {
         assert_eq!(sheet.get_pixel(3, 0).0, [128; 3]);
         let colour = grid(&[-1.0, 0.0, 1.0], 1, [1, 1, 3], 4, 2);
         assert_eq!((colour.dimensions(), colour.get_pixel(0, 0).0), ((1, 1), [0, 128, 255]));
+    }
+
+    #[test]
+    fn one_channel_makes_a_grey_picture() {
+        let grey = picture(&[-1.0, 0.0, 1.0, 7.0], [2, 2, 1]);
+        assert_eq!((grey.color(), grey.as_bytes()), (image::ColorType::L8, &[0, 128, 255, 255][..]));
+        let colour = picture(&[-1.0, 0.0, 1.0], [1, 1, 3]);
+        assert_eq!((colour.color(), colour.as_bytes()), (image::ColorType::Rgb8, &[0, 128, 255][..]));
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod autoencoder;
 mod bench;
 mod command_line;
 mod configs;
+mod data;
 mod engine;
 mod examples;
 mod first_hour;
