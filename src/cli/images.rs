@@ -1,7 +1,5 @@
 //! The input images of a command: picture files, or a part of a data set.
 
-use std::path::Path;
-
 use super::{any_text, bar, note, note_warnings, number};
 use crate::data::{Dataset, open, read_picture};
 use crate::device::Device;

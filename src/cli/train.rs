@@ -10,7 +10,7 @@ use super::device_args::DeviceArgs;
 use super::pace::Pace;
 use super::settings::Settings;
 use super::signals::Stop;
-use super::{bar, count, named, note, print, table, thousands};
+use super::{bar, count, note, print, table, thousands};
 use crate::codec::Codec;
 use crate::device::{Device, size};
 use crate::error::{Error, Result, quoted};

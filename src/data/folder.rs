@@ -19,7 +19,7 @@ use super::picture::{fit, from_u8};
 use super::scan::pictures;
 use super::{Dataset, Options, Resize, Split, check};
 use crate::error::{Error, Result, lock, one_line};
-use crate::files::fnv1a;
+use crate::files::{self, fnv1a};
 use crate::names::{shown, shown_path};
 
 /// Memory that decoding one picture may take: 80 megapixels of RGB. It is needed once for each loader thread.
@@ -209,7 +209,7 @@ fn decode(path: &Path) -> std::result::Result<DynamicImage, String> {
     }
     let orientation = decoder.orientation().map_err(|e| e.to_string())?;
     let mut image = if format == Some(ImageFormat::Jpeg) {
-        jpeg::decode(&fs::read(path).map_err(|e| e.to_string())?)?
+        jpeg::decode(&files::read(path, MAX_FILE).map_err(|e| e.to_string())?)?
     } else {
         DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?
     };
