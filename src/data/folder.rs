@@ -12,6 +12,7 @@ use std::sync::{Mutex, OnceLock};
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
+use super::digest;
 use super::in_memory::write;
 use super::jpeg;
 use super::loader::panic_text;
@@ -47,6 +48,7 @@ pub(super) struct Folder {
     cache: Vec<OnceLock<Box<[u8]>>>,
     /// The errors of pictures that could not be decoded, by index.
     bad: Mutex<BTreeMap<usize, String>>,
+    digest: OnceLock<String>,
 }
 
 pub(super) fn open(dir: &Path, options: &Options) -> Result<Folder> {
@@ -78,7 +80,8 @@ pub(super) fn open(dir: &Path, options: &Options) -> Result<Folder> {
     let cache = if fits { files.iter().map(|_| OnceLock::new()).collect() } else { Vec::new() };
     let bad = Mutex::new(BTreeMap::new());
     let (dir, options) = (dir.to_owned(), Options { channels: Some(channels), ..options.clone() });
-    Ok(Folder { dir, files, labels, classes, notes, shape, options, cache, bad })
+    let digest = OnceLock::new();
+    Ok(Folder { dir, files, labels, classes, notes, shape, options, cache, bad, digest })
 }
 
 /// One picture file of any format that `images:` reads, cut and resized as there: `[size, size, channels]`,
@@ -296,6 +299,10 @@ impl Dataset for Folder {
             i = (i + 1) % self.files.len();
         }
         Ok(self.labels[i])
+    }
+
+    fn digest(&self) -> Result<String> {
+        Ok(self.digest.get_or_init(|| digest::of_files(&self.dir, &self.files)).clone())
     }
 
     fn describe(&self, index: u64) -> String {

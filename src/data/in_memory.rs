@@ -2,6 +2,7 @@
 
 use image::{DynamicImage, GrayImage, RgbImage};
 
+use super::digest::Digest;
 use super::picture::{fit, from_u8};
 use super::{Dataset, Options, Values, Whole};
 use crate::error::Result;
@@ -65,6 +66,15 @@ impl Dataset for InMemory {
     fn whole(&self) -> Option<Whole<'_>> {
         let labels = self.labels().filter(|_| self.own == self.shape);
         labels.map(|labels| Whole { values: Values::Bytes(&self.pixels), labels })
+    }
+
+    fn digest(&self) -> Result<String> {
+        let mut digest = Digest::default();
+        self.own.iter().for_each(|&side| digest.field(&(side as u64).to_le_bytes()));
+        digest.field(&self.pixels);
+        digest.field(&self.labels);
+        digest.names(&self.classes);
+        Ok(digest.text())
     }
 
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {

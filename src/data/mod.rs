@@ -6,6 +6,7 @@
 
 mod canvas;
 mod cifar;
+pub(crate) mod digest;
 mod digit_shapes;
 mod digits;
 mod face_parts;
@@ -15,6 +16,7 @@ mod idx;
 mod in_memory;
 mod jpeg;
 mod loader;
+mod numbered;
 pub mod picture;
 pub(crate) mod quality;
 mod rng;
@@ -29,6 +31,7 @@ use crate::names::path_of;
 
 pub use folder::read_picture;
 pub use loader::{Batch, Loader, Picks};
+pub(crate) use numbered::numbered;
 pub(crate) use statistics::{choice, statistics};
 
 /// The largest side of a training picture, in pixels.
@@ -111,6 +114,15 @@ pub trait Dataset: Send + Sync {
     /// All pictures at once, where they lie in memory as they are read.
     fn whole(&self) -> Option<Whole<'_>> {
         None
+    }
+
+    /// Tells these pictures and the names of their classes from others, by what they are read from and not by
+    /// when that was written.
+    ///
+    /// # Errors
+    /// The source can no longer be read.
+    fn digest(&self) -> Result<String> {
+        digest::of_pictures(self)
     }
 
     /// Words for picture `index` beyond its label: a face's features, a file's path. Empty if there are none.
