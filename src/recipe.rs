@@ -323,6 +323,11 @@ impl Recipe {
         Options { image_size, channels: Some(channels), crop, resize, seed, split: Split::Train }
     }
 
+    /// Images of a step.
+    pub(crate) fn images_of_a_step(&self) -> u64 {
+        self.accumulation.saturating_mul(self.batch_size as u64)
+    }
+
     /// Steps of the optimiser in one pass through so many images: the last batch counts, however small.
     pub fn steps_of_a_pass(&self, images: u64) -> u64 {
         images.div_ceil(self.batch_size as u64).div_ceil(self.accumulation)

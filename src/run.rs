@@ -1,15 +1,20 @@
 //! A run folder: the resolved recipe, the metrics, the checkpoints and the pictures.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+mod log;
+mod record;
 
-use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{self, Loaded, cannot_write, write_whole};
 use crate::error::{Error, Result, quoted};
 use crate::files::{self, remove_leftovers};
 use crate::recipe::{self, Recipe};
+
+pub(crate) use log::Log;
+pub use log::{Evaluation, Metrics};
+pub(crate) use record::{Batches, DataRecord, Record, going_on, seen};
 
 /// Makes the first free one of `runs/<name>`, `runs/<name>-2`, ..., so that no other program takes it.
 fn claim(name: &str) -> Result<PathBuf> {
@@ -22,76 +27,9 @@ fn claim(name: &str) -> Result<PathBuf> {
             Path::new("runs").join(if number == 1 { name.to_owned() } else { format!("{name}-{number}") });
         match fs::create_dir(&folder) {
             Ok(()) => return Ok(folder),
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => number += 1,
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => number += 1,
             Err(e) => return Err(denied(e)),
         }
-    }
-}
-
-/// One line of `metrics.jsonl`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Metrics {
-    /// Steps done, this one included.
-    pub step: u64,
-    /// Mean over the batch.
-    pub loss: f32,
-    /// Of a VAE: the reconstruction term of the loss.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reconstruction: Option<f32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    /// Of a VAE: the divergence, before its weight.
-    pub kl: Option<f32>,
-    /// Norm of the gradient before clipping.
-    pub grad_norm: f32,
-    /// Learning rate.
-    pub lr: f64,
-    /// Throughput since the last line.
-    pub images_per_s: f64,
-    /// Seconds of training since this command began.
-    pub seconds: f64,
-    /// Milliseconds of the last batch on the GPU's own clock, where it has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub device_ms: Option<f64>,
-}
-
-/// One line of `evaluations.jsonl`: a VAE on held-out images where there are any, through the means of
-/// their latents.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Evaluation {
-    /// Steps done.
-    pub step: u64,
-    /// Number of images.
-    pub images: usize,
-    /// False where the data is too small to hold any out: then they are training images.
-    pub held_out: bool,
-    /// As in the loss: summed over the pixels of an image, averaged over images.
-    pub reconstruction: f64,
-    /// Summed over the numbers of a latent, averaged over images; an autoencoder has none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kl: Option<f64>,
-    /// Decibels, averaged over images.
-    pub psnr: f64,
-    /// Averaged over images.
-    pub ssim: f64,
-    /// Numbers of a latent whose mean depends on the image, of `units`.
-    pub active_units: usize,
-    /// Numbers of a latent.
-    pub units: usize,
-}
-
-/// A file that lines are appended to. Each is passed to the system when [`Log::line`] returns, so that a
-/// killed program loses none.
-pub(crate) struct Log {
-    file: fs::File,
-    path: PathBuf,
-}
-
-impl Log {
-    /// Appends a line.
-    pub(crate) fn line(&mut self, line: &impl Serialize) -> Result<()> {
-        let mut text = serde_json::to_string(line).unwrap_or_else(|e| unreachable!("plain numbers: {e}"));
-        text.push('\n');
-        self.file.write_all(text.as_bytes()).map_err(|e| cannot_write(&self.path, e))
     }
 }
 
@@ -102,6 +40,7 @@ pub struct Run {
 }
 
 const RECIPE: &str = "recipe.toml";
+const RECORD: &str = "data.toml";
 const METRICS: &str = "metrics.jsonl";
 const EVALUATIONS: &str = "evaluations.jsonl";
 
@@ -225,17 +164,49 @@ impl Run {
     }
 
     /// The checkpoints' steps and paths, oldest first.
-    pub fn checkpoints(&self) -> Vec<(u64, PathBuf)> {
-        let Ok(entries) = fs::read_dir(self.folder.join("checkpoints")) else { return Vec::new() };
-        let mut found: Vec<(u64, PathBuf)> =
-            entries.flatten().filter_map(|e| Some((checkpoint::step_of(&e.path())?, e.path()))).collect();
+    ///
+    /// # Errors
+    /// When their folder is there and cannot be listed.
+    pub fn checkpoints(&self) -> Result<Vec<(u64, PathBuf)>> {
+        let folder = self.folder.join("checkpoints");
+        let unreadable = |e| {
+            Error::new(format!("folder {} cannot be listed", folder.display()))
+                .hint("check its permissions")
+                .caused_by(e)
+        };
+        let mut found = Vec::new();
+        match fs::read_dir(&folder) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            entries => {
+                for entry in entries.map_err(unreadable)? {
+                    let path = entry.map_err(unreadable)?.path();
+                    found.extend(checkpoint::step_of(&path).map(|step| (step, path)));
+                }
+            }
+        }
         found.sort();
-        found
+        Ok(found)
+    }
+
+    /// All files beside the checkpoints, and these.
+    fn in_checkpoints(&self) -> Result<Vec<PathBuf>> {
+        let folder = self.folder.join("checkpoints");
+        let unreadable = |e| {
+            Error::new(format!("folder {} cannot be listed", folder.display()))
+                .hint("check its permissions")
+                .caused_by(e)
+        };
+        match fs::read_dir(&folder) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            entries => (entries.map_err(unreadable)?)
+                .map(|entry| entry.map(|entry| entry.path()).map_err(unreadable))
+                .collect(),
+        }
     }
 
     /// Loads the newest checkpoint.
     pub(crate) fn newest(&self) -> Result<Loaded> {
-        match self.checkpoints().last() {
+        match self.checkpoints()?.last() {
             Some((_, path)) => checkpoint::load(path),
             None => Err(Error::new(format!("{} holds no checkpoint yet", self.folder.display()))
                 .hint(format!("begin it again with `denoir train --resume {}`", quoted(&self.folder)))),
@@ -252,63 +223,64 @@ impl Run {
     }
 
     /// Deletes all but the newest `keep` checkpoints.
-    pub(crate) fn prune(&self, keep: usize) {
-        let all = self.checkpoints();
-        for (_, path) in &all[..all.len().saturating_sub(keep)] {
-            let _ = fs::remove_file(path);
-        }
+    ///
+    /// # Errors
+    /// When one cannot be deleted; all others are.
+    pub(crate) fn prune(&self, keep: usize) -> Result<()> {
+        let all = self.checkpoints()?;
+        let old = &all[..all.len().saturating_sub(keep)];
+        old.iter().fold(Ok(()), |done, (_, path)| match fs::remove_file(path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                Err(Error::new(format!("cannot delete {}", path.display()))
+                    .hint("delete it by hand")
+                    .caused_by(e))
+            }
+            _ => done,
+        })
+    }
+
+    /// What the run has recorded of its data; a run of denoir 0.1.0, or one that ended at once, has not.
+    pub(crate) fn record(&self) -> Result<Option<Record>> {
+        Record::read(&self.folder.join(RECORD))
+    }
+
+    /// Records what the run is trained on.
+    pub(crate) fn write_record(&self, record: &Record) -> Result<()> {
+        record.write(&self.folder.join(RECORD))
     }
 
     /// Opens the metrics for further lines.
     pub(crate) fn log(&self) -> Result<Log> {
-        self.appending(METRICS)
+        Log::open(self.folder.join(METRICS))
     }
 
     /// Appends to the evaluations.
     pub(crate) fn log_evaluation(&self, line: &Evaluation) -> Result<()> {
-        self.appending(EVALUATIONS)?.line(line)
-    }
-
-    fn appending(&self, file: &str) -> Result<Log> {
-        let path = self.folder.join(file);
-        // A pipe would wait for a reader.
-        let special = fs::metadata(&path).is_ok_and(|there| !there.is_file());
-        let opened = match special {
-            true => Err(std::io::Error::other("it is no regular file")),
-            false => OpenOptions::new().create(true).append(true).open(&path),
-        };
-        opened.map(|file| Log { file, path: path.clone() }).map_err(|e| cannot_write(&path, e))
+        Log::open(self.folder.join(EVALUATIONS))?.line(line)
     }
 
     /// The metrics, as far as they can be read: a crash may have cut the last line.
-    pub fn metrics(&self) -> Vec<Metrics> {
-        self.lines(METRICS)
+    ///
+    /// # Errors
+    /// When the file is there and cannot be read.
+    pub fn metrics(&self) -> Result<Vec<Metrics>> {
+        log::lines(&self.folder.join(METRICS))
     }
 
     /// The evaluations, as far as they can be read.
-    pub fn evaluations(&self) -> Vec<Evaluation> {
-        self.lines(EVALUATIONS)
-    }
-
-    fn lines<T: serde::de::DeserializeOwned>(&self, file: &str) -> Vec<T> {
-        let text = files::read_text(&self.folder.join(file), u64::MAX).unwrap_or_default();
-        text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect()
+    ///
+    /// # Errors
+    /// As [`Run::metrics`].
+    pub fn evaluations(&self) -> Result<Vec<Evaluation>> {
+        log::lines(&self.folder.join(EVALUATIONS))
     }
 
     /// Drops the metrics and evaluations after `step`, which a resumed run writes anew.
     ///
     /// # Errors
-    /// When the folder cannot be written.
+    /// When they cannot be read, or the folder cannot be written.
     pub fn truncate_metrics(&self, step: u64) -> Result<()> {
-        for file in [METRICS, EVALUATIONS] {
-            let path = self.folder.join(file);
-            let Ok(text) = files::read_text(&path, u64::MAX) else { continue };
-            let step_of = |l: &str| serde_json::from_str::<serde_json::Value>(l).ok()?.get("step")?.as_u64();
-            let keep = text.lines().filter(|l| step_of(l).is_some_and(|s| s <= step));
-            let kept: String = keep.flat_map(|l| [l, "\n"]).collect();
-            write_whole(&path, |file| file.write_all(kept.as_bytes()))?;
-        }
-        Ok(())
+        [METRICS, EVALUATIONS].iter().try_for_each(|file| log::truncate(&self.folder.join(file), step))
     }
 
     /// Saves a picture in the run folder.

@@ -16,7 +16,7 @@ use crate::device::{Device, size};
 use crate::error::{Error, Result, quoted};
 use crate::recipe::{self, Recipe, SampleEvery, System};
 use crate::run::{Evaluation, Metrics, Run};
-use crate::train::{DryRun, Ended, PictureCost, Session, Watch};
+use crate::train::{DryRun, Ended, PictureCost, Resume, Session, Watch};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -35,6 +35,12 @@ pub struct Arguments {
     /// Go on with this run
     #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "out"])]
     resume: Option<PathBuf>,
+    /// Go on though the data is not what the run was trained on so far
+    #[arg(long)]
+    data_changed: bool,
+    /// Keep the learning rate of the last step, whatever the schedule makes of more --steps
+    #[arg(long)]
+    hold_lr: bool,
     /// Print the plan of a step (launches, memory) and what the pictures will cost, and stop
     #[arg(long)]
     dry_run: bool,
@@ -43,6 +49,11 @@ pub struct Arguments {
 /// Exit status: that of success, or of the signal that stopped the training.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let started = Instant::now();
+    let wanted = Resume { data_changed: arguments.data_changed, hold_lr: arguments.hold_lr };
+    if arguments.resume.is_none() && wanted != Resume::default() {
+        return Err(Error::usage("--data-changed and --hold-lr are for a run that goes on")
+            .hint("name it with --resume, or leave them out"));
+    }
     let mut recipe = match &arguments.resume {
         Some(folder) => Run::open(folder)?.recipe()?,
         None => recipe::find(arguments.recipe.as_deref().unwrap_or("digits"))?,
@@ -57,7 +68,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut noted = None;
     let mut encoded = |done, all| count(&progress, &mut noted, "encoding images", done, all);
     let opened = match &arguments.resume {
-        Some(folder) => Session::resume(Run::open(folder)?, &device, recipe, &mut encoded),
+        Some(folder) => Session::resume(Run::open(folder)?, &device, recipe, wanted, &mut encoded),
         None => {
             let (out, vae) = (arguments.out.as_deref(), arguments.vae.as_deref());
             Session::start(recipe, &device, out, vae, &mut encoded)
@@ -65,9 +76,6 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     progress.finish_and_clear();
     let mut session = opened?;
-    if arguments.resume.is_some() && session.run.checkpoints().is_empty() {
-        note("note: the run has no checkpoint yet, so it begins at step 1");
-    }
     train(&mut session, &device, started)
 }
 

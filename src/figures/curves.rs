@@ -52,7 +52,7 @@ fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 /// The loss of a run over its steps, on a logarithmic axis; for a VAE also the parts of the loss, and what
 /// was measured on held-out images. Each plot is `width` pixels wide.
 pub fn loss(run: &Run, width: u32) -> Result<RgbImage> {
-    let metrics = run.metrics();
+    let metrics = run.metrics()?;
     if metrics.is_empty() {
         return Err(Error::new(format!("{} has no metrics yet", run.folder().display()))
             .hint("train it first: they are written to metrics.jsonl"));
@@ -75,7 +75,7 @@ pub fn loss(run: &Run, width: u32) -> Result<RgbImage> {
         let plot = Plot::new("reconstruction and KL, running means", "step", lines).log_y(true);
         panels.push(plot.draw(width, height(width)));
     }
-    let evaluations = run.evaluations();
+    let evaluations = run.evaluations()?;
     if !evaluations.is_empty() {
         let psnr = evaluations.iter().map(|e| (e.step as f64, e.psnr));
         let of = if evaluations.iter().all(|e| e.held_out) { "held-out" } else { "training" };

@@ -9,14 +9,20 @@ use super::recipe_trainer::RecipeTrainer;
 use super::resident::{Examples, kept};
 use crate::checkpoint::Values;
 use crate::codec::Codec;
-use crate::data::{self, Dataset, Loader, open_for_evaluation};
+use crate::data::{self, Dataset, Loader, numbered, open_for_evaluation};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::recipe::{Recipe, System};
+use crate::run::{Batches, seen};
+
+/// Looks at the data as it lies there; gives the names of classes that have numbers already.
+pub(super) type Known<'a> = dyn Fn(&dyn Dataset) -> Result<Vec<String>> + Sync + 'a;
 
 /// Opens the training data of a recipe, images of so many `channels`, and checks that the model fits it.
-fn open_data(recipe: &Recipe, channels: usize) -> Result<Arc<dyn Dataset>> {
+fn open_data(recipe: &Recipe, channels: usize, known: &Known) -> Result<Arc<dyn Dataset>> {
     let dataset = data::open(&recipe.data, &recipe.pictures(channels))?;
+    let classes = known(&*dataset)?;
+    let dataset = numbered(dataset, &classes);
     let (classes, table) = (dataset.classes().len(), recipe.unet.num_class_embeds);
     if recipe.system != System::Vae && table > 0 && classes != table {
         return Err(Error::usage(format!(
@@ -41,11 +47,14 @@ pub(super) struct Data {
 
 impl Data {
     /// Opens all of it, and fills in the names of the classes; in latent diffusion, with `codec`, fills in
-    /// the scale and keeps encoded latents in `file`, or takes them from there.
+    /// the scale and keeps encoded latents in `file`, or takes them from there. `batches`: of the steps so
+    /// far, and of those to come.
     pub(super) fn open(
         recipe: &mut Recipe,
         codec: Option<&Codec>,
         file: Option<&Path>,
+        known: &Known,
+        batches: &[Batches],
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Data> {
         // Those that the VAE of latent diffusion takes.
@@ -55,10 +64,16 @@ impl Data {
             is_vae.then(|| open_for_evaluation(&recipe.data, &recipe.pictures(channels))).transpose()
         };
         // At the same time: large folders take a while to list.
-        let (dataset, judged) = rayon::join(|| open_data(recipe, channels), judged);
+        let (dataset, judged) = rayon::join(|| open_data(recipe, channels, known), judged);
         let dataset = dataset?;
         if let (1.., Some(images)) = (recipe.epochs, dataset.len()) {
-            recipe.steps = recipe.steps_of_a_pass(images).saturating_mul(recipe.epochs);
+            recipe.steps = match batches {
+                [.., last] if last.after > 0 => {
+                    let left = recipe.epochs.saturating_mul(images).saturating_sub(seen(batches, last.after));
+                    last.after.saturating_add(left.div_ceil(last.images))
+                }
+                _ => recipe.steps_of_a_pass(images).saturating_mul(recipe.epochs),
+            };
             recipe.validate()?;
         }
         let told = recipe.system != System::Vae && recipe.unet.num_class_embeds > 0;
@@ -90,11 +105,10 @@ impl Data {
         }
     }
 
-    /// Starts to read the batches after `done` steps, or, of a data set that is `resident`, to pick its
-    /// samples.
-    pub(super) fn load(&mut self, recipe: &Recipe, done: u64, resident: bool) -> Result<()> {
+    /// Starts to read the batches after so many images were `seen`, or, of a data set that is `resident`, to
+    /// pick its samples.
+    pub(super) fn load(&mut self, recipe: &Recipe, seen: u64, resident: bool) -> Result<()> {
         let (batch, seed) = (recipe.batch_size, recipe.seed);
-        let seen = done * recipe.accumulation * batch as u64;
         // Mirrored images are among the cached.
         let (source, flip) = (self.source(), recipe.flip && self.encoded.is_none());
         self.feed = Some(match source.whole().filter(|_| resident) {
@@ -110,18 +124,19 @@ impl Data {
         Ok(())
     }
 
-    /// The trainer of a recipe on this data, and its first batches. `resume`: from a checkpoint.
+    /// The trainer of a recipe on this data, and its first batches after so many images were `seen`.
+    /// `resume`: from a checkpoint.
     pub(super) fn trainer(
         &mut self,
         recipe: &Recipe,
         device: &Device,
         codec: Option<&Codec>,
         resume: Option<(u64, &Values)>,
+        seen: u64,
     ) -> Result<RecipeTrainer> {
         let source = self.source();
         let whole = kept(&*source, device);
-        let done = resume.map_or(0, |(done, _)| done);
-        self.load(recipe, done, whole.is_some())?;
+        self.load(recipe, seen, whole.is_some())?;
         RecipeTrainer::with_data(recipe, device, codec, resume, whole.as_ref())
     }
 }

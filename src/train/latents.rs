@@ -7,6 +7,7 @@ use safetensors::tensor::Dtype;
 
 use crate::checkpoint::{fingerprint, write_tensors};
 use crate::codec::Codec;
+use crate::data::digest::Digest;
 use crate::data::picture::mirror;
 use crate::data::{Batch, Dataset, Values, Whole};
 use crate::error::{Error, Result};
@@ -24,7 +25,7 @@ pub struct CachedLatents {
     labels: Vec<u32>,
     shape: [usize; 3],
     pub(super) images: Arc<Images>,
-    /// VAE and images that they are of; latents of others are of no use.
+    /// VAE and settings that they are made with; see [`Images::key`].
     origin: String,
 }
 
@@ -69,15 +70,17 @@ impl CachedLatents {
         let n = self.labels.len();
         let labels: Vec<f32> = self.labels.iter().map(|&l| l as f32).collect();
         let tensors = [("moments", vec![n, h, w, c], &self.moments[..]), ("labels", vec![n], &labels[..])];
-        write_tensors(path, &tensors, KEY, format!("{}, moments {}", self.origin, fingerprint(&self.moments)))
+        let key = self.images.key(&self.origin)?;
+        write_tensors(path, &tensors, KEY, format!("{key}, moments {}", fingerprint(&self.moments)))
     }
 
-    /// The latents of the file, if it holds all of these images.
+    /// The latents of the file, if it holds all of these images as they are now.
     pub fn load(path: &Path, images: &Arc<Images>, codec: &Codec, recipe: &Recipe) -> Option<CachedLatents> {
         let kept = summed::read(path, u64::MAX).ok()?;
         let (file, metadata) = kept.parse().ok()?;
-        let (origin, whole) = metadata.get(KEY)?.rsplit_once(", moments ")?;
-        if origin != images.origin(codec, recipe) {
+        let (key, whole) = metadata.get(KEY)?.rsplit_once(", moments ")?;
+        let origin = images.origin(codec, recipe);
+        if key != images.key(&origin).ok()? {
             return None;
         }
         let shape = moments_shape(codec);
@@ -96,7 +99,7 @@ impl CachedLatents {
             return None;
         }
         let labels = labels.into_iter().map(|l| l as u32).collect();
-        Some(CachedLatents { moments, labels, shape, images: Arc::clone(images), origin: origin.to_owned() })
+        Some(CachedLatents { moments, labels, shape, images: Arc::clone(images), origin })
     }
 }
 
@@ -125,10 +128,16 @@ impl Images {
     }
 
     fn origin(&self, codec: &Codec, recipe: &Recipe) -> String {
-        let Recipe { data, image_size, crop, resize, flip, seed, .. } = recipe;
+        let Recipe { image_size, crop, resize, flip, .. } = recipe;
         let (vae, n) = (codec.fingerprint(), self.count);
-        let pictures = format!("{data}, size {image_size} {resize:?}, crop {crop}, flip {flip}, seed {seed}");
-        format!("vae {vae}, {pictures}, {n} images")
+        format!("vae {vae}, size {image_size} {resize:?}, crop {crop}, flip {flip}, {n} images")
+    }
+
+    /// What latents are of: those of other pictures, or of pictures with other labels, are of no use.
+    fn key(&self, origin: &str) -> Result<String> {
+        let mut classes = Digest::default();
+        classes.names(self.data.classes());
+        Ok(format!("{origin}, pictures {}, classes {}", self.data.digest()?, classes.text()))
     }
 }
 
@@ -143,6 +152,10 @@ impl Dataset for Images {
 
     fn classes(&self) -> &[String] {
         self.data.classes()
+    }
+
+    fn digest(&self) -> Result<String> {
+        self.data.digest()
     }
 
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
@@ -183,6 +196,11 @@ impl Growing {
             images,
         };
         Ok(Growing { latents, known: vec![false; samples as usize], missing: samples })
+    }
+
+    /// How many there will be.
+    pub fn samples(&self) -> u64 {
+        self.known.len() as u64
     }
 
     /// Puts the moments in the place of the images of a batch.

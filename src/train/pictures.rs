@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::picture_cost::PictureCost;
-use super::session::{BACKWARD, Session, Watch, grid_name};
+use super::session::{BACKWARD, FORWARD, Session, Watch, grid_name};
 use crate::error::{Error, Result};
 use crate::figures::{self, Drawing};
 use crate::sample::{Options, Source};
@@ -111,7 +111,7 @@ impl Session {
         }
         let drawing = figures::forward(&source, &images, self.recipe.seed)?;
         self.times.pictures += before.elapsed();
-        self.write(Picture { what: "forward process", name: "forward.png".to_owned(), drawing }, true);
+        self.write(Picture { what: "forward process", name: FORWARD.to_owned(), drawing }, true);
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::encoded::Encoded;
 use super::feed::Data;
@@ -9,11 +10,14 @@ use super::recipe_trainer::RecipeTrainer;
 use super::times::Times;
 use super::writer::Writer;
 use crate::codec::Codec;
+use crate::data::Dataset;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::recipe::{Recipe, SampleEvery, System, params_of};
-use crate::run::{Evaluation, Metrics, Run};
+use crate::recipe::{Recipe, System};
+use crate::run::{Batches, DataRecord, Evaluation, Metrics, Record, Run, going_on};
 
+/// Picture of the forward process, which is the first that a run draws.
+pub(super) const FORWARD: &str = "forward.png";
 /// Picture of the backward process, which is the last that a run draws.
 pub(super) const BACKWARD: &str = "backward.png";
 
@@ -44,21 +48,6 @@ pub enum Ended {
     Interrupted(u64),
 }
 
-/// An error if a run whose recipe is `theirs` cannot go on with another.
-fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
-    let kept = |r: &Recipe| (r.image_size, r.reconstruction);
-    let refused = if (&recipe.unet, &recipe.vae) != (&theirs.unet, &theirs.vae) {
-        ("run keeps its model", "leave the unet and vae keys as they are, or train anew".to_owned())
-    } else if recipe.system == System::Vae && kept(recipe) != kept(theirs) {
-        ("VAE keeps its image_size and reconstruction", "leave them as they are, or train anew".to_owned())
-    } else if recipe.scaling_factor != theirs.scaling_factor {
-        ("run keeps its scaling_factor", format!("it is {}", theirs.scaling_factor))
-    } else {
-        return Ok(());
-    };
-    Err(Error::usage(format!("a resumed {}", refused.0)).hint(refused.1))
-}
-
 /// A training run in its folder.
 pub struct Session {
     pub(crate) run: Run,
@@ -72,6 +61,12 @@ pub struct Session {
     pub(super) times: Times,
     /// Warnings of the data that were passed on.
     pub(super) warned: HashSet<String>,
+    /// Images of the steps.
+    pub(super) batches: Vec<Batches>,
+    /// Lines for the user, told when training begins.
+    pub(super) notes: Vec<String>,
+    /// Whether the pictures of the last step are still to be drawn.
+    pub(super) owes_pictures: bool,
     /// Held so that no other program trains into the folder.
     _lock: std::fs::File,
 }
@@ -107,8 +102,10 @@ impl Session {
             codec.fingerprint().clone_into(&mut recipe.vae_fingerprint);
         }
         Run::check_free(out)?;
-        let mut data = Data::open(&mut recipe, codec.as_ref(), None, progress)?;
-        let trainer = data.trainer(&recipe, device, codec.as_ref(), None)?;
+        let batches = going_on(&[], 0, recipe.images_of_a_step());
+        let new = |_: &dyn Dataset| -> Result<Vec<String>> { Ok(Vec::new()) };
+        let mut data = Data::open(&mut recipe, codec.as_ref(), None, &new, &batches, progress)?;
+        let trainer = data.trainer(&recipe, device, codec.as_ref(), None, 0)?;
         let run = Run::create(out, &recipe)?;
         let lock = run.lock()?;
         if let Some(codec) = &codec {
@@ -119,63 +116,46 @@ impl Session {
         }
         // Last: it makes the folder a run, which is complete from then on.
         run.write_recipe(&recipe)?;
-        Session::of(run, recipe, data, codec, trainer, lock)
+        let mut session = Session::of(run, recipe, data, codec, trainer, batches, lock)?;
+        session.record();
+        Ok(session)
     }
 
-    fn of(
+    pub(super) fn of(
         run: Run,
         recipe: Recipe,
         data: Data,
         codec: Option<Codec>,
         trainer: RecipeTrainer,
+        batches: Vec<Batches>,
         lock: std::fs::File,
     ) -> Result<Session> {
         let codec = codec.or_else(|| (recipe.system == System::Vae).then(|| trainer.codec()));
-        let (writer, times, warned) = (Writer::start()?, Times::default(), HashSet::new());
-        Ok(Session { run, recipe, data, codec, trainer, writer, times, warned, _lock: lock })
+        Ok(Session {
+            run,
+            recipe,
+            data,
+            codec,
+            trainer,
+            writer: Writer::start()?,
+            times: Times::default(),
+            warned: HashSet::new(),
+            batches,
+            notes: Vec::new(),
+            owes_pictures: false,
+            _lock: lock,
+        })
     }
 
-    /// Goes on from the newest checkpoint of a run, or from the beginning if it has none yet. `recipe`: the
-    /// run's own, perhaps with other values; the model must be the same.
-    ///
-    /// # Errors
-    /// As [`Session::start`], and when the checkpoint is damaged or of another model, or all steps are
-    /// done.
-    pub fn resume(
-        run: Run,
-        device: &Device,
-        mut recipe: Recipe,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Session> {
-        recipe.check_trainable()?;
-        let lock = run.lock()?;
-        run.make_folders()?;
-        let codec = match recipe.system {
-            System::Ldm => Some(Codec::of_ldm(&run, &recipe, device)?),
-            _ => None,
-        };
-        let mut from = None;
-        if !run.checkpoints().is_empty() {
-            let loaded = run.newest()?;
-            check_resumable(&recipe, &loaded.recipe)?;
-            from = Some((loaded.header.step, loaded.values(&params_of(&recipe).borrow())?));
-        }
-        let done = from.as_ref().map_or(0, |(done, _)| *done);
-        let made = |name: &str| run.folder().join(name).exists();
-        let drawn = made(&grid_name(done)) && (recipe.system == System::Vae || made(BACKWARD));
-        let complete = drawn || recipe.sample_every == SampleEvery::Never;
-        if done > recipe.steps || done == recipe.steps && complete {
-            let (folder, steps) = (run.folder().display(), recipe.steps);
-            return Err(Error::usage(format!("{folder} has {done} of {steps} steps done"))
-                .hint(format!("train on with --steps {}", (done * 2).min(u64::from(u32::MAX)))));
-        }
-        recipe.trains_on_its_schedule();
-        let mut data = Data::open(&mut recipe, codec.as_ref(), Some(&run.latents_path()), progress)?;
-        let from = from.as_ref().map(|(done, values)| (*done, values));
-        let trainer = data.trainer(&recipe, device, codec.as_ref(), from)?;
-        run.write_recipe(&recipe)?;
-        run.truncate_metrics(done)?;
-        Session::of(run, recipe, data, codec, trainer, lock)
+    /// Has what the run is trained on recorded beside the first steps: before their checkpoint, because the
+    /// writer keeps the order. To read a large folder takes a while.
+    pub(super) fn record(&mut self) {
+        let (run, batches) = (self.run.clone(), self.batches.clone());
+        let data = Arc::clone(&self.data.dataset);
+        self.writer.give(move || {
+            let data = DataRecord::of(&*data)?;
+            run.write_record(&Record { data, batches }).map(|()| None)
+        });
     }
 
     /// The trainer of the steps.

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use super::encoded::Encoded;
 use super::objective::{KL, RECONSTRUCTION};
 use super::outcome::Outcome;
-use super::session::{Ended, Session, Watch};
+use super::session::{Ended, FORWARD, Session, Watch};
 use super::times::Times;
 use crate::checkpoint;
 use crate::error::Result;
 use crate::recipe::{SampleEvery, System};
-use crate::run::{Log, Metrics};
+use crate::run::{Log, Metrics, seen};
 
 /// Fewest steps between evaluations: a few dozen pictures are seen in one.
 const SHORTEST_EPOCH: u64 = 100;
@@ -25,6 +25,27 @@ struct Progress {
     first: u64,
     /// Images of a step.
     per_step: u64,
+    /// What the run took before: seconds in all, images, and the seconds that they took.
+    seconds: f64,
+    images: u64,
+    busy: f64,
+}
+
+impl Progress {
+    /// Of a session that begins after `first` steps. A resumed run goes on from its last metrics.
+    fn new(session: &Session, first: u64) -> Result<Progress> {
+        let last = session.run.metrics()?.pop().filter(|last| last.images_per_s > 0.0);
+        let images = last.as_ref().map_or(0, |last| seen(&session.batches, last.step));
+        Ok(Progress {
+            log: session.run.log()?,
+            began: Instant::now(),
+            first,
+            per_step: session.recipe.images_of_a_step(),
+            seconds: last.as_ref().map_or(0.0, |last| last.seconds),
+            images,
+            busy: last.map_or(0.0, |last| images as f64 / last.images_per_s),
+        })
+    }
 }
 
 impl Session {
@@ -36,9 +57,10 @@ impl Session {
         self.train_steps(watch).map_err(|error| {
             // A checkpoint may be on its way. The first error is the one to tell.
             while self.writer.finish(|_| ()).is_err() {}
-            error.caused_by(match self.run.checkpoints().last() {
-                Some((step, _)) => format!("the checkpoint of step {step} is kept"),
-                None => "there is no checkpoint yet".to_owned(),
+            error.caused_by(match self.run.checkpoints().as_deref() {
+                Ok([.., (step, _)]) => format!("the checkpoint of step {step} is kept"),
+                Ok([]) => "there is no checkpoint yet".to_owned(),
+                Err(unknown) => unknown.to_string(),
             })
         })
     }
@@ -46,13 +68,19 @@ impl Session {
     fn train_steps(&mut self, watch: &mut dyn Watch) -> Result<Ended> {
         let recipe = self.recipe.clone();
         let first = self.trainer.done();
-        let per_step = recipe.accumulation * recipe.batch_size as u64;
+        let mut progress = Progress::new(self, first)?;
+        let per_step = progress.per_step;
         let epoch = match (recipe.evaluate_every, self.data.dataset.len()) {
             (0, Some(images)) => images.div_ceil(per_step).max(SHORTEST_EPOCH),
             (0, None) => ENDLESS_EPOCH,
             (every, _) => every,
         };
-        let mut progress = Progress { log: self.run.log()?, began: Instant::now(), first, per_step };
+        self.notes.drain(..).for_each(|note| watch.message(&note));
+        self.finish_last_step(watch)?;
+        if watch.interrupted() {
+            self.written(watch)?;
+            return Ok(Ended::Interrupted(first));
+        }
         while self.trainer.done() < recipe.steps {
             let stepped = self.step(&mut progress, watch);
             let step = self.trainer.done();
@@ -70,10 +98,8 @@ impl Session {
                     watch.message(&format!("warning: {warning}"));
                 }
             }
-            if let Some(latents) = Encoded::grown(&mut self.data.encoded) {
-                self.data.load(&recipe, step, self.trainer.is_resident())?;
-                let path = self.run.latents_path();
-                self.writer.give(move || latents.save(&path).map(|()| None));
+            if self.write_latents() {
+                self.data.load(&recipe, seen(&self.batches, step), self.trainer.is_resident())?;
             }
             if step == 1 && recipe.system != System::Vae && recipe.sample_every != SampleEvery::Never {
                 self.forward_strip()?;
@@ -99,16 +125,48 @@ impl Session {
         if skipped > 0 {
             watch.message(&format!("unreadable pictures: {skipped} (others stood in for them)"));
         }
-        let mut ended = Ended::Done;
-        if first >= recipe.steps && recipe.sample_every != SampleEvery::Never {
-            // All that a stopped program left undone.
-            self.pictures(watch, true)?;
-            if watch.interrupted() {
-                ended = Ended::Interrupted(first);
-            }
-        }
+        self.complete_latents(watch)?;
         self.written(watch)?;
-        Ok(ended)
+        Ok(Ended::Done)
+    }
+
+    /// Does what the last step had still to do when a program was stopped.
+    fn finish_last_step(&mut self, watch: &mut dyn Watch) -> Result<()> {
+        let done = self.trainer.done();
+        let lacks_strip = !self.run.folder().join(FORWARD).exists();
+        let draws = self.recipe.system != System::Vae && self.recipe.sample_every != SampleEvery::Never;
+        if done > 0 && lacks_strip && draws {
+            self.forward_strip()?;
+        }
+        if std::mem::take(&mut self.owes_pictures) {
+            self.pictures(watch, done >= self.recipe.steps)?;
+        }
+        Ok(())
+    }
+
+    /// Encodes the images that no step of this process met, where steps have met all, so that the file of
+    /// their latents is there as if the run had not been stopped.
+    fn complete_latents(&mut self, watch: &mut dyn Watch) -> Result<()> {
+        let met = seen(&self.batches, self.trainer.done());
+        let (Some(Encoded::Some(growing)), Some(codec)) = (&mut self.data.encoded, &self.codec) else {
+            return Ok(());
+        };
+        if growing.samples() > met {
+            return Ok(());
+        }
+        watch.doing(Some("encoding"));
+        growing.encode_all(codec, &mut |_, _| ())?;
+        watch.doing(None);
+        self.write_latents();
+        Ok(())
+    }
+
+    /// Has the latents written once all are there; whether they are.
+    fn write_latents(&mut self) -> bool {
+        let Some(latents) = Encoded::grown(&mut self.data.encoded) else { return false };
+        let path = self.run.latents_path();
+        self.writer.give(move || latents.save(&path).map(|()| None));
+        true
     }
 
     /// Hands the next step to the device, and tells the numbers of a step that are there.
@@ -152,8 +210,9 @@ impl Session {
             grad_norm: outcome.grad_norm,
             lr: outcome.lr,
             device_ms: outcome.device_ms,
-            images_per_s: (done * progress.per_step) as f64 / (*steps + *data).as_secs_f64(),
-            seconds: progress.began.elapsed().as_secs_f64(),
+            images_per_s: (progress.images + done * progress.per_step) as f64
+                / (progress.busy + (*steps + *data).as_secs_f64()),
+            seconds: progress.seconds + progress.began.elapsed().as_secs_f64(),
         };
         watch.step(&metrics);
         Times::during(log, || progress.log.line(&metrics))?;
@@ -179,8 +238,7 @@ impl Session {
         self.writer.give(move || {
             values.check_finite(step)?;
             checkpoint::save(&run.checkpoint_path(step), &params, step, Some(&recipe), &values)?;
-            run.prune(recipe.keep_checkpoints);
-            Ok(None)
+            Ok(run.prune(recipe.keep_checkpoints).err().map(|error| format!("warning: {error}")))
         });
         watch.doing(None);
         self.times.checkpoints += before.elapsed();

@@ -210,7 +210,7 @@ fn a_session_tells_every_step_in_order_and_before_its_checkpoint() {
         // Nothing but the step itself comes before the first one.
         assert_eq!(places[0], 0, "{:?}", told.0);
         assert!(at("forward process").is_some());
-        let metrics = Run::open(&out).unwrap().metrics();
+        let metrics = Run::open(&out).unwrap().metrics().unwrap();
         assert_eq!(metrics.iter().map(|m| m.step).collect::<Vec<_>>(), (1..=7).collect::<Vec<_>>());
         losses.push(metrics.iter().map(|m| m.loss).collect());
         let times = session.times();

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::command_line::{TINY, denoir, fails};
 
 /// Settings that make a VAE of seconds.
-const TINY_VAE: [&str; 16] = [
+pub const TINY_VAE: [&str; 16] = [
     "--set",
     "image_size=16",
     "--set",
@@ -28,7 +28,7 @@ const TINY_VAE: [&str; 16] = [
     "checkpoint_every=2",
 ];
 /// And of a latent diffusion model on it.
-const TINY_LDM: [&str; 18] = [
+pub const TINY_LDM: [&str; 18] = [
     "--set",
     "image_size=16",
     "--set",
@@ -50,7 +50,7 @@ const TINY_LDM: [&str; 18] = [
 ];
 
 /// Trains `recipe` for some steps at batch 2 and gives its folder.
-fn train(at: &Path, recipe: &str, out: &str, steps: &str, tiny: &[&str], extra: &[&str]) -> PathBuf {
+pub fn train(at: &Path, recipe: &str, out: &str, steps: &str, tiny: &[&str], extra: &[&str]) -> PathBuf {
     let mut arguments = vec!["train", recipe, "--out", out, "--steps", steps, "--batch-size", "2"];
     arguments.extend(tiny);
     if !extra.contains(&"--device") {

@@ -25,6 +25,7 @@ mod place;
 mod plan_runner;
 mod published_sums;
 mod reference;
+mod resume;
 mod schedulers;
 mod signals;
 mod source;

@@ -253,7 +253,7 @@ fn the_same_seed_gives_the_same_bytes_and_so_does_a_resumed_run() {
 }
 
 pub fn steps_done(run: &Path) -> u64 {
-    denoir::run::Run::open(run).unwrap().checkpoints().last().unwrap().0
+    denoir::run::Run::open(run).unwrap().checkpoints().unwrap().last().unwrap().0
 }
 
 #[cfg(unix)]

@@ -1,0 +1,201 @@
+//! A run taken up again: from its newest checkpoint, on the data that it was trained on so far.
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use super::feed::Data;
+use super::options::TrainOptions;
+use super::session::{BACKWARD, Session, grid_name};
+use crate::codec::Codec;
+use crate::data::Dataset;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::optim::LrSchedule;
+use crate::recipe::{Latents, Recipe, SampleEvery, System, params_of};
+use crate::run::{DataRecord, Record, Run, going_on, seen};
+
+/// What the user says about a run that goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resume {
+    /// Go on though the data is not what the run was trained on so far.
+    pub data_changed: bool,
+    /// Keep the learning rate of the last step.
+    pub hold_lr: bool,
+}
+
+impl Session {
+    /// Goes on from the newest checkpoint of a run, or from the beginning if it has none yet. `recipe`: the
+    /// run's own, perhaps with other values; the model must be the same.
+    ///
+    /// # Errors
+    /// As [`Session::start`], and when the checkpoint is damaged or of another model, all steps are done, or
+    /// the data is not what the run has recorded.
+    pub fn resume(
+        run: Run,
+        device: &Device,
+        mut recipe: Recipe,
+        wanted: Resume,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Session> {
+        recipe.check_trainable()?;
+        let lock = run.lock()?;
+        run.make_folders()?;
+        let codec = match recipe.system {
+            System::Ldm => Some(Codec::of_ldm(&run, &recipe, device)?),
+            _ => None,
+        };
+        let (mut from, mut theirs, mut recorded, mut notes) = (None, None, None, Vec::new());
+        if run.checkpoints()?.is_empty() {
+            notes.push("note: the run has no checkpoint yet, so it begins at step 1".to_owned());
+        } else {
+            let loaded = run.newest()?;
+            check_resumable(&recipe, &loaded.recipe)?;
+            from = Some((loaded.header.step, loaded.values(&params_of(&recipe).borrow())?));
+            recorded = run.record()?;
+            theirs = Some(loaded.recipe);
+        }
+        let done = from.as_ref().map_or(0, |(done, _)| *done);
+        if wanted.hold_lr {
+            hold_lr(&mut recipe, theirs.as_ref(), done)?;
+        }
+        let owes_pictures = done > 0 && lacks_pictures(&run, &recipe, theirs.as_ref(), done);
+        let complete = !owes_pictures && !lacks_latents(&run, &recipe, recorded.as_ref(), done);
+        if done > recipe.steps || done == recipe.steps && complete {
+            let (folder, steps) = (run.folder().display(), recipe.steps);
+            return Err(Error::usage(format!("{folder} has {done} of {steps} steps done"))
+                .hint(format!("train on with --steps {}", (done * 2).min(u64::from(u32::MAX)))));
+        }
+        let settings = theirs.as_ref().map(|theirs| other_settings(&recipe, theirs)).unwrap_or_default();
+        let is_meant = |differences: &[String]| is_meant(differences, run.folder(), wanted);
+        notes.extend(is_meant(&settings)?);
+        let changed = OnceLock::new();
+        let known = |data: &dyn Dataset| -> Result<Vec<String>> {
+            let Some(record) = &recorded else { return Ok(Vec::new()) };
+            let note = is_meant(&record.data.differences(&DataRecord::of(data)?))?;
+            changed.get_or_init(|| note);
+            Ok(record.data.classes.clone())
+        };
+        // A run that has recorded nothing had the batches of its checkpoint all along, as far as is known.
+        let so_far = match (&recorded, &theirs) {
+            (Some(record), _) => record.batches.clone(),
+            (None, Some(theirs)) => going_on(&[], 0, theirs.images_of_a_step()),
+            (None, None) => Vec::new(),
+        };
+        let batches = going_on(&so_far, done, recipe.images_of_a_step());
+        let latents = run.latents_path();
+        recipe.trains_on_its_schedule();
+        let mut data = Data::open(&mut recipe, codec.as_ref(), Some(&latents), &known, &batches, progress)?;
+        notes.extend(changed.into_inner().flatten());
+        if done > 0 && recorded.is_none() {
+            let note = "note: the run does not say what data it was trained on so far; from now on it does";
+            notes.push(note.to_owned());
+        }
+        notes.extend(theirs.as_ref().and_then(|theirs| other_lr(&recipe, theirs, done)));
+        let from = from.as_ref().map(|(done, values)| (*done, values));
+        let trainer = data.trainer(&recipe, device, codec.as_ref(), from, seen(&batches, done))?;
+        run.write_recipe(&recipe)?;
+        run.truncate_metrics(done)?;
+        notes.extend(run.prune(recipe.keep_checkpoints).err().map(|error| format!("warning: {error}")));
+        let mut session = Session::of(run, recipe, data, codec, trainer, batches, lock)?;
+        session.record();
+        (session.notes, session.owes_pictures) = (notes, owes_pictures);
+        Ok(session)
+    }
+}
+
+/// An error if a run whose recipe is `theirs` cannot go on with another.
+fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
+    let kept = |r: &Recipe| (r.image_size, r.reconstruction);
+    let refused = if (&recipe.unet, &recipe.vae) != (&theirs.unet, &theirs.vae) {
+        ("run keeps its model", "leave the unet and vae keys as they are, or train anew".to_owned())
+    } else if recipe.system == System::Vae && kept(recipe) != kept(theirs) {
+        ("VAE keeps its image_size and reconstruction", "leave them as they are, or train anew".to_owned())
+    } else if recipe.scaling_factor != theirs.scaling_factor {
+        ("run keeps its scaling_factor", format!("it is {}", theirs.scaling_factor))
+    } else {
+        return Ok(());
+    };
+    Err(Error::usage(format!("a resumed {}", refused.0)).hint(refused.1))
+}
+
+/// Settings that decide what the model sees of a picture, where they are not those of the checkpoint.
+fn other_settings(recipe: &Recipe, theirs: &Recipe) -> Vec<String> {
+    let settings = |r: &Recipe| {
+        let resize = format!("{:?}", r.resize).to_lowercase();
+        [("image_size", r.image_size.to_string()), ("crop", r.crop.to_string()), ("resize", resize)]
+    };
+    let both = settings(recipe).into_iter().zip(settings(theirs)).filter(|(now, was)| now != was);
+    both.map(|((key, now), (_, was))| format!("{key} {now} instead of {was}")).collect()
+}
+
+/// An error that tells how the data differs; a line that does so where that is meant.
+fn is_meant(differences: &[String], folder: &Path, wanted: Resume) -> Result<Option<String>> {
+    let told =
+        format!("{} was trained on other data: it has now {}", folder.display(), differences.join(", "));
+    match (differences.is_empty(), wanted.data_changed) {
+        (true, _) => Ok(None),
+        (false, true) => Ok(Some(format!("note: {told}"))),
+        (false, false) => {
+            Err(Error::new(told).hint("bring the data back as it was, or go on with --data-changed"))
+        }
+    }
+}
+
+/// Makes the learning rate of the last step that of all further ones.
+fn hold_lr(recipe: &mut Recipe, theirs: Option<&Recipe>, done: u64) -> Result<()> {
+    let Some(theirs) = theirs.filter(|_| done > 0) else {
+        return Err(
+            Error::usage("--hold-lr: no step is done whose learning rate could be held").hint("leave it out")
+        );
+    };
+    let lr = |r: &Recipe| (r.lr, r.lr_schedule, r.lr_warmup);
+    if lr(recipe) != lr(theirs) {
+        return Err(Error::usage("--hold-lr holds the learning rate, and a key changes it")
+            .hint("give --hold-lr or the lr keys"));
+    }
+    recipe.lr = TrainOptions::of(theirs).lr_at(done - 1);
+    (recipe.lr_schedule, recipe.lr_warmup) = (LrSchedule::Constant, 0);
+    recipe.validate()
+}
+
+/// A line that tells old and new learning rate, where the next step has not the one that it was to have.
+fn other_lr(recipe: &Recipe, theirs: &Recipe, done: u64) -> Option<String> {
+    let (was, now) = (TrainOptions::of(theirs), TrainOptions::of(recipe));
+    let (planned, next) = (was.lr_at(done), now.lr_at(done));
+    if done == 0 || done >= recipe.steps || planned == next {
+        return None;
+    }
+    let last = was.lr_at(done - 1);
+    if last == next {
+        return Some(format!("note: the learning rate stays at {next:.1e}, that of step {done}"));
+    }
+    let why = match recipe.lr_schedule {
+        LrSchedule::Constant => String::new(),
+        LrSchedule::Cosine => format!(", as {} steps have it", recipe.steps),
+    };
+    let goes =
+        format!("note: the learning rate goes from {last:.1e} in step {done} to {next:.1e} in the next");
+    Some(format!("{goes}{why}; --hold-lr keeps it"))
+}
+
+/// Whether a program was stopped between a checkpoint and the pictures of its step.
+fn lacks_pictures(run: &Run, recipe: &Recipe, theirs: Option<&Recipe>, done: u64) -> bool {
+    let made = |name: &str| run.folder().join(name).exists();
+    if recipe.sample_every == SampleEvery::Never {
+        return false;
+    }
+    let of_step = |r: &Recipe| r.sample_every.is_due(done, r.steps);
+    let has_grid = done == recipe.steps || theirs.is_some_and(of_step);
+    let has_strip = done == recipe.steps && recipe.system != System::Vae;
+    has_grid && !made(&grid_name(done)) || has_strip && !made(BACKWARD)
+}
+
+/// Whether all images were met, and the file of their latents is missing nevertheless.
+fn lacks_latents(run: &Run, recipe: &Recipe, record: Option<&Record>, done: u64) -> bool {
+    let cached = recipe.system == System::Ldm && recipe.latents == Latents::Cached;
+    record.is_some_and(|Record { data, batches }| {
+        let images = data.pictures.unwrap_or(recipe.latent_count as u64);
+        let samples = if recipe.flip { 2 * images } else { images };
+        cached && !run.latents_path().exists() && samples <= seen(batches, done)
+    })
+}
