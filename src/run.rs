@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{self, Loaded, cannot_write, write_whole};
+use crate::checkpoint::{self, Loaded, write_whole};
 use crate::error::{Error, Result, quoted};
 use crate::files::{self, remove_leftovers};
 use crate::recipe::{self, Recipe};
@@ -188,22 +188,6 @@ impl Run {
         Ok(found)
     }
 
-    /// All files beside the checkpoints, and these.
-    fn in_checkpoints(&self) -> Result<Vec<PathBuf>> {
-        let folder = self.folder.join("checkpoints");
-        let unreadable = |e| {
-            Error::new(format!("folder {} cannot be listed", folder.display()))
-                .hint("check its permissions")
-                .caused_by(e)
-        };
-        match fs::read_dir(&folder) {
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-            entries => (entries.map_err(unreadable)?)
-                .map(|entry| entry.map(|entry| entry.path()).map_err(unreadable))
-                .collect(),
-        }
-    }
-
     /// Loads the newest checkpoint.
     pub(crate) fn newest(&self) -> Result<Loaded> {
         match self.checkpoints()?.last() {
@@ -229,14 +213,18 @@ impl Run {
     pub(crate) fn prune(&self, keep: usize) -> Result<()> {
         let all = self.checkpoints()?;
         let old = &all[..all.len().saturating_sub(keep)];
-        old.iter().fold(Ok(()), |done, (_, path)| match fs::remove_file(path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => {
-                Err(Error::new(format!("cannot delete {}", path.display()))
-                    .hint("delete it by hand")
-                    .caused_by(e))
+        let mut done = Ok(());
+        for (_, path) in old {
+            match fs::remove_file(path) {
+                Err(e) if e.kind() != ErrorKind::NotFound => {
+                    done = Err(Error::new(format!("cannot delete {}", path.display()))
+                        .hint("delete it by hand")
+                        .caused_by(e));
+                }
+                _ => {}
             }
-            _ => done,
-        })
+        }
+        done
     }
 
     /// What the run has recorded of its data; a run of denoir 0.1.0, or one that ended at once, has not.

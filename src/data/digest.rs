@@ -86,7 +86,7 @@ fn of_file(path: &Path, ends: u64) -> io::Result<u128> {
     if length <= ends.saturating_mul(2) {
         io::copy(&mut file, &mut hash)?;
     } else {
-        io::copy(&mut file.by_ref().take(ends), &mut hash)?;
+        io::copy(&mut (&file).take(ends), &mut hash)?;
         file.seek(SeekFrom::Start(length - ends))?;
         io::copy(&mut file, &mut hash)?;
     }

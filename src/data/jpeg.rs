@@ -9,7 +9,7 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 /// The picture of a file, grey or RGB, not yet turned as its EXIF data says; or what is wrong in a line.
 pub(super) fn decode(file: &[u8]) -> Result<DynamicImage, String> {
-    let end = end_of_image(file).ok_or("the file is cut: it has no end of image")?;
+    let end = end_of_image(file)?;
     // Where data runs out decoders go on with zeros, which are codes. Ones alone are none (T.81, C.2): before
     // the end they change nothing in a whole picture, and stop the decoder in one with a gap.
     let file = [&file[..end], &[0xff, 0x00].repeat(8), &[0xff, 0xd9]].concat();
@@ -31,18 +31,36 @@ pub(super) fn decode(file: &[u8]) -> Result<DynamicImage, String> {
     image.ok_or_else(|| format!("its data is not {w} x {h} pixels"))
 }
 
-/// Where the marker stands that ends the image (ITU-T T.81, B.1.1). Bytes after it do not matter.
-fn end_of_image(file: &[u8]) -> Option<usize> {
-    let mut at = 2;
+/// Where the marker stands that ends the image (ITU-T T.81, B.1.1). Bytes after it do not matter. Restarts are
+/// numbered from 0 to 7 in turn: some decoders go on after a gap between two of them.
+fn end_of_image(file: &[u8]) -> Result<usize, String> {
+    let next = |from: usize, wanted: fn(u8) -> bool| {
+        let rest = file.get(from..).unwrap_or_default();
+        let at = rest.iter().position(|&byte| wanted(byte)).map(|at| from + at);
+        at.ok_or("the file is cut: it has no end of image")
+    };
+    let (mut at, mut restarts) = (2, 0);
     loop {
         // Entropy-coded data; then the marker, before which any number of 0xff may stand.
-        let marker = at + file.get(at..)?.iter().position(|&byte| byte == 0xff)?;
-        at = marker + file[marker..].iter().position(|&byte| byte != 0xff)?;
-        at += match file[at] {
-            0xd9 => return Some(marker),
+        let marker = next(at, |byte| byte == 0xff)?;
+        at = next(marker, |byte| byte != 0xff)?;
+        let kind = file[at];
+        match kind {
+            0xd9 => return Ok(marker),
+            0xd0..=0xd7 if kind - 0xd0 != restarts => {
+                return Err("data is missing: its restarts are not in order".to_owned());
+            }
+            0xd0..=0xd7 => restarts = (restarts + 1) % 8,
+            0xda => restarts = 0,
+            _ => {}
+        }
+        at += match kind {
             // A byte of data that is 0xff, restarts: no length follows.
             0x00 | 0x01 | 0xd0..=0xd8 => 1,
-            _ => 1 + usize::from(u16::from_be_bytes([*file.get(at + 1)?, *file.get(at + 2)?])).max(2),
+            _ => {
+                let [high, low] = [at + 1, at + 2].map(|at| file.get(at).copied().unwrap_or(0));
+                1 + usize::from(u16::from_be_bytes([high, low])).max(2)
+            }
         };
     }
 }

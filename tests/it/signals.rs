@@ -34,8 +34,10 @@ pub fn start_and_wait(at: &Path, run: &str, before: &str) -> Child {
 /// Waits until there is a checkpoint of this step, or of a later one: older ones are deleted.
 fn wait_for(child: &mut Child, run: &Path, step: u64) {
     let began = Instant::now();
-    let far_enough =
-        || denoir::run::Run::open(run).is_ok_and(|r| r.checkpoints().last().is_some_and(|c| c.0 >= step));
+    let far_enough = || {
+        denoir::run::Run::open(run)
+            .is_ok_and(|r| r.checkpoints().unwrap().last().is_some_and(|c| c.0 >= step))
+    };
     while !far_enough() {
         assert!(began.elapsed() < Duration::from_secs(60), "no checkpoint");
         assert!(child.try_wait().unwrap().is_none(), "ended before it could be stopped");
@@ -123,7 +125,7 @@ fn all_files_of_a_run_have_the_mode_that_the_user_wants() {
     send("-INT", &child);
     child.wait().unwrap();
     let run = folder.path().join("run");
-    let newest = denoir::run::Run::open(&run).unwrap().checkpoints().pop().unwrap().1;
+    let newest = denoir::run::Run::open(&run).unwrap().checkpoints().unwrap().pop().unwrap().1;
     for file in [run.join("recipe.toml"), run.join("metrics.jsonl"), newest] {
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640, "{}", file.display());
     }
