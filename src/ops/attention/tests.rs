@@ -1,8 +1,15 @@
 //! Attention of every width, length and number of heads against plain loops.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::check::{Check, random};
+use crate::device::Device;
+use crate::device::gpu::adapters;
+use crate::device::gpu::tuning::Tuning as TuningFile;
 use crate::product::gpu::Schedule;
+use crate::program::{Picked, Plan, Program, Sharing};
+use crate::tape::Tape;
 
 /// One query after the other: scores, their softmax, the weighted sum of values.
 fn reference(size: Size, x: &[Vec<f64>]) -> Vec<f64> {
@@ -183,4 +190,25 @@ fn heads_that_do_not_divide() {
     let tape = crate::tape::Tape::new();
     let x = tape.stored("x", 0, [1, 2, 10]);
     attention(&x, &x, &x, 3);
+}
+
+/// A derivative counts on what the forward pass has made: tuning must time it on that, or refuse what is right.
+#[test]
+fn tuning_refuses_no_variant_of_the_derivative() {
+    let gpu =
+        Arc::new(adapters::open(None).expect("an adapter: run tools/test, which installs a software driver"));
+    let folder = tempfile::tempdir().unwrap();
+    gpu.tune_with(Some(TuningFile::in_file(&gpu, &folder.path().join("t.json"), true, |_| {}).unwrap()));
+    let tape = Tape::new();
+    let [q, k, v] = [0, 1, 2].map(|i| tape.variable("x", i * 512, [2, 16, 16]));
+    let gradients = tape.backward_from(&attention(&q, &k, &v, 2), &tape.stored("dy", 0, [2, 16, 16]));
+    let outputs = [&q, &k, &v].map(|x| gradients.get(x).expect("it is a variable"));
+    let device = Device::Gpu(gpu);
+    let plan = Plan::new(&tape, &outputs, &device);
+    let program = Program::compile(&plan, &device, &[], Sharing::Guarded).unwrap();
+    let choice_of = |picked: &Picked| picked.choice.clone().expect("it was timed");
+    let choices: Vec<_> =
+        program.compiled().iter().filter_map(|l| l.picked.as_ref()).map(choice_of).collect();
+    assert!(choices.iter().any(|choice| choice.key.launch == "attention backward"), "{choices:?}");
+    choices.iter().for_each(|choice| assert!(choice.refused.is_empty(), "{choice:?}"));
 }

@@ -28,20 +28,21 @@ pub(super) struct Stage<'a> {
     operands: Operands,
 }
 
+fn alloc(gpu: &Gpu, bytes: usize) -> Result<Place> {
+    let buffer = gpu.alloc("tuning", bytes.next_multiple_of(256).max(256))?;
+    Ok(Place { buffer: Buffer::Gpu(Arc::new(buffer)), offset: 0, bytes })
+}
+
 impl<'a> Stage<'a> {
     pub fn new(gpu: &'a Gpu, plan: &'a Plan, step: &'a Step) -> Result<Self> {
-        let place = |bytes: usize| -> Result<Place> {
-            let buffer = gpu.alloc("tuning", bytes.next_multiple_of(256).max(256))?;
-            Ok(Place { buffer: Buffer::Gpu(Arc::new(buffer)), offset: 0, bytes })
-        };
         // A tensor may stand among the reads twice.
         let mut places: BTreeMap<Id, Place> = BTreeMap::new();
         for id in step.reads.iter().chain(&step.writes) {
             if !places.contains_key(id) {
-                places.insert(*id, place(plan.spots[id.0].1)?);
+                places.insert(*id, alloc(gpu, plan.spots[id.0].1)?);
             }
         }
-        let scratch = step.scratch.iter().map(|&n| place(plan.lifetimes[n].bytes));
+        let scratch = step.scratch.iter().map(|&n| alloc(gpu, plan.lifetimes[n].bytes));
         let operands = Operands {
             reads: step.reads.iter().map(|id| places[id].clone()).collect(),
             writes: step.writes.iter().map(|id| places[id].clone()).collect(),
@@ -49,7 +50,29 @@ impl<'a> Stage<'a> {
         };
         let stage = Stage { gpu, plan, step, operands };
         stage.fill(&step.reads, &stage.operands.reads, 0)?;
+        stage.derive(&places)?;
         Ok(stage)
+    }
+
+    /// Has each read that another step makes of these reads alone made by it, as in the program. Variants of a
+    /// derivative may count on it: the weights of attention sum to 1 with the logarithms of its sums only.
+    fn derive(&self, places: &BTreeMap<Id, Place>) -> Result<()> {
+        let is_read = |ids: &[Id]| ids.iter().all(|id| self.step.reads.contains(id));
+        let makes_reads = |other: &&Step| !std::ptr::eq(*other, self.step) && is_read(&other.writes);
+        let of_these = |other: &&Step| is_read(&other.reads) && !other.reads.is_empty();
+        for other in self.plan.steps.iter().filter(makes_reads).filter(of_these) {
+            let at = |ids: &[Id]| ids.iter().map(|id| places[id].clone()).collect();
+            let scratch = other.scratch.iter().map(|&n| alloc(self.gpu, self.plan.lifetimes[n].bytes));
+            let operands = Operands {
+                reads: at(&other.reads),
+                writes: at(&other.writes),
+                scratch: scratch.collect::<Result<_>>()?,
+            };
+            let variant = other.tuning().variants(&self.gpu.traits()).first().map_or(0, |v| v.index);
+            let cost = self.plan.cost_of(other);
+            self.gpu.replay(&bind(self.gpu, other, cost, variant, None, &operands)?)?;
+        }
+        Ok(())
     }
 
     /// Numbers in (-1, 1); of words, which may be positions in other tensors, zeros. `salt`: that of the
