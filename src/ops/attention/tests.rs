@@ -192,7 +192,8 @@ fn heads_that_do_not_divide() {
     attention(&x, &x, &x, 3);
 }
 
-/// A derivative counts on what the forward pass has made: tuning must time it on that, or refuse what is right.
+/// A derivative counts on what the forward pass has made: tuning must time it on that, or refuse what is
+/// right.
 #[test]
 fn tuning_refuses_no_variant_of_the_derivative() {
     let gpu =

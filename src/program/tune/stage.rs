@@ -54,8 +54,8 @@ impl<'a> Stage<'a> {
         Ok(stage)
     }
 
-    /// Has each read that another step makes of these reads alone made by it, as in the program. Variants of a
-    /// derivative may count on it: the weights of attention sum to 1 with the logarithms of its sums only.
+    /// Has each read that another step makes of these reads alone made by it, as in the program. Variants of
+    /// a derivative may count on it: the weights of attention sum to 1 with the logarithms of its sums only.
     fn derive(&self, places: &BTreeMap<Id, Place>) -> Result<()> {
         let is_read = |ids: &[Id]| ids.iter().all(|id| self.step.reads.contains(id));
         let makes_reads = |other: &&Step| !std::ptr::eq(*other, self.step) && is_read(&other.writes);
