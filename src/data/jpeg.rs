@@ -165,8 +165,8 @@ mod tests {
         }
     }
 
-    /// A progressive file without some of its scans is one too, and a gap from one scan into another may leave
-    /// a stream that is: JPEG has no sums.
+    /// A progressive file without some of its scans is one too, and a gap from one scan into another may
+    /// leave a stream that is: JPEG has no sums.
     #[test]
     fn a_gap_is_refused() {
         let (mut taken, mut all) = (0, 0);
