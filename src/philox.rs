@@ -31,6 +31,8 @@ pub enum Stream {
     Posterior = 9,
     /// Noise added to the input of a denoising autoencoder.
     Corrupt = 10,
+    /// Labels that training replaces by that of no class.
+    Labels = 20,
     /// Dropout masks; each dropout adds its own number to this.
     Dropout = 256,
 }

@@ -22,7 +22,7 @@ use crate::diffusion::{Betas, Keys, Prediction, Variance};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::models::config;
-use crate::models::unet::UNetConfig;
+use crate::models::unet::{Class, UNetConfig};
 use crate::models::vae::{Reconstruction, VaeConfig};
 use crate::optim::LrSchedule;
 
@@ -140,6 +140,10 @@ config! {
         /// Exponent of that formula.
         pub ema_power: f64 = 0.75,
 
+        /// How many labels, of 1, training replaces by that of no class, which is the last row of the
+        /// model's table: without them there is no guidance.
+        pub label_dropout: f64 = 0.0,
+
         /// Steps of the diffusion process.
         pub timesteps: usize = 1000,
         /// First beta.
@@ -161,6 +165,11 @@ config! {
         /// stand here: a sampler of another class takes its own, until training decides or `--set` says.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         pub class_defaults: Vec<String> = Vec::new(),
+        /// Classifier-free guidance of samples: 1 none, 0 without classes, more: further from what the model
+        /// predicts without a class.
+        pub guidance: f64 = 1.0,
+        /// How far guided predictions are brought back to the deviation of those that are not: 0 to 1.
+        pub guidance_rescale: f64 = 0.0,
         /// Steps of the reverse process for the pictures.
         pub sample_steps: usize = 1000,
         /// Images of a picture of samples.
@@ -230,6 +239,9 @@ impl System {
             | "clip_sample"
             | "class_defaults"
             | "sample_steps"
+            | "label_dropout"
+            | "guidance"
+            | "guidance_rescale"
             | "class_names"
             | "unet"
             | "scheduler" => self != System::Vae,
@@ -321,6 +333,22 @@ impl Recipe {
         let Recipe { image_size, crop, resize, seed, .. } = *self;
         let crop = (crop > 0).then_some(crop);
         Options { image_size, channels: Some(channels), crop, resize, seed, split: Split::Train }
+    }
+
+    /// The label of no class, of models that are trained with it.
+    pub fn null_class(&self) -> Option<u32> {
+        match self.unet.class() {
+            Class::Number(rows) if self.label_dropout > 0.0 => Some(rows as u32 - 1),
+            _ => None,
+        }
+    }
+
+    /// How many classes samples may have; 0: the model has none, or takes something else.
+    pub fn class_count(&self) -> usize {
+        match self.unet.class() {
+            Class::Number(rows) => rows - usize::from(self.null_class().is_some()),
+            _ => 0,
+        }
     }
 
     /// Images of a step.

@@ -16,12 +16,14 @@ pub(crate) use source::batch_of;
 pub use trained::Trained;
 
 use crate::device::{Buffer, Device};
-use crate::diffusion::{Clip, Model, Precision, SamplerPlan, Scheduler};
-use crate::error::Result;
+use crate::diffusion::{Clip, Model, Precision, SamplerPlan, Scheduler, Step};
+use crate::error::{Error, Result};
 use crate::latent_file::transposed;
 use crate::nn::{self, Params, Scope};
 use crate::ops::arithmetic::affine;
+use crate::ops::concat::concat;
 use crate::ops::denoising::{Row, bounds, denoise, timestep_of_row};
+use crate::ops::guidance::guide;
 use crate::ops::noising::gaussian;
 use crate::philox::Stream;
 use crate::program::{Plan, Program, Sharing, halves};
@@ -42,12 +44,53 @@ pub struct Options {
     pub scheduler: Scheduler,
     /// Source of the noise.
     pub rng: Rng,
+    /// Classifier-free guidance.
+    pub guidance: Guidance,
+}
+
+/// Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598): `u + scale (c - u)` of a prediction `c` with
+/// the class and one without, `u`. The scale of the paper's own formula, `w`, is one less.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Guidance {
+    /// 1: none; 0: without the class.
+    pub scale: f64,
+    /// How far the guided prediction is brought back to the deviation of `c` (Lin et al. 2023,
+    /// arXiv:2305.08891, section 3.4): 0 not at all, 1 wholly.
+    pub rescale: f64,
+    /// Noise levels `sqrt(1 / alpha_bar - 1)` that are guided: above the first, up to the second. Others take
+    /// `c` as it is, and half the time (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+    pub sigmas: [f64; 2],
+}
+
+impl Default for Guidance {
+    fn default() -> Self {
+        Guidance { scale: 1.0, rescale: 0.0, sigmas: [0.0, f64::INFINITY] }
+    }
+}
+
+impl Guidance {
+    /// The recipe's own.
+    pub fn of(recipe: &Recipe) -> Guidance {
+        Guidance { scale: recipe.guidance, rescale: recipe.guidance_rescale, ..Guidance::default() }
+    }
+
+    /// Whether a prediction takes two passes of the model.
+    fn takes_both(&self) -> bool {
+        self.scale != 0.0 && self.scale != 1.0
+    }
+
+    /// Whether the row of a plan is guided.
+    fn holds(&self, step: &Step) -> bool {
+        let sigma = (1.0 / step.alpha_bar - 1.0).sqrt();
+        let [low, high] = self.sigmas;
+        self.takes_both() && sigma > low && sigma <= high
+    }
 }
 
 impl Options {
     /// `steps` reverse steps of a scheduler, drawing with `seed`.
     pub fn new(scheduler: Scheduler, steps: usize, seed: u64) -> Self {
-        Options { seed, steps, scheduler, rng: Rng::Denoir }
+        Options { seed, steps, scheduler, rng: Rng::Denoir, guidance: Guidance::default() }
     }
 
     /// The recipe's own.
@@ -55,7 +98,8 @@ impl Options {
     /// # Errors
     /// As [`Recipe::scheduler`].
     pub fn of(recipe: &Recipe) -> Result<Self> {
-        Ok(Options::new(recipe.scheduler()?, recipe.sample_steps, recipe.seed))
+        let guidance = Guidance::of(recipe);
+        Ok(Options { guidance, ..Options::new(recipe.scheduler()?, recipe.sample_steps, recipe.seed) })
     }
 
     /// The same with other random numbers. With torch's also the tables are rounded as the reference library
@@ -86,15 +130,23 @@ pub struct Denoiser<'a> {
     pub shape: [usize; 3],
     /// Element type of the labels that the model takes, one for each sample; `None`: it takes none.
     pub labels: Option<DType>,
+    /// The label of no class, which guidance needs.
+    pub null: Option<u32>,
 }
 
 /// A compiled step of the reverse process for `batch` samples.
 pub struct Sampler {
     noise: Program,
     step: Program,
+    /// Of rows that are not guided, where others are.
+    unguided: Option<Program>,
+    guidance: Guidance,
+    null: Option<u32>,
     x: Tensor,
     state: State,
     batch: usize,
+    /// Samples that the model sees: twice the batch where it guides.
+    seen: usize,
     labels: Option<DType>,
     plan: SamplerPlan,
     timesteps: Vec<f64>,
@@ -128,20 +180,36 @@ fn slots_of(plan: &SamplerPlan, options: &Options) -> usize {
     plan.slots() + usize::from(options.rng == Rng::Torch)
 }
 
-/// Records a reverse step of `batch` samples, and gives them `[N, H, W, C]`, which it updates in place.
-fn record_step(network: &Network, plan: &SamplerPlan, slots: usize, batch: usize) -> (Tape, Tensor) {
+/// Records a reverse step of `batch` samples, and gives them `[N, H, W, C]`, which it updates in place. Guided,
+/// the model sees them twice in one batch: with their labels, then with that of no class.
+fn record_step(
+    network: &Network,
+    plan: &SamplerPlan,
+    slots: usize,
+    batch: usize,
+    guidance: Option<&Guidance>,
+) -> (Tape, Tensor) {
     let Network { model, params, shape: [h, w, c], labels } = *network;
     let tape = Tape::new();
     let x = tape.stored("x", 0, [batch, h, w, c]);
     let kept = tape.stored("kept", 0, [1 + slots, batch, h, w, c]);
     let state = tape.stored_u32("state", [State::WORDS]);
     let rows = tape.stored("denoising", 0, [plan.steps.len(), Row::COLUMNS]);
-    let t = timestep_of_row(batch, &rows, &state);
+    let seen = if guidance.is_some() { 2 * batch } else { batch };
+    let t = timestep_of_row(seen, &rows, &state);
     let classes = labels.map(|element| match element {
-        DType::U32 => tape.stored_u32("labels", [batch]),
-        DType::F32 => tape.stored("labels", 0, [batch]),
+        DType::U32 => tape.stored_u32("labels", [seen]),
+        DType::F32 => tape.stored("labels", 0, [seen]),
     });
-    let out = model(&Scope::new(&tape, params), &x, &t, classes.as_ref());
+    let predict = |x: &Tensor| model(&Scope::new(&tape, params), x, &t, classes.as_ref());
+    let out = match guidance {
+        Some(&Guidance { scale, rescale, .. }) => {
+            let flat = x.reshape([1, batch * h * w * c]);
+            let twice = concat(&[&flat, &flat]).reshape([2 * batch, h, w, c]);
+            guide(&predict(&twice), c, scale as f32, rescale as f32)
+        }
+        None => predict(&x),
+    };
     let bound = match plan.clip {
         Clip::Dynamic { ratio, most } => Some(bounds(&x, &out, &rows, &state, ratio, most as f32)),
         _ => None,
@@ -158,7 +226,8 @@ impl Denoiser<'_> {
         }
         let plan = options.scheduler.plan(options.steps)?;
         let (_, batch) = Plan::of_batch(&self.device, halves(most), |batch| {
-            let (tape, _) = record_step(&self.network(), &plan, slots_of(&plan, options), batch);
+            let guidance = options.guidance.takes_both().then_some(&options.guidance);
+            let (tape, _) = record_step(&self.network(), &plan, slots_of(&plan, options), batch, guidance);
             (Plan::new(&tape, &[], &self.device), batch)
         });
         Ok(batch)
@@ -169,18 +238,36 @@ impl Sampler {
     /// Compiles a reverse step of the denoiser for `batch` samples.
     ///
     /// # Errors
-    /// When the scheduler does not allow so many steps, memory is too small, or the driver cannot build a
-    /// kernel.
+    /// When the scheduler does not allow so many steps, the model has no label of no class to guide by, memory
+    /// is too small, or the driver cannot build a kernel.
     pub fn new(denoiser: &Denoiser, options: &Options, batch: usize) -> Result<Sampler> {
         let Denoiser { device, weights, shape: [h, w, c], labels, .. } = denoiser;
         let (h, w, c, labels) = (*h, *w, *c, *labels);
         let plan = options.scheduler.plan(options.steps)?;
         let torch = options.rng == Rng::Torch;
         let slots = slots_of(&plan, options);
-        let (tape, x) = record_step(&denoiser.network(), &plan, slots, batch);
+        let (guidance, null) = (options.guidance, denoiser.null);
+        if guidance.scale != 1.0 && null.is_none() {
+            return Err(Error::usage(format!(
+                "guidance {}: the model was not trained without classes too",
+                guidance.scale
+            ))
+            .hint("guide one that is trained with label_dropout, or leave guidance at 1"));
+        }
+        let guides = guidance.takes_both() && plan.steps.iter().any(|step| guidance.holds(step));
+        let network = denoiser.network();
+        let (tape, x) = record_step(&network, &plan, slots, batch, guides.then_some(&guidance));
         let stores = [(nn::STORE, weights)];
         let step = Program::compile(&Plan::new(&tape, &[], device), device, &stores, Sharing::Shared)?;
         step.write("denoising", &plan.table(torch))?;
+        let unguided = if guides && !plan.steps.iter().all(|step| guidance.holds(step)) {
+            let (tape, _) = record_step(&network, &plan, slots, batch, None);
+            let shared = ["x", "kept", "state", "denoising", "labels"].map(|name| (name, step.store(name)));
+            let stores: Vec<_> = [(nn::STORE, weights)].into_iter().chain(shared).collect();
+            Some(Program::compile(&Plan::new(&tape, &[], device), device, &stores, Sharing::Shared)?)
+        } else {
+            None
+        };
 
         let begin = Tape::new();
         let begin_state = begin.stored_u32("state", [State::WORDS]);
@@ -198,7 +285,22 @@ impl Sampler {
             place: slots * batch * h * w * c,
         });
         let state = State { seed: options.seed, ..State::default() };
-        Ok(Sampler { noise, step, x, state, batch, labels, timesteps: plan.timesteps(), plan, torch })
+        let (timesteps, seen) = (plan.timesteps(), if guides { 2 * batch } else { batch });
+        Ok(Sampler {
+            noise,
+            step,
+            unguided,
+            guidance,
+            null,
+            x,
+            state,
+            batch,
+            seen,
+            labels,
+            timesteps,
+            plan,
+            torch,
+        })
     }
 
     /// Draws samples number `first` to `first + batch`, and calls `watch(row, timestep, sampler)` after
@@ -273,7 +375,10 @@ impl Sampler {
                 let kept = self.step.store("kept");
                 self.step.device().write(kept, 4 * torch.place, bytemuck::cast_slice(&noise))?;
             }
-            self.step.run()?;
+            match &mut self.unguided {
+                Some(unguided) if !self.guidance.holds(&self.plan.steps[row]) => unguided.run()?,
+                _ => self.step.run()?,
+            }
             watch(row, self.timesteps[row], self)?;
         }
         self.current()
@@ -283,9 +388,15 @@ impl Sampler {
     pub(crate) fn set_labels(&self, labels: &[u32]) -> Result<()> {
         let Some(element) = self.labels else { return Ok(()) };
         assert_eq!(labels.len(), self.batch, "a label for each sample");
+        let mut labels = labels.to_vec();
+        if let Some(null) = self.null.filter(|_| self.guidance.scale == 0.0) {
+            labels.fill(null);
+        }
+        // The samples once more, without a class, where the program guides.
+        labels.resize(self.seen, self.null.unwrap_or(0));
         match element {
             DType::F32 => self.step.write("labels", &labels.iter().map(|&l| l as f32).collect::<Vec<f32>>()),
-            DType::U32 => self.step.write("labels", labels),
+            DType::U32 => self.step.write("labels", &labels),
         }
     }
 
@@ -332,3 +443,6 @@ impl Sampler {
         self.plan.steps[row].alpha_bar
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::models::unet::Class;
 use crate::recipe::{Recipe, Rng, nearest, whole};
 use crate::sample::inversion::{self, InversionConfig};
-use crate::sample::{Options, Trained};
+use crate::sample::{Guidance, Options, Trained};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -50,6 +50,17 @@ pub struct Arguments {
     /// The class of all samples, for models with classes, by its name or number; all in turn otherwise
     #[arg(long)]
     class: Option<String>,
+    /// Classifier-free guidance: u + S (c - u) of the predictions c with the class and u without, so that 1 is
+    /// none and 0 is without the class (the w of the paper is S - 1) [default: the recipe's]
+    #[arg(long, value_name = "S")]
+    guidance: Option<f64>,
+    /// Bring guided predictions back to the deviation of those that are not: 0 not at all, 1 wholly [default:
+    /// the recipe's]
+    #[arg(long, value_name = "PHI")]
+    guidance_rescale: Option<f64>,
+    /// Guide only where the noise's deviation, in units of the image, is above LOW and at most HIGH
+    #[arg(long, value_name = "LOW:HIGH")]
+    guidance_interval: Option<String>,
     /// A grid (FILE.png; the bare image when count is 1), or a folder for a file an image
     #[arg(long, default_value = "samples.png")]
     out: PathBuf,
@@ -96,10 +107,47 @@ impl Arguments {
             );
         }
         let seed = self.seed.unwrap_or(recipe.seed);
-        let options = Options { seed, steps, scheduler, rng: Rng::Denoir }.with_rng(self.rng);
+        let guidance = self.guidance(recipe)?;
+        let options = Options { seed, steps, scheduler, rng: Rng::Denoir, guidance }.with_rng(self.rng);
         // An error appears before the work begins.
         options.scheduler.plan(steps)?;
         Ok(options)
+    }
+
+    fn guidance(&self, recipe: &Recipe) -> Result<Guidance> {
+        let mut recipe = recipe.clone();
+        if self.noise.is_some() {
+            // It was found without.
+            recipe.guidance = 1.0;
+        }
+        recipe.guidance = self.guidance.unwrap_or(recipe.guidance);
+        recipe.guidance_rescale = self.guidance_rescale.unwrap_or(recipe.guidance_rescale);
+        // The keys' own limits, and what the model must have been trained with.
+        recipe.validate()?;
+        let Guidance { scale, rescale, sigmas } = Guidance::of(&recipe);
+        let bad = |text: &str| {
+            Error::usage(format!("--guidance-interval {text}"))
+                .hint("give two noise levels, such as 0.3:5: from 0 on, and the second above the first")
+        };
+        let sigmas = match &self.guidance_interval {
+            None => sigmas,
+            Some(text) => {
+                let (low, high) = text.split_once(':').ok_or_else(|| bad(text))?;
+                let sigma = |part: &str| part.trim().parse::<f64>().map_err(|_| bad(text));
+                let (low, high) = (sigma(low)?, sigma(high)?);
+                if !(0.0..high).contains(&low) {
+                    return Err(bad(text));
+                }
+                [low, high]
+            }
+        };
+        let guided = (scale != 0.0 && scale != 1.0)
+            || self.guidance_interval.is_none() && self.guidance_rescale.is_none_or(|rescale| rescale == 0.0);
+        if !guided {
+            return Err(Error::usage("--guidance-rescale and --guidance-interval say how to guide")
+                .hint("give --guidance too, such as --guidance 2, or leave them out"));
+        }
+        Ok(Guidance { scale, rescale, sigmas })
     }
 }
 
@@ -141,7 +189,7 @@ pub fn class_of(recipe: &Recipe, said: Option<&str>) -> Result<Option<u32>> {
     let names = &recipe.class_names;
     let of_name = |name: &str| names.iter().position(|known| known == name).map(|place| place as u32);
     let of_number = |number: &str| whole(number).ok().and_then(|number| u32::try_from(number).ok());
-    let is_class = |number: u32| matches!(recipe.unet.class(), Class::Number(all) if (number as usize) < all);
+    let is_class = |number: u32| (number as usize) < recipe.class_count();
     let (number, named) = match said.split_once(':') {
         Some(("number", number)) if of_name(said).is_none() => (of_number(number), None),
         Some(("name", name)) if of_name(said).is_none() => (None, of_name(name)),
@@ -188,8 +236,8 @@ fn describe_class(recipe: &Recipe, class: u32) -> String {
 pub fn check_class(recipe: &Recipe, class: Option<u32>) -> Result<()> {
     let bad = |class, hint: String| Err(Error::usage(format!("--class {class}")).hint(hint));
     match (recipe.unet.class(), class) {
-        (Class::Number(classes), Some(class)) if class as usize >= classes => {
-            bad(class, format!("it must be below {classes}"))
+        (Class::Number(_), Some(class)) if class as usize >= recipe.class_count() => {
+            bad(class, format!("it must be below {}", recipe.class_count()))
         }
         (Class::None, Some(class)) => bad(class, "this model has no classes".to_owned()),
         _ => Ok(()),

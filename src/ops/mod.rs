@@ -18,6 +18,7 @@ pub mod gather;
 pub mod gaussian_kl;
 pub mod grad_norm;
 pub mod group_norm;
+pub mod guidance;
 pub mod loss;
 pub mod matmul;
 pub mod noising;
@@ -53,6 +54,7 @@ pub static KERNELS: &[&Kernel] = &[
     &gaussian_kl::KERNEL,
     &grad_norm::KERNEL,
     &group_norm::KERNEL,
+    &guidance::KERNEL,
     &loss::KERNEL,
     &noising::KERNEL,
     &reduce::KERNEL,

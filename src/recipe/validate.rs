@@ -2,6 +2,7 @@
 
 use super::{Optimizer, Recipe, Rng, System};
 use crate::error::{Error, Result, need};
+use crate::models::unet::Class;
 use crate::models::vae::{Reconstruction, VaeKind};
 
 impl Recipe {
@@ -55,6 +56,9 @@ impl Recipe {
             ("corrupt_noise", self.corrupt_noise, 0.0, 1e3, true),
             ("corrupt_mask", self.corrupt_mask, 0.0, 1.0, true),
             ("scaling_factor", self.scaling_factor, 0.0, 1e9, true),
+            ("label_dropout", self.label_dropout, 0.0, 1.0, true),
+            ("guidance", self.guidance, 0.0, 1e3, true),
+            ("guidance_rescale", self.guidance_rescale, 0.0, 1.0, true),
         ];
         for (key, value, low, high, closed) in real {
             // Kernels compute in f32: what is above zero must be so there too.
@@ -87,6 +91,12 @@ impl Recipe {
             "a diffusion model predicts noise of the image's shape",
         )?;
         self.validate_process()?;
+        let without = self.label_dropout == 0.0 && self.guidance == 1.0;
+        let rows = matches!(self.unet.class(), Class::Number(rows) if rows > 1);
+        let hint = "set unet.num_class_embeds to the number of classes, and one more";
+        need(without || rows, "label_dropout and guidance go with a model that has classes", hint)?;
+        let trained = self.guidance == 1.0 || self.null_class().is_some();
+        need(trained, format!("guidance is {}", self.guidance), "train with label_dropout, such as 0.1")?;
         let [side, _, _] = self.diffused();
         self.unet.validate([side, side])?;
         // The widest activation of a level is a skip joined to what comes from below.

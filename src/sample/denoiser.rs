@@ -60,7 +60,8 @@ pub(crate) fn operations(recipe: &Recipe, options: &Options, batch: usize, devic
     let (shape, labels) = (recipe.diffused(), labels_of(recipe));
     let network = Network { model: &*model, params: &params, shape, labels };
     let plan = options.scheduler.plan(options.steps)?;
-    let (tape, _) = record_step(&network, &plan, slots_of(&plan, options), batch);
+    let guidance = options.guidance.takes_both().then_some(&options.guidance);
+    let (tape, _) = record_step(&network, &plan, slots_of(&plan, options), batch, guidance);
     Ok(Plan::new(&tape, &[], device).cost().flops)
 }
 
@@ -81,7 +82,7 @@ impl<'a> Denoiser<'a> {
         let ema = checkpoint::read(path)?.set("ema", &params.borrow())?;
         let weights = device.alloc(nn::STORE, ema.len() * 4)?;
         device.write(&weights, 0, bytemuck::cast_slice(&ema))?;
-        Ok(Denoiser { device: device.clone(), model, params, weights, shape, labels: None })
+        Ok(Denoiser { device: device.clone(), model, params, weights, shape, labels: None, null: None })
     }
 
     /// Draws `count` samples `[count, H, W, C]` of a model without labels.

@@ -26,7 +26,8 @@ impl<'a> Source<'a> {
     /// `denoiser`: the recipe's; `codec`: the decoder of latent diffusion, `None` where samples are images.
     pub(crate) fn new(denoiser: Denoiser<'a>, recipe: &'a Recipe, codec: Option<&'a Codec>) -> Source<'a> {
         let labels = labels_of(recipe);
-        Source { denoiser: Denoiser { labels, shape: recipe.diffused(), ..denoiser }, recipe, codec }
+        let (shape, null) = (recipe.diffused(), recipe.null_class());
+        Source { denoiser: Denoiser { labels, shape, null, ..denoiser }, recipe, codec }
     }
 
     /// `[H, W, C]` of the images.
@@ -89,8 +90,7 @@ impl<'a> Source<'a> {
                 )
                 .hint("sample with --class N"));
             }
-            (Class::Number(classes), _) => classes,
-            _ => 1,
+            _ => self.recipe.class_count().max(1),
         };
         Ok((first..first + count).map(|i| class.unwrap_or((i % classes) as u32)).collect())
     }

@@ -159,6 +159,7 @@ impl Written {
 /// Writes the inputs of one batch.
 pub struct BatchWriter<'a> {
     pub(super) step: u64,
+    pub(super) first_sample: u32,
     pub(super) program: &'a Program,
     pub(super) inputs: &'a mut [Slot],
     /// Where copies are kept, if the batch may have to be run once more.
@@ -178,6 +179,11 @@ impl BatchWriter<'_> {
     /// Steps done before this one.
     pub fn step(&self) -> u64 {
         self.step
+    }
+
+    /// Number of the batch's first sample among those of the step.
+    pub fn first_sample(&self) -> u32 {
+        self.first_sample
     }
 
     /// Gives an input the values of this batch; one that is not written keeps those of the last.

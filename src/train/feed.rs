@@ -24,11 +24,17 @@ fn open_data(recipe: &Recipe, channels: usize, known: &Known) -> Result<Arc<dyn 
     let classes = known(&*dataset)?;
     let dataset = numbered(dataset, &classes);
     let (classes, table) = (dataset.classes().len(), recipe.unet.num_class_embeds);
-    if recipe.system != System::Vae && table > 0 && classes != table {
+    let null = usize::from(recipe.null_class().is_some());
+    if recipe.system != System::Vae && table > 0 && classes + null != table {
+        let and_none = if null > 0 { ", and label_dropout takes one more row for no class" } else { "" };
         return Err(Error::usage(format!(
-            "unet.num_class_embeds is {table} and the data has {classes} classes"
+            "unet.num_class_embeds is {table} and the data has {classes} classes{and_none}"
         ))
-        .hint(format!("give --set unet.num_class_embeds={classes}")));
+        .hint(if classes > 0 {
+            format!("give --set unet.num_class_embeds={}", classes + null)
+        } else {
+            "choose data with classes, or give --set unet.num_class_embeds=0 --set label_dropout=0".to_owned()
+        }));
     }
     Ok(dataset)
 }

@@ -20,7 +20,7 @@ use crate::ops::gaussian_kl::gaussian_kl;
 use crate::ops::loss::mse;
 use crate::ops::noising::gaussian;
 use crate::ops::reparameterise::{Noise, reparameterise};
-use crate::philox::Stream;
+use crate::philox::{Stream, draw, uniform};
 use crate::recipe::{Latents, Recipe, System, model_of, params_of};
 use crate::tape::Tensor;
 
@@ -137,7 +137,8 @@ impl Objective {
             _ => panic!("training on a resident data set takes samples of it, other training takes images"),
         }
         if self.has_labels() {
-            batch.write(self.labels(), range_of(examples.labels(), micro))?;
+            let labels = self.with_dropout(range_of(examples.labels(), micro), batch);
+            batch.write(self.labels(), &labels)?;
         }
         if self.recipe.system == System::Vae && self.recipe.vae.variational {
             batch.write(KL_WEIGHT, &[self.kl_weight(batch.step())])?;
@@ -147,6 +148,18 @@ impl Objective {
 
     fn has_labels(&self) -> bool {
         self.recipe.system != System::Vae && self.recipe.unet.num_class_embeds > 0
+    }
+
+    /// The labels, some of them replaced by that of no class (Ho & Salimans 2022, algorithm 1).
+    fn with_dropout(&self, labels: &[u32], batch: &BatchWriter) -> Vec<u32> {
+        let Some(null) = self.recipe.null_class() else { return labels.to_vec() };
+        let (step, ratio) = (batch.step() as u32, self.recipe.label_dropout as f32);
+        let is_dropped = |sample: u32| {
+            let [word, ..] = draw(self.recipe.seed, Stream::Labels as u32, step, sample, 0);
+            uniform(word) < ratio
+        };
+        let numbered = labels.iter().zip(batch.first_sample()..);
+        numbered.map(|(&label, sample)| if is_dropped(sample) { null } else { label }).collect()
     }
 
     /// Ho et al. 2020, equation 14: the squared error of the predicted noise.

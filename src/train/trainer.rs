@@ -229,7 +229,7 @@ impl Trainer {
     /// objective did. `shape`: `[H, W, C]` of a sample.
     pub fn denoiser<'a>(&self, model: &'a Model, shape: [usize; 3]) -> Denoiser<'a> {
         let (device, params, weights) = (self.device.clone(), Rc::clone(&self.params), self.ema().clone());
-        Denoiser { device, model, params, weights, shape, labels: None }
+        Denoiser { device, model, params, weights, shape, labels: None, null: None }
     }
 
     /// Submits one step on `accumulation` batches, whose inputs `write` gives, and returns the numbers of the
@@ -289,13 +289,16 @@ impl Trainer {
         for micro in 0..self.options.accumulation as usize {
             let kept = self.is_late().then(Vec::new);
             let slots = &mut self.inputs;
-            let mut writer = BatchWriter { step: done, program: &self.batch, inputs: slots, kept };
+            let state = self.options.state_at(done, micro);
+            let first_sample = state.first_sample;
+            let mut writer =
+                BatchWriter { step: done, first_sample, program: &self.batch, inputs: slots, kept };
             write(&mut writer)?;
             inputs.extend(writer.kept);
             if let Some(slot) = self.inputs.iter().find(|slot| slot.used && !slot.written) {
                 panic!("step {}: the input {} was never written", done + 1, slot.name);
             }
-            self.batch.write(STATE, &self.options.state_at(done, micro).words())?;
+            self.batch.write(STATE, &state.words())?;
             run(&mut self.batch)?;
             let metrics = read(self)?;
             if let PendingRead::Ready(bytes) = &metrics {

@@ -343,7 +343,7 @@ fn a_seed_gives_the_pictures_of_the_library() {
         let source = trainer.source(None);
         for name in ["ddpm", "ddim"] {
             let scheduler = recipe.sampler(name).unwrap();
-            let options = Options { seed: 0, steps: 2, scheduler, rng: Rng::Denoir }.with_rng(Rng::Torch);
+            let options = Options::new(scheduler, 2, 0).with_rng(Rng::Torch);
             let image = source.draw(&options, 1, None, || Ok(())).unwrap();
             let wanted = floats(&golden["pictures"][name]);
             for (i, got) in image.iter().enumerate() {
@@ -375,7 +375,7 @@ fn every_sampler_draws_the_same_sample_in_any_company() {
         let some = ["ddim", "euler-a", "unipc"];
         for name in denoir::diffusion::names().iter().filter(|name| on_cpu || some.contains(name)) {
             let scheduler = recipe.sampler(name).unwrap();
-            let options = Options { seed: 3, steps: 4, scheduler, rng: Rng::Denoir };
+            let options = Options::new(scheduler, 4, 3);
             let draw = |options: &Options, count| {
                 let samples = source.draw(options, count, None, || Ok(())).unwrap();
                 assert!(samples.iter().all(|v| v.is_finite()), "{name} on {}", device.describe());
