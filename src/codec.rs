@@ -132,7 +132,7 @@ impl Codec {
         match recipe.system {
             System::Vae => Codec::load(&run.newest()?, device),
             System::Ldm => Codec::of_ldm(&run, &recipe, device),
-            System::Ddpm => Err(no_vae(path)),
+            System::Ddpm | System::Classifier => Err(no_vae(path)),
         }
     }
 

@@ -21,7 +21,7 @@
 //! | | modules | know |
 //! |---|---|---|
 //! | 9 | [`cli`], [`prelude`] (for programs with networks of their own) | everything |
-//! | 8 | [`train`], [`sample`], [`figures`], [`codec`] (a trained VAE at work), [`latent_file`], `bench` | everything below |
+//! | 8 | [`train`], [`sample`], [`figures`], [`codec`] and [`classifier`] (a trained one at work), [`latent_file`], `bench` | everything below |
 //! | 7 | [`recipe`] (a run, complete), [`checkpoint`], [`run`], [`diffusers`] | models and data |
 //! | 6 | [`models`], [`diffusion`], [`data`], [`weights`] | ops and layers |
 //! | 5 | [`nn`] (parameters and layers), [`optim`] (learning rates, EMA) | ops |
@@ -108,6 +108,7 @@ pub mod bench;
 #[cfg(any(test, feature = "testing"))]
 pub mod check;
 pub mod checkpoint;
+pub mod classifier;
 pub mod cli;
 pub mod codec;
 pub mod data;

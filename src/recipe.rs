@@ -21,6 +21,7 @@ use crate::data::{Options, Resize, Split};
 use crate::diffusion::{Betas, Keys, Prediction, Variance};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::models::classifier::ClassifierConfig;
 use crate::models::config;
 use crate::models::unet::{Class, UNetConfig};
 use crate::models::vae::{Reconstruction, VaeConfig};
@@ -39,6 +40,8 @@ pub enum System {
     Vae,
     /// A diffusion model of a trained VAE's latents.
     Ldm,
+    /// A classifier of images.
+    Classifier,
 }
 
 /// Where latent diffusion takes its latents from.
@@ -218,6 +221,8 @@ config! {
         pub unet: UNetConfig = UNetConfig::with_levels(3, &[64, 128, 128], &[false, true, true]),
         /// The VAE.
         pub vae: VaeConfig = VaeConfig::default(),
+        /// The end of a classifier.
+        pub classifier: ClassifierConfig = ClassifierConfig::default(),
         /// The sampler of the run's pictures where it is not ddpm: keys of a `scheduler_config.json`, but for
         /// those that are above.
         #[serde(skip_serializing_if = "Keys::is_empty")]
@@ -226,6 +231,11 @@ config! {
 }
 
 impl System {
+    /// Whether it is a diffusion model, which samples are drawn from.
+    pub fn diffuses(self) -> bool {
+        matches!(self, System::Ddpm | System::Ldm)
+    }
+
     /// Whether a recipe of this system has the key.
     fn has(self, key: &str) -> bool {
         match key {
@@ -234,21 +244,15 @@ impl System {
             | "beta_end"
             | "beta_schedule"
             | "rescale_betas_zero_snr"
-            | "prediction_type"
-            | "variance"
-            | "clip_sample"
-            | "class_defaults"
-            | "sample_steps"
-            | "label_dropout"
-            | "guidance"
-            | "guidance_rescale"
             | "class_names"
-            | "unet"
-            | "scheduler" => self != System::Vae,
+            | "unet" => self != System::Vae,
+            "prediction_type" | "variance" | "clip_sample" | "class_defaults" | "sample_steps"
+            | "label_dropout" | "guidance" | "guidance_rescale" | "scheduler" => self.diffuses(),
             "reconstruction" | "kl_weight" | "kl_warmup" | "corrupt_noise" | "corrupt_mask"
             | "evaluate_every" | "evaluate_count" | "vae" => self == System::Vae,
             "latents" | "latent_count" | "latent_size" | "vae_fingerprint" => self == System::Ldm,
-            "scaling_factor" => self != System::Ddpm,
+            "scaling_factor" => matches!(self, System::Vae | System::Ldm),
+            "classifier" => self == System::Classifier,
             _ => true,
         }
     }
@@ -315,7 +319,7 @@ impl Recipe {
     #[track_caller]
     pub(crate) fn image_channels(&self) -> usize {
         match self.system {
-            System::Ddpm => self.unet.in_channels,
+            System::Ddpm | System::Classifier => self.unet.in_channels,
             System::Vae => self.vae.in_channels,
             System::Ldm => panic!("image_channels: ask the VAE of a latent diffusion run"),
         }

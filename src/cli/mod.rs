@@ -15,6 +15,7 @@ mod pace;
 mod profile;
 mod recipes;
 mod sample;
+mod sampling;
 mod settings;
 mod signals;
 mod train;

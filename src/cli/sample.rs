@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use super::device_args::DeviceArgs;
 use super::output::Target;
-use super::{any, bar, named, note, number, ticks};
-use crate::diffusion::{self, Method, Sigmas, Spacing};
+use super::sampling::Sampling;
+use super::{bar, note, number, ticks};
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
-use crate::recipe::{Recipe, Rng, nearest, whole};
-use crate::sample::inversion::{self, InversionConfig};
-use crate::sample::{Guidance, Options, Trained};
+use crate::recipe::{Recipe, nearest, whole};
+use crate::sample::Trained;
+use crate::sample::inversion;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -22,133 +22,16 @@ pub struct Arguments {
     /// Begin with the noise of a file that `denoir invert` wrote, by ddim in as many steps as it was found in
     #[arg(long, value_name = "FILE", conflicts_with_all = ["count", "rng"])]
     noise: Option<PathBuf>,
-    /// The same seed gives the same samples; the recipe's own otherwise
-    #[arg(long, value_parser = any::<u64>)]
-    seed: Option<u64>,
-    /// How to walk back: ddpm (with the recipe's variance), ddpm-small, ddpm-large, ddim, euler, euler-a,
-    /// heun, lms, dpmpp-2m, dpmpp-2m-sde, dpmpp-3m, pndm, plms, unipc or unipc-3 [default: the recipe's,
-    /// which is ddpm unless it was imported; the folder's own]
-    #[arg(long)]
-    sampler: Option<String>,
-    /// Steps down [default: all timesteps for ddpm, 50 for the others]
-    #[arg(long, value_parser = any::<usize>)]
-    steps: Option<usize>,
-    /// How much noise ddim adds: 0 none, 1 as much as ddpm
-    #[arg(long)]
-    eta: Option<f64>,
-    /// Which timesteps are visited: leading, trailing or linspace [default: the sampler's own]
-    #[arg(long, value_parser = named::<Spacing>)]
-    spacing: Option<Spacing>,
-    /// Noise levels of euler, euler-a, heun, lms, dpmpp and unipc: karras or exponential [default: those of
-    /// the timesteps]
-    #[arg(long, value_parser = ["karras", "exponential"])]
-    sigmas: Option<String>,
-    /// Random numbers: denoir's, or those of torch's CPU generator with the reference library's rounding, so
-    /// that a seed gives the reference's pictures
-    #[arg(long, default_value = "denoir", value_parser = named::<Rng>)]
-    rng: Rng,
     /// The class of all samples, for models with classes, by its name or number; all in turn otherwise
     #[arg(long)]
     class: Option<String>,
-    /// Classifier-free guidance: u + S (c - u) of the predictions c with the class and u without, so that 1 is
-    /// none and 0 is without the class (the w of the paper is S - 1) [default: the recipe's]
-    #[arg(long, value_name = "S")]
-    guidance: Option<f64>,
-    /// Bring guided predictions back to the deviation of those that are not: 0 not at all, 1 wholly [default:
-    /// the recipe's]
-    #[arg(long, value_name = "PHI")]
-    guidance_rescale: Option<f64>,
-    /// Guide only where the noise's deviation, in units of the image, is above LOW and at most HIGH
-    #[arg(long, value_name = "LOW:HIGH")]
-    guidance_interval: Option<String>,
+    #[command(flatten)]
+    sampling: Sampling,
     /// A grid (FILE.png; the bare image when count is 1), or a folder for a file an image
     #[arg(long, default_value = "samples.png")]
     out: PathBuf,
     #[command(flatten)]
     device: DeviceArgs,
-}
-
-impl Arguments {
-    fn options(&self, recipe: &Recipe, config: Option<&InversionConfig>) -> Result<Options> {
-        let mut scheduler = match (self.sampler.as_deref(), config) {
-            // `--sampler ddim` is what --noise means anyway.
-            (None | Some("ddim"), Some(config)) => config.options(recipe, "ddim")?.scheduler,
-            (Some(name), _) => recipe.sampler(name)?,
-            (None, None) => recipe.scheduler()?,
-        };
-        if !scheduler.draws_samples() {
-            return Err(Error::usage("--sampler ddim-inverse goes from a picture to its noise")
-                .hint(format!("to draw samples choose {}", diffusion::names().join(", "))));
-        }
-        if let Some(given) = self.eta {
-            let Method::Ddim { eta, .. } = &mut scheduler.method else {
-                let own = recipe.scheduler_keys().sampler();
-                let sampler = self.sampler.as_ref().unwrap_or(&own);
-                return Err(Error::usage(format!("--eta has no meaning for {sampler}"))
-                    .hint("it goes with --sampler ddim"));
-            };
-            if !(0.0..=1.0).contains(&given) {
-                return Err(Error::usage(format!("--eta {given}")).hint("it must be from 0 to 1"));
-            }
-            *eta = given;
-        }
-        scheduler.spacing = self.spacing.unwrap_or(scheduler.spacing);
-        match self.sigmas.as_deref() {
-            Some("karras") => scheduler.sigmas = Sigmas::Karras,
-            Some(_) => scheduler.sigmas = Sigmas::Exponential,
-            None => {}
-        }
-        let timesteps = recipe.timesteps;
-        let usual = || config.map_or_else(|| scheduler.usual_steps(), |config| config.steps);
-        let steps = self.steps.unwrap_or_else(usual);
-        if steps == 0 || steps > timesteps {
-            return Err(
-                Error::usage(format!("--steps {steps}")).hint(format!("it must be from 1 to {timesteps}"))
-            );
-        }
-        let seed = self.seed.unwrap_or(recipe.seed);
-        let guidance = self.guidance(recipe)?;
-        let options = Options { seed, steps, scheduler, rng: Rng::Denoir, guidance }.with_rng(self.rng);
-        // An error appears before the work begins.
-        options.scheduler.plan(steps)?;
-        Ok(options)
-    }
-
-    fn guidance(&self, recipe: &Recipe) -> Result<Guidance> {
-        let mut recipe = recipe.clone();
-        if self.noise.is_some() {
-            // It was found without.
-            recipe.guidance = 1.0;
-        }
-        recipe.guidance = self.guidance.unwrap_or(recipe.guidance);
-        recipe.guidance_rescale = self.guidance_rescale.unwrap_or(recipe.guidance_rescale);
-        // The keys' own limits, and what the model must have been trained with.
-        recipe.validate()?;
-        let Guidance { scale, rescale, sigmas } = Guidance::of(&recipe);
-        let bad = |text: &str| {
-            Error::usage(format!("--guidance-interval {text}"))
-                .hint("give two noise levels, such as 0.3:5: from 0 on, and the second above the first")
-        };
-        let sigmas = match &self.guidance_interval {
-            None => sigmas,
-            Some(text) => {
-                let (low, high) = text.split_once(':').ok_or_else(|| bad(text))?;
-                let sigma = |part: &str| part.trim().parse::<f64>().map_err(|_| bad(text));
-                let (low, high) = (sigma(low)?, sigma(high)?);
-                if !(0.0..high).contains(&low) {
-                    return Err(bad(text));
-                }
-                [low, high]
-            }
-        };
-        let guided = (scale != 0.0 && scale != 1.0)
-            || self.guidance_interval.is_none() && self.guidance_rescale.is_none_or(|rescale| rescale == 0.0);
-        if !guided {
-            return Err(Error::usage("--guidance-rescale and --guidance-interval say how to guide")
-                .hint("give --guidance too, such as --guidance 2, or leave them out"));
-        }
-        Ok(Guidance { scale, rescale, sigmas })
-    }
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -159,7 +42,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let recipe = trained.recipe();
     let found = arguments.noise.as_ref().map(|path| inversion::read(path, recipe.diffused())).transpose()?;
-    let options = arguments.options(recipe, found.as_ref().map(|(_, config)| config))?;
+    let options = arguments.sampling.options(recipe, found.as_ref().map(|(_, config)| config))?;
     let class = match (&arguments.class, &found) {
         (None, Some((_, config))) => config.class,
         (said, _) => class_of(recipe, said.as_deref())?,

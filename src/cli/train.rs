@@ -106,7 +106,7 @@ fn train(session: &mut Session, device: &Device, started: Instant) -> Result<Exi
     let first = session.trainer().done();
     let (name, on) = (&recipe.name, device.describe());
     note(&format!("{name} on {on}: {} parameters, into {folder}", thousands(parameters)));
-    if let Some(remark) = recipe.unet.remark().filter(|_| recipe.system != System::Vae) {
+    if let Some(remark) = recipe.unet.remark().filter(|_| recipe.system.diffuses()) {
         note(&format!("note: {remark}"));
     }
     if let Some(cost) = session.picture_cost()? {
@@ -122,7 +122,11 @@ fn train(session: &mut Session, device: &Device, started: Instant) -> Result<Exi
     match ended {
         Ended::Done => {
             let (steps, name) = (thousands(recipe.steps as usize), &recipe.name);
-            let next = if recipe.system == System::Vae { "figure grid" } else { "sample" };
+            let next = match recipe.system {
+                System::Vae => "figure grid",
+                System::Classifier => "figure loss",
+                System::Ddpm | System::Ldm => "sample",
+            };
             let run = quoted(session.run.folder());
             print(&format!("{name} is trained for {steps} steps in {run}; next: denoir {next} {run}\n"))?;
             Ok(ExitCode::SUCCESS)

@@ -2,6 +2,7 @@
 
 pub(crate) mod arena;
 pub(crate) mod autoencoder;
+pub mod classifier;
 mod options;
 pub mod unet;
 mod unet_config;

@@ -33,7 +33,45 @@ struct Context<'a> {
 /// When the configuration is not valid for the image, or labels are missing, surplus or of another shape.
 #[track_caller]
 pub fn unet(config: &UNetConfig, s: &Scope, x: &Tensor, t: &Tensor, labels: Option<&Tensor>) -> Tensor {
-    let [n, h, w, channels] = x.shape().of_rank("unet");
+    let (context, mut hidden, mut skips) = way_down(config, s, x, t, labels);
+    for (level, &c) in config.block_out_channels.iter().rev().enumerate() {
+        let s = s.sub(format!("up_blocks.{level}"));
+        hidden = context.up(&s, hidden, level, c, &mut skips);
+    }
+    let out = group_norm(
+        &s.sub("conv_norm_out"),
+        &hidden,
+        config.norm_num_groups,
+        config.norm_eps,
+        Activation::Silu,
+    );
+    let form = Conv::same(config.out_channels).zero_if(config.zero_init);
+    let out = conv(&s.sub("conv_out"), &out, form, None, None);
+    match config.time_embedding_type {
+        TimeEmbedding::Fourier => s.label(|| div(&out, &t.reshape([x.dims()[0], 1]))),
+        _ => out,
+    }
+}
+
+/// The half of the net that a classifier has too: the blocks on the way down and the middle one, normalised and
+/// activated, `[N, h, w, C]`. Arguments as for [`unet`].
+#[track_caller]
+pub(super) fn half(config: &UNetConfig, s: &Scope, x: &Tensor, t: &Tensor) -> Tensor {
+    let (_, hidden, _) = way_down(config, s, x, t, None);
+    let (groups, eps) = (config.norm_num_groups, config.norm_eps);
+    group_norm(&s.sub("conv_norm_out"), &hidden, groups, eps, Activation::Silu)
+}
+
+/// Blocks down to the middle one, and what the way up takes from each.
+#[track_caller]
+fn way_down<'a>(
+    config: &'a UNetConfig,
+    s: &Scope,
+    x: &Tensor,
+    t: &Tensor,
+    labels: Option<&Tensor>,
+) -> (Context<'a>, Tensor, Vec<Tensor>) {
+    let [_, h, w, channels] = x.shape().of_rank("unet");
     assert_eq!(channels, config.in_channels, "unet: image {} for in_channels", x.shape());
     let class = config.class();
     assert_eq!(labels.is_some(), class != Class::None, "unet: labels for {class:?}");
@@ -52,23 +90,7 @@ pub fn unet(config: &UNetConfig, s: &Scope, x: &Tensor, t: &Tensor, labels: Opti
     if config.mid_block {
         hidden = context.middle(&s.sub("mid_block"), hidden);
     }
-    for (level, &c) in config.block_out_channels.iter().rev().enumerate() {
-        let s = s.sub(format!("up_blocks.{level}"));
-        hidden = context.up(&s, hidden, level, c, &mut skips);
-    }
-    let out = group_norm(
-        &s.sub("conv_norm_out"),
-        &hidden,
-        config.norm_num_groups,
-        config.norm_eps,
-        Activation::Silu,
-    );
-    let form = Conv::same(config.out_channels).zero_if(config.zero_init);
-    let out = conv(&s.sub("conv_out"), &out, form, None, None);
-    match config.time_embedding_type {
-        TimeEmbedding::Fourier => s.label(|| div(&out, &t.reshape([n, 1]))),
-        _ => out,
-    }
+    (context, hidden, skips)
 }
 
 /// `[N]` timesteps (and labels) to `[N, T]`.

@@ -8,6 +8,7 @@ pub mod attention;
 pub mod concat;
 pub mod conv2d;
 pub mod conv_transpose2d;
+pub mod cross_entropy;
 pub mod denoising;
 pub mod dropout;
 pub mod embedding;
@@ -45,6 +46,7 @@ pub static KERNELS: &[&Kernel] = &[
     &attention::PRODUCTS,
     &attention::HEADS,
     &concat::KERNEL,
+    &cross_entropy::KERNEL,
     &denoising::KERNEL,
     &dropout::KERNEL,
     &embedding::KERNEL,

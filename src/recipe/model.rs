@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::{Recipe, Rng, System};
 use crate::diffusion::Model;
+use crate::models::classifier::classifier;
 use crate::models::unet::unet;
 use crate::models::{unet_order, vae};
 use crate::nn::{Params, Scope};
@@ -26,15 +27,20 @@ pub fn initial_of(recipe: &Recipe, params: &Params) -> Vec<f32> {
 
 /// The parameters of a recipe's model, found by recording it once.
 pub fn params_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
-    if recipe.system != System::Vae {
+    if recipe.system.diffuses() {
         return params_of_model(recipe, &*model_of(recipe));
     }
-    let (params, tape) = (Rc::default(), Tape::new());
-    let (scope, vae) = (Scope::new(&tape, &params), &recipe.vae);
-    let image = [recipe.image_size, recipe.image_size, vae.in_channels];
-    let [h, w, c] = image;
-    let (mean, _) = vae::encode(vae, &scope, &tape.stored("x", 0, [1, h, w, c]));
-    vae::decode(vae, &scope, &mean, image);
+    let (params, tape, side) = (Rc::default(), Tape::new(), recipe.image_size);
+    let scope = Scope::new(&tape, &params);
+    let image = |channels| tape.stored("x", 0, [1, side, side, channels]);
+    if recipe.system == System::Classifier {
+        let t = tape.stored("t", 0, [1]);
+        classifier(&recipe.classifier, &recipe.unet, &scope, &image(recipe.unet.in_channels), &t);
+    } else {
+        let (vae, channels) = (&recipe.vae, recipe.vae.in_channels);
+        let (mean, _) = vae::encode(vae, &scope, &image(channels));
+        vae::decode(vae, &scope, &mean, [side, side, channels]);
+    }
     params
 }
 

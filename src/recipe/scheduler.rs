@@ -81,7 +81,7 @@ impl Recipe {
                 Err(Error::usage("a VQModel is not trained here")
                     .hint("train a VAE of kind kl, or latent diffusion on this one"))
             }
-            (System::Vae, _) => Ok(()),
+            (System::Vae | System::Classifier, _) => Ok(()),
             (_, Prediction::Epsilon) => self.unet.check_trainable(self.timesteps),
             (_, other) => {
                 let key = if other == Prediction::V { "v_prediction" } else { "sample" };

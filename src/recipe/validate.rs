@@ -81,6 +81,10 @@ impl Recipe {
         match self.system {
             System::Ddpm | System::Ldm => self.validate_diffusion(),
             System::Vae => self.validate_vae(),
+            System::Classifier => {
+                self.classifier.validate(&self.unet)?;
+                self.validate_diffusion()
+            }
         }
     }
 

@@ -24,6 +24,9 @@ pub struct Metrics {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     /// Of a VAE: the divergence, before its weight.
     pub kl: Option<f32>,
+    /// Of a classifier: how many of 1 it tells right, of noisy images where it is trained on these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f32>,
     /// Norm of the gradient before clipping.
     pub grad_norm: f32,
     /// Learning rate.

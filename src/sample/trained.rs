@@ -27,10 +27,16 @@ pub struct Trained {
 
 /// An error for a recipe without a diffusion process.
 fn check_diffuses(path: &Path, recipe: &Recipe) -> Result<()> {
-    if recipe.system != System::Vae {
+    if recipe.system.diffuses() {
         return Ok(());
     }
     let (shown, given) = (path.display(), quoted(path));
+    if recipe.system == System::Classifier {
+        return Err(Error::new(format!(
+            "{shown} is a classifier: it has no diffusion process to sample with"
+        ))
+        .hint(format!("give it to `denoir evaluate RUN --classifier {given}`")));
+    }
     Err(Error::new(format!("{shown} is a VAE: it has no diffusion process to sample with")).hint(format!(
         "draw from its prior with `denoir figure grid {given}`, or train latent diffusion on it with `denoir \
          train faces-ldm --vae {given}`"

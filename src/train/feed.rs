@@ -25,7 +25,18 @@ fn open_data(recipe: &Recipe, channels: usize, known: &Known) -> Result<Arc<dyn 
     let dataset = numbered(dataset, &classes);
     let (classes, table) = (dataset.classes().len(), recipe.unet.num_class_embeds);
     let null = usize::from(recipe.null_class().is_some());
-    if recipe.system != System::Vae && table > 0 && classes + null != table {
+    if recipe.system == System::Classifier {
+        let wanted = recipe.classifier.classes;
+        if classes < 2 || wanted > 0 && wanted != classes {
+            let has = format!("the data has {classes} classes");
+            return Err(match wanted {
+                0 => Error::usage(has).hint("a classifier tells two or more apart: choose other data"),
+                _ => Error::usage(format!("{has}, the classifier {wanted}"))
+                    .hint("choose the data that it was begun with, or train anew"),
+            });
+        }
+    }
+    if recipe.system.diffuses() && table > 0 && classes + null != table {
         let and_none = if null > 0 { ", and label_dropout takes one more row for no class" } else { "" };
         return Err(Error::usage(format!(
             "unet.num_class_embeds is {table} and the data has {classes} classes{and_none}"
@@ -82,7 +93,11 @@ impl Data {
             };
             recipe.validate()?;
         }
-        let told = recipe.system != System::Vae && recipe.unet.num_class_embeds > 0;
+        let told = recipe.system == System::Classifier
+            || recipe.system.diffuses() && recipe.unet.num_class_embeds > 0;
+        if recipe.system == System::Classifier {
+            recipe.classifier.classes = dataset.classes().len();
+        }
         recipe.class_names = if told { dataset.classes().to_vec() } else { Vec::new() };
         let evaluator = match judged? {
             Some((images, held_out)) => Some(Evaluator::new(images, recipe.evaluate_count, held_out)?),

@@ -11,14 +11,17 @@ use crate::codec::Codec;
 use crate::device::Buffer;
 use crate::diffusion::Model;
 use crate::error::Result;
+use crate::models::classifier::classifier;
 use crate::models::vae;
 use crate::nn::{Params, Scope};
 use crate::ops::arithmetic::{add, affine, mul};
+use crate::ops::cross_entropy::cross_entropy;
 use crate::ops::dropout::dropout;
 use crate::ops::gather::gather;
 use crate::ops::gaussian_kl::gaussian_kl;
 use crate::ops::loss::mse;
 use crate::ops::noising::gaussian;
+use crate::ops::reduce::mean;
 use crate::ops::reparameterise::{Noise, reparameterise};
 use crate::philox::{Stream, draw, uniform};
 use crate::recipe::{Latents, Recipe, System, model_of, params_of};
@@ -31,6 +34,8 @@ const DATA: &str = "data";
 /// Names of the parts of a VAE's loss, before they are weighted.
 pub(super) const RECONSTRUCTION: &str = "reconstruction";
 pub(super) const KL: &str = "kl";
+/// How many samples a classifier tells right, of 1.
+pub(super) const ACCURACY: &str = "accuracy";
 
 /// Weight of the divergence, which may rise.
 const KL_WEIGHT: Input<f32, 1> = Input::new("kl_weight", [1]);
@@ -119,6 +124,7 @@ impl Objective {
             System::Ddpm => self.noise_prediction(scope, batch, &self.samples(batch)),
             System::Ldm => self.noise_prediction(scope, batch, &self.latents(batch)),
             System::Vae => self.evidence(scope, batch),
+            System::Classifier => self.classification(scope, batch),
         }
     }
 
@@ -147,7 +153,8 @@ impl Objective {
     }
 
     fn has_labels(&self) -> bool {
-        self.recipe.system != System::Vae && self.recipe.unet.num_class_embeds > 0
+        let told = self.recipe.system.diffuses() && self.recipe.unet.num_class_embeds > 0;
+        told || self.recipe.system == System::Classifier
     }
 
     /// The labels, some of them replaced by that of no class (Ho & Salimans 2022, algorithm 1).
@@ -168,6 +175,23 @@ impl Objective {
         let (x_t, eps, t) = batch.noised(x0, &self.recipe.schedule());
         let predicted = (self.model)(scope, &x_t, &t, labels.as_ref());
         batch.tape().labelled("loss", || mse(&predicted, &eps, None)).into()
+    }
+
+    /// Cross entropy of the classes of images, which are noisy where the classifier is to guide samples.
+    fn classification(&self, scope: &Scope, batch: &Batch) -> Loss {
+        let (recipe, x0) = (&self.recipe, self.samples(batch));
+        let (x, t) = if recipe.classifier.noisy {
+            let (x_t, _, t) = batch.noised(&x0, &recipe.schedule());
+            (x_t, t)
+        } else {
+            let n = recipe.batch_size;
+            (x0, batch.constant("t", [n], vec![0.0; n]))
+        };
+        let [_, logits] = classifier(&recipe.classifier, &recipe.unet, scope, &x, &t);
+        batch.tape().labelled("loss", || {
+            let [losses, right] = cross_entropy(&logits, &batch.input(self.labels()));
+            Loss::from(mean(&losses)).with(ACCURACY, &mean(&right))
+        })
     }
 
     /// Scaled latents of the batch, drawn from their Gaussians (Rombach et al. 2022, section 3.1 and

@@ -2,7 +2,7 @@
 
 use crate::device::Device;
 use crate::error::Result;
-use crate::recipe::{Recipe, SampleEvery, System};
+use crate::recipe::{Recipe, SampleEvery};
 use crate::sample::{self, Options};
 
 /// Work of the pictures that a diffusion model in training draws.
@@ -28,7 +28,7 @@ impl PictureCost {
         strip: usize,
         operations: u64,
     ) -> Result<Option<PictureCost>> {
-        if recipe.system == System::Vae || recipe.sample_every == SampleEvery::Never {
+        if !recipe.system.diffuses() || recipe.sample_every == SampleEvery::Never {
             return Ok(None);
         }
         let options = Options::of(recipe)?;

@@ -181,12 +181,12 @@ fn other_lr(recipe: &Recipe, theirs: &Recipe, done: u64) -> Option<String> {
 /// Whether a program was stopped between a checkpoint and the pictures of its step.
 fn lacks_pictures(run: &Run, recipe: &Recipe, theirs: Option<&Recipe>, done: u64) -> bool {
     let made = |name: &str| run.folder().join(name).exists();
-    if recipe.sample_every == SampleEvery::Never {
+    if recipe.sample_every == SampleEvery::Never || recipe.system == System::Classifier {
         return false;
     }
     let of_step = |r: &Recipe| r.sample_every.is_due(done, r.steps);
     let has_grid = done == recipe.steps || theirs.is_some_and(of_step);
-    let has_strip = done == recipe.steps && recipe.system != System::Vae;
+    let has_strip = done == recipe.steps && recipe.system.diffuses();
     has_grid && !made(&grid_name(done)) || has_strip && !made(BACKWARD)
 }
 

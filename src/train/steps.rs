@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::encoded::Encoded;
-use super::objective::{KL, RECONSTRUCTION};
+use super::objective::{ACCURACY, KL, RECONSTRUCTION};
 use super::outcome::Outcome;
 use super::session::{Ended, FORWARD, Session, Watch};
 use super::times::Times;
@@ -87,7 +87,8 @@ impl Session {
             let stop = watch.interrupted();
             let last = step == recipe.steps;
             let saves = last || stop || step.is_multiple_of(recipe.checkpoint_every);
-            let samples = recipe.sample_every.is_due(step, recipe.steps);
+            let draws = recipe.system != System::Classifier;
+            let samples = draws && recipe.sample_every.is_due(step, recipe.steps);
             let evaluates = last || step.is_multiple_of(epoch);
             // Whatever is done with the weights of a step waits for the step's numbers.
             let all = stepped.is_err() || saves || samples || evaluates;
@@ -101,7 +102,7 @@ impl Session {
             if self.write_latents() {
                 self.data.load(&recipe, seen(&self.batches, step), self.trainer.is_resident())?;
             }
-            if step == 1 && recipe.system != System::Vae && recipe.sample_every != SampleEvery::Never {
+            if step == 1 && recipe.system.diffuses() && recipe.sample_every != SampleEvery::Never {
                 self.forward_strip()?;
             }
             let evaluated = if evaluates { self.evaluate(watch) } else { Ok(()) };
@@ -134,7 +135,7 @@ impl Session {
     fn finish_last_step(&mut self, watch: &mut dyn Watch) -> Result<()> {
         let done = self.trainer.done();
         let lacks_strip = !self.run.folder().join(FORWARD).exists();
-        let draws = self.recipe.system != System::Vae && self.recipe.sample_every != SampleEvery::Never;
+        let draws = self.recipe.system.diffuses() && self.recipe.sample_every != SampleEvery::Never;
         if done > 0 && lacks_strip && draws {
             self.forward_strip()?;
         }
@@ -207,6 +208,7 @@ impl Session {
             loss: outcome.loss,
             reconstruction: outcome.part(RECONSTRUCTION),
             kl: outcome.part(KL),
+            accuracy: outcome.part(ACCURACY),
             grad_norm: outcome.grad_norm,
             lr: outcome.lr,
             device_ms: outcome.device_ms,
