@@ -129,6 +129,7 @@ pub mod philox;
 pub mod prelude;
 pub(crate) mod product;
 pub mod program;
+pub mod quality;
 pub mod recipe;
 pub mod run;
 pub mod sample;

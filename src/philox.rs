@@ -31,6 +31,8 @@ pub enum Stream {
     Posterior = 9,
     /// Noise added to the input of a denoising autoencoder.
     Corrupt = 10,
+    /// Subsets of images that a distance is measured on.
+    Subset = 11,
     /// Labels that training replaces by that of no class.
     Labels = 20,
     /// Dropout masks; each dropout adds its own number to this.

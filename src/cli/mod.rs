@@ -4,6 +4,7 @@ mod bench;
 mod data;
 mod device_args;
 mod devices;
+mod evaluate;
 mod export;
 mod figure;
 mod images;
@@ -59,6 +60,8 @@ enum Command {
     Sample(sample::Arguments),
     /// The noise from which DDIM gives back the images
     Invert(invert::Arguments),
+    /// How good the samples of runs are, against held-out images
+    Evaluate(evaluate::Arguments),
     /// The field's figures of a run, as PNG or GIF
     Figure(figure::Arguments),
     /// Images to latents of a trained VAE
@@ -125,6 +128,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Train(a) => return train::run(&a),
         Command::Sample(a) => sample::run(&a),
         Command::Invert(a) => invert::run(&a),
+        Command::Evaluate(a) => evaluate::run(&a),
         Command::Figure(a) => figure::run(&a),
         Command::Encode(a) => latents::encode(&a),
         Command::Decode(a) => latents::decode(&a),

@@ -4,6 +4,7 @@ mod allocations;
 mod around_the_step;
 mod autoencoder;
 mod bench;
+mod classes;
 mod command_line;
 mod configs;
 mod data;
