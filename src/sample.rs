@@ -3,6 +3,7 @@
 
 mod denoiser;
 pub mod inversion;
+mod predictor;
 mod source;
 mod trained;
 
@@ -11,6 +12,7 @@ use std::rc::Rc;
 
 use denoiser::Network;
 pub(crate) use denoiser::operations;
+pub use predictor::Predictor;
 pub use source::Source;
 pub(crate) use source::batch_of;
 pub use trained::Trained;

@@ -11,6 +11,7 @@ mod images;
 mod import;
 mod invert;
 mod latents;
+mod likelihood;
 mod output;
 mod pace;
 mod profile;
@@ -62,6 +63,8 @@ enum Command {
     Invert(invert::Arguments),
     /// How good the samples of runs are, against held-out images
     Evaluate(evaluate::Arguments),
+    /// How likely images are to a run: bits per dimension, and their curves over t
+    Likelihood(likelihood::Arguments),
     /// The field's figures of a run, as PNG or GIF
     Figure(figure::Arguments),
     /// Images to latents of a trained VAE
@@ -129,6 +132,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Sample(a) => sample::run(&a),
         Command::Invert(a) => invert::run(&a),
         Command::Evaluate(a) => evaluate::run(&a),
+        Command::Likelihood(a) => likelihood::run(&a),
         Command::Figure(a) => figure::run(&a),
         Command::Encode(a) => latents::encode(&a),
         Command::Decode(a) => latents::decode(&a),

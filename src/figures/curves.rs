@@ -4,6 +4,7 @@ use image::RgbImage;
 
 use super::{Line, PALETTE, Plot, beside, pale};
 use crate::error::{Error, Result};
+use crate::likelihood::{Process, Term};
 use crate::recipe::Recipe;
 use crate::run::Run;
 
@@ -35,6 +36,39 @@ pub fn schedule(recipe: &Recipe, width: u32) -> RgbImage {
         ],
         GAP,
     )
+}
+
+/// Curves of a likelihood: bits of each timestep, squared errors of noise and of x0, and distortion over rate, side
+/// by side, each `width` pixels wide.
+pub fn likelihood_curves(process: &Process, terms: &[Term], curve: &[[f64; 2]], width: u32) -> RgbImage {
+    let over_t = |of: &dyn Fn(usize, &Term) -> f64| -> Vec<(f64, f64)> {
+        terms.iter().enumerate().map(|(t, term)| (t as f64, of(t, term))).collect()
+    };
+    let bits = over_t(&|_, term| term.nats / std::f64::consts::LN_2);
+    let [mse, x0] = [over_t(&|t, term| process.snr(t) * term.x0_error), over_t(&|_, term| term.x0_error)];
+    let is_log = |points: &[(f64, f64)]| points.iter().all(|p| p.1 > 0.0);
+    let log = is_log(&bits);
+    let plots = [
+        Plot::new("bits per dimension of a step", "t", vec![Line::new("bits", bits)]).log_y(log),
+        Plot::new(
+            "squared errors",
+            "t",
+            vec![Line::new("predicted noise", mse), Line::new("predicted x0", x0)],
+        )
+        .log_y(true),
+        Plot {
+            y_label: "distortion, RMSE of 255",
+            ..Plot::new(
+                "rate and distortion",
+                "rate, bits per dimension",
+                vec![Line::new(
+                    "distortion",
+                    curve.iter().rev().map(|&[rate, distortion]| (rate, distortion)),
+                )],
+            )
+        },
+    ];
+    beside(&plots.map(|plot| plot.draw(width, height(width))), GAP)
 }
 
 /// An exponential mean over about a hundredth of the steps, as the eye would draw it.
@@ -73,6 +107,12 @@ pub fn loss(run: &Run, width: u32) -> Result<RgbImage> {
             Line::new("KL, before its weight", smooth(&kl)),
         ];
         let plot = Plot::new("reconstruction and KL, running means", "step", lines).log_y(true);
+        panels.push(plot.draw(width, height(width)));
+    }
+    let accuracies = points(&|m| m.accuracy);
+    if !accuracies.is_empty() {
+        let plot =
+            Plot::new("accuracy, running mean", "step", vec![Line::new("accuracy", smooth(&accuracies))]);
         panels.push(plot.draw(width, height(width)));
     }
     let evaluations = run.evaluations()?;

@@ -17,7 +17,7 @@ pub(crate) fn batch_of(recipe: &Recipe, count: usize) -> usize {
 
 /// A trained model and all that sampling from it needs.
 pub struct Source<'a> {
-    denoiser: Denoiser<'a>,
+    pub(super) denoiser: Denoiser<'a>,
     pub(crate) recipe: &'a Recipe,
     codec: Option<&'a Codec>,
 }

@@ -1,0 +1,213 @@
+//! `denoir likelihood`
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::device_args::DeviceArgs;
+use super::images::read_all;
+use super::output::check_folder_of;
+use super::{any, any_text, bar, note, note_warnings, number, print_report, ticks};
+use crate::data::{choice, open, open_for_evaluation};
+use crate::diffusion::Variance;
+use crate::error::{Error, Result};
+use crate::figures::likelihood_curves;
+use crate::likelihood::{
+    Bound, Cdf, Decoder, Estimate, Process, ReverseVariance, Tally, Term, rate_distortion,
+};
+use crate::philox::{Stream, fill_normal};
+use crate::run::save_png;
+use crate::sample::Trained;
+
+/// Images at a time.
+const BATCH: usize = 32;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// A run folder, one of its checkpoints, or a folder of the diffusers library
+    run: PathBuf,
+    /// Where images come from [default: the held-out part of the run's own data]
+    #[arg(long, value_parser = any_text())]
+    data: Option<String>,
+    /// How many images; each takes as many passes of the model as there are timesteps
+    #[arg(long, default_value_t = 64, value_parser = number::<usize>(2..=1_000_000))]
+    count: usize,
+    /// Of the noise, one draw a timestep and image
+    #[arg(long, default_value_t = 0, value_parser = any::<u64>)]
+    seed: u64,
+    /// Curves over t and of rate and distortion
+    #[arg(long, value_name = "FILE.png")]
+    out: Option<PathBuf>,
+    /// The normal distribution's integral by OpenAI's tanh, to compare with numbers of its programs
+    #[arg(long)]
+    tanh: bool,
+    /// Do not keep the predicted x0 within [-1, 1]
+    #[arg(long)]
+    no_clip: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+#[derive(Serialize)]
+struct Report {
+    /// Of the optimiser.
+    data: String,
+    images: usize,
+    timesteps: usize,
+    variance: Variance,
+    clipped: bool,
+    /// Upper bound of the bits per dimension, and its standard error over images.
+    bits_per_dim: f64,
+    standard_error: f64,
+    /// Its parts: `L_T`, the sum of `L_t` for t >= 1, `L_0`.
+    prior: f64,
+    steps: f64,
+    decoder: f64,
+    /// Of the root of the mean squared error of the predicted x0 at t = 0, of 255.
+    distortion: f64,
+    /// `[T]`: bits of each timestep, mean squared errors of the predicted noise and of the predicted x0.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    bits: Vec<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    mse: Vec<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    x0_mse: Vec<f64>,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let device = arguments.device.open()?;
+    let trained = Trained::open(&arguments.run, &device)?;
+    trained.remarks().iter().for_each(|remark| note(&format!("note: {remark}")));
+    if let Some(path) = &arguments.out {
+        check_folder_of(path)?;
+    }
+    let (recipe, source) = (trained.recipe(), trained.source());
+    if source.image() != recipe.diffused() {
+        return Err(Error::usage(format!("{} diffuses latents", arguments.run.display())).hint(
+            "their likelihood is a density of latents, which compares with nothing: give a run of pixels",
+        ));
+    }
+    let pictures = recipe.pictures(source.image()[2]);
+    let (data, spec) = match &arguments.data {
+        Some(spec) => (open(spec, &pictures)?, spec.clone()),
+        None => {
+            let (data, held_out) = open_for_evaluation(&recipe.data, &pictures)?;
+            if !held_out {
+                note("warning: the data is too small to hold any out: these are training images");
+            }
+            (data, format!("the held-out part of {}", recipe.data))
+        }
+    };
+    let chosen = choice(&*data, arguments.count as u64, arguments.seed);
+    let (mut images, labels) = read_all(&*data, chosen.into_iter())?;
+    note_warnings(&*data);
+    let count = labels.len();
+    if count < 2 {
+        return Err(Error::new(format!("{spec} has {count} images")).hint("two or more are needed"));
+    }
+    // Levels of 8 bits are what is asked for: pictures that were resized lie between them.
+    images.iter_mut().for_each(|v| *v = crate::data::picture::from_u8(crate::data::picture::to_u8(*v)));
+
+    let betas = &recipe.schedule().betas;
+    let cdf = if arguments.tanh { Cdf::Tanh } else { Cdf::Exact };
+    let clip = recipe.clip_sample > 0.0 && !arguments.no_clip;
+    let bound = Bound {
+        process: Process::new(betas),
+        prediction: recipe.prediction_type,
+        clip,
+        decoder: Decoder::Levels(cdf),
+    };
+    let variance = match recipe.variance {
+        Variance::FixedSmall => ReverseVariance::FixedSmall,
+        Variance::FixedLarge => ReverseVariance::FixedLarge,
+    };
+    let size: usize = source.image().iter().product();
+    let mut predictor = source.predictor(BATCH.min(count))?;
+    let steps = betas.len();
+    let mut tally = Tally::new(steps);
+    let progress = bar((count.div_ceil(predictor.batch()) * steps) as u64, "{bar:30} {percent}% {eta} left");
+    let mut tick = ticks(&progress);
+    let classes = recipe.class_count();
+    for (batch, x0) in images.chunks(predictor.batch() * size).enumerate() {
+        let first = batch * predictor.batch();
+        let here = x0.len() / size;
+        let labels = if classes > 0 { &labels[first..first + here] } else { &[][..] };
+        let mut terms = vec![vec![Term::default(); steps]; here];
+        for t in 0..steps {
+            let (signal, noise) = (bound.process.alpha_bar(t).sqrt(), bound.process.noise(t).sqrt());
+            let mut x_t = vec![0.0; x0.len()];
+            for (i, x_t) in x_t.chunks_exact_mut(size).enumerate() {
+                let sample = (first + i) as u32;
+                fill_normal(x_t, arguments.seed, Stream::Noise as u32, t as u32, sample, 0);
+            }
+            for (x_t, x0) in x_t.iter_mut().zip(x0) {
+                *x_t = (signal * f64::from(*x0) + noise * f64::from(*x_t)) as f32;
+            }
+            let out = predictor.predict(&x_t, t as f32, labels)?;
+            let each = terms.iter_mut().zip(x0.chunks(size)).zip(x_t.chunks(size).zip(out.chunks(size)));
+            for ((terms, x0), (x_t, out)) in each {
+                terms[t] = bound.term(t, x0, x_t, out, |_| variance);
+            }
+            tick()?;
+        }
+        for (x0, terms) in x0.chunks(size).zip(&terms) {
+            tally.add(bound.prior(x0), terms);
+        }
+    }
+    progress.finish_and_clear();
+    let Estimate { mean, standard_error, .. } = tally.bits_per_dim();
+    if !mean.is_finite() {
+        return Err(Error::new("the bound is not a finite number")
+            .hint("the model has diverged: train again with a lower lr, or use an older checkpoint"));
+    }
+    let (terms, prior) = (tally.terms(), tally.prior());
+    let bits = |nats: f64| nats / std::f64::consts::LN_2;
+    let curve = rate_distortion(prior, &terms);
+    if let Some(path) = &arguments.out {
+        save_png(path, &likelihood_curves(&bound.process, &terms, &curve, 480))?;
+    }
+    let of_terms = |of: &dyn Fn(usize, &Term) -> f64| -> Vec<f64> {
+        if arguments.json {
+            terms.iter().enumerate().map(|(t, term)| of(t, term)).collect()
+        } else {
+            Vec::new()
+        }
+    };
+    let report = Report {
+        data: spec,
+        images: count,
+        timesteps: steps,
+        variance: recipe.variance,
+        clipped: clip,
+        bits_per_dim: mean,
+        standard_error,
+        prior: bits(prior),
+        steps: bits(terms[1..].iter().map(|term| term.nats).sum()),
+        decoder: bits(terms[0].nats),
+        distortion: curve[0][1],
+        bits: of_terms(&|_, term| bits(term.nats)),
+        mse: of_terms(&|t, term| bound.process.snr(t) * term.x0_error),
+        x0_mse: of_terms(&|_, term| term.x0_error),
+    };
+    print_report(&report, arguments.json, describe)
+}
+
+fn describe(report: &Report) -> String {
+    let Report { data, images, timesteps, variance, clipped, bits_per_dim, standard_error, .. } = report;
+    let Report { prior, steps, decoder, distortion, .. } = report;
+    let clipped = if *clipped { "clipped" } else { "not clipped" };
+    let variance = match variance {
+        Variance::FixedSmall => "fixed small",
+        Variance::FixedLarge => "fixed large",
+    };
+    format!(
+        "{bits_per_dim:.4} ± {standard_error:.4} bits/dim, an upper bound: {images} images of {data}, {timesteps} \
+         timesteps,\nvariance {variance}, x0 {clipped}, weights of the moving average\n\n  L_T  {prior:9.5}  what is \
+         left of the image at the end of the process\n  L_t  {steps:9.5}  t from 1 to {}\n  L_0  {decoder:9.5}  256 \
+         levels; distortion {distortion:.3} of 255 (RMSE of the x0 predicted at t = 0)\n",
+        timesteps - 1
+    )
+}
