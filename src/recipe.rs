@@ -6,6 +6,7 @@ mod model;
 mod sample_every;
 mod scheduler;
 mod set;
+mod system;
 mod validate;
 
 use std::path::Path;
@@ -16,6 +17,7 @@ pub use model::{initial_of, model_of, params_of};
 pub use sample_every::SampleEvery;
 use serde::{Deserialize, Serialize};
 pub(crate) use set::{nearest, whole};
+pub use system::System;
 
 use crate::data::{Options, Resize, Split};
 use crate::diffusion::{Betas, Keys, Prediction, Variance};
@@ -29,20 +31,6 @@ use crate::optim::LrSchedule;
 
 /// Longest recipe that is read.
 pub(crate) const MOST_BYTES: u64 = 1 << 20;
-
-/// The kind of model that is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum System {
-    /// A diffusion model of pixels.
-    Ddpm,
-    /// A variational autoencoder, or an autoencoder.
-    Vae,
-    /// A diffusion model of a trained VAE's latents.
-    Ldm,
-    /// A classifier of images.
-    Classifier,
-}
 
 /// Where latent diffusion takes its latents from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,34 +215,6 @@ config! {
         /// those that are above.
         #[serde(skip_serializing_if = "Keys::is_empty")]
         pub scheduler: Keys = Keys::default(),
-    }
-}
-
-impl System {
-    /// Whether it is a diffusion model, which samples are drawn from.
-    pub fn diffuses(self) -> bool {
-        matches!(self, System::Ddpm | System::Ldm)
-    }
-
-    /// Whether a recipe of this system has the key.
-    fn has(self, key: &str) -> bool {
-        match key {
-            "timesteps"
-            | "beta_start"
-            | "beta_end"
-            | "beta_schedule"
-            | "rescale_betas_zero_snr"
-            | "class_names"
-            | "unet" => self != System::Vae,
-            "prediction_type" | "variance" | "clip_sample" | "class_defaults" | "sample_steps"
-            | "label_dropout" | "guidance" | "guidance_rescale" | "scheduler" => self.diffuses(),
-            "reconstruction" | "kl_weight" | "kl_warmup" | "corrupt_noise" | "corrupt_mask"
-            | "evaluate_every" | "evaluate_count" | "vae" => self == System::Vae,
-            "latents" | "latent_count" | "latent_size" | "vae_fingerprint" => self == System::Ldm,
-            "scaling_factor" => matches!(self, System::Vae | System::Ldm),
-            "classifier" => self == System::Classifier,
-            _ => true,
-        }
     }
 }
 

@@ -3,119 +3,37 @@
 
 mod denoiser;
 pub mod inversion;
+mod options;
 mod predictor;
 mod source;
+mod step;
 mod trained;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use denoiser::Network;
 pub(crate) use denoiser::operations;
+pub use options::{Guidance, Options};
 pub use predictor::Predictor;
 pub use source::Source;
 pub(crate) use source::batch_of;
+use step::{record_step, slots_of};
 pub use trained::Trained;
 
 use crate::device::{Buffer, Device};
-use crate::diffusion::{Clip, Model, Precision, SamplerPlan, Scheduler, Step};
+use crate::diffusion::{Model, SamplerPlan};
 use crate::error::{Error, Result};
 use crate::latent_file::transposed;
-use crate::nn::{self, Params, Scope};
+use crate::nn::{self, Params};
 use crate::ops::arithmetic::affine;
-use crate::ops::concat::concat;
-use crate::ops::denoising::{Row, bounds, denoise, timestep_of_row};
-use crate::ops::guidance::guide;
 use crate::ops::noising::gaussian;
 use crate::philox::Stream;
 use crate::program::{Plan, Program, Sharing, halves};
-use crate::recipe::{Recipe, Rng};
+use crate::recipe::Rng;
 use crate::state::State;
 use crate::tape::{Tape, Tensor};
 use crate::tensor::DType;
 use crate::torch::Generator;
-
-/// Seed, steps, solver and random numbers of sampling.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Of all noise.
-    pub seed: u64,
-    /// Reverse steps.
-    pub steps: usize,
-    /// The solver, and the process that it reverses.
-    pub scheduler: Scheduler,
-    /// Source of the noise.
-    pub rng: Rng,
-    /// Classifier-free guidance.
-    pub guidance: Guidance,
-}
-
-/// Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598): `u + scale (c - u)` of a prediction `c` with
-/// the class and one without, `u`. The scale of the paper's own formula, `w`, is one less.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Guidance {
-    /// 1: none; 0: without the class.
-    pub scale: f64,
-    /// How far the guided prediction is brought back to the deviation of `c` (Lin et al. 2023,
-    /// arXiv:2305.08891, section 3.4): 0 not at all, 1 wholly.
-    pub rescale: f64,
-    /// Noise levels `sqrt(1 / alpha_bar - 1)` that are guided: above the first, up to the second. Others take
-    /// `c` as it is, and half the time (Kynkäänniemi et al. 2024, arXiv:2404.07724).
-    pub sigmas: [f64; 2],
-}
-
-impl Default for Guidance {
-    fn default() -> Self {
-        Guidance { scale: 1.0, rescale: 0.0, sigmas: [0.0, f64::INFINITY] }
-    }
-}
-
-impl Guidance {
-    /// The recipe's own.
-    pub fn of(recipe: &Recipe) -> Guidance {
-        Guidance { scale: recipe.guidance, rescale: recipe.guidance_rescale, ..Guidance::default() }
-    }
-
-    /// Whether a prediction takes two passes of the model.
-    fn takes_both(&self) -> bool {
-        self.scale != 0.0 && self.scale != 1.0
-    }
-
-    /// Whether the row of a plan is guided.
-    fn holds(&self, step: &Step) -> bool {
-        let sigma = (1.0 / step.alpha_bar - 1.0).sqrt();
-        let [low, high] = self.sigmas;
-        self.takes_both() && sigma > low && sigma <= high
-    }
-}
-
-impl Options {
-    /// `steps` reverse steps of a scheduler, drawing with `seed`.
-    pub fn new(scheduler: Scheduler, steps: usize, seed: u64) -> Self {
-        Options { seed, steps, scheduler, rng: Rng::Denoir, guidance: Guidance::default() }
-    }
-
-    /// The recipe's own.
-    ///
-    /// # Errors
-    /// As [`Recipe::scheduler`].
-    pub fn of(recipe: &Recipe) -> Result<Self> {
-        let guidance = Guidance::of(recipe);
-        Ok(Options { guidance, ..Options::new(recipe.scheduler()?, recipe.sample_steps, recipe.seed) })
-    }
-
-    /// The same with other random numbers. With torch's also the tables are rounded as the reference library
-    /// rounds them, so that its pictures come out.
-    #[must_use]
-    pub fn with_rng(mut self, rng: Rng) -> Self {
-        self.rng = rng;
-        self.scheduler.precision = match rng {
-            Rng::Denoir => Precision::Exact,
-            Rng::Torch => Precision::Reference,
-        };
-        self
-    }
-}
 
 /// Any network that predicts from noisy samples, with the weights to sample with.
 #[derive(Clone)]
@@ -175,49 +93,6 @@ impl TorchNoise {
         self.generator.fill_normal(&mut all);
         transposed(&all[first * size..(first + batch) * size], self.shape, true)
     }
-}
-
-/// Tensors that a step keeps for later ones; torch's noise lies behind them.
-fn slots_of(plan: &SamplerPlan, options: &Options) -> usize {
-    plan.slots() + usize::from(options.rng == Rng::Torch)
-}
-
-/// Records a reverse step of `batch` samples, and gives them `[N, H, W, C]`, which it updates in place. Guided,
-/// the model sees them twice in one batch: with their labels, then with that of no class.
-fn record_step(
-    network: &Network,
-    plan: &SamplerPlan,
-    slots: usize,
-    batch: usize,
-    guidance: Option<&Guidance>,
-) -> (Tape, Tensor) {
-    let Network { model, params, shape: [h, w, c], labels } = *network;
-    let tape = Tape::new();
-    let x = tape.stored("x", 0, [batch, h, w, c]);
-    let kept = tape.stored("kept", 0, [1 + slots, batch, h, w, c]);
-    let state = tape.stored_u32("state", [State::WORDS]);
-    let rows = tape.stored("denoising", 0, [plan.steps.len(), Row::COLUMNS]);
-    let seen = if guidance.is_some() { 2 * batch } else { batch };
-    let t = timestep_of_row(seen, &rows, &state);
-    let classes = labels.map(|element| match element {
-        DType::U32 => tape.stored_u32("labels", [seen]),
-        DType::F32 => tape.stored("labels", 0, [seen]),
-    });
-    let predict = |x: &Tensor| model(&Scope::new(&tape, params), x, &t, classes.as_ref());
-    let out = match guidance {
-        Some(&Guidance { scale, rescale, .. }) => {
-            let flat = x.reshape([1, batch * h * w * c]);
-            let twice = concat(&[&flat, &flat]).reshape([2 * batch, h, w, c]);
-            guide(&predict(&twice), c, scale as f32, rescale as f32)
-        }
-        None => predict(&x),
-    };
-    let bound = match plan.clip {
-        Clip::Dynamic { ratio, most } => Some(bounds(&x, &out, &rows, &state, ratio, most as f32)),
-        _ => None,
-    };
-    denoise(&x, &out, &rows, &state, &kept, bound.as_ref());
-    (tape, x)
 }
 
 impl Denoiser<'_> {

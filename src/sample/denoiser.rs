@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::{Denoiser, Options, Sampler, record_step, slots_of};
+use super::step::{record_step, slots_of};
+use super::{Denoiser, Options, Sampler};
 use crate::checkpoint;
 use crate::device::Device;
 use crate::diffusion::Model;

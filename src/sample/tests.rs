@@ -3,7 +3,7 @@
 use super::*;
 use crate::check::devices;
 use crate::diffusion::{Clip, Method, Spacing};
-use crate::nn::{Init, Layout};
+use crate::nn::{Init, Layout, Scope};
 use crate::ops::arithmetic::{add, mul};
 use crate::ops::embedding::embedding;
 use crate::ops::matmul::{Transpose, matmul};

@@ -127,3 +127,36 @@ fn a_classifier_is_trained_and_measures_samples() {
     let not = ["evaluate", "large", "--classifier", "clean", "--device", "cpu"];
     fails(at, &not, 2, &["large draws images of 16 x 16", "the classifier takes 8 x 8", "--image-size"]);
 }
+
+#[test]
+fn the_bound_is_told_in_bits_and_its_parts_add_up() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    train(
+        at,
+        "run",
+        "4",
+        &[&CLASSES[..], &["--set", "timesteps=50", "--set", "beta_schedule=squaredcos_cap_v2"]].concat(),
+    );
+    let head = ["likelihood", "run", "--count", "3", "--device", "cpu"];
+    let report = |more: &[&str]| -> Value {
+        let said = runs(at, &[&head[..], &["--json"], more].concat());
+        serde_json::from_str(said.lines().next().unwrap()).unwrap()
+    };
+    let first = report(&["--out", "curves.png"]);
+    let number = |report: &Value, key: &str| report[key].as_f64().unwrap();
+    let parts: f64 = ["prior", "steps", "decoder"].iter().map(|key| number(&first, key)).sum();
+    assert!((parts - number(&first, "bits_per_dim")).abs() < 1e-9 && parts > 1.0, "{first}");
+    assert_eq!((first["bits"].as_array().unwrap().len(), &first["timesteps"]), (50, &50.into()));
+    assert!(image::open(at.join("curves.png")).unwrap().width() > 1000);
+    assert_eq!(report(&[]), first, "the same seed gives the same number");
+    // Four steps have taught it nothing: that it predicts too little noise is not kept from showing.
+    assert!(number(&report(&["--no-clip"]), "bits_per_dim") > number(&first, "bits_per_dim"));
+    let tanh = number(&report(&["--tanh"]), "decoder");
+    assert!(tanh != number(&first, "decoder") && (tanh - number(&first, "decoder")).abs() < 0.1);
+    assert!(
+        runs(at, &head).contains(" bits/dim, an upper bound: 3 images of the held-out part of digits, 50 ")
+    );
+    fails(at, &["likelihood", "nothing"], 1, &["nothing does not exist"]);
+    fails(at, &["likelihood", "run", "--count", "1"], 2, &["--count 1"]);
+}

@@ -1,0 +1,56 @@
+//! One recorded step of the reverse process.
+
+use super::denoiser::Network;
+use super::options::{Guidance, Options};
+use crate::diffusion::{Clip, SamplerPlan};
+use crate::nn::Scope;
+use crate::ops::concat::concat;
+use crate::ops::denoising::{Row, bounds, denoise, timestep_of_row};
+use crate::ops::guidance::guide;
+use crate::recipe::Rng;
+use crate::state::State;
+use crate::tape::{Tape, Tensor};
+use crate::tensor::DType;
+
+/// Tensors that a step keeps for later ones; torch's noise lies behind them.
+pub(super) fn slots_of(plan: &SamplerPlan, options: &Options) -> usize {
+    plan.slots() + usize::from(options.rng == Rng::Torch)
+}
+
+/// Records a reverse step of `batch` samples, and gives them `[N, H, W, C]`, which it updates in place. Guided,
+/// the model sees them twice in one batch: with their labels, then with that of no class.
+pub(super) fn record_step(
+    network: &Network,
+    plan: &SamplerPlan,
+    slots: usize,
+    batch: usize,
+    guidance: Option<&Guidance>,
+) -> (Tape, Tensor) {
+    let Network { model, params, shape: [h, w, c], labels } = *network;
+    let tape = Tape::new();
+    let x = tape.stored("x", 0, [batch, h, w, c]);
+    let kept = tape.stored("kept", 0, [1 + slots, batch, h, w, c]);
+    let state = tape.stored_u32("state", [State::WORDS]);
+    let rows = tape.stored("denoising", 0, [plan.steps.len(), Row::COLUMNS]);
+    let seen = if guidance.is_some() { 2 * batch } else { batch };
+    let t = timestep_of_row(seen, &rows, &state);
+    let classes = labels.map(|element| match element {
+        DType::U32 => tape.stored_u32("labels", [seen]),
+        DType::F32 => tape.stored("labels", 0, [seen]),
+    });
+    let predict = |x: &Tensor| model(&Scope::new(&tape, params), x, &t, classes.as_ref());
+    let out = match guidance {
+        Some(&Guidance { scale, rescale, .. }) => {
+            let flat = x.reshape([1, batch * h * w * c]);
+            let twice = concat(&[&flat, &flat]).reshape([2 * batch, h, w, c]);
+            guide(&predict(&twice), c, scale as f32, rescale as f32)
+        }
+        None => predict(&x),
+    };
+    let bound = match plan.clip {
+        Clip::Dynamic { ratio, most } => Some(bounds(&x, &out, &rows, &state, ratio, most as f32)),
+        _ => None,
+    };
+    denoise(&x, &out, &rows, &state, &kept, bound.as_ref());
+    (tape, x)
+}
