@@ -5,7 +5,7 @@
 //   kept_k' = the same form with coefficients of its own, without z
 //
 //   x, out [samples, elements]    kept [1 + slots, samples, elements], the first of which is x0
-//   table [rows, 72]: t, a, b, clip, sigma, 3 unused; then from column 8 on a form of 9 for the next x and
+//   table [rows, 72]: t, a, b, clip, sigma, factor of a classifier's gradient, 2 unused; then from column 8 on a form of 9 for the next x and
 //   for each slot: c0, c1, c2, d_0 .. d_5
 //   z normal, drawn at step k = row of the state; not drawn where sigma is 0
 //
@@ -159,9 +159,9 @@ fn find_bounds(thread: Invocation) {
 }
 
 @compute @workgroup_size(WG)
-fn timestep_of_row(thread: Invocation) {
+fn column_of_row(thread: Invocation) {
     let n = element(thread, WG);
     if n < p.samples {
-        t[n] = table[row_start()];
+        t[n] = table[row_start() + p.rank];
     }
 }

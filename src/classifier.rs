@@ -1,15 +1,18 @@
 //! A trained classifier: classes of images, and the features that sets of images are compared by.
 
+use std::cell::RefCell;
 use std::path::Path;
+use std::rc::Rc;
 
 use crate::checkpoint::{Loaded, fingerprint};
-use crate::device::Device;
+use crate::device::{Buffer, Device};
 use crate::error::{Error, Result, quoted};
 use crate::models::classifier::classifier;
-use crate::nn::{self, Scope};
+use crate::nn::{self, Params, Scope};
 use crate::program::{Plan, Program, Sharing, halves};
 use crate::recipe::{Recipe, System, params_of};
 use crate::run::Run;
+use crate::sample::{ClassifierGuide, Logits};
 use crate::tape::{Tape, Tensor};
 
 /// Images that are classified at a time. It does not change the results.
@@ -28,6 +31,9 @@ pub struct Classified {
 pub struct Classifier {
     recipe: Recipe,
     fingerprint: String,
+    params: Rc<RefCell<Params>>,
+    weights: Buffer,
+    record: Box<Logits>,
     program: Program,
     features: Tensor,
     logits: Tensor,
@@ -69,7 +75,18 @@ impl Classifier {
         let program = Program::compile(&plan, device, &[(nn::STORE, &weights)], Sharing::Shared)?;
         program.write("t", &vec![0.0_f32; batch])?;
         let fingerprint = fingerprint(&values);
-        Ok(Classifier { recipe, fingerprint, program, features, logits, batch })
+        let (config, unet) = (recipe.classifier.clone(), recipe.unet.clone());
+        let record: Box<Logits> = Box::new(move |scope, x, t| {
+            let [_, logits] = classifier(&config, &unet, scope, x, t);
+            logits
+        });
+        Ok(Classifier { recipe, fingerprint, params, weights, record, program, features, logits, batch })
+    }
+
+    /// For sampling: it leads samples up the gradient of their class, `scale` times.
+    pub(crate) fn guide(&self, scale: f64) -> ClassifierGuide<'_> {
+        let (params, weights) = (Rc::clone(&self.params), self.weights.clone());
+        ClassifierGuide { logits: &*self.record, params, weights, classes: self.classes(), scale }
     }
 
     /// Hash of its weights: distances of different classifiers cannot be compared.

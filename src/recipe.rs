@@ -311,6 +311,7 @@ impl Recipe {
     pub fn class_count(&self) -> usize {
         match self.unet.class() {
             Class::Number(rows) => rows - usize::from(self.null_class().is_some()),
+            _ if self.system == System::Classifier => self.classifier.classes,
             _ => 0,
         }
     }

@@ -2,6 +2,7 @@
 //! back.
 
 mod denoiser;
+mod guide;
 pub mod inversion;
 mod options;
 mod predictor;
@@ -13,6 +14,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 pub(crate) use denoiser::operations;
+pub use guide::{ClassifierGuide, Logits};
 pub use options::{Guidance, Options};
 pub use predictor::Predictor;
 pub use source::Source;
@@ -52,6 +54,8 @@ pub struct Denoiser<'a> {
     pub labels: Option<DType>,
     /// The label of no class, which guidance needs.
     pub null: Option<u32>,
+    /// A classifier that leads samples to their class.
+    pub guide: Option<ClassifierGuide<'a>>,
 }
 
 /// A compiled step of the reverse process for `batch` samples.
@@ -68,6 +72,8 @@ pub struct Sampler {
     /// Samples that the model sees: twice the batch where it guides.
     seen: usize,
     labels: Option<DType>,
+    /// A classifier is told the class of each sample.
+    guided: bool,
     plan: SamplerPlan,
     timesteps: Vec<f64>,
     torch: Option<TorchNoise>,
@@ -124,6 +130,7 @@ impl Sampler {
         let torch = options.rng == Rng::Torch;
         let slots = slots_of(&plan, options);
         let (guidance, null) = (options.guidance, denoiser.null);
+        let guided = denoiser.guide.is_some();
         if guidance.scale != 1.0 && null.is_none() {
             return Err(Error::usage(format!(
                 "guidance {}: the model was not trained without classes too",
@@ -134,13 +141,17 @@ impl Sampler {
         let guides = guidance.takes_both() && plan.steps.iter().any(|step| guidance.holds(step));
         let network = denoiser.network();
         let (tape, x) = record_step(&network, &plan, slots, batch, guides.then_some(&guidance));
-        let stores = [(nn::STORE, weights)];
+        let guide = denoiser.guide.as_ref();
+        let own =
+            || [(nn::STORE, weights)].into_iter().chain(guide.map(|guide| (guide::STORE, &guide.weights)));
+        let stores: Vec<_> = own().collect();
         let step = Program::compile(&Plan::new(&tape, &[], device), device, &stores, Sharing::Shared)?;
         step.write("denoising", &plan.table(torch))?;
         let unguided = if guides && !plan.steps.iter().all(|step| guidance.holds(step)) {
             let (tape, _) = record_step(&network, &plan, slots, batch, None);
-            let shared = ["x", "kept", "state", "denoising", "labels"].map(|name| (name, step.store(name)));
-            let stores: Vec<_> = [(nn::STORE, weights)].into_iter().chain(shared).collect();
+            let names = ["x", "kept", "state", "denoising", "labels", "classes"];
+            let shared = names.iter().take(if guide.is_some() { 6 } else { 5 });
+            let stores: Vec<_> = own().chain(shared.map(|&name| (name, step.store(name)))).collect();
             Some(Program::compile(&Plan::new(&tape, &[], device), device, &stores, Sharing::Shared)?)
         } else {
             None
@@ -174,6 +185,7 @@ impl Sampler {
             batch,
             seen,
             labels,
+            guided,
             timesteps,
             plan,
             torch,
@@ -263,8 +275,12 @@ impl Sampler {
 
     /// Sets the class of each sample, for models with classes.
     pub(crate) fn set_labels(&self, labels: &[u32]) -> Result<()> {
+        let told = self.guided || self.labels.is_some();
+        assert!(!told || labels.len() == self.batch, "a label for each sample");
+        if self.guided {
+            self.step.write("classes", labels)?;
+        }
         let Some(element) = self.labels else { return Ok(()) };
-        assert_eq!(labels.len(), self.batch, "a label for each sample");
         let mut labels = labels.to_vec();
         if let Some(null) = self.null.filter(|_| self.guidance.scale == 0.0) {
             labels.fill(null);

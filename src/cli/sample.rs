@@ -6,6 +6,7 @@ use super::device_args::DeviceArgs;
 use super::output::Target;
 use super::sampling::Sampling;
 use super::{bar, note, number, ticks};
+use crate::classifier::Classifier;
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
 use crate::recipe::{Recipe, nearest, whole};
@@ -25,6 +26,12 @@ pub struct Arguments {
     /// The class of all samples, for models with classes, by its name or number; all in turn otherwise
     #[arg(long)]
     class: Option<String>,
+    /// Lead samples to their class by a classifier of noisy images: a run of `denoir train digits-classifier`
+    #[arg(long, value_name = "RUN", conflicts_with = "noise")]
+    classifier: Option<PathBuf>,
+    /// Factor of the classifier's gradient; 1 is Bayes' rule
+    #[arg(long, value_name = "S", default_value_t = 1.0, requires = "classifier")]
+    classifier_scale: f64,
     #[command(flatten)]
     sampling: Sampling,
     /// A grid (FILE.png; the bare image when count is 1), or a folder for a file an image
@@ -43,18 +50,25 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let recipe = trained.recipe();
     let found = arguments.noise.as_ref().map(|path| inversion::read(path, recipe.diffused())).transpose()?;
     let options = arguments.sampling.options(recipe, found.as_ref().map(|(_, config)| config))?;
+    let classifier = arguments.classifier.as_ref().map(|path| Classifier::open(path, &device)).transpose()?;
+    // A model without classes has those of the classifier that leads it.
+    let leads = |classifier: &&Classifier| recipe.class_count() == 0 && classifier.classes() > 0;
+    let named = classifier.as_ref().filter(leads).map_or(recipe, Classifier::recipe);
     let class = match (&arguments.class, &found) {
         (None, Some((_, config))) => config.class,
-        (said, _) => class_of(recipe, said.as_deref())?,
+        (said, _) => class_of(named, said.as_deref())?,
     };
-    check_class(recipe, class)?;
+    check_class(named, class)?;
     // An error appears before the work begins.
     let out = Target::new(&arguments.out)?;
-    let source = trained.source();
+    let source = match &classifier {
+        Some(classifier) => trained.source().guided_by(classifier, arguments.classifier_scale)?,
+        None => trained.source(),
+    };
     let size = recipe.diffused().iter().product::<usize>();
     let count = found.as_ref().map_or(arguments.count, |(noise, _)| noise.len() / size);
     let of_class =
-        class.map(|class| format!(" of class {}", describe_class(recipe, class))).unwrap_or_default();
+        class.map(|class| format!(" of class {}", describe_class(named, class))).unwrap_or_default();
     note(&format!("{count} samples{of_class}, {} steps, on {}", options.steps, device.describe()));
     let progress = bar(source.work(&options, count)?, "sampling {bar:30} {percent}% {eta} left");
     let step = ticks(&progress);
@@ -95,8 +109,9 @@ pub fn class_of(recipe: &Recipe, said: Option<&str>) -> Result<Option<u32>> {
 fn known(recipe: &Recipe, said: &str) -> String {
     const MOST: usize = 20;
     let names = &recipe.class_names;
-    match (recipe.unet.class(), names.len()) {
-        (Class::None, _) => "this model has no classes".to_owned(),
+    let has_none = recipe.class_count() == 0 && recipe.unet.class() == Class::None;
+    match (has_none, names.len()) {
+        (true, _) => "this model has no classes".to_owned(),
         (_, 0) => "the names of its classes are not known here: give a number".to_owned(),
         (_, all) => {
             let near = nearest(said, names.iter().map(String::as_str));
@@ -118,11 +133,13 @@ fn describe_class(recipe: &Recipe, class: u32) -> String {
 /// Checks that the model has such a class.
 pub fn check_class(recipe: &Recipe, class: Option<u32>) -> Result<()> {
     let bad = |class, hint: String| Err(Error::usage(format!("--class {class}")).hint(hint));
-    match (recipe.unet.class(), class) {
-        (Class::Number(_), Some(class)) if class as usize >= recipe.class_count() => {
+    match (recipe.class_count(), class) {
+        (1.., Some(class)) if class as usize >= recipe.class_count() => {
             bad(class, format!("it must be below {}", recipe.class_count()))
         }
-        (Class::None, Some(class)) => bad(class, "this model has no classes".to_owned()),
+        (0, Some(class)) if recipe.unet.class() == Class::None => {
+            bad(class, "this model has no classes".to_owned())
+        }
         _ => Ok(()),
     }
 }

@@ -48,13 +48,7 @@ pub struct Bound {
 impl Bound {
     /// The x_0 that a model's `output` stands for, clipped if asked.
     pub fn x0(&self, t: usize, x_t: f64, output: f64) -> f64 {
-        let (signal, noise) = (self.process.alpha_bar(t).sqrt(), self.process.noise(t).sqrt());
-        let x0 = match self.prediction {
-            Prediction::Epsilon => (x_t - noise * output) / signal,
-            Prediction::Sample => output,
-            Prediction::V => signal * x_t - noise * output,
-        };
-        if self.clip { x0.clamp(-1.0, 1.0) } else { x0 }
+        self.at(t).x0(x_t, output)
     }
 
     /// `L_t`, at t = 0 `L_0`, of one value, in nats.
@@ -62,7 +56,8 @@ impl Bound {
     /// # Panics
     /// At t = 0 with [`Decoder::Levels`] if `x0` is not a level.
     pub fn nats(&self, t: usize, x0: f64, x_t: f64, output: f64, variance: ReverseVariance) -> f64 {
-        self.at(t).nats(x0, x_t, self.x0(t, x_t, output), variance)
+        let step = self.at(t);
+        step.nats(x0, x_t, step.x0(x_t, output), variance)
     }
 
     /// The term of timestep `t` for one image: `x0`, `x_t` and the model's `output` for it, any shape but the
@@ -88,7 +83,7 @@ impl Bound {
         let mut sum = Term::default();
         for (i, ((&x0, &x_t), &output)) in x0.iter().zip(x_t).zip(output).enumerate() {
             let (x0, x_t) = (x0.into(), x_t.into());
-            let predicted = self.x0(t, x_t, output.into());
+            let predicted = step.x0(x_t, output.into());
             sum.nats += step.nats(x0, x_t, predicted, variance(i));
             sum.x0_error += (predicted - x0).powi(2);
         }
@@ -107,23 +102,35 @@ impl Bound {
 
     /// What of a timestep is the same for all values.
     fn at(&self, t: usize) -> At<'_> {
-        At { bound: self, t, posterior: self.process.posterior(t) }
+        let (signal, noise) = (self.process.alpha_bar(t).sqrt(), self.process.noise(t).sqrt());
+        At { bound: self, t, signal, noise, posterior: self.process.posterior(t) }
     }
 }
 
 struct At<'a> {
     bound: &'a Bound,
     t: usize,
+    /// Factors of x_0 and of the noise in `x_t`.
+    signal: f64,
+    noise: f64,
     posterior: Posterior,
 }
 
 impl At<'_> {
+    fn x0(&self, x_t: f64, output: f64) -> f64 {
+        let x0 = match self.bound.prediction {
+            Prediction::Epsilon => (x_t - self.noise * output) / self.signal,
+            Prediction::Sample => output,
+            Prediction::V => self.signal * x_t - self.noise * output,
+        };
+        if self.bound.clip { x0.clamp(-1.0, 1.0) } else { x0 }
+    }
+
     fn nats(&self, x0: f64, x_t: f64, predicted: f64, variance: ReverseVariance) -> f64 {
-        let Posterior { of_x0, of_xt, log_variance } = self.posterior;
-        let mean = |x0: f64| of_x0 * x0 + of_xt * x_t;
-        let of_model = self.bound.process.log_variance(self.t, variance);
+        let mean = |x0: f64| self.posterior.of_x0 * x0 + self.posterior.of_xt * x_t;
+        let of_model = self.posterior.of_model(variance);
         if self.t > 0 {
-            return gaussian_kl(mean(x0), log_variance, mean(predicted), of_model);
+            return gaussian_kl(mean(x0), self.posterior.log_variance, mean(predicted), of_model);
         }
         match self.bound.decoder {
             Decoder::Levels(cdf) => {

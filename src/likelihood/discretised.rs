@@ -1,7 +1,7 @@
 //! The probability of a grey level under a Gaussian: the decoder of Ho et al. 2020, equation 13.
 //!
-//! A pixel is one of 256 levels `x = 2k / 255 - 1`, and level k stands for the interval `x - 1/255 .. x +
-//! 1/255`; the first and the last reach to infinity, so that the 256 probabilities add up to 1.
+//! A pixel is one of 256 levels `x = 2k / 255 - 1`, and level k stands for the interval from `x - 1/255` to
+//! `x + 1/255`; the first and the last reach to infinity, so that the 256 probabilities add up to 1.
 
 use super::normal::{log_between, log_cdf, log_density};
 use crate::error::{Error, Result};

@@ -14,15 +14,37 @@ pub enum ReverseVariance {
     LogVariance(f64),
 }
 
-/// The law `q(x_{t-1} | x_t, x_0)`: its mean is `of_x0 x_0 + of_xt x_t` (Ho et al. 2020, equations 6 and 7).
+/// What one timestep's reverse step is made of: the law `q(x_{t-1} | x_t, x_0)`, whose mean is
+/// `of_x0 x_0 + of_xt x_t` (Ho et al. 2020, equations 6 and 7), and the variances that a model may choose.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Posterior {
     /// Coefficient of the data.
     pub of_x0: f64,
     /// Coefficient of `x_t`.
     pub of_xt: f64,
-    /// `ln beta-tilde`; at t = 0, where beta-tilde is 0, that of t = 1, as OpenAI's code and Ho et al.'s have it.
+    /// `ln beta-tilde`; at t = 0, where beta-tilde is 0, that of t = 1, as OpenAI's code and Ho et al.'s have
+    /// it.
     pub log_variance: f64,
+    /// `ln beta`.
+    pub log_beta: f64,
+    /// Whether t is 0.
+    first: bool,
+}
+
+impl Posterior {
+    /// Logarithm of the model's variance. At t = 0 the fixed large one is beta-tilde of t = 1 too ("to get a
+    /// better decoder log likelihood": OpenAI), but the upper end of a range is beta.
+    pub fn of_model(&self, variance: ReverseVariance) -> f64 {
+        match variance {
+            ReverseVariance::FixedLarge if !self.first => self.log_beta,
+            ReverseVariance::FixedSmall | ReverseVariance::FixedLarge => self.log_variance,
+            ReverseVariance::LearnedRange(output) => {
+                let part = (output + 1.0) / 2.0;
+                part * self.log_beta + (1.0 - part) * self.log_variance
+            }
+            ReverseVariance::LogVariance(log_variance) => log_variance,
+        }
+    }
 }
 
 /// A forward process of T timesteps; t = 0 has the least noise.
@@ -112,22 +134,8 @@ impl Process {
             of_x0: self.alpha_bar_before(t).sqrt() * self.betas[t] / noise,
             of_xt: (1.0 - self.betas[t]).sqrt() * self.noise_before(t) / noise,
             log_variance: self.log_beta_tilde(clipped),
-        }
-    }
-
-    /// Logarithm of the model's variance at timestep `t`. At t = 0 beta-tilde is that of t = 1; so is the
-    /// fixed large one ("to get a better decoder log likelihood": OpenAI), but not the upper end of a range.
-    pub fn log_variance(&self, t: usize, variance: ReverseVariance) -> f64 {
-        let small = self.posterior(t).log_variance;
-        let large = self.betas[t].ln();
-        match variance {
-            ReverseVariance::FixedLarge if t > 0 => large,
-            ReverseVariance::FixedSmall | ReverseVariance::FixedLarge => small,
-            ReverseVariance::LearnedRange(output) => {
-                let part = (output + 1.0) / 2.0;
-                part * large + (1.0 - part) * small
-            }
-            ReverseVariance::LogVariance(log_variance) => log_variance,
+            log_beta: self.betas[t].ln(),
+            first: t == 0,
         }
     }
 
@@ -181,7 +189,7 @@ pub(super) mod tests {
     #[test]
     fn variances_of_the_reverse_step() {
         let process = linear(1000);
-        let log_variance = |t| process.log_variance(t, ReverseVariance::FixedSmall);
+        let log_variance = |t| process.posterior(t).of_model(ReverseVariance::FixedSmall);
         for (t, wanted) in [
             (0, -9.8167251353),
             (1, -9.8167251353),
@@ -192,11 +200,11 @@ pub(super) mod tests {
         ] {
             close(log_variance(t), wanted, 1e-9);
         }
-        close(process.log_variance(500, ReverseVariance::LearnedRange(0.3)), -4.59949227038, 1e-9);
-        close(process.log_variance(0, ReverseVariance::LearnedRange(0.3)), -9.42257503914, 1e-9);
-        assert_eq!(process.log_variance(0, ReverseVariance::FixedLarge), log_variance(1));
-        close(process.log_variance(7, ReverseVariance::FixedLarge), process.beta(7).ln(), 1e-15);
-        assert_eq!(process.log_variance(7, ReverseVariance::LogVariance(-2.5)), -2.5);
+        close(process.posterior(500).of_model(ReverseVariance::LearnedRange(0.3)), -4.59949227038, 1e-9);
+        close(process.posterior(0).of_model(ReverseVariance::LearnedRange(0.3)), -9.42257503914, 1e-9);
+        assert_eq!(process.posterior(0).of_model(ReverseVariance::FixedLarge), log_variance(1));
+        close(process.posterior(7).of_model(ReverseVariance::FixedLarge), process.beta(7).ln(), 1e-15);
+        assert_eq!(process.posterior(7).of_model(ReverseVariance::LogVariance(-2.5)), -2.5);
     }
 
     #[test]
@@ -204,7 +212,7 @@ pub(super) mod tests {
         // 1 / beta-tilde = alpha / beta + 1 / noise_before, and the mean is weighted by the same terms.
         let process = cosine(10);
         for t in 1..10 {
-            let Posterior { of_x0, of_xt, log_variance } = process.posterior(t);
+            let Posterior { of_x0, of_xt, log_variance, .. } = process.posterior(t);
             let (beta, before) = (process.beta(t), process.noise_before(t));
             let variance = 1.0 / ((1.0 - beta) / beta + 1.0 / before);
             close(log_variance, variance.ln(), 1e-12);

@@ -1,8 +1,8 @@
 //! The bound of variational diffusion models (Kingma et al. 2021, arXiv:2107.00630): continuous time.
 //!
 //! `gamma(t) = -ln SNR` rises along t in [0, 1]; `alpha^2 = sigmoid(-gamma)`, `sigma^2 = sigmoid(gamma)`.
-//! Data is `2 (k + 1/2) / 256 - 1`. In continuous time the bound depends on the ends of gamma alone; what lies
-//! between changes the variance of its estimate.
+//! Data is `2 (k + 1/2) / 256 - 1`. In continuous time the bound depends on the ends of gamma alone; what
+//! lies between changes the variance of its estimate.
 
 use super::gaussian_kl;
 
@@ -42,18 +42,19 @@ impl Vdm {
     }
 
     /// What the squared error of the noise is multiplied with, nats, in continuous time: `gamma' / 2` at a
-    /// uniform t (equation 17).
+    /// uniform t.
     pub fn weight(&self) -> f64 {
         0.5 * (self.most - self.least)
     }
 
     /// The same for `steps` timesteps, at a uniform one of `t = 1/T, 2/T .. 1`:
-    /// `T/2 (exp(gamma(t) - gamma(t - 1/T)) - 1)` (equation 14), never less.
+    /// `T/2 (exp(gamma(t) - gamma(t - 1/T)) - 1)`, never less.
     pub fn step_weight(&self, steps: usize) -> f64 {
         0.5 * steps as f64 * ((self.most - self.least) / steps as f64).exp_m1()
     }
 
-    /// `-ln p(x | z_0)` of a level, nats: among the 256 levels, by their squared distances from `z_0 / alpha`.
+    /// `-ln p(x | z_0)` of a level, nats: among the 256 levels, by their squared distances from
+    /// `z_0 / alpha`.
     pub fn reconstruction(&self, level: u8, z0: f64) -> f64 {
         let (x, per) = (z0 / sigmoid(-self.least).sqrt(), 0.5 * (-self.least).exp());
         let logit = |level: u8| -per * (x - Vdm::value_of(level)).powi(2);

@@ -32,6 +32,8 @@ pub struct Row {
     pub clip: f32,
     /// Standard deviation of the noise; no noise is drawn where it is 0.
     pub sigma: f32,
+    /// Of a classifier's gradient, in units of the model's output.
+    pub guide: f32,
     /// Of the next x.
     pub next: Form,
     /// Of what the next step finds in each slot.
@@ -47,7 +49,7 @@ impl Row {
     /// As it stands in the table.
     pub fn elements(&self) -> [f32; Self::COLUMNS] {
         let mut elements = [0.0; Self::COLUMNS];
-        elements[..5].copy_from_slice(&[self.t, self.x0[0], self.x0[1], self.clip, self.sigma]);
+        elements[..6].copy_from_slice(&[self.t, self.x0[0], self.x0[1], self.clip, self.sigma, self.guide]);
         let forms = std::iter::once(&self.next).chain(&self.keep);
         for (to, form) in elements[Self::FORMS..].chunks_mut(3 + SLOTS).zip(forms) {
             to.copy_from_slice(form);
@@ -71,6 +73,7 @@ impl Row {
             x0: [row[1], row[2]],
             clip: row[3],
             sigma: row[4],
+            guide: row[5],
             next: form(0),
             keep: std::array::from_fn(|slot| form(slot + 1)),
         }
@@ -224,17 +227,28 @@ pub fn bounds(x: &Tensor, out: &Tensor, table: &Tensor, state: &Tensor, ratio: f
 /// The timestep of row `state.row` of `table [S, 72]`, `n` times: what the model is told, `[n]`.
 #[track_caller]
 pub fn timestep_of_row(n: usize, table: &Tensor, state: &Tensor) -> Tensor {
-    let rows = rows_of("timestep_of_row", table);
-    assert_is_state("timestep_of_row", state);
+    column_of_row("timestep_of_row", 0, n, table, state)
+}
+
+/// What a classifier's gradient is multiplied by in row `state.row` of `table [S, 72]`, `n` times, `[n]`.
+#[track_caller]
+pub fn guide_of_row(n: usize, table: &Tensor, state: &Tensor) -> Tensor {
+    column_of_row("guide_of_row", 5, n, table, state)
+}
+
+#[track_caller]
+fn column_of_row(op: &'static str, column: usize, n: usize, table: &Tensor, state: &Tensor) -> Tensor {
+    let rows = rows_of(op, table);
+    assert_is_state(op, state);
     let launch = launch_of(
-        "timestep_of_row",
-        |io| {
-            let state = State::from_words(io.read_u32(1));
-            io.write(0).fill(Row::named(io.read(0), state.row).t);
+        op,
+        move |io| {
+            let row = State::from_words(io.read_u32(1)).row;
+            io.write(0).fill(Row::named(io.read(0), row).elements()[column]);
         },
         move |plan| {
             let size = Size { samples: n, elements: 1 };
-            let dispatch = dispatch(plan, "timestep_of_row", size, [rows, 0, 0, 0], [0.0; 2]);
+            let dispatch = dispatch(plan, "column_of_row", size, [rows, 0, column, 0], [0.0; 2]);
             dispatch.read("table", 0).read("state", 1).write("t", 0).cover(n, 256);
         },
     );

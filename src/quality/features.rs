@@ -53,6 +53,10 @@ impl Features {
         self.values.chunks_exact(self.width)
     }
 
+    pub(super) fn values(&self) -> &[f64] {
+        &self.values
+    }
+
     /// Some of the images, of one class for instance.
     #[track_caller]
     pub fn pick(&self, images: &[usize]) -> Features {

@@ -15,8 +15,8 @@ pub struct KernelDistance {
     pub deviation: f64,
 }
 
-/// The distance between `subsets` pairs of subsets of `size` images each, drawn without replacement by `seed`;
-/// 100 of 1000 are usual. A set with fewer images gives all of them.
+/// The distance between `subsets` pairs of subsets of `size` images each, drawn without replacement by
+/// `seed`; 100 of 1000 are usual. A set with fewer images gives all of them.
 ///
 /// # Panics
 /// If the widths differ, a subset would have fewer than two images, or there is no subset.
@@ -33,8 +33,8 @@ pub fn kernel_distance(a: &Features, b: &Features, subsets: u32, size: usize, se
     KernelDistance { mean, deviation: (squares / f64::from(subsets)).sqrt() }
 }
 
-/// The unbiased estimate from all images of both sets: with `k(x, y) = (x.y / d + 1)^3`, the mean of k between
-/// different images of `a`, plus that of `b`, minus twice the mean between both sets.
+/// The unbiased estimate from all images of both sets: with `k(x, y) = (x.y / d + 1)^3`, the mean of k
+/// between different images of `a`, plus that of `b`, minus twice the mean between both sets.
 #[track_caller]
 pub fn kernel_distance_of_all(a: &Features, b: &Features) -> f64 {
     let (n, m) = (a.len(), b.len());

@@ -1,6 +1,6 @@
-//! Precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), density and coverage (Naeem et al. 2020,
-//! arXiv:2002.09797): what a set covers is the union of balls around its images, each as wide as the distance
-//! to the image's k-th neighbour.
+//! Precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), density and coverage (Naeem et al.
+//! 2020, arXiv:2002.09797): what a set covers is the union of balls around its images, each as wide as the
+//! distance to the image's k-th neighbour.
 
 use serde::Serialize;
 

@@ -41,8 +41,8 @@ pub fn nearest(queries: &Features, points: &Features) -> Vec<Neighbour> {
     nearest
 }
 
-/// Compares `generated` images with `fresh` ones, which training never saw, by their distances to the training
-/// images. Fresh images must be drawn as the training images were.
+/// Compares `generated` images with `fresh` ones, which training never saw, by their distances to the
+/// training images. Fresh images must be drawn as the training images were.
 #[track_caller]
 pub fn memorisation(generated: &Features, fresh: &Features, training: &Features) -> Memorisation {
     generated.assert_fits(training);

@@ -49,50 +49,45 @@ pub(super) fn sweep<P: Pair, S: Send>(
     visit: impl Fn(&mut S, usize, usize, f64) + Sync,
 ) -> Vec<S> {
     queries.assert_fits(points);
-    let panels = pack(points);
-    let (n, panel) = (queries.len(), points.width() * LANES);
-    let task = |first: usize| {
-        let mut states: Vec<S> = (first..n.min(first + BLOCK)).map(|_| start()).collect();
-        for (p, panel) in panels.chunks_exact(panel).enumerate() {
+    let (panels, width) = (pack(points), points.width());
+    let task = |(block, queries): (usize, &[f64])| {
+        let mut states: Vec<S> = (0..queries.len() / width).map(|_| start()).collect();
+        let mut sums = vec![[0.0; LANES]; states.len().next_multiple_of(ROWS)];
+        for (p, panel) in panels.chunks_exact(width * LANES).enumerate() {
             let live = LANES.min(points.len() - p * LANES);
-            for (g, states) in states.chunks_mut(ROWS).enumerate() {
-                let at = first + g * ROWS;
-                // Rows beyond the last repeat it.
-                let sums = tile::<P>(from_fn(|r| queries.row((at + r).min(n - 1))), panel);
-                for (r, (state, sums)) in states.iter_mut().zip(&sums).enumerate() {
-                    for (lane, &sum) in sums[..live].iter().enumerate() {
-                        visit(state, at + r, p * LANES + lane, sum);
-                    }
+            vectorized(
+                #[inline(always)]
+                || block_sums::<P>(queries, panel, width, &mut sums),
+            );
+            for (i, (state, sums)) in states.iter_mut().zip(&sums).enumerate() {
+                for (lane, &sum) in sums[..live].iter().enumerate() {
+                    visit(state, block * BLOCK + i, p * LANES + lane, sum);
                 }
             }
         }
         states
     };
-    let starts: Vec<usize> = (0..n).step_by(BLOCK).collect();
-    starts
-        .into_par_iter()
-        .flat_map_iter(|first| {
-            vectorized(
-                #[inline(always)]
-                || task(first),
-            )
-        })
-        .collect()
+    queries.values().par_chunks(BLOCK * width).enumerate().flat_map_iter(task).collect()
 }
 
+/// `[queries, LANES]` sums of rows of queries `[.., width]` with a panel. Rows of `sums` beyond the queries,
+/// to a multiple of `ROWS`, repeat the last one.
 #[inline(always)]
-fn tile<P: Pair>(queries: [&[f64]; ROWS], panel: &[f64]) -> [[f64; LANES]; ROWS] {
-    let mut sums = [[0.0; LANES]; ROWS];
+fn block_sums<P: Pair>(queries: &[f64], panel: &[f64], width: usize, sums: &mut [[f64; LANES]]) {
     let (lanes, _) = panel.as_chunks::<LANES>();
-    let queries = queries.map(|query| &query[..lanes.len()]);
-    for (k, lanes) in lanes.iter().enumerate() {
-        for r in 0..ROWS {
-            for l in 0..LANES {
-                sums[r][l] = P::add(sums[r][l], queries[r][k], lanes[l]);
+    let last = queries.len() / width - 1;
+    for (g, out) in sums.chunks_exact_mut(ROWS).enumerate() {
+        let rows: [&[f64]; ROWS] = from_fn(|r| &queries[last.min(g * ROWS + r) * width..][..width]);
+        let mut sums = [[0.0; LANES]; ROWS];
+        for (k, lanes) in lanes[..width].iter().enumerate() {
+            for r in 0..ROWS {
+                for l in 0..LANES {
+                    sums[r][l] = P::add(sums[r][l], rows[r][k], lanes[l]);
+                }
             }
         }
+        out.copy_from_slice(&sums);
     }
-    sums
 }
 
 /// Panels of `LANES` points, each `[width, LANES]`; the last is filled with zeros.

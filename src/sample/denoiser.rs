@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
+use super::guide::ClassifierGuide;
 use super::step::{record_step, slots_of};
 use super::{Denoiser, Options, Sampler};
 use crate::checkpoint;
@@ -53,13 +54,14 @@ pub(super) struct Network<'a> {
     pub params: &'a Rc<RefCell<Params>>,
     pub shape: [usize; 3],
     pub labels: Option<DType>,
+    pub guide: Option<&'a ClassifierGuide<'a>>,
 }
 
 /// Operations of a reverse step of `batch` samples of a recipe's model. Nothing is allocated on the device.
 pub(crate) fn operations(recipe: &Recipe, options: &Options, batch: usize, device: &Device) -> Result<u64> {
     let (model, params) = (model_of(recipe), params_of(recipe));
     let (shape, labels) = (recipe.diffused(), labels_of(recipe));
-    let network = Network { model: &*model, params: &params, shape, labels };
+    let network = Network { model: &*model, params: &params, shape, labels, guide: None };
     let plan = options.scheduler.plan(options.steps)?;
     let guidance = options.guidance.takes_both().then_some(&options.guidance);
     let (tape, _) = record_step(&network, &plan, slots_of(&plan, options), batch, guidance);
@@ -68,7 +70,8 @@ pub(crate) fn operations(recipe: &Recipe, options: &Options, batch: usize, devic
 
 impl<'a> Denoiser<'a> {
     pub(super) fn network(&self) -> Network<'_> {
-        Network { model: self.model, params: &self.params, shape: self.shape, labels: self.labels }
+        let Denoiser { model, params, shape, labels, guide, .. } = self;
+        Network { model: *model, params, shape: *shape, labels: *labels, guide: guide.as_ref() }
     }
 
     /// The model with the moving average of a checkpoint that [`Trainer::save`](crate::train::Trainer::save)
@@ -83,7 +86,16 @@ impl<'a> Denoiser<'a> {
         let ema = checkpoint::read(path)?.set("ema", &params.borrow())?;
         let weights = device.alloc(nn::STORE, ema.len() * 4)?;
         device.write(&weights, 0, bytemuck::cast_slice(&ema))?;
-        Ok(Denoiser { device: device.clone(), model, params, weights, shape, labels: None, null: None })
+        Ok(Denoiser {
+            device: device.clone(),
+            model,
+            params,
+            weights,
+            shape,
+            labels: None,
+            null: None,
+            guide: None,
+        })
     }
 
     /// Draws `count` samples `[count, H, W, C]` of a model without labels.

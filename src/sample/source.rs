@@ -2,6 +2,7 @@
 
 use super::denoiser::{Start, check_finite, labels_of};
 use super::{Denoiser, Options, Sampler};
+use crate::classifier::Classifier;
 use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
@@ -28,6 +29,43 @@ impl<'a> Source<'a> {
         let labels = labels_of(recipe);
         let (shape, null) = (recipe.diffused(), recipe.null_class());
         Source { denoiser: Denoiser { labels, shape, null, ..denoiser }, recipe, codec }
+    }
+
+    /// The same, with samples led to their class by a classifier of noisy images: see [`ClassifierGuide`].
+    ///
+    /// # Errors
+    /// When the classifier is of other images or timesteps, or was trained on clean images alone.
+    pub fn guided_by(mut self, classifier: &'a Classifier, scale: f64) -> Result<Source<'a>> {
+        let (recipe, theirs) = (self.recipe, classifier.recipe());
+        if recipe.diffused() != classifier.image() {
+            let text = |[h, w, c]: [usize; 3]| format!("{h} x {w} pixels of {c} channels");
+            return Err(Error::usage(format!(
+                "the classifier is of {}, samples have {}",
+                text(classifier.image()),
+                text(recipe.diffused())
+            ))
+            .hint("train one of the same images, with --image-size"));
+        }
+        if !theirs.classifier.noisy {
+            return Err(Error::usage("the classifier knows no noisy images, which it would have to guide")
+                .hint("train one with --set classifier.noisy=true"));
+        }
+        if recipe.schedule().alpha_bars != theirs.schedule().alpha_bars {
+            return Err(Error::usage("the classifier was trained on another noise schedule")
+                .hint("train one with the run's timesteps and betas"));
+        }
+        let classes = recipe.class_count();
+        if classes > 0 && classes != classifier.classes() {
+            let told = format!("the run has {classes} classes, the classifier {}", classifier.classes());
+            return Err(Error::usage(told).hint("train a classifier on the run's data"));
+        }
+        self.denoiser.guide = Some(classifier.guide(scale));
+        Ok(self)
+    }
+
+    /// Classes that samples may be of.
+    fn classes(&self) -> usize {
+        self.denoiser.guide.as_ref().map_or(self.recipe.class_count(), |guide| guide.classes)
     }
 
     /// `[H, W, C]` of the images.
@@ -90,7 +128,7 @@ impl<'a> Source<'a> {
                 )
                 .hint("sample with --class N"));
             }
-            _ => self.recipe.class_count().max(1),
+            _ => self.classes().max(1),
         };
         Ok((first..first + count).map(|i| class.unwrap_or((i % classes) as u32)).collect())
     }

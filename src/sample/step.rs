@@ -26,9 +26,10 @@ pub(super) fn record_step(
     batch: usize,
     guidance: Option<&Guidance>,
 ) -> (Tape, Tensor) {
-    let Network { model, params, shape: [h, w, c], labels } = *network;
+    let Network { model, params, shape: [h, w, c], labels, guide: classifier } = *network;
     let tape = Tape::new();
-    let x = tape.stored("x", 0, [batch, h, w, c]);
+    let shape = [batch, h, w, c];
+    let x = if classifier.is_some() { tape.variable("x", 0, shape) } else { tape.stored("x", 0, shape) };
     let kept = tape.stored("kept", 0, [1 + slots, batch, h, w, c]);
     let state = tape.stored_u32("state", [State::WORDS]);
     let rows = tape.stored("denoising", 0, [plan.steps.len(), Row::COLUMNS]);
@@ -46,6 +47,13 @@ pub(super) fn record_step(
             guide(&predict(&twice), c, scale as f32, rescale as f32)
         }
         None => predict(&x),
+    };
+    let out = match classifier {
+        Some(classifier) => {
+            let (t, classes) = (timestep_of_row(batch, &rows, &state), tape.stored_u32("classes", [batch]));
+            classifier.guided(&out, [&x, &t, &classes], [&rows, &state])
+        }
+        None => out,
     };
     let bound = match plan.clip {
         Clip::Dynamic { ratio, most } => Some(bounds(&x, &out, &rows, &state, ratio, most as f32)),

@@ -4,7 +4,9 @@ use super::*;
 use crate::check::devices;
 use crate::diffusion::{Clip, Method, Spacing};
 use crate::nn::{Init, Layout, Scope};
-use crate::ops::arithmetic::{add, mul};
+use crate::ops::activation::{Activation, activation};
+use crate::ops::arithmetic::{add, mul, sub};
+use crate::ops::concat::concat;
 use crate::ops::embedding::embedding;
 use crate::ops::matmul::{Transpose, matmul};
 use crate::recipe::find;
@@ -64,7 +66,8 @@ fn ends(device: &Device, guidance: Guidance) -> Vec<f32> {
     let options = Options { guidance, ..Options::new(scheduler, 50, 0) };
     let (device, shape) = (device.clone(), [1, 1, 1]);
     let labels = Some(DType::U32);
-    let denoiser = Denoiser { device, model: &exact, params, weights, shape, labels, null: Some(1) };
+    let denoiser =
+        Denoiser { device, model: &exact, params, weights, shape, labels, null: Some(1), guide: None };
     let mut sampler = Sampler::new(&denoiser, &options, 2).unwrap();
     sampler.run_from(0, &[0.0, 1.0], 0, &[0, 0], |_, _, _| Ok(())).unwrap()
 }
@@ -102,13 +105,127 @@ fn guidance_ends_where_its_interval_does() {
     assert!(class[0] < late[0] && late[0] < guided[0], "{class:?} {late:?} {guided:?}");
 }
 
+/// Two classes, each of this variance, and their means.
+const VARIANCE: f64 = 0.04;
+const MEANS: [f64; 2] = [-0.5, 0.7];
+
+/// Rows of a number for each timestep, by its `alpha_bar` and the spread of a class at it, `V`.
+fn column(scope: &Scope, name: &str, t: &Tensor) -> Tensor {
+    let n = t.elements();
+    embedding(&scope.param(name, [STEPS, 1], Layout::Plain, Init::Zeros), t).reshape([n, 1, 1, 1])
+}
+
+/// `x - sqrt(alpha_bar) m` of both classes, divided by `sqrt(2 V)`.
+fn apart(scope: &Scope, x: &Tensor, t: &Tensor) -> [Tensor; 2] {
+    let factor = column(scope, "apart", t);
+    ["first", "second"].map(|name| mul(&add(x, &column(scope, name, t)), &factor))
+}
+
+/// The logarithms of the classes' densities, but for what they have in common: exact logits.
+fn two_logits(scope: &Scope, x: &Tensor, t: &Tensor) -> Tensor {
+    let squares = apart(scope, x, t).map(|y| affine(&mul(&y, &y), -1.0, 0.0).reshape([x.dims()[0], 1]));
+    concat(&[&squares[0], &squares[1]])
+}
+
+/// The exact noise of the mixture (label 2) or of a class.
+fn two_classes(scope: &Scope, x: &Tensor, t: &Tensor, labels: Option<&Tensor>) -> Tensor {
+    let n = x.dims()[0];
+    let [first, second] = apart(scope, x, t);
+    let odds = sub(&mul(&first, &first), &mul(&second, &second));
+    let mixture = add(&first, &mul(&activation(&odds, Activation::Sigmoid), &sub(&second, &first)));
+    let flat = [&first, &second, &mixture].map(|y| y.reshape([n, 1]));
+    let one_hot = embedding(&scope.param("one_hot", [3, 3], Layout::Plain, Init::Zeros), labels.unwrap());
+    let ones = scope.param("ones", [3, 1], Layout::Plain, Init::Ones);
+    let chosen = mul(&concat(&[&flat[0], &flat[1], &flat[2]]), &one_hot);
+    mul(&matmul(&chosen, &ones, Transpose::NONE, None).reshape([n, 1, 1, 1]), &column(scope, "noise", t))
+}
+
+/// The parameters that `record` asks for, with these values.
+fn parameters(device: &Device, record: impl Fn(&Scope, &Tensor, &Tensor)) -> (Rc<RefCell<Params>>, Buffer) {
+    let (params, tape) = (Rc::default(), Tape::new());
+    record(&Scope::new(&tape, &params), &tape.stored("x", 0, [1, 1, 1, 1]), &tape.stored("t", 0, [1]));
+    let mut flat = params.borrow().initial(0);
+    for spec in params.borrow().specs() {
+        let rows = |of: &dyn Fn(f64, f64) -> f64| -> Vec<f32> {
+            let spread = |abar: f64| abar * VARIANCE + 1.0 - abar;
+            alpha_bars().into_iter().map(|abar| of(abar, spread(abar)) as f32).collect()
+        };
+        let values = match &spec.name[..] {
+            "one_hot" => [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]].concat(),
+            "apart" => rows(&|_, v| (0.5 / v).sqrt()),
+            "first" => rows(&|abar, _| -abar.sqrt() * MEANS[0]),
+            "second" => rows(&|abar, _| -abar.sqrt() * MEANS[1]),
+            "noise" => rows(&|abar, v| (2.0 * (1.0 - abar) / v).sqrt()),
+            _ => continue,
+        };
+        flat[spec.first..][..values.len()].copy_from_slice(&values);
+    }
+    let weights = device.alloc(nn::STORE, flat.len() * 4).unwrap();
+    device.write(&weights, 0, bytemuck::cast_slice(&flat)).unwrap();
+    (params, weights)
+}
+
+/// Without a classifier and with one, guidance is the same (values of an f64 program, DDIM in 20 steps).
+#[test]
+fn both_guidances_lead_two_classes_to_the_same_places() {
+    let wanted = [
+        (0.0, [-0.554_001_772_1, 0.545_088_492_2, 0.794_461_071]),
+        (1.0, [0.553_873_673_3, 0.742_478_366_9, 0.873_050_847_1]),
+        (3.0, [0.786_946_759_1, 0.885_091_984_9, 0.976_886_544_2]),
+    ];
+    for (name, device) in devices() {
+        let labels = |tape: &Tape| tape.stored_u32("labels", [1]);
+        let (params, weights) = parameters(device, |scope, x, t| {
+            two_classes(scope, x, t, Some(&labels(scope.tape())));
+        });
+        let (of_classifier, classifier) = parameters(device, |scope, x, t| drop(two_logits(scope, x, t)));
+        let mut scheduler = find("digits").unwrap().sampler("ddim").unwrap();
+        (scheduler.clip, scheduler.spacing) = (Clip::None, Spacing::Leading);
+        for (scale, wanted) in wanted {
+            for with_classifier in [false, true] {
+                let guide = with_classifier.then(|| ClassifierGuide {
+                    logits: &two_logits,
+                    params: Rc::clone(&of_classifier),
+                    weights: classifier.clone(),
+                    classes: 2,
+                    scale,
+                });
+                let denoiser = Denoiser {
+                    device: device.clone(),
+                    model: &two_classes,
+                    params: Rc::clone(&params),
+                    weights: weights.clone(),
+                    shape: [1, 1, 1],
+                    labels: Some(DType::U32),
+                    null: Some(2),
+                    guide,
+                };
+                // The classifier leads a model that is told no class.
+                let scale = if with_classifier { 0.0 } else { scale };
+                let guidance = Guidance { scale, ..Guidance::default() };
+                let options = Options { guidance, ..Options::new(scheduler.clone(), 20, 0) };
+                let mut sampler = Sampler::new(&denoiser, &options, 3).unwrap();
+                let got = sampler.run_from(0, &[-1.0, 0.3, 1.2], 0, &[1, 1, 1], |_, _, _| Ok(())).unwrap();
+                for (got, wanted) in got.iter().zip(wanted) {
+                    let close = (f64::from(*got) - wanted).abs() < 3e-5;
+                    assert!(
+                        close,
+                        "{name}, scale {scale}, classifier {with_classifier}: {got}, not {wanted}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_model_without_a_null_class_is_not_guided() {
     let device = Device::open("cpu").unwrap();
     let weights = device.alloc(nn::STORE, 4).unwrap();
     let model = |_: &Scope, x: &Tensor, _: &Tensor, _: Option<&Tensor>| affine(x, 0.5, 0.0);
     let (params, shape) = (Rc::default(), [1, 1, 1]);
-    let denoiser = Denoiser { device, model: &model, params, weights, shape, labels: None, null: None };
+    let denoiser =
+        Denoiser { device, model: &model, params, weights, shape, labels: None, null: None, guide: None };
     let scheduler = find("digits").unwrap().scheduler().unwrap();
     let guidance = Guidance { scale: 2.0, ..Guidance::default() };
     let error = Sampler::new(&denoiser, &Options { guidance, ..Options::new(scheduler, 10, 0) }, 1);

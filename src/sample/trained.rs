@@ -107,8 +107,16 @@ impl Trained {
     pub fn source(&self) -> Source<'_> {
         let (device, params, weights) = (self.device.clone(), Rc::clone(&self.params), self.weights.clone());
         let shape = self.recipe.diffused();
-        let denoiser =
-            Denoiser { device, model: &self.model, params, weights, shape, labels: None, null: None };
+        let denoiser = Denoiser {
+            device,
+            model: &self.model,
+            params,
+            weights,
+            shape,
+            labels: None,
+            null: None,
+            guide: None,
+        };
         Source::new(denoiser, &self.recipe, self.codec.as_ref())
     }
 }

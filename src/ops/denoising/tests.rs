@@ -20,13 +20,22 @@ fn rows() -> [Row; 3] {
     let mixed = |shift: usize| -> Form { std::array::from_fn(|i| 0.3 - 0.11 * ((i + shift) % 5) as f32) };
     let keep = std::array::from_fn(mixed);
     [
-        Row { t: 999.0, x0: [12.5, -12.46], clip: 1.0, sigma: 0.3, next: plain(0.04, 0.96), keep },
-        Row { t: 412.5, x0: [1.5, -1.118], clip: 0.0, sigma: 0.1, next: mixed(3), keep },
+        Row {
+            t: 999.0,
+            x0: [12.5, -12.46],
+            clip: 1.0,
+            sigma: 0.3,
+            guide: 0.7,
+            next: plain(0.04, 0.96),
+            keep,
+        },
+        Row { t: 412.5, x0: [1.5, -1.118], clip: 0.0, sigma: 0.1, guide: -2.5, next: mixed(3), keep },
         Row {
             t: 0.0,
             x0: [1.01, -0.1418],
             clip: 0.75,
             sigma: 0.0,
+            guide: 0.0,
             next: plain(1.0, 0.0),
             keep: [NONE; SLOTS],
         },
@@ -218,13 +227,17 @@ fn past_65535_workgroups() {
 #[test]
 fn the_model_is_told_the_timestep_of_the_row() {
     for (n, row) in [(1, 0), (7, 1), (257, 2), (3, 1000)] {
-        Check::new("timestep_of_row")
-            .fixed(&[3, Row::COLUMNS], table())
-            .words(&[State::WORDS], state(row).words().to_vec())
-            .run(
-                |x| timestep_of_row(n, &x[0], &x[1]),
-                |x| vec![x[0][(x[1][8] as usize).min(2) * Row::COLUMNS]; n],
-            );
+        let ops: [(&str, fn(usize, &Tensor, &Tensor) -> Tensor, usize); 2] =
+            [("timestep_of_row", timestep_of_row, 0), ("guide_of_row", guide_of_row, 5)];
+        for (name, op, column) in ops {
+            Check::new(name)
+                .fixed(&[3, Row::COLUMNS], table())
+                .words(&[State::WORDS], state(row).words().to_vec())
+                .run(
+                    |x| op(n, &x[0], &x[1]),
+                    |x| vec![x[0][(x[1][8] as usize).min(2) * Row::COLUMNS + column]; n],
+                );
+        }
     }
 }
 
