@@ -56,6 +56,12 @@ pub fn draw(seed: u64, stream: u32, step: u32, sample: u32, block: u32) -> [u32;
     philox([block, sample, step, stream], [seed as u32, (seed >> 32) as u32])
 }
 
+/// A word as a whole number below `n`, each alike.
+#[inline(always)]
+pub(crate) fn below(word: u32, n: usize) -> usize {
+    ((u64::from(word) * n as u64) >> 32) as usize
+}
+
 /// A word as a number in (0, 1): the upper 23 bits, centred in their interval. With 24 the centre would not
 /// be an f32, and the highest would round to 1.
 #[inline(always)]

@@ -2,15 +2,17 @@
 //! `--set`.
 
 mod built_in;
+mod choices;
+mod find;
 mod model;
 mod sample_every;
 mod scheduler;
 mod set;
 mod validate;
 
-use std::path::Path;
-
 pub(crate) use built_in::built_in;
+pub use choices::{Latents, LossKind, Optimizer, Rng};
+pub use find::{find, parse};
 pub(crate) use model::params_of_model;
 pub use model::{initial_of, model_of, params_of};
 pub use sample_every::SampleEvery;
@@ -18,9 +20,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use set::{nearest, whole};
 
 use crate::data::{Options, Resize, Split};
-use crate::diffusion::{Betas, Keys, Prediction, Variance};
-use crate::error::{Error, Result};
-use crate::files;
+use crate::diffusion::{Betas, Keys, LossWeight, Prediction, TimestepSampling, Variance};
 use crate::models::config;
 use crate::models::unet::UNetConfig;
 use crate::models::vae::{Reconstruction, VaeConfig};
@@ -39,39 +39,6 @@ pub enum System {
     Vae,
     /// A diffusion model of a trained VAE's latents.
     Ldm,
-}
-
-/// Where latent diffusion takes its latents from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Latents {
-    /// Each step encodes its images.
-    Drawn,
-    /// Each image is encoded once: before training on a GPU, by the first step that meets it on the CPU
-    /// device. Means and variances are kept, and each step draws from them, so that for images that do not
-    /// change both train on the same distribution.
-    Cached,
-}
-
-/// Where random numbers come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rng {
-    /// Philox, a function of seed, sample and step.
-    #[default]
-    Denoir,
-    /// PyTorch's CPU generator, drawn from in the order of the reference library.
-    Torch,
-}
-
-/// The optimiser.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Optimizer {
-    /// Adam.
-    Adam,
-    /// Adam with decoupled weight decay.
-    Adamw,
 }
 
 config! {
@@ -151,7 +118,8 @@ config! {
         pub beta_schedule: Betas = Betas::Linear,
         /// Shift and scale the schedule so that its end is nothing but noise.
         pub rescale_betas_zero_snr: bool = false,
-        /// Meaning of the model's output: epsilon, sample or v_prediction.
+        /// Meaning of the model's output: epsilon, sample, v_prediction, or mean (of the step to the timestep
+        /// before).
         pub prediction_type: Prediction = Prediction::Epsilon,
         /// Variance of a reverse step.
         pub variance: Variance = Variance::FixedSmall,
@@ -161,6 +129,28 @@ config! {
         /// stand here: a sampler of another class takes its own, until training decides or `--set` says.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         pub class_defaults: Vec<String> = Vec::new(),
+        /// Error of the prediction: mse, l1, or huber, which is half the square up to huber_delta.
+        pub loss: LossKind = LossKind::Mse,
+        /// Where huber becomes a line.
+        pub huber_delta: f64 = 1.0,
+        /// Weight of the error at each timestep: simple (1, on what is predicted); or one objective for every
+        /// prediction_type: snr (1 on the noise), variational, p2, min_snr, soft_min_snr, truncated_snr or edm.
+        pub loss_weight: LossWeight = LossWeight::Simple,
+        /// k of p2.
+        pub p2_k: f64 = 1.0,
+        /// gamma of p2.
+        pub p2_gamma: f64 = 1.0,
+        /// gamma of min_snr.
+        pub min_snr_gamma: f64 = 5.0,
+        /// Standard deviation of the data, of edm.
+        pub edm_sigma_data: f64 = 0.5,
+        /// How timesteps are drawn: uniform, stratified, log_normal (of sigma) or logit_normal (of t / timesteps);
+        /// a density that is not even weights the loss too.
+        pub timestep_sampling: TimestepSampling = TimestepSampling::Uniform,
+        /// Mean of the normal distribution of log_normal (-1.2 in EDM) or logit_normal (0 is usual).
+        pub timestep_mean: f64 = 0.0,
+        /// Its standard deviation (1.2 in EDM).
+        pub timestep_std: f64 = 1.0,
         /// Steps of the reverse process for the pictures.
         pub sample_steps: usize = 1000,
         /// Images of a picture of samples.
@@ -229,6 +219,16 @@ impl System {
             | "variance"
             | "clip_sample"
             | "class_defaults"
+            | "loss"
+            | "huber_delta"
+            | "loss_weight"
+            | "p2_k"
+            | "p2_gamma"
+            | "min_snr_gamma"
+            | "edm_sigma_data"
+            | "timestep_sampling"
+            | "timestep_mean"
+            | "timestep_std"
             | "sample_steps"
             | "class_names"
             | "unet"
@@ -239,51 +239,6 @@ impl System {
             "scaling_factor" => self != System::Ddpm,
             _ => true,
         }
-    }
-}
-
-/// The recipe that a name or the path of a TOML file means.
-///
-/// # Errors
-/// When there is neither, or the file is not a recipe.
-pub fn find(name: &str) -> Result<Recipe> {
-    let known = built_in();
-    if let Some(recipe) = known.iter().find(|r| r.name == name) {
-        return Ok(recipe.clone());
-    }
-    let path = Path::new(name);
-    if path.extension().is_some_and(|e| e == "toml") || path.is_file() {
-        let text = files::read_text(path, MOST_BYTES).map_err(|e| {
-            Error::usage(format!("cannot read the recipe {name}")).hint("check the path").caused_by(e)
-        })?;
-        return parse(&text, name);
-    }
-    let names: Vec<&str> = known.iter().map(|r| r.name.as_str()).collect();
-    Err(Error::usage(format!("no recipe called {name:?}"))
-        .hint(format!("choose {}, or give a TOML file", names.join(", "))))
-}
-
-/// A recipe from TOML; missing keys take the defaults.
-///
-/// # Errors
-/// Names the key, or the line, that is wrong.
-pub fn parse(text: &str, origin: &str) -> Result<Recipe> {
-    let bad = |e: &dyn std::fmt::Display| {
-        Error::usage(format!("{origin} is not a recipe"))
-            .hint("compare with one that `denoir recipes NAME` prints")
-            .caused_by(e)
-    };
-    let recipe: Recipe = toml::from_str(text).map_err(|e: toml::de::Error| {
-        let line = e.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-        bad(&line.map_or_else(|| e.message().to_owned(), |line| format!("line {line}: {}", e.message())))
-    })?;
-    let table: toml::Table = text.parse().unwrap_or_default();
-    match table.keys().find(|key| !recipe.system.has(key)) {
-        Some(key) => {
-            let system = format!("{:?}", recipe.system).to_lowercase();
-            Err(bad(&format!("{key} has no meaning for system = {system}")))
-        }
-        None => Ok(recipe),
     }
 }
 

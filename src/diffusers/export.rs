@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::config::{self, Model};
 use super::{CONFIG, Component, INDEX, SCHEDULER, WEIGHTS};
 use crate::checkpoint::{save_plain, write_whole};
-use crate::diffusion::{LIBRARY_VERSION, pretty};
+use crate::diffusion::{LIBRARY_VERSION, Prediction, pretty};
 use crate::error::{Error, Result};
 use crate::models::vae::VaeKind;
 use crate::recipe::{System, params_of};
@@ -41,6 +41,11 @@ pub(crate) fn write(folder: &Path, model: &Component, vae: Option<&Component>) -
     if recipe.system == System::Vae {
         let text = config_of(model, 0.0).map_err(no_such)?;
         return write_model(folder, model, &text);
+    }
+    if recipe.prediction_type == Prediction::Mean {
+        let message =
+            format!("{} cannot be exported: the library knows no prediction_type = mean", recipe.name);
+        return Err(Error::new(message).hint("train a model of epsilon, sample or v_prediction to export it"));
     }
     let keys = recipe.scheduler_keys().complete()?;
     let mut texts = vec![("unet", model, config_of(model, 0.0).map_err(no_such)?)];

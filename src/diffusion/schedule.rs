@@ -204,11 +204,6 @@ impl Schedule {
         self.betas.len()
     }
 
-    /// `[T, 2]`: `sqrt(alpha_bar)` and `sqrt(1 - alpha_bar)`, for the noising kernel.
-    pub(crate) fn noising_table(&self) -> Vec<f32> {
-        self.alpha_bars.iter().flat_map(|a| [a.sqrt() as f32, (1.0 - a).sqrt() as f32]).collect()
-    }
-
     /// Coefficients of the step from timestep `t` to the next lower one `prev` (none: to the end):
     /// those of x_0 and x_t in the posterior's mean, and the standard deviation of the noise (Ho et al.,
     /// equations 6 and 7).

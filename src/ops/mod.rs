@@ -26,6 +26,7 @@ pub mod reparameterise;
 pub mod resample;
 mod shared;
 pub mod timestep_embedding;
+pub mod timesteps;
 
 use crate::device::gpu::shader::Kernel;
 
@@ -59,4 +60,5 @@ pub static KERNELS: &[&Kernel] = &[
     &reparameterise::KERNEL,
     &resample::KERNEL,
     &timestep_embedding::KERNEL,
+    &timesteps::KERNEL,
 ];

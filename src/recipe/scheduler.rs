@@ -76,19 +76,16 @@ impl Recipe {
 
     /// Says that the model can be used but not trained, if so.
     pub(crate) fn check_trainable(&self) -> Result<()> {
-        match (self.system, self.prediction_type) {
-            (System::Vae, _) if self.vae.kind == VaeKind::Vq => {
-                Err(Error::usage("a VQModel is not trained here")
-                    .hint("train a VAE of kind kl, or latent diffusion on this one"))
+        match self.system {
+            System::Vae if self.vae.kind == VaeKind::Vq => Err(Error::usage("a VQModel is not trained here")
+                .hint("train a VAE of kind kl, or latent diffusion on this one")),
+            System::Vae => Ok(()),
+            _ if self.rescale_betas_zero_snr && self.prediction_type == Prediction::Epsilon => {
+                let message =
+                    "rescale_betas_zero_snr ends in pure noise, and predicting noise teaches nothing there";
+                Err(Error::usage(message).hint("set prediction_type = v_prediction (or sample)"))
             }
-            (System::Vae, _) => Ok(()),
-            (_, Prediction::Epsilon) => self.unet.check_trainable(self.timesteps),
-            (_, other) => {
-                let key = if other == Prediction::V { "v_prediction" } else { "sample" };
-                let message = format!("prediction_type is {key}: such a model is sampled here, not trained");
-                let hint = "training teaches a model to predict the noise: prediction_type = epsilon";
-                Err(Error::usage(message).hint(hint))
-            }
+            _ => self.unet.check_trainable(self.timesteps),
         }
     }
 
@@ -251,10 +248,11 @@ mod tests {
             assert!(error.report().contains(wanted), "{table}: {}", error.report());
         }
         let mut recipe = find("digits").unwrap();
-        recipe.set("prediction_type=v_prediction").unwrap();
+        recipe.rescale_betas_zero_snr = true;
+        assert!(recipe.check_trainable().unwrap_err().to_string().contains("teaches nothing"));
+        let mut recipe = find("digits").unwrap();
+        recipe.set("prediction_type=mean").unwrap();
         recipe.validate().unwrap();
-        assert!(
-            recipe.check_trainable().unwrap_err().to_string().contains("prediction_type is v_prediction")
-        );
+        assert!(recipe.sampler("ddim").unwrap().plan(10).unwrap_err().to_string().contains("ancestral"));
     }
 }

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::batch::{Batch, BatchWriter, Input, Loss};
+use super::diffusion_loss::diffusion_loss;
 use super::options::TrainOptions;
 use super::resident::{Examples, Resident};
 use super::step::{Recorded, record_batch};
@@ -17,7 +18,6 @@ use crate::ops::arithmetic::{add, affine, mul};
 use crate::ops::dropout::dropout;
 use crate::ops::gather::gather;
 use crate::ops::gaussian_kl::gaussian_kl;
-use crate::ops::loss::mse;
 use crate::ops::noising::gaussian;
 use crate::ops::reparameterise::{Noise, reparameterise};
 use crate::philox::Stream;
@@ -116,8 +116,8 @@ impl Objective {
     /// Records the loss of one batch.
     pub fn record(&self, scope: &Scope, batch: &Batch) -> Loss {
         match self.recipe.system {
-            System::Ddpm => self.noise_prediction(scope, batch, &self.samples(batch)),
-            System::Ldm => self.noise_prediction(scope, batch, &self.latents(batch)),
+            System::Ddpm => self.denoising(scope, batch, &self.samples(batch)),
+            System::Ldm => self.denoising(scope, batch, &self.latents(batch)),
             System::Vae => self.evidence(scope, batch),
         }
     }
@@ -149,12 +149,10 @@ impl Objective {
         self.recipe.system != System::Vae && self.recipe.unet.num_class_embeds > 0
     }
 
-    /// Ho et al. 2020, equation 14: the squared error of the predicted noise.
-    fn noise_prediction(&self, scope: &Scope, batch: &Batch, x0: &Tensor) -> Loss {
+    fn denoising(&self, scope: &Scope, batch: &Batch, x0: &Tensor) -> Loss {
         let labels = self.has_labels().then(|| batch.input(self.labels()));
-        let (x_t, eps, t) = batch.noised(x0, &self.recipe.schedule());
-        let predicted = (self.model)(scope, &x_t, &t, labels.as_ref());
-        batch.tape().labelled("loss", || mse(&predicted, &eps, None)).into()
+        let model = |x_t: &Tensor, t: &Tensor| (self.model)(scope, x_t, t, labels.as_ref());
+        diffusion_loss(&self.recipe, batch, x0, &model)
     }
 
     /// Scaled latents of the batch, drawn from their Gaussians (Rombach et al. 2022, section 3.1 and

@@ -214,6 +214,8 @@ impl Reader<'_> {
             ("epsilon", Prediction::Epsilon),
             ("sample", Prediction::Sample),
             ("v_prediction", Prediction::V),
+            // None of the library's.
+            ("mean", Prediction::Mean),
         ];
         let prediction = self.word("prediction_type", &predictions)?;
         if matches!(method, Method::Pndm { .. }) && prediction == Prediction::Sample {
