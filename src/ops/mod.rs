@@ -27,6 +27,7 @@ pub mod resample;
 mod shared;
 pub mod timestep_embedding;
 pub mod timesteps;
+pub mod variational_bound;
 
 use crate::device::gpu::shader::Kernel;
 
@@ -61,4 +62,5 @@ pub static KERNELS: &[&Kernel] = &[
     &resample::KERNEL,
     &timestep_embedding::KERNEL,
     &timesteps::KERNEL,
+    &variational_bound::KERNEL,
 ];
