@@ -1,12 +1,13 @@
 // denoising - one step of a reverse process, whatever the solver, updating the samples in place.
 //
 //   x0      = a x + b out                        clipped, or bounded and divided by its bound
-//   next    = c0 x0 + c1 x + c2 out + sum_k d_k kept_k + sigma z
+//   next    = c0 x0 + c1 x + c2 out + sum_k d_k kept_k + sigma z    sigma times exp((e + f v) / 2) if learned
 //   kept_k' = the same form with coefficients of its own, without z
 //
 //   x, out [samples, elements]    kept [1 + slots, samples, elements], the first of which is x0
-//   table [rows, 72]: t, a, b, clip, sigma, 3 unused; then from column 8 on a form of 9 for the next x and
-//   for each slot: c0, c1, c2, d_0 .. d_5
+//   v [samples, elements], what the model says of a learned variance
+//   table [rows, 72]: t, a, b, clip, sigma, e, f, 1 unused; then from column 8 on a form of 9 for the next x
+//   and for each slot: c0, c1, c2, d_0 .. d_5
 //   z normal, drawn at step k = row of the state; not drawn where sigma is 0
 //
 // A coefficient that is 0 leaves out what it belongs to, be that NaN. One thread for each block of four
@@ -23,6 +24,7 @@ const MOST: u32 = 7u; // forms
 
 struct Params {
     samples: u32, elements: u32, rows: u32, slots: u32, rank: u32, bounded: u32, fraction: f32, most: f32,
+    learned: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -34,6 +36,7 @@ struct Params {
 @group(0) @binding(6) var<storage, read> bound: array<f32>; // anything if not bounded
 @group(0) @binding(7) var<storage, read_write> bounds: array<f32>;
 @group(0) @binding(8) var<storage, read_write> t: array<f32>;
+@group(0) @binding(9) var<storage, read> variance: array<f32>; // anything if not learned
 
 // First element of the state's row in the table.
 fn row_start() -> u32 {
@@ -91,7 +94,11 @@ fn denoise(thread: Invocation) {
         } else if clip > 0.0 {
             x0 = within(x0, clip);
         }
-        advance(row, i, x0, z[j]);
+        var noise = z[j];
+        if p.learned == 1u && table[row + 4u] != 0.0 {
+            noise *= exp(0.5 * (table[row + 5u] + table[row + 6u] * variance[i]));
+        }
+        advance(row, i, x0, noise);
     }
 }
 

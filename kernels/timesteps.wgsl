@@ -1,7 +1,7 @@
 // timesteps - the timesteps of a batch: each alike or by probabilities, each on its own or spread evenly.
 //
 //   t[n] = the first t with u[n] < sums[t], or floor(u[n] * steps) without sums
-//   u[n] uniform in (0, 1) of sample n; with a stride, of sample 0, and n strides of 1 / 2^32 further, modulo 1
+//   u[n] uniform in (0, 1) of sample n; with a stride, of sample 0 and n strides of 2^-32 further, modulo 1
 //
 //   t [samples]    sums [steps]: of the probabilities up to and with each timestep
 //

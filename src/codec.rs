@@ -155,6 +155,7 @@ impl Codec {
     pub(crate) fn check_fits(&self, recipe: &Recipe) -> Result<()> {
         let theirs = &self.recipe;
         let [side, _, channels] = self.latent();
+        let outputs = if recipe.variance.is_learned() { 2 * channels } else { channels };
         if theirs.vae.kind == vae::VaeKind::Mlp {
             return Err(Error::usage("the latents of this VAE are vectors, not images")
                 .hint("a U-Net needs a convolutional VAE, such as faces-vae"));
@@ -163,7 +164,7 @@ impl Codec {
             ("image_size", recipe.image_size, theirs.image_size),
             ("latent_size", recipe.latent_size, side),
             ("unet.in_channels", recipe.unet.in_channels, channels),
-            ("unet.out_channels", recipe.unet.out_channels, channels),
+            ("unet.out_channels", recipe.unet.out_channels, outputs),
         ];
         let wrong: Vec<_> = pairs.iter().filter(|(_, ours, needed)| ours != needed).collect();
         if let Some((key, ours, needed)) = wrong.first() {

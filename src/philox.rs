@@ -31,6 +31,10 @@ pub enum Stream {
     Posterior = 9,
     /// Noise added to the input of a denoising autoencoder.
     Corrupt = 10,
+    /// Offset noise of training examples, one number for each channel.
+    Offset = 11,
+    /// What a model's input is perturbed by.
+    Perturb = 12,
     /// Dropout masks; each dropout adds its own number to this.
     Dropout = 256,
 }

@@ -113,15 +113,16 @@ config! {
         pub beta_start: f64 = 1e-4,
         /// Last beta.
         pub beta_end: f64 = 0.02,
-        /// linear, scaled_linear, squaredcos_cap_v2 (which needs no start and end), sigmoid, laplace or exp;
-        /// or a list of betas, one for each timestep.
+        /// linear, scaled_linear, squaredcos_cap_v2 (which needs no start and end), sigmoid, laplace or exp,
+        /// of the reference library; sigmoid_chen or vp; or a list of betas, one for each timestep.
         pub beta_schedule: Betas = Betas::Linear,
         /// Shift and scale the schedule so that its end is nothing but noise.
         pub rescale_betas_zero_snr: bool = false,
         /// Meaning of the model's output: epsilon, sample, v_prediction, or mean (of the step to the timestep
         /// before).
         pub prediction_type: Prediction = Prediction::Epsilon,
-        /// Variance of a reverse step.
+        /// Variance of a reverse step: fixed_small, fixed_large; or learned_range or learned, of which the
+        /// second half of unet.out_channels says (set it to twice unet.in_channels).
         pub variance: Variance = Variance::FixedSmall,
         /// Bound of the predicted x_0 while sampling; 0: unbounded.
         pub clip_sample: f64 = 1.0,
@@ -129,12 +130,17 @@ config! {
         /// stand here: a sampler of another class takes its own, until training decides or `--set` says.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         pub class_defaults: Vec<String> = Vec::new(),
-        /// Error of the prediction: mse, l1, or huber, which is half the square up to huber_delta.
+        /// Error of the prediction: mse, l1, or huber, which is half the square up to huber_delta; or bound,
+        /// the variational bound of mean and learned variance.
         pub loss: LossKind = LossKind::Mse,
         /// Where huber becomes a line.
         pub huber_delta: f64 = 1.0,
-        /// Weight of the error at each timestep: simple (1, on what is predicted); or one objective for every
-        /// prediction_type: snr (1 on the noise), variational, p2, min_snr, soft_min_snr, truncated_snr or edm.
+        /// Of the bound (in bits per dimension, all timesteps) that a learned variance is trained by beside
+        /// an error of the prediction.
+        pub bound_weight: f64 = 0.001,
+        /// Weight of the error at each timestep: simple (1, on what is predicted); or one objective for
+        /// every prediction_type: snr (1 on the noise), variational, p2, min_snr, soft_min_snr,
+        /// truncated_snr or edm.
         pub loss_weight: LossWeight = LossWeight::Simple,
         /// k of p2.
         pub p2_k: f64 = 1.0,
@@ -144,9 +150,15 @@ config! {
         pub min_snr_gamma: f64 = 5.0,
         /// Standard deviation of the data, of edm.
         pub edm_sigma_data: f64 = 0.5,
-        /// How timesteps are drawn: uniform, stratified, log_normal (of sigma) or logit_normal (of t / timesteps);
-        /// a density that is not even weights the loss too.
+        /// How timesteps are drawn: uniform, stratified, log_normal (of sigma) or logit_normal (of t /
+        /// timesteps); a density that is not even weights the loss too.
         pub timestep_sampling: TimestepSampling = TimestepSampling::Uniform,
+        /// Standard deviation of noise that all pixels of a channel share, added to that of each pixel (about
+        /// 0.1): pictures may then be brighter or darker as a whole.
+        pub offset_noise: f64 = 0.0,
+        /// Standard deviation of further noise in what the model sees, which it is not to predict, where
+        /// that of the noise itself is 1 (about 0.1).
+        pub input_perturbation: f64 = 0.0,
         /// Mean of the normal distribution of log_normal (-1.2 in EDM) or logit_normal (0 is usual).
         pub timestep_mean: f64 = 0.0,
         /// Its standard deviation (1.2 in EDM).
@@ -221,12 +233,15 @@ impl System {
             | "class_defaults"
             | "loss"
             | "huber_delta"
+            | "bound_weight"
             | "loss_weight"
             | "p2_k"
             | "p2_gamma"
             | "min_snr_gamma"
             | "edm_sigma_data"
             | "timestep_sampling"
+            | "offset_noise"
+            | "input_perturbation"
             | "timestep_mean"
             | "timestep_std"
             | "sample_steps"

@@ -17,10 +17,11 @@ pub use trained::Trained;
 
 use crate::device::{Buffer, Device};
 use crate::diffusion::{Clip, Model, Precision, SamplerPlan, Scheduler};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::latent_file::transposed;
 use crate::nn::{self, Params, Scope};
 use crate::ops::arithmetic::affine;
+use crate::ops::concat::split;
 use crate::ops::denoising::{Row, bounds, denoise, timestep_of_row};
 use crate::ops::noising::gaussian;
 use crate::philox::Stream;
@@ -142,11 +143,18 @@ fn record_step(network: &Network, plan: &SamplerPlan, slots: usize, batch: usize
         DType::F32 => tape.stored("labels", 0, [batch]),
     });
     let out = model(&Scope::new(&tape, params), &x, &t, classes.as_ref());
+    // The half of the output that says a variance is of no use to a solver that takes none.
+    let (out, variance) = if out.shape().last() == 2 * c {
+        let [out, variance] = split(&out, &[c, c]).try_into().unwrap_or_else(|_| unreachable!("two parts"));
+        (out, plan.learns_variance().then_some(variance))
+    } else {
+        (out, None)
+    };
     let bound = match plan.clip {
         Clip::Dynamic { ratio, most } => Some(bounds(&x, &out, &rows, &state, ratio, most as f32)),
         _ => None,
     };
-    denoise(&x, &out, &rows, &state, &kept, bound.as_ref());
+    denoise(&x, &out, &rows, &state, &kept, bound.as_ref(), variance.as_ref());
     (tape, x)
 }
 
@@ -176,6 +184,10 @@ impl Sampler {
         let (h, w, c, labels) = (*h, *w, *c, *labels);
         let plan = options.scheduler.plan(options.steps)?;
         let torch = options.rng == Rng::Torch;
+        if torch && plan.learns_variance() {
+            return Err(Error::usage("torch's random numbers, and a variance that the model learned")
+                .hint("draw with --rng denoir, or with a sampler without noise such as ddim"));
+        }
         let slots = slots_of(&plan, options);
         let (tape, x) = record_step(&denoiser.network(), &plan, slots, batch);
         let stores = [(nn::STORE, weights)];

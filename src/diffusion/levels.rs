@@ -56,6 +56,24 @@ impl NoiseLevel {
     }
 }
 
+impl NoiseLevel {
+    /// What a term of the bound of a learned variance is made of: the factor from what is predicted (less
+    /// what was to be) to the step's mean, the logarithm of the posterior's variance, and `[c, h]` of
+    /// [`Variance`].
+    pub(crate) fn bound(&self, prediction: Prediction, variance: Variance) -> Option<[f64; 4]> {
+        let [of_x0, _] = self.posterior_mean();
+        let factor = match prediction {
+            // Of x_0, the error of the noise or of v has the other sign.
+            Prediction::Epsilon => -of_x0 * (self.noise() / self.signal()).sqrt(),
+            Prediction::Sample => of_x0,
+            Prediction::V => -of_x0 * self.noise().sqrt(),
+            Prediction::Mean => 1.0,
+        };
+        let [middle, half] = variance.of_output([self.posterior_variance, self.beta])?;
+        Some([factor, self.posterior_variance.ln(), middle, half])
+    }
+}
+
 impl Schedule {
     /// The levels of all timesteps, `[T]`.
     pub fn levels(&self) -> Vec<NoiseLevel> {

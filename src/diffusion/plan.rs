@@ -36,6 +36,9 @@ pub struct Step {
     pub keep: Vec<LinearForm>,
     /// True if the diffusers library draws noise here, even if it multiplies it by 0.
     pub draws: bool,
+    /// The logarithm of the variance that the noise's coefficient is multiplied by, `c + h v` of a value `v`
+    /// of the model: `[c, h]`.
+    pub log_variance: Option<[f64; 2]>,
 }
 
 /// All steps of a reverse process. The sample is the model's input, at unit variance; it is `sqrt(alpha_bar)`
@@ -56,6 +59,11 @@ impl SamplerPlan {
         self.steps.iter().map(|step| step.keep.len()).max().unwrap_or(0)
     }
 
+    /// Whether the noise of a step goes by a variance that the model says.
+    pub fn learns_variance(&self) -> bool {
+        self.steps.iter().any(|step| step.log_variance.is_some())
+    }
+
     /// `[steps, 72]`: what the denoising kernel needs at each step. With `stored_noise` the noise of a step
     /// is found in the slot after the last, and none is drawn on the device.
     pub fn table(&self, stored_noise: bool) -> Vec<f32> {
@@ -73,7 +81,8 @@ impl SamplerPlan {
             let keep = std::array::from_fn(|slot| step.keep.get(slot).map(form).unwrap_or_default());
             let sigma = if stored_noise { 0.0 } else { step.next.0[LinearForm::NOISE_AT] as f32 };
             let (t, x0) = (step.t as f32, step.x0.map(|c| c as f32));
-            Row { t, x0, clip: clip as f32, sigma, next: form(&step.next), keep }.elements()
+            let log_variance = step.log_variance.unwrap_or_default().map(|c| c as f32);
+            Row { t, x0, clip: clip as f32, sigma, log_variance, next: form(&step.next), keep }.elements()
         };
         self.steps.iter().flat_map(row).collect()
     }

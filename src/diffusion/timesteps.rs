@@ -12,8 +12,8 @@ pub enum TimestepSampling {
     /// Each alike, for each sample on its own.
     #[default]
     Uniform,
-    /// Each alike; those of a step's batch lie in equal distances from a random first one (Kingma et al. 2021,
-    /// arXiv:2107.00630, appendix I.1).
+    /// Each alike; those of a step's batch lie in equal distances from a random first one (Kingma et al.
+    /// 2021, arXiv:2107.00630, appendix I.1).
     Stratified,
     /// The logarithm of `sigma = sqrt((1 - alpha_bar) / alpha_bar)` is normal (Karras et al. 2022,
     /// arXiv:2206.00364).

@@ -46,4 +46,6 @@ pub enum LossKind {
     L1,
     /// Half the square up to a distance, from there on a line.
     Huber,
+    /// The variational bound in bits per dimension, of mean and learned variance.
+    Bound,
 }

@@ -74,6 +74,11 @@ impl Recipe {
         self.process().schedule(Precision::Exact)
     }
 
+    /// The noise schedule before `rescale_betas_zero_snr` moves it.
+    pub(crate) fn schedule_without_rescaling(&self) -> Schedule {
+        Process { zero_terminal_snr: false, ..self.process() }.schedule(Precision::Exact)
+    }
+
     /// Says that the model can be used but not trained, if so.
     pub(crate) fn check_trainable(&self) -> Result<()> {
         match self.system {

@@ -1,6 +1,7 @@
 //! Checks of a recipe's values, made before anything else is done with them.
 
-use super::{Optimizer, Recipe, Rng, System};
+use super::{LossKind, Optimizer, Recipe, Rng, System};
+use crate::diffusion::{LossWeight, TimestepSampling};
 use crate::error::{Error, Result, need};
 use crate::models::vae::{Reconstruction, VaeKind};
 
@@ -52,10 +53,13 @@ impl Recipe {
             ("beta_end", self.beta_end, 0.0, 1.0, false),
             ("clip_sample", self.clip_sample, 0.0, 1e9, true),
             ("huber_delta", self.huber_delta, 0.0, 1e6, false),
+            ("bound_weight", self.bound_weight, 0.0, 1e6, false),
             ("p2_k", self.p2_k, 0.0, 1e6, true),
             ("p2_gamma", self.p2_gamma, 0.0, 100.0, true),
             ("min_snr_gamma", self.min_snr_gamma, 0.0, 1e9, false),
             ("edm_sigma_data", self.edm_sigma_data, 0.0, 1e6, false),
+            ("offset_noise", self.offset_noise, 0.0, 10.0, true),
+            ("input_perturbation", self.input_perturbation, 0.0, 10.0, true),
             ("timestep_mean", self.timestep_mean, -100.0, 100.0, true),
             ("timestep_std", self.timestep_std, 0.0, 100.0, false),
             ("kl_weight", self.kl_weight, 0.0, 1e9, true),
@@ -88,11 +92,18 @@ impl Recipe {
     }
 
     fn validate_diffusion(&self) -> Result<()> {
-        need(
-            self.unet.in_channels == self.unet.out_channels,
-            "unet.in_channels and unet.out_channels differ",
-            "a diffusion model predicts noise of the image's shape",
-        )?;
+        let (channels, learned) = (self.unet.in_channels, self.variance.is_learned());
+        let wanted = if learned { 2 * channels } else { channels };
+        let message =
+            format!("unet.out_channels is {}, and unet.in_channels {channels}", self.unet.out_channels);
+        let hint = if learned {
+            format!("half of the output is the learned variance: unet.out_channels must be {wanted}")
+        } else {
+            "they must be alike, but for variance = learned_range (or learned), which takes twice as many"
+                .into()
+        };
+        need(self.unet.out_channels == wanted, message, hint)?;
+        self.validate_loss()?;
         self.validate_process()?;
         let [side, _, _] = self.diffused();
         self.unet.validate([side, side])?;
@@ -104,6 +115,34 @@ impl Recipe {
             self.check_elements(side * side * channels)?;
         }
         Ok(())
+    }
+
+    fn validate_loss(&self) -> Result<()> {
+        let (bound, learned) = (self.loss == LossKind::Bound, self.variance.is_learned());
+        let even =
+            [TimestepSampling::Uniform, TimestepSampling::Stratified].contains(&self.timestep_sampling);
+        let simple = self.loss_weight == LossWeight::Simple;
+        need(
+            !bound || learned,
+            "loss is bound, and the variance is not learned",
+            "set variance = learned_range, or train the mean alone by loss = mse, loss_weight = variational",
+        )?;
+        need(
+            !bound || simple && even,
+            "loss is bound, which has its own weights",
+            "set loss_weight = simple, and timestep_sampling = uniform or stratified",
+        )?;
+        let more_noise = self.offset_noise > 0.0 || self.input_perturbation > 0.0;
+        need(
+            !learned || !more_noise,
+            "offset_noise and input_perturbation change the process whose bound a learned variance is trained by",
+            "leave them at 0, or choose variance = fixed_small",
+        )?;
+        need(
+            !learned || self.loss_weight != LossWeight::Variational,
+            "loss_weight is variational, the weights of a fixed variance, and the variance is learned",
+            "loss = bound trains both by the bound",
+        )
     }
 
     fn validate_vae(&self) -> Result<()> {
@@ -157,6 +196,10 @@ mod tests {
             ("image_size=15", "images of 15x15 pixels cannot be halved once; choose a multiple of 2"),
             ("unet.dropout=1", "unet.dropout is 1"),
             ("sample_steps=5000", "sample_steps is 5000"),
+            ("unet.out_channels=2", "unet.out_channels is 2, and unet.in_channels 1; they must be alike"),
+            ("variance=learned", "unet.out_channels must be 2"),
+            ("loss=bound", "the variance is not learned"),
+            ("p2_k=-1", "p2_k is -1"),
             ("unet.attention_head_dim=128", "wider than a level of 64 channels"),
         ] {
             let mut recipe = find("digits").unwrap();

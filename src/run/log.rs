@@ -24,6 +24,17 @@ pub struct Metrics {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     /// Of a VAE: the divergence, before its weight.
     pub kl: Option<f32>,
+    /// Of a diffusion model: the loss without the weights of timesteps, over the samples of the step in each
+    /// quarter of the timesteps, of which the first has the least noise; null where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_by_t: Option<[Option<f32>; 4]>,
+    /// The same with the weights, where they are not 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weighted_by_t: Option<[Option<f32>; 4]>,
+    /// Of a diffusion model that learns its variance: the variational bound, without its last term, in bits
+    /// per dimension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound: Option<f32>,
     /// Norm of the gradient before clipping.
     pub grad_norm: f32,
     /// Learning rate.

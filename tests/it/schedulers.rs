@@ -156,7 +156,7 @@ impl OnDevice {
             Clip::Dynamic { ratio, most } => Some(bounds(&x, &out, &rows, &state, ratio, most as f32)),
             _ => None,
         };
-        denoise(&x, &out, &rows, &state, &kept, bound.as_ref());
+        denoise(&x, &out, &rows, &state, &kept, bound.as_ref(), None);
         let program = Program::compile(&Plan::new(&tape, &[], device), device, &[], Sharing::Shared).unwrap();
         program.write("rows", &plan.table(true)).unwrap();
         program.write("x", &narrow(&start(plan))).unwrap();

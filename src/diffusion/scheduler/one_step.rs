@@ -18,7 +18,13 @@ impl Scheduler {
             let sigma = if i + 1 == n && t > 0 { last } else { sigma };
             let noise = sigma * LinearForm::NOISE;
             let next = of_x0 * LinearForm::X0 + of_x * LinearForm::X + noise;
-            let by_level = self.one_step(t, schedule.alpha_bars[t], next, t > 0);
+            let mut by_level = self.one_step(t, schedule.alpha_bars[t], next, t > 0);
+            if let Some(&prev) = timesteps.get(i + 1) {
+                // Of the step that is made, however far it leads.
+                let [small, large] = [Variance::FixedSmall, Variance::FixedLarge]
+                    .map(|variance| schedule.reverse(t, Some(prev), variance)[2].powi(2));
+                by_level.log_variance = variance.of_output([small, large]);
+            }
             if self.process.prediction != Prediction::Mean {
                 return by_level;
             }
@@ -88,7 +94,7 @@ impl Scheduler {
 
     fn one_step(&self, t: usize, alpha_bar: f64, next: LinearForm, draws: bool) -> Step {
         let x0 = self.process.prediction.x0(Level::of_bar(alpha_bar, self.precision));
-        Step { t: t as f64, alpha_bar, x0, next, keep: Vec::new(), draws }
+        Step { t: t as f64, alpha_bar, x0, next, keep: Vec::new(), draws, log_variance: None }
     }
 
     pub(super) fn level(&self, schedule: &Schedule, t: usize) -> Level {
