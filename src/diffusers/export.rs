@@ -9,10 +9,10 @@ use serde_json::{Map, Value, json};
 use super::config::{self, Model};
 use super::{CONFIG, Component, INDEX, SCHEDULER, WEIGHTS};
 use crate::checkpoint::{save_plain, write_whole};
-use crate::diffusion::{LIBRARY_VERSION, Prediction, pretty};
+use crate::diffusion::{Betas, LIBRARY_VERSION, Prediction, pretty};
 use crate::error::{Error, Result};
 use crate::models::vae::VaeKind;
-use crate::recipe::{System, params_of};
+use crate::recipe::{Recipe, System, params_of};
 
 /// An error unless the folder is new or empty, so that no file is lost.
 pub(crate) fn check_free(folder: &Path) -> Result<()> {
@@ -47,7 +47,11 @@ pub(crate) fn write(folder: &Path, model: &Component, vae: Option<&Component>) -
             format!("{} cannot be exported: the library knows no prediction_type = mean", recipe.name);
         return Err(Error::new(message).hint("train a model of epsilon, sample or v_prediction to export it"));
     }
-    let keys = recipe.scheduler_keys().complete()?;
+    let listed = || Betas::Given(recipe.schedule_without_rescaling().betas);
+    // The library takes the betas of a schedule that it does not know as a list.
+    let known = Recipe { beta_schedule: listed(), ..recipe.clone() };
+    let keys = if recipe.beta_schedule.is_of_library() { recipe } else { &known }.scheduler_keys();
+    let keys = keys.complete()?;
     let mut texts = vec![("unet", model, config_of(model, 0.0).map_err(no_such)?)];
     if let Some(vae) = vae {
         texts.push(("vqvae", vae, config_of(vae, recipe.scaling_factor).map_err(no_such)?));

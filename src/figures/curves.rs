@@ -3,6 +3,7 @@
 use image::RgbImage;
 
 use super::{Line, PALETTE, Plot, beside, pale};
+use crate::diffusion::{NoiseLevel, Schedule};
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 use crate::run::Run;
@@ -37,6 +38,41 @@ pub fn schedule(recipe: &Recipe, width: u32) -> RgbImage {
     )
 }
 
+/// Schedules side by side: the logarithm of the signal-to-noise ratio over `t / T`, the factors of signal and
+/// noise, and how much of the training is spent on each ratio (where two schedules really differ). Each plot is
+/// `width` pixels wide.
+pub fn schedules(named: &[(String, Schedule)], width: u32) -> RgbImage {
+    let levels: Vec<(&String, Vec<NoiseLevel>)> = named.iter().map(|(name, s)| (name, s.levels())).collect();
+    let over = |levels: &[NoiseLevel], of: &dyn Fn(&NoiseLevel) -> f64| -> Vec<(f64, f64)> {
+        levels.iter().enumerate().map(|(t, at)| ((t + 1) as f64 / levels.len() as f64, of(at))).collect()
+    };
+    let plot = |title: &str, x: &'static str, lines| Plot::new(title, x, lines).draw(width, height(width));
+    let log_snr = levels.iter().map(|(name, levels)| Line::new(*name, over(levels, &NoiseLevel::log_snr)));
+    let factors = levels.iter().zip(PALETTE.into_iter().cycle()).flat_map(|((name, levels), colour)| {
+        let signal = over(levels, &|at| at.signal().sqrt());
+        let noise = over(levels, &|at| at.noise().sqrt());
+        [
+            Line { colour: Some(colour), ..Line::new(format!("{name}: signal"), signal) },
+            Line { colour: Some(pale(colour)), ..Line::new(format!("{name}: noise"), noise) },
+        ]
+    });
+    let density = levels.iter().map(|(name, levels)| {
+        let drawn = levels.windows(2).map(|pair| {
+            let [low, high] = [pair[1].log_snr(), pair[0].log_snr()];
+            (0.5 * (low + high), 1.0 / (levels.len() as f64 * (high - low)))
+        });
+        Line::new(*name, drawn.filter(|(at, _)| at.is_finite()))
+    });
+    beside(
+        &[
+            plot("log signal-to-noise ratio", "t / T", log_snr.collect()),
+            plot("factors of signal and noise", "t / T", factors.collect()),
+            plot("density of training", "log signal-to-noise ratio", density.collect()),
+        ],
+        GAP,
+    )
+}
+
 /// An exponential mean over about a hundredth of the steps, as the eye would draw it.
 fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let keep = 1.0 - 1.0 / (points.len() as f64 / 100.0).max(1.0);
@@ -49,8 +85,8 @@ fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.iter().map(step).collect()
 }
 
-/// The loss of a run over its steps, on a logarithmic axis; for a VAE also the parts of the loss, and what
-/// was measured on held-out images. Each plot is `width` pixels wide.
+/// The loss of a run over its steps, on a logarithmic axis; of a diffusion model also by quarters of the
+/// timesteps; of a VAE the parts of the loss, and what was measured on held-out images. Each plot is `width` pixels wide.
 pub fn loss(run: &Run, width: u32) -> Result<RgbImage> {
     let metrics = run.metrics()?;
     if metrics.is_empty() {
@@ -66,6 +102,16 @@ pub fn loss(run: &Run, width: u32) -> Result<RgbImage> {
     let mean = Line { colour: Some(blue), ..Line::new("loss, running mean", smooth(&losses)) };
     let plot = Plot::new("loss", "step", vec![each, mean]).log_y(losses.iter().all(|p| p.1 > 0.0));
     let mut panels = vec![plot.draw(width, height(width))];
+    // Without the weights: what the model knows at each level of noise.
+    let quarters = ["first quarter of t (least noise)", "second", "third", "last (most noise)"];
+    let by_t = quarters.into_iter().enumerate().map(|(q, name)| {
+        Line::new(name, smooth(&points(&|m: &crate::run::Metrics| m.loss_by_t.and_then(|by_t| by_t[q]))))
+    });
+    let by_t: Vec<Line> = by_t.filter(|line| !line.points.is_empty()).collect();
+    if !by_t.is_empty() {
+        let plot = Plot::new("loss without weights, by quarter of t, running means", "step", by_t);
+        panels.push(plot.log_y(true).draw(width, height(width)));
+    }
     let (reconstruction, kl) = (points(&|m| m.reconstruction), points(&|m| m.kl));
     if !kl.is_empty() {
         let lines = vec![

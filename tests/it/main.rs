@@ -19,6 +19,7 @@ mod hostile_files;
 mod hostile_folders;
 mod house;
 mod kernels;
+mod objectives;
 mod own_training;
 mod pipelines;
 mod place;
