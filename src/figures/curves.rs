@@ -38,9 +38,9 @@ pub fn schedule(recipe: &Recipe, width: u32) -> RgbImage {
     )
 }
 
-/// Schedules side by side: the logarithm of the signal-to-noise ratio over `t / T`, the factors of signal and
-/// noise, and how much of the training is spent on each ratio (where two schedules really differ). Each plot is
-/// `width` pixels wide.
+/// Schedules side by side: the logarithm of the signal-to-noise ratio over `t / T`, the factors of signal
+/// and noise, and how much of the training is spent on each ratio (where two schedules really differ). Each
+/// plot is `width` pixels wide.
 pub fn schedules(named: &[(String, Schedule)], width: u32) -> RgbImage {
     let levels: Vec<(&String, Vec<NoiseLevel>)> = named.iter().map(|(name, s)| (name, s.levels())).collect();
     let over = |levels: &[NoiseLevel], of: &dyn Fn(&NoiseLevel) -> f64| -> Vec<(f64, f64)> {

@@ -135,7 +135,7 @@ impl Recipe {
         let more_noise = self.offset_noise > 0.0 || self.input_perturbation > 0.0;
         need(
             !learned || !more_noise,
-            "offset_noise and input_perturbation change the process whose bound a learned variance is trained by",
+            "offset_noise and input_perturbation change the process that a learned variance is of",
             "leave them at 0, or choose variance = fixed_small",
         )?;
         need(
