@@ -86,7 +86,8 @@ fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 }
 
 /// The loss of a run over its steps, on a logarithmic axis; of a diffusion model also by quarters of the
-/// timesteps; of a VAE the parts of the loss, and what was measured on held-out images. Each plot is `width` pixels wide.
+/// timesteps; of a VAE the parts of the loss, and what was measured on held-out images. Each plot is `width`
+/// pixels wide.
 pub fn loss(run: &Run, width: u32) -> Result<RgbImage> {
     let metrics = run.metrics()?;
     if metrics.is_empty() {

@@ -20,8 +20,8 @@ impl Scheduler {
             let next = of_x0 * LinearForm::X0 + of_x * LinearForm::X + noise;
             let mut by_level = self.one_step(t, schedule.alpha_bars[t], next, t > 0);
             if let Some(&prev) = timesteps.get(i + 1) {
-                // Of the step that is made, however far it leads (Nichol & Dhariwal's respacing; the diffusers
-                // library takes the beta of timestep t for the upper bound all the same).
+                // Of the step that is made, however far it leads (Nichol & Dhariwal's respacing; the
+                // diffusers library takes the beta of timestep t for the upper bound all the same).
                 let [small, large] = [Variance::FixedSmall, Variance::FixedLarge]
                     .map(|variance| schedule.reverse(t, Some(prev), variance)[2].powi(2));
                 by_level.log_variance = variance.of_output([small, large]);
