@@ -127,10 +127,11 @@ impl Recipe {
             "loss is bound, and the variance is not learned",
             "set variance = learned_range, or train the mean alone by loss = mse, loss_weight = variational",
         )?;
+        need(!bound || simple, "loss is bound, which has its own weights", "set loss_weight = simple")?;
         need(
-            !bound || simple && even,
-            "loss is bound, which has its own weights",
-            "set loss_weight = simple, and timestep_sampling = uniform or stratified",
+            !learned || even,
+            "a learned variance is trained by the bound, the sum over all timesteps alike",
+            "set timestep_sampling = uniform or stratified",
         )?;
         let more_noise = self.offset_noise > 0.0 || self.input_perturbation > 0.0;
         need(

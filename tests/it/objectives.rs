@@ -69,6 +69,7 @@ fn what_makes_no_sense_is_refused() {
         (&["loss=bound"], "loss = mse, loss_weight = variational"),
         (&["variance=learned", "unet.out_channels=2", "loss_weight=variational"], "loss = bound trains both"),
         (&["variance=learned", "unet.out_channels=2", "offset_noise=0.1"], "leave them at 0"),
+        (&["variance=learned", "unet.out_channels=2", "timestep_sampling=log_normal"], "stratified"),
         (&["rescale_betas_zero_snr=true"], "v_prediction"),
     ] {
         let set = keys.iter().flat_map(|key| ["--set", key]);
