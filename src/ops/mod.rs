@@ -18,13 +18,16 @@ pub mod gather;
 pub mod gaussian_kl;
 pub mod grad_norm;
 pub mod group_norm;
+pub mod layer_norm;
 pub mod loss;
 pub mod matmul;
 pub mod noising;
+pub mod positions;
 pub mod reduce;
 pub mod reparameterise;
 pub mod resample;
 mod shared;
+pub mod swap;
 pub mod timestep_embedding;
 
 use crate::device::gpu::shader::Kernel;
@@ -53,10 +56,13 @@ pub static KERNELS: &[&Kernel] = &[
     &gaussian_kl::KERNEL,
     &grad_norm::KERNEL,
     &group_norm::KERNEL,
+    &layer_norm::KERNEL,
     &loss::KERNEL,
     &noising::KERNEL,
+    &positions::KERNEL,
     &reduce::KERNEL,
     &reparameterise::KERNEL,
     &resample::KERNEL,
+    &swap::KERNEL,
     &timestep_embedding::KERNEL,
 ];
