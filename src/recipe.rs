@@ -12,7 +12,7 @@ use std::path::Path;
 
 pub(crate) use built_in::built_in;
 pub(crate) use model::params_of_model;
-pub use model::{initial_of, model_of, params_of};
+pub use model::{Backbone, initial_of, model_of, params_of};
 pub use sample_every::SampleEvery;
 use serde::{Deserialize, Serialize};
 pub(crate) use set::{nearest, whole};
@@ -22,6 +22,7 @@ use crate::diffusion::{Betas, Keys, Prediction, Variance};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::models::config;
+use crate::models::dit::DitConfig;
 use crate::models::unet::UNetConfig;
 use crate::models::vae::{Reconstruction, VaeConfig};
 use crate::optim::LrSchedule;
@@ -83,6 +84,8 @@ config! {
         pub about: String = String::new(),
         /// Kind of model.
         pub system: System = System::Ddpm,
+        /// The network of a diffusion model: unet or dit.
+        pub model: Backbone = Backbone::Unet,
         /// A SPEC: digits, faces, mnist:DIR, cifar10:DIR or images:DIR.
         pub data: String = "digits".to_owned(),
         /// Side of the images in pixels.
@@ -205,8 +208,10 @@ config! {
         #[serde(skip_serializing_if = "Vec::is_empty")]
         pub class_names: Vec<String> = Vec::new(),
 
-        /// The diffusion model.
+        /// The diffusion model, where model is unet.
         pub unet: UNetConfig = UNetConfig::with_levels(3, &[64, 128, 128], &[false, true, true]),
+        /// The diffusion model, where model is dit.
+        pub dit: DitConfig = DitConfig::default(),
         /// The VAE.
         pub vae: VaeConfig = VaeConfig::default(),
         /// The sampler of the run's pictures where it is not ddpm: keys of a `scheduler_config.json`, but for
@@ -216,10 +221,11 @@ config! {
     }
 }
 
-impl System {
-    /// Whether a recipe of this system has the key.
-    fn has(self, key: &str) -> bool {
+impl Recipe {
+    /// Whether a recipe of this system and model has the key.
+    fn has(&self, key: &str) -> bool {
         match key {
+            "unet" | "dit" if self.model.table() != key => false,
             "timesteps"
             | "beta_start"
             | "beta_end"
@@ -231,12 +237,14 @@ impl System {
             | "class_defaults"
             | "sample_steps"
             | "class_names"
+            | "model"
             | "unet"
-            | "scheduler" => self != System::Vae,
+            | "dit"
+            | "scheduler" => self.system != System::Vae,
             "reconstruction" | "kl_weight" | "kl_warmup" | "corrupt_noise" | "corrupt_mask"
-            | "evaluate_every" | "evaluate_count" | "vae" => self == System::Vae,
-            "latents" | "latent_count" | "latent_size" | "vae_fingerprint" => self == System::Ldm,
-            "scaling_factor" => self != System::Ddpm,
+            | "evaluate_every" | "evaluate_count" | "vae" => self.system == System::Vae,
+            "latents" | "latent_count" | "latent_size" | "vae_fingerprint" => self.system == System::Ldm,
+            "scaling_factor" => self.system != System::Ddpm,
             _ => true,
         }
     }
@@ -278,21 +286,25 @@ pub fn parse(text: &str, origin: &str) -> Result<Recipe> {
         bad(&line.map_or_else(|| e.message().to_owned(), |line| format!("line {line}: {}", e.message())))
     })?;
     let table: toml::Table = text.parse().unwrap_or_default();
-    match table.keys().find(|key| !recipe.system.has(key)) {
+    match table.keys().find(|key| !recipe.has(key)) {
         Some(key) => {
             let system = format!("{:?}", recipe.system).to_lowercase();
-            Err(bad(&format!("{key} has no meaning for system = {system}")))
+            let of = match key.as_str() {
+                "unet" | "dit" if recipe.system != System::Vae => format!("model = {}", recipe.model.table()),
+                _ => format!("system = {system}"),
+            };
+            Err(bad(&format!("{key} has no meaning for {of}")))
         }
         None => Ok(recipe),
     }
 }
 
 impl Recipe {
-    /// The recipe as TOML, with the keys that its system has.
+    /// The recipe as TOML, with the keys that its system and model have.
     pub fn to_toml(&self) -> String {
         let mut table =
             toml::Table::try_from(self).unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"));
-        table.retain(|key, _| self.system.has(key));
+        table.retain(|key, _| self.has(key));
         toml::to_string(&table).unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"))
     }
 
@@ -303,7 +315,7 @@ impl Recipe {
     #[track_caller]
     pub(crate) fn image_channels(&self) -> usize {
         match self.system {
-            System::Ddpm => self.unet.in_channels,
+            System::Ddpm => self.model_channels()[0],
             System::Vae => self.vae.in_channels,
             System::Ldm => panic!("image_channels: ask the VAE of a latent diffusion run"),
         }
@@ -312,7 +324,7 @@ impl Recipe {
     /// Shape `[H, W, C]` of what a diffusion model adds noise to: images or latents.
     pub fn diffused(&self) -> [usize; 3] {
         let side = if self.system == System::Ldm { self.latent_size } else { self.image_size };
-        [side, side, self.unet.in_channels]
+        [side, side, self.model_channels()[0]]
     }
 
     /// How pictures become its images. `channels`: of the images, which for latent diffusion are those of

@@ -141,7 +141,7 @@ pub fn class_of(recipe: &Recipe, said: Option<&str>) -> Result<Option<u32>> {
     let names = &recipe.class_names;
     let of_name = |name: &str| names.iter().position(|known| known == name).map(|place| place as u32);
     let of_number = |number: &str| whole(number).ok().and_then(|number| u32::try_from(number).ok());
-    let is_class = |number: u32| matches!(recipe.unet.class(), Class::Number(all) if (number as usize) < all);
+    let is_class = |number: u32| matches!(recipe.class(), Class::Number(all) if (number as usize) < all);
     let (number, named) = match said.split_once(':') {
         Some(("number", number)) if of_name(said).is_none() => (of_number(number), None),
         Some(("name", name)) if of_name(said).is_none() => (None, of_name(name)),
@@ -164,7 +164,7 @@ pub fn class_of(recipe: &Recipe, said: Option<&str>) -> Result<Option<u32>> {
 fn known(recipe: &Recipe, said: &str) -> String {
     const MOST: usize = 20;
     let names = &recipe.class_names;
-    match (recipe.unet.class(), names.len()) {
+    match (recipe.class(), names.len()) {
         (Class::None, _) => "this model has no classes".to_owned(),
         (_, 0) => "the names of its classes are not known here: give a number".to_owned(),
         (_, all) => {
@@ -187,7 +187,7 @@ fn describe_class(recipe: &Recipe, class: u32) -> String {
 /// Checks that the model has such a class.
 pub fn check_class(recipe: &Recipe, class: Option<u32>) -> Result<()> {
     let bad = |class, hint: String| Err(Error::usage(format!("--class {class}")).hint(hint));
-    match (recipe.unet.class(), class) {
+    match (recipe.class(), class) {
         (Class::Number(classes), Some(class)) if class as usize >= classes => {
             bad(class, format!("it must be below {classes}"))
         }

@@ -106,7 +106,7 @@ fn train(session: &mut Session, device: &Device, started: Instant) -> Result<Exi
     let first = session.trainer().done();
     let (name, on) = (&recipe.name, device.describe());
     note(&format!("{name} on {on}: {} parameters, into {folder}", thousands(parameters)));
-    if let Some(remark) = recipe.unet.remark().filter(|_| recipe.system != System::Vae) {
+    if let Some(remark) = recipe.remark() {
         note(&format!("note: {remark}"));
     }
     if let Some(cost) = session.picture_cost()? {

@@ -2,6 +2,8 @@
 
 pub(crate) mod arena;
 pub(crate) mod autoencoder;
+pub mod dit;
+mod dit_config;
 mod options;
 pub mod unet;
 mod unet_config;

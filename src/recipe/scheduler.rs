@@ -1,6 +1,6 @@
 //! The process of a recipe and the sampler that walks it back.
 
-use super::{Recipe, System};
+use super::{Backbone, Recipe, System};
 use crate::diffusion::{Keys, Learned, Precision, Prediction, Process, Schedule, Scheduler};
 use crate::error::{Error, Result, need};
 use crate::models::vae::VaeKind;
@@ -82,6 +82,12 @@ impl Recipe {
                     .hint("train a VAE of kind kl, or latent diffusion on this one"))
             }
             (System::Vae, _) => Ok(()),
+            (_, Prediction::Epsilon) if self.model == Backbone::Dit => {
+                let [channels, out] = self.model_channels();
+                let message =
+                    format!("dit.out_channels is {out} for {channels} channels: a learned variance");
+                need(out == channels, message, "such a model can only be sampled from")
+            }
             (_, Prediction::Epsilon) => self.unet.check_trainable(self.timesteps),
             (_, other) => {
                 let key = if other == Prediction::V { "v_prediction" } else { "sample" };

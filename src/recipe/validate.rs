@@ -1,6 +1,6 @@
 //! Checks of a recipe's values, made before anything else is done with them.
 
-use super::{Optimizer, Recipe, Rng, System};
+use super::{Backbone, Optimizer, Recipe, Rng, System};
 use crate::error::{Error, Result, need};
 use crate::models::vae::{Reconstruction, VaeKind};
 
@@ -81,13 +81,18 @@ impl Recipe {
     }
 
     fn validate_diffusion(&self) -> Result<()> {
+        let [side, _, _] = self.diffused();
+        if self.model == Backbone::Dit {
+            self.validate_process()?;
+            self.dit.validate([side, side])?;
+            return self.check_elements(self.dit.widest([side, side]));
+        }
         need(
             self.unet.in_channels == self.unet.out_channels,
             "unet.in_channels and unet.out_channels differ",
             "a diffusion model predicts noise of the image's shape",
         )?;
         self.validate_process()?;
-        let [side, _, _] = self.diffused();
         self.unet.validate([side, side])?;
         // The widest activation of a level is a skip joined to what comes from below.
         let widths = &self.unet.block_out_channels;
@@ -100,7 +105,7 @@ impl Recipe {
     }
 
     fn validate_vae(&self) -> Result<()> {
-        need(self.rng == Rng::Denoir, "rng = torch goes with a U-Net", "leave it out for a VAE")?;
+        need(self.rng == Rng::Denoir, "rng = torch goes with a diffusion model", "leave it out for a VAE")?;
         let vae = &self.vae;
         vae.validate(self.image_size)?;
         let hint = "it must be below 1: something must be seen";

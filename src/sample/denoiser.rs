@@ -39,7 +39,7 @@ pub(super) fn check_finite(samples: Vec<f32>) -> Result<Vec<f32>> {
 
 /// Element type of the labels of a recipe's model.
 pub(super) fn labels_of(recipe: &Recipe) -> Option<DType> {
-    match recipe.unet.class() {
+    match recipe.class() {
         Class::Number(_) => Some(DType::U32),
         Class::Value => Some(DType::F32),
         Class::None | Class::Embedding(_) => None,

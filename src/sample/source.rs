@@ -61,8 +61,8 @@ impl<'a> Source<'a> {
     /// # Errors
     /// When it does not know a timestep of the options, or takes an embedding for a class.
     fn denoiser(&self, options: &Options) -> Result<&Denoiser<'a>> {
-        self.recipe.unet.check_times(&options.scheduler.plan(options.steps)?.timesteps())?;
-        if let Class::Embedding(width) = self.recipe.unet.class() {
+        self.recipe.check_times(&options.scheduler.plan(options.steps)?.timesteps())?;
+        if let Class::Embedding(width) = self.recipe.class() {
             return Err(Error::usage(format!(
                 "class_embed_type is identity: the model takes {width} numbers as an image's class"
             ))
@@ -82,7 +82,7 @@ impl<'a> Source<'a> {
     /// Labels of samples from `first` on: all classes in turn, so that a grid shows each; `class`: that one
     /// always. An error where classes are any numbers, and none is given.
     pub(crate) fn labels(&self, first: usize, count: usize, class: Option<u32>) -> Result<Vec<u32>> {
-        let classes = match (self.recipe.unet.class(), class) {
+        let classes = match (self.recipe.class(), class) {
             (Class::Value, None) => {
                 return Err(Error::usage(
                     "class_embed_type is timestep: the model takes a number as an image's class",

@@ -23,12 +23,10 @@ fn open_data(recipe: &Recipe, channels: usize, known: &Known) -> Result<Arc<dyn 
     let dataset = data::open(&recipe.data, &recipe.pictures(channels))?;
     let classes = known(&*dataset)?;
     let dataset = numbered(dataset, &classes);
-    let (classes, table) = (dataset.classes().len(), recipe.unet.num_class_embeds);
-    if recipe.system != System::Vae && table > 0 && classes != table {
-        return Err(Error::usage(format!(
-            "unet.num_class_embeds is {table} and the data has {classes} classes"
-        ))
-        .hint(format!("give --set unet.num_class_embeds={classes}")));
+    let (classes, (table, key)) = (dataset.classes().len(), recipe.trained_classes());
+    if table > 0 && classes != table {
+        return Err(Error::usage(format!("{key} is {table} and the data has {classes} classes"))
+            .hint(format!("give --set {key}={classes}")));
     }
     Ok(dataset)
 }
@@ -76,7 +74,7 @@ impl Data {
             };
             recipe.validate()?;
         }
-        let told = recipe.system != System::Vae && recipe.unet.num_class_embeds > 0;
+        let told = recipe.trained_classes().0 > 0;
         recipe.class_names = if told { dataset.classes().to_vec() } else { Vec::new() };
         let evaluator = match judged? {
             Some((images, held_out)) => Some(Evaluator::new(images, recipe.evaluate_count, held_out)?),

@@ -146,7 +146,7 @@ impl Objective {
     }
 
     fn has_labels(&self) -> bool {
-        self.recipe.system != System::Vae && self.recipe.unet.num_class_embeds > 0
+        self.recipe.trained_classes().0 > 0
     }
 
     /// Ho et al. 2020, equation 14: the squared error of the predicted noise.

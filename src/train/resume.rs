@@ -106,8 +106,10 @@ impl Session {
 /// An error if a run whose recipe is `theirs` cannot go on with another.
 fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
     let kept = |r: &Recipe| (r.image_size, r.reconstruction);
-    let refused = if (&recipe.unet, &recipe.vae) != (&theirs.unet, &theirs.vae) {
-        ("run keeps its model", "leave the unet and vae keys as they are, or train anew".to_owned())
+    let model = |r: &Recipe| (r.model, r.unet.clone(), r.dit.clone(), r.vae.clone());
+    let refused = if model(recipe) != model(theirs) {
+        let hint = "leave model and the unet, dit and vae keys as they are, or train anew";
+        ("run keeps its model", hint.to_owned())
     } else if recipe.system == System::Vae && kept(recipe) != kept(theirs) {
         ("VAE keeps its image_size and reconstruction", "leave them as they are, or train anew".to_owned())
     } else if recipe.scaling_factor != theirs.scaling_factor {

@@ -148,6 +148,7 @@ fn recipe_of(config: &Value) -> Recipe {
     let side = parsed.side.unwrap_or(32);
     match parsed.model {
         Model::UNet(unet) => Recipe { image_size: side, batch_size: 1, unet: *unet, ..Recipe::default() },
+        Model::Dit(_) => unreachable!("no configuration here is one of a DiT"),
         Model::Vae(vae, _) => {
             Recipe { system: System::Vae, image_size: side, batch_size: 1, vae, ..Recipe::default() }
         }

@@ -7,6 +7,7 @@ mod bench;
 mod command_line;
 mod configs;
 mod data;
+mod dit;
 mod engine;
 mod examples;
 mod first_hour;
