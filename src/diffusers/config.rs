@@ -138,7 +138,7 @@ pub fn model(text: &str) -> Result<Config, String> {
 pub fn text_of(model: &Model, side: usize) -> Result<String, String> {
     let (class, mut arguments) = match model {
         Model::UNet(config) => ("UNet2DModel", unet::arguments(config)),
-        Model::Dit(config) => ("DiTTransformer2DModel", dit::arguments(config)),
+        Model::Dit(config) => ("DiTTransformer2DModel", dit::written(config)),
         Model::Vae(config, factor) => vae::arguments(config, *factor)?,
     };
     arguments.insert("sample_size".to_owned(), side.into());

@@ -32,6 +32,13 @@ pub(super) fn arguments(config: &DitConfig) -> Arguments {
     arguments
 }
 
+/// As [`arguments`], to be written: `DiTPipeline` fails where `out_channels` is null.
+pub(super) fn written(config: &DitConfig) -> Arguments {
+    let mut arguments = arguments(config);
+    arguments.insert("out_channels".to_owned(), config.out().into());
+    arguments
+}
+
 /// The configuration of all arguments but `sample_size`.
 pub(super) fn config(mut arguments: Arguments) -> Result<DitConfig, String> {
     let a = &mut arguments;
@@ -52,6 +59,7 @@ pub(super) fn config(mut arguments: Arguments) -> Result<DitConfig, String> {
     match &a["out_channels"] {
         Value::Null => a["out_channels"] = 0.into(),
         zero if *zero == 0 => return Err("out_channels is 0".to_owned()),
+        same if *same == a["in_channels"] => a["out_channels"] = 0.into(),
         _ => {}
     }
     read(a)
