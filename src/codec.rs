@@ -160,8 +160,8 @@ impl Codec {
                 .hint("a U-Net needs a convolutional VAE, such as faces-vae"));
         }
         let (table, [inputs, outputs]) = (recipe.model.table(), recipe.model_channels());
-        // A DiT has as many again where it has learned a variance.
-        let outputs = if recipe.model == Backbone::Dit { channels } else { outputs };
+        // The others have as many outputs as inputs, or as many again for a variance.
+        let outputs = if recipe.model == Backbone::Unet { outputs } else { channels };
         let pairs = [
             ("image_size", recipe.image_size, theirs.image_size),
             ("latent_size", recipe.latent_size, side),

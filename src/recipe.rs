@@ -22,6 +22,7 @@ use crate::diffusion::{Betas, Keys, Prediction, Variance};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::models::config;
+use crate::models::conv_net::ConvNetConfig;
 use crate::models::dit::DitConfig;
 use crate::models::unet::UNetConfig;
 use crate::models::vae::{Reconstruction, VaeConfig};
@@ -84,7 +85,7 @@ config! {
         pub about: String = String::new(),
         /// Kind of model.
         pub system: System = System::Ddpm,
-        /// The network of a diffusion model: unet or dit.
+        /// The network of a diffusion model: unet, dit or conv.
         pub model: Backbone = Backbone::Unet,
         /// A SPEC: digits, faces, mnist:DIR, cifar10:DIR or images:DIR.
         pub data: String = "digits".to_owned(),
@@ -212,6 +213,8 @@ config! {
         pub unet: UNetConfig = UNetConfig::with_levels(3, &[64, 128, 128], &[false, true, true]),
         /// The diffusion model, where model is dit.
         pub dit: DitConfig = DitConfig::default(),
+        /// The diffusion model, where model is conv.
+        pub conv: ConvNetConfig = ConvNetConfig::default(),
         /// The VAE.
         pub vae: VaeConfig = VaeConfig::default(),
         /// The sampler of the run's pictures where it is not ddpm: keys of a `scheduler_config.json`, but for
@@ -225,7 +228,7 @@ impl Recipe {
     /// Whether a recipe of this system and model has the key.
     fn has(&self, key: &str) -> bool {
         match key {
-            "unet" | "dit" if self.model.table() != key => false,
+            "unet" | "dit" | "conv" if self.model.table() != key => false,
             "timesteps"
             | "beta_start"
             | "beta_end"
@@ -240,6 +243,7 @@ impl Recipe {
             | "model"
             | "unet"
             | "dit"
+            | "conv"
             | "scheduler" => self.system != System::Vae,
             "reconstruction" | "kl_weight" | "kl_warmup" | "corrupt_noise" | "corrupt_mask"
             | "evaluate_every" | "evaluate_count" | "vae" => self.system == System::Vae,
@@ -290,7 +294,9 @@ pub fn parse(text: &str, origin: &str) -> Result<Recipe> {
         Some(key) => {
             let system = format!("{:?}", recipe.system).to_lowercase();
             let of = match key.as_str() {
-                "unet" | "dit" if recipe.system != System::Vae => format!("model = {}", recipe.model.table()),
+                "unet" | "dit" | "conv" if recipe.system != System::Vae => {
+                    format!("model = {}", recipe.model.table())
+                }
                 _ => format!("system = {system}"),
             };
             Err(bad(&format!("{key} has no meaning for {of}")))

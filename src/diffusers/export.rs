@@ -101,6 +101,9 @@ fn config_of(component: &Component, factor: f64) -> std::result::Result<String, 
     let recipe = &component.recipe;
     if recipe.system != System::Vae {
         let model = match recipe.model {
+            Backbone::Conv => {
+                return Err("its network is one of denoir's own, which diffusers has not".to_owned());
+            }
             Backbone::Unet => Model::UNet(Box::new(recipe.unet.clone())),
             Backbone::Dit => Model::Dit(Box::new(recipe.dit.clone())),
         };

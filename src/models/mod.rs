@@ -2,6 +2,7 @@
 
 pub(crate) mod arena;
 pub(crate) mod autoencoder;
+pub mod conv_net;
 pub mod dit;
 mod dit_config;
 mod options;

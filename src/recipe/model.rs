@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Recipe, Rng, System};
 use crate::diffusion::Model;
 use crate::error::Result;
+use crate::models::conv_net::conv_net;
 use crate::models::dit::dit;
 use crate::models::unet::{Class, unet};
 use crate::models::{unet_order, vae};
@@ -23,6 +24,8 @@ pub enum Backbone {
     Unet,
     /// A diffusion transformer.
     Dit,
+    /// Convolutions of one width.
+    Conv,
 }
 
 impl Backbone {
@@ -31,6 +34,7 @@ impl Backbone {
         match self {
             Backbone::Unet => "unet",
             Backbone::Dit => "dit",
+            Backbone::Conv => "conv",
         }
     }
 }
@@ -41,6 +45,7 @@ impl Recipe {
         match self.model {
             Backbone::Unet => [self.unet.in_channels, self.unet.out_channels],
             Backbone::Dit => [self.dit.in_channels, self.dit.out()],
+            Backbone::Conv => [self.conv.in_channels; 2],
         }
     }
 
@@ -49,6 +54,7 @@ impl Recipe {
         match self.model {
             Backbone::Unet => self.unet.class(),
             Backbone::Dit => self.dit.class(),
+            Backbone::Conv => self.conv.class(),
         }
     }
 
@@ -58,6 +64,7 @@ impl Recipe {
             _ if self.system == System::Vae => (0, ""),
             Backbone::Unet => (self.unet.num_class_embeds, "unet.num_class_embeds"),
             Backbone::Dit => (self.dit.num_embeds_ada_norm, "dit.num_embeds_ada_norm"),
+            Backbone::Conv => (self.conv.num_class_embeds, "conv.num_class_embeds"),
         }
     }
 
@@ -65,7 +72,7 @@ impl Recipe {
     pub(crate) fn check_times(&self, times: &[f64]) -> Result<()> {
         match self.model {
             Backbone::Unet => self.unet.check_times(times),
-            Backbone::Dit => Ok(()),
+            Backbone::Dit | Backbone::Conv => Ok(()),
         }
     }
 
@@ -85,6 +92,10 @@ pub fn model_of(recipe: &Recipe) -> Box<Model> {
             let config = recipe.unet.clone();
             Box::new(move |scope, x, t, labels| unet(&config, scope, x, t, labels))
         }
+        Backbone::Conv => {
+            let config = recipe.conv.clone();
+            Box::new(move |scope, x, t, labels| conv_net(&config, scope, x, t, labels))
+        }
         Backbone::Dit => {
             let config = recipe.dit.clone();
             Box::new(move |scope, x, t, labels| {
@@ -103,8 +114,8 @@ pub fn model_of(recipe: &Recipe) -> Box<Model> {
 pub fn initial_of(recipe: &Recipe, params: &Params) -> Vec<f32> {
     match recipe.rng {
         Rng::Denoir => params.initial(recipe.seed),
-        // The library makes the layers of a DiT in the order in which they are recorded.
-        Rng::Torch if recipe.model == Backbone::Dit => params.initial_as_torch(recipe.seed, |_| ()),
+        // Of others than a U-Net the layers are made in the order in which they are recorded.
+        Rng::Torch if recipe.model != Backbone::Unet => params.initial_as_torch(recipe.seed, |_| ()),
         Rng::Torch => params.initial_as_torch(recipe.seed, unet_order::rank),
     }
 }

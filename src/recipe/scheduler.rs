@@ -88,6 +88,7 @@ impl Recipe {
                     format!("dit.out_channels is {out} for {channels} channels: a learned variance");
                 need(out == channels, message, "such a model can only be sampled from")
             }
+            (_, Prediction::Epsilon) if self.model == Backbone::Conv => Ok(()),
             (_, Prediction::Epsilon) => self.unet.check_trainable(self.timesteps),
             (_, other) => {
                 let key = if other == Prediction::V { "v_prediction" } else { "sample" };

@@ -82,10 +82,13 @@ impl Recipe {
 
     fn validate_diffusion(&self) -> Result<()> {
         let [side, _, _] = self.diffused();
-        if self.model == Backbone::Dit {
+        if self.model != Backbone::Unet {
             self.validate_process()?;
-            self.dit.validate([side, side])?;
-            return self.check_elements(self.dit.widest([side, side]));
+            let widest = match self.model {
+                Backbone::Dit => self.dit.validate([side, side]).map(|()| self.dit.widest([side, side])),
+                _ => self.conv.validate().map(|()| (side * side * self.conv.width) as u128),
+            };
+            return self.check_elements(widest?);
         }
         need(
             self.unet.in_channels == self.unet.out_channels,

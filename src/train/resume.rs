@@ -106,9 +106,9 @@ impl Session {
 /// An error if a run whose recipe is `theirs` cannot go on with another.
 fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
     let kept = |r: &Recipe| (r.image_size, r.reconstruction);
-    let model = |r: &Recipe| (r.model, r.unet.clone(), r.dit.clone(), r.vae.clone());
+    let model = |r: &Recipe| (r.model, r.unet.clone(), r.dit.clone(), r.conv.clone(), r.vae.clone());
     let refused = if model(recipe) != model(theirs) {
-        let hint = "leave model and the unet, dit and vae keys as they are, or train anew";
+        let hint = "leave model and the unet, dit, conv and vae keys as they are, or train anew";
         ("run keeps its model", hint.to_owned())
     } else if recipe.system == System::Vae && kept(recipe) != kept(theirs) {
         ("VAE keeps its image_size and reconstruction", "leave them as they are, or train anew".to_owned())

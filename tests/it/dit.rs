@@ -10,7 +10,7 @@ use denoir::diffusers::config::{self, Model};
 use denoir::models::dit::{DitConfig, dit};
 use denoir::nn::{self, Params, Scope};
 use denoir::program::{Plan, Program, Sharing};
-use denoir::recipe::{Backbone, Recipe, Rng, initial_of, params_of};
+use denoir::recipe::{Backbone, Recipe, Rng, initial_of, model_of, params_of};
 use denoir::tape::Tape;
 use denoir::torch::Generator;
 use serde_json::Value;
@@ -68,15 +68,21 @@ fn the_librarys_seed_makes_the_librarys_transformer() {
         let (tape, params) = (Tape::new(), Rc::clone(&params));
         let (x_in, t) = (tape.stored("x", 0, [2, 16, 16, 4]), tape.stored("t", 0, [2]));
         let labels = config.class().tensor(&tape, 2);
-        let out = dit(&config, &Scope::new(&tape, &params), &x_in, &t, labels.as_ref());
-        let plan = Plan::new(&tape, &[&out], &device);
+        let scope = Scope::new(&tape, &params);
+        let out = dit(&config, &scope, &x_in, &t, labels.as_ref());
+        let noise = model_of(&recipe)(&scope, &x_in, &t, labels.as_ref());
+        let plan = Plan::new(&tape, &[&out, &noise], &device);
         let mut program = Program::compile(&plan, &device, &[], Sharing::Shared).unwrap();
         nn::write_parameters(&program, &initial_of(&recipe, &params.borrow())).unwrap();
         program.write("x", &x).unwrap();
         program.write("t", &[500.0_f32, 3.0]).unwrap();
         program.write("labels", &[1_u32, 1000]).unwrap();
         program.run().unwrap();
-        let out = program.read(&out).unwrap();
+        let (out, noise) = (program.read(&out).unwrap(), program.read(&noise).unwrap());
+        assert!(
+            noise.iter().enumerate().all(|(i, &v)| v == out[i / 4 * 8 + i % 4]),
+            "the first half is the noise"
+        );
         let at = |n: usize, c: usize, y: usize, x: usize| f64::from(out[((n * 16 + y) * 16 + x) * 8 + c]);
         let close = |got: f64, wanted: f64| {
             let fine = (got - wanted).abs() <= 1e-5 * wanted.abs().max(1.0);
@@ -167,7 +173,7 @@ fn a_dit_of_pixels_is_trained_sampled_exported_and_imported() {
     let folder = TempDir::new().unwrap();
     let at = folder.path();
     let train = ["train", "digits", "--steps", "2", "--out", "run"];
-    let set = ["--set", "dit.in_channels=1"];
+    let set = ["--set", "dit.in_channels=1", "--set", "dit.zero_init=false"];
     succeeds(at, &[&train[..], &TINY, &set].concat());
     succeeds(at, &["train", "--resume", "run", "--steps", "4", "--device", "cpu"]);
     let recipe = fs::read_to_string(at.join("run/recipe.toml")).unwrap();
@@ -220,7 +226,15 @@ fn a_dit_of_latents_becomes_the_librarys_pipeline() {
     let set: Vec<&str> = small.iter().flat_map(|set| ["--set", *set]).collect();
     succeeds(at, &[&vae[..], &set].concat());
     let train = ["train", "digits-ldm", "--vae", "vae", "--steps", "2", "--out", "run"];
-    succeeds(at, &[&train[..], &TINY, &["--set", "dit.patch_size=4", "--set", "latent_count=4"]].concat());
+    succeeds(
+        at,
+        &[
+            &train[..],
+            &TINY,
+            &["--set", "dit.patch_size=4", "--set", "latent_count=4", "--set", "dit.zero_init=false"],
+        ]
+        .concat(),
+    );
     succeeds(at, &["export", "run", "out"]);
     let index: Value =
         serde_json::from_str(&fs::read_to_string(at.join("out/model_index.json")).unwrap()).unwrap();
@@ -242,7 +256,7 @@ fn a_dit_of_latents_becomes_the_librarys_pipeline() {
     copy(&at.join("out"), &at.join("learned"));
     let config = at.join("learned/transformer/config.json");
     let text = fs::read_to_string(&config).unwrap();
-    fs::write(&config, text.replace("\"out_channels\": null", "\"out_channels\": 8")).unwrap();
+    fs::write(&config, text.replace("\"out_channels\": 4", "\"out_channels\": 8")).unwrap();
     fails(at, &["sample", "learned", "--device", "cpu"], 1, &["proj_out_2.weight is [64, 16]"]);
     fs::remove_dir_all(at.join("learned/vae")).unwrap();
     let index = at.join("learned/model_index.json");
@@ -250,4 +264,26 @@ fn a_dit_of_latents_becomes_the_librarys_pipeline() {
     json.as_object_mut().unwrap().remove("vae");
     fs::write(&index, json.to_string()).unwrap();
     fails(at, &["sample", "learned", "--device", "cpu"], 1, &["it has no vae"]);
+}
+
+/// Report D's network, which has no counterpart in the library.
+#[test]
+fn a_plain_convolutional_net_is_trained_and_sampled() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let small = ["conv.width=8", "conv.num_layers=1", "conv.num_class_embeds=10", "batch_size=4"];
+    let small = small.into_iter().chain(["sample_count=2", "sample_steps=2"]);
+    let set: Vec<&str> = small.flat_map(|set| ["--set", set]).collect();
+    let train = ["train", "digits-conv", "--steps", "3", "--out", "run", "--device", "cpu"];
+    succeeds(at, &[&train[..], &set].concat());
+    let three = sample(at, "run", "three.png", &["--class", "3"]);
+    assert!(three != sample(at, "run", "four.png", &["--class", "4"]), "the class changes nothing");
+    succeeds(at, &["train", "--resume", "run", "--steps", "4", "--device", "cpu"]);
+    fails(at, &["export", "run", "out"], 1, &["its network is one of denoir's own"]);
+    let fails_with = |set, wanted: &str| {
+        fails(at, &["train", "digits-conv", "--out", "no", "--set", set], 2, &[wanted]);
+    };
+    fails_with("conv.kernel_size=4", "conv.kernel_size is 4; it must be odd");
+    fails_with("conv.width=12", "conv.norm_num_groups = 8 does not divide conv.width = 12");
+    fails_with("conv.num_class_embeds=3", "conv.num_class_embeds is 3 and the data has 10 classes");
 }
