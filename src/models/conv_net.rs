@@ -1,6 +1,7 @@
 //! A plain convolutional network: layers of one width, that never change the size of the image.
 
 use super::options::{Class, config, need_range};
+use super::unet_config::cancels;
 use crate::error::{Result, need};
 use crate::nn::{Conv, Init, Layout, Scope, conv, group_norm, linear};
 use crate::ops::activation::{Activation, activation};
@@ -36,6 +37,11 @@ impl ConvNetConfig {
             0 => Class::None,
             rows => Class::Number(rows),
         }
+    }
+
+    /// A warning: what looks like a defect elsewhere.
+    pub(crate) fn remark(&self) -> Option<String> {
+        (self.width == self.norm_num_groups).then(|| cancels("layer", self.width))
     }
 
     /// Checks the options.

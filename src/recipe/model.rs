@@ -79,8 +79,10 @@ impl Recipe {
     /// A warning about the diffusion model: what looks like a defect elsewhere.
     pub(crate) fn remark(&self) -> Option<String> {
         match self.model {
-            Backbone::Unet if self.system != System::Vae => self.unet.remark(),
-            _ => None,
+            _ if self.system == System::Vae => None,
+            Backbone::Unet => self.unet.remark(),
+            Backbone::Conv => self.conv.remark(),
+            Backbone::Dit => None,
         }
     }
 }

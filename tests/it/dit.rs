@@ -271,7 +271,13 @@ fn a_dit_of_latents_becomes_the_librarys_pipeline() {
 fn a_plain_convolutional_net_is_trained_and_sampled() {
     let folder = TempDir::new().unwrap();
     let at = folder.path();
-    let small = ["conv.width=8", "conv.num_layers=1", "conv.num_class_embeds=10", "batch_size=4"];
+    let small = [
+        "conv.width=8",
+        "conv.norm_num_groups=4",
+        "conv.num_layers=1",
+        "conv.num_class_embeds=10",
+        "batch_size=4",
+    ];
     let small = small.into_iter().chain(["sample_count=2", "sample_steps=2"]);
     let set: Vec<&str> = small.flat_map(|set| ["--set", set]).collect();
     let train = ["train", "digits-conv", "--steps", "3", "--out", "run", "--device", "cpu"];
