@@ -2,6 +2,7 @@
 //! `--set`.
 
 mod built_in;
+mod keys;
 mod model;
 mod sample_every;
 mod scheduler;
@@ -224,36 +225,6 @@ config! {
     }
 }
 
-impl Recipe {
-    /// Whether a recipe of this system and model has the key.
-    fn has(&self, key: &str) -> bool {
-        match key {
-            "unet" | "dit" | "conv" if self.model.table() != key => false,
-            "timesteps"
-            | "beta_start"
-            | "beta_end"
-            | "beta_schedule"
-            | "rescale_betas_zero_snr"
-            | "prediction_type"
-            | "variance"
-            | "clip_sample"
-            | "class_defaults"
-            | "sample_steps"
-            | "class_names"
-            | "model"
-            | "unet"
-            | "dit"
-            | "conv"
-            | "scheduler" => self.system != System::Vae,
-            "reconstruction" | "kl_weight" | "kl_warmup" | "corrupt_noise" | "corrupt_mask"
-            | "evaluate_every" | "evaluate_count" | "vae" => self.system == System::Vae,
-            "latents" | "latent_count" | "latent_size" | "vae_fingerprint" => self.system == System::Ldm,
-            "scaling_factor" => self.system != System::Ddpm,
-            _ => true,
-        }
-    }
-}
-
 /// The recipe that a name or the path of a TOML file means.
 ///
 /// # Errors
@@ -291,16 +262,7 @@ pub fn parse(text: &str, origin: &str) -> Result<Recipe> {
     })?;
     let table: toml::Table = text.parse().unwrap_or_default();
     match table.keys().find(|key| !recipe.has(key)) {
-        Some(key) => {
-            let system = format!("{:?}", recipe.system).to_lowercase();
-            let of = match key.as_str() {
-                "unet" | "dit" | "conv" if recipe.system != System::Vae => {
-                    format!("model = {}", recipe.model.table())
-                }
-                _ => format!("system = {system}"),
-            };
-            Err(bad(&format!("{key} has no meaning for {of}")))
-        }
+        Some(key) => Err(bad(&recipe.lacks(key))),
         None => Ok(recipe),
     }
 }

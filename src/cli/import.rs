@@ -82,7 +82,7 @@ fn changed(found: &Recipe, arguments: &Arguments) -> Result<Recipe> {
         || kept(&recipe) != kept(found)
     {
         return Err(Error::usage("--set: the weights are those of the folder's own model").hint(
-            "leave model, prediction_type and the unet, dit, vae and latent keys as they are, but for dropout",
+            "leave model, prediction_type and the unet, dit, vae and latent keys as they are, but dropout",
         ));
     }
     Ok(recipe)

@@ -1,5 +1,5 @@
-//! The diffusion transformer (Peebles & Xie 2023, arXiv:2212.09748), with the semantics, options and parameter
-//! names of the diffusers library's `DiTTransformer2DModel`.
+//! The diffusion transformer (Peebles & Xie 2023, arXiv:2212.09748), with the semantics, options and
+//! parameter names of the diffusers library's `DiTTransformer2DModel`.
 
 pub use super::dit_config::{DitConfig, FeedForward};
 use super::options::Class;
@@ -20,8 +20,8 @@ const TIMESTEP: usize = 256;
 /// Added to the variance in the layer norms that have no option for it.
 const EPS: f32 = 1e-6;
 
-/// Records the net: `x [N, H, W, in_channels]` at timesteps `t [N]` (and of classes `labels`, `u32 [N]`, where
-/// it has some) to `[N, H, W, out]`. A label of `num_embeds_ada_norm` means no class.
+/// Records the net: `x [N, H, W, in_channels]` at timesteps `t [N]` (and of classes `labels`, `u32 [N]`,
+/// where it has some) to `[N, H, W, out]`. A label of `num_embeds_ada_norm` means no class.
 ///
 /// As in the library, every block has embeddings of timesteps and classes of its own, and the last layer is
 /// modulated by those of the first block.

@@ -237,8 +237,8 @@ impl UNetConfig {
 /// A warning of a part of a net whose channels are norm groups.
 pub(super) fn cancels(part: &str, groups: usize) -> String {
     format!(
-        "a {part} of {groups} channels has {groups} norm groups: the norm removes any constant of a channel, so \
-         the timestep embedding has no effect in that {part}"
+        "a {part} of {groups} channels has {groups} norm groups: the norm removes any constant of a channel, \
+         so the timestep embedding has no effect in that {part}"
     )
 }
 
