@@ -70,9 +70,9 @@ impl ConvNetConfig {
     }
 }
 
-/// Records the net: `x [N, H, W, in_channels]` at timesteps `t [N]` (and of classes `labels`, `u32 [N]`, where
-/// it has some) to a tensor of `x`'s shape. Each layer is a convolution, to which the embedded timestep is
-/// added, a group norm and SiLU (as DDPM's residual blocks are, without the shortcut).
+/// Records the net: `x [N, H, W, in_channels]` at timesteps `t [N]` (and of classes `labels`, `u32 [N]`,
+/// where it has some) to a tensor of `x`'s shape. Each layer is a convolution, to which the embedded timestep
+/// is added, a group norm and SiLU (as DDPM's residual blocks are, without the shortcut).
 ///
 /// # Panics
 /// When the configuration is not valid for the image, or labels are missing or surplus.
