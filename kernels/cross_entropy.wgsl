@@ -5,8 +5,8 @@
 //
 //   x, dx [samples, classes]    labels, loss, right, dy [samples]
 //
-// forward: one thread for each sample; backward: one for each element, with log sum = loss + x[n, label]. Of equal
-// largest elements the first is the one that is chosen. A label past the last class means the last.
+// forward: one thread for each sample; backward: one for each element, with log sum = loss + x[n, label]. Of
+// equal largest elements the first is the one that is chosen. A label past the last class means the last.
 //!include lib/grid.wgsl
 
 const WG: u32 = 64u;

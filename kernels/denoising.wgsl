@@ -1,12 +1,13 @@
 // denoising - one step of a reverse process, whatever the solver, updating the samples in place.
 //
 //   x0      = a x + b out                        clipped, or bounded and divided by its bound
-//   next    = c0 x0 + c1 x + c2 out + sum_k d_k kept_k + sigma z
+//   next    = c0 x0 + c1 x + c2 out + sum_k d_k kept_k + sigma z    sigma times exp((e + f v) / 2) if learned
 //   kept_k' = the same form with coefficients of its own, without z
 //
 //   x, out [samples, elements]    kept [1 + slots, samples, elements], the first of which is x0
-//   table [rows, 72]: t, a, b, clip, sigma, factor of a classifier's gradient, 2 unused; then from column 8 on a form of 9 for the next x and
-//   for each slot: c0, c1, c2, d_0 .. d_5
+//   v [samples, elements], what the model says of a learned variance
+//   table [rows, 72]: t, a, b, clip, sigma, e, f, factor of a classifier's gradient; then from column 8 on a
+//   form of 9 for the next x and for each slot: c0, c1, c2, d_0 .. d_5
 //   z normal, drawn at step k = row of the state; not drawn where sigma is 0
 //
 // A coefficient that is 0 leaves out what it belongs to, be that NaN. One thread for each block of four
@@ -23,6 +24,7 @@ const MOST: u32 = 7u; // forms
 
 struct Params {
     samples: u32, elements: u32, rows: u32, slots: u32, rank: u32, bounded: u32, fraction: f32, most: f32,
+    learned: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -34,6 +36,7 @@ struct Params {
 @group(0) @binding(6) var<storage, read> bound: array<f32>; // anything if not bounded
 @group(0) @binding(7) var<storage, read_write> bounds: array<f32>;
 @group(0) @binding(8) var<storage, read_write> t: array<f32>;
+@group(0) @binding(9) var<storage, read> variance: array<f32>; // anything if not learned
 
 // First element of the state's row in the table.
 fn row_start() -> u32 {
@@ -91,7 +94,11 @@ fn denoise(thread: Invocation) {
         } else if clip > 0.0 {
             x0 = within(x0, clip);
         }
-        advance(row, i, x0, z[j]);
+        var noise = z[j];
+        if p.learned == 1u && table[row + 4u] != 0.0 {
+            noise *= exp(0.5 * (table[row + 5u] + table[row + 6u] * variance[i]));
+        }
+        advance(row, i, x0, noise);
     }
 }
 
@@ -104,11 +111,9 @@ var<workgroup> found: vec3<u32>; // leading bits, rank among those that share th
 @compute @workgroup_size(WG)
 fn find_bounds(thread: Invocation) {
     let n = flat_group(thread.group, thread.groups);
-    if n >= p.samples {
-        return;
-    }
     let row = row_start();
-    let start = n * p.elements;
+    // A group past the end looks at the last sample, for the barriers, and stores nothing.
+    let start = min(n, p.samples - 1u) * p.elements;
     var prefix = 0u;
     var rank = p.rank;
     var equal = 0u;
@@ -148,7 +153,7 @@ fn find_bounds(thread: Invocation) {
         }
     }
     workgroupBarrier();
-    if thread.lane == 0u {
+    if thread.lane == 0u && n < p.samples {
         let low = bitcast<f32>(prefix);
         var quantile = low;
         if p.fraction > 0.0 && rank + 1u >= equal {

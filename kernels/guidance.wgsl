@@ -4,8 +4,8 @@
 //
 //   x [2, samples, elements]: c, then u    y [samples, elements]    std over the guided elements of a sample
 //
-// Of each `channels` elements side by side the first `guided` are; the others (a learned variance) are those of
-// c. One workgroup for each sample. References: Ho & Salimans 2022 (arXiv:2207.12598), whose 1 + w is this
+// Of each `channels` elements side by side the first `guided` are; the others (a learned variance) are those
+// of c. One workgroup for each sample. References: Ho & Salimans 2022 (arXiv:2207.12598), whose 1 + w is this
 // scale; the rescaling is that of Lin et al. 2023 (arXiv:2305.08891), section 3.4.
 //!include lib/grid.wgsl
 //!include lib/reduce.wgsl

@@ -1,4 +1,4 @@
-// loss - the weighted mean of a loss of each element: squared error, absolute error, or cross entropy.
+// loss - the weighted mean of a loss of each element: squared, absolute or Huber's error, or cross entropy.
 //
 //   loss = scale * sum over n, i of w[n] * f(p[n, i], t[n, i])    scale = 1 / (samples * size)
 //   dp[n, i] = scale * dy * w[n] * f'(p[n, i], t[n, i])           the derivative in p
@@ -6,9 +6,12 @@
 //   SQUARED         f = (p - t)^2                              f' = 2 (p - t)
 //   ABSOLUTE        f = |p - t|                                f' = -1, 0 or 1
 //   CROSS_ENTROPY   f = max(p, 0) - p t + log(1 + exp(-|p|))   f' = sigmoid(p) - t      p are logits
+//   HUBER           f = c (p - t - c/2), c = p - t in [-delta, delta]      f' = c
+//
+//   each[n] = scale * sum over i of f(p[n, i], t[n, i])           scale = 1 / size
 //
 //   prediction, target, dp [samples, size]    w [samples], 1 if not `weighted`    dy [1]
-//   out [samples, slices]
+//   out, raw [samples, slices], raw without the weights
 //
 // forward: one workgroup per (sample, slice) writes the slice's sum; reduce.wgsl's `sum` then adds them up
 // in a fixed order. backward_prediction: one thread for each element. References: Ho et al. 2020
@@ -21,11 +24,14 @@ const WG: u32 = 256u;
 const SQUARED: u32 = 0u;
 const ABSOLUTE: u32 = 1u;
 const CROSS_ENTROPY: u32 = 2u;
-const FORM: u32 = 0u; // knob: one of the three
-const_assert FORM <= CROSS_ENTROPY;
+const HUBER: u32 = 3u;
+const FORM: u32 = 0u; // knob: one of the four
+const_assert FORM <= HUBER;
 
 // Slice s of a sample holds the elements from s * slice_size on.
-struct Params { samples: u32, size: u32, slices: u32, slice_size: u32, weighted: u32, scale: f32 }
+struct Params {
+    samples: u32, size: u32, slices: u32, slice_size: u32, weighted: u32, scale: f32, delta: f32,
+}
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> prediction: array<f32>;
@@ -34,6 +40,8 @@ struct Params { samples: u32, size: u32, slices: u32, slice_size: u32, weighted:
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 @group(0) @binding(5) var<storage, read> dy: array<f32>;
 @group(0) @binding(6) var<storage, read_write> dp: array<f32>;
+@group(0) @binding(7) var<storage, read_write> raw: array<f32>;
+@group(0) @binding(8) var<storage, read_write> each: array<f32>;
 
 fn weight_of(sample: u32) -> f32 {
     if p.weighted == 0u {
@@ -56,11 +64,21 @@ fn against(logit: f32, goal: f32) -> f32 {
     return select(goal, 1.0 - goal, logit > 0.0);
 }
 
+// Not clamp, which may turn a NaN into a number.
+fn within(d: f32, limit: f32) -> f32 {
+    let below = select(d, limit, d > limit);
+    return select(below, -limit, below < -limit);
+}
+
 fn value(x: f32, goal: f32) -> f32 {
     switch FORM {
         case ABSOLUTE: { return abs(x - goal); }
         // The first two terms are |x| times 1 - t or t: a sum of what is not negative, so nothing cancels.
         case CROSS_ENTROPY: { return abs(x) * against(x, goal) + ln_1p(exp(-abs(x))); }
+        case HUBER: {
+            let inner = within(x - goal, p.delta);
+            return inner * (x - goal - 0.5 * inner);
+        }
         default: { return (x - goal) * (x - goal); }
     }
 }
@@ -78,6 +96,7 @@ fn slope(x: f32, goal: f32) -> f32 {
             let away = against(x, goal) - e / (1.0 + e);
             return select(-away, away, x > 0.0);
         }
+        case HUBER: { return within(x - goal, p.delta); }
         default: { return 2.0 * (x - goal); }
     }
 }
@@ -98,7 +117,21 @@ fn forward(thread: Thread) {
     let total = block_sum(sum, thread);
     if thread.lane == 0u && sample < p.samples {
         out[part] = weight_of(sample) * total;
+        raw[part] = total;
     }
+}
+
+@compute @workgroup_size(WG)
+fn each_sample(thread: Invocation) {
+    let n = element(thread, WG);
+    if n >= p.samples {
+        return;
+    }
+    var sum = 0.0;
+    for (var slice = 0u; slice < p.slices; slice++) {
+        sum += raw[n * p.slices + slice];
+    }
+    each[n] = p.scale * sum;
 }
 
 @compute @workgroup_size(WG)

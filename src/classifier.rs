@@ -7,12 +7,11 @@ use std::rc::Rc;
 use crate::checkpoint::{Loaded, fingerprint};
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result, quoted};
-use crate::models::classifier::classifier;
+use crate::models::classifier::{Logits, classifier};
 use crate::nn::{self, Params, Scope};
 use crate::program::{Plan, Program, Sharing, halves};
 use crate::recipe::{Recipe, System, params_of};
 use crate::run::Run;
-use crate::sample::{ClassifierGuide, Logits};
 use crate::tape::{Tape, Tensor};
 
 /// Images that are classified at a time. It does not change the results.
@@ -49,8 +48,8 @@ impl Classifier {
         let (loaded, _) = Run::checkpoint_of(path)?;
         if loaded.recipe.system != System::Classifier {
             return Err(Error::new(format!("{} is no classifier", path.display())).hint(format!(
-                "train one on the same kind of images: `denoir train digits-classifier --data SPEC`, then give \
-                 its run with --classifier; {} is not needed for that",
+                "{} is not what --classifier takes: train one on the same images with `denoir train \
+                 digits-classifier --data SPEC`",
                 quoted(path)
             )));
         }
@@ -83,10 +82,9 @@ impl Classifier {
         Ok(Classifier { recipe, fingerprint, params, weights, record, program, features, logits, batch })
     }
 
-    /// For sampling: it leads samples up the gradient of their class, `scale` times.
-    pub(crate) fn guide(&self, scale: f64) -> ClassifierGuide<'_> {
-        let (params, weights) = (Rc::clone(&self.params), self.weights.clone());
-        ClassifierGuide { logits: &*self.record, params, weights, classes: self.classes(), scale }
+    /// What records its logits, the layout of its parameters, and these.
+    pub(crate) fn parts(&self) -> (&Logits, &Rc<RefCell<Params>>, &Buffer) {
+        (&*self.record, &self.params, &self.weights)
     }
 
     /// Hash of its weights: distances of different classifiers cannot be compared.

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::models::{autoencoder, vae};
 use crate::nn::{self, Params, Scope};
 use crate::program::{Plan, Program, Sharing, halves};
-use crate::recipe::{Recipe, System, params_of};
+use crate::recipe::{Backbone, Recipe, System, params_of};
 use crate::run::Run;
 use crate::tape::{Tape, Tensor};
 
@@ -155,15 +155,19 @@ impl Codec {
     pub(crate) fn check_fits(&self, recipe: &Recipe) -> Result<()> {
         let theirs = &self.recipe;
         let [side, _, channels] = self.latent();
+        let wanted = if recipe.variance.is_learned() { 2 * channels } else { channels };
         if theirs.vae.kind == vae::VaeKind::Mlp {
             return Err(Error::usage("the latents of this VAE are vectors, not images")
                 .hint("a U-Net needs a convolutional VAE, such as faces-vae"));
         }
+        let (table, [inputs, outputs]) = (recipe.model.table(), recipe.model_channels());
+        // A DiT may have as many again for a variance that its sampler does without.
+        let outputs = if recipe.model == Backbone::Dit { wanted } else { outputs };
         let pairs = [
             ("image_size", recipe.image_size, theirs.image_size),
             ("latent_size", recipe.latent_size, side),
-            ("unet.in_channels", recipe.unet.in_channels, channels),
-            ("unet.out_channels", recipe.unet.out_channels, channels),
+            (&format!("{table}.in_channels"), inputs, channels),
+            (&format!("{table}.out_channels"), outputs, wanted),
         ];
         let wrong: Vec<_> = pairs.iter().filter(|(_, ours, needed)| ours != needed).collect();
         if let Some((key, ours, needed)) = wrong.first() {

@@ -29,7 +29,7 @@
 //! | 3 | [`launch`], [`tape`], [`program`], [`state`], `product` (the one loop of convolutions and matrix products) | tensors and kernels |
 //! | 2 | [`tensor`] (shape, type, identity) | nothing but itself |
 //! | 1 | [`device`] (`gpu`: adapters, shaders, buffers, dispatch; `cpu`: memory, threads) | bytes and kernels, no shapes |
-//! | 0 | [`error`], `files`, `names` (as text), [`philox`] (random numbers), [`torch`], [`simd`] | nothing |
+//! | 0 | [`error`], `files`, `names` (as text), `normal` (its probabilities), [`philox`] (random numbers), [`torch`], [`simd`] | nothing |
 //!
 //! # Invariants
 //!
@@ -124,6 +124,7 @@ pub mod likelihood;
 pub mod models;
 mod names;
 pub mod nn;
+mod normal;
 pub mod ops;
 pub mod optim;
 pub mod philox;

@@ -31,10 +31,14 @@ pub enum Stream {
     Posterior = 9,
     /// Noise added to the input of a denoising autoencoder.
     Corrupt = 10,
+    /// Offset noise of training examples, one number for each channel.
+    Offset = 11,
+    /// What a model's input is perturbed by.
+    Perturb = 12,
     /// Subsets of images that a distance is measured on.
-    Subset = 11,
+    Subset = 13,
     /// Labels that training replaces by that of no class.
-    Labels = 20,
+    Labels = 14,
     /// Dropout masks; each dropout adds its own number to this.
     Dropout = 256,
 }
@@ -58,6 +62,12 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 #[inline(always)]
 pub fn draw(seed: u64, stream: u32, step: u32, sample: u32, block: u32) -> [u32; 4] {
     philox([block, sample, step, stream], [seed as u32, (seed >> 32) as u32])
+}
+
+/// A word as a whole number below `n`, each alike.
+#[inline(always)]
+pub(crate) fn below(word: u32, n: usize) -> usize {
+    ((u64::from(word) * n as u64) >> 32) as usize
 }
 
 /// A word as a number in (0, 1): the upper 23 bits, centred in their interval. With 24 the centre would not

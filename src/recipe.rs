@@ -2,6 +2,9 @@
 //! `--set`.
 
 mod built_in;
+mod choices;
+mod find;
+mod keys;
 mod model;
 mod sample_every;
 mod scheduler;
@@ -9,61 +12,27 @@ mod set;
 mod system;
 mod validate;
 
-use std::path::Path;
-
 pub(crate) use built_in::built_in;
+pub use choices::{Latents, LossKind, Optimizer, Rng};
+pub use find::{find, parse};
 pub(crate) use model::params_of_model;
-pub use model::{initial_of, model_of, params_of};
+pub use model::{Backbone, initial_of, model_of, params_of};
 pub use sample_every::SampleEvery;
-use serde::{Deserialize, Serialize};
 pub(crate) use set::{nearest, whole};
 pub use system::System;
 
 use crate::data::{Options, Resize, Split};
-use crate::diffusion::{Betas, Keys, Prediction, Variance};
-use crate::error::{Error, Result};
-use crate::files;
+use crate::diffusion::{Betas, Keys, LossWeight, Prediction, TimestepSampling, Variance};
 use crate::models::classifier::ClassifierConfig;
 use crate::models::config;
+use crate::models::conv_net::ConvNetConfig;
+use crate::models::dit::DitConfig;
 use crate::models::unet::{Class, UNetConfig};
 use crate::models::vae::{Reconstruction, VaeConfig};
 use crate::optim::LrSchedule;
 
 /// Longest recipe that is read.
 pub(crate) const MOST_BYTES: u64 = 1 << 20;
-
-/// Where latent diffusion takes its latents from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Latents {
-    /// Each step encodes its images.
-    Drawn,
-    /// Each image is encoded once: before training on a GPU, by the first step that meets it on the CPU
-    /// device. Means and variances are kept, and each step draws from them, so that for images that do not
-    /// change both train on the same distribution.
-    Cached,
-}
-
-/// Where random numbers come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rng {
-    /// Philox, a function of seed, sample and step.
-    #[default]
-    Denoir,
-    /// PyTorch's CPU generator, drawn from in the order of the reference library.
-    Torch,
-}
-
-/// The optimiser.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Optimizer {
-    /// Adam.
-    Adam,
-    /// Adam with decoupled weight decay.
-    Adamw,
-}
 
 config! {
     /// A training run, complete: the same recipe on the same device gives the same bytes.
@@ -74,6 +43,8 @@ config! {
         pub about: String = String::new(),
         /// Kind of model.
         pub system: System = System::Ddpm,
+        /// The network of a diffusion model: unet, dit or conv.
+        pub model: Backbone = Backbone::Unet,
         /// A SPEC: digits, faces, mnist:DIR, cifar10:DIR or images:DIR.
         pub data: String = "digits".to_owned(),
         /// Side of the images in pixels.
@@ -141,14 +112,16 @@ config! {
         pub beta_start: f64 = 1e-4,
         /// Last beta.
         pub beta_end: f64 = 0.02,
-        /// linear, scaled_linear, squaredcos_cap_v2 (which needs no start and end), sigmoid, laplace or exp;
-        /// or a list of betas, one for each timestep.
+        /// linear, scaled_linear, squaredcos_cap_v2 (which needs no start and end), sigmoid, laplace or exp,
+        /// of the reference library; sigmoid_chen or vp; or a list of betas, one for each timestep.
         pub beta_schedule: Betas = Betas::Linear,
         /// Shift and scale the schedule so that its end is nothing but noise.
         pub rescale_betas_zero_snr: bool = false,
-        /// Meaning of the model's output: epsilon, sample or v_prediction.
+        /// Meaning of the model's output: epsilon, sample, v_prediction, or mean (of the step to the timestep
+        /// before).
         pub prediction_type: Prediction = Prediction::Epsilon,
-        /// Variance of a reverse step.
+        /// Variance of a reverse step: fixed_small, fixed_large; or learned_range or learned, of which the
+        /// second half of unet.out_channels says (set it to twice unet.in_channels).
         pub variance: Variance = Variance::FixedSmall,
         /// Bound of the predicted x_0 while sampling; 0: unbounded.
         pub clip_sample: f64 = 1.0,
@@ -161,6 +134,39 @@ config! {
         pub guidance: f64 = 1.0,
         /// How far guided predictions are brought back to the deviation of those that are not: 0 to 1.
         pub guidance_rescale: f64 = 0.0,
+        /// Error of the prediction: mse, l1, or huber, which is half the square up to huber_delta; or bound,
+        /// the variational bound of mean and learned variance.
+        pub loss: LossKind = LossKind::Mse,
+        /// Where huber becomes a line.
+        pub huber_delta: f64 = 1.0,
+        /// Of the bound (in bits per dimension, all timesteps) that a learned variance is trained by beside
+        /// an error of the prediction.
+        pub bound_weight: f64 = 0.001,
+        /// Weight of the error at each timestep: simple (1, on what is predicted); or one objective for
+        /// every prediction_type: snr (1 on the noise), variational, p2, min_snr, soft_min_snr,
+        /// truncated_snr or edm.
+        pub loss_weight: LossWeight = LossWeight::Simple,
+        /// k of p2.
+        pub p2_k: f64 = 1.0,
+        /// gamma of p2.
+        pub p2_gamma: f64 = 1.0,
+        /// gamma of min_snr.
+        pub min_snr_gamma: f64 = 5.0,
+        /// Standard deviation of the data, of edm.
+        pub edm_sigma_data: f64 = 0.5,
+        /// How timesteps are drawn: uniform, stratified, log_normal (of sigma) or logit_normal (of t /
+        /// timesteps); a density that is not even weights the loss too.
+        pub timestep_sampling: TimestepSampling = TimestepSampling::Uniform,
+        /// Standard deviation of noise that all pixels of a channel share, added to that of each pixel (about
+        /// 0.1): pictures may then be brighter or darker as a whole.
+        pub offset_noise: f64 = 0.0,
+        /// Standard deviation of further noise in what the model sees, which it is not to predict, where
+        /// that of the noise itself is 1 (about 0.1).
+        pub input_perturbation: f64 = 0.0,
+        /// Mean of the normal distribution of log_normal (-1.2 in EDM) or logit_normal (0 is usual).
+        pub timestep_mean: f64 = 0.0,
+        /// Its standard deviation (1.2 in EDM).
+        pub timestep_std: f64 = 1.0,
         /// Steps of the reverse process for the pictures.
         pub sample_steps: usize = 1000,
         /// Images of a picture of samples.
@@ -205,8 +211,12 @@ config! {
         #[serde(skip_serializing_if = "Vec::is_empty")]
         pub class_names: Vec<String> = Vec::new(),
 
-        /// The diffusion model.
+        /// The diffusion model, where model is unet.
         pub unet: UNetConfig = UNetConfig::with_levels(3, &[64, 128, 128], &[false, true, true]),
+        /// The diffusion model, where model is dit.
+        pub dit: DitConfig = DitConfig::default(),
+        /// The diffusion model, where model is conv.
+        pub conv: ConvNetConfig = ConvNetConfig::default(),
         /// The VAE.
         pub vae: VaeConfig = VaeConfig::default(),
         /// The end of a classifier.
@@ -218,57 +228,12 @@ config! {
     }
 }
 
-/// The recipe that a name or the path of a TOML file means.
-///
-/// # Errors
-/// When there is neither, or the file is not a recipe.
-pub fn find(name: &str) -> Result<Recipe> {
-    let known = built_in();
-    if let Some(recipe) = known.iter().find(|r| r.name == name) {
-        return Ok(recipe.clone());
-    }
-    let path = Path::new(name);
-    if path.extension().is_some_and(|e| e == "toml") || path.is_file() {
-        let text = files::read_text(path, MOST_BYTES).map_err(|e| {
-            Error::usage(format!("cannot read the recipe {name}")).hint("check the path").caused_by(e)
-        })?;
-        return parse(&text, name);
-    }
-    let names: Vec<&str> = known.iter().map(|r| r.name.as_str()).collect();
-    Err(Error::usage(format!("no recipe called {name:?}"))
-        .hint(format!("choose {}, or give a TOML file", names.join(", "))))
-}
-
-/// A recipe from TOML; missing keys take the defaults.
-///
-/// # Errors
-/// Names the key, or the line, that is wrong.
-pub fn parse(text: &str, origin: &str) -> Result<Recipe> {
-    let bad = |e: &dyn std::fmt::Display| {
-        Error::usage(format!("{origin} is not a recipe"))
-            .hint("compare with one that `denoir recipes NAME` prints")
-            .caused_by(e)
-    };
-    let recipe: Recipe = toml::from_str(text).map_err(|e: toml::de::Error| {
-        let line = e.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-        bad(&line.map_or_else(|| e.message().to_owned(), |line| format!("line {line}: {}", e.message())))
-    })?;
-    let table: toml::Table = text.parse().unwrap_or_default();
-    match table.keys().find(|key| !recipe.system.has(key)) {
-        Some(key) => {
-            let system = format!("{:?}", recipe.system).to_lowercase();
-            Err(bad(&format!("{key} has no meaning for system = {system}")))
-        }
-        None => Ok(recipe),
-    }
-}
-
 impl Recipe {
-    /// The recipe as TOML, with the keys that its system has.
+    /// The recipe as TOML, with the keys that its system and model have.
     pub fn to_toml(&self) -> String {
         let mut table =
             toml::Table::try_from(self).unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"));
-        table.retain(|key, _| self.system.has(key));
+        table.retain(|key, _| self.has(key));
         toml::to_string(&table).unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"))
     }
 
@@ -279,7 +244,8 @@ impl Recipe {
     #[track_caller]
     pub(crate) fn image_channels(&self) -> usize {
         match self.system {
-            System::Ddpm | System::Classifier => self.unet.in_channels,
+            System::Classifier => self.unet.in_channels,
+            System::Ddpm => self.model_channels()[0],
             System::Vae => self.vae.in_channels,
             System::Ldm => panic!("image_channels: ask the VAE of a latent diffusion run"),
         }
@@ -288,7 +254,7 @@ impl Recipe {
     /// Shape `[H, W, C]` of what a diffusion model adds noise to: images or latents.
     pub fn diffused(&self) -> [usize; 3] {
         let side = if self.system == System::Ldm { self.latent_size } else { self.image_size };
-        [side, side, self.unet.in_channels]
+        [side, side, self.model_channels()[0]]
     }
 
     /// How pictures become its images. `channels`: of the images, which for latent diffusion are those of
@@ -301,17 +267,21 @@ impl Recipe {
 
     /// The label of no class, of models that are trained with it.
     pub fn null_class(&self) -> Option<u32> {
-        match self.unet.class() {
-            Class::Number(rows) if self.label_dropout > 0.0 => Some(rows as u32 - 1),
-            _ => None,
+        let Class::Number(rows) = self.class() else { return None };
+        match (self.label_dropout > 0.0, self.model) {
+            (false, _) => None,
+            // It has a row of its own, after those of the classes.
+            (true, Backbone::Dit) => Some(rows as u32),
+            (true, _) => Some(rows as u32 - 1),
         }
     }
 
     /// How many classes samples may have; 0: the model has none, or takes something else.
     pub fn class_count(&self) -> usize {
-        match self.unet.class() {
-            Class::Number(rows) => rows - usize::from(self.null_class().is_some()),
+        match (self.class(), self.null_class()) {
             _ if self.system == System::Classifier => self.classifier.classes,
+            (Class::Number(_), Some(null)) => null as usize,
+            (Class::Number(rows), None) => rows,
             _ => 0,
         }
     }

@@ -14,7 +14,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 pub(crate) use denoiser::operations;
-pub use guide::{ClassifierGuide, Logits};
+pub use guide::ClassifierGuide;
 pub use options::{Guidance, Options};
 pub use predictor::Predictor;
 pub use source::Source;
@@ -121,13 +121,17 @@ impl Sampler {
     /// Compiles a reverse step of the denoiser for `batch` samples.
     ///
     /// # Errors
-    /// When the scheduler does not allow so many steps, the model has no label of no class to guide by, memory
-    /// is too small, or the driver cannot build a kernel.
+    /// When the scheduler does not allow so many steps, the model has no label of no class to guide by,
+    /// memory is too small, or the driver cannot build a kernel.
     pub fn new(denoiser: &Denoiser, options: &Options, batch: usize) -> Result<Sampler> {
         let Denoiser { device, weights, shape: [h, w, c], labels, .. } = denoiser;
         let (h, w, c, labels) = (*h, *w, *c, *labels);
         let plan = options.scheduler.plan(options.steps)?;
         let torch = options.rng == Rng::Torch;
+        if torch && plan.learns_variance() {
+            return Err(Error::usage("torch's random numbers, and a variance that the model learned")
+                .hint("draw with --rng denoir, or with a sampler without noise such as ddim"));
+        }
         let slots = slots_of(&plan, options);
         let (guidance, null) = (options.guidance, denoiser.null);
         let guided = denoiser.guide.is_some();

@@ -107,7 +107,7 @@ pub(crate) fn compute(workload: &Workload, device: &Device, given: &Path, out: &
     })?;
     let given = InputFile { shown, file };
     let mut workload = workload.clone();
-    workload.recipe.unet.dropout = 0.0;
+    (workload.recipe.unet.dropout, workload.recipe.dit.dropout) = (0.0, 0.0);
     let params = workload.params();
 
     let tape = Tape::new();

@@ -8,10 +8,11 @@ use super::measure::numbers;
 use super::workload::Workload;
 use crate::data::Batch;
 use crate::device::{Buffer, Device};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::vae;
 use crate::nn::{self, Scope};
 use crate::program::{Plan, Program, Sharing, Span};
+use crate::recipe::System;
 use crate::sample::{Denoiser, Options, Sampler, Source};
 use crate::tape::{Tape, Tensor};
 use crate::train::RecipeTrainer;
@@ -48,6 +49,11 @@ impl Subject {
             let inner = Inner::Training(Box::new(workload.trainer(device)?), workload.data());
             return Ok(Subject { kind, inner });
         }
+        if workload.recipe.system == System::Classifier {
+            return Err(
+                Error::usage("no samples are drawn of a classifier").hint("profile its training step")
+            );
+        }
         let (recipe, params) = (&workload.recipe, &workload.params());
         let initial = params.borrow().initial(recipe.seed);
         let weights = &device.alloc(nn::STORE, initial.len() * 4)?;
@@ -56,7 +62,10 @@ impl Subject {
         let inner = if workload.is_vae() {
             decoder(workload, device, weights)?
         } else {
-            let options = Options { steps: recipe.timesteps, ..Options::of(recipe)? };
+            // Of all timesteps, where the sampler can visit them all: others may divide by 0.
+            let whole = Options { steps: recipe.timesteps, ..Options::of(recipe)? };
+            let options =
+                if whole.scheduler.plan(whole.steps).is_ok() { whole } else { Options::of(recipe)? };
             let (device, model, params) = (device.clone(), &*workload.model(), params.clone());
             let (weights, shape) = (weights.clone(), recipe.diffused());
             let denoiser =

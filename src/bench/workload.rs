@@ -9,16 +9,17 @@ use crate::device::Device;
 use crate::diffusion::Model;
 use crate::error::{Error, Result};
 use crate::models::arena::{ArenaConfig, arena};
+use crate::models::dit::DitConfig;
 use crate::nn::Params;
 use crate::optim::LrSchedule;
 use crate::philox::{Stream, draw, uniform};
-use crate::recipe::{self, Recipe, System, model_of, params_of, params_of_model};
+use crate::recipe::{self, Backbone, Recipe, System, model_of, params_of, params_of_model};
 use crate::run::Run;
 use crate::train::RecipeTrainer;
 
 /// All workloads: name, the built-in recipe that it is or begins from, what it is, and the batch sizes on the
 /// CPU device and on a GPU that its numbers are quoted for.
-const FIXED: [(&str, &str, &str, [usize; 2]); 7] = [
+const FIXED: [(&str, &str, &str, [usize; 2]); 8] = [
     ("arena-unet", "celeba64", "the Inference Arena's U-Net, 32x32x4", [2, 2]),
     ("mnist-unet", "mnist", "pixel DDPM of the recipe mnist, 28x28x1", [16, 128]),
     ("celeba64-unet", "celeba64", "pixel DDPM of the recipe celeba64, 64x64x3", [4, 64]),
@@ -26,6 +27,7 @@ const FIXED: [(&str, &str, &str, [usize; 2]); 7] = [
     ("vae64", "celeba64-vae", "VAE of the recipe celeba64-vae, 64x64x3", [8, 64]),
     ("mlp-vae", "mnist-mlp-vae", "VAE of the recipe mnist-mlp-vae, 28x28x1", [128, 128]),
     ("cifar10-unet", "cifar10", "pixel DDPM of the recipe cifar10, 32x32x3", [4, 128]),
+    ("dit-s4", "celeba64-ldm", "DiT-S/4 without classes, latents 32x32x4", [4, 256]),
 ];
 
 /// Largest batch that can be asked for.
@@ -75,6 +77,18 @@ pub fn find(name: &str, device: &Device, batch: Option<usize>) -> Result<Workloa
         recipe.image_size = 32;
         recipe.unet.in_channels = ArenaConfig::default().channels;
         recipe.unet.out_channels = recipe.unet.in_channels;
+    }
+    if name == "dit-s4" {
+        recipe.latent_size = 32;
+        recipe.model = Backbone::Dit;
+        recipe.dit = DitConfig {
+            num_attention_heads: 6,
+            attention_head_dim: 64,
+            num_layers: 12,
+            patch_size: 4,
+            num_embeds_ada_norm: 0,
+            ..DitConfig::default()
+        };
     }
     Ok(Workload::of(name.to_owned(), recipe, is_arena, on_cpu))
 }
@@ -154,7 +168,11 @@ impl Workload {
 
     /// The parameters, with their names, shapes and places.
     pub fn params(&self) -> Rc<RefCell<Params>> {
-        if self.is_vae() { params_of(&self.recipe) } else { params_of_model(&self.recipe, &*self.model()) }
+        if self.is_arena || self.recipe.system.diffuses() {
+            params_of_model(&self.recipe, &*self.model())
+        } else {
+            params_of(&self.recipe)
+        }
     }
 
     /// `[H, W, C]` of its images, or of the latents that it takes for images.
@@ -174,7 +192,7 @@ impl Workload {
     /// The batch of every step: uniform numbers in [-1, 1], the same for image `i` of any batch.
     pub(super) fn data(&self) -> Batch {
         let size: usize = self.image().iter().product();
-        let classes = self.recipe.unet.num_class_embeds.max(1);
+        let classes = self.recipe.trained_classes().0.max(1);
         let samples = (0..self.batch() as u64).collect();
         let mut batch = Batch { images: vec![0.0; self.batch() * size], labels: Vec::new(), samples };
         for (sample, image) in batch.images.chunks_exact_mut(size).enumerate() {
@@ -206,6 +224,7 @@ mod tests {
             ("vae64", 4_039_115, [64, 64, 3]),
             ("mlp-vae", 1_068_820, [28, 28, 1]),
             ("cifar10-unet", 35_746_307, [32, 32, 3]),
+            ("dit-s4", 35_227_840, [32, 32, 4]),
         ];
         assert!(names().eq(counts.map(|(name, ..)| name)));
         for (name, count, image) in counts {

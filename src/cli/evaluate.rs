@@ -11,14 +11,14 @@ use super::output::check_folder_of;
 use super::sampling::Sampling;
 use super::{any_text, bar, note, note_warnings, number, print_report, ticks};
 use crate::classifier::{Classified, Classifier};
-use crate::data::{Dataset, Options as DataOptions, Split, choice, open, open_for_evaluation};
+use crate::data::{Dataset, Options as DataOptions, Split, choice, numbered, open, open_for_evaluation};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::figures::{Drawing, Sheet};
 use crate::philox::{Stream, fill_normal};
 use crate::quality::{
-    Confusion, Features, KernelDistance, Manifold, Neighbour, frechet, frechet_bias, kernel_distance,
-    manifold, memorisation,
+    Confusion, Features, KernelDistance, Manifold, Neighbour, frechet, kernel_distance, manifold,
+    memorisation,
 };
 use crate::run::save_png;
 use crate::sample::Trained;
@@ -30,6 +30,8 @@ const SUBSETS: u32 = 100;
 const SUBSET: usize = 1000;
 /// Probability of its class from which a sample counts as clear.
 const CLEAR: f32 = 0.9;
+/// Bytes of the training images in which copies are looked for, as f64.
+const MOST_PIXELS: u64 = 256 << 20;
 /// Pairs of the picture of neighbours.
 const PAIRS: usize = 32;
 
@@ -38,11 +40,12 @@ pub struct Arguments {
     /// Run folders, checkpoints, or folders of the diffusers library
     #[arg(required = true)]
     runs: Vec<PathBuf>,
-    /// A classifier of the same images, as `denoir train digits-classifier` makes one: distances are measured in its
-    /// last hidden layer, and hold for this classifier only
+    /// A classifier of the same images, as `denoir train digits-classifier` makes one: distances are measured
+    /// in its last hidden layer, and hold for this classifier only
     #[arg(long, value_name = "RUN")]
     classifier: PathBuf,
-    /// Images to compare with: digits, faces, mnist:DIR, cifar10:DIR or images:DIR [default: the classifier's]
+    /// Images to compare with: digits, faces, mnist:DIR, cifar10:DIR or images:DIR [default: the
+    /// classifier's]
     #[arg(long, value_parser = any_text())]
     data: Option<String>,
     /// How many samples of each run, and how many images
@@ -67,8 +70,8 @@ struct Row {
     frechet: f64,
     kernel: KernelDistance,
     manifold: Manifold,
-    /// How many samples, of 1, the classifier thinks are of the class that they were drawn for, or held-out images of
-    /// the class that they have; none without classes.
+    /// How many samples, of 1, the classifier thinks are of the class that they were drawn for, or held-out
+    /// images of the class that they have; none without classes.
     #[serde(skip_serializing_if = "Option::is_none")]
     accuracy: Option<f64>,
     /// `[class][class that the classifier finds]`.
@@ -87,10 +90,12 @@ struct Row {
 struct Report {
     classifier: String,
     data: String,
+    /// Whether training leaves out the images that samples are compared with.
+    held_out: bool,
     images: usize,
+    /// Training images in which copies were looked for.
+    searched: u64,
     features: usize,
-    /// What the Fréchet distance of two sets of so many images of one normal distribution is on average.
-    frechet_bias: f64,
     rows: Vec<Row>,
 }
 
@@ -98,8 +103,10 @@ struct Report {
 struct Reference {
     held_out: Features,
     pixels: Features,
-    training_pixels: Features,
-    training: Vec<f32>,
+    /// Training images in which copies are looked for.
+    searched_pixels: Features,
+    searched: Vec<f32>,
+    is_held_out: bool,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -114,6 +121,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let pictures = classifier.recipe().pictures(classifier.image()[2]);
     let (held_out, is_held_out) = open_for_evaluation(&data, &pictures)?;
     let training = open(&data, &DataOptions { split: Split::Train, ..pictures })?;
+    let training = numbered(training, &classifier.recipe().class_names);
     if !is_held_out {
         note("warning: the data is too small to hold any out: samples are compared with training images");
     }
@@ -133,15 +141,21 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let (real, _) = images(&*held_out)?;
     let (train_images, labels) = images(&*training)?;
     let size: usize = classifier.image().iter().product();
+    // Copies are looked for in as many training images as 256 MiB hold.
+    let most = (MOST_PIXELS / (8 * size as u64)).max(count as u64);
+    let all = training.len().map_or(count as u64, |len| len.min(most));
+    let (searched, _) = read_all(&*training, choice(&*training, all, 0).into_iter())?;
     let of_pixels = |images: &[f32]| Features::new(images, size);
     let width = classifier.recipe().classifier.features;
     let of_real = classifier.classify(&real)?;
     let reference = Reference {
         held_out: Features::new(&of_real.features, width)?,
         pixels: of_pixels(&real)?,
-        training_pixels: of_pixels(&train_images)?,
-        training: train_images,
+        searched_pixels: of_pixels(&searched)?,
+        searched,
+        is_held_out,
     };
+    let class_names = classifier.recipe().class_names.clone();
     let (fingerprint, classes) = (classifier.fingerprint().to_owned(), classifier.classes());
     let mut measure = |name: String, images: &[f32], labels: Option<&[u32]>, images_per_s: Option<f64>| {
         let classified = classifier.classify(images)?;
@@ -149,6 +163,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let mut rows = Vec::new();
     for (path, trained) in arguments.runs.iter().zip(&trained) {
+        if trained.recipe().data != data {
+            let own = &trained.recipe().data;
+            note(&format!("note: {} was trained on {own}, and is compared with {data}", path.display()));
+        }
         let (samples, labels, rate) = draw(arguments, trained, count)?;
         if let Some(file) = arguments.neighbours.as_ref().filter(|_| rows.is_empty()) {
             save_png(file, &reference.nearest(&samples, trained.source().image())?)?;
@@ -158,8 +176,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         rows.push(measure(path.display().to_string(), &samples, labels, Some(rate))?);
     }
     // What no run can be better than, and what is no picture at all.
-    let labels = (training.classes().len() == classes).then_some(&labels[..]);
-    rows.push(measure("training images".to_owned(), &reference.training, labels, None)?);
+    let known =
+        training.classes().len() == classes && (class_names.is_empty() || training.classes() == class_names);
+    let labels = known.then_some(&labels[..]);
+    rows.push(measure("training images".to_owned(), &train_images, labels, None)?);
     let mut noise = vec![0.0; count * size];
     for (i, image) in noise.chunks_exact_mut(size).enumerate() {
         fill_normal(image, 0, Stream::Start as u32, 0, i as u32, 0);
@@ -168,9 +188,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let report = Report {
         classifier: fingerprint,
         data,
+        held_out: is_held_out,
         images: count,
+        searched: all,
         features: width,
-        frechet_bias: frechet_bias(width, count),
         rows,
     };
     print_report(&report, arguments.json, describe)
@@ -198,6 +219,12 @@ fn open_all(arguments: &Arguments, classifier: &Classifier, device: &Device) -> 
                 path.display()
             ))
             .hint("train a classifier on the run's data"));
+        }
+        let (ours, theirs) = (&trained.recipe().class_names, &classifier.recipe().class_names);
+        if !ours.is_empty() && !theirs.is_empty() && ours != theirs {
+            let other = "other classes than the classifier, or other numbers for them";
+            return Err(Error::usage(format!("{} has {other}", path.display()))
+                .hint("train a classifier on the run's data"));
         }
         arguments.sampling.options(trained.recipe(), None)?;
         Ok(trained)
@@ -251,7 +278,9 @@ impl Reference {
                 .flat_map(|confusion| confusion.rows().map(<[usize]>::to_vec))
                 .collect(),
             clear: clear as f64 / count as f64,
-            copies_z: images_per_s.map(|_| memorisation(&pixels, &self.pixels, &self.training_pixels).z),
+            copies_z: images_per_s
+                .filter(|_| self.is_held_out)
+                .map(|_| memorisation(&pixels, &self.pixels, &self.searched_pixels).z),
             images_per_s,
         })
     }
@@ -259,11 +288,11 @@ impl Reference {
     /// The samples that are nearest to a training image, each to the left of it.
     fn nearest(&self, samples: &[f32], image: [usize; 3]) -> Result<image::RgbImage> {
         let size: usize = image.iter().product();
-        let found = crate::quality::nearest(&Features::new(samples, size)?, &self.training_pixels);
+        let found = crate::quality::nearest(&Features::new(samples, size)?, &self.searched_pixels);
         let mut order: Vec<(usize, Neighbour)> = found.into_iter().enumerate().collect();
         order.sort_by(|(_, a), (_, b)| a.distance.total_cmp(&b.distance));
         let cells = order.iter().take(PAIRS).flat_map(|(i, neighbour)| {
-            [&samples[i * size..][..size], &self.training[neighbour.index * size..][..size]].concat()
+            [&samples[i * size..][..size], &self.searched[neighbour.index * size..][..size]].concat()
         });
         let labels = ["sample", "training"].repeat(4).into_iter().map(str::to_owned).collect();
         let sheet = Sheet { column_labels: labels, ..Sheet::new(8) };
@@ -272,24 +301,25 @@ impl Reference {
 }
 
 fn describe(report: &Report) -> String {
-    let Report { classifier, data, images, features, frechet_bias, rows } = report;
+    let Report { classifier, data, held_out, images, searched, features, rows } = report;
+    let of = if *held_out { "held-out" } else { "training" };
     let width = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
     let mut text = format!(
-        "{images} samples against {images} held-out images of {data}, in {features} features of classifier \
-         {classifier};\nonly numbers of one classifier and one number of images can be compared (no FID). Two sets \
-         of one kind are about {frechet_bias:.3} apart.\n\n{:width$}  Fréchet  kernel x 1000  precision  recall  \
-         density  coverage  accuracy  clear  copies z  images/s\n",
+        "{images} samples against {images} {of} images of {data}, in {features} features of classifier \
+         {classifier}.\nNumbers of other classifiers, or of other numbers of images, cannot be compared with \
+         these; they are no FID. Copies: of {searched} training images.\n\n{:width$}  Fréchet     kernel  \
+         precision  recall  density  coverage  accuracy  clear  copies z  images/s\n",
         ""
     );
     for row in rows {
         let percent = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{:.1}%", 100.0 * v));
-        let kernel = format!("{:.2} ± {:.2}", 1e3 * row.kernel.mean, 1e3 * row.kernel.deviation);
+        let kernel = format!("{:.3e}", row.kernel.mean);
         let Manifold { precision, recall, density, coverage } = row.manifold;
         let copies = row.copies_z.map_or("-".to_owned(), |z| format!("{z:.1}"));
         let rate = row.images_per_s.map_or("-".to_owned(), |rate| format!("{rate:.1}"));
         text += &format!(
-            "{:width$} {:8.3} {kernel:>14} {precision:10.3} {recall:7.3} {density:8.3} {coverage:9.3} {:>9} {:>6} \
-             {copies:>9} {rate:>9}\n",
+            "{:width$} {:8.3} {kernel:>10} {precision:10.3} {recall:7.3} {density:8.3} {coverage:9.3} \
+             {:>9} {:>6} {copies:>9} {rate:>9}\n",
             row.name,
             row.frechet,
             percent(row.accuracy),

@@ -24,6 +24,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let folder = &arguments.folder;
     diffusers::check_free(folder)?;
     let (loaded, run) = Run::checkpoint_of(&arguments.run)?;
+    if loaded.recipe.system == System::Classifier {
+        let what = format!("{} is a classifier, for which diffusers has no class", arguments.run.display());
+        return Err(Error::new(what).hint("export a diffusion run or a VAE"));
+    }
     let model = component(&loaded, &arguments.weights)?;
     let vae = match (model.recipe.system, run) {
         (System::Ldm, Some(run)) => Some(component(&checkpoint::load(&run.vae_path())?, "ema")?),

@@ -12,9 +12,10 @@ use crate::checkpoint;
 use crate::codec::Codec;
 use crate::data::{Options as DataOptions, open_for_evaluation};
 use crate::device::Device;
+use crate::diffusion::{Betas, Precision, Schedule};
 use crate::error::{Error, Result};
 use crate::figures;
-use crate::recipe::{Recipe, System};
+use crate::recipe::{Recipe, System, find};
 use crate::run::{Run, save_png};
 use crate::sample::{Options, Trained};
 
@@ -79,8 +80,10 @@ impl Kind {
 #[derive(clap::Args)]
 pub struct Arguments {
     kind: Kind,
-    /// A run folder, or one of its checkpoints
+    /// A run folder, or one of its checkpoints; for schedule also the name of a recipe or of a schedule
     run: PathBuf,
+    /// For schedule: others to compare with
+    others: Vec<PathBuf>,
     /// Where images come from [default: the held-out part of the run's own data]
     #[arg(long, value_parser = any_text())]
     data: Option<String>,
@@ -150,6 +153,10 @@ impl Arguments {
             ("t", !self.t.is_empty()),
             ("with", self.with.is_some()),
         ];
+        if let (false, Some(other)) = (self.kind == Kind::Schedule, self.others.first()) {
+            return Err(Error::usage(format!("{} takes one run, and {}", self.kind.name(), other.display()))
+                .hint("only schedule compares several"));
+        }
         match given.iter().find(|(flag, given)| *given && !self.kind.defaults().2.contains(flag)) {
             Some((flag, _)) => Err(Error::usage(format!("--{flag} has no meaning for {}", self.kind.name()))
                 .hint("leave it out")),
@@ -230,10 +237,42 @@ impl Arguments {
     }
 }
 
+/// The schedule of a run or checkpoint, of a recipe, or of a name.
+fn schedule_of(path: &Path) -> Result<Schedule> {
+    let name = path.display().to_string();
+    if let (false, Some(betas)) = (path.exists(), Betas::named(&name)) {
+        let [start, end] = if betas == Betas::ScaledLinear { [0.000_85, 0.012] } else { [1e-4, 0.02] };
+        return Ok(Schedule::new(&betas, 1000, start, end, Precision::Exact));
+    }
+    let run = path.is_dir() || path.extension().is_some_and(|ending| ending == "safetensors");
+    let recipe = if run {
+        recipe_of(path)?
+    } else {
+        let names = Betas::names().join(", ");
+        find(&name).map_err(|e| {
+            Error::usage(format!("{name} is no run, recipe or schedule"))
+                .hint(format!("schedules are {names}"))
+                .caused_by(e)
+        })?
+    };
+    if recipe.system == System::Vae {
+        return Err(
+            Error::new(format!("{name} is a VAE: it has no noise schedule")).hint("give a diffusion run")
+        );
+    }
+    recipe.validate().map_err(Error::in_a_file)?;
+    Ok(recipe.schedule())
+}
+
 fn picture(arguments: &Arguments) -> Result<RgbImage> {
     let path = &arguments.run;
     let width = arguments.size.unwrap_or(480) as u32;
     match arguments.kind {
+        Kind::Schedule if !arguments.others.is_empty() || !path.exists() => {
+            let all = std::iter::once(path).chain(&arguments.others);
+            let all = all.map(|path| Ok((path.display().to_string(), schedule_of(path)?)));
+            Ok(figures::schedules(&all.collect::<Result<Vec<_>>>()?, width))
+        }
         Kind::Schedule => {
             let recipe = recipe_of(path)?;
             if recipe.system == System::Vae {

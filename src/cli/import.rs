@@ -74,12 +74,15 @@ fn changed(found: &Recipe, arguments: &Arguments) -> Result<Recipe> {
     }
     recipe.validate()?;
     // Dropout alone has no weights and changes no answer.
-    let mut unet = recipe.unet.clone();
-    unet.dropout = found.unet.dropout;
-    let kept = |r: &Recipe| (r.latent_size, r.scaling_factor, r.vae_fingerprint.clone(), r.prediction_type);
-    if unet != found.unet || recipe.vae != found.vae || kept(&recipe) != kept(found) {
+    let (mut unet, mut dit) = (recipe.unet.clone(), recipe.dit.clone());
+    (unet.dropout, dit.dropout) = (found.unet.dropout, found.dit.dropout);
+    let kept =
+        |r: &Recipe| (r.model, r.latent_size, r.scaling_factor, r.vae_fingerprint.clone(), r.prediction_type);
+    if (unet, dit, &recipe.vae) != (found.unet.clone(), found.dit.clone(), &found.vae)
+        || kept(&recipe) != kept(found)
+    {
         return Err(Error::usage("--set: the weights are those of the folder's own model").hint(
-            "leave prediction_type and the unet, vae and latent keys as they are, but for unet.dropout",
+            "leave model, prediction_type and the unet, dit, vae and latent keys as they are, but dropout",
         ));
     }
     Ok(recipe)

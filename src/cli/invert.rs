@@ -44,7 +44,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         note(&format!("note: {remark}"));
     }
     let recipe = trained.recipe();
-    if arguments.class.is_none() && matches!(recipe.unet.class(), Class::Number(_) | Class::Value) {
+    if arguments.class.is_none() && matches!(recipe.class(), Class::Number(_) | Class::Value) {
         return Err(Error::usage("this model has classes").hint("say which with --class"));
     }
     let class = class_of(recipe, arguments.class.as_deref())?;

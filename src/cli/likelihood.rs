@@ -1,6 +1,6 @@
 //! `denoir likelihood`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -8,14 +8,16 @@ use super::device_args::DeviceArgs;
 use super::images::read_all;
 use super::output::check_folder_of;
 use super::{any, any_text, bar, note, note_warnings, number, print_report, ticks};
-use crate::data::{choice, open, open_for_evaluation};
-use crate::diffusion::Variance;
+use crate::data::{choice, numbered, open_for_evaluation};
+use crate::diffusion::{Prediction, Variance};
 use crate::error::{Error, Result};
 use crate::figures::likelihood_curves;
 use crate::likelihood::{
     Bound, Cdf, Decoder, Estimate, Process, ReverseVariance, Tally, Term, rate_distortion,
 };
+use crate::models::unet::Class;
 use crate::philox::{Stream, fill_normal};
+use crate::recipe::{Recipe, System};
 use crate::run::save_png;
 use crate::sample::Trained;
 
@@ -85,22 +87,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         check_folder_of(path)?;
     }
     let (recipe, source) = (trained.recipe(), trained.source());
-    if source.image() != recipe.diffused() {
-        return Err(Error::usage(format!("{} diffuses latents", arguments.run.display())).hint(
-            "their likelihood is a density of latents, which compares with nothing: give a run of pixels",
-        ));
+    check(&arguments.run, recipe)?;
+    let spec = arguments.data.as_ref().unwrap_or(&recipe.data);
+    let (data, held_out) = open_for_evaluation(spec, &recipe.pictures(source.image()[2]))?;
+    let data = numbered(data, &recipe.class_names);
+    if !held_out {
+        note("warning: the data is too small to hold any out: these are training images");
     }
-    let pictures = recipe.pictures(source.image()[2]);
-    let (data, spec) = match &arguments.data {
-        Some(spec) => (open(spec, &pictures)?, spec.clone()),
-        None => {
-            let (data, held_out) = open_for_evaluation(&recipe.data, &pictures)?;
-            if !held_out {
-                note("warning: the data is too small to hold any out: these are training images");
-            }
-            (data, format!("the held-out part of {}", recipe.data))
-        }
-    };
+    let (wanted, names) = (recipe.class_count(), &recipe.class_names);
+    if wanted > 0 && (data.classes().len() != wanted || !names.is_empty() && data.classes() != names) {
+        return Err(Error::usage(format!("the model has {wanted} classes, and {spec} has others"))
+            .hint("give data with the classes that the run was trained on"));
+    }
+    let spec = if held_out { format!("the held-out part of {spec}") } else { spec.clone() };
     let chosen = choice(&*data, arguments.count as u64, arguments.seed);
     let (mut images, labels) = read_all(&*data, chosen.into_iter())?;
     note_warnings(&*data);
@@ -120,10 +119,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         clip,
         decoder: Decoder::Levels(cdf),
     };
-    let variance = match recipe.variance {
-        Variance::FixedSmall => ReverseVariance::FixedSmall,
-        Variance::FixedLarge => ReverseVariance::FixedLarge,
+    // `learned`: what the model says of an element's variance, where it says something.
+    let variance = |learned: Option<f32>| match (recipe.variance, learned.map(f64::from)) {
+        (Variance::LearnedRange, Some(output)) => ReverseVariance::LearnedRange(output),
+        (Variance::Learned, Some(output)) => ReverseVariance::LogVariance(output),
+        (Variance::FixedLarge, _) => ReverseVariance::FixedLarge,
+        _ => ReverseVariance::FixedSmall,
     };
+    let channels = source.image()[2];
     let size: usize = source.image().iter().product();
     let mut predictor = source.predictor(BATCH.min(count))?;
     let steps = betas.len();
@@ -147,9 +150,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 *x_t = (signal * f64::from(*x0) + noise * f64::from(*x_t)) as f32;
             }
             let out = predictor.predict(&x_t, t as f32, labels)?;
-            let each = terms.iter_mut().zip(x0.chunks(size)).zip(x_t.chunks(size).zip(out.chunks(size)));
+            // Of each pixel first what is predicted, then its variance.
+            let width = out.len() / x0.len();
+            let each =
+                terms.iter_mut().zip(x0.chunks(size)).zip(x_t.chunks(size).zip(out.chunks(width * size)));
             for ((terms, x0), (x_t, out)) in each {
-                terms[t] = bound.term(t, x0, x_t, out, |_| variance);
+                let of = |i: usize| i / channels * width * channels + i % channels;
+                let predicted: Vec<f32> = (0..size).map(|i| out[of(i)]).collect();
+                let learned = |i: usize| (width > 1).then(|| out[of(i) + channels]);
+                terms[t] = bound.term(t, x0, x_t, &predicted, |i| variance(learned(i)));
             }
             tick()?;
         }
@@ -195,6 +204,35 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     print_report(&report, arguments.json, describe)
 }
 
+/// An error for a model whose bound this command does not know.
+fn check(run: &Path, recipe: &Recipe) -> Result<()> {
+    let refused = |what: &str, hint: &str| Err(Error::usage(format!("{} {what}", run.display())).hint(hint));
+    let blind = recipe.rescale_betas_zero_snr && recipe.prediction_type == Prediction::Epsilon;
+    match recipe.class() {
+        _ if recipe.system == System::Ldm => {
+            let hint =
+                "their likelihood is a density of latents, which compares with nothing: give a run of pixels";
+            refused("diffuses latents", hint)
+        }
+        Class::Value | Class::Embedding(_) => refused(
+            "takes numbers as an image's class, which data does not say",
+            "give a run without classes, or with a table of them",
+        ),
+        _ if recipe.schedule().betas.contains(&0.0) => refused(
+            "has a timestep that changes nothing (a beta of 0), which has no bound",
+            "give a run whose betas are above 0",
+        ),
+        _ if blind => refused(
+            "predicts noise, which says nothing of the image where its schedule is noise alone",
+            "give a run of v_prediction or sample",
+        ),
+        _ => {
+            let times: Vec<f64> = (0..recipe.timesteps).map(|t| t as f64).collect();
+            recipe.check_times(&times)
+        }
+    }
+}
+
 fn describe(report: &Report) -> String {
     let Report { data, images, timesteps, variance, clipped, bits_per_dim, standard_error, .. } = report;
     let Report { prior, steps, decoder, distortion, .. } = report;
@@ -202,12 +240,15 @@ fn describe(report: &Report) -> String {
     let variance = match variance {
         Variance::FixedSmall => "fixed small",
         Variance::FixedLarge => "fixed large",
+        Variance::LearnedRange => "learned between both",
+        Variance::Learned => "learned",
     };
     format!(
-        "{bits_per_dim:.4} ± {standard_error:.4} bits/dim, an upper bound: {images} images of {data}, {timesteps} \
-         timesteps,\nvariance {variance}, x0 {clipped}, weights of the moving average\n\n  L_T  {prior:9.5}  what is \
-         left of the image at the end of the process\n  L_t  {steps:9.5}  t from 1 to {}\n  L_0  {decoder:9.5}  256 \
-         levels; distortion {distortion:.3} of 255 (RMSE of the x0 predicted at t = 0)\n",
+        "{bits_per_dim:.4} ± {standard_error:.4} bits/dim, an upper bound: {images} images of {data}, \
+         {timesteps} timesteps,\nvariance {variance}, x0 {clipped}, weights of the moving average\n\n  L_T  \
+         {prior:9.5}  what is left of the image at the end of the process\n  L_t  {steps:9.5}  t from 1 to \
+         {}\n  L_0  {decoder:9.5}  256 levels; distortion {distortion:.3} of 255 (RMSE of x0 at \
+         t = 0)\n",
         timesteps - 1
     )
 }

@@ -16,9 +16,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let text = match &arguments.name {
         Some(name) => recipe::find(name)?.to_toml(),
         None => {
-            let mut text = String::new();
-            for recipe in recipe::built_in() {
-                let _ = writeln!(text, "{:14} {}", recipe.name, recipe.about);
+            let (mut text, all) = (String::new(), recipe::built_in());
+            let width = all.iter().map(|recipe| recipe.name.len()).max().unwrap_or(0);
+            for recipe in all {
+                let _ = writeln!(text, "{:width$}  {}", recipe.name, recipe.about);
             }
             text
         }

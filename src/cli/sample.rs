@@ -109,7 +109,7 @@ pub fn class_of(recipe: &Recipe, said: Option<&str>) -> Result<Option<u32>> {
 fn known(recipe: &Recipe, said: &str) -> String {
     const MOST: usize = 20;
     let names = &recipe.class_names;
-    let has_none = recipe.class_count() == 0 && recipe.unet.class() == Class::None;
+    let has_none = recipe.class_count() == 0 && recipe.class() == Class::None;
     match (has_none, names.len()) {
         (true, _) => "this model has no classes".to_owned(),
         (_, 0) => "the names of its classes are not known here: give a number".to_owned(),
@@ -137,7 +137,7 @@ pub fn check_class(recipe: &Recipe, class: Option<u32>) -> Result<()> {
         (1.., Some(class)) if class as usize >= recipe.class_count() => {
             bad(class, format!("it must be below {}", recipe.class_count()))
         }
-        (0, Some(class)) if recipe.unet.class() == Class::None => {
+        (0, Some(class)) if recipe.class() == Class::None => {
             bad(class, "this model has no classes".to_owned())
         }
         _ => Ok(()),

@@ -35,8 +35,8 @@ pub struct Sampling {
     /// that a seed gives the reference's pictures
     #[arg(long, default_value = "denoir", value_parser = named::<Rng>)]
     rng: Rng,
-    /// Classifier-free guidance: u + S (c - u) of the predictions c with the class and u without, so that 1 is
-    /// none and 0 is without the class (the w of the paper is S - 1) [default: the recipe's]
+    /// Classifier-free guidance: u + S (c - u) of the predictions c with the class and u without, so that 1
+    /// is none and 0 is without the class (the w of the paper is S - 1) [default: the recipe's]
     #[arg(long, value_name = "S")]
     guidance: Option<f64>,
     /// Bring guided predictions back to the deviation of those that are not: 0 not at all, 1 wholly [default:
@@ -49,7 +49,8 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    /// The options that the flags make of a recipe's own. `config`: how the noise was found that samples begin with.
+    /// The options that the flags make of a recipe's own. `config`: how the noise was found that samples
+    /// begin with.
     ///
     /// # Errors
     /// When a flag does not fit the recipe.

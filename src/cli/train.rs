@@ -12,15 +12,16 @@ use super::settings::Settings;
 use super::signals::Stop;
 use super::{bar, count, note, print, table, thousands};
 use crate::codec::Codec;
+use crate::data;
 use crate::device::{Device, size};
-use crate::error::{Error, Result, quoted};
+use crate::error::{Error, Result, need, quoted};
 use crate::recipe::{self, Recipe, SampleEvery, System};
 use crate::run::{Evaluation, Metrics, Run};
 use crate::train::{DryRun, Ended, PictureCost, Resume, Session, Watch};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// A recipe's name or a TOML file [default: digits]
+    /// A recipe's name or a TOML file [default: digits-classes]
     recipe: Option<String>,
     /// Folder of the run [default: the first free of runs/RECIPE, runs/RECIPE-2, ...]
     #[arg(long)]
@@ -56,7 +57,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let mut recipe = match &arguments.resume {
         Some(folder) => Run::open(folder)?.recipe()?,
-        None => recipe::find(arguments.recipe.as_deref().unwrap_or("digits"))?,
+        None => recipe::find(arguments.recipe.as_deref().unwrap_or("digits-classes"))?,
     };
     arguments.settings.change(&mut recipe)?;
     recipe.check_trainable()?;
@@ -80,6 +81,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn dry_run(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<ExitCode> {
+    let mut recipe = recipe.clone();
+    if recipe.system == System::Classifier && recipe.classifier.classes == 0 {
+        let data = data::open(&recipe.data, &recipe.pictures(recipe.image_channels()))?;
+        recipe.classifier.classes = data.classes().len();
+        let hint = "a classifier tells two or more apart: choose other data";
+        need(recipe.classifier.classes > 1, "the data has no classes", hint)?;
+    }
+    let recipe = &recipe;
     let codec = match (recipe.system, &arguments.vae, &arguments.resume) {
         (System::Ldm, Some(vae), _) => Some(Codec::open(vae, device)?),
         (System::Ldm, None, Some(folder)) => Some(Codec::open(folder, device)?),
@@ -106,7 +115,7 @@ fn train(session: &mut Session, device: &Device, started: Instant) -> Result<Exi
     let first = session.trainer().done();
     let (name, on) = (&recipe.name, device.describe());
     note(&format!("{name} on {on}: {} parameters, into {folder}", thousands(parameters)));
-    if let Some(remark) = recipe.unet.remark().filter(|_| recipe.system.diffuses()) {
+    if let Some(remark) = recipe.remark() {
         note(&format!("note: {remark}"));
     }
     if let Some(cost) = session.picture_cost()? {

@@ -3,6 +3,7 @@
 //! A missing key has the class's default, which is not always the meaning of null: a flag is then false. A
 //! key that the class does not know is ignored, as in the library, and listed in [`Config::unknown`].
 
+mod dit;
 mod unet;
 mod vae;
 
@@ -13,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::diffusion::{LIBRARY_VERSION, pretty};
+use crate::models::dit::DitConfig;
 use crate::models::unet::UNetConfig;
 use crate::models::vae::{VaeConfig, VaeKind};
 
@@ -21,6 +23,8 @@ use crate::models::vae::{VaeConfig, VaeKind};
 pub enum Model {
     /// A `UNet2DModel`.
     UNet(Box<UNetConfig>),
+    /// A `DiTTransformer2DModel`, or a `Transformer2DModel` that is the same.
+    Dit(Box<DitConfig>),
     /// An `AutoencoderKL` or a `VQModel`, and the factor that its latents are multiplied by.
     Vae(VaeConfig, f64),
 }
@@ -95,9 +99,12 @@ pub fn model(text: &str) -> Result<Config, String> {
         "UNet2DModel" => unet::arguments(&UNetConfig::default()),
         "AutoencoderKL" => vae::defaults(VaeKind::Kl),
         "VQModel" => vae::defaults(VaeKind::Vq),
+        "DiTTransformer2DModel" => dit::arguments(&DitConfig::default()),
+        dit::OLD_CLASS => dit::old_defaults(),
         "" => return Err("it has no _class_name, so the class of the model is unknown".to_owned()),
         other => {
-            return Err(unsupported("_class_name", other, "UNet2DModel, AutoencoderKL and VQModel"));
+            let known = "UNet2DModel, DiTTransformer2DModel, AutoencoderKL and VQModel";
+            return Err(unsupported("_class_name", other, known));
         }
     };
     let mut unknown = Vec::new();
@@ -116,6 +123,8 @@ pub fn model(text: &str) -> Result<Config, String> {
     };
     let model = match &*class {
         "UNet2DModel" => Model::UNet(Box::new(unet::config(arguments)?)),
+        "DiTTransformer2DModel" => Model::Dit(Box::new(dit::config(arguments)?)),
+        dit::OLD_CLASS => Model::Dit(Box::new(dit::old_config(arguments, side)?)),
         "VQModel" => vae::model(arguments, VaeKind::Vq)?,
         _ => vae::model(arguments, VaeKind::Kl)?,
     };
@@ -129,6 +138,7 @@ pub fn model(text: &str) -> Result<Config, String> {
 pub fn text_of(model: &Model, side: usize) -> Result<String, String> {
     let (class, mut arguments) = match model {
         Model::UNet(config) => ("UNet2DModel", unet::arguments(config)),
+        Model::Dit(config) => ("DiTTransformer2DModel", dit::written(config)),
         Model::Vae(config, factor) => vae::arguments(config, *factor)?,
     };
     arguments.insert("sample_size".to_owned(), side.into());
@@ -137,11 +147,21 @@ pub fn text_of(model: &Model, side: usize) -> Result<String, String> {
     Ok(pretty(&arguments))
 }
 
-/// The class of a pipeline from its `model_index.json`, and the class of each component by name.
+/// What a `model_index.json` says of a pipeline.
+pub struct Index {
+    /// Its class.
+    pub class: String,
+    /// The class of each component by name.
+    pub components: BTreeMap<String, String>,
+    /// Names of the model's classes by their numbers, from 0 on; none where it does not name them all.
+    pub labels: Vec<String>,
+}
+
+/// Parses the text of a `model_index.json`.
 ///
 /// # Errors
 /// When the text is no JSON object, or names no class.
-pub fn index(text: &str) -> Result<(String, BTreeMap<String, String>), String> {
+pub fn index(text: &str) -> Result<Index, String> {
     let map = object(text)?;
     let Some(class) = class_name(&map).map(str::to_owned) else {
         return Err("it has no _class_name, so the class of the pipeline is unknown".to_owned());
@@ -151,7 +171,10 @@ pub fn index(text: &str) -> Result<(String, BTreeMap<String, String>), String> {
         Some([Value::String(_), Value::String(class)]) => Some((name, class.clone())),
         _ => None,
     };
-    Ok((class, map.into_iter().filter_map(component).collect()))
+    let named = map.get("id2label").and_then(Value::as_object);
+    let label = |number: usize| Some(named?.get(&number.to_string())?.as_str()?.to_owned());
+    let labels = (0..named.map_or(0, Map::len)).map(label).collect::<Option<_>>().unwrap_or_default();
+    Ok(Index { class, components: map.into_iter().filter_map(component).collect(), labels })
 }
 
 #[cfg(test)]
@@ -196,6 +219,12 @@ mod tests {
             r#"{"_class_name": "UNet2DModel", "sample_size": 8, "time_embedding_type": "fourier"}"#,
             r#"{"_class_name": "UNet2DModel", "sample_size": 8, "class_embed_type": "identity",
                 "time_embedding_type": "learned", "num_train_timesteps": 9}"#,
+            r#"{"_class_name": "DiTTransformer2DModel", "sample_size": 8, "out_channels": 8,
+                "norm_eps": 1e-6}"#,
+            r#"{"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero", "num_attention_heads": 6,
+                "attention_head_dim": 72, "in_channels": 3, "num_embeds_ada_norm": 10, "patch_size": 4,
+                "sample_size": 8, "attention_bias": true, "activation_fn": "gelu",
+                "norm_elementwise_affine": false}"#,
             r#"{"_class_name": "AutoencoderKL", "use_quant_conv": false, "sample_size": [64, 64]}"#,
             r#"{"_class_name": "VQModel", "vq_embed_dim": 7, "mid_block_add_attention": false}"#,
         ] {
@@ -216,6 +245,12 @@ mod tests {
             ("UNet2DModel", r#""in_channels": -1"#, "in_channels does not fit"),
             ("UNet2DModel", r#""sample_size": 1e300"#, "sample_size does not fit"),
             ("UNet2DConditionModel", r#""x": 1"#, "_class_name is \"UNet2DConditionModel\""),
+            ("DiTTransformer2DModel", r#""norm_type": "layer_norm""#, "norm_type is \"layer_norm\""),
+            ("DiTTransformer2DModel", r#""attention_bias": false"#, "attention_bias is false"),
+            ("DiTTransformer2DModel", r#""activation_fn": "geglu""#, "activation_fn does not fit"),
+            ("DiTTransformer2DModel", r#""out_channels": 0"#, "out_channels is 0"),
+            ("DiTTransformer2DModel", r#""num_embeds_ada_norm": null"#, "num_embeds_ada_norm does not fit"),
+            ("Transformer2DModel", r#""norm_num_groups": 8"#, "norm_type is \"layer_norm\""),
             ("AutoencoderKL", r#""shift_factor": 0.1"#, "shift_factor"),
             ("AutoencoderKL", r#""down_block_types": ["AttnDownEncoderBlock2D"]"#, "AttnDownEncoderBlock2D"),
             ("VQModel", r#""norm_type": "spatial""#, "norm_type is \"spatial\""),

@@ -9,10 +9,10 @@ use serde_json::{Map, Value, json};
 use super::config::{self, Model};
 use super::{CONFIG, Component, INDEX, SCHEDULER, WEIGHTS};
 use crate::checkpoint::{save_plain, write_whole};
-use crate::diffusion::{LIBRARY_VERSION, pretty};
+use crate::diffusion::{Betas, LIBRARY_VERSION, Prediction, pretty};
 use crate::error::{Error, Result};
 use crate::models::vae::VaeKind;
-use crate::recipe::{System, params_of};
+use crate::recipe::{Backbone, Recipe, System, params_of};
 
 /// An error unless the folder is new or empty, so that no file is lost.
 pub(crate) fn check_free(folder: &Path) -> Result<()> {
@@ -28,8 +28,9 @@ pub(crate) fn check_free(folder: &Path) -> Result<()> {
     }
 }
 
-/// Writes a diffusion model as a pipeline (`DDPMPipeline`, `DDIMPipeline` with that scheduler, or
-/// `LDMPipeline` with its VAE), a VAE as a bare model.
+/// Writes a diffusion model as a pipeline: `DDPMPipeline`, `DDIMPipeline` with that scheduler, or with its
+/// VAE `LDMPipeline`, for a DiT `DiTPipeline`. A VAE is a bare model, and so is a DiT of pixels, with its
+/// scheduler's configuration beside it: no pipeline has one.
 pub(crate) fn write(folder: &Path, model: &Component, vae: Option<&Component>) -> Result<()> {
     let recipe = &model.recipe;
     let no_such = |reason: String| {
@@ -42,10 +43,31 @@ pub(crate) fn write(folder: &Path, model: &Component, vae: Option<&Component>) -
         let text = config_of(model, 0.0).map_err(no_such)?;
         return write_model(folder, model, &text);
     }
-    let keys = recipe.scheduler_keys().complete()?;
-    let mut texts = vec![("unet", model, config_of(model, 0.0).map_err(no_such)?)];
+    if recipe.prediction_type == Prediction::Mean {
+        let message =
+            format!("{} cannot be exported: the library knows no prediction_type = mean", recipe.name);
+        return Err(Error::new(message).hint("train a model of epsilon, sample or v_prediction to export it"));
+    }
+    let listed = || Betas::Given(recipe.schedule_without_rescaling().betas);
+    // The library takes the betas of a schedule that it does not know as a list.
+    let known = Recipe { beta_schedule: listed(), ..recipe.clone() };
+    let keys = if recipe.beta_schedule.is_of_library() { recipe } else { &known }.scheduler_keys();
+    let keys = keys.complete()?;
+    let text = config_of(model, 0.0).map_err(no_such)?;
+    let is_dit = recipe.model == Backbone::Dit;
+    if is_dit && vae.is_none() {
+        write_model(folder, model, &text)?;
+        return write_text(&folder.join(SCHEDULER), &keys.text());
+    }
+    let [network, codec] = if is_dit { ["transformer", "vae"] } else { ["unet", "vqvae"] };
+    let mut texts = vec![(network, model, text)];
     if let Some(vae) = vae {
-        texts.push(("vqvae", vae, config_of(vae, recipe.scaling_factor).map_err(no_such)?));
+        if is_dit && vae.recipe.vae.kind == VaeKind::Vq {
+            return Err(no_such(
+                "a DiTPipeline decodes with an AutoencoderKL, and its VAE is a VQModel".into(),
+            ));
+        }
+        texts.push((codec, vae, config_of(vae, recipe.scaling_factor).map_err(no_such)?));
     }
     let mut components = Map::new();
     for (name, component, text) in &texts {
@@ -57,10 +79,17 @@ pub(crate) fn write(folder: &Path, model: &Component, vae: Option<&Component>) -
     let scheduler = keys.class().unwrap_or_default();
     components.insert("scheduler".to_owned(), json!(["diffusers", scheduler]));
     let class = match (vae, scheduler) {
+        (Some(_), _) if is_dit => "DiTPipeline",
         (Some(_), _) => "LDMPipeline",
         (None, "DDIMScheduler") => "DDIMPipeline",
         (None, _) => "DDPMPipeline",
     };
+    if is_dit && !recipe.class_names.is_empty() {
+        let names = recipe.class_names.iter().enumerate();
+        let names: Map<_, Value> =
+            names.map(|(number, name)| (number.to_string(), name.as_str().into())).collect();
+        components.insert("id2label".to_owned(), names.into());
+    }
     components.insert("_class_name".to_owned(), class.into());
     components.insert("_diffusers_version".to_owned(), LIBRARY_VERSION.into());
     // Last: it makes the folder a pipeline.
@@ -71,6 +100,7 @@ fn class_of(component: &Component) -> &'static str {
     match (component.recipe.system, component.recipe.vae.kind) {
         (System::Vae, VaeKind::Vq) => "VQModel",
         (System::Vae, _) => "AutoencoderKL",
+        _ if component.recipe.model == Backbone::Dit => "DiTTransformer2DModel",
         _ => "UNet2DModel",
     }
 }
@@ -79,7 +109,14 @@ fn class_of(component: &Component) -> &'static str {
 fn config_of(component: &Component, factor: f64) -> std::result::Result<String, String> {
     let recipe = &component.recipe;
     if recipe.system != System::Vae {
-        return config::text_of(&Model::UNet(Box::new(recipe.unet.clone())), recipe.diffused()[0]);
+        let model = match recipe.model {
+            Backbone::Conv => {
+                return Err("its network is one of denoir's own, which diffusers has not".to_owned());
+            }
+            Backbone::Unet => Model::UNet(Box::new(recipe.unet.clone())),
+            Backbone::Dit => Model::Dit(Box::new(recipe.dit.clone())),
+        };
+        return config::text_of(&model, recipe.diffused()[0]);
     }
     let known = [factor, recipe.scaling_factor, 1.0];
     let factor = known.into_iter().find(|&f| f > 0.0).unwrap_or(1.0);

@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use super::config::{self, Config, Model};
+use super::config::{self, Config, Index, Model};
 use super::load::flat_weights;
 use super::{CONFIG, INDEX, SCHEDULER, WEIGHTS};
 use crate::checkpoint::fingerprint;
 use crate::diffusion::Keys;
 use crate::error::{Error, Result, one_line};
 use crate::models::vae::Reconstruction;
-use crate::recipe::{Recipe, System, params_of};
+use crate::recipe::{Backbone, Recipe, System, params_of};
 use crate::weights::{Weights, read_text};
 
 /// Longest configuration that is read.
@@ -89,13 +89,13 @@ pub fn open(path: &Path) -> Result<Folder> {
     if bare {
         let config = read_config(path, &mut remarks)?;
         let model = match &config.model {
-            Model::UNet(_) => diffusion(path, &config, &beside(path)?, None)?,
+            Model::UNet(_) | Model::Dit(_) => diffusion(path, &config, &beside(path)?, None)?,
             Model::Vae(..) => vae(path, &config, None)?,
         };
         return Ok(Folder { model, vae: None, remarks });
     }
     let index = path.join(INDEX);
-    let (pipeline, components) =
+    let Index { class: pipeline, components, labels } =
         config::index(&read_text(&index, MOST_BYTES)?).map_err(|reason| wrong(&index, &reason))?;
     let (mut unet, mut codec, mut sampler) = (None, None, None);
     for (name, class) in &components {
@@ -109,6 +109,7 @@ pub fn open(path: &Path) -> Result<Folder> {
         };
         match name.as_str() {
             "unet" => unet = Some(known(&["UNet2DModel"])?),
+            "transformer" => unet = Some(known(&["DiTTransformer2DModel", "Transformer2DModel"])?),
             "vae" | "vqvae" => codec = Some(known(&["AutoencoderKL", "VQModel"])?),
             // Of the class that the index names, as the library reads it.
             "scheduler" => sampler = Some(Sampler { keys: read_keys(&at)?.with_class(class), folder: at }),
@@ -118,14 +119,15 @@ pub fn open(path: &Path) -> Result<Folder> {
             }
         }
     }
-    let Some(unet) = unet else { return Err(wrong(&index, "it has no unet")) };
+    let Some(unet) = unet else { return Err(wrong(&index, "it has no unet and no transformer")) };
     let Some(mut sampler) = sampler else { return Err(wrong(&index, "it has no scheduler")) };
     if pipeline == "DDIMPipeline" {
         // It replaces any scheduler by a DDIMScheduler.
         sampler.keys = sampler.keys.with_class("DDIMScheduler");
     }
-    if pipeline == "LDMPipeline" && codec.is_none() {
-        return Err(wrong(&index, "it has no vqvae, which makes images of the latents"));
+    let codec_of = [("LDMPipeline", "vqvae"), ("DiTPipeline", "vae")];
+    if let (Some((_, name)), None) = (codec_of.iter().find(|(class, _)| *class == pipeline), &codec) {
+        return Err(wrong(&index, &format!("it has no {name}, which makes images of the latents")));
     }
     let config = read_config(&unet, &mut remarks)?;
     let Some(codec) = codec else {
@@ -138,7 +140,10 @@ pub fn open(path: &Path) -> Result<Folder> {
     // The images that its latents make; a VAE works at any size.
     let side = config.side.map(|latent| latent << (ours.widths.len().clamp(1, 16) - 1));
     let vae = vae(&codec, &vae_config, side)?;
-    let model = diffusion(&unet, &config, &sampler, Some(&vae))?;
+    let mut model = diffusion(&unet, &config, &sampler, Some(&vae))?;
+    if model.recipe.trained_classes().0 == labels.len() {
+        model.recipe.class_names = labels;
+    }
     Ok(Folder { model, vae: Some(vae), remarks })
 }
 
@@ -230,16 +235,28 @@ fn diffusion(
     sampler: &Sampler,
     vae: Option<&Component>,
 ) -> Result<Component> {
-    let Model::UNet(unet) = &config.model else {
-        return Err(wrong(&folder.join(CONFIG), "it is no UNet2DModel"));
-    };
     let Some(side) = config.side else {
         return Err(no_size(folder));
     };
-    let first = unet.block_out_channels.first().copied().unwrap_or(1);
-    let numbers = side.saturating_mul(side).saturating_mul(first);
-    let mut recipe =
-        Recipe { image_size: side, unet: (**unet).clone(), ..base(folder, unet.in_channels, numbers) };
+    let mut recipe = match &config.model {
+        Model::UNet(unet) => {
+            let first = unet.block_out_channels.first().copied().unwrap_or(1);
+            let numbers = side.saturating_mul(side).saturating_mul(first);
+            Recipe { unet: (**unet).clone(), ..base(folder, unet.in_channels, numbers) }
+        }
+        Model::Dit(dit) => {
+            let numbers = dit.widest([side, side]).try_into().unwrap_or(usize::MAX);
+            // As the library's embedding of classes drops them; a row is there for none.
+            let label_dropout = if dit.num_embeds_ada_norm > 1 { 0.1 } else { 0.0 };
+            let base = base(folder, dit.in_channels, numbers);
+            Recipe { model: Backbone::Dit, dit: (**dit).clone(), label_dropout, ..base }
+        }
+        Model::Vae(..) => {
+            let reason = "it is no UNet2DModel and no DiTTransformer2DModel";
+            return Err(wrong(&folder.join(CONFIG), reason));
+        }
+    };
+    recipe.image_size = side;
     let taken = recipe.set_scheduler(&sampler.keys).and_then(|()| recipe.validate_process());
     taken.map_err(|e| e.within(sampler.folder.join(SCHEDULER).display()))?;
     if let Some(vae) = vae {

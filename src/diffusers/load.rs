@@ -57,6 +57,8 @@ pub(crate) fn flat_weights(weights: &Weights, params: &Params) -> Result<Vec<f32
                 found.insert(modern, name);
             }
             Some(_) if !found.contains_key(&modern) => _ = found.insert(modern, name),
+            // The positions of a DiT, which are computed.
+            None if modern == "pos_embed.pos_embed" => {}
             _ => surplus.push(name.to_owned()),
         }
     }

@@ -1,19 +1,31 @@
 //! The diffusion process: schedules, samplers and reverse steps. The model is a function to it; nothing here
 //! knows a network.
 
+mod betas;
+mod levels;
 mod linear_form;
+mod loss_weight;
 mod plan;
+mod prediction;
 mod schedule;
 mod scheduler;
+mod timesteps;
+mod variance;
 
+pub use betas::Betas;
+pub use levels::NoiseLevel;
 pub use linear_form::LinearForm;
+pub use loss_weight::{LossWeight, Weighting};
 pub use plan::{Clip, SamplerPlan, Step};
-pub use schedule::{Betas, Precision, Schedule, Variance};
+pub use prediction::Prediction;
+pub use schedule::{Precision, Schedule};
 pub use scheduler::{
-    DpmSolver, FinalSigma, Keys, Learned, Method, Prediction, Process, Scheduler, Sigmas, Spacing, UniPc,
-    names,
+    DpmSolver, FinalSigma, Keys, Learned, Method, Process, Scheduler, Sigmas, Spacing, UniPc, names,
 };
 pub(crate) use scheduler::{LIBRARY_VERSION, pretty};
+pub use timesteps::TimestepSampling;
+pub(crate) use timesteps::cumulative;
+pub use variance::Variance;
 
 use crate::nn::Scope;
 use crate::tape::Tensor;

@@ -3,6 +3,10 @@
 use super::linear_form::LinearForm;
 use crate::ops::denoising::{self, Row};
 
+/// alpha-bar up to which no classifier guides: of an image that is 1/300 of its noise a trained one knows
+/// nothing, and its gradient, which should vanish with the image, would be magnified without bound.
+const LEAST_GUIDED: f64 = 1e-5;
+
 /// Clipping of the predicted clean sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Clip {
@@ -36,6 +40,9 @@ pub struct Step {
     pub keep: Vec<LinearForm>,
     /// True if the diffusers library draws noise here, even if it multiplies it by 0.
     pub draws: bool,
+    /// The logarithm of the variance that the noise's coefficient is multiplied by, `c + h v` of a value `v`
+    /// of the model: `[c, h]`.
+    pub log_variance: Option<[f64; 2]>,
 }
 
 /// All steps of a reverse process. The sample is the model's input, at unit variance; it is `sqrt(alpha_bar)`
@@ -54,6 +61,11 @@ impl SamplerPlan {
     /// Number of tensors that are kept from step to step besides the sample.
     pub fn slots(&self) -> usize {
         self.steps.iter().map(|step| step.keep.len()).max().unwrap_or(0)
+    }
+
+    /// Whether the noise of a step goes by a variance that the model says.
+    pub fn learns_variance(&self) -> bool {
+        self.steps.iter().any(|step| step.log_variance.is_some())
     }
 
     /// `[steps, 72]`: what the denoising kernel needs at each step. With `stored_noise` the noise of a step
@@ -75,12 +87,13 @@ impl SamplerPlan {
             let (t, x0) = (step.t as f32, step.x0.map(|c| c as f32));
             // g, the gradient of ln p(class | x): x0 becomes x0 + (1 - alpha_bar) / sqrt(alpha_bar) g, whatever
             // the model predicts (Dhariwal & Nichol 2021, arXiv:2105.05233, algorithm 2).
-            let guide = match step.alpha_bar > 0.0 && step.x0[1] != 0.0 {
+            let guide = match step.alpha_bar > LEAST_GUIDED && step.x0[1] != 0.0 {
                 true => (1.0 - step.alpha_bar) / step.alpha_bar.sqrt() / step.x0[1],
                 false => 0.0,
             };
+            let log_variance = step.log_variance.unwrap_or_default().map(|c| c as f32);
             let (clip, guide) = (clip as f32, guide as f32);
-            Row { t, x0, clip, sigma, guide, next: form(&step.next), keep }.elements()
+            Row { t, x0, clip, sigma, log_variance, guide, next: form(&step.next), keep }.elements()
         };
         self.steps.iter().flat_map(row).collect()
     }

@@ -3,86 +3,8 @@
 //! Notation of Ho, Jain & Abbeel 2020 (arXiv:2006.11239): `x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 -
 //! alpha_bar_t) eps`.
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-
-/// Variance of the reverse step; Ho et al. found both to work alike.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Variance {
-    /// The posterior's, beta-tilde: the lower bound.
-    FixedSmall,
-    /// beta: the upper bound.
-    FixedLarge,
-}
-
-/// The betas of the forward process. In a recipe: their name, or a list.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Value", into = "Value")]
-pub enum Betas {
-    /// From start to end in equal steps (Ho et al. 2020).
-    Linear,
-    /// Their square roots in equal steps (Rombach et al. 2022).
-    ScaledLinear,
-    /// alpha-bar as a squared cosine, beta at most 0.999 (Nichol & Dhariwal 2021, equation 17).
-    Cosine,
-    /// alpha-bar as `exp(-12 t / T)`.
-    Exponential,
-    /// alpha-bar of a Laplace distribution of log-SNR (Hang et al. 2024, arXiv:2407.03297).
-    Laplace,
-    /// From start to end along a sigmoid over [-6, 6] (GeoDiff).
-    Sigmoid,
-    /// A list.
-    Given(Vec<f64>),
-}
-
-/// The names of the schedules in the diffusers library.
-const BETAS: [(&str, Betas); 6] = [
-    ("linear", Betas::Linear),
-    ("scaled_linear", Betas::ScaledLinear),
-    ("squaredcos_cap_v2", Betas::Cosine),
-    ("sigmoid", Betas::Sigmoid),
-    ("laplace", Betas::Laplace),
-    ("exp", Betas::Exponential),
-];
-
-impl Betas {
-    /// The schedule of this name in the diffusers library.
-    pub fn named(name: &str) -> Option<Betas> {
-        BETAS.into_iter().find(|(known, _)| *known == name).map(|(_, betas)| betas)
-    }
-
-    /// The name in the diffusers library; a list has none.
-    pub fn name(&self) -> Option<&'static str> {
-        BETAS.into_iter().find(|(_, betas)| betas == self).map(|(name, _)| name)
-    }
-
-    /// All names.
-    pub fn names() -> [&'static str; BETAS.len()] {
-        BETAS.map(|(name, _)| name)
-    }
-}
-
-impl From<Betas> for Value {
-    fn from(betas: Betas) -> Value {
-        match betas {
-            Betas::Given(betas) => betas.into(),
-            named => named.name().into(),
-        }
-    }
-}
-
-impl TryFrom<Value> for Betas {
-    type Error = String;
-
-    fn try_from(written: Value) -> Result<Self, String> {
-        let Some(name) = written.as_str() else {
-            return serde_json::from_value(written).map(Betas::Given).map_err(|e| e.to_string());
-        };
-        Betas::named(name)
-            .ok_or_else(|| format!("no schedule called {name:?}: choose {}", Betas::names().join(", ")))
-    }
-}
+pub use super::betas::Betas;
+pub use super::variance::Variance;
 
 /// Precision of the tables of a schedule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -165,6 +87,13 @@ impl Schedule {
                 let at = |i: usize| precision.keep(1.0 / (1.0 + (-even(-6.0, 6.0, i)).exp()));
                 (0..steps).map(|i| precision.keep(at(i) * (end - start) + start)).collect()
             }
+            Betas::SigmoidChen => {
+                // (s(3) - s(6 u - 3)) / (s(3) - s(-3)), which is s(3 - 6 u) and s(-3) the other way round.
+                let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+                let [low, high] = [-3.0, 3.0].map(sigmoid);
+                of_bars(&|u| (sigmoid(3.0 - 6.0 * u) - low) / (high - low))
+            }
+            Betas::Vp => of_bars(&|u| (-0.1 * u - 9.95 * u * u).exp()),
             Betas::Given(betas) => betas.iter().map(|&beta| precision.keep(beta)).collect(),
         };
         Schedule::of(betas, precision)
@@ -204,11 +133,6 @@ impl Schedule {
         self.betas.len()
     }
 
-    /// `[T, 2]`: `sqrt(alpha_bar)` and `sqrt(1 - alpha_bar)`, for the noising kernel.
-    pub(crate) fn noising_table(&self) -> Vec<f32> {
-        self.alpha_bars.iter().flat_map(|a| [a.sqrt() as f32, (1.0 - a).sqrt() as f32]).collect()
-    }
-
     /// Coefficients of the step from timestep `t` to the next lower one `prev` (none: to the end):
     /// those of x_0 and x_t in the posterior's mean, and the standard deviation of the noise (Ho et al.,
     /// equations 6 and 7).
@@ -226,6 +150,8 @@ impl Schedule {
             (None, _) => 0.0,
             (_, Variance::FixedSmall) => small.max(1e-20).sqrt(),
             (_, Variance::FixedLarge) => beta.sqrt(),
+            // Times what the model says.
+            (_, Variance::LearnedRange | Variance::Learned) => 1.0,
         };
         [of_x0, of_xt, sigma]
     }
@@ -234,6 +160,7 @@ impl Schedule {
     pub(crate) fn last_deviation(&self, t: usize, variance: Variance) -> f64 {
         match variance {
             Variance::FixedSmall => 1e-10, // the square root of the least variance
+            Variance::LearnedRange | Variance::Learned => 0.0,
             Variance::FixedLarge => self.precision.keep(1.0 - self.alpha_bars[t]).sqrt(),
         }
     }
@@ -277,6 +204,23 @@ mod tests {
                 Betas::ScaledLinear,
                 [0.000_85, 0.012],
                 [0.99915, 0.998_296_028, 0.675_432_414, 0.277_669_65, 0.056_623_491_6, 0.004_660_098_51],
+            ),
+            (
+                Betas::SigmoidChen,
+                [0.0, 0.0],
+                [0.999_699_720_8, 0.999_397_807_4, 0.850_853_547_93, 0.5, 0.149_146_452_07, 3.002_791_997e-7],
+            ),
+            (
+                Betas::Vp,
+                [0.0, 0.0],
+                [
+                    0.999_890_056,
+                    0.999_760_228_7,
+                    0.523_679_721_5,
+                    0.079_063_812_45,
+                    0.003_441_406_586,
+                    4.318_574_906e-5,
+                ],
             ),
             (
                 Betas::Cosine,

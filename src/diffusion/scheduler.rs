@@ -19,22 +19,9 @@ use serde::{Deserialize, Serialize};
 use level::Level;
 
 use super::plan::{Clip, SamplerPlan};
+pub(in crate::diffusion) use super::prediction::Prediction;
 use super::schedule::{Betas, Precision, Schedule, Variance};
 use crate::error::{Error, Result};
-
-/// Meaning of the model's output.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Prediction {
-    /// The noise.
-    #[default]
-    Epsilon,
-    /// The clean sample.
-    Sample,
-    /// `sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0` (Salimans & Ho 2022, arXiv:2202.00512).
-    #[serde(rename = "v_prediction")]
-    V,
-}
 
 /// Choice of the timesteps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -263,6 +250,12 @@ impl Scheduler {
             let message = "a schedule that ends in pure noise cannot be left by predicting noise";
             return Err(Error::usage(message)
                 .hint("prediction_type must be v_prediction or sample with rescale_betas_zero_snr"));
+        }
+        if prediction == Prediction::Mean && !matches!(self.method, Method::Ddpm { .. }) {
+            return Err(Error::usage(
+                "prediction_type = mean: only ancestral sampling walks back by the mean",
+            )
+            .hint("choose the sampler ddpm, or train a model of epsilon, sample or v_prediction"));
         }
         let mut plan = match &self.method {
             Method::Ddpm { variance } => self.ddpm_plan(*variance, steps),

@@ -3,6 +3,7 @@
 use image::RgbImage;
 
 use super::{Line, PALETTE, Plot, beside, pale};
+use crate::diffusion::{NoiseLevel, Schedule};
 use crate::error::{Error, Result};
 use crate::likelihood::{Process, Term};
 use crate::recipe::Recipe;
@@ -38,8 +39,8 @@ pub fn schedule(recipe: &Recipe, width: u32) -> RgbImage {
     )
 }
 
-/// Curves of a likelihood: bits of each timestep, squared errors of noise and of x0, and distortion over rate, side
-/// by side, each `width` pixels wide.
+/// Curves of a likelihood: bits of each timestep, squared errors of noise and of x0, and distortion over
+/// rate, side by side, each `width` pixels wide.
 pub fn likelihood_curves(process: &Process, terms: &[Term], curve: &[[f64; 2]], width: u32) -> RgbImage {
     let over_t = |of: &dyn Fn(usize, &Term) -> f64| -> Vec<(f64, f64)> {
         terms.iter().enumerate().map(|(t, term)| (t as f64, of(t, term))).collect()
@@ -71,6 +72,41 @@ pub fn likelihood_curves(process: &Process, terms: &[Term], curve: &[[f64; 2]], 
     beside(&plots.map(|plot| plot.draw(width, height(width))), GAP)
 }
 
+/// Schedules side by side: the logarithm of the signal-to-noise ratio over `t / T`, the factors of signal
+/// and noise, and how much of the training is spent on each ratio (where two schedules really differ). Each
+/// plot is `width` pixels wide.
+pub fn schedules(named: &[(String, Schedule)], width: u32) -> RgbImage {
+    let levels: Vec<(&String, Vec<NoiseLevel>)> = named.iter().map(|(name, s)| (name, s.levels())).collect();
+    let over = |levels: &[NoiseLevel], of: &dyn Fn(&NoiseLevel) -> f64| -> Vec<(f64, f64)> {
+        levels.iter().enumerate().map(|(t, at)| ((t + 1) as f64 / levels.len() as f64, of(at))).collect()
+    };
+    let plot = |title: &str, x: &'static str, lines| Plot::new(title, x, lines).draw(width, height(width));
+    let log_snr = levels.iter().map(|(name, levels)| Line::new(*name, over(levels, &NoiseLevel::log_snr)));
+    let factors = levels.iter().zip(PALETTE.into_iter().cycle()).flat_map(|((name, levels), colour)| {
+        let signal = over(levels, &|at| at.signal().sqrt());
+        let noise = over(levels, &|at| at.noise().sqrt());
+        [
+            Line { colour: Some(colour), ..Line::new(format!("{name}: signal"), signal) },
+            Line { colour: Some(pale(colour)), ..Line::new(format!("{name}: noise"), noise) },
+        ]
+    });
+    let density = levels.iter().map(|(name, levels)| {
+        let drawn = levels.windows(2).map(|pair| {
+            let [low, high] = [pair[1].log_snr(), pair[0].log_snr()];
+            (0.5 * (low + high), 1.0 / (levels.len() as f64 * (high - low)))
+        });
+        Line::new(*name, drawn.filter(|(at, _)| at.is_finite()))
+    });
+    beside(
+        &[
+            plot("log signal-to-noise ratio", "t / T", log_snr.collect()),
+            plot("factors of signal and noise", "t / T", factors.collect()),
+            plot("density of training", "log signal-to-noise ratio", density.collect()),
+        ],
+        GAP,
+    )
+}
+
 /// An exponential mean over about a hundredth of the steps, as the eye would draw it.
 fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let keep = 1.0 - 1.0 / (points.len() as f64 / 100.0).max(1.0);
@@ -83,8 +119,9 @@ fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.iter().map(step).collect()
 }
 
-/// The loss of a run over its steps, on a logarithmic axis; for a VAE also the parts of the loss, and what
-/// was measured on held-out images. Each plot is `width` pixels wide.
+/// The loss of a run over its steps, on a logarithmic axis; of a diffusion model also by quarters of the
+/// timesteps; of a VAE the parts of the loss, and what was measured on held-out images. Each plot is `width`
+/// pixels wide.
 pub fn loss(run: &Run, width: u32) -> Result<RgbImage> {
     let metrics = run.metrics()?;
     if metrics.is_empty() {
@@ -100,6 +137,23 @@ pub fn loss(run: &Run, width: u32) -> Result<RgbImage> {
     let mean = Line { colour: Some(blue), ..Line::new("loss, running mean", smooth(&losses)) };
     let plot = Plot::new("loss", "step", vec![each, mean]).log_y(losses.iter().all(|p| p.1 > 0.0));
     let mut panels = vec![plot.draw(width, height(width))];
+    // Without the weights: what the model knows at each level of noise.
+    let quarters = ["first quarter of t (least noise)", "second", "third", "last (most noise)"];
+    let by_t = |of: &dyn Fn(&crate::run::Metrics) -> Option<[Option<f32>; 4]>| -> Vec<Line> {
+        let lines = quarters.into_iter().enumerate();
+        let lines =
+            lines.map(|(q, name)| Line::new(name, smooth(&points(&|m| of(m).and_then(|by_t| by_t[q])))));
+        lines.filter(|line| !line.points.is_empty()).collect()
+    };
+    let (losses_by_t, accuracies_by_t) = (by_t(&|m| m.loss_by_t), by_t(&|m| m.accuracy_by_t));
+    if !losses_by_t.is_empty() {
+        let plot = Plot::new("loss without weights, by quarter of t, running means", "step", losses_by_t);
+        panels.push(plot.log_y(true).draw(width, height(width)));
+    }
+    if !accuracies_by_t.is_empty() {
+        let plot = Plot::new("accuracy by quarter of t, running means", "step", accuracies_by_t);
+        panels.push(plot.draw(width, height(width)));
+    }
     let (reconstruction, kl) = (points(&|m| m.reconstruction), points(&|m| m.kl));
     if !kl.is_empty() {
         let lines = vec![

@@ -122,6 +122,7 @@ impl At<'_> {
             Prediction::Epsilon => (x_t - self.noise * output) / self.signal,
             Prediction::Sample => output,
             Prediction::V => self.signal * x_t - self.noise * output,
+            Prediction::Mean => (output - self.posterior.of_xt * x_t) / self.posterior.of_x0,
         };
         if self.bound.clip { x0.clamp(-1.0, 1.0) } else { x0 }
     }

@@ -31,6 +31,11 @@ impl GaussianData {
             Prediction::Epsilon => deviation * scaled,
             Prediction::Sample => self.mean + signal * self.variance * scaled,
             Prediction::V => signal * deviation * (1.0 - self.variance) * scaled - deviation * self.mean,
+            Prediction::Mean => {
+                let posterior = process.posterior(t);
+                let x0 = self.mean + signal * self.variance * scaled;
+                posterior.of_x0 * x0 + posterior.of_xt * x_t
+            }
         }
     }
 
@@ -41,6 +46,7 @@ impl GaussianData {
             Prediction::Epsilon => process.alpha_bar(t) * of_v,
             Prediction::Sample => process.noise(t) * of_v,
             Prediction::V => of_v,
+            Prediction::Mean => process.posterior(t).of_x0.powi(2) * process.noise(t) * of_v,
         }
     }
 

@@ -52,6 +52,10 @@ impl ClassifierConfig {
     }
 }
 
+/// Records a classifier with the parameters of the scope: `x_t [N, H, W, C]` at timesteps `t [N]` to logits
+/// `[N, classes]`.
+pub type Logits = dyn Fn(&Scope, &Tensor, &Tensor) -> Tensor;
+
 /// Records the classifier: `x [N, H, W, C]` at timesteps `t [N]` to features `[N, features]` and logits `[N,
 /// classes]`.
 ///

@@ -3,6 +3,9 @@
 pub(crate) mod arena;
 pub(crate) mod autoencoder;
 pub mod classifier;
+pub mod conv_net;
+pub mod dit;
+mod dit_config;
 mod options;
 pub mod unet;
 mod unet_config;

@@ -53,8 +53,8 @@ pub fn unet(config: &UNetConfig, s: &Scope, x: &Tensor, t: &Tensor, labels: Opti
     }
 }
 
-/// The half of the net that a classifier has too: the blocks on the way down and the middle one, normalised and
-/// activated, `[N, h, w, C]`. Arguments as for [`unet`].
+/// The half of the net that a classifier has too: the blocks on the way down and the middle one, normalised
+/// and activated, `[N, h, w, C]`. Arguments as for [`unet`].
 #[track_caller]
 pub(super) fn half(config: &UNetConfig, s: &Scope, x: &Tensor, t: &Tensor) -> Tensor {
     let (_, hidden, _) = way_down(config, s, x, t, None);

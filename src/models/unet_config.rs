@@ -230,13 +230,16 @@ impl UNetConfig {
         let groups = self.norm_num_groups;
         let cancelled = self.resnet_time_scale_shift == TimeScaleShift::Default
             && self.block_out_channels.contains(&groups);
-        cancelled.then(|| {
-            format!(
-                "a level of {groups} channels has {groups} norm groups: the norm removes any constant of a \
-                 channel, so the timestep embedding has no effect in that level"
-            )
-        })
+        cancelled.then(|| cancels("level", groups))
     }
+}
+
+/// A warning of a part of a net whose channels are norm groups.
+pub(super) fn cancels(part: &str, groups: usize) -> String {
+    format!(
+        "a {part} of {groups} channels has {groups} norm groups: the norm removes any constant of a channel, \
+         so the timestep embedding has no effect in that {part}"
+    )
 }
 
 fn down_blocks(attention: &[bool]) -> Vec<DownBlock> {

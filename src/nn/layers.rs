@@ -166,10 +166,13 @@ pub fn conv_transpose(
 /// `x [.., Cin]` to `[.., out]`, with bias.
 #[track_caller]
 pub fn linear(s: &Scope, x: &Tensor, out: usize) -> Tensor {
-    linear_from(s, x, out, Init::FanIn(x.shape().last()))
+    linear_zero_if(false, s, x, out)
 }
 
-fn linear_from(s: &Scope, x: &Tensor, out: usize, init: Init) -> Tensor {
+/// As [`linear`]; from zero weights if `zero`.
+#[track_caller]
+pub fn linear_zero_if(zero: bool, s: &Scope, x: &Tensor, out: usize) -> Tensor {
+    let init = if zero { Init::Zeros } else { Init::FanIn(x.shape().last()) };
     let w = s.param("weight", [x.shape().last(), out], Layout::Linear, init);
     let bias = s.param("bias", [out], Layout::Plain, init);
     s.label(|| matmul::linear(x, &w, Some(&bias)))
@@ -208,13 +211,17 @@ pub fn attention_block(
         Some(groups) => group_norm(&s.sub("group_norm"), x, groups, eps, Activation::Identity),
         None => x.clone(),
     };
-    let tokens = normed.reshape([n, h * w, c]);
-    let project = |name: &str| linear(&s.sub(name), &tokens, heads * width);
+    let out = self_attention(s, &normed.reshape([n, h * w, c]), [heads, width], zero);
+    s.label(|| add(&out.reshape([n, h, w, c]), x))
+}
+
+/// Self-attention of `tokens [N, T, C]`: `heads` heads of `width` channels each, all projections with bias.
+#[track_caller]
+pub fn self_attention(s: &Scope, tokens: &Tensor, [heads, width]: [usize; 2], zero: bool) -> Tensor {
+    let project = |name: &str| linear(&s.sub(name), tokens, heads * width);
     let (q, k, v) = (project("to_q"), project("to_k"), project("to_v"));
     let mixed = s.label(|| attention(&q, &k, &v, heads));
-    let init = if zero { Init::Zeros } else { Init::FanIn(heads * width) };
-    let out = linear_from(&s.sub("to_out.0"), &mixed, c, init);
-    s.label(|| add(&out.reshape([n, h, w, c]), x))
+    linear_zero_if(zero, &s.sub("to_out.0"), &mixed, tokens.shape().last())
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use std::rc::Rc;
 use rayon::prelude::*;
 
 pub use layers::{
-    Conv, attention_block, conv, conv_transpose, conv2d_upsampled, group_norm, group_norm_of, linear, point,
-    side_by_side,
+    Conv, attention_block, conv, conv_transpose, conv2d_upsampled, group_norm, group_norm_of, linear,
+    linear_zero_if, point, self_attention, side_by_side,
 };
 
 use crate::error::Result;
@@ -176,7 +176,7 @@ impl Params {
                     drawn.iter_mut().for_each(|v| *v *= deviation);
                 }
                 Init::Ones => drawn.fill(1.0),
-                Init::Zeros if spec.name.contains("norm") => {}
+                Init::Zeros if is_norm(&spec.name) => {}
                 Init::Zeros => {
                     generator.fill_uniform(&mut drawn, 1.0);
                     drawn.fill(0.0);
@@ -200,6 +200,11 @@ impl Params {
         self.specs.push(Spec { name, shape, layout, init, first });
         first
     }
+}
+
+/// Whether a parameter is a norm's own: that of a layer beside it, such as `norm1.linear`, is not.
+fn is_norm(name: &str) -> bool {
+    name.rsplit('.').nth(1).is_some_and(|layer| layer.contains("norm"))
 }
 
 /// A module of a model under recording: gives its parameters by name.

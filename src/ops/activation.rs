@@ -83,7 +83,7 @@ impl Activation {
 /// half the speed).
 macro_rules! with_constant {
     ($activation:expr, $kind:ident => $call:expr) => {
-        with_constant!(@ $activation, $kind => $call, Identity Relu Silu Tanh Sigmoid)
+        with_constant!(@ $activation, $kind => $call, Identity Relu Silu GeluTanh Tanh Sigmoid)
     };
     (@ $activation:expr, $kind:ident => $call:expr, $($name:ident)+) => {
         match $activation {

@@ -9,9 +9,9 @@ use crate::tensor::DType;
 
 pub(crate) static KERNEL: Kernel = kernel!("cross_entropy");
 
-/// The cross entropy `-ln softmax(x)[label]` of each sample, in nats, and whether the label's logit is the largest,
-/// 1 or 0: logits `x [N, K]`, `labels [N]` of `u32`, both results `[N]`. Of equal logits the first is taken for the
-/// largest; a label past the last class means the last one.
+/// The cross entropy `-ln softmax(x)[label]` of each sample, in nats, and whether the label's logit is the
+/// largest, 1 or 0: logits `x [N, K]`, `labels [N]` of `u32`, both results `[N]`. Of equal logits the first
+/// is taken for the largest; a label past the last class means the last one.
 ///
 /// The first result is differentiable in the logits.
 ///

@@ -8,7 +8,7 @@ use crate::launch::{Dispatch, Dispatches, LaunchInfo, Recorded, launch_of};
 use crate::ops::shared::{Chunk, Size, assert_is_state};
 use crate::philox::{Stream, fill_normal};
 use crate::product::cpu::shared::Shared;
-use crate::simd::vectorized;
+use crate::simd::{exp, vectorized};
 use crate::state::State;
 use crate::tape::Tensor;
 
@@ -32,6 +32,8 @@ pub struct Row {
     pub clip: f32,
     /// Standard deviation of the noise; no noise is drawn where it is 0.
     pub sigma: f32,
+    /// Of a learned variance: sigma is multiplied by `exp((c + h v) / 2)`.
+    pub log_variance: [f32; 2],
     /// Of a classifier's gradient, in units of the model's output.
     pub guide: f32,
     /// Of the next x.
@@ -49,7 +51,9 @@ impl Row {
     /// As it stands in the table.
     pub fn elements(&self) -> [f32; Self::COLUMNS] {
         let mut elements = [0.0; Self::COLUMNS];
-        elements[..6].copy_from_slice(&[self.t, self.x0[0], self.x0[1], self.clip, self.sigma, self.guide]);
+        let [c, h] = self.log_variance;
+        elements[..8]
+            .copy_from_slice(&[self.t, self.x0[0], self.x0[1], self.clip, self.sigma, c, h, self.guide]);
         let forms = std::iter::once(&self.next).chain(&self.keep);
         for (to, form) in elements[Self::FORMS..].chunks_mut(3 + SLOTS).zip(forms) {
             to.copy_from_slice(form);
@@ -73,7 +77,8 @@ impl Row {
             x0: [row[1], row[2]],
             clip: row[3],
             sigma: row[4],
-            guide: row[5],
+            log_variance: [row[5], row[6]],
+            guide: row[7],
             next: form(0),
             keep: std::array::from_fn(|slot| form(slot + 1)),
         }
@@ -105,7 +110,7 @@ fn value(form: &Form, x0: f32, x: f32, out: f32, kept: &[f32]) -> f32 {
 /// One step of the samples `x [N, ..]` (stored, updated in place) with the model's output `out`, by row
 /// `state.row` of `table [S, 72]` (of [`Row::elements`]). `kept [1 + K, N, ..]` (stored): the predicted clean
 /// samples, then what the K slots keep from step to step. `bound [N]` ([`bounds`]): what `x0` is kept within
-/// and divided by, in place of the row's clip.
+/// and divided by, in place of the row's clip. `variance [N, ..]`: what the model says of a learned variance.
 ///
 /// Noise is that of stream `Reverse` at step `state.row` for the samples from `state.first_sample` on, so
 /// that one recorded program makes all steps: only the state changes between them.
@@ -117,6 +122,7 @@ pub fn denoise(
     state: &Tensor,
     kept: &Tensor,
     bound: Option<&Tensor>,
+    variance: Option<&Tensor>,
 ) {
     let rows = rows_of("denoise", table);
     assert_is_state("denoise", state);
@@ -125,20 +131,24 @@ pub fn denoise(
         out.elements() == x.elements()
             && kept.elements() == (1 + slots) * x.elements()
             && slots <= SLOTS
+            && variance.is_none_or(|variance| variance.elements() == x.elements())
             && bound.is_none_or(|bound| Some(&bound.elements()) == x.dims().first()),
-        "denoise: x {} with output {}, kept {} and bound {:?}",
+        "denoise: x {} with output {}, kept {}, bound {:?} and variance {:?}",
         x.shape(),
         out.shape(),
         kept.shape(),
-        bound.map(Tensor::shape)
+        bound.map(Tensor::shape),
+        variance.map(Tensor::shape)
     );
-    let (size, bounded) = (Size::of("denoise", x.shape()), bound.is_some());
+    let (size, bounded, learned) = (Size::of("denoise", x.shape()), bound.is_some(), variance.is_some());
+    let (place_of_bound, place_of_variance) = (3, 3 + usize::from(bounded));
     let launch = launch_of(
         "denoise",
         move |io| {
             let (x, out, state) = (io.write(0), io.read(0), State::from_words(io.read_u32(2)));
             let row = Row::named(io.read(1), state.row);
-            let bound = bounded.then(|| io.read(3));
+            let bound = bounded.then(|| io.read(place_of_bound));
+            let variance = learned.then(|| io.read(place_of_variance));
             let (total, shared) = (x.len(), Shared::new(io.write(1)));
             size.chunks(x).for_each(|chunk| {
                 let (first, count) = (chunk.range.start, chunk.y.len());
@@ -149,24 +159,32 @@ pub fn denoise(
                 }
                 let bound = bound.map(|bound| bound[chunk.sample]);
                 let out = &out[chunk.range.clone()];
+                let variance = variance.map(|variance| &variance[chunk.range.clone()]);
                 vectorized(
                     #[inline(always)]
-                    || advance(chunk, out, &mut kept[..=slots], &row, bound, &state),
+                    || advance(chunk, (out, variance), &mut kept[..=slots], &row, bound, &state),
                 );
             });
         },
         move |plan| {
-            dispatch(plan, "denoise", size, [rows, slots, 0, usize::from(bounded)], [0.0; 2])
-                .read("out", 0)
-                .read("table", 1)
-                .read("state", 2)
-                .read("bound", if bounded { 3 } else { 0 })
-                .write("x", 0)
-                .write("kept", 1)
-                .cover(size.blocks(), 256);
+            dispatch(
+                plan,
+                "denoise",
+                size,
+                [rows, slots, 0, usize::from(bounded), usize::from(learned)],
+                [0.0; 2],
+            )
+            .read("out", 0)
+            .read("table", 1)
+            .read("state", 2)
+            .read("bound", if bounded { place_of_bound } else { 0 })
+            .read("variance", if learned { place_of_variance } else { 0 })
+            .write("x", 0)
+            .write("kept", 1)
+            .cover(size.blocks(), 256);
         },
     );
-    let reads: Vec<&Tensor> = [out, table, state].into_iter().chain(bound).collect();
+    let reads: Vec<&Tensor> = [out, table, state].into_iter().chain(bound).chain(variance).collect();
     // x and the slots are updated in place.
     let extra_bytes = ((1 + slots) * x.elements() * 4) as i64;
     let launch = Recorded::new(launch, LaunchInfo { extra_bytes, ..LaunchInfo::default() });
@@ -209,7 +227,7 @@ pub fn bounds(x: &Tensor, out: &Tensor, table: &Tensor, state: &Tensor, ratio: f
             });
         },
         move |plan| {
-            dispatch(plan, "find_bounds", size, [rows, 0, rank, 0], [fraction, most])
+            dispatch(plan, "find_bounds", size, [rows, 0, rank, 0, 0], [fraction, most])
                 .read("x", 0)
                 .read("out", 1)
                 .read("table", 2)
@@ -233,7 +251,7 @@ pub fn timestep_of_row(n: usize, table: &Tensor, state: &Tensor) -> Tensor {
 /// What a classifier's gradient is multiplied by in row `state.row` of `table [S, 72]`, `n` times, `[n]`.
 #[track_caller]
 pub fn guide_of_row(n: usize, table: &Tensor, state: &Tensor) -> Tensor {
-    column_of_row("guide_of_row", 5, n, table, state)
+    column_of_row("guide_of_row", 7, n, table, state)
 }
 
 #[track_caller]
@@ -248,7 +266,7 @@ fn column_of_row(op: &'static str, column: usize, n: usize, table: &Tensor, stat
         },
         move |plan| {
             let size = Size { samples: n, elements: 1 };
-            let dispatch = dispatch(plan, "column_of_row", size, [rows, 0, column, 0], [0.0; 2]);
+            let dispatch = dispatch(plan, "column_of_row", size, [rows, 0, column, 0, 0], [0.0; 2]);
             dispatch.read("table", 0).read("state", 1).write("t", 0).cover(n, 256);
         },
     );
@@ -268,12 +286,13 @@ fn dispatch<'a>(
     plan: &'a mut Dispatches,
     entry: &'static str,
     size: Size,
-    [rows, slots, rank, bounded]: [usize; 4],
+    [rows, slots, rank, bounded, learned]: [usize; 5],
     [fraction, most]: [f32; 2],
 ) -> &'a mut Dispatch {
     plan.add(&KERNEL, entry)
         .params([("samples", size.samples), ("elements", size.elements)])
         .params([("rows", rows), ("slots", slots), ("rank", rank), ("bounded", bounded)])
+        .params([("learned", learned)])
         .param("fraction", fraction)
         .param("most", most)
 }
@@ -281,9 +300,17 @@ fn dispatch<'a>(
 /// Normal numbers that the CPU twin makes at a time, on its stack.
 const AT_A_TIME: usize = 256;
 
-/// The step of a chunk of x, with `out` and `kept` of the same elements: x0, then the slots.
+/// The step of a chunk of x, with the model's output, what it says of the variance, and `kept` of the same
+/// elements: x0, then the slots.
 #[inline(always)]
-fn advance(x: Chunk, out: &[f32], kept: &mut [&mut [f32]], row: &Row, bound: Option<f32>, state: &State) {
+fn advance(
+    x: Chunk,
+    (out, variance): (&[f32], Option<&[f32]>),
+    kept: &mut [&mut [f32]],
+    row: &Row,
+    bound: Option<f32>,
+    state: &State,
+) {
     let Chunk { sample, block, y: x, .. } = x;
     let clip = if row.clip > 0.0 { row.clip } else { f32::INFINITY };
     let (limit, divisor) = bound.map_or((clip, 1.0), |bound| (bound, bound));
@@ -294,6 +321,12 @@ fn advance(x: Chunk, out: &[f32], kept: &mut [&mut [f32]], row: &Row, bound: Opt
         if row.sigma != 0.0 {
             let block = block + (first / 4) as u32;
             fill_normal(&mut z[..count], state.seed, Stream::Reverse as u32, state.row, sample, block);
+            if let Some(variance) = variance {
+                let [c, h] = row.log_variance;
+                for (z, v) in z.iter_mut().zip(&variance[first..first + count]) {
+                    *z *= exp(0.5 * (c + h * v));
+                }
+            }
         }
         for (i, z) in (first..first + count).zip(&z) {
             let (noisy, out) = (x[i], out[i]);

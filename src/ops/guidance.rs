@@ -11,9 +11,9 @@ use crate::tape::Tensor;
 pub(crate) static KERNEL: Kernel = kernel!("guidance");
 
 /// `y = u + scale (c - u)`, where `x [2 N, .., C]` holds the predictions `c` of N samples with their classes,
-/// then `u` of the same without: `[N, .., C]`. `scale` 1 is `c` alone, 0 is `u` (the `w` of Ho & Salimans 2022,
-/// arXiv:2207.12598, is `scale - 1`). With `rescale` phi, y becomes `phi y std(c) / std(y) + (1 - phi) y`, the
-/// deviations over all of a sample (Lin et al. 2023, arXiv:2305.08891, equations 15 and 16).
+/// then `u` of the same without: `[N, .., C]`. `scale` 1 is `c` alone, 0 is `u` (the `w` of Ho & Salimans
+/// 2022, arXiv:2207.12598, is `scale - 1`). With `rescale` phi, y becomes `phi y std(c) / std(y) + (1 - phi)
+/// y`, the deviations over all of a sample (Lin et al. 2023, arXiv:2305.08891, equations 15 and 16).
 ///
 /// Only the first `guided` channels are guided; further ones, which are a learned variance, are those of `c`.
 /// There is no derivative: only sampling guides.

@@ -1,4 +1,4 @@
-//! Losses of a prediction against a target, weighted by sample: squared error, absolute error, cross
+//! Losses of a prediction against a target, weighted by sample: squared error, absolute error, Huber's, cross
 //! entropy.
 
 use rayon::prelude::*;
@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
 use crate::launch::{CHUNK, Dispatch, Dispatches, LaunchInfo, Recorded, launch_of};
-use crate::ops::reduce::{add_total, slice_size, sum_in_f64, total};
+use crate::ops::reduce::{add_total, slice_size, sum_in_f64};
 use crate::ops::shared::{Chunk, Size, derivative};
 use crate::simd::{exp, vectorized};
 use crate::tape::Tensor;
@@ -14,8 +14,9 @@ use crate::tape::Tensor;
 #[cfg(test)]
 mod tests;
 
-/// One set of knobs for each `Form`, in its order.
-pub(crate) static KERNEL: Kernel = kernel!("loss", [[("FORM", "0u")], [("FORM", "1u")], [("FORM", "2u")]]);
+/// One set of knobs for each [`Form`], by its number.
+pub(crate) static KERNEL: Kernel =
+    kernel!("loss", [[("FORM", "0u")], [("FORM", "1u")], [("FORM", "2u")], [("FORM", "3u")]]);
 
 /// The mean over all elements of `w[n] * (prediction - target)^2` (Ho et al. 2020, equation 14), a tensor
 /// of `[1]`. `prediction` and `target` of `[N, ..]`; `weight` of `[N]`, 1 if there is none.
@@ -23,14 +24,14 @@ pub(crate) static KERNEL: Kernel = kernel!("loss", [[("FORM", "0u")], [("FORM", 
 /// Differentiable in `prediction` only: target and weight are data.
 #[track_caller]
 pub fn mse(prediction: &Tensor, target: &Tensor, weight: Option<&Tensor>) -> Tensor {
-    loss(Form::Squared, prediction, target, weight)
+    loss(Form::Squared, prediction, target, weight, false).0
 }
 
 /// The mean over all elements of `w[n] * |prediction - target|`. Shapes and gradients as in [`mse`]; where
 /// prediction and target are equal the derivative is taken to be 0.
 #[track_caller]
 pub fn l1(prediction: &Tensor, target: &Tensor, weight: Option<&Tensor>) -> Tensor {
-    loss(Form::Absolute, prediction, target, weight)
+    loss(Form::Absolute, prediction, target, weight, false).0
 }
 
 /// The mean over all elements of `w[n]` times the cross entropy, in nats, between a Bernoulli variable of
@@ -42,20 +43,54 @@ pub fn l1(prediction: &Tensor, target: &Tensor, weight: Option<&Tensor>) -> Tens
 /// appendix C.1).
 #[track_caller]
 pub fn bce_with_logits(logits: &Tensor, target: &Tensor, weight: Option<&Tensor>) -> Tensor {
-    loss(Form::CrossEntropy, logits, target, weight)
+    loss(Form::CrossEntropy, logits, target, weight, false).0
+}
+
+/// A loss of a batch.
+pub struct Losses {
+    /// The weighted mean over all elements, `[1]`.
+    pub mean: Tensor,
+    /// Each sample's mean without its weight, `[N]`; no gradient comes through it.
+    pub each: Tensor,
+}
+
+/// As [`mse`], with the losses of the samples, for any form.
+#[track_caller]
+pub fn losses(form: Form, prediction: &Tensor, target: &Tensor, weight: Option<&Tensor>) -> Losses {
+    let (mean, each) = loss(form, prediction, target, weight, true);
+    Losses { mean, each: each.expect("it was asked for") }
 }
 
 /// The loss of one element.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    Squared = 0,
-    Absolute = 1,
-    CrossEntropy = 2,
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Form {
+    /// The square of the difference.
+    Squared,
+    /// Its absolute value.
+    Absolute,
+    /// Between Bernoulli variables, of logits: [`bce_with_logits`].
+    CrossEntropy,
+    /// Half the square of the difference up to this distance, from there on the line that goes on (Huber
+    /// 1964); as `huber_loss` in PyTorch.
+    Huber(f32),
 }
 
 impl Form {
+    fn number(self) -> usize {
+        match self {
+            Form::Squared => 0,
+            Form::Absolute => 1,
+            Form::CrossEntropy => 2,
+            Form::Huber(_) => 3,
+        }
+    }
+
     fn name(self) -> &'static str {
-        ["mse", "l1", "bce_with_logits"][self as usize]
+        ["mse", "l1", "bce_with_logits", "huber"][self.number()]
+    }
+
+    fn delta(self) -> f32 {
+        if let Form::Huber(delta) = self { delta } else { 0.0 }
     }
 
     /// The sum of the loss over two slices, in f64. For use inside `vectorized`, as are those below.
@@ -65,6 +100,15 @@ impl Form {
             Form::Squared => sum_in_f64(prediction, target, |p, t| p - t, |_, d| d * d),
             Form::Absolute => sum_in_f64(prediction, target, |p, t| p - t, |_, d| d.abs()),
             Form::CrossEntropy => sum_in_f64(prediction, target, cross_entropy, |_, loss| loss),
+            Form::Huber(delta) => sum_in_f64(
+                prediction,
+                target,
+                |p, t| {
+                    let inner = within(p - t, delta);
+                    inner * (p - t - 0.5 * inner)
+                },
+                |_, loss| loss,
+            ),
         }
     }
 
@@ -75,12 +119,19 @@ impl Form {
             Form::Squared => derivatives_of(dp, p, t, scale, |p, t| 2.0 * (p - t)),
             Form::Absolute => derivatives_of(dp, p, t, scale, sign_of_difference),
             Form::CrossEntropy => derivatives_of(dp, p, t, scale, cross_entropy_derivative),
+            Form::Huber(delta) => derivatives_of(dp, p, t, scale, |p, t| within(p - t, delta)),
         }
     }
 }
 
 #[track_caller]
-fn loss(form: Form, prediction: &Tensor, target: &Tensor, weight: Option<&Tensor>) -> Tensor {
+fn loss(
+    form: Form,
+    prediction: &Tensor,
+    target: &Tensor,
+    weight: Option<&Tensor>,
+    with_each: bool,
+) -> (Tensor, Option<Tensor>) {
     let samples = prediction.dims().first().copied().unwrap_or(1);
     assert!(
         prediction.shape() == target.shape() && weight.is_none_or(|w| w.elements() == samples),
@@ -102,38 +153,68 @@ fn loss(form: Form, prediction: &Tensor, target: &Tensor, weight: Option<&Tensor
         move |io| {
             let (prediction, target) = (io.read(0), io.read(1));
             let weight = weighted.then(|| io.read(2));
-            total(io, scale, |i| {
+            let sums = io.scratch(0);
+            sums.par_iter_mut().enumerate().for_each(|(i, sum)| {
                 let (sample, begin) = (i / slices, i % slices * CHUNK);
                 let first = sample * size.elements;
                 let range = first + begin..first + size.elements.min(begin + CHUNK);
-                let sum = vectorized(
+                *sum = vectorized(
                     #[inline(always)]
                     || form.sum(&prediction[range.clone()], &target[range]),
-                );
-                f64::from(weight.map_or(1.0, |w| w[sample])) * sum
+                ) as f32;
             });
+            let of_sample = |sums: &[f32]| sums.iter().map(|&sum| f64::from(sum)).sum::<f64>();
+            let weighted_sums = sums.chunks(slices).enumerate();
+            let sum: f64 = weighted_sums
+                .map(|(n, sums)| f64::from(weight.map_or(1.0, |w| w[n])) * of_sample(sums))
+                .sum();
+            io.write(0)[0] = (scale * sum) as f32;
+            if with_each {
+                for (each, sums) in io.write(1).iter_mut().zip(sums.chunks(slices)) {
+                    *each = (of_sample(sums) / size.elements as f64) as f32;
+                }
+            }
         },
         move |plan| {
             dispatch(plan, "forward", form, size, [gpu_slices, slice_size], 1.0)
                 .param("weighted", weighted)
                 .read("weight", if weighted { 2 } else { 0 })
                 .scratch("out", 0)
+                .scratch("raw", 1)
                 .cover(samples * gpu_slices, 1);
             add_total(plan, samples * gpu_slices, scale as f32);
+            if with_each {
+                let scale = (1.0 / size.elements as f64) as f32;
+                let each = plan.add(&KERNEL, "each_sample").knobs(form.number()).param("scale", scale);
+                each.params([("samples", samples), ("size", size.elements), ("slices", gpu_slices)]);
+                each.params([("slice_size", slice_size), ("weighted", 0)]).param("delta", 0.0_f32);
+                each.scratch("raw", 1).write("each", 1).cover(samples, 256);
+            }
         },
     );
     let info = LaunchInfo {
         cpu_scratch: vec![samples * slices],
-        gpu_scratch: vec![samples * gpu_slices],
+        gpu_scratch: vec![samples * gpu_slices; 2],
         ..LaunchInfo::default()
     };
     let reads: Vec<&Tensor> = [prediction, target].into_iter().chain(weight).collect();
-    let [y] = prediction.tape().launch(Recorded::new(forward, info), &reads, [[1].into()]);
+    let forward = Recorded::new(forward, info);
+    let (y, each) = if with_each {
+        let [y, each] = prediction.tape().launch(forward, &reads, [[1].into(), [samples].into()]);
+        (y, Some(each))
+    } else {
+        let [y] = prediction.tape().launch(forward, &reads, [[1].into()]);
+        (y, None)
+    };
     let saved: Vec<Tensor> = reads.into_iter().cloned().collect();
     derivative(&[prediction], &y, move |dy| {
         let backward = launch_of(
-            ["mse backward_prediction", "l1 backward_prediction", "bce_with_logits backward_logits"]
-                [form as usize],
+            [
+                "mse backward_prediction",
+                "l1 backward_prediction",
+                "bce_with_logits backward_logits",
+                "huber backward_prediction",
+            ][form.number()],
             move |io| {
                 let (p, t, scale) = (io.read(0), io.read(1), scale as f32 * io.read(2)[0]);
                 let weight = weighted.then(|| io.read(3));
@@ -157,7 +238,7 @@ fn loss(form: Form, prediction: &Tensor, target: &Tensor, weight: Option<&Tensor
         let reads: Vec<&Tensor> = saved[..2].iter().chain([dy]).chain(saved.get(2)).collect();
         dy.tape().launch(backward, &reads, [saved[0].shape().clone()]).into()
     });
-    y
+    (y, each)
 }
 
 fn dispatch<'a>(
@@ -169,9 +250,10 @@ fn dispatch<'a>(
     scale: f32,
 ) -> &'a mut Dispatch {
     plan.add(&KERNEL, entry)
-        .knobs(form as usize)
+        .knobs(form.number())
         .params([("samples", samples), ("size", elements), ("slices", slices), ("slice_size", slice_size)])
         .param("scale", scale)
+        .param("delta", form.delta())
         .read("prediction", 0)
         .read("target_values", 1)
 }
@@ -181,6 +263,13 @@ fn derivatives_of(dp: &mut [f32], p: &[f32], t: &[f32], scale: f32, f: impl Fn(f
     for ((dp, p), t) in dp.iter_mut().zip(p).zip(t) {
         *dp = scale * f(*p, *t);
     }
+}
+
+/// `d` in `[-limit, limit]`; NaN for NaN.
+#[inline(always)]
+fn within(d: f32, limit: f32) -> f32 {
+    let below = if d > limit { limit } else { d };
+    if below < -limit { -limit } else { below }
 }
 
 /// -1, 0 or 1; NaN for NaN.

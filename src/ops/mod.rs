@@ -20,14 +20,19 @@ pub mod gaussian_kl;
 pub mod grad_norm;
 pub mod group_norm;
 pub mod guidance;
+pub mod layer_norm;
 pub mod loss;
 pub mod matmul;
 pub mod noising;
+pub mod positions;
 pub mod reduce;
 pub mod reparameterise;
 pub mod resample;
 mod shared;
+pub mod swap;
 pub mod timestep_embedding;
+pub mod timesteps;
+pub mod variational_bound;
 
 use crate::device::gpu::shader::Kernel;
 
@@ -57,10 +62,15 @@ pub static KERNELS: &[&Kernel] = &[
     &grad_norm::KERNEL,
     &group_norm::KERNEL,
     &guidance::KERNEL,
+    &layer_norm::KERNEL,
     &loss::KERNEL,
     &noising::KERNEL,
+    &positions::KERNEL,
     &reduce::KERNEL,
     &reparameterise::KERNEL,
     &resample::KERNEL,
+    &swap::KERNEL,
     &timestep_embedding::KERNEL,
+    &timesteps::KERNEL,
+    &variational_bound::KERNEL,
 ];

@@ -6,7 +6,7 @@ use crate::device::gpu::shader::Kernel;
 use crate::kernel;
 use crate::launch::{CHUNK, Dispatch, Dispatches, launch_of};
 use crate::ops::shared::{Chunk, Size, assert_is_state};
-use crate::philox::{Stream, draw, fill_normal};
+use crate::philox::{Stream, below, draw, fill_normal};
 use crate::simd::vectorized;
 use crate::state::State;
 use crate::tape::Tensor;
@@ -14,46 +14,53 @@ use crate::tensor::Shape;
 
 pub(crate) static KERNEL: Kernel = kernel!("noising");
 
-/// Noisy samples, their noise and their timesteps: `(x_t, eps, t)`, where `x_t = a x0 + b eps` with
-/// `(a, b) = table[t]`, `eps` is standard normal and `t [N]` holds whole numbers drawn evenly from `0..T`.
+/// Noisy samples, what a model is to predict of them, and their timesteps: `(x_t, target, t)`, where `x_t = a
+/// x0 + b eps` and `target = c x0 + d eps` with `(a, b, c, d) = table[t]` and standard normal `eps`. `t [N]`
+/// are the given timesteps, whole numbers, of which one past the end means the last; or drawn evenly from
+/// `0..T`.
 ///
-/// `x0 [N, ..]`, `table [T, 2]` with `sqrt(abar)` and `sqrt(1 - abar)`, `state` the sixteen words of
-/// [`State`]: sample `n` of the batch draws the numbers of sample `first_sample + n` at `step`. `x0` gets
-/// no gradient: it is data, or latents of a model that is not trained here. Source: Ho et al. 2020,
-/// equation 4 and algorithm 1.
+/// `x0 [N, ..]`, `table [T, 4]` with `sqrt(abar)` and `sqrt(1 - abar)`, then 0 and 1 where the noise is the
+/// target; `state` the sixteen words of [`State`]: sample `n` of the batch draws the numbers of sample
+/// `first_sample + n` at `step`. `x0` gets no gradient: it is data, or latents of a model that is not trained
+/// here. Source: Ho et al. 2020, equation 4 and algorithm 1.
 #[track_caller]
-pub fn noising(x0: &Tensor, table: &Tensor, state: &Tensor) -> (Tensor, Tensor, Tensor) {
+pub fn noising(x0: &Tensor, table: &Tensor, state: &Tensor, t: Option<&Tensor>) -> (Tensor, Tensor, Tensor) {
     let [steps, columns] = table.shape().of_rank("noising");
+    let size = Size::of("noising", x0.shape());
     assert!(
-        steps > 0 && columns == 2,
-        "noising: x0 {} with table {}, which must be [T, 2]",
+        steps > 0 && columns == 4 && t.is_none_or(|t| t.elements() == size.samples),
+        "noising: x0 {} with table {}, which must be [T, 4], and timesteps {:?}",
         x0.shape(),
-        table.shape()
+        table.shape(),
+        t.map(Tensor::shape)
     );
     assert_is_state("noising", state);
-    let size = Size::of("noising", x0.shape());
+    let given = t.is_some();
     let shapes = [x0.shape().clone(), x0.shape().clone(), [size.samples].into()];
     let launch = launch_of(
         "noising",
         move |io| {
             let (x0, table, state) = (io.read(0), io.read(1), State::from_words(io.read_u32(2)));
             let x_t = io.write(0).par_chunks_mut(size.elements).zip(x0.par_chunks(size.elements));
+            let given = given.then(|| io.read(3));
             let samples = x_t.zip(io.write(1).par_chunks_mut(size.elements)).zip(io.write(2));
-            samples.enumerate().for_each(|(n, (((x_t, x0), eps), t))| {
+            samples.enumerate().for_each(|(n, (((x_t, x0), target), t))| {
                 let sample = state.first_sample.wrapping_add(n as u32);
                 let word = draw(state.seed, Stream::Timestep as u32, state.step, sample, 0)[0];
-                let step = ((u64::from(word) * steps as u64) >> 32) as usize;
-                let (signal, noise) = (table[2 * step], table[2 * step + 1]);
+                let step = given.map_or_else(|| below(word, steps), |t| (t[n] as usize).min(steps - 1));
+                let [a, b, c, d] = std::array::from_fn(|i| table[4 * step + i]);
                 *t = step as f32;
-                let chunks = x_t.par_chunks_mut(CHUNK).zip(eps.par_chunks_mut(CHUNK));
-                chunks.zip(x0.par_chunks(CHUNK)).enumerate().for_each(|(chunk, ((x_t, eps), x0))| {
+                let chunks = x_t.par_chunks_mut(CHUNK).zip(target.par_chunks_mut(CHUNK));
+                chunks.zip(x0.par_chunks(CHUNK)).enumerate().for_each(|(chunk, ((x_t, target), x0))| {
                     vectorized(
                         #[inline(always)]
                         || {
                             let (stream, block) = (Stream::Noise as u32, (chunk * (CHUNK / 4)) as u32);
-                            fill_normal(eps, state.seed, stream, state.step, sample, block);
-                            for ((x_t, eps), x0) in x_t.iter_mut().zip(&*eps).zip(x0) {
-                                *x_t = signal * x0 + noise * eps;
+                            fill_normal(target, state.seed, stream, state.step, sample, block);
+                            for ((x_t, target), x0) in x_t.iter_mut().zip(target).zip(x0) {
+                                let eps = *target;
+                                *x_t = a * x0 + b * eps;
+                                *target = c * x0 + d * eps;
                             }
                         },
                     );
@@ -62,11 +69,13 @@ pub fn noising(x0: &Tensor, table: &Tensor, state: &Tensor) -> (Tensor, Tensor, 
         },
         move |plan| {
             let noising = dispatch(plan, "noising", size, steps, Stream::Noise).read("x0", 0);
-            noising.read("table", 1).read("state", 2).write("x_t", 0).write("eps", 1).write("t", 2);
+            noising.param("given", given).read("given_t", if given { 3 } else { 0 });
+            noising.read("table", 1).read("state", 2).write("x_t", 0).write("target_values", 1).write("t", 2);
         },
     );
-    let [x_t, eps, t] = x0.tape().launch(launch, &[x0, table, state], shapes);
-    (x_t, eps, t)
+    let reads: Vec<&Tensor> = [x0, table, state].into_iter().chain(t).collect();
+    let [x_t, target, t] = x0.tape().launch(launch, &reads, shapes);
+    (x_t, target, t)
 }
 
 /// Standard normal numbers of `stream` for the samples from `state.first_sample` on at `state.step`.
@@ -90,7 +99,10 @@ pub fn gaussian(shape: impl Into<Shape>, stream: Stream, state: &Tensor) -> Tens
         },
         move |plan| {
             // Draws no timestep.
-            dispatch(plan, "gaussian", size, 0, stream).read("state", 0).write("eps", 0);
+            dispatch(plan, "gaussian", size, 0, stream)
+                .param("given", false)
+                .read("state", 0)
+                .write("eps", 0);
         },
     );
     let [z] = state.tape().launch(launch, &[state], [shape]);
@@ -134,20 +146,21 @@ pub(crate) mod tests {
         State::from_words(&words.iter().map(|&w| w as u32).collect::<Vec<_>>())
     }
 
-    /// `x_t`, `eps` or `t`, as `which` says, from x0, table and state.
+    /// `x_t`, the target or `t`, as `which` says, from x0, table, state, and timesteps where they are given.
     fn reference(x: &[Vec<f64>], samples: usize, which: usize) -> Vec<f64> {
-        let (elements, steps, state) = (x[0].len() / samples, x[1].len() / 2, state_of(&x[2]));
+        let (elements, steps, state) = (x[0].len() / samples, x[1].len() / 4, state_of(&x[2]));
         let mut outputs = [Vec::new(), Vec::new(), Vec::new()];
         for n in 0..samples {
             let sample = state.first_sample + n as u32;
             let word = draw(state.seed, Stream::Timestep as u32, state.step, sample, 0)[0];
-            let t = (f64::from(word) / 4_294_967_296.0 * steps as f64).floor();
+            let drawn = (f64::from(word) / 4_294_967_296.0 * steps as f64).floor();
+            let t = x.get(3).map_or(drawn, |given| given[n]);
             let eps = noise(&state, Stream::Noise, state.step, n, elements);
             for e in 0..elements {
-                let (a, b) = (x[1][2 * t as usize], x[1][2 * t as usize + 1]);
-                outputs[0].push(a * x[0][n * elements + e] + b * eps[e]);
+                let row = &x[1][4 * t as usize..][..4];
+                outputs[0].push(row[0] * x[0][n * elements + e] + row[1] * eps[e]);
+                outputs[1].push(row[2] * x[0][n * elements + e] + row[3] * eps[e]);
             }
-            outputs[1].extend(eps);
             outputs[2].push(t);
         }
         outputs[which].clone()
@@ -157,7 +170,8 @@ pub(crate) mod tests {
         (0..steps)
             .flat_map(|t| {
                 let abar = 1.0 - (t as f32 + 0.5) / steps as f32;
-                [abar.sqrt(), (1.0 - abar).sqrt()]
+                let (a, b) = (abar.sqrt(), (1.0 - abar).sqrt());
+                if t % 2 == 0 { [a, b, 0.0, 1.0] } else { [a, b, -b, a] }
             })
             .collect()
     }
@@ -166,12 +180,12 @@ pub(crate) mod tests {
         Check::new(format!("noising, output {which}"))
             .tolerance(if which == 2 { 0.0 } else { 4e-7 })
             .fixed(shape, crate::check::random(1, shape.iter().product()))
-            .fixed(&[steps, 2], table(steps))
+            .fixed(&[steps, 4], table(steps))
             .words(&[State::WORDS], state.words().to_vec())
             .run(
                 |x| {
-                    let (x_t, eps, t) = noising(&x[0], &x[1], &x[2]);
-                    [x_t, eps, t][which].clone()
+                    let (x_t, target, t) = noising(&x[0], &x[1], &x[2], None);
+                    [x_t, target, t][which].clone()
                 },
                 |x| reference(x, shape[0], which),
             );
@@ -190,6 +204,25 @@ pub(crate) mod tests {
             for which in 0..3 {
                 check(shape, steps, some_state(), which);
             }
+        }
+    }
+
+    #[test]
+    fn at_given_timesteps() {
+        for which in 0..3 {
+            Check::new(format!("noising at given timesteps, output {which}"))
+                .tolerance(if which == 2 { 0.0 } else { 4e-7 })
+                .fixed(&[3, 5, 2], crate::check::random(1, 30))
+                .fixed(&[7, 4], table(7))
+                .words(&[State::WORDS], some_state().words().to_vec())
+                .fixed(&[3], vec![6.0, 0.0, 3.0])
+                .run(
+                    |x| {
+                        let (x_t, target, t) = noising(&x[0], &x[1], &x[2], Some(&x[3]));
+                        [x_t, target, t][which].clone()
+                    },
+                    |x| reference(x, 3, which),
+                );
         }
     }
 

@@ -3,24 +3,114 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Recipe, Rng, System};
 use crate::diffusion::Model;
+use crate::error::Result;
 use crate::models::classifier::classifier;
-use crate::models::unet::unet;
+use crate::models::conv_net::conv_net;
+use crate::models::dit::dit;
+use crate::models::unet::{Class, unet};
 use crate::models::{unet_order, vae};
 use crate::nn::{Params, Scope};
 use crate::tape::Tape;
 
+/// The network of a diffusion model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backbone {
+    /// A U-Net.
+    Unet,
+    /// A diffusion transformer.
+    Dit,
+    /// Convolutions of one width.
+    Conv,
+}
+
+impl Backbone {
+    /// The recipe's table that has its options.
+    pub fn table(self) -> &'static str {
+        match self {
+            Backbone::Unet => "unet",
+            Backbone::Dit => "dit",
+            Backbone::Conv => "conv",
+        }
+    }
+}
+
+impl Recipe {
+    /// Channels of the diffusion model's input and of its output.
+    pub fn model_channels(&self) -> [usize; 2] {
+        match self.model {
+            Backbone::Unet => [self.unet.in_channels, self.unet.out_channels],
+            Backbone::Dit => [self.dit.in_channels, self.dit.out()],
+            Backbone::Conv => [self.conv.in_channels; 2],
+        }
+    }
+
+    /// The form in which the diffusion model takes classes.
+    pub fn class(&self) -> Class {
+        match self.model {
+            Backbone::Unet => self.unet.class(),
+            Backbone::Dit => self.dit.class(),
+            Backbone::Conv => self.conv.class(),
+        }
+    }
+
+    /// Classes that training tells the diffusion model, and the key that says how many; 0: none.
+    pub(crate) fn trained_classes(&self) -> (usize, &'static str) {
+        match self.model {
+            _ if !self.system.diffuses() => (0, ""),
+            Backbone::Unet => (self.unet.num_class_embeds, "unet.num_class_embeds"),
+            Backbone::Dit => (self.dit.num_embeds_ada_norm, "dit.num_embeds_ada_norm"),
+            Backbone::Conv => (self.conv.num_class_embeds, "conv.num_class_embeds"),
+        }
+    }
+
+    /// Checks that the diffusion model can be evaluated at these timesteps.
+    pub(crate) fn check_times(&self, times: &[f64]) -> Result<()> {
+        match self.model {
+            Backbone::Unet => self.unet.check_times(times),
+            Backbone::Dit | Backbone::Conv => Ok(()),
+        }
+    }
+
+    /// A warning about the diffusion model: what looks like a defect elsewhere.
+    pub(crate) fn remark(&self) -> Option<String> {
+        match self.model {
+            _ if !self.system.diffuses() => None,
+            Backbone::Unet => self.unet.remark(),
+            Backbone::Conv => self.conv.remark(),
+            Backbone::Dit => None,
+        }
+    }
+}
+
 /// The diffusion model of a recipe.
 pub fn model_of(recipe: &Recipe) -> Box<Model> {
-    let config = recipe.unet.clone();
-    Box::new(move |scope, x, t, labels| unet(&config, scope, x, t, labels))
+    match recipe.model {
+        Backbone::Unet => {
+            let config = recipe.unet.clone();
+            Box::new(move |scope, x, t, labels| unet(&config, scope, x, t, labels))
+        }
+        Backbone::Conv => {
+            let config = recipe.conv.clone();
+            Box::new(move |scope, x, t, labels| conv_net(&config, scope, x, t, labels))
+        }
+        Backbone::Dit => {
+            let config = recipe.dit.clone();
+            Box::new(move |scope, x, t, labels| dit(&config, scope, x, t, labels))
+        }
+    }
 }
 
 /// Initial values of the parameters of a recipe's model, flat.
 pub fn initial_of(recipe: &Recipe, params: &Params) -> Vec<f32> {
     match recipe.rng {
         Rng::Denoir => params.initial(recipe.seed),
+        // Of others than a U-Net the layers are made in the order in which they are recorded.
+        Rng::Torch if recipe.model != Backbone::Unet => params.initial_as_torch(recipe.seed, |_| ()),
         Rng::Torch => params.initial_as_torch(recipe.seed, unet_order::rank),
     }
 }
@@ -48,7 +138,7 @@ pub fn params_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
 pub fn params_of_model(recipe: &Recipe, model: &Model) -> Rc<RefCell<Params>> {
     let (params, tape) = (Rc::default(), Tape::new());
     let [h, w, c] = recipe.diffused();
-    let labels = recipe.unet.class().tensor(&tape, 1);
+    let labels = recipe.class().tensor(&tape, 1);
     let (x, t) = (tape.stored("x", 0, [1, h, w, c]), tape.stored("t", 0, [1]));
     model(&Scope::new(&tape, &params), &x, &t, labels.as_ref());
     params

@@ -1,6 +1,6 @@
 //! The process of a recipe and the sampler that walks it back.
 
-use super::{Recipe, System};
+use super::{Backbone, Recipe, System};
 use crate::diffusion::{Keys, Learned, Precision, Prediction, Process, Schedule, Scheduler};
 use crate::error::{Error, Result, need};
 use crate::models::vae::VaeKind;
@@ -74,21 +74,31 @@ impl Recipe {
         self.process().schedule(Precision::Exact)
     }
 
+    /// The noise schedule before `rescale_betas_zero_snr` moves it.
+    pub(crate) fn schedule_without_rescaling(&self) -> Schedule {
+        Process { zero_terminal_snr: false, ..self.process() }.schedule(Precision::Exact)
+    }
+
     /// Says that the model can be used but not trained, if so.
     pub(crate) fn check_trainable(&self) -> Result<()> {
-        match (self.system, self.prediction_type) {
-            (System::Vae, _) if self.vae.kind == VaeKind::Vq => {
-                Err(Error::usage("a VQModel is not trained here")
-                    .hint("train a VAE of kind kl, or latent diffusion on this one"))
+        match self.system {
+            System::Vae if self.vae.kind == VaeKind::Vq => Err(Error::usage("a VQModel is not trained here")
+                .hint("train a VAE of kind kl, or latent diffusion on this one")),
+            System::Vae | System::Classifier => Ok(()),
+            _ if self.rescale_betas_zero_snr && self.prediction_type == Prediction::Epsilon => {
+                let message =
+                    "rescale_betas_zero_snr ends in pure noise, and predicting noise teaches nothing there";
+                Err(Error::usage(message).hint("set prediction_type = v_prediction (or sample)"))
             }
-            (System::Vae | System::Classifier, _) => Ok(()),
-            (_, Prediction::Epsilon) => self.unet.check_trainable(self.timesteps),
-            (_, other) => {
-                let key = if other == Prediction::V { "v_prediction" } else { "sample" };
-                let message = format!("prediction_type is {key}: such a model is sampled here, not trained");
-                let hint = "training teaches a model to predict the noise: prediction_type = epsilon";
-                Err(Error::usage(message).hint(hint))
+            _ if self.model == Backbone::Dit => {
+                let [channels, out] = self.model_channels();
+                let message =
+                    format!("dit.out_channels is {out} for {channels} channels: a learned variance");
+                let fits = out == channels || self.variance.is_learned();
+                need(fits, message, "set variance = learned_range to train it too")
             }
+            _ if self.model == Backbone::Conv => Ok(()),
+            _ => self.unet.check_trainable(self.timesteps),
         }
     }
 
@@ -124,7 +134,8 @@ impl Recipe {
             "DDIMInverseScheduler goes from a picture to its noise",
             "name the class that draws samples, DDIMScheduler for example",
         )?;
-        scheduler.plan(self.sample_steps).map(drop)
+        // No sample is drawn of a classifier.
+        if self.system == System::Classifier { Ok(()) } else { scheduler.plan(self.sample_steps).map(drop) }
     }
 }
 
@@ -251,10 +262,11 @@ mod tests {
             assert!(error.report().contains(wanted), "{table}: {}", error.report());
         }
         let mut recipe = find("digits").unwrap();
-        recipe.set("prediction_type=v_prediction").unwrap();
+        recipe.rescale_betas_zero_snr = true;
+        assert!(recipe.check_trainable().unwrap_err().to_string().contains("teaches nothing"));
+        let mut recipe = find("digits").unwrap();
+        recipe.set("prediction_type=mean").unwrap();
         recipe.validate().unwrap();
-        assert!(
-            recipe.check_trainable().unwrap_err().to_string().contains("prediction_type is v_prediction")
-        );
+        assert!(recipe.sampler("ddim").unwrap().plan(10).unwrap_err().to_string().contains("ancestral"));
     }
 }

@@ -194,7 +194,7 @@ mod tests {
         };
         says("lrr=1", "did you mean lr?");
         says("dropout=0.1", "did you mean unet.dropout?");
-        says("completely_unheard_of=1", "`denoir recipes digits`");
+        says("completely_unheard_of=1", "`denoir recipes digits-classes`");
         says("steps=many", "the value does not fit");
         says("steps=-1", "the value does not fit");
         says("unet=3", "no key called");

@@ -21,25 +21,4 @@ impl System {
     pub fn diffuses(self) -> bool {
         matches!(self, System::Ddpm | System::Ldm)
     }
-
-    /// Whether a recipe of this system has the key.
-    pub(super) fn has(self, key: &str) -> bool {
-        match key {
-            "timesteps"
-            | "beta_start"
-            | "beta_end"
-            | "beta_schedule"
-            | "rescale_betas_zero_snr"
-            | "class_names"
-            | "unet" => self != System::Vae,
-            "prediction_type" | "variance" | "clip_sample" | "class_defaults" | "sample_steps"
-            | "label_dropout" | "guidance" | "guidance_rescale" | "scheduler" => self.diffuses(),
-            "reconstruction" | "kl_weight" | "kl_warmup" | "corrupt_noise" | "corrupt_mask"
-            | "evaluate_every" | "evaluate_count" | "vae" => self == System::Vae,
-            "latents" | "latent_count" | "latent_size" | "vae_fingerprint" => self == System::Ldm,
-            "scaling_factor" => matches!(self, System::Vae | System::Ldm),
-            "classifier" => self == System::Classifier,
-            _ => true,
-        }
-    }
 }

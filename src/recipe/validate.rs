@@ -1,6 +1,7 @@
 //! Checks of a recipe's values, made before anything else is done with them.
 
-use super::{Optimizer, Recipe, Rng, System};
+use super::{Backbone, LossKind, Optimizer, Recipe, Rng, System};
+use crate::diffusion::{LossWeight, TimestepSampling};
 use crate::error::{Error, Result, need};
 use crate::models::unet::Class;
 use crate::models::vae::{Reconstruction, VaeKind};
@@ -13,6 +14,7 @@ impl Recipe {
     pub fn validate(&self) -> Result<()> {
         // What TOML can hold.
         const MOST: u64 = i64::MAX as u64;
+        let most_steps = if self.system == System::Classifier { MOST } else { self.timesteps as u64 };
         let whole = [
             ("image_size", self.image_size as u64, 1, 4096),
             ("steps", self.steps, 1, u64::from(u32::MAX)),
@@ -20,7 +22,7 @@ impl Recipe {
             ("batch_size", self.batch_size as u64, 1, 65_536),
             ("accumulation", self.accumulation, 1, 65_536),
             ("timesteps", self.timesteps as u64, 1, 100_000),
-            ("sample_steps", self.sample_steps as u64, 1, self.timesteps as u64),
+            ("sample_steps", self.sample_steps as u64, 1, most_steps),
             ("sample_count", self.sample_count as u64, 1, 10_000),
             ("checkpoint_every", self.checkpoint_every, 1, MOST),
             ("keep_checkpoints", self.keep_checkpoints as u64, 1, MOST),
@@ -52,6 +54,16 @@ impl Recipe {
             ("beta_start", self.beta_start, 0.0, 1.0, false),
             ("beta_end", self.beta_end, 0.0, 1.0, false),
             ("clip_sample", self.clip_sample, 0.0, 1e9, true),
+            ("huber_delta", self.huber_delta, 0.0, 1e6, false),
+            ("bound_weight", self.bound_weight, 0.0, 1e6, false),
+            ("p2_k", self.p2_k, 0.0, 1e6, true),
+            ("p2_gamma", self.p2_gamma, 0.0, 100.0, true),
+            ("min_snr_gamma", self.min_snr_gamma, 0.0, 1e9, false),
+            ("edm_sigma_data", self.edm_sigma_data, 0.0, 1e6, false),
+            ("offset_noise", self.offset_noise, 0.0, 10.0, true),
+            ("input_perturbation", self.input_perturbation, 0.0, 10.0, true),
+            ("timestep_mean", self.timestep_mean, -100.0, 100.0, true),
+            ("timestep_std", self.timestep_std, 0.0, 100.0, false),
             ("kl_weight", self.kl_weight, 0.0, 1e9, true),
             ("corrupt_noise", self.corrupt_noise, 0.0, 1e3, true),
             ("corrupt_mask", self.corrupt_mask, 0.0, 1.0, true),
@@ -89,19 +101,36 @@ impl Recipe {
     }
 
     fn validate_diffusion(&self) -> Result<()> {
-        need(
-            self.unet.in_channels == self.unet.out_channels,
-            "unet.in_channels and unet.out_channels differ",
-            "a diffusion model predicts noise of the image's shape",
-        )?;
+        let ([channels, out], learned) = (self.model_channels(), self.variance.is_learned());
+        let (table, wanted) = (self.model.table(), if learned { 2 * channels } else { channels });
+        // Pipelines of the library give such a DiT's variance to no sampler.
+        let unused = self.model == Backbone::Dit && out == 2 * channels;
+        let message = format!("{table}.out_channels is {out}, and {table}.in_channels {channels}");
+        let hint = if learned {
+            format!("half of the output is the learned variance: {table}.out_channels must be {wanted}")
+        } else {
+            "they must be alike, but for variance = learned_range (or learned), which takes twice as many"
+                .into()
+        };
+        need(out == wanted || unused, message, hint)?;
+        self.validate_loss()?;
         self.validate_process()?;
         let without = self.label_dropout == 0.0 && self.guidance == 1.0;
-        let rows = matches!(self.unet.class(), Class::Number(rows) if rows > 1);
-        let hint = "set unet.num_class_embeds to the number of classes, and one more";
+        let rows = matches!(self.class(), Class::Number(rows) if rows > 1);
+        let (_, key) = self.trained_classes();
+        let more = if self.model == Backbone::Dit { "" } else { ", and one more" };
+        let hint = format!("set {key} to the number of classes{more}");
         need(without || rows, "label_dropout and guidance go with a model that has classes", hint)?;
         let trained = self.guidance == 1.0 || self.null_class().is_some();
         need(trained, format!("guidance is {}", self.guidance), "train with label_dropout, such as 0.1")?;
         let [side, _, _] = self.diffused();
+        if self.model != Backbone::Unet {
+            let widest = match self.model {
+                Backbone::Dit => self.dit.validate([side, side]).map(|()| self.dit.widest([side, side])),
+                _ => self.conv.validate().map(|()| (side * side * self.conv.width) as u128),
+            };
+            return self.check_elements(widest?);
+        }
         self.unet.validate([side, side])?;
         // The widest activation of a level is a skip joined to what comes from below.
         let widths = &self.unet.block_out_channels;
@@ -113,8 +142,37 @@ impl Recipe {
         Ok(())
     }
 
+    fn validate_loss(&self) -> Result<()> {
+        let (bound, learned) = (self.loss == LossKind::Bound, self.variance.is_learned());
+        let even =
+            [TimestepSampling::Uniform, TimestepSampling::Stratified].contains(&self.timestep_sampling);
+        let simple = self.loss_weight == LossWeight::Simple;
+        need(
+            !bound || learned,
+            "loss is bound, and the variance is not learned",
+            "set variance = learned_range, or train the mean alone by loss = mse, loss_weight = variational",
+        )?;
+        need(!bound || simple, "loss is bound, which has its own weights", "set loss_weight = simple")?;
+        need(
+            !learned || even,
+            "a learned variance is trained by the bound, the sum over all timesteps alike",
+            "set timestep_sampling = uniform or stratified",
+        )?;
+        let more_noise = self.offset_noise > 0.0 || self.input_perturbation > 0.0;
+        need(
+            !learned || !more_noise,
+            "offset_noise and input_perturbation change the process that a learned variance is of",
+            "leave them at 0, or choose variance = fixed_small",
+        )?;
+        need(
+            !learned || self.loss_weight != LossWeight::Variational,
+            "loss_weight is variational, the weights of a fixed variance, and the variance is learned",
+            "loss = bound trains both by the bound",
+        )
+    }
+
     fn validate_vae(&self) -> Result<()> {
-        need(self.rng == Rng::Denoir, "rng = torch goes with a U-Net", "leave it out for a VAE")?;
+        need(self.rng == Rng::Denoir, "rng = torch goes with a diffusion model", "leave it out for a VAE")?;
         let vae = &self.vae;
         vae.validate(self.image_size)?;
         let hint = "it must be below 1: something must be seen";
@@ -164,6 +222,10 @@ mod tests {
             ("image_size=15", "images of 15x15 pixels cannot be halved once; choose a multiple of 2"),
             ("unet.dropout=1", "unet.dropout is 1"),
             ("sample_steps=5000", "sample_steps is 5000"),
+            ("unet.out_channels=2", "unet.out_channels is 2, and unet.in_channels 1; they must be alike"),
+            ("variance=learned", "unet.out_channels must be 2"),
+            ("loss=bound", "the variance is not learned"),
+            ("p2_k=-1", "p2_k is -1"),
             ("unet.attention_head_dim=128", "wider than a level of 64 channels"),
         ] {
             let mut recipe = find("digits").unwrap();

@@ -27,6 +27,20 @@ pub struct Metrics {
     /// Of a classifier: how many of 1 it tells right, of noisy images where it is trained on these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f32>,
+    /// The same of the samples in each quarter of the timesteps, of which the first has the least noise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy_by_t: Option<[Option<f32>; 4]>,
+    /// Of a diffusion model: the loss without the weights of timesteps, over the samples of the step in each
+    /// quarter of the timesteps, of which the first has the least noise; null where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_by_t: Option<[Option<f32>; 4]>,
+    /// The same with the weights, where they are not 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weighted_by_t: Option<[Option<f32>; 4]>,
+    /// Of a diffusion model that learns its variance: the variational bound, without its last term, in bits
+    /// per dimension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound: Option<f32>,
     /// Norm of the gradient before clipping.
     pub grad_norm: f32,
     /// Learning rate.

@@ -1,18 +1,16 @@
 //! Samples of a denoiser, in batches.
 
-use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::guide::ClassifierGuide;
-use super::step::{record_step, slots_of};
+use super::step::{Network, record_step, slots_of};
 use super::{Denoiser, Options, Sampler};
 use crate::checkpoint;
 use crate::device::Device;
 use crate::diffusion::Model;
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
-use crate::nn::{self, Params, Scope};
+use crate::nn::{self, Scope};
 use crate::program::Plan;
 use crate::recipe::{Recipe, model_of, params_of};
 use crate::tape::Tape;
@@ -41,20 +39,11 @@ pub(super) fn check_finite(samples: Vec<f32>) -> Result<Vec<f32>> {
 
 /// Element type of the labels of a recipe's model.
 pub(super) fn labels_of(recipe: &Recipe) -> Option<DType> {
-    match recipe.unet.class() {
+    match recipe.class() {
         Class::Number(_) => Some(DType::U32),
         Class::Value => Some(DType::F32),
         Class::None | Class::Embedding(_) => None,
     }
-}
-
-/// The part of a [`Denoiser`] that a recording needs.
-pub(super) struct Network<'a> {
-    pub model: &'a Model,
-    pub params: &'a Rc<RefCell<Params>>,
-    pub shape: [usize; 3],
-    pub labels: Option<DType>,
-    pub guide: Option<&'a ClassifierGuide<'a>>,
 }
 
 /// Operations of a reverse step of `batch` samples of a recipe's model. Nothing is allocated on the device.

@@ -4,16 +4,13 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::device::Buffer;
+use crate::models::classifier::Logits;
 use crate::nn::{Params, Scope};
 use crate::ops::arithmetic::{add, affine, mul};
 use crate::ops::cross_entropy::cross_entropy;
 use crate::ops::denoising::guide_of_row;
 use crate::ops::reduce::sum;
 use crate::tape::Tensor;
-
-/// Records a classifier with the parameters of the scope: `x_t [N, H, W, C]` at timesteps `t [N]` to logits `[N,
-/// classes]`.
-pub type Logits = dyn Fn(&Scope, &Tensor, &Tensor) -> Tensor;
 
 /// Store of its parameters.
 pub(super) const STORE: &str = "classifier";
@@ -34,8 +31,8 @@ pub struct ClassifierGuide<'a> {
 }
 
 impl ClassifierGuide<'_> {
-    /// The model's output `[N, H, W, C]` for `x`, a variable, moved so that the predicted x0 goes up the gradient of
-    /// `ln p(class | x)`. `rows`, `state`: as for [`guide_of_row`].
+    /// The model's output `[N, H, W, C]` for `x`, a variable, moved so that the predicted x0 goes up the
+    /// gradient of `ln p(class | x)`. `rows`, `state`: as for [`guide_of_row`].
     pub(super) fn guided(
         &self,
         out: &Tensor,

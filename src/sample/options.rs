@@ -19,8 +19,8 @@ pub struct Options {
     pub guidance: Guidance,
 }
 
-/// Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598): `u + scale (c - u)` of a prediction `c` with
-/// the class and one without, `u`. The scale of the paper's own formula, `w`, is one less.
+/// Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598): `u + scale (c - u)` of a prediction `c`
+/// with the class and one without, `u`. The scale of the paper's own formula, `w`, is one less.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Guidance {
     /// 1: none; 0: without the class.

@@ -48,7 +48,8 @@ impl Predictor {
         self.batch
     }
 
-    /// The model's output `[N, ..]` for at most [`batch`](Self::batch) samples `x [N, H, W, C]`, all at timestep `t`.
+    /// The model's output `[N, ..]` for at most [`batch`](Self::batch) samples `x [N, H, W, C]`, all at
+    /// timestep `t`.
     ///
     /// # Errors
     /// When the driver reports an error.

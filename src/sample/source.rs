@@ -1,12 +1,14 @@
 //! Samples of a model, as many as are wanted, in batches that the memory holds.
 
+use std::rc::Rc;
+
 use super::denoiser::{Start, check_finite, labels_of};
-use super::{Denoiser, Options, Sampler};
+use super::{ClassifierGuide, Denoiser, Options, Sampler};
 use crate::classifier::Classifier;
 use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, System};
 
 /// Most samples that are drawn at a time. It does not change them.
 const BATCH: usize = 64;
@@ -37,6 +39,10 @@ impl<'a> Source<'a> {
     /// When the classifier is of other images or timesteps, or was trained on clean images alone.
     pub fn guided_by(mut self, classifier: &'a Classifier, scale: f64) -> Result<Source<'a>> {
         let (recipe, theirs) = (self.recipe, classifier.recipe());
+        if recipe.system == System::Ldm {
+            return Err(Error::usage("the classifier is of images, and the run diffuses latents")
+                .hint("give a run of pixels"));
+        }
         if recipe.diffused() != classifier.image() {
             let text = |[h, w, c]: [usize; 3]| format!("{h} x {w} pixels of {c} channels");
             return Err(Error::usage(format!(
@@ -59,7 +65,17 @@ impl<'a> Source<'a> {
             let told = format!("the run has {classes} classes, the classifier {}", classifier.classes());
             return Err(Error::usage(told).hint("train a classifier on the run's data"));
         }
-        self.denoiser.guide = Some(classifier.guide(scale));
+        let (logits, params, weights) = classifier.parts();
+        let (params, weights) = (Rc::clone(params), weights.clone());
+        let classes = classifier.classes();
+        let (ours, known) = (&recipe.class_names, &theirs.class_names);
+        if !ours.is_empty() && !known.is_empty() && ours != known {
+            return Err(Error::usage(
+                "the run and the classifier have other classes, or other numbers for them",
+            )
+            .hint("train a classifier on the run's data"));
+        }
+        self.denoiser.guide = Some(ClassifierGuide { logits, params, weights, classes, scale });
         Ok(self)
     }
 
@@ -100,8 +116,8 @@ impl<'a> Source<'a> {
     /// # Errors
     /// When it does not know a timestep of the options, or takes an embedding for a class.
     fn denoiser(&self, options: &Options) -> Result<&Denoiser<'a>> {
-        self.recipe.unet.check_times(&options.scheduler.plan(options.steps)?.timesteps())?;
-        if let Class::Embedding(width) = self.recipe.unet.class() {
+        self.recipe.check_times(&options.scheduler.plan(options.steps)?.timesteps())?;
+        if let Class::Embedding(width) = self.recipe.class() {
             return Err(Error::usage(format!(
                 "class_embed_type is identity: the model takes {width} numbers as an image's class"
             ))
@@ -121,7 +137,7 @@ impl<'a> Source<'a> {
     /// Labels of samples from `first` on: all classes in turn, so that a grid shows each; `class`: that one
     /// always. An error where classes are any numbers, and none is given.
     pub(crate) fn labels(&self, first: usize, count: usize, class: Option<u32>) -> Result<Vec<u32>> {
-        let classes = match (self.recipe.unet.class(), class) {
+        let classes = match (self.recipe.class(), class) {
             (Class::Value, None) => {
                 return Err(Error::usage(
                     "class_embed_type is timestep: the model takes a number as an image's class",

@@ -1,10 +1,13 @@
 //! One recorded step of the reverse process.
 
-use super::denoiser::Network;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::guide::ClassifierGuide;
 use super::options::{Guidance, Options};
-use crate::diffusion::{Clip, SamplerPlan};
-use crate::nn::Scope;
-use crate::ops::concat::concat;
+use crate::diffusion::{Clip, Model, SamplerPlan};
+use crate::nn::{Params, Scope};
+use crate::ops::concat::{concat, split};
 use crate::ops::denoising::{Row, bounds, denoise, timestep_of_row};
 use crate::ops::guidance::guide;
 use crate::recipe::Rng;
@@ -12,13 +15,22 @@ use crate::state::State;
 use crate::tape::{Tape, Tensor};
 use crate::tensor::DType;
 
+/// The part of a [`Denoiser`](super::Denoiser) that a recording needs.
+pub(super) struct Network<'a> {
+    pub model: &'a Model,
+    pub params: &'a Rc<RefCell<Params>>,
+    pub shape: [usize; 3],
+    pub labels: Option<DType>,
+    pub guide: Option<&'a ClassifierGuide<'a>>,
+}
+
 /// Tensors that a step keeps for later ones; torch's noise lies behind them.
 pub(super) fn slots_of(plan: &SamplerPlan, options: &Options) -> usize {
     plan.slots() + usize::from(options.rng == Rng::Torch)
 }
 
-/// Records a reverse step of `batch` samples, and gives them `[N, H, W, C]`, which it updates in place. Guided,
-/// the model sees them twice in one batch: with their labels, then with that of no class.
+/// Records a reverse step of `batch` samples, and gives them `[N, H, W, C]`, which it updates in place.
+/// Guided, the model sees them twice in one batch: with their labels, then with that of no class.
 pub(super) fn record_step(
     network: &Network,
     plan: &SamplerPlan,
@@ -48,6 +60,13 @@ pub(super) fn record_step(
         }
         None => predict(&x),
     };
+    // The half of the output that says a variance is of no use to a solver that takes none.
+    let (out, variance) = if out.shape().last() == 2 * c {
+        let [out, variance] = split(&out, &[c, c]).try_into().unwrap_or_else(|_| unreachable!("two parts"));
+        (out, plan.learns_variance().then_some(variance))
+    } else {
+        (out, None)
+    };
     let out = match classifier {
         Some(classifier) => {
             let (t, classes) = (timestep_of_row(batch, &rows, &state), tape.stored_u32("classes", [batch]));
@@ -59,6 +78,6 @@ pub(super) fn record_step(
         Clip::Dynamic { ratio, most } => Some(bounds(&x, &out, &rows, &state, ratio, most as f32)),
         _ => None,
     };
-    denoise(&x, &out, &rows, &state, &kept, bound.as_ref());
+    denoise(&x, &out, &rows, &state, &kept, bound.as_ref(), variance.as_ref());
     (tape, x)
 }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 
 use crate::device::Buffer;
-use crate::diffusion::Schedule;
+use crate::diffusion::{Prediction, Schedule};
 use crate::error::Result;
 use crate::ops::noising::noising;
 use crate::program::Program;
@@ -56,6 +56,8 @@ pub struct Loss {
     pub total: Tensor,
     /// Reported numbers, each `[1]`, and their names.
     pub parts: Vec<(&'static str, Tensor)>,
+    /// The losses of the samples, `[N]`, if they are reported too.
+    pub samples: Option<Tensor>,
 }
 
 impl Loss {
@@ -65,11 +67,18 @@ impl Loss {
         self.parts.push((name, number.clone()));
         self
     }
+
+    /// Reports the losses of the samples, a tensor `[N]`, with every step.
+    #[must_use]
+    pub fn with_samples(mut self, each: &Tensor) -> Self {
+        self.samples = Some(each.clone());
+        self
+    }
 }
 
 impl From<Tensor> for Loss {
     fn from(total: Tensor) -> Self {
-        Loss { total, parts: Vec::new() }
+        Loss { total, parts: Vec::new(), samples: None }
     }
 }
 
@@ -117,8 +126,19 @@ impl Batch {
     /// noise levels of `schedule`.
     #[track_caller]
     pub fn noised(&self, x0: &Tensor, schedule: &Schedule) -> (Tensor, Tensor, Tensor) {
-        let levels = self.constant("noising", [schedule.steps(), 2], schedule.noising_table());
-        self.tape.labelled("noising", || noising(x0, &levels, &self.state))
+        self.noised_at(x0, schedule.noising_table(Prediction::Epsilon), None)
+    }
+
+    /// As [`noising`], by a table of four columns, at timesteps that are drawn, or given.
+    #[track_caller]
+    pub(super) fn noised_at(
+        &self,
+        x0: &Tensor,
+        table: Vec<f32>,
+        t: Option<&Tensor>,
+    ) -> (Tensor, Tensor, Tensor) {
+        let levels = self.constant("noising", [table.len() / 4, 4], table);
+        self.tape.labelled("noising", || noising(x0, &levels, &self.state, t))
     }
 
     /// A tensor of these values in every step.

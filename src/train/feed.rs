@@ -23,8 +23,7 @@ fn open_data(recipe: &Recipe, channels: usize, known: &Known) -> Result<Arc<dyn 
     let dataset = data::open(&recipe.data, &recipe.pictures(channels))?;
     let classes = known(&*dataset)?;
     let dataset = numbered(dataset, &classes);
-    let (classes, table) = (dataset.classes().len(), recipe.unet.num_class_embeds);
-    let null = usize::from(recipe.null_class().is_some());
+    let (classes, (table, key)) = (dataset.classes().len(), recipe.trained_classes());
     if recipe.system == System::Classifier {
         let wanted = recipe.classifier.classes;
         if classes < 2 || wanted > 0 && wanted != classes {
@@ -36,16 +35,15 @@ fn open_data(recipe: &Recipe, channels: usize, known: &Known) -> Result<Arc<dyn 
             });
         }
     }
-    if recipe.system.diffuses() && table > 0 && classes + null != table {
+    let null = table.saturating_sub(recipe.class_count());
+    if table > 0 && classes != recipe.class_count() {
         let and_none = if null > 0 { ", and label_dropout takes one more row for no class" } else { "" };
-        return Err(Error::usage(format!(
-            "unet.num_class_embeds is {table} and the data has {classes} classes{and_none}"
-        ))
-        .hint(if classes > 0 {
-            format!("give --set unet.num_class_embeds={}", classes + null)
-        } else {
-            "choose data with classes, or give --set unet.num_class_embeds=0 --set label_dropout=0".to_owned()
-        }));
+        return Err(Error::usage(format!("{key} is {table} and the data has {classes} classes{and_none}"))
+            .hint(if classes > 0 {
+                format!("give --set {key}={}", classes + null)
+            } else {
+                format!("choose data with classes, or give --set {key}=0 --set label_dropout=0")
+            }));
     }
     Ok(dataset)
 }
@@ -93,8 +91,7 @@ impl Data {
             };
             recipe.validate()?;
         }
-        let told = recipe.system == System::Classifier
-            || recipe.system.diffuses() && recipe.unet.num_class_embeds > 0;
+        let told = recipe.system == System::Classifier || recipe.trained_classes().0 > 0;
         if recipe.system == System::Classifier {
             recipe.classifier.classes = dataset.classes().len();
         }

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::batch::{Batch, BatchWriter, Input, Loss};
+use super::diffusion_loss::diffusion_loss;
 use super::options::TrainOptions;
 use super::resident::{Examples, Resident};
 use super::step::{Recorded, record_batch};
@@ -19,7 +20,6 @@ use crate::ops::cross_entropy::cross_entropy;
 use crate::ops::dropout::dropout;
 use crate::ops::gather::gather;
 use crate::ops::gaussian_kl::gaussian_kl;
-use crate::ops::loss::mse;
 use crate::ops::noising::gaussian;
 use crate::ops::reduce::mean;
 use crate::ops::reparameterise::{Noise, reparameterise};
@@ -121,8 +121,8 @@ impl Objective {
     /// Records the loss of one batch.
     pub fn record(&self, scope: &Scope, batch: &Batch) -> Loss {
         match self.recipe.system {
-            System::Ddpm => self.noise_prediction(scope, batch, &self.samples(batch)),
-            System::Ldm => self.noise_prediction(scope, batch, &self.latents(batch)),
+            System::Ddpm => self.denoising(scope, batch, &self.samples(batch)),
+            System::Ldm => self.denoising(scope, batch, &self.latents(batch)),
             System::Vae => self.evidence(scope, batch),
             System::Classifier => self.classification(scope, batch),
         }
@@ -153,8 +153,7 @@ impl Objective {
     }
 
     fn has_labels(&self) -> bool {
-        let told = self.recipe.system.diffuses() && self.recipe.unet.num_class_embeds > 0;
-        told || self.recipe.system == System::Classifier
+        self.recipe.system == System::Classifier || self.recipe.trained_classes().0 > 0
     }
 
     /// The labels, some of them replaced by that of no class (Ho & Salimans 2022, algorithm 1).
@@ -169,12 +168,10 @@ impl Objective {
         numbered.map(|(&label, sample)| if is_dropped(sample) { null } else { label }).collect()
     }
 
-    /// Ho et al. 2020, equation 14: the squared error of the predicted noise.
-    fn noise_prediction(&self, scope: &Scope, batch: &Batch, x0: &Tensor) -> Loss {
+    fn denoising(&self, scope: &Scope, batch: &Batch, x0: &Tensor) -> Loss {
         let labels = self.has_labels().then(|| batch.input(self.labels()));
-        let (x_t, eps, t) = batch.noised(x0, &self.recipe.schedule());
-        let predicted = (self.model)(scope, &x_t, &t, labels.as_ref());
-        batch.tape().labelled("loss", || mse(&predicted, &eps, None)).into()
+        let model = |x_t: &Tensor, t: &Tensor| (self.model)(scope, x_t, t, labels.as_ref());
+        diffusion_loss(&self.recipe, batch, x0, &model)
     }
 
     /// Cross entropy of the classes of images, which are noisy where the classifier is to guide samples.
@@ -190,7 +187,7 @@ impl Objective {
         let [_, logits] = classifier(&recipe.classifier, &recipe.unet, scope, &x, &t);
         batch.tape().labelled("loss", || {
             let [losses, right] = cross_entropy(&logits, &batch.input(self.labels()));
-            Loss::from(mean(&losses)).with(ACCURACY, &mean(&right))
+            Loss::from(mean(&losses)).with(ACCURACY, &mean(&right)).with_samples(&right)
         })
     }
 

@@ -17,6 +17,9 @@ pub struct Outcome {
     pub loss: f32,
     /// Numbers that the objective reports with [`Loss::with`](super::Loss::with).
     pub parts: Vec<(&'static str, f32)>,
+    /// Losses of the step's samples, in their order, if the objective reports them
+    /// ([`Loss::with_samples`](super::Loss::with_samples)).
+    pub samples: Vec<f32>,
     /// Of the gradient, before it is clipped.
     pub grad_norm: f32,
     /// The step's learning rate.
@@ -68,12 +71,13 @@ impl Pending {
         let accumulation = options.accumulation as usize;
         let mut metrics = vec![0.0_f32; layout.elements()];
         let mut sums = vec![0.0_f64; metrics.len()];
-        let mut time = None;
+        let (mut samples, mut time) = (Vec::new(), None);
         for (micro, read) in self.numbers.drain(..).enumerate() {
             let took = device.resolve(read, bytemuck::cast_slice_mut(&mut metrics))?;
             // The last numbers are of the optimiser alone, where that is apart.
             if micro < accumulation {
                 time = took;
+                samples.extend_from_slice(&metrics[layout.each()..]);
                 sums.iter_mut().zip(&metrics).for_each(|(sum, m)| *sum += f64::from(*m));
                 let loss = metrics[Metrics::LOSS];
                 if !loss.is_finite() {
@@ -91,6 +95,7 @@ impl Pending {
             step: self.done + 1,
             loss,
             parts: parts.map(|(i, name)| (*name, mean(Metrics::part(i)))).collect(),
+            samples,
             grad_norm,
             lr: options.lr_at(self.done),
             device_ms: time.map(|time| time.as_secs_f64() * 1e3),

@@ -32,6 +32,8 @@ const METRIC: usize = 64;
 /// Numbers of a step, as they lie in the store.
 pub(super) struct Metrics {
     pub parts: Vec<&'static str>,
+    /// Losses of samples, after the parts.
+    pub samples: usize,
 }
 
 impl Metrics {
@@ -42,9 +44,14 @@ impl Metrics {
         (2 + number) * METRIC
     }
 
+    /// Where the losses of the samples begin.
+    pub fn each(&self) -> usize {
+        Metrics::part(self.parts.len())
+    }
+
     /// Elements of the store.
     pub fn elements(&self) -> usize {
-        Metrics::part(self.parts.len())
+        self.each() + self.samples
     }
 }
 
@@ -72,10 +79,12 @@ pub(super) fn record_batch(
     let state = state_of(&tape);
     let scope = Scope::training(&tape, params, &state).checkpointing(options.checkpoint_blocks);
     let batch = Batch::new(&tape, state);
-    let Loss { total, parts } = record(&scope, &batch);
+    let Loss { total, parts, samples } = record(&scope, &batch);
     for (name, number) in parts.iter().chain([&("loss", total.clone())]) {
         assert_eq!(number.elements(), 1, "the objective's {name} is {}, not one number", number.shape());
     }
+    let names = parts.iter().map(|(name, _)| *name).collect();
+    let metrics = Metrics { parts: names, samples: samples.as_ref().map_or(0, Tensor::elements) };
     // Gradients of the mean over all accumulated batches.
     let share = batch.constant("share", [1], vec![1.0 / options.accumulation as f32]);
     let gradients = tape.backward_from(&total, &share);
@@ -90,6 +99,9 @@ pub(super) fn record_batch(
         for (number, place) in placed.iter().zip((Metrics::LOSS..).step_by(METRIC)) {
             tape.place(number, METRICS, place);
         }
+        if let Some(each) = &samples {
+            tape.place(each, METRICS, metrics.each());
+        }
     });
     let elements = params.borrow().elements();
     assert!(elements > 0, "the objective asks its scope for no parameter: there is nothing to train");
@@ -99,7 +111,6 @@ pub(super) fn record_batch(
         let sum = tape.stored(ACCUMULATED, 0, [elements]);
         tape.labelled("optimiser", || tape.accumulate_into(&sum, &tape.stored(nn::GRADIENTS, 0, [elements])));
     }
-    let metrics = Metrics { parts: parts.iter().map(|(name, _)| *name).collect() };
     Recorded { tape, declared: batch.into_declared(), metrics }
 }
 

@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::diffusion_loss::{BOUND, Quarters};
 use super::encoded::Encoded;
 use super::objective::{ACCURACY, KL, RECONSTRUCTION};
+use super::options::TrainOptions;
 use super::outcome::Outcome;
 use super::session::{Ended, FORWARD, Session, Watch};
 use super::times::Times;
@@ -25,6 +27,7 @@ struct Progress {
     first: u64,
     /// Images of a step.
     per_step: u64,
+    quarters: Option<Quarters>,
     /// What the run took before: seconds in all, images, and the seconds that they took.
     seconds: f64,
     images: u64,
@@ -41,6 +44,7 @@ impl Progress {
             began: Instant::now(),
             first,
             per_step: session.recipe.images_of_a_step(),
+            quarters: Quarters::of(&session.recipe),
             seconds: last.as_ref().map_or(0.0, |last| last.seconds),
             images,
             busy: last.map_or(0.0, |last| images as f64 / last.images_per_s),
@@ -203,12 +207,19 @@ impl Session {
         if let Some([_, ended]) = first_step.as_mut().filter(|_| done == 1) {
             *ended = Instant::now();
         }
+        let state = TrainOptions::of(&self.recipe).state_at(outcome.step - 1, 0);
+        let classifies = self.recipe.system == System::Classifier;
+        let by_t = progress.quarters.as_ref().and_then(|quarters| quarters.means(&state, &outcome.samples));
         let metrics = Metrics {
             step: outcome.step,
             loss: outcome.loss,
             reconstruction: outcome.part(RECONSTRUCTION),
             kl: outcome.part(KL),
             accuracy: outcome.part(ACCURACY),
+            loss_by_t: by_t.filter(|_| !classifies).map(|(plain, _)| plain),
+            accuracy_by_t: by_t.filter(|_| classifies).map(|(right, _)| right),
+            weighted_by_t: by_t.and_then(|(_, weighted)| weighted),
+            bound: outcome.part(BOUND),
             grad_norm: outcome.grad_norm,
             lr: outcome.lr,
             device_ms: outcome.device_ms,

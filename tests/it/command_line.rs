@@ -17,7 +17,8 @@ pub fn denoir(folder: &Path, arguments: &[&str]) -> Output {
 }
 
 /// Settings that make a run of seconds.
-pub const TINY: [&str; 18] = [
+pub const TINY: [&str; 19] = [
+    "digits",
     "--set",
     "image_size=8",
     "--set",
@@ -65,7 +66,7 @@ pub fn fails(folder: &Path, arguments: &[&str], status: i32, wanted: &[&str]) {
 fn mistakes_in_the_command() {
     let folder = TempDir::new().unwrap();
     let at = folder.path();
-    fails(at, &["train", "nothing"], 2, &["no recipe called \"nothing\"", "choose digits, mnist"]);
+    fails(at, &["train", "nothing"], 2, &["no recipe called \"nothing\"", "choose digits-classes, digits, "]);
     fails(at, &["train", "missing.toml"], 2, &["cannot read the recipe missing.toml"]);
     fails(at, &["train", "--set", "stepps=3"], 2, &["no key called \"stepps\"", "did you mean steps?"]);
     fails(at, &["train", "--set", "lr=fast"], 2, &["--set lr=fast", "does not fit"]);
@@ -90,7 +91,7 @@ fn mistakes_in_the_command() {
         2,
         &["--seed 18446744073709551615", "at most 9223372036854775807"],
     );
-    fails(at, &["train", "--set", "beta_start=0.9"], 2, &["nothing but noise"]);
+    fails(at, &["train", "digits", "--set", "beta_start=0.9"], 2, &["nothing but noise"]);
     fails(at, &["train", "--set", "name=../../elsewhere"], 2, &["it names a folder"]);
     fails(at, &["train", "--set", "unet.freq_shift=nan"], 2, &["unet.freq_shift"]);
     fails(at, &["train", "--set", "unet.attention_head_dim=600"], 2, &["unet.attention_head_dim is 600"]);

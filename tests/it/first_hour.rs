@@ -18,7 +18,7 @@ fn pictures_are_priced_and_may_be_left_out() {
         assert!(output.status.success(), "{more:?}: {errors}");
         (text(output.stdout), errors)
     };
-    let tiny = |more: &[&'static str]| [&["--steps", "4"], &TINY[..16], more].concat();
+    let tiny = |more: &[&'static str]| [&["--steps", "4"], &TINY[..17], more].concat();
 
     let (plan, _) = train(&tiny(&["--dry-run", "--set", "sample_count=64", "--set", "sample_steps=1000"]));
     let priced = plan.lines().find(|line| line.starts_with("pictures ")).unwrap();

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use denoir::device::Device;
 use denoir::diffusers::config::{self, Model};
-use denoir::diffusion::{Schedule, Scheduler, Variance};
+use denoir::diffusion::{self, Schedule, Scheduler, Variance};
 use denoir::models::unet::{Class, UNetConfig, unet};
 use denoir::nn::{self, Params, Scope};
 use denoir::ops::adam::{AdamOptions, AdamTensors, adam};
@@ -33,9 +33,15 @@ fn config_of(json: &Value) -> UNetConfig {
     }
 }
 
-/// Output, gradient of the image and of every parameter against the f64 values of a golden file.
 fn check_unet(name: &str, golden: &Golden, device: &Device) {
     let config = config_of(&golden.metadata["config"]);
+    check_network(name, golden, device, config.class(), &move |s, x, t, labels| {
+        unet(&config, s, x, t, labels)
+    });
+}
+
+/// Output, gradient of the image and of every parameter of a network against the f64 values of a golden file.
+pub fn check_network(name: &str, golden: &Golden, device: &Device, class: Class, network: &diffusion::Model) {
     let (shape, x) = golden.nhwc("in/x");
     let (_, dy) = golden.nhwc("in/dy");
     let params: Rc<RefCell<Params>> = Rc::default();
@@ -44,8 +50,8 @@ fn check_unet(name: &str, golden: &Golden, device: &Device) {
     let scope = Scope::training(&tape, &params, &state);
     let x_in = tape.variable("x", 0, shape);
     let t = tape.stored("t", 0, [shape[0]]);
-    let labels = config.class().tensor(&tape, shape[0]);
-    let y = unet(&config, &scope, &x_in, &t, labels.as_ref());
+    let labels = class.tensor(&tape, shape[0]);
+    let y = network(&scope, &x_in, &t, labels.as_ref());
     let dy_in = tape.stored("dy", 0, y.shape().clone());
     let gradients = tape.backward_from(&y, &dy_in);
     nn::place_gradients(&tape, &gradients);
@@ -58,7 +64,7 @@ fn check_unet(name: &str, golden: &Golden, device: &Device) {
     program.write("x", &to_f32(&x)).unwrap();
     program.write("t", &golden.f32("in/t")).unwrap();
     program.write("dy", &to_f32(&dy)).unwrap();
-    match config.class() {
+    match class {
         Class::None => assert!(!golden.tensors.contains_key("in/labels"), "{name}"),
         Class::Number(_) => {
             let words: Vec<u32> = golden.get("in/labels").iter().map(|&v| v as u32).collect();

@@ -148,6 +148,7 @@ fn recipe_of(config: &Value) -> Recipe {
     let side = parsed.side.unwrap_or(32);
     match parsed.model {
         Model::UNet(unet) => Recipe { image_size: side, batch_size: 1, unet: *unet, ..Recipe::default() },
+        Model::Dit(_) => unreachable!("no configuration here is one of a DiT"),
         Model::Vae(vae, _) => {
             Recipe { system: System::Vae, image_size: side, batch_size: 1, vae, ..Recipe::default() }
         }
@@ -386,7 +387,7 @@ fn folders_that_cannot_be_used() {
         ("beta_end", json!(1.5), "beta_end = 1.5"),
         ("beta_schedule", json!("quad"), "beta_schedule = \"quad\""),
         ("trained_betas", json!([0.1, 0.2]), "num_train_timesteps = 1000"),
-        ("variance_type", json!("learned_range"), "variance_type = \"learned_range\""),
+        ("variance_type", json!("learnt"), "variance_type = \"learnt\""),
         ("rescale_betas_zero_snr", json!(true), "cannot be left by predicting noise"),
         ("steps_offset", json!(2000), "visit timestep 2000"),
         ("beta_shedule", json!("linear"), "no sampler has such a key"),

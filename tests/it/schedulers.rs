@@ -156,7 +156,7 @@ impl OnDevice {
             Clip::Dynamic { ratio, most } => Some(bounds(&x, &out, &rows, &state, ratio, most as f32)),
             _ => None,
         };
-        denoise(&x, &out, &rows, &state, &kept, bound.as_ref());
+        denoise(&x, &out, &rows, &state, &kept, bound.as_ref(), None);
         let program = Program::compile(&Plan::new(&tape, &[], device), device, &[], Sharing::Shared).unwrap();
         program.write("rows", &plan.table(true)).unwrap();
         program.write("x", &narrow(&start(plan))).unwrap();
@@ -217,7 +217,7 @@ fn a_config_has_the_defaults_of_its_class() {
 #[test]
 fn what_a_config_asks_for_in_vain_is_named() {
     for (class, key, value, wanted) in [
-        ("DDPMScheduler", "variance_type", json!("learned_range"), "variance_type = \"learned_range\""),
+        ("DDPMScheduler", "variance_type", json!("learnt"), "denoir knows fixed_small"),
         ("DDPMScheduler", "beta_schedule", json!("quad"), "denoir knows linear, scaled_linear"),
         ("DDPMScheduler", "beta_shedule", json!("linear"), "no sampler has such a key"),
         ("DDPMScheduler", "num_train_timesteps", json!(-3), "num_train_timesteps = -3"),

@@ -21,6 +21,7 @@ WORKLOADS = {
     "vae64": (8, 64, 2, 10),
     "mlp-vae": (128, 128, 16, 300),
     "cifar10-unet": (4, 128, 2, 5),
+    "dit-s4": (4, 256, 2, 5),
 }
 
 # PyTorch's variants: plain f32 first, of which the best counts, then others under their own names.

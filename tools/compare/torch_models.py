@@ -1,7 +1,7 @@
 """The workloads' models in PyTorch, under the names that denoir's checkpoints have.
 
     python tools/compare/torch_models.py              parameter counts
-    python tools/compare/torch_models.py --verify     the same weights in diffusers' UNet2DModel (needs diffusers)
+    python tools/compare/torch_models.py --verify     the same weights in diffusers' models (needs diffusers)
 
 `UNet` is the part of diffusers' UNet2DModel that the workloads use, written out, so that the comparison needs PyTorch only;
 its defaults are UNet2DModel's (32 groups, eps 1e-5, heads of 8 channels, SiLU).  `loss_of` is the loss that a model
@@ -277,6 +277,70 @@ class MlpVae(Vae):
         return entropy / x.shape[0] + divergence(mean, log_var)
 
 
+# ------------------------------------------------------------------------------------------------ diffusion transformer
+class DitBlock(nn.Module):
+    """diffusers' BasicTransformerBlock with adaptive layer norm zero, and embeddings of its own."""
+
+    def __init__(self, d, heads):
+        super().__init__()
+        self.heads = heads
+        emb = nn.Module()
+        emb.timestep_embedder = TimeEmbedding(256, d)
+        emb.class_embedder = nn.Module()
+        emb.class_embedder.embedding_table = nn.Embedding(1, d)  # of no class
+        self.norm1 = nn.Module()
+        self.norm1.emb, self.norm1.linear = emb, nn.Linear(d, 6 * d)
+        self.attn1 = nn.Module()
+        self.attn1.to_q, self.attn1.to_k, self.attn1.to_v = (nn.Linear(d, d) for _ in range(3))
+        self.attn1.to_out = nn.ModuleList([nn.Linear(d, d)])
+        self.ff = nn.Module()
+        self.ff.net = nn.ModuleList([nn.Module(), nn.Identity(), nn.Linear(4 * d, d)])
+        self.ff.net[0].proj = nn.Linear(d, 4 * d)
+
+    def condition(self, sinusoids):
+        emb = self.norm1.emb
+        return emb.timestep_embedder(sinusoids) + emb.class_embedder.embedding_table.weight
+
+    def forward(self, x, sinusoids):
+        n, tokens, d = x.shape
+        m = self.norm1.linear(F.silu(self.condition(sinusoids)))[:, None].chunk(6, dim=-1)
+        h = F.layer_norm(x, (d,), eps=1e-6) * (1 + m[1]) + m[0]
+        q, k, v = (f(h).view(n, tokens, self.heads, -1).transpose(1, 2)
+                   for f in (self.attn1.to_q, self.attn1.to_k, self.attn1.to_v))
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, d)
+        x = x + m[2] * self.attn1.to_out[0](h)
+        h = F.layer_norm(x, (d,), eps=1e-5) * (1 + m[4]) + m[3]
+        return x + m[5] * self.ff.net[2](F.gelu(self.ff.net[0].proj(h), approximate="tanh"))
+
+
+class Dit(nn.Module):
+    """diffusers' DiTTransformer2DModel without classes."""
+
+    def __init__(self, channels=4, size=32, patch=4, heads=6, width=64, layers=12):
+        super().__init__()
+        d = heads * width
+        self.image, self.patch = (channels, size, size), patch
+        self.pos_embed = nn.Module()
+        self.pos_embed.proj = nn.Conv2d(channels, d, patch, stride=patch)
+        self.transformer_blocks = nn.ModuleList(DitBlock(d, heads) for _ in range(layers))
+        self.proj_out_1, self.proj_out_2 = nn.Linear(d, 2 * d), nn.Linear(d, patch * patch * channels)
+        side = torch.arange(size // patch)
+        embed = lambda at: timestep_embedding(at, d // 2, torch.float64, flip=False)
+        places = torch.cat([embed(side.repeat(len(side))), embed(side.repeat_interleave(len(side)))], dim=-1)
+        self.register_buffer("places", places.float(), persistent=False)
+
+    def forward(self, x, t):
+        sinusoids = timestep_embedding(t, 256, x.dtype, shift=1.0)
+        h = self.pos_embed.proj(x).flatten(2).transpose(1, 2) + self.places
+        for block in self.transformer_blocks:
+            h = block(h, sinusoids)
+        shift, scale = self.proj_out_1(F.silu(self.transformer_blocks[0].condition(sinusoids)))[:, None].chunk(2, dim=-1)
+        h = self.proj_out_2(F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift)
+        (n, c, height, width), p = x.shape, self.patch
+        h = h.view(n, height // p, width // p, p, p, c)
+        return torch.einsum("nhwpqc->nchpwq", h).reshape(x.shape)
+
+
 # ---------------------------------------------------------------------------------------------------------- workloads
 WORKLOADS = {
     "arena-unet": lambda: ArenaUNet(),
@@ -288,9 +352,10 @@ WORKLOADS = {
     # google/ddpm-cifar10-32
     "cifar10-unet": lambda: UNet(3, 32, (128, 256, 256, 256), (False, True, False, False), eps=1e-6, head_width=None,
                                  flip=False, shift=1.0, same=False, dropout=0.1),
+    "dit-s4": lambda: Dit(),
 }
 COUNTS = {"arena-unet": 5_294_080, "mnist-unet": 1_707_009, "celeba64-unet": 26_623_363, "ldm-unet": 16_264_708,
-          "vae64": 4_039_115, "mlp-vae": 1_068_820, "cifar10-unet": 35_746_307}
+          "vae64": 4_039_115, "mlp-vae": 1_068_820, "cifar10-unet": 35_746_307, "dit-s4": 35_227_840}
 
 
 def build(name):
@@ -315,8 +380,11 @@ def loss_of(model, out, target):
 
 
 def diffusers_twin(name):
-    from diffusers import UNet2DModel
+    from diffusers import DiTTransformer2DModel, UNet2DModel
     mine = build(name)
+    if isinstance(mine, Dit):
+        return DiTTransformer2DModel(num_attention_heads=6, attention_head_dim=64, in_channels=4, num_layers=12,
+                                     sample_size=32, patch_size=4, num_embeds_ada_norm=0).eval()
     widths = [level.resnets[0].conv1.out_channels for level in mine.down_blocks]
     attention = [len(level.attentions) > 0 for level in mine.down_blocks]
     google = dict(flip_sin_to_cos=False, freq_shift=1, downsample_padding=0, norm_eps=1e-6, attention_head_dim=None, dropout=0.1)
@@ -330,13 +398,14 @@ def diffusers_twin(name):
 def verify():
     for name in WORKLOADS:
         mine = build(name).double().eval()
-        if not isinstance(mine, UNet):
+        if not isinstance(mine, (UNet, Dit)):
             continue
         torch.manual_seed(0)
         theirs = diffusers_twin(name).double().eval()
         mine.load_state_dict(theirs.state_dict())  # strict: the same names and shapes
         x, t = torch.randn(2, *mine.image).double(), torch.tensor([3, 7])
-        a, b = mine(x, t), theirs(x, t).sample
+        classes = dict(class_labels=torch.zeros(2, dtype=torch.long)) if isinstance(mine, Dit) else {}
+        a, b = mine(x, t), theirs(x, t, **classes).sample
         a.square().mean().backward()
         b.square().mean().backward()
         grads = dict(theirs.named_parameters())

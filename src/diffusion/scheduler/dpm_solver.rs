@@ -64,6 +64,7 @@ impl Scheduler {
                 }
             }
             Step {
+                log_variance: None,
                 t: levels.timesteps[i],
                 alpha_bar: from.alpha_bar(),
                 x0: self.process.prediction.x0(from),

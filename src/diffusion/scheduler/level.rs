@@ -40,6 +40,8 @@ impl Prediction {
             Prediction::Epsilon => [1.0 / at.alpha, -at.sigma / at.alpha],
             Prediction::Sample => [0.0, 1.0],
             Prediction::V => [at.alpha, -at.sigma],
+            // Not by the level alone. A plan that comes here is refused.
+            Prediction::Mean => [f64::NAN; 2],
         }
     }
 
@@ -49,6 +51,7 @@ impl Prediction {
             Prediction::Epsilon => LinearForm::OUT,
             Prediction::Sample => (LinearForm::X - at.alpha * LinearForm::OUT) / at.sigma,
             Prediction::V => at.alpha * LinearForm::OUT + at.sigma * LinearForm::X,
+            Prediction::Mean => f64::NAN * LinearForm::OUT,
         }
     }
 }

@@ -16,8 +16,25 @@ impl Scheduler {
             // The reference draws at the last step too unless it stands at timestep 0.
             let last = schedule.last_deviation(t, variance);
             let sigma = if i + 1 == n && t > 0 { last } else { sigma };
-            let next = of_x0 * LinearForm::X0 + of_x * LinearForm::X + sigma * LinearForm::NOISE;
-            self.one_step(t, schedule.alpha_bars[t], next, t > 0)
+            let noise = sigma * LinearForm::NOISE;
+            let next = of_x0 * LinearForm::X0 + of_x * LinearForm::X + noise;
+            let mut by_level = self.one_step(t, schedule.alpha_bars[t], next, t > 0);
+            if let Some(&prev) = timesteps.get(i + 1) {
+                // Of the step that is made, however far it leads (Nichol & Dhariwal's respacing; the
+                // diffusers library takes the beta of timestep t for the upper bound all the same).
+                let [small, large] = [Variance::FixedSmall, Variance::FixedLarge]
+                    .map(|variance| schedule.reverse(t, Some(prev), variance)[2].powi(2));
+                by_level.log_variance = variance.of_output([small, large]);
+            }
+            if self.process.prediction != Prediction::Mean {
+                return by_level;
+            }
+            // The mean of the step to the timestep before, which is the next x itself where that comes next,
+            // as in Ho et al.'s code: clipping changes the reported x0 alone.
+            let [of_x0, of_x, _] = schedule.reverse(t, t.checked_sub(1), variance);
+            let x0 = [-of_x / of_x0, 1.0 / of_x0];
+            let adjacent = timesteps.get(i + 1).copied() == t.checked_sub(1);
+            Step { x0, next: if adjacent { LinearForm::OUT + noise } else { next }, ..by_level }
         };
         let steps = timesteps.iter().enumerate().map(step).collect();
         Ok(SamplerPlan { steps, start: 1.0, clip: self.clip })
@@ -78,7 +95,7 @@ impl Scheduler {
 
     fn one_step(&self, t: usize, alpha_bar: f64, next: LinearForm, draws: bool) -> Step {
         let x0 = self.process.prediction.x0(Level::of_bar(alpha_bar, self.precision));
-        Step { t: t as f64, alpha_bar, x0, next, keep: Vec::new(), draws }
+        Step { t: t as f64, alpha_bar, x0, next, keep: Vec::new(), draws, log_variance: None }
     }
 
     pub(super) fn level(&self, schedule: &Schedule, t: usize) -> Level {

@@ -52,7 +52,7 @@ impl Walk<'_> {
         let outputs = newest.into_iter().chain((0..OUTPUTS).map(LinearForm::kept)).take(OUTPUTS);
         let (alpha_bar, keep) = (self.bar(t), outputs.chain(slots).collect());
         let x0 = prediction.x0(Level::of_bar(alpha_bar, precision));
-        self.steps.push(Step { t: t as f64, alpha_bar, x0, next, keep, draws: false });
+        self.steps.push(Step { t: t as f64, alpha_bar, x0, next, keep, draws: false, log_variance: None });
         self.outputs += usize::from(keeps);
     }
 }

@@ -38,6 +38,7 @@ impl Leap<'_> {
     /// The step that leaves `y` and `keep`.
     fn step(&self, y: LinearForm, keep: Vec<LinearForm>, draws: bool) -> Step {
         Step {
+            log_variance: None,
             t: self.t,
             alpha_bar: self.at().alpha_bar(),
             x0: self.scheduler.process.prediction.x0(self.at()),

@@ -102,7 +102,7 @@ impl Scheduler {
             let keep = m.into_iter().chain([x]).collect();
             let x0 = self.process.prediction.x0(at[i]);
             let (t, alpha_bar) = (levels.timesteps[i], at[i].alpha_bar());
-            Step { t, alpha_bar, x0, next, keep, draws: false }
+            Step { t, alpha_bar, x0, next, keep, draws: false, log_variance: None }
         };
         let clip = self.clip_if(false, options.predict_x0);
         Ok(SamplerPlan { steps: (0..n).map(step).collect(), start: 1.0, clip })

@@ -18,23 +18,34 @@ fn rows() -> [Row; 3] {
         form
     };
     let mixed = |shift: usize| -> Form { std::array::from_fn(|i| 0.3 - 0.11 * ((i + shift) % 5) as f32) };
-    let keep = std::array::from_fn(mixed);
+    let (keep, log_variance) = (std::array::from_fn(mixed), [-0.3, 0.7]);
     [
         Row {
             t: 999.0,
             x0: [12.5, -12.46],
             clip: 1.0,
             sigma: 0.3,
+            log_variance,
             guide: 0.7,
             next: plain(0.04, 0.96),
             keep,
         },
-        Row { t: 412.5, x0: [1.5, -1.118], clip: 0.0, sigma: 0.1, guide: -2.5, next: mixed(3), keep },
+        Row {
+            t: 412.5,
+            x0: [1.5, -1.118],
+            clip: 0.0,
+            sigma: 0.1,
+            log_variance,
+            guide: -2.5,
+            next: mixed(3),
+            keep,
+        },
         Row {
             t: 0.0,
             x0: [1.01, -0.1418],
             clip: 0.75,
             sigma: 0.0,
+            log_variance,
             guide: 0.0,
             next: plain(1.0, 0.0),
             keep: [NONE; SLOTS],
@@ -67,6 +78,7 @@ fn reference(
     samples: usize,
     k: usize,
     bound: Option<(f64, f64)>,
+    variance: Option<&[f32]>,
 ) -> (Vec<f64>, Vec<f64>) {
     let row = rows()[k.min(2)];
     let (total, elements) = (x.len(), x.len() / samples);
@@ -93,7 +105,9 @@ fn reference(
                 let earlier = (1..=slots).map(|slot| kept[slot * total + i]);
                 form.iter().zip(known.into_iter().chain(earlier)).map(|(c, v)| f64::from(*c) * v).sum()
             };
-            next[i] = at(&row.next) + f64::from(row.sigma) * z[i % elements];
+            let [c, h] = row.log_variance.map(f64::from);
+            let factor = variance.map_or(1.0, |v| (0.5 * (c + h * f64::from(v[i]))).exp());
+            next[i] = at(&row.next) + factor * f64::from(row.sigma) * z[i % elements];
             now[i] = x0;
             for slot in 1..=slots {
                 now[slot * total + i] = at(&row.keep[slot - 1]);
@@ -116,9 +130,9 @@ fn doubles(values: &[f32]) -> Vec<f64> {
 }
 
 /// Records and runs three steps of one program, each held against the formula from where the last one left.
-fn steps(shape: &[usize], slots: usize, bound: Option<(f64, f64)>) {
+fn steps(shape: &[usize], slots: usize, bound: Option<(f64, f64)>, learned: bool) {
     let count: usize = shape.iter().product();
-    let (start, out) = (random(1, count), random(2, count));
+    let (start, out, variance) = (random(1, count), random(2, count), random(3, count));
     let mut cpu: Option<Vec<f32>> = None;
     for (name, device) in devices() {
         let tape = Tape::new();
@@ -127,11 +141,15 @@ fn steps(shape: &[usize], slots: usize, bound: Option<(f64, f64)>) {
         let rows = tape.stored("table", 0, [3, Row::COLUMNS]);
         let (said, words) = (tape.stored("out", 0, shape), tape.stored_u32("state", [State::WORDS]));
         let limit = bound.map(|(ratio, most)| bounds(&x, &said, &rows, &words, ratio, most as f32));
-        denoise(&x, &said, &rows, &words, &kept, limit.as_ref());
+        let v = learned.then(|| tape.stored("variance", 0, shape));
+        denoise(&x, &said, &rows, &words, &kept, limit.as_ref(), v.as_ref());
         let plan = Plan::new(&tape, &[], device);
         let mut program = Program::compile(&plan, device, &[], Sharing::Guarded).unwrap();
         program.write("x", &start).unwrap();
         program.write("out", &out).unwrap();
+        if learned {
+            program.write("variance", &variance).unwrap();
+        }
         program.write("table", &table()).unwrap();
         let mut now = (doubles(&start), vec![0.0; (1 + slots) * count]);
         // Row 7 does not exist: the last one is taken.
@@ -139,7 +157,7 @@ fn steps(shape: &[usize], slots: usize, bound: Option<(f64, f64)>) {
             program.write("state", &state(k as u32).words()).unwrap();
             program.run().unwrap();
             let at = format!("{shape:?} with {slots} slots on {name}, row {k}:");
-            let wanted = reference(&now.0, &out, &now.1, shape[0], k, bound);
+            let wanted = reference(&now.0, &out, &now.1, shape[0], k, bound, learned.then_some(&variance));
             let got = [program.read(&x).unwrap(), program.read(&kept).unwrap()];
             close(&got[0], &wanted.0, &format!("{at} x"));
             close(&got[1], &wanted.1, &format!("{at} kept"));
@@ -159,7 +177,8 @@ const SHAPES: [&[usize]; 6] = [&[1, 1], &[3, 5], &[2, 3, 4, 7], &[300, 4], &[2, 
 #[test]
 fn three_steps_of_one_program() {
     for (shape, slots) in SHAPES.into_iter().zip([0, 1, 6, 2, 3, 0]) {
-        steps(shape, slots, None);
+        steps(shape, slots, None, false);
+        steps(shape, slots, None, true);
     }
 }
 
@@ -167,7 +186,7 @@ fn three_steps_of_one_program() {
 fn three_steps_within_bounds() {
     for (i, shape) in SHAPES.into_iter().enumerate() {
         let (ratio, most) = [(0.995, 2.0), (0.5, 100.0), (1.0, 100.0), (0.9, 1.2), (0.8, 7.0), (0.0, 1.0)][i];
-        steps(shape, i % 3, Some((ratio, most)));
+        steps(shape, i % 3, Some((ratio, most)), i % 2 == 1);
     }
 }
 
@@ -194,7 +213,7 @@ fn a_bad_prediction_shows() {
         let tape = Tape::new();
         let (x, words) = (tape.stored("x", 0, [1, 3]), tape.stored_u32("state", [State::WORDS]));
         let (out, rows) = (tape.stored("out", 0, [1, 3]), tape.stored("table", 0, [3, Row::COLUMNS]));
-        denoise(&x, &out, &rows, &words, &tape.stored("kept", 0, [1, 1, 3]), None);
+        denoise(&x, &out, &rows, &words, &tape.stored("kept", 0, [1, 1, 3]), None, None);
         let plan = Plan::new(&tape, &[], device);
         let mut program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
         program.write("out", &[0.5, f32::NAN, 0.5]).unwrap();
@@ -213,7 +232,7 @@ fn past_65535_workgroups() {
         let tape = Tape::new();
         let (x, words) = (tape.stored("x", 0, [samples, 1]), tape.stored_u32("state", [State::WORDS]));
         let (out, rows) = (tape.stored("out", 0, [samples, 1]), tape.stored("table", 0, [3, Row::COLUMNS]));
-        denoise(&x, &out, &rows, &words, &tape.stored("kept", 0, [1, samples, 1]), None);
+        denoise(&x, &out, &rows, &words, &tape.stored("kept", 0, [1, samples, 1]), None, None);
         let plan = Plan::new(&tape, &[], device);
         let mut program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
         program.write("out", &vec![0.5_f32; samples]).unwrap();
@@ -228,7 +247,7 @@ fn past_65535_workgroups() {
 fn the_model_is_told_the_timestep_of_the_row() {
     for (n, row) in [(1, 0), (7, 1), (257, 2), (3, 1000)] {
         let ops: [(&str, fn(usize, &Tensor, &Tensor) -> Tensor, usize); 2] =
-            [("timestep_of_row", timestep_of_row, 0), ("guide_of_row", guide_of_row, 5)];
+            [("timestep_of_row", timestep_of_row, 0), ("guide_of_row", guide_of_row, 7)];
         for (name, op, column) in ops {
             Check::new(name)
                 .fixed(&[3, Row::COLUMNS], table())
@@ -253,6 +272,7 @@ fn shapes_must_agree() {
         &of("table", &[3, 72]),
         &state,
         &of("kept", &[1, 2, 3]),
+        None,
         None,
     );
 }

@@ -5,7 +5,7 @@ use crate::check::{Check, devices, random};
 use crate::program::{Plan, Program, Sharing};
 use crate::tape::Tape;
 
-const FORMS: [Form; 3] = [Form::Squared, Form::Absolute, Form::CrossEntropy];
+const FORMS: [Form; 4] = [Form::Squared, Form::Absolute, Form::CrossEntropy, Form::Huber(0.4)];
 
 /// The loss of one element, by the formula.
 fn element(form: Form, p: f64, t: f64) -> f64 {
@@ -13,6 +13,8 @@ fn element(form: Form, p: f64, t: f64) -> f64 {
         Form::Squared => (p - t).powi(2),
         Form::Absolute => (p - t).abs(),
         Form::CrossEntropy => p.max(0.0) - p * t + (-p.abs()).exp().ln_1p(),
+        Form::Huber(delta) if (p - t).abs() < f64::from(delta) => 0.5 * (p - t).powi(2),
+        Form::Huber(delta) => f64::from(delta) * ((p - t).abs() - 0.5 * f64::from(delta)),
     }
 }
 
@@ -32,6 +34,7 @@ fn record(form: Form, prediction: &Tensor, target: &Tensor, weight: Option<&Tens
         Form::Squared => mse(prediction, target, weight),
         Form::Absolute => l1(prediction, target, weight),
         Form::CrossEntropy => bce_with_logits(prediction, target, weight),
+        Form::Huber(_) => losses(form, prediction, target, weight).mean,
     }
 }
 
@@ -68,6 +71,27 @@ fn shapes() {
         for shape in shapes {
             check(form, shape, 6);
             check_weighted(form, shape, 6);
+        }
+    }
+}
+
+/// Without their weights, of samples that are several slices too.
+#[test]
+fn losses_of_the_samples() {
+    for form in FORMS {
+        for shape in [&[1, 3][..], &[5], &[257, 2], &[3, 4099], &[2, 300, 301]] {
+            let n: usize = shape.iter().product();
+            Check::new(format!("{} of each sample", form.name()))
+                .fixed(shape, random(7, n))
+                .fixed(shape, targets(form, n))
+                .fixed(&[shape[0]], vec![3.0; shape[0]])
+                .run(
+                    |x| losses(form, &x[0], &x[1], Some(&x[2])).each,
+                    |x| {
+                        let samples = x[0].chunks(n / shape[0]).zip(x[1].chunks(n / shape[0]));
+                        samples.map(|(p, t)| reference(form, p, t, None, 1)).collect()
+                    },
+                );
         }
     }
 }

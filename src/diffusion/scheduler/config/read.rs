@@ -99,6 +99,8 @@ impl Reader<'_> {
                 ("fixed_small", Variance::FixedSmall),
                 ("fixed_small_log", Variance::FixedSmall),
                 ("fixed_large", Variance::FixedLarge),
+                ("learned_range", Variance::LearnedRange),
+                ("learned", Variance::Learned),
             ],
         )
     }
@@ -157,7 +159,7 @@ impl Reader<'_> {
 
     fn dpm_solver(&self) -> Result<Method> {
         self.no_flow(&["use_lu_lambdas"])?;
-        // Only a learned one would mean something here.
+        // Of a learned one, the half of the model's output goes unused here.
         self.variance()?;
         // Files of other multistep classes are read as the library reads them.
         let kinds = [("dpmsolver++", false), ("sde-dpmsolver++", true), ("deis", false)];
@@ -214,6 +216,8 @@ impl Reader<'_> {
             ("epsilon", Prediction::Epsilon),
             ("sample", Prediction::Sample),
             ("v_prediction", Prediction::V),
+            // None of the library's.
+            ("mean", Prediction::Mean),
         ];
         let prediction = self.word("prediction_type", &predictions)?;
         if matches!(method, Method::Pndm { .. }) && prediction == Prediction::Sample {

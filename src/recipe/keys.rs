@@ -1,0 +1,43 @@
+//! The keys that a recipe of a system and a model has.
+
+use super::{Recipe, System};
+
+impl Recipe {
+    /// Whether a recipe of this system and model has the key.
+    pub(super) fn has(&self, key: &str) -> bool {
+        let system = self.system;
+        match key {
+            "unet" if system == System::Classifier => true,
+            "unet" | "dit" | "conv" if self.model.table() != key => false,
+            "timesteps"
+            | "beta_start"
+            | "beta_end"
+            | "beta_schedule"
+            | "rescale_betas_zero_snr"
+            | "class_names" => system != System::Vae,
+            "unet" | "dit" | "conv" | "model" | "prediction_type" | "variance" | "clip_sample"
+            | "class_defaults" | "sample_steps" | "label_dropout" | "guidance" | "guidance_rescale"
+            | "scheduler" | "loss" | "huber_delta" | "bound_weight" | "loss_weight" | "p2_k" | "p2_gamma"
+            | "min_snr_gamma" | "edm_sigma_data" | "timestep_sampling" | "timestep_mean" | "timestep_std"
+            | "offset_noise" | "input_perturbation" => system.diffuses(),
+            "reconstruction" | "kl_weight" | "kl_warmup" | "corrupt_noise" | "corrupt_mask"
+            | "evaluate_every" | "evaluate_count" | "vae" => system == System::Vae,
+            "latents" | "latent_count" | "latent_size" | "vae_fingerprint" => system == System::Ldm,
+            "scaling_factor" => matches!(system, System::Vae | System::Ldm),
+            "classifier" => system == System::Classifier,
+            _ => true,
+        }
+    }
+
+    /// Says that it has no such key.
+    pub(super) fn lacks(&self, key: &str) -> String {
+        let system = format!("{:?}", self.system).to_lowercase();
+        let of = match key {
+            "unet" | "dit" | "conv" if self.system.diffuses() => {
+                format!("model = {}", self.model.table())
+            }
+            _ => format!("system = {system}"),
+        };
+        format!("{key} has no meaning for {of}")
+    }
+}
