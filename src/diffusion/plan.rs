@@ -85,8 +85,8 @@ impl SamplerPlan {
             let keep = std::array::from_fn(|slot| step.keep.get(slot).map(form).unwrap_or_default());
             let sigma = if stored_noise { 0.0 } else { step.next.0[LinearForm::NOISE_AT] as f32 };
             let (t, x0) = (step.t as f32, step.x0.map(|c| c as f32));
-            // g, the gradient of ln p(class | x): x0 becomes x0 + (1 - alpha_bar) / sqrt(alpha_bar) g, whatever
-            // the model predicts (Dhariwal & Nichol 2021, arXiv:2105.05233, algorithm 2).
+            // g, the gradient of ln p(class | x): x0 becomes x0 + (1 - alpha_bar) / sqrt(alpha_bar) g,
+            // whatever the model predicts (Dhariwal & Nichol 2021, arXiv:2105.05233, algorithm 2).
             let guide = match step.alpha_bar > LEAST_GUIDED && step.x0[1] != 0.0 {
                 true => (1.0 - step.alpha_bar) / step.alpha_bar.sqrt() / step.x0[1],
                 false => 0.0,
