@@ -3,11 +3,8 @@
 //! A pixel is one of 256 levels `x = 2k / 255 - 1`, and level k stands for the interval from `x - 1/255` to
 //! `x + 1/255`; the first and the last reach to infinity, so that the 256 probabilities add up to 1.
 
-use super::normal::{log_between, log_cdf, log_density};
-use crate::error::{Error, Result};
+use super::normal::{log_between, log_cdf};
 
-/// Levels of a pixel.
-pub const LEVELS: usize = 256;
 /// Half the distance between levels.
 const HALF: f64 = 1.0 / 255.0;
 
@@ -25,25 +22,6 @@ pub enum Cdf {
 /// The value of a level, in [-1, 1].
 pub fn value_of(level: u8) -> f64 {
     f64::from(level) / 127.5 - 1.0
-}
-
-/// The levels of pixels in [-1, 1].
-///
-/// # Errors
-/// If a value is not that of a level: latents, and images that were scaled or had noise added, have no such
-/// likelihood.
-pub fn levels<F: Copy + Into<f64>>(values: &[F]) -> Result<Vec<u8>> {
-    let level = |&value: &F| {
-        let value = value.into();
-        let level = ((value + 1.0) * 127.5).round();
-        let on_grid = (0.0..=255.0).contains(&level) && (value - (level / 127.5 - 1.0)).abs() <= 1e-5;
-        on_grid.then_some(level as u8).ok_or_else(|| {
-            Error::usage(format!("{value} is not one of the 256 levels of a pixel in [-1, 1]")).hint(
-                "take images as they are stored, not resized; for latents use the density of a Gaussian",
-            )
-        })
-    };
-    values.iter().map(level).collect()
 }
 
 /// `ln P` of a level under `N(mean, exp(log_scale)^2)`, in nats.
@@ -66,21 +44,6 @@ pub fn log_probability(cdf: Cdf, level: u8, mean: f64, log_scale: f64) -> f64 {
             if probability < 1e-12 { 1e-12_f64.ln() } else { probability.ln() }
         }
     }
-}
-
-/// Derivatives of [`log_probability`] with `Cdf::Exact` with respect to the mean and to the logarithm of the
-/// scale.
-pub fn log_probability_gradient(level: u8, mean: f64, log_scale: f64) -> [f64; 2] {
-    let (centre, per) = (value_of(level) - mean, (-log_scale).exp());
-    let log_p = log_probability(Cdf::Exact, level, mean, log_scale);
-    // phi at an end over P, and that times the end: an end at infinity has neither.
-    let end = |z: f64, open: bool| {
-        let ratio = if open { 0.0 } else { (log_density(z) - log_p).exp() };
-        [ratio * per, if ratio == 0.0 { 0.0 } else { ratio * z }]
-    };
-    let above = end(per * (centre + HALF), level == u8::MAX);
-    let below = end(per * (centre - HALF), level == 0);
-    [below[0] - above[0], below[1] - above[1]]
 }
 
 /// Page's approximation of the normal distribution function, as OpenAI writes it.
@@ -115,27 +78,6 @@ mod tests {
     }
 
     #[test]
-    fn golden_gradients_and_finite_differences() {
-        for (level, mean, log_scale, wanted) in [
-            (0, -0.9, -std::f64::consts::LN_10, [-14.93818055, 1.435236954]),
-            (128, 0.0, -3.0, [1.578804575, -0.9917550591]),
-            (200, 0.5, -2.0, [3.745883295, -0.7427216788]),
-            (255, 0.9, -2.0, [9.591531199, 0.9215392721]),
-        ] {
-            let got = log_probability_gradient(level, mean, log_scale);
-            std::iter::zip(got, wanted).for_each(|(got, wanted)| close(got, wanted, 1e-9));
-        }
-        for (level, mean, log_scale, ..) in GOLDEN {
-            let at = |dm: f64, ds: f64| log_probability(Cdf::Exact, level, mean + dm, log_scale + ds);
-            let by_differences = [(1e-6, 0.0), (0.0, 1e-6)].map(|(m, s)| (at(m, s) - at(-m, -s)) / 2e-6);
-            let got = log_probability_gradient(level, mean, log_scale);
-            for (got, wanted) in std::iter::zip(got, by_differences) {
-                assert!((got - wanted).abs() <= 1e-6 * (1.0 + wanted.abs()), "{level}: {got}, not {wanted}");
-            }
-        }
-    }
-
-    #[test]
     fn probabilities_add_up_to_one() {
         for (mean, log_scale) in [(0.1, -1.0), (-0.98, -5.0), (3.0, -2.5), (0.004, -9.0), (0.3, 2.0)] {
             let sum: f64 = (0..=255).map(|k| log_probability(Cdf::Exact, k, mean, log_scale).exp()).sum();
@@ -153,15 +95,5 @@ mod tests {
         );
         assert!(log_probability(Cdf::Exact, 9, f64::NAN, 0.0).is_nan());
         assert!(log_probability(Cdf::Tanh, 9, f64::NAN, 0.0).is_nan());
-    }
-
-    #[test]
-    fn only_levels_are_levels() {
-        let stored: Vec<f32> = (0..=255).map(|k| k as f32 / 127.5 - 1.0).collect();
-        assert_eq!(levels(&stored).unwrap(), (0..=255).collect::<Vec<u8>>());
-        for bad in [0.0, 1.01, -1.0079, 0.0041, f32::NAN, f32::INFINITY] {
-            let message = levels(&[-1.0, bad]).unwrap_err().to_string();
-            assert!(message.starts_with(&format!("{} is not one of", f64::from(bad))), "{message}");
-        }
     }
 }

@@ -86,8 +86,8 @@ impl GaussianData {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::likelihood::close;
     use crate::likelihood::process::tests::{cosine, linear, scaled_linear};
-    use crate::likelihood::{close, density_bits};
 
     const DATA: GaussianData = GaussianData { mean: 0.1, variance: 0.25 };
 
@@ -156,7 +156,7 @@ mod tests {
         let [z, log_p] = DATA.by_flow(&linear(1000), -0.3);
         close(z, -0.79935261061, 1e-9);
         close(log_p, -0.54528878528, 1e-9);
-        close(density_bits(-log_p, 1.0 / 127.5), 7.78103886323, 1e-9);
+        close(-log_p / std::f64::consts::LN_2 + 127.5_f64.log2(), 7.78103886323, 1e-9);
         close(DATA.entropy(), 0.725791352645, 1e-9);
     }
 }

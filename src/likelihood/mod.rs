@@ -1,41 +1,28 @@
-//! How likely images are under a model: the variational bound of diffusion models and of VAEs, in f64 on the
-//! host.
+//! How likely images are under a model: the variational bound of diffusion models, in f64 on the host.
 //!
 //! All likelihoods are in nats and, where it says so, bits per dimension: nats / (ln 2 * number of values).
 //! The model is a set of numbers to this module; nothing here runs a network.
 
 mod bound;
-mod decoder;
 mod discretised;
+#[cfg(test)]
 mod gaussian;
 mod normal;
 mod process;
 mod tally;
-mod vdm;
 
 pub use bound::{Bound, Decoder, Term};
-pub use decoder::{
-    bernoulli, continuous_bernoulli, continuous_bernoulli_normaliser, gaussian, importance_bound,
-    log_density_ratio, log_mean_exp, sigma_vae,
-};
-pub use discretised::{Cdf, LEVELS, levels, log_probability, log_probability_gradient, value_of};
-pub use gaussian::GaussianData;
+pub use discretised::{Cdf, log_probability, value_of};
+#[cfg(test)]
+use gaussian::GaussianData;
 pub use process::{Posterior, Process, ReverseVariance};
-pub use tally::{Estimate, Tally, density_bits, rate_distortion};
-pub use vdm::Vdm;
+pub use tally::{Estimate, Tally, rate_distortion};
 
 /// `KL(N(mean1, exp(log_variance1)) || N(mean2, exp(log_variance2)))` in nats.
 pub fn gaussian_kl(mean1: f64, log_variance1: f64, mean2: f64, log_variance2: f64) -> f64 {
     // exp_m1: the terms cancel where the two laws are nearly one.
     let ratio = log_variance1 - log_variance2;
     0.5 * (ratio.exp_m1() - ratio + (mean1 - mean2).powi(2) * (-log_variance2).exp())
-}
-
-/// Derivatives of [`gaussian_kl`] with respect to `mean2` and `log_variance2`.
-pub fn gaussian_kl_gradient(mean1: f64, log_variance1: f64, mean2: f64, log_variance2: f64) -> [f64; 2] {
-    let (difference, per) = (mean1 - mean2, (-log_variance2).exp());
-    let of_variance = -0.5 * ((log_variance1 - log_variance2).exp_m1() + difference.powi(2) * per);
-    [-difference * per, of_variance]
 }
 
 #[cfg(test)]
@@ -58,8 +45,5 @@ mod tests {
         assert_eq!(gaussian_kl(0.3, -1.0, 0.3, -1.0), 0.0);
         // Nearly equal variances: d^2 / 4.
         close(gaussian_kl(0.0, 1e-6, 0.0, 0.0), 0.25e-12, 1e-5);
-        let [of_mean, of_variance] = gaussian_kl_gradient(0.1, -2.0, -0.2, -1.5);
-        close(of_mean, -1.34450672110, 1e-9);
-        close(of_variance, -0.00494133802153, 1e-9);
     }
 }

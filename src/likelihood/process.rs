@@ -77,15 +77,6 @@ impl Process {
         Process { betas: betas.to_vec(), logs: betas.iter().scan(0.0, sum).collect() }
     }
 
-    /// The process that visits only these timesteps, in rising order. Its bound is that of a shorter model,
-    /// not an estimate of this one's.
-    #[track_caller]
-    pub fn respaced(&self, timesteps: &[usize]) -> Self {
-        let before = std::iter::once(0.0).chain(timesteps.iter().map(|&t| self.logs[t]));
-        let beta = |(&t, before): (&usize, f64)| -(self.logs[t] - before).exp_m1();
-        Process::new(&timesteps.iter().zip(before).map(beta).collect::<Vec<_>>())
-    }
-
     /// T.
     pub fn steps(&self) -> usize {
         self.betas.len()
@@ -119,11 +110,6 @@ impl Process {
     /// `alpha_bar / (1 - alpha_bar)`.
     pub fn snr(&self, t: usize) -> f64 {
         self.alpha_bar(t) / self.noise(t)
-    }
-
-    /// Natural logarithm of [`snr`](Self::snr).
-    pub fn log_snr(&self, t: usize) -> f64 {
-        self.logs[t] - self.noise(t).ln()
     }
 
     /// The posterior at timestep `t`.
@@ -182,7 +168,7 @@ pub(super) mod tests {
                 -0.0308617594904, -1.78913631502, -19.8358821516]),
         ];
         for (process, wanted) in wanted {
-            at.iter().zip(wanted).for_each(|(&t, wanted)| close(process.log_snr(t), wanted, 1e-9));
+            at.iter().zip(wanted).for_each(|(&t, wanted)| close(process.snr(t).ln(), wanted, 1e-9));
         }
     }
 
@@ -221,16 +207,6 @@ pub(super) mod tests {
         }
         let first = process.posterior(0);
         assert!((first.of_x0 - 1.0).abs() <= 1e-15 && first.of_xt == 0.0);
-    }
-
-    #[test]
-    fn a_shorter_process_has_the_same_marginals() {
-        let (process, timesteps) = (linear(1000), [0, 1, 499, 998, 999]);
-        let short = process.respaced(&timesteps);
-        for (i, t) in timesteps.into_iter().enumerate() {
-            close(short.alpha_bar(i), process.alpha_bar(t), 1e-12);
-        }
-        close(short.beta(4), process.beta(999), 1e-12);
     }
 
     #[test]

@@ -88,13 +88,6 @@ pub fn rate_distortion(prior: f64, terms: &[Term]) -> Vec<[f64; 2]> {
     curve
 }
 
-/// Bits per dimension of 8 bit data from `-ln p` of a density, nats per value, when neighbouring levels are
-/// `bin` apart: 2/256 where the data is `2 (k + u) / 256 - 1` with uniform u ("+ 7"), 1/256 where it is in
-/// [0, 1), 2/255 = 1/127.5 for levels from -1 to 1. A density of data that is not dequantised has no bound.
-pub fn density_bits(nats: f64, bin: f64) -> f64 {
-    nats / LN_2 - bin.log2()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,14 +118,5 @@ mod tests {
             close(point[0], nats / LN_2, 1e-12);
             close(point[1], rmse, 1e-12);
         }
-    }
-
-    #[test]
-    fn bits_of_a_density() {
-        assert_eq!(density_bits(0.0, 2.0 / 256.0), 7.0);
-        assert_eq!(density_bits(LN_2, 1.0 / 256.0), 9.0);
-        close(density_bits(0.0, 1.0 / 127.5), 6.99435343686, 1e-9);
-        // The published run of the probability flow: log p = -.545272141853 with "+ 7".
-        close(density_bits(0.545272141853, 2.0 / 256.0), 7.78666141499, 1e-9);
     }
 }

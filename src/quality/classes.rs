@@ -53,11 +53,6 @@ impl Confusion {
         let right: usize = (0..self.classes).map(|k| self.count(k, k)).sum();
         right as f64 / self.counts.iter().sum::<usize>() as f64
     }
-
-    /// Of each class the share of its images whose class was found; NaN for a class without images.
-    pub fn class_accuracies(&self) -> Vec<f64> {
-        self.rows().enumerate().map(|(k, row)| row[k] as f64 / row.iter().sum::<usize>() as f64).collect()
-    }
 }
 
 #[cfg(test)]
@@ -69,8 +64,6 @@ mod tests {
         let confusion = Confusion::new(&[0, 0, 0, 1, 1], &[0, 0, 1, 1, 2], 3);
         assert_eq!(confusion.rows().flatten().copied().collect::<Vec<_>>(), [2, 1, 0, 0, 1, 1, 0, 0, 0]);
         assert_eq!(confusion.accuracy(), 0.6);
-        let each = confusion.class_accuracies();
-        assert!(each[0] == 2.0 / 3.0 && each[1] == 0.5 && each[2].is_nan(), "{each:?}");
         assert!(Confusion::new(&[], &[], 3).accuracy().is_nan());
     }
 

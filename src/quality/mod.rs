@@ -14,7 +14,7 @@ mod sweep;
 
 pub use classes::Confusion;
 pub use features::Features;
-pub use frechet::{Moments, frechet, frechet_bias};
+pub use frechet::{Moments, frechet};
 pub use kernel::{KernelDistance, kernel_distance, kernel_distance_of_all};
 pub use manifold::{Manifold, manifold};
 pub use memorisation::{Memorisation, Neighbour, mann_whitney, memorisation, nearest};
