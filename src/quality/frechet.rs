@@ -14,8 +14,8 @@ pub struct Moments {
     pub covariance: Vec<f64>,
 }
 
-/// [`Moments::frechet`] of two sets. Take as many images of both, 10,000 for 64 features: two
-/// sets of n that are drawn alike are nearly `(2 d + d (d + 1) / 2) / n` apart, for d features of unit variance.
+/// [`Moments::frechet`] of two sets. Take as many images of both, 10,000 for 64 features: two sets of n that
+/// are drawn alike are nearly `(2 d + d (d + 1) / 2) / n` apart, for d features of unit variance.
 ///
 /// # Panics
 /// If the widths differ, or a set has fewer than two images.
