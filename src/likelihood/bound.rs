@@ -65,7 +65,7 @@ impl Bound {
     ///
     /// # Panics
     /// If the lengths differ or are 0; if the model predicts noise and there is nothing else in `x_t`; at
-    /// t = 0 with [`Decoder::Levels`] if `x0` holds anything but levels ([`levels`](super::levels) checks).
+    /// t = 0 with [`Decoder::Levels`] if `x0` holds anything but levels.
     #[track_caller]
     pub fn term<F: Copy + Into<f64>>(
         &self,
