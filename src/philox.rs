@@ -39,6 +39,8 @@ pub enum Stream {
     Subset = 13,
     /// Labels that training replaces by that of no class.
     Labels = 14,
+    /// Noise of the held-out images that a diffusion model is measured on.
+    HeldOut = 15,
     /// Dropout masks; each dropout adds its own number to this.
     Dropout = 256,
 }

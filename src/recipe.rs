@@ -188,10 +188,10 @@ config! {
         pub corrupt_noise: f64 = 0.0,
         /// Share of the pixels' values that the encoder sees as 0 (mid-grey).
         pub corrupt_mask: f64 = 0.0,
-        /// Steps between evaluations on held-out images; 0: one for each pass through the data, but at least
-        /// 100 (1000 where the data is endless).
+        /// Steps between evaluations on held-out images; 0: one for each pass through the data (1000 steps
+        /// where it is endless) or an eighth of the run, whichever is shorter, but at least 100.
         pub evaluate_every: u64 = 0,
-        /// Held-out images of an evaluation.
+        /// Held-out images of an evaluation; 0, of a diffusion model: none.
         pub evaluate_count: usize = 256,
 
         /// Where latents come from.

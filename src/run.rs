@@ -7,13 +7,15 @@ use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 use crate::checkpoint::{self, Loaded, write_whole};
 use crate::error::{Error, Result, quoted};
 use crate::files::{self, remove_leftovers};
 use crate::recipe::{self, Recipe};
 
 pub(crate) use log::Log;
-pub use log::{Evaluation, Metrics};
+pub use log::{Evaluation, HeldOutLoss, Metrics};
 pub(crate) use record::{Batches, DataRecord, Record, going_on, seen};
 
 /// Makes the first free one of `runs/<name>`, `runs/<name>-2`, ..., so that no other program takes it.
@@ -243,7 +245,7 @@ impl Run {
     }
 
     /// Appends to the evaluations.
-    pub(crate) fn log_evaluation(&self, line: &Evaluation) -> Result<()> {
+    pub(crate) fn log_evaluation(&self, line: &impl Serialize) -> Result<()> {
         Log::open(self.folder.join(EVALUATIONS))?.line(line)
     }
 
@@ -255,7 +257,15 @@ impl Run {
         log::lines(&self.folder.join(METRICS))
     }
 
-    /// The evaluations, as far as they can be read.
+    /// The held-out losses of a diffusion model, as far as they can be read.
+    ///
+    /// # Errors
+    /// As [`Run::metrics`].
+    pub fn held_out_losses(&self) -> Result<Vec<HeldOutLoss>> {
+        log::lines(&self.folder.join(EVALUATIONS))
+    }
+
+    /// The evaluations of a VAE, as far as they can be read.
     ///
     /// # Errors
     /// As [`Run::metrics`].

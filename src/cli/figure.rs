@@ -1,5 +1,7 @@
 //! `denoir figure`
 
+mod guidance;
+
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
@@ -48,6 +50,8 @@ enum Kind {
     Branches,
     /// The channels of latents as grey images
     Channels,
+    /// A sample of each class at each scale of guidance, all columns from the same noise
+    Guidance,
     /// beta, alpha_bar and the signal-to-noise ratio over t
     Schedule,
     /// The losses of a run over its steps
@@ -72,6 +76,7 @@ impl Kind {
             Kind::Interpolation => (3, 11, &["data", "count", "seed", "columns", "steps", "t"]),
             Kind::CoarseToFine => (1, 11, &["data", "count", "seed", "columns", "steps", "t"]),
             Kind::Branches => (4, 8, &["seed", "columns", "steps", "t"]),
+            Kind::Guidance => (0, 0, &["count", "seed", "steps", "scale", "classifier"]),
             Kind::Schedule | Kind::Loss => (0, 0, &[]),
         }
     }
@@ -111,6 +116,13 @@ pub struct Arguments {
     /// Another run for the grid, from the same noise
     #[arg(long, value_name = "RUN")]
     with: Option<PathBuf>,
+    /// Scales of guidance [default: 0,1,1.5,2,3,5; 1 is none, 0 without the class; with --classifier
+    /// 0,0.5,1,2,4,8, where 0 is none]
+    #[arg(long, value_delimiter = ',')]
+    scale: Vec<f64>,
+    /// Guide by a classifier of noisy images, a run of `denoir train digits-classifier`
+    #[arg(long, value_name = "RUN")]
+    classifier: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -152,6 +164,8 @@ impl Arguments {
             ("steps", self.steps.is_some()),
             ("t", !self.t.is_empty()),
             ("with", self.with.is_some()),
+            ("scale", !self.scale.is_empty()),
+            ("classifier", self.classifier.is_some()),
         ];
         if let (false, Some(other)) = (self.kind == Kind::Schedule, self.others.first()) {
             return Err(Error::usage(format!("{} takes one run, and {}", self.kind.name(), other.display()))
@@ -291,6 +305,7 @@ fn picture(arguments: &Arguments) -> Result<RgbImage> {
             figures::loss(&run, width)
         }
         Kind::Grid => grid(arguments),
+        Kind::Guidance => guidance::guidance(arguments),
         Kind::Forward
         | Kind::Backward
         | Kind::Progressive

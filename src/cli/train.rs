@@ -16,7 +16,7 @@ use crate::data;
 use crate::device::{Device, size};
 use crate::error::{Error, Result, need, quoted};
 use crate::recipe::{self, Recipe, SampleEvery, System};
-use crate::run::{Evaluation, Metrics, Run};
+use crate::run::{Evaluation, HeldOutLoss, Metrics, Run};
 use crate::train::{DryRun, Ended, PictureCost, Resume, Session, Watch};
 
 #[derive(clap::Args)]
@@ -216,6 +216,15 @@ impl Watch for Terminal {
             "step {}, {} {of} images: reconstruction {:.2}  {kl}PSNR {:.2} dB  SSIM {:.3}  \
              active {}/{} latent units",
             e.step, e.images, e.reconstruction, e.psnr, e.ssim, e.active_units, e.units
+        ));
+    }
+
+    fn held_out_loss(&mut self, e: &HeldOutLoss) {
+        let of = if e.held_out { "held-out" } else { "training" };
+        let quarters = e.held_out_by_t.map(|q| q.map_or("-".to_owned(), |q| format!("{q:.4}"))).join("  ");
+        self.message(&format!(
+            "step {}, {} {of} images: loss {:.4}, by quarter of t {quarters}",
+            e.step, e.images, e.held_out_loss
         ));
     }
 

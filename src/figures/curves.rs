@@ -7,7 +7,7 @@ use crate::diffusion::{NoiseLevel, Schedule};
 use crate::error::{Error, Result};
 use crate::likelihood::{Process, Term};
 use crate::recipe::Recipe;
-use crate::run::Run;
+use crate::run::{HeldOutLoss, Run};
 
 /// White pixels between plots.
 const GAP: u32 = 16;
@@ -119,8 +119,24 @@ fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.iter().map(step).collect()
 }
 
+/// The losses of a diffusion model on held-out images, whose timesteps and noise never change; `None` without
+/// any.
+fn held_out(run: &Run, quarters: [&'static str; 4]) -> Result<Option<Plot>> {
+    let losses = run.held_out_losses()?;
+    let of = if losses.iter().all(|e| e.held_out) { "held-out" } else { "training" };
+    let over_steps = |of: &dyn Fn(&HeldOutLoss) -> Option<f64>| -> Vec<(f64, f64)> {
+        losses.iter().filter_map(|e| Some((e.step as f64, of(e)?))).collect()
+    };
+    let all = Line::new("all t", over_steps(&|e| Some(e.held_out_loss)));
+    let by_t = quarters.into_iter().enumerate();
+    let by_t = by_t.map(|(q, name)| Line::new(name, over_steps(&|e| e.held_out_by_t[q])));
+    let lines = by_t.chain([all]).filter(|line| !line.points.is_empty()).collect();
+    let title = format!("loss of {of} images without weights, moving average of the model");
+    Ok((!losses.is_empty()).then(|| Plot::new(title, "step", lines).log_y(true)))
+}
+
 /// The loss of a run over its steps, on a logarithmic axis; of a diffusion model also by quarters of the
-/// timesteps; of a VAE the parts of the loss, and what was measured on held-out images. Each plot is `width`
+/// timesteps, and on held-out images; of a VAE the parts of the loss, and what was measured on held-out images. Each plot is `width`
 /// pixels wide.
 pub fn loss(run: &Run, width: u32) -> Result<RgbImage> {
     let metrics = run.metrics()?;
@@ -150,6 +166,7 @@ pub fn loss(run: &Run, width: u32) -> Result<RgbImage> {
         let plot = Plot::new("loss without weights, by quarter of t, running means", "step", losses_by_t);
         panels.push(plot.log_y(true).draw(width, height(width)));
     }
+    panels.extend(held_out(run, quarters)?.map(|plot| plot.draw(width, height(width))));
     if !accuracies_by_t.is_empty() {
         let plot = Plot::new("accuracy by quarter of t, running means", "step", accuracies_by_t);
         panels.push(plot.draw(width, height(width)));

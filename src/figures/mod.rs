@@ -16,7 +16,7 @@ pub(crate) use autoencoder::{
 };
 pub(crate) use curves::{likelihood_curves, loss, schedule, schedules};
 pub(crate) use plot::{Line, PALETTE, Plot, beside, pale};
-pub(crate) use process::{backward, branches, forward, interpolation, progressive};
+pub(crate) use process::{backward, branches, forward, guidance, interpolation, progressive};
 pub use sheet::Sheet;
 
 use image::RgbImage;

@@ -184,3 +184,16 @@ pub fn branches(
     let sheet = Sheet { row_labels, row_axis: "shared until", ..Sheet::new(columns) };
     Ok(Drawing { sheet, cells: source.images_of(pictures)?, image: source.image() })
 }
+
+/// Samples `columns [scales][rows, H, W, C]` of the classes, one row for each: a column for each scale of
+/// guidance.
+pub fn guidance(columns: &[Vec<f32>], image: [usize; 3], classes: Vec<String>, scales: &[f64]) -> Drawing {
+    let sheet = Sheet {
+        column_labels: scales.iter().map(f64::to_string).collect(),
+        column_axis: "scale",
+        row_axis: "class",
+        ..Sheet::new(scales.len())
+    };
+    let cells = rows_of(columns, classes.len());
+    Drawing { sheet: Sheet { row_labels: classes, ..sheet }, cells, image }
+}

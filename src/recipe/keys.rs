@@ -20,8 +20,10 @@ impl Recipe {
             | "scheduler" | "loss" | "huber_delta" | "bound_weight" | "loss_weight" | "p2_k" | "p2_gamma"
             | "min_snr_gamma" | "edm_sigma_data" | "timestep_sampling" | "timestep_mean" | "timestep_std"
             | "offset_noise" | "input_perturbation" => system.diffuses(),
-            "reconstruction" | "kl_weight" | "kl_warmup" | "corrupt_noise" | "corrupt_mask"
-            | "evaluate_every" | "evaluate_count" | "vae" => system == System::Vae,
+            "reconstruction" | "kl_weight" | "kl_warmup" | "corrupt_noise" | "corrupt_mask" | "vae" => {
+                system == System::Vae
+            }
+            "evaluate_every" | "evaluate_count" => system != System::Classifier,
             "latents" | "latent_count" | "latent_size" | "vae_fingerprint" => system == System::Ldm,
             "scaling_factor" => matches!(system, System::Vae | System::Ldm),
             "classifier" => system == System::Classifier,

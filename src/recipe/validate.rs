@@ -15,6 +15,7 @@ impl Recipe {
         // What TOML can hold.
         const MOST: u64 = i64::MAX as u64;
         let most_steps = if self.system == System::Classifier { MOST } else { self.timesteps as u64 };
+        let fewest = if self.system.diffuses() { 0 } else { 2 };
         let whole = [
             ("image_size", self.image_size as u64, 1, 4096),
             ("steps", self.steps, 1, u64::from(u32::MAX)),
@@ -32,7 +33,7 @@ impl Recipe {
             ("crop", self.crop as u64, 0, 1 << 20),
             ("kl_warmup", self.kl_warmup, 0, MOST),
             ("evaluate_every", self.evaluate_every, 0, MOST),
-            ("evaluate_count", self.evaluate_count as u64, 2, 1 << 20),
+            ("evaluate_count", self.evaluate_count as u64, fewest, 1 << 20),
             ("latent_count", self.latent_count as u64, 1, 1 << 30),
             ("latent_size", self.latent_size as u64, 1, 4096),
         ];

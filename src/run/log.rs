@@ -79,6 +79,23 @@ pub struct Evaluation {
     pub units: usize,
 }
 
+/// Another line of `evaluations.jsonl`: the error of a diffusion model's predictions, without the weights of
+/// timesteps, by the moving average of its weights.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HeldOutLoss {
+    /// Steps done.
+    pub step: u64,
+    /// Number of images, each at one timestep, which with its noise is the same at each step.
+    pub images: usize,
+    /// False where the data is too small to hold any out: then they are training images.
+    pub held_out: bool,
+    /// Mean over the images, whose timesteps are spread evenly.
+    pub held_out_loss: f64,
+    /// The same in each quarter of the timesteps, of which the first has the least noise; null where there
+    /// is no image.
+    pub held_out_by_t: [Option<f64>; 4],
+}
+
 /// A file that lines are appended to. Each is passed to the system when [`Log::line`] returns, so that a
 /// killed program loses none.
 pub(crate) struct Log {

@@ -54,11 +54,21 @@ impl Predictor {
     /// # Errors
     /// When the driver reports an error.
     pub fn predict(&mut self, x: &[f32], t: f32, labels: &[u32]) -> Result<Vec<f32>> {
+        self.predict_at(x, &vec![t; x.len() / self.size], labels)
+    }
+
+    /// As [`predict`](Self::predict), with a timestep `t [N]` of each sample.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    pub fn predict_at(&mut self, x: &[f32], t: &[f32], labels: &[u32]) -> Result<Vec<f32>> {
         let count = x.len() / self.size;
         let mut all = x.to_vec();
         all.resize(self.batch * self.size, 0.0);
         self.program.write("x", &all)?;
-        self.program.write("t", &vec![t; self.batch])?;
+        let mut t = t.to_vec();
+        t.resize(self.batch, 0.0);
+        self.program.write("t", &t)?;
         if let Some(element) = self.labels {
             let mut labels = labels.to_vec();
             labels.resize(self.batch, 0);

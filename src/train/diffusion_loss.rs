@@ -165,6 +165,11 @@ pub(super) struct Quarters {
     weights: Option<Vec<f64>>,
 }
 
+/// The quarter that a timestep lies in.
+pub(super) fn quarter_of(t: usize, timesteps: usize) -> usize {
+    4 * t / timesteps
+}
+
 /// Means over the samples of each quarter; `None` where there are none.
 pub(super) type ByQuarter = [Option<f32>; 4];
 
@@ -186,7 +191,7 @@ impl Quarters {
         for (n, &loss) in samples.iter().enumerate() {
             let Drawing { draw, sums: probabilities } = &self.drawing;
             let t = draw.of(state, n as u32, probabilities.as_deref());
-            let quarter = 4 * t / draw.steps;
+            let quarter = quarter_of(t, draw.steps);
             counts[quarter] += 1.0;
             sums[0][quarter] += f64::from(loss);
             sums[1][quarter] += f64::from(loss) * self.weights.as_ref().map_or(1.0, |weights| weights[t]);

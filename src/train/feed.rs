@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::encoded::{Encoded, prepare};
 use super::evaluate::Evaluator;
+use super::held_out::HeldOut;
 use super::recipe_trainer::RecipeTrainer;
 use super::resident::{Examples, kept};
 use crate::checkpoint::Values;
@@ -56,6 +57,8 @@ pub(super) struct Data {
     pub encoded: Option<Encoded>,
     /// Images that a VAE is measured on.
     pub evaluator: Option<Evaluator>,
+    /// Images that a diffusion model is measured on.
+    pub held_out: Option<HeldOut>,
     /// Gives the batches of the steps, in order; reads the first ones while everything else is made.
     feed: Option<Box<dyn FnMut() -> Result<Examples>>>,
 }
@@ -75,8 +78,9 @@ impl Data {
         // Those that the VAE of latent diffusion takes.
         let channels = codec.map_or(&*recipe, Codec::recipe).image_channels();
         let judged = || {
-            let is_vae = recipe.system == System::Vae;
-            is_vae.then(|| open_for_evaluation(&recipe.data, &recipe.pictures(channels))).transpose()
+            let judges =
+                recipe.system == System::Vae || recipe.system.diffuses() && recipe.evaluate_count > 0;
+            judges.then(|| open_for_evaluation(&recipe.data, &recipe.pictures(channels))).transpose()
         };
         // At the same time: large folders take a while to list.
         let (dataset, judged) = rayon::join(|| open_data(recipe, channels, known), judged);
@@ -96,15 +100,26 @@ impl Data {
             recipe.classifier.classes = dataset.classes().len();
         }
         recipe.class_names = if told { dataset.classes().to_vec() } else { Vec::new() };
-        let evaluator = match judged? {
-            Some((images, held_out)) => Some(Evaluator::new(images, recipe.evaluate_count, held_out)?),
-            None => None,
+        let count = recipe.evaluate_count;
+        let (evaluator, held_out) = match judged? {
+            Some((images, unseen)) if recipe.system == System::Vae => {
+                (Some(Evaluator::new(images, count, unseen)?), None)
+            }
+            Some((images, unseen)) => {
+                let (images, of_model) = (numbered(images, &recipe.class_names), recipe.class_count());
+                if of_model > 0 && images.classes().len() != of_model {
+                    return Err(Error::usage("the held-out images have other classes than the training has")
+                        .hint("give data with the same, or --set evaluate_count=0"));
+                }
+                (None, Some(HeldOut::new(images, count, unseen)))
+            }
+            None => (None, None),
         };
         let encoded = match codec {
             Some(codec) => prepare(codec, &dataset, recipe, file, progress)?,
             None => None,
         };
-        Ok(Data { dataset, encoded, evaluator, feed: None })
+        Ok(Data { dataset, encoded, evaluator, held_out, feed: None })
     }
 
     /// The data set that steps read: images, or all that is cached of them.

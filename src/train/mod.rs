@@ -9,6 +9,7 @@ mod dry_run;
 mod encoded;
 mod evaluate;
 mod feed;
+mod held_out;
 mod latents;
 mod micro_batch;
 mod objective;

@@ -72,16 +72,25 @@ impl Session {
         PictureCost::new(&self.recipe, self.trainer.device(), done, STRIPS, operations)
     }
 
-    /// Measures the VAE on held-out images, and remembers the result.
+    /// Measures the model on held-out images, and remembers the result.
     pub(super) fn evaluate(&mut self, watch: &mut dyn Watch) -> Result<()> {
-        let (Some(evaluator), Some(codec)) = (&self.data.evaluator, &self.codec) else { return Ok(()) };
+        let (before, step) = (Instant::now(), self.trainer.done());
         watch.doing(Some("evaluating"));
-        let before = Instant::now();
-        let evaluation = evaluator.evaluate(codec, self.trainer.done())?;
-        self.run.log_evaluation(&evaluation)?;
+        match (&self.data.evaluator, &self.data.held_out, &self.codec) {
+            (Some(evaluator), _, Some(codec)) => {
+                let evaluation = evaluator.evaluate(codec, step)?;
+                self.run.log_evaluation(&evaluation)?;
+                watch.evaluated(&evaluation);
+            }
+            (_, Some(held_out), _) => {
+                let loss = held_out.measure(&self.source(), &self.recipe, step)?;
+                self.run.log_evaluation(&loss)?;
+                watch.held_out_loss(&loss);
+            }
+            _ => {}
+        }
         self.times.evaluations += before.elapsed();
         watch.doing(None);
-        watch.evaluated(&evaluation);
         Ok(())
     }
 

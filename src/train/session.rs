@@ -14,7 +14,7 @@ use crate::data::Dataset;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::recipe::{Recipe, System};
-use crate::run::{Batches, DataRecord, Evaluation, Metrics, Record, Run, going_on};
+use crate::run::{Batches, DataRecord, Evaluation, HeldOutLoss, Metrics, Record, Run, going_on};
 
 /// Picture of the forward process, which is the first that a run draws.
 pub(super) const FORWARD: &str = "forward.png";
@@ -33,6 +33,8 @@ pub trait Watch {
     fn doing(&mut self, what: Option<&str>);
     /// A VAE was measured on held-out images.
     fn evaluated(&mut self, evaluation: &Evaluation);
+    /// A diffusion model was measured on held-out images.
+    fn held_out_loss(&mut self, loss: &HeldOutLoss);
     /// A line for the user.
     fn message(&mut self, line: &str);
     /// True when the user wants to stop.

@@ -18,6 +18,8 @@ use crate::run::{Log, Metrics, seen};
 const SHORTEST_EPOCH: u64 = 100;
 /// Steps between evaluations where data has no end.
 const ENDLESS_EPOCH: u64 = 1000;
+/// Evaluations of a run that is long enough: what is plotted is a curve.
+const FEWEST_EVALUATIONS: u64 = 8;
 
 /// State of a session's log besides the steps' outcomes.
 struct Progress {
@@ -75,8 +77,10 @@ impl Session {
         let mut progress = Progress::new(self, first)?;
         let per_step = progress.per_step;
         let epoch = match (recipe.evaluate_every, self.data.dataset.len()) {
-            (0, Some(images)) => images.div_ceil(per_step).max(SHORTEST_EPOCH),
-            (0, None) => ENDLESS_EPOCH,
+            (0, images) => {
+                let pass = images.map_or(ENDLESS_EPOCH, |images| images.div_ceil(per_step));
+                pass.min(recipe.steps / FEWEST_EVALUATIONS).max(SHORTEST_EPOCH)
+            }
             (every, _) => every,
         };
         self.notes.drain(..).for_each(|note| watch.message(&note));

@@ -8,7 +8,7 @@ use denoir::data::{Batch, Dataset, Loader, Values, Whole};
 use denoir::device::Device;
 use denoir::error::Result;
 use denoir::recipe::{Recipe, SampleEvery};
-use denoir::run::{Evaluation, Metrics, Run};
+use denoir::run::{Evaluation, HeldOutLoss, Metrics, Run};
 use denoir::train::{Ended, RecipeTrainer, Session, Watch};
 use tempfile::TempDir;
 
@@ -176,6 +176,10 @@ impl Watch for Told {
         self.0.extend(what.map(str::to_owned));
     }
     fn evaluated(&mut self, _: &Evaluation) {
+        self.0.push("evaluated".to_owned());
+    }
+
+    fn held_out_loss(&mut self, _: &HeldOutLoss) {
         self.0.push("evaluated".to_owned());
     }
     fn message(&mut self, line: &str) {

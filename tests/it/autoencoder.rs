@@ -28,7 +28,9 @@ pub const TINY_VAE: [&str; 16] = [
     "checkpoint_every=2",
 ];
 /// And of a latent diffusion model on it.
-pub const TINY_LDM: [&str; 18] = [
+pub const TINY_LDM: [&str; 20] = [
+    "--set",
+    "evaluate_count=4",
     "--set",
     "image_size=16",
     "--set",

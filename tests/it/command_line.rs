@@ -17,8 +17,10 @@ pub fn denoir(folder: &Path, arguments: &[&str]) -> Output {
 }
 
 /// Settings that make a run of seconds.
-pub const TINY: [&str; 19] = [
+pub const TINY: [&str; 21] = [
     "digits",
+    "--set",
+    "evaluate_count=4",
     "--set",
     "image_size=8",
     "--set",
