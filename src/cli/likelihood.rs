@@ -1,5 +1,8 @@
 //! `denoir likelihood`
 
+mod autoencoder;
+mod flow;
+
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -8,6 +11,8 @@ use super::device_args::DeviceArgs;
 use super::images::read_all;
 use super::output::check_folder_of;
 use super::{any, any_text, bar, note, note_warnings, number, print_report, ticks};
+use crate::codec::Codec;
+use crate::data::picture::{from_u8, to_u8};
 use crate::data::{choice, numbered, open_for_evaluation};
 use crate::diffusion::{Prediction, Variance};
 use crate::error::{Error, Result};
@@ -18,8 +23,9 @@ use crate::likelihood::{
 use crate::models::unet::Class;
 use crate::philox::{Stream, fill_normal};
 use crate::recipe::{Recipe, System};
-use crate::run::save_png;
+use crate::run::{Run, save_png};
 use crate::sample::Trained;
+use crate::{checkpoint, diffusers};
 
 /// Images at a time.
 const BATCH: usize = 32;
@@ -31,12 +37,21 @@ pub struct Arguments {
     /// Where images come from [default: the held-out part of the run's own data]
     #[arg(long, value_parser = any_text())]
     data: Option<String>,
-    /// How many images; each takes as many passes of the model as there are timesteps
+    /// How many images; each takes as many passes of a diffusion model as there are timesteps
     #[arg(long, default_value_t = 64, value_parser = number::<usize>(2..=1_000_000))]
     count: usize,
     /// Of the noise, one draw a timestep and image
     #[arg(long, default_value_t = 0, value_parser = any::<u64>)]
     seed: u64,
+    /// Of a VAE: draws of z for each image [default: 64]
+    #[arg(long, value_parser = number::<usize>(1..=100_000))]
+    draws: Option<usize>,
+    /// The density by the probability-flow ODE instead of the bound: an estimate, not a bound of it
+    #[arg(long)]
+    ode: bool,
+    /// Of --ode, each of four evaluations [default: 50]
+    #[arg(long, value_parser = number::<usize>(1..=100_000))]
+    steps: Option<usize>,
     /// Curves over t and of rate and distortion
     #[arg(long, value_name = "FILE.png")]
     out: Option<PathBuf>,
@@ -81,6 +96,15 @@ struct Report {
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let device = arguments.device.open()?;
+    if system_of(&arguments.run)? == System::Vae {
+        arguments.check_flags("a VAE", &["draws"])?;
+        let codec = Codec::open(&arguments.run, &device)?;
+        let Images { spec, images, .. } = arguments.images(codec.recipe(), codec.image()[2])?;
+        return autoencoder::autoencoder(arguments, &codec, spec, &images);
+    }
+    let (what, takes): (_, &[_]) =
+        if arguments.ode { ("--ode", &["ode", "steps"]) } else { ("the bound", &["out", "tanh", "no-clip"]) };
+    arguments.check_flags(what, takes)?;
     let trained = Trained::open(&arguments.run, &device)?;
     trained.remarks().iter().for_each(|remark| note(&format!("note: {remark}")));
     if let Some(path) = &arguments.out {
@@ -88,28 +112,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let (recipe, source) = (trained.recipe(), trained.source());
     check(&arguments.run, recipe)?;
-    let spec = arguments.data.as_ref().unwrap_or(&recipe.data);
-    let (data, held_out) = open_for_evaluation(spec, &recipe.pictures(source.image()[2]))?;
-    let data = numbered(data, &recipe.class_names);
-    if !held_out {
-        note("warning: the data is too small to hold any out: these are training images");
+    let images = arguments.images(recipe, source.image()[2])?;
+    if arguments.ode {
+        return flow::flow(arguments, &trained, images);
     }
-    let (wanted, names) = (recipe.class_count(), &recipe.class_names);
-    if wanted > 0 && (data.classes().len() != wanted || !names.is_empty() && data.classes() != names) {
-        return Err(Error::usage(format!("the model has {wanted} classes, and {spec} has others"))
-            .hint("give data with the classes that the run was trained on"));
-    }
-    let spec = if held_out { format!("the held-out part of {spec}") } else { spec.clone() };
-    let chosen = choice(&*data, arguments.count as u64, arguments.seed);
-    let (mut images, labels) = read_all(&*data, chosen.into_iter())?;
-    note_warnings(&*data);
+    let Images { spec, images, labels } = images;
     let count = labels.len();
-    if count < 2 {
-        return Err(Error::new(format!("{spec} has {count} images")).hint("two or more are needed"));
-    }
-    // Levels of 8 bits are what is asked for: pictures that were resized lie between them.
-    images.iter_mut().for_each(|v| *v = crate::data::picture::from_u8(crate::data::picture::to_u8(*v)));
-
     let betas = &recipe.schedule().betas;
     let cdf = if arguments.tanh { Cdf::Tanh } else { Cdf::Exact };
     let clip = recipe.clip_sample > 0.0 && !arguments.no_clip;
@@ -202,6 +210,69 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         x0_mse: of_terms(&|_, term| term.x0_error),
     };
     print_report(&report, arguments.json, describe)
+}
+
+/// Images that are measured.
+struct Images {
+    /// What they are, for the user.
+    spec: String,
+    /// `[N, H, W, C]`, each value one of 256 levels.
+    images: Vec<f32>,
+    labels: Vec<u32>,
+}
+
+impl Arguments {
+    /// Refuses a flag besides those of every model and those that `what` takes.
+    fn check_flags(&self, what: &str, takes: &[&str]) -> Result<()> {
+        let given = [
+            ("draws", self.draws.is_some()),
+            ("ode", self.ode),
+            ("steps", self.steps.is_some()),
+            ("out", self.out.is_some()),
+            ("tanh", self.tanh),
+            ("no-clip", self.no_clip),
+        ];
+        match given.iter().find(|(flag, given)| *given && !takes.contains(flag)) {
+            Some((flag, _)) => {
+                Err(Error::usage(format!("--{flag} has no meaning for {what}")).hint("leave it out"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The images of `--data`, or those held out from the run's own.
+    fn images(&self, recipe: &Recipe, channels: usize) -> Result<Images> {
+        let spec = self.data.as_ref().unwrap_or(&recipe.data);
+        let (data, held_out) = open_for_evaluation(spec, &recipe.pictures(channels))?;
+        let data = numbered(data, &recipe.class_names);
+        if !held_out {
+            note("warning: the data is too small to hold any out: these are training images");
+        }
+        let (wanted, names) = (recipe.class_count(), &recipe.class_names);
+        if wanted > 0 && (data.classes().len() != wanted || !names.is_empty() && data.classes() != names) {
+            return Err(Error::usage(format!("the model has {wanted} classes, and {spec} has others"))
+                .hint("give data with the classes that the run was trained on"));
+        }
+        let spec = if held_out { format!("the held-out part of {spec}") } else { spec.clone() };
+        let chosen = choice(&*data, self.count as u64, self.seed);
+        let (mut images, labels) = read_all(&*data, chosen.into_iter())?;
+        note_warnings(&*data);
+        if labels.len() < 2 {
+            let message = format!("{spec} has {} images", labels.len());
+            return Err(Error::new(message).hint("two or more are needed"));
+        }
+        // Levels of 8 bits are what is asked for: pictures that were resized lie between them.
+        images.iter_mut().for_each(|v| *v = from_u8(to_u8(*v)));
+        Ok(Images { spec, images, labels })
+    }
+}
+
+/// The kind of model that a run, a checkpoint or a folder of the diffusers library holds.
+fn system_of(path: &Path) -> Result<System> {
+    if diffusers::is_folder(path) {
+        return Ok(diffusers::open(path)?.model.recipe.system);
+    }
+    Ok(if path.is_file() { checkpoint::load(path)?.recipe } else { Run::open(path)?.recipe()? }.system)
 }
 
 /// An error for a model whose bound this command does not know.

@@ -4,7 +4,9 @@
 //! The model is a set of numbers to this module; nothing here runs a network.
 
 mod bound;
+mod decoder;
 mod discretised;
+mod flow;
 #[cfg(test)]
 mod gaussian;
 mod normal;
@@ -12,7 +14,9 @@ mod process;
 mod tally;
 
 pub use bound::{Bound, Decoder, Term};
+pub use decoder::{LevelLaw, importance_bound, log_density_ratio};
 pub use discretised::{Cdf, log_probability, value_of};
+pub use flow::{Flow, Place, follow, log_density};
 #[cfg(test)]
 use gaussian::GaussianData;
 pub use process::{Posterior, Process, ReverseVariance};

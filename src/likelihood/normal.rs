@@ -42,6 +42,15 @@ pub fn log_between(centre: f64, half: f64) -> f64 {
     }
 }
 
+/// `ln(mean(exp(values)))` without overflow; NaN of none.
+pub fn log_mean_exp(values: &[f64]) -> f64 {
+    let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if most.is_infinite() && !values.is_empty() && !values.iter().any(|v| v.is_nan()) {
+        return most; // all are -infinity, or one is +infinity: their differences are not numbers
+    }
+    most + (values.iter().map(|v| (v - most).exp()).sum::<f64>() / values.len() as f64).ln()
+}
+
 /// `exp(x^2) erfc(x)` for `x >= 0`, which falls as `1 / (x sqrt pi)`.
 fn erfcx(x: f64) -> f64 {
     if x < 10.0 {
@@ -101,6 +110,14 @@ mod tests {
         }
         assert_eq!(log_between(3.0, f64::INFINITY), 0.0, "no scale at all: everything is inside");
         assert!(log_between(f64::NAN, 1.0).is_nan() && log_between(0.0, f64::NAN).is_nan());
+    }
+
+    #[test]
+    fn means_of_exponentials() {
+        let ln_2 = std::f64::consts::LN_2;
+        close(log_mean_exp(&[-1000.0, -1000.0 + ln_2]), -1000.0 + 1.5_f64.ln(), 1e-12);
+        assert_eq!(log_mean_exp(&[f64::NEG_INFINITY; 2]), f64::NEG_INFINITY);
+        assert!(log_mean_exp(&[f64::NAN, 1.0]).is_nan() && log_mean_exp(&[]).is_nan());
     }
 
     #[test]
