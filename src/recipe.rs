@@ -113,7 +113,7 @@ config! {
         /// Last beta.
         pub beta_end: f64 = 0.02,
         /// linear, scaled_linear, squaredcos_cap_v2 (which needs no start and end), sigmoid, laplace or exp,
-        /// of the reference library; sigmoid_chen or vp; or a list of betas, one for each timestep.
+        /// of the reference library; sigmoid_chen, vp or edm; or a list of betas, one for each timestep.
         pub beta_schedule: Betas = Betas::Linear,
         /// Shift and scale the schedule so that its end is nothing but noise.
         pub rescale_betas_zero_snr: bool = false,

@@ -12,7 +12,7 @@ use super::output::{check_folder_of, extension};
 use super::{any, any_text, bar, note, note_warnings, number, print, ticks};
 use crate::checkpoint;
 use crate::codec::Codec;
-use crate::data::{Options as DataOptions, open_for_evaluation};
+use crate::data::{self, Options as DataOptions, open_for_evaluation};
 use crate::device::Device;
 use crate::diffusion::{Betas, Precision, Schedule};
 use crate::error::{Error, Result};
@@ -77,7 +77,8 @@ impl Kind {
             Kind::CoarseToFine => (1, 11, &["data", "count", "seed", "columns", "steps", "t"]),
             Kind::Branches => (4, 8, &["seed", "columns", "steps", "t"]),
             Kind::Guidance => (0, 0, &["count", "seed", "steps", "scale", "classifier"]),
-            Kind::Schedule | Kind::Loss => (0, 0, &[]),
+            Kind::Schedule => (0, 0, &["data", "seed"]),
+            Kind::Loss => (0, 0, &[]),
         }
     }
 }
@@ -278,24 +279,32 @@ fn schedule_of(path: &Path) -> Result<Schedule> {
     Ok(recipe.schedule())
 }
 
+/// Side of the picture that schedules make noisy, and white pixels over it.
+const SCHEDULED: usize = 64;
+const GAP: u32 = 16;
+
+/// One schedule, or several on the same axes; below, what they do to a picture.
+fn schedules(arguments: &Arguments, width: u32) -> Result<RgbImage> {
+    let all = std::iter::once(&arguments.run).chain(&arguments.others);
+    let named = all.map(|path| Ok((path.display().to_string(), schedule_of(path)?)));
+    let named = named.collect::<Result<Vec<_>>>()?;
+    let plots = match &named[..] {
+        [(_, schedule)] if arguments.run.exists() => figures::schedule(schedule, width),
+        _ => figures::schedules(&named, width),
+    };
+    let pictures = DataOptions { image_size: SCHEDULED, ..Recipe::default().pictures(3) };
+    let data = data::open(arguments.data.as_deref().unwrap_or("faces"), &pictures)?;
+    let (picture, _) = read(&*data, 0, 1)?;
+    note_warnings(&*data);
+    let strips = figures::noised_by(&named, &picture, data.shape(), arguments.seed.unwrap_or(0));
+    Ok(figures::below(&[plots, strips], GAP))
+}
+
 fn picture(arguments: &Arguments) -> Result<RgbImage> {
     let path = &arguments.run;
     let width = arguments.size.unwrap_or(480) as u32;
     match arguments.kind {
-        Kind::Schedule if !arguments.others.is_empty() || !path.exists() => {
-            let all = std::iter::once(path).chain(&arguments.others);
-            let all = all.map(|path| Ok((path.display().to_string(), schedule_of(path)?)));
-            Ok(figures::schedules(&all.collect::<Result<Vec<_>>>()?, width))
-        }
-        Kind::Schedule => {
-            let recipe = recipe_of(path)?;
-            if recipe.system == System::Vae {
-                return Err(Error::new(format!("{} is a VAE: it has no noise schedule", path.display()))
-                    .hint("give a diffusion run"));
-            }
-            recipe.validate().map_err(Error::in_a_file)?;
-            Ok(figures::schedule(&recipe, width))
-        }
+        Kind::Schedule => schedules(arguments, width),
         Kind::Loss => {
             let run = if path.is_file() { Run::of_checkpoint(path) } else { Some(Run::open(path)?) };
             let Some(run) = run else {

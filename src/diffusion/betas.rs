@@ -24,12 +24,15 @@ pub enum Betas {
     /// alpha-bar of the variance preserving equation, `exp(-0.1 u - 9.95 u^2)` at `u = t / T` (Song et al.
     /// 2021, arXiv:2011.13456): of continuous betas from 0.1 to 20.
     Vp,
+    /// `sigma = sqrt((1 - alpha_bar) / alpha_bar)` from 0.002 to 80, their seventh roots in equal steps (Karras
+    /// et al. 2022, arXiv:2206.00364, equation 5).
+    Edm,
     /// A list.
     Given(Vec<f64>),
 }
 
 /// The names of the schedules: those in the diffusers library, then those that it lacks.
-const BETAS: [(&str, Betas); 8] = [
+const BETAS: [(&str, Betas); 9] = [
     ("linear", Betas::Linear),
     ("scaled_linear", Betas::ScaledLinear),
     ("squaredcos_cap_v2", Betas::Cosine),
@@ -38,6 +41,7 @@ const BETAS: [(&str, Betas); 8] = [
     ("exp", Betas::Exponential),
     ("sigmoid_chen", Betas::SigmoidChen),
     ("vp", Betas::Vp),
+    ("edm", Betas::Edm),
 ];
 
 impl Betas {
@@ -53,7 +57,7 @@ impl Betas {
 
     /// Whether the diffusers library has it.
     pub(crate) fn is_of_library(&self) -> bool {
-        !matches!(self, Betas::SigmoidChen | Betas::Vp)
+        !matches!(self, Betas::SigmoidChen | Betas::Vp | Betas::Edm)
     }
 
     /// All names.

@@ -94,6 +94,15 @@ impl Schedule {
                 of_bars(&|u| (sigmoid(3.0 - 6.0 * u) - low) / (high - low))
             }
             Betas::Vp => of_bars(&|u| (-0.1 * u - 9.95 * u * u).exp()),
+            Betas::Edm => {
+                let variance = |i: usize| even(0.002_f64.powf(1.0 / 7.0), 80_f64.powf(1.0 / 7.0), i).powi(14);
+                // 1 - (1 + sigma_before^2) / (1 + sigma^2).
+                let beta = |i: usize| {
+                    let before = if i == 0 { 0.0 } else { variance(i - 1) };
+                    precision.keep((variance(i) - before) / (1.0 + variance(i)))
+                };
+                (0..steps).map(beta).collect()
+            }
             Betas::Given(betas) => betas.iter().map(|&beta| precision.keep(beta)).collect(),
         };
         Schedule::of(betas, precision)
@@ -245,6 +254,15 @@ mod tests {
                 let err = (schedule.alpha_bars[t] - wanted).abs() / wanted;
                 assert!(err <= 3e-9, "{kind:?}: alpha_bar[{t}] = {}, not {wanted}", schedule.alpha_bars[t]);
             }
+        }
+    }
+
+    #[test]
+    fn sigmas_of_edm() {
+        let sigmas = Schedule::new(&Betas::Edm, 18, 0.0, 0.0, Precision::Exact).sigmas();
+        // The formula in numpy, for its 18 steps of CIFAR-10.
+        for (i, wanted) in [(0, 0.002), (1, 0.007_528_02), (9, 3.256_822), (16, 57.585_98), (17, 80.0)] {
+            assert!((sigmas[i] / wanted - 1.0).abs() < 1e-5, "sigma {i} is {}, not {wanted}", sigmas[i]);
         }
     }
 

@@ -2,11 +2,11 @@
 
 use image::RgbImage;
 
-use super::{Line, PALETTE, Plot, beside, pale};
+use super::{Line, PALETTE, Plot, Sheet, beside, pale};
 use crate::diffusion::{NoiseLevel, Schedule};
 use crate::error::{Error, Result};
 use crate::likelihood::{Process, Term};
-use crate::recipe::Recipe;
+use crate::philox::Stream;
 use crate::run::{HeldOutLoss, Run};
 
 /// White pixels between plots.
@@ -19,8 +19,7 @@ fn height(width: u32) -> u32 {
 
 /// `beta`, `alpha_bar` and the signal-to-noise ratio `alpha_bar / (1 - alpha_bar)` over `t`, side by side,
 /// each `width` pixels wide.
-pub fn schedule(recipe: &Recipe, width: u32) -> RgbImage {
-    let schedule = recipe.schedule();
+pub fn schedule(schedule: &Schedule, width: u32) -> RgbImage {
     let over_t = |values: &[f64]| -> Vec<(f64, f64)> {
         values.iter().enumerate().map(|(t, &v)| (t as f64, v)).collect()
     };
@@ -105,6 +104,30 @@ pub fn schedules(named: &[(String, Schedule)], width: u32) -> RgbImage {
         ],
         GAP,
     )
+}
+
+/// What each schedule does to a picture `[H, W, C]`, with the same noise: a row for each, over `t / T`.
+pub fn noised_by(named: &[(String, Schedule)], picture: &[f32], image: [usize; 3], seed: u64) -> RgbImage {
+    let noise = super::noise(seed, Stream::Noise, 0, picture.len());
+    let shown: Vec<f64> = (0..=10).map(|i| f64::from(i) / 10.0).collect();
+    let mut cells = Vec::new();
+    for (_, schedule) in named {
+        let levels = schedule.levels();
+        for part in &shown {
+            // Number i is at (i + 1) / T; the picture itself is at 0.
+            let number = (part * levels.len() as f64).round() as usize;
+            let at = number.checked_sub(1).map_or([1.0, 0.0], |i| [levels[i].signal(), levels[i].noise()]);
+            let [a, b] = at.map(|square| square.sqrt() as f32);
+            cells.extend(picture.iter().zip(&noise).map(|(x, eps)| a * x + b * eps));
+        }
+    }
+    let strips = Sheet {
+        column_labels: shown.iter().map(f64::to_string).collect(),
+        column_axis: "t / T",
+        row_labels: named.iter().map(|(name, _)| name.clone()).collect(),
+        ..Sheet::new(shown.len())
+    };
+    strips.draw(&cells, named.len() * shown.len(), image)
 }
 
 /// An exponential mean over about a hundredth of the steps, as the eye would draw it.

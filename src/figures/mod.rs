@@ -14,8 +14,8 @@ pub(crate) use animation::write_gif;
 pub(crate) use autoencoder::{
     channels, draw, hallucination, manifold, pairs, posterior, prior, reconstruction,
 };
-pub(crate) use curves::{likelihood_curves, loss, schedule, schedules};
-pub(crate) use plot::{Line, PALETTE, Plot, beside, pale};
+pub(crate) use curves::{likelihood_curves, loss, noised_by, schedule, schedules};
+pub(crate) use plot::{Line, PALETTE, Plot, below, beside, pale};
 pub(crate) use process::{backward, branches, forward, guidance, interpolation, progressive};
 pub use sheet::Sheet;
 

@@ -254,6 +254,16 @@ pub fn beside(pictures: &[RgbImage], gap: u32) -> RgbImage {
     joined
 }
 
+/// Pictures on white, one below the other from the left, `gap` pixels apart.
+pub fn below(pictures: &[RgbImage], gap: u32) -> RgbImage {
+    let turned: Vec<RgbImage> = pictures.iter().map(transposed).collect();
+    transposed(&beside(&turned, gap))
+}
+
+fn transposed(picture: &RgbImage) -> RgbImage {
+    RgbImage::from_fn(picture.height(), picture.width(), |x, y| *picture.get_pixel(y, x))
+}
+
 #[cfg(test)]
 #[path = "plot_tests.rs"]
 mod tests;
