@@ -144,3 +144,60 @@ impl Predictor {
         self.program.run()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::check::devices;
+    use crate::philox::{Stream, fill_normal};
+    use crate::recipe::{find, model_of, params_of};
+    use crate::sample::Denoiser;
+
+    /// The product along a probe is the slope of `probe . prediction` along any direction.
+    #[test]
+    fn the_product_is_the_derivative() {
+        let mut recipe = find("digits").unwrap();
+        for assignment in
+            ["image_size=8", "unet.block_out_channels=[8,16]", "unet.norm_num_groups=4", "unet.dropout=0"]
+        {
+            recipe.set(assignment).unwrap();
+        }
+        let (model, params, shape) = (model_of(&recipe), params_of(&recipe), recipe.diffused());
+        let random = |sample, size: usize| {
+            let mut values = vec![0.0; size];
+            fill_normal(&mut values, 5, Stream::Noise as u32, 0, sample, 0);
+            values
+        };
+        // Zeros among the initial weights would hide all but a linear model.
+        let flat: Vec<f32> = random(9, params.borrow().elements()).iter().map(|w| 0.1 * w).collect();
+        let (x, probe, direction) = (random(0, 2 * 64), random(1, 2 * 64), random(2, 2 * 64));
+        for (name, device) in devices() {
+            let weights = device.alloc(nn::STORE, flat.len() * 4).unwrap();
+            device.write(&weights, 0, bytemuck::cast_slice(&flat)).unwrap();
+            let (device, params) = (device.clone(), Rc::clone(&params));
+            let denoiser = Denoiser {
+                device,
+                model: &model,
+                params,
+                weights,
+                shape,
+                labels: None,
+                null: None,
+                guide: None,
+            };
+            let mut predictor = Source::new(denoiser, &recipe, None).differentiable_predictor(2).unwrap();
+            let t = [3.0, 700.5];
+            let [_, product] = predictor.predict_with_product(&x, &t, &[], &probe).unwrap();
+            let mut at = |step: f32| -> f64 {
+                let moved: Vec<f32> = x.iter().zip(&direction).map(|(x, d)| x + step * d).collect();
+                let out = predictor.predict_at(&moved, &t, &[]).unwrap();
+                out.iter().zip(&probe).map(|(out, v)| f64::from(out * v)).sum()
+            };
+            let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
+            let wanted: f64 = product.iter().zip(&direction).map(|(p, d)| f64::from(p * d)).sum();
+            assert!((slope / wanted - 1.0).abs() < 1e-2, "{name}: {slope} by differences, {wanted}");
+        }
+    }
+}

@@ -165,6 +165,18 @@ fn the_bound_is_told_in_bits_and_its_parts_add_up() {
     assert!(
         runs(at, &head).contains(" bits/dim, an upper bound: 3 images of the held-out part of digits, 50 ")
     );
+    let flow = report(&["--ode", "--steps", "3"]);
+    assert!(number(&flow, "bits_per_dim").is_finite() && number(&flow, "standard_error") > 0.0, "{flow}");
+    assert_eq!(report(&["--ode", "--steps", "3"]), flow, "the same seed gives the same number");
+    fails(at, &[&head[..], &["--ode", "--tanh"]].concat(), 2, &["--tanh has no meaning for --ode"]);
+    fails(at, &[&head[..], &["--draws", "2"]].concat(), 2, &["--draws has no meaning for the bound"]);
+    // What each class looks like at each scale: with the classes and without.
+    let figure = ["figure", "guidance", "run", "--device", "cpu", "--steps", "2", "--out", "scales.png"];
+    runs(at, &[&figure[..], &["--scale", "0,1,3", "--count", "4"]].concat());
+    let [width, height] =
+        [image::open(at.join("scales.png")).unwrap()].map(|picture| [picture.width(), picture.height()])[0];
+    assert!(width > 3 * 64 && height > 4 * 64 && height > width, "{width} x {height}");
+    fails(at, &[&figure[..], &["--scale", "-1"]].concat(), 2, &["--scale"]);
     fails(at, &["likelihood", "nothing"], 1, &["nothing does not exist"]);
     fails(at, &["likelihood", "run", "--count", "1"], 2, &["--count", "from 2 to"]);
 }

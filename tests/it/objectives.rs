@@ -82,11 +82,13 @@ fn what_makes_no_sense_is_refused() {
 fn schedules_are_compared() {
     let folder = TempDir::new().unwrap();
     let at = folder.path();
-    let names = ["linear", "vp", "sigmoid_chen", "squaredcos_cap_v2", "digits"];
+    let names = ["linear", "vp", "sigmoid_chen", "edm", "squaredcos_cap_v2", "digits"];
     let figure = denoir(at, &[&["figure", "schedule"], &names[..], &["--out", "all.png"]].concat());
     assert!(figure.status.success(), "{}", String::from_utf8_lossy(&figure.stderr));
     let all = image::open(at.join("all.png")).unwrap().to_rgb8();
     assert!(all.width() > 3 * 480 && all.pixels().any(|pixel| pixel.0 != [255; 3]));
+    // Below the curves a row of pictures for each.
+    assert!(all.height() > 360 + 6 * 64, "{}", all.height());
     fails(
         at,
         &["figure", "schedule", "linear", "nothing"],
