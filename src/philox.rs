@@ -39,6 +39,10 @@ pub enum Stream {
     Subset = 13,
     /// Labels that training replaces by that of no class.
     Labels = 14,
+    /// Holes in conditions, their noise level, and which of them training replaces by zeros.
+    Condition = 20,
+    /// Noise of conditions.
+    ConditionNoise = 21,
     /// Dropout masks; each dropout adds its own number to this.
     Dropout = 256,
 }

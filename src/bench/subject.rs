@@ -69,7 +69,7 @@ impl Subject {
             let (device, model, params) = (device.clone(), &*workload.model(), params.clone());
             let (weights, shape) = (weights.clone(), recipe.diffused());
             let denoiser =
-                Denoiser { device, model, params, weights, shape, labels: None, null: None, guide: None };
+                Denoiser { device, model, params, weights, shape, labels: None, null: None, condition: None, guide: None };
             let mut sampler = Source::new(denoiser, recipe, None).sampler(&options, workload.batch())?;
             sampler.start(0)?;
             sampler.set_labels(&workload.data().labels)?;

@@ -62,6 +62,14 @@ impl Dataset for Numbered {
         self.data.read(index, out).map(|label| self.number(label))
     }
 
+    fn partner(&self) -> Option<[usize; 3]> {
+        self.data.partner()
+    }
+
+    fn read_pair(&self, index: u64, out: &mut [f32], partner: &mut [f32]) -> Result<u32> {
+        self.data.read_pair(index, out, partner).map(|label| self.number(label))
+    }
+
     fn whole(&self) -> Option<Whole<'_>> {
         let whole = self.data.whole()?;
         let labels = whole.labels.iter().map(|&label| self.number(label)).collect();

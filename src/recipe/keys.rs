@@ -23,6 +23,7 @@ impl Recipe {
             "reconstruction" | "kl_weight" | "kl_warmup" | "corrupt_noise" | "corrupt_mask"
             | "evaluate_every" | "evaluate_count" | "vae" => system == System::Vae,
             "latents" | "latent_count" | "latent_size" | "vae_fingerprint" => system == System::Ldm,
+            "condition" => system == System::Ddpm,
             "scaling_factor" => matches!(system, System::Vae | System::Ldm),
             "classifier" => system == System::Classifier,
             _ => true,

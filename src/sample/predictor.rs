@@ -1,7 +1,7 @@
 //! A model asked for its predictions, without a sampler.
 
 use super::Source;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::{self, Scope};
 use crate::program::{Plan, Program, Sharing, halves};
 use crate::tape::{Tape, Tensor};
@@ -25,6 +25,10 @@ impl Source<'_> {
     pub(crate) fn predictor(&self, most: usize) -> Result<Predictor> {
         let denoiser = &self.denoiser;
         let ([h, w, c], labels) = (denoiser.shape, denoiser.labels);
+        if denoiser.condition.is_some() {
+            return Err(Error::usage("the model draws from conditions, and no likelihood is measured of such")
+                .hint("give a run without a condition"));
+        }
         let record = |batch: usize| {
             let tape = Tape::new();
             let (x, t) = (tape.stored("x", 0, [batch, h, w, c]), tape.stored("t", 0, [batch]));

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::denoiser::{Start, check_finite, labels_of};
-use super::{ClassifierGuide, Denoiser, Options, Sampler};
+use super::{ClassifierGuide, Condition, Denoiser, Given, Options, Sampler};
 use crate::classifier::Classifier;
 use crate::codec::Codec;
 use crate::error::{Error, Result};
@@ -23,14 +23,30 @@ pub struct Source<'a> {
     pub(super) denoiser: Denoiser<'a>,
     pub(crate) recipe: &'a Recipe,
     codec: Option<&'a Codec>,
+    /// Labels of the images that conditions are of.
+    told: Vec<u32>,
 }
 
 impl<'a> Source<'a> {
     /// `denoiser`: the recipe's; `codec`: the decoder of latent diffusion, `None` where samples are images.
     pub(crate) fn new(denoiser: Denoiser<'a>, recipe: &'a Recipe, codec: Option<&'a Codec>) -> Source<'a> {
-        let labels = labels_of(recipe);
+        let (labels, condition) = (labels_of(recipe), Condition::of(recipe));
         let (shape, null) = (recipe.diffused(), recipe.null_class());
-        Source { denoiser: Denoiser { labels, shape, null, ..denoiser }, recipe, codec }
+        let denoiser = Denoiser { labels, shape, null, condition, ..denoiser };
+        Source { denoiser, recipe, codec, told: Vec::new() }
+    }
+
+    /// The same, whose sample number i has the condition, and if none is asked for the class, of image i of
+    /// N, which begin again after the last.
+    ///
+    /// # Panics
+    /// When the model takes no conditions.
+    #[track_caller]
+    pub fn conditioned_on(mut self, given: &Given) -> Source<'a> {
+        let condition = self.denoiser.condition.as_mut();
+        condition.expect("a model that takes conditions").values = Rc::clone(&given.conditions);
+        self.told.clone_from(&given.labels);
+        self
     }
 
     /// The same, with samples led to their class by a classifier of noisy images: see [`ClassifierGuide`].
@@ -146,7 +162,8 @@ impl<'a> Source<'a> {
             }
             _ => self.classes().max(1),
         };
-        Ok((first..first + count).map(|i| class.unwrap_or((i % classes) as u32)).collect())
+        let told = |i: usize| if self.told.is_empty() { (i % classes) as u32 } else { self.told[i % self.told.len()] };
+        Ok((first..first + count).map(|i| class.unwrap_or_else(|| told(i))).collect())
     }
 
     /// Draws `count` images `[count, H, W, C]`, calling `progress` after each reverse step of each batch.
@@ -160,7 +177,7 @@ impl<'a> Source<'a> {
         class: Option<u32>,
         progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
-        self.shown(self.sample(options, count, None, class, progress)?)
+        self.shown(options, self.sample(options, count, None, class, progress)?)
     }
 
     /// As [`Source::draw`], but from given noise `[N, h, w, c]`, which is taken as it is.
@@ -175,10 +192,16 @@ impl<'a> Source<'a> {
         progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
         let count = noise.len() / self.recipe.diffused().iter().product::<usize>();
-        self.shown(self.sample(options, count, Some(noise), class, progress)?)
+        self.shown(options, self.sample(options, count, Some(noise), class, progress)?)
     }
 
-    fn shown(&self, samples: Vec<f32>) -> Result<Vec<f32>> {
+    /// Samples as images, with the pixels that their conditions know.
+    fn shown(&self, options: &Options, mut samples: Vec<f32>) -> Result<Vec<f32>> {
+        let [h, w, c] = self.recipe.diffused();
+        if let Some(condition) = self.denoiser.condition.as_ref().filter(|_| options.guidance.scale != 0.0) {
+            let conditions = condition.of_samples(0, samples.len() / (h * w * c), h * w);
+            self.recipe.condition.keep_known(&mut samples, &conditions, c);
+        }
         check_finite(self.images_of(samples)?)
     }
 

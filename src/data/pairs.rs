@@ -1,0 +1,119 @@
+//! `pairs:A,B`: the images of folder B, beside each the one of the same name in folder A as its condition.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::digest::Digest;
+use super::folder::{Folder, listed};
+use super::{Dataset, Options};
+use crate::error::{Error, Result};
+use crate::names::shown_path;
+
+pub(super) struct Pairs {
+    conditions: Folder,
+    images: Folder,
+}
+
+/// Pictures by their paths without the ending: those of a pair may be of different formats.
+fn by_name(dir: &Path, pictures: Vec<PathBuf>) -> Result<BTreeMap<PathBuf, PathBuf>> {
+    let mut names = BTreeMap::new();
+    for picture in pictures {
+        let name = picture.with_extension("");
+        if let Some(other) = names.insert(name, picture.clone()) {
+            let (a, b, dir) = (shown_path(&other), shown_path(&picture), dir.display());
+            return Err(Error::new(format!("{a} and {b} in {dir} have the same name"))
+                .hint("pictures of a pair have the same name in both folders, but for its ending"));
+        }
+    }
+    Ok(names)
+}
+
+/// An error if one of `names` in `dir` has no partner among `others`.
+fn check_partners(
+    [dir, other]: [&Path; 2],
+    names: &BTreeMap<PathBuf, PathBuf>,
+    others: &BTreeMap<PathBuf, PathBuf>,
+) -> Result<()> {
+    let mut alone = names.iter().filter(|(name, _)| !others.contains_key(*name));
+    let Some((_, first)) = alone.next() else { return Ok(()) };
+    let (dir, other, count) = (dir.display(), other.display(), 1 + alone.count());
+    let message = format!("{count} of {} pictures in {dir} have no partner in {other}", names.len());
+    Err(Error::new(format!("{message}, the first is {}", shown_path(first)))
+        .hint("pictures of a pair have the same name in both folders, but for its ending"))
+}
+
+pub(super) fn open([a, b]: [&Path; 2], options: &Options) -> Result<Pairs> {
+    let ((listed_a, left_out_a), (listed_b, left_out_b)) = (listed(a)?, listed(b)?);
+    let (mut in_a, in_b) = (by_name(a, listed_a)?, by_name(b, listed_b.clone())?);
+    check_partners([b, a], &in_b, &in_a)?;
+    check_partners([a, b], &in_a, &in_b)?;
+    let left_out = [left_out_a, left_out_b].into_iter().flatten().collect::<Vec<_>>();
+    let left_out = (!left_out.is_empty()).then(|| left_out.join("; "));
+    let images = Folder::of(b, listed_b, left_out, options)?;
+    // Held out is a pair, by the name of its image.
+    let partner = |path: &PathBuf| in_a.remove(&path.with_extension(""));
+    let partners = images.files().iter().filter_map(partner).collect();
+    // Conditions have the colours that they have.
+    let conditions = Folder::with(a, partners, &Options { channels: None, ..options.clone() })?;
+    Ok(Pairs { conditions, images })
+}
+
+impl Dataset for Pairs {
+    fn len(&self) -> Option<u64> {
+        self.images.len()
+    }
+
+    fn shape(&self) -> [usize; 3] {
+        self.images.shape()
+    }
+
+    fn classes(&self) -> &[String] {
+        self.images.classes()
+    }
+
+    fn labels(&self) -> Option<Vec<u32>> {
+        self.images.labels()
+    }
+
+    fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
+        let mut partner = vec![0.0; self.conditions.shape().iter().product()];
+        self.read_pair(index, out, &mut partner)
+    }
+
+    fn partner(&self) -> Option<[usize; 3]> {
+        Some(self.conditions.shape())
+    }
+
+    /// Where one of the two cannot be read, the next pair of which both can stands in.
+    fn read_pair(&self, index: u64, out: &mut [f32], partner: &mut [f32]) -> Result<u32> {
+        let count = self.images.files().len();
+        for i in (0..count).map(|i| (index as usize + i) % count) {
+            let [image, condition] = [self.images.picture(i, out), self.conditions.picture(i, partner)];
+            if image && condition {
+                return Ok(self.images.label(i));
+            }
+            self.images.check()?;
+            self.conditions.check()?;
+        }
+        Err(Error::new("of no pair can both pictures be read").hint("check the files, or convert them to png"))
+    }
+
+    fn digest(&self) -> Result<String> {
+        let mut digest = Digest::default();
+        digest.field(self.images.digest()?.as_bytes());
+        digest.field(self.conditions.digest()?.as_bytes());
+        Ok(digest.text())
+    }
+
+    fn describe(&self, index: u64) -> String {
+        self.images.describe(index)
+    }
+
+    fn skipped(&self) -> u64 {
+        self.images.skipped() + self.conditions.skipped()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        [self.images.warnings(), self.conditions.warnings()].concat()
+    }
+}
