@@ -323,7 +323,7 @@ fn grid(arguments: &Arguments) -> Result<RgbImage> {
             let progress = bar(source.work(&options, count)?, "sampling {bar:30} {percent}% {eta} left");
             let images = source.draw(&options, count, None, ticks(&progress))?;
             progress.finish_and_clear();
-            figures::grid(images, source.image())
+            figures::samples(&source, images)
         };
         let title = arguments.with.as_ref().map(|_| path.display().to_string());
         Ok(drawing.titled(title).draw(arguments.size))
@@ -349,8 +349,10 @@ fn process(arguments: &Arguments) -> Result<RgbImage> {
     let mixes = !matches!(arguments.kind, Kind::Forward | Kind::Backward | Kind::Progressive);
     if mixes && recipe.condition.is_some() {
         let name = arguments.kind.name();
-        return Err(Error::usage(format!("{name} shows what noise decides, and the run draws from conditions"))
-            .hint("choose backward or progressive, or a run without a condition"));
+        return Err(Error::usage(format!(
+            "{name} shows what noise decides, and the run draws from conditions"
+        ))
+        .hint("choose backward or progressive, or a run without a condition"));
     }
     let source = trained.source_of(count)?;
     let options = arguments.options(recipe)?;

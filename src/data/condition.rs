@@ -1,5 +1,7 @@
 //! Conditions: what a diffusion model sees of an image beside its noisy form, as further channels.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use super::Dataset;
@@ -115,7 +117,10 @@ impl ConditionConfig {
                 let low = enlarged(&averages(image, shape, self.factor), shape, self.factor);
                 if self.noise == 0.0 { low } else { joined([&low, &vec![0.0; h * w]], [c, 1]) }
             }
-            ConditionKind::Mask => with_hole(image, shape, &hole(shape, seed, number)),
+            ConditionKind::Mask => {
+                let [rows, columns] = hole(shape, seed, number);
+                with_holes(image, c, |pixel| rows.contains(&(pixel / w)) && columns.contains(&(pixel % w)))
+            }
             ConditionKind::Pair => recoloured(partner, partner.len() / (h * w), self.channels),
         }
     }
@@ -258,22 +263,22 @@ fn enlarged(small: &[f32], [h, w, c]: [usize; 3], factor: usize) -> Vec<f32> {
     along(&along(small, w / factor, c), h / factor, w * c)
 }
 
-/// The rectangle `[top, left, bottom, right]` of a hole, of a quarter to five eighths of either side.
-fn hole([h, w, _]: [usize; 3], seed: u64, number: u64) -> [usize; 4] {
+/// The rows and columns of a hole, a quarter to five eighths of either side.
+fn hole([h, w, _]: [usize; 3], seed: u64, number: u64) -> [Range<usize>; 2] {
     let words = draw(seed, Stream::Condition as u32, (number >> 32) as u32, number as u32, 0);
     let extent = |side: usize, word| (side / 4).max(1) + below(word, (5 * side / 8 - side / 4).max(1));
     let (tall, wide) = (extent(h, words[0]), extent(w, words[1]));
     let (top, left) = (below(words[2], h - tall + 1), below(words[3], w - wide + 1));
-    [top, left, top + tall, left + wide]
+    [top..top + tall, left..left + wide]
 }
 
-/// The condition of an image whose pixels in a rectangle are not known.
-fn with_hole(image: &[f32], [_, w, c]: [usize; 3], [top, left, bottom, right]: &[usize; 4]) -> Vec<f32> {
-    let pixels = image.chunks_exact(c).enumerate();
-    let with_mask = pixels.flat_map(|(i, pixel)| {
-        let inside = (*top..*bottom).contains(&(i / w)) && (*left..*right).contains(&(i % w));
-        let [factor, mask] = if inside { [0.0, 1.0] } else { [1.0, -1.0] };
-        pixel.iter().map(move |v| v * factor).chain(std::iter::once(mask))
-    });
-    with_mask.collect()
+/// The condition of an image some of whose pixels are not known.
+pub(crate) fn with_holes(image: &[f32], channels: usize, is_hole: impl Fn(usize) -> bool) -> Vec<f32> {
+    let mut condition = Vec::with_capacity(image.len() / channels * (channels + 1));
+    for (i, pixel) in image.chunks_exact(channels).enumerate() {
+        let [factor, mask] = if is_hole(i) { [0.0, 1.0] } else { [1.0, -1.0] };
+        condition.extend(pixel.iter().map(|v| v * factor));
+        condition.push(mask);
+    }
+    condition
 }

@@ -218,7 +218,9 @@ pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
 pub(crate) fn open_for_evaluation(spec: &str, options: &Options) -> Result<(Arc<dyn Dataset>, bool)> {
     let open = |split| open(spec, &Options { split, ..options.clone() });
     match open(Split::HeldOut) {
-        Err(_) if spec.starts_with("images:") || spec.starts_with("pairs:") => Ok((open(Split::Train)?, false)),
+        Err(_) if spec.starts_with("images:") || spec.starts_with("pairs:") => {
+            Ok((open(Split::Train)?, false))
+        }
         held_out => Ok((held_out?, true)),
     }
 }

@@ -95,7 +95,8 @@ impl Dataset for Pairs {
             self.images.check()?;
             self.conditions.check()?;
         }
-        Err(Error::new("of no pair can both pictures be read").hint("check the files, or convert them to png"))
+        Err(Error::new("of no pair can both pictures be read")
+            .hint("check the files, or convert them to png"))
     }
 
     fn digest(&self) -> Result<String> {

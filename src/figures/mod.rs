@@ -15,7 +15,7 @@ pub(crate) use animation::write_gif;
 pub(crate) use autoencoder::{
     channels, draw, hallucination, manifold, pairs, posterior, prior, reconstruction,
 };
-pub(crate) use conditioned::conditioned;
+pub(crate) use conditioned::samples;
 pub(crate) use curves::{likelihood_curves, loss, schedule, schedules};
 pub(crate) use plot::{Line, PALETTE, Plot, beside, pale};
 pub(crate) use process::{backward, branches, forward, interpolation, progressive};

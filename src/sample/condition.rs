@@ -1,10 +1,10 @@
 //! Conditions of samples: what a model is told beside noise, and the images that it is told of.
 
+use std::path::PathBuf;
 use std::rc::Rc;
 
-use crate::data::condition::read_both;
-use crate::data::quality::psnr;
-use crate::data::{Dataset, numbered, open_for_evaluation};
+use crate::data::condition::{read_both, with_holes};
+use crate::data::{ConditionKind, numbered, open_for_evaluation, read_picture};
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 
@@ -48,7 +48,7 @@ impl Condition {
 #[derive(Clone)]
 pub struct Given {
     /// `[N, H, W, C]`; empty where only conditions are known.
-    pub images: Vec<f32>,
+    pub images: Rc<[f32]>,
     /// `[N]`; empty where images have not the classes of the model.
     pub labels: Vec<u32>,
     /// `[N, H, W, condition's]`.
@@ -56,45 +56,70 @@ pub struct Given {
 }
 
 impl Given {
-    /// The first `count` images of the data and their conditions; those of a smaller set begin again.
+    /// The first `count` images that the data of a recipe holds out, or that other data (`spec`) does; those of
+    /// a smaller set begin again.
     ///
     /// # Errors
-    /// When an image cannot be read, or stands alone where the condition is its partner.
-    pub fn of(recipe: &Recipe, data: &dyn Dataset, count: usize) -> Result<Given> {
-        recipe.check_partner(data)?;
+    /// When the data cannot be opened, an image cannot be read, or stands alone where the condition is its
+    /// partner.
+    pub fn held_out(recipe: &Recipe, spec: Option<&str>, count: usize) -> Result<Given> {
+        let spec = spec.unwrap_or(&recipe.data);
+        let (data, _) = open_for_evaluation(spec, &recipe.pictures(recipe.diffused()[2]))?;
+        let data = numbered(data, &recipe.class_names);
+        recipe.check_partner(&*data)?;
         let has_classes = recipe.class_count() > 0 && data.classes().len() == recipe.class_count();
         let (mut images, mut labels, mut conditions) = (Vec::new(), Vec::new(), Vec::new());
         for number in 0..count as u64 {
             let index = data.len().map_or(number, |len| number % len);
-            let (label, image, partner) = read_both(data, index)?;
+            let (label, image, partner) = read_both(&*data, index)?;
             labels.extend(has_classes.then_some(label));
             conditions.extend(recipe.condition.of(&image, data.shape(), &partner, recipe.seed, number));
             images.extend(image);
         }
-        Ok(Given { images, labels, conditions: conditions.into() })
+        Ok(Given { images: images.into(), labels, conditions: conditions.into() })
     }
 
-    /// Of images that the data of a recipe holds out; `spec`: other data.
+    /// Picture files, of which conditions are made; where a condition is a picture beside the image, these
+    /// are the conditions themselves, whose images nobody knows.
     ///
     /// # Errors
-    /// As [`Given::of`]; and when the data cannot be opened.
-    pub fn held_out(recipe: &Recipe, spec: Option<&str>, count: usize) -> Result<Given> {
-        let spec = spec.unwrap_or(&recipe.data);
-        let (data, _) = open_for_evaluation(spec, &recipe.pictures(recipe.diffused()[2]))?;
-        Given::of(recipe, &*numbered(data, &recipe.class_names), count)
+    /// When one cannot be read.
+    pub fn pictures(recipe: &Recipe, files: &[PathBuf]) -> Result<Given> {
+        let (shape, is_pair) = (recipe.diffused(), recipe.condition.kind == ConditionKind::Pair);
+        let (mut images, mut conditions) = (Vec::new(), Vec::new());
+        for (number, file) in files.iter().enumerate() {
+            let channels = if is_pair { recipe.condition.channels } else { shape[2] };
+            let crop = (recipe.crop > 0).then_some(recipe.crop);
+            let picture = read_picture(file, recipe.image_size, channels, crop, recipe.resize)?;
+            let (image, partner) = if is_pair { (Vec::new(), picture) } else { (picture, Vec::new()) };
+            conditions.extend(recipe.condition.of(&image, shape, &partner, recipe.seed, number as u64));
+            images.extend(image);
+        }
+        Ok(Given { images: images.into(), labels: Vec::new(), conditions: conditions.into() })
     }
 
-    /// PSNR in dB of samples `[N, H, W, C]` against the images, and of the conditions as they are shown.
-    pub fn psnr(&self, recipe: &Recipe, samples: &[f32]) -> Option<[f64; 2]> {
+    /// The same with holes where `mask` `[H, W]` is above 0.
+    #[must_use]
+    pub fn with_holes(self, recipe: &Recipe, mask: &[f32]) -> Given {
+        let (channels, size) = (recipe.diffused()[2], recipe.diffused().iter().product());
+        let all = self.images.chunks_exact(size);
+        let conditions = all.flat_map(|image| with_holes(image, channels, |pixel| mask[pixel] > 0.0));
+        Given { conditions: conditions.collect(), ..self }
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self, recipe: &Recipe) -> usize {
         let [h, w, c] = recipe.diffused();
-        let (size, known) = (h * w * c, self.images.len() / (h * w * c));
-        let count = samples.len() / size;
-        let shown = recipe.condition.shown(&self.conditions, c);
-        let of = |all: &[f32], i: usize| all[i % known * size..][..size].to_vec();
-        let many = |all: &[f32]| (0..count).flat_map(|i| of(all, i)).collect::<Vec<f32>>();
-        (known > 0 && count > 0).then(|| {
-            let images = many(&self.images);
-            [psnr(samples, &images, count), psnr(&many(&shown), &images, count)]
-        })
+        self.conditions.len() / (h * w * recipe.condition.channels_of(c))
+    }
+
+    /// Conditions, as pictures, and images (if they are known) of so many samples: `[N, H, W, C]`.
+    pub(crate) fn shown(&self, recipe: &Recipe, count: usize) -> [Vec<f32>; 2] {
+        let (size, known) = (recipe.diffused().iter().product::<usize>(), self.count(recipe));
+        let many = |all: &[f32]| {
+            let one = |i: usize| all.get(i % known * size..).and_then(|all| all.get(..size)).unwrap_or(&[]);
+            (0..count).flat_map(one).copied().collect::<Vec<f32>>()
+        };
+        [many(&recipe.condition.shown(&self.conditions, recipe.diffused()[2])), many(&self.images)]
     }
 }

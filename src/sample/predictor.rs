@@ -26,8 +26,10 @@ impl Source<'_> {
         let denoiser = &self.denoiser;
         let ([h, w, c], labels) = (denoiser.shape, denoiser.labels);
         if denoiser.condition.is_some() {
-            return Err(Error::usage("the model draws from conditions, and no likelihood is measured of such")
-                .hint("give a run without a condition"));
+            return Err(Error::usage(
+                "the model draws from conditions, and no likelihood is measured of such",
+            )
+            .hint("give a run without a condition"));
         }
         let record = |batch: usize| {
             let tape = Tape::new();

@@ -6,6 +6,7 @@ use super::denoiser::{Start, check_finite, labels_of};
 use super::{ClassifierGuide, Condition, Denoiser, Given, Options, Sampler};
 use crate::classifier::Classifier;
 use crate::codec::Codec;
+use crate::data::quality::psnr;
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
 use crate::recipe::{Recipe, System};
@@ -23,8 +24,7 @@ pub struct Source<'a> {
     pub(super) denoiser: Denoiser<'a>,
     pub(crate) recipe: &'a Recipe,
     codec: Option<&'a Codec>,
-    /// Labels of the images that conditions are of.
-    told: Vec<u32>,
+    given: Option<Given>,
 }
 
 impl<'a> Source<'a> {
@@ -33,7 +33,7 @@ impl<'a> Source<'a> {
         let (labels, condition) = (labels_of(recipe), Condition::of(recipe));
         let (shape, null) = (recipe.diffused(), recipe.null_class());
         let denoiser = Denoiser { labels, shape, null, condition, ..denoiser };
-        Source { denoiser, recipe, codec, told: Vec::new() }
+        Source { denoiser, recipe, codec, given: None }
     }
 
     /// The same, whose sample number i has the condition, and if none is asked for the class, of image i of
@@ -42,11 +42,25 @@ impl<'a> Source<'a> {
     /// # Panics
     /// When the model takes no conditions.
     #[track_caller]
-    pub fn conditioned_on(mut self, given: &Given) -> Source<'a> {
+    pub fn conditioned_on(mut self, given: Given) -> Source<'a> {
         let condition = self.denoiser.condition.as_mut();
         condition.expect("a model that takes conditions").values = Rc::clone(&given.conditions);
-        self.told.clone_from(&given.labels);
+        self.given = Some(given);
         self
+    }
+
+    /// The images whose conditions samples are drawn from, if there are any.
+    pub fn given(&self) -> Option<&Given> {
+        self.given.as_ref()
+    }
+
+    /// PSNR in dB of samples `[N, H, W, C]` against the images that their conditions are of, and of the
+    /// conditions as they are shown; `None`: the images are not known.
+    pub fn psnr(&self, samples: &[f32]) -> Option<[f64; 2]> {
+        let count = samples.len() / self.recipe.diffused().iter().product::<usize>();
+        let [conditions, images] = self.given.as_ref()?.shown(self.recipe, count);
+        let known = count > 0 && !images.is_empty();
+        known.then(|| [samples, &conditions].map(|pictures| psnr(pictures, &images, count)))
     }
 
     /// The same, with samples led to their class by a classifier of noisy images: see [`ClassifierGuide`].
@@ -162,7 +176,8 @@ impl<'a> Source<'a> {
             }
             _ => self.classes().max(1),
         };
-        let told = |i: usize| if self.told.is_empty() { (i % classes) as u32 } else { self.told[i % self.told.len()] };
+        let given = self.given.as_ref().map(|given| &given.labels).filter(|labels| !labels.is_empty());
+        let told = |i: usize| given.map_or((i % classes) as u32, |labels| labels[i % labels.len()]);
         Ok((first..first + count).map(|i| class.unwrap_or_else(|| told(i))).collect())
     }
 

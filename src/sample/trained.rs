@@ -112,7 +112,7 @@ impl Trained {
         if !self.recipe.condition.is_some() {
             return Ok(source);
         }
-        Ok(source.conditioned_on(&Given::held_out(&self.recipe, None, count)?))
+        Ok(source.conditioned_on(Given::held_out(&self.recipe, None, count)?))
     }
 
     /// The model to draw from.

@@ -55,20 +55,18 @@ impl Session {
         let (source, options) = (self.source(), Options::of(&self.recipe)?);
         let images = source.draw(&options, count, None, || go_on(watch))?;
         let mut what = "samples".to_owned();
-        let drawing = match &self.data.given {
-            Some(given) => {
-                let quality = given.psnr(&self.recipe, &images).map(|[samples, conditions]| {
-                    format!(" (PSNR {samples:.2} dB, of the conditions {conditions:.2} dB)")
-                });
-                what += &quality.unwrap_or_default();
-                figures::conditioned(&source, given, &images)
-            }
-            None => figures::grid(images, source.image()),
-        };
+        if let Some([samples, conditions]) = source.psnr(&images) {
+            what += &format!(" (PSNR {samples:.2} dB, of the conditions {conditions:.2} dB)");
+        }
+        let drawing = figures::samples(&source, images);
         let mut pictures = vec![Picture { what, name, drawing }];
         if last {
             let drawing = figures::backward(&source, &options, STRIPS, &mut || go_on(watch))?;
-            pictures.push(Picture { what: "backward process".to_owned(), name: BACKWARD.to_owned(), drawing });
+            pictures.push(Picture {
+                what: "backward process".to_owned(),
+                name: BACKWARD.to_owned(),
+                drawing,
+            });
         }
         Ok(pictures)
     }
@@ -108,7 +106,7 @@ impl Session {
     fn source(&self) -> Source<'_> {
         let source = self.trainer.source(self.codec.as_ref());
         match &self.data.given {
-            Some(given) => source.conditioned_on(given),
+            Some(given) => source.conditioned_on(given.clone()),
             None => source,
         }
     }
