@@ -327,4 +327,6 @@ impl Sampler {
 }
 
 #[cfg(test)]
+mod condition_tests;
+#[cfg(test)]
 mod tests;

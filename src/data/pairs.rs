@@ -118,3 +118,89 @@ impl Dataset for Pairs {
         [self.images.warnings(), self.conditions.warnings()].concat()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use image::{Rgb, RgbImage};
+
+    use super::super::picture::to_u8;
+    use super::super::tests::options;
+    use super::super::{Split, open};
+    use super::*;
+
+    /// Two folders of pictures, whose grey is the number of the pair, and that of the condition one more.
+    fn folders(count: u8) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (folder, ending, more) in [("a", "png", 1), ("b", "bmp", 0)] {
+            fs::create_dir(dir.path().join(folder)).unwrap();
+            for i in 0..count {
+                let picture = RgbImage::from_pixel(9, 9, Rgb([2 * i + more; 3]));
+                picture.save(dir.path().join(format!("{folder}/{i:02}.{ending}"))).unwrap();
+            }
+        }
+        dir
+    }
+
+    fn spec(dir: &tempfile::TempDir) -> String {
+        format!("pairs:{0}/a,{0}/b", dir.path().display())
+    }
+
+    fn both(data: &dyn Dataset, index: u64) -> [u8; 2] {
+        let mut pictures = [data.shape(), data.partner().unwrap()].map(|s| vec![0.0; s.iter().product()]);
+        let [image, partner] = &mut pictures;
+        data.read_pair(index, image, partner).unwrap();
+        pictures.map(|picture| to_u8(picture[0]))
+    }
+
+    #[test]
+    fn pairs_stay_together() {
+        let dir = folders(30);
+        let mut seen = Vec::new();
+        for (split, count) in [(Split::Train, 27), (Split::HeldOut, 3)] {
+            let data = open(&spec(&dir), &Options { split, ..options(8) }).unwrap();
+            assert_eq!(data.len(), Some(count));
+            for i in 0..count {
+                let [image, condition] = both(&*data, i);
+                assert_eq!(condition, image + 1);
+                seen.push(image);
+            }
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, (0..30).map(|i| 2 * i).collect::<Vec<u8>>());
+        // The one that cannot be read takes its partner with it.
+        fs::write(dir.path().join("a/04.png"), "no picture").unwrap();
+        fs::write(dir.path().join("b/05.bmp"), "no picture").unwrap();
+        let data = open(&spec(&dir), &options(8)).unwrap();
+        let all: Vec<[u8; 2]> = (0..27).map(|i| both(&*data, i)).collect();
+        assert!(
+            all.iter().all(|[image, condition]| *condition == image + 1 && ![8, 10].contains(image)),
+            "{all:?}"
+        );
+        assert!(data.skipped() > 0 && !data.warnings().is_empty());
+    }
+
+    #[test]
+    fn what_has_no_partner_is_named() {
+        let dir = folders(3);
+        let refused = |wanted: &[&str]| {
+            let error = open(&spec(&dir), &options(8)).err().unwrap().to_string();
+            assert!(wanted.iter().all(|wanted| error.contains(wanted)), "{error}");
+        };
+        fs::remove_file(dir.path().join("a/01.png")).unwrap();
+        refused(&[
+            "1 of 3 pictures in",
+            "have no partner",
+            "the first is 01.bmp",
+            "same name in both folders",
+        ]);
+        fs::rename(dir.path().join("b/01.bmp"), dir.path().join("a/02.bmp")).unwrap();
+        refused(&["02.bmp and 02.png", "have the same name"]);
+        for (spec, wanted) in
+            [("pairs:x", "write `pairs:A,B`"), ("pairs:x,y", "data folder x does not exist")]
+        {
+            assert!(open(spec, &options(8)).err().unwrap().to_string().contains(wanted), "{spec}");
+        }
+    }
+}
