@@ -46,7 +46,7 @@ config! {
         pub system: System = System::Ddpm,
         /// The network of a diffusion model: unet, dit or conv.
         pub model: Backbone = Backbone::Unet,
-        /// A SPEC: digits, faces, mnist:DIR, cifar10:DIR, images:DIR or pairs:A,B.
+        /// A SPEC: digits, faces, mnist:DIR, cifar10:DIR, images:DIR, pairs:A,B or maps:A,B.
         pub data: String = "digits".to_owned(),
         /// Side of the images in pixels.
         pub image_size: usize = 32,
@@ -276,12 +276,23 @@ impl Recipe {
     /// # Errors
     /// Says what to choose instead.
     pub(crate) fn check_partner(&self, data: &dyn Dataset) -> Result<()> {
-        match (self.condition.kind == ConditionKind::Pair, data.partner()) {
-            (true, None) => Err(Error::usage("condition.kind is pair, and the data has no pairs")
-                .hint("give pairs:A,B: the folder of the conditions, then that of the images")),
-            (false, Some(_)) => Err(Error::usage("the data are pairs, and condition.kind is not pair")
-                .hint("set condition.kind=pair, or give images:B alone")),
-            _ => Ok(()),
+        let ours = match self.condition.kind {
+            ConditionKind::Pair => Some("pair"),
+            ConditionKind::Map => Some("map"),
+            _ => None,
+        };
+        let theirs = data.partner().map(|partner| if partner.is_map { "map" } else { "pair" });
+        match (ours, theirs) {
+            _ if ours == theirs => Ok(()),
+            (None, Some(theirs)) => {
+                Err(Error::usage(format!("the data are {theirs}s, and condition.kind is not {theirs}"))
+                    .hint(format!("set condition.kind={theirs}, or give images:B alone")))
+            }
+            (ours, _) => {
+                let ours = ours.unwrap_or_default();
+                Err(Error::usage(format!("condition.kind is {ours}, and the data has no {ours}s"))
+                    .hint(format!("give {ours}s:A,B: the folder of the conditions, then that of the images")))
+            }
         }
     }
 

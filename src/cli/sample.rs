@@ -112,7 +112,7 @@ fn given(arguments: &Arguments, recipe: &Recipe, count: &mut usize) -> Result<Op
         "--mask: the model fills no holes",
         "leave it out",
     )?;
-    let files: Vec<PathBuf> = arguments.condition.iter().map(|name| path_of(name)).collect();
+    let files: Vec<PathBuf> = arguments.condition.iter().map(path_of).collect();
     let given = match &arguments.condition[..] {
         [_, ..] if files.iter().all(|file| file.exists() && !file.is_dir()) => {
             *count = arguments.count.unwrap_or(files.len());

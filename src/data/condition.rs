@@ -5,8 +5,8 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::Dataset;
-use super::picture::mirror;
-use crate::error::{Result, need};
+use super::picture::{mirror, to_u8};
+use crate::error::{Error, Result, need};
 use crate::models::config;
 use crate::philox::{Stream, below, draw, fill_normal, uniform};
 use crate::simd::vectorized;
@@ -28,15 +28,19 @@ pub enum ConditionKind {
     Mask,
     /// The picture that stands beside it in the data.
     Pair,
+    /// The classes of its pixels, of a picture that stands beside it: a channel for each class, 1 where the
+    /// pixel is of it. Grey level 255 is of none.
+    Map,
 }
 
 config! {
     /// How the condition of an image is made. It is joined to the noisy image along the channels.
     pub struct ConditionConfig {
-        /// none; grey (colouring), low_resolution (enlarging), mask (filling holes), or pair: the other
-        /// picture of pairs:A,B. The model's in_channels are those of image and condition together.
+        /// none; grey (colouring), low_resolution (enlarging), mask (filling holes), pair: the other picture
+        /// of pairs:A,B, or map: the classes of pixels of maps:A,B. The model's in_channels are those of image
+        /// and condition together.
         pub kind: ConditionKind = ConditionKind::None,
-        /// Channels of a pair's condition: 1 (grey) or 3.
+        /// Channels of a pair's condition, 1 (grey) or 3; or the number of classes of a map.
         pub channels: usize = 3,
         /// Side of the square of pixels that become one of low_resolution.
         pub factor: usize = 4,
@@ -61,7 +65,7 @@ impl ConditionConfig {
             ConditionKind::Grey => 1,
             ConditionKind::LowResolution => image + usize::from(self.noise > 0.0),
             ConditionKind::Mask => image + 1,
-            ConditionKind::Pair => self.channels,
+            ConditionKind::Pair | ConditionKind::Map => self.channels,
         }
     }
 
@@ -77,7 +81,14 @@ impl ConditionConfig {
     pub(crate) fn validate(&self, side: usize, channels: usize) -> Result<()> {
         let ConditionConfig { kind, factor, noise, dropout, .. } = *self;
         let message = format!("condition.channels is {}", self.channels);
-        need([1, 3].contains(&self.channels), message, "it must be 1 (grey) or 3")?;
+        let is_map = kind == ConditionKind::Map;
+        let hint = if is_map {
+            "it must be from 2 to 255, the number of classes"
+        } else {
+            "it must be 1 (grey) or 3"
+        };
+        let known = if is_map { (2..=255).contains(&self.channels) } else { [1, 3].contains(&self.channels) };
+        need(known, message, hint)?;
         let fits = factor > 1 && factor <= side && side.is_multiple_of(factor);
         let message = format!("condition.factor is {factor}, of images of {side} pixels");
         need(kind != ConditionKind::LowResolution || fits, message, "it must divide them, and be 2 or more")?;
@@ -122,6 +133,24 @@ impl ConditionConfig {
                 with_holes(image, c, |pixel| rows.contains(&(pixel / w)) && columns.contains(&(pixel % w)))
             }
             ConditionKind::Pair => recoloured(partner, partner.len() / (h * w), self.channels),
+            ConditionKind::Map => {
+                let is_of = |v: f32, class: usize| if usize::from(to_u8(v)) == class { 1.0 } else { 0.0 };
+                partner.iter().flat_map(|&v| (0..self.channels).map(move |class| is_of(v, class))).collect()
+            }
+        }
+    }
+
+    /// An error if a map, of the picture called `name`, has classes that the condition has no channels for.
+    pub(crate) fn check_map(&self, map: &[f32], name: &str) -> Result<()> {
+        const NO_CLASS: u8 = 255;
+        let classes = map.iter().map(|&v| to_u8(v)).filter(|_| self.kind == ConditionKind::Map);
+        match classes.filter(|&class| class != NO_CLASS).max().map(usize::from) {
+            Some(class) if class >= self.channels => Err(Error::new(format!(
+                "the map of {name} has class {class}, and condition.channels is {}",
+                self.channels
+            ))
+            .hint("set it to the number of classes: grey levels are their numbers from 0 on, 255 is none")),
+            _ => Ok(()),
         }
     }
 
@@ -150,6 +179,9 @@ impl ConditionConfig {
     pub(crate) fn shown(&self, conditions: &[f32], image: usize) -> Vec<f32> {
         let channels = self.channels_of(image);
         match self.kind {
+            ConditionKind::Map => {
+                conditions.chunks_exact(channels).flat_map(|of| class_shown(of, image)).collect()
+            }
             ConditionKind::Grey | ConditionKind::Pair => recoloured(conditions, channels, image),
             _ => conditions.chunks(channels.max(1)).flat_map(|pixel| &pixel[..image]).copied().collect(),
         }
@@ -168,6 +200,18 @@ impl ConditionConfig {
     }
 }
 
+/// The colour (or grey level) of a pixel's class; white where it is of none.
+fn class_shown(classes: &[f32], channels: usize) -> impl Iterator<Item = f32> {
+    let class = classes.iter().position(|&v| v > 0.0);
+    let level = class.map(|class| class as f32 / classes.len() as f32);
+    // Hues around a circle; grey levels below white.
+    (0..channels).map(move |k| match (level, channels) {
+        (None, _) => 1.0,
+        (Some(level), 1) => 2.0 * level - 1.0,
+        (Some(level), _) => (std::f32::consts::TAU * (level + k as f32 / 3.0)).cos(),
+    })
+}
+
 /// Writes picture `index` of the data to `out`, `[H, W, C + condition's]`: the image, mirrored or not, and
 /// beside it its condition as training sees it. `position`: of the sample in training.
 pub(super) fn read_conditioned(
@@ -179,7 +223,7 @@ pub(super) fn read_conditioned(
     out: &mut [f32],
 ) -> Result<u32> {
     let shape = data.shape();
-    let (label, mut image, mut partner) = read_both(data, index)?;
+    let (label, mut image, mut partner) = read_both(data, config, index)?;
     if mirrored {
         mirror(&mut image, shape);
         let [h, w, _] = shape;
@@ -194,14 +238,22 @@ pub(super) fn read_conditioned(
 }
 
 /// The label of picture `index`, the picture, and the one that stands beside it (empty: none does).
-pub(crate) fn read_both(data: &dyn Dataset, index: u64) -> Result<(u32, Vec<f32>, Vec<f32>)> {
+///
+/// # Errors
+/// When one cannot be read, or is a map of other classes than those of the condition.
+pub(crate) fn read_both(
+    data: &dyn Dataset,
+    config: &ConditionConfig,
+    index: u64,
+) -> Result<(u32, Vec<f32>, Vec<f32>)> {
     let size = |shape: [usize; 3]| shape.iter().product::<usize>();
     let mut image = vec![0.0; size(data.shape())];
-    let mut partner = vec![0.0; data.partner().map_or(0, size)];
+    let mut partner = vec![0.0; data.partner().map_or(0, |partner| size(partner.shape))];
     let label = match data.partner() {
         Some(_) => data.read_pair(index, &mut image, &mut partner)?,
         None => data.read(index, &mut image)?,
     };
+    config.check_map(&partner, &data.describe(index))?;
     Ok((label, image, partner))
 }
 
@@ -284,123 +336,5 @@ pub(crate) fn with_holes(image: &[f32], channels: usize, is_hole: impl Fn(usize)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SHAPE: [usize; 3] = [8, 12, 3];
-
-    fn image() -> Vec<f32> {
-        (0..8 * 12 * 3).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect()
-    }
-
-    fn config(kind: ConditionKind) -> ConditionConfig {
-        ConditionConfig { kind, factor: 4, ..ConditionConfig::default() }
-    }
-
-    fn of(kind: ConditionKind, number: u64) -> Vec<f32> {
-        config(kind).of(&image(), SHAPE, &[], 5, number)
-    }
-
-    #[test]
-    fn low_resolution_is_the_bicubic_enlargement_of_means() {
-        let ([h, w, c], image) = (SHAPE, image());
-        // Plain sums over the whole plane, by the kernel of a distance.
-        let kernel = |d: f64| match d.abs() {
-            d if d < 1.0 => 1.5 * d.powi(3) - 2.5 * d * d + 1.0,
-            d if d < 2.0 => -0.5 * d.powi(3) + 2.5 * d * d - 4.0 * d + 2.0,
-            _ => 0.0,
-        };
-        let mean = |y: i64, x: i64, k: usize| -> f64 {
-            let at = |p: i64, most: usize| p.clamp(0, most as i64 / 4 - 1) as usize * 4;
-            let (y, x) = (at(y, h), at(x, w));
-            let all = (0..16).map(|i| f64::from(image[((y + i / 4) * w + x + i % 4) * c + k]));
-            all.sum::<f64>() / 16.0
-        };
-        let got = of(ConditionKind::LowResolution, 0);
-        assert_eq!(got.len(), image.len());
-        for (i, got) in got.iter().enumerate() {
-            let place = |p: usize| (p as f64 + 0.5) / 4.0 - 0.5;
-            let (y, x) = (place(i / (w * c)), place(i / c % w));
-            let far = || -3_i64..7;
-            let terms = far().flat_map(|r| far().map(move |q| (r, q)));
-            let wanted: f64 =
-                terms.map(|(r, q)| kernel(y - r as f64) * kernel(x - q as f64) * mean(r, q, i % c)).sum();
-            assert!((f64::from(*got) - wanted).abs() < 1e-6, "element {i}: {got}, not {wanted}");
-        }
-    }
-
-    #[test]
-    fn grey_is_the_mean_and_holes_hide_what_they_say() {
-        let image = image();
-        let grey = of(ConditionKind::Grey, 0);
-        assert!(
-            grey.iter().zip(image.chunks(3)).all(|(g, rgb)| (3.0 * g - rgb.iter().sum::<f32>()).abs() < 1e-6)
-        );
-        let holes: Vec<Vec<f32>> = (0..200).map(|number| of(ConditionKind::Mask, number)).collect();
-        assert_eq!(holes[7], of(ConditionKind::Mask, 7));
-        for with_hole in &holes {
-            for (seen, rgb) in with_hole.chunks(4).zip(image.chunks(3)) {
-                let wanted = if seen[3] == 1.0 { vec![0.0; 3] } else { rgb.to_vec() };
-                assert!(seen[..3] == wanted && seen[3].abs() == 1.0, "{seen:?} of {rgb:?}");
-            }
-        }
-        let is_hole = |with_hole: &Vec<f32>, i: usize| with_hole[4 * i + 3] == 1.0;
-        let sizes: Vec<usize> = holes.iter().map(|h| (0..96).filter(|&i| is_hole(h, i)).count()).collect();
-        let (least, most) = (sizes.iter().min().unwrap(), sizes.iter().max().unwrap());
-        assert!((6..12).contains(least) && (20..=28).contains(most), "{least} to {most} of 96 pixels");
-        assert!((0..96).all(|i| holes.iter().any(|h| is_hole(h, i))), "every pixel may be hidden");
-        // A sample's known pixels are those of the image, to the bit.
-        let mut sample = vec![9.0; image.len()];
-        config(ConditionKind::Mask).keep_known(&mut sample, &holes[0], 3);
-        for (i, (sample, rgb)) in sample.chunks(3).zip(image.chunks(3)).enumerate() {
-            assert_eq!(sample, if is_hole(&holes[0], i) { &[9.0; 3] } else { rgb });
-        }
-    }
-
-    #[test]
-    fn training_drops_and_blurs_as_often_as_it_says() {
-        let kind = ConditionKind::LowResolution;
-        let config = ConditionConfig { noise: 0.4, dropout: 0.25, ..config(kind) };
-        let clean = config.of(&image(), SHAPE, &[], 5, 0);
-        assert!(clean.len() == 8 * 12 * 4 && clean.chunks(4).all(|pixel| pixel[3] == 0.0));
-        let (mut dropped, mut levels, mut worst) = (0, 0.0, 0.0_f64);
-        for number in 0..2000 {
-            let mut seen = clean.clone();
-            config.perturb(&mut seen, 4, 5, number);
-            if seen.iter().all(|&v| v == 0.0) {
-                dropped += 1;
-                continue;
-            }
-            let level = f64::from(seen[3]);
-            levels += level;
-            let errors = seen
-                .chunks(4)
-                .zip(clean.chunks(4))
-                .flat_map(|(a, b)| [a[0] - b[0], a[1] - b[1], a[2] - b[2]]);
-            let deviation = (errors.map(|e| f64::from(e).powi(2)).sum::<f64>() / 288.0).sqrt();
-            worst = worst.max((deviation / (0.4 * level) - 1.0).abs());
-        }
-        // Five deviations of each: 19 of 2,000 draws, 0.0075 of a mean of 1,500, 0.042 of 288 numbers.
-        assert!((404..=596).contains(&dropped), "{dropped} of 2000");
-        let mean = levels / f64::from(2000 - dropped);
-        assert!((mean - 0.5).abs() < 0.04 && worst < 0.21, "{mean}, {worst}");
-    }
-
-    #[test]
-    fn channels_of_image_and_condition_are_told_apart() {
-        use ConditionKind::{Grey, LowResolution, Mask, Pair};
-        for (kind, noise, both, image) in [
-            (ConditionKind::None, 0.0, 3, Some(3)),
-            (Grey, 0.0, 4, Some(3)),
-            (LowResolution, 0.0, 6, Some(3)),
-            (LowResolution, 0.1, 7, Some(3)),
-            (LowResolution, 0.0, 7, None),
-            (Mask, 0.0, 3, Some(1)),
-            (Pair, 0.0, 4, Some(1)),
-            (Pair, 0.0, 3, None),
-        ] {
-            let config = ConditionConfig { noise, ..config(kind) };
-            assert_eq!(config.image_channels(both), image, "{kind:?} {both}");
-        }
-    }
-}
+#[path = "condition_tests.rs"]
+mod tests;

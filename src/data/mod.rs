@@ -70,6 +70,18 @@ pub enum Resize {
     /// The whole picture, its shorter side to the size, by a triangle filter; of that, the centred square.
     /// This is torchvision's `Resize` (bilinear) and `CenterCrop` of a PIL picture.
     Bilinear,
+    /// The centred square, each pixel that of the picture which is nearest: for numbers of classes, of which no
+    /// mean can be taken.
+    Nearest,
+}
+
+/// Pictures that stand beside others as conditions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Partner {
+    /// `[H, W, C]`.
+    pub shape: [usize; 3],
+    /// Their grey levels are numbers of classes.
+    pub is_map: bool,
 }
 
 /// The part of a data set that trains, and the part that is kept from training to check the result.
@@ -121,8 +133,8 @@ pub trait Dataset: Send + Sync {
         None
     }
 
-    /// `[H, W, C]` of the pictures that stand beside these as conditions; `None`: none do.
-    fn partner(&self) -> Option<[usize; 3]> {
+    /// The pictures that stand beside these as conditions; `None`: none do.
+    fn partner(&self) -> Option<Partner> {
         None
     }
 
@@ -181,7 +193,8 @@ pub enum Values<'a> {
 }
 
 /// Opens the data set that `spec` names: `digits`, `faces`, `mnist:DIR`, `cifar10:DIR`, `images:DIR`, or
-/// `pairs:A,B`: the images of folder B, each with the one of the same name in folder A beside it.
+/// `pairs:A,B`: the images of folder B, each with the one of the same name in folder A beside it; or as
+/// `maps:A,B`, whose grey levels in A are numbers of classes.
 ///
 /// # Errors
 /// An unknown spec, options that do not fit it, files that are missing, cut short or of a wrong kind.
@@ -194,22 +207,23 @@ pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
         ("mnist", Some(dir)) => Ok(Arc::new(idx::open(&folder_of(kind, dir)?, options)?)),
         ("cifar10", Some(dir)) => Ok(Arc::new(cifar::open(&folder_of(kind, dir)?, options)?)),
         ("images", Some(dir)) => Ok(Arc::new(folder::open(&folder_of(kind, dir)?, options)?)),
-        ("pairs", Some(folders)) if folders.contains(',') => {
+        ("pairs" | "maps", Some(folders)) if folders.contains(',') => {
             let (a, b) = folders.split_once(',').unwrap_or_default();
-            Ok(Arc::new(pairs::open([&folder_of(kind, a)?, &folder_of(kind, b)?], options)?))
+            let folders = [&*folder_of(kind, a)?, &*folder_of(kind, b)?];
+            Ok(Arc::new(pairs::open(folders, options, kind == "maps")?))
         }
         ("digits" | "faces", Some(_)) => {
             Err(Error::usage(format!("data `{spec}`: `{kind}` is generated and takes no folder"))
                 .hint(format!("write `{kind}`")))
         }
-        ("pairs", _) => Err(Error::usage(format!("data `{spec}` does not name two folders"))
-            .hint("write `pairs:A,B`: the folder of the conditions, then that of the images")),
+        ("pairs" | "maps", _) => Err(Error::usage(format!("data `{spec}` does not name two folders"))
+            .hint(format!("write `{kind}:A,B`: the folder of the conditions, then that of the images"))),
         ("mnist" | "cifar10" | "images", None) => Err(Error::usage(format!("data `{spec}` names no folder"))
             .hint(format!("write `{kind}:DIR`, the folder that holds the data"))),
         _ => Err(Error::usage(format!("unknown data `{spec}`")).hint(if Path::new(spec).is_dir() {
             format!("for a folder of images write `images:{spec}`")
         } else {
-            "use digits, faces, mnist:DIR, cifar10:DIR, images:DIR or pairs:A,B".to_owned()
+            "use digits, faces, mnist:DIR, cifar10:DIR, images:DIR, pairs:A,B or maps:A,B".to_owned()
         })),
     }
 }
@@ -218,7 +232,7 @@ pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
 pub(crate) fn open_for_evaluation(spec: &str, options: &Options) -> Result<(Arc<dyn Dataset>, bool)> {
     let open = |split| open(spec, &Options { split, ..options.clone() });
     match open(Split::HeldOut) {
-        Err(_) if spec.starts_with("images:") || spec.starts_with("pairs:") => {
+        Err(_) if ["images:", "pairs:", "maps:"].iter().any(|kind| spec.starts_with(kind)) => {
             Ok((open(Split::Train)?, false))
         }
         held_out => Ok((held_out?, true)),
@@ -239,7 +253,7 @@ fn check(options: &Options) -> Result<()> {
 
 /// The folder named in a spec. A shell does not expand `~` behind a colon, so it is done here.
 fn folder_of(kind: &str, dir: &str) -> Result<PathBuf> {
-    let form = if kind == "pairs" { "pairs:A,B".to_owned() } else { format!("{kind}:DIR") };
+    let form = format!("{kind}:{}", if ["pairs", "maps"].contains(&kind) { "A,B" } else { "DIR" });
     if dir.is_empty() {
         return Err(Error::usage(format!("data `{kind}:` names no folder"))
             .hint(format!("write `{form}`, the folder that holds the data")));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Dataset, Whole};
+use super::{Dataset, Partner, Whole};
 use crate::error::Result;
 
 /// `data`, its classes found by name in `recorded`, where a class's number is its place. One that is not
@@ -62,7 +62,7 @@ impl Dataset for Numbered {
         self.data.read(index, out).map(|label| self.number(label))
     }
 
-    fn partner(&self) -> Option<[usize; 3]> {
+    fn partner(&self) -> Option<Partner> {
         self.data.partner()
     }
 

@@ -1,17 +1,20 @@
-//! `pairs:A,B`: the images of folder B, beside each the one of the same name in folder A as its condition.
+//! `pairs:A,B` and `maps:A,B`: the images of folder B, beside each the one of the same name in folder A as its
+//! condition.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::digest::Digest;
 use super::folder::{Folder, listed};
-use super::{Dataset, Options};
+use super::{Dataset, Options, Partner, Resize};
 use crate::error::{Error, Result};
 use crate::names::shown_path;
 
 pub(super) struct Pairs {
     conditions: Folder,
     images: Folder,
+    /// Conditions are numbers of classes.
+    is_map: bool,
 }
 
 /// Pictures by their paths without the ending: those of a pair may be of different formats.
@@ -42,7 +45,7 @@ fn check_partners(
         .hint("pictures of a pair have the same name in both folders, but for its ending"))
 }
 
-pub(super) fn open([a, b]: [&Path; 2], options: &Options) -> Result<Pairs> {
+pub(super) fn open([a, b]: [&Path; 2], options: &Options, is_map: bool) -> Result<Pairs> {
     let ((listed_a, left_out_a), (listed_b, left_out_b)) = (listed(a)?, listed(b)?);
     let (mut in_a, in_b) = (by_name(a, listed_a)?, by_name(b, listed_b.clone())?);
     check_partners([b, a], &in_b, &in_a)?;
@@ -54,8 +57,13 @@ pub(super) fn open([a, b]: [&Path; 2], options: &Options) -> Result<Pairs> {
     let partner = |path: &PathBuf| in_a.remove(&path.with_extension(""));
     let partners = images.files().iter().filter_map(partner).collect();
     // Conditions have the colours that they have.
-    let conditions = Folder::with(a, partners, &Options { channels: None, ..options.clone() })?;
-    Ok(Pairs { conditions, images })
+    let resize = if is_map { Resize::Nearest } else { options.resize };
+    let conditions = Folder::with(a, partners, &Options { channels: None, resize, ..options.clone() })?;
+    if is_map && conditions.shape()[2] != 1 {
+        return Err(Error::new(format!("the pictures in {} have colours", a.display()))
+            .hint("in maps grey levels are the numbers of classes; pairs:A,B takes colours"));
+    }
+    Ok(Pairs { conditions, images, is_map })
 }
 
 impl Dataset for Pairs {
@@ -80,8 +88,8 @@ impl Dataset for Pairs {
         self.read_pair(index, out, &mut partner)
     }
 
-    fn partner(&self) -> Option<[usize; 3]> {
-        Some(self.conditions.shape())
+    fn partner(&self) -> Option<Partner> {
+        Some(Partner { shape: self.conditions.shape(), is_map: self.is_map })
     }
 
     /// Where one of the two cannot be read, the next pair of which both can stands in.
@@ -125,6 +133,7 @@ mod tests {
 
     use image::{Rgb, RgbImage};
 
+    use super::super::condition::{ConditionConfig, ConditionKind::Map, read_both};
     use super::super::picture::to_u8;
     use super::super::tests::options;
     use super::super::{Split, open};
@@ -148,7 +157,8 @@ mod tests {
     }
 
     fn both(data: &dyn Dataset, index: u64) -> [u8; 2] {
-        let mut pictures = [data.shape(), data.partner().unwrap()].map(|s| vec![0.0; s.iter().product()]);
+        let mut pictures =
+            [data.shape(), data.partner().unwrap().shape].map(|s| vec![0.0; s.iter().product()]);
         let [image, partner] = &mut pictures;
         data.read_pair(index, image, partner).unwrap();
         pictures.map(|picture| to_u8(picture[0]))
@@ -202,5 +212,28 @@ mod tests {
         {
             assert!(open(spec, &options(8)).err().unwrap().to_string().contains(wanted), "{spec}");
         }
+    }
+
+    #[test]
+    fn maps_keep_the_numbers_of_their_classes() {
+        let dir = folders(1);
+        // Of 16 x 16 pixels: the left half of class 0, the rest of class 2, one corner of none.
+        let class = |x: u32, y: u32| if x > 13 && y > 13 { 255 } else { 2 * u8::from(x > 7) };
+        let map = image::GrayImage::from_fn(16, 16, |x, y| image::Luma([class(x, y)]));
+        map.save(dir.path().join("a/00.png")).unwrap();
+        let data = open(&spec(&dir).replace("pairs", "maps"), &options(8)).unwrap();
+        let config = |channels| ConditionConfig { kind: Map, channels, ..ConditionConfig::default() };
+        let (_, image, partner) = read_both(&*data, &config(3), 0).unwrap();
+        let condition = config(3).of(&image, data.shape(), &partner, 0, 0);
+        for (i, pixel) in condition.chunks(3).enumerate() {
+            let class = class(2 * (i as u32 % 8) + 1, 2 * (i as u32 / 8) + 1);
+            let wanted = [0, 1, 2].map(|channel| f32::from(u8::from(channel == class)));
+            assert_eq!(pixel, wanted, "pixel {i}");
+        }
+        let error = read_both(&*data, &config(2), 0).unwrap_err().to_string();
+        assert!(error.contains("00.bmp has class 2, and condition.channels is 2"), "{error}");
+        RgbImage::from_pixel(8, 8, Rgb([9, 0, 0])).save(dir.path().join("a/00.png")).unwrap();
+        let error = open(&spec(&dir).replace("pairs", "maps"), &options(8)).err().unwrap().to_string();
+        assert!(error.contains("have colours"), "{error}");
     }
 }

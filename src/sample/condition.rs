@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use crate::data::condition::{read_both, with_holes};
-use crate::data::{ConditionKind, numbered, open_for_evaluation, read_picture};
-use crate::error::{Error, Result};
+use crate::data::{ConditionKind, Resize, numbered, open_for_evaluation, read_picture};
+use crate::error::{Error, Result, need};
 use crate::recipe::Recipe;
 
 /// What a denoiser sees beside its samples, joined to them along the channels.
@@ -71,7 +71,7 @@ impl Given {
         let (mut images, mut labels, mut conditions) = (Vec::new(), Vec::new(), Vec::new());
         for number in 0..count as u64 {
             let index = data.len().map_or(number, |len| number % len);
-            let (label, image, partner) = read_both(&*data, index)?;
+            let (label, image, partner) = read_both(&*data, &recipe.condition, index)?;
             labels.extend(has_classes.then_some(label));
             conditions.extend(recipe.condition.of(&image, data.shape(), &partner, recipe.seed, number));
             images.extend(image);
@@ -85,13 +85,23 @@ impl Given {
     /// # Errors
     /// When one cannot be read.
     pub fn pictures(recipe: &Recipe, files: &[PathBuf]) -> Result<Given> {
-        let (shape, is_pair) = (recipe.diffused(), recipe.condition.kind == ConditionKind::Pair);
+        let (shape, kind) = (recipe.diffused(), recipe.condition.kind);
+        let (is_pair, is_map) = (kind == ConditionKind::Pair, kind == ConditionKind::Map);
         let (mut images, mut conditions) = (Vec::new(), Vec::new());
         for (number, file) in files.iter().enumerate() {
             let channels = if is_pair { recipe.condition.channels } else { shape[2] };
             let crop = (recipe.crop > 0).then_some(recipe.crop);
-            let picture = read_picture(file, recipe.image_size, channels, crop, recipe.resize)?;
-            let (image, partner) = if is_pair { (Vec::new(), picture) } else { (picture, Vec::new()) };
+            let (channels, resize) = if is_map { (3, Resize::Nearest) } else { (channels, recipe.resize) };
+            let mut picture = read_picture(file, recipe.image_size, channels, crop, resize)?;
+            if is_map {
+                let grey = picture.chunks_exact(3).all(|rgb| rgb[0] == rgb[1] && rgb[1] == rgb[2]);
+                let (name, hint) = (file.display(), "in maps grey levels are the numbers of classes");
+                need(grey, format!("{name} has colours"), hint)?;
+                picture = picture.chunks_exact(3).map(|rgb| rgb[0]).collect();
+                recipe.condition.check_map(&picture, &name.to_string())?;
+            }
+            let (image, partner) =
+                if is_pair || is_map { (Vec::new(), picture) } else { (picture, Vec::new()) };
             conditions.extend(recipe.condition.of(&image, shape, &partner, recipe.seed, number as u64));
             images.extend(image);
         }
