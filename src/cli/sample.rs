@@ -90,8 +90,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         None => source.draw(&options, count, class, step)?,
     };
     progress.finish_and_clear();
-    if let Some([samples, conditions]) = source.psnr(&images) {
-        note(&format!("PSNR {samples:.2} dB against the originals; the conditions alone {conditions:.2} dB"));
+    if let Some(quality) = source.describe_quality(&images) {
+        note(&quality);
     }
     out.write_samples(&source, images, count)
 }

@@ -53,6 +53,8 @@ pub struct Given {
     pub labels: Vec<u32>,
     /// `[N, H, W, condition's]`.
     pub conditions: Rc<[f32]>,
+    /// Of data that was too small to hold any out: its training images.
+    pub trained_on: bool,
 }
 
 impl Given {
@@ -64,7 +66,7 @@ impl Given {
     /// partner.
     pub fn held_out(recipe: &Recipe, spec: Option<&str>, count: usize) -> Result<Given> {
         let spec = spec.unwrap_or(&recipe.data);
-        let (data, _) = open_for_evaluation(spec, &recipe.pictures(recipe.diffused()[2]))?;
+        let (data, held_out) = open_for_evaluation(spec, &recipe.pictures(recipe.diffused()[2]))?;
         let data = numbered(data, &recipe.class_names);
         recipe.check_partner(&*data)?;
         let has_classes = recipe.class_count() > 0 && data.classes().len() == recipe.class_count();
@@ -76,7 +78,7 @@ impl Given {
             conditions.extend(recipe.condition.of(&image, data.shape(), &partner, recipe.seed, number));
             images.extend(image);
         }
-        Ok(Given { images: images.into(), labels, conditions: conditions.into() })
+        Ok(Given { images: images.into(), labels, conditions: conditions.into(), trained_on: !held_out })
     }
 
     /// Picture files, of which conditions are made; where a condition is a picture beside the image, these
@@ -105,7 +107,8 @@ impl Given {
             conditions.extend(recipe.condition.of(&image, shape, &partner, recipe.seed, number as u64));
             images.extend(image);
         }
-        Ok(Given { images: images.into(), labels: Vec::new(), conditions: conditions.into() })
+        let (images, conditions) = (images.into(), conditions.into());
+        Ok(Given { images, labels: Vec::new(), conditions, trained_on: false })
     }
 
     /// The same with holes where `mask` `[H, W]` is above 0.

@@ -54,7 +54,15 @@ impl<'a> Source<'a> {
         self.given.as_ref()
     }
 
-    /// PSNR in dB of samples `[N, H, W, C]` against the images that their conditions are of, and of the
+    /// [`Source::psnr`] in words.
+    pub(crate) fn describe_quality(&self, samples: &[f32]) -> Option<String> {
+        let [ours, conditions] = self.psnr(samples)?;
+        let trained_on = self.given.as_ref().is_some_and(|given| given.trained_on);
+        let images = if trained_on { ", of training images" } else { "" };
+        Some(format!("PSNR {ours:.2} dB, of the conditions themselves {conditions:.2} dB{images}"))
+    }
+
+    /// PSNR in dB of samples `[N, H, W, C]` against the images that their conditions are of, and that of the
     /// conditions as they are shown; `None`: the images are not known.
     pub fn psnr(&self, samples: &[f32]) -> Option<[f64; 2]> {
         let count = samples.len() / self.recipe.diffused().iter().product::<usize>();
@@ -213,7 +221,8 @@ impl<'a> Source<'a> {
     /// Samples as images, with the pixels that their conditions know.
     fn shown(&self, options: &Options, mut samples: Vec<f32>) -> Result<Vec<f32>> {
         let [h, w, c] = self.recipe.diffused();
-        if let Some(condition) = self.denoiser.condition.as_ref().filter(|_| options.guidance.scale != 0.0) {
+        let is_told = |condition: &&Condition| !condition.dropped || options.guidance.scale != 0.0;
+        if let Some(condition) = self.denoiser.condition.as_ref().filter(is_told) {
             let conditions = condition.of_samples(0, samples.len() / (h * w * c), h * w);
             self.recipe.condition.keep_known(&mut samples, &conditions, c);
         }

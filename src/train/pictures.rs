@@ -54,10 +54,8 @@ impl Session {
         // From the moving average, and always from the same noise.
         let (source, options) = (self.source(), Options::of(&self.recipe)?);
         let images = source.draw(&options, count, None, || go_on(watch))?;
-        let mut what = "samples".to_owned();
-        if let Some([samples, conditions]) = source.psnr(&images) {
-            what += &format!(" (PSNR {samples:.2} dB, of the conditions {conditions:.2} dB)");
-        }
+        let quality = source.describe_quality(&images).map(|quality| format!(" ({quality})"));
+        let what = format!("samples{}", quality.unwrap_or_default());
         let drawing = figures::samples(&source, images);
         let mut pictures = vec![Picture { what, name, drawing }];
         if last {
