@@ -1,8 +1,8 @@
 //! Data sets: what `--data SPEC` names, read as pictures in [-1, 1], and the loader that feeds training.
 //!
-//! Reading order: this file (the trait and `open`), `loader` (which sample comes when), then one file a
-//! source: `idx` and `cifar` (kept in memory by `in_memory`), `folder`, and the generated `digits` and
-//! `faces`.
+//! Reading order: this file (the trait and `open`), `loader` (which sample comes when), `condition` (what a
+//! model is told of a picture), then one file a source: `idx` and `cifar` (kept in memory by `in_memory`),
+//! `folder` and `pairs` (two of them), and the generated `digits` and `faces`.
 
 mod canvas;
 mod cifar;
