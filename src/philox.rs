@@ -41,6 +41,10 @@ pub enum Stream {
     Labels = 14,
     /// Noise of the held-out images that a diffusion model is measured on.
     HeldOut = 15,
+    /// Holes in conditions, their noise level, and which of them training replaces by zeros.
+    Condition = 20,
+    /// Noise of conditions.
+    ConditionNoise = 21,
     /// Dropout masks; each dropout adds its own number to this.
     Dropout = 256,
 }

@@ -21,8 +21,9 @@ pub use sample_every::SampleEvery;
 pub(crate) use set::{nearest, whole};
 pub use system::System;
 
-use crate::data::{Options, Resize, Split};
+use crate::data::{ConditionConfig, ConditionKind, Dataset, Options, Resize, Split};
 use crate::diffusion::{Betas, Keys, LossWeight, Prediction, TimestepSampling, Variance};
+use crate::error::{Error, Result};
 use crate::models::classifier::ClassifierConfig;
 use crate::models::config;
 use crate::models::conv_net::ConvNetConfig;
@@ -45,7 +46,7 @@ config! {
         pub system: System = System::Ddpm,
         /// The network of a diffusion model: unet, dit or conv.
         pub model: Backbone = Backbone::Unet,
-        /// A SPEC: digits, faces, mnist:DIR, cifar10:DIR or images:DIR.
+        /// A SPEC: digits, faces, mnist:DIR, cifar10:DIR, images:DIR, pairs:A,B or maps:A,B.
         pub data: String = "digits".to_owned(),
         /// Side of the images in pixels.
         pub image_size: usize = 32,
@@ -211,6 +212,8 @@ config! {
         #[serde(skip_serializing_if = "Vec::is_empty")]
         pub class_names: Vec<String> = Vec::new(),
 
+        /// What the diffusion model sees of an image beside its noisy form.
+        pub condition: ConditionConfig = ConditionConfig::default(),
         /// The diffusion model, where model is unet.
         pub unet: UNetConfig = UNetConfig::with_levels(3, &[64, 128, 128], &[false, true, true]),
         /// The diffusion model, where model is dit.
@@ -245,7 +248,7 @@ impl Recipe {
     pub(crate) fn image_channels(&self) -> usize {
         match self.system {
             System::Classifier => self.unet.in_channels,
-            System::Ddpm => self.model_channels()[0],
+            System::Ddpm => self.diffused()[2],
             System::Vae => self.vae.in_channels,
             System::Ldm => panic!("image_channels: ask the VAE of a latent diffusion run"),
         }
@@ -254,7 +257,9 @@ impl Recipe {
     /// Shape `[H, W, C]` of what a diffusion model adds noise to: images or latents.
     pub fn diffused(&self) -> [usize; 3] {
         let side = if self.system == System::Ldm { self.latent_size } else { self.image_size };
-        [side, side, self.model_channels()[0]]
+        let channels = self.model_channels()[0];
+        // Channels that fit no condition are refused where the recipe is checked.
+        [side, side, self.condition.image_channels(channels).unwrap_or(channels)]
     }
 
     /// How pictures become its images. `channels`: of the images, which for latent diffusion are those of
@@ -263,6 +268,32 @@ impl Recipe {
         let Recipe { image_size, crop, resize, seed, .. } = *self;
         let crop = (crop > 0).then_some(crop);
         Options { image_size, channels: Some(channels), crop, resize, seed, split: Split::Train }
+    }
+
+    /// Checks that pictures stand beside those of the data if the condition is made of them, and none do if it
+    /// is not.
+    ///
+    /// # Errors
+    /// Says what to choose instead.
+    pub(crate) fn check_partner(&self, data: &dyn Dataset) -> Result<()> {
+        let ours = match self.condition.kind {
+            ConditionKind::Pair => Some("pair"),
+            ConditionKind::Map => Some("map"),
+            _ => None,
+        };
+        let theirs = data.partner().map(|partner| if partner.is_map { "map" } else { "pair" });
+        match (ours, theirs) {
+            _ if ours == theirs => Ok(()),
+            (None, Some(theirs)) => {
+                Err(Error::usage(format!("the data are {theirs}s, and condition.kind is not {theirs}"))
+                    .hint(format!("set condition.kind={theirs}, or give images:B alone")))
+            }
+            (ours, _) => {
+                let ours = ours.unwrap_or_default();
+                Err(Error::usage(format!("condition.kind is {ours}, and the data has no {ours}s"))
+                    .hint(format!("give {ours}s:A,B: the folder of the conditions, then that of the images")))
+            }
+        }
     }
 
     /// The label of no class, of models that are trained with it.

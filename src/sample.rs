@@ -1,6 +1,7 @@
 //! Sampling: one recorded step of the reverse process, replayed down the timesteps without reading anything
 //! back.
 
+mod condition;
 mod denoiser;
 mod guide;
 pub mod inversion;
@@ -8,11 +9,13 @@ mod options;
 mod predictor;
 mod source;
 mod step;
+mod told;
 mod trained;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
+pub use condition::{Condition, Given};
 pub(crate) use denoiser::operations;
 pub use guide::ClassifierGuide;
 pub use options::{Guidance, Options};
@@ -54,6 +57,8 @@ pub struct Denoiser<'a> {
     pub labels: Option<DType>,
     /// The label of no class, which guidance needs.
     pub null: Option<u32>,
+    /// What the model sees beside samples.
+    pub condition: Option<Condition>,
     /// A classifier that leads samples to their class.
     pub guide: Option<ClassifierGuide<'a>>,
 }
@@ -72,6 +77,7 @@ pub struct Sampler {
     /// Samples that the model sees: twice the batch where it guides.
     seen: usize,
     labels: Option<DType>,
+    condition: Option<Condition>,
     /// A classifier is told the class of each sample.
     guided: bool,
     plan: SamplerPlan,
@@ -135,13 +141,9 @@ impl Sampler {
         let slots = slots_of(&plan, options);
         let (guidance, null) = (options.guidance, denoiser.null);
         let guided = denoiser.guide.is_some();
-        if guidance.scale != 1.0 && null.is_none() {
-            return Err(Error::usage(format!(
-                "guidance {}: the model was not trained without classes too",
-                guidance.scale
-            ))
-            .hint("guide one that is trained with label_dropout, or leave guidance at 1"));
-        }
+        guidance.check(denoiser)?;
+        let condition = denoiser.condition.clone();
+        condition.as_ref().map_or(Ok(()), Condition::check_given)?;
         let guides = guidance.takes_both() && plan.steps.iter().any(|step| guidance.holds(step));
         let network = denoiser.network();
         let (tape, x) = record_step(&network, &plan, slots, batch, guides.then_some(&guidance));
@@ -153,9 +155,10 @@ impl Sampler {
         step.write("denoising", &plan.table(torch))?;
         let unguided = if guides && !plan.steps.iter().all(|step| guidance.holds(step)) {
             let (tape, _) = record_step(&network, &plan, slots, batch, None);
-            let names = ["x", "kept", "state", "denoising", "labels", "classes"];
-            let shared = names.iter().take(if guide.is_some() { 6 } else { 5 });
-            let stores: Vec<_> = own().chain(shared.map(|&name| (name, step.store(name)))).collect();
+            let more =
+                [labels.map(|_| "labels"), condition.as_ref().map(|_| "condition"), guide.map(|_| "classes")];
+            let shared = ["x", "kept", "state", "denoising"].into_iter().chain(more.into_iter().flatten());
+            let stores: Vec<_> = own().chain(shared.map(|name| (name, step.store(name)))).collect();
             Some(Program::compile(&Plan::new(&tape, &[], device), device, &stores, Sharing::Shared)?)
         } else {
             None
@@ -189,6 +192,7 @@ impl Sampler {
             batch,
             seen,
             labels,
+            condition,
             guided,
             timesteps,
             plan,
@@ -261,6 +265,7 @@ impl Sampler {
         mut watch: impl FnMut(usize, f64, &Sampler) -> Result<()>,
     ) -> Result<Vec<f32>> {
         self.set_labels(labels)?;
+        self.set_condition(first as usize)?;
         for row in from..self.timesteps.len() {
             self.set_row(row, first)?;
             if let (Some(torch), true) = (&mut self.torch, self.plan.steps[row].draws) {
@@ -275,26 +280,6 @@ impl Sampler {
             watch(row, self.timesteps[row], self)?;
         }
         self.current()
-    }
-
-    /// Sets the class of each sample, for models with classes.
-    pub(crate) fn set_labels(&self, labels: &[u32]) -> Result<()> {
-        let told = self.guided || self.labels.is_some();
-        assert!(!told || labels.len() == self.batch, "a label for each sample");
-        if self.guided {
-            self.step.write("classes", labels)?;
-        }
-        let Some(element) = self.labels else { return Ok(()) };
-        let mut labels = labels.to_vec();
-        if let Some(null) = self.null.filter(|_| self.guidance.scale == 0.0) {
-            labels.fill(null);
-        }
-        // The samples once more, without a class, where the program guides.
-        labels.resize(self.seen, self.null.unwrap_or(0));
-        match element {
-            DType::F32 => self.step.write("labels", &labels.iter().map(|&l| l as f32).collect::<Vec<f32>>()),
-            DType::U32 => self.step.write("labels", &labels),
-        }
     }
 
     /// Sets the row of the reverse step that [`Sampler::program`] takes next, for samples from `first` on.
@@ -341,5 +326,7 @@ impl Sampler {
     }
 }
 
+#[cfg(test)]
+mod condition_tests;
 #[cfg(test)]
 mod tests;

@@ -68,8 +68,17 @@ impl Subject {
                 if whole.scheduler.plan(whole.steps).is_ok() { whole } else { Options::of(recipe)? };
             let (device, model, params) = (device.clone(), &*workload.model(), params.clone());
             let (weights, shape) = (weights.clone(), recipe.diffused());
-            let denoiser =
-                Denoiser { device, model, params, weights, shape, labels: None, null: None, guide: None };
+            let denoiser = Denoiser {
+                device,
+                model,
+                params,
+                weights,
+                shape,
+                labels: None,
+                null: None,
+                condition: None,
+                guide: None,
+            };
             let mut sampler = Source::new(denoiser, recipe, None).sampler(&options, workload.batch())?;
             sampler.start(0)?;
             sampler.set_labels(&workload.data().labels)?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::print;
+use super::{note, print};
 use crate::checkpoint::{self, Loaded};
 use crate::diffusers::{self, Component};
 use crate::error::{Error, Result};
@@ -38,6 +38,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         _ => None,
     };
     diffusers::write(folder, &model, vae.as_ref())?;
+    if model.recipe.condition.is_some() {
+        note(
+            "note: a model alone, for no pipeline gives it conditions: join them to the noisy images' channels",
+        );
+    }
     print(&format!("{}\n", folder.display()))
 }
 

@@ -342,12 +342,12 @@ fn grid(arguments: &Arguments) -> Result<RgbImage> {
             figures::grid(images, codec.image())
         } else {
             let trained = Trained::open(path, &device)?;
-            let (source, options) = (trained.source(), arguments.options(trained.recipe())?);
+            let (source, options) = (trained.source_of(count)?, arguments.options(trained.recipe())?);
             arguments.check_size(count, source.image()[0])?;
             let progress = bar(source.work(&options, count)?, "sampling {bar:30} {percent}% {eta} left");
             let images = source.draw(&options, count, None, ticks(&progress))?;
             progress.finish_and_clear();
-            figures::grid(images, source.image())
+            figures::samples(&source, images)
         };
         let title = arguments.with.as_ref().map(|_| path.display().to_string());
         Ok(drawing.titled(title).draw(arguments.size))
@@ -369,9 +369,17 @@ fn grid(arguments: &Arguments) -> Result<RgbImage> {
 fn process(arguments: &Arguments) -> Result<RgbImage> {
     let device = arguments.device.open()?;
     let trained = Trained::open(&arguments.run, &device)?;
-    let (source, recipe) = (trained.source(), trained.recipe());
+    let (count, columns, recipe) = (arguments.count(), arguments.columns(), trained.recipe());
+    let mixes = !matches!(arguments.kind, Kind::Forward | Kind::Backward | Kind::Progressive);
+    if mixes && recipe.condition.is_some() {
+        let name = arguments.kind.name();
+        return Err(Error::usage(format!(
+            "{name} shows what noise decides, and the run draws from conditions"
+        ))
+        .hint("choose backward or progressive, or a run without a condition"));
+    }
+    let source = trained.source_of(count)?;
     let options = arguments.options(recipe)?;
-    let (count, columns) = (arguments.count(), arguments.columns());
     let progress = bar(0, "{spinner} step {pos} {elapsed}");
     let mut step = ticks(&progress);
     let images = |count| arguments.images(recipe, source.image(), count);

@@ -285,6 +285,9 @@ fn check(run: &Path, recipe: &Recipe) -> Result<()> {
                 "their likelihood is a density of latents, which compares with nothing: give a run of pixels";
             refused("diffuses latents", hint)
         }
+        _ if recipe.condition.is_some() => {
+            refused("draws from conditions, and no likelihood is measured of such", "give a run without")
+        }
         Class::Value | Class::Embedding(_) => refused(
             "takes numbers as an image's class, which data does not say",
             "give a run without classes, or with a table of them",

@@ -7,6 +7,7 @@ use crate::data::picture::picture;
 use crate::error::{Error, Result};
 use crate::figures;
 use crate::run::save_png;
+use crate::sample::Source;
 
 /// The target of `--out`, checked before the work begins.
 pub struct Target {
@@ -22,6 +23,15 @@ impl Target {
             make_empty_folder(out)?;
         }
         Ok(Target { out: out.to_owned(), is_picture })
+    }
+
+    /// Writes samples, as one picture beside their conditions if there are any; else as [`Target::write`].
+    pub fn write_samples(&self, source: &Source, images: Vec<f32>, count: usize) -> Result<()> {
+        if !self.is_picture || source.given().is_none() {
+            return self.write(&images, count, source.image());
+        }
+        save_png(&self.out, &figures::samples(source, images).draw(None))?;
+        print(&format!("{}\n", self.out.display()))
     }
 
     /// Writes `count` images `[N, H, W, C]`: as one picture (the bare image where there is one), or a file

@@ -5,21 +5,31 @@ use std::path::PathBuf;
 use super::device_args::DeviceArgs;
 use super::output::Target;
 use super::sampling::Sampling;
-use super::{bar, note, number, ticks};
+use super::{any_text, bar, note, number, ticks};
 use crate::classifier::Classifier;
-use crate::error::{Error, Result};
+use crate::data::{ConditionKind, read_picture};
+use crate::error::{Error, Result, need};
 use crate::models::unet::Class;
+use crate::names::path_of;
 use crate::recipe::{Recipe, nearest, whole};
-use crate::sample::Trained;
 use crate::sample::inversion;
+use crate::sample::{Given, Trained};
 
 #[derive(clap::Args)]
 pub struct Arguments {
     /// A run folder, one of its checkpoints, or a folder of the diffusers library
     run: PathBuf,
-    /// How many samples
-    #[arg(long, default_value_t = 64, value_parser = number::<usize>(1..=100_000))]
-    count: usize,
+    /// How many samples [default: 64; one for each file of --condition]
+    #[arg(long, value_parser = number::<usize>(1..=100_000))]
+    count: Option<usize>,
+    /// Of models that draw from conditions: picture files of which conditions are made (where a condition is a
+    /// picture beside the image, the conditions themselves), or data, of which the held-out part is taken
+    /// [default: the run's data]
+    #[arg(long, value_name = "FILES|SPEC", num_args = 1.., conflicts_with = "noise", value_parser = any_text())]
+    condition: Vec<String>,
+    /// Of models that fill holes: a picture, white where the hole is [default: a hole for each sample]
+    #[arg(long, value_name = "FILE", conflicts_with = "noise")]
+    mask: Option<PathBuf>,
     /// Begin with the noise of a file that `denoir invert` wrote, by ddim in as many steps as it was found in
     #[arg(long, value_name = "FILE", conflicts_with_all = ["count", "rng"])]
     noise: Option<PathBuf>,
@@ -61,12 +71,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     check_class(named, class)?;
     // An error appears before the work begins.
     let out = Target::new(&arguments.out)?;
-    let source = match &classifier {
+    let mut source = match &classifier {
         Some(classifier) => trained.source().guided_by(classifier, arguments.classifier_scale)?,
         None => trained.source(),
     };
     let size = recipe.diffused().iter().product::<usize>();
-    let count = found.as_ref().map_or(arguments.count, |(noise, _)| noise.len() / size);
+    let mut count = found.as_ref().map_or(arguments.count.unwrap_or(64), |(noise, _)| noise.len() / size);
+    if let Some(given) = given(arguments, recipe, &mut count)? {
+        source = source.conditioned_on(given);
+    }
     let of_class =
         class.map(|class| format!(" of class {}", describe_class(named, class))).unwrap_or_default();
     note(&format!("{count} samples{of_class}, {} steps, on {}", options.steps, device.describe()));
@@ -77,7 +90,45 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         None => source.draw(&options, count, class, step)?,
     };
     progress.finish_and_clear();
-    out.write(&images, count, source.image())
+    if let Some(quality) = source.describe_quality(&images) {
+        note(&quality);
+    }
+    out.write_samples(&source, images, count)
+}
+
+/// What samples are drawn from beside noise, and how many there are.
+fn given(arguments: &Arguments, recipe: &Recipe, count: &mut usize) -> Result<Option<Given>> {
+    let kind = recipe.condition.kind;
+    if kind == ConditionKind::None {
+        need(
+            arguments.condition.is_empty() && arguments.mask.is_none(),
+            "the model draws from noise alone",
+            "leave --condition and --mask out",
+        )?;
+        return Ok(None);
+    }
+    need(
+        arguments.mask.is_none() || kind == ConditionKind::Mask,
+        "--mask: the model fills no holes",
+        "leave it out",
+    )?;
+    let files: Vec<PathBuf> = arguments.condition.iter().map(path_of).collect();
+    let given = match &arguments.condition[..] {
+        [_, ..] if files.iter().all(|file| file.exists() && !file.is_dir()) => {
+            *count = arguments.count.unwrap_or(files.len());
+            Given::pictures(recipe, &files)?
+        }
+        [_, _, ..] => {
+            let missing = files.iter().find(|file| !file.exists() || file.is_dir()).unwrap_or(&files[0]);
+            return Err(Error::usage(format!("{} is no picture", missing.display()))
+                .hint("give picture files, or one data SPEC"));
+        }
+        spec => Given::held_out(recipe, spec.first().map(String::as_str), *count)?,
+    };
+    let Some(mask) = &arguments.mask else { return Ok(Some(given)) };
+    let crop = (recipe.crop > 0).then_some(recipe.crop);
+    let mask = read_picture(mask, recipe.image_size, 1, crop, recipe.resize)?;
+    Ok(Some(given.with_holes(recipe, &mask)))
 }
 
 /// The number of the class that `--class` says, by number or by one of the names that training recorded.

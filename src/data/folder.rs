@@ -18,9 +18,10 @@ use super::jpeg;
 use super::loader::panic_text;
 use super::picture::{fit, from_u8};
 use super::scan::pictures;
+use super::split::{SMALLEST_SPLIT, part_of};
 use super::{Dataset, Options, Resize, Split, check};
 use crate::error::{Error, Result, lock, one_line};
-use crate::files::{self, fnv1a};
+use crate::files;
 use crate::names::{shown, shown_path};
 
 /// Memory that decoding one picture may take: 80 megapixels of RGB. It is needed once for each loader thread.
@@ -29,8 +30,6 @@ const MAX_DECODED: u64 = 256 << 20;
 const MAX_FILE: u64 = 1 << 30;
 /// Memory for finished pictures, so that a set of moderate size is decoded in the first epoch only.
 const CACHE: u64 = 512 << 20;
-/// From this many pictures on, one in ten is held out.
-const SMALLEST_SPLIT: usize = 20;
 /// Pictures whose headers are looked at to tell a grey set from a coloured one.
 const PROBES: usize = 16;
 /// Warnings that name a picture; the rest are counted.
@@ -52,6 +51,12 @@ pub(super) struct Folder {
 }
 
 pub(super) fn open(dir: &Path, options: &Options) -> Result<Folder> {
+    let (pictures, left_out) = listed(dir)?;
+    Folder::of(dir, pictures, left_out, options)
+}
+
+/// The pictures of a folder, at least one, and what is said of its other files.
+pub(super) fn listed(dir: &Path) -> Result<(Vec<PathBuf>, Option<String>)> {
     let found = pictures(dir)?;
     let left_out = found.left_out();
     if found.pictures.is_empty() {
@@ -60,28 +65,7 @@ pub(super) fn open(dir: &Path, options: &Options) -> Result<Folder> {
         );
         return Err(error.caused_by(left_out.unwrap_or_default()));
     }
-    let (names, mut notes) = classes_of(&found.pictures);
-    let classes = names.iter().map(|name| shown(name)).collect();
-    let label = |path: &Path| {
-        top(path).and_then(|name| names.binary_search_by(|other| other.as_os_str().cmp(name)).ok())
-    };
-    notes.extend(left_out);
-    let files = part_of(found.pictures, options.split).ok_or_else(|| {
-        Error::new(format!("folder {} has too few images to hold some out", dir.display()))
-            .hint(format!("add some, {SMALLEST_SPLIT} are enough, or use the training part"))
-    })?;
-    let labels = files.iter().map(|path| label(path).unwrap_or(0) as u32).collect();
-    let channels = match options.channels {
-        Some(channels) => channels,
-        None => probe(dir, &files)?,
-    };
-    let shape = [options.image_size, options.image_size, channels];
-    let fits = files.len() as u64 * shape.iter().product::<usize>() as u64 <= CACHE;
-    let cache = if fits { files.iter().map(|_| OnceLock::new()).collect() } else { Vec::new() };
-    let bad = Mutex::new(BTreeMap::new());
-    let (dir, options) = (dir.to_owned(), Options { channels: Some(channels), ..options.clone() });
-    let digest = OnceLock::new();
-    Ok(Folder { dir, files, labels, classes, notes, shape, options, cache, bad, digest })
+    Ok((found.pictures, left_out))
 }
 
 /// One picture file of any format that `images:` reads, cut and resized as there: `[size, size, channels]`,
@@ -134,29 +118,6 @@ fn classes_of(files: &[PathBuf]) -> (Vec<OsString>, Vec<String>) {
             (Vec::new(), vec![format!("{loose} images lie beside the {folders} {note}")])
         }
     }
-}
-
-/// The files of one part. The tenth with the smallest hashes is held out; the hash is of the path within
-/// DIR, so the parts do not depend on where the folder lies, and hardly change when pictures are added.
-fn part_of(files: Vec<PathBuf>, split: Split) -> Option<Vec<PathBuf>> {
-    if files.len() < SMALLEST_SPLIT {
-        return (split == Split::Train).then_some(files);
-    }
-    let mut hashes: Vec<(u64, usize)> = files.iter().enumerate().map(|(i, path)| (hash(path), i)).collect();
-    hashes.sort();
-    let (held_out, training) = hashes.split_at(files.len() / 10);
-    let mut part = if split == Split::HeldOut { held_out } else { training }.to_vec();
-    part.sort_by_key(|(_, i)| *i);
-    Some(part.into_iter().map(|(_, i)| files[i].clone()).collect())
-}
-
-/// FNV-1a over the path with `/` between its components, with a final mix of the high bits (as in
-/// MurmurHash 3).
-fn hash(path: &Path) -> u64 {
-    let bytes = path.iter().flat_map(|name| name.as_encoded_bytes().iter().chain(b"/"));
-    let h = fnv1a(bytes.map(|&byte| u64::from(byte)));
-    let h = (h ^ (h >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    h ^ (h >> 33)
 }
 
 /// 1 if all of some pictures spread over the set are grey, else 3.
@@ -229,8 +190,60 @@ fn decode_and_fit(path: &Path, options: &Options) -> std::result::Result<Vec<u8>
 }
 
 impl Folder {
+    /// The part of `pictures` below `dir` that the options name.
+    pub(super) fn of(
+        dir: &Path,
+        pictures: Vec<PathBuf>,
+        left_out: Option<String>,
+        options: &Options,
+    ) -> Result<Folder> {
+        let (names, mut notes) = classes_of(&pictures);
+        let label = |path: &Path| {
+            top(path).and_then(|name| names.binary_search_by(|other| other.as_os_str().cmp(name)).ok())
+        };
+        notes.extend(left_out);
+        let files = part_of(pictures, options.split).ok_or_else(|| {
+            Error::new(format!("folder {} has too few images to hold some out", dir.display()))
+                .hint(format!("add some, {SMALLEST_SPLIT} are enough, or use the training part"))
+        })?;
+        let labels = files.iter().map(|path| label(path).unwrap_or(0) as u32).collect();
+        let classes = names.iter().map(|name| shown(name)).collect();
+        Ok(Folder { labels, classes, notes, ..Folder::with(dir, files, options)? })
+    }
+
+    /// All of `files` below `dir`, without labels.
+    pub(super) fn with(dir: &Path, files: Vec<PathBuf>, options: &Options) -> Result<Folder> {
+        let channels = match options.channels {
+            Some(channels) => channels,
+            None => probe(dir, &files)?,
+        };
+        let shape = [options.image_size, options.image_size, channels];
+        let fits = files.len() as u64 * shape.iter().product::<usize>() as u64 <= CACHE;
+        Ok(Folder {
+            dir: dir.to_owned(),
+            labels: vec![0; files.len()],
+            classes: Vec::new(),
+            notes: Vec::new(),
+            shape,
+            options: Options { channels: Some(channels), ..options.clone() },
+            cache: if fits { files.iter().map(|_| OnceLock::new()).collect() } else { Vec::new() },
+            bad: Mutex::new(BTreeMap::new()),
+            digest: OnceLock::new(),
+            files,
+        })
+    }
+
+    /// The files, relative to the folder.
+    pub(super) fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    pub(super) fn label(&self, i: usize) -> u32 {
+        self.labels[i]
+    }
+
     /// Writes picture `i` to `out`; false if it cannot be decoded.
-    fn picture(&self, i: usize, out: &mut [f32]) -> bool {
+    pub(super) fn picture(&self, i: usize, out: &mut [f32]) -> bool {
         if let Some(bytes) = self.cache.get(i).and_then(OnceLock::get) {
             write(bytes, out);
             return true;
@@ -255,7 +268,7 @@ impl Folder {
     }
 
     /// An error once more than half of the pictures are known to be bad.
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         let bad = lock(&self.bad);
         match bad.first_key_value() {
             Some((i, wrong)) if bad.len() * 2 > self.files.len() => Err(Error::new(format!(

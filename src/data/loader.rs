@@ -13,17 +13,18 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use super::Dataset;
+use super::condition::{ConditionConfig, read_conditioned};
+use super::order::Order;
 use super::picture::mirror;
-use super::rng::below;
 use crate::device::threads;
 use crate::error::{Error, Result, lock};
 use crate::ops::gather::MIRRORED;
-use crate::philox::{Sequence, Stream, draw};
+use crate::philox::{Stream, draw};
 
 /// Pictures for one step of training.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// `[N, H, W, C]` in [-1, 1].
+    /// `[N, H, W, C]` in [-1, 1], where there are conditions with their channels.
     pub images: Vec<f32>,
     /// `[N]`; 0 where the set has no labels.
     pub labels: Vec<u32>,
@@ -81,7 +82,7 @@ impl Loader<Picks> {
         first_position: u64,
     ) -> Result<Self> {
         assert!(!labels.is_empty() && labels.len() <= MIRRORED as usize, "Loader: {} labels", labels.len());
-        let order = Order { len: Some(labels.len() as u64), seed, epochs: Mutex::default() };
+        let order = Order::new(Some(labels.len() as u64), seed);
         let make = move |k: u64, _: &dyn Fn() -> bool| {
             let first = first_position + k * batch as u64;
             let mut picks = Picks { samples: Vec::with_capacity(batch), labels: Vec::with_capacity(batch) };
@@ -119,6 +120,33 @@ impl Loader {
         Self::with_threads(dataset, batch, seed, flip, first_position, threads)
     }
 
+    /// As [`Loader::new`], with the condition of each picture beside it: batches of `[N, H, W, C +
+    /// condition's]`. It is made of the picture as it is mirrored, and its random numbers depend on (seed,
+    /// position).
+    ///
+    /// # Errors
+    /// As [`Loader::new`].
+    ///
+    /// # Panics
+    /// As [`Loader::new`]; and in the threads when conditions are pairs and the data has none.
+    #[track_caller]
+    pub fn conditioned(
+        dataset: Arc<dyn Dataset>,
+        condition: ConditionConfig,
+        batch: usize,
+        seed: u64,
+        flip: bool,
+        first_position: u64,
+    ) -> Result<Self> {
+        let ([h, w, c], len) = (dataset.shape(), dataset.len());
+        let size = h * w * (c + condition.channels_of(c));
+        let read = move |index: u64, position: u64, out: &mut [f32]| {
+            let mirrored = flip && mirrored(seed, position);
+            read_conditioned(&*dataset, &condition, index, mirrored, [seed, position], out)
+        };
+        Self::reading(read, len, size, batch, seed, first_position, threads::cores().min(8))
+    }
+
     #[track_caller]
     fn with_threads(
         dataset: Arc<dyn Dataset>,
@@ -128,9 +156,29 @@ impl Loader {
         first_position: u64,
         threads: usize,
     ) -> Result<Self> {
-        let order = Order { len: dataset.len(), seed, epochs: Mutex::default() };
-        let shape = dataset.shape();
-        let size: usize = shape.iter().product();
+        let (shape, len) = (dataset.shape(), dataset.len());
+        let read = move |index: u64, position: u64, out: &mut [f32]| {
+            let label = dataset.read(index, out)?;
+            if flip && mirrored(seed, position) {
+                mirror(out, shape);
+            }
+            Ok(label)
+        };
+        Self::reading(read, len, shape.iter().product(), batch, seed, first_position, threads)
+    }
+
+    /// `read`: writes picture `index`, at a position of training, and returns its label.
+    #[track_caller]
+    fn reading(
+        read: impl Fn(u64, u64, &mut [f32]) -> Result<u32> + Send + Sync + 'static,
+        len: Option<u64>,
+        size: usize,
+        batch: usize,
+        seed: u64,
+        first_position: u64,
+        threads: usize,
+    ) -> Result<Self> {
+        let order = Order::new(len, seed);
         let make = move |k: u64, stop: &dyn Fn() -> bool| {
             let first = first_position + k * batch as u64;
             let (mut images, mut labels) = (vec![0.0; batch * size], Vec::with_capacity(batch));
@@ -139,10 +187,7 @@ impl Loader {
                 if stop() {
                     break;
                 }
-                labels.push(dataset.read(index, out)?);
-                if flip && mirrored(seed, position) {
-                    mirror(out, shape);
-                }
+                labels.push(read(index, position, out)?);
             }
             Ok(Batch { images, labels, samples })
         };
@@ -258,53 +303,6 @@ pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
 /// True if the picture at a position is mirrored: half of them are.
 fn mirrored(seed: u64, position: u64) -> bool {
     draw(seed, Stream::Augment as u32, (position >> 32) as u32, position as u32, 0)[0] >> 31 == 1
-}
-
-/// The sample at each position.
-struct Order {
-    len: Option<u64>,
-    seed: u64,
-    /// The permutations in use, newest last. Batches being made lie in one or two epochs as a rule.
-    epochs: Mutex<Vec<(u64, Arc<Vec<u32>>)>>,
-}
-
-impl Order {
-    fn samples(&self, first: u64, count: usize) -> Vec<u64> {
-        let positions = first..first + count as u64;
-        let Some(len) = self.len else { return positions.collect() };
-        let mut current = (u64::MAX, Arc::default());
-        let sample = |p: u64| {
-            let epoch = p / len;
-            if current.0 != epoch {
-                current = (epoch, self.permutation(epoch, len as usize));
-            }
-            u64::from(current.1[(p % len) as usize])
-        };
-        positions.map(sample).collect()
-    }
-
-    fn permutation(&self, epoch: u64, len: usize) -> Arc<Vec<u32>> {
-        let mut epochs = lock(&self.epochs);
-        if let Some((_, known)) = epochs.iter().find(|(e, _)| *e == epoch) {
-            return Arc::clone(known);
-        }
-        if epochs.len() == 3 {
-            epochs.remove(0);
-        }
-        let made = Arc::new(permutation(self.seed, epoch, len));
-        epochs.push((epoch, Arc::clone(&made)));
-        made
-    }
-}
-
-/// The order of `0..len` in an epoch (Fisher and Yates, as in Knuth's algorithm P).
-pub(super) fn permutation(seed: u64, epoch: u64, len: usize) -> Vec<u32> {
-    let mut rng = Sequence::new(seed, Stream::Shuffle, epoch as u32, (epoch >> 32) as u32);
-    let mut order: Vec<u32> = (0..len as u32).collect();
-    for i in (1..len).rev() {
-        order.swap(i, below(&mut rng, i + 1));
-    }
-    order
 }
 
 #[cfg(test)]

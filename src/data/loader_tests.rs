@@ -150,3 +150,26 @@ fn picks_are_the_samples_of_the_batches() {
         }
     }
 }
+
+#[test]
+fn conditions_are_of_the_pictures_as_they_are_mirrored() {
+    use crate::data::condition::{ConditionConfig, ConditionKind};
+    let start = |kind, p| {
+        let data = crate::data::open("faces", &crate::data::tests::options(16)).unwrap();
+        let condition = ConditionConfig { kind, ..ConditionConfig::default() };
+        Loader::conditioned(data, condition, 4, 9, true, p).unwrap()
+    };
+    let all = take(&mut start(ConditionKind::Grey, 0), 8);
+    for pixel in all.iter().flat_map(|batch| batch.images.chunks(4)) {
+        assert!((pixel[..3].iter().sum::<f32>() - 3.0 * pixel[3]).abs() < 1e-5, "{pixel:?}");
+    }
+    let holes = take(&mut start(ConditionKind::Mask, 0), 8);
+    assert_eq!(holes[5..], take(&mut start(ConditionKind::Mask, 20), 3));
+    // The same images, mirrored alike, and holes that differ.
+    let images = |batches: &[Batch], c: usize| -> Vec<f32> {
+        batches.iter().flat_map(|b| b.images.chunks(c).flat_map(|p| p[..3].to_vec())).collect()
+    };
+    assert_eq!(images(&all, 4), images(&holes, 7));
+    let masks: Vec<f32> = holes[0].images.iter().skip(6).step_by(7).copied().collect();
+    assert_ne!(masks[..256], masks[256..512]);
+}

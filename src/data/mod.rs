@@ -1,11 +1,12 @@
 //! Data sets: what `--data SPEC` names, read as pictures in [-1, 1], and the loader that feeds training.
 //!
-//! Reading order: this file (the trait and `open`), `loader` (which sample comes when), then one file a
-//! source: `idx` and `cifar` (kept in memory by `in_memory`), `folder`, and the generated `digits` and
-//! `faces`.
+//! Reading order: this file (the trait and `open`), `loader` (which sample comes when), `condition` (what a
+//! model is told of a picture), then one file a source: `idx` and `cifar` (kept in memory by `in_memory`),
+//! `folder` and `pairs` (two of them), and the generated `digits` and `faces`.
 
 mod canvas;
 mod cifar;
+pub(crate) mod condition;
 pub(crate) mod digest;
 mod digit_shapes;
 mod digits;
@@ -17,10 +18,13 @@ mod in_memory;
 mod jpeg;
 mod loader;
 mod numbered;
+mod order;
+mod pairs;
 pub mod picture;
 pub(crate) mod quality;
 mod rng;
 mod scan;
+mod split;
 mod statistics;
 
 use std::path::{Path, PathBuf};
@@ -29,6 +33,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result, need};
 use crate::names::path_of;
 
+pub use condition::{ConditionConfig, ConditionKind};
 pub use folder::read_picture;
 pub use loader::{Batch, Loader, Picks};
 pub(crate) use numbered::numbered;
@@ -65,6 +70,18 @@ pub enum Resize {
     /// The whole picture, its shorter side to the size, by a triangle filter; of that, the centred square.
     /// This is torchvision's `Resize` (bilinear) and `CenterCrop` of a PIL picture.
     Bilinear,
+    /// The centred square, each pixel that of the picture which is nearest: for numbers of classes, of which no
+    /// mean can be taken.
+    Nearest,
+}
+
+/// Pictures that stand beside others as conditions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Partner {
+    /// `[H, W, C]`.
+    pub shape: [usize; 3],
+    /// Their grey levels are numbers of classes.
+    pub is_map: bool,
 }
 
 /// The part of a data set that trains, and the part that is kept from training to check the result.
@@ -116,6 +133,23 @@ pub trait Dataset: Send + Sync {
         None
     }
 
+    /// The pictures that stand beside these as conditions; `None`: none do.
+    fn partner(&self) -> Option<Partner> {
+        None
+    }
+
+    /// As [`read`](Self::read), with the picture that stands beside it, of the shape of
+    /// [`partner`](Self::partner).
+    ///
+    /// # Errors
+    /// As `read`.
+    ///
+    /// # Panics
+    /// As `read`, and where there is none.
+    fn read_pair(&self, index: u64, _out: &mut [f32], _partner: &mut [f32]) -> Result<u32> {
+        panic!("read_pair: nothing stands beside picture {index}")
+    }
+
     /// Tells these pictures and the names of their classes from others, by what they are read from and not by
     /// when that was written.
     ///
@@ -158,7 +192,9 @@ pub enum Values<'a> {
     Numbers(&'a [f32]),
 }
 
-/// Opens the data set that `spec` names: `digits`, `faces`, `mnist:DIR`, `cifar10:DIR` or `images:DIR`.
+/// Opens the data set that `spec` names: `digits`, `faces`, `mnist:DIR`, `cifar10:DIR`, `images:DIR`, or
+/// `pairs:A,B`: the images of folder B, each with the one of the same name in folder A beside it; or as
+/// `maps:A,B`, whose grey levels in A are numbers of classes.
 ///
 /// # Errors
 /// An unknown spec, options that do not fit it, files that are missing, cut short or of a wrong kind.
@@ -171,16 +207,23 @@ pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
         ("mnist", Some(dir)) => Ok(Arc::new(idx::open(&folder_of(kind, dir)?, options)?)),
         ("cifar10", Some(dir)) => Ok(Arc::new(cifar::open(&folder_of(kind, dir)?, options)?)),
         ("images", Some(dir)) => Ok(Arc::new(folder::open(&folder_of(kind, dir)?, options)?)),
+        ("pairs" | "maps", Some(folders)) if folders.contains(',') => {
+            let (a, b) = folders.split_once(',').unwrap_or_default();
+            let folders = [&*folder_of(kind, a)?, &*folder_of(kind, b)?];
+            Ok(Arc::new(pairs::open(folders, options, kind == "maps")?))
+        }
         ("digits" | "faces", Some(_)) => {
             Err(Error::usage(format!("data `{spec}`: `{kind}` is generated and takes no folder"))
                 .hint(format!("write `{kind}`")))
         }
+        ("pairs" | "maps", _) => Err(Error::usage(format!("data `{spec}` does not name two folders"))
+            .hint(format!("write `{kind}:A,B`: the folder of the conditions, then that of the images"))),
         ("mnist" | "cifar10" | "images", None) => Err(Error::usage(format!("data `{spec}` names no folder"))
             .hint(format!("write `{kind}:DIR`, the folder that holds the data"))),
         _ => Err(Error::usage(format!("unknown data `{spec}`")).hint(if Path::new(spec).is_dir() {
             format!("for a folder of images write `images:{spec}`")
         } else {
-            "use digits, faces, mnist:DIR, cifar10:DIR or images:DIR".to_owned()
+            "use digits, faces, mnist:DIR, cifar10:DIR, images:DIR, pairs:A,B or maps:A,B".to_owned()
         })),
     }
 }
@@ -189,7 +232,9 @@ pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
 pub(crate) fn open_for_evaluation(spec: &str, options: &Options) -> Result<(Arc<dyn Dataset>, bool)> {
     let open = |split| open(spec, &Options { split, ..options.clone() });
     match open(Split::HeldOut) {
-        Err(_) if spec.starts_with("images:") => Ok((open(Split::Train)?, false)),
+        Err(_) if ["images:", "pairs:", "maps:"].iter().any(|kind| spec.starts_with(kind)) => {
+            Ok((open(Split::Train)?, false))
+        }
         held_out => Ok((held_out?, true)),
     }
 }
@@ -208,9 +253,10 @@ fn check(options: &Options) -> Result<()> {
 
 /// The folder named in a spec. A shell does not expand `~` behind a colon, so it is done here.
 fn folder_of(kind: &str, dir: &str) -> Result<PathBuf> {
+    let form = format!("{kind}:{}", if ["pairs", "maps"].contains(&kind) { "A,B" } else { "DIR" });
     if dir.is_empty() {
         return Err(Error::usage(format!("data `{kind}:` names no folder"))
-            .hint(format!("write `{kind}:DIR`, the folder that holds the data")));
+            .hint(format!("write `{form}`, the folder that holds the data")));
     }
     let path = match (dir.strip_prefix("~/"), std::env::home_dir()) {
         (Some(rest), Some(home)) => path_of(home.join(rest)),
@@ -221,7 +267,7 @@ fn folder_of(kind: &str, dir: &str) -> Result<PathBuf> {
     }
     let wrong = if path.exists() { "is not a folder" } else { "does not exist" };
     Err(Error::new(format!("data folder {} {wrong}", path.display()))
-        .hint(format!("give the folder that holds the data, as in `{kind}:DIR`")))
+        .hint(format!("give the folder that holds the data, as in `{form}`")))
 }
 
 #[cfg(test)]

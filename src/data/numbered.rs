@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Dataset, Whole};
+use super::{Dataset, Partner, Whole};
 use crate::error::Result;
 
 /// `data`, its classes found by name in `recorded`, where a class's number is its place. One that is not
@@ -60,6 +60,14 @@ impl Dataset for Numbered {
 
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
         self.data.read(index, out).map(|label| self.number(label))
+    }
+
+    fn partner(&self) -> Option<Partner> {
+        self.data.partner()
+    }
+
+    fn read_pair(&self, index: u64, out: &mut [f32], partner: &mut [f32]) -> Result<u32> {
+        self.data.read_pair(index, out, partner).map(|label| self.number(label))
     }
 
     fn whole(&self) -> Option<Whole<'_>> {

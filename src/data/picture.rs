@@ -86,6 +86,8 @@ pub(super) fn fit(image: DynamicImage, options: &Options) -> Vec<u8> {
         (Resize::Bicubic, true) => square(image.into_luma8(), side, size),
         (Resize::Bicubic, false) => square(image.into_rgb8(), side, size),
         (Resize::Bilinear, true) => whole(image.into_luma8(), crop.map(|_| side), size),
+        (Resize::Nearest, true) => nearest(&image.into_luma8(), side, size),
+        (Resize::Nearest, false) => nearest(&image.into_rgb8(), side, size),
         (Resize::Bilinear, false) => whole(image.into_rgb8(), crop.map(|_| side), size),
     };
     if grey && channels != Some(1) { bytes.into_iter().flat_map(|v| [v; 3]).collect() } else { bytes }
@@ -105,6 +107,13 @@ fn square<P: Pixel<Subpixel = u8> + 'static>(image: Bytes<P>, side: u32, size: u
         return small.into_raw();
     }
     imageops::resize(&small, size, size, FilterType::CatmullRom).into_raw()
+}
+
+/// The centred square of `side` pixels, of which each pixel takes the nearest.
+fn nearest<P: Pixel<Subpixel = u8> + 'static>(image: &Bytes<P>, side: u32, size: u32) -> Vec<u8> {
+    let [x, y] = [image.width(), image.height()].map(|extent| (extent - side) / 2);
+    let square = imageops::crop_imm(image, x, y, side, side).to_image();
+    imageops::resize(&square, size, size, FilterType::Nearest).into_raw()
 }
 
 /// As torchvision has it: the picture (or its centred square of `side` pixels) with its shorter side at

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::Dataset;
-use super::loader::permutation;
+use super::order::permutation;
 use crate::error::Result;
 
 /// The result of [`statistics`].

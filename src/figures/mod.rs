@@ -2,6 +2,7 @@
 
 mod animation;
 mod autoencoder;
+mod conditioned;
 mod curves;
 mod plot;
 mod process;
@@ -14,6 +15,7 @@ pub(crate) use animation::write_gif;
 pub(crate) use autoencoder::{
     channels, draw, hallucination, manifold, pairs, posterior, prior, reconstruction,
 };
+pub(crate) use conditioned::samples;
 pub(crate) use curves::{likelihood_curves, loss, noised_by, schedule, schedules};
 pub(crate) use plot::{Line, PALETTE, Plot, below, beside, pale};
 pub(crate) use process::{backward, branches, forward, guidance, interpolation, progressive};

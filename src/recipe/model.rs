@@ -137,7 +137,7 @@ pub fn params_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
 /// The parameters of a diffusion model for the images or latents that a recipe diffuses.
 pub fn params_of_model(recipe: &Recipe, model: &Model) -> Rc<RefCell<Params>> {
     let (params, tape) = (Rc::default(), Tape::new());
-    let [h, w, c] = recipe.diffused();
+    let ([h, w, _], [c, _]) = (recipe.diffused(), recipe.model_channels());
     let labels = recipe.class().tensor(&tape, 1);
     let (x, t) = (tape.stored("x", 0, [1, h, w, c]), tape.stored("t", 0, [1]));
     model(&Scope::new(&tape, &params), &x, &t, labels.as_ref());

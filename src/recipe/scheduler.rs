@@ -91,7 +91,7 @@ impl Recipe {
                 Err(Error::usage(message).hint("set prediction_type = v_prediction (or sample)"))
             }
             _ if self.model == Backbone::Dit => {
-                let [channels, out] = self.model_channels();
+                let ([_, _, channels], [_, out]) = (self.diffused(), self.model_channels());
                 let message =
                     format!("dit.out_channels is {out} for {channels} channels: a learned variance");
                 let fits = out == channels || self.variance.is_learned();

@@ -102,7 +102,9 @@ impl Recipe {
     }
 
     fn validate_diffusion(&self) -> Result<()> {
-        let ([channels, out], learned) = (self.model_channels(), self.variance.is_learned());
+        self.validate_condition()?;
+        let ([_, _, channels], [_, out]) = (self.diffused(), self.model_channels());
+        let learned = self.variance.is_learned();
         let (table, wanted) = (self.model.table(), if learned { 2 * channels } else { channels });
         // Pipelines of the library give such a DiT's variance to no sampler.
         let unused = self.model == Backbone::Dit && out == 2 * channels;
@@ -116,14 +118,20 @@ impl Recipe {
         need(out == wanted || unused, message, hint)?;
         self.validate_loss()?;
         self.validate_process()?;
-        let without = self.label_dropout == 0.0 && self.guidance == 1.0;
+        let drops = self.condition.dropout > 0.0;
+        let without = self.label_dropout == 0.0 && (self.guidance == 1.0 || drops);
         let rows = matches!(self.class(), Class::Number(rows) if rows > 1);
         let (_, key) = self.trained_classes();
         let more = if self.model == Backbone::Dit { "" } else { ", and one more" };
         let hint = format!("set {key} to the number of classes{more}");
         need(without || rows, "label_dropout and guidance go with a model that has classes", hint)?;
-        let trained = self.guidance == 1.0 || self.null_class().is_some();
+        let trained = self.guidance == 1.0 || self.null_class().is_some() || drops;
         need(trained, format!("guidance is {}", self.guidance), "train with label_dropout, such as 0.1")?;
+        need(
+            !drops || self.label_dropout == 0.0,
+            "label_dropout and condition.dropout: guidance is by the class, or by the condition",
+            "leave one of them at 0",
+        )?;
         let [side, _, _] = self.diffused();
         if self.model != Backbone::Unet {
             let widest = match self.model {
@@ -141,6 +149,31 @@ impl Recipe {
             self.check_elements(side * side * channels)?;
         }
         Ok(())
+    }
+
+    /// Checks that the model takes images and conditions.
+    fn validate_condition(&self) -> Result<()> {
+        let ([channels, out], table) = (self.model_channels(), self.model.table());
+        let is_some = self.condition.is_some();
+        let image = self.condition.image_channels(channels);
+        self.condition.validate(self.image_size, image.unwrap_or(3))?;
+        need(
+            !is_some || self.system == System::Ddpm,
+            "condition goes with system = ddpm, a diffusion model of pixels",
+            "set condition.kind = none",
+        )?;
+        let takes = !is_some || self.model != Backbone::Conv;
+        need(takes, "condition goes with model = unet or dit", "set model=unet")?;
+        // What the output says of the input that is wanted.
+        let halves = if self.variance.is_learned() { 2 } else { 1 };
+        let wanted = out / halves;
+        let with_condition = wanted + self.condition.channels_of(wanted);
+        let message = format!(
+            "{table}.in_channels is {channels}, of images of {wanted} channels and conditions of {}",
+            with_condition - wanted
+        );
+        let fits = !is_some || image == Some(wanted);
+        need(fits, message, format!("set {table}.in_channels = {with_condition}"))
     }
 
     fn validate_loss(&self) -> Result<()> {

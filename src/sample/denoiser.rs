@@ -4,7 +4,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use super::step::{Network, record_step, slots_of};
-use super::{Denoiser, Options, Sampler};
+use super::{Condition, Denoiser, Options, Sampler};
 use crate::checkpoint;
 use crate::device::Device;
 use crate::diffusion::Model;
@@ -50,7 +50,8 @@ pub(super) fn labels_of(recipe: &Recipe) -> Option<DType> {
 pub(crate) fn operations(recipe: &Recipe, options: &Options, batch: usize, device: &Device) -> Result<u64> {
     let (model, params) = (model_of(recipe), params_of(recipe));
     let (shape, labels) = (recipe.diffused(), labels_of(recipe));
-    let network = Network { model: &*model, params: &params, shape, labels, guide: None };
+    let condition = Condition::of(recipe).map_or(0, |condition| condition.channels);
+    let network = Network { model: &*model, params: &params, shape, labels, condition, guide: None };
     let plan = options.scheduler.plan(options.steps)?;
     let guidance = options.guidance.takes_both().then_some(&options.guidance);
     let (tape, _) = record_step(&network, &plan, slots_of(&plan, options), batch, guidance);
@@ -59,8 +60,9 @@ pub(crate) fn operations(recipe: &Recipe, options: &Options, batch: usize, devic
 
 impl<'a> Denoiser<'a> {
     pub(super) fn network(&self) -> Network<'_> {
-        let Denoiser { model, params, shape, labels, guide, .. } = self;
-        Network { model: *model, params, shape: *shape, labels: *labels, guide: guide.as_ref() }
+        let Denoiser { model, params, shape, labels, condition, guide, .. } = self;
+        let condition = condition.as_ref().map_or(0, |condition| condition.channels);
+        Network { model: *model, params, shape: *shape, labels: *labels, condition, guide: guide.as_ref() }
     }
 
     /// The model with the moving average of a checkpoint that [`Trainer::save`](crate::train::Trainer::save)
@@ -83,6 +85,7 @@ impl<'a> Denoiser<'a> {
             shape,
             labels: None,
             null: None,
+            condition: None,
             guide: None,
         })
     }

@@ -1,7 +1,8 @@
 //! How samples are drawn: steps, solver, random numbers, guidance.
 
+use super::Denoiser;
 use crate::diffusion::{Precision, Scheduler, Step};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::recipe::{Recipe, Rng};
 
 /// Seed, steps, solver and random numbers of sampling.
@@ -43,6 +44,21 @@ impl Guidance {
     /// The recipe's own.
     pub fn of(recipe: &Recipe) -> Guidance {
         Guidance { scale: recipe.guidance, rescale: recipe.guidance_rescale, ..Guidance::default() }
+    }
+
+    /// An error if the model was not trained to be guided so.
+    pub(super) fn check(&self, denoiser: &Denoiser) -> Result<()> {
+        let dropped = denoiser.condition.as_ref().is_some_and(|condition| condition.dropped);
+        if self.scale == 1.0 || denoiser.null.is_some() || dropped {
+            return Ok(());
+        }
+        let message = match &denoiser.condition {
+            Some(_) => "the model was not trained without conditions too",
+            None => "the model was not trained without classes too",
+        };
+        Err(Error::usage(format!("guidance {}: {message}", self.scale)).hint(
+            "guide one that is trained with label_dropout or condition.dropout, or leave guidance at 1",
+        ))
     }
 
     /// Whether a prediction takes two passes of the model.

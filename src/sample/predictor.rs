@@ -3,7 +3,7 @@
 use super::Source;
 use crate::error::Result;
 use crate::nn::{self, Scope};
-use crate::ops::concat::split;
+use crate::ops::concat::{concat, split};
 use crate::program::{Plan, Program, Sharing, halves};
 use crate::tape::{Tape, Tensor};
 use crate::tensor::DType;
@@ -53,7 +53,11 @@ impl Source<'_> {
             } else {
                 Scope::new(&tape, &denoiser.params)
             };
-            let mut out = (denoiser.model)(&scope, &x, &t, classes.as_ref());
+            let condition = denoiser.condition.as_ref().map(|condition| {
+                let condition = tape.stored("condition", 0, [batch, h, w, condition.channels]);
+                concat(&[&x, &condition])
+            });
+            let mut out = (denoiser.model)(&scope, condition.as_ref().unwrap_or(&x), &t, classes.as_ref());
             if !differentiable {
                 return (Plan::new(&tape, &[&out], &denoiser.device), (batch, out, None));
             }
@@ -77,6 +81,14 @@ impl Predictor {
     /// Samples that it takes at a time.
     pub fn batch(&self) -> usize {
         self.batch
+    }
+
+    /// Sets the conditions `[N, H, W, ..]` of the samples that are predicted next, for models that take some.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    pub(crate) fn set_conditions(&mut self, conditions: &[f32]) -> Result<()> {
+        self.program.write_at("condition", 0, conditions)
     }
 
     /// The model's output `[N, ..]` for at most [`batch`](Self::batch) samples `x [N, H, W, C]`, all at
@@ -185,6 +197,7 @@ mod tests {
                 shape,
                 labels: None,
                 null: None,
+                condition: None,
                 guide: None,
             };
             let mut predictor = Source::new(denoiser, &recipe, None).differentiable_predictor(2).unwrap();

@@ -3,9 +3,10 @@
 use std::rc::Rc;
 
 use super::denoiser::{Start, check_finite, labels_of};
-use super::{ClassifierGuide, Denoiser, Options, Sampler};
+use super::{ClassifierGuide, Condition, Denoiser, Given, Options, Sampler};
 use crate::classifier::Classifier;
 use crate::codec::Codec;
+use crate::data::quality::psnr;
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
 use crate::recipe::{Recipe, System};
@@ -23,14 +24,51 @@ pub struct Source<'a> {
     pub(super) denoiser: Denoiser<'a>,
     pub(crate) recipe: &'a Recipe,
     codec: Option<&'a Codec>,
+    given: Option<Given>,
 }
 
 impl<'a> Source<'a> {
     /// `denoiser`: the recipe's; `codec`: the decoder of latent diffusion, `None` where samples are images.
     pub(crate) fn new(denoiser: Denoiser<'a>, recipe: &'a Recipe, codec: Option<&'a Codec>) -> Source<'a> {
-        let labels = labels_of(recipe);
+        let (labels, condition) = (labels_of(recipe), Condition::of(recipe));
         let (shape, null) = (recipe.diffused(), recipe.null_class());
-        Source { denoiser: Denoiser { labels, shape, null, ..denoiser }, recipe, codec }
+        let denoiser = Denoiser { labels, shape, null, condition, ..denoiser };
+        Source { denoiser, recipe, codec, given: None }
+    }
+
+    /// The same, whose sample number i has the condition, and if none is asked for the class, of image i of
+    /// N, which begin again after the last.
+    ///
+    /// # Panics
+    /// When the model takes no conditions.
+    #[track_caller]
+    pub fn conditioned_on(mut self, given: Given) -> Source<'a> {
+        let condition = self.denoiser.condition.as_mut();
+        condition.expect("a model that takes conditions").values = Rc::clone(&given.conditions);
+        self.given = Some(given);
+        self
+    }
+
+    /// The images whose conditions samples are drawn from, if there are any.
+    pub fn given(&self) -> Option<&Given> {
+        self.given.as_ref()
+    }
+
+    /// [`Source::psnr`] in words.
+    pub(crate) fn describe_quality(&self, samples: &[f32]) -> Option<String> {
+        let [ours, conditions] = self.psnr(samples)?;
+        let trained_on = self.given.as_ref().is_some_and(|given| given.trained_on);
+        let images = if trained_on { ", of training images" } else { "" };
+        Some(format!("PSNR {ours:.2} dB, of the conditions themselves {conditions:.2} dB{images}"))
+    }
+
+    /// PSNR in dB of samples `[N, H, W, C]` against the images that their conditions are of, and that of the
+    /// conditions as they are shown; `None`: the images are not known.
+    pub fn psnr(&self, samples: &[f32]) -> Option<[f64; 2]> {
+        let count = samples.len() / self.recipe.diffused().iter().product::<usize>();
+        let [conditions, images] = self.given.as_ref()?.shown(self.recipe, count);
+        let known = count > 0 && !images.is_empty();
+        known.then(|| [samples, &conditions].map(|pictures| psnr(pictures, &images, count)))
     }
 
     /// The same, with samples led to their class by a classifier of noisy images: see [`ClassifierGuide`].
@@ -146,7 +184,9 @@ impl<'a> Source<'a> {
             }
             _ => self.classes().max(1),
         };
-        Ok((first..first + count).map(|i| class.unwrap_or((i % classes) as u32)).collect())
+        let given = self.given.as_ref().map(|given| &given.labels).filter(|labels| !labels.is_empty());
+        let told = |i: usize| given.map_or((i % classes) as u32, |labels| labels[i % labels.len()]);
+        Ok((first..first + count).map(|i| class.unwrap_or_else(|| told(i))).collect())
     }
 
     /// Draws `count` images `[count, H, W, C]`, calling `progress` after each reverse step of each batch.
@@ -160,7 +200,7 @@ impl<'a> Source<'a> {
         class: Option<u32>,
         progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
-        self.shown(self.sample(options, count, None, class, progress)?)
+        self.shown(options, self.sample(options, count, None, class, progress)?)
     }
 
     /// As [`Source::draw`], but from given noise `[N, h, w, c]`, which is taken as it is.
@@ -175,10 +215,17 @@ impl<'a> Source<'a> {
         progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
         let count = noise.len() / self.recipe.diffused().iter().product::<usize>();
-        self.shown(self.sample(options, count, Some(noise), class, progress)?)
+        self.shown(options, self.sample(options, count, Some(noise), class, progress)?)
     }
 
-    fn shown(&self, samples: Vec<f32>) -> Result<Vec<f32>> {
+    /// Samples as images, with the pixels that their conditions know.
+    fn shown(&self, options: &Options, mut samples: Vec<f32>) -> Result<Vec<f32>> {
+        let [h, w, c] = self.recipe.diffused();
+        let is_told = |condition: &&Condition| !condition.dropped || options.guidance.scale != 0.0;
+        if let Some(condition) = self.denoiser.condition.as_ref().filter(is_told) {
+            let conditions = condition.of_samples(0, samples.len() / (h * w * c), h * w);
+            self.recipe.condition.keep_known(&mut samples, &conditions, c);
+        }
         check_finite(self.images_of(samples)?)
     }
 

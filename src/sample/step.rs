@@ -21,6 +21,8 @@ pub(super) struct Network<'a> {
     pub params: &'a Rc<RefCell<Params>>,
     pub shape: [usize; 3],
     pub labels: Option<DType>,
+    /// Channels of the condition; 0: there is none.
+    pub condition: usize,
     pub guide: Option<&'a ClassifierGuide<'a>>,
 }
 
@@ -30,7 +32,7 @@ pub(super) fn slots_of(plan: &SamplerPlan, options: &Options) -> usize {
 }
 
 /// Records a reverse step of `batch` samples, and gives them `[N, H, W, C]`, which it updates in place.
-/// Guided, the model sees them twice in one batch: with their labels, then with that of no class.
+/// Guided, the model sees them twice in one batch: with their labels or conditions, then without.
 pub(super) fn record_step(
     network: &Network,
     plan: &SamplerPlan,
@@ -38,7 +40,7 @@ pub(super) fn record_step(
     batch: usize,
     guidance: Option<&Guidance>,
 ) -> (Tape, Tensor) {
-    let Network { model, params, shape: [h, w, c], labels, guide: classifier } = *network;
+    let Network { model, params, shape: [h, w, c], labels, condition, guide: classifier } = *network;
     let tape = Tape::new();
     let shape = [batch, h, w, c];
     let x = if classifier.is_some() { tape.variable("x", 0, shape) } else { tape.stored("x", 0, shape) };
@@ -51,7 +53,11 @@ pub(super) fn record_step(
         DType::U32 => tape.stored_u32("labels", [seen]),
         DType::F32 => tape.stored("labels", 0, [seen]),
     });
-    let predict = |x: &Tensor| model(&Scope::new(&tape, params), x, &t, classes.as_ref());
+    let condition = (condition > 0).then(|| tape.stored("condition", 0, [seen, h, w, condition]));
+    let predict = |x: &Tensor| {
+        let x = condition.as_ref().map_or_else(|| x.clone(), |condition| concat(&[x, condition]));
+        model(&Scope::new(&tape, params), &x, &t, classes.as_ref())
+    };
     let out = match guidance {
         Some(&Guidance { scale, rescale, .. }) => {
             let flat = x.reshape([1, batch * h * w * c]);

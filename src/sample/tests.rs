@@ -66,8 +66,17 @@ fn ends(device: &Device, guidance: Guidance) -> Vec<f32> {
     let options = Options { guidance, ..Options::new(scheduler, 50, 0) };
     let (device, shape) = (device.clone(), [1, 1, 1]);
     let labels = Some(DType::U32);
-    let denoiser =
-        Denoiser { device, model: &exact, params, weights, shape, labels, null: Some(1), guide: None };
+    let denoiser = Denoiser {
+        device,
+        model: &exact,
+        params,
+        weights,
+        shape,
+        labels,
+        null: Some(1),
+        condition: None,
+        guide: None,
+    };
     let mut sampler = Sampler::new(&denoiser, &options, 2).unwrap();
     sampler.run_from(0, &[0.0, 1.0], 0, &[0, 0], |_, _, _| Ok(())).unwrap()
 }
@@ -198,6 +207,7 @@ fn both_guidances_lead_two_classes_to_the_same_places() {
                     shape: [1, 1, 1],
                     labels: Some(DType::U32),
                     null: Some(2),
+                    condition: None,
                     guide,
                 };
                 // The classifier leads a model that is told no class.
@@ -224,8 +234,17 @@ fn a_model_without_a_null_class_is_not_guided() {
     let weights = device.alloc(nn::STORE, 4).unwrap();
     let model = |_: &Scope, x: &Tensor, _: &Tensor, _: Option<&Tensor>| affine(x, 0.5, 0.0);
     let (params, shape) = (Rc::default(), [1, 1, 1]);
-    let denoiser =
-        Denoiser { device, model: &model, params, weights, shape, labels: None, null: None, guide: None };
+    let denoiser = Denoiser {
+        device,
+        model: &model,
+        params,
+        weights,
+        shape,
+        labels: None,
+        null: None,
+        condition: None,
+        guide: None,
+    };
     let scheduler = find("digits").unwrap().scheduler().unwrap();
     let guidance = Guidance { scale: 2.0, ..Guidance::default() };
     let error = Sampler::new(&denoiser, &Options { guidance, ..Options::new(scheduler, 10, 0) }, 1);

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::{Denoiser, Source};
+use super::{Denoiser, Given, Source};
 use crate::codec::Codec;
 use crate::device::{Buffer, Device};
 use crate::diffusers;
@@ -103,6 +103,18 @@ impl Trained {
         &self.recipe
     }
 
+    /// [`Trained::source`], with the conditions of so many held-out images where the model takes conditions.
+    ///
+    /// # Errors
+    /// When these cannot be read.
+    pub fn source_of(&self, count: usize) -> Result<Source<'_>> {
+        let source = self.source();
+        if !self.recipe.condition.is_some() {
+            return Ok(source);
+        }
+        Ok(source.conditioned_on(Given::held_out(&self.recipe, None, count)?))
+    }
+
     /// The model to draw from.
     pub fn source(&self) -> Source<'_> {
         let (device, params, weights) = (self.device.clone(), Rc::clone(&self.params), self.weights.clone());
@@ -115,6 +127,7 @@ impl Trained {
             shape,
             labels: None,
             null: None,
+            condition: None,
             guide: None,
         };
         Source::new(denoiser, &self.recipe, self.codec.as_ref())

@@ -15,6 +15,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::recipe::{Recipe, System};
 use crate::run::{Batches, seen};
+use crate::sample::Given;
 
 /// Looks at the data as it lies there; gives the names of classes that have numbers already.
 pub(super) type Known<'a> = dyn Fn(&dyn Dataset) -> Result<Vec<String>> + Sync + 'a;
@@ -22,6 +23,7 @@ pub(super) type Known<'a> = dyn Fn(&dyn Dataset) -> Result<Vec<String>> + Sync +
 /// Opens the training data of a recipe, images of so many `channels`, and checks that the model fits it.
 fn open_data(recipe: &Recipe, channels: usize, known: &Known) -> Result<Arc<dyn Dataset>> {
     let dataset = data::open(&recipe.data, &recipe.pictures(channels))?;
+    recipe.check_partner(&*dataset)?;
     let classes = known(&*dataset)?;
     let dataset = numbered(dataset, &classes);
     let (classes, (table, key)) = (dataset.classes().len(), recipe.trained_classes());
@@ -59,6 +61,8 @@ pub(super) struct Data {
     pub evaluator: Option<Evaluator>,
     /// Images that a diffusion model is measured on.
     pub held_out: Option<HeldOut>,
+    /// Held-out images and their conditions, which pictures are drawn from.
+    pub given: Option<Given>,
     /// Gives the batches of the steps, in order; reads the first ones while everything else is made.
     feed: Option<Box<dyn FnMut() -> Result<Examples>>>,
 }
@@ -119,7 +123,8 @@ impl Data {
             Some(codec) => prepare(codec, &dataset, recipe, file, progress)?,
             None => None,
         };
-        Ok(Data { dataset, encoded, evaluator, held_out, feed: None })
+        let given = recipe.condition.is_some().then(|| Given::held_out(recipe, None, recipe.sample_count));
+        Ok(Data { dataset, encoded, evaluator, held_out, given: given.transpose()?, feed: None })
     }
 
     /// The data set that steps read: images, or all that is cached of them.
@@ -150,7 +155,12 @@ impl Data {
                 Box::new(move || loader.next().map(Examples::from))
             }
             None => {
-                let mut loader = Loader::new(Arc::clone(&source), batch, seed, flip, seen)?;
+                let mut loader = match &recipe.condition {
+                    condition if condition.is_some() => {
+                        Loader::conditioned(source, condition.clone(), batch, seed, flip, seen)?
+                    }
+                    _ => Loader::new(source, batch, seed, flip, seen)?,
+                };
                 Box::new(move || loader.next().map(Examples::from))
             }
         });
@@ -168,7 +178,8 @@ impl Data {
         seen: u64,
     ) -> Result<RecipeTrainer> {
         let source = self.source();
-        let whole = kept(&*source, device);
+        // Conditions are made on the host.
+        let whole = kept(&*source, device).filter(|_| !recipe.condition.is_some());
         self.load(recipe, seen, whole.is_some())?;
         RecipeTrainer::with_data(recipe, device, codec, resume, whole.as_ref())
     }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::diffusion_loss::quarter_of;
+use crate::data::condition::read_both;
 use crate::data::{Dataset, choice};
 use crate::diffusion::{NoiseLevel, Prediction};
 use crate::error::Result;
@@ -40,10 +41,17 @@ impl HeldOut {
         let (mut sums, mut counts) = ([0.0_f64; 4], [0_usize; 4]);
         for (batch, chosen) in self.chosen.chunks(predictor.batch()).enumerate() {
             let first = batch * predictor.batch();
-            let pixels: usize = self.data.shape().iter().product();
-            let mut images = vec![0.0; chosen.len() * pixels];
-            let numbered = images.chunks_exact_mut(pixels).zip(chosen);
-            let labels = numbered.map(|(image, &i)| self.data.read(i, image)).collect::<Result<Vec<_>>>()?;
+            let (mut images, mut labels, mut conditions) = (Vec::new(), Vec::new(), Vec::new());
+            for (i, &index) in chosen.iter().enumerate() {
+                let (label, image, partner) = read_both(&*self.data, &recipe.condition, index)?;
+                let number = (first + i) as u64;
+                conditions.extend(recipe.condition.of(&image, self.data.shape(), &partner, SEED, number));
+                images.extend(image);
+                labels.push(label);
+            }
+            if recipe.condition.is_some() {
+                predictor.set_conditions(&conditions)?;
+            }
             let x0 = source.samples_of(&images)?;
             let (size, channels) = (x0.len() / chosen.len(), recipe.diffused()[2]);
             let timesteps: Vec<usize> = (first..first + chosen.len())
@@ -175,6 +183,7 @@ mod tests {
                 shape,
                 labels: None,
                 null: None,
+                condition: None,
                 guide: None,
             };
             let source = Source::new(denoiser, &recipe, None);

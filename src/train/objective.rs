@@ -16,6 +16,7 @@ use crate::models::classifier::classifier;
 use crate::models::vae;
 use crate::nn::{Params, Scope};
 use crate::ops::arithmetic::{add, affine, mul};
+use crate::ops::concat::{concat, split};
 use crate::ops::cross_entropy::cross_entropy;
 use crate::ops::dropout::dropout;
 use crate::ops::gather::gather;
@@ -97,7 +98,7 @@ impl Objective {
             Some((_, _, theirs)) if self.encodes() => image(theirs),
             Some((_, _, theirs)) => [h, w, theirs.vae.moments() * c],
             None if self.recipe.system == System::Vae => image(&self.recipe),
-            None => [h, w, c],
+            None => [h, w, c + self.recipe.condition.channels_of(c)],
         }
     }
 
@@ -121,8 +122,8 @@ impl Objective {
     /// Records the loss of one batch.
     pub fn record(&self, scope: &Scope, batch: &Batch) -> Loss {
         match self.recipe.system {
-            System::Ddpm => self.denoising(scope, batch, &self.samples(batch)),
-            System::Ldm => self.denoising(scope, batch, &self.latents(batch)),
+            System::Ddpm => self.conditioned(scope, batch, &self.samples(batch)),
+            System::Ldm => self.denoising(scope, batch, &self.latents(batch), None),
             System::Vae => self.evidence(scope, batch),
             System::Classifier => self.classification(scope, batch),
         }
@@ -168,9 +169,23 @@ impl Objective {
         numbered.map(|(&label, sample)| if is_dropped(sample) { null } else { label }).collect()
     }
 
-    fn denoising(&self, scope: &Scope, batch: &Batch, x0: &Tensor) -> Loss {
+    /// [`Objective::denoising`] of images that have their conditions beside them, if there are any.
+    fn conditioned(&self, scope: &Scope, batch: &Batch, samples: &Tensor) -> Loss {
+        let [_, _, c] = self.recipe.diffused();
+        let condition = self.recipe.condition.channels_of(c);
+        if condition == 0 {
+            return self.denoising(scope, batch, samples, None);
+        }
+        let parts = batch.tape().labelled("condition", || split(samples, &[c, condition]));
+        self.denoising(scope, batch, &parts[0], Some(&parts[1]))
+    }
+
+    fn denoising(&self, scope: &Scope, batch: &Batch, x0: &Tensor, condition: Option<&Tensor>) -> Loss {
         let labels = self.has_labels().then(|| batch.input(self.labels()));
-        let model = |x_t: &Tensor, t: &Tensor| (self.model)(scope, x_t, t, labels.as_ref());
+        let model = |x_t: &Tensor, t: &Tensor| {
+            let seen = condition.map(|condition| concat(&[x_t, condition]));
+            (self.model)(scope, seen.as_ref().unwrap_or(x_t), t, labels.as_ref())
+        };
         diffusion_loss(&self.recipe, batch, x0, &model)
     }
 

@@ -22,7 +22,7 @@ fn missing(error: &Error) -> String {
 
 /// A picture to be drawn and written, and what to call it to the user.
 struct Picture {
-    what: &'static str,
+    what: String,
     name: String,
     drawing: Drawing,
 }
@@ -49,16 +49,22 @@ impl Session {
         let (count, name) = (self.recipe.sample_count, grid_name(self.trainer.done()));
         if let (Some(evaluator), Some(codec)) = (&self.data.evaluator, &self.codec) {
             let drawing = figures::pairs(codec, evaluator.images(count)?)?;
-            return Ok(vec![Picture { what: "reconstructions", name, drawing }]);
+            return Ok(vec![Picture { what: "reconstructions".to_owned(), name, drawing }]);
         }
         // From the moving average, and always from the same noise.
         let (source, options) = (self.source(), Options::of(&self.recipe)?);
         let images = source.draw(&options, count, None, || go_on(watch))?;
-        let drawing = figures::grid(images, source.image());
-        let mut pictures = vec![Picture { what: "samples", name, drawing }];
+        let quality = source.describe_quality(&images).map(|quality| format!(" ({quality})"));
+        let what = format!("samples{}", quality.unwrap_or_default());
+        let drawing = figures::samples(&source, images);
+        let mut pictures = vec![Picture { what, name, drawing }];
         if last {
             let drawing = figures::backward(&source, &options, STRIPS, &mut || go_on(watch))?;
-            pictures.push(Picture { what: "backward process", name: BACKWARD.to_owned(), drawing });
+            pictures.push(Picture {
+                what: "backward process".to_owned(),
+                name: BACKWARD.to_owned(),
+                drawing,
+            });
         }
         Ok(pictures)
     }
@@ -105,7 +111,11 @@ impl Session {
     }
 
     fn source(&self) -> Source<'_> {
-        self.trainer.source(self.codec.as_ref())
+        let source = self.trainer.source(self.codec.as_ref());
+        match &self.data.given {
+            Some(given) => source.conditioned_on(given.clone()),
+            None => source,
+        }
     }
 
     /// The first images at rising noise levels. No step needs it, so the first one does not wait for it.
@@ -120,7 +130,7 @@ impl Session {
         }
         let drawing = figures::forward(&source, &images, self.recipe.seed)?;
         self.times.pictures += before.elapsed();
-        self.write(Picture { what: "forward process", name: FORWARD.to_owned(), drawing }, true);
+        self.write(Picture { what: "forward process".to_owned(), name: FORWARD.to_owned(), drawing }, true);
         Ok(())
     }
 }

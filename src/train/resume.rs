@@ -107,18 +107,19 @@ impl Session {
 fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
     let kept = |r: &Recipe| (r.image_size, r.reconstruction);
     let model = |r: &Recipe| (r.model, r.unet.clone(), r.dit.clone(), r.conv.clone(), r.vae.clone());
-    // What an output of the model means.
+    // What input and output of the model mean.
     let meaning = |r: &Recipe| {
         let variance = r.variance.is_learned().then_some(r.variance);
         let classifier = (r.system == System::Classifier).then(|| r.classifier.clone());
-        (r.system.diffuses().then_some((r.prediction_type, variance)), classifier)
+        let condition = (r.condition.kind, r.condition.channels, r.condition.factor);
+        (r.system.diffuses().then_some((r.prediction_type, variance)), classifier, condition)
     };
     let has_null = |r: &Recipe| r.null_class().is_some();
     let refused = if has_null(recipe) != has_null(theirs) {
         let hint = if has_null(theirs) { "leave label_dropout above 0" } else { "leave label_dropout at 0" };
         ("run keeps whether it has a label of no class", format!("{hint}, or train anew"))
     } else if meaning(recipe) != meaning(theirs) {
-        let hint = "leave prediction_type, a learned variance and the classifier keys, or train anew";
+        let hint = "leave prediction_type, a learned variance, condition and classifier keys, or train anew";
         ("run keeps the meaning of what its model says", hint.to_owned())
     } else if model(recipe) != model(theirs) {
         let hint = "leave model and the unet, dit, conv and vae keys as they are, or train anew";

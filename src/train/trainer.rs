@@ -229,7 +229,17 @@ impl Trainer {
     /// objective did. `shape`: `[H, W, C]` of a sample.
     pub fn denoiser<'a>(&self, model: &'a Model, shape: [usize; 3]) -> Denoiser<'a> {
         let (device, params, weights) = (self.device.clone(), Rc::clone(&self.params), self.ema().clone());
-        Denoiser { device, model, params, weights, shape, labels: None, null: None, guide: None }
+        Denoiser {
+            device,
+            model,
+            params,
+            weights,
+            shape,
+            labels: None,
+            null: None,
+            condition: None,
+            guide: None,
+        }
     }
 
     /// Submits one step on `accumulation` batches, whose inputs `write` gives, and returns the numbers of the

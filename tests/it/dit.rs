@@ -106,6 +106,7 @@ fn the_librarys_seed_makes_the_librarys_transformer() {
             shape,
             labels,
             null,
+            condition: None,
             guide: None,
         };
         let mut sampler = Sampler::new(&denoiser, &options, 1).unwrap();

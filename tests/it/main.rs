@@ -6,6 +6,7 @@ mod autoencoder;
 mod bench;
 mod classes;
 mod command_line;
+mod conditions;
 mod configs;
 mod data;
 mod dit;

@@ -142,6 +142,7 @@ fn sampling_by_a_learned_variance_gives_back_the_data() {
                 shape: [1, 1, 1],
                 labels: None,
                 null: None,
+                condition: None,
                 guide: None,
             };
             let options = Options::new(scheduler.clone(), steps, 3);

@@ -1,0 +1,58 @@
+//! The order in which training meets the samples of a data set.
+
+use std::sync::{Arc, Mutex};
+
+use super::rng::below;
+use crate::error::lock;
+use crate::philox::{Sequence, Stream};
+
+/// The sample at each position.
+pub(super) struct Order {
+    len: Option<u64>,
+    seed: u64,
+    /// The permutations in use, newest last. Batches being made lie in one or two epochs as a rule.
+    epochs: Mutex<Vec<(u64, Arc<Vec<u32>>)>>,
+}
+
+impl Order {
+    pub(super) fn new(len: Option<u64>, seed: u64) -> Order {
+        Order { len, seed, epochs: Mutex::default() }
+    }
+
+    pub(super) fn samples(&self, first: u64, count: usize) -> Vec<u64> {
+        let positions = first..first + count as u64;
+        let Some(len) = self.len else { return positions.collect() };
+        let mut current = (u64::MAX, Arc::default());
+        let sample = |p: u64| {
+            let epoch = p / len;
+            if current.0 != epoch {
+                current = (epoch, self.permutation(epoch, len as usize));
+            }
+            u64::from(current.1[(p % len) as usize])
+        };
+        positions.map(sample).collect()
+    }
+
+    fn permutation(&self, epoch: u64, len: usize) -> Arc<Vec<u32>> {
+        let mut epochs = lock(&self.epochs);
+        if let Some((_, known)) = epochs.iter().find(|(e, _)| *e == epoch) {
+            return Arc::clone(known);
+        }
+        if epochs.len() == 3 {
+            epochs.remove(0);
+        }
+        let made = Arc::new(permutation(self.seed, epoch, len));
+        epochs.push((epoch, Arc::clone(&made)));
+        made
+    }
+}
+
+/// The order of `0..len` in an epoch (Fisher and Yates, as in Knuth's algorithm P).
+pub(super) fn permutation(seed: u64, epoch: u64, len: usize) -> Vec<u32> {
+    let mut rng = Sequence::new(seed, Stream::Shuffle, epoch as u32, (epoch >> 32) as u32);
+    let mut order: Vec<u32> = (0..len as u32).collect();
+    for i in (1..len).rev() {
+        order.swap(i, below(&mut rng, i + 1));
+    }
+    order
+}
