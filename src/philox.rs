@@ -39,6 +39,8 @@ pub enum Stream {
     Subset = 13,
     /// Labels that training replaces by that of no class.
     Labels = 14,
+    /// Vectors that the unused codes of a codebook move to.
+    Restart = 20,
     /// Dropout masks; each dropout adds its own number to this.
     Dropout = 256,
 }
