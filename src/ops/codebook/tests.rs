@@ -153,7 +153,9 @@ fn golden_averages() {
     };
     let z = vec![0.9, 0.2, 0.2, 0.7, -0.6, -0.9, 0.6, 0.3, 0.1, 0.9];
     let [codes, .., counts] = steps.check(&[z]);
-    let near = |got: &[f32], wanted: &[f32]| got.iter().zip(wanted).all(|(a, b)| (a - b).abs() <= 5e-7);
+    let near = |got: &[f32], wanted: &[f64]| {
+        got.iter().zip(wanted).all(|(got, wanted)| (f64::from(*got) - wanted).abs() <= 5e-7)
+    };
     assert!(near(&counts, &[1.1, 1.1, 1.0, 0.9]), "{counts:?}");
     #[rustfmt::skip]
     let wanted = [
