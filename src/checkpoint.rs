@@ -34,6 +34,10 @@ const KEY: &str = "denoir";
 /// Names of the sets of flat values over the model's parameters. A tensor is called `<set>.<parameter>`.
 pub const SETS: [&str; 4] = ["model", "ema", "adam_m", "adam_v"];
 
+/// What comes before the name of a state (see [`Scope::state`](crate::nn::Scope::state)), of which there is
+/// one set.
+const STATE: &str = "state";
+
 /// Flat values of the four sets, each of [`Params::elements`] numbers.
 pub struct Values {
     /// In the order of [`SETS`].
@@ -100,13 +104,20 @@ fn save_sets(
     let header = Header { format: FORMAT, step, recipe: recipe.map(Recipe::to_toml) };
     let text = serde_json::to_string(&header).unwrap_or_else(|e| unreachable!("a plain header: {e}"));
     let tensors = sets.iter().flat_map(|(set, flat)| file_tensors(params, flat, &format!("{set}.")));
-    write_views(path, tensors, KEY, &text)
+    let states = sets.iter().filter(|(set, _)| *set == SETS[0]).flat_map(|(_, flat)| states(params, flat));
+    write_views(path, tensors.chain(states), KEY, &text)
 }
 
 /// All parameters by name.
 fn file_tensors<'a>(params: &'a Params, flat: &'a [f32], prefix: &str) -> Vec<(String, FileTensor<'a>)> {
-    let of = |spec| FileTensor { spec, flat, shape: Spec::file_shape(spec) };
-    params.specs().iter().map(|spec| (format!("{prefix}{}", spec.name), of(spec))).collect()
+    let specs = params.specs().iter().filter(|spec| spec.state.is_none());
+    specs.map(|spec| (format!("{prefix}{}", spec.name), FileTensor::of(spec, flat))).collect()
+}
+
+/// All states by name.
+fn states<'a>(params: &'a Params, flat: &'a [f32]) -> Vec<(String, FileTensor<'a>)> {
+    let specs = params.specs().iter().filter(|spec| spec.state.is_some());
+    specs.map(|spec| (format!("{STATE}.{}", spec.name), FileTensor::of(spec, flat))).collect()
 }
 
 /// A parameter, converted to the layout of the file when it is written: one at a time.
@@ -114,6 +125,12 @@ struct FileTensor<'a> {
     spec: &'a Spec,
     flat: &'a [f32],
     shape: Vec<usize>,
+}
+
+impl<'a> FileTensor<'a> {
+    fn of(spec: &'a Spec, flat: &'a [f32]) -> FileTensor<'a> {
+        FileTensor { spec, flat, shape: spec.file_shape() }
+    }
 }
 
 impl View for FileTensor<'_> {
@@ -253,7 +270,7 @@ impl Saved {
         &self.path
     }
 
-    /// The values of one set, flat.
+    /// The values of one set, flat; those of the model with its states.
     ///
     /// # Errors
     /// When a tensor is missing, has another shape, or holds a number that is not finite.
@@ -266,9 +283,16 @@ impl Saved {
                 .hint("use the recipe that it was trained with")
         };
         let mut flat = vec![0.0; params.elements()];
-        for spec in params.specs() {
-            let name = format!("{set}.{}", spec.name);
-            let tensor = file.tensor(&name).map_err(|_| other(format!("it has no tensor {name}")))?;
+        for spec in params.specs().iter().filter(|spec| spec.state.is_none() || set == SETS[0]) {
+            let name = format!("{}.{}", if spec.state.is_some() { STATE } else { set }, spec.name);
+            let tensor = match (file.tensor(&name), spec.state) {
+                (Ok(tensor), _) => tensor,
+                (Err(_), None) => return Err(other(format!("it has no tensor {name}"))),
+                (Err(_), Some(missing)) => {
+                    flat[spec.first..][..spec.shape.elements()].fill(missing);
+                    continue;
+                }
+            };
             if tensor.dtype() != Dtype::F32 || tensor.shape() != spec.file_shape() {
                 let (dtype, shape, wanted) = (tensor.dtype(), tensor.shape(), spec.file_shape());
                 return Err(other(format!("{name} is {dtype:?} {shape:?}, expected F32 {wanted:?}")));
@@ -286,7 +310,8 @@ impl Saved {
             spec.for_each_index(|here, there| flat[spec.first + here] = values[there]);
         }
         let known = |name: &&str| {
-            name.split_once('.').is_some_and(|(set, name)| SETS.contains(&set) && params.find(name).is_some())
+            let of = |(set, name)| set == STATE || SETS.contains(&set) && params.find(name).is_some();
+            name.split_once('.').is_some_and(of)
         };
         if let Some(surplus) = file.names().iter().find(|name| !known(name)) {
             return Err(other(format!("it holds a tensor {surplus} that the model has not")));

@@ -9,7 +9,7 @@ use crate::checkpoint::{self, Loaded, fingerprint};
 use crate::device::{Buffer, Device};
 use crate::diffusers::{self, Component};
 use crate::error::{Error, Result};
-use crate::models::{autoencoder, vae};
+use crate::models::{codebook, vae};
 use crate::nn::{self, Params, Scope};
 use crate::program::{Plan, Program, Sharing, halves};
 use crate::recipe::{Backbone, Recipe, System, params_of};
@@ -285,7 +285,7 @@ impl Codec {
     pub fn decode(&self, latents: &[f32]) -> Result<Vec<f32>> {
         let [h, w, c] = self.latent();
         let latents = match self.codebook()? {
-            Some(codebook) => Cow::Owned(autoencoder::quantised(latents, &codebook, c)),
+            Some(codes) => Cow::Owned(codebook::quantised(latents, &codes, c)),
             None => Cow::Borrowed(latents),
         };
         self.in_batches(&self.decoder, &latents, h * w * c, |tape, samples| {
@@ -296,12 +296,12 @@ impl Codec {
     }
 
     /// The codebook of a VQModel, `[codes, c]`.
-    fn codebook(&self) -> Result<Option<Vec<f32>>> {
+    pub(crate) fn codebook(&self) -> Result<Option<Vec<f32>>> {
         if self.recipe.vae.kind != vae::VaeKind::Vq {
             return Ok(None);
         }
         let params = self.params.borrow();
-        let Some(spec) = params.find(autoencoder::CODEBOOK) else { unreachable!("a VQModel has a codebook") };
+        let Some(spec) = params.find(codebook::CODEBOOK) else { unreachable!("a VQModel has a codebook") };
         let mut values = vec![0.0_f32; spec.shape.elements()];
         self.device.read(&self.weights, spec.first * 4, bytemuck::cast_slice_mut(&mut values))?;
         Ok(Some(values))

@@ -41,6 +41,8 @@ pub enum Stream {
     Labels = 14,
     /// Noise of the held-out images that a diffusion model is measured on.
     HeldOut = 15,
+    /// Vectors that the unused codes of a codebook move to.
+    Restart = 16,
     /// Holes in conditions, their noise level, and which of them training replaces by zeros.
     Condition = 20,
     /// Noise of conditions.

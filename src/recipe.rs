@@ -13,10 +13,10 @@ mod system;
 mod validate;
 
 pub(crate) use built_in::built_in;
-pub use choices::{Latents, LossKind, Optimizer, Rng};
+pub use choices::{Codebook, Latents, LossKind, Optimizer, Rng};
 pub use find::{find, parse};
-pub(crate) use model::params_of_model;
 pub use model::{Backbone, initial_of, model_of, params_of};
+pub(crate) use model::{params_of_model, trained_params_of};
 pub use sample_every::SampleEvery;
 pub(crate) use set::{nearest, whole};
 pub use system::System;
@@ -185,6 +185,19 @@ config! {
         pub kl_weight: f64 = 1.0,
         /// Steps in which `kl_weight` rises from 0.
         pub kl_warmup: u64 = 0,
+        /// What moves the codes of a codebook: gradient, of their squared distance to the latents, or ema,
+        /// where they are running means of the latents.
+        pub codebook: Codebook = Codebook::Gradient,
+        /// Of the squared distance between latents and their codes, which is averaged over their numbers and
+        /// multiplied by the number of an image's values: 1 weighs it as a reconstruction that is averaged
+        /// too.
+        pub codebook_weight: f64 = 1.0,
+        /// Of the part of that distance that moves the latents, where 1 is that of what moves the codes.
+        pub commitment: f64 = 0.25,
+        /// Decay of the running counts of how many latents are nearest to each code, and of their means.
+        pub codebook_decay: f64 = 0.99,
+        /// A code whose count falls below this moves to a latent of the step; 0: none does.
+        pub codebook_restart: f64 = 2.0,
         /// Standard deviation of noise that is added to what the encoder sees: a denoising autoencoder.
         pub corrupt_noise: f64 = 0.0,
         /// Share of the pixels' values that the encoder sees as 0 (mid-grey).

@@ -212,8 +212,12 @@ impl Watch for Terminal {
     fn evaluated(&mut self, e: &Evaluation) {
         let of = if e.held_out { "held-out" } else { "training" };
         let kl = e.kl.map(|kl| format!("KL {kl:.2}  ")).unwrap_or_default();
+        let codes = match (e.codes_used, e.perplexity) {
+            (Some(used), Some(perplexity)) => format!("{used} codes used, perplexity {perplexity:.1}  "),
+            _ => String::new(),
+        };
         self.message(&format!(
-            "step {}, {} {of} images: reconstruction {:.2}  {kl}PSNR {:.2} dB  SSIM {:.3}  \
+            "step {}, {} {of} images: reconstruction {:.2}  {kl}{codes}PSNR {:.2} dB  SSIM {:.3}  \
              active {}/{} latent units",
             e.step, e.images, e.reconstruction, e.psnr, e.ssim, e.active_units, e.units
         ));

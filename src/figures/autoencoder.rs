@@ -19,7 +19,7 @@ fn has_gaussian(codec: &Codec) -> Result<()> {
         return Ok(());
     }
     Err(Error::new("this is an autoencoder: its latents are points, without sigma and without a prior")
-        .hint("use a run with vae.variational = true"))
+        .hint("use a run of a VAE with vae.variational = true, which a VQModel cannot have"))
 }
 
 fn pixels(codec: &Codec) -> usize {

@@ -203,6 +203,17 @@ pub fn loss(run: &Run, width: u32) -> Result<RgbImage> {
         let plot = Plot::new("reconstruction and KL, running means", "step", lines).log_y(true);
         panels.push(plot.draw(width, height(width)));
     }
+    let perplexities = points(&|m| m.perplexity);
+    if !perplexities.is_empty() {
+        let of_run = run.evaluations()?;
+        let held_out = of_run.iter().filter_map(|e| Some((e.step as f64, e.perplexity?)));
+        let lines = vec![
+            Line::new("of a batch, running mean", smooth(&perplexities)),
+            Line::new("over the images of an evaluation", held_out),
+        ];
+        let lines = lines.into_iter().filter(|line| !line.points.is_empty()).collect();
+        panels.push(Plot::new("perplexity of the codes' use", "step", lines).draw(width, height(width)));
+    }
     let accuracies = points(&|m| m.accuracy);
     if !accuracies.is_empty() {
         let plot =

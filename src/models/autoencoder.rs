@@ -4,10 +4,9 @@
 //! level halve the image, by a convolution that is padded at the bottom and the right; every norm has eps
 //! 1e-6, whatever a configuration says.
 
-use rayon::prelude::*;
-
+use super::codebook::codebook;
 use super::vae_config::{VaeConfig, VaeKind};
-use crate::nn::{Conv, Init, Layout, Scope, attention_block, conv, group_norm};
+use crate::nn::{Conv, Scope, attention_block, conv, group_norm};
 use crate::ops::activation::{Activation, activation};
 use crate::ops::arithmetic::{add, affine, sub};
 use crate::ops::concat::{concat, split};
@@ -61,7 +60,7 @@ fn bounded(x: &Tensor) -> Tensor {
 }
 
 /// The decoder: `z [N, h, w, latent]` to `[N, H, W, channels]`. Those of a VQModel are vectors of its
-/// codebook already (see [`quantised`]).
+/// codebook already (see [`quantise`](super::codebook::quantise)).
 #[track_caller]
 pub fn decode(config: &VaeConfig, scope: &Scope, z: &Tensor, channels: usize) -> Tensor {
     let net = Net { config, act: config.act_fn.activation() };
@@ -87,46 +86,6 @@ pub fn decode(config: &VaeConfig, scope: &Scope, z: &Tensor, channels: usize) ->
         }
     }
     net.ends(&s, &hidden, channels)
-}
-
-/// Name of the codebook's parameter.
-pub const CODEBOOK: &str = "quantize.embedding.weight";
-
-fn codebook(config: &VaeConfig, scope: &Scope) -> Tensor {
-    let codes = config.num_vq_embeddings;
-    // Uniform within one over their number.
-    let init = Init::FanIn(codes.saturating_mul(codes));
-    scope.param(CODEBOOK, [codes, config.latent], Layout::Plain, init)
-}
-
-/// Each vector of `width` numbers replaced by the nearest of the codebook `[codes, width]`; of two as near,
-/// the first.
-///
-/// # Panics
-/// When either is no whole number of vectors, or the codebook is empty.
-#[track_caller]
-pub fn quantised(latents: &[f32], codebook: &[f32], width: usize) -> Vec<f32> {
-    assert!(
-        width > 0 && latents.len().is_multiple_of(width) && codebook.len().is_multiple_of(width),
-        "quantised: {} numbers, a codebook of {}, vectors of {width}",
-        latents.len(),
-        codebook.len()
-    );
-    assert!(!codebook.is_empty(), "quantised: an empty codebook");
-    let distance = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
-    };
-    let mut out = latents.to_vec();
-    out.par_chunks_exact_mut(width).for_each(|vector| {
-        let nearest = codebook
-            .chunks_exact(width)
-            .min_by(|a, b| distance(a, vector).total_cmp(&distance(b, vector)))
-            .map(<[f32]>::to_vec);
-        if let Some(nearest) = nearest {
-            vector.copy_from_slice(&nearest);
-        }
-    });
-    out
 }
 
 struct Net<'a> {
@@ -166,17 +125,5 @@ impl Net<'_> {
         let groups = self.config.norm_num_groups;
         let hidden = group_norm(&s.sub("conv_norm_out"), x, groups, EPS, Activation::Silu);
         conv(&s.sub("conv_out"), &hidden, Conv::same(out), None, None)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_nearest_code_is_taken() {
-        let codebook = [0.0, 0.0, 1.0, 1.0, -1.0, 1.0, 1.0, 1.0];
-        let got = quantised(&[0.4, 0.4, 0.6, 0.6, -9.0, 0.0, 0.5, 0.5], &codebook, 2);
-        assert_eq!(got, [0.0, 0.0, 1.0, 1.0, -1.0, 1.0, 0.0, 0.0]);
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod arena;
 pub(crate) mod autoencoder;
 pub mod classifier;
+pub mod codebook;
 pub mod conv_net;
 pub mod dit;
 mod dit_config;

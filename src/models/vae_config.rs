@@ -16,7 +16,7 @@ pub enum VaeKind {
     Mlp,
     /// The reference library's `AutoencoderKL`.
     Kl,
-    /// Its `VQModel`, which rounds latents to a codebook; it is not trained here.
+    /// Its `VQModel`, which rounds latents to a codebook.
     Vq,
 }
 

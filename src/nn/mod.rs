@@ -71,6 +71,8 @@ pub struct Spec {
     pub init: Init,
     /// First element in the flat store.
     pub first: usize,
+    /// Of a state (see [`Scope::state`]): its values where a file has none.
+    pub state: Option<f32>,
 }
 
 impl Spec {
@@ -109,6 +111,8 @@ pub struct Params {
     specs: Vec<Spec>,
     index: HashMap<String, usize>,
     elements: usize,
+    /// Elements before the first state.
+    trained: Option<usize>,
 }
 
 impl Params {
@@ -124,12 +128,17 @@ impl Params {
 
     /// Trainable numbers.
     pub fn count(&self) -> usize {
-        self.specs.iter().map(|s| s.shape.elements()).sum()
+        self.specs.iter().filter(|s| s.state.is_none()).map(|s| s.shape.elements()).sum()
     }
 
     /// Elements of the flat store, gaps for alignment included.
     pub fn elements(&self) -> usize {
         self.elements
+    }
+
+    /// Of these, those that an optimiser trains: the first ones. The others are states.
+    pub fn trained(&self) -> usize {
+        self.trained.unwrap_or(self.elements)
     }
 
     /// Initial values of all of them, drawn from `seed`; zero in the gaps.
@@ -188,16 +197,20 @@ impl Params {
     }
 
     #[track_caller]
-    fn place(&mut self, name: String, shape: Shape, layout: Layout, init: Init) -> usize {
+    fn place(&mut self, name: String, shape: Shape, layout: Layout, init: Init, state: Option<f32>) -> usize {
         if let Some(&known) = self.index.get(&name) {
             let spec = &self.specs[known];
             assert_eq!(spec.shape, shape, "parameter {name} was recorded with another shape");
             return spec.first;
         }
         let first = self.elements;
+        assert!(state.is_some() || self.trained.is_none(), "parameter {name} comes after a state");
+        if state.is_some() {
+            self.trained.get_or_insert(first);
+        }
         self.elements += shape.elements().next_multiple_of(ALIGN);
         self.index.insert(name.clone(), self.specs.len());
-        self.specs.push(Spec { name, shape, layout, init, first });
+        self.specs.push(Spec { name, shape, layout, init, first, state });
         first
     }
 }
@@ -278,8 +291,21 @@ impl Scope {
     #[track_caller]
     pub fn param(&self, name: &str, shape: impl Into<Shape>, layout: Layout, init: Init) -> Tensor {
         let shape = shape.into();
-        let first = self.place(name, shape.clone(), layout, init);
+        let first = self.place(name, shape.clone(), layout, init, None);
         self.placed(first, shape)
+    }
+
+    /// A state of this module: numbers that a step of training writes by other means than a gradient, and
+    /// that nothing else needs. It lies behind all parameters, where no optimiser reaches, and in the weights
+    /// of a checkpoint; `missing` are its values where a file has none.
+    ///
+    /// # Panics
+    /// When a parameter is asked for later.
+    #[track_caller]
+    pub fn state(&self, name: &str, shape: impl Into<Shape>, init: Init, missing: f32) -> Tensor {
+        let shape = shape.into();
+        let first = self.place(name, shape.clone(), Layout::Plain, init, Some(missing));
+        self.tape.stored(&self.store, first, shape)
     }
 
     /// A parameter of this module as consecutive slices of its rows.
@@ -298,7 +324,7 @@ impl Scope {
         let shape = shape.into();
         let elements: usize = slices.iter().map(Shape::elements).sum();
         assert_eq!(elements, shape.elements(), "parameter {name} {shape} in slices {slices:?}");
-        let mut first = self.place(name, shape, layout, init);
+        let mut first = self.place(name, shape, layout, init, None);
         let slice = |slice: &Shape| {
             assert!(first.is_multiple_of(ALIGN), "parameter {name}: a slice begins at element {first}");
             let tensor = self.placed(first, slice.clone());
@@ -309,8 +335,8 @@ impl Scope {
     }
 
     #[track_caller]
-    fn place(&self, name: &str, shape: Shape, layout: Layout, init: Init) -> usize {
-        self.params.borrow_mut().place(self.sub(name).prefix, shape, layout, init)
+    fn place(&self, name: &str, shape: Shape, layout: Layout, init: Init, state: Option<f32>) -> usize {
+        self.params.borrow_mut().place(self.sub(name).prefix, shape, layout, init, state)
     }
 
     fn placed(&self, first: usize, shape: Shape) -> Tensor {

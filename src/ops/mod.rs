@@ -5,6 +5,7 @@ pub mod activation;
 pub mod adam;
 pub mod arithmetic;
 pub mod attention;
+pub mod codebook;
 pub mod concat;
 pub mod conv2d;
 pub mod conv_transpose2d;
@@ -25,6 +26,7 @@ pub mod loss;
 pub mod matmul;
 pub mod noising;
 pub mod positions;
+pub mod quantise;
 pub mod reduce;
 pub mod reparameterise;
 pub mod resample;
@@ -50,6 +52,7 @@ pub static KERNELS: &[&Kernel] = &[
     &attention::KERNEL,
     &attention::PRODUCTS,
     &attention::HEADS,
+    &codebook::KERNEL,
     &concat::KERNEL,
     &cross_entropy::KERNEL,
     &denoising::KERNEL,
@@ -66,6 +69,7 @@ pub static KERNELS: &[&Kernel] = &[
     &loss::KERNEL,
     &noising::KERNEL,
     &positions::KERNEL,
+    &quantise::KERNEL,
     &reduce::KERNEL,
     &reparameterise::KERNEL,
     &resample::KERNEL,

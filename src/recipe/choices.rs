@@ -49,3 +49,14 @@ pub enum LossKind {
     /// The variational bound in bits per dimension, of mean and learned variance.
     Bound,
 }
+
+/// What moves the codes of a codebook.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Codebook {
+    /// The gradient of their distance to the latents.
+    #[default]
+    Gradient,
+    /// They are running means of the latents.
+    Ema,
+}

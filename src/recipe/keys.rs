@@ -1,6 +1,7 @@
 //! The keys that a recipe of a system and a model has.
 
 use super::{Recipe, System};
+use crate::models::vae::VaeKind;
 
 impl Recipe {
     /// Whether a recipe of this system and model has the key.
@@ -20,6 +21,9 @@ impl Recipe {
             | "scheduler" | "loss" | "huber_delta" | "bound_weight" | "loss_weight" | "p2_k" | "p2_gamma"
             | "min_snr_gamma" | "edm_sigma_data" | "timestep_sampling" | "timestep_mean" | "timestep_std"
             | "offset_noise" | "input_perturbation" => system.diffuses(),
+            "codebook" | "codebook_weight" | "commitment" | "codebook_decay" | "codebook_restart" => {
+                self.has_codebook()
+            }
             "reconstruction" | "kl_weight" | "kl_warmup" | "corrupt_noise" | "corrupt_mask" | "vae" => {
                 system == System::Vae
             }
@@ -32,12 +36,26 @@ impl Recipe {
         }
     }
 
+    /// Whether it trains a codebook.
+    pub(crate) fn has_codebook(&self) -> bool {
+        self.system == System::Vae && self.vae.kind == VaeKind::Vq
+    }
+
+    /// Vectors of latents that a step of a VAE looks for in its codebook.
+    pub(super) fn latents_of_a_step(&self) -> f64 {
+        let [h, w, _] = self.vae.latent_shape(self.image_size);
+        self.images_of_a_step() as f64 * (h * w) as f64
+    }
+
     /// Says that it has no such key.
     pub(super) fn lacks(&self, key: &str) -> String {
         let system = format!("{:?}", self.system).to_lowercase();
         let of = match key {
             "unet" | "dit" | "conv" if self.system.diffuses() => {
                 format!("model = {}", self.model.table())
+            }
+            _ if self.system == System::Vae && (key.starts_with("codebook") || key == "commitment") => {
+                "a VAE without a codebook: vae.kind must be vq".to_owned()
             }
             _ => format!("system = {system}"),
         };

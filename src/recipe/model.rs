@@ -9,11 +9,12 @@ use super::{Recipe, Rng, System};
 use crate::diffusion::Model;
 use crate::error::Result;
 use crate::models::classifier::classifier;
+use crate::models::codebook::COUNTS;
 use crate::models::conv_net::conv_net;
 use crate::models::dit::dit;
 use crate::models::unet::{Class, unet};
 use crate::models::{unet_order, vae};
-use crate::nn::{Params, Scope};
+use crate::nn::{Init, Params, Scope};
 use crate::tape::Tape;
 
 /// The network of a diffusion model.
@@ -130,6 +131,20 @@ pub fn params_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
         let (vae, channels) = (&recipe.vae, recipe.vae.in_channels);
         let (mean, _) = vae::encode(vae, &scope, &image(channels));
         vae::decode(vae, &scope, &mean, [side, side, channels]);
+    }
+    params
+}
+
+/// As [`params_of`], with the states that training has beside them: the running counts of a codebook's codes.
+/// In the first step all codes are dead, and move to latents; those of a codebook that was trained elsewhere
+/// begin as if all were used alike.
+pub(crate) fn trained_params_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
+    let params = params_of(recipe);
+    if recipe.has_codebook() {
+        let codes = recipe.vae.num_vq_embeddings;
+        let init = if recipe.codebook_restart > 0.0 { Init::Zeros } else { Init::Ones };
+        let even = (recipe.latents_of_a_step() / codes as f64) as f32;
+        Scope::new(&Tape::new(), &params).state(COUNTS, [codes], init, even);
     }
     params
 }

@@ -3,7 +3,6 @@
 use super::{Backbone, Recipe, System};
 use crate::diffusion::{Keys, Learned, Precision, Prediction, Process, Schedule, Scheduler};
 use crate::error::{Error, Result, need};
-use crate::models::vae::VaeKind;
 
 /// Sampler of a recipe that names none.
 const DEFAULT: &str = "DDPMScheduler";
@@ -82,8 +81,7 @@ impl Recipe {
     /// Says that the model can be used but not trained, if so.
     pub(crate) fn check_trainable(&self) -> Result<()> {
         match self.system {
-            System::Vae if self.vae.kind == VaeKind::Vq => Err(Error::usage("a VQModel is not trained here")
-                .hint("train a VAE of kind kl, or latent diffusion on this one")),
+            System::Vae if self.has_codebook() => self.check_codebook(),
             System::Vae | System::Classifier => Ok(()),
             _ if self.rescale_betas_zero_snr && self.prediction_type == Prediction::Epsilon => {
                 let message =

@@ -1,10 +1,13 @@
 //! Checks of a recipe's values, made before anything else is done with them.
 
-use super::{Backbone, LossKind, Optimizer, Recipe, Rng, System};
+use super::{Backbone, Codebook, LossKind, Optimizer, Recipe, Rng, System};
 use crate::diffusion::{LossWeight, TimestepSampling};
 use crate::error::{Error, Result, need};
 use crate::models::unet::Class;
 use crate::models::vae::{Reconstruction, VaeKind};
+
+/// Most numbers of a codebook that is trained: a kernel binds it whole.
+const MOST_CODES: usize = 1 << 25;
 
 impl Recipe {
     /// Says what is wrong with the values, before anything else is done with them.
@@ -66,6 +69,10 @@ impl Recipe {
             ("timestep_mean", self.timestep_mean, -100.0, 100.0, true),
             ("timestep_std", self.timestep_std, 0.0, 100.0, false),
             ("kl_weight", self.kl_weight, 0.0, 1e9, true),
+            ("codebook_weight", self.codebook_weight, 0.0, 1e9, true),
+            ("commitment", self.commitment, 0.0, 1e9, true),
+            ("codebook_decay", self.codebook_decay, 0.0, 1.0, true),
+            ("codebook_restart", self.codebook_restart, 0.0, 1e9, true),
             ("corrupt_noise", self.corrupt_noise, 0.0, 1e3, true),
             ("corrupt_mask", self.corrupt_mask, 0.0, 1.0, true),
             ("scaling_factor", self.scaling_factor, 0.0, 1e9, true),
@@ -227,6 +234,25 @@ impl Recipe {
         let weights = values * vae.widths.first().copied().unwrap_or(1) as u128;
         let message = format!("the first layer would have {weights} weights");
         need(weights <= i32::MAX as u128, message, "lower image_size or the numbers in vae.widths")
+    }
+
+    /// Says what keeps a codebook from being trained.
+    pub(super) fn check_codebook(&self) -> Result<()> {
+        let (codes, restart) = (self.vae.num_vq_embeddings, self.codebook_restart);
+        let averages = self.codebook == Codebook::Ema;
+        let vectors = self.latents_of_a_step();
+        let message = format!(
+            "codebook_restart is {restart} for {codes} codes, and a step has {vectors} latents: no code lives"
+        );
+        let hint = "lower codebook_restart (0: no restarts) or vae.num_vq_embeddings, or raise batch_size";
+        need(restart * codes as f64 <= vectors, message, hint)?;
+        let elements = codes * self.vae.latent;
+        let message = format!("the codebook has {elements} numbers");
+        need(elements <= MOST_CODES, message, format!("it can have at most {MOST_CODES} to be trained"))?;
+        let message = "codebook is ema, and weight_decay would shrink its codes";
+        need(!averages || self.weight_decay == 0.0, message, "set weight_decay = 0, or codebook = gradient")?;
+        let message = "codebook_decay is 1: the counts of codes would never change";
+        need(self.codebook_decay < 1.0, message, "0.99 is usual")
     }
 
     /// Kernels count elements in 32 bits.

@@ -24,6 +24,12 @@ pub struct Metrics {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     /// Of a VAE: the divergence, before its weight.
     pub kl: Option<f32>,
+    /// Of a VAE with a codebook: the mean squared distance between latents and their codes, before its weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub codebook: Option<f32>,
+    /// And the perplexity of the codes' use in the batch: how many there would be if all were used alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<f32>,
     /// Of a classifier: how many of 1 it tells right, of noisy images where it is trained on these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f32>,
@@ -69,6 +75,12 @@ pub struct Evaluation {
     /// Summed over the numbers of a latent, averaged over images; an autoencoder has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl: Option<f64>,
+    /// Of a codebook: the perplexity of its codes' use over all these images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<f64>,
+    /// And how many codes they use at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub codes_used: Option<usize>,
     /// Decibels, averaged over images.
     pub psnr: f64,
     /// Averaged over images.

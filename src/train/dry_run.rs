@@ -59,7 +59,7 @@ impl DryRun {
         let flat = params.borrow().elements() as u64 * 4;
         let optimiser = accumulates.then(|| {
             let tape = Tape::new();
-            record_optimiser(&tape, &options, params.borrow().elements(), ACCUMULATED);
+            record_optimiser(&tape, &options, &params.borrow(), ACCUMULATED);
             Plan::new(&tape, &[], device)
         });
         let of_optimiser = optimiser.as_ref().map_or(0, |optimiser| optimiser.cost().flops);

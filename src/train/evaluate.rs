@@ -7,7 +7,9 @@ use crate::codec::{Codec, Posterior};
 use crate::data::Dataset;
 use crate::data::quality::{active_units, psnr, ssim};
 use crate::error::{Error, Result};
+use crate::models::codebook::nearest_codes;
 use crate::models::vae::Reconstruction;
+use crate::ops::quantise::perplexity_of;
 use crate::run::Evaluation;
 
 /// Images, read once when they are first asked for, and what is measured on them.
@@ -54,18 +56,29 @@ impl Evaluator {
         let posterior = codec.encode(images)?;
         let decoded = codec.decode(&posterior.mean)?;
         let (active, units) = active_units(&posterior.mean, self.count);
+        let used =
+            codec.codebook()?.map(|codebook| code_counts(&posterior.mean, &codebook, codec.latent()[2]));
         Ok(Evaluation {
             step,
             images: self.count,
             held_out: self.held_out,
             reconstruction: distance(images, &decoded, codec.recipe().reconstruction) / self.count as f64,
             kl: divergence(&posterior).map(|kl| kl / self.count as f64),
+            perplexity: used.as_ref().map(|counts| perplexity_of(counts.iter().copied())),
+            codes_used: used.as_ref().map(|counts| counts.iter().filter(|&&n| n > 0.0).count()),
             psnr: psnr(images, &decoded, self.count),
             ssim: ssim(images, &decoded, self.count, codec.image()),
             active_units: active,
             units,
         })
     }
+}
+
+/// How many of the vectors are nearest to each code.
+fn code_counts(latents: &[f32], codebook: &[f32], width: usize) -> Vec<f64> {
+    let mut counts = vec![0.0; codebook.len() / width];
+    nearest_codes(latents, codebook, width).into_iter().for_each(|index| counts[index] += 1.0);
+    counts
 }
 
 /// The reconstruction's part of the loss, summed over all pixels.

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::batch::{Batch, BatchWriter, Input, Loss};
+use super::codes::Codes;
 use super::diffusion_loss::diffusion_loss;
 use super::options::TrainOptions;
 use super::resident::{Examples, Resident};
@@ -25,7 +26,7 @@ use crate::ops::noising::gaussian;
 use crate::ops::reduce::mean;
 use crate::ops::reparameterise::{Noise, reparameterise};
 use crate::philox::{Stream, draw, uniform};
-use crate::recipe::{Latents, Recipe, System, model_of, params_of};
+use crate::recipe::{Latents, Recipe, System, model_of, trained_params_of};
 use crate::tape::Tensor;
 
 /// Store of the weights of a VAE that is not trained.
@@ -61,7 +62,7 @@ impl Objective {
         Objective {
             recipe: recipe.clone(),
             model: model_of(recipe),
-            params: params_of(recipe),
+            params: trained_params_of(recipe),
             vae: codec.map(of),
             resident: None,
         }
@@ -230,10 +231,18 @@ impl Objective {
         let images = self.samples(batch);
         let seen = tape.labelled("corruption", || self.corrupted(&images, state));
         let (mean, log_var) = vae::encode(config, scope, &seen);
-        let z = tape.labelled("latents", || drawn(&mean, log_var.as_ref(), state));
+        let values = self.sample_shape().iter().product();
+        let codes = recipe.has_codebook().then(|| Codes::new(recipe, scope, batch, &mean, values));
+        let z = match &codes {
+            Some(codes) => codes.latents.clone(),
+            None => tape.labelled("latents", || drawn(&mean, log_var.as_ref(), state)),
+        };
         let raw = vae::decode(config, scope, &z, self.sample_shape());
         tape.labelled("loss", || {
             let reconstruction = vae::loss(config, &raw, &images, recipe.reconstruction);
+            if let Some(codes) = &codes {
+                return codes.loss(&reconstruction).with(RECONSTRUCTION, &reconstruction);
+            }
             let Some(log_var) = &log_var else {
                 return Loss::from(reconstruction.clone()).with(RECONSTRUCTION, &reconstruction);
             };

@@ -1,8 +1,9 @@
 //! How a step of training makes new weights of gradients.
 
 use crate::ops::adam::AdamOptions;
+use crate::ops::codebook::CodebookOptions;
 use crate::optim::{Ema, EmaWarmup, LrSchedule};
-use crate::recipe::Recipe;
+use crate::recipe::{Codebook, Recipe};
 use crate::state::State;
 
 /// Adam, its learning rate, clipping, accumulation and the moving average of the weights. The default is
@@ -38,6 +39,8 @@ pub struct TrainOptions {
     /// Compute what [`Scope::block`](crate::nn::Scope::block) records once more in the backward pass: less
     /// memory, more time, the same numbers.
     pub checkpoint_blocks: bool,
+    /// What a step does to a codebook beside its gradient; `None`: the model has none.
+    pub codebook: Option<CodebookOptions>,
 }
 
 impl Default for TrainOptions {
@@ -50,6 +53,11 @@ impl TrainOptions {
     /// The options that a recipe gives.
     pub fn of(recipe: &Recipe) -> Self {
         let warmup = EmaWarmup { inv_gamma: recipe.ema_inv_gamma, power: recipe.ema_power };
+        let codebook = CodebookOptions {
+            decay: recipe.codebook_decay,
+            restart: recipe.codebook_restart,
+            averages: recipe.codebook == Codebook::Ema,
+        };
         TrainOptions {
             seed: recipe.seed,
             batch_size: recipe.batch_size,
@@ -65,6 +73,7 @@ impl TrainOptions {
             clip_norm: (recipe.clip_norm > 0.0).then_some(recipe.clip_norm),
             ema: Ema { decay: recipe.ema_decay, warmup: recipe.ema_warmup.then_some(warmup) },
             checkpoint_blocks: recipe.checkpoint_blocks,
+            codebook: recipe.has_codebook().then_some(codebook),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::data::Dataset;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::optim::LrSchedule;
-use crate::recipe::{Latents, Recipe, SampleEvery, System, params_of};
+use crate::recipe::{Latents, Recipe, SampleEvery, System, trained_params_of};
 use crate::run::{DataRecord, Record, Run, going_on, seen};
 
 /// What the user says about a run that goes on.
@@ -50,7 +50,7 @@ impl Session {
         } else {
             let loaded = run.newest()?;
             check_resumable(&recipe, &loaded.recipe)?;
-            from = Some((loaded.header.step, loaded.values(&params_of(&recipe).borrow())?));
+            from = Some((loaded.header.step, loaded.values(&trained_params_of(&recipe).borrow())?));
             recorded = run.record()?;
             theirs = Some(loaded.recipe);
         }

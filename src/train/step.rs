@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::batch::{Batch, Declared, Loss};
+use super::codes::record_update;
 use super::options::TrainOptions;
 use crate::device::Buffer;
 use crate::error::Result;
@@ -103,10 +104,10 @@ pub(super) fn record_batch(
             tape.place(each, METRICS, metrics.each());
         }
     });
-    let elements = params.borrow().elements();
+    let elements = params.borrow().trained();
     assert!(elements > 0, "the objective asks its scope for no parameter: there is nothing to train");
     if optimises {
-        record_optimiser(&tape, options, elements, nn::GRADIENTS);
+        record_optimiser(&tape, options, &params.borrow(), nn::GRADIENTS);
     } else {
         let sum = tape.stored(ACCUMULATED, 0, [elements]);
         tape.labelled("optimiser", || tape.accumulate_into(&sum, &tape.stored(nn::GRADIENTS, 0, [elements])));
@@ -114,14 +115,18 @@ pub(super) fn record_batch(
     Recorded { tape, declared: batch.into_declared(), metrics }
 }
 
-/// Records clipping, Adam and EMA on the gradients in `store`.
-pub(super) fn record_optimiser(tape: &Tape, options: &TrainOptions, elements: usize, store: &str) {
+/// Records clipping, Adam and EMA on the gradients in `store`, and what else a step writes.
+pub(super) fn record_optimiser(tape: &Tape, options: &TrainOptions, params: &Params, store: &str) {
+    let elements = params.trained();
     tape.labelled("optimiser", || {
         let state = state_of(tape);
         let gradients = tape.stored(store, 0, [elements]);
-        let [params, ema, m, v] = STORES.map(|s| tape.stored(s, 0, [elements]));
+        let [weights, ema, m, v] = STORES.map(|s| tape.stored(s, 0, [elements]));
         let norm = grad_norm(&gradients);
-        let tensors = AdamTensors { params: &params, grads: &gradients, m: &m, v: &v, ema: &ema };
+        if let Some(codebook) = options.codebook {
+            record_update(tape, codebook, params, STORES, &norm);
+        }
+        let tensors = AdamTensors { params: &weights, grads: &gradients, m: &m, v: &v, ema: &ema };
         adam(options.adam(), tensors, &norm, &state);
         tape.place(&norm, METRICS, Metrics::NORM);
     });

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::codes::{DISTANCE, PERPLEXITY};
 use super::diffusion_loss::{BOUND, Quarters};
 use super::encoded::Encoded;
 use super::objective::{ACCURACY, KL, RECONSTRUCTION};
@@ -219,6 +220,8 @@ impl Session {
             loss: outcome.loss,
             reconstruction: outcome.part(RECONSTRUCTION),
             kl: outcome.part(KL),
+            codebook: outcome.part(DISTANCE),
+            perplexity: outcome.part(PERPLEXITY),
             accuracy: outcome.part(ACCURACY),
             loss_by_t: by_t.filter(|_| !classifies).map(|(plain, _)| plain),
             accuracy_by_t: by_t.filter(|_| classifies).map(|(right, _)| right),

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use super::batch::{Batch, BatchWriter, Loss, Slot};
+use super::codes::STATISTICS;
 use super::options::TrainOptions;
 use super::outcome::{Diverged, Outcome, Pending};
 use super::step::{
@@ -115,9 +116,10 @@ impl Trainer {
         }
         let optimiser = if options.accumulation > 1 {
             let tape = Tape::new();
-            record_optimiser(&tape, &options, elements, ACCUMULATED);
+            record_optimiser(&tape, &options, &params.borrow(), ACCUMULATED);
             let mut bound = bound.clone();
-            bound.extend([ACCUMULATED, STATE].map(|store| (store, batch.store(store))));
+            let shared = [ACCUMULATED, STATE].into_iter().chain(options.codebook.map(|_| STATISTICS));
+            bound.extend(shared.map(|store| (store, batch.store(store))));
             Some(Program::compile(&Plan::new(&tape, &[], device), device, &bound, Sharing::Shared)?)
         } else {
             None

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use denoir::device::Device;
+use denoir::models::codebook::quantise;
 use denoir::models::vae::{Reconstruction, VaeConfig, decode, encode, image_of, loss};
 use denoir::nn::{self, Params, Scope};
 use denoir::ops::arithmetic::{add, affine};
@@ -113,6 +114,59 @@ fn vaes_of_every_kind_with_all_gradients() {
         for name in &files {
             check_vae(name, &Golden::named(name), &device);
         }
+    }
+}
+
+/// A VQModel in training: which codes its latents have, both halves of the loss and all gradients, those of the
+/// codes too, and those of the encoder straight through the codebook.
+#[test]
+fn a_codebook_with_all_gradients() {
+    let golden = Golden::named("vq_gradients.safetensors");
+    let config: VaeConfig = parsed(&golden.metadata["config"]);
+    let [weight, commitment]: [f32; 2] =
+        ["weight", "commitment"].map(|key| parsed(&golden.metadata["loss"][key]));
+    let ([n, h, w, c], x) = golden.nhwc("in/x");
+    for device in devices() {
+        let params: Rc<RefCell<Params>> = Rc::default();
+        let tape = Tape::new();
+        let state = tape.stored_u32("state", [State::WORDS]);
+        let scope = Scope::training(&tape, &params, &state);
+        let x_in = tape.stored("x", 0, [n, h, w, c]);
+        let (z, _) = encode(&config, &scope, &x_in);
+        let codes = quantise(&config, &scope, &z);
+        let out = decode(&config, &scope, &codes.latents, [h, w, c]);
+        let reconstruction = loss(&config, &out, &x_in, Reconstruction::Mse);
+        let of_codes = affine(&codes.of_codes, weight, 0.0);
+        let terms = add(&of_codes, &affine(&codes.commitment, weight * commitment, 0.0));
+        let total = add(&reconstruction, &terms);
+        nn::place_gradients(&tape, &tape.backward_from(&total, &tape.stored("dy", 0, [1])));
+        let results = [
+            ("z", &z),
+            ("index", &codes.rows[1]),
+            ("codebook", &codes.commitment),
+            ("out", &out),
+            ("reconstruction", &reconstruction),
+            ("loss", &total),
+        ];
+        let plan = Plan::new(&tape, &results.map(|(_, tensor)| tensor), &device);
+        let mut program = Program::compile(&plan, &device, &[], Sharing::Shared).unwrap();
+        let params = params.borrow();
+        nn::write_parameters(&program, &flat_parameters("vq_gradients", &golden, &params)).unwrap();
+        program.write("x", &to_f32(&x)).unwrap();
+        program.write("dy", &[1.0_f32]).unwrap();
+        program.run().unwrap();
+        let mut judge = Judge::new("vq_gradients", &golden, &device);
+        for (what, tensor) in results {
+            let err = relative(&program.read(tensor).unwrap(), &as_ours(&golden, &format!("f64/{what}")));
+            let typical: &[&str] = match what {
+                "index" => &[],
+                "codebook" => &["codebook", "z"],
+                _ => &["out", "z"],
+            };
+            judge.error(what, err, judge.error_of(typical).max(judge.error_of(&[what])));
+        }
+        judge.gradients(&params, &flat_gradients(&program, &params), judge.error_of(&["out"]));
+        judge.verdict();
     }
 }
 

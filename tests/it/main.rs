@@ -35,5 +35,6 @@ mod signals;
 mod source;
 mod training;
 mod tuning;
+mod vq;
 mod whole_files;
 mod zip_writer;

@@ -11,7 +11,7 @@ the same from either and from the run in between.
 
 Five pipelines that denoir trains some steps in between: `denoir sample --rng torch` of the run and DDPMPipeline from the
 exported folder must draw the same pictures from the same seed.  Then runs that denoir starts itself, of pixels (digits), of an
-AutoencoderKL (digits-kl) and of latents on that (digits-ldm): diffusers loads what `denoir export` writes of each.
+AutoencoderKL (digits-kl), of a VQModel (digits-vq) and of latents on the first (digits-ldm): diffusers loads what `denoir export` writes of each.
 
 Two f32 programs differ by about 1e-6 in each prediction; a few steps leave less than 1e-4 of that in an image from 0 to 1, where
 a level is 4e-3.  So a value can differ by one level, where it lies that near to the middle between two (at most one in twenty of
@@ -192,29 +192,41 @@ def exported(denoir, kind, seed, run, out):
     return same(read(run / "drawn"), drawn(kind.from_pretrained(out), seed), kind)
 
 
+def encoded_and_decoded(denoir, kind, seed, run):
+    """Latents and pictures of an autoencoder's run, and of its folder as diffusers loads it."""
+    denoir("export", run, run / "theirs")
+    vae = kind.from_pretrained(run / "theirs").eval()
+    pictures = np.random.default_rng(seed).integers(0, 256, (3, 32, 32), np.uint8)
+    save(pictures, run / "pictures")
+    files = sorted((run / "pictures").glob("*.png"))
+    denoir("encode", run, *files, "--device", "cpu", "--out", run / "latents.safetensors")
+    denoir("decode", run, run / "latents.safetensors", "--device", "cpu", "--out", run / "decoded")
+    ours = load_file(run / "latents.safetensors")
+    with torch.no_grad():
+        found = vae.encode(torch.from_numpy(pictures).float()[:, None] / 127.5 - 1)
+        images = vae.decode(ours["latents"]).sample
+    if kind is VQModel:
+        pairs = [(ours["mean"], found.latents)]
+    else:
+        pairs = [(ours["mean"], found.latent_dist.mean), (ours["log_var"], found.latent_dist.logvar)]
+    errors = [((mine - its).norm() / its.norm()).item() for mine, its in pairs]
+    assert max(errors) <= 1e-5, errors
+    theirs = ((images / 2 + 0.5).clamp(0, 1) * 255).round().int().permute(0, 2, 3, 1).numpy().repeat(3, 3)
+    said = same(read(run / "decoded"), theirs, "decoded")
+    return f"latents off by {max(errors):.1e}; decoded, {said}"
+
+
 def started_here(denoir, r, number, at):
     few = [w for s in ("steps=5", "batch_size=4", "sample_count=2") for w in ("--set", s)]
     train = lambda recipe, *more: denoir("train", recipe, "--out", at / recipe, "--device", "cpu", *few, *more)
     train("digits", "--set", "sample_steps=2")
     print("digits:", exported(denoir, DDPMPipeline, number, at / "digits", at / "pixels"))
 
-    train("digits-kl", "--set", "evaluate_count=4")
-    denoir("export", at / "digits-kl", at / "vae")
-    vae = AutoencoderKL.from_pretrained(at / "vae").eval()
-    pictures = np.random.default_rng(number).integers(0, 256, (3, 32, 32), np.uint8)
-    save(pictures, at / "pictures")
-    files = sorted((at / "pictures").glob("*.png"))
-    denoir("encode", at / "digits-kl", *files, "--device", "cpu", "--out", at / "latents.safetensors")
-    denoir("decode", at / "digits-kl", at / "latents.safetensors", "--device", "cpu", "--out", at / "decoded")
-    ours = load_file(at / "latents.safetensors")
-    with torch.no_grad():
-        found = vae.encode(torch.from_numpy(pictures).float()[:, None] / 127.5 - 1).latent_dist
-        images = vae.decode(ours["latents"]).sample
-    errors = [((mine - its).norm() / its.norm()).item() for mine, its in ((ours["mean"], found.mean), (ours["log_var"], found.logvar))]
-    assert max(errors) <= 1e-5, errors
-    theirs = ((images / 2 + 0.5).clamp(0, 1) * 255).round().int().permute(0, 2, 3, 1).numpy().repeat(3, 3)
-    said = same(read(at / "decoded"), theirs, "decoded")
-    print(f"digits-kl: mean and log-variance off by {errors[0]:.1e} and {errors[1]:.1e}; decoded, {said}")
+    # A batch of four must leave no code without latents for certain.
+    few_codes = ("--set", "vae.num_vq_embeddings=32")
+    for recipe, kind, more in (("digits-kl", AutoencoderKL, ()), ("digits-vq", VQModel, few_codes)):
+        train(recipe, "--set", "evaluate_count=4", *more)
+        print(f"{recipe}:", encoded_and_decoded(denoir, kind, number, at / recipe))
 
     train("digits-ldm", "--vae", at / "digits-kl", "--set", "sample_steps=2")
     print("digits-ldm:", exported(denoir, LDMPipeline, number, at / "digits-ldm", at / "latent"))
