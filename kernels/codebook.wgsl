@@ -20,7 +20,7 @@
 
 const WG: u32 = 64u;
 const EPS: f32 = 1e-5;
-const STREAM_RESTART: u32 = 20u;
+const STREAM_RESTART: u32 = 16u;
 
 struct Params {
     codes: u32,
