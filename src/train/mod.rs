@@ -4,6 +4,7 @@
 //! [`Session`] the loop of `denoir train` around it.
 
 mod batch;
+mod continuous_bound;
 mod diffusion_loss;
 mod dry_run;
 mod encoded;

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::batch::{Batch, BatchWriter, Input, Loss};
+use super::continuous_bound::continuous_bound;
 use super::diffusion_loss::diffusion_loss;
 use super::options::TrainOptions;
 use super::resident::{Examples, Resident};
@@ -171,6 +172,10 @@ impl Objective {
     fn denoising(&self, scope: &Scope, batch: &Batch, x0: &Tensor) -> Loss {
         let labels = self.has_labels().then(|| batch.input(self.labels()));
         let model = |x_t: &Tensor, t: &Tensor| (self.model)(scope, x_t, t, labels.as_ref());
+        if self.recipe.learns_schedule() {
+            let parameters = self.recipe.learned_schedule.ask(scope);
+            return continuous_bound(&self.recipe, &parameters, batch, x0, &model);
+        }
         diffusion_loss(&self.recipe, batch, x0, &model)
     }
 

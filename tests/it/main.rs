@@ -34,5 +34,6 @@ mod signals;
 mod source;
 mod training;
 mod tuning;
+mod vdm;
 mod whole_files;
 mod zip_writer;
