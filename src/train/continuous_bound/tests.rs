@@ -34,7 +34,7 @@ fn reconstruction_of(level: i32, first: f64) -> f64 {
         let sum: f64 = (0..256).map(|k| (-away(k) * (e + 0.5 * away(k))).exp()).sum();
         sum.ln() * (-0.5 * e * e).exp() / TAU.sqrt()
     };
-    (-900..=900).map(|i| nats(f64::from(i) / 100.0)).sum::<f64>() / 100.0
+    (-400..=400).map(|i| nats(f64::from(i) / 50.0)).sum::<f64>() / 50.0
 }
 
 /// Samples, and values of each.
@@ -46,16 +46,18 @@ fn state() -> State {
     State { seed: 11, step: 3, ..State::default() }
 }
 
-fn levels() -> Vec<i32> {
-    (0..SHAPE.iter().product::<usize>() as i32).map(|i| [0, 100, 255, 17 + i][i as usize % 4]).collect()
+/// Levels of the pixels, in turn.
+const LEVELS: [i32; 4] = [0, 100, 255, 17];
+
+fn images() -> Vec<f64> {
+    let elements = SHAPE.iter().product();
+    LEVELS.iter().cycle().take(elements).map(|&level| f64::from(level) / 127.5 - 1.0).collect()
 }
 
-/// The bound of each sample, and what its ends cost, bits per dimension.
-fn reference(recipe: &Recipe, params: &Params, flat: &[f32]) -> (Vec<f64>, f64) {
-    let curve = Gamma::of(recipe.learned_schedule, recipe.gamma_ends(), params, flat);
+/// The bound of each sample, bits per dimension.
+fn each_of(recipe: &Recipe, curve: &Gamma) -> Vec<f64> {
     let (n, size) = (SHAPE[0], SHAPE[1..].iter().product::<usize>());
-    let x0: Vec<f64> = levels().iter().map(|&k| f64::from(k) / 127.5 - 1.0).collect();
-    let drawing = Drawing::of(recipe, &[]);
+    let (x0, drawing) = (images(), Drawing::of(recipe, &[]));
     let each = |sample: usize| {
         let t = (drawing.draw(&state(), sample as u32) as f64 + 0.5) / drawing.steps() as f64;
         let slope = (curve.at(t + 1e-5) - curve.at(t - 1e-5)) / 2e-5;
@@ -64,11 +66,21 @@ fn reference(recipe: &Recipe, params: &Params, flat: &[f32]) -> (Vec<f64>, f64) 
         let errors = eps.iter().zip(&x0[sample * size..]).map(|(e, x)| (e - SAYS * (a * x + b * e)).powi(2));
         0.5 * slope * errors.sum::<f64>() / size as f64 / LN_2
     };
+    (0..n).map(each).collect()
+}
+
+/// What the ends cost, bits per dimension.
+fn ends_of(curve: &Gamma) -> f64 {
     let [first, last] = [curve.at(0.0), curve.at(1.0)];
-    let prior = |x: &f64| 0.5 * (sigmoid(-last) * x * x + sigmoid(last) - sigmoid(last).ln() - 1.0);
-    let total = x0.iter().map(prior).sum::<f64>()
-        + levels().iter().map(|&level| reconstruction_of(level, first)).sum::<f64>();
-    ((0..n).map(each).collect(), total / x0.len() as f64 / LN_2)
+    let prior = |level: i32| {
+        let x = f64::from(level) / 127.5 - 1.0;
+        0.5 * (sigmoid(-last) * x * x + sigmoid(last) - sigmoid(last).ln() - 1.0)
+    };
+    LEVELS.map(|level| prior(level) + reconstruction_of(level, first)).iter().sum::<f64>() / 4.0 / LN_2
+}
+
+fn mean_of(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
 }
 
 /// Values, and the gradients of the schedule's parameters: of a scalar that of the bound, of a network that
@@ -78,12 +90,12 @@ fn values_and_gradients_are_those_of_plain_loops() {
     for kind in [LearnedSchedule::Scalar, LearnedSchedule::Network] {
         let recipe = recipe(kind, SHAPE[0]);
         let (tape, params) = (Tape::new(), Rc::new(RefCell::new(Params::default())));
-        let state_tensor = tape.stored_u32("state", [State::WORDS]);
-        let scope = Scope::training(&tape, &params, &state_tensor);
-        let batch = Batch::new(&tape, state_tensor);
+        let state_words = tape.stored_u32("state", [State::WORDS]);
+        let parameters = kind.ask(&Scope::training(&tape, &params, &state_words));
+        let batch = Batch::new(&tape, state_words);
         let x0 = tape.stored("x0", 0, SHAPE);
-        let loss =
-            continuous_bound(&recipe, &kind.ask(&scope), &batch, &x0, &|z, _| affine(z, SAYS as f32, 0.0));
+        let model = |z: &Tensor, _: &Tensor| affine(z, SAYS as f32, 0.0);
+        let loss = continuous_bound(&recipe, &parameters, &batch, &x0, &model);
         let gradients = tape.backward(&loss.total).of_store(STORE);
         let params = params.borrow();
         // Ends that have moved, units that have grown.
@@ -97,29 +109,37 @@ fn values_and_gradients_are_those_of_plain_loops() {
                 _ => {}
             }
         }
-        let (each, ends) = reference(&recipe, &params, &flat);
-        let total = each.iter().sum::<f64>() / each.len() as f64 + ends;
-        let objective = |flat: &[f32]| {
-            let (each, ends) = reference(&recipe, &params, flat);
-            match kind {
-                LearnedSchedule::Network => each.iter().map(|l| l * l).sum::<f64>() / each.len() as f64,
-                _ => each.iter().sum::<f64>() / each.len() as f64 + ends,
+        let curve = |flat: &[f32]| Gamma::of(kind, recipe.gamma_ends(), &params, flat);
+        let each = each_of(&recipe, &curve(&flat));
+        let total = mean_of(&each) + ends_of(&curve(&flat));
+        let objective = |flat: &[f32]| match kind {
+            LearnedSchedule::Network => {
+                mean_of(&each_of(&recipe, &curve(flat)).iter().map(|l| l * l).collect::<Vec<_>>())
             }
+            _ => mean_of(&each_of(&recipe, &curve(flat))) + ends_of(&curve(flat)),
         };
+        let slope = |i: usize| {
+            let moved = [0.001_f32, -0.001].map(|by| {
+                let mut flat = flat.clone();
+                flat[i] += by;
+                (objective(&flat), f64::from(flat[i]))
+            });
+            (moved[0].0 - moved[1].0) / (moved[0].1 - moved[1].1)
+        };
+        let slopes: Vec<Vec<f64>> =
+            gradients.iter().map(|(first, g)| (*first..first + g.elements()).map(slope).collect()).collect();
         let constants = batch.into_declared().constants;
         let samples = loss.samples.unwrap();
         let read: Vec<&Tensor> = gradients.iter().map(|(_, g)| g).chain([&loss.total, &samples]).collect();
         for (name, device) in devices() {
             let plan = Plan::new(&tape, &read, device);
             let mut program = Program::compile(&plan, device, &[], Sharing::Guarded).unwrap();
-            for (name, values) in
-                constants.iter().filter(|(name, _)| plan.stores().any(|(used, _)| used == *name))
-            {
+            let is_used = |name: &str| plan.stores().any(|(used, _)| used == name);
+            for (name, values) in constants.iter().filter(|(name, _)| is_used(name)) {
                 program.write(name, values).unwrap();
             }
             program.write("state", &state().words()).unwrap();
-            let x: Vec<f32> = levels().iter().map(|&k| (f64::from(k) / 127.5 - 1.0) as f32).collect();
-            program.write("x0", &x).unwrap();
+            program.write("x0", &images().iter().map(|&x| x as f32).collect::<Vec<_>>()).unwrap();
             program.write(STORE, &flat[..program.elements(STORE)]).unwrap();
             program.run().unwrap();
             let got = f64::from(program.read(&loss.total).unwrap()[0]);
@@ -127,21 +147,9 @@ fn values_and_gradients_are_those_of_plain_loops() {
             for (got, wanted) in program.read(&samples).unwrap().into_iter().zip(&each) {
                 assert!((f64::from(got) - wanted).abs() < 2e-5 * total, "{name}: {got} instead of {wanted}");
             }
-            for (first, gradient) in &gradients {
-                let got = program.read(gradient).unwrap();
-                let slopes: Vec<f64> = (0..got.len())
-                    .map(|i| {
-                        let mut moved = flat.clone();
-                        let at = |moved: &mut Vec<f32>, by: f32| {
-                            moved[first + i] = flat[first + i] + by;
-                            (objective(moved), f64::from(moved[first + i]))
-                        };
-                        let ((above, high), (below, low)) = (at(&mut moved, 0.01), at(&mut moved, -0.01));
-                        (above - below) / (high - low)
-                    })
-                    .collect();
+            for ((first, gradient), slopes) in gradients.iter().zip(&slopes) {
                 let scale = slopes.iter().map(|s| s.abs()).fold(1e-3, f64::max);
-                for (i, (got, slope)) in got.iter().zip(&slopes).enumerate() {
+                for (i, (got, slope)) in program.read(gradient).unwrap().iter().zip(slopes).enumerate() {
                     let close = (f64::from(*got) - slope).abs() <= 2e-3 * scale;
                     assert!(close, "{name}, {kind:?}, element {}: {got} instead of {slope}", first + i);
                 }
