@@ -5,6 +5,7 @@ mod built_in;
 mod choices;
 mod find;
 mod keys;
+mod learned;
 mod model;
 mod sample_every;
 mod scheduler;
@@ -28,6 +29,7 @@ use crate::models::classifier::ClassifierConfig;
 use crate::models::config;
 use crate::models::conv_net::ConvNetConfig;
 use crate::models::dit::DitConfig;
+use crate::models::gamma::LearnedSchedule;
 use crate::models::unet::{Class, UNetConfig};
 use crate::models::vae::{Reconstruction, VaeConfig};
 use crate::optim::LrSchedule;
@@ -116,6 +118,15 @@ config! {
         /// linear, scaled_linear, squaredcos_cap_v2 (which needs no start and end), sigmoid, laplace or exp,
         /// of the reference library; sigmoid_chen, vp or edm; or a list of betas, one for each timestep.
         pub beta_schedule: Betas = Betas::Linear,
+        /// What of the schedule training learns beside the model, as variational diffusion models do: none;
+        /// scalar, the ends of a line of -log SNR over t; or network, what lies between ends that stay. The
+        /// loss is then the bound in continuous time in bits per dimension, and a checkpoint's beta_schedule
+        /// the list of what was learned so far.
+        pub learned_schedule: LearnedSchedule = LearnedSchedule::None,
+        /// -log SNR where a learned schedule begins.
+        pub gamma_min: f64 = -13.3,
+        /// -log SNR where a learned schedule ends.
+        pub gamma_max: f64 = 5.0,
         /// Shift and scale the schedule so that its end is nothing but noise.
         pub rescale_betas_zero_snr: bool = false,
         /// Meaning of the model's output: epsilon, sample, v_prediction, or mean (of the step to the timestep

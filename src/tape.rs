@@ -265,6 +265,23 @@ impl Tape {
         }
     }
 
+    /// Puts `hook` on the way back of the gradient of `x`: what it gives for the whole gradient goes on to
+    /// what `x` was made of, as after `register_hook` in PyTorch. Nothing happens where `x` is no result that
+    /// a gradient comes through.
+    pub fn hook(&self, x: &Tensor, hook: impl FnOnce(&Tensor) -> Tensor + 'static) {
+        let mut nodes = self.0.nodes.borrow_mut();
+        let place = |node: &Node| node.outputs.iter().position(|id| *id == x.id);
+        let Some((node, at)) = nodes.iter_mut().find_map(|node| place(node).map(|at| (node, at))) else {
+            return;
+        };
+        let derivative = std::mem::replace(&mut node.derivative, Box::new(|_| Vec::new()));
+        node.derivative = Box::new(move |dy| {
+            let mut dy = dy.to_vec();
+            dy[at] = dy[at].as_ref().map(hook);
+            derivative(&dy)
+        });
+    }
+
     /// Makes `tensor` be written straight into a store, if it is a temporary that nothing else reads; else
     /// records a copy, because a GPU must not read a store in the launch that writes another part of
     /// it.

@@ -9,6 +9,7 @@ const GELU_TANH: u32 = 4u;
 const TANH: u32 = 5u;
 const SIGMOID: u32 = 6u;
 const EXP: u32 = 7u;
+const ROOT_SIGMOID: u32 = 8u;
 
 const SQRT_1_2: f32 = 0.70710678;
 const SQRT_2_PI: f32 = 0.79788456; // sqrt(2 / pi)
@@ -57,6 +58,7 @@ fn activate(kind: u32, x: f32) -> f32 {
         case TANH: { return safe_tanh(x); }
         case SIGMOID: { return sigmoid(x); }
         case EXP: { return exp(x); }
+        case ROOT_SIGMOID: { return sqrt(sigmoid(x)); }
         default: { return x; }
     }
 }
@@ -74,6 +76,7 @@ fn activate_derivative(kind: u32, x: f32) -> f32 {
         case TANH: { let t = safe_tanh(x); return 1.0 - t * t; }
         case SIGMOID: { let s = sigmoid(x); return s * (1.0 - s); }
         case EXP: { return exp(x); }
+        case ROOT_SIGMOID: { return 0.5 * sqrt(sigmoid(x)) * sigmoid(-x); }
         default: { return 1.0; }
     }
 }

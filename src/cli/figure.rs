@@ -151,7 +151,14 @@ const MOST_PIXELS: u64 = 200_000_000;
 
 /// The recipe of a run folder or checkpoint.
 fn recipe_of(path: &Path) -> Result<Recipe> {
-    if path.is_file() { Ok(checkpoint::load(path)?.recipe) } else { Run::open(path)?.recipe() }
+    if path.is_file() {
+        return Ok(checkpoint::load(path)?.recipe);
+    }
+    let run = Run::open(path)?;
+    let recipe = run.recipe()?;
+    // What was learned of a schedule stands in the checkpoints.
+    let learned = recipe.learns_schedule() && !run.checkpoints()?.is_empty();
+    if learned { Ok(run.newest()?.recipe) } else { Ok(recipe) }
 }
 
 impl Arguments {

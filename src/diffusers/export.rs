@@ -11,6 +11,7 @@ use super::{CONFIG, Component, INDEX, SCHEDULER, WEIGHTS};
 use crate::checkpoint::{save_plain, write_whole};
 use crate::diffusion::{Betas, LIBRARY_VERSION, Prediction, pretty};
 use crate::error::{Error, Result};
+use crate::models::gamma::LearnedSchedule;
 use crate::models::vae::VaeKind;
 use crate::recipe::{Backbone, Recipe, System, params_of};
 
@@ -113,6 +114,9 @@ fn config_of(component: &Component, factor: f64) -> std::result::Result<String, 
             Backbone::Conv => {
                 return Err("its network is one of denoir's own, which diffusers has not".to_owned());
             }
+            Backbone::Unet if !recipe.unet.fourier_features.is_empty() => {
+                return Err("its network sees unet.fourier_features, which diffusers has not".to_owned());
+            }
             Backbone::Unet => Model::UNet(Box::new(recipe.unet.clone())),
             Backbone::Dit => Model::Dit(Box::new(recipe.dit.clone())),
         };
@@ -126,7 +130,9 @@ fn config_of(component: &Component, factor: f64) -> std::result::Result<String, 
 fn write_model(folder: &Path, component: &Component, config: &str) -> Result<()> {
     make(folder)?;
     let weights = folder.join(format!("{WEIGHTS}.safetensors"));
-    save_plain(&weights, &params_of(&component.recipe).borrow(), &component.weights)?;
+    // A schedule that was learned is a list of betas there; its parameters come after the model's.
+    let plain = Recipe { learned_schedule: LearnedSchedule::None, ..component.recipe.clone() };
+    save_plain(&weights, &params_of(&plain).borrow(), &component.weights)?;
     write_text(&folder.join(CONFIG), config)
 }
 

@@ -7,6 +7,7 @@ pub mod codebook;
 pub mod conv_net;
 pub mod dit;
 mod dit_config;
+pub mod gamma;
 mod options;
 pub mod unet;
 mod unet_config;

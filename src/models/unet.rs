@@ -14,6 +14,7 @@ use crate::ops::concat::split;
 use crate::ops::conv2d::Padding;
 use crate::ops::embedding::embedding;
 use crate::ops::fourier_embedding::fourier_embedding;
+use crate::ops::fourier_features::fourier_features;
 use crate::ops::resample::{average_pool, upsample_nearest};
 use crate::ops::timestep_embedding::timestep_embedding;
 use crate::tape::Tensor;
@@ -81,6 +82,10 @@ fn way_down<'a>(
     let context = Context { config, act, temb: s.sub("time_embedding").label(|| activation(&temb, act)) };
 
     let x = if config.center_input_sample { s.label(|| affine(x, 2.0, -1.0)) } else { x.clone() };
+    let x = match &config.fourier_features[..] {
+        [] => x,
+        powers => s.label(|| fourier_features(&x, powers)),
+    };
     let mut hidden = conv(&s.sub("conv_in"), &x, Conv::same(config.block_out_channels[0]), None, None);
     let mut skips = vec![hidden.clone()];
     for (level, &c) in config.block_out_channels.iter().enumerate() {

@@ -7,7 +7,7 @@ use super::options::{
 use crate::error::{Result, need};
 
 config! {
-    /// Options, by the names and with the defaults of the reference library's `config.json`; and one of our
+    /// Options, by the names and with the defaults of the reference library's `config.json`; and two of our
     /// own.
     pub struct UNetConfig {
         /// Channels of the input.
@@ -67,6 +67,9 @@ config! {
         /// Our own: the last layer of each residual and attention block, and of the net, starts from zero, as
         /// in Ho et al. and ADM.
         pub zero_init: bool = false,
+        /// Our own: the net sees sin and cos of 2 pi 2^n times its input too, for each of these n, in rising
+        /// order (6 and 7 tell neighbouring levels of a pixel apart).
+        pub fourier_features: Vec<u32> = Vec::new(),
     }
 }
 
@@ -190,6 +193,10 @@ impl UNetConfig {
             "unet.time_embedding_type is learned, and unet.num_train_timesteps is 0",
             "give the number of rows of the table",
         )?;
+        let powers = &self.fourier_features;
+        let rise = powers.windows(2).all(|pair| pair[0] < pair[1]) && powers.iter().all(|&n| n <= 12);
+        let message = format!("unet.fourier_features is {powers:?}");
+        need(rise, message, "give whole numbers from 0 to 12 in rising order, [6, 7] for example")?;
         let shift = self.freq_shift;
         let hint = "it must be below half of the first number in unet.block_out_channels";
         let below = shift.is_finite() && shift < (widths[0] / 2) as f64;

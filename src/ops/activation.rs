@@ -1,4 +1,4 @@
-//! Pointwise activations: SiLU, ReLU, GELU (exact and tanh), tanh, sigmoid, exp.
+//! Pointwise activations: SiLU, ReLU, GELU (exact and tanh), tanh, sigmoid and its root, exp.
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
@@ -29,6 +29,8 @@ pub enum Activation {
     Sigmoid = 6,
     /// `e^x`.
     Exp = 7,
+    /// `sqrt(1 / (1 + e^-x))`: the noise in a sample of log-SNR `-x`, and the signal in one of log-SNR `x`.
+    RootSigmoid = 8,
 }
 
 const SQRT_2_PI: f32 = 0.797_884_6; // sqrt(2 / pi)
@@ -47,6 +49,7 @@ impl Activation {
             Activation::Tanh => tanh(x),
             Activation::Sigmoid => sigmoid(x),
             Activation::Exp => exp(x),
+            Activation::RootSigmoid => sigmoid(x).sqrt(),
         }
     }
 
@@ -71,6 +74,7 @@ impl Activation {
             Activation::Tanh => 1.0 - tanh(x).powi(2),
             Activation::Sigmoid => sigmoid(x) * (1.0 - sigmoid(x)),
             Activation::Exp => exp(x),
+            Activation::RootSigmoid => 0.5 * sigmoid(x).sqrt() * sigmoid(-x),
         }
     }
 }
@@ -164,10 +168,11 @@ mod tests {
             Activation::Tanh => x.tanh(),
             Activation::Sigmoid => sigmoid,
             Activation::Exp => x.exp(),
+            Activation::RootSigmoid => sigmoid.sqrt(),
         }
     }
 
-    const ALL: [Activation; 8] = [
+    const ALL: [Activation; 9] = [
         Activation::Identity,
         Activation::Silu,
         Activation::Relu,
@@ -176,6 +181,7 @@ mod tests {
         Activation::Tanh,
         Activation::Sigmoid,
         Activation::Exp,
+        Activation::RootSigmoid,
     ];
 
     #[test]

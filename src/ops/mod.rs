@@ -16,6 +16,7 @@ pub mod embedding;
 mod epilogue;
 pub mod fold_upsample;
 pub mod fourier_embedding;
+pub mod fourier_features;
 pub mod gather;
 pub mod gaussian_kl;
 pub mod grad_norm;
@@ -60,6 +61,7 @@ pub static KERNELS: &[&Kernel] = &[
     &embedding::KERNEL,
     &fold_upsample::KERNEL,
     &fourier_embedding::KERNEL,
+    &fourier_features::KERNEL,
     &gather::KERNEL,
     &gaussian_kl::KERNEL,
     &grad_norm::KERNEL,

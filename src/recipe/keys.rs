@@ -20,7 +20,9 @@ impl Recipe {
             | "class_defaults" | "sample_steps" | "label_dropout" | "guidance" | "guidance_rescale"
             | "scheduler" | "loss" | "huber_delta" | "bound_weight" | "loss_weight" | "p2_k" | "p2_gamma"
             | "min_snr_gamma" | "edm_sigma_data" | "timestep_sampling" | "timestep_mean" | "timestep_std"
-            | "offset_noise" | "input_perturbation" => system.diffuses(),
+            | "offset_noise" | "input_perturbation" | "learned_schedule" | "gamma_min" | "gamma_max" => {
+                system.diffuses()
+            }
             "codebook" | "codebook_weight" | "commitment" | "codebook_decay" | "codebook_restart" => {
                 self.has_codebook()
             }

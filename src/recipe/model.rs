@@ -155,6 +155,9 @@ pub fn params_of_model(recipe: &Recipe, model: &Model) -> Rc<RefCell<Params>> {
     let ([h, w, _], [c, _]) = (recipe.diffused(), recipe.model_channels());
     let labels = recipe.class().tensor(&tape, 1);
     let (x, t) = (tape.stored("x", 0, [1, h, w, c]), tape.stored("t", 0, [1]));
-    model(&Scope::new(&tape, &params), &x, &t, labels.as_ref());
+    let scope = Scope::new(&tape, &params);
+    model(&scope, &x, &t, labels.as_ref());
+    // Last, so that the model's own are the same without.
+    recipe.learned_schedule.ask(&scope);
     params
 }

@@ -11,7 +11,7 @@ impl Recipe {
     fn process(&self) -> Process {
         Process {
             timesteps: self.timesteps,
-            betas: self.beta_schedule.clone(),
+            betas: self.betas(),
             beta_start: self.beta_start,
             beta_end: self.beta_end,
             zero_terminal_snr: self.rescale_betas_zero_snr,

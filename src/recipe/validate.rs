@@ -66,6 +66,8 @@ impl Recipe {
             ("edm_sigma_data", self.edm_sigma_data, 0.0, 1e6, false),
             ("offset_noise", self.offset_noise, 0.0, 10.0, true),
             ("input_perturbation", self.input_perturbation, 0.0, 10.0, true),
+            ("gamma_min", self.gamma_min, -30.0, 20.0, true),
+            ("gamma_max", self.gamma_max, -30.0, 20.0, true),
             ("timestep_mean", self.timestep_mean, -100.0, 100.0, true),
             ("timestep_std", self.timestep_std, 0.0, 100.0, false),
             ("kl_weight", self.kl_weight, 0.0, 1e9, true),
@@ -124,6 +126,7 @@ impl Recipe {
         };
         need(out == wanted || unused, message, hint)?;
         self.validate_loss()?;
+        self.validate_learned_schedule()?;
         self.validate_process()?;
         let drops = self.condition.dropout > 0.0;
         let without = self.label_dropout == 0.0 && (self.guidance == 1.0 || drops);

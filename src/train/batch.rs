@@ -153,6 +153,12 @@ impl Batch {
         self.tape.stored(name, 0, shape)
     }
 
+    /// A tensor `[n]` of whole numbers that are 0 in every step.
+    pub(super) fn zeros_u32(&self, name: &'static str, n: usize) -> Tensor {
+        self.declared.borrow_mut().constants.push((name, vec![0.0; n])); // of the same bits
+        self.tape.stored_u32(name, [n])
+    }
+
     /// Makes `buffer` the memory of a store: of weights that are not trained, or of data on the device.
     pub fn bind(&self, store: &'static str, buffer: &Buffer) {
         self.declared.borrow_mut().bound.push((store, buffer.clone()));

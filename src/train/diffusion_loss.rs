@@ -129,21 +129,26 @@ fn weights(recipe: &Recipe, levels: &[NoiseLevel]) -> Option<Vec<f64>> {
     (loss_weight != LossWeight::Simple).then(|| levels.iter().map(of).collect())
 }
 
+/// Parts of [0, 1] that a learned schedule's times are drawn from: as many as an f32 tells apart.
+const CONTINUOUS: usize = 1 << 23;
+
 /// How a recipe's timesteps are drawn.
-struct Drawing {
+pub(super) struct Drawing {
     draw: Draw,
     /// Of probabilities.
     sums: Option<Vec<f32>>,
 }
 
 impl Drawing {
-    fn of(recipe: &Recipe, levels: &[NoiseLevel]) -> Drawing {
+    /// `levels`: of the schedule, where that is not learned.
+    pub fn of(recipe: &Recipe, levels: &[NoiseLevel]) -> Drawing {
         let normal = [recipe.timestep_mean, recipe.timestep_std];
         let probabilities = recipe.timestep_sampling.probabilities(levels, normal);
         let spread = recipe.timestep_sampling == TimestepSampling::Stratified;
         let spread_over = spread.then(|| recipe.images_of_a_step() as usize);
         let sums = probabilities.map(|probabilities| cumulative(&probabilities));
-        Drawing { draw: Draw { steps: levels.len(), spread_over }, sums }
+        let steps = if recipe.learns_schedule() { CONTINUOUS } else { levels.len() };
+        Drawing { draw: Draw { steps, spread_over }, sums }
     }
 
     /// Those of a batch, unless noising itself draws them.
@@ -151,10 +156,24 @@ impl Drawing {
         if self.sums.is_none() && self.draw.spread_over.is_none() {
             return None;
         }
-        let sums = self.sums.map(|sums| batch.constant("timestep_sums", [sums.len()], sums));
-        Some(
-            batch.tape().labelled("noising", || timesteps(samples, &self.draw, sums.as_ref(), batch.state())),
-        )
+        Some(batch.tape().labelled("noising", || self.timesteps(batch, samples)))
+    }
+
+    /// How many timesteps there are.
+    pub fn steps(&self) -> usize {
+        self.draw.steps
+    }
+
+    /// That of one sample of a step, on the host.
+    pub fn draw(&self, state: &State, sample: u32) -> usize {
+        self.draw.of(state, sample, self.sums.as_deref())
+    }
+
+    /// Those of a batch, whole numbers `[samples]`.
+    pub fn timesteps(&self, batch: &Batch, samples: usize) -> Tensor {
+        let sums = self.sums.as_ref();
+        let sums = sums.map(|sums| batch.constant("timestep_sums", [sums.len()], sums.clone()));
+        timesteps(samples, &self.draw, sums.as_ref(), batch.state())
     }
 }
 
@@ -189,9 +208,8 @@ impl Quarters {
     pub fn means(&self, state: &State, samples: &[f32]) -> Option<(ByQuarter, Option<ByQuarter>)> {
         let (mut sums, mut counts) = ([[0.0_f64; 4]; 2], [0.0_f64; 4]);
         for (n, &loss) in samples.iter().enumerate() {
-            let Drawing { draw, sums: probabilities } = &self.drawing;
-            let t = draw.of(state, n as u32, probabilities.as_deref());
-            let quarter = quarter_of(t, draw.steps);
+            let t = self.drawing.draw(state, n as u32);
+            let quarter = quarter_of(t, self.drawing.steps());
             counts[quarter] += 1.0;
             sums[0][quarter] += f64::from(loss);
             sums[1][quarter] += f64::from(loss) * self.weights.as_ref().map_or(1.0, |weights| weights[t]);

@@ -5,6 +5,7 @@
 
 mod batch;
 mod codes;
+mod continuous_bound;
 mod diffusion_loss;
 mod dry_run;
 mod encoded;

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::batch::{Batch, BatchWriter, Input, Loss};
 use super::codes::Codes;
+use super::continuous_bound::continuous_bound;
 use super::diffusion_loss::diffusion_loss;
 use super::options::TrainOptions;
 use super::resident::{Examples, Resident};
@@ -187,6 +188,10 @@ impl Objective {
             let seen = condition.map(|condition| concat(&[x_t, condition]));
             (self.model)(scope, seen.as_ref().unwrap_or(x_t), t, labels.as_ref())
         };
+        if self.recipe.learns_schedule() {
+            let parameters = self.recipe.learned_schedule.ask(scope);
+            return continuous_bound(&self.recipe, &parameters, batch, x0, &model);
+        }
         diffusion_loss(&self.recipe, batch, x0, &model)
     }
 

@@ -33,6 +33,7 @@ impl Session {
     pub(super) fn pictures(&mut self, watch: &mut dyn Watch, last: bool) -> Result<()> {
         watch.doing(Some("sampling"));
         let before = Instant::now();
+        self.trainer.note_schedule(&mut self.recipe)?;
         let drawn = self.draw_pictures(watch, last);
         watch.doing(None);
         self.times.pictures += before.elapsed();
@@ -82,6 +83,7 @@ impl Session {
     pub(super) fn evaluate(&mut self, watch: &mut dyn Watch) -> Result<()> {
         let (before, step) = (Instant::now(), self.trainer.done());
         watch.doing(Some("evaluating"));
+        self.trainer.note_schedule(&mut self.recipe)?;
         match (&self.data.evaluator, &self.data.held_out, &self.codec) {
             (Some(evaluator), _, Some(codec)) => {
                 let evaluation = evaluator.evaluate(codec, step)?;
@@ -121,6 +123,7 @@ impl Session {
     /// The first images at rising noise levels. No step needs it, so the first one does not wait for it.
     pub(super) fn forward_strip(&mut self) -> Result<()> {
         let before = Instant::now();
+        self.trainer.note_schedule(&mut self.recipe)?;
         let source = self.source();
         let pixels: usize = source.image().iter().product();
         let mut images = vec![0.0; STRIPS * pixels];

@@ -109,6 +109,18 @@ impl RecipeTrainer {
         Source::new(denoiser, &self.recipe, codec)
     }
 
+    /// Writes a noise schedule that is learned into the recipe, as the moving average has it by now; samples
+    /// are drawn by it from then on.
+    pub(super) fn note_schedule(&mut self, recipe: &mut Recipe) -> Result<()> {
+        if recipe.learns_schedule() {
+            let mut ema = vec![0.0_f32; self.params().borrow().elements()];
+            self.device().read(self.ema(), 0, bytemuck::cast_slice_mut(&mut ema))?;
+            recipe.set_learned_schedule(&self.params().borrow(), &ema);
+            self.recipe.beta_schedule.clone_from(&recipe.beta_schedule);
+        }
+        Ok(())
+    }
+
     /// The VAE being trained, with the moving average of its weights.
     pub fn codec(&self) -> Codec {
         Codec::of(self.device(), &self.recipe, Rc::clone(&self.objective.params), self.ema().clone())

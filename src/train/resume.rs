@@ -107,6 +107,8 @@ impl Session {
 fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
     let kept = |r: &Recipe| (r.image_size, r.reconstruction);
     let model = |r: &Recipe| (r.model, r.unet.clone(), r.dit.clone(), r.conv.clone(), r.vae.clone());
+    let schedule =
+        |r: &Recipe| r.learns_schedule().then_some((r.learned_schedule, r.gamma_ends(), r.timesteps));
     // What input and output of the model mean.
     let meaning = |r: &Recipe| {
         let variance = r.variance.is_learned().then_some(r.variance);
@@ -124,6 +126,9 @@ fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
     } else if model(recipe) != model(theirs) {
         let hint = "leave model and the unet, dit, conv and vae keys as they are, or train anew";
         ("run keeps its model", hint.to_owned())
+    } else if schedule(recipe) != schedule(theirs) {
+        let hint = "leave learned_schedule, gamma_min, gamma_max and timesteps as they are, or train anew";
+        ("run keeps the noise schedule that it learns", hint.to_owned())
     } else if recipe.system == System::Vae && kept(recipe) != kept(theirs) {
         ("VAE keeps its image_size and reconstruction", "leave them as they are, or train anew".to_owned())
     } else if recipe.scaling_factor != theirs.scaling_factor {

@@ -253,6 +253,7 @@ impl Session {
         self.written(watch)?;
         watch.doing(Some("saving"));
         let (step, values) = (self.trainer.done(), self.trainer.values()?);
+        self.recipe.set_learned_schedule(&self.trainer.params().borrow(), &values.sets[1]);
         let (run, recipe, params) =
             (self.run.clone(), self.recipe.clone(), self.trainer.params().borrow().clone());
         self.writer.give(move || {

@@ -35,6 +35,7 @@ mod signals;
 mod source;
 mod training;
 mod tuning;
+mod vdm;
 mod vq;
 mod whole_files;
 mod zip_writer;

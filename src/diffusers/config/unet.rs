@@ -1,7 +1,8 @@
 //! The arguments of `UNet2DModel`.
 //!
 //! [`UNetConfig`] has them by the same names and with the same defaults, but for these: null there is 0 or an
-//! empty text here, the middle block has a name there and a flag here, and `zero_init` is denoir's own.
+//! empty text here, the middle block has a name there and a flag here, and `zero_init` and
+//! `fourier_features` are denoir's own.
 
 use serde_json::Value;
 
@@ -27,6 +28,7 @@ pub(super) fn arguments(config: &UNetConfig) -> Arguments {
         serde_json::from_str(&text).unwrap_or_else(|e| unreachable!("JSON just written: {e}"));
     let middle = arguments.remove("mid_block") == Some(Value::Bool(true));
     arguments.remove("zero_init");
+    arguments.remove("fourier_features");
     for key in OPTIONAL.into_iter().chain(["class_embed_type"]) {
         if arguments[key] == 0 || arguments[key] == "" {
             arguments[key] = Value::Null;
