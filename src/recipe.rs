@@ -166,8 +166,9 @@ config! {
         pub min_snr_gamma: f64 = 5.0,
         /// Standard deviation of the data, of edm.
         pub edm_sigma_data: f64 = 0.5,
-        /// How timesteps are drawn: uniform, stratified, log_normal (of sigma) or logit_normal (of t /
-        /// timesteps); a density that is not even weights the loss too.
+        /// How timesteps are drawn: uniform, stratified, loss_second_moment (in proportion to their last
+        /// losses, which are weighted to make up for it), log_normal (of sigma) or logit_normal (of t /
+        /// timesteps); the last two weight the loss too.
         pub timestep_sampling: TimestepSampling = TimestepSampling::Uniform,
         /// Standard deviation of noise that all pixels of a channel share, added to that of each pixel (about
         /// 0.1): pictures may then be brighter or darker as a whole.

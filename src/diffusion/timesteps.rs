@@ -15,6 +15,10 @@ pub enum TimestepSampling {
     /// Each alike; those of a step's batch lie in equal distances from a random first one (Kingma et al.
     /// 2021, arXiv:2107.00630, appendix I.1).
     Stratified,
+    /// In proportion to the root of the mean square of the last ten losses of each, so that the terms of the
+    /// bound, which differ by orders of magnitude, weigh alike; alike until each has ten (Nichol & Dhariwal
+    /// 2021, arXiv:2102.09672, section 3.3).
+    LossSecondMoment,
     /// The logarithm of `sigma = sqrt((1 - alpha_bar) / alpha_bar)` is normal (Karras et al. 2022,
     /// arXiv:2206.00364).
     LogNormal,
@@ -23,7 +27,7 @@ pub enum TimestepSampling {
 }
 
 impl TimestepSampling {
-    /// Probability of each timestep, where they differ. `loc` and `scale`: mean and standard deviation of the
+    /// Probability of each timestep, where they differ, and do not depend on losses. `loc` and `scale`: mean and standard deviation of the
     /// normal distribution. A timestep has the mass between the middles to its neighbours, the outermost all
     /// that lies beyond.
     pub fn probabilities(self, levels: &[NoiseLevel], [loc, scale]: [f64; 2]) -> Option<Vec<f64>> {
@@ -33,7 +37,7 @@ impl TimestepSampling {
             TimestepSampling::LogNormal => -0.25 * (levels[t].log_snr() + levels[t + 1].log_snr()),
             _ => ((t + 1) as f64 / (steps - t - 1) as f64).ln(),
         };
-        if matches!(self, TimestepSampling::Uniform | TimestepSampling::Stratified) {
+        if !matches!(self, TimestepSampling::LogNormal | TimestepSampling::LogitNormal) {
             return None;
         }
         let mut before = 0.0;

@@ -24,6 +24,7 @@ pub mod group_norm;
 pub mod guidance;
 pub mod layer_norm;
 pub mod loss;
+pub mod loss_history;
 pub mod matmul;
 pub mod noising;
 pub mod positions;
@@ -69,6 +70,7 @@ pub static KERNELS: &[&Kernel] = &[
     &guidance::KERNEL,
     &layer_norm::KERNEL,
     &loss::KERNEL,
+    &loss_history::KERNEL,
     &noising::KERNEL,
     &positions::KERNEL,
     &quantise::KERNEL,

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 
 use super::{Recipe, Rng, System};
-use crate::diffusion::Model;
+use crate::diffusion::{Model, TimestepSampling};
 use crate::error::Result;
 use crate::models::classifier::classifier;
 use crate::models::codebook::COUNTS;
@@ -15,7 +15,8 @@ use crate::models::dit::dit;
 use crate::models::unet::{Class, unet};
 use crate::models::{unet_order, vae};
 use crate::nn::{Init, Params, Scope};
-use crate::tape::Tape;
+use crate::ops::loss_history::ROW;
+use crate::tape::{Tape, Tensor};
 
 /// The network of a diffusion model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +78,12 @@ impl Recipe {
         }
     }
 
+    /// The losses of timesteps that training draws by: a state beside the parameters.
+    pub(crate) fn loss_history(&self, scope: &Scope) -> Option<Tensor> {
+        let draws = self.system.diffuses() && self.timestep_sampling == TimestepSampling::LossSecondMoment;
+        draws.then(|| scope.state("loss_history", [self.timesteps, ROW], Init::Zeros, 0.0))
+    }
+
     /// A warning about the diffusion model: what looks like a defect elsewhere.
     pub(crate) fn remark(&self) -> Option<String> {
         match self.model {
@@ -135,7 +142,8 @@ pub fn params_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
     params
 }
 
-/// As [`params_of`], with the states that training has beside them: the running counts of a codebook's codes.
+/// As [`params_of`], with the states that training has beside them: the losses of timesteps, and the running
+/// counts of a codebook's codes.
 /// In the first step all codes are dead, and move to latents; those of a codebook that was trained elsewhere
 /// begin as if all were used alike.
 pub(crate) fn trained_params_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
@@ -146,6 +154,7 @@ pub(crate) fn trained_params_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
         let even = (recipe.latents_of_a_step() / codes as f64) as f32;
         Scope::new(&Tape::new(), &params).state(COUNTS, [codes], init, even);
     }
+    recipe.loss_history(&Scope::new(&Tape::new(), &params));
     params
 }
 

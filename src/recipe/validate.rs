@@ -188,8 +188,8 @@ impl Recipe {
 
     fn validate_loss(&self) -> Result<()> {
         let (bound, learned) = (self.loss == LossKind::Bound, self.variance.is_learned());
-        let even =
-            [TimestepSampling::Uniform, TimestepSampling::Stratified].contains(&self.timestep_sampling);
+        let drawn = self.timestep_sampling;
+        let even = ![TimestepSampling::LogNormal, TimestepSampling::LogitNormal].contains(&drawn);
         let simple = self.loss_weight == LossWeight::Simple;
         need(
             !bound || learned,
@@ -200,7 +200,7 @@ impl Recipe {
         need(
             !learned || even,
             "a learned variance is trained by the bound, the sum over all timesteps alike",
-            "set timestep_sampling = uniform or stratified",
+            "set timestep_sampling = uniform, stratified or loss_second_moment",
         )?;
         let more_noise = self.offset_noise > 0.0 || self.input_perturbation > 0.0;
         need(

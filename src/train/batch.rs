@@ -56,8 +56,8 @@ pub struct Loss {
     pub total: Tensor,
     /// Reported numbers, each `[1]`, and their names.
     pub parts: Vec<(&'static str, Tensor)>,
-    /// The losses of the samples, `[N]`, if they are reported too.
-    pub samples: Option<Tensor>,
+    /// The losses of the samples, `[N]`, if they are reported too, and their times, from 0 to 1.
+    pub samples: Option<[Tensor; 2]>,
 }
 
 impl Loss {
@@ -68,10 +68,16 @@ impl Loss {
         self
     }
 
-    /// Reports the losses of the samples, a tensor `[N]`, with every step.
+    /// Reports the losses of the samples, a tensor `[N]`, with every step, and the `times` in [0, 1) of the
+    /// diffusion process that they are of, another.
+    ///
+    /// # Panics
+    /// When there are not as many of both.
     #[must_use]
-    pub fn with_samples(mut self, each: &Tensor) -> Self {
-        self.samples = Some(each.clone());
+    #[track_caller]
+    pub fn with_samples(mut self, each: &Tensor, times: &Tensor) -> Self {
+        assert_eq!(each.elements(), times.elements(), "losses of samples, and their times");
+        self.samples = Some([each.clone(), times.clone()]);
         self
     }
 }

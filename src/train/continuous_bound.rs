@@ -63,7 +63,9 @@ pub(super) fn continuous_bound(
         });
         let [first, last] = &ends;
         let total = add(&add(&diffusion, &prior(x0, last)), &reconstruction(batch, x0, first));
-        Loss::from(total.clone()).with(BOUND, &total).with_samples(&each.reshape([n]))
+        Loss::from(total.clone())
+            .with(BOUND, &total)
+            .with_samples(&each.reshape([n]), &affine(&t.reshape([n]), 1.0, 0.0))
     })
 }
 

@@ -6,13 +6,13 @@ use crate::ops::arithmetic::{add, affine, mul};
 use crate::ops::concat::split;
 use crate::ops::embedding::embedding;
 use crate::ops::loss::{Form, losses};
+use crate::ops::loss_history::{record_losses, timestep_law};
 use crate::ops::noising::gaussian;
 use crate::ops::reduce::mean;
 use crate::ops::timesteps::{Draw, timesteps};
 use crate::ops::variational_bound::variational_bound;
 use crate::philox::Stream;
 use crate::recipe::{LossKind, Recipe, System};
-use crate::state::State;
 use crate::tape::Tensor;
 
 #[cfg(test)]
@@ -24,40 +24,59 @@ mod tests;
 pub(super) const BOUND: &str = "bound";
 
 /// Records the loss of one batch of clean samples `x0` (Ho et al. 2020, equation 14, by default; with a
-/// learned variance L_hybrid of Nichol & Dhariwal 2021, section 3.1, or their L_vlb). `model`: its output for
-/// `(x_t, t)`.
+/// learned variance L_hybrid of Nichol & Dhariwal 2021, section 3.1, or their L_vlb). `history`: of the losses
+/// that timesteps are drawn by, if they are. `model`: its output for `(x_t, t)`.
 pub(super) fn diffusion_loss(
     recipe: &Recipe,
     batch: &Batch,
     x0: &Tensor,
+    history: Option<&Tensor>,
     model: &dyn Fn(&Tensor, &Tensor) -> Tensor,
 ) -> Loss {
     let (schedule, tape) = (recipe.schedule(), batch.tape());
     let levels = schedule.levels();
-    let t = Drawing::of(recipe, &levels).record(batch, x0.dims()[0]);
+    let law = history.map(|history| tape.labelled("noising", || timestep_law(history)));
+    let drawing = Drawing::of(recipe, &levels);
+    let t = drawing.record(batch, x0.dims()[0], law.as_ref().map(|[sums, _]| sums));
     let (x_t, target, t) = batch.noised_at(x0, schedule.noising_table(recipe.prediction_type), t.as_ref());
     let (x_t, target) = with_more_noise(recipe, batch, &levels, [x_t, target], &t);
     let output = model(&x_t, &t);
     tape.labelled("loss", || {
+        // What makes up for timesteps that are drawn more often than others.
+        let drawn = law.map(|[_, weights]| embedding(&weights, &t));
+        let n = t.elements();
+        let each_weighted = |each: &Tensor| drawn.as_ref().map(|drawn| mul(each, &drawn.reshape([n])));
         let rows = levels.iter().map(|level| level.bound(recipe.prediction_type, recipe.variance));
-        let Some(rows) = rows.collect::<Option<Vec<_>>>() else {
-            return error(recipe, batch, &levels, [&output, &target, &t]);
+        let (loss, each) = match rows.collect::<Option<Vec<_>>>() {
+            None => error(recipe, batch, &levels, [&output, &target, &t], drawn.as_ref()),
+            Some(rows) => {
+                let table = rows.into_iter().flatten().map(|c| c as f32).collect();
+                let table = batch.constant("bound", [levels.len(), 4], table);
+                let alone = recipe.loss == LossKind::Bound;
+                let terms = variational_bound(&output, [&target, x0], &t, &table, alone);
+                // Each term stands for those of all timesteps.
+                let terms = affine(&terms, (levels.len() as f64 / std::f64::consts::LN_2) as f32, 0.0);
+                let bound = mean(each_weighted(&terms).as_ref().unwrap_or(&terms));
+                if alone {
+                    (Loss::from(bound.clone()).with(BOUND, &bound), terms)
+                } else {
+                    let channels = x0.shape().last();
+                    let predicted = split(&output, &[channels, channels]).swap_remove(0);
+                    let (loss, each) =
+                        error(recipe, batch, &levels, [&predicted, &target, &t], drawn.as_ref());
+                    let total = add(&loss.total, &affine(&bound, recipe.bound_weight as f32, 0.0));
+                    (Loss::from(total).with(BOUND, &bound), each)
+                }
+            }
         };
-        let table = rows.into_iter().flatten().map(|c| c as f32).collect();
-        let table = batch.constant("bound", [levels.len(), 4], table);
-        let alone = recipe.loss == LossKind::Bound;
-        let terms = variational_bound(&output, [&target, x0], &t, &table, alone);
-        // Each term stands for those of all timesteps.
-        let terms = affine(&terms, (levels.len() as f64 / std::f64::consts::LN_2) as f32, 0.0);
-        let bound = mean(&terms);
-        if alone {
-            return Loss::from(bound.clone()).with(BOUND, &bound).with_samples(&terms);
+        if let Some(history) = history {
+            let weights =
+                weights(recipe, &levels).map(|of| by_t(batch, "history_weights", of.into_iter(), &t));
+            let weighted = weights.map(|weights| mul(&each, &weights.reshape([n])));
+            record_losses(history, &t, weighted.as_ref().unwrap_or(&each));
         }
-        let channels = x0.shape().last();
-        let predicted = split(&output, &[channels, channels]).swap_remove(0);
-        let Loss { total, samples, .. } = error(recipe, batch, &levels, [&predicted, &target, &t]);
-        let total = add(&total, &affine(&bound, recipe.bound_weight as f32, 0.0));
-        Loss { samples, ..Loss::from(total).with(BOUND, &bound) }
+        let part = 1.0 / levels.len() as f32;
+        loss.with_samples(&each, &affine(&t, part, 0.5 * part))
     })
 }
 
@@ -102,22 +121,28 @@ fn with_more_noise(
     (x_t, target)
 }
 
-/// The weighted error of what is predicted.
+/// The weighted error of what is predicted, and that of each sample without its weight. `drawn`: more weights,
+/// of the samples `[N, 1]`.
 fn error(
     recipe: &Recipe,
     batch: &Batch,
     levels: &[NoiseLevel],
     [predicted, target, t]: [&Tensor; 3],
-) -> Loss {
+    drawn: Option<&Tensor>,
+) -> (Loss, Tensor) {
     let weights = weights(recipe, levels);
     let weights = weights.map(|weights| by_t(batch, "loss_weights", weights.into_iter(), t));
+    let weights = match (weights, drawn) {
+        (Some(weights), Some(drawn)) => Some(mul(&weights, drawn)),
+        (weights, drawn) => weights.or_else(|| drawn.cloned()),
+    };
     let form = match recipe.loss {
         LossKind::Mse | LossKind::Bound => Form::Squared,
         LossKind::L1 => Form::Absolute,
         LossKind::Huber => Form::Huber(recipe.huber_delta as f32),
     };
     let losses = losses(form, predicted, target, weights.as_ref());
-    Loss::from(losses.mean).with_samples(&losses.each)
+    (Loss::from(losses.mean), losses.each)
 }
 
 /// Of the error at each timestep, where they are not all 1.
@@ -151,12 +176,15 @@ impl Drawing {
         Drawing { draw: Draw { steps, spread_over }, sums }
     }
 
-    /// Those of a batch, unless noising itself draws them.
-    fn record(self, batch: &Batch, samples: usize) -> Option<Tensor> {
-        if self.sums.is_none() && self.draw.spread_over.is_none() {
-            return None;
+    /// Those of a batch, unless noising itself draws them. `sums`: of probabilities that a step finds out.
+    fn record(&self, batch: &Batch, samples: usize, sums: Option<&Tensor>) -> Option<Tensor> {
+        let tape = batch.tape();
+        if let Some(sums) = sums {
+            let drawn = || timesteps(samples, &self.draw, Some(sums), batch.state());
+            return Some(tape.labelled("noising", drawn));
         }
-        Some(batch.tape().labelled("noising", || self.timesteps(batch, samples)))
+        let evenly = self.sums.is_none() && self.draw.spread_over.is_none();
+        (!evenly).then(|| tape.labelled("noising", || self.timesteps(batch, samples)))
     }
 
     /// How many timesteps there are.
@@ -165,7 +193,8 @@ impl Drawing {
     }
 
     /// That of one sample of a step, on the host.
-    pub fn draw(&self, state: &State, sample: u32) -> usize {
+    #[cfg(test)]
+    pub fn draw(&self, state: &crate::state::State, sample: u32) -> usize {
         self.draw.of(state, sample, self.sums.as_deref())
     }
 
@@ -177,16 +206,15 @@ impl Drawing {
     }
 }
 
-/// The quarters of the timesteps, by which a run's metrics show the losses of samples. The timesteps are not
-/// read back: the host draws the same.
+/// The quarters of the timesteps, by which a run's metrics show the losses of samples.
 pub(super) struct Quarters {
-    drawing: Drawing,
+    /// Of timesteps, where they are not all 1.
     weights: Option<Vec<f64>>,
 }
 
-/// The quarter that a timestep lies in.
-pub(super) fn quarter_of(t: usize, timesteps: usize) -> usize {
-    4 * t / timesteps
+/// The quarter that a time in [0, 1) lies in.
+pub(super) fn quarter_of(time: f64) -> usize {
+    ((4.0 * time) as usize).min(3)
 }
 
 /// Means over the samples of each quarter; `None` where there are none.
@@ -196,23 +224,21 @@ impl Quarters {
     /// `None` for a recipe without timesteps.
     pub fn of(recipe: &Recipe) -> Option<Quarters> {
         let noisy_classes = recipe.system == System::Classifier && recipe.classifier.noisy;
-        if !recipe.system.diffuses() && !noisy_classes {
-            return None;
-        }
-        let levels = recipe.schedule().levels();
-        Some(Quarters { drawing: Drawing::of(recipe, &levels), weights: weights(recipe, &levels) })
+        let has_times = recipe.system.diffuses() || noisy_classes;
+        has_times.then(|| Quarters { weights: weights(recipe, &recipe.schedule().levels()) })
     }
 
-    /// The losses of a step's samples, and with their weights if they have any. `state`: of the step's first
-    /// sample.
-    pub fn means(&self, state: &State, samples: &[f32]) -> Option<(ByQuarter, Option<ByQuarter>)> {
+    /// The losses of a step's samples at their `times`, and with their weights if they have any.
+    pub fn means(&self, samples: &[f32], times: &[f32]) -> Option<(ByQuarter, Option<ByQuarter>)> {
         let (mut sums, mut counts) = ([[0.0_f64; 4]; 2], [0.0_f64; 4]);
-        for (n, &loss) in samples.iter().enumerate() {
-            let t = self.drawing.draw(state, n as u32);
-            let quarter = quarter_of(t, self.drawing.steps());
+        for (&loss, &time) in samples.iter().zip(times) {
+            let (quarter, loss) = (quarter_of(f64::from(time)), f64::from(loss));
+            let weight = |weights: &Vec<f64>| {
+                weights[((f64::from(time) * weights.len() as f64) as usize).min(weights.len() - 1)]
+            };
             counts[quarter] += 1.0;
-            sums[0][quarter] += f64::from(loss);
-            sums[1][quarter] += f64::from(loss) * self.weights.as_ref().map_or(1.0, |weights| weights[t]);
+            sums[0][quarter] += loss;
+            sums[1][quarter] += loss * self.weights.as_ref().map_or(1.0, weight);
         }
         let mean = |sums: [f64; 4]| -> ByQuarter {
             std::array::from_fn(|q| (counts[q] > 0.0).then(|| (sums[q] / counts[q]) as f32))

@@ -73,7 +73,7 @@ impl HeldOut {
             for (i, (out, target)) in predicted.chunks(width * size).zip(targets.chunks(size)).enumerate() {
                 let predictions = out.chunks(width * channels).flat_map(|pixel| &pixel[..channels]);
                 let errors = predictions.zip(target).map(|(p, y)| error(recipe, f64::from(p - y)));
-                let quarter = quarter_of(timesteps[i], levels.len());
+                let quarter = quarter_of((timesteps[i] as f64 + 0.5) / levels.len() as f64);
                 sums[quarter] += errors.sum::<f64>() / size as f64;
                 counts[quarter] += 1;
             }

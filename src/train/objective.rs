@@ -192,7 +192,7 @@ impl Objective {
             let parameters = self.recipe.learned_schedule.ask(scope);
             return continuous_bound(&self.recipe, &parameters, batch, x0, &model);
         }
-        diffusion_loss(&self.recipe, batch, x0, &model)
+        diffusion_loss(&self.recipe, batch, x0, self.recipe.loss_history(scope).as_ref(), &model)
     }
 
     /// Cross entropy of the classes of images, which are noisy where the classifier is to guide samples.
@@ -208,7 +208,9 @@ impl Objective {
         let [_, logits] = classifier(&recipe.classifier, &recipe.unet, scope, &x, &t);
         batch.tape().labelled("loss", || {
             let [losses, right] = cross_entropy(&logits, &batch.input(self.labels()));
-            Loss::from(mean(&losses)).with(ACCURACY, &mean(&right)).with_samples(&right)
+            let part = 1.0 / recipe.timesteps as f32;
+            let times = affine(&t, part, 0.5 * part);
+            Loss::from(mean(&losses)).with(ACCURACY, &mean(&right)).with_samples(&right, &times)
         })
     }
 

@@ -20,6 +20,8 @@ pub struct Outcome {
     /// Losses of the step's samples, in their order, if the objective reports them
     /// ([`Loss::with_samples`](super::Loss::with_samples)).
     pub samples: Vec<f32>,
+    /// The times of these samples, in [0, 1).
+    pub times: Vec<f32>,
     /// Of the gradient, before it is clipped.
     pub grad_norm: f32,
     /// The step's learning rate.
@@ -71,13 +73,14 @@ impl Pending {
         let accumulation = options.accumulation as usize;
         let mut metrics = vec![0.0_f32; layout.elements()];
         let mut sums = vec![0.0_f64; metrics.len()];
-        let (mut samples, mut time) = (Vec::new(), None);
+        let (mut samples, mut times, mut time) = (Vec::new(), Vec::new(), None);
         for (micro, read) in self.numbers.drain(..).enumerate() {
             let took = device.resolve(read, bytemuck::cast_slice_mut(&mut metrics))?;
             // The last numbers are of the optimiser alone, where that is apart.
             if micro < accumulation {
                 time = took;
-                samples.extend_from_slice(&metrics[layout.each()..]);
+                samples.extend_from_slice(&metrics[layout.each()..][..layout.samples]);
+                times.extend_from_slice(&metrics[layout.times()..]);
                 sums.iter_mut().zip(&metrics).for_each(|(sum, m)| *sum += f64::from(*m));
                 let loss = metrics[Metrics::LOSS];
                 if !loss.is_finite() {
@@ -96,6 +99,7 @@ impl Pending {
             loss,
             parts: parts.map(|(i, name)| (*name, mean(Metrics::part(i)))).collect(),
             samples,
+            times,
             grad_norm,
             lr: options.lr_at(self.done),
             device_ms: time.map(|time| time.as_secs_f64() * 1e3),

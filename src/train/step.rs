@@ -33,7 +33,7 @@ const METRIC: usize = 64;
 /// Numbers of a step, as they lie in the store.
 pub(super) struct Metrics {
     pub parts: Vec<&'static str>,
-    /// Losses of samples, after the parts.
+    /// Losses of samples, after the parts, and as many times of theirs.
     pub samples: usize,
 }
 
@@ -50,9 +50,14 @@ impl Metrics {
         Metrics::part(self.parts.len())
     }
 
+    /// Where their times begin.
+    pub fn times(&self) -> usize {
+        self.each() + self.samples.next_multiple_of(METRIC)
+    }
+
     /// Elements of the store.
     pub fn elements(&self) -> usize {
-        self.each() + self.samples
+        self.times() + self.samples
     }
 }
 
@@ -85,7 +90,7 @@ pub(super) fn record_batch(
         assert_eq!(number.elements(), 1, "the objective's {name} is {}, not one number", number.shape());
     }
     let names = parts.iter().map(|(name, _)| *name).collect();
-    let metrics = Metrics { parts: names, samples: samples.as_ref().map_or(0, Tensor::elements) };
+    let metrics = Metrics { parts: names, samples: samples.as_ref().map_or(0, |[each, _]| each.elements()) };
     // Gradients of the mean over all accumulated batches.
     let share = batch.constant("share", [1], vec![1.0 / options.accumulation as f32]);
     let gradients = tape.backward_from(&total, &share);
@@ -100,8 +105,9 @@ pub(super) fn record_batch(
         for (number, place) in placed.iter().zip((Metrics::LOSS..).step_by(METRIC)) {
             tape.place(number, METRICS, place);
         }
-        if let Some(each) = &samples {
+        if let Some([each, times]) = &samples {
             tape.place(each, METRICS, metrics.each());
+            tape.place(times, METRICS, metrics.times());
         }
     });
     let elements = params.borrow().trained();

@@ -6,7 +6,6 @@ use super::codes::{DISTANCE, PERPLEXITY};
 use super::diffusion_loss::{BOUND, Quarters};
 use super::encoded::Encoded;
 use super::objective::{ACCURACY, KL, RECONSTRUCTION};
-use super::options::TrainOptions;
 use super::outcome::Outcome;
 use super::session::{Ended, FORWARD, Session, Watch};
 use super::times::Times;
@@ -212,9 +211,9 @@ impl Session {
         if let Some([_, ended]) = first_step.as_mut().filter(|_| done == 1) {
             *ended = Instant::now();
         }
-        let state = TrainOptions::of(&self.recipe).state_at(outcome.step - 1, 0);
         let classifies = self.recipe.system == System::Classifier;
-        let by_t = progress.quarters.as_ref().and_then(|quarters| quarters.means(&state, &outcome.samples));
+        let by_t =
+            progress.quarters.as_ref().and_then(|quarters| quarters.means(&outcome.samples, &outcome.times));
         let metrics = Metrics {
             step: outcome.step,
             loss: outcome.loss,

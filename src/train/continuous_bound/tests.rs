@@ -129,7 +129,7 @@ fn values_and_gradients_are_those_of_plain_loops() {
         let slopes: Vec<Vec<f64>> =
             gradients.iter().map(|(first, g)| (*first..first + g.elements()).map(slope).collect()).collect();
         let constants = batch.into_declared().constants;
-        let samples = loss.samples.unwrap();
+        let [samples, _] = loss.samples.unwrap();
         let read: Vec<&Tensor> = gradients.iter().map(|(_, g)| g).chain([&loss.total, &samples]).collect();
         for (name, device) in devices() {
             let plan = Plan::new(&tape, &read, device);

@@ -6,6 +6,7 @@ use crate::check::devices;
 use crate::device::Device;
 use crate::diffusion::{Betas, Prediction, Variance};
 use crate::ops::concat::concat;
+use crate::ops::loss_history::ROW;
 use crate::philox::{draw, normal_f64};
 use crate::program::{Plan, Program, Sharing};
 use crate::recipe::find;
@@ -66,11 +67,17 @@ pub(super) fn model(batch: &Batch, recipe: &Recipe, data: [f64; 2], x: &Tensor, 
 
 /// The loss of a batch and of its samples, with the exact model and, if it is learned, the best variance.
 pub(super) fn run(recipe: &Recipe, device: &Device) -> (f64, Vec<f64>) {
+    run_by(recipe, device, None)
+}
+
+/// The same, with timesteps drawn by a history of losses, to which the batch's own come.
+fn run_by(recipe: &Recipe, device: &Device, history: Option<&mut [f32]>) -> (f64, Vec<f64>) {
     let tape = Tape::new();
+    let stored = history.as_ref().map(|_| tape.stored("history", 0, [recipe.timesteps, ROW]));
     let batch = Batch::new(&tape, tape.stored_u32("state", [State::WORDS]));
     let x0 = tape.stored("x0", 0, [SAMPLES, 1]);
     let levels = recipe.schedule().levels();
-    let loss = diffusion_loss(recipe, &batch, &x0, &|x, t| {
+    let loss = diffusion_loss(recipe, &batch, &x0, stored.as_ref(), &|x, t| {
         let mean = model(&batch, recipe, [MU, S2], x, t);
         if !recipe.variance.is_learned() {
             return mean;
@@ -78,7 +85,7 @@ pub(super) fn run(recipe: &Recipe, device: &Device) -> (f64, Vec<f64>) {
         let said = levels.iter().map(|at| said(at, recipe.variance, S2));
         concat(&[&mean, &by_t(&batch, "said", said, t)])
     });
-    let each = loss.samples.unwrap();
+    let [each, _] = loss.samples.unwrap();
     let plan = Plan::new(&tape, &[&loss.total, &each], device);
     let mut program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
     for (name, values) in batch.into_declared().constants {
@@ -86,7 +93,13 @@ pub(super) fn run(recipe: &Recipe, device: &Device) -> (f64, Vec<f64>) {
     }
     program.write("state", &state().words()).unwrap();
     program.write("x0", &data(SAMPLES, [MU, S2])).unwrap();
+    if let Some(history) = &history {
+        program.write("history", history).unwrap();
+    }
     program.run().unwrap();
+    if let (Some(stored), Some(history)) = (&stored, history) {
+        history.copy_from_slice(&program.read(stored).unwrap());
+    }
     let each = program.read(&each).unwrap().into_iter().map(f64::from).collect();
     (f64::from(program.read(&loss.total).unwrap()[0]), each)
 }
@@ -95,6 +108,34 @@ pub(super) fn run(recipe: &Recipe, device: &Device) -> (f64, Vec<f64>) {
 fn said(at: &NoiseLevel, variance: Variance, s2: f64) -> f64 {
     let [_, _, middle, half] = at.bound(Prediction::Epsilon, variance).unwrap();
     (best_variance(at, s2).ln() - middle) / half
+}
+
+/// However uneven the draws, the expectation stays; and where losses differ, it is found sooner than by even
+/// draws.
+#[test]
+fn draws_by_losses_estimate_the_same_bound() {
+    let mut recipe = recipe(Betas::Linear, 100);
+    (recipe.variance, recipe.loss) = (Variance::LearnedRange, LossKind::Bound);
+    recipe.timestep_sampling = TimestepSampling::LossSecondMoment;
+    let levels = recipe.schedule().levels();
+    let of = |each: &[f64]| {
+        let mean = each.iter().sum::<f64>() / each.len() as f64;
+        (mean, each.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / each.len() as f64)
+    };
+    for (name, device) in devices() {
+        let mut history = vec![0.0_f32; levels.len() * ROW];
+        // Cold: timesteps are drawn alike.
+        let (even, each) = run_by(&recipe, device, Some(&mut history));
+        assert!((of(&each).0 / even - 1.0).abs() < 1e-5, "{name}");
+        let counts: Vec<f32> = history.chunks(ROW).map(|row| row[ROW - 1]).collect();
+        assert!(counts.iter().all(|&count| count >= 10.0), "{name}: of 8192 draws each has ten, {counts:?}");
+        let (drawn, more) = run_by(&recipe, device, Some(&mut history));
+        // The large ones are drawn more often.
+        let squares = |each: &[f64]| each.iter().map(|v| v * v).sum::<f64>();
+        assert!(squares(&more) > 1.5 * squares(&each), "{name}: {} and {}", squares(&more), squares(&each));
+        let error = (of(&each).1 / SAMPLES as f64).sqrt();
+        assert!((drawn - even).abs() < 4.0 * error, "{name}: {drawn} and {even} +- {error}");
+    }
 }
 
 #[test]
