@@ -50,7 +50,13 @@ impl Settings {
                 );
             }
         }
-        self.set.iter().try_for_each(|assignment| recipe.set(assignment))?;
+        for (i, assignment) in self.set.iter().enumerate() {
+            let before = self.set[..i].iter().rfind(|other| key_of(other) == key_of(assignment));
+            if let Some(before) = before.filter(|before| *before != assignment) {
+                super::note(&format!("note: --set {assignment} takes the place of --set {before}"));
+            }
+            recipe.set(assignment)?;
+        }
         for (flag, key, value) in &self.flags {
             recipe.assign(key, value, &format!("--{flag} {value}"))?;
         }
