@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::Dataset;
 use super::picture::{mirror, to_u8};
+use super::{Dataset, Partner};
 use crate::error::{Error, Result, need};
 use crate::models::config;
 use crate::philox::{Stream, below, draw, fill_normal, uniform};
@@ -226,9 +226,9 @@ pub(super) fn read_conditioned(
     let (label, mut image, mut partner) = read_both(data, config, index)?;
     if mirrored {
         mirror(&mut image, shape);
-        let [h, w, _] = shape;
-        let channels = partner.len() / (h * w);
-        mirror(&mut partner, [h, w, channels]);
+        if let Some(Partner { shape, .. }) = data.partner() {
+            mirror(&mut partner, shape);
+        }
     }
     let mut condition = config.of(&image, shape, &partner, seed, position);
     let channels = config.channels_of(shape[2]);
