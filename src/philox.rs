@@ -43,6 +43,8 @@ pub enum Stream {
     HeldOut = 15,
     /// Vectors that the unused codes of a codebook move to.
     Restart = 16,
+    /// Which samples of training see what the model predicted of them.
+    SelfCondition = 17,
     /// Holes in conditions, their noise level, and which of them training replaces by zeros.
     Condition = 20,
     /// Noise of conditions.

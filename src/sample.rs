@@ -57,6 +57,8 @@ pub struct Denoiser<'a> {
     pub labels: Option<DType>,
     /// The label of no class, which guidance needs.
     pub null: Option<u32>,
+    /// The model sees the x_0 that it predicted in the step before, behind its samples.
+    pub self_conditioned: bool,
     /// What the model sees beside samples.
     pub condition: Option<Condition>,
     /// A classifier that leads samples to their class.
@@ -71,6 +73,7 @@ pub struct Sampler {
     unguided: Option<Program>,
     guidance: Guidance,
     null: Option<u32>,
+    self_conditioned: bool,
     x: Tensor,
     state: State,
     batch: usize,
@@ -187,6 +190,7 @@ impl Sampler {
             unguided,
             guidance,
             null,
+            self_conditioned: denoiser.self_conditioned,
             x,
             state,
             batch,
@@ -266,6 +270,11 @@ impl Sampler {
     ) -> Result<Vec<f32>> {
         self.set_labels(labels)?;
         self.set_condition(first as usize)?;
+        if self.self_conditioned {
+            // Before the first step nothing was predicted.
+            let nothing = vec![0.0_f32; self.x.elements()];
+            self.step.device().write(self.step.store("kept"), 0, bytemuck::cast_slice(&nothing))?;
+        }
         for row in from..self.timesteps.len() {
             self.set_row(row, first)?;
             if let (Some(torch), true) = (&mut self.torch, self.plan.steps[row].draws) {

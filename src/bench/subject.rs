@@ -77,6 +77,7 @@ impl Subject {
                 labels: None,
                 null: None,
                 condition: None,
+                self_conditioned: false,
                 guide: None,
             };
             let mut sampler = Source::new(denoiser, recipe, None).sampler(&options, workload.batch())?;

@@ -69,11 +69,6 @@ impl ConditionConfig {
         }
     }
 
-    /// Channels of an image where it has `both` together with its condition; `None`: no image has.
-    pub fn image_channels(&self, both: usize) -> Option<usize> {
-        (1..=both).find(|&image| image + self.channels_of(image) == both)
-    }
-
     /// Checks the values, for images of `side` pixels and so many channels.
     ///
     /// # Errors

@@ -56,7 +56,7 @@ pub(crate) fn write(folder: &Path, model: &Component, vae: Option<&Component>) -
     let keys = keys.complete()?;
     let text = config_of(model, 0.0).map_err(no_such)?;
     let is_dit = recipe.model == Backbone::Dit;
-    if is_dit && vae.is_none() || recipe.condition.is_some() {
+    if is_dit && vae.is_none() || recipe.condition.is_some() || recipe.self_conditioning {
         write_model(folder, model, &text)?;
         return write_text(&folder.join(SCHEDULER), &keys.text());
     }

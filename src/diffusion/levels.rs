@@ -120,6 +120,20 @@ impl Prediction {
         }
     }
 
+    /// Coefficients of x_t and of what the model predicts in x_0.
+    pub fn clean(self, at: &NoiseLevel) -> [f64; 2] {
+        let (a, b) = (at.signal().sqrt(), at.noise().sqrt());
+        match self {
+            Prediction::Epsilon => [1.0 / a, -b / a],
+            Prediction::Sample => [0.0, 1.0],
+            Prediction::V => [a, -b],
+            Prediction::Mean => {
+                let [of_x0, of_xt] = at.posterior_mean();
+                [-of_xt / of_x0, 1.0 / of_x0]
+            }
+        }
+    }
+
     /// The target's squared error where that of x_0 is 1.
     pub fn error_of_x0(self, at: &NoiseLevel) -> f64 {
         match self {

@@ -31,7 +31,7 @@ impl Recipe {
             }
             "evaluate_every" | "evaluate_count" => system != System::Classifier,
             "latents" | "latent_count" | "latent_size" | "vae_fingerprint" => system == System::Ldm,
-            "condition" => system == System::Ddpm,
+            "condition" | "self_conditioning" => system == System::Ddpm,
             "scaling_factor" => matches!(system, System::Vae | System::Ldm),
             "classifier" => system == System::Classifier,
             _ => true,

@@ -161,29 +161,34 @@ impl Recipe {
         Ok(())
     }
 
-    /// Checks that the model takes images and conditions.
+    /// Checks that the model takes images, and what else it is to see.
     fn validate_condition(&self) -> Result<()> {
         let ([channels, out], table) = (self.model_channels(), self.model.table());
-        let is_some = self.condition.is_some();
-        let image = self.condition.image_channels(channels);
-        self.condition.validate(self.image_size, image.unwrap_or(3))?;
-        need(
-            !is_some || self.system == System::Ddpm,
-            "condition goes with system = ddpm, a diffusion model of pixels",
-            "set condition.kind = none",
-        )?;
-        let takes = !is_some || self.model != Backbone::Conv;
-        need(takes, "condition goes with model = unet or dit", "set model=unet")?;
         // What the output says of the input that is wanted.
-        let halves = if self.variance.is_learned() { 2 } else { 1 };
-        let wanted = out / halves;
-        let with_condition = wanted + self.condition.channels_of(wanted);
+        let wanted = out / if self.variance.is_learned() { 2 } else { 1 };
+        let image = self.diffused()[2];
+        self.condition
+            .validate(self.image_size, if self.seen_channels(image) == channels { image } else { 3 })?;
+        let sees_more = self.condition.is_some() || self.self_conditioning;
+        need(
+            !sees_more || self.system == System::Ddpm,
+            "condition and self_conditioning go with system = ddpm, a diffusion model of pixels",
+            "set condition.kind = none and self_conditioning = false",
+        )?;
+        let takes = !sees_more || self.model != Backbone::Conv;
+        need(takes, "condition and self_conditioning go with model = unet or dit", "set model=unet")?;
+        need(
+            !self.self_conditioning || !self.learns_schedule(),
+            "self_conditioning goes with a schedule that is not learned",
+            "leave one of them out",
+        )?;
+        let seen = self.seen_channels(wanted);
         let message = format!(
-            "{table}.in_channels is {channels}, of images of {wanted} channels and conditions of {}",
-            with_condition - wanted
+            "{table}.in_channels is {channels}, and the model sees {seen}: those of images of {wanted} channels{}{}",
+            if self.self_conditioning { ", of its own estimate" } else { "" },
+            if self.condition.is_some() { ", of conditions" } else { "" }
         );
-        let fits = !is_some || image == Some(wanted);
-        need(fits, message, format!("set {table}.in_channels = {with_condition}"))
+        need(!sees_more || seen == channels, message, format!("set {table}.in_channels = {seen}"))
     }
 
     fn validate_loss(&self) -> Result<()> {

@@ -51,7 +51,9 @@ pub(crate) fn operations(recipe: &Recipe, options: &Options, batch: usize, devic
     let (model, params) = (model_of(recipe), params_of(recipe));
     let (shape, labels) = (recipe.diffused(), labels_of(recipe));
     let condition = Condition::of(recipe).map_or(0, |condition| condition.channels);
-    let network = Network { model: &*model, params: &params, shape, labels, condition, guide: None };
+    let self_conditioned = recipe.self_conditioning;
+    let (model, params) = (&*model, &params);
+    let network = Network { model, params, shape, labels, self_conditioned, condition, guide: None };
     let plan = options.scheduler.plan(options.steps)?;
     let guidance = options.guidance.takes_both().then_some(&options.guidance);
     let (tape, _) = record_step(&network, &plan, slots_of(&plan, options), batch, guidance);
@@ -60,9 +62,11 @@ pub(crate) fn operations(recipe: &Recipe, options: &Options, batch: usize, devic
 
 impl<'a> Denoiser<'a> {
     pub(super) fn network(&self) -> Network<'_> {
-        let Denoiser { model, params, shape, labels, condition, guide, .. } = self;
+        let Denoiser { model, params, labels, condition, guide, .. } = self;
+        let (model, shape, self_conditioned) = (*model, self.shape, self.self_conditioned);
         let condition = condition.as_ref().map_or(0, |condition| condition.channels);
-        Network { model: *model, params, shape: *shape, labels: *labels, condition, guide: guide.as_ref() }
+        let (labels, guide) = (*labels, guide.as_ref());
+        Network { model, params, shape, labels, self_conditioned, condition, guide }
     }
 
     /// The model with the moving average of a checkpoint that [`Trainer::save`](crate::train::Trainer::save)
@@ -86,6 +90,7 @@ impl<'a> Denoiser<'a> {
             labels: None,
             null: None,
             condition: None,
+            self_conditioned: false,
             guide: None,
         })
     }

@@ -3,6 +3,7 @@
 use super::Source;
 use crate::error::Result;
 use crate::nn::{self, Scope};
+use crate::ops::arithmetic::affine;
 use crate::ops::concat::{concat, split};
 use crate::program::{Plan, Program, Sharing, halves};
 use crate::tape::{Tape, Tensor};
@@ -53,11 +54,13 @@ impl Source<'_> {
             } else {
                 Scope::new(&tape, &denoiser.params)
             };
-            let condition = denoiser.condition.as_ref().map(|condition| {
-                let condition = tape.stored("condition", 0, [batch, h, w, condition.channels]);
-                concat(&[&x, &condition])
-            });
-            let mut out = (denoiser.model)(&scope, condition.as_ref().unwrap_or(&x), &t, classes.as_ref());
+            // It has predicted nothing before.
+            let own = denoiser.self_conditioned.then(|| affine(&x, 0.0, 0.0));
+            let condition = (denoiser.condition.as_ref())
+                .map(|condition| tape.stored("condition", 0, [batch, h, w, condition.channels]));
+            let parts: Vec<&Tensor> = [&x].into_iter().chain(&own).chain(&condition).collect();
+            let seen = if parts.len() > 1 { concat(&parts) } else { x.clone() };
+            let mut out = (denoiser.model)(&scope, &seen, &t, classes.as_ref());
             if !differentiable {
                 return (Plan::new(&tape, &[&out], &denoiser.device), (batch, out, None));
             }
@@ -198,6 +201,7 @@ mod tests {
                 labels: None,
                 null: None,
                 condition: None,
+                self_conditioned: false,
                 guide: None,
             };
             let mut predictor = Source::new(denoiser, &recipe, None).differentiable_predictor(2).unwrap();

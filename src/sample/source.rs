@@ -32,7 +32,8 @@ impl<'a> Source<'a> {
     pub(crate) fn new(denoiser: Denoiser<'a>, recipe: &'a Recipe, codec: Option<&'a Codec>) -> Source<'a> {
         let (labels, condition) = (labels_of(recipe), Condition::of(recipe));
         let (shape, null) = (recipe.diffused(), recipe.null_class());
-        let denoiser = Denoiser { labels, shape, null, condition, ..denoiser };
+        let self_conditioned = recipe.self_conditioning;
+        let denoiser = Denoiser { labels, shape, null, self_conditioned, condition, ..denoiser };
         Source { denoiser, recipe, codec, given: None }
     }
 

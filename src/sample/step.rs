@@ -21,6 +21,8 @@ pub(super) struct Network<'a> {
     pub params: &'a Rc<RefCell<Params>>,
     pub shape: [usize; 3],
     pub labels: Option<DType>,
+    /// It sees its last x_0 behind samples.
+    pub self_conditioned: bool,
     /// Channels of the condition; 0: there is none.
     pub condition: usize,
     pub guide: Option<&'a ClassifierGuide<'a>>,
@@ -40,7 +42,8 @@ pub(super) fn record_step(
     batch: usize,
     guidance: Option<&Guidance>,
 ) -> (Tape, Tensor) {
-    let Network { model, params, shape: [h, w, c], labels, condition, guide: classifier } = *network;
+    let Network { model, params, shape: [h, w, c], labels, self_conditioned, condition, guide: classifier } =
+        *network;
     let tape = Tape::new();
     let shape = [batch, h, w, c];
     let x = if classifier.is_some() { tape.variable("x", 0, shape) } else { tape.stored("x", 0, shape) };
@@ -54,15 +57,21 @@ pub(super) fn record_step(
         DType::F32 => tape.stored("labels", 0, [seen]),
     });
     let condition = (condition > 0).then(|| tape.stored("condition", 0, [seen, h, w, condition]));
+    let twice = |x: &Tensor| {
+        let flat = x.reshape([1, batch * h * w * c]);
+        concat(&[&flat, &flat]).reshape([2 * batch, h, w, c])
+    };
+    // The first of what is kept.
+    let own = self_conditioned.then(|| tape.stored("kept", 0, shape));
+    let own = own.map(|own| if guidance.is_some() { twice(&own) } else { own });
     let predict = |x: &Tensor| {
-        let x = condition.as_ref().map_or_else(|| x.clone(), |condition| concat(&[x, condition]));
+        let parts: Vec<&Tensor> = [x].into_iter().chain(&own).chain(&condition).collect();
+        let x = if parts.len() > 1 { concat(&parts) } else { x.clone() };
         model(&Scope::new(&tape, params), &x, &t, classes.as_ref())
     };
     let out = match guidance {
         Some(&Guidance { scale, rescale, .. }) => {
-            let flat = x.reshape([1, batch * h * w * c]);
-            let twice = concat(&[&flat, &flat]).reshape([2 * batch, h, w, c]);
-            guide(&predict(&twice), c, scale as f32, rescale as f32)
+            guide(&predict(&twice(&x)), c, scale as f32, rescale as f32)
         }
         None => predict(&x),
     };

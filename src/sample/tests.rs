@@ -6,7 +6,7 @@ use crate::diffusion::{Clip, Method, Spacing};
 use crate::nn::{Init, Layout, Scope};
 use crate::ops::activation::{Activation, activation};
 use crate::ops::arithmetic::{add, mul, sub};
-use crate::ops::concat::concat;
+use crate::ops::concat::{concat, split};
 use crate::ops::embedding::embedding;
 use crate::ops::matmul::{Transpose, matmul};
 use crate::recipe::find;
@@ -75,6 +75,7 @@ fn ends(device: &Device, guidance: Guidance) -> Vec<f32> {
         labels,
         null: Some(1),
         condition: None,
+        self_conditioned: false,
         guide: None,
     };
     let mut sampler = Sampler::new(&denoiser, &options, 2).unwrap();
@@ -208,6 +209,7 @@ fn both_guidances_lead_two_classes_to_the_same_places() {
                     labels: Some(DType::U32),
                     null: Some(2),
                     condition: None,
+                    self_conditioned: false,
                     guide,
                 };
                 // The classifier leads a model that is told no class.
@@ -243,10 +245,46 @@ fn a_model_without_a_null_class_is_not_guided() {
         labels: None,
         null: None,
         condition: None,
+        self_conditioned: false,
         guide: None,
     };
     let scheduler = find("digits").unwrap().scheduler().unwrap();
     let guidance = Guidance { scale: 2.0, ..Guidance::default() };
     let error = Sampler::new(&denoiser, &Options { guidance, ..Options::new(scheduler, 10, 0) }, 1);
     assert!(error.err().unwrap().to_string().contains("guidance 2: the model was not trained"));
+}
+
+/// A model that adds .1 to the x_0 that it sees of itself: after n steps x_0 is n tenths, whatever the noise.
+#[test]
+fn a_self_conditioned_model_sees_its_last_x0() {
+    let model =
+        |_: &Scope, x: &Tensor, _: &Tensor, _: Option<&Tensor>| affine(&split(x, &[1, 1])[1], 1.0, 0.1);
+    let mut recipe = find("digits").unwrap();
+    recipe.set("prediction_type=sample").unwrap();
+    for (name, device) in devices() {
+        for sampler in ["ddim", "ddpm", "dpmpp-2m"] {
+            let weights = device.alloc(nn::STORE, 4).unwrap();
+            let denoiser = Denoiser {
+                device: device.clone(),
+                model: &model,
+                params: Rc::default(),
+                weights,
+                shape: [2, 2, 1],
+                labels: None,
+                null: None,
+                condition: None,
+                self_conditioned: true,
+                guide: None,
+            };
+            let mut scheduler = recipe.sampler(sampler).unwrap();
+            scheduler.clip = Clip::None;
+            let mut sampler_of = Sampler::new(&denoiser, &Options::new(scheduler, 5, 0), 3).unwrap();
+            // The second time as if there had been no first.
+            for _ in 0..2 {
+                sampler_of.run(0, &[], |_, _, _| Ok(())).unwrap();
+                let x0 = sampler_of.predicted().unwrap();
+                assert!(x0.iter().all(|v| (v - 0.5).abs() < 1e-5), "{name}, {sampler}: {x0:?}");
+            }
+        }
+    }
 }

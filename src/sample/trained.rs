@@ -128,6 +128,7 @@ impl Trained {
             labels: None,
             null: None,
             condition: None,
+            self_conditioned: false,
             guide: None,
         };
         Source::new(denoiser, &self.recipe, self.codec.as_ref())

@@ -81,7 +81,12 @@ pub(super) fn diffusion_loss(
 }
 
 /// A number for each timestep, as one of each sample `[N, 1]`.
-fn by_t(batch: &Batch, name: &'static str, values: impl Iterator<Item = f64>, t: &Tensor) -> Tensor {
+pub(super) fn by_t(
+    batch: &Batch,
+    name: &'static str,
+    values: impl Iterator<Item = f64>,
+    t: &Tensor,
+) -> Tensor {
     let values: Vec<f32> = values.map(|value| value as f32).collect();
     embedding(&batch.constant(name, [values.len(), 1], values), t)
 }

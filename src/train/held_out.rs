@@ -184,6 +184,7 @@ mod tests {
                 labels: None,
                 null: None,
                 condition: None,
+                self_conditioned: false,
                 guide: None,
             };
             let source = Source::new(denoiser, &recipe, None);

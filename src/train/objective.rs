@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::batch::{Batch, BatchWriter, Input, Loss};
 use super::codes::Codes;
 use super::continuous_bound::continuous_bound;
-use super::diffusion_loss::diffusion_loss;
+use super::diffusion_loss::{by_t, diffusion_loss};
 use super::options::TrainOptions;
 use super::resident::{Examples, Resident};
 use super::step::{Recorded, record_batch};
@@ -16,8 +16,9 @@ use crate::diffusion::Model;
 use crate::error::Result;
 use crate::models::classifier::classifier;
 use crate::models::vae;
-use crate::nn::{Params, Scope};
-use crate::ops::arithmetic::{add, affine, mul};
+use crate::nn::{self, Params, Scope};
+use crate::ops::activation::{Activation, activation};
+use crate::ops::arithmetic::{add, affine, mul, sub};
 use crate::ops::concat::{concat, split};
 use crate::ops::cross_entropy::cross_entropy;
 use crate::ops::dropout::dropout;
@@ -149,6 +150,15 @@ impl Objective {
             let labels = self.with_dropout(range_of(examples.labels(), micro), batch);
             batch.write(self.labels(), &labels)?;
         }
+        if self.recipe.self_conditioning {
+            let first = batch.first_sample();
+            let sees = (first..first + self.recipe.batch_size as u32).map(|sample| {
+                let stream = Stream::SelfCondition as u32;
+                let [word, ..] = draw(self.recipe.seed, stream, batch.step() as u32, sample, 0);
+                (word >> 31) as f32
+            });
+            batch.write(self.sees_itself(), &sees.collect::<Vec<f32>>())?;
+        }
         if self.recipe.system == System::Vae && self.recipe.vae.variational {
             batch.write(KL_WEIGHT, &[self.kl_weight(batch.step())])?;
         }
@@ -185,14 +195,51 @@ impl Objective {
     fn denoising(&self, scope: &Scope, batch: &Batch, x0: &Tensor, condition: Option<&Tensor>) -> Loss {
         let labels = self.has_labels().then(|| batch.input(self.labels()));
         let model = |x_t: &Tensor, t: &Tensor| {
-            let seen = condition.map(|condition| concat(&[x_t, condition]));
-            (self.model)(scope, seen.as_ref().unwrap_or(x_t), t, labels.as_ref())
+            let with = |own: Option<&Tensor>| {
+                let parts: Vec<&Tensor> = [x_t].into_iter().chain(own).chain(condition).collect();
+                if parts.len() > 1 { concat(&parts) } else { x_t.clone() }
+            };
+            let own = self.recipe.self_conditioning.then(|| {
+                batch.tape().labelled("self-conditioning", || {
+                    let frozen = Scope::frozen(batch.tape(), &self.params, nn::STORE);
+                    let nothing = with(Some(&affine(x_t, 0.0, 0.0)));
+                    self.estimate(batch, x_t, t, &(self.model)(&frozen, &nothing, t, labels.as_ref()))
+                })
+            });
+            (self.model)(scope, &with(own.as_ref()), t, labels.as_ref())
         };
         if self.recipe.learns_schedule() {
             let parameters = self.recipe.learned_schedule.ask(scope);
             return continuous_bound(&self.recipe, &parameters, batch, x0, &model);
         }
         diffusion_loss(&self.recipe, batch, x0, self.recipe.loss_history(scope).as_ref(), &model)
+    }
+
+    /// The x_0 `[N, H, W, C]` that the model's output `out` says, within its bound, for the samples that are to
+    /// see it, and zeros for the others.
+    fn estimate(&self, batch: &Batch, x_t: &Tensor, t: &Tensor, out: &Tensor) -> Tensor {
+        let (recipe, levels, c) = (&self.recipe, self.recipe.schedule().levels(), x_t.shape().last());
+        let predicted =
+            if out.shape().last() == c { out.clone() } else { split(out, &[c, c]).swap_remove(0) };
+        let factor = |name, i: usize| {
+            let each = levels.iter().map(|at| recipe.prediction_type.clean(at)[i]);
+            by_t(batch, name, each, t).reshape([recipe.batch_size, 1, 1, 1])
+        };
+        let x0 = add(&mul(x_t, &factor("clean_of_x", 0)), &mul(&predicted, &factor("clean_of_output", 1)));
+        let bound = recipe.clip_sample as f32;
+        let x0 = if bound > 0.0 {
+            let [above, below] =
+                [bound, -bound].map(|by| activation(&affine(&x0, 1.0, by), Activation::Relu));
+            affine(&sub(&above, &below), 1.0, -bound)
+        } else {
+            x0
+        };
+        mul(&x0, &batch.input(self.sees_itself()).reshape([recipe.batch_size, 1, 1, 1]))
+    }
+
+    /// 1 for samples that see what the model predicts of them, 0 for others.
+    fn sees_itself(&self) -> Input<f32, 1> {
+        Input::new("sees_itself", [self.recipe.batch_size])
     }
 
     /// Cross entropy of the classes of images, which are noisy where the classifier is to guide samples.

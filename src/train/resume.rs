@@ -113,7 +113,7 @@ fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
     let meaning = |r: &Recipe| {
         let variance = r.variance.is_learned().then_some(r.variance);
         let classifier = (r.system == System::Classifier).then(|| r.classifier.clone());
-        let condition = (r.condition.kind, r.condition.channels, r.condition.factor);
+        let condition = (r.condition.kind, r.condition.channels, r.condition.factor, r.self_conditioning);
         (r.system.diffuses().then_some((r.prediction_type, variance)), classifier, condition)
     };
     let has_null = |r: &Recipe| r.null_class().is_some();

@@ -240,6 +240,7 @@ impl Trainer {
             labels: None,
             null: None,
             condition: None,
+            self_conditioned: false,
             guide: None,
         }
     }

@@ -107,6 +107,7 @@ fn the_librarys_seed_makes_the_librarys_transformer() {
             labels,
             null,
             condition: None,
+            self_conditioned: false,
             guide: None,
         };
         let mut sampler = Sampler::new(&denoiser, &options, 1).unwrap();

@@ -5,7 +5,7 @@ use std::fs;
 use denoir::run::Run;
 use tempfile::TempDir;
 
-use crate::command_line::{denoir, fails, tiny_run};
+use crate::command_line::{TINY, denoir, fails, tiny_run};
 
 /// Trains with these `--set`s, and gives the run's folder.
 fn trained(at: &std::path::Path, keys: &[&str]) -> std::path::PathBuf {
@@ -119,4 +119,43 @@ fn exports() {
     says(&["sample", "run", "--count", "1", "--steps", "2", "--device", "cpu"]);
     fails(at, &["export", "run", "mean"], 1, &["prediction_type = mean"]);
     fails(at, &["sample", "run", "--count", "1", "--sampler", "ddim", "--device", "cpu"], 2, &["ancestral"]);
+}
+
+/// What training draws by chance or keeps beside the weights goes on where it stopped.
+#[test]
+fn states_and_estimates_are_resumed() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let all: [&[&str]; 2] = [
+        &["self_conditioning=true", "unet.in_channels=2", "prediction_type=v_prediction"],
+        // Few timesteps: each has its ten losses soon.
+        &["timestep_sampling=loss_second_moment", "timesteps=4", "accumulation=2", "loss_weight=min_snr"],
+    ];
+    for (i, keys) in all.into_iter().enumerate() {
+        let [whole, parts] = ["whole", "parts"].map(|name| format!("{name}{i}"));
+        let set: Vec<&str> = keys.iter().flat_map(|key| ["--set", key]).collect();
+        let train = |out: &str, steps: &str| {
+            let head = ["train", "--steps", steps, "--out", out, "--device", "cpu"];
+            let same = ["--set", "lr_schedule=constant"];
+            let output = denoir(at, &[&head[..], &TINY, &same, &set].concat());
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        };
+        train(&whole, "24");
+        train(&parts, "11");
+        let resumed = denoir(at, &["train", "--resume", &parts, "--steps", "24", "--device", "cpu"]);
+        assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+        let last = |run: &str| fs::read(at.join(run).join("checkpoints/step-00000024.safetensors")).unwrap();
+        assert!(last(&whole) == last(&parts), "{keys:?}: a resumed run differs");
+        let drawn = denoir(at, &["sample", &whole, "--count", "2", "--steps", "3", "--device", "cpu"]);
+        assert!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
+        let bound = ["likelihood", &whole, "--count", "2", "--data", "digits", "--device", "cpu", "--ode"];
+        let bound = denoir(at, &[&bound[..], &["--steps", "2"]].concat());
+        assert!(bound.status.success(), "{}", String::from_utf8_lossy(&bound.stderr));
+    }
+    fails(
+        at,
+        &["train", "digits", "--set", "self_conditioning=true", "--device", "cpu"],
+        2,
+        &["set unet.in_channels = 2"],
+    );
 }
