@@ -99,9 +99,11 @@ fn unknown_key(key: &str, table: &toml::Table, system: System) -> Error {
         keys.extend(inner.as_table().into_iter().flat_map(|t| t.keys()).map(|k| format!("{part}.{k}")));
     }
     let near = nearest(key, keys.iter().map(String::as_str));
-    let inside = keys.iter().map(String::as_str).find(|k| k.ends_with(&format!(".{key}")));
+    let inside: Vec<&str> =
+        keys.iter().map(String::as_str).filter(|k| k.ends_with(&format!(".{key}"))).collect();
+    let inside = (!inside.is_empty()).then(|| inside.join(" or "));
     let error = Error::usage(format!("no key called {key:?} in a recipe"));
-    match inside.or(near) {
+    match inside.or(near.map(str::to_owned)) {
         Some(near) => error.hint(format!("did you mean {near}?")),
         None => {
             let example = built_in().into_iter().find(|recipe| recipe.system == system);
@@ -193,7 +195,7 @@ mod tests {
             assert_eq!((recipe, error.exit_code()), (before, 2));
         };
         says("lrr=1", "did you mean lr?");
-        says("dropout=0.1", "did you mean unet.dropout?");
+        says("dropout=0.1", "did you mean condition.dropout or unet.dropout?");
         says("completely_unheard_of=1", "`denoir recipes digits-classes`");
         says("steps=many", "the value does not fit");
         says("steps=-1", "the value does not fit");
