@@ -1,9 +1,10 @@
 // codebook - what a step adds to a codebook's statistics, and the codes that follow from them.
 //
 //   gather:  n[k] += usage[k]    sum[k] += sum of z[m] over the m with index[m] = k
-//            candidate[k] = z[r], if r is among these vectors: r uniform among those of all batches of the step
+//            candidate[k] = z[r], if r is among these vectors: uniform among those of all batches of the step
 //   update:  N' = decay N + (1 - decay) n
-//            averages: e = (decay e S(N) + (1 - decay) sum) / S(N')      S(N) = (N + eps) / (all + K eps) * all
+//            averages: e = (decay e S(N) + (1 - decay) sum) / S(N')
+//                      S(N) = (N + eps) / (all + K eps) * all      all = sum of N
 //            where N' < restart: e = ema = candidate, N' = restart, m = v = 0
 //            n = sum = 0
 //

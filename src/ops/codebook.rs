@@ -47,8 +47,8 @@ pub fn statistics_of(codes: usize, width: usize) -> usize {
 /// Adds the vectors `z [M, C]` of a batch to the `statistics` of a step, a stored tensor of
 /// [`statistics_of`] elements that is 0 before the first: `index [M]` says which code each is nearest to,
 /// `usage [K]` how many are nearest to each (see [`quantise`](crate::ops::quantise)). A sample of the batch
-/// has `per_sample` vectors, all batches of the step together `step_vectors`. Which of them a code may move to
-/// depends on `state`, the step's words, and not on how the step is split into batches.
+/// has `per_sample` vectors, all batches of the step together `step_vectors`. Which of them a code may move
+/// to depends on `state`, the step's words, and not on how the step is split into batches.
 #[track_caller]
 pub fn gather_codes(
     statistics: &Tensor,
@@ -103,8 +103,9 @@ pub fn gather_codes(
 }
 
 /// Moves the codes by the `statistics` of a step, and clears these: counts become running means, and so do
-/// codes if `options` say so; codes that are hardly used move to a vector of the step, and Adam and the moving
-/// average of the parameters begin anew there. If `norm [1]` of the gradients is not finite, nothing changes.
+/// codes if `options` say so; codes that are hardly used move to a vector of the step, and Adam and the
+/// moving average of the parameters begin anew there. If `norm [1]` of the gradients is not finite, nothing
+/// changes.
 ///
 /// A code times its smoothed count is the running sum of its vectors, so that counts are all the state that
 /// there is beside the codes.

@@ -24,7 +24,7 @@ pub struct Metrics {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     /// Of a VAE: the divergence, before its weight.
     pub kl: Option<f32>,
-    /// Of a VAE with a codebook: the mean squared distance between latents and their codes, before its weights.
+    /// Of a VAE with a codebook: the mean squared distance between latents and codes, before its weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub codebook: Option<f32>,
     /// And the perplexity of the codes' use in the batch: how many there would be if all were used alike.

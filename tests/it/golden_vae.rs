@@ -117,8 +117,8 @@ fn vaes_of_every_kind_with_all_gradients() {
     }
 }
 
-/// A VQModel in training: which codes its latents have, both halves of the loss and all gradients, those of the
-/// codes too, and those of the encoder straight through the codebook.
+/// A VQModel in training: which codes its latents have, both halves of the loss and all gradients: those of
+/// the codes too, and those of the encoder straight through the codebook.
 #[test]
 fn a_codebook_with_all_gradients() {
     let golden = Golden::named("vq_gradients.safetensors");
