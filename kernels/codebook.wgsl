@@ -119,6 +119,9 @@ fn update(thread: Invocation) {
             v[i] = 0.0;
         } else if p.averages == 1u {
             codes[i] = (codes[i] * old_share + p.rest * statistics[p.codes + i]) / smoothed(count, all);
+            // Adam would go on with what it has of earlier steps.
+            m[i] = 0.0;
+            v[i] = 0.0;
         }
         statistics[p.codes + i] = 0.0;
     }

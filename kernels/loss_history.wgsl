@@ -1,14 +1,16 @@
-// loss_history - the last losses of each timestep, and the law by which timesteps are drawn in proportion to them.
+// loss_history - the last losses of each timestep, and the law by which timesteps are drawn in proportion to
+// them.
 //
-//   law:     r[t] = sqrt(mean of the squares of the losses of t)    p[t] = (1 - e) r[t] / sum of r + e / T, e = 0.001
+//   law:     r[t] = sqrt(mean of the squares of the losses of t)    p[t] = (1 - e) r[t] / sum of r + e / T, e
+//   = 0.001
 //            sums[t] = p[0] + .. + p[t]    weights[t] = 1 / (T p[t])    p = 1 / T until each t has 10 losses
 //   record:  each loss takes the place of the oldest of its timestep, in the order of the samples
 //
 //   history [T, 11]: 10 losses, and the number of the next one: 0 to 9 at first, then 10 to 19 in turn
 //   t, losses [samples]    sums, weights [T]
 //
-// One workgroup (law), one thread for each timestep (record). Reference: Nichol & Dhariwal 2021 (arXiv:2102.09672),
-// section 3.3, and the program's `LossSecondMomentResampler`.
+// One workgroup (law), one thread for each timestep (record). Reference: Nichol & Dhariwal 2021
+// (arXiv:2102.09672), section 3.3, and the program's `LossSecondMomentResampler`.
 //!include lib/grid.wgsl
 //!include lib/reduce.wgsl
 

@@ -39,7 +39,7 @@ pub enum Stream {
     Subset = 13,
     /// Labels that training replaces by that of no class.
     Labels = 14,
-    /// Noise of the held-out images that a diffusion model is measured on.
+    /// Noise of the held-out images that a diffusion model is measured on, and by which they are dequantised.
     HeldOut = 15,
     /// Vectors that the unused codes of a codebook move to.
     Restart = 16,

@@ -4,6 +4,7 @@
 mod built_in;
 mod choices;
 mod find;
+mod images;
 mod keys;
 mod learned;
 mod model;
@@ -22,9 +23,8 @@ pub use sample_every::SampleEvery;
 pub(crate) use set::{nearest, whole};
 pub use system::System;
 
-use crate::data::{ConditionConfig, ConditionKind, Dataset, Options, Resize, Split};
+use crate::data::{ConditionConfig, Resize};
 use crate::diffusion::{Betas, Keys, LossWeight, Prediction, TimestepSampling, Variance};
-use crate::error::{Error, Result};
 use crate::models::classifier::ClassifierConfig;
 use crate::models::config;
 use crate::models::conv_net::ConvNetConfig;
@@ -237,8 +237,8 @@ config! {
         #[serde(skip_serializing_if = "Vec::is_empty")]
         pub class_names: Vec<String> = Vec::new(),
 
-        /// The model sees, beside the noisy image, the x_0 that it predicted in the step before; in training what
-        /// it predicts of the same noisy image, or zeros for half of the images (Chen et al. 2022,
+        /// The model sees, beside the noisy image, the x_0 that it predicted in the step before; in training
+        /// what it predicts of the same noisy image, or zeros for half of the images (Chen et al. 2022,
         /// arXiv:2208.04202). It has as many more input channels as the image has, and a training step takes
         /// about a third longer.
         pub self_conditioning: bool = false,
@@ -268,74 +268,6 @@ impl Recipe {
             toml::Table::try_from(self).unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"));
         table.retain(|key, _| self.has(key));
         toml::to_string(&table).unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"))
-    }
-
-    /// Channels of the images.
-    ///
-    /// # Panics
-    /// For latent diffusion, whose images are those of its VAE.
-    #[track_caller]
-    pub(crate) fn image_channels(&self) -> usize {
-        match self.system {
-            System::Classifier => self.unet.in_channels,
-            System::Ddpm => self.diffused()[2],
-            System::Vae => self.vae.in_channels,
-            System::Ldm => panic!("image_channels: ask the VAE of a latent diffusion run"),
-        }
-    }
-
-    /// Shape `[H, W, C]` of what a diffusion model adds noise to: images or latents.
-    pub fn diffused(&self) -> [usize; 3] {
-        let side = if self.system == System::Ldm { self.latent_size } else { self.image_size };
-        let channels = self.model_channels()[0];
-        // Channels that fit no condition are refused where the recipe is checked.
-        [side, side, self.channels_of_image(channels).unwrap_or(channels)]
-    }
-
-    /// Channels of an image where a model that sees it, and what else it sees, has `all` of them; `None`: no
-    /// image has.
-    fn channels_of_image(&self, all: usize) -> Option<usize> {
-        (1..=all).find(|&image| self.seen_channels(image) == all)
-    }
-
-    /// Channels that a model sees of an image of so many: its own, those of its own estimate, of a condition.
-    pub(crate) fn seen_channels(&self, image: usize) -> usize {
-        let copies = if self.self_conditioning { 2 } else { 1 };
-        copies * image + self.condition.channels_of(image)
-    }
-
-    /// How pictures become its images. `channels`: of the images, which for latent diffusion are those of
-    /// its VAE.
-    pub(crate) fn pictures(&self, channels: usize) -> Options {
-        let Recipe { image_size, crop, resize, seed, .. } = *self;
-        let crop = (crop > 0).then_some(crop);
-        Options { image_size, channels: Some(channels), crop, resize, seed, split: Split::Train }
-    }
-
-    /// Checks that pictures stand beside those of the data if the condition is made of them, and none do if it
-    /// is not.
-    ///
-    /// # Errors
-    /// Says what to choose instead.
-    pub(crate) fn check_partner(&self, data: &dyn Dataset) -> Result<()> {
-        let ours = match self.condition.kind {
-            ConditionKind::Pair => Some("pair"),
-            ConditionKind::Map => Some("map"),
-            _ => None,
-        };
-        let theirs = data.partner().map(|partner| if partner.is_map { "map" } else { "pair" });
-        match (ours, theirs) {
-            _ if ours == theirs => Ok(()),
-            (None, Some(theirs)) => {
-                Err(Error::usage(format!("the data are {theirs}s, and condition.kind is not {theirs}"))
-                    .hint(format!("set condition.kind={theirs}, or give images:B alone")))
-            }
-            (ours, _) => {
-                let ours = ours.unwrap_or_default();
-                Err(Error::usage(format!("condition.kind is {ours}, and the data has no {ours}s"))
-                    .hint(format!("give {ours}s:A,B: the folder of the conditions, then that of the images")))
-            }
-        }
     }
 
     /// The label of no class, of models that are trained with it.

@@ -234,7 +234,8 @@ fn open_all(arguments: &Arguments, classifier: &Classifier, device: &Device) -> 
 
 /// Samples of a run, all classes in turn, with their labels and the number of a second.
 fn draw(arguments: &Arguments, trained: &Trained, count: usize) -> Result<(Vec<f32>, Vec<u32>, f64)> {
-    let (source, options) = (trained.source_of(count)?, arguments.sampling.options(trained.recipe(), None)?);
+    let source = trained.source_of(count, arguments.data.as_deref())?;
+    let options = arguments.sampling.options(trained.recipe(), None)?;
     let labels = source.labels(0, count, None)?;
     let progress = bar(source.work(&options, count)?, "sampling {bar:30} {percent}% {eta} left");
     let began = Instant::now();

@@ -40,7 +40,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     diffusers::write(folder, &model, vae.as_ref())?;
     if model.recipe.condition.is_some() {
         note(
-            "note: a model alone, for no pipeline gives it conditions: join them to the noisy images' channels",
+            "note: a model alone, for no pipeline gives it conditions: join them to the noisy images' \
+             channels",
         );
     }
     print(&format!("{}\n", folder.display()))
@@ -49,5 +50,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 fn component(loaded: &Loaded, set: &str) -> Result<Component> {
     loaded.recipe.validate().map_err(Error::in_a_file)?;
     let weights = loaded.set(set, &params_of(&loaded.recipe).borrow())?;
-    Ok(Component { recipe: loaded.recipe.clone(), weights })
+    let mut recipe = loaded.recipe.clone();
+    // That of these weights, not of their moving average.
+    recipe.set_learned_schedule(&params_of(&recipe).borrow(), &weights);
+    Ok(Component { recipe, weights })
 }

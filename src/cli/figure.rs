@@ -1,6 +1,7 @@
 //! `denoir figure`
 
 mod guidance;
+mod schedule;
 
 use std::path::{Path, PathBuf};
 
@@ -12,12 +13,11 @@ use super::output::{check_folder_of, extension};
 use super::{any, any_text, bar, note, note_warnings, number, print, ticks};
 use crate::checkpoint;
 use crate::codec::Codec;
-use crate::data::{self, Options as DataOptions, open_for_evaluation};
+use crate::data::{Options as DataOptions, open_for_evaluation};
 use crate::device::Device;
-use crate::diffusion::{Betas, Precision, Schedule};
 use crate::error::{Error, Result};
 use crate::figures;
-use crate::recipe::{Recipe, System, find};
+use crate::recipe::{Recipe, System};
 use crate::run::{Run, save_png};
 use crate::sample::{Options, Trained};
 
@@ -259,59 +259,11 @@ impl Arguments {
     }
 }
 
-/// The schedule of a run or checkpoint, of a recipe, or of a name.
-fn schedule_of(path: &Path) -> Result<Schedule> {
-    let name = path.display().to_string();
-    if let (false, Some(betas)) = (path.exists(), Betas::named(&name)) {
-        let [start, end] = if betas == Betas::ScaledLinear { [0.000_85, 0.012] } else { [1e-4, 0.02] };
-        return Ok(Schedule::new(&betas, 1000, start, end, Precision::Exact));
-    }
-    let run = path.is_dir() || path.extension().is_some_and(|ending| ending == "safetensors");
-    let recipe = if run {
-        recipe_of(path)?
-    } else {
-        let names = Betas::names().join(", ");
-        find(&name).map_err(|e| {
-            Error::usage(format!("{name} is no run, recipe or schedule"))
-                .hint(format!("schedules are {names}"))
-                .caused_by(e)
-        })?
-    };
-    if recipe.system == System::Vae {
-        return Err(
-            Error::new(format!("{name} is a VAE: it has no noise schedule")).hint("give a diffusion run")
-        );
-    }
-    recipe.validate().map_err(Error::in_a_file)?;
-    Ok(recipe.schedule())
-}
-
-/// Side of the picture that schedules make noisy, and white pixels over it.
-const SCHEDULED: usize = 64;
-const GAP: u32 = 16;
-
-/// One schedule, or several on the same axes; below, what they do to a picture.
-fn schedules(arguments: &Arguments, width: u32) -> Result<RgbImage> {
-    let all = std::iter::once(&arguments.run).chain(&arguments.others);
-    let named = all.map(|path| Ok((path.display().to_string(), schedule_of(path)?)));
-    let named = named.collect::<Result<Vec<_>>>()?;
-    let plots = match &named[..] {
-        [(_, schedule)] if arguments.run.exists() => figures::schedule(schedule, width),
-        _ => figures::schedules(&named, width),
-    };
-    let pictures = DataOptions { image_size: SCHEDULED, ..Recipe::default().pictures(3) };
-    let data = data::open(arguments.data.as_deref().unwrap_or("faces"), &pictures)?;
-    let (picture, _) = read(&*data, 0, 1)?;
-    note_warnings(&*data);
-    let strips = figures::noised_by(&named, &picture, data.shape(), arguments.seed.unwrap_or(0));
-    Ok(figures::below(&[plots, strips], GAP))
-}
-
 fn picture(arguments: &Arguments) -> Result<RgbImage> {
     let path = &arguments.run;
     let width = arguments.size.unwrap_or(480) as u32;
     match arguments.kind {
-        Kind::Schedule => schedules(arguments, width),
+        Kind::Schedule => schedule::schedules(arguments, width),
         Kind::Loss => {
             let run = if path.is_file() { Run::of_checkpoint(path) } else { Some(Run::open(path)?) };
             let Some(run) = run else {
@@ -349,7 +301,7 @@ fn grid(arguments: &Arguments) -> Result<RgbImage> {
             figures::grid(images, codec.image())
         } else {
             let trained = Trained::open(path, &device)?;
-            let (source, options) = (trained.source_of(count)?, arguments.options(trained.recipe())?);
+            let (source, options) = (trained.source_of(count, None)?, arguments.options(trained.recipe())?);
             arguments.check_size(count, source.image()[0])?;
             let progress = bar(source.work(&options, count)?, "sampling {bar:30} {percent}% {eta} left");
             let images = source.draw(&options, count, None, ticks(&progress))?;
@@ -385,7 +337,7 @@ fn process(arguments: &Arguments) -> Result<RgbImage> {
         ))
         .hint("choose backward or progressive, or a run without a condition"));
     }
-    let source = trained.source_of(count)?;
+    let source = trained.source_of(count, None)?;
     let options = arguments.options(recipe)?;
     let progress = bar(0, "{spinner} step {pos} {elapsed}");
     let mut step = ticks(&progress);

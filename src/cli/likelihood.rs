@@ -24,11 +24,8 @@ use crate::models::unet::Class;
 use crate::philox::{Stream, fill_normal};
 use crate::recipe::{Recipe, System};
 use crate::run::{Run, save_png};
-use crate::sample::Trained;
+use crate::sample::{Trained, batch_of};
 use crate::{checkpoint, diffusers};
-
-/// Images at a time.
-const BATCH: usize = 32;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -136,7 +133,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let channels = source.image()[2];
     let size: usize = source.image().iter().product();
-    let mut predictor = source.predictor(BATCH.min(count))?;
+    let mut predictor = source.predictor(batch_of(recipe, count))?;
     let steps = betas.len();
     let mut tally = Tally::new(steps);
     let progress = bar((count.div_ceil(predictor.batch()) * steps) as u64, "{bar:30} {percent}% {eta} left");

@@ -1,6 +1,7 @@
 //! Tests of conditions against plain values.
 
 use super::*;
+use crate::recipe::{Recipe, find};
 
 const SHAPE: [usize; 3] = [8, 12, 3];
 
@@ -113,10 +114,12 @@ fn channels_of_image_and_condition_are_told_apart() {
         (Pair, 0.0, 3, None),
     ] {
         let config = ConditionConfig { noise, ..config(kind) };
-        assert_eq!(
-            (1..=both).find(|&image| image + config.channels_of(image) == both),
-            image,
-            "{kind:?} {both}"
-        );
+        let mut recipe = Recipe { condition: config, ..find("digits").unwrap() };
+        recipe.unet.in_channels = both;
+        recipe.unet.out_channels = image.unwrap_or(both);
+        if let Some(image) = image {
+            assert_eq!(recipe.diffused()[2], image, "{kind:?} {both}");
+        }
+        assert_eq!(recipe.validate().is_ok(), image.is_some(), "{kind:?} {both}: {:?}", recipe.validate());
     }
 }

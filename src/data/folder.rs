@@ -5,29 +5,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use image::ImageDecoder;
 
+use super::decode::{decode_and_fit, decoder};
 use super::digest;
 use super::in_memory::write;
-use super::jpeg;
-use super::loader::panic_text;
-use super::picture::{fit, from_u8};
+use super::picture::from_u8;
 use super::scan::pictures;
 use super::split::{SMALLEST_SPLIT, part_of};
 use super::{Dataset, Options, Resize, Split, check};
 use crate::error::{Error, Result, lock, one_line};
-use crate::files;
 use crate::names::{shown, shown_path};
 
-/// Memory that decoding one picture may take: 80 megapixels of RGB. It is needed once for each loader thread.
-const MAX_DECODED: u64 = 256 << 20;
-/// Bytes of a file that may be one picture; others are not begun, as they may have no end.
-const MAX_FILE: u64 = 1 << 30;
 /// Memory for finished pictures, so that a set of moderate size is decoded in the first epoch only.
 const CACHE: u64 = 512 << 20;
 /// Pictures whose headers are looked at to tell a grey set from a coloured one.
@@ -138,55 +130,6 @@ fn probe(dir: &Path, files: &[PathBuf]) -> Result<usize> {
             .hint("check the files, or convert them to png or jpeg")
             .caused_by(wrong.unwrap_or_default())),
     }
-}
-
-/// The format of a file by its first bytes, and its decoder.
-fn decoder(path: &Path) -> std::result::Result<(Option<ImageFormat>, impl ImageDecoder), String> {
-    let there = fs::metadata(path).map_err(|e| e.to_string())?;
-    if !there.is_file() {
-        return Err("it is no file".to_owned());
-    }
-    if there.len() > MAX_FILE {
-        let [bytes, allowed] = [there.len() >> 20, MAX_FILE >> 20];
-        return Err(format!("it has {bytes} MB, more than the {allowed} allowed"));
-    }
-    let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
-    let mut reader = reader.map_err(|e| e.to_string())?;
-    let format = reader.format();
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(MAX_DECODED);
-    reader.limits(limits);
-    Ok((format, reader.into_decoder().map_err(|e| e.to_string())?))
-}
-
-/// A picture as it is meant to be seen, turned as its EXIF data says; the first frame of an animation.
-fn decode(path: &Path) -> std::result::Result<DynamicImage, String> {
-    let (format, mut decoder) = decoder(path)?;
-    let ((w, h), bytes) = (decoder.dimensions(), decoder.total_bytes());
-    if w == 0 || h == 0 {
-        return Err("it has no pixels".to_owned());
-    }
-    // Not every decoder keeps the limits itself.
-    if bytes > MAX_DECODED {
-        let [needed, allowed] = [bytes >> 20, MAX_DECODED >> 20];
-        return Err(format!("{w} x {h} pixels need {needed} MB, more than the {allowed} allowed"));
-    }
-    let orientation = decoder.orientation().map_err(|e| e.to_string())?;
-    let mut image = if format == Some(ImageFormat::Jpeg) {
-        jpeg::decode(&files::read(path, MAX_FILE).map_err(|e| e.to_string())?)?
-    } else {
-        DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?
-    };
-    image.apply_orientation(orientation);
-    Ok(image)
-}
-
-/// `[size, size, channels]` bytes of a picture file, or what is wrong with it in a line.
-fn decode_and_fit(path: &Path, options: &Options) -> std::result::Result<Vec<u8>, String> {
-    // Decoders are foreign code: a panic there is one more picture that cannot be read.
-    catch_unwind(AssertUnwindSafe(|| decode(path).map(|image| fit(image, options))))
-        .unwrap_or_else(|panic| Err(format!("its decoder failed: {}", panic_text(panic.as_ref()))))
-        .map_err(|wrong| wrong.lines().next().unwrap_or_default().to_owned())
 }
 
 impl Folder {

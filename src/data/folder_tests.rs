@@ -264,7 +264,7 @@ fn a_file_without_end_is_not_begun() {
     let place = Place::new();
     place.add("a.png", [5; 3]);
     let end = fs::File::create(place.file("b.png")).unwrap();
-    end.set_len(2 * MAX_FILE).unwrap();
+    end.set_len(2 * super::super::decode::MAX_FILE).unwrap();
     let data = place.open(&options(8));
     assert_eq!(first_pixel(data.as_ref(), 1).1, [5; 3]);
     assert!(data.warnings()[0].contains("more than the 1024 allowed"), "{:?}", data.warnings());

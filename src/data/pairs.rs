@@ -1,5 +1,5 @@
-//! `pairs:A,B` and `maps:A,B`: the images of folder B, beside each the one of the same name in folder A as its
-//! condition.
+//! `pairs:A,B` and `maps:A,B`: the images of folder B, beside each the one of the same name in folder A as
+//! its condition.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -232,6 +232,12 @@ mod tests {
         }
         let error = read_both(&*data, &config(2), 0).unwrap_err().to_string();
         assert!(error.contains("00.bmp has class 2, and condition.channels is 2"), "{error}");
+        // Of 16 bits a level is 257 of them: every class would be 0.
+        let deep = image::ImageBuffer::from_pixel(8, 8, image::Luma([2_u16]));
+        deep.save(dir.path().join("a/00.png")).unwrap();
+        let data = open(&spec(&dir).replace("pairs", "maps"), &options(8)).unwrap();
+        assert!(read_both(&*data, &config(3), 0).is_err());
+        assert!(data.warnings()[0].contains("more than 8 bits"), "{:?}", data.warnings());
         RgbImage::from_pixel(8, 8, Rgb([9, 0, 0])).save(dir.path().join("a/00.png")).unwrap();
         let error = open(&spec(&dir).replace("pairs", "maps"), &options(8)).err().unwrap().to_string();
         assert!(error.contains("have colours"), "{error}");

@@ -187,8 +187,8 @@ fn beside(folder: &Path, remarks: &mut Vec<String>) -> Result<Sampler> {
     let there = is_there(&folder.join(SCHEDULER));
     if !there {
         remarks.push(format!(
-            "{} has no {SCHEDULER}: its model is taken for one of DDPMScheduler's own values (1000 timesteps, \
-             betas from 1e-4 to 0.02, predictions of the noise)",
+            "{} has no {SCHEDULER}: its model is taken for one of DDPMScheduler's own values (1000 \
+             timesteps, betas from 1e-4 to 0.02, predictions of the noise)",
             folder.display()
         ));
     }

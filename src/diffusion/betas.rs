@@ -24,8 +24,8 @@ pub enum Betas {
     /// alpha-bar of the variance preserving equation, `exp(-0.1 u - 9.95 u^2)` at `u = t / T` (Song et al.
     /// 2021, arXiv:2011.13456): of continuous betas from 0.1 to 20.
     Vp,
-    /// `sigma = sqrt((1 - alpha_bar) / alpha_bar)` from 0.002 to 80, their seventh roots in equal steps (Karras
-    /// et al. 2022, arXiv:2206.00364, equation 5).
+    /// `sigma = sqrt((1 - alpha_bar) / alpha_bar)` from 0.002 to 80, their seventh roots in equal steps
+    /// (Karras et al. 2022, arXiv:2206.00364, equation 5).
     Edm,
     /// A list.
     Given(Vec<f64>),

@@ -17,7 +17,8 @@ pub enum TimestepSampling {
     Stratified,
     /// In proportion to the root of the mean square of the last ten losses of each, so that the terms of the
     /// bound, which differ by orders of magnitude, weigh alike; alike until each has ten (Nichol & Dhariwal
-    /// 2021, arXiv:2102.09672, section 3.3).
+    /// 2021, arXiv:2102.09672, section 3.3). Of a step in several batches, the losses of the first are known
+    /// when the second draws.
     LossSecondMoment,
     /// The logarithm of `sigma = sqrt((1 - alpha_bar) / alpha_bar)` is normal (Karras et al. 2022,
     /// arXiv:2206.00364).
@@ -27,9 +28,9 @@ pub enum TimestepSampling {
 }
 
 impl TimestepSampling {
-    /// Probability of each timestep, where they differ, and do not depend on losses. `loc` and `scale`: mean and standard deviation of the
-    /// normal distribution. A timestep has the mass between the middles to its neighbours, the outermost all
-    /// that lies beyond.
+    /// Probability of each timestep, where they differ, and do not depend on losses. `loc` and `scale`: mean
+    /// and standard deviation of the normal distribution. A timestep has the mass between the middles to its
+    /// neighbours, the outermost all that lies beyond.
     pub fn probabilities(self, levels: &[NoiseLevel], [loc, scale]: [f64; 2]) -> Option<Vec<f64>> {
         let steps = levels.len();
         // Between timesteps t and t + 1.

@@ -159,8 +159,8 @@ fn held_out(run: &Run, quarters: [&'static str; 4]) -> Result<Option<Plot>> {
 }
 
 /// The loss of a run over its steps, on a logarithmic axis; of a diffusion model also by quarters of the
-/// timesteps, and on held-out images; of a VAE the parts of the loss, and what was measured on held-out images. Each plot is `width`
-/// pixels wide.
+/// timesteps, and on held-out images; of a VAE the parts of the loss, and what was measured on held-out
+/// images. Each plot is `width` pixels wide.
 pub fn loss(run: &Run, width: u32) -> Result<RgbImage> {
     let metrics = run.metrics()?;
     if metrics.is_empty() {

@@ -18,8 +18,8 @@ pub enum LevelLaw {
         /// The mean absolute error.
         scale: f64,
     },
-    /// Density `exp(x logit)` over [0, 1], each of whose 256 parts is a level (Loaiza-Ganem & Cunningham 2019,
-    /// arXiv:1907.06845): of cross entropies.
+    /// Density `exp(x logit)` over [0, 1], each of whose 256 parts is a level (Loaiza-Ganem & Cunningham
+    /// 2019, arXiv:1907.06845): of cross entropies.
     ContinuousBernoulli,
 }
 

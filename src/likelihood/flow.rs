@@ -1,9 +1,9 @@
-//! The probability-flow ODE (Song et al. 2021, arXiv:2011.13456, section 4.3), by which a diffusion model has a
-//! density.
+//! The probability-flow ODE (Song et al. 2021, arXiv:2011.13456, section 4.3), by which a diffusion model has
+//! a density.
 //!
-//! In `y = x / a` and `sigma = b / a` (`x = a x_0 + b eps`) it is `dy / d sigma = eps`, and with the logarithm
-//! `u = ln sigma` for time `dy / du = sigma eps`, whose divergence is smooth. Along it
-//! `d ln p(y) / du = -div`.
+//! In `y = x / a` and `sigma = b / a` (`x = a x_0 + b eps`) it is `dy / d sigma = eps`, and with the
+//! logarithm `u = ln sigma` for time `dy / du = sigma eps`, whose divergence is smooth. Along it `d ln p(y) /
+//! du = -div`.
 
 use crate::diffusion::{NoiseLevel, Prediction};
 use crate::error::Result;
@@ -68,8 +68,8 @@ impl Place {
     }
 }
 
-/// Follows images `y [N, D]` from one `u` to another in so many steps of the classical Runge-Kutta method, and
-/// gives the integral of the divergence for each. `slope`: `sigma eps [N, D]` and its divergence `[N]` at
+/// Follows images `y [N, D]` from one `u` to another in so many steps of the classical Runge-Kutta method,
+/// and gives the integral of the divergence for each. `slope`: `sigma eps [N, D]` and its divergence `[N]` at
 /// `(u, y)`.
 ///
 /// # Errors

@@ -159,6 +159,9 @@ pub fn update_codebook(
                         let sum = f64::from(*code) * old + (1.0 - options.decay) * f64::from(*sum);
                         *code = (sum / now) as f32;
                     }
+                    // Adam would go on with what it has of earlier steps.
+                    m[range.clone()].fill(0.0);
+                    v[range.clone()].fill(0.0);
                 }
                 *counted = updated.max(restart);
                 *new = 0.0;

@@ -26,6 +26,7 @@ impl Recipe {
             "codebook" | "codebook_weight" | "commitment" | "codebook_decay" | "codebook_restart" => {
                 self.has_codebook()
             }
+            "kl_weight" | "kl_warmup" if self.has_codebook() => false,
             "reconstruction" | "kl_weight" | "kl_warmup" | "corrupt_noise" | "corrupt_mask" | "vae" => {
                 system == System::Vae
             }

@@ -43,7 +43,12 @@ impl Recipe {
     /// Says what does not go with a learned schedule.
     pub(super) fn validate_learned_schedule(&self) -> Result<()> {
         if !self.learns_schedule() {
-            return Ok(());
+            let usual = Recipe::default().gamma_ends();
+            return need(
+                self.gamma_ends() == usual,
+                "gamma_min and gamma_max are the ends of a learned schedule, and none is learned",
+                "set learned_schedule = scalar or network, or leave them out",
+            );
         }
         let named = format!("learned_schedule is {:?}", self.learned_schedule).to_lowercase();
         let ends = self.gamma_max - self.gamma_min;

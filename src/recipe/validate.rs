@@ -175,8 +175,8 @@ impl Recipe {
             "condition and self_conditioning go with system = ddpm, a diffusion model of pixels",
             "set condition.kind = none and self_conditioning = false",
         )?;
-        let takes = !sees_more || self.model != Backbone::Conv;
-        need(takes, "condition and self_conditioning go with model = unet or dit", "set model=unet")?;
+        let takes = !sees_more || self.model == Backbone::Unet;
+        need(takes, "condition and self_conditioning go with model = unet", "set model=unet")?;
         need(
             !self.self_conditioning || !self.learns_schedule(),
             "self_conditioning goes with a schedule that is not learned",
@@ -184,7 +184,8 @@ impl Recipe {
         )?;
         let seen = self.seen_channels(wanted);
         let message = format!(
-            "{table}.in_channels is {channels}, and the model sees {seen}: those of images of {wanted} channels{}{}",
+            "{table}.in_channels is {channels}, and the model sees {seen}: those of images of {wanted} \
+             channels{}{}",
             if self.self_conditioning { ", of its own estimate" } else { "" },
             if self.condition.is_some() { ", of conditions" } else { "" }
         );

@@ -107,12 +107,12 @@ impl Trained {
     ///
     /// # Errors
     /// When these cannot be read.
-    pub fn source_of(&self, count: usize) -> Result<Source<'_>> {
+    pub fn source_of(&self, count: usize, data: Option<&str>) -> Result<Source<'_>> {
         let source = self.source();
         if !self.recipe.condition.is_some() {
             return Ok(source);
         }
-        Ok(source.conditioned_on(Given::held_out(&self.recipe, None, count)?))
+        Ok(source.conditioned_on(Given::held_out(&self.recipe, data, count)?))
     }
 
     /// The model to draw from.

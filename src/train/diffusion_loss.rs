@@ -24,8 +24,8 @@ mod tests;
 pub(super) const BOUND: &str = "bound";
 
 /// Records the loss of one batch of clean samples `x0` (Ho et al. 2020, equation 14, by default; with a
-/// learned variance L_hybrid of Nichol & Dhariwal 2021, section 3.1, or their L_vlb). `history`: of the losses
-/// that timesteps are drawn by, if they are. `model`: its output for `(x_t, t)`.
+/// learned variance L_hybrid of Nichol & Dhariwal 2021, section 3.1, or their L_vlb). `history`: of the
+/// losses that timesteps are drawn by, if they are. `model`: its output for `(x_t, t)`.
 pub(super) fn diffusion_loss(
     recipe: &Recipe,
     batch: &Batch,
@@ -47,6 +47,8 @@ pub(super) fn diffusion_loss(
         let n = t.elements();
         let each_weighted = |each: &Tensor| drawn.as_ref().map(|drawn| mul(each, &drawn.reshape([n])));
         let rows = levels.iter().map(|level| level.bound(recipe.prediction_type, recipe.variance));
+        // The bound's part of each sample's loss, beside its error.
+        let mut more = None;
         let (loss, each) = match rows.collect::<Option<Vec<_>>>() {
             None => error(recipe, batch, &levels, [&output, &target, &t], drawn.as_ref()),
             Some(rows) => {
@@ -64,7 +66,9 @@ pub(super) fn diffusion_loss(
                     let predicted = split(&output, &[channels, channels]).swap_remove(0);
                     let (loss, each) =
                         error(recipe, batch, &levels, [&predicted, &target, &t], drawn.as_ref());
-                    let total = add(&loss.total, &affine(&bound, recipe.bound_weight as f32, 0.0));
+                    let share = recipe.bound_weight as f32;
+                    more = history.map(|_| affine(&terms, share, 0.0));
+                    let total = add(&loss.total, &affine(&bound, share, 0.0));
                     (Loss::from(total).with(BOUND, &bound), each)
                 }
             }
@@ -72,8 +76,8 @@ pub(super) fn diffusion_loss(
         if let Some(history) = history {
             let weights =
                 weights(recipe, &levels).map(|of| by_t(batch, "history_weights", of.into_iter(), &t));
-            let weighted = weights.map(|weights| mul(&each, &weights.reshape([n])));
-            record_losses(history, &t, weighted.as_ref().unwrap_or(&each));
+            let weighted = weights.map_or(each.clone(), |weights| mul(&each, &weights.reshape([n])));
+            record_losses(history, &t, &more.map_or(weighted.clone(), |more| add(&weighted, &more)));
         }
         let part = 1.0 / levels.len() as f32;
         loss.with_samples(&each, &affine(&t, part, 0.5 * part))
@@ -126,8 +130,8 @@ fn with_more_noise(
     (x_t, target)
 }
 
-/// The weighted error of what is predicted, and that of each sample without its weight. `drawn`: more weights,
-/// of the samples `[N, 1]`.
+/// The weighted error of what is predicted, and that of each sample without its weight. `drawn`: more
+/// weights, of the samples `[N, 1]`.
 fn error(
     recipe: &Recipe,
     batch: &Batch,

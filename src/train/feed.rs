@@ -61,6 +61,8 @@ pub(super) struct Data {
     pub evaluator: Option<Evaluator>,
     /// Images that a diffusion model is measured on.
     pub held_out: Option<HeldOut>,
+    /// Why there are none, if there should be some.
+    pub note: Option<String>,
     /// Held-out images and their conditions, which pictures are drawn from.
     pub given: Option<Given>,
     /// Gives the batches of the steps, in order; reads the first ones while everything else is made.
@@ -89,6 +91,13 @@ impl Data {
         // At the same time: large folders take a while to list.
         let (dataset, judged) = rayon::join(|| open_data(recipe, channels, known), judged);
         let dataset = dataset?;
+        let (judged, note) = match judged {
+            // A diffusion model can do without.
+            Err(error) if recipe.system.diffuses() => {
+                (None, Some(format!("warning: there is no held-out loss: {}", error.report())))
+            }
+            judged => (judged?, None),
+        };
         if let (1.., Some(images)) = (recipe.epochs, dataset.len()) {
             recipe.steps = match batches {
                 [.., last] if last.after > 0 => {
@@ -105,7 +114,7 @@ impl Data {
         }
         recipe.class_names = if told { dataset.classes().to_vec() } else { Vec::new() };
         let count = recipe.evaluate_count;
-        let (evaluator, held_out) = match judged? {
+        let (evaluator, held_out) = match judged {
             Some((images, unseen)) if recipe.system == System::Vae => {
                 (Some(Evaluator::new(images, count, unseen)?), None)
             }
@@ -124,7 +133,7 @@ impl Data {
             None => None,
         };
         let given = recipe.condition.is_some().then(|| Given::held_out(recipe, None, recipe.sample_count));
-        Ok(Data { dataset, encoded, evaluator, held_out, given: given.transpose()?, feed: None })
+        Ok(Data { dataset, encoded, evaluator, held_out, note, given: given.transpose()?, feed: None })
     }
 
     /// The data set that steps read: images, or all that is cached of them.

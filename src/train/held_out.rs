@@ -11,10 +11,8 @@ use crate::error::Result;
 use crate::philox::{Stream, fill_normal};
 use crate::recipe::{LossKind, Recipe};
 use crate::run::HeldOutLoss;
-use crate::sample::Source;
+use crate::sample::{Source, batch_of};
 
-/// Images at a time.
-const BATCH: usize = 64;
 /// Of the choice of images and of the noise: alike in all runs, so that those on one data set compare.
 const SEED: u64 = 0;
 
@@ -32,12 +30,12 @@ impl HeldOut {
         HeldOut { data, chosen, held_out }
     }
 
-    /// Mean error of the predictions of `source` after `step` steps, without the weights of timesteps. Image i
-    /// is seen at the timestep `frac((i + 1) / golden ratio) T`: of any number of images, each part of the
+    /// Mean error of the predictions of `source` after `step` steps, without the weights of timesteps. Image
+    /// i is seen at the timestep `frac((i + 1) / golden ratio) T`: of any number of images, each part of the
     /// timesteps has its share.
     pub fn measure(&self, source: &Source, recipe: &Recipe, step: u64) -> Result<HeldOutLoss> {
         let (levels, labelled) = (recipe.schedule().levels(), recipe.class_count() > 0);
-        let mut predictor = source.predictor(BATCH.min(self.chosen.len().max(1)))?;
+        let mut predictor = source.predictor(batch_of(recipe, self.chosen.len().max(1)))?;
         let (mut sums, mut counts) = ([0.0_f64; 4], [0_usize; 4]);
         for (batch, chosen) in self.chosen.chunks(predictor.batch()).enumerate() {
             let first = batch * predictor.batch();

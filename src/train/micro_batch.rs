@@ -8,7 +8,7 @@ use crate::program::Plan;
 /// of as many more. Returns the number of batches that one of the recipe becomes.
 ///
 /// Random numbers depend on a sample's number in the whole batch, so a step is the same but for the rounding
-/// of the gradients' sums.
+/// of the gradients' sums; and for timesteps that are drawn by losses, of which later batches know more.
 pub(super) fn split(objective: &mut Objective, device: &Device) -> usize {
     if matches!(device, Device::Cpu(_)) {
         return 1;

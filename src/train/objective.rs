@@ -215,8 +215,8 @@ impl Objective {
         diffusion_loss(&self.recipe, batch, x0, self.recipe.loss_history(scope).as_ref(), &model)
     }
 
-    /// The x_0 `[N, H, W, C]` that the model's output `out` says, within its bound, for the samples that are to
-    /// see it, and zeros for the others.
+    /// The x_0 `[N, H, W, C]` that the model's output `out` says, within its bound, for the samples that are
+    /// to see it, and zeros for the others.
     fn estimate(&self, batch: &Batch, x_t: &Tensor, t: &Tensor, out: &Tensor) -> Tensor {
         let (recipe, levels, c) = (&self.recipe, self.recipe.schedule().levels(), x_t.shape().last());
         let predicted =

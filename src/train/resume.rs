@@ -7,8 +7,9 @@ use super::feed::Data;
 use super::options::TrainOptions;
 use super::session::{BACKWARD, Session, grid_name};
 use crate::codec::Codec;
-use crate::data::Dataset;
+use crate::data::{ConditionConfig, Dataset};
 use crate::device::Device;
+use crate::diffusion::TimestepSampling;
 use crate::error::{Error, Result};
 use crate::optim::LrSchedule;
 use crate::recipe::{Latents, Recipe, SampleEvery, System, trained_params_of};
@@ -109,11 +110,13 @@ fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
     let model = |r: &Recipe| (r.model, r.unet.clone(), r.dit.clone(), r.conv.clone(), r.vae.clone());
     let schedule =
         |r: &Recipe| r.learns_schedule().then_some((r.learned_schedule, r.gamma_ends(), r.timesteps));
+    let draws = |r: &Recipe| r.timestep_sampling == TimestepSampling::LossSecondMoment;
     // What input and output of the model mean.
     let meaning = |r: &Recipe| {
         let variance = r.variance.is_learned().then_some(r.variance);
         let classifier = (r.system == System::Classifier).then(|| r.classifier.clone());
-        let condition = (r.condition.kind, r.condition.channels, r.condition.factor, r.self_conditioning);
+        let ConditionConfig { kind, channels, factor, noise, .. } = r.condition;
+        let condition = (kind, channels, factor, noise, r.self_conditioning);
         (r.system.diffuses().then_some((r.prediction_type, variance)), classifier, condition)
     };
     let has_null = |r: &Recipe| r.null_class().is_some();
@@ -129,6 +132,11 @@ fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
     } else if schedule(recipe) != schedule(theirs) {
         let hint = "leave learned_schedule, gamma_min, gamma_max and timesteps as they are, or train anew";
         ("run keeps the noise schedule that it learns", hint.to_owned())
+    } else if draws(recipe) && draws(theirs) && recipe.timesteps != theirs.timesteps {
+        (
+            "run keeps the timesteps whose losses it draws by",
+            format!("leave timesteps at {}", theirs.timesteps),
+        )
     } else if recipe.system == System::Vae && kept(recipe) != kept(theirs) {
         ("VAE keeps its image_size and reconstruction", "leave them as they are, or train anew".to_owned())
     } else if recipe.scaling_factor != theirs.scaling_factor {

@@ -12,6 +12,7 @@ use super::writer::Writer;
 use crate::codec::Codec;
 use crate::data::Dataset;
 use crate::device::Device;
+use crate::diffusion::Betas;
 use crate::error::{Error, Result};
 use crate::recipe::{Recipe, System};
 use crate::run::{Batches, DataRecord, Evaluation, HeldOutLoss, Metrics, Record, Run, going_on};
@@ -87,6 +88,10 @@ impl Session {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Session> {
         recipe.check_trainable()?;
+        if recipe.learns_schedule() && matches!(recipe.beta_schedule, Betas::Given(_)) {
+            return Err(Error::usage("beta_schedule is a list, and learned_schedule finds its own")
+                .hint("leave one of them out"));
+        }
         let codec = match (recipe.system == System::Ldm, vae) {
             (true, Some(path)) => Some(Codec::open(path, device)?),
             (true, None) => {
@@ -133,6 +138,7 @@ impl Session {
         lock: std::fs::File,
     ) -> Result<Session> {
         let codec = codec.or_else(|| (recipe.system == System::Vae).then(|| trainer.codec()));
+        let notes = data.note.clone().into_iter().collect();
         Ok(Session {
             run,
             recipe,
@@ -143,7 +149,7 @@ impl Session {
             times: Times::default(),
             warned: HashSet::new(),
             batches,
-            notes: Vec::new(),
+            notes,
             owes_pictures: false,
             _lock: lock,
         })

@@ -27,6 +27,10 @@ pub fn guidance(arguments: &Arguments) -> Result<RgbImage> {
     if let Some(scale) = scales.iter().find(|scale| !(0.0..=1e3).contains(*scale)) {
         return Err(Error::usage(format!("--scale {scale}")).hint("it must be from 0 to 1000"));
     }
+    if recipe.condition.is_some() {
+        return Err(Error::usage(format!("{} draws from conditions", arguments.run.display()))
+            .hint("draw with `denoir sample RUN --guidance S`"));
+    }
     let unguided = classifier.is_none() && recipe.null_class().is_none();
     if unguided {
         return Err(Error::usage(format!("{} was not trained for guidance", arguments.run.display()))
@@ -48,7 +52,10 @@ pub fn guidance(arguments: &Arguments) -> Result<RgbImage> {
     let columns = scales.iter().map(|&scale| {
         let (mut source, mut options) = (trained.source(), options.clone());
         match &classifier {
-            Some(classifier) => source = source.guided_by(classifier, scale)?,
+            Some(classifier) => {
+                source = source.guided_by(classifier, scale)?;
+                options.guidance.scale = 1.0;
+            }
             None => options.guidance.scale = scale,
         }
         source.draw(&options, rows, None, &mut step)

@@ -74,7 +74,8 @@ pub fn autoencoder(arguments: &Arguments, codec: &Codec, data: String, images: &
         }
         tick()?;
     }
-    let [square, absolute] = errors.map(|sum| sum / images.len() as f64);
+    // Not 0, where images come back as they are.
+    let [square, absolute] = errors.map(|sum| (sum / images.len() as f64).max(1e-8));
     let (law, name, scale) = match recipe.reconstruction {
         Reconstruction::Mse => {
             let deviation = square.sqrt();
@@ -141,7 +142,8 @@ fn describe(report: &Report) -> String {
         None => format!("{decoder} decoder"),
     };
     format!(
-        "{bits_per_dim:.4} ± {standard_error:.4} bits/dim, an upper bound (ELBO): {images} images of {data},\n\
+        "{bits_per_dim:.4} ± {standard_error:.4} bits/dim, an upper bound (ELBO): {images} images of \
+         {data},\n\
          {scale}, weights of the moving average\n\n  decoder  {decoder_bits:9.5}  256 levels given z\n  \
          KL       {kl_bits:9.5}  of z\n\n{importance_bits_per_dim:.4} ± {importance_standard_error:.4} \
          bits/dim, importance-weighted over {draws} draws of z, which is tighter\n"

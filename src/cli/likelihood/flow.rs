@@ -2,13 +2,13 @@
 
 use serde::Serialize;
 
-use super::{Arguments, BATCH, Images};
+use super::{Arguments, Images};
 use crate::cli::{bar, print_report, ticks};
 use crate::diffusion::Prediction;
 use crate::error::{Error, Result};
 use crate::likelihood::{Estimate, Flow, follow, log_density};
 use crate::philox::{Stream, draw, uniform};
-use crate::sample::Trained;
+use crate::sample::{Trained, batch_of};
 
 /// Steps without `--steps`; each evaluates the model four times.
 const STEPS: usize = 50;
@@ -30,6 +30,8 @@ pub fn flow(arguments: &Arguments, trained: &Trained, images: Images) -> Result<
     let (recipe, source) = (trained.recipe(), trained.source());
     let refused =
         |what: &str, hint: &str| Err(Error::usage(format!("{} {what}", arguments.run.display())).hint(hint));
+    // Between two timesteps too.
+    recipe.check_times(&[0.5])?;
     if recipe.prediction_type == Prediction::Mean {
         return refused("predicts the mean of a step, which has no meaning between steps", "leave --ode out");
     }
@@ -39,7 +41,7 @@ pub fn flow(arguments: &Arguments, trained: &Trained, images: Images) -> Result<
     let Images { spec, images, labels } = images;
     let (steps, size) = (arguments.steps.unwrap_or(STEPS), source.image().iter().product::<usize>());
     let [from, to] = flow.ends();
-    let mut predictor = source.differentiable_predictor(BATCH.min(labels.len()))?;
+    let mut predictor = source.differentiable_predictor(batch_of(recipe, labels.len()))?;
     let progress =
         bar((4 * steps * labels.len().div_ceil(predictor.batch())) as u64, "{bar:30} {percent}% {eta} left");
     let (mut tick, mut bits) = (ticks(&progress), Vec::new());
@@ -98,7 +100,8 @@ pub fn flow(arguments: &Arguments, trained: &Trained, images: Images) -> Result<
 fn describe(report: &Report) -> String {
     let Report { data, images, steps, bits_per_dim, standard_error } = report;
     format!(
-        "{bits_per_dim:.4} ± {standard_error:.4} bits/dim by the probability-flow ODE: {images} images of {data},\n\
+        "{bits_per_dim:.4} ± {standard_error:.4} bits/dim by the probability-flow ODE: {images} images of \
+         {data},\n\
          dequantised by uniform noise of one level, {steps} Runge-Kutta steps of 4 evaluations, one random \
          probe\nof the trace, weights of the moving average\n"
     )
