@@ -63,7 +63,7 @@ fn decode(path: &Path) -> std::result::Result<DynamicImage, String> {
 fn check_is_map(image: &DynamicImage, options: &Options) -> std::result::Result<(), String> {
     let color = image.color();
     match options.resize {
-        Resize::Nearest if color.bytes_per_pixel() > u8::from(color.channel_count()) => {
+        Resize::Nearest if color.bytes_per_pixel() > color.channel_count() => {
             Err("it has more than 8 bits, and numbers of classes (resize = nearest) have 8".to_owned())
         }
         Resize::Nearest if options.channels == Some(1) && color.has_color() => {
