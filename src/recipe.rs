@@ -270,8 +270,8 @@ impl Recipe {
         Options { image_size, channels: Some(channels), crop, resize, seed, split: Split::Train }
     }
 
-    /// Checks that pictures stand beside those of the data if the condition is made of them, and none do if it
-    /// is not.
+    /// Checks that pictures stand beside those of the data if the condition is made of them, and that none
+    /// do if it is not.
     ///
     /// # Errors
     /// Says what to choose instead.

@@ -37,8 +37,8 @@ config! {
     /// How the condition of an image is made. It is joined to the noisy image along the channels.
     pub struct ConditionConfig {
         /// none; grey (colouring), low_resolution (enlarging), mask (filling holes), pair: the other picture
-        /// of pairs:A,B, or map: the classes of pixels of maps:A,B. The model's in_channels are those of image
-        /// and condition together.
+        /// of pairs:A,B, or map: the classes of pixels of maps:A,B. The model's in_channels are those of
+        /// image and condition together.
         pub kind: ConditionKind = ConditionKind::None,
         /// Channels of a pair's condition, 1 (grey) or 3; or the number of classes of a map.
         pub channels: usize = 3,
@@ -292,7 +292,7 @@ fn cubic(x: f32) -> [f32; 4] {
 /// `small` `[H / factor, W / factor, C]` at the size of `[H, W, C]`, by the bicubic filter with edges that go
 /// on.
 fn enlarged(small: &[f32], [h, w, c]: [usize; 3], factor: usize) -> Vec<f32> {
-    // From `from` values at a distance of `step`, `factor` times as many, where `outer` such rows lie `apart`.
+    // Of each row of `length` values that lie `step` apart: `factor` times as many.
     let along = |values: &[f32], length: usize, step: usize| -> Vec<f32> {
         let taps = |i: usize| {
             let at = (i as f32 + 0.5) / factor as f32 - 0.5;

@@ -1,5 +1,5 @@
-//! `pairs:A,B` and `maps:A,B`: the images of folder B, beside each the one of the same name in folder A as its
-//! condition.
+//! `pairs:A,B` and `maps:A,B`: the images of folder B, beside each the one of the same name in folder A as
+//! its condition.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -29,8 +29,8 @@ pub(crate) fn check_free(folder: &Path) -> Result<()> {
 }
 
 /// Writes a diffusion model as a pipeline: `DDPMPipeline`, `DDIMPipeline` with that scheduler, or with its
-/// VAE `LDMPipeline`, for a DiT `DiTPipeline`. A VAE is a bare model, and so is a DiT of pixels, or a model that
-/// sees conditions, with its scheduler's configuration beside it: no pipeline has one.
+/// VAE `LDMPipeline`, for a DiT `DiTPipeline`. A VAE is a bare model, and so is a DiT of pixels, or a model
+/// that sees conditions, with its scheduler's configuration beside it: no pipeline has one.
 pub(crate) fn write(folder: &Path, model: &Component, vae: Option<&Component>) -> Result<()> {
     let recipe = &model.recipe;
     let no_such = |reason: String| {

@@ -58,8 +58,8 @@ pub struct Given {
 }
 
 impl Given {
-    /// The first `count` images that the data of a recipe holds out, or that other data (`spec`) does; those of
-    /// a smaller set begin again.
+    /// The first `count` images that the data of a recipe holds out, or that other data (`spec`) does; those
+    /// of a smaller set begin again.
     ///
     /// # Errors
     /// When the data cannot be opened, an image cannot be read, or stands alone where the condition is its
