@@ -163,7 +163,7 @@ fn what_conditions_do_not_go_with_is_refused() {
     };
     wrong(&["sample", "run", "--condition", "nothing"], &["unknown data `nothing`"]);
     wrong(&["sample", "run", "--condition", "a.png", "b.png"], &["a.png is no picture"]);
-    wrong(&["sample", "run", "--guidance", "2"], &["guidance"]);
+    wrong(&["sample", "run", "--guidance", "2"], &["guidance is 2", "condition.dropout"]);
     wrong(&["sample", "plain", "--condition", "digits"], &["draws from noise alone", "leave --condition"]);
     wrong(&["likelihood", "run", "--count", "2"], &["no likelihood is measured"]);
     wrong(&["invert", "run", "digits", "--count", "2"], &["draws from conditions"]);
