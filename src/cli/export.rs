@@ -39,10 +39,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     diffusers::write(folder, &model, vae.as_ref())?;
     if model.recipe.condition.is_some() {
-        note(
-            "note: a model alone, for no pipeline gives it conditions: join them to the noisy images' \
-             channels",
-        );
+        note("note: a model alone, for no pipeline gives it conditions: join them to the noisy images");
     }
     print(&format!("{}\n", folder.display()))
 }

@@ -23,10 +23,9 @@ pub struct Arguments {
     #[arg(long, value_parser = number::<usize>(1..=100_000))]
     count: Option<usize>,
     /// Of models that draw from conditions: picture files of which conditions are made (where a condition is
-    /// a picture beside the image, the conditions themselves), or data, of which the held-out part is taken
+    /// a picture beside the image, the conditions themselves), or data, whose held-out part is taken
     /// [default: the run's data]
-    #[arg(long, value_name = "FILES|SPEC", num_args = 1.., conflicts_with = "noise")]
-    #[arg(value_parser = any_text())]
+    #[arg(long, value_name = "FILES", num_args = 1.., conflicts_with = "noise", value_parser = any_text())]
     condition: Vec<String>,
     /// Of models that fill holes: a picture, white where the hole is [default: a hole for each sample]
     #[arg(long, value_name = "FILE", conflicts_with = "noise")]

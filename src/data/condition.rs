@@ -287,8 +287,7 @@ fn cubic(x: f32) -> [f32; 4] {
 /// `small` `[H / factor, W / factor, C]` at the size of `[H, W, C]`, by the bicubic filter with edges that go
 /// on.
 fn enlarged(small: &[f32], [h, w, c]: [usize; 3], factor: usize) -> Vec<f32> {
-    // From `from` values at a distance of `step`, `factor` times as many, where `outer` such rows lie
-    // `apart`.
+    // Of each row of `length` values that lie `step` apart: `factor` times as many.
     let along = |values: &[f32], length: usize, step: usize| -> Vec<f32> {
         let taps = |i: usize| {
             let at = (i as f32 + 0.5) / factor as f32 - 0.5;

@@ -129,6 +129,11 @@ impl Recipe {
         self.validate_learned_schedule()?;
         self.validate_process()?;
         let drops = self.condition.dropout > 0.0;
+        need(
+            drops || !self.condition.is_some() || self.guidance == 1.0 || self.label_dropout > 0.0,
+            format!("guidance is {}, and the model was not trained without conditions", self.guidance),
+            "train with condition.dropout, such as 0.1",
+        )?;
         let without = self.label_dropout == 0.0 && (self.guidance == 1.0 || drops);
         let rows = matches!(self.class(), Class::Number(rows) if rows > 1);
         let (_, key) = self.trained_classes();

@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
-use denoir::data::{self, ConditionKind, Loader};
+use denoir::data::{self, ConditionKind, Dataset, Loader, Partner};
 use denoir::device::Device;
+use denoir::diffusion::Prediction;
+use denoir::error::Result;
 use denoir::sample::{Given, Guidance, Options};
 use denoir::train::RecipeTrainer;
 use tempfile::TempDir;
@@ -13,14 +16,45 @@ use crate::command_line::{TINY, denoir, fails};
 use crate::reference::devices;
 use crate::training::{advance, small};
 
+/// Digits, each beside its negative.
+struct Negatives(Arc<dyn Dataset>);
+
+impl Dataset for Negatives {
+    fn len(&self) -> Option<u64> {
+        None
+    }
+
+    fn shape(&self) -> [usize; 3] {
+        self.0.shape()
+    }
+
+    fn classes(&self) -> &[String] {
+        &[]
+    }
+
+    fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
+        self.0.read(index, out)
+    }
+
+    fn partner(&self) -> Option<Partner> {
+        Some(Partner { shape: self.shape(), is_map: false })
+    }
+
+    fn read_pair(&self, index: u64, out: &mut [f32], partner: &mut [f32]) -> Result<u32> {
+        let label = self.read(index, out)?;
+        partner.iter_mut().zip(out).for_each(|(partner, v)| *partner = -*v);
+        Ok(label)
+    }
+}
+
 /// Samples of a model that was told come near what they were made of; samples of the same model, not told, do
 /// not.
 #[test]
 fn a_model_learns_what_its_condition_says() {
     let mut recipe = small();
     (recipe.batch_size, recipe.unet.in_channels) = (16, 2);
-    (recipe.condition.kind, recipe.condition.factor) = (ConditionKind::LowResolution, 2);
-    recipe.condition.dropout = 0.2;
+    (recipe.condition.kind, recipe.condition.channels) = (ConditionKind::Pair, 1);
+    (recipe.condition.dropout, recipe.prediction_type) = (0.2, Prediction::Sample);
     recipe.validate().unwrap();
     let pictures = data::Options {
         image_size: 8,
@@ -30,34 +64,41 @@ fn a_model_learns_what_its_condition_says() {
         seed: 0,
         split: data::Split::Train,
     };
-    let digits = data::open("digits", &pictures).unwrap();
-    let mut loader = Loader::conditioned(digits, recipe.condition.clone(), 16, 0, false, 0).unwrap();
-    let mut trainer = RecipeTrainer::new(&recipe, &Device::open("cpu").unwrap(), None, None).unwrap();
-    for _ in 0..400 {
-        advance(&mut trainer, || loader.next().unwrap());
-    }
-    let batches: Vec<_> = (0..3).map(|_| loader.next().unwrap()).collect();
+    let negatives = Arc::new(Negatives(data::open("digits", &pictures).unwrap()));
+    let batches = |first| {
+        Loader::conditioned(negatives.clone(), recipe.condition.clone(), 16, 0, false, first).unwrap()
+    };
     let mut losses: Vec<Vec<f32>> = Vec::new();
     for device in devices() {
-        let mut trainer = RecipeTrainer::new(&recipe, &device, None, None).unwrap();
-        losses.push(batches.iter().map(|batch| advance(&mut trainer, || batch.clone()).loss).collect());
+        let (mut loader, mut trainer) =
+            (batches(0), RecipeTrainer::new(&recipe, &device, None, None).unwrap());
+        losses.push((0..3).map(|_| advance(&mut trainer, || loader.next().unwrap()).loss).collect());
     }
     let differ = |other: &Vec<f32>| other.iter().zip(&losses[0]).any(|(a, b)| (a - b).abs() > 2e-4 * b);
     assert!(!losses.iter().any(differ), "{losses:?}");
-    let given = || Given::held_out(&recipe, None, 12).unwrap();
-    let mut scheduler = recipe.sampler("ddim").unwrap();
-    scheduler.spacing = denoir::diffusion::Spacing::Trailing;
-    let draw = |scale| {
+    let mut loader = batches(0);
+    let mut trainer = RecipeTrainer::new(&recipe, &Device::open("cpu").unwrap(), None, None).unwrap();
+    for _ in 0..300 {
+        advance(&mut trainer, || loader.next().unwrap());
+    }
+    // Twelve that training did not come to.
+    let (mut images, mut conditions) = (vec![0.0; 12 * 64], vec![0.0; 12 * 64]);
+    let both = images.chunks_exact_mut(64).zip(conditions.chunks_exact_mut(64));
+    both.zip(100_000..).for_each(|((image, condition), number)| {
+        negatives.read_pair(number, image, condition).unwrap();
+    });
+    let (images, conditions) = (images.into(), conditions.into());
+    let given = Given { images, labels: Vec::new(), conditions, trained_on: false };
+    let quality = |scale| {
         let guidance = Guidance { scale, ..Guidance::default() };
-        let options = Options { guidance, ..Options::new(scheduler.clone(), 8, 1) };
-        let source = trainer.source(None).conditioned_on(given());
-        let samples = source.draw(&options, 24, None, || Ok(())).unwrap();
-        let [quality, _] = source.psnr(&samples).unwrap();
+        let options = Options { guidance, ..Options::new(recipe.sampler("ddim").unwrap(), 8, 1) };
+        let source = trainer.source(None).conditioned_on(given.clone());
+        let [quality, _] = source.psnr(&source.draw(&options, 24, None, || Ok(())).unwrap()).unwrap();
         quality
     };
-    let (told, guided, not_told) = (draw(1.0), draw(1.5), draw(0.0));
+    let (told, guided, not_told) = (quality(1.0), quality(1.2), quality(0.0));
     println!("PSNR {told:.2} dB, guided {guided:.2} dB, without conditions {not_told:.2} dB");
-    assert!(told > not_told + 6.0, "{told} dB, without conditions {not_told} dB");
+    assert!(told > not_told + 6.0 && guided > not_told + 6.0, "{told}, {guided} and {not_told} dB");
 }
 
 fn runs(at: &Path, arguments: &[&str]) -> String {
@@ -122,7 +163,7 @@ fn what_conditions_do_not_go_with_is_refused() {
     };
     wrong(&["sample", "run", "--condition", "nothing"], &["unknown data `nothing`"]);
     wrong(&["sample", "run", "--condition", "a.png", "b.png"], &["a.png is no picture"]);
-    wrong(&["sample", "run", "--guidance", "2"], &["guidance"]);
+    wrong(&["sample", "run", "--guidance", "2"], &["guidance is 2", "condition.dropout"]);
     wrong(&["sample", "plain", "--condition", "digits"], &["draws from noise alone", "leave --condition"]);
     wrong(&["likelihood", "run", "--count", "2"], &["no likelihood is measured"]);
     wrong(&["invert", "run", "digits", "--count", "2"], &["draws from conditions"]);
@@ -165,7 +206,10 @@ fn pairs_of_folders_are_trained_and_drawn_from() {
         "unet.in_channels=2",
     ];
     train(at, "run", "2", &pair);
-    let picture = fs::read_dir(at.join("a")).unwrap().next().unwrap().unwrap().path();
+    // The folders in it are the classes.
+    let class = fs::read_dir(at.join("a")).unwrap().map(|entry| entry.unwrap().path());
+    let class = class.filter(|path| path.is_dir()).next().unwrap();
+    let picture = fs::read_dir(class).unwrap().next().unwrap().unwrap().path();
     let picture = picture.to_str().unwrap();
     let sample = ["sample", "run", "--device", "cpu", "--steps", "2", "--condition"];
     let told = runs(at, &[&sample[..], &[picture, "--out", "one.png"]].concat());
