@@ -21,8 +21,9 @@ mod tests;
 
 /// Records the bound of one batch of images `x0 [N, ..]` in bits per dimension (equations 4, 11 and 15): what
 /// the diffusion costs, `gamma'(t) / 2 |eps - eps_hat|^2` at one t of each image, and what is left of the
-/// image at the end and of the noise at the beginning. `parameters`: of the schedule. `model`: its output for `(z_t, t)`; it is told `t T -
-/// 1`, so that it is an ordinary model at the timesteps of the schedule as a list of T betas.
+/// image at the end and of the noise at the beginning. `parameters`: of the schedule. `model`: its output for
+/// `(z_t, t)`; it is told `t T - 1`, so that it is an ordinary model at the timesteps of the schedule as a list
+/// of T betas.
 ///
 /// Learned ends are trained by the bound. What lies between does not change it, but its variance, by which it
 /// is trained (section 4.2 and appendix I.2): the gradient of a squared loss L^2 is 2 L times that of L.
