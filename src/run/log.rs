@@ -44,7 +44,7 @@ pub struct Metrics {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weighted_by_t: Option<[Option<f32>; 4]>,
     /// Of a diffusion model that learns its variance: the variational bound, without its last term, in bits
-    /// per dimension.
+    /// per dimension; of one that learns its noise schedule, the whole bound in continuous time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<f32>,
     /// Norm of the gradient before clipping.

@@ -21,9 +21,9 @@ mod tests;
 
 /// Records the bound of one batch of images `x0 [N, ..]` in bits per dimension (equations 4, 11 and 15): what
 /// the diffusion costs, `gamma'(t) / 2 |eps - eps_hat|^2` at one t of each image, and what is left of the
-/// image at the end and of the noise at the beginning. `parameters`: of the schedule. `model`: its output for
-/// `(z_t, t)`; it is told `t T - 1`, so that it is an ordinary model at the timesteps of the schedule as a
-/// list of T betas.
+/// image at the end and of the noise at the beginning. `parameters`: of the schedule. `model`: its output
+/// for `(z_t, t)`; it is told `t T - 1`, so that it is an ordinary model at the timesteps of the schedule as
+/// a list of T betas.
 ///
 /// Learned ends are trained by the bound. What lies between does not change it, but its variance, by which it
 /// is trained (section 4.2 and appendix I.2): the gradient of a squared loss L^2 is 2 L times that of L.
@@ -89,7 +89,9 @@ const STRIDE: f64 = 0.125;
 /// `-ln p(x | z_0)`, bits per dimension, a mean over the batch and over the noise; `first`: gamma at t = 0.
 /// The probability of each of 256 levels x_k is proportional to `exp(-(z_0 / a - x_k)^2 exp(-gamma) / 2)`
 /// (appendix H), where `z_0 / a = x + eps exp(gamma / 2)`. It depends on x by how many levels there are on
-/// either side: for all between the outermost, as many as there can be are counted, which is no less.
+/// either side: for all between the outermost, as many as there can be are counted, which is no less. Levels
+/// lie 2 / 255 from one another here, and 2 / 256 in the paper. (A chain of T timesteps, as `denoir
+/// likelihood` measures it, ends at t = 1/T with a Gaussian around what the model predicts there instead.)
 fn reconstruction(batch: &Batch, x0: &Tensor, first: &Tensor) -> Tensor {
     let node = |i: usize| (i as f64 - (NODES / 2) as f64) * STRIDE;
     let density = |e: f64| (-0.5 * e * e).exp() * STRIDE / TAU.sqrt();
