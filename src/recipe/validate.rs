@@ -1,6 +1,7 @@
 //! Checks of a recipe's values, made before anything else is done with them.
 
 use super::{Backbone, LossKind, Optimizer, Recipe, Rng, System};
+use crate::data::ConditionKind;
 use crate::diffusion::{LossWeight, TimestepSampling};
 use crate::error::{Error, Result, need};
 use crate::models::unet::Class;
@@ -165,6 +166,11 @@ impl Recipe {
             !is_some || self.system == System::Ddpm,
             "condition goes with system = ddpm, a diffusion model of pixels",
             "set condition.kind = none",
+        )?;
+        need(
+            self.condition.kind != ConditionKind::Mask || !self.variance.is_learned(),
+            "condition.kind is mask: no error counts outside of holes, and the bound of a learned variance does",
+            "set variance = fixed_small",
         )?;
         let takes = !is_some || self.model != Backbone::Conv;
         need(takes, "condition goes with model = unet or dit", "set model=unet")?;

@@ -50,7 +50,8 @@ pub(super) fn labels_of(recipe: &Recipe) -> Option<DType> {
 pub(crate) fn operations(recipe: &Recipe, options: &Options, batch: usize, device: &Device) -> Result<u64> {
     let (model, params) = (model_of(recipe), params_of(recipe));
     let (shape, labels) = (recipe.diffused(), labels_of(recipe));
-    let condition = Condition::of(recipe).map_or(0, |condition| condition.channels);
+    let condition = Condition::of(recipe);
+    let condition = condition.as_ref();
     let network = Network { model: &*model, params: &params, shape, labels, condition, guide: None };
     let plan = options.scheduler.plan(options.steps)?;
     let guidance = options.guidance.takes_both().then_some(&options.guidance);
@@ -61,8 +62,8 @@ pub(crate) fn operations(recipe: &Recipe, options: &Options, batch: usize, devic
 impl<'a> Denoiser<'a> {
     pub(super) fn network(&self) -> Network<'_> {
         let Denoiser { model, params, shape, labels, condition, guide, .. } = self;
-        let condition = condition.as_ref().map_or(0, |condition| condition.channels);
-        Network { model: *model, params, shape: *shape, labels: *labels, condition, guide: guide.as_ref() }
+        let (condition, guide) = (condition.as_ref(), guide.as_ref());
+        Network { model: *model, params, shape: *shape, labels: *labels, condition, guide }
     }
 
     /// The model with the moving average of a checkpoint that [`Trainer::save`](crate::train::Trainer::save)

@@ -3,9 +3,10 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use super::condition::Condition;
 use super::guide::ClassifierGuide;
 use super::options::{Guidance, Options};
-use crate::diffusion::{Clip, Model, SamplerPlan};
+use crate::diffusion::{Clip, Model, SamplerPlan, conditioned};
 use crate::nn::{Params, Scope};
 use crate::ops::concat::{concat, split};
 use crate::ops::denoising::{Row, bounds, denoise, timestep_of_row};
@@ -21,8 +22,7 @@ pub(super) struct Network<'a> {
     pub params: &'a Rc<RefCell<Params>>,
     pub shape: [usize; 3],
     pub labels: Option<DType>,
-    /// Channels of the condition; 0: there is none.
-    pub condition: usize,
+    pub condition: Option<&'a Condition>,
     pub guide: Option<&'a ClassifierGuide<'a>>,
 }
 
@@ -53,10 +53,12 @@ pub(super) fn record_step(
         DType::U32 => tape.stored_u32("labels", [seen]),
         DType::F32 => tape.stored("labels", 0, [seen]),
     });
-    let condition = (condition > 0).then(|| tape.stored("condition", 0, [seen, h, w, condition]));
+    let told = condition.map(|Condition { channels, has_holes, .. }| {
+        (tape.stored("condition", 0, [seen, h, w, *channels]), *has_holes)
+    });
     let predict = |x: &Tensor| {
-        let x = condition.as_ref().map_or_else(|| x.clone(), |condition| concat(&[x, condition]));
-        model(&Scope::new(&tape, params), &x, &t, classes.as_ref())
+        let joined = told.as_ref().map(|(condition, has_holes)| conditioned(x, condition, *has_holes));
+        model(&Scope::new(&tape, params), joined.as_ref().unwrap_or(x), &t, classes.as_ref())
     };
     let out = match guidance {
         Some(&Guidance { scale, rescale, .. }) => {

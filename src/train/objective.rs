@@ -9,14 +9,15 @@ use super::options::TrainOptions;
 use super::resident::{Examples, Resident};
 use super::step::{Recorded, record_batch};
 use crate::codec::Codec;
+use crate::data::ConditionKind;
 use crate::device::Buffer;
-use crate::diffusion::Model;
+use crate::diffusion::{Model, conditioned};
 use crate::error::Result;
 use crate::models::classifier::classifier;
 use crate::models::vae;
 use crate::nn::{Params, Scope};
 use crate::ops::arithmetic::{add, affine, mul};
-use crate::ops::concat::{concat, split};
+use crate::ops::concat::split;
 use crate::ops::cross_entropy::cross_entropy;
 use crate::ops::dropout::dropout;
 use crate::ops::gather::gather;
@@ -182,11 +183,12 @@ impl Objective {
 
     fn denoising(&self, scope: &Scope, batch: &Batch, x0: &Tensor, condition: Option<&Tensor>) -> Loss {
         let labels = self.has_labels().then(|| batch.input(self.labels()));
+        let has_holes = self.recipe.condition.kind == ConditionKind::Mask;
         let model = |x_t: &Tensor, t: &Tensor| {
-            let seen = condition.map(|condition| concat(&[x_t, condition]));
+            let seen = condition.map(|condition| conditioned(x_t, condition, has_holes));
             (self.model)(scope, seen.as_ref().unwrap_or(x_t), t, labels.as_ref())
         };
-        diffusion_loss(&self.recipe, batch, x0, &model)
+        diffusion_loss(&self.recipe, batch, x0, condition.filter(|_| has_holes), &model)
     }
 
     /// Cross entropy of the classes of images, which are noisy where the classifier is to guide samples.

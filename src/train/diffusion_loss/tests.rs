@@ -70,7 +70,7 @@ pub(super) fn run(recipe: &Recipe, device: &Device) -> (f64, Vec<f64>) {
     let batch = Batch::new(&tape, tape.stored_u32("state", [State::WORDS]));
     let x0 = tape.stored("x0", 0, [SAMPLES, 1]);
     let levels = recipe.schedule().levels();
-    let loss = diffusion_loss(recipe, &batch, &x0, &|x, t| {
+    let loss = diffusion_loss(recipe, &batch, &x0, None, &|x, t| {
         let mean = model(&batch, recipe, [MU, S2], x, t);
         if !recipe.variance.is_learned() {
             return mean;
