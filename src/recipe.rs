@@ -129,8 +129,8 @@ config! {
         pub gamma_max: f64 = 5.0,
         /// Shift and scale the schedule so that its end is nothing but noise.
         pub rescale_betas_zero_snr: bool = false,
-        /// Meaning of the model's output: epsilon, sample, v_prediction (with beta_schedule = edm that of EDM's
-        /// network, for data of standard deviation 1), or mean (of the step to the timestep before).
+        /// Meaning of the model's output: epsilon, sample, v_prediction (with beta_schedule = edm that of
+        /// EDM's network, for data of standard deviation 1), or mean (of the step to the timestep before).
         pub prediction_type: Prediction = Prediction::Epsilon,
         /// Variance of a reverse step: fixed_small, fixed_large; or learned_range or learned, of which the
         /// second half of unet.out_channels says (set it to twice unet.in_channels).

@@ -23,8 +23,9 @@ pub enum ConditionKind {
     /// Means of squares, brought back to the size of the image by a bicubic filter (Saharia et al. 2021,
     /// arXiv:2104.07636).
     LowResolution,
-    /// The image with a rectangle of zeros, and a channel that is 1 there and -1 elsewhere (Saharia et al.
-    /// 2022, arXiv:2111.05826, with one hole of their kinds).
+    /// The image with a rectangle of zeros, and a channel that is 0 there and 1 where pixels are known, which
+    /// the model then sees without noise, and whose error does not count (Saharia et al. 2022,
+    /// arXiv:2111.05826, with one hole of their kinds).
     Mask,
     /// The picture that stands beside it in the data.
     Pair,
@@ -187,7 +188,7 @@ impl ConditionConfig {
         if self.kind == ConditionKind::Mask {
             let known = conditions.chunks_exact(channels + 1);
             for (sample, known) in samples.chunks_exact_mut(channels).zip(known) {
-                if known[channels] < 0.0 {
+                if known[channels] > 0.0 {
                     sample.copy_from_slice(&known[..channels]);
                 }
             }
@@ -323,9 +324,9 @@ fn hole([h, w, _]: [usize; 3], seed: u64, number: u64) -> [Range<usize>; 2] {
 pub(crate) fn with_holes(image: &[f32], channels: usize, is_hole: impl Fn(usize) -> bool) -> Vec<f32> {
     let mut condition = Vec::with_capacity(image.len() / channels * (channels + 1));
     for (i, pixel) in image.chunks_exact(channels).enumerate() {
-        let [factor, mask] = if is_hole(i) { [0.0, 1.0] } else { [1.0, -1.0] };
-        condition.extend(pixel.iter().map(|v| v * factor));
-        condition.push(mask);
+        let known = if is_hole(i) { 0.0 } else { 1.0 };
+        condition.extend(pixel.iter().map(|v| v * known));
+        condition.push(known);
     }
     condition
 }

@@ -2,6 +2,7 @@
 //! knows a network.
 
 mod betas;
+mod conditioned;
 mod levels;
 mod linear_form;
 mod loss_weight;
@@ -13,6 +14,7 @@ mod timesteps;
 mod variance;
 
 pub use betas::Betas;
+pub use conditioned::{in_holes, seen_by_model};
 pub use levels::NoiseLevel;
 pub use linear_form::LinearForm;
 pub use loss_weight::{LossWeight, Weighting};

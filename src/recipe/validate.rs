@@ -1,6 +1,7 @@
 //! Checks of a recipe's values, made before anything else is done with them.
 
 use super::{Backbone, Codebook, LossKind, Optimizer, Recipe, Rng, System};
+use crate::data::ConditionKind;
 use crate::diffusion::{LossWeight, TimestepSampling};
 use crate::error::{Error, Result, need};
 use crate::models::unet::Class;
@@ -179,6 +180,11 @@ impl Recipe {
             !sees_more || self.system == System::Ddpm,
             "condition and self_conditioning go with system = ddpm, a diffusion model of pixels",
             "set condition.kind = none and self_conditioning = false",
+        )?;
+        need(
+            self.condition.kind != ConditionKind::Mask || !self.variance.is_learned(),
+            "condition.kind is mask: no error counts outside of holes, and the bound of a learned variance does",
+            "set variance = fixed_small",
         )?;
         let takes = !sees_more || self.model == Backbone::Unet;
         need(takes, "condition and self_conditioning go with model = unet", "set model=unet")?;

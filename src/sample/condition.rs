@@ -13,6 +13,8 @@ use crate::recipe::Recipe;
 pub struct Condition {
     /// Channels.
     pub channels: usize,
+    /// It has holes: its last channel is 1 where the others are pixels of the sample, and 0 in holes.
+    pub has_holes: bool,
     /// Training replaced some by zeros, so that guidance can.
     pub dropped: bool,
     /// `[N, H, W, channels]`: sample number i has condition i mod N. Without any, nothing can be drawn.
@@ -24,7 +26,8 @@ impl Condition {
     pub(super) fn of(recipe: &Recipe) -> Option<Condition> {
         let channels = recipe.condition.channels_of(recipe.diffused()[2]);
         let dropped = recipe.condition.dropout > 0.0;
-        (channels > 0).then(|| Condition { channels, dropped, values: Rc::from([]) })
+        let has_holes = recipe.condition.kind == ConditionKind::Mask;
+        (channels > 0).then(|| Condition { channels, has_holes, dropped, values: Rc::from([]) })
     }
 
     /// Those of `count` samples of `pixels` pixels, from number `first` on.

@@ -29,7 +29,8 @@ fn samples_have_the_conditions_of_their_numbers_and_guidance_drops_them() {
         device.write(&weights, 0, bytemuck::cast_slice(&[0.5_f32])).unwrap();
         let known = [0.2_f32, -0.5, 0.9];
         let ends = |scale: f64, sigmas, dropped| {
-            let condition = Some(Condition { channels: 1, dropped, values: Rc::from(known) });
+            let condition =
+                Some(Condition { channels: 1, has_holes: false, dropped, values: Rc::from(known) });
             let (params, weights) = (Rc::clone(&params), weights.clone());
             let denoiser = Denoiser {
                 device: device.clone(),

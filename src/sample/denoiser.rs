@@ -50,8 +50,8 @@ pub(super) fn labels_of(recipe: &Recipe) -> Option<DType> {
 pub(crate) fn operations(recipe: &Recipe, options: &Options, batch: usize, device: &Device) -> Result<u64> {
     let (model, params) = (model_of(recipe), params_of(recipe));
     let (shape, labels) = (recipe.diffused(), labels_of(recipe));
-    let condition = Condition::of(recipe).map_or(0, |condition| condition.channels);
-    let self_conditioned = recipe.self_conditioning;
+    let condition = Condition::of(recipe);
+    let (condition, self_conditioned) = (condition.as_ref(), recipe.self_conditioning);
     let (model, params) = (&*model, &params);
     let network = Network { model, params, shape, labels, self_conditioned, condition, guide: None };
     let plan = options.scheduler.plan(options.steps)?;
@@ -62,10 +62,10 @@ pub(crate) fn operations(recipe: &Recipe, options: &Options, batch: usize, devic
 
 impl<'a> Denoiser<'a> {
     pub(super) fn network(&self) -> Network<'_> {
-        let Denoiser { model, params, labels, condition, guide, .. } = self;
-        let (model, shape, self_conditioned) = (*model, self.shape, self.self_conditioned);
-        let condition = condition.as_ref().map_or(0, |condition| condition.channels);
-        let (labels, guide) = (*labels, guide.as_ref());
+        let Denoiser { model, params, condition, guide, .. } = self;
+        let (model, shape, labels, self_conditioned) =
+            (*model, self.shape, self.labels, self.self_conditioned);
+        let (condition, guide) = (condition.as_ref(), guide.as_ref());
         Network { model, params, shape, labels, self_conditioned, condition, guide }
     }
 

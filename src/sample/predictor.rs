@@ -1,10 +1,11 @@
 //! A model asked for its predictions, without a sampler.
 
-use super::Source;
+use super::{Condition, Source};
+use crate::diffusion::seen_by_model;
 use crate::error::Result;
 use crate::nn::{self, Scope};
 use crate::ops::arithmetic::affine;
-use crate::ops::concat::{concat, split};
+use crate::ops::concat::split;
 use crate::program::{Plan, Program, Sharing, halves};
 use crate::tape::{Tape, Tensor};
 use crate::tensor::DType;
@@ -56,10 +57,11 @@ impl Source<'_> {
             };
             // It has predicted nothing before.
             let own = denoiser.self_conditioned.then(|| affine(&x, 0.0, 0.0));
-            let condition = (denoiser.condition.as_ref())
-                .map(|condition| tape.stored("condition", 0, [batch, h, w, condition.channels]));
-            let parts: Vec<&Tensor> = [&x].into_iter().chain(&own).chain(&condition).collect();
-            let seen = if parts.len() > 1 { concat(&parts) } else { x.clone() };
+            let condition = (denoiser.condition.as_ref()).map(|Condition { channels, has_holes, .. }| {
+                (tape.stored("condition", 0, [batch, h, w, *channels]), *has_holes)
+            });
+            let told = condition.as_ref().map(|(condition, has_holes)| (condition, *has_holes));
+            let seen = seen_by_model(&x, own.as_ref(), told);
             let mut out = (denoiser.model)(&scope, &seen, &t, classes.as_ref());
             if !differentiable {
                 return (Plan::new(&tape, &[&out], &denoiser.device), (batch, out, None));

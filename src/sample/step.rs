@@ -3,9 +3,10 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use super::condition::Condition;
 use super::guide::ClassifierGuide;
 use super::options::{Guidance, Options};
-use crate::diffusion::{Clip, Model, SamplerPlan};
+use crate::diffusion::{Clip, Model, SamplerPlan, seen_by_model};
 use crate::nn::{Params, Scope};
 use crate::ops::concat::{concat, split};
 use crate::ops::denoising::{Row, bounds, denoise, timestep_of_row};
@@ -23,8 +24,7 @@ pub(super) struct Network<'a> {
     pub labels: Option<DType>,
     /// It sees its last x_0 behind samples.
     pub self_conditioned: bool,
-    /// Channels of the condition; 0: there is none.
-    pub condition: usize,
+    pub condition: Option<&'a Condition>,
     pub guide: Option<&'a ClassifierGuide<'a>>,
 }
 
@@ -56,7 +56,9 @@ pub(super) fn record_step(
         DType::U32 => tape.stored_u32("labels", [seen]),
         DType::F32 => tape.stored("labels", 0, [seen]),
     });
-    let condition = (condition > 0).then(|| tape.stored("condition", 0, [seen, h, w, condition]));
+    let told = condition.map(|Condition { channels, has_holes, .. }| {
+        (tape.stored("condition", 0, [seen, h, w, *channels]), *has_holes)
+    });
     let twice = |x: &Tensor| {
         let flat = x.reshape([1, batch * h * w * c]);
         concat(&[&flat, &flat]).reshape([2 * batch, h, w, c])
@@ -65,9 +67,8 @@ pub(super) fn record_step(
     let own = self_conditioned.then(|| tape.stored("kept", 0, shape));
     let own = own.map(|own| if guidance.is_some() { twice(&own) } else { own });
     let predict = |x: &Tensor| {
-        let parts: Vec<&Tensor> = [x].into_iter().chain(&own).chain(&condition).collect();
-        let x = if parts.len() > 1 { concat(&parts) } else { x.clone() };
-        model(&Scope::new(&tape, params), &x, &t, classes.as_ref())
+        let told = told.as_ref().map(|(condition, has_holes)| (condition, *has_holes));
+        model(&Scope::new(&tape, params), &seen_by_model(x, own.as_ref(), told), &t, classes.as_ref())
     };
     let out = match guidance {
         Some(&Guidance { scale, rescale, .. }) => {

@@ -1,7 +1,7 @@
 //! The loss of a diffusion model: which timesteps are drawn, what is predicted, and how its error counts.
 
 use super::batch::{Batch, Loss};
-use crate::diffusion::{LossWeight, NoiseLevel, TimestepSampling, Weighting, cumulative};
+use crate::diffusion::{LossWeight, NoiseLevel, TimestepSampling, Weighting, cumulative, in_holes};
 use crate::ops::arithmetic::{add, affine, mul};
 use crate::ops::concat::split;
 use crate::ops::embedding::embedding;
@@ -25,12 +25,13 @@ pub(super) const BOUND: &str = "bound";
 
 /// Records the loss of one batch of clean samples `x0` (Ho et al. 2020, equation 14, by default; with a
 /// learned variance L_hybrid of Nichol & Dhariwal 2021, section 3.1, or their L_vlb). `history`: of the
-/// losses that timesteps are drawn by, if they are. `model`: its output for `(x_t, t)`.
+/// losses that timesteps are drawn by, if they are; `holes`: a condition with holes, outside of which nothing
+/// is to be learnt; `model`: its output for `(x_t, t)`.
 pub(super) fn diffusion_loss(
     recipe: &Recipe,
     batch: &Batch,
     x0: &Tensor,
-    history: Option<&Tensor>,
+    [history, holes]: [Option<&Tensor>; 2],
     model: &dyn Fn(&Tensor, &Tensor) -> Tensor,
 ) -> Loss {
     let (schedule, tape) = (recipe.schedule(), batch.tape());
@@ -41,6 +42,10 @@ pub(super) fn diffusion_loss(
     let (x_t, target, t) = batch.noised_at(x0, schedule.noising_table(recipe.prediction_type), t.as_ref());
     let (x_t, target) = with_more_noise(recipe, batch, &levels, [x_t, target], &t);
     let output = model(&x_t, &t);
+    let [output, target] = match holes {
+        Some(holes) => tape.labelled("loss", || [output, target].map(|x| in_holes(&x, holes))),
+        None => [output, target],
+    };
     tape.labelled("loss", || {
         // What makes up for timesteps that are drawn more often than others.
         let drawn = law.map(|[_, weights]| embedding(&weights, &t));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::diffusion_loss::quarter_of;
 use crate::data::condition::read_both;
-use crate::data::{Dataset, choice};
+use crate::data::{ConditionKind, Dataset, choice};
 use crate::diffusion::{NoiseLevel, Prediction};
 use crate::error::Result;
 use crate::philox::{Stream, fill_normal};
@@ -70,7 +70,13 @@ impl HeldOut {
             let width = predicted.len() / x0.len();
             for (i, (out, target)) in predicted.chunks(width * size).zip(targets.chunks(size)).enumerate() {
                 let predictions = out.chunks(width * channels).flat_map(|pixel| &pixel[..channels]);
-                let errors = predictions.zip(target).map(|(p, y)| error(recipe, f64::from(p - y)));
+                // Of a condition with holes the last channel is 1 where the pixel is known: nothing is learnt
+                // there.
+                let told = conditions.len() / chosen.len() * i;
+                let told = |k: usize| conditions[told + k / channels * (channels + 1) + channels];
+                let is_learnt = |k: &usize| recipe.condition.kind != ConditionKind::Mask || told(*k) == 0.0;
+                let errors = predictions.zip(target).enumerate().filter(|(k, _)| is_learnt(k));
+                let errors = errors.map(|(_, (p, y))| error(recipe, f64::from(p - y)));
                 let quarter = quarter_of((timesteps[i] as f64 + 0.5) / levels.len() as f64);
                 sums[quarter] += errors.sum::<f64>() / size as f64;
                 counts[quarter] += 1;

@@ -11,15 +11,16 @@ use super::options::TrainOptions;
 use super::resident::{Examples, Resident};
 use super::step::{Recorded, record_batch};
 use crate::codec::Codec;
+use crate::data::ConditionKind;
 use crate::device::Buffer;
-use crate::diffusion::Model;
+use crate::diffusion::{Model, seen_by_model};
 use crate::error::Result;
 use crate::models::classifier::classifier;
 use crate::models::vae;
 use crate::nn::{self, Params, Scope};
 use crate::ops::activation::{Activation, activation};
 use crate::ops::arithmetic::{add, affine, mul, sub};
-use crate::ops::concat::{concat, split};
+use crate::ops::concat::split;
 use crate::ops::cross_entropy::cross_entropy;
 use crate::ops::dropout::dropout;
 use crate::ops::gather::gather;
@@ -194,11 +195,10 @@ impl Objective {
 
     fn denoising(&self, scope: &Scope, batch: &Batch, x0: &Tensor, condition: Option<&Tensor>) -> Loss {
         let labels = self.has_labels().then(|| batch.input(self.labels()));
+        let has_holes = self.recipe.condition.kind == ConditionKind::Mask;
         let model = |x_t: &Tensor, t: &Tensor| {
-            let with = |own: Option<&Tensor>| {
-                let parts: Vec<&Tensor> = [x_t].into_iter().chain(own).chain(condition).collect();
-                if parts.len() > 1 { concat(&parts) } else { x_t.clone() }
-            };
+            let told = condition.map(|condition| (condition, has_holes));
+            let with = |own: Option<&Tensor>| seen_by_model(x_t, own, told);
             let own = self.recipe.self_conditioning.then(|| {
                 batch.tape().labelled("self-conditioning", || {
                     let frozen = Scope::frozen(batch.tape(), &self.params, nn::STORE);
@@ -212,7 +212,9 @@ impl Objective {
             let parameters = self.recipe.learned_schedule.ask(scope);
             return continuous_bound(&self.recipe, &parameters, batch, x0, &model);
         }
-        diffusion_loss(&self.recipe, batch, x0, self.recipe.loss_history(scope).as_ref(), &model)
+        let history = self.recipe.loss_history(scope);
+        let holes = condition.filter(|_| has_holes);
+        diffusion_loss(&self.recipe, batch, x0, [history.as_ref(), holes], &model)
     }
 
     /// The x_0 `[N, H, W, C]` that the model's output `out` says, within its bound, for the samples that are

@@ -78,7 +78,7 @@ fn a_learned_variance_arrives_at_the_best() {
         };
         let theirs = recipe.clone();
         let mut trainer = Trainer::new(&Device::open("cpu").unwrap(), options, move |scope, batch| {
-            diffusion_loss(&theirs, batch, &batch.input(X0), None, &|x, t| {
+            diffusion_loss(&theirs, batch, &batch.input(X0), [None; 2], &|x, t| {
                 let mean = model(batch, &theirs, of_data, x, t);
                 let table = scope.param("variance", [4, 1], Layout::Plain, Init::Zeros);
                 concat(&[&mean, &embedding(&table, t)])

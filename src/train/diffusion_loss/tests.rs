@@ -77,7 +77,7 @@ fn run_by(recipe: &Recipe, device: &Device, history: Option<&mut [f32]>) -> (f64
     let batch = Batch::new(&tape, tape.stored_u32("state", [State::WORDS]));
     let x0 = tape.stored("x0", 0, [SAMPLES, 1]);
     let levels = recipe.schedule().levels();
-    let loss = diffusion_loss(recipe, &batch, &x0, stored.as_ref(), &|x, t| {
+    let loss = diffusion_loss(recipe, &batch, &x0, [stored.as_ref(), None], &|x, t| {
         let mean = model(&batch, recipe, [MU, S2], x, t);
         if !recipe.variance.is_learned() {
             return mean;
