@@ -48,7 +48,7 @@
 //! - **Channels last.** Activations are `[N, H, W, C]`, convolution weights `[KH, KW, Cin, Cout]`. Files
 //!   follow PyTorch; the layout changes where they are read and written, nowhere else.
 //! - **Flat parameters.** One store holds all parameters, and others, at equal offsets, gradients, Adam's
-//!   moments and the EMA.
+//!   moments and the EMA. What a step writes by other means (the counts of a codebook) lies behind them.
 //! - **Reproducible.** Random numbers are functions of (seed, stream, step, sample, element); no float
 //!   atomics; every sum has a fixed order that depends on shapes alone, not on the number of threads. On a
 //!   GPU it depends on the variants of kernels too, which a tuning file fixes.
