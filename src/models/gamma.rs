@@ -23,7 +23,7 @@ pub enum LearnedSchedule {
     Scalar,
     /// What lies between ends that stay: `g0 + (g1 - g0) (n(t) - n(0)) / (n(1) - n(0))` with the monotone
     /// network `n(t) = |w1| t + 16 times the mean of |w3| tanh(|w2| (t - 1/2) + b2)` over its units. (In the
-    /// paper the line is 18 times as steep and the units are not multiplied: it learns for millions of steps.)
+    /// paper the line is 18 times as steep, and the units count once: it learns for millions of steps.)
     Network,
 }
 
