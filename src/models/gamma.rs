@@ -22,15 +22,12 @@ pub enum LearnedSchedule {
     /// in lengths of the whole.
     Scalar,
     /// What lies between ends that stay: `g0 + (g1 - g0) (n(t) - n(0)) / (n(1) - n(0))` with the monotone
-    /// network `n(t) = |w1| t + 16 times the mean of |w3| tanh(|w2| (t - 1/2) + b2)` over its units. (In the
-    /// paper the line is 18 times as steep, and the units count once: it learns for millions of steps.)
+    /// network `n(t) = |w1| t + mean of |w3| tanh(|w2| (t - 1/2) + b2)` over its units.
     Network,
 }
 
 /// Hidden units of the network.
 const UNITS: usize = 64;
-/// Of each in their sum.
-const SHARE: f64 = 16.0 / UNITS as f64;
 /// Module of the parameters.
 const MODULE: &str = "schedule";
 
@@ -90,16 +87,16 @@ pub fn gamma(kind: LearnedSchedule, ends: [f64; 2], parameters: &[Tensor], t: &T
         }
         (LearnedSchedule::Network, [w1, w2, b2, w3]) => {
             let [w1, w2, w3] = [w1, w2, w3].map(magnitude);
-            let total = |x: &Tensor, w: &Tensor| affine(&linear(x, w, None), SHARE as f32, 0.0);
+            let mean = |x: &Tensor, w: &Tensor| affine(&linear(x, w, None), 1.0 / UNITS as f32, 0.0);
             let units =
                 |t: &Tensor| activation(&linear(&affine(t, 1.0, -0.5), &w2, Some(b2)), Activation::Tanh);
-            let n = |t: &Tensor, units: &Tensor| add(&total(units, &w3), &mul(t, &w1));
+            let n = |t: &Tensor, units: &Tensor| add(&mean(units, &w3), &mul(t, &w1));
             let [zero, one] = [0.0, 1.0].map(|end| affine(t, 0.0, end));
             let (here, first) = (units(t), n(&zero, &units(&zero)));
             let length = sub(&n(&one, &units(&one)), &first);
             let part = div(&sub(&n(t, &here), &first), &length);
             let steepness = mul(&w3, &w2.reshape([UNITS, 1]));
-            let rise = add(&total(&affine(&mul(&here, &here), -1.0, 1.0), &steepness), &w1);
+            let rise = add(&mean(&affine(&mul(&here, &here), -1.0, 1.0), &steepness), &w1);
             Recorded {
                 gamma: affine(&part, span, least),
                 slope: affine(&div(&rise, &length), span, 0.0),
@@ -164,7 +161,7 @@ impl Gamma {
     pub fn at(&self, t: f64) -> f64 {
         let n = |t: f64| {
             let units = self.units.iter().map(|[w2, b2, w3]| w3 * (w2 * (t - 0.5) + b2).tanh());
-            self.line * t + units.sum::<f64>() * SHARE
+            self.line * t + units.sum::<f64>() / UNITS as f64
         };
         let [first, last] = self.ends;
         first + (last - first) * (n(t) - n(0.0)) / (n(1.0) - n(0.0))
@@ -191,7 +188,7 @@ mod tests {
     fn moved(kind: LearnedSchedule) -> Vec<Vec<f32>> {
         let shapes = kind.parameters().iter().map(|(_, shape, _)| shape.iter().product());
         let drawn = shapes.zip(1..).map(|(n, salt)| random(salt, n));
-        let scale = if kind == LearnedSchedule::Network { [-1.0, 12.0, 5.0, 0.4] } else { [0.1; 4] };
+        let scale = if kind == LearnedSchedule::Network { [-1.0, 12.0, 5.0, 6.0] } else { [0.1; 4] };
         drawn.zip(scale).map(|(values, scale)| values.into_iter().map(|v| scale * v).collect()).collect()
     }
 
@@ -200,10 +197,10 @@ mod tests {
         let curve = Gamma::of_values(ENDS, values);
         let n = |t: f64| {
             let units = curve.units.iter().map(|[w2, b2, w3]| w3 * (w2 * (t - 0.5) + b2).tanh());
-            curve.line * t + units.sum::<f64>() * SHARE
+            curve.line * t + units.sum::<f64>() / UNITS as f64
         };
         let units = curve.units.iter().map(|[w2, b2, w3]| w3 * w2 / (w2 * (t - 0.5) + b2).cosh().powi(2));
-        let rise = curve.line + units.sum::<f64>() * SHARE;
+        let rise = curve.line + units.sum::<f64>() / UNITS as f64;
         let slope = (curve.ends[1] - curve.ends[0]) * rise / (n(1.0) - n(0.0));
         (curve, slope)
     }

@@ -105,7 +105,7 @@ fn values_and_gradients_are_those_of_plain_loops() {
             match &*spec.name {
                 "schedule.start" => values[0] = 0.11,
                 "schedule.end" => values[0] = -0.05,
-                "schedule.w3" => values.iter_mut().for_each(|w| *w *= 25.0),
+                "schedule.w3" => values.iter_mut().for_each(|w| *w *= 400.0),
                 _ => {}
             }
         }
@@ -215,7 +215,7 @@ fn training_what_lies_between_the_ends_keeps_the_mean_and_lowers_the_variance() 
         let parameters = of_step.learned_schedule.ask(scope);
         continuous_bound(&of_step, &parameters, batch, &x0, &|z, t| exact(&of_step, &known, z, t))
     };
-    let options = TrainOptions { lr: 2e-3, batch_size: 512, ..TrainOptions::default() };
+    let options = TrainOptions { lr: 0.02, batch_size: 512, ..TrainOptions::default() };
     let device = &devices()[0].1;
     let mut trainer =
         Trainer::compile(device, options, params, Box::new(record), None, |params| params.initial(1))
