@@ -117,9 +117,12 @@ fn error(recipe: &Recipe, difference: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
     use super::*;
     use crate::check::devices;
-    use crate::nn::{self, Init, Layout, Scope};
+    use crate::nn::{self, Init, Layout, Params, Scope};
     use crate::ops::arithmetic::{add, mul};
     use crate::ops::embedding::embedding;
     use crate::recipe::find;
@@ -168,14 +171,16 @@ mod tests {
         recipe.set("image_size=8").unwrap();
         let levels = recipe.schedule().levels();
         for (name, device) in devices() {
-            let (params, tape) = (std::rc::Rc::default(), Tape::new());
+            let (params, tape): (Rc<RefCell<Params>>, _) = (Rc::default(), Tape::new());
             let (x, t) = (tape.stored("x", 0, [1, 8, 8, 1]), tape.stored("t", 0, [1]));
             model(&Scope::new(&tape, &params), &x, &t, None);
             let of =
                 |at: &NoiseLevel| [1.0, -TAKEN * at.signal().sqrt()].map(|v| (v / at.noise().sqrt()) as f32);
-            let flat: Vec<f32> =
-                [0, 1].into_iter().flat_map(|i| levels.iter().map(move |at| of(at)[i])).collect();
-            assert_eq!(flat.len(), params.borrow().elements());
+            let mut flat = vec![0.0_f32; params.borrow().elements()];
+            for (i, name) in ["factor", "offset"].into_iter().enumerate() {
+                let first = params.borrow().find(name).unwrap().first;
+                flat[first..].iter_mut().zip(&levels).for_each(|(value, at)| *value = of(at)[i]);
+            }
             let weights = device.alloc(nn::STORE, flat.len() * 4).unwrap();
             device.write(&weights, 0, bytemuck::cast_slice(&flat)).unwrap();
             let (device, shape) = (device.clone(), [8, 8, 1]);
