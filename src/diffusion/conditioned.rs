@@ -4,8 +4,8 @@ use crate::ops::arithmetic::{add, affine, mul};
 use crate::ops::concat::{concat, split};
 use crate::tape::Tensor;
 
-/// `x_t` `[N, H, W, C]` joined to its `condition` `[N, H, W, ..]`. Of one with holes, `[N, H, W, C + 1]`, `x_t`
-/// has the known pixels as they are, without noise (Saharia et al. 2022, arXiv:2111.05826).
+/// `x_t` `[N, H, W, C]` joined to its `condition` `[N, H, W, ..]`. Of one with holes, `[N, H, W, C + 1]`,
+/// `x_t` has the known pixels as they are, without noise (Saharia et al. 2022, arXiv:2111.05826).
 #[track_caller]
 pub fn conditioned(x: &Tensor, condition: &Tensor, has_holes: bool) -> Tensor {
     if !has_holes {

@@ -24,8 +24,8 @@ mod tests;
 pub(super) const BOUND: &str = "bound";
 
 /// Records the loss of one batch of clean samples `x0` (Ho et al. 2020, equation 14, by default; with a
-/// learned variance L_hybrid of Nichol & Dhariwal 2021, section 3.1, or their L_vlb). `holes`: a condition with
-/// holes, outside of which nothing is to be learnt; `model`: its output for `(x_t, t)`.
+/// learned variance L_hybrid of Nichol & Dhariwal 2021, section 3.1, or their L_vlb). `holes`: a condition
+/// with holes, outside of which nothing is to be learnt; `model`: its output for `(x_t, t)`.
 pub(super) fn diffusion_loss(
     recipe: &Recipe,
     batch: &Batch,
