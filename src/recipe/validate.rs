@@ -183,7 +183,7 @@ impl Recipe {
         )?;
         need(
             self.condition.kind != ConditionKind::Mask || !self.variance.is_learned(),
-            "condition.kind is mask: no error counts outside of holes, and the bound of a learned variance does",
+            "condition.kind is mask: no error counts outside of holes, but that of a learned variance does",
             "set variance = fixed_small",
         )?;
         let takes = !sees_more || self.model == Backbone::Unet;

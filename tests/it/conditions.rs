@@ -207,8 +207,8 @@ fn pairs_of_folders_are_trained_and_drawn_from() {
     ];
     train(at, "run", "2", &pair);
     // The folders in it are the classes.
-    let class = fs::read_dir(at.join("a")).unwrap().map(|entry| entry.unwrap().path());
-    let class = class.filter(|path| path.is_dir()).next().unwrap();
+    let mut class = fs::read_dir(at.join("a")).unwrap().map(|entry| entry.unwrap().path());
+    let class = class.find(|path| path.is_dir()).unwrap();
     let picture = fs::read_dir(class).unwrap().next().unwrap().unwrap().path();
     let picture = picture.to_str().unwrap();
     let sample = ["sample", "run", "--device", "cpu", "--steps", "2", "--condition"];
