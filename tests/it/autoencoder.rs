@@ -184,18 +184,7 @@ fn settings_of_the_autoencoders() {
     train(at, "faces-ldm", "ldm", "2", &TINY_LDM, &["--vae", "plain"]);
     let drawn = ["--vae", "plain", "--set", "latents=drawn"];
     train(at, "faces-ldm", "drawn", "2", &TINY_LDM, &drawn);
-    for (run, decoder) in [("l1", "Laplace"), ("bce", "continuous Bernoulli")] {
-        let head = ["likelihood", run, "--count", "3", "--draws", "5", "--device", "cpu", "--json"];
-        let said = denoir(at, &head);
-        let report: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
-        let number = |key: &str| report[key].as_f64().unwrap();
-        let sum = number("decoder_bits") + number("kl_bits");
-        assert!((sum - number("bits_per_dim")).abs() < 1e-9 && report["decoder"] == decoder, "{report}");
-        // Of 256 levels alike it would be 8 bits.
-        assert!((1.0..12.0).contains(&number("importance_bits_per_dim")), "{report}");
-    }
-    fails(at, &["likelihood", "plain", "--device", "cpu"], 2, &["without a Gaussian"]);
-    fails(at, &["likelihood", "l1", "--ode"], 2, &["--ode has no meaning for a VAE"]);
+    crate::classes::bounds_of_vaes(at);
     fails(at, &["figure", "hallucination", "plain", "--device", "cpu"], 1, &["without sigma"]);
     fails(at, &["figure", "grid", "plain", "--device", "cpu"], 1, &["without a prior"]);
     fails(at, &["encode", "plain", "--draw", "--device", "cpu"], 2, &["nothing to draw from"]);

@@ -176,7 +176,22 @@ fn the_bound_is_told_in_bits_and_its_parts_add_up() {
     let [width, height] =
         [image::open(at.join("scales.png")).unwrap()].map(|picture| [picture.width(), picture.height()])[0];
     assert!(width > 3 * 64 && height > 4 * 64 && height > width, "{width} x {height}");
-    fails(at, &[&figure[..], &["--scale", "-1"]].concat(), 2, &["--scale"]);
+    fails(at, &[&figure[..], &["--scale=-1"]].concat(), 2, &["--scale -1", "from 0"]);
     fails(at, &["likelihood", "nothing"], 1, &["nothing does not exist"]);
     fails(at, &["likelihood", "run", "--count", "1"], 2, &["--count", "from 2 to"]);
+}
+
+/// The bounds of the VAEs `l1` and `bce`, whose decoders have other laws; `plain` is an autoencoder.
+pub fn bounds_of_vaes(at: &std::path::Path) {
+    for (run, decoder) in [("l1", "Laplace"), ("bce", "continuous Bernoulli")] {
+        let head = ["likelihood", run, "--count", "3", "--draws", "5", "--device", "cpu", "--json"];
+        let report: Value = serde_json::from_str(&runs(at, &head)).unwrap();
+        let number = |key: &str| report[key].as_f64().unwrap();
+        let sum = number("decoder_bits") + number("kl_bits");
+        assert!((sum - number("bits_per_dim")).abs() < 1e-9 && report["decoder"] == decoder, "{report}");
+        // Of 256 levels alike it would be 8 bits.
+        assert!((1.0..12.0).contains(&number("importance_bits_per_dim")), "{report}");
+    }
+    fails(at, &["likelihood", "plain", "--device", "cpu"], 2, &["without a Gaussian"]);
+    fails(at, &["likelihood", "l1", "--ode"], 2, &["--ode has no meaning for a VAE"]);
 }

@@ -135,7 +135,7 @@ fn states_and_estimates_are_resumed() {
         let [whole, parts] = ["whole", "parts"].map(|name| format!("{name}{i}"));
         let set: Vec<&str> = keys.iter().flat_map(|key| ["--set", key]).collect();
         let train = |out: &str, steps: &str| {
-            let head = ["train", "--steps", steps, "--out", out, "--device", "cpu"];
+            let head = ["train", "--steps", steps, "--out", out];
             let same = ["--set", "lr_schedule=constant"];
             let output = denoir(at, &[&head[..], &TINY, &same, &set].concat());
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
