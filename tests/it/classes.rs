@@ -185,7 +185,7 @@ fn the_bound_is_told_in_bits_and_its_parts_add_up() {
 pub fn bounds_of_vaes(at: &std::path::Path) {
     for (run, decoder) in [("l1", "Laplace"), ("bce", "continuous Bernoulli")] {
         let head = ["likelihood", run, "--count", "3", "--draws", "5", "--device", "cpu", "--json"];
-        let report: Value = serde_json::from_str(&runs(at, &head)).unwrap();
+        let report: Value = serde_json::from_str(runs(at, &head).lines().next().unwrap()).unwrap();
         let number = |key: &str| report[key].as_f64().unwrap();
         let sum = number("decoder_bits") + number("kl_bits");
         assert!((sum - number("bits_per_dim")).abs() < 1e-9 && report["decoder"] == decoder, "{report}");
