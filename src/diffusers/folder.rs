@@ -65,7 +65,7 @@ fn around(path: &Path, remarks: &mut Vec<String>) -> Result<Sampler> {
         "{shown} does not say how it was trained, and there is no ../scheduler: taken as DDPM, epsilon, 1000 \
          timesteps, linear"
     ));
-    beside(path, remarks)
+    beside(path)
 }
 
 /// True for a broken link too: the error of reading it says more than a missing file.
@@ -89,7 +89,15 @@ pub fn open(path: &Path) -> Result<Folder> {
     if bare {
         let config = read_config(path, &mut remarks)?;
         let model = match &config.model {
-            Model::UNet(_) | Model::Dit(_) => diffusion(path, &config, &beside(path, &mut remarks)?, None)?,
+            Model::UNet(_) | Model::Dit(_) => {
+                if !is_there(&path.join(SCHEDULER)) {
+                    let shown = path.display();
+                    remarks.push(format!(
+                        "{shown} has no {SCHEDULER}: taken as DDPM, epsilon, 1000 timesteps, linear"
+                    ));
+                }
+                diffusion(path, &config, &beside(path)?, None)?
+            }
             Model::Vae(..) => vae(path, &config, None)?,
         };
         return Ok(Folder { model, vae: None, remarks });
@@ -183,15 +191,8 @@ struct Sampler {
 }
 
 /// The scheduler beside a bare model; without one, the library's own for training.
-fn beside(folder: &Path, remarks: &mut Vec<String>) -> Result<Sampler> {
+fn beside(folder: &Path) -> Result<Sampler> {
     let there = is_there(&folder.join(SCHEDULER));
-    if !there {
-        remarks.push(format!(
-            "{} has no {SCHEDULER}: its model is taken for one of DDPMScheduler's own values (1000 \
-             timesteps, betas from 1e-4 to 0.02, predictions of the noise)",
-            folder.display()
-        ));
-    }
     let keys = if there { read_keys(folder)? } else { Keys::default().with_class("DDPMScheduler") };
     Ok(Sampler { keys, folder: folder.to_owned() })
 }

@@ -176,9 +176,12 @@ mod tests {
     #[test]
     fn the_product_is_the_derivative() {
         let mut recipe = find("digits").unwrap();
-        for assignment in
-            ["image_size=8", "unet.block_out_channels=[8,16]", "unet.norm_num_groups=4", "unet.dropout=0"]
-        {
+        for assignment in [
+            "image_size=8",
+            "unet.block_out_channels=[8,16]",
+            "unet.norm_num_groups=4",
+            "unet.attention_head_dim=8",
+        ] {
             recipe.set(assignment).unwrap();
         }
         let (model, params, shape) = (model_of(&recipe), params_of(&recipe), recipe.diffused());
