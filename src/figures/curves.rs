@@ -154,7 +154,7 @@ fn held_out(run: &Run, quarters: [&'static str; 4]) -> Result<Option<Plot>> {
     let by_t = quarters.into_iter().enumerate();
     let by_t = by_t.map(|(q, name)| Line::new(name, over_steps(&|e| e.held_out_by_t[q])));
     let lines = by_t.chain([all]).filter(|line| !line.points.is_empty()).collect();
-    let title = format!("loss of {of} images without weights, moving average of the model");
+    let title = format!("loss of {of} images without weights, EMA");
     Ok((!losses.is_empty()).then(|| Plot::new(title, "step", lines).log_y(true)))
 }
 
