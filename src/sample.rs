@@ -57,8 +57,9 @@ pub struct Denoiser<'a> {
     pub labels: Option<DType>,
     /// The label of no class, which guidance needs.
     pub null: Option<u32>,
-    /// The model sees the x_0 that it predicted in the step before, behind its samples.
-    pub self_conditioned: bool,
+    /// The model sees the x_0 that it predicted in the step before, behind its samples, within this bound; 0:
+    /// unbounded.
+    pub self_conditioned: Option<f64>,
     /// What the model sees beside samples.
     pub condition: Option<Condition>,
     /// A classifier that leads samples to their class.
@@ -73,7 +74,7 @@ pub struct Sampler {
     unguided: Option<Program>,
     guidance: Guidance,
     null: Option<u32>,
-    self_conditioned: bool,
+    self_conditioned: Option<f64>,
     x: Tensor,
     state: State,
     batch: usize,
@@ -270,7 +271,7 @@ impl Sampler {
     ) -> Result<Vec<f32>> {
         self.set_labels(labels)?;
         self.set_condition(first as usize)?;
-        if self.self_conditioned {
+        if self.self_conditioned.is_some() {
             // Before the first step nothing was predicted.
             let nothing = vec![0.0_f32; self.x.elements()];
             self.step.device().write(self.step.store("kept"), 0, bytemuck::cast_slice(&nothing))?;

@@ -13,7 +13,7 @@ use crate::models::vae;
 use crate::nn::{self, Scope};
 use crate::program::{Plan, Program, Sharing, Span};
 use crate::recipe::System;
-use crate::sample::{Denoiser, Options, Sampler, Source};
+use crate::sample::{Denoiser, Given, Options, Sampler, Source};
 use crate::tape::{Tape, Tensor};
 use crate::train::RecipeTrainer;
 
@@ -77,10 +77,14 @@ impl Subject {
                 labels: None,
                 null: None,
                 condition: None,
-                self_conditioned: false,
+                self_conditioned: None,
                 guide: None,
             };
-            let mut sampler = Source::new(denoiser, recipe, None).sampler(&options, workload.batch())?;
+            let mut source = Source::new(denoiser, recipe, None);
+            if recipe.condition.is_some() {
+                source = source.conditioned_on(Given::nothing(recipe));
+            }
+            let mut sampler = source.sampler(&options, workload.batch())?;
             sampler.start(0)?;
             sampler.set_labels(&workload.data().labels)?;
             Inner::Sampling(Box::new(sampler), 0)

@@ -191,7 +191,8 @@ impl Workload {
 
     /// The batch of every step: uniform numbers in [-1, 1], the same for image `i` of any batch.
     pub(super) fn data(&self) -> Batch {
-        let size: usize = self.image().iter().product();
+        let [h, w, c] = self.image();
+        let size = h * w * (c + self.recipe.condition.channels_of(c));
         let classes = self.recipe.trained_classes().0.max(1);
         let samples = (0..self.batch() as u64).collect();
         let mut batch = Batch { images: vec![0.0; self.batch() * size], labels: Vec::new(), samples };

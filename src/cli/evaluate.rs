@@ -9,7 +9,7 @@ use super::device_args::DeviceArgs;
 use super::images::read_all;
 use super::output::check_folder_of;
 use super::sampling::Sampling;
-use super::{any_text, bar, note, note_warnings, number, print_report, ticks};
+use super::{any_text, bar, note, note_remarks, note_warnings, number, print_report, ticks};
 use crate::classifier::{Classified, Classifier};
 use crate::data::{Dataset, Options as DataOptions, Split, choice, numbered, open, open_for_evaluation};
 use crate::device::Device;
@@ -201,6 +201,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 fn open_all(arguments: &Arguments, classifier: &Classifier, device: &Device) -> Result<Vec<Trained>> {
     let opened = arguments.runs.iter().map(|path| {
         let trained = Trained::open(path, device)?;
+        note_remarks(&trained);
         let (theirs, wanted) = (trained.source().image(), classifier.image());
         if theirs != wanted {
             let text = |[h, w, c]: [usize; 3]| format!("{h} x {w} pixels of {c} channels");

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::{note, print};
 use crate::checkpoint::{self, Loaded};
+use crate::data::ConditionKind;
 use crate::diffusers::{self, Component};
 use crate::error::{Error, Result};
 use crate::recipe::{System, params_of};
@@ -40,6 +41,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     diffusers::write(folder, &model, vae.as_ref())?;
     if model.recipe.condition.is_some() {
         note("note: a model alone, for no pipeline gives it conditions: join them to the noisy images");
+        if model.recipe.condition.kind == ConditionKind::Mask {
+            note("note: it sees known pixels in the place of noisy ones");
+        }
+    }
+    if model.recipe.self_conditioning {
+        note("note: a model alone: it sees the x0 that it predicted before, behind the noisy images");
     }
     print(&format!("{}\n", folder.display()))
 }

@@ -10,7 +10,7 @@ use image::RgbImage;
 use super::device_args::DeviceArgs;
 use super::images::read;
 use super::output::{check_folder_of, extension};
-use super::{any, any_text, bar, note, note_warnings, number, print, ticks};
+use super::{any, any_text, bar, note, note_remarks, note_warnings, number, print, ticks};
 use crate::checkpoint;
 use crate::codec::Codec;
 use crate::data::{Options as DataOptions, open_for_evaluation};
@@ -301,6 +301,7 @@ fn grid(arguments: &Arguments) -> Result<RgbImage> {
             figures::grid(images, codec.image())
         } else {
             let trained = Trained::open(path, &device)?;
+            note_remarks(&trained);
             let (source, options) = (trained.source_of(count, None)?, arguments.options(trained.recipe())?);
             arguments.check_size(count, source.image()[0])?;
             let progress = bar(source.work(&options, count)?, "sampling {bar:30} {percent}% {eta} left");
@@ -328,6 +329,7 @@ fn grid(arguments: &Arguments) -> Result<RgbImage> {
 fn process(arguments: &Arguments) -> Result<RgbImage> {
     let device = arguments.device.open()?;
     let trained = Trained::open(&arguments.run, &device)?;
+    note_remarks(&trained);
     let (count, columns, recipe) = (arguments.count(), arguments.columns(), trained.recipe());
     let mixes = !matches!(arguments.kind, Kind::Forward | Kind::Backward | Kind::Progressive);
     if mixes && recipe.condition.is_some() {

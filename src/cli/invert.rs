@@ -6,7 +6,7 @@ use super::device_args::DeviceArgs;
 use super::images::Input;
 use super::output::check_folder_of;
 use super::sample::{check_class, class_of};
-use super::{any, bar, named, note, print, ticks};
+use super::{any, bar, named, note, note_remarks, print, ticks};
 use crate::diffusion::Spacing;
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
@@ -40,9 +40,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     inversion::check_replaceable(out)?;
     let device = arguments.device.open()?;
     let trained = Trained::open(&arguments.run, &device)?;
-    for remark in trained.remarks() {
-        note(&format!("note: {remark}"));
-    }
+    note_remarks(&trained);
     let recipe = trained.recipe();
     if arguments.class.is_none() && matches!(recipe.class(), Class::Number(_) | Class::Value) {
         return Err(Error::usage("this model has classes").hint("say which with --class"));

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::device_args::DeviceArgs;
 use super::images::read_all;
 use super::output::check_folder_of;
-use super::{any, any_text, bar, note, note_warnings, number, print_report, ticks};
+use super::{any, any_text, bar, note, note_remarks, note_warnings, number, print_report, ticks};
 use crate::codec::Codec;
 use crate::data::picture::{from_u8, to_u8};
 use crate::data::{choice, numbered, open_for_evaluation};
@@ -103,12 +103,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         if arguments.ode { ("--ode", &["ode", "steps"]) } else { ("the bound", &["out", "tanh", "no-clip"]) };
     arguments.check_flags(what, takes)?;
     let trained = Trained::open(&arguments.run, &device)?;
-    trained.remarks().iter().for_each(|remark| note(&format!("note: {remark}")));
+    note_remarks(&trained);
     if let Some(path) = &arguments.out {
         check_folder_of(path)?;
     }
     let (recipe, source) = (trained.recipe(), trained.source());
     check(&arguments.run, recipe)?;
+    if recipe.self_conditioning {
+        note("note: the model is measured without its own estimate, which it sees in samples");
+    }
     let images = arguments.images(recipe, source.image()[2])?;
     if arguments.ode {
         return flow::flow(arguments, &trained, images);

@@ -38,6 +38,7 @@ use crate::data::Dataset;
 use crate::error::{Error, Result, one_line};
 use crate::names::shown;
 use crate::recipe::whole;
+use crate::sample::Trained;
 
 /// Trains and samples diffusion models on any GPU, or on the CPU, without a framework.
 #[derive(Parser)]
@@ -214,6 +215,11 @@ fn note_warnings(data: &dyn Dataset) {
 /// An argument with bytes that are no UTF-8 as text, from which `names::path_of` finds the path.
 fn any_text() -> impl TypedValueParser<Value = String> {
     OsStringValueParser::new().map(|argument| argument.into_string().unwrap_or_else(|other| shown(&other)))
+}
+
+/// Tells what was remarked on a model that was opened.
+fn note_remarks(trained: &Trained) {
+    trained.remarks().iter().for_each(|remark| note(&format!("note: {remark}")));
 }
 
 /// Prints a report: one JSON object, for programs, or its description.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::device_args::DeviceArgs;
 use super::output::Target;
 use super::sampling::Sampling;
-use super::{any_text, bar, note, number, ticks};
+use super::{any_text, bar, note, note_remarks, number, ticks};
 use crate::classifier::Classifier;
 use crate::data::{ConditionKind, read_picture};
 use crate::error::{Error, Result, need};
@@ -54,9 +54,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let device = arguments.device.open()?;
     let trained = Trained::open(&arguments.run, &device)?;
-    for remark in trained.remarks() {
-        note(&format!("note: {remark}"));
-    }
+    note_remarks(&trained);
     let recipe = trained.recipe();
     let found = arguments.noise.as_ref().map(|path| inversion::read(path, recipe.diffused())).transpose()?;
     let options = arguments.sampling.options(recipe, found.as_ref().map(|(_, config)| config))?;

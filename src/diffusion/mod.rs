@@ -14,7 +14,7 @@ mod timesteps;
 mod variance;
 
 pub use betas::Betas;
-pub use conditioned::{in_holes, seen_by_model};
+pub use conditioned::{in_holes, seen_by_model, within};
 pub use levels::NoiseLevel;
 pub use linear_form::LinearForm;
 pub use loss_weight::{LossWeight, Weighting};

@@ -80,7 +80,9 @@ fn watched(
     let mut frames: Vec<Vec<f32>> = Vec::new();
     sampler.run(0, &source.labels(0, rows, None)?, |row, _, sampler| {
         if chosen.contains(&row) {
-            frames.push(look(sampler)?);
+            let mut frame = look(sampler)?;
+            source.keep_known(options, &mut frame);
+            frames.push(frame);
         }
         progress()
     })?;

@@ -175,6 +175,7 @@ impl Recipe {
         let image = self.diffused()[2];
         self.condition
             .validate(self.image_size, if self.seen_channels(image) == channels { image } else { 3 })?;
+        let has_holes = self.condition.kind == ConditionKind::Mask;
         let sees_more = self.condition.is_some() || self.self_conditioning;
         need(
             !sees_more || self.system == System::Ddpm,
@@ -182,9 +183,14 @@ impl Recipe {
             "set condition.kind = none and self_conditioning = false",
         )?;
         need(
-            self.condition.kind != ConditionKind::Mask || !self.variance.is_learned(),
-            "condition.kind is mask: no error counts outside of holes, but that of a learned variance does",
-            "set variance = fixed_small",
+            !has_holes || !self.variance.is_learned() && !self.learns_schedule(),
+            "condition.kind is mask: no error counts outside of holes, but that of a learned bound does",
+            "leave variance = fixed_small and learned_schedule = none",
+        )?;
+        need(
+            !has_holes || self.condition.dropout == 0.0,
+            "condition.dropout is for guidance, and of known pixels a model that fills holes learns nothing",
+            "leave it at 0",
         )?;
         let takes = !sees_more || self.model == Backbone::Unet;
         need(takes, "condition and self_conditioning go with model = unet", "set model=unet")?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use crate::data::condition::{read_both, with_holes};
-use crate::data::{ConditionKind, Resize, numbered, open_for_evaluation, read_picture};
+use crate::data::{ConditionKind, Resize, numbered, open, open_for_evaluation, read_picture};
 use crate::error::{Error, Result, need};
 use crate::recipe::Recipe;
 
@@ -61,6 +61,13 @@ pub struct Given {
 }
 
 impl Given {
+    /// Zeros in place of a condition, to measure times with.
+    pub(crate) fn nothing(recipe: &Recipe) -> Given {
+        let [h, w, c] = recipe.diffused();
+        let conditions = vec![0.0; h * w * recipe.condition.channels_of(c)].into();
+        Given { images: Rc::from([]), labels: Vec::new(), conditions, trained_on: false }
+    }
+
     /// The first `count` images that the data of a recipe holds out, or that other data (`spec`) does; those
     /// of a smaller set begin again.
     ///
@@ -68,8 +75,12 @@ impl Given {
     /// When the data cannot be opened, an image cannot be read, or stands alone where the condition is its
     /// partner.
     pub fn held_out(recipe: &Recipe, spec: Option<&str>, count: usize) -> Result<Given> {
-        let spec = spec.unwrap_or(&recipe.data);
-        let (data, held_out) = open_for_evaluation(spec, &recipe.pictures(recipe.diffused()[2]))?;
+        let options = recipe.pictures(recipe.diffused()[2]);
+        let (data, held_out) = match open_for_evaluation(spec.unwrap_or(&recipe.data), &options) {
+            // Of a run's own data the part that trains is there.
+            Err(_) if spec.is_none() => (open(&recipe.data, &options)?, false),
+            opened => opened?,
+        };
         let data = numbered(data, &recipe.class_names);
         recipe.check_partner(&*data)?;
         let has_classes = recipe.class_count() > 0 && data.classes().len() == recipe.class_count();

@@ -41,7 +41,7 @@ fn samples_have_the_conditions_of_their_numbers_and_guidance_drops_them() {
                 labels: None,
                 null: None,
                 condition,
-                self_conditioned: false,
+                self_conditioned: None,
                 guide: None,
             };
             let mut scheduler = find("digits").unwrap().sampler("ddim").unwrap();

@@ -51,7 +51,8 @@ pub(crate) fn operations(recipe: &Recipe, options: &Options, batch: usize, devic
     let (model, params) = (model_of(recipe), params_of(recipe));
     let (shape, labels) = (recipe.diffused(), labels_of(recipe));
     let condition = Condition::of(recipe);
-    let (condition, self_conditioned) = (condition.as_ref(), recipe.self_conditioning);
+    let (condition, self_conditioned) =
+        (condition.as_ref(), recipe.self_conditioning.then_some(recipe.clip_sample));
     let (model, params) = (&*model, &params);
     let network = Network { model, params, shape, labels, self_conditioned, condition, guide: None };
     let plan = options.scheduler.plan(options.steps)?;
@@ -90,7 +91,7 @@ impl<'a> Denoiser<'a> {
             labels: None,
             null: None,
             condition: None,
-            self_conditioned: false,
+            self_conditioned: None,
             guide: None,
         })
     }

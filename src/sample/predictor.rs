@@ -56,7 +56,7 @@ impl Source<'_> {
                 Scope::new(&tape, &denoiser.params)
             };
             // It has predicted nothing before.
-            let own = denoiser.self_conditioned.then(|| affine(&x, 0.0, 0.0));
+            let own = denoiser.self_conditioned.map(|_| affine(&x, 0.0, 0.0));
             let condition = (denoiser.condition.as_ref()).map(|Condition { channels, has_holes, .. }| {
                 (tape.stored("condition", 0, [batch, h, w, *channels]), *has_holes)
             });
@@ -206,7 +206,7 @@ mod tests {
                 labels: None,
                 null: None,
                 condition: None,
-                self_conditioned: false,
+                self_conditioned: None,
                 guide: None,
             };
             let mut predictor = Source::new(denoiser, &recipe, None).differentiable_predictor(2).unwrap();

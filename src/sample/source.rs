@@ -32,7 +32,7 @@ impl<'a> Source<'a> {
     pub(crate) fn new(denoiser: Denoiser<'a>, recipe: &'a Recipe, codec: Option<&'a Codec>) -> Source<'a> {
         let (labels, condition) = (labels_of(recipe), Condition::of(recipe));
         let (shape, null) = (recipe.diffused(), recipe.null_class());
-        let self_conditioned = recipe.self_conditioning;
+        let self_conditioned = recipe.self_conditioning.then_some(recipe.clip_sample);
         let denoiser = Denoiser { labels, shape, null, self_conditioned, condition, ..denoiser };
         Source { denoiser, recipe, codec, given: None }
     }
@@ -221,13 +221,18 @@ impl<'a> Source<'a> {
 
     /// Samples as images, with the pixels that their conditions know.
     fn shown(&self, options: &Options, mut samples: Vec<f32>) -> Result<Vec<f32>> {
+        self.keep_known(options, &mut samples);
+        check_finite(self.images_of(samples)?)
+    }
+
+    /// Gives samples from number 0 on the pixels that their conditions know.
+    pub(crate) fn keep_known(&self, options: &Options, samples: &mut [f32]) {
         let [h, w, c] = self.recipe.diffused();
         let is_told = |condition: &&Condition| !condition.dropped || options.guidance.scale != 0.0;
         if let Some(condition) = self.denoiser.condition.as_ref().filter(is_told) {
             let conditions = condition.of_samples(0, samples.len() / (h * w * c), h * w);
-            self.recipe.condition.keep_known(&mut samples, &conditions, c);
+            self.recipe.condition.keep_known(samples, &conditions, c);
         }
-        check_finite(self.images_of(samples)?)
     }
 
     /// Draws `count` samples, from noise that the sampler draws or from `noise`, not decoded.

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::condition::Condition;
 use super::guide::ClassifierGuide;
 use super::options::{Guidance, Options};
-use crate::diffusion::{Clip, Model, SamplerPlan, seen_by_model};
+use crate::diffusion::{Clip, Model, SamplerPlan, seen_by_model, within};
 use crate::nn::{Params, Scope};
 use crate::ops::concat::{concat, split};
 use crate::ops::denoising::{Row, bounds, denoise, timestep_of_row};
@@ -22,8 +22,8 @@ pub(super) struct Network<'a> {
     pub params: &'a Rc<RefCell<Params>>,
     pub shape: [usize; 3],
     pub labels: Option<DType>,
-    /// It sees its last x_0 behind samples.
-    pub self_conditioned: bool,
+    /// It sees its last x_0 behind samples, within a bound.
+    pub self_conditioned: Option<f64>,
     pub condition: Option<&'a Condition>,
     pub guide: Option<&'a ClassifierGuide<'a>>,
 }
@@ -64,7 +64,7 @@ pub(super) fn record_step(
         concat(&[&flat, &flat]).reshape([2 * batch, h, w, c])
     };
     // The first of what is kept.
-    let own = self_conditioned.then(|| tape.stored("kept", 0, shape));
+    let own = self_conditioned.map(|bound| within(&tape.stored("kept", 0, shape), bound));
     let own = own.map(|own| if guidance.is_some() { twice(&own) } else { own });
     let predict = |x: &Tensor| {
         let told = told.as_ref().map(|(condition, has_holes)| (condition, *has_holes));

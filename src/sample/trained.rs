@@ -128,7 +128,7 @@ impl Trained {
             labels: None,
             null: None,
             condition: None,
-            self_conditioned: false,
+            self_conditioned: None,
             guide: None,
         };
         Source::new(denoiser, &self.recipe, self.codec.as_ref())

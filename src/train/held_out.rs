@@ -193,7 +193,7 @@ mod tests {
                 labels: None,
                 null: None,
                 condition: None,
-                self_conditioned: false,
+                self_conditioned: None,
                 guide: None,
             };
             let source = Source::new(denoiser, &recipe, None);

@@ -13,13 +13,12 @@ use super::step::{Recorded, record_batch};
 use crate::codec::Codec;
 use crate::data::ConditionKind;
 use crate::device::Buffer;
-use crate::diffusion::{Model, seen_by_model};
+use crate::diffusion::{Model, seen_by_model, within};
 use crate::error::Result;
 use crate::models::classifier::classifier;
 use crate::models::vae;
 use crate::nn::{self, Params, Scope};
-use crate::ops::activation::{Activation, activation};
-use crate::ops::arithmetic::{add, affine, mul, sub};
+use crate::ops::arithmetic::{add, affine, mul};
 use crate::ops::concat::split;
 use crate::ops::cross_entropy::cross_entropy;
 use crate::ops::dropout::dropout;
@@ -228,14 +227,7 @@ impl Objective {
             by_t(batch, name, each, t).reshape([recipe.batch_size, 1, 1, 1])
         };
         let x0 = add(&mul(x_t, &factor("clean_of_x", 0)), &mul(&predicted, &factor("clean_of_output", 1)));
-        let bound = recipe.clip_sample as f32;
-        let x0 = if bound > 0.0 {
-            let [above, below] =
-                [bound, -bound].map(|by| activation(&affine(&x0, 1.0, by), Activation::Relu));
-            affine(&sub(&above, &below), 1.0, -bound)
-        } else {
-            x0
-        };
+        let x0 = within(&x0, recipe.clip_sample);
         mul(&x0, &batch.input(self.sees_itself()).reshape([recipe.batch_size, 1, 1, 1]))
     }
 

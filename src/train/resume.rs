@@ -99,7 +99,8 @@ impl Session {
         notes.extend(run.prune(recipe.keep_checkpoints).err().map(|error| format!("warning: {error}")));
         let mut session = Session::of(run, recipe, data, codec, trainer, batches, lock)?;
         session.record();
-        (session.notes, session.owes_pictures) = (notes, owes_pictures);
+        session.notes.extend(notes);
+        session.owes_pictures = owes_pictures;
         Ok(session)
     }
 }
@@ -124,7 +125,8 @@ fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
         let hint = if has_null(theirs) { "leave label_dropout above 0" } else { "leave label_dropout at 0" };
         ("run keeps whether it has a label of no class", format!("{hint}, or train anew"))
     } else if meaning(recipe) != meaning(theirs) {
-        let hint = "leave prediction_type, a learned variance, condition and classifier keys, or train anew";
+        let hint = "leave prediction_type, a learned variance, condition, self_conditioning and classifier \
+                    keys, or train anew";
         ("run keeps the meaning of what its model says", hint.to_owned())
     } else if model(recipe) != model(theirs) {
         let hint = "leave model and the unet, dit, conv and vae keys as they are, or train anew";

@@ -240,7 +240,7 @@ impl Trainer {
             labels: None,
             null: None,
             condition: None,
-            self_conditioned: false,
+            self_conditioned: None,
             guide: None,
         }
     }

@@ -149,6 +149,9 @@ fn holes_are_filled_and_nothing_else_changes() {
     let grid = image::open(at.join("grid.png")).unwrap();
     assert!((200..230).contains(&grid.width()) && (200..240).contains(&grid.height()), "{grid:?}");
     runs(at, &["figure", "backward", "run", "--count", "2", "--device", "cpu"]);
+    for of in [&[][..], &["--sample"]] {
+        runs(at, &[&["profile", "run", "--steps", "1", "--device", "cpu"], of].concat());
+    }
 }
 
 #[test]
@@ -172,6 +175,10 @@ fn what_conditions_do_not_go_with_is_refused() {
         let more: Vec<&str> = settings.iter().flat_map(|&setting| ["--set", setting]).collect();
         fails(at, &[&["train", "--steps", "2"], &TINY[..], &more].concat(), 2, wanted);
     };
+    set(
+        &["condition.kind=mask", "unet.in_channels=3", "condition.dropout=0.1"],
+        &["condition.dropout is for"],
+    );
     set(&["condition.kind=mask"], &["unet.in_channels is 1", "set unet.in_channels = 3"]);
     set(&["condition.kind=grey", "unet.in_channels=2"], &["condition.kind is grey, and so are the images"]);
     set(&["condition.kind=pair", "unet.in_channels=4"], &["the data has no pairs", "pairs:A,B"]);

@@ -107,7 +107,7 @@ fn the_librarys_seed_makes_the_librarys_transformer() {
             labels,
             null,
             condition: None,
-            self_conditioned: false,
+            self_conditioned: None,
             guide: None,
         };
         let mut sampler = Sampler::new(&denoiser, &options, 1).unwrap();

@@ -4,7 +4,7 @@ use image::RgbImage;
 
 use super::Arguments;
 use crate::classifier::Classifier;
-use crate::cli::{bar, note, ticks};
+use crate::cli::{bar, note, note_remarks, ticks};
 use crate::error::{Error, Result};
 use crate::figures;
 use crate::sample::Trained;
@@ -20,6 +20,7 @@ const MOST_ROWS: usize = 16;
 pub fn guidance(arguments: &Arguments) -> Result<RgbImage> {
     let device = arguments.device.open()?;
     let trained = Trained::open(&arguments.run, &device)?;
+    note_remarks(&trained);
     let recipe = trained.recipe();
     let classifier = arguments.classifier.as_ref().map(|path| Classifier::open(path, &device)).transpose()?;
     let usual = if classifier.is_some() { CLASSIFIER_SCALES } else { SCALES };

@@ -143,7 +143,7 @@ fn sampling_by_a_learned_variance_gives_back_the_data() {
                 labels: None,
                 null: None,
                 condition: None,
-                self_conditioned: false,
+                self_conditioned: None,
                 guide: None,
             };
             let options = Options::new(scheduler.clone(), steps, 3);
