@@ -6,8 +6,9 @@ use crate::ops::concat::{concat, split};
 use crate::tape::Tensor;
 
 /// What a model sees of samples `x` `[N, H, W, C]`: these, `own`, the x_0 that it predicted before, of the
-/// same shape, and a `condition` `[N, H, W, ..]`, side by side. Of a condition with holes, `[N, H, W, C + 1]`,
-/// `x` and `own` have the known pixels as they are, without noise (Saharia et al. 2022, arXiv:2111.05826).
+/// same shape, and a `condition` `[N, H, W, ..]`, side by side. Where a condition with holes,
+/// `[N, H, W, C + 1]`, knows the pixels, `x` and `own` have them as they are, without noise (Saharia et al.
+/// 2022, arXiv:2111.05826).
 #[track_caller]
 pub fn seen_by_model(x: &Tensor, own: Option<&Tensor>, condition: Option<(&Tensor, bool)>) -> Tensor {
     let holes = condition.filter(|(_, has_holes)| *has_holes).map(|(condition, _)| condition);
