@@ -68,18 +68,7 @@ impl Subject {
                 if whole.scheduler.plan(whole.steps).is_ok() { whole } else { Options::of(recipe)? };
             let (device, model, params) = (device.clone(), &*workload.model(), params.clone());
             let (weights, shape) = (weights.clone(), recipe.diffused());
-            let denoiser = Denoiser {
-                device,
-                model,
-                params,
-                weights,
-                shape,
-                labels: None,
-                null: None,
-                condition: None,
-                self_conditioned: None,
-                guide: None,
-            };
+            let denoiser = Denoiser::new(device, model, params, weights, shape);
             let mut source = Source::new(denoiser, recipe, None);
             if recipe.condition.is_some() {
                 source = source.conditioned_on(Given::nothing(recipe));

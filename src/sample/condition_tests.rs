@@ -32,18 +32,8 @@ fn samples_have_the_conditions_of_their_numbers_and_guidance_drops_them() {
             let condition =
                 Some(Condition { channels: 1, has_holes: false, dropped, values: Rc::from(known) });
             let (params, weights) = (Rc::clone(&params), weights.clone());
-            let denoiser = Denoiser {
-                device: device.clone(),
-                model: &linear,
-                params,
-                weights,
-                shape: [1, 1, 1],
-                labels: None,
-                null: None,
-                condition,
-                self_conditioned: None,
-                guide: None,
-            };
+            let denoiser =
+                Denoiser { condition, ..Denoiser::new(device.clone(), &linear, params, weights, [1, 1, 1]) };
             let mut scheduler = find("digits").unwrap().sampler("ddim").unwrap();
             scheduler.clip = crate::diffusion::Clip::None;
             let guidance = Guidance { scale, sigmas, ..Guidance::default() };

@@ -1,16 +1,17 @@
 //! Samples of a denoiser, in batches.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
 use super::step::{Network, record_step, slots_of};
 use super::{Condition, Denoiser, Options, Sampler};
 use crate::checkpoint;
-use crate::device::Device;
+use crate::device::{Buffer, Device};
 use crate::diffusion::Model;
 use crate::error::{Error, Result};
 use crate::models::unet::Class;
-use crate::nn::{self, Scope};
+use crate::nn::{self, Params, Scope};
 use crate::program::Plan;
 use crate::recipe::{Recipe, model_of, params_of};
 use crate::tape::Tape;
@@ -62,6 +63,18 @@ pub(crate) fn operations(recipe: &Recipe, options: &Options, batch: usize, devic
 }
 
 impl<'a> Denoiser<'a> {
+    /// A network that sees noisy samples `[N, H, W, C]` alone.
+    pub fn new(
+        device: Device,
+        model: &'a Model,
+        params: Rc<RefCell<Params>>,
+        weights: Buffer,
+        shape: [usize; 3],
+    ) -> Self {
+        let (labels, null, self_conditioned, condition, guide) = (None, None, None, None, None);
+        Denoiser { device, model, params, weights, shape, labels, null, self_conditioned, condition, guide }
+    }
+
     pub(super) fn network(&self) -> Network<'_> {
         let Denoiser { model, params, condition, guide, .. } = self;
         let (model, shape, labels, self_conditioned) =
@@ -82,18 +95,7 @@ impl<'a> Denoiser<'a> {
         let ema = checkpoint::read(path)?.set("ema", &params.borrow())?;
         let weights = device.alloc(nn::STORE, ema.len() * 4)?;
         device.write(&weights, 0, bytemuck::cast_slice(&ema))?;
-        Ok(Denoiser {
-            device: device.clone(),
-            model,
-            params,
-            weights,
-            shape,
-            labels: None,
-            null: None,
-            condition: None,
-            self_conditioned: None,
-            guide: None,
-        })
+        Ok(Denoiser::new(device.clone(), model, params, weights, shape))
     }
 
     /// Draws `count` samples `[count, H, W, C]` of a model without labels.

@@ -197,18 +197,7 @@ mod tests {
             let weights = device.alloc(nn::STORE, flat.len() * 4).unwrap();
             device.write(&weights, 0, bytemuck::cast_slice(&flat)).unwrap();
             let (device, params) = (device.clone(), Rc::clone(&params));
-            let denoiser = Denoiser {
-                device,
-                model: &model,
-                params,
-                weights,
-                shape,
-                labels: None,
-                null: None,
-                condition: None,
-                self_conditioned: None,
-                guide: None,
-            };
+            let denoiser = Denoiser::new(device, &model, params, weights, shape);
             let mut predictor = Source::new(denoiser, &recipe, None).differentiable_predictor(2).unwrap();
             let t = [3.0, 700.5];
             let [_, product] = predictor.predict_with_product(&x, &t, &[], &probe).unwrap();

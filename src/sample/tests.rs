@@ -66,18 +66,8 @@ fn ends(device: &Device, guidance: Guidance) -> Vec<f32> {
     let options = Options { guidance, ..Options::new(scheduler, 50, 0) };
     let (device, shape) = (device.clone(), [1, 1, 1]);
     let labels = Some(DType::U32);
-    let denoiser = Denoiser {
-        device,
-        model: &exact,
-        params,
-        weights,
-        shape,
-        labels,
-        null: Some(1),
-        condition: None,
-        self_conditioned: None,
-        guide: None,
-    };
+    let denoiser =
+        Denoiser { labels, null: Some(1), ..Denoiser::new(device, &exact, params, weights, shape) };
     let mut sampler = Sampler::new(&denoiser, &options, 2).unwrap();
     sampler.run_from(0, &[0.0, 1.0], 0, &[0, 0], |_, _, _| Ok(())).unwrap()
 }
@@ -201,16 +191,16 @@ fn both_guidances_lead_two_classes_to_the_same_places() {
                     scale,
                 });
                 let denoiser = Denoiser {
-                    device: device.clone(),
-                    model: &two_classes,
-                    params: Rc::clone(&params),
-                    weights: weights.clone(),
-                    shape: [1, 1, 1],
                     labels: Some(DType::U32),
                     null: Some(2),
-                    condition: None,
-                    self_conditioned: None,
                     guide,
+                    ..Denoiser::new(
+                        device.clone(),
+                        &two_classes,
+                        Rc::clone(&params),
+                        weights.clone(),
+                        [1, 1, 1],
+                    )
                 };
                 // The classifier leads a model that is told no class.
                 let scale = if with_classifier { 0.0 } else { scale };
@@ -236,18 +226,7 @@ fn a_model_without_a_null_class_is_not_guided() {
     let weights = device.alloc(nn::STORE, 4).unwrap();
     let model = |_: &Scope, x: &Tensor, _: &Tensor, _: Option<&Tensor>| affine(x, 0.5, 0.0);
     let (params, shape) = (Rc::default(), [1, 1, 1]);
-    let denoiser = Denoiser {
-        device,
-        model: &model,
-        params,
-        weights,
-        shape,
-        labels: None,
-        null: None,
-        condition: None,
-        self_conditioned: None,
-        guide: None,
-    };
+    let denoiser = Denoiser::new(device, &model, params, weights, shape);
     let scheduler = find("digits").unwrap().scheduler().unwrap();
     let guidance = Guidance { scale: 2.0, ..Guidance::default() };
     let error = Sampler::new(&denoiser, &Options { guidance, ..Options::new(scheduler, 10, 0) }, 1);
@@ -267,16 +246,8 @@ fn a_self_conditioned_model_sees_its_last_x0() {
             let wanted = if bound > 0.0 { bound + 0.1 } else { 0.5 };
             let weights = device.alloc(nn::STORE, 4).unwrap();
             let denoiser = Denoiser {
-                device: device.clone(),
-                model: &model,
-                params: Rc::default(),
-                weights,
-                shape: [2, 2, 1],
-                labels: None,
-                null: None,
-                condition: None,
                 self_conditioned: Some(bound),
-                guide: None,
+                ..Denoiser::new(device.clone(), &model, Rc::default(), weights, [2, 2, 1])
             };
             let mut scheduler = recipe.sampler(sampler).unwrap();
             scheduler.clip = Clip::None;

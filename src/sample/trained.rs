@@ -119,18 +119,7 @@ impl Trained {
     pub fn source(&self) -> Source<'_> {
         let (device, params, weights) = (self.device.clone(), Rc::clone(&self.params), self.weights.clone());
         let shape = self.recipe.diffused();
-        let denoiser = Denoiser {
-            device,
-            model: &self.model,
-            params,
-            weights,
-            shape,
-            labels: None,
-            null: None,
-            condition: None,
-            self_conditioned: None,
-            guide: None,
-        };
+        let denoiser = Denoiser::new(device, &self.model, params, weights, shape);
         Source::new(denoiser, &self.recipe, self.codec.as_ref())
     }
 }

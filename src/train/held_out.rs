@@ -184,18 +184,7 @@ mod tests {
             let weights = device.alloc(nn::STORE, flat.len() * 4).unwrap();
             device.write(&weights, 0, bytemuck::cast_slice(&flat)).unwrap();
             let (device, shape) = (device.clone(), [8, 8, 1]);
-            let denoiser = Denoiser {
-                device,
-                model: &model,
-                params,
-                weights,
-                shape,
-                labels: None,
-                null: None,
-                condition: None,
-                self_conditioned: None,
-                guide: None,
-            };
+            let denoiser = Denoiser::new(device, &model, params, weights, shape);
             let source = Source::new(denoiser, &recipe, None);
             let held_out = HeldOut::new(Arc::new(Plain), 256, true);
             let loss = held_out.measure(&source, &recipe, 7).unwrap();

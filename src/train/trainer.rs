@@ -231,18 +231,7 @@ impl Trainer {
     /// objective did. `shape`: `[H, W, C]` of a sample.
     pub fn denoiser<'a>(&self, model: &'a Model, shape: [usize; 3]) -> Denoiser<'a> {
         let (device, params, weights) = (self.device.clone(), Rc::clone(&self.params), self.ema().clone());
-        Denoiser {
-            device,
-            model,
-            params,
-            weights,
-            shape,
-            labels: None,
-            null: None,
-            condition: None,
-            self_conditioned: None,
-            guide: None,
-        }
+        Denoiser::new(device, model, params, weights, shape)
     }
 
     /// Submits one step on `accumulation` batches, whose inputs `write` gives, and returns the numbers of the

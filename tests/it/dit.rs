@@ -98,18 +98,8 @@ fn the_librarys_seed_makes_the_librarys_transformer() {
         let weights = program.store(nn::STORE).clone();
         let (model, shape, labels) = (model_of(&recipe), [16, 16, 4], Some(DType::U32));
         let (params, null) = (Rc::clone(&params), Some(1000));
-        let denoiser = Denoiser {
-            device: device.clone(),
-            model: &*model,
-            params,
-            weights,
-            shape,
-            labels,
-            null,
-            condition: None,
-            self_conditioned: None,
-            guide: None,
-        };
+        let denoiser =
+            Denoiser { labels, null, ..Denoiser::new(device.clone(), &*model, params, weights, shape) };
         let mut sampler = Sampler::new(&denoiser, &options, 1).unwrap();
         let latents = sampler.run(0, &[1], |_, _, _| Ok(())).unwrap();
         let wanted: Vec<f64> = serde_json::from_value(book["guided_latents"].clone()).unwrap();

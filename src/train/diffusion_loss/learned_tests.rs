@@ -134,18 +134,7 @@ fn sampling_by_a_learned_variance_gives_back_the_data() {
             model(&Scope::new(&tape, &params), &x, &t, None);
             let buffer = device.alloc("params", weights.len() * 4).unwrap();
             device.write(&buffer, 0, bytemuck::cast_slice(&weights)).unwrap();
-            let denoiser = Denoiser {
-                device: device.clone(),
-                model: &model,
-                params,
-                weights: buffer,
-                shape: [1, 1, 1],
-                labels: None,
-                null: None,
-                condition: None,
-                self_conditioned: None,
-                guide: None,
-            };
+            let denoiser = Denoiser::new(device.clone(), &model, params, buffer, [1, 1, 1]);
             let options = Options::new(scheduler.clone(), steps, 3);
             let drawn = denoiser.draw(&options, SAMPLES).unwrap();
             let n = SAMPLES as f64;
