@@ -6,14 +6,14 @@
 //! | recording and running | [`Tape`], [`Tensor`], [`Plan`], [`Program`], [`Sharing`] |
 //! | networks | [`Scope`], [`Params`], [`Init`], [`Layout`], the layers of [`nn`](crate::nn) and the ops below them |
 //! | training | [`Trainer`], [`TrainOptions`], [`Input`], [`Batch`], [`Loss`], [`Outcome`], [`LrSchedule`], [`Ema`] |
-//! | diffusion | [`Schedule`], [`Scheduler`], [`Variance`], [`Denoiser`], [`SampleOptions`] |
+//! | diffusion | [`Schedule`], [`Scheduler`], [`Variance`], [`Told`], [`Denoiser`], [`SampleOptions`] |
 //! | pictures | [`Loader`], [`Dataset`], [`grid`], [`save_png`] |
 //!
 //! An op of your own needs [`launch`](crate::launch) too; `tools/examples/own_op.rs` is one.
 
 pub use crate::data::{self, Dataset, Loader};
 pub use crate::device::Device;
-pub use crate::diffusion::{Schedule, Scheduler, Variance};
+pub use crate::diffusion::{Schedule, Scheduler, Told, Variance};
 pub use crate::error::{Error, Result};
 pub use crate::figures::grid;
 pub use crate::nn::{

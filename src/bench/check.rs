@@ -159,7 +159,7 @@ fn noise_prediction(workload: &Workload, scope: &Scope, given: &InputFile) -> Re
     if workload.has_timestep() {
         inputs.push(("t", given.of_shape("in/t", &[n])?));
     }
-    let predicted = (workload.model())(scope, &x, &t, None);
+    let predicted = (workload.model())(scope, &x, &t, None.into());
     let loss = mse(&predicted, &target, None);
     Ok(Recorded { out: predicted, loss, inputs })
 }

@@ -5,6 +5,7 @@
 
 mod dit;
 mod unet;
+mod unet_condition;
 mod vae;
 
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ use crate::models::vae::{VaeConfig, VaeKind};
 /// The configuration of a model in denoir's terms.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Model {
-    /// A `UNet2DModel`.
+    /// A `UNet2DModel`, or a `UNet2DConditionModel`.
     UNet(Box<UNetConfig>),
     /// A `DiTTransformer2DModel`, or a `Transformer2DModel` that is the same.
     Dit(Box<DitConfig>),
@@ -97,13 +98,15 @@ pub fn model(text: &str) -> Result<Config, String> {
     let class = class_name(&map).unwrap_or_default().to_owned();
     let mut arguments = match &*class {
         "UNet2DModel" => unet::arguments(&UNetConfig::default()),
+        unet_condition::CLASS => unet_condition::defaults(),
         "AutoencoderKL" => vae::defaults(VaeKind::Kl),
         "VQModel" => vae::defaults(VaeKind::Vq),
         "DiTTransformer2DModel" => dit::arguments(&DitConfig::default()),
         dit::OLD_CLASS => dit::old_defaults(),
         "" => return Err("it has no _class_name, so the class of the model is unknown".to_owned()),
         other => {
-            let known = "UNet2DModel, DiTTransformer2DModel, AutoencoderKL and VQModel";
+            let known =
+                "UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, AutoencoderKL and VQModel";
             return Err(unsupported("_class_name", other, known));
         }
     };
@@ -123,6 +126,7 @@ pub fn model(text: &str) -> Result<Config, String> {
     };
     let model = match &*class {
         "UNet2DModel" => Model::UNet(Box::new(unet::config(arguments)?)),
+        unet_condition::CLASS => Model::UNet(Box::new(unet_condition::config(arguments)?)),
         "DiTTransformer2DModel" => Model::Dit(Box::new(dit::config(arguments)?)),
         dit::OLD_CLASS => Model::Dit(Box::new(dit::old_config(arguments, side)?)),
         "VQModel" => vae::model(arguments, VaeKind::Vq)?,
@@ -137,6 +141,9 @@ pub fn model(text: &str) -> Result<Config, String> {
 /// When the diffusers library has no such model.
 pub fn text_of(model: &Model, side: usize) -> Result<String, String> {
     let (class, mut arguments) = match model {
+        Model::UNet(config) if config.sees_text() => {
+            (unet_condition::CLASS, unet_condition::arguments(config))
+        }
         Model::UNet(config) => ("UNet2DModel", unet::arguments(config)),
         Model::Dit(config) => ("DiTTransformer2DModel", dit::written(config)),
         Model::Vae(config, factor) => vae::arguments(config, *factor)?,
@@ -219,6 +226,11 @@ mod tests {
             r#"{"_class_name": "UNet2DModel", "sample_size": 8, "time_embedding_type": "fourier"}"#,
             r#"{"_class_name": "UNet2DModel", "sample_size": 8, "class_embed_type": "identity",
                 "time_embedding_type": "learned", "num_train_timesteps": 9}"#,
+            r#"{"_class_name": "UNet2DConditionModel", "sample_size": 64}"#,
+            r#"{"_class_name": "UNet2DConditionModel", "sample_size": 96, "mid_block_type": "UNetMidBlock2D",
+                "attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "encoder_hid_dim": 12,
+                "only_cross_attention": [true, true, false, false], "use_linear_projection": true,
+                "class_embed_type": "projection", "projection_class_embeddings_input_dim": 6}"#,
             r#"{"_class_name": "DiTTransformer2DModel", "sample_size": 8, "out_channels": 8,
                 "norm_eps": 1e-6}"#,
             r#"{"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero", "num_attention_heads": 6,
@@ -244,7 +256,10 @@ mod tests {
             ("UNet2DModel", r#""sample_size": [8, 16]"#, "sample_size is 8x16"),
             ("UNet2DModel", r#""in_channels": -1"#, "in_channels does not fit"),
             ("UNet2DModel", r#""sample_size": 1e300"#, "sample_size does not fit"),
-            ("UNet2DConditionModel", r#""x": 1"#, "_class_name is \"UNet2DConditionModel\""),
+            ("UNet2DConditionModel", r#""addition_embed_type": "text_time""#, "addition_embed_type is"),
+            ("UNet2DConditionModel", r#""time_cond_proj_dim": 256"#, "time_cond_proj_dim is"),
+            ("UNet2DConditionModel", r#""mid_block_type": "UNetMidBlock2DSimpleCrossAttn""#, "mid_block_type"),
+            ("UNet3DConditionModel", r#""x": 1"#, "_class_name is \"UNet3DConditionModel\""),
             ("DiTTransformer2DModel", r#""norm_type": "layer_norm""#, "norm_type is \"layer_norm\""),
             ("DiTTransformer2DModel", r#""attention_bias": false"#, "attention_bias is false"),
             ("DiTTransformer2DModel", r#""activation_fn": "geglu""#, "activation_fn does not fit"),

@@ -32,6 +32,21 @@ pub use variance::Variance;
 use crate::nn::Scope;
 use crate::tape::Tensor;
 
-/// The model as the diffusion process sees it: a function from `(x_t [N, H, W, C], t [N], labels)` to a
-/// prediction of `x_t`'s shape, that records itself with the parameters of the scope.
-pub type Model = dyn Fn(&Scope, &Tensor, &Tensor, Option<&Tensor>) -> Tensor;
+/// What a model is told of each sample beside the image and the timestep.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Told<'a> {
+    /// Its class, in the form that the model takes.
+    pub labels: Option<&'a Tensor>,
+    /// Its text, embedded: `[N, S, D]`.
+    pub text: Option<&'a Tensor>,
+}
+
+impl<'a> From<Option<&'a Tensor>> for Told<'a> {
+    fn from(labels: Option<&'a Tensor>) -> Self {
+        Told { labels, text: None }
+    }
+}
+
+/// The model as the diffusion process sees it: a function from `(x_t [N, H, W, C], t [N], what it is told)`
+/// to a prediction of `x_t`'s shape, that records itself with the parameters of the scope.
+pub type Model = dyn Fn(&Scope, &Tensor, &Tensor, Told) -> Tensor;

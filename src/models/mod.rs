@@ -9,6 +9,7 @@ pub mod dit;
 mod dit_config;
 pub mod gamma;
 mod options;
+mod transformer;
 pub mod unet;
 mod unet_config;
 pub(crate) mod unet_order;

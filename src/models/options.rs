@@ -30,6 +30,39 @@ pub(crate) use config;
 /// Most channels that the attention kernels give a head.
 pub(super) const WIDEST_HEAD: usize = 512;
 
+/// One value for all levels of a net, or one for each, from the image inwards.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "one value is expected, or a list with one for each level")]
+pub enum Levels<T> {
+    /// For all.
+    All(T),
+    /// For each.
+    Each(Vec<T>),
+}
+
+impl<T: Copy> Levels<T> {
+    /// The value of a level.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    #[track_caller]
+    pub fn at(&self, level: usize) -> T {
+        match self {
+            Levels::All(value) => *value,
+            Levels::Each(values) => values[level],
+        }
+    }
+
+    /// Checks that a list has one value for each of `levels`, and gives the values.
+    pub(super) fn of(&self, key: &str, levels: usize) -> Result<Vec<T>> {
+        if let Levels::Each(values) = self {
+            let message = format!("{key} has {} values for {levels} levels", values.len());
+            need(values.len() == levels, message, "give one for all levels, or one for each")?;
+        }
+        Ok((0..levels).map(|level| self.at(level)).collect())
+    }
+}
+
 /// A level on the way down, by the reference library's names; its first versions wrote a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DownBlock {
@@ -39,6 +72,9 @@ pub enum DownBlock {
     /// Residual blocks, each with attention behind it.
     #[serde(rename = "AttnDownBlock2D", alias = "UNetResAttnDownBlock2D")]
     Attention,
+    /// Residual blocks, each with a transformer behind it that sees a text.
+    #[serde(rename = "CrossAttnDownBlock2D")]
+    CrossAttention,
     /// Halves the image by a residual block.
     #[serde(rename = "ResnetDownsampleBlock2D", alias = "UNetResResnetDownsampleBlock2D")]
     Resnet,
@@ -53,6 +89,9 @@ pub enum UpBlock {
     /// Residual blocks, each with attention behind it.
     #[serde(rename = "AttnUpBlock2D", alias = "UNetResAttnUpBlock2D")]
     Attention,
+    /// Residual blocks, each with a transformer behind it that sees a text.
+    #[serde(rename = "CrossAttnUpBlock2D")]
+    CrossAttention,
     /// Doubles the image by a residual block.
     #[serde(rename = "ResnetUpsampleBlock2D", alias = "UNetResResnetUpsampleBlock2D")]
     Resnet,
@@ -125,6 +164,10 @@ pub enum ClassEmbedding {
     Timestep,
     /// The embedding itself.
     Identity,
+    /// A vector of `projection_class_embeddings_input_dim` numbers, through two linear layers.
+    Projection,
+    /// Such a vector, through one.
+    SimpleProjection,
 }
 
 /// The tensor that carries the classes of N images.
@@ -136,7 +179,7 @@ pub enum Class {
     Number(usize),
     /// Any number, `f32 [N]`.
     Value,
-    /// Its embedding, `f32 [N, this many]`.
+    /// Its embedding, or what that is made of, `f32 [N, this many]`.
     Embedding(usize),
 }
 

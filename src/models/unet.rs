@@ -1,10 +1,12 @@
 //! The U-Net of DDPM, with the semantics, options and parameter names of the diffusers library's
-//! `UNet2DModel`.
+//! `UNet2DModel`, and of its `UNet2DConditionModel` where it sees a text.
 
 pub use super::options::{
-    ActFn, Class, ClassEmbedding, DownBlock, Resampling, TimeEmbedding, TimeScaleShift, UpBlock,
+    ActFn, Class, ClassEmbedding, DownBlock, Levels, Resampling, TimeEmbedding, TimeScaleShift, UpBlock,
 };
+use super::transformer::Transformer;
 pub use super::unet_config::UNetConfig;
+use crate::diffusion::Told;
 use crate::nn::{
     Conv, Init, Layout, Scope, attention_block, conv, group_norm, group_norm_of, linear, point, side_by_side,
 };
@@ -25,27 +27,27 @@ struct Context<'a> {
     act: Activation,
     /// `act(temb)`, `[N, T]`.
     temb: Tensor,
+    /// `[N, S, D]`.
+    text: Option<Tensor>,
 }
 
-/// Records the net: `x [N, H, W, in_channels]` at timesteps `t [N]` (and `labels`, as [`Class`] says) to `[N,
-/// H, W, out_channels]`. A batch may be any of timesteps that `UNetConfig::check_times` has.
+/// Records the net: `x [N, H, W, in_channels]` at timesteps `t [N]` (and, `told`, labels as [`Class`] says, and
+/// a text `[N, S, UNetConfig::text_width]`) to `[N, H, W, out_channels]`. A batch may be any of timesteps that
+/// `UNetConfig::check_times` has.
 ///
 /// # Panics
-/// When the configuration is not valid for the image, or labels are missing, surplus or of another shape.
+/// When the configuration is not valid for the image, or labels or a text are missing, surplus or of another
+/// shape.
 #[track_caller]
-pub fn unet(config: &UNetConfig, s: &Scope, x: &Tensor, t: &Tensor, labels: Option<&Tensor>) -> Tensor {
-    let (context, mut hidden, mut skips) = way_down(config, s, x, t, labels);
+pub fn unet(config: &UNetConfig, s: &Scope, x: &Tensor, t: &Tensor, told: Told) -> Tensor {
+    let (context, mut hidden, mut skips) = way_down(config, s, x, t, told);
     for (level, &c) in config.block_out_channels.iter().rev().enumerate() {
         let s = s.sub(format!("up_blocks.{level}"));
         hidden = context.up(&s, hidden, level, c, &mut skips);
     }
-    let out = group_norm(
-        &s.sub("conv_norm_out"),
-        &hidden,
-        config.norm_num_groups,
-        config.norm_eps,
-        Activation::Silu,
-    );
+    let act = if config.sees_text() { context.act } else { Activation::Silu };
+    let (groups, eps) = (config.norm_num_groups, config.norm_eps);
+    let out = group_norm(&s.sub("conv_norm_out"), &hidden, groups, eps, act);
     let form = Conv::same(config.out_channels).zero_if(config.zero_init);
     let out = conv(&s.sub("conv_out"), &out, form, None, None);
     match config.time_embedding_type {
@@ -58,7 +60,7 @@ pub fn unet(config: &UNetConfig, s: &Scope, x: &Tensor, t: &Tensor, labels: Opti
 /// and activated, `[N, h, w, C]`. Arguments as for [`unet`].
 #[track_caller]
 pub(super) fn half(config: &UNetConfig, s: &Scope, x: &Tensor, t: &Tensor) -> Tensor {
-    let (_, hidden, _) = way_down(config, s, x, t, None);
+    let (_, hidden, _) = way_down(config, s, x, t, Told::default());
     let (groups, eps) = (config.norm_num_groups, config.norm_eps);
     group_norm(&s.sub("conv_norm_out"), &hidden, groups, eps, Activation::Silu)
 }
@@ -70,16 +72,23 @@ fn way_down<'a>(
     s: &Scope,
     x: &Tensor,
     t: &Tensor,
-    labels: Option<&Tensor>,
+    Told { labels, text }: Told,
 ) -> (Context<'a>, Tensor, Vec<Tensor>) {
     let [_, h, w, channels] = x.shape().of_rank("unet");
     assert_eq!(channels, config.in_channels, "unet: image {} for in_channels", x.shape());
     let class = config.class();
     assert_eq!(labels.is_some(), class != Class::None, "unet: labels for {class:?}");
+    let width = text.map_or(0, |text| text.shape().last());
+    assert_eq!(width, config.text_width(), "unet: width of the text for cross_attention_dim");
     config.validate([h, w]).unwrap_or_else(|e| panic!("unet: {e}"));
     let act = config.act_fn.activation();
     let temb = timestep(config, s, t, labels);
-    let context = Context { config, act, temb: s.sub("time_embedding").label(|| activation(&temb, act)) };
+    let text = text.map(|text| match (config.encoder_hid_dim, &config.cross_attention_dim) {
+        (1.., Levels::All(width)) => linear(&s.sub("encoder_hid_proj"), text, *width),
+        _ => text.clone(),
+    });
+    let temb = s.sub("time_embedding").label(|| activation(&temb, act));
+    let context = Context { config, act, temb, text };
 
     let x = if config.center_input_sample { s.label(|| affine(x, 2.0, -1.0)) } else { x.clone() };
     let x = match &config.fourier_features[..] {
@@ -124,11 +133,13 @@ fn timestep(config: &UNetConfig, s: &Scope, t: &Tensor, labels: Option<&Tensor>)
             None => timestep_embedding(t, first, config.flip_sin_to_cos, config.freq_shift, 10_000.0),
         })
     };
-    let embed = |s: Scope, t: &Tensor| {
-        let hidden = linear(&s.sub("linear_1"), &project(&s, t), width);
-        let hidden = s.label(|| activation(&hidden, Activation::Silu));
+    let layers = |s: &Scope, x: &Tensor, act: Activation| {
+        let hidden = linear(&s.sub("linear_1"), x, width);
+        let hidden = s.label(|| activation(&hidden, act));
         linear(&s.sub("linear_2"), &hidden, width)
     };
+    let act = if config.sees_text() { config.act_fn.activation() } else { Activation::Silu };
+    let embed = |s: Scope, t: &Tensor| layers(&s, &project(&s, t), act);
     let temb = embed(s.sub("time_embedding"), t);
     let Some(labels) = labels else { return temb };
     let s = s.sub("class_embedding");
@@ -138,6 +149,8 @@ fn timestep(config: &UNetConfig, s: &Scope, t: &Tensor, labels: Option<&Tensor>)
             s.label(|| embedding(&table, labels))
         }
         Class::Value => embed(s.clone(), labels),
+        _ if config.class_embed_type == ClassEmbedding::Projection => layers(&s, labels, Activation::Silu),
+        _ if config.class_embed_type == ClassEmbedding::SimpleProjection => linear(&s, labels, width),
         Class::Embedding(_) | Class::None => labels.clone(),
     };
     s.label(|| add(&temb, &class))
@@ -147,12 +160,15 @@ impl Context<'_> {
     fn down(&self, s: &Scope, mut hidden: Tensor, level: usize, c: usize, skips: &mut Vec<Tensor>) -> Tensor {
         let config = self.config;
         let attends = config.down_block_types[level] == DownBlock::Attention;
-        for layer in 0..config.layers_per_block {
+        let reads = config.down_block_types[level] == DownBlock::CrossAttention;
+        for layer in 0..config.layers_per_block.at(level) {
             hidden =
                 s.block(|| self.resnet(&s.sub(format!("resnets.{layer}")), &[&hidden], c, 1.0, Size::Same));
+            let s = s.sub(format!("attentions.{layer}"));
             if attends {
-                let s = s.sub(format!("attentions.{layer}"));
                 hidden = s.block(|| self.attend(&s, &hidden, Some(config.norm_num_groups)));
+            } else if reads {
+                hidden = self.read(&s, &hidden, level, false);
             }
             skips.push(hidden.clone());
         }
@@ -176,8 +192,16 @@ impl Context<'_> {
     fn middle(&self, s: &Scope, hidden: Tensor) -> Tensor {
         let config = self.config;
         let (c, scale) = (hidden.shape().last(), config.mid_block_scale_factor);
+        let reads = config.sees_text();
         let mut hidden = s.block(|| self.resnet(&s.sub("resnets.0"), &[&hidden], c, scale, Size::Same));
-        if config.add_attention {
+        if reads && !config.add_attention {
+            // As in the library, where a middle block that sees no text has one residual block.
+            return hidden;
+        }
+        if reads {
+            let level = config.block_out_channels.len() - 1;
+            hidden = self.read(&s.sub("attentions.0"), &hidden, level, true);
+        } else if config.add_attention {
             let groups = match (config.attn_norm_num_groups, config.resnet_time_scale_shift) {
                 (0, TimeScaleShift::ScaleShift) => None,
                 (0, TimeScaleShift::Default) => Some(config.norm_num_groups),
@@ -192,23 +216,29 @@ impl Context<'_> {
     fn up(&self, s: &Scope, mut hidden: Tensor, level: usize, c: usize, skips: &mut Vec<Tensor>) -> Tensor {
         let config = self.config;
         let attends = config.up_block_types[level] == UpBlock::Attention;
-        for layer in 0..=config.layers_per_block {
+        let reads = config.up_block_types[level] == UpBlock::CrossAttention;
+        // Counted from the image inwards.
+        let depth = config.block_out_channels.len() - 1 - level;
+        for layer in 0..=config.layers_per_block.at(depth) {
             let skip = skips.pop().unwrap_or_else(|| unreachable!("as many skips as layers on the way up"));
             let s_layer = s.sub(format!("resnets.{layer}"));
             hidden = s.block(|| self.resnet(&s_layer, &[&hidden, &skip], c, 1.0, Size::Same));
+            let s = s.sub(format!("attentions.{layer}"));
             if attends {
-                let s = s.sub(format!("attentions.{layer}"));
                 hidden = s.block(|| self.attend(&s, &hidden, Some(config.norm_num_groups)));
+            } else if reads {
+                hidden = self.read(&s, &hidden, depth, false);
             }
         }
-        if level + 1 < config.block_out_channels.len() {
+        if depth > 0 {
             let s = s.sub("upsamplers.0");
             let resnet = config.up_block_types[level] == UpBlock::Resnet
                 || attends && config.upsample_type == Resampling::Resnet;
             hidden = if resnet {
                 s.block(|| self.resnet(&s, &[&hidden], c, 1.0, Size::Doubled))
             } else {
-                conv(&s.sub("conv"), &hidden, Conv::upsampled(c), None, None)
+                let size = skips.last().map_or([0, 0], |skip| [skip.dims()[1], skip.dims()[2]]);
+                enlarged(&s.sub("conv"), &hidden, size, c)
             };
         }
         hidden
@@ -255,10 +285,38 @@ impl Context<'_> {
         divided(s, sum, scale)
     }
 
+    /// Lets pixels see the text.
+    fn read(&self, s: &Scope, x: &Tensor, level: usize, middle: bool) -> Tensor {
+        let Some(text) = &self.text else { unreachable!("a text of the width that was checked") };
+        Transformer::of(self.config, level, middle).record(s, x, text)
+    }
+
     fn attend(&self, s: &Scope, x: &Tensor, groups: Option<usize>) -> Tensor {
         let heads = self.config.heads(x.shape().last());
         attention_block(s, x, groups, self.config.norm_eps, heads, self.config.zero_init)
     }
+}
+
+/// `x [N, h, w, C]` enlarged to `[H, W]`, twice the size or a row or column less, then convolved to `c`
+/// channels.
+fn enlarged(s: &Scope, x: &Tensor, [h, w]: [usize; 2], c: usize) -> Tensor {
+    let [n, small_h, small_w, channels] = x.shape().of_rank("upsampler");
+    let large = [2 * small_h, 2 * small_w];
+    if [h, w] == large {
+        return conv(s, x, Conv::upsampled(c), None, None);
+    }
+    let cropped = s.label(|| {
+        // The library picks pixel `floor(i small / large)`, which is `floor(i / 2)` for these sizes.
+        let first = |x: Tensor, keep: usize| {
+            let all = x.shape().last();
+            if keep == all { x } else { split(&x, &[keep, all - keep]).swap_remove(0) }
+        };
+        let rows = first(upsample_nearest(x, 2).reshape([n, large[0] * large[1] * channels]), {
+            h * large[1] * channels
+        });
+        first(rows.reshape([n * h, large[1] * channels]), w * channels).reshape([n, h, w, channels])
+    });
+    conv(s, &cropped, Conv::same(c), None, None)
 }
 
 /// The change of image size in a residual block.

@@ -1,9 +1,10 @@
 //! The options of a `UNet2DModel`.
 
 use super::options::{
-    ActFn, Class, ClassEmbedding, DownBlock, Resampling, TimeEmbedding, TimeScaleShift, UpBlock, WIDEST_HEAD,
-    config, need_halvings, need_range,
+    ActFn, Class, ClassEmbedding, DownBlock, Levels, Resampling, TimeEmbedding, TimeScaleShift, UpBlock,
+    WIDEST_HEAD, config, need_halvings, need_range,
 };
+use super::transformer;
 use crate::error::{Result, need};
 
 config! {
@@ -33,7 +34,7 @@ config! {
         /// Channels of each level, from the image inwards.
         pub block_out_channels: Vec<usize> = vec![224, 448, 672, 896],
         /// Residual blocks of a level; one more on the way up.
-        pub layers_per_block: usize = 2,
+        pub layers_per_block: Levels<usize> = Levels::All(2),
         /// The middle block's outputs are divided by it.
         pub mid_block_scale_factor: f32 = 1.0,
         /// 0: one row below and one column to the right, as the google/ddpm models have it.
@@ -64,6 +65,20 @@ config! {
         pub num_class_embeds: usize = 0,
         /// Rows of the table of `learned` timesteps.
         pub num_train_timesteps: usize = 0,
+        /// Numbers of the vector that classes are projected from.
+        pub projection_class_embeddings_input_dim: usize = 0,
+        /// Width of the text that the transformers of each level see; 0: the net sees no text.
+        pub cross_attention_dim: Levels<usize> = Levels::All(0),
+        /// Width of the text where it is projected to `cross_attention_dim` first; 0: it is not.
+        pub encoder_hid_dim: usize = 0,
+        /// Heads of the transformers of each level: what a `UNet2DConditionModel` calls `attention_head_dim`.
+        pub transformer_heads: Levels<usize> = Levels::All(8),
+        /// Blocks of each of these transformers.
+        pub transformer_layers_per_block: Levels<usize> = Levels::All(1),
+        /// Both attentions of a block see the text; not in the middle.
+        pub only_cross_attention: Levels<bool> = Levels::All(false),
+        /// The first and last layer of a transformer stand in files as linear layers, not as convolutions.
+        pub use_linear_projection: bool = false,
         /// Our own: the last layer of each residual and attention block, and of the net, starts from zero, as
         /// in Ho et al. and ADM.
         pub zero_init: bool = false,
@@ -107,6 +122,9 @@ impl UNetConfig {
         match (self.class_embed_type, self.num_class_embeds) {
             (ClassEmbedding::Timestep, _) => Class::Value,
             (ClassEmbedding::Identity, _) => Class::Embedding(self.temb_width()),
+            (ClassEmbedding::Projection | ClassEmbedding::SimpleProjection, _) => {
+                Class::Embedding(self.projection_class_embeddings_input_dim)
+            }
             (ClassEmbedding::Table, 0) => Class::None,
             (ClassEmbedding::Table, rows) => Class::Number(rows),
         }
@@ -172,7 +190,12 @@ impl UNetConfig {
         for (key, value, low, high) in [
             ("in_channels", self.in_channels, 1, 4096),
             ("out_channels", self.out_channels, 1, 4096),
-            ("layers_per_block", self.layers_per_block, 1, 64),
+            (
+                "projection_class_embeddings_input_dim",
+                self.projection_class_embeddings_input_dim,
+                usize::from(self.projects_classes()),
+                65_536,
+            ),
             ("downsample_padding", self.downsample_padding, 0, 1),
             ("norm_num_groups", self.norm_num_groups, 1, 65_536),
             ("attn_norm_num_groups", self.attn_norm_num_groups, 0, 65_536),
@@ -182,6 +205,9 @@ impl UNetConfig {
             ("attention_head_dim", self.attention_head_dim, 0, WIDEST_HEAD),
         ] {
             need_range(&format!("unet.{key}"), value, [low, high])?;
+        }
+        for layers in self.layers_per_block.of("unet.layers_per_block", levels)? {
+            need_range("unet.layers_per_block", layers, [1, 64])?;
         }
         need(
             widths.iter().all(|&c| c <= 16_384) && widths[0] >= 2,
@@ -209,7 +235,7 @@ impl UNetConfig {
             need(c.is_multiple_of(groups), message, hint)?;
             let attends = self.down_block_types[level] == DownBlock::Attention
                 || self.up_block_types[levels - 1 - level] == UpBlock::Attention
-                || level + 1 == levels && self.add_attention && self.mid_block;
+                || level + 1 == levels && self.add_attention && self.mid_block && !self.sees_text();
             let message = format!("one attention head would be {c} channels wide");
             let hint = format!("set unet.attention_head_dim to at most {WIDEST_HEAD}");
             need(!attends || head > 0 || c <= WIDEST_HEAD, message, hint)?;
@@ -229,7 +255,30 @@ impl UNetConfig {
             let positive = value > 0.0 && value.is_finite();
             need(positive, format!("unet.{key} is {value}"), "it must be above 0")?;
         }
-        need_halvings([h, w], levels - 1, "levels in unet.block_out_channels")
+        transformer::validate(self)?;
+        // A net that sees a text takes images of any size, as the library's does.
+        let halvings = if self.sees_text() { 0 } else { levels - 1 };
+        need_halvings([h, w], halvings, "levels in unet.block_out_channels")
+    }
+
+    /// Whether it sees a text beside the image: a `UNet2DConditionModel`.
+    pub fn sees_text(&self) -> bool {
+        self.cross_attention_dim != Levels::All(0)
+    }
+
+    /// Width of the text that it sees; 0: none.
+    pub fn text_width(&self) -> usize {
+        match (&self.cross_attention_dim, self.encoder_hid_dim) {
+            (Levels::All(0), _) => 0,
+            (Levels::All(width), 0) => *width,
+            // Those of the levels that see it are the same.
+            (Levels::Each(widths), 0) => widths.iter().copied().max().unwrap_or(0),
+            (_, width) => width,
+        }
+    }
+
+    fn projects_classes(&self) -> bool {
+        matches!(self.class_embed_type, ClassEmbedding::Projection | ClassEmbedding::SimpleProjection)
     }
 
     /// A warning: what looks like a defect elsewhere.

@@ -1,11 +1,13 @@
-//! The order in which the diffusers library makes the layers of a `UNet2DModel`, and so draws their weights.
+//! The order in which the diffusers library makes the layers of a `UNet2DModel` or `UNet2DConditionModel`, and
+//! so draws their weights.
 
 /// Parts of names in the order in which the library makes the layers.
-const PARTS: [&[&str]; 4] = [
+const PARTS: [&[&str]; 6] = [
     &[
         "conv_in",
         "time_proj",
         "time_embedding",
+        "encoder_hid_proj",
         "class_embedding",
         "down_blocks",
         "mid_block",
@@ -13,6 +15,8 @@ const PARTS: [&[&str]; 4] = [
         "conv_out",
     ],
     &["resnets", "attentions", "downsamplers", "upsamplers"],
+    &["proj_in", "transformer_blocks", "proj_out"],
+    &["attn1", "attn2", "ff"],
     &[
         "linear_1",
         "linear_2",
@@ -29,13 +33,14 @@ const PARTS: [&[&str]; 4] = [
 ];
 
 /// Where a parameter stands: block, number of the block, number of the layer within (samplers last), its
-/// kind, layer in it, weight or bias. Norms draw nothing, so their place does not matter.
-pub fn rank(name: &str) -> [usize; 6] {
+/// kind, in a transformer the part, the block and the layer in that, then layer, weight or bias. Norms draw
+/// nothing, so their place does not matter.
+pub fn rank(name: &str) -> [usize; 10] {
     let parts: Vec<&str> = name.split('.').collect();
     let place = |known: &[&str]| -> usize {
         parts.iter().find_map(|part| known.iter().position(|k| k == part)).unwrap_or(known.len())
     };
-    let [block, kind, layer, last] = PARTS.map(place);
+    let [block, kind, part, sublayer, layer, last] = PARTS.map(place);
     // The number that follows a word.
     let number = |word: &str| -> usize {
         let after = parts.iter().position(|part| *part == word).and_then(|at| parts.get(at + 1));
@@ -48,7 +53,8 @@ pub fn rank(name: &str) -> [usize; 6] {
         Some(word) => number(word),
         None => 0,
     };
-    [block, of_block, of_layer, kind, layer, last]
+    let (of_transformer, of_net) = (number("transformer_blocks"), number("net"));
+    [block, of_block, of_layer, kind, part, of_transformer, sublayer, of_net, layer, last]
 }
 
 #[cfg(test)]
@@ -76,7 +82,16 @@ mod tests {
             "down_blocks.1.resnets.0.conv1.weight",
             "mid_block.resnets.0.conv2.bias",
             "mid_block.attentions.0.to_k.weight",
-            "mid_block.resnets.1.conv1.weight",
+            "mid_block.attentions.1.proj_in.weight",
+            "mid_block.attentions.1.proj_in.bias",
+            "mid_block.attentions.1.transformer_blocks.0.attn1.to_v.weight",
+            "mid_block.attentions.1.transformer_blocks.0.attn2.to_q.weight",
+            "mid_block.attentions.1.transformer_blocks.0.attn2.to_out.0.weight",
+            "mid_block.attentions.1.transformer_blocks.0.ff.net.0.proj.bias",
+            "mid_block.attentions.1.transformer_blocks.0.ff.net.2.weight",
+            "mid_block.attentions.1.transformer_blocks.1.attn1.to_q.weight",
+            "mid_block.attentions.1.proj_out.weight",
+            "mid_block.resnets.2.conv1.weight",
             "up_blocks.0.resnets.0.conv1.weight",
             "up_blocks.0.upsamplers.0.conv.bias",
             "up_blocks.1.attentions.2.to_v.weight",

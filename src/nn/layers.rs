@@ -8,6 +8,7 @@ use crate::ops::concat::concat;
 use crate::ops::conv_transpose2d::conv_transpose2d;
 use crate::ops::conv2d::{Epilogue, Padding, conv2d};
 use crate::ops::fold_upsample::fold_upsample;
+use crate::ops::layer_norm::{Affine, layer_norm as layer_norm_of};
 use crate::ops::{group_norm as norm, matmul};
 use crate::tape::Tensor;
 use crate::tensor::Shape;
@@ -178,6 +179,23 @@ pub fn linear_zero_if(zero: bool, s: &Scope, x: &Tensor, out: usize) -> Tensor {
     s.label(|| matmul::linear(x, &w, Some(&bias)))
 }
 
+/// `x [.., Cin]` to `[.., out]`, without bias.
+#[track_caller]
+pub fn linear_without_bias(s: &Scope, x: &Tensor, out: usize) -> Tensor {
+    let cin = x.shape().last();
+    let w = s.param("weight", [cin, out], Layout::Linear, Init::FanIn(cin));
+    s.label(|| matmul::linear(x, &w, None))
+}
+
+/// Layer norm over the channels of `x [N, .., C]`, with a scale and a shift for each.
+#[track_caller]
+pub fn layer_norm(s: &Scope, x: &Tensor, eps: f32) -> Tensor {
+    let c = x.shape().last();
+    let scale = s.param("weight", [c], Layout::Plain, Init::Ones);
+    let shift = s.param("bias", [c], Layout::Plain, Init::Zeros);
+    s.label(|| layer_norm_of(x, Affine::Channels { scale: &scale, shift: &shift }, eps))
+}
+
 /// Group norm over `x [N, .., C]`, followed by an activation.
 #[track_caller]
 pub fn group_norm(s: &Scope, x: &Tensor, groups: usize, eps: f32, then: Activation) -> Tensor {
@@ -222,6 +240,21 @@ pub fn self_attention(s: &Scope, tokens: &Tensor, [heads, width]: [usize; 2], ze
     let (q, k, v) = (project("to_q"), project("to_k"), project("to_v"));
     let mixed = s.label(|| attention(&q, &k, &v, heads));
     linear_zero_if(zero, &s.sub("to_out.0"), &mixed, tokens.shape().last())
+}
+
+/// Attention of `tokens [N, T, C]` to a `context [N, S, D]`: `heads` heads of `width` channels each, only the
+/// last projection with bias.
+#[track_caller]
+pub fn attention_between(
+    s: &Scope,
+    tokens: &Tensor,
+    context: &Tensor,
+    [heads, width]: [usize; 2],
+) -> Tensor {
+    let project = |name: &str, x: &Tensor| linear_without_bias(&s.sub(name), x, heads * width);
+    let (q, k, v) = (project("to_q", tokens), project("to_k", context), project("to_v", context));
+    let mixed = s.label(|| attention(&q, &k, &v, heads));
+    linear(&s.sub("to_out.0"), &mixed, tokens.shape().last())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 
 use super::{Recipe, Rng, System};
-use crate::diffusion::{Model, TimestepSampling};
+use crate::diffusion::{Model, TimestepSampling, Told};
 use crate::error::Result;
 use crate::models::classifier::classifier;
 use crate::models::codebook::COUNTS;
@@ -70,6 +70,14 @@ impl Recipe {
         }
     }
 
+    /// Width of the text that the diffusion model sees; 0: none.
+    pub(crate) fn text_width(&self) -> usize {
+        match self.model {
+            Backbone::Unet => self.unet.text_width(),
+            Backbone::Dit | Backbone::Conv => 0,
+        }
+    }
+
     /// Checks that the diffusion model can be evaluated at these timesteps.
     pub(crate) fn check_times(&self, times: &[f64]) -> Result<()> {
         match self.model {
@@ -100,15 +108,15 @@ pub fn model_of(recipe: &Recipe) -> Box<Model> {
     match recipe.model {
         Backbone::Unet => {
             let config = recipe.unet.clone();
-            Box::new(move |scope, x, t, labels| unet(&config, scope, x, t, labels))
+            Box::new(move |scope, x, t, told| unet(&config, scope, x, t, told))
         }
         Backbone::Conv => {
             let config = recipe.conv.clone();
-            Box::new(move |scope, x, t, labels| conv_net(&config, scope, x, t, labels))
+            Box::new(move |scope, x, t, told| conv_net(&config, scope, x, t, told.labels))
         }
         Backbone::Dit => {
             let config = recipe.dit.clone();
-            Box::new(move |scope, x, t, labels| dit(&config, scope, x, t, labels))
+            Box::new(move |scope, x, t, told| dit(&config, scope, x, t, told.labels))
         }
     }
 }
@@ -165,7 +173,9 @@ pub fn params_of_model(recipe: &Recipe, model: &Model) -> Rc<RefCell<Params>> {
     let labels = recipe.class().tensor(&tape, 1);
     let (x, t) = (tape.stored("x", 0, [1, h, w, c]), tape.stored("t", 0, [1]));
     let scope = Scope::new(&tape, &params);
-    model(&scope, &x, &t, labels.as_ref());
+    let text = recipe.text_width();
+    let text = (text > 0).then(|| tape.stored("text", 0, [1, 1, text]));
+    model(&scope, &x, &t, Told { labels: labels.as_ref(), text: text.as_ref() });
     // Last, so that the model's own are the same without.
     recipe.learned_schedule.ask(&scope);
     params

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::*;
 use crate::check::devices;
+use crate::diffusion::Told;
 use crate::nn::{Init, Layout, Scope};
 use crate::ops::arithmetic::{add, affine, mul};
 use crate::ops::concat::split;
@@ -12,7 +13,7 @@ use crate::recipe::find;
 
 /// A prediction that is linear in the sample and its condition: so is what any solver without clipping makes
 /// of them.
-fn linear(scope: &Scope, x: &Tensor, _: &Tensor, _: Option<&Tensor>) -> Tensor {
+fn linear(scope: &Scope, x: &Tensor, _: &Tensor, _: Told) -> Tensor {
     let [x, c] = split(x, &[1, 1]).try_into().unwrap();
     let factor = scope.param("factor", [1, 1, 1, 1], Layout::Plain, Init::Ones);
     add(&affine(&x, 0.3, 0.0), &mul(&c, &factor))
@@ -24,7 +25,7 @@ fn samples_have_the_conditions_of_their_numbers_and_guidance_drops_them() {
         let params: Rc<RefCell<Params>> = Rc::default();
         let tape = Tape::new();
         let (x, t) = (tape.stored("x", 0, [1, 1, 1, 2]), tape.stored("t", 0, [1]));
-        linear(&Scope::new(&tape, &params), &x, &t, None);
+        linear(&Scope::new(&tape, &params), &x, &t, None.into());
         let weights = device.alloc(nn::STORE, 4).unwrap();
         device.write(&weights, 0, bytemuck::cast_slice(&[0.5_f32])).unwrap();
         let known = [0.2_f32, -0.5, 0.9];

@@ -91,7 +91,7 @@ impl<'a> Denoiser<'a> {
     pub fn open(path: &Path, device: &Device, model: &'a Model, shape: [usize; 3]) -> Result<Self> {
         let (params, tape, [h, w, c]) = (Rc::default(), Tape::new(), shape);
         let (x, t) = (tape.stored("x", 0, [1, h, w, c]), tape.stored("t", 0, [1]));
-        model(&Scope::new(&tape, &params), &x, &t, None);
+        model(&Scope::new(&tape, &params), &x, &t, None.into());
         let ema = checkpoint::read(path)?.set("ema", &params.borrow())?;
         let weights = device.alloc(nn::STORE, ema.len() * 4)?;
         device.write(&weights, 0, bytemuck::cast_slice(&ema))?;

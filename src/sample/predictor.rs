@@ -62,7 +62,7 @@ impl Source<'_> {
             });
             let told = condition.as_ref().map(|(condition, has_holes)| (condition, *has_holes));
             let seen = seen_by_model(&x, own.as_ref(), told);
-            let mut out = (denoiser.model)(&scope, &seen, &t, classes.as_ref());
+            let mut out = (denoiser.model)(&scope, &seen, &t, classes.as_ref().into());
             if !differentiable {
                 return (Plan::new(&tape, &[&out], &denoiser.device), (batch, out, None));
             }

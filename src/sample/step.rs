@@ -68,7 +68,7 @@ pub(super) fn record_step(
     let own = own.map(|own| if guidance.is_some() { twice(&own) } else { own });
     let predict = |x: &Tensor| {
         let told = told.as_ref().map(|(condition, has_holes)| (condition, *has_holes));
-        model(&Scope::new(&tape, params), &seen_by_model(x, own.as_ref(), told), &t, classes.as_ref())
+        model(&Scope::new(&tape, params), &seen_by_model(x, own.as_ref(), told), &t, classes.as_ref().into())
     };
     let out = match guidance {
         Some(&Guidance { scale, rescale, .. }) => {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::check::devices;
-use crate::diffusion::{Clip, Method, Spacing};
+use crate::diffusion::{Clip, Method, Spacing, Told};
 use crate::nn::{Init, Layout, Scope};
 use crate::ops::activation::{Activation, activation};
 use crate::ops::arithmetic::{add, mul, sub};
@@ -27,7 +27,7 @@ fn alpha_bars() -> Vec<f64> {
 }
 
 /// The exact noise `(b / V) (x - a mu)` of Gaussian data, as a row of factors and offsets for each timestep.
-fn exact(scope: &Scope, x: &Tensor, t: &Tensor, labels: Option<&Tensor>) -> Tensor {
+fn exact(scope: &Scope, x: &Tensor, t: &Tensor, Told { labels, .. }: Told) -> Tensor {
     let n = x.dims()[0];
     let one_hot = embedding(&scope.param("one_hot", [2, 2], Layout::Plain, Init::Zeros), labels.unwrap());
     let ones = scope.param("ones", [2, 1], Layout::Plain, Init::Ones);
@@ -42,7 +42,7 @@ fn exact(scope: &Scope, x: &Tensor, t: &Tensor, labels: Option<&Tensor>) -> Tens
 fn ends(device: &Device, guidance: Guidance) -> Vec<f32> {
     let (params, tape) = (Rc::default(), Tape::new());
     let (x, t) = (tape.stored("x", 0, [1, 1, 1, 1]), tape.stored("t", 0, [1]));
-    exact(&Scope::new(&tape, &params), &x, &t, Some(&tape.stored_u32("labels", [1])));
+    exact(&Scope::new(&tape, &params), &x, &t, Some(&tape.stored_u32("labels", [1])).into());
     let mut flat = params.borrow().initial(0);
     let mut set = |name: &str, values: Vec<f32>| {
         let first = params.borrow().find(name).unwrap().first;
@@ -128,7 +128,7 @@ fn two_logits(scope: &Scope, x: &Tensor, t: &Tensor) -> Tensor {
 }
 
 /// The exact noise of the mixture (label 2) or of a class.
-fn two_classes(scope: &Scope, x: &Tensor, t: &Tensor, labels: Option<&Tensor>) -> Tensor {
+fn two_classes(scope: &Scope, x: &Tensor, t: &Tensor, Told { labels, .. }: Told) -> Tensor {
     let n = x.dims()[0];
     let [first, second] = apart(scope, x, t);
     let odds = sub(&mul(&first, &first), &mul(&second, &second));
@@ -176,7 +176,7 @@ fn both_guidances_lead_two_classes_to_the_same_places() {
     for (name, device) in devices() {
         let labels = |tape: &Tape| tape.stored_u32("labels", [1]);
         let (params, weights) = parameters(device, |scope, x, t| {
-            two_classes(scope, x, t, Some(&labels(scope.tape())));
+            two_classes(scope, x, t, Some(&labels(scope.tape())).into());
         });
         let (of_classifier, classifier) = parameters(device, |scope, x, t| drop(two_logits(scope, x, t)));
         let mut scheduler = find("digits").unwrap().sampler("ddim").unwrap();
@@ -224,7 +224,7 @@ fn both_guidances_lead_two_classes_to_the_same_places() {
 fn a_model_without_a_null_class_is_not_guided() {
     let device = Device::open("cpu").unwrap();
     let weights = device.alloc(nn::STORE, 4).unwrap();
-    let model = |_: &Scope, x: &Tensor, _: &Tensor, _: Option<&Tensor>| affine(x, 0.5, 0.0);
+    let model = |_: &Scope, x: &Tensor, _: &Tensor, _: Told| affine(x, 0.5, 0.0);
     let (params, shape) = (Rc::default(), [1, 1, 1]);
     let denoiser = Denoiser::new(device, &model, params, weights, shape);
     let scheduler = find("digits").unwrap().scheduler().unwrap();
@@ -238,7 +238,7 @@ fn a_model_without_a_null_class_is_not_guided() {
 #[test]
 fn a_self_conditioned_model_sees_its_last_x0() {
     let model =
-        |_: &Scope, x: &Tensor, _: &Tensor, _: Option<&Tensor>| affine(&split(x, &[1, 1])[1], 1.0, 0.1);
+        |_: &Scope, x: &Tensor, _: &Tensor, _: Told| affine(&split(x, &[1, 1])[1], 1.0, 0.1);
     let mut recipe = find("digits").unwrap();
     recipe.set("prediction_type=sample").unwrap();
     for (name, device) in devices() {

@@ -122,6 +122,7 @@ mod tests {
 
     use super::*;
     use crate::check::devices;
+    use crate::diffusion::Told;
     use crate::nn::{self, Init, Layout, Params, Scope};
     use crate::ops::arithmetic::{add, mul};
     use crate::ops::embedding::embedding;
@@ -156,7 +157,7 @@ mod tests {
     }
 
     /// The noise `(x - a c) / b` of pictures of one grey, c.
-    fn model(scope: &Scope, x: &Tensor, t: &Tensor, _labels: Option<&Tensor>) -> Tensor {
+    fn model(scope: &Scope, x: &Tensor, t: &Tensor, _told: Told) -> Tensor {
         let of_t = |name| {
             let table = scope.param(name, [STEPS, 1], Layout::Plain, Init::Zeros);
             embedding(&table, t).reshape([x.dims()[0], 1, 1, 1])
@@ -173,7 +174,7 @@ mod tests {
         for (name, device) in devices() {
             let (params, tape): (Rc<RefCell<Params>>, _) = (Rc::default(), Tape::new());
             let (x, t) = (tape.stored("x", 0, [1, 8, 8, 1]), tape.stored("t", 0, [1]));
-            model(&Scope::new(&tape, &params), &x, &t, None);
+            model(&Scope::new(&tape, &params), &x, &t, None.into());
             let of =
                 |at: &NoiseLevel| [1.0, -TAKEN * at.signal().sqrt()].map(|v| (v / at.noise().sqrt()) as f32);
             let mut flat = vec![0.0_f32; params.borrow().elements()];

@@ -202,10 +202,10 @@ impl Objective {
                 batch.tape().labelled("self-conditioning", || {
                     let frozen = Scope::frozen(batch.tape(), &self.params, nn::STORE);
                     let nothing = with(Some(&affine(x_t, 0.0, 0.0)));
-                    self.estimate(batch, x_t, t, &(self.model)(&frozen, &nothing, t, labels.as_ref()))
+                    self.estimate(batch, x_t, t, &(self.model)(&frozen, &nothing, t, labels.as_ref().into()))
                 })
             });
-            (self.model)(scope, &with(own.as_ref()), t, labels.as_ref())
+            (self.model)(scope, &with(own.as_ref()), t, labels.as_ref().into())
         };
         if self.recipe.learns_schedule() {
             let parameters = self.recipe.learned_schedule.ask(scope);

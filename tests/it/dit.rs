@@ -38,8 +38,8 @@ fn dits_with_all_gradients() {
         for name in &names {
             let golden = Golden::named(name);
             let config = config_of(&golden.metadata["config"]);
-            check_network(name, &golden, &device, config.class(), &move |s, x, t, labels| {
-                dit(&config, s, x, t, labels)
+            check_network(name, &golden, &device, config.class(), &move |s, x, t, told| {
+                dit(&config, s, x, t, told.labels)
             });
         }
     }

@@ -27,7 +27,7 @@ fn answer_of_unet(component: &Component, golden: &Golden, device: &Device, judge
     let (tape, params) = (Tape::new(), params_of(&component.recipe));
     let (x_in, t) = (tape.stored("x", 0, shape), tape.stored("t", 0, [shape[0]]));
     let labels = config.class().tensor(&tape, shape[0]);
-    let y = unet(config, &Scope::new(&tape, &params), &x_in, &t, labels.as_ref());
+    let y = unet(config, &Scope::new(&tape, &params), &x_in, &t, labels.as_ref().into());
     let plan = Plan::new(&tape, &[&y], device);
     let mut program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
     nn::write_parameters(&program, &component.weights).unwrap();

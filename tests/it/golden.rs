@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use denoir::device::Device;
 use denoir::diffusers::config::{self, Model};
-use denoir::diffusion::{self, Schedule, Scheduler, Variance};
+use denoir::diffusion::{self, Schedule, Scheduler, Told, Variance};
 use denoir::models::unet::{Class, UNetConfig, unet};
 use denoir::nn::{self, Params, Scope};
 use denoir::ops::adam::{AdamOptions, AdamTensors, adam};
@@ -35,8 +35,8 @@ fn config_of(json: &Value) -> UNetConfig {
 
 fn check_unet(name: &str, golden: &Golden, device: &Device) {
     let config = config_of(&golden.metadata["config"]);
-    check_network(name, golden, device, config.class(), &move |s, x, t, labels| {
-        unet(&config, s, x, t, labels)
+    check_network(name, golden, device, config.class(), &move |s, x, t, told| {
+        unet(&config, s, x, t, told)
     });
 }
 
@@ -51,7 +51,8 @@ pub fn check_network(name: &str, golden: &Golden, device: &Device, class: Class,
     let x_in = tape.variable("x", 0, shape);
     let t = tape.stored("t", 0, [shape[0]]);
     let labels = class.tensor(&tape, shape[0]);
-    let y = network(&scope, &x_in, &t, labels.as_ref());
+    let text = golden.tensors.get("in/text").map(|(shape, _)| tape.variable("text", 0, &shape[..]));
+    let y = network(&scope, &x_in, &t, Told { labels: labels.as_ref(), text: text.as_ref() });
     let dy_in = tape.stored("dy", 0, y.shape().clone());
     let gradients = tape.backward_from(&y, &dy_in);
     nn::place_gradients(&tape, &gradients);
@@ -117,7 +118,7 @@ fn names_shapes_and_numbers_of_parameters() {
         let x = tape.stored("x", 0, [1, side, side, config.in_channels]);
         let t = tape.stored("t", 0, [1]);
         let labels = config.class().tensor(&tape, 1);
-        unet(&config, &Scope::new(&tape, &params), &x, &t, labels.as_ref());
+        unet(&config, &Scope::new(&tape, &params), &x, &t, labels.as_ref().into());
         check_names(&models, model, &params.borrow());
     }
     assert_eq!(models["mnist"]["parameters"], 1_707_009);

@@ -37,7 +37,7 @@ impl Net {
         let (tape, params) = (Tape::new(), params_of(&component.recipe));
         let [h, w, c] = component.recipe.diffused();
         let (x, t) = (tape.stored("x", 0, [1, h, w, c]), tape.stored("t", 0, [1]));
-        let out = unet(&component.recipe.unet, &Scope::new(&tape, &params), &x, &t, None);
+        let out = unet(&component.recipe.unet, &Scope::new(&tape, &params), &x, &t, None.into());
         let plan = Plan::new(&tape, &[&out], device);
         let program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
         nn::write_parameters(&program, &component.weights).unwrap();

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use denoir::checkpoint;
 use denoir::device::Device;
+use denoir::diffusion::Told;
 use denoir::error::Result;
 use denoir::nn::{Scope, linear};
 use denoir::ops::activation::{Activation, activation};
@@ -85,7 +86,7 @@ fn a_recipe_is_one_caller() {
         let (model, schedule) = (model_of(&recipe), recipe.schedule());
         let mut ours = Trainer::new(&device, TrainOptions::of(&recipe), move |s, batch| {
             let (x_t, eps, t) = batch.noised(&batch.input(images), &schedule);
-            mse(&model(s, &x_t, &t, None), &eps, None)
+            mse(&model(s, &x_t, &t, None.into()), &eps, None)
         })
         .unwrap();
         for _ in 0..3 {
@@ -114,7 +115,7 @@ fn a_checkpoint_without_a_recipe_is_its_programs_alone() {
         assert!(error.contains(wanted), "{error}");
     };
     says(checkpoint::load(&path).map(drop), "holds a model without a recipe");
-    let other = |s: &Scope, x: &Tensor, _: &Tensor, _: Option<&Tensor>| {
+    let other = |s: &Scope, x: &Tensor, _: &Tensor, _: Told| {
         linear(&s.sub("a"), &x.reshape([1, 3]), 3).reshape([1, 1, 1, 3])
     };
     says(Denoiser::open(&path, &cpu, &other, [1, 1, 3]).map(drop), "is of another model");

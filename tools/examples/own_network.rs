@@ -2,7 +2,7 @@
 use denoir::prelude::*;
 
 /// Predicts the noise in points `x [N, 1, 1, 2]` at timesteps `t [N]`.
-pub fn net(s: &Scope, x: &Tensor, t: &Tensor, _labels: Option<&Tensor>) -> Tensor {
+pub fn net(s: &Scope, x: &Tensor, t: &Tensor, _told: Told) -> Tensor {
     let time = timestep_embedding(t, 32, false, 1.0, 1e4);
     let mut hidden = concat(&[&x.reshape([t.elements(), 2]), &time]);
     for layer in 0..3 {
@@ -16,7 +16,7 @@ pub fn train(steps: u64, schedule: Schedule) -> Result<Trainer> {
     let points = Input::<f32, 4>::new("points", [256, 1, 1, 2]);
     let mut trainer = Trainer::new(&Device::open("cpu")?, options, move |scope, batch| {
         let (noisy, noise, t) = batch.noised(&batch.input(points), &schedule);
-        mse(&net(scope, &noisy, &t, None), &noise, None)
+        mse(&net(scope, &noisy, &t, None.into()), &noise, None)
     })?;
     while trainer.done() < steps {
         let angles = (0..256).map(|i| 10.0 * ((trainer.done() * 256 + i) as f64 * 0.618_034).fract() as f32);

@@ -1,8 +1,8 @@
 //! The arguments of `UNet2DModel`.
 //!
 //! [`UNetConfig`] has them by the same names and with the same defaults, but for these: null there is 0 or an
-//! empty text here, the middle block has a name there and a flag here, and `zero_init` and
-//! `fourier_features` are denoir's own.
+//! empty text here, the middle block has a name there and a flag here, and some keys are denoir's own or of
+//! nets that see a text.
 
 use serde_json::Value;
 
@@ -20,6 +20,19 @@ const OPTIONAL: [&str; 5] = [
     "num_train_timesteps",
 ];
 
+/// Keys of denoir's own, and of a net that sees a text.
+const NOT_THERE: [&str; 9] = [
+    "zero_init",
+    "fourier_features",
+    "projection_class_embeddings_input_dim",
+    "cross_attention_dim",
+    "encoder_hid_dim",
+    "transformer_heads",
+    "transformer_layers_per_block",
+    "only_cross_attention",
+    "use_linear_projection",
+];
+
 /// The arguments of a configuration, with a `sample_size` of null.
 pub(super) fn arguments(config: &UNetConfig) -> Arguments {
     // Through text, in which an f32 is its shortest decimal: 1e-5 and not 9.99999975e-6.
@@ -27,8 +40,9 @@ pub(super) fn arguments(config: &UNetConfig) -> Arguments {
     let mut arguments: Arguments =
         serde_json::from_str(&text).unwrap_or_else(|e| unreachable!("JSON just written: {e}"));
     let middle = arguments.remove("mid_block") == Some(Value::Bool(true));
-    arguments.remove("zero_init");
-    arguments.remove("fourier_features");
+    for key in NOT_THERE {
+        arguments.remove(key);
+    }
     for key in OPTIONAL.into_iter().chain(["class_embed_type"]) {
         if arguments[key] == 0 || arguments[key] == "" {
             arguments[key] = Value::Null;

@@ -6,7 +6,7 @@ use super::tests::{MU, S2, SAMPLES, TARGETS, best_variance, data, exact, model, 
 use super::*;
 use crate::check::devices;
 use crate::device::Device;
-use crate::diffusion::{Betas, Prediction, Scheduler, Variance};
+use crate::diffusion::{Betas, Prediction, Scheduler, Told, Variance};
 use crate::nn::{Init, Layout, Scope};
 use crate::ops::concat::concat;
 use crate::sample::{Denoiser, Options};
@@ -120,7 +120,7 @@ fn sampling_by_a_learned_variance_gives_back_the_data() {
         assert_eq!(plan.steps.last().unwrap().log_variance, None);
         let weights: Vec<f32> =
             tables.drain(..).zip(said).flat_map(|([k0, k1], v)| [k0, k1, v]).map(|k| k as f32).collect();
-        let model = |scope: &Scope, x: &Tensor, t: &Tensor, _: Option<&Tensor>| {
+        let model = |scope: &Scope, x: &Tensor, t: &Tensor, _: Told| {
             let samples = x.dims()[0];
             let rows = embedding(&scope.param("k", [1000, 3], Layout::Plain, Init::Zeros), t);
             let [k0, k1, v] = split(&rows, &[1, 1, 1]).try_into().unwrap();
@@ -131,7 +131,7 @@ fn sampling_by_a_learned_variance_gives_back_the_data() {
             let params = Rc::default();
             let tape = Tape::new();
             let (x, t) = (tape.stored("x", 0, [1, 1, 1, 1]), tape.stored("t", 0, [1]));
-            model(&Scope::new(&tape, &params), &x, &t, None);
+            model(&Scope::new(&tape, &params), &x, &t, None.into());
             let buffer = device.alloc("params", weights.len() * 4).unwrap();
             device.write(&buffer, 0, bytemuck::cast_slice(&weights)).unwrap();
             let denoiser = Denoiser::new(device.clone(), &model, params, buffer, [1, 1, 1]);
