@@ -23,7 +23,7 @@
 //! | 9 | [`cli`], [`prelude`] (for programs with networks of their own) | everything |
 //! | 8 | [`train`], [`sample`], [`figures`], [`codec`] and [`classifier`] (a trained one at work), [`latent_file`], `bench` | everything below |
 //! | 7 | [`recipe`] (a run, complete), [`checkpoint`], [`run`], [`diffusers`] | models and data |
-//! | 6 | [`models`], [`diffusion`], [`data`], [`weights`], [`likelihood`] and [`quality`] (of images, in f64) | ops and layers |
+//! | 6 | [`models`], [`diffusion`], [`data`], [`weights`], [`tokenizer`], [`likelihood`] and [`quality`] (of images, in f64) | ops and layers |
 //! | 5 | [`nn`] (parameters and layers), [`optim`] (learning rates, EMA) | ops |
 //! | 4 | [`ops`] | the tape and the product floor; an op never knows another |
 //! | 3 | [`launch`], [`tape`], [`program`], [`state`], `product` (the one loop of convolutions and matrix products) | tensors and kernels |
@@ -139,6 +139,7 @@ pub mod simd;
 pub mod state;
 pub mod tape;
 pub mod tensor;
+pub mod tokenizer;
 pub mod torch;
 pub mod train;
 pub mod weights;

@@ -23,7 +23,7 @@ fn layer(module: &str) -> u32 {
         "ops" => 4,
         "check" => 4,
         "nn" | "optim" => 5,
-        "models" | "diffusion" | "data" | "weights" | "likelihood" | "quality" => 6,
+        "models" | "diffusion" | "data" | "weights" | "tokenizer" | "likelihood" | "quality" => 6,
         "recipe" | "checkpoint" | "run" | "diffusers" => 7,
         "classifier" | "codec" | "latent_file" | "sample" | "train" | "figures" | "bench" => 8,
         "cli" | "prelude" => 9,

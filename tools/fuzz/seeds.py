@@ -111,6 +111,12 @@ for name, shape, said in [("latents", [2, 2, 4, 4], {}), ("latents", [2, 2, 4, 4
     for raw in (True, False):
         seed("latents", tensors(header, size, raw))
 
+# Which file, and a prompt, as the target cuts them.
+TOKENIZER = ["tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json", "added_tokens.json"]
+for layout in json.loads(gzip.decompress((golden / "tokenizer.json.gz").read_bytes()))["folders"]:
+    for name, text in layout["files"].items():
+        seed("tokenizer", bytes([TOKENIZER.index(name)]) + two(text, "A red<|ENDOFTEXT|>'s cat! <Cat>\u00e9 42"))
+
 images = struct.pack(">4I", 0x803, 2, 8, 8) + bytes(range(128))
 seed("data", two(images, struct.pack(">2I", 0x801, 2) + b"\1\2"))
 seed("data", gzip.compress(images, mtime=0))
