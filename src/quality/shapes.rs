@@ -13,6 +13,9 @@ const LEAST: f64 = 0.012;
 const LARGE: f64 = 0.315;
 /// A shape is of no kind if the best one differs from it by more than this share of its area.
 const UNLIKE: f64 = 0.25;
+/// Width in pixels of the edges of the kinds that shapes are compared with: between that of a shape as it is
+/// drawn, 1, and of one that an autoencoder has made soft.
+const SOFT: f64 = 1.5;
 
 /// A shape in a picture.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,25 +49,35 @@ pub struct Verdict {
 /// # Panics
 /// If the picture has another length.
 #[track_caller]
-pub fn judge_shapes(picture: &[f32], [height, width]: [usize; 2], caption: &Caption) -> Verdict {
-    let found = find_shapes(picture, [height, width]);
-    let verdict = |found: [Option<&Found>; 2]| compare(found, caption);
-    // Of two shapes of one colour, the caption's first is the one that fits better.
-    match &found[..] {
-        [only] => verdict([Some(only), None]),
-        [a, b] => [verdict([Some(a), Some(b)]), verdict([Some(b), Some(a)])]
-            .into_iter()
-            .max_by_key(|v| (v.colours, v.kinds, v.arrangement, v.sizes))
-            .unwrap_or_default(),
-        _ => Verdict::default(),
+pub fn judge_shapes(picture: &[f32], sides: [usize; 2], caption: &Caption) -> Verdict {
+    Verdict::new(&find_shapes(picture, sides), caption)
+}
+
+impl Verdict {
+    /// Compares the shapes of a picture, all of them and in any order, with a caption.
+    pub fn new(found: &[Found], caption: &Caption) -> Self {
+        match found {
+            [only] => compare(&[only], caption),
+            // Of two shapes of one colour, the caption's first is the one that fits better.
+            [a, b] => [[a, b], [b, a]]
+                .map(|found| compare(&found, caption))
+                .into_iter()
+                .max_by_key(|v| (v.colours, v.kinds, v.arrangement, v.sizes))
+                .unwrap_or_default(),
+            _ => Verdict::default(),
+        }
+    }
+
+    /// Whether all of it is true.
+    pub fn all(self) -> bool {
+        self.colours && self.arrangement && self.kinds && self.sizes
     }
 }
 
-/// Compares a caption's shapes with those found for them.
-fn compare(found: [Option<&Found>; 2], caption: &Caption) -> Verdict {
+/// Compares the shapes of a caption with those found for them.
+fn compare(found: &[&Found], caption: &Caption) -> Verdict {
     let things: Vec<Thing> = caption.things().collect();
-    let found: Vec<&Found> = found.into_iter().flatten().collect();
-    let all = |fits: fn(&Thing, &Found) -> bool| things.iter().zip(&found).all(|(t, f)| fits(t, f));
+    let all = |fits: fn(&Thing, &Found) -> bool| things.iter().zip(found).all(|(t, f)| fits(t, f));
     if things.len() != found.len() || !all(|thing, found| thing.color == found.color) {
         return Verdict::default();
     }
@@ -83,8 +96,8 @@ fn compare(found: [Option<&Found>; 2], caption: &Caption) -> Verdict {
     }
 }
 
-/// The shapes of a picture `[height, width, 3]`, row-major in [-1, 1]: areas of one colour, large enough to be
-/// meant.
+/// The shapes of a picture `[height, width, 3]`, row-major in [-1, 1]: areas of one colour, large enough to
+/// be meant.
 ///
 /// # Panics
 /// If the picture has another length.
@@ -154,26 +167,26 @@ fn measure(
     area: &[usize],
     [height, width]: [usize; 2],
 ) -> Found {
-    let number = areas[area[0]];
-    let belongs = |x: usize, y: usize| {
-        let near = |x: usize, y: usize| areas[y * width + x] == number;
-        let (xs, ys) = (x.saturating_sub(1)..(x + 2).min(width), y.saturating_sub(1)..(y + 2).min(height));
-        near(x, y) || (areas[y * width + x] == 0 && ys.into_iter().any(|y| xs.clone().any(|x| near(x, y))))
-    };
-    let covers: Vec<([f64; 2], f64)> = (0..pixels.len())
-        .map(|i| {
-            let (x, y) = (i % width, i / width);
-            let covered = if belongs(x, y) { cover(&pixels[i], color).0 } else { 0.0 };
-            ([x as f64 + 0.5, y as f64 + 0.5], f64::from(covered))
-        })
-        .collect();
-    let mass: f64 = covers.iter().map(|(_, c)| c).sum();
-    let center = [0, 1].map(|k| covers.iter().map(|(at, c)| at[k] * c).sum::<f64>() / mass);
+    // Also of the pixels around it that are of no area: edges are soft.
+    let mut covers = vec![0.0; pixels.len()];
+    for &at in area {
+        let (x, y) = (at % width, at / width);
+        for y in y.saturating_sub(1)..(y + 2).min(height) {
+            for i in y * width + x.saturating_sub(1)..y * width + (x + 2).min(width) {
+                if areas[i] == 0 || areas[i] == areas[at] {
+                    covers[i] = f64::from(cover(&pixels[i], color).0);
+                }
+            }
+        }
+    }
+    let at = |i: usize| [(i % width) as f64 + 0.5, (i / width) as f64 + 0.5];
+    let mass: f64 = covers.iter().sum();
+    let center = [0, 1].map(|k| covers.iter().enumerate().map(|(i, c)| at(i)[k] * c).sum::<f64>() / mass);
     let (kind, side, unlike) = [Kind::Circle, Kind::Square, Kind::Triangle, Kind::Cross]
         .map(|kind| {
             let side = (mass / share(kind)).sqrt();
-            let differs = |&(at, c): &([f64; 2], f64)| (c - ideal(kind, side, center, at)).powi(2);
-            (kind, side, covers.iter().map(differs).sum::<f64>() / mass)
+            let differs = |(i, c): (usize, &f64)| (c - ideal(kind, side, center, at(i))).powi(2);
+            (kind, side, covers.iter().enumerate().map(differs).sum::<f64>() / mass)
         })
         .into_iter()
         .min_by(|a, b| a.2.total_cmp(&b.2))
@@ -196,19 +209,20 @@ fn share(kind: Kind) -> f64 {
     }
 }
 
-/// How much of the pixel around `at` a perfect shape covers, whose centre of mass is `center`.
+/// How much of `SOFT` pixels around `at` a perfect shape covers, whose centre of mass is `center`.
 fn ideal(kind: Kind, side: f64, center: [f64; 2], at: [f64; 2]) -> f64 {
     const STEPS: usize = 4;
-    if (at[0] - center[0]).abs().max((at[1] - center[1]).abs()) > side {
+    let away = (at[0] - center[0]).abs().max((at[1] - center[1]).abs());
+    if away > 0.67 * side + SOFT {
         return 0.0;
     }
     let inside = |i: usize| {
-        let step = |i: usize| (i as f64 + 0.5) / STEPS as f64 - 0.5;
+        let step = |i: usize| ((i as f64 + 0.5) / STEPS as f64 - 0.5) * SOFT;
         // In halves of the side.
         let x = ((at[0] + step(i % STEPS) - center[0]) * 2.0 / side).abs();
         let y = (at[1] + step(i / STEPS) - center[1]) * 2.0 / side;
         match kind {
-            Kind::Circle => x.hypot(y) <= 1.0,
+            Kind::Circle => x * x + y * y <= 1.0,
             Kind::Square => x.max(y.abs()) <= 1.0,
             // The centre of mass is a third of the height above the base.
             Kind::Triangle => y <= 2.0 / 3.0 && 2.0 * x <= y + 4.0 / 3.0,
