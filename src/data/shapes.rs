@@ -1,8 +1,8 @@
 //! `shapes`: coloured shapes without end, one or two of them, each picture with a caption that is true of it.
 //!
 //! "a small red circle left of a blue square": the smallest task of text-to-image in which words name
-//! colours, kinds, sizes and places. [`crate::quality`] has a judge that tells from pixels whether a caption is
-//! true.
+//! colours, kinds, sizes and places. [`crate::quality`] has a judge that tells from pixels whether a caption
+//! is true.
 
 mod caption;
 mod merges;
