@@ -64,6 +64,8 @@ fn the_judge_is_right_of_what_was_drawn_and_of_captions_made_wrong() {
         refused[k][0] += usize::from(says_no);
         refused[k][1] += 1;
     };
+    // Captions of the next picture whose colours are there, and that are true: what chance gives.
+    let mut shuffled = [0; 2];
     for index in 0..count {
         let mut picture = vec![0.0; SIDE * SIDE * 3];
         data.read(index, &mut picture).unwrap();
@@ -75,6 +77,9 @@ fn the_judge_is_right_of_what_was_drawn_and_of_captions_made_wrong() {
             *right += usize::from(Verdict::new(found, &caption).all());
         }
 
+        let others = Verdict::new(&found[3], &data.caption(index + 1));
+        shuffled[0] += usize::from(others.colours);
+        shuffled[1] += usize::from(others.all());
         let verdict = |caption: Caption| Verdict::new(&found[3], &caption);
         let [color, kind] = wrong(caption.first);
         refuse(0, verdict(Caption { first: color, ..caption }) == Verdict::default());
@@ -98,7 +103,8 @@ fn the_judge_is_right_of_what_was_drawn_and_of_captions_made_wrong() {
             refuse(0, verdict(Caption { second: None, ..caption }) == Verdict::default());
         }
     }
-    println!("right of {count}: {right:?}; refused: {refused:?}");
+    println!("right of {count}: {right:?}; refused: {refused:?}; shuffled: {shuffled:?}");
+    assert!(shuffled[0] < 100 && shuffled[1] < 10, "{shuffled:?}");
     assert!(right.iter().all(|&n| n >= 990), "drawn, noisy, soft, both: {right:?} of {count}");
     let refuses = |[no, of]: &[usize; 2]| *of > 500 && *no as f64 >= 0.99 * *of as f64;
     assert!(refused.iter().all(refuses), "colour, kind, size, arrangement: {refused:?}");
@@ -119,7 +125,6 @@ fn a_taught_kind_and_other_sizes_are_judged_too() {
             draw(&caption, seed as u64, side, &mut picture);
             right += usize::from(judge_shapes(&picture, [side; 2], &caption).all());
         }
-        println!("{side}: {right}");
         assert!(right >= if side < 24 { 90 } else { 99 }, "{right} of 100 at {side}");
     }
 }
@@ -128,7 +133,7 @@ fn a_taught_kind_and_other_sizes_are_judged_too() {
 fn what_is_no_picture_of_shapes_shows_none() {
     let caption: Caption = "a red circle".parse().unwrap();
     for value in [f32::NAN, f32::NEG_INFINITY, -0.8, -1.0] {
-        assert!(find_shapes(&vec![value; 48], [4, 4]).is_empty(), "{value}");
+        assert!(find_shapes(&[value; 48], [4, 4]).is_empty(), "{value}");
     }
     let noise = noisy(&vec![-0.8; SIDE * SIDE * 3], 0);
     assert_eq!(judge_shapes(&noise, [SIDE; 2], &caption), Verdict::default());
