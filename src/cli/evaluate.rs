@@ -44,7 +44,7 @@ pub struct Arguments {
     /// in its last hidden layer, and hold for this classifier only
     #[arg(long, value_name = "RUN")]
     classifier: PathBuf,
-    /// Images to compare with: digits, faces, mnist:DIR, cifar10:DIR or images:DIR [default: the
+    /// Images to compare with: digits, faces, shapes, mnist:DIR, cifar10:DIR or images:DIR [default: the
     /// classifier's]
     #[arg(long, value_parser = any_text())]
     data: Option<String>,

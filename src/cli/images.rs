@@ -9,7 +9,8 @@ use crate::recipe::Recipe;
 
 #[derive(clap::Args)]
 pub struct Input {
-    /// Pictures, or data: digits, faces, mnist:DIR, cifar10:DIR or images:DIR [default: the model's own]
+    /// Pictures, or data: digits, faces, shapes, mnist:DIR, cifar10:DIR or images:DIR [default: the model's
+    /// own]
     #[arg(value_parser = any_text())]
     input: Vec<String>,
     /// How many images of the data [default: all, or 64 of data without end]

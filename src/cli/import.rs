@@ -16,8 +16,8 @@ pub struct Arguments {
     folder: PathBuf,
     /// Folder of the run
     out: PathBuf,
-    /// Training data: digits, faces, mnist:DIR, cifar10:DIR or images:DIR [default: faces, or digits for
-    /// one channel]
+    /// Training data: digits, faces, shapes, mnist:DIR, cifar10:DIR or images:DIR [default: faces, or digits
+    /// for one channel]
     #[arg(long, value_parser = any_text())]
     data: Option<String>,
     /// Override a key of the recipe; may be given several times

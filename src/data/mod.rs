@@ -2,7 +2,7 @@
 //!
 //! Reading order: this file (the trait and `open`), `loader` (which sample comes when), `condition` (what a
 //! model is told of a picture), then one file a source: `idx` and `cifar` (kept in memory by `in_memory`),
-//! `folder` and `pairs` (two of them), and the generated `digits` and `faces`.
+//! `folder` and `pairs` (two of them), and the generated `digits`, `faces` and `shapes`.
 
 mod canvas;
 mod cifar;
@@ -25,6 +25,7 @@ pub mod picture;
 pub(crate) mod quality;
 mod rng;
 mod scan;
+pub mod shapes;
 mod split;
 mod statistics;
 
@@ -46,7 +47,7 @@ pub(crate) const MAX_IMAGE_SIZE: usize = 4096;
 /// Size, colours and part of the pictures of a data set.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Side of the square pictures, in pixels: 8 (`faces`: 16) to 4096.
+    /// Side of the square pictures, in pixels: 8 (`faces` and `shapes`: 16) to 4096.
     pub image_size: usize,
     /// 1 = grey, 3 = RGB; `None`: the data's own.
     pub channels: Option<usize>,
@@ -193,9 +194,9 @@ pub enum Values<'a> {
     Numbers(&'a [f32]),
 }
 
-/// Opens the data set that `spec` names: `digits`, `faces`, `mnist:DIR`, `cifar10:DIR`, `images:DIR`, or
-/// `pairs:A,B`: the images of folder B, each with the one of the same name in folder A beside it; or as
-/// `maps:A,B`, whose grey levels in A are numbers of classes.
+/// Opens the data set that `spec` names: `digits`, `faces`, `shapes`, `mnist:DIR`, `cifar10:DIR`,
+/// `images:DIR`, or `pairs:A,B`: the images of folder B, each with the one of the same name in folder A
+/// beside it; or as `maps:A,B`, whose grey levels in A are numbers of classes.
 ///
 /// # Errors
 /// An unknown spec, options that do not fit it, files that are missing, cut short or of a wrong kind.
@@ -205,6 +206,7 @@ pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
     match (kind, argument) {
         ("digits", None) => Ok(Arc::new(digits::Digits::new(options))),
         ("faces", None) => Ok(Arc::new(faces::Faces::new(options)?)),
+        ("shapes", None) => Ok(Arc::new(shapes::Shapes::new(options)?)),
         ("mnist", Some(dir)) => Ok(Arc::new(idx::open(&folder_of(kind, dir)?, options)?)),
         ("cifar10", Some(dir)) => Ok(Arc::new(cifar::open(&folder_of(kind, dir)?, options)?)),
         ("images", Some(dir)) => Ok(Arc::new(folder::open(&folder_of(kind, dir)?, options)?)),
@@ -213,7 +215,7 @@ pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
             let folders = [&*folder_of(kind, a)?, &*folder_of(kind, b)?];
             Ok(Arc::new(pairs::open(folders, options, kind == "maps")?))
         }
-        ("digits" | "faces", Some(_)) => {
+        ("digits" | "faces" | "shapes", Some(_)) => {
             Err(Error::usage(format!("data `{spec}`: `{kind}` is generated and takes no folder"))
                 .hint(format!("write `{kind}`")))
         }
@@ -224,7 +226,7 @@ pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
         _ => Err(Error::usage(format!("unknown data `{spec}`")).hint(if Path::new(spec).is_dir() {
             format!("for a folder of images write `images:{spec}`")
         } else {
-            "use digits, faces, mnist:DIR, cifar10:DIR, images:DIR, pairs:A,B or maps:A,B".to_owned()
+            "use digits, faces, shapes, mnist:DIR, cifar10:DIR, images:DIR, pairs:A,B or maps:A,B".to_owned()
         })),
     }
 }
@@ -304,6 +306,7 @@ mod tests {
             ("digit", "unknown data `digit`", "use digits, faces,"),
             (path, "unknown data", "write `images:"),
             ("digits:x", "takes no folder", "write `digits`"),
+            ("shapes:x", "takes no folder", "write `shapes`"),
             ("mnist", "names no folder", "write `mnist:DIR`"),
             ("images:", "names no folder", "write `images:DIR`"),
             ("cifar10:/nowhere/at/all", "/nowhere/at/all does not exist", "`cifar10:DIR`"),

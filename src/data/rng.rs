@@ -10,6 +10,9 @@ use crate::philox::{Sequence, Stream, uniform};
 pub(super) enum Generator {
     Digits = 0,
     Faces = 1,
+    Shapes = 2,
+    /// `shapes` whose caption is given.
+    ShapesAsked = 3,
 }
 
 pub(super) struct PictureRng(Sequence);
