@@ -59,6 +59,8 @@ struct Half {
     program: Program,
     out: Tensor,
     samples: usize,
+    /// Height and width of the latents.
+    size: [usize; 2],
     /// Samples asked for, of which a GPU may be able to bind fewer at a time.
     most: usize,
 }
@@ -241,6 +243,12 @@ impl Codec {
         [side, side, self.recipe.vae.in_channels]
     }
 
+    /// `[H, W, C]` of the images of latents `[h, w]` high and wide.
+    pub(crate) fn image_of(&self, [h, w]: [usize; 2]) -> [usize; 3] {
+        let ([own_h, own_w, _], [height, width, c]) = (self.latent(), self.image());
+        [h * height / own_h, w * width / own_w, c]
+    }
+
     /// `[h, w, c]` of the latents; `[1, 1, c]` for vectors.
     pub fn latent(&self) -> [usize; 3] {
         self.recipe.vae.latent_shape(self.recipe.image_size)
@@ -254,8 +262,20 @@ impl Codec {
     /// # Panics
     /// When `images` is not a whole number of images.
     pub fn encode(&self, images: &[f32]) -> Result<Posterior> {
+        let [h, w, _] = self.latent();
+        self.encode_sized(images, [h, w])
+    }
+
+    /// As [`Codec::encode`], of images whose latents are `[h, w]` high and wide.
+    ///
+    /// # Errors
+    /// As [`Codec::encode`].
+    ///
+    /// # Panics
+    /// As [`Codec::encode`].
+    pub fn encode_sized(&self, images: &[f32], size: [usize; 2]) -> Result<Posterior> {
         let config = &self.recipe.vae;
-        let moments = self.moments(images)?;
+        let moments = self.moments_sized(images, size)?;
         if !config.variational {
             return Ok(Posterior { mean: moments, log_var: None });
         }
@@ -270,8 +290,13 @@ impl Codec {
     /// As [`Codec::encode`], means and log-variances side by side: `[N, h, w, 2 c]`, or `[N, h, w, c]` for
     /// an autoencoder.
     pub(crate) fn moments(&self, images: &[f32]) -> Result<Vec<f32>> {
-        let [h, w, c] = self.image();
-        self.in_batches(&self.encoder, images, h * w * c, |tape, samples| {
+        let [h, w, _] = self.latent();
+        self.moments_sized(images, [h, w])
+    }
+
+    fn moments_sized(&self, images: &[f32], size: [usize; 2]) -> Result<Vec<f32>> {
+        let [h, w, c] = self.image_of(size);
+        self.in_batches(&self.encoder, images, (size, h * w * c), |tape, samples| {
             let x = tape.stored("in", 0, [samples, h, w, c]);
             vae::encode_moments(&self.recipe.vae, &Scope::new(tape, &self.params), &x)
         })
@@ -283,14 +308,24 @@ impl Codec {
     /// # Errors
     /// As [`Codec::encode`].
     pub fn decode(&self, latents: &[f32]) -> Result<Vec<f32>> {
-        let [h, w, c] = self.latent();
+        let [h, w, _] = self.latent();
+        self.decode_sized(latents, [h, w])
+    }
+
+    /// As [`Codec::decode`], of latents that are `[h, w]` high and wide.
+    ///
+    /// # Errors
+    /// As [`Codec::encode`].
+    pub fn decode_sized(&self, latents: &[f32], [h, w]: [usize; 2]) -> Result<Vec<f32>> {
+        let c = self.latent()[2];
         let latents = match self.codebook()? {
             Some(codes) => Cow::Owned(codebook::quantised(latents, &codes, c)),
             None => Cow::Borrowed(latents),
         };
-        self.in_batches(&self.decoder, &latents, h * w * c, |tape, samples| {
+        let image = self.image_of([h, w]);
+        self.in_batches(&self.decoder, &latents, ([h, w], h * w * c), |tape, samples| {
             let z = tape.stored("in", 0, [samples, h, w, c]);
-            let raw = vae::decode(&self.recipe.vae, &Scope::new(tape, &self.params), &z, self.image());
+            let raw = vae::decode(&self.recipe.vae, &Scope::new(tape, &self.params), &z, image);
             vae::image_of(&self.recipe.vae, &raw, self.recipe.reconstruction)
         })
     }
@@ -312,14 +347,14 @@ impl Codec {
         &self,
         half: &RefCell<Option<Half>>,
         input: &[f32],
-        size: usize,
+        (of, size): ([usize; 2], usize),
         record: impl Fn(&Tape, usize) -> Tensor,
     ) -> Result<Vec<f32>> {
         assert!(input.len().is_multiple_of(size), "vae: {} values for samples of {size}", input.len());
         let most = (input.len() / size).clamp(1, BATCH.min(self.recipe.batch_size));
         let mut half = half.borrow_mut();
         let ready = match half.take() {
-            Some(ready) if ready.most >= most => ready,
+            Some(ready) if ready.most >= most && ready.size == of => ready,
             _ => {
                 let (plan, (samples, out)) = Plan::of_batch(&self.device, halves(most), |samples| {
                     let tape = Tape::new();
@@ -328,7 +363,7 @@ impl Codec {
                 });
                 let bound = [(nn::STORE, &self.weights)];
                 let program = Program::compile(&plan, &self.device, &bound, Sharing::Shared)?;
-                Half { program, out, samples, most }
+                Half { program, out, samples, size: of, most }
             }
         };
         let half = half.insert(ready);

@@ -1,6 +1,7 @@
 //! Sampling: one recorded step of the reverse process, replayed down the timesteps without reading anything
 //! back.
 
+mod begin;
 mod condition;
 mod denoiser;
 mod guide;
@@ -9,12 +10,14 @@ mod options;
 mod predictor;
 mod source;
 mod step;
+mod texts;
 mod told;
 mod trained;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
+pub use begin::{Begin, Latents};
 pub use condition::{Condition, Given};
 pub(crate) use denoiser::operations;
 pub use guide::ClassifierGuide;
@@ -23,6 +26,7 @@ pub use predictor::Predictor;
 pub use source::Source;
 pub(crate) use source::batch_of;
 use step::{record_step, slots_of};
+pub use texts::Texts;
 pub use trained::Trained;
 
 use crate::device::{Buffer, Device};
@@ -62,6 +66,10 @@ pub struct Denoiser<'a> {
     pub self_conditioned: Option<f64>,
     /// What the model sees beside samples.
     pub condition: Option<Condition>,
+    /// The texts that samples are drawn from, of a model that sees some.
+    pub texts: Option<Texts>,
+    /// A picture that samples begin with.
+    pub begin: Option<Begin>,
     /// A classifier that leads samples to their class.
     pub guide: Option<ClassifierGuide<'a>>,
 }
@@ -82,6 +90,10 @@ pub struct Sampler {
     seen: usize,
     labels: Option<DType>,
     condition: Option<Condition>,
+    texts: Option<Texts>,
+    begin: Option<begin::Begin>,
+    /// What is kept of a picture in every step.
+    kept: Option<begin::Kept>,
     /// A classifier is told the class of each sample.
     guided: bool,
     plan: SamplerPlan,
@@ -117,7 +129,7 @@ impl Denoiser<'_> {
         if matches!(self.device, Device::Cpu(_)) || most == 0 {
             return Ok(most);
         }
-        let plan = options.scheduler.plan(options.steps)?;
+        let plan = options.plan()?;
         let (_, batch) = Plan::of_batch(&self.device, halves(most), |batch| {
             let guidance = options.guidance.takes_both().then_some(&options.guidance);
             let (tape, _) = record_step(&self.network(), &plan, slots_of(&plan, options), batch, guidance);
@@ -136,7 +148,7 @@ impl Sampler {
     pub fn new(denoiser: &Denoiser, options: &Options, batch: usize) -> Result<Sampler> {
         let Denoiser { device, weights, shape: [h, w, c], labels, .. } = denoiser;
         let (h, w, c, labels) = (*h, *w, *c, *labels);
-        let plan = options.scheduler.plan(options.steps)?;
+        let plan = options.plan()?;
         let torch = options.rng == Rng::Torch;
         if torch && plan.learns_variance() {
             return Err(Error::usage("torch's random numbers, and a variance that the model learned")
@@ -161,7 +173,8 @@ impl Sampler {
             let (tape, _) = record_step(&network, &plan, slots, batch, None);
             let more =
                 [labels.map(|_| "labels"), condition.as_ref().map(|_| "condition"), guide.map(|_| "classes")];
-            let shared = ["x", "kept", "state", "denoising"].into_iter().chain(more.into_iter().flatten());
+            let more = more.into_iter().chain([denoiser.texts.as_ref().map(|_| "text")]);
+            let shared = ["x", "kept", "state", "denoising"].into_iter().chain(more.flatten());
             let stores: Vec<_> = own().chain(shared.map(|name| (name, step.store(name)))).collect();
             Some(Program::compile(&Plan::new(&tape, &[], device), device, &stores, Sharing::Shared)?)
         } else {
@@ -198,6 +211,9 @@ impl Sampler {
             seen,
             labels,
             condition,
+            texts: denoiser.texts.clone(),
+            begin: denoiser.begin.clone(),
+            kept: None,
             guided,
             timesteps,
             plan,
@@ -224,17 +240,6 @@ impl Sampler {
     pub(crate) fn start(&mut self, first: u32) -> Result<Vec<f32>> {
         self.begin(first)?;
         self.current()
-    }
-
-    fn begin(&mut self, first: u32) -> Result<()> {
-        if let Some(torch) = &mut self.torch {
-            torch.generator = Generator::new(self.state.seed);
-            let start = self.plan.start as f32;
-            let noise = torch.draw(first as usize, self.batch);
-            return self.step.write("x", &noise.into_iter().map(|v| v * start).collect::<Vec<f32>>());
-        }
-        self.noise.write("state", &State { first_sample: first, ..self.state }.words())?;
-        self.noise.run()
     }
 
     /// As [`Sampler::run`], from `x` at the timestep of row `row` on; a solver that goes by earlier steps
@@ -271,6 +276,7 @@ impl Sampler {
     ) -> Result<Vec<f32>> {
         self.set_labels(labels)?;
         self.set_condition(first as usize)?;
+        self.set_texts(first as usize)?;
         if self.self_conditioned.is_some() {
             // Before the first step nothing was predicted.
             let nothing = vec![0.0_f32; self.x.elements()];
@@ -287,6 +293,7 @@ impl Sampler {
                 Some(unguided) if !self.guidance.holds(&self.plan.steps[row]) => unguided.run()?,
                 _ => self.step.run()?,
             }
+            self.keep(row)?;
             watch(row, self.timesteps[row], self)?;
         }
         self.current()

@@ -204,7 +204,7 @@ impl Arguments {
                 .hint(format!("it must be from 1 to {}", recipe.timesteps)));
         }
         if matches!(self.kind, Kind::Interpolation | Kind::CoarseToFine | Kind::Branches) {
-            let plan = options.scheduler.plan(options.steps)?;
+            let plan = options.plan()?;
             let draws = plan.steps.iter().any(|step| step.draws);
             // These begin inside the reverse process, and branches differ by their noise.
             if plan.slots() > 0 || self.kind == Kind::Branches && !draws {

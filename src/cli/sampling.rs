@@ -93,7 +93,7 @@ impl Sampling {
         }
         let seed = self.seed.unwrap_or(recipe.seed);
         let guidance = self.guidance(recipe, config.is_some())?;
-        let options = Options { seed, steps, scheduler, rng: Rng::Denoir, guidance }.with_rng(self.rng);
+        let options = Options { guidance, ..Options::new(scheduler, steps, seed) }.with_rng(self.rng);
         // An error appears before the work begins.
         options.scheduler.plan(steps)?;
         Ok(options)

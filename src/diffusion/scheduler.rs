@@ -266,12 +266,19 @@ impl Scheduler {
             Method::Heun => Ok(self.heun_plan(steps)),
             Method::Lms => Ok(self.lms_plan(steps)),
             Method::DpmSolver(options) => self.dpm_plan(options, steps, first),
-            Method::Pndm { .. } if first > 0 => Err(Error::usage("PNDM cannot begin on the way")
-                .hint("choose another sampler, dpmpp-2m for example")),
-            Method::Pndm { skip_prk, alpha_to_one } => self.pndm_plan(*skip_prk, *alpha_to_one, steps),
+            Method::Pndm { skip_prk: false, .. } if first > 0 => {
+                Err(Error::usage("PNDM cannot begin within its Runge-Kutta steps")
+                    .hint("choose another sampler, plms or dpmpp-2m for example"))
+            }
+            Method::Pndm { skip_prk, alpha_to_one } => self.pndm_plan(*skip_prk, *alpha_to_one, steps, first),
             Method::UniPc(options) => self.unipc_plan(options, steps, first),
         }?;
-        let skipped = if self.method == Method::Heun { 2 * first } else { first };
+        let skipped = match self.method {
+            Method::Heun => 2 * first,
+            // It has begun there.
+            Method::Pndm { .. } => 0,
+            _ => first,
+        };
         if skipped >= plan.steps.len() {
             return Err(Error::usage(format!("step {first} of {steps} to begin with"))
                 .hint("begin with an earlier one"));

@@ -174,8 +174,14 @@ pub fn linear(s: &Scope, x: &Tensor, out: usize) -> Tensor {
 #[track_caller]
 pub fn linear_zero_if(zero: bool, s: &Scope, x: &Tensor, out: usize) -> Tensor {
     let init = if zero { Init::Zeros } else { Init::FanIn(x.shape().last()) };
-    let w = s.param("weight", [x.shape().last(), out], Layout::Linear, init);
-    let bias = s.param("bias", [out], Layout::Plain, init);
+    linear_from([init, init], s, x, out)
+}
+
+/// As [`linear`], whose weights and bias start from these.
+#[track_caller]
+pub fn linear_from([weight, bias]: [Init; 2], s: &Scope, x: &Tensor, out: usize) -> Tensor {
+    let w = s.param("weight", [x.shape().last(), out], Layout::Linear, weight);
+    let bias = s.param("bias", [out], Layout::Plain, bias);
     s.label(|| matmul::linear(x, &w, Some(&bias)))
 }
 

@@ -17,8 +17,11 @@ pub struct Condition {
     pub has_holes: bool,
     /// Training replaced some by zeros, so that guidance can.
     pub dropped: bool,
-    /// `[N, H, W, channels]`: sample number i has condition i mod N. Without any, nothing can be drawn.
+    /// `[N, H, W, channels]`: sample number `first` + i has condition i mod N. Without any, nothing can be
+    /// drawn.
     pub values: Rc<[f32]>,
+    /// Number of the sample that has the first one.
+    pub first: usize,
 }
 
 impl Condition {
@@ -27,14 +30,14 @@ impl Condition {
         let channels = recipe.condition.channels_of(recipe.diffused()[2]);
         let dropped = recipe.condition.dropout > 0.0;
         let has_holes = recipe.condition.kind == ConditionKind::Mask;
-        (channels > 0).then(|| Condition { channels, has_holes, dropped, values: Rc::from([]) })
+        (channels > 0).then(|| Condition { channels, has_holes, dropped, values: Rc::from([]), first: 0 })
     }
 
     /// Those of `count` samples of `pixels` pixels, from number `first` on.
     pub(super) fn of_samples(&self, first: usize, count: usize, pixels: usize) -> Vec<f32> {
         let size = self.channels * pixels;
         let known = self.values.len() / size;
-        (first..first + count).flat_map(|i| &self.values[i % known * size..][..size]).copied().collect()
+        (first..first + count).flat_map(|i| &self.values[(i - self.first) % known * size..][..size]).copied().collect()
     }
 
     /// An error if there are no values.

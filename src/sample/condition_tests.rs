@@ -31,7 +31,7 @@ fn samples_have_the_conditions_of_their_numbers_and_guidance_drops_them() {
         let known = [0.2_f32, -0.5, 0.9];
         let ends = |scale: f64, sigmas, dropped| {
             let condition =
-                Some(Condition { channels: 1, has_holes: false, dropped, values: Rc::from(known) });
+                Some(Condition { channels: 1, has_holes: false, dropped, values: Rc::from(known), first: 0 });
             let (params, weights) = (Rc::clone(&params), weights.clone());
             let denoiser =
                 Denoiser { condition, ..Denoiser::new(device.clone(), &linear, params, weights, [1, 1, 1]) };

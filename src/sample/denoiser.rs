@@ -47,6 +47,12 @@ pub(super) fn labels_of(recipe: &Recipe) -> Option<DType> {
     }
 }
 
+/// Tokens of a text of a recipe's model, and numbers of each.
+fn texts_of(recipe: &Recipe) -> Option<[usize; 2]> {
+    let width = recipe.text_width();
+    (width > 0).then_some([77, width])
+}
+
 /// Operations of a reverse step of `batch` samples of a recipe's model. Nothing is allocated on the device.
 pub(crate) fn operations(recipe: &Recipe, options: &Options, batch: usize, device: &Device) -> Result<u64> {
     let (model, params) = (model_of(recipe), params_of(recipe));
@@ -55,8 +61,9 @@ pub(crate) fn operations(recipe: &Recipe, options: &Options, batch: usize, devic
     let (condition, self_conditioned) =
         (condition.as_ref(), recipe.self_conditioning.then_some(recipe.clip_sample));
     let (model, params) = (&*model, &params);
-    let network = Network { model, params, shape, labels, self_conditioned, condition, guide: None };
-    let plan = options.scheduler.plan(options.steps)?;
+    let text = texts_of(recipe);
+    let network = Network { model, params, shape, labels, self_conditioned, condition, text, guide: None };
+    let plan = options.plan()?;
     let guidance = options.guidance.takes_both().then_some(&options.guidance);
     let (tape, _) = record_step(&network, &plan, slots_of(&plan, options), batch, guidance);
     Ok(Plan::new(&tape, &[], device).cost().flops)
@@ -71,8 +78,20 @@ impl<'a> Denoiser<'a> {
         weights: Buffer,
         shape: [usize; 3],
     ) -> Self {
-        let (labels, null, self_conditioned, condition, guide) = (None, None, None, None, None);
-        Denoiser { device, model, params, weights, shape, labels, null, self_conditioned, condition, guide }
+        Denoiser {
+            device,
+            model,
+            params,
+            weights,
+            shape,
+            labels: None,
+            null: None,
+            self_conditioned: None,
+            condition: None,
+            texts: None,
+            begin: None,
+            guide: None,
+        }
     }
 
     pub(super) fn network(&self) -> Network<'_> {
@@ -80,7 +99,8 @@ impl<'a> Denoiser<'a> {
         let (model, shape, labels, self_conditioned) =
             (*model, self.shape, self.labels, self.self_conditioned);
         let (condition, guide) = (condition.as_ref(), guide.as_ref());
-        Network { model, params, shape, labels, self_conditioned, condition, guide }
+        let text = self.texts.as_ref().map(|texts| texts.shape);
+        Network { model, params, shape, labels, self_conditioned, condition, text, guide }
     }
 
     /// The model with the moving average of a checkpoint that [`Trainer::save`](crate::train::Trainer::save)

@@ -1,7 +1,7 @@
 //! How samples are drawn: steps, solver, random numbers, guidance.
 
 use super::Denoiser;
-use crate::diffusion::{Precision, Scheduler, Step};
+use crate::diffusion::{Precision, SamplerPlan, Scheduler, Step};
 use crate::error::{Error, Result};
 use crate::recipe::{Recipe, Rng};
 
@@ -18,6 +18,8 @@ pub struct Options {
     pub rng: Rng,
     /// Classifier-free guidance.
     pub guidance: Guidance,
+    /// Steps that are left out at the beginning, of samples that begin with a picture.
+    pub first: usize,
 }
 
 /// Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598): `u + scale (c - u)` of a prediction `c`
@@ -48,6 +50,9 @@ impl Guidance {
 
     /// An error if the model was not trained to be guided so.
     pub(super) fn check(&self, denoiser: &Denoiser) -> Result<()> {
+        if denoiser.texts.is_some() {
+            return Ok(());
+        }
         let dropped = denoiser.condition.as_ref().is_some_and(|condition| condition.dropped);
         if self.scale == 1.0 || denoiser.null.is_some() || dropped {
             return Ok(());
@@ -77,7 +82,15 @@ impl Guidance {
 impl Options {
     /// `steps` reverse steps of a scheduler, drawing with `seed`.
     pub fn new(scheduler: Scheduler, steps: usize, seed: u64) -> Self {
-        Options { seed, steps, scheduler, rng: Rng::Denoir, guidance: Guidance::default() }
+        Options { seed, steps, scheduler, rng: Rng::Denoir, guidance: Guidance::default(), first: 0 }
+    }
+
+    /// The steps of the reverse process.
+    ///
+    /// # Errors
+    /// As [`Scheduler::plan_from`].
+    pub(crate) fn plan(&self) -> Result<SamplerPlan> {
+        self.scheduler.plan_from(self.steps, self.first)
     }
 
     /// The recipe's own.

@@ -1,7 +1,7 @@
 //! A model asked for its predictions, without a sampler.
 
 use super::{Condition, Source};
-use crate::diffusion::seen_by_model;
+use crate::diffusion::{Told, seen_by_model};
 use crate::error::Result;
 use crate::nn::{self, Scope};
 use crate::ops::arithmetic::affine;
@@ -62,7 +62,10 @@ impl Source<'_> {
             });
             let told = condition.as_ref().map(|(condition, has_holes)| (condition, *has_holes));
             let seen = seen_by_model(&x, own.as_ref(), told);
-            let mut out = (denoiser.model)(&scope, &seen, &t, classes.as_ref().into());
+            let text = (denoiser.texts.as_ref())
+                .map(|texts| tape.stored("text", 0, [batch, texts.shape[0], texts.shape[1]]));
+            let told = Told { labels: classes.as_ref(), text: text.as_ref() };
+            let mut out = (denoiser.model)(&scope, &seen, &t, told);
             if !differentiable {
                 return (Plan::new(&tape, &[&out], &denoiser.device), (batch, out, None));
             }

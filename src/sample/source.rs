@@ -125,7 +125,8 @@ impl<'a> Source<'a> {
 
     /// `[H, W, C]` of the images.
     pub fn image(&self) -> [usize; 3] {
-        self.codec.map_or_else(|| self.recipe.diffused(), Codec::image)
+        let [h, w, _] = self.denoiser.shape;
+        self.codec.map_or(self.denoiser.shape, |codec| codec.image_of([h, w]))
     }
 
     /// Images `[N, H, W, C]` of samples as the process has them: the same, or latents decoded.
@@ -155,7 +156,7 @@ impl<'a> Source<'a> {
     /// # Errors
     /// When it does not know a timestep of the options, or takes an embedding for a class.
     fn denoiser(&self, options: &Options) -> Result<&Denoiser<'a>> {
-        self.recipe.check_times(&options.scheduler.plan(options.steps)?.timesteps())?;
+        self.recipe.check_times(&options.plan()?.timesteps())?;
         if let Class::Embedding(width) = self.recipe.class() {
             return Err(Error::usage(format!(
                 "class_embed_type is identity: the model takes {width} numbers as an image's class"
@@ -252,6 +253,6 @@ impl<'a> Source<'a> {
     /// Number of evaluations of the model in [`Source::draw`].
     pub(crate) fn work(&self, options: &Options, count: usize) -> Result<u64> {
         let batch = self.denoiser(options)?.batch(options, batch_of(self.recipe, count))?;
-        Ok((count.div_ceil(batch) * options.scheduler.plan(options.steps)?.steps.len()) as u64)
+        Ok((count.div_ceil(batch) * options.plan()?.steps.len()) as u64)
     }
 }

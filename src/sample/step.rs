@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::condition::Condition;
 use super::guide::ClassifierGuide;
 use super::options::{Guidance, Options};
-use crate::diffusion::{Clip, Model, SamplerPlan, seen_by_model, within};
+use crate::diffusion::{Clip, Model, SamplerPlan, Told, seen_by_model, within};
 use crate::nn::{Params, Scope};
 use crate::ops::concat::{concat, split};
 use crate::ops::denoising::{Row, bounds, denoise, timestep_of_row};
@@ -25,6 +25,8 @@ pub(super) struct Network<'a> {
     /// It sees its last x_0 behind samples, within a bound.
     pub self_conditioned: Option<f64>,
     pub condition: Option<&'a Condition>,
+    /// Tokens of a text that it sees, and numbers of each.
+    pub text: Option<[usize; 2]>,
     pub guide: Option<&'a ClassifierGuide<'a>>,
 }
 
@@ -42,8 +44,8 @@ pub(super) fn record_step(
     batch: usize,
     guidance: Option<&Guidance>,
 ) -> (Tape, Tensor) {
-    let Network { model, params, shape: [h, w, c], labels, self_conditioned, condition, guide: classifier } =
-        *network;
+    let Network { model, params, shape: [h, w, c], labels, self_conditioned, condition, text, .. } = *network;
+    let classifier = network.guide;
     let tape = Tape::new();
     let shape = [batch, h, w, c];
     let x = if classifier.is_some() { tape.variable("x", 0, shape) } else { tape.stored("x", 0, shape) };
@@ -59,6 +61,7 @@ pub(super) fn record_step(
     let told = condition.map(|Condition { channels, has_holes, .. }| {
         (tape.stored("condition", 0, [seen, h, w, *channels]), *has_holes)
     });
+    let text = text.map(|[tokens, width]| tape.stored("text", 0, [seen, tokens, width]));
     let twice = |x: &Tensor| {
         let flat = x.reshape([1, batch * h * w * c]);
         concat(&[&flat, &flat]).reshape([2 * batch, h, w, c])
@@ -68,7 +71,9 @@ pub(super) fn record_step(
     let own = own.map(|own| if guidance.is_some() { twice(&own) } else { own });
     let predict = |x: &Tensor| {
         let told = told.as_ref().map(|(condition, has_holes)| (condition, *has_holes));
-        model(&Scope::new(&tape, params), &seen_by_model(x, own.as_ref(), told), &t, classes.as_ref().into())
+        let seen = seen_by_model(x, own.as_ref(), told);
+        let told = Told { labels: classes.as_ref(), text: text.as_ref() };
+        model(&Scope::new(&tape, params), &seen, &t, told)
     };
     let out = match guidance {
         Some(&Guidance { scale, rescale, .. }) => {

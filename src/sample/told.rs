@@ -1,4 +1,4 @@
-//! What a sampler's model is told of each sample: its class, its condition.
+//! What a sampler's model is told of each sample: its class, its text, its condition.
 
 use super::Sampler;
 use crate::error::Result;
@@ -25,6 +25,13 @@ impl Sampler {
             DType::F32 => self.step.write("labels", &labels.iter().map(|&l| l as f32).collect::<Vec<f32>>()),
             DType::U32 => self.step.write("labels", &labels),
         }
+    }
+
+    /// Sets the texts of the samples from number `first` on.
+    pub(super) fn set_texts(&self, first: usize) -> Result<()> {
+        let Some(texts) = &self.texts else { return Ok(()) };
+        let told = texts.told(first, self.batch, self.seen > self.batch, self.guidance.scale);
+        self.step.write("text", &told)
     }
 
     /// Sets the conditions of the samples from number `first` on.

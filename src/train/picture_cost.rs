@@ -32,7 +32,7 @@ impl PictureCost {
             return Ok(None);
         }
         let options = Options::of(recipe)?;
-        let reverse_steps = options.scheduler.plan(options.steps)?.steps.len() as u64;
+        let reverse_steps = options.plan()?.steps.len() as u64;
         let grids = recipe.sample_every.times(done, recipe.steps).max(1);
         let evaluations = reverse_steps * (grids * recipe.sample_count as u64 + strip as u64);
         let batch = sample::batch_of(recipe, recipe.sample_count);

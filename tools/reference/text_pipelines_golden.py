@@ -78,7 +78,8 @@ def cases(unet, unet9, vae):
 
     def case(name, scheduler, task="txt2img", steps=5, guidance=6.0, eta=0.0, rescale=0.0, images=1, seeds=(0,), strength=None,
              mask=None, prompts=1, as_is=False):
-        kind = {"txt2img": StableDiffusionPipeline, "img2img": StableDiffusionImg2ImgPipeline}.get(task, StableDiffusionInpaintPipeline)
+        kinds = dict(txt2img=StableDiffusionPipeline, img2img=StableDiffusionImg2ImgPipeline)
+        kind = kinds.get(task, StableDiffusionInpaintPipeline)
         pipe = kind(vae=vae, text_encoder=None, tokenizer=None, unet=unet9 if task == "inpaint9" else unet, scheduler=scheduler,
                     safety_checker=None, feature_extractor=None, requires_safety_checker=False)
         if as_is:

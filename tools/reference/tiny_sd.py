@@ -6,11 +6,16 @@ tiny_sd.safetensors, tiny_sd_lora.safetensors.
 The folder is as transformers 4 wrote it: vocab.json and merges.txt, the text encoder's names with "text_model.".  Weights are
 f16; the runs are of their values in f32 and f64 (with the noise of the f32 run, and sinusoids in f64).
 
-tiny_sd.safetensors: in/picture, in/picture_large [3,H,W], in/mask [H,W] (I32, bytes); for each case of the metadata `cases`
-<case>/latents (before they are divided by scaling_factor) and <case>/image [B,3,H,W] in [0, 1], of f64, and what f32 differs
-by at most in `error` (latents: of their largest value; image).  embeddings/<i> [77,D]: of `prompts`[i]; ids/<i>.
-Arguments of a case are those of the library's pipelines; `seeds`: one generator for all, or one for each image; `scheduler`: keys
-changed in the folder's, `class` its class; `task`: img2img, inpaint; `lora`: the scale of tiny_sd_lora.safetensors.
+tiny_sd.safetensors: in/picture, in/picture_large [3,H,W], in/mask [H,W] (I32, bytes); ids/<i> [77] of `prompts`[i], and
+embeddings/<i> [77,D] of the first three; for each case of the metadata `cases` <case>/latents (F64, before they are divided
+by scaling_factor) and <case>/image (F32, [B,3,H,W] in [0, 1]) of the f64 run.  A case has
+    arguments of the library's pipelines; where it does not say: PROMPT, NEGATIVE, 3 steps, guidance 6, seed 0
+    task         img2img or inpaint; picture: "large"
+    cls, scheduler   the class of the sampler where it is not the folder's, and keys changed in the folder's file
+    seeds        one generator for all, or one for each image
+    lora         the scale of tiny_sd_lora.safetensors
+    runs_as, timesteps   the configuration of the scheduler after the pipeline's overrides; the steps
+    error        what f32 differs by at most: latents (of their largest value), image
 """
 import argparse
 import json
@@ -41,20 +46,21 @@ def write_json(path, value):
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_tokenizer(folder, merges, specials=True):
-    """The slow layout."""
+def write_tokenizer(folder, merges, pad="<|endoftext|>"):
+    """The slow layout; returns the size of the vocabulary."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
-    tokens = letters + [c + "</w>" for c in letters] + ["".join(m.split()) for m in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    tokens = letters + [c + "</w>" for c in letters] + ["".join(m.split()) for m in merges]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
     write_json(folder / "vocab.json", {t: i for i, t in enumerate(tokens)})
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(m + "\n" for m in merges))
-    token = lambda t, normalized: {"content": t, "lstrip": False, "normalized": normalized, "rstrip": False, "single_word": False}
-    bos, eos = token("<|startoftext|>", True), token("<|endoftext|>", True)
-    write_json(folder / "special_tokens_map.json", dict(bos_token=bos, eos_token=eos, pad_token="<|endoftext|>", unk_token=eos))
+    token = lambda t: {"content": t, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    bos, eos = token("<|startoftext|>"), token("<|endoftext|>")
+    write_json(folder / "special_tokens_map.json", dict(bos_token=bos, eos_token=eos, pad_token=pad, unk_token=eos))
     kind = lambda t: {"__type": "AddedToken"} | t
     write_json(folder / "tokenizer_config.json", dict(
-        add_prefix_space=False, bos_token=kind(bos), do_lower_case=True, eos_token=kind(eos), errors="replace", model_max_length=77,
-        pad_token="<|endoftext|>", tokenizer_class="CLIPTokenizer", unk_token=kind(eos)))
+        add_prefix_space=False, bos_token=kind(bos), do_lower_case=True, eos_token=kind(eos), errors="replace",
+        model_max_length=77, pad_token=pad, tokenizer_class="CLIPTokenizer", unk_token=kind(eos)))
     return len(tokens)
 
 
@@ -118,6 +124,29 @@ def half(model):
     return model
 
 
+def write_text_config(folder, config):
+    """As transformers 4 wrote it: the numbers of special tokens mean nothing."""
+    write_json(folder / "text_encoder/config.json", dict(
+        architectures=["CLIPTextModel"], attention_dropout=0.0, bos_token_id=0, dropout=0.0, eos_token_id=2,
+        hidden_act=config.hidden_act, hidden_size=config.hidden_size, initializer_factor=1.0, initializer_range=0.02,
+        intermediate_size=config.intermediate_size, layer_norm_eps=1e-5, max_position_embeddings=77, model_type="clip_text_model",
+        num_attention_heads=config.num_attention_heads, num_hidden_layers=config.num_hidden_layers, pad_token_id=1,
+        projection_dim=config.hidden_size, torch_dtype="float16", transformers_version="4.22.0", vocab_size=config.vocab_size))
+
+
+def write_scheduler_and_index(folder):
+    """Those of Stable Diffusion 1.5, less the safety checker."""
+    write_json(folder / "scheduler/scheduler_config.json", dict(
+        _class_name="PNDMScheduler", _diffusers_version="0.6.0", beta_end=0.012, beta_schedule="scaled_linear",
+        beta_start=0.00085, num_train_timesteps=1000, set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1,
+        trained_betas=None, clip_sample=False))
+    write_json(folder / "model_index.json", dict(
+        _class_name="StableDiffusionPipeline", _diffusers_version="0.35.0", feature_extractor=[None, None],
+        image_encoder=[None, None], requires_safety_checker=False, safety_checker=[None, None], scheduler=["diffusers", "PNDMScheduler"],
+        text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"],
+        unet=["diffusers", "UNet2DConditionModel"], vae=["diffusers", "AutoencoderKL"]))
+
+
 def write_folder(folder):
     shutil.rmtree(folder, ignore_errors=True)
     size = write_tokenizer(folder / "tokenizer", MERGES)
@@ -132,21 +161,10 @@ def write_folder(folder):
         half(model).half().save_pretrained(folder / part)
     half(text)
     (folder / "text_encoder").mkdir()
-    safetensors.torch.save_file({"text_model." + n.removeprefix("text_model."): p.half().contiguous() for n, p in text.state_dict().items()},
-                                folder / "text_encoder/model.safetensors", metadata={"format": "pt"})
-    write_json(folder / "text_encoder/config.json", dict(
-        architectures=["CLIPTextModel"], attention_dropout=0.0, bos_token_id=0, dropout=0.0, eos_token_id=2, hidden_act="quick_gelu",
-        hidden_size=24, initializer_factor=1.0, initializer_range=0.02, intermediate_size=48, layer_norm_eps=1e-5,
-        max_position_embeddings=77, model_type="clip_text_model", num_attention_heads=4, num_hidden_layers=2, pad_token_id=1,
-        projection_dim=24, torch_dtype="float16", transformers_version="4.22.0", vocab_size=size))
-    write_json(folder / "scheduler/scheduler_config.json", dict(
-        _class_name="PNDMScheduler", _diffusers_version="0.6.0", beta_end=0.012, beta_schedule="scaled_linear", beta_start=0.00085,
-        num_train_timesteps=1000, set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1, trained_betas=None, clip_sample=False))
-    write_json(folder / "model_index.json", dict(
-        _class_name="StableDiffusionPipeline", _diffusers_version="0.35.0", feature_extractor=[None, None], image_encoder=[None, None],
-        requires_safety_checker=False, safety_checker=[None, None], scheduler=["diffusers", "PNDMScheduler"],
-        text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"],
-        unet=["diffusers", "UNet2DConditionModel"], vae=["diffusers", "AutoencoderKL"]))
+    tensors = {"text_model." + n.removeprefix("text_model."): p.half().contiguous() for n, p in text.state_dict().items()}
+    safetensors.torch.save_file(tensors, folder / "text_encoder/model.safetensors", metadata={"format": "pt"})
+    write_text_config(folder, text.config)
+    write_scheduler_and_index(folder)
     for path in folder.rglob("*.json"):
         path.write_text(path.read_text().rstrip("\n") + "\n")
 
@@ -159,7 +177,7 @@ def write_lora(folder, path):
                                  ("text_encoder", pipe.text_encoder, ("q_proj", "k_proj", "v_proj", "out_proj"))]:
         for n, m in sorted(model.named_modules()):
             if n.endswith(targets):
-                prefix = f"{part}." + ("text_model." if part == "text_encoder" and not n.startswith("text_model.") else "") + n
+                prefix = "unet." + n if part == "unet" else "text_encoder.text_model." + n.removeprefix("text_model.")
                 tensors[prefix + ".lora_A.weight"] = torch.randn(4, m.in_features, generator=generator) / m.in_features ** 0.5
                 tensors[prefix + ".lora_B.weight"] = torch.randn(m.out_features, 4, generator=generator) / 4
     safetensors.torch.save_file({n: v.half() for n, v in sorted(tensors.items())}, path, metadata={"format": "pt"})
@@ -168,7 +186,8 @@ def write_lora(folder, path):
 def pictures():
     def of(h, w):
         c, y, x = numpy.meshgrid(range(3), range(h), range(w), indexing="ij")
-        return ((128 + 90 * numpy.sin(0.5 * x + c) * numpy.cos(0.3 * y - c) + 30 * (x % 3 == c)).clip(0, 255)).astype(numpy.uint8)
+        v = 128 + 90 * numpy.sin(0.5 * x + c) * numpy.cos(0.3 * y - c) + 30 * (x % 3 == c)
+        return v.clip(0, 255).astype(numpy.uint8)
     mask = numpy.zeros((16, 16), numpy.uint8)
     mask[4:12, 8:16] = 255
     mask[12:14, 0:6] = 128
@@ -205,7 +224,7 @@ def draw(folder, dtype, task=None, cls=None, scheduler=None, seeds=(0,), picture
         config = json.loads((folder / "scheduler/scheduler_config.json").read_text())
         more["scheduler"] = getattr(diffusers, cls).from_config(config, **(scheduler or {}))
     pipe = kind.from_pretrained(folder, **more)
-    assert pipe.unet.dtype == torch.float32 and pipe.text_encoder.dtype == torch.float32, (pipe.unet.dtype, pipe.text_encoder.dtype)
+    assert pipe.unet.dtype == pipe.text_encoder.dtype == torch.float32
     pipe.set_progress_bar_config(disable=True)
     if lora is not None:
         pipe.load_lora_weights(OUT, weight_name="tiny_sd_lora.safetensors")
@@ -254,19 +273,18 @@ def main():
         apart = (image64 - first).abs().max().item() if first is not None and first.shape == image64.shape else None
         print(name, error, list(image64.shape), z64.abs().max().item(), "from ddim:", apart, "range", image64.std().item(), flush=True)
     prompts = [PROMPT, NEGATIVE, "", "blueé 42", "green", CASES["ddim_long_text"]["prompt"]]
-    text = pipe.text_encoder
     for i, prompt in enumerate(prompts):
         ids = pipe.tokenizer(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
-        if cases and i < 3:
-            plain = draw_text(folder, ids)
-            tensors[f"embeddings/{i}"] = plain.float()
+        if i < 3:
+            tensors[f"embeddings/{i}"] = embedding(folder, ids).float()
         tensors[f"ids/{i}"] = ids[0].to(torch.int32)
     save(OUT / "tiny_sd.safetensors", tensors, cases=cases, prompts=prompts)
     for path in sorted(p for p in OUT.glob("tiny_sd*/**/*") if p.is_file()) + sorted(OUT.glob("tiny_sd*.safetensors")):
         print(path.relative_to(OUT), path.stat().st_size)
 
 
-def draw_text(folder, ids):
+def embedding(folder, ids):
+    """Of f64."""
     model = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).double().eval()
     with torch.no_grad():
         return model(ids).last_hidden_state[0]

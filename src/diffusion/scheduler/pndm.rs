@@ -58,7 +58,13 @@ impl Walk<'_> {
 }
 
 impl Scheduler {
-    pub(super) fn pndm_plan(&self, skip_prk: bool, alpha_to_one: bool, n: usize) -> Result<SamplerPlan> {
+    pub(super) fn pndm_plan(
+        &self,
+        skip_prk: bool,
+        alpha_to_one: bool,
+        n: usize,
+        first: usize,
+    ) -> Result<SamplerPlan> {
         if self.process.prediction == Prediction::Sample {
             return Err(Error::usage("PNDM works on predictions of the noise or of v")
                 .hint("prediction_type sample needs another sampler, ddim for example"));
@@ -82,7 +88,8 @@ impl Scheduler {
             timesteps[..n - 3].to_vec()
         };
         let (e, begun) = (LinearForm::kept, LinearForm::kept(BEGUN));
-        for (i, &t) in plms.iter().rev().enumerate() {
+        // As in the library, whichever timestep is second is repeated.
+        for (i, &t) in plms.iter().rev().skip(first).enumerate() {
             let repeated = skip_prk && i == 1;
             let way = if repeated { [t + stride, t] } else { [t, t - stride] };
             let total = self.process.timesteps;

@@ -1,0 +1,145 @@
+//! What samples begin with: noise, or latents of a picture with noise, of which a mask may keep a part.
+
+use std::rc::Rc;
+
+use super::Sampler;
+use crate::error::Result;
+use crate::philox::{Stream, fill_normal};
+use crate::state::State;
+
+/// Gaussians over latents `[M, h, w, c]`, scaled as the model has them.
+#[derive(Clone)]
+pub struct Latents {
+    /// Means.
+    pub mean: Rc<[f32]>,
+    /// Standard deviations.
+    pub sigma: Rc<[f32]>,
+}
+
+impl Latents {
+    /// Latents of samples from number `first` on, of which number i has picture i mod M.
+    fn at(&self, first: usize, size: usize, eps: &[f32]) -> Vec<f32> {
+        let known = self.mean.len() / size;
+        let of = |i: usize| {
+            let place = (first + i / size) % known * size + i % size;
+            self.mean[place] + self.sigma[place] * eps[i]
+        };
+        (0..eps.len()).map(of).collect()
+    }
+}
+
+/// A picture that samples begin with, as the library's image-to-image and inpainting pipelines do.
+#[derive(Clone)]
+pub struct Begin {
+    /// Its latents.
+    pub latents: Latents,
+    /// `[h, w]`: 1 where samples are made anew, 0 where the picture is kept.
+    pub mask: Option<Rc<[f32]>>,
+    /// Latents of the picture with zeros where it is made anew, for models that see these.
+    pub masked: Option<Latents>,
+    /// Samples begin with noise alone.
+    pub from_noise: bool,
+}
+
+/// What is kept of a picture in every step.
+pub(super) struct Kept {
+    latents: Vec<f32>,
+    noise: Vec<f32>,
+}
+
+impl Sampler {
+    /// Writes what samples number `first` and on begin with.
+    pub(super) fn begin(&mut self, first: u32) -> Result<()> {
+        self.kept = None;
+        if let Some(torch) = &mut self.torch {
+            torch.generator = crate::torch::Generator::new(self.state.seed);
+        }
+        let Some(begin) = self.begin.clone() else {
+            if self.torch.is_none() {
+                return self.draw_start(first);
+            }
+            let noise = self.normal(first, Stream::Start)?;
+            return self.write_scaled(&noise, self.plan.start);
+        };
+        // In the order of the library's draws.
+        let sees = begin.masked.is_some();
+        let size = self.x.elements() / self.batch;
+        let mut latents = None;
+        if !(begin.from_noise && sees) {
+            let eps = self.normal(first, Stream::Posterior)?;
+            latents = Some(begin.latents.at(first as usize, size, &eps));
+        }
+        let noise = self.normal(first, Stream::Start)?;
+        if let Some(mask) = &begin.mask {
+            let eps = self.normal(first, Stream::Condition)?;
+            if let (Some(masked), Some(condition)) = (&begin.masked, &mut self.condition) {
+                let known = masked.at(first as usize, size, &eps);
+                let c = size / mask.len();
+                // The mask, then the latents, of each pixel.
+                let pixels = known.chunks_exact(c).zip(mask.iter().cycle());
+                let values = pixels.flat_map(|(pixel, m)| std::iter::once(m).chain(pixel)).copied();
+                condition.values = values.collect();
+                condition.first = first as usize;
+            }
+        }
+        match &latents {
+            Some(latents) if !begin.from_noise => {
+                let [a, b] = levels(self.plan.steps[0].alpha_bar);
+                let x: Vec<f32> = latents.iter().zip(&noise).map(|(z, n)| a * z + b * n).collect();
+                self.step.write("x", &x)?;
+            }
+            _ => self.write_scaled(&noise, self.plan.start)?,
+        }
+        self.kept = latents.filter(|_| begin.mask.is_some()).map(|latents| Kept { latents, noise });
+        Ok(())
+    }
+
+    /// Brings the latents that the mask keeps back, at the noise level of the row after `row`.
+    pub(super) fn keep(&mut self, row: usize) -> Result<()> {
+        let (Some(kept), Some(mask)) = (&self.kept, self.begin.as_ref().and_then(|b| b.mask.as_ref())) else {
+            return Ok(());
+        };
+        let [a, b] = self.plan.steps.get(row + 1).map_or([1.0, 0.0], |step| levels(step.alpha_bar));
+        let mut x = self.current()?;
+        let c = x.len() / self.batch / mask.len();
+        for (i, x) in x.iter_mut().enumerate() {
+            let m = mask[i / c % mask.len()];
+            *x = (1.0 - m) * (a * kept.latents[i] + b * kept.noise[i]) + m * *x;
+        }
+        self.step.write("x", &x)
+    }
+
+    /// The next normal numbers of samples from `first` on, `[N, h, w, c]`.
+    fn normal(&mut self, first: u32, stream: Stream) -> Result<Vec<f32>> {
+        if let Some(torch) = &mut self.torch {
+            return Ok(torch.draw(first as usize, self.batch));
+        }
+        if stream as u32 == Stream::Start as u32 {
+            self.draw_start(first)?;
+            let start = self.plan.start as f32;
+            return Ok(self.current()?.into_iter().map(|v| v / start).collect());
+        }
+        let size = self.x.elements() / self.batch;
+        let mut all = vec![0.0; self.x.elements()];
+        for (sample, values) in (first..).zip(all.chunks_exact_mut(size)) {
+            fill_normal(values, self.state.seed, stream as u32, 0, sample, 0);
+        }
+        Ok(all)
+    }
+
+    /// Has the device draw the noise.
+    fn draw_start(&mut self, first: u32) -> Result<()> {
+        self.noise.write("state", &State { first_sample: first, ..self.state }.words())?;
+        self.noise.run()
+    }
+
+    fn write_scaled(&mut self, noise: &[f32], start: f64) -> Result<()> {
+        let start = start as f32;
+        self.step.write("x", &noise.iter().map(|v| v * start).collect::<Vec<f32>>())
+    }
+}
+
+/// Factors of an image and of noise at this level.
+fn levels(alpha_bar: f64) -> [f32; 2] {
+    [alpha_bar.sqrt() as f32, (1.0 - alpha_bar).sqrt() as f32]
+}
