@@ -4,6 +4,7 @@ pub mod config;
 mod export;
 mod folder;
 mod load;
+pub mod single;
 
 pub(crate) use export::{check_free, write};
 pub use folder::{Component, Folder, is_folder, open};
