@@ -4,7 +4,11 @@ pub mod config;
 mod export;
 mod folder;
 mod load;
+<<<<<<< HEAD
 mod text_encoder;
+=======
+pub mod single;
+>>>>>>> sfl
 
 pub(crate) use export::{check_free, write};
 pub use folder::{Component, Folder, is_folder, open};
