@@ -21,7 +21,7 @@
 //! | | modules | know |
 //! |---|---|---|
 //! | 9 | [`cli`], [`prelude`] (for programs with networks of their own) | everything |
-//! | 8 | [`train`], [`sample`], [`figures`], [`codec`] and [`classifier`] (a trained one at work), [`latent_file`], `bench` | everything below |
+//! | 8 | [`train`], [`sample`], [`figures`], [`codec`] and [`classifier`] (a trained one at work), [`text_model`] (a text encoder at work), [`latent_file`], `bench` | everything below |
 //! | 7 | [`recipe`] (a run, complete), [`checkpoint`], [`run`], [`diffusers`] | models and data |
 //! | 6 | [`models`], [`diffusion`], [`data`], [`weights`], [`tokenizer`], [`likelihood`] and [`quality`] (of images, in f64) | ops and layers |
 //! | 5 | [`nn`] (parameters and layers), [`optim`] (learning rates, EMA) | ops |
@@ -139,6 +139,7 @@ pub mod simd;
 pub mod state;
 pub mod tape;
 pub mod tensor;
+pub mod text_model;
 pub mod tokenizer;
 pub mod torch;
 pub mod train;

@@ -26,6 +26,7 @@ pub use system::System;
 use crate::data::{ConditionConfig, Resize};
 use crate::diffusion::{Betas, Keys, LossWeight, Prediction, TimestepSampling, Variance};
 use crate::models::classifier::ClassifierConfig;
+use crate::models::clip::TextConfig;
 use crate::models::config;
 use crate::models::conv_net::ConvNetConfig;
 use crate::models::dit::DitConfig;
@@ -108,6 +109,11 @@ config! {
         /// How many labels, of 1, training replaces by that of no class, which is the last row of the
         /// model's table: without them there is no guidance.
         pub label_dropout: f64 = 0.0,
+
+        /// How many captions, of 1, training replaces by an empty one, which guidance leads away from.
+        pub caption_dropout: f64 = 0.0,
+        /// Train the text encoder too; otherwise it stays as it is.
+        pub train_text_encoder: bool = false,
 
         /// Steps of the diffusion process.
         pub timesteps: usize = 1000,
@@ -250,6 +256,8 @@ config! {
         pub dit: DitConfig = DitConfig::default(),
         /// The diffusion model, where model is conv.
         pub conv: ConvNetConfig = ConvNetConfig::default(),
+        /// The text encoder of a model that sees texts.
+        pub text: TextConfig = TextConfig::default(),
         /// The VAE.
         pub vae: VaeConfig = VaeConfig::default(),
         /// The end of a classifier.

@@ -34,9 +34,9 @@ impl Generator {
         (word & ((1 << 53) - 1)) as f64 / (1_u64 << 53) as f64
     }
 
-    /// `tensor.uniform_(-bound, bound)`.
+    /// `tensor.uniform_(-bound, bound)`, which PyTorch rounds once on processors that can.
     pub(crate) fn fill_uniform(&mut self, out: &mut [f32], bound: f32) {
-        out.fill_with(|| self.uniform() * (bound - -bound) + -bound);
+        out.fill_with(|| self.uniform().mul_add(bound - -bound, -bound));
     }
 
     /// `tensor.normal_()`, which is what `torch.randn` does: blocks of 16 by Box and Muller's method, where a

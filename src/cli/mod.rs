@@ -15,6 +15,7 @@ mod likelihood;
 mod output;
 mod pace;
 mod profile;
+mod prompting;
 mod recipes;
 mod sample;
 mod sampling;

@@ -34,6 +34,18 @@ impl Target {
         print(&format!("{}\n", self.out.display()))
     }
 
+    /// Writes what samples look like after `step` steps, beside the picture or in the folder.
+    pub fn write_preview(&self, images: &[f32], image: [usize; 3], step: usize) -> Result<()> {
+        let path = match self.is_picture {
+            true => self.out.with_extension(format!("step-{step:04}.png")),
+            false => self.out.join(format!("step-{step:04}.png")),
+        };
+        match images.len() == image.iter().product::<usize>() {
+            true => save_png(&path, &picture(images, image)),
+            false => save_png(&path, &figures::grid(images.to_vec(), image).draw(None)),
+        }
+    }
+
     /// Writes `count` images `[N, H, W, C]`: as one picture (the bare image where there is one), or a file
     /// each.
     pub fn write(&self, images: &[f32], count: usize, image: [usize; 3]) -> Result<()> {

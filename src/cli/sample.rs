@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::device_args::DeviceArgs;
 use super::output::Target;
+use super::prompting::Prompting;
 use super::sampling::Sampling;
 use super::{any_text, bar, note, note_remarks, number, ticks};
 use crate::classifier::Classifier;
@@ -13,7 +14,7 @@ use crate::models::unet::Class;
 use crate::names::path_of;
 use crate::recipe::{Recipe, nearest, whole};
 use crate::sample::inversion;
-use crate::sample::{Given, Trained};
+use crate::sample::{Given, Sampler, Trained};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -43,6 +44,8 @@ pub struct Arguments {
     #[arg(long, value_name = "S", default_value_t = 1.0, requires = "classifier")]
     classifier_scale: f64,
     #[command(flatten)]
+    prompting: Prompting,
+    #[command(flatten)]
     sampling: Sampling,
     /// A grid (FILE.png; the bare image when count is 1), or a folder for a file an image
     #[arg(long, default_value = "samples.png")]
@@ -57,7 +60,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     note_remarks(&trained);
     let recipe = trained.recipe();
     let found = arguments.noise.as_ref().map(|path| inversion::read(path, recipe.diffused())).transpose()?;
-    let options = arguments.sampling.options(recipe, found.as_ref().map(|(_, config)| config))?;
+    let mut options = arguments.sampling.options(recipe, found.as_ref().map(|(_, config)| config))?;
     let classifier = arguments.classifier.as_ref().map(|path| Classifier::open(path, &device)).transpose()?;
     // A model without classes has those of the classifier that leads it.
     let leads = |classifier: &&Classifier| recipe.class_count() == 0 && classifier.classes() > 0;
@@ -74,18 +77,32 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         None => trained.source(),
     };
     let size = recipe.diffused().iter().product::<usize>();
-    let mut count = found.as_ref().map_or(arguments.count.unwrap_or(64), |(noise, _)| noise.len() / size);
-    if let Some(given) = given(arguments, recipe, &mut count)? {
+    let (prompting, begins) = (&arguments.prompting, arguments.prompting.begins());
+    let mask = arguments.mask.as_deref().filter(|_| begins);
+    let (told, mut count) = prompting.source(source, &trained, &mut options, arguments.count, mask)?;
+    source = told;
+    count = found.as_ref().map_or(count, |(noise, _)| noise.len() / size);
+    if begins || recipe.text_width() > 0 {
+        let needs = arguments.condition.is_empty() && (begins || arguments.mask.is_none());
+        need(needs, "the model draws from no conditions", "leave --condition out; --mask goes with --image")?;
+    } else if let Some(given) = given(arguments, recipe, &mut count)? {
         source = source.conditioned_on(given);
     }
     let of_class =
         class.map(|class| format!(" of class {}", describe_class(named, class))).unwrap_or_default();
     note(&format!("{count} samples{of_class}, {} steps, on {}", options.steps, device.describe()));
     let progress = bar(source.work(&options, count)?, "sampling {bar:30} {percent}% {eta} left");
-    let step = ticks(&progress);
+    let mut step = ticks(&progress);
+    let watch = |row: usize, sampler: &Sampler| {
+        if prompting.save_every.is_some_and(|every| (row + 1).is_multiple_of(every)) {
+            let images = source.images_of(sampler.predicted()?)?;
+            out.write_preview(&images, source.image(), row + 1)?;
+        }
+        step()
+    };
     let images = match &found {
-        Some((noise, _)) => source.draw_from(&options, noise, class, step)?,
-        None => source.draw(&options, count, class, step)?,
+        Some((noise, _)) => source.draw_from(&options, noise, class, ticks(&progress))?,
+        None => source.draw_watched(&options, count, class, watch)?,
     };
     progress.finish_and_clear();
     if let Some(quality) = source.describe_quality(&images) {

@@ -84,7 +84,9 @@ impl Sampling {
             None => {}
         }
         let timesteps = recipe.timesteps;
-        let usual = || config.map_or_else(|| scheduler.usual_steps(), |config| config.steps);
+        // A pipeline of texts has its own number, whichever the sampler.
+        let own = if recipe.text_width() > 0 { recipe.sample_steps } else { scheduler.usual_steps() };
+        let usual = || config.map_or(own, |config| config.steps);
         let steps = self.steps.unwrap_or_else(usual);
         if steps == 0 || steps > timesteps {
             return Err(

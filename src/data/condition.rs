@@ -29,6 +29,9 @@ pub enum ConditionKind {
     Mask,
     /// The picture that stands beside it in the data.
     Pair,
+    /// Of latents: a mask, 1 where they are made anew, and the latents of the image with zeros there, as Stable
+    /// Diffusion's models for inpainting see them. Such models are drawn from, not trained.
+    MaskedLatents,
     /// The classes of its pixels, of a picture that stands beside it: a channel for each class, 1 where the
     /// pixel is of it. Grey level 255 is of none.
     Map,
@@ -65,7 +68,7 @@ impl ConditionConfig {
             ConditionKind::None => 0,
             ConditionKind::Grey => 1,
             ConditionKind::LowResolution => image + usize::from(self.noise > 0.0),
-            ConditionKind::Mask => image + 1,
+            ConditionKind::Mask | ConditionKind::MaskedLatents => image + 1,
             ConditionKind::Pair | ConditionKind::Map => self.channels,
         }
     }
@@ -118,7 +121,7 @@ impl ConditionConfig {
     ) -> Vec<f32> {
         let [h, w, c] = shape;
         match self.kind {
-            ConditionKind::None => Vec::new(),
+            ConditionKind::None | ConditionKind::MaskedLatents => Vec::new(),
             ConditionKind::Grey => recoloured(image, c, 1),
             ConditionKind::LowResolution => {
                 let low = enlarged(&averages(image, shape, self.factor), shape, self.factor);

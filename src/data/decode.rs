@@ -75,11 +75,19 @@ fn check_is_map(image: &DynamicImage, options: &Options) -> std::result::Result<
 
 /// `[size, size, channels]` bytes of a picture file, or what is wrong with it in a line.
 pub(super) fn decode_and_fit(path: &Path, options: &Options) -> std::result::Result<Vec<u8>, String> {
-    // Decoders are foreign code: a panic there is one more picture that cannot be read.
-    let read = || {
+    guarded(|| {
         let image = decode(path)?;
         check_is_map(&image, options).map(|()| fit(image, options))
-    };
+    })
+}
+
+/// A picture file as it is.
+pub(super) fn decode_safely(path: &Path) -> std::result::Result<DynamicImage, String> {
+    guarded(|| decode(path))
+}
+
+/// Decoders are foreign code: a panic there is one more picture that cannot be read.
+fn guarded<T>(read: impl FnOnce() -> std::result::Result<T, String>) -> std::result::Result<T, String> {
     catch_unwind(AssertUnwindSafe(read))
         .unwrap_or_else(|panic| Err(format!("its decoder failed: {}", panic_text(panic.as_ref()))))
         .map_err(|wrong| wrong.lines().next().unwrap_or_default().to_owned())

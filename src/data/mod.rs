@@ -28,6 +28,7 @@ mod scan;
 pub mod shapes;
 mod split;
 mod statistics;
+mod whole;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +41,7 @@ pub use folder::read_picture;
 pub use loader::{Batch, Loader, Picks};
 pub(crate) use numbered::numbered;
 pub(crate) use statistics::{choice, statistics};
+pub use whole::read_whole;
 
 /// The largest side of a training picture, in pixels.
 pub(crate) const MAX_IMAGE_SIZE: usize = 4096;

@@ -4,12 +4,16 @@ use std::path::{Path, PathBuf};
 
 use super::config::{self, Config, Index, Model};
 use super::load::{flat_weights, of_network};
+use super::text_encoder::{TextEncoder, open_text_encoder};
 use super::{CONFIG, INDEX, SCHEDULER, WEIGHTS};
 use crate::checkpoint::fingerprint;
+use crate::data::{ConditionConfig, ConditionKind};
 use crate::diffusion::Keys;
 use crate::error::{Error, Result, one_line};
+use crate::models::unet::UNetConfig;
 use crate::models::vae::Reconstruction;
 use crate::recipe::{Backbone, Recipe, System, params_of};
+use crate::tokenizer::Tokenizer;
 use crate::weights::{Weights, read_text};
 
 /// Longest configuration that is read.
@@ -28,12 +32,22 @@ pub struct Component {
     pub weights: Vec<f32>,
 }
 
+/// The text encoder of a pipeline, and what turns text into its tokens.
+pub struct Text {
+    /// The encoder.
+    pub encoder: TextEncoder,
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+}
+
 /// The contents of a folder.
 pub struct Folder {
     /// The diffusion model, or the VAE where there is nothing else.
     pub model: Component,
     /// The VAE of a latent diffusion model.
     pub vae: Option<Component>,
+    /// The text encoder of a model that sees texts.
+    pub text: Option<Text>,
     /// Remarks for the user.
     pub remarks: Vec<String>,
 }
@@ -84,7 +98,7 @@ pub fn open(path: &Path) -> Result<Folder> {
     if let Some(model) = of_script(path).filter(|_| bare && !is_there(&path.join(CONFIG))) {
         let config = read_config(&model, &mut remarks)?;
         let sampler = around(path, &mut remarks)?;
-        return Ok(Folder { model: diffusion(&model, &config, &sampler, None)?, vae: None, remarks });
+        return Ok(Folder { model: diffusion(&model, &config, &sampler, (None, None))?, vae: None, text: None, remarks });
     }
     if bare {
         let config = read_config(path, &mut remarks)?;
@@ -96,16 +110,17 @@ pub fn open(path: &Path) -> Result<Folder> {
                         "{shown} has no {SCHEDULER}: taken as DDPM, epsilon, 1000 timesteps, linear"
                     ));
                 }
-                diffusion(path, &config, &beside(path)?, None)?
+                diffusion(path, &config, &beside(path)?, (None, None))?
             }
             Model::Vae(..) => vae(path, &config, None)?,
         };
-        return Ok(Folder { model, vae: None, remarks });
+        return Ok(Folder { model, vae: None, text: None, remarks });
     }
     let index = path.join(INDEX);
     let Index { class: pipeline, components, labels } =
         config::index(&read_text(&index, MOST_BYTES)?).map_err(|reason| wrong(&index, &reason))?;
     let (mut unet, mut codec, mut sampler) = (None, None, None);
+    let (mut encoder, mut tokenizer) = (None, None);
     for (name, class) in &components {
         let at = component_folder(path, name);
         let known = |classes: &[&str]| match classes.contains(&class.as_str()) {
@@ -116,7 +131,13 @@ pub fn open(path: &Path) -> Result<Folder> {
             }
         };
         match name.as_str() {
-            "unet" => unet = Some(known(&["UNet2DModel"])?),
+            "unet" => unet = Some(known(&["UNet2DModel", "UNet2DConditionModel"])?),
+            "text_encoder" => encoder = Some(known(&["CLIPTextModel"])?),
+            "tokenizer" => tokenizer = Some(known(&["CLIPTokenizer", "CLIPTokenizerFast"])?),
+            "safety_checker" => {
+                remarks.push(format!("the safety checker of {} is not run", path.display()));
+            }
+            "feature_extractor" | "image_encoder" => {}
             "transformer" => unet = Some(known(&["DiTTransformer2DModel", "Transformer2DModel"])?),
             "vae" | "vqvae" => codec = Some(known(&["AutoencoderKL", "VQModel"])?),
             // Of the class that the index names, as the library reads it.
@@ -138,8 +159,31 @@ pub fn open(path: &Path) -> Result<Folder> {
         return Err(wrong(&index, &format!("it has no {name}, which makes images of the latents")));
     }
     let config = read_config(&unet, &mut remarks)?;
+    if pipeline.starts_with("StableDiffusion") {
+        sampler.keys = sampler.keys.of_text_pipeline(pipeline.contains("Inpaint"));
+    }
+    let text = match (&config.model, encoder, tokenizer) {
+        (Model::UNet(unet), Some(encoder), Some(tokenizer)) if unet.sees_text() => {
+            let (encoder, tokenizer) = (open_text_encoder(&encoder)?, Tokenizer::open(&tokenizer)?);
+            let (width, wanted) = (encoder.config.hidden_size, unet.text_width());
+            if width != wanted {
+                let reason = format!("its text encoder is {width} wide, and its unet sees {wanted}");
+                return Err(wrong(&index, &reason));
+            }
+            let (tokens, known) = (tokenizer.size(), encoder.config.vocab_size);
+            if tokens > known {
+                let reason = format!("its tokenizer has {tokens} tokens, and its text encoder {known}");
+                return Err(wrong(&index, &reason));
+            }
+            Some(Text { encoder, tokenizer })
+        }
+        (Model::UNet(unet), ..) if unet.sees_text() => {
+            return Err(wrong(&index, "its unet sees texts, and it has no text_encoder and tokenizer"));
+        }
+        _ => None,
+    };
     let Some(codec) = codec else {
-        return Ok(Folder { model: diffusion(&unet, &config, &sampler, None)?, vae: None, remarks });
+        return Ok(Folder { model: diffusion(&unet, &config, &sampler, (None, text.as_ref()))?, vae: None, text: None, remarks });
     };
     let vae_config = read_config(&codec, &mut remarks)?;
     let Model::Vae(ours, _) = &vae_config.model else {
@@ -148,11 +192,11 @@ pub fn open(path: &Path) -> Result<Folder> {
     // The images that its latents make; a VAE works at any size.
     let side = config.side.map(|latent| latent << (ours.widths.len().clamp(1, 16) - 1));
     let vae = vae(&codec, &vae_config, side)?;
-    let mut model = diffusion(&unet, &config, &sampler, Some(&vae))?;
+    let mut model = diffusion(&unet, &config, &sampler, (Some(&vae), text.as_ref()))?;
     if model.recipe.trained_classes().0 == labels.len() {
         model.recipe.class_names = labels;
     }
-    Ok(Folder { model, vae: Some(vae), remarks })
+    Ok(Folder { model, vae: Some(vae), text, remarks })
 }
 
 pub(super) fn wrong(path: &Path, reason: &str) -> Error {
@@ -241,7 +285,7 @@ fn diffusion(
     folder: &Path,
     config: &Config,
     sampler: &Sampler,
-    vae: Option<&Component>,
+    (vae, text): (Option<&Component>, Option<&Text>),
 ) -> Result<Component> {
     let Some(side) = config.side else {
         return Err(no_size(folder));
@@ -250,7 +294,11 @@ fn diffusion(
         Model::UNet(unet) => {
             let first = unet.block_out_channels.first().copied().unwrap_or(1);
             let numbers = side.saturating_mul(side).saturating_mul(first);
-            Recipe { unet: (**unet).clone(), ..base(folder, unet.in_channels, numbers) }
+            let base = base(folder, unet.in_channels, numbers);
+            // The pipeline draws one picture at a time, and memory is dear.
+            let batch_size = if unet.sees_text() { base.batch_size.div_ceil(16) } else { base.batch_size };
+            let condition = masked_latents(unet).map_err(|reason| wrong(&folder.join(CONFIG), &reason))?;
+            Recipe { unet: (**unet).clone(), batch_size, condition, ..base }
         }
         Model::Dit(dit) => {
             let numbers = dit.widest([side, side]).try_into().unwrap_or(usize::MAX);
@@ -267,6 +315,11 @@ fn diffusion(
     recipe.image_size = side;
     let taken = recipe.set_scheduler(&sampler.keys).and_then(|()| recipe.validate_process());
     taken.map_err(|e| e.within(sampler.folder.join(SCHEDULER).display()))?;
+    if let Some(text) = text {
+        recipe.text = text.encoder.config.clone();
+        // The pipeline's own.
+        (recipe.guidance, recipe.sample_steps) = (7.5, 50.min(recipe.timesteps));
+    }
     if let Some(vae) = vae {
         recipe.system = System::Ldm;
         recipe.latent_size = side;
@@ -277,6 +330,22 @@ fn diffusion(
     }
     let weights = weights_of(folder, &recipe)?;
     Ok(Component { recipe, weights })
+}
+
+/// What a net sees beside latents, by the channels of its input.
+fn masked_latents(unet: &UNetConfig) -> std::result::Result<ConditionConfig, String> {
+    let [inputs, outputs] = [unet.in_channels, unet.out_channels];
+    let kind = match inputs {
+        _ if !unet.sees_text() || inputs == outputs || 2 * inputs == outputs => ConditionKind::None,
+        _ if inputs == 2 * outputs + 1 => ConditionKind::MaskedLatents,
+        _ => {
+            return Err(format!(
+                "in_channels is {inputs} and out_channels {outputs}: denoir has Stable Diffusion's models of \
+                 noise alone and for inpainting, not those of depth or instructions"
+            ));
+        }
+    };
+    Ok(ConditionConfig { kind, ..ConditionConfig::default() })
 }
 
 fn vae(folder: &Path, config: &Config, side: Option<usize>) -> Result<Component> {

@@ -1,6 +1,7 @@
 //! The keys that a recipe of a system and a model has.
 
 use super::{Recipe, System};
+use crate::data::ConditionKind;
 use crate::models::vae::VaeKind;
 
 impl Recipe {
@@ -23,6 +24,7 @@ impl Recipe {
             | "offset_noise" | "input_perturbation" | "learned_schedule" | "gamma_min" | "gamma_max" => {
                 system.diffuses()
             }
+            "text" | "train_text_encoder" | "caption_dropout" => system.diffuses() && self.text_width() > 0,
             "codebook" | "codebook_weight" | "commitment" | "codebook_decay" | "codebook_restart" => {
                 self.has_codebook()
             }
@@ -32,7 +34,8 @@ impl Recipe {
             }
             "evaluate_every" | "evaluate_count" => system != System::Classifier,
             "latents" | "latent_count" | "latent_size" | "vae_fingerprint" => system == System::Ldm,
-            "condition" | "self_conditioning" => system == System::Ddpm,
+            "condition" => system == System::Ddpm || self.condition.kind == ConditionKind::MaskedLatents,
+            "self_conditioning" => system == System::Ddpm,
             "scaling_factor" => matches!(system, System::Vae | System::Ldm),
             "classifier" => system == System::Classifier,
             _ => true,
@@ -56,6 +59,9 @@ impl Recipe {
         let of = match key {
             "unet" | "dit" | "conv" if self.system.diffuses() => {
                 format!("model = {}", self.model.table())
+            }
+            "text" | "train_text_encoder" | "caption_dropout" if self.system.diffuses() => {
+                "a model that sees no text: it has unet.cross_attention_dim".to_owned()
             }
             _ if self.system == System::Vae && (key.starts_with("codebook") || key == "commitment") => {
                 "a VAE without a codebook: vae.kind must be vq".to_owned()

@@ -1,6 +1,7 @@
 //! The process of a recipe and the sampler that walks it back.
 
 use super::{Backbone, Recipe, System};
+use crate::data::ConditionKind;
 use crate::diffusion::{Keys, Learned, Precision, Prediction, Process, Schedule, Scheduler};
 use crate::error::{Error, Result, need};
 
@@ -83,6 +84,10 @@ impl Recipe {
         match self.system {
             System::Vae if self.has_codebook() => self.check_codebook(),
             System::Vae | System::Classifier => Ok(()),
+            _ if self.condition.kind == ConditionKind::MaskedLatents => {
+                Err(Error::usage("condition.kind is masked_latents: such a model can only be drawn from")
+                    .hint("denoir fills holes of images that it trains on with condition.kind = mask"))
+            }
             _ if self.rescale_betas_zero_snr && self.prediction_type == Prediction::Epsilon => {
                 let message =
                     "rescale_betas_zero_snr ends in pure noise, and predicting noise teaches nothing there";

@@ -80,6 +80,7 @@ impl Recipe {
             ("corrupt_mask", self.corrupt_mask, 0.0, 1.0, true),
             ("scaling_factor", self.scaling_factor, 0.0, 1e9, true),
             ("label_dropout", self.label_dropout, 0.0, 1.0, true),
+            ("caption_dropout", self.caption_dropout, 0.0, 1.0, true),
             ("guidance", self.guidance, 0.0, 1e3, true),
             ("guidance_rescale", self.guidance_rescale, 0.0, 1.0, true),
         ];
@@ -113,6 +114,7 @@ impl Recipe {
 
     fn validate_diffusion(&self) -> Result<()> {
         self.validate_condition()?;
+        self.validate_text()?;
         let ([_, _, channels], [_, out]) = (self.diffused(), self.model_channels());
         let learned = self.variance.is_learned();
         let (table, wanted) = (self.model.table(), if learned { 2 * channels } else { channels });
@@ -129,7 +131,8 @@ impl Recipe {
         self.validate_loss()?;
         self.validate_learned_schedule()?;
         self.validate_process()?;
-        let drops = self.condition.dropout > 0.0;
+        // Every text has its opposite: the prediction with an empty one, or another.
+        let drops = self.condition.dropout > 0.0 || self.text_width() > 0;
         need(
             drops || !self.condition.is_some() || self.guidance == 1.0 || self.label_dropout > 0.0,
             format!("guidance is {}, and the model was not trained without conditions", self.guidance),
@@ -144,7 +147,7 @@ impl Recipe {
         let trained = self.guidance == 1.0 || self.null_class().is_some() || drops;
         need(trained, format!("guidance is {}", self.guidance), "train with label_dropout, such as 0.1")?;
         need(
-            !drops || self.label_dropout == 0.0,
+            self.condition.dropout == 0.0 || self.label_dropout == 0.0,
             "label_dropout and condition.dropout: guidance is by the class, or by the condition",
             "leave one of them at 0",
         )?;
@@ -167,6 +170,25 @@ impl Recipe {
         Ok(())
     }
 
+    /// Checks the text encoder of a model that sees texts.
+    fn validate_text(&self) -> Result<()> {
+        let width = self.text_width();
+        if width == 0 {
+            let unused = self.caption_dropout == 0.0 && !self.train_text_encoder;
+            let hint = "set unet.cross_attention_dim, or leave them out";
+            return need(unused, "caption_dropout and train_text_encoder go with a model that sees texts", hint);
+        }
+        self.text.validate()?;
+        let hidden = self.text.hidden_size;
+        let message = format!("text.hidden_size is {hidden}, and the unet sees texts of {width}");
+        need(hidden == width, message, "set unet.cross_attention_dim to text.hidden_size")?;
+        need(
+            self.label_dropout == 0.0,
+            "label_dropout: guidance of a model that sees texts is by the text",
+            "leave it at 0",
+        )
+    }
+
     /// Checks that the model takes images, and what else it is to see.
     fn validate_condition(&self) -> Result<()> {
         let ([channels, out], table) = (self.model_channels(), self.model.table());
@@ -177,8 +199,9 @@ impl Recipe {
             .validate(self.image_size, if self.seen_channels(image) == channels { image } else { 3 })?;
         let has_holes = self.condition.kind == ConditionKind::Mask;
         let sees_more = self.condition.is_some() || self.self_conditioning;
+        let of_latents = self.condition.kind == ConditionKind::MaskedLatents && !self.self_conditioning;
         need(
-            !sees_more || self.system == System::Ddpm,
+            !sees_more || (self.system == System::Ddpm) != of_latents,
             "condition and self_conditioning go with system = ddpm, a diffusion model of pixels",
             "set condition.kind = none and self_conditioning = false",
         )?;

@@ -50,7 +50,7 @@ pub(super) fn labels_of(recipe: &Recipe) -> Option<DType> {
 /// Tokens of a text of a recipe's model, and numbers of each.
 fn texts_of(recipe: &Recipe) -> Option<[usize; 2]> {
     let width = recipe.text_width();
-    (width > 0).then_some([77, width])
+    (width > 0).then_some([recipe.text.max_position_embeddings, width])
 }
 
 /// Operations of a reverse step of `batch` samples of a recipe's model. Nothing is allocated on the device.
@@ -130,16 +130,17 @@ impl<'a> Denoiser<'a> {
         assert!(self.labels.is_none(), "draw: the model takes labels; use a sampler");
         let most = NUMBERS.div_ceil(self.shape.iter().product::<usize>()).min(count);
         let start = Start { count, noise: None, labels: &|_, _| Ok(Vec::new()) };
-        check_finite(self.sample(options, most, start, || Ok(()))?)
+        check_finite(self.sample(options, most, start, |_, _| Ok(()))?)
     }
 
-    /// Draws samples, at most `most` together, calling `progress` after each reverse step of each batch.
+    /// Draws samples, at most `most` together, calling `watch(row, sampler)` after each reverse step of each
+    /// batch.
     pub(super) fn sample(
         &self,
         options: &Options,
         most: usize,
         Start { count, noise, labels }: Start,
-        mut progress: impl FnMut() -> Result<()>,
+        mut watch: impl FnMut(usize, &Sampler) -> Result<()>,
     ) -> Result<Vec<f32>> {
         let most = self.batch(options, most)?;
         let size = self.shape.iter().product::<usize>();
@@ -156,7 +157,7 @@ impl<'a> Denoiser<'a> {
                 torch.whole = count;
             }
             let labels = labels(first, batch)?;
-            let watch = |_, _, _: &Sampler| progress();
+            let watch = |row, _, sampler: &Sampler| watch(row, sampler);
             samples.extend(match noise {
                 Some(noise) => {
                     let x = &noise[first * size..(first + batch) * size];

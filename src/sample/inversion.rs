@@ -55,12 +55,12 @@ impl Source<'_> {
         &self,
         config: &InversionConfig,
         images: &[f32],
-        progress: impl FnMut() -> Result<()>,
+        mut progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
         let options = config.options(self.recipe, "ddim-inverse")?;
         let samples = self.samples_of(images)?;
         let count = samples.len() / self.recipe.diffused().iter().product::<usize>();
-        let noise = self.sample(&options, count, Some(&samples), config.class, progress)?;
+        let noise = self.sample(&options, count, Some(&samples), config.class, |_, _| progress())?;
         if noise.iter().any(|v| !v.is_finite()) {
             return Err(
                 Error::new("the inversion leads to numbers that are not finite").hint("take more steps")

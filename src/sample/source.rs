@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::denoiser::{Start, check_finite, labels_of};
-use super::{ClassifierGuide, Condition, Denoiser, Given, Options, Sampler};
+use super::{Begin, ClassifierGuide, Condition, Denoiser, Given, Latents, Options, Sampler, Texts};
 use crate::classifier::Classifier;
 use crate::codec::Codec;
 use crate::data::quality::psnr;
@@ -16,7 +16,9 @@ const BATCH: usize = 64;
 
 /// Samples that are drawn at a time of so many: as many as training held in memory.
 pub(crate) fn batch_of(recipe: &Recipe, count: usize) -> usize {
-    BATCH.min(recipe.batch_size.max(8)).min(count)
+    // A net that sees texts is large, and has as small a batch as memory allows.
+    let least = if recipe.unet.sees_text() { 1 } else { 8 };
+    BATCH.min(recipe.batch_size.max(least)).min(count)
 }
 
 /// A trained model and all that sampling from it needs.
@@ -129,12 +131,77 @@ impl<'a> Source<'a> {
         self.codec.map_or(self.denoiser.shape, |codec| codec.image_of([h, w]))
     }
 
+    /// The same, drawn from texts.
+    #[must_use]
+    pub fn told(mut self, texts: Texts) -> Source<'a> {
+        self.denoiser.texts = Some(texts);
+        self
+    }
+
+    /// The same, of images of so many pixels; a pipeline's takes whole numbers of its VAE's squares.
+    ///
+    /// # Errors
+    /// When the model has no such images.
+    pub fn sized(self, [height, width]: [usize; 2]) -> Result<Source<'a>> {
+        let [own_h, own_w, _] = self.image();
+        let h = self.denoiser.shape[0];
+        let unit = (own_h / h).max(8);
+        let fits = |side: usize| (unit..=8192).contains(&side) && side.is_multiple_of(unit);
+        if !self.recipe.unet.sees_text() && [height, width] != [own_h, own_w] {
+            return Err(Error::usage(format!("the model draws images of {own_w}x{own_h} pixels"))
+                .hint("leave --width and --height out"));
+        }
+        if !(fits(height) && fits(width)) {
+            return Err(Error::usage(format!("{width}x{height} pixels"))
+                .hint(format!("width and height must be multiples of {unit}, at most 8192")));
+        }
+        Ok(self.resized([height, width]))
+    }
+
+    /// The same, of images of so many pixels, whole numbers of the squares that become a latent.
+    #[must_use]
+    pub(crate) fn resized(mut self, [height, width]: [usize; 2]) -> Source<'a> {
+        let ([own_h, own_w, _], [h, w, _]) = (self.image(), self.denoiser.shape);
+        [self.denoiser.shape[0], self.denoiser.shape[1]] = [height * h / own_h, width * w / own_w];
+        self
+    }
+
+    /// Height and width of the samples, which are images or latents.
+    pub(crate) fn sample_size(&self) -> [usize; 2] {
+        [self.denoiser.shape[0], self.denoiser.shape[1]]
+    }
+
+    /// The same, whose samples begin with a picture.
+    #[must_use]
+    pub fn beginning_with(mut self, begin: Begin) -> Source<'a> {
+        self.denoiser.begin = Some(begin);
+        self
+    }
+
+    /// The Gaussians over the latents of pictures `[N, H, W, C]` of this source's size, scaled as the model has
+    /// them; pictures themselves where it has no VAE.
+    ///
+    /// # Errors
+    /// When memory is too small, or the driver reports an error.
+    pub fn latents_of(&self, pictures: &[f32]) -> Result<Latents> {
+        let Some(codec) = self.codec else {
+            return Ok(Latents { mean: pictures.into(), sigma: vec![0.0; pictures.len()].into() });
+        };
+        let [h, w, _] = self.denoiser.shape;
+        let posterior = codec.encode_sized(pictures, [h, w])?;
+        let factor = self.recipe.scaling_factor as f32;
+        let scaled = |values: &[f32]| values.iter().map(|v| v * factor).collect();
+        Ok(Latents { mean: scaled(&posterior.mean), sigma: scaled(&posterior.sigma()) })
+    }
+
     /// Images `[N, H, W, C]` of samples as the process has them: the same, or latents decoded.
     pub(crate) fn images_of(&self, samples: Vec<f32>) -> Result<Vec<f32>> {
         match self.codec {
             Some(codec) => {
                 let factor = (1.0 / self.recipe.scaling_factor) as f32;
-                codec.decode(&samples.into_iter().map(|v| v * factor).collect::<Vec<f32>>())
+                let [h, w, _] = self.denoiser.shape;
+                let latents: Vec<f32> = samples.into_iter().map(|v| v * factor).collect();
+                codec.decode_sized(&latents, [h, w])
             }
             None => Ok(samples),
         }
@@ -200,9 +267,23 @@ impl<'a> Source<'a> {
         options: &Options,
         count: usize,
         class: Option<u32>,
-        progress: impl FnMut() -> Result<()>,
+        mut progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
-        self.shown(options, self.sample(options, count, None, class, progress)?)
+        self.draw_watched(options, count, class, |_, _| progress())
+    }
+
+    /// As [`Source::draw`], calling `watch(row, sampler)` after each reverse step of each batch.
+    ///
+    /// # Errors
+    /// As [`Sampler::run`].
+    pub fn draw_watched(
+        &self,
+        options: &Options,
+        count: usize,
+        class: Option<u32>,
+        watch: impl FnMut(usize, &Sampler) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        self.shown(options, self.sample(options, count, None, class, watch)?)
     }
 
     /// As [`Source::draw`], but from given noise `[N, h, w, c]`, which is taken as it is.
@@ -214,10 +295,10 @@ impl<'a> Source<'a> {
         options: &Options,
         noise: &[f32],
         class: Option<u32>,
-        progress: impl FnMut() -> Result<()>,
+        mut progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
         let count = noise.len() / self.recipe.diffused().iter().product::<usize>();
-        self.shown(options, self.sample(options, count, Some(noise), class, progress)?)
+        self.shown(options, self.sample(options, count, Some(noise), class, |_, _| progress())?)
     }
 
     /// Samples as images, with the pixels that their conditions know.
@@ -243,11 +324,11 @@ impl<'a> Source<'a> {
         count: usize,
         noise: Option<&[f32]>,
         class: Option<u32>,
-        progress: impl FnMut() -> Result<()>,
+        watch: impl FnMut(usize, &Sampler) -> Result<()>,
     ) -> Result<Vec<f32>> {
         let labels = |first, batch| self.labels(first, batch, class);
         let start = Start { count, noise, labels: &labels };
-        self.denoiser(options)?.sample(options, batch_of(self.recipe, count), start, progress)
+        self.denoiser(options)?.sample(options, batch_of(self.recipe, count), start, watch)
     }
 
     /// Number of evaluations of the model in [`Source::draw`].

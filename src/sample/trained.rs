@@ -13,6 +13,7 @@ use crate::error::{Error, Result, quoted};
 use crate::nn::Params;
 use crate::recipe::{Recipe, System, model_of, params_of};
 use crate::run::Run;
+use crate::text_model::TextModel;
 
 /// A trained diffusion model on a device, with all that sampling needs.
 pub struct Trained {
@@ -22,6 +23,7 @@ pub struct Trained {
     params: Rc<RefCell<Params>>,
     weights: Buffer,
     codec: Option<Codec>,
+    text: Option<TextModel>,
     remarks: Vec<String>,
 }
 
@@ -67,7 +69,7 @@ impl Trained {
         };
         let params = params_of(&recipe);
         let values = loaded.set("ema", &params.borrow())?;
-        Trained::with(recipe, &values, codec, Vec::new(), device)
+        Trained::with(recipe, &values, (codec, None), Vec::new(), device)
     }
 
     /// Opens a pipeline, or a bare model, of the diffusers library.
@@ -75,14 +77,15 @@ impl Trained {
         let folder = diffusers::open(path)?;
         check_diffuses(path, &folder.model.recipe)?;
         let codec = folder.vae.as_ref().map(|vae| Codec::of_component(vae, device)).transpose()?;
-        Trained::with(folder.model.recipe, &folder.model.weights, codec, folder.remarks, device)
+        let text = folder.text.map(|text| TextModel::of_folder(text, device)).transpose()?;
+        Trained::with(folder.model.recipe, &folder.model.weights, (codec, text), folder.remarks, device)
     }
 
     /// `values`: the parameters, flat.
     fn with(
         recipe: Recipe,
         values: &[f32],
-        codec: Option<Codec>,
+        (codec, text): (Option<Codec>, Option<TextModel>),
         remarks: Vec<String>,
         device: &Device,
     ) -> Result<Trained> {
@@ -90,12 +93,17 @@ impl Trained {
         let weights = device.alloc("parameters", values.len() * 4)?;
         device.write(&weights, 0, bytemuck::cast_slice(values))?;
         let model = model_of(&recipe);
-        Ok(Trained { device: device.clone(), model, recipe, params, weights, codec, remarks })
+        Ok(Trained { device: device.clone(), model, recipe, params, weights, codec, text, remarks })
     }
 
     /// Remarks for the user about the folder that it was read from.
     pub fn remarks(&self) -> &[String] {
         &self.remarks
+    }
+
+    /// The text encoder, of a model that sees texts.
+    pub fn text(&self) -> Option<&TextModel> {
+        self.text.as_ref()
     }
 
     /// The recipe of the model.

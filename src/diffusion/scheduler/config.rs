@@ -136,6 +136,19 @@ impl Keys {
         self.0.get(CLASS)?.as_str()
     }
 
+    /// The same keys as the pipelines of Stable Diffusion change them: `clips` where they leave `clip_sample` as
+    /// it is, as the one for inpainting does.
+    #[must_use]
+    pub(crate) fn of_text_pipeline(mut self, clips: bool) -> Self {
+        self.extend(json!({"steps_offset": 1}));
+        if clips {
+            self.extend(json!({SKIP: true}));
+        } else {
+            self.extend(json!({CLIP: false}));
+        }
+        self
+    }
+
     /// The sampler, by its name on the command line where it has one.
     pub(crate) fn sampler(&self) -> String {
         let class = self.class().unwrap_or_default();

@@ -1,0 +1,136 @@
+//! A text encoder at work: prompts to what a diffusion model sees of them.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use crate::device::{Buffer, Device};
+use crate::diffusers::{TEXT_MODULE, Text, text_params};
+use crate::error::Result;
+use crate::models::clip::{TextConfig, clip_text};
+use crate::nn::{self, Params, Scope};
+use crate::program::{Plan, Program, Sharing, halves};
+use crate::sample::Texts;
+use crate::tape::Tape;
+use crate::tokenizer::Tokenizer;
+
+/// Prompts that are embedded at a time.
+const BATCH: usize = 16;
+
+/// A text encoder and its tokenizer, on a device.
+pub struct TextModel {
+    device: Device,
+    config: TextConfig,
+    tokenizer: Tokenizer,
+    params: Rc<RefCell<Params>>,
+    weights: Buffer,
+}
+
+/// What is drawn from prompts: see [`TextModel::texts`].
+pub struct Told {
+    /// The texts, embedded.
+    pub texts: Texts,
+    /// The parts of prompts that did not fit, which the model does not see.
+    pub cut: Vec<String>,
+}
+
+impl TextModel {
+    /// One whose parameters are among `params`, in a module `text_model`.
+    pub(crate) fn new(
+        device: &Device,
+        config: &TextConfig,
+        tokenizer: Tokenizer,
+        params: Rc<RefCell<Params>>,
+        weights: Buffer,
+    ) -> Self {
+        TextModel { device: device.clone(), config: config.clone(), tokenizer, params, weights }
+    }
+
+    /// That of a folder.
+    ///
+    /// # Errors
+    /// When it does not fit into memory.
+    pub(crate) fn of_folder(text: Text, device: &Device) -> Result<Self> {
+        let values = &text.encoder.weights;
+        let weights = device.alloc("text encoder", values.len() * 4)?;
+        device.write(&weights, 0, bytemuck::cast_slice(values))?;
+        let config = &text.encoder.config;
+        Ok(TextModel::new(device, config, text.tokenizer, text_params(config), weights))
+    }
+
+    /// The options of the model.
+    pub fn config(&self) -> &TextConfig {
+        &self.config
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Embeds token numbers `[P, tokens]`, of at most `max_position_embeddings` tokens, to `[P, tokens,
+    /// hidden_size]`. `skip`: layers at the end that are left out.
+    ///
+    /// # Errors
+    /// When memory is too small, or the driver reports an error.
+    ///
+    /// # Panics
+    /// When no layer is left.
+    #[track_caller]
+    pub fn embed(&self, ids: &[u32], tokens: usize, skip: usize) -> Result<Vec<f32>> {
+        let most = (ids.len() / tokens).clamp(1, BATCH);
+        let (plan, (batch, out)) = Plan::of_batch(&self.device, halves(most), |batch| {
+            let tape = Tape::new();
+            let scope = Scope::new(&tape, &self.params).sub(TEXT_MODULE);
+            let out = clip_text(&self.config, &scope, &tape.stored_u32("ids", [batch, tokens]), skip);
+            (Plan::new(&tape, &[&out], &self.device), (batch, out))
+        });
+        let stores = [(nn::STORE, &self.weights)];
+        let mut program = Program::compile(&plan, &self.device, &stores, Sharing::Shared)?;
+        let mut all = Vec::new();
+        for chunk in ids.chunks(batch * tokens) {
+            // The rest of a short chunk repeats the one before, and is dropped.
+            program.write_at("ids", 0, chunk)?;
+            program.run()?;
+            let out = program.read(&out)?;
+            all.extend_from_slice(&out[..chunk.len() * self.config.hidden_size]);
+        }
+        Ok(all)
+    }
+
+    /// The texts of `prompts`, each of `each` samples, against `negatives`, one for each prompt or one for all.
+    ///
+    /// # Errors
+    /// As [`TextModel::embed`].
+    ///
+    /// # Panics
+    /// When there are no prompts, or no layer is left.
+    #[track_caller]
+    pub fn texts(&self, prompts: &[String], negatives: &[String], each: usize, skip: usize) -> Result<Told> {
+        let tokens = self.config.max_position_embeddings;
+        let mut cut = Vec::new();
+        let mut ids = Vec::new();
+        // A text that many samples share is embedded once.
+        let mut known: Vec<&String> = Vec::new();
+        for text in prompts.iter().chain(negatives) {
+            if !known.contains(&text) {
+                let prompt = self.tokenizer.prompt(text, tokens);
+                cut.extend(prompt.cut);
+                ids.extend(prompt.ids);
+                known.push(text);
+            }
+        }
+        let all = self.embed(&ids, tokens, skip)?;
+        let size = tokens * self.config.hidden_size;
+        let of = |texts: &mut dyn Iterator<Item = &String>| -> Vec<f32> {
+            let place = |text: &String| known.iter().position(|k| *k == text).unwrap_or_default();
+            texts.flat_map(|text| &all[place(text) * size..][..size]).copied().collect()
+        };
+        let texts = Texts {
+            shape: [tokens, self.config.hidden_size],
+            prompts: of(&mut prompts.iter()).into(),
+            negatives: of(&mut negatives.iter().cycle().take(prompts.len())).into(),
+            each,
+        };
+        Ok(Told { texts, cut })
+    }
+}
