@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{any, note, number};
 use crate::data::read_whole;
 use crate::error::{Error, Result, need};
-use crate::recipe::Recipe;
-use crate::sample::{Begin, Options, Source, Trained};
+use crate::sample::{Options, Source, Trained};
 
 /// Longest file of prompts that is read.
 const MOST_BYTES: u64 = 64 << 20;
@@ -71,7 +70,6 @@ impl Prompting {
         count: Option<usize>,
         mask: Option<&Path>,
     ) -> Result<(Source<'a>, usize)> {
-        let recipe = trained.recipe();
         let prompts = self.texts()?;
         let asks = !prompts.is_empty() || !self.negative.is_empty() || self.clip_skip > 0;
         let mut each = count.unwrap_or(1);
@@ -109,11 +107,7 @@ impl Prompting {
             source = source.sized([self.height.unwrap_or(own_h), self.width.unwrap_or(own_w)])?;
         }
         if let Some(image) = &self.image {
-            source = self.begin(source, recipe, options, image, mask)?;
-        } else {
-            let hint = "give the picture by --image";
-            let fills = recipe.condition.kind == crate::data::ConditionKind::MaskedLatents;
-            need(!fills, "the model fills holes of a picture", hint)?;
+            source = self.begin(source, options, image, mask)?;
         }
         Ok((source, each * prompts.len().max(1)))
     }
@@ -121,60 +115,23 @@ impl Prompting {
     /// The source, whose samples begin with a picture.
     fn begin<'a>(
         &self,
-        mut source: Source<'a>,
-        recipe: &Recipe,
+        source: Source<'a>,
         options: &mut Options,
         image: &Path,
         mask: Option<&Path>,
     ) -> Result<Source<'a>> {
-        need(
-            recipe.condition.kind == crate::data::ConditionKind::None || recipe.unet.sees_text(),
-            "--image: the model draws from conditions",
-            "give the picture by --condition",
-        )?;
         let strength = self.strength.unwrap_or(if mask.is_some() { 1.0 } else { 0.8 });
-        let message = format!("--strength {strength}");
-        need((0.0..=1.0).contains(&strength), message, "it must be from 0 to 1")?;
-        // As in the library.
-        let taken = ((options.steps as f64 * strength) as usize).min(options.steps);
-        let message = format!("--strength {strength} of {} steps takes none", options.steps);
-        need(taken > 0, message, "raise one of them")?;
-        options.first = options.steps - taken;
         let [height, width, channels] = source.image();
-        let keeps_size = mask.is_none() && self.width.is_none() && self.height.is_none();
-        let unit = {
-            let [h, ..] = recipe.diffused();
-            (source.image()[0] / h.max(1)).max(1)
-        };
+        let unit = source.unit();
         // A picture keeps its size, but for what does not fill a square of the VAE.
-        let of = |[h, w]: [usize; 2]| match keeps_size && recipe.unet.sees_text() {
+        let keeps = unit > 1 && mask.is_none() && self.width.is_none() && self.height.is_none();
+        let of = |[h, w]: [usize; 2]| match keeps {
             true => [h, w].map(|side| (side / unit * unit).max(unit)),
             false => [height, width],
         };
         let (picture, size) = read_whole(image, channels, of)?;
-        if size != [height, width] {
-            source = source.resized(size);
-        }
-        let mut begin = Begin {
-            latents: source.latents_of(&picture)?,
-            mask: None,
-            masked: None,
-            from_noise: mask.is_some() && taken == options.steps,
-        };
-        let fills = recipe.condition.kind == crate::data::ConditionKind::MaskedLatents;
-        match mask {
-            None => need(!fills, "the model fills holes of a picture", "say by --mask FILE where they are")?,
-            Some(mask) => {
-                let (mask, _) = read_whole(mask, 1, |_| size)?;
-                let is_hole: Vec<f32> = mask.iter().map(|&v| if v > 0.0 { 1.0 } else { 0.0 }).collect();
-                let known = picture.iter().enumerate().map(|(i, v)| v * (1.0 - is_hole[i / channels]));
-                let known: Vec<f32> = known.collect();
-                begin.masked = fills.then(|| source.latents_of(&known)).transpose()?;
-                let [h, w] = source.sample_size();
-                let nearest = |i: usize| is_hole[i / w * size[0] / h * size[1] + i % w * size[1] / w];
-                begin.mask = Some((0..h * w).map(nearest).collect());
-            }
-        }
-        Ok(source.beginning_with(begin))
+        let holes = mask.map(|mask| read_whole(mask, 1, |_| size)).transpose()?;
+        let holes = holes.map(|(mask, _)| mask.iter().map(|&v| v > 0.0).collect::<Vec<bool>>());
+        source.beginning_with(&picture, size, holes.as_deref(), strength, options)
     }
 }

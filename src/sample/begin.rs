@@ -2,8 +2,9 @@
 
 use std::rc::Rc;
 
-use super::Sampler;
-use crate::error::Result;
+use super::{Options, Sampler, Source};
+use crate::data::ConditionKind;
+use crate::error::{Result, need};
 use crate::philox::{Stream, fill_normal};
 use crate::state::State;
 
@@ -39,6 +40,52 @@ pub struct Begin {
     pub masked: Option<Latents>,
     /// Samples begin with noise alone.
     pub from_noise: bool,
+}
+
+impl Source<'_> {
+    /// The same, whose samples begin with a `picture` `[H, W, C]` of any size that the model has, `[H, W]` of
+    /// it. `holes`, of so many pixels: where it is made anew. Of the steps a share `strength` is taken, which
+    /// the options are told.
+    ///
+    /// # Errors
+    /// When the model does not begin with pictures, no step is left, or memory is too small.
+    pub fn beginning_with(
+        self,
+        picture: &[f32],
+        size: [usize; 2],
+        holes: Option<&[bool]>,
+        strength: f64,
+        options: &mut Options,
+    ) -> Result<Self> {
+        let kind = self.recipe.condition.kind;
+        let fills = kind == ConditionKind::MaskedLatents;
+        let hint = "give the picture as a condition";
+        need(fills || kind == ConditionKind::None, "the model draws from conditions", hint)?;
+        let hint = "say by a mask where they are";
+        need(holes.is_some() || !fills, "the model fills holes of a picture", hint)?;
+        let message = format!("a strength of {strength}");
+        need((0.0..=1.0).contains(&strength), message, "it must be from 0 to 1")?;
+        // As in the library.
+        let taken = ((options.steps as f64 * strength) as usize).min(options.steps);
+        let message = format!("a strength of {strength} takes none of {} steps", options.steps);
+        need(taken > 0, message, "raise one of them")?;
+        options.first = options.steps - taken;
+        let mut source = self.resized(size);
+        let known = |is_kept: bool, v: f32| if is_kept { v } else { 0.0 };
+        let masked = holes.filter(|_| fills).map(|holes| {
+            let channels = picture.len() / holes.len();
+            let pixels = picture.chunks_exact(channels).zip(holes);
+            let known = pixels.flat_map(|(pixel, hole)| pixel.iter().map(move |v| known(!hole, *v)));
+            source.latents_of(&known.collect::<Vec<f32>>())
+        });
+        let [h, w, _] = source.denoiser.shape;
+        let nearest = |holes: &[bool], i: usize| holes[i / w * size[0] / h * size[1] + i % w * size[1] / w];
+        let mask = holes.map(|holes| (0..h * w).map(|i| f32::from(nearest(holes, i))).collect());
+        let (latents, masked) = (source.latents_of(picture)?, masked.transpose()?);
+        let from_noise = holes.is_some() && options.first == 0;
+        source.denoiser.begin = Some(Begin { latents, mask, masked, from_noise });
+        Ok(source)
+    }
 }
 
 /// What is kept of a picture in every step.

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::denoiser::{Start, check_finite, labels_of};
-use super::{Begin, ClassifierGuide, Condition, Denoiser, Given, Latents, Options, Sampler, Texts};
+use super::{ClassifierGuide, Condition, Denoiser, Given, Latents, Options, Sampler, Texts};
 use crate::classifier::Classifier;
 use crate::codec::Codec;
 use crate::data::quality::psnr;
@@ -144,8 +144,7 @@ impl<'a> Source<'a> {
     /// When the model has no such images.
     pub fn sized(self, [height, width]: [usize; 2]) -> Result<Source<'a>> {
         let [own_h, own_w, _] = self.image();
-        let h = self.denoiser.shape[0];
-        let unit = (own_h / h).max(8);
+        let unit = self.unit().max(8);
         let fits = |side: usize| (unit..=8192).contains(&side) && side.is_multiple_of(unit);
         if !self.recipe.unet.sees_text() && [height, width] != [own_h, own_w] {
             return Err(Error::usage(format!("the model draws images of {own_w}x{own_h} pixels"))
@@ -166,16 +165,9 @@ impl<'a> Source<'a> {
         self
     }
 
-    /// Height and width of the samples, which are images or latents.
-    pub(crate) fn sample_size(&self) -> [usize; 2] {
-        [self.denoiser.shape[0], self.denoiser.shape[1]]
-    }
-
-    /// The same, whose samples begin with a picture.
-    #[must_use]
-    pub fn beginning_with(mut self, begin: Begin) -> Source<'a> {
-        self.denoiser.begin = Some(begin);
-        self
+    /// Side in pixels of the square that a latent stands for; 1 without a VAE.
+    pub(crate) fn unit(&self) -> usize {
+        self.image()[0] / self.denoiser.shape[0].max(1)
     }
 
     /// The Gaussians over the latents of pictures `[N, H, W, C]` of this source's size, scaled as the model has

@@ -33,6 +33,7 @@ mod resume;
 mod schedulers;
 mod signals;
 mod source;
+mod text_to_image;
 mod text_unet;
 mod training;
 mod tuning;
