@@ -5,7 +5,7 @@ use std::fs;
 use image::{GrayImage, ImageFormat, Luma, Rgb, RgbImage};
 
 use super::super::tests::{options, refusal};
-use super::super::{Loader, open as open_spec, picture::to_u8};
+use super::super::{Loader, Resize, open as open_spec, picture::to_u8, read_picture};
 use super::*;
 
 struct Place(tempfile::TempDir);
