@@ -29,6 +29,8 @@ type Wrong = String;
 
 /// Memory for files of pictures: those that have more are read again for each picture.
 const KEPT: u64 = 1 << 30;
+/// Bytes of captions that a file may have beyond its length: one that many rows share is written once.
+const MORE_TEXT: u64 = 64 << 20;
 /// Most values of a page.
 const MOST_VALUES: u64 = 1 << 26;
 
@@ -233,14 +235,14 @@ impl Table {
                 ));
             }
             // Captions that are written once for many rows could otherwise take any amount of memory.
-            let mut left = shard.footer.length;
+            let mut left = shard.footer.length.saturating_add(MORE_TEXT);
             for cells in shard.column(&self.dir, column)? {
                 let mut texts = Vec::new();
                 for cell in cells {
                     let Cell::Bytes(bytes) = cell else { continue };
                     let size = bytes.len() as u64;
                     left = left.checked_sub(size).ok_or_else(|| {
-                        refused(&self.dir, &shard.name, "it is damaged: its captions have more bytes than it")
+                        refused(&self.dir, &shard.name, "it is damaged: it has too many bytes of captions")
                     })?;
                     texts.push(String::from_utf8(bytes.to_vec()).map_err(|_| {
                         let wrong = format!("the caption of row {} is no UTF-8 text", all.len());

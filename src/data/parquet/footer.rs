@@ -10,6 +10,8 @@ use crate::files;
 
 /// Bytes of what a file says of its data. A shard of 500 MB has some 100 kB.
 const MOST: u64 = 32 << 20;
+/// Rows that a file may have beyond its bytes: equal pictures are written once.
+const MORE_ROWS: u64 = 1 << 16;
 /// Columns in columns.
 const DEEPEST: usize = 16;
 
@@ -84,7 +86,7 @@ impl Footer {
             .collect::<Result<_, _>>()?;
         // Otherwise a small file could say that it has any number of pictures.
         let rows = groups.iter().fold(0_u64, |sum, group| sum.saturating_add(group.rows as u64));
-        if rows > length {
+        if rows > length.saturating_add(MORE_ROWS) {
             return Err(format!("it is damaged: it says that its {length} bytes are {rows} rows").into());
         }
         let note = |note: &Value| Some((note.text(1)?, note.text(2)?));
