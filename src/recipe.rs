@@ -48,7 +48,7 @@ config! {
         pub system: System = System::Ddpm,
         /// The network of a diffusion model: unet, dit or conv.
         pub model: Backbone = Backbone::Unet,
-        /// A SPEC: digits, faces, mnist:DIR, cifar10:DIR, images:DIR, pairs:A,B or maps:A,B.
+        /// A SPEC: digits, faces, mnist:DIR, cifar10:DIR, images:DIR, parquet:DIR, pairs:A,B or maps:A,B.
         pub data: String = "digits".to_owned(),
         /// Side of the images in pixels.
         pub image_size: usize = 32,

@@ -7,7 +7,12 @@ use crate::recipe::Recipe;
 
 /// Each flag, the key of the recipe that it sets, and what `--help` says of its value.
 const FLAGS: [(&str, &str, &str, &str); 9] = [
-    ("data", "data", "SPEC", "digits, faces, mnist:DIR, cifar10:DIR, images:DIR, pairs:A,B or maps:A,B"),
+    (
+        "data",
+        "data",
+        "SPEC",
+        "digits, faces, mnist:DIR, cifar10:DIR, images:DIR, parquet:DIR, pairs:A,B or maps:A,B",
+    ),
     ("image-size", "image_size", "PIXELS", "Side of the images"),
     ("steps", "steps", "N", "Steps of the optimiser in all"),
     ("epochs", "epochs", "N", "Passes through the data, where it ends, instead of steps"),

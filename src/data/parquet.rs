@@ -26,6 +26,8 @@ use crate::files;
 
 /// What is wrong with a file, in words that follow its name.
 type Wrong = String;
+/// The values of some rows of a column.
+type Rows = std::result::Result<Vec<Vec<Cell>>, Wrong>;
 
 /// Memory for files of pictures: those that have more are read again for each picture.
 const KEPT: u64 = 1 << 30;
@@ -46,8 +48,8 @@ struct Shard {
     name: PathBuf,
     footer: Footer,
     image: usize,
-    /// The pictures of each group that was read, where they are kept.
-    kept: Vec<Mutex<Option<Arc<Vec<Vec<Cell>>>>>>,
+    /// The pictures of each group that was read, where they are kept; or why they cannot be.
+    kept: Vec<Mutex<Option<Rows>>>,
 }
 
 /// The files that a spec names, within their folder, and whether they are all of one part, which `split` is
@@ -132,13 +134,7 @@ impl Shard {
     }
 
     /// Some rows of a column of a group.
-    fn rows(
-        &self,
-        dir: &Path,
-        column: usize,
-        group: &Group,
-        rows: Range<usize>,
-    ) -> std::result::Result<Vec<Vec<Cell>>, Wrong> {
+    fn rows(&self, dir: &Path, column: usize, group: &Group, rows: Range<usize>) -> Rows {
         let (mut file, _) = files::open(&dir.join(&self.name)).map_err(|e| e.to_string())?;
         let most = self.footer.length.min(MOST_VALUES);
         cells(&mut file, (&self.footer.columns[column], &group.chunks[column]), rows, most)
@@ -190,10 +186,8 @@ impl Table {
             let read = |rows| shard.rows(&self.dir, shard.image, group, rows);
             let cell = if self.keep {
                 let mut kept = lock(kept);
-                let all = match &*kept {
-                    Some(all) => Arc::clone(all),
-                    None => Arc::clone(kept.insert(Arc::new(read(0..group.rows)?))),
-                };
+                // What cannot be read is not tried again for each of its rows.
+                let all = kept.get_or_insert_with(|| read(0..group.rows)).as_ref().map_err(Wrong::clone)?;
                 all.get(left).and_then(|cells| cells.first().cloned())
             } else {
                 read(left..left + 1)?.into_iter().flatten().next()

@@ -8,8 +8,9 @@ use crate::files::fnv1a;
 /// From this many pictures on, one in ten is held out.
 pub(super) const SMALLEST_SPLIT: usize = 20;
 
-/// The places of the files of one part. The tenth with the smallest hashes is held out; the hash is of the path within
-/// DIR, so the parts do not depend on where the folder lies, and hardly change when pictures are added.
+/// The places of the files of one part. The tenth with the smallest hashes is held out; the hash is of the
+/// path within DIR, so the parts do not depend on where the folder lies, and hardly change when pictures are
+/// added.
 pub(super) fn part_of(files: &[PathBuf], split: Split) -> Option<Vec<usize>> {
     if files.len() < SMALLEST_SPLIT {
         return (split == Split::Train).then(|| (0..files.len()).collect());

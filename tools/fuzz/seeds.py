@@ -111,6 +111,13 @@ for name, shape, said in [("latents", [2, 2, 4, 4], {}), ("latents", [2, 2, 4, 4
     for raw in (True, False):
         seed("latents", tensors(header, size, raw))
 
+for path in sorted(golden.glob("parquet/data/*.parquet")):
+    whole = path.read_bytes()
+    seed("parquet", b"\0\0" + whole)
+    # The end alone: the target puts its length behind it.
+    size = struct.unpack("<I", whole[-8:-4])[0]
+    seed("parquet", two(whole[-8 - size : -8], whole[: -8 - size]))
+
 images = struct.pack(">4I", 0x803, 2, 8, 8) + bytes(range(128))
 seed("data", two(images, struct.pack(">2I", 0x801, 2) + b"\1\2"))
 seed("data", gzip.compress(images, mtime=0))

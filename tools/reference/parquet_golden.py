@@ -3,7 +3,6 @@
     parquet/data/train-00000-of-00002.parquet, ...   six pictures of 8 x 8 with a caption each, as the library `datasets`
                                                      (push_to_hub) writes them: image = struct of bytes and path, snappy,
                                                      the library's note on the features; a test file with labels beside them
-    parquet/text.json, labels.json                   what is in them
 
 --all writes the same in every form that is read (compressions, versions of pages, with and without dictionaries, small pages
 and groups), for the check of the reader by hand: `denoir data parquet:FILE` of each says the same. Needs pyarrow.

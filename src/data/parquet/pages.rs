@@ -6,9 +6,9 @@ use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Wrong;
 use super::footer::{BYTES, Chunk, Column, INT32, INT64};
 use super::thrift::{self, Value, varint};
+use super::{Rows, Wrong};
 
 /// Bytes of a page. Programs write some 1 MB, and more where one value has more.
 const MOST: usize = 1 << 30;
@@ -46,7 +46,7 @@ pub(super) fn cells(
     (column, chunk): (&Column, &Chunk),
     rows: Range<usize>,
     most: u64,
-) -> Result<Vec<Vec<Cell>>, Wrong> {
+) -> Rows {
     let (mut at, mut row, mut dictionary) = (chunk.start, 0, None);
     let mut found = Vec::new();
     // A list may go on in the next page.

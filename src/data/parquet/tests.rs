@@ -71,7 +71,7 @@ fn a_file_that_is_cut_or_damaged_is_an_error_and_no_more() {
         );
     }
     let mut refused = 0;
-    for (place, change) in (0..whole.len()).zip([0xff, 0x01, 0x80].into_iter().cycle()) {
+    for (place, change) in (0..whole.len()).step_by(2).zip([0xff, 0x01, 0x80].into_iter().cycle()) {
         let mut bytes = whole.clone();
         bytes[place] ^= change;
         fs::write(&path, &bytes).unwrap();
@@ -85,7 +85,7 @@ fn a_file_that_is_cut_or_damaged_is_an_error_and_no_more() {
             refused += 1;
         }
     }
-    assert!(refused > whole.len() / 8, "{refused} of {}", whole.len());
+    assert!(refused > whole.len() / 16, "{refused} of {}", whole.len());
 }
 
 #[test]
