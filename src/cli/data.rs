@@ -32,8 +32,8 @@ pub struct Arguments {
     /// Side of the centred square taken from each picture of images:DIR
     #[arg(long)]
     crop: Option<usize>,
-    /// How pictures are brought to that size: bicubic (the centred square), or bilinear (torchvision's Resize
-    /// and CenterCrop)
+    /// How pictures are brought to that size: bicubic (the centred square), or bilinear or lanczos
+    /// (torchvision's Resize and CenterCrop)
     #[arg(long, default_value = "bicubic", value_parser = named::<Resize>)]
     resize: Resize,
     /// Of generated data, and of the choice

@@ -74,6 +74,8 @@ pub enum Resize {
     /// The whole picture, its shorter side to the size, by a triangle filter; of that, the centred square.
     /// This is torchvision's `Resize` (bilinear) and `CenterCrop` of a PIL picture.
     Bilinear,
+    /// As `Bilinear`, by a Lanczos filter of three lobes.
+    Lanczos,
     /// The centred square, each pixel that of the picture which is nearest: for numbers of classes, of which
     /// no mean can be taken.
     Nearest,

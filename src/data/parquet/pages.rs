@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::footer::{BYTES, Chunk, Column, INT32, INT64};
@@ -174,7 +175,12 @@ fn unpacked(file: &mut File, codec: i64, head: &Head, plain: usize) -> Result<Ve
             fits
         }
         2 => read(&mut flate2::read::MultiGzDecoder::new(packed)),
-        6 => ruzstd::decoding::StreamingDecoder::new(packed).is_ok_and(|mut from| read(&mut from)),
+        6 => {
+            // A panic of the decoder is one more page that cannot be read.
+            let mut zstd =
+                || ruzstd::decoding::StreamingDecoder::new(packed).is_ok_and(|mut from| read(&mut from));
+            catch_unwind(AssertUnwindSafe(&mut zstd)).unwrap_or(false)
+        }
         other => {
             let name =
                 ["lzo", "brotli", "lz4", "zstd", "lz4"].get((other - 3) as usize).unwrap_or(&"unknown");
