@@ -111,12 +111,30 @@ fn check_is_map(image: &DynamicImage, options: &Options) -> std::result::Result<
     }
 }
 
-/// `[size, size, channels]` bytes of a picture, or what is wrong with it in a line.
-pub(super) fn decode_and_fit(picture: &Encoded, options: &Options) -> std::result::Result<Vec<u8>, String> {
+/// The square of `crop` pixels (or as large as the picture allows) at a place from 0 to 1 across and down.
+fn cut(image: &DynamicImage, crop: Option<usize>, place: [f32; 2]) -> DynamicImage {
+    let largest = image.width().min(image.height());
+    let side = crop.map_or(largest, |c| largest.min(u32::try_from(c).unwrap_or(u32::MAX)));
+    let corner = |extent: u32, place: f32| (((extent - side + 1) as f32 * place) as u32).min(extent - side);
+    image.crop_imm(corner(image.width(), place[0]), corner(image.height(), place[1]), side, side)
+}
+
+/// `[size, size, channels]` bytes of a picture, or what is wrong with it in a line. `place`: of the square
+/// that is cut out, from 0 to 1 across and down; `None`: the middle.
+pub(super) fn decode_and_fit(
+    picture: &Encoded,
+    options: &Options,
+    place: Option<[f32; 2]>,
+) -> std::result::Result<Vec<u8>, String> {
     // Decoders are foreign code: a panic there is one more picture that cannot be read.
     let read = || {
         let image = decode(picture)?;
-        check_is_map(&image, options).map(|()| fit(image, options))
+        check_is_map(&image, options)?;
+        let image = match place {
+            Some(place) => cut(&image, options.crop, place),
+            None => image,
+        };
+        Ok(fit(image, options))
     };
     catch_unwind(AssertUnwindSafe(read))
         .unwrap_or_else(|panic| Err(format!("its decoder failed: {}", panic_text(panic.as_ref()))))
@@ -146,7 +164,7 @@ pub fn read_picture(
         return Err(Error::new(format!("picture {} {wrong}", path.display()))
             .hint("give the path of a picture, such as a png or a jpeg"));
     }
-    let bytes = decode_and_fit(&Encoded::File(path.to_owned()), &options).map_err(|wrong| {
+    let bytes = decode_and_fit(&Encoded::File(path.to_owned()), &options, None).map_err(|wrong| {
         Error::new(format!("picture {} cannot be read", path.display()))
             .hint("check the file, or convert it to png or jpeg")
             .caused_by(wrong)

@@ -208,19 +208,26 @@ impl Folder {
 
     /// Writes picture `i` to `out`; false if it cannot be decoded.
     pub(super) fn picture(&self, i: usize, out: &mut [f32]) -> bool {
-        if let Some(bytes) = self.cache.get(i).and_then(OnceLock::get) {
+        self.picture_at(i, None, out)
+    }
+
+    /// As `picture`, of the square at a place.
+    fn picture_at(&self, i: usize, place: Option<[f32; 2]>, out: &mut [f32]) -> bool {
+        // Squares at other places than the middle are other pictures each time.
+        let cache = self.cache.get(i).filter(|_| place.is_none());
+        if let Some(bytes) = cache.and_then(OnceLock::get) {
             write(bytes, out);
             return true;
         }
         if lock(&self.bad).contains_key(&i) {
             return false;
         }
-        match self.encoded(i).and_then(|picture| decode_and_fit(&picture, &self.options)) {
+        match self.encoded(i).and_then(|picture| decode_and_fit(&picture, &self.options, place)) {
             Ok(bytes) => {
                 write(&bytes, out);
-                if let Some(place) = self.cache.get(i) {
+                if let Some(cache) = cache {
                     // Another thread may have been faster, with the same bytes.
-                    let _ = place.set(bytes.into_boxed_slice());
+                    let _ = cache.set(bytes.into_boxed_slice());
                 }
                 true
             }
@@ -246,6 +253,20 @@ impl Folder {
             _ => Ok(()),
         }
     }
+
+    /// Reads a picture, or the next one that can be.
+    fn read_or_next(&self, index: u64, place: Option<[f32; 2]>, out: &mut [f32]) -> Result<u32> {
+        assert_eq!(out.len(), self.shape.iter().product::<usize>(), "read: `out` is not {:?}", self.shape);
+        assert!(index < self.files.len() as u64, "read: no picture {index} in {}", self.files.len());
+        let mut i = index as usize;
+        // `check` ends this: pictures are added to the bad ones until a good one is found or too many are
+        // bad.
+        while !self.picture_at(i, place, out) {
+            self.check()?;
+            i = (i + 1) % self.files.len();
+        }
+        Ok(self.labels[i])
+    }
 }
 
 impl Dataset for Folder {
@@ -266,16 +287,11 @@ impl Dataset for Folder {
     }
 
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
-        assert_eq!(out.len(), self.shape.iter().product::<usize>(), "read: `out` is not {:?}", self.shape);
-        assert!(index < self.files.len() as u64, "read: no picture {index} in {}", self.files.len());
-        let mut i = index as usize;
-        // `check` ends this: pictures are added to the bad ones until a good one is found or too many are
-        // bad.
-        while !self.picture(i, out) {
-            self.check()?;
-            i = (i + 1) % self.files.len();
-        }
-        Ok(self.labels[i])
+        self.read_or_next(index, None, out)
+    }
+
+    fn read_cropped(&self, index: u64, place: [f32; 2], out: &mut [f32]) -> Result<u32> {
+        self.read_or_next(index, Some(place), out)
     }
 
     fn digest(&self) -> Result<String> {

@@ -130,6 +130,18 @@ pub trait Dataset: Send + Sync {
     /// If `out` is not `H * W * C` long or `index` is not below `len`.
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32>;
 
+    /// As [`read`](Self::read), with the square that is cut out of a picture at a `place` from 0 to 1 across
+    /// and down, where pictures are cut: those of `images:` and `parquet:`.
+    ///
+    /// # Errors
+    /// As `read`.
+    ///
+    /// # Panics
+    /// As `read`.
+    fn read_cropped(&self, index: u64, _place: [f32; 2], out: &mut [f32]) -> Result<u32> {
+        self.read(index, out)
+    }
+
     /// The label of each picture, where they are known without reading pictures.
     fn labels(&self) -> Option<Vec<u32>> {
         None

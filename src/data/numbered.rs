@@ -62,6 +62,10 @@ impl Dataset for Numbered {
         self.data.read(index, out).map(|label| self.number(label))
     }
 
+    fn read_cropped(&self, index: u64, place: [f32; 2], out: &mut [f32]) -> Result<u32> {
+        self.data.read_cropped(index, place, out).map(|label| self.number(label))
+    }
+
     fn captions(&self) -> Result<Option<Captions>> {
         self.data.captions()
     }
