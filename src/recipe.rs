@@ -54,8 +54,8 @@ config! {
         pub image_size: usize = 32,
         /// Side of the centred square taken from each picture of images:DIR; 0: the largest.
         pub crop: usize = 0,
-        /// How pictures of another size are brought to image_size: bicubic; bilinear or lanczos as torchvision's
-        /// Resize and CenterCrop do it.
+        /// How pictures of another size are brought to image_size: bicubic; bilinear or lanczos as
+        /// torchvision's Resize and CenterCrop do it.
         pub resize: Resize = Resize::Bicubic,
         /// Mirror half of the pictures.
         pub flip: bool = false,

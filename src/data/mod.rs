@@ -220,8 +220,8 @@ pub enum Values<'a> {
 }
 
 /// Opens the data set that `spec` names: `digits`, `faces`, `mnist:DIR`, `cifar10:DIR`, `images:DIR`,
-/// `parquet:FILE` or `parquet:DIR`, or `pairs:A,B`: the images of folder B, each with the one of the same name
-/// in folder A beside it; or as `maps:A,B`, whose grey levels in A are numbers of classes.
+/// `parquet:FILE` or `parquet:DIR`, or `pairs:A,B`: the images of folder B, each with the one of the same
+/// name in folder A beside it; or as `maps:A,B`, whose grey levels in A are numbers of classes.
 ///
 /// # Errors
 /// An unknown spec, options that do not fit it, files that are missing, cut short or of a wrong kind.
