@@ -54,6 +54,8 @@ config! {
         pub image_size: usize = 32,
         /// Side of the centred square taken from each picture of images:DIR; 0: the largest.
         pub crop: usize = 0,
+        /// Cut that square (of images:DIR or parquet:DIR) at another place each time, not in the middle.
+        pub random_crop: bool = false,
         /// How pictures of another size are brought to image_size: bicubic; bilinear or lanczos as
         /// torchvision's Resize and CenterCrop do it.
         pub resize: Resize = Resize::Bicubic,
