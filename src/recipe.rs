@@ -49,14 +49,16 @@ config! {
         pub system: System = System::Ddpm,
         /// The network of a diffusion model: unet, dit or conv.
         pub model: Backbone = Backbone::Unet,
-        /// A SPEC: digits, faces, shapes, mnist:DIR, cifar10:DIR, images:DIR, pairs:A,B or maps:A,B.
+        /// A SPEC: digits, faces, shapes, mnist:DIR, cifar10:DIR, images:DIR, parquet:DIR, pairs:A,B or maps:A,B.
         pub data: String = "digits".to_owned(),
         /// Side of the images in pixels.
         pub image_size: usize = 32,
         /// Side of the centred square taken from each picture of images:DIR; 0: the largest.
         pub crop: usize = 0,
-        /// How pictures of another size are brought to image_size: bicubic, or bilinear as torchvision's
-        /// Resize and CenterCrop do it.
+        /// Cut that square (of images:DIR or parquet:DIR) at another place each time, not in the middle.
+        pub random_crop: bool = false,
+        /// How pictures of another size are brought to image_size: bicubic; bilinear or lanczos as
+        /// torchvision's Resize and CenterCrop do it.
         pub resize: Resize = Resize::Bicubic,
         /// Mirror half of the pictures.
         pub flip: bool = false,

@@ -11,7 +11,7 @@ const FLAGS: [(&str, &str, &str, &str); 9] = [
         "data",
         "data",
         "SPEC",
-        "digits, faces, shapes, mnist:DIR, cifar10:DIR, images:DIR, pairs:A,B or maps:A,B",
+        "digits, faces, shapes, mnist:DIR, cifar10:DIR, images:DIR, parquet:DIR, pairs:A,B or maps:A,B",
     ),
     ("image-size", "image_size", "PIXELS", "Side of the images"),
     ("steps", "steps", "N", "Steps of the optimiser in all"),

@@ -10,13 +10,14 @@ use std::sync::{Mutex, OnceLock};
 
 use image::ImageDecoder;
 
-use super::decode::{decode_and_fit, decoder};
+use super::captions::Captions;
+use super::decode::{Encoded, decode_and_fit, decoder};
 use super::digest;
 use super::in_memory::write;
-use super::picture::from_u8;
+use super::parquet::{self, Table};
 use super::scan::pictures;
 use super::split::{SMALLEST_SPLIT, part_of};
-use super::{Dataset, Options, Resize, Split, check};
+use super::{Dataset, Options, Split};
 use crate::error::{Error, Result, lock, one_line};
 use crate::names::{shown, shown_path};
 
@@ -27,8 +28,11 @@ const PROBES: usize = 16;
 /// Warnings that name a picture; the rest are counted.
 const NAMED: usize = 20;
 
+/// Pictures by their names: files below a folder, or rows of tables in it.
 pub(super) struct Folder {
     dir: PathBuf,
+    /// What holds the pictures where they are no files of their own, and the row of each.
+    table: Option<(Table, Vec<usize>)>,
     files: Vec<PathBuf>,
     labels: Vec<u32>,
     classes: Vec<String>,
@@ -44,7 +48,28 @@ pub(super) struct Folder {
 
 pub(super) fn open(dir: &Path, options: &Options) -> Result<Folder> {
     let (pictures, left_out) = listed(dir)?;
-    Folder::of(dir, pictures, left_out, options)
+    Folder::of(dir, &pictures, left_out, options)
+}
+
+/// The pictures of `parquet:PATH`.
+pub(super) fn open_table(path: &Path, options: &Options) -> Result<Folder> {
+    let (table, is_part) = parquet::open(path, options)?;
+    let (names, (classes, labels)) = (table.names(), table.labels()?);
+    let split = if is_part { Split::Train } else { options.split };
+    let rows = if is_part { (0..names.len()).collect() } else { part(path, &names, split)? };
+    let files: Vec<PathBuf> = rows.iter().map(|&row| names[row].clone()).collect();
+    let labels = rows.iter().map(|&row| labels.get(row).copied().unwrap_or(0)).collect();
+    let dir = table.dir().to_owned();
+    let folder = Folder { labels, classes, ..Folder::bare(&dir, files, Some((table, rows)), options) };
+    folder.probed()
+}
+
+/// The places of the pictures that are of the part that the options name.
+fn part(place: &Path, pictures: &[PathBuf], split: Split) -> Result<Vec<usize>> {
+    part_of(pictures, split).ok_or_else(|| {
+        Error::new(format!("folder {} has too few images to hold some out", place.display()))
+            .hint(format!("add some, {SMALLEST_SPLIT} are enough, or use the training part"))
+    })
 }
 
 /// The pictures of a folder, at least one, and what is said of its other files.
@@ -58,37 +83,6 @@ pub(super) fn listed(dir: &Path) -> Result<(Vec<PathBuf>, Option<String>)> {
         return Err(error.caused_by(left_out.unwrap_or_default()));
     }
     Ok((found.pictures, left_out))
-}
-
-/// One picture file of any format that `images:` reads, cut and resized as there: `[size, size, channels]`,
-/// row-major in [-1, 1].
-///
-/// `size`, `channels`, `crop` and `resize` are those of [`Options`]; `crop` is the side in pixels of the
-/// centred square that is cut out first, `None` the largest.
-///
-/// # Errors
-/// A size, number of channels or crop that cannot be used, or a file that is missing or no picture.
-pub fn read_picture(
-    path: &Path,
-    size: usize,
-    channels: usize,
-    crop: Option<usize>,
-    resize: Resize,
-) -> Result<Vec<f32>> {
-    let split = Split::Train; // neither it nor the seed matters to a single file
-    let options = Options { image_size: size, channels: Some(channels), crop, resize, seed: 0, split };
-    check(&options)?;
-    if !path.is_file() {
-        let wrong = if path.exists() { "is not a file" } else { "does not exist" };
-        return Err(Error::new(format!("picture {} {wrong}", path.display()))
-            .hint("give the path of a picture, such as a png or a jpeg"));
-    }
-    let bytes = decode_and_fit(path, &options).map_err(|wrong| {
-        Error::new(format!("picture {} cannot be read", path.display()))
-            .hint("check the file, or convert it to png or jpeg")
-            .caused_by(wrong)
-    })?;
-    Ok(bytes.into_iter().map(from_u8).collect())
 }
 
 /// The name of the folder directly in DIR that a picture lies in; none if it lies in DIR itself.
@@ -112,43 +106,21 @@ fn classes_of(files: &[PathBuf]) -> (Vec<OsString>, Vec<String>) {
     }
 }
 
-/// 1 if all of some pictures spread over the set are grey, else 3.
-fn probe(dir: &Path, files: &[PathBuf]) -> Result<usize> {
-    let probes = files.len().min(PROBES);
-    let mut first_wrong = None;
-    let mut grey = None;
-    for i in 0..probes {
-        let path = &files[i * files.len() / probes];
-        match decoder(&dir.join(path)).map(|(_, d)| d.color_type()) {
-            Ok(color) => grey = Some(grey.unwrap_or(true) && !color.has_color()),
-            Err(wrong) => first_wrong = first_wrong.or(Some(format!("{}: {wrong}", shown_path(path)))),
-        }
-    }
-    match (grey, first_wrong) {
-        (Some(grey), _) => Ok(if grey { 1 } else { 3 }),
-        (None, wrong) => Err(Error::new(format!("no image in {} can be read", dir.display()))
-            .hint("check the files, or convert them to png or jpeg")
-            .caused_by(wrong.unwrap_or_default())),
-    }
-}
-
 impl Folder {
     /// The part of `pictures` below `dir` that the options name.
     pub(super) fn of(
         dir: &Path,
-        pictures: Vec<PathBuf>,
+        pictures: &[PathBuf],
         left_out: Option<String>,
         options: &Options,
     ) -> Result<Folder> {
-        let (names, mut notes) = classes_of(&pictures);
+        let (names, mut notes) = classes_of(pictures);
         let label = |path: &Path| {
             top(path).and_then(|name| names.binary_search_by(|other| other.as_os_str().cmp(name)).ok())
         };
         notes.extend(left_out);
-        let files = part_of(pictures, options.split).ok_or_else(|| {
-            Error::new(format!("folder {} has too few images to hold some out", dir.display()))
-                .hint(format!("add some, {SMALLEST_SPLIT} are enough, or use the training part"))
-        })?;
+        let files: Vec<PathBuf> =
+            part(dir, pictures, options.split)?.into_iter().map(|i| pictures[i].clone()).collect();
         let labels = files.iter().map(|path| label(path).unwrap_or(0) as u32).collect();
         let classes = names.iter().map(|name| shown(name)).collect();
         Ok(Folder { labels, classes, notes, ..Folder::with(dir, files, options)? })
@@ -156,24 +128,73 @@ impl Folder {
 
     /// All of `files` below `dir`, without labels.
     pub(super) fn with(dir: &Path, files: Vec<PathBuf>, options: &Options) -> Result<Folder> {
-        let channels = match options.channels {
-            Some(channels) => channels,
-            None => probe(dir, &files)?,
-        };
-        let shape = [options.image_size, options.image_size, channels];
-        let fits = files.len() as u64 * shape.iter().product::<usize>() as u64 <= CACHE;
-        Ok(Folder {
+        Folder::bare(dir, files, None, options).probed()
+    }
+
+    /// Pictures of a number of channels that may not be known yet.
+    fn bare(
+        dir: &Path,
+        files: Vec<PathBuf>,
+        table: Option<(Table, Vec<usize>)>,
+        options: &Options,
+    ) -> Folder {
+        Folder {
             dir: dir.to_owned(),
+            table,
             labels: vec![0; files.len()],
             classes: Vec::new(),
             notes: Vec::new(),
-            shape,
-            options: Options { channels: Some(channels), ..options.clone() },
-            cache: if fits { files.iter().map(|_| OnceLock::new()).collect() } else { Vec::new() },
+            shape: [options.image_size, options.image_size, 0],
+            options: options.clone(),
+            cache: Vec::new(),
             bad: Mutex::new(BTreeMap::new()),
             digest: OnceLock::new(),
             files,
-        })
+        }
+    }
+
+    /// With the channels that the options name, or that the pictures have; and with memory for them.
+    fn probed(mut self) -> Result<Folder> {
+        let channels = match self.options.channels {
+            Some(channels) => channels,
+            None => self.probe()?,
+        };
+        self.shape[2] = channels;
+        self.options.channels = Some(channels);
+        if self.files.len() as u64 * self.shape.iter().product::<usize>() as u64 <= CACHE {
+            self.cache = self.files.iter().map(|_| OnceLock::new()).collect();
+        }
+        Ok(self)
+    }
+
+    /// 1 if all of some pictures spread over the set are grey, else 3.
+    fn probe(&self) -> Result<usize> {
+        let (count, probes) = (self.files.len(), self.files.len().min(PROBES));
+        let mut first_wrong = None;
+        let mut grey = None;
+        for i in (0..probes).map(|i| i * count / probes) {
+            let color = self.encoded(i).and_then(|picture| Ok(decoder(&picture)?.1.color_type()));
+            match color {
+                Ok(color) => grey = Some(grey.unwrap_or(true) && !color.has_color()),
+                Err(wrong) => {
+                    first_wrong = first_wrong.or(Some(format!("{}: {wrong}", shown_path(&self.files[i]))));
+                }
+            }
+        }
+        match (grey, first_wrong) {
+            (Some(grey), _) => Ok(if grey { 1 } else { 3 }),
+            (None, wrong) => Err(Error::new(format!("no image in {} can be read", self.dir.display()))
+                .hint("check the files, or convert them to png or jpeg")
+                .caused_by(wrong.unwrap_or_default())),
+        }
+    }
+
+    /// Picture `i` as a file holds it.
+    fn encoded(&self, i: usize) -> std::result::Result<Encoded, String> {
+        match &self.table {
+            Some((table, rows)) => table.picture(rows[i]).map(Encoded::Bytes),
+            None => Ok(Encoded::File(self.dir.join(&self.files[i]))),
+        }
     }
 
     /// The files, relative to the folder.
@@ -187,19 +208,26 @@ impl Folder {
 
     /// Writes picture `i` to `out`; false if it cannot be decoded.
     pub(super) fn picture(&self, i: usize, out: &mut [f32]) -> bool {
-        if let Some(bytes) = self.cache.get(i).and_then(OnceLock::get) {
+        self.picture_at(i, None, out)
+    }
+
+    /// As `picture`, of the square at a place.
+    fn picture_at(&self, i: usize, place: Option<[f32; 2]>, out: &mut [f32]) -> bool {
+        // Squares at other places than the middle are other pictures each time.
+        let cache = self.cache.get(i).filter(|_| place.is_none());
+        if let Some(bytes) = cache.and_then(OnceLock::get) {
             write(bytes, out);
             return true;
         }
         if lock(&self.bad).contains_key(&i) {
             return false;
         }
-        match decode_and_fit(&self.dir.join(&self.files[i]), &self.options) {
+        match self.encoded(i).and_then(|picture| decode_and_fit(&picture, &self.options, place)) {
             Ok(bytes) => {
                 write(&bytes, out);
-                if let Some(place) = self.cache.get(i) {
+                if let Some(cache) = cache {
                     // Another thread may have been faster, with the same bytes.
-                    let _ = place.set(bytes.into_boxed_slice());
+                    let _ = cache.set(bytes.into_boxed_slice());
                 }
                 true
             }
@@ -225,6 +253,20 @@ impl Folder {
             _ => Ok(()),
         }
     }
+
+    /// Reads a picture, or the next one that can be.
+    fn read_or_next(&self, index: u64, place: Option<[f32; 2]>, out: &mut [f32]) -> Result<u32> {
+        assert_eq!(out.len(), self.shape.iter().product::<usize>(), "read: `out` is not {:?}", self.shape);
+        assert!(index < self.files.len() as u64, "read: no picture {index} in {}", self.files.len());
+        let mut i = index as usize;
+        // `check` ends this: pictures are added to the bad ones until a good one is found or too many are
+        // bad.
+        while !self.picture_at(i, place, out) {
+            self.check()?;
+            i = (i + 1) % self.files.len();
+        }
+        Ok(self.labels[i])
+    }
 }
 
 impl Dataset for Folder {
@@ -245,20 +287,26 @@ impl Dataset for Folder {
     }
 
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
-        assert_eq!(out.len(), self.shape.iter().product::<usize>(), "read: `out` is not {:?}", self.shape);
-        assert!(index < self.files.len() as u64, "read: no picture {index} in {}", self.files.len());
-        let mut i = index as usize;
-        // `check` ends this: pictures are added to the bad ones until a good one is found or too many are
-        // bad.
-        while !self.picture(i, out) {
-            self.check()?;
-            i = (i + 1) % self.files.len();
-        }
-        Ok(self.labels[i])
+        self.read_or_next(index, None, out)
+    }
+
+    fn read_cropped(&self, index: u64, place: [f32; 2], out: &mut [f32]) -> Result<u32> {
+        self.read_or_next(index, Some(place), out)
     }
 
     fn digest(&self) -> Result<String> {
-        Ok(self.digest.get_or_init(|| digest::of_files(&self.dir, &self.files)).clone())
+        let made = || match &self.table {
+            Some((table, _)) => table.digest(),
+            None => digest::of_files(&self.dir, &self.files),
+        };
+        Ok(self.digest.get_or_init(made).clone())
+    }
+
+    fn captions(&self) -> Result<Option<Captions>> {
+        match &self.table {
+            Some((table, rows)) => table.captions(rows, &self.files),
+            None => Captions::of_folder(&self.dir, &self.files),
+        }
     }
 
     fn describe(&self, index: u64) -> String {

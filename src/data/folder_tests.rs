@@ -5,7 +5,7 @@ use std::fs;
 use image::{GrayImage, ImageFormat, Luma, Rgb, RgbImage};
 
 use super::super::tests::{options, refusal};
-use super::super::{Loader, open as open_spec, picture::to_u8};
+use super::super::{Loader, Resize, open as open_spec, picture::to_u8, read_picture};
 use super::*;
 
 struct Place(tempfile::TempDir);
@@ -195,6 +195,26 @@ fn crop_cuts_before_resizing() {
     framed.save(place.file("a.png")).unwrap();
     let corner = |crop| first_pixel(place.open(&Options { crop, ..options(10) }).as_ref(), 0).1[0];
     assert_eq!((corner(None), corner(Some(20))), (0, 255));
+}
+
+#[test]
+fn each_position_of_training_may_see_another_square() {
+    let place = Place::new();
+    // Red is the column and green the row of a picture of 40 x 10.
+    RgbImage::from_fn(40, 10, |x, y| Rgb([x as u8, y as u8, 0])).save(place.file("a.png")).unwrap();
+    let corners = |crop, first| -> Vec<[u8; 2]> {
+        let data = place.open(&Options { crop, ..options(10) });
+        let mut loader = Loader::cropping(data, 60, 5, false, first).unwrap();
+        let images = loader.next().unwrap().images;
+        images.chunks(10 * 10 * 3).map(|image| [to_u8(image[0]), to_u8(image[1])]).collect()
+    };
+    let all = corners(None, 0);
+    assert_eq!(all[20..], corners(None, 20)[..40], "a function of seed and position");
+    let columns: std::collections::BTreeSet<u8> = all.iter().map(|[x, _]| *x).collect();
+    assert!(columns.len() > 20 && columns.first() < Some(&3) && columns.last() > Some(&27), "{columns:?}");
+    assert!(all.iter().all(|[x, y]| *x <= 30 && *y == 0), "{all:?}");
+    let small = corners(Some(8), 0);
+    assert!(small.iter().any(|[_, y]| *y >= 2) && small.iter().any(|[_, y]| *y == 0), "{small:?}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use super::picture::mirror;
 use crate::device::threads;
 use crate::error::{Error, Result, lock};
 use crate::ops::gather::MIRRORED;
-use crate::philox::{Stream, draw};
+use crate::philox::{Stream, draw, uniform};
 
 /// Pictures for one step of training.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,6 +118,35 @@ impl Loader {
         // Decoding large photographs keeps eight cores busy ahead of any step; more would only hold memory.
         let threads = threads::cores().min(8);
         Self::with_threads(dataset, batch, seed, flip, first_position, threads)
+    }
+
+    /// As [`Loader::new`], with a square of each picture that (seed, position) chooses, instead of the one in
+    /// its middle.
+    ///
+    /// # Errors
+    /// As [`Loader::new`].
+    ///
+    /// # Panics
+    /// As [`Loader::new`].
+    #[track_caller]
+    pub fn cropping(
+        dataset: Arc<dyn Dataset>,
+        batch: usize,
+        seed: u64,
+        flip: bool,
+        first_position: u64,
+    ) -> Result<Self> {
+        let (shape, len) = (dataset.shape(), dataset.len());
+        let read = move |index: u64, position: u64, out: &mut [f32]| {
+            let [_, across, down, _] = augmentation(seed, position);
+            let label = dataset.read_cropped(index, [across, down].map(uniform), out)?;
+            if flip && mirrored(seed, position) {
+                mirror(out, shape);
+            }
+            Ok(label)
+        };
+        let (size, threads) = (shape.iter().product(), threads::cores().min(8));
+        Self::reading(read, len, size, batch, seed, first_position, threads)
     }
 
     /// As [`Loader::new`], with the condition of each picture beside it: batches of `[N, H, W, C +
@@ -302,7 +331,12 @@ pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
 
 /// True if the picture at a position is mirrored: half of them are.
 fn mirrored(seed: u64, position: u64) -> bool {
-    draw(seed, Stream::Augment as u32, (position >> 32) as u32, position as u32, 0)[0] >> 31 == 1
+    augmentation(seed, position)[0] >> 31 == 1
+}
+
+/// Random words for what is done to the picture at a position.
+fn augmentation(seed: u64, position: u64) -> [u32; 4] {
+    draw(seed, Stream::Augment as u32, (position >> 32) as u32, position as u32, 0)
 }
 
 #[cfg(test)]

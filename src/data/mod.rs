@@ -1,10 +1,11 @@
 //! Data sets: what `--data SPEC` names, read as pictures in [-1, 1], and the loader that feeds training.
 //!
 //! Reading order: this file (the trait and `open`), `loader` (which sample comes when), `condition` (what a
-//! model is told of a picture), then one file a source: `idx` and `cifar` (kept in memory by `in_memory`),
-//! `folder` and `pairs` (two of them), and the generated `digits`, `faces` and `shapes`.
+//! model is told of a picture), `captions`, then one file a source: `idx` and `cifar` (kept in memory by
+//! `in_memory`), `folder`, `pairs` (two of them) and `parquet`, and the generated `digits`, `faces` and `shapes`.
 
 mod canvas;
+mod captions;
 mod cifar;
 pub(crate) mod condition;
 mod decode;
@@ -21,6 +22,7 @@ mod loader;
 mod numbered;
 mod order;
 mod pairs;
+mod parquet;
 pub mod picture;
 pub(crate) mod quality;
 mod rng;
@@ -36,8 +38,9 @@ use std::sync::Arc;
 use crate::error::{Error, Result, need};
 use crate::names::path_of;
 
+pub use captions::Captions;
 pub use condition::{ConditionConfig, ConditionKind};
-pub use folder::read_picture;
+pub use decode::read_picture;
 pub use loader::{Batch, Loader, Picks};
 pub(crate) use numbered::numbered;
 pub(crate) use statistics::{choice, statistics};
@@ -74,6 +77,8 @@ pub enum Resize {
     /// The whole picture, its shorter side to the size, by a triangle filter; of that, the centred square.
     /// This is torchvision's `Resize` (bilinear) and `CenterCrop` of a PIL picture.
     Bilinear,
+    /// As `Bilinear`, by a Lanczos filter of three lobes.
+    Lanczos,
     /// The centred square, each pixel that of the picture which is nearest: for numbers of classes, of which
     /// no mean can be taken.
     Nearest,
@@ -91,8 +96,9 @@ pub struct Partner {
 /// The part of a data set that trains, and the part that is kept from training to check the result.
 ///
 /// `mnist:` holds out `t10k-*`, `cifar10:` holds out `test_batch.bin`, `images:` holds out one picture in
-/// ten, chosen by a hash of its path (from 20 pictures on), generated data uses random numbers of its own
-/// for each part.
+/// ten, chosen by a hash of its path (from 20 pictures on), `parquet:` holds out the files `validation*` or
+/// `test*` beside those that are called `train*`, else one row in ten as `images:` does; generated data uses
+/// random numbers of its own for each part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
     /// The pictures to train with.
@@ -127,6 +133,18 @@ pub trait Dataset: Send + Sync {
     /// If `out` is not `H * W * C` long or `index` is not below `len`.
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32>;
 
+    /// As [`read`](Self::read), with the square that is cut out of a picture at a `place` from 0 to 1 across
+    /// and down, where pictures are cut: those of `images:` and `parquet:`.
+    ///
+    /// # Errors
+    /// As `read`.
+    ///
+    /// # Panics
+    /// As `read`.
+    fn read_cropped(&self, index: u64, _place: [f32; 2], out: &mut [f32]) -> Result<u32> {
+        self.read(index, out)
+    }
+
     /// The label of each picture, where they are known without reading pictures.
     fn labels(&self) -> Option<Vec<u32>> {
         None
@@ -135,6 +153,14 @@ pub trait Dataset: Send + Sync {
     /// All pictures at once, where they lie in memory as they are read.
     fn whole(&self) -> Option<Whole<'_>> {
         None
+    }
+
+    /// The captions of all pictures, read anew by each call; `None`: they have none.
+    ///
+    /// # Errors
+    /// Captions that cannot be read, or are not those of these pictures.
+    fn captions(&self) -> Result<Option<Captions>> {
+        Ok(None)
     }
 
     /// The pictures that stand beside these as conditions; `None`: none do.
@@ -196,9 +222,9 @@ pub enum Values<'a> {
     Numbers(&'a [f32]),
 }
 
-/// Opens the data set that `spec` names: `digits`, `faces`, `shapes`, `mnist:DIR`, `cifar10:DIR`,
-/// `images:DIR`, or `pairs:A,B`: the images of folder B, each with the one of the same name in folder A
-/// beside it; or as `maps:A,B`, whose grey levels in A are numbers of classes.
+/// Opens the data set that `spec` names: `digits`, `faces`, `shapes`, `mnist:DIR`, `cifar10:DIR`, `images:DIR`,
+/// `parquet:FILE` or `parquet:DIR`, or `pairs:A,B`: the images of folder B, each with the one of the same
+/// name in folder A beside it; or as `maps:A,B`, whose grey levels in A are numbers of classes.
 ///
 /// # Errors
 /// An unknown spec, options that do not fit it, files that are missing, cut short or of a wrong kind.
@@ -212,6 +238,7 @@ pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
         ("mnist", Some(dir)) => Ok(Arc::new(idx::open(&folder_of(kind, dir)?, options)?)),
         ("cifar10", Some(dir)) => Ok(Arc::new(cifar::open(&folder_of(kind, dir)?, options)?)),
         ("images", Some(dir)) => Ok(Arc::new(folder::open(&folder_of(kind, dir)?, options)?)),
+        ("parquet", Some(path)) => Ok(Arc::new(folder::open_table(&place_of(kind, path)?, options)?)),
         ("pairs" | "maps", Some(folders)) if folders.contains(',') => {
             let (a, b) = folders.split_once(',').unwrap_or_default();
             let folders = [&*folder_of(kind, a)?, &*folder_of(kind, b)?];
@@ -225,10 +252,13 @@ pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
             .hint(format!("write `{kind}:A,B`: the folder of the conditions, then that of the images"))),
         ("mnist" | "cifar10" | "images", None) => Err(Error::usage(format!("data `{spec}` names no folder"))
             .hint(format!("write `{kind}:DIR`, the folder that holds the data"))),
+        ("parquet", None) => Err(Error::usage(format!("data `{spec}` names no file"))
+            .hint("write `parquet:FILE`, or the folder of such files")),
         _ => Err(Error::usage(format!("unknown data `{spec}`")).hint(if Path::new(spec).is_dir() {
             format!("for a folder of images write `images:{spec}`")
         } else {
-            "use digits, faces, shapes, mnist:DIR, cifar10:DIR, images:DIR, pairs:A,B or maps:A,B".to_owned()
+            "use digits, faces, shapes, mnist:DIR, cifar10:DIR, images:DIR, parquet:DIR, pairs:A,B or maps:A,B"
+                .to_owned()
         })),
     }
 }
@@ -237,7 +267,7 @@ pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
 pub(crate) fn open_for_evaluation(spec: &str, options: &Options) -> Result<(Arc<dyn Dataset>, bool)> {
     let open = |split| open(spec, &Options { split, ..options.clone() });
     match open(Split::HeldOut) {
-        Err(_) if ["images:", "pairs:", "maps:"].iter().any(|kind| spec.starts_with(kind)) => {
+        Err(_) if ["images:", "parquet:", "pairs:", "maps:"].iter().any(|kind| spec.starts_with(kind)) => {
             Ok((open(Split::Train)?, false))
         }
         held_out => Ok((held_out?, true)),
@@ -256,9 +286,24 @@ fn check(options: &Options) -> Result<()> {
     need(crop != Some(0), "a crop of 0 pixels leaves nothing", "use 1 or more, or leave it out")
 }
 
-/// The folder named in a spec. A shell does not expand `~` behind a colon, so it is done here.
+/// The folder named in a spec.
 fn folder_of(kind: &str, dir: &str) -> Result<PathBuf> {
-    let form = format!("{kind}:{}", if ["pairs", "maps"].contains(&kind) { "A,B" } else { "DIR" });
+    let path = place_of(kind, dir)?;
+    if path.is_dir() {
+        return Ok(path);
+    }
+    Err(Error::new(format!("data folder {} is not a folder", path.display()))
+        .hint(format!("give the folder that holds the data, as in `{}`", form_of(kind))))
+}
+
+/// How a spec of this kind is written.
+fn form_of(kind: &str) -> String {
+    format!("{kind}:{}", if ["pairs", "maps"].contains(&kind) { "A,B" } else { "DIR" })
+}
+
+/// The folder or file named in a spec. A shell does not expand `~` behind a colon, so it is done here.
+fn place_of(kind: &str, dir: &str) -> Result<PathBuf> {
+    let form = form_of(kind);
     if dir.is_empty() {
         return Err(Error::usage(format!("data `{kind}:` names no folder"))
             .hint(format!("write `{form}`, the folder that holds the data")));
@@ -267,69 +312,12 @@ fn folder_of(kind: &str, dir: &str) -> Result<PathBuf> {
         (Some(rest), Some(home)) => path_of(home.join(rest)),
         _ => path_of(dir),
     };
-    if path.is_dir() {
+    if path.exists() {
         return Ok(path);
     }
-    let wrong = if path.exists() { "is not a folder" } else { "does not exist" };
-    Err(Error::new(format!("data folder {} {wrong}", path.display()))
+    Err(Error::new(format!("data folder {} does not exist", path.display()))
         .hint(format!("give the folder that holds the data, as in `{form}`")))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    pub(super) fn options(image_size: usize) -> Options {
-        Options {
-            image_size,
-            channels: None,
-            crop: None,
-            resize: Resize::Bicubic,
-            seed: 1,
-            split: Split::Train,
-        }
-    }
-
-    /// The message of the error that opening `spec` gives.
-    pub(super) fn refusal(spec: &str, options: &Options) -> String {
-        match open(spec, options) {
-            Ok(_) => panic!("`{spec}` was opened"),
-            Err(error) => error.to_string(),
-        }
-    }
-
-    #[test]
-    fn wrong_specs_say_what_to_write() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().to_str().unwrap();
-        let file = dir.path().join("a.txt");
-        std::fs::write(&file, "x").unwrap();
-        for (spec, wrong, hint) in [
-            ("digit", "unknown data `digit`", "use digits, faces,"),
-            (path, "unknown data", "write `images:"),
-            ("digits:x", "takes no folder", "write `digits`"),
-            ("shapes:x", "takes no folder", "write `shapes`"),
-            ("mnist", "names no folder", "write `mnist:DIR`"),
-            ("images:", "names no folder", "write `images:DIR`"),
-            ("cifar10:/nowhere/at/all", "/nowhere/at/all does not exist", "`cifar10:DIR`"),
-            (&format!("images:{}", file.display()), "is not a folder", "`images:DIR`"),
-        ] {
-            let message = refusal(spec, &options(28));
-            assert!(message.contains(wrong) && message.contains(hint), "{spec}: {message}");
-            assert!(!message.contains('\n'));
-        }
-        assert_eq!(open("nonsense", &options(28)).err().unwrap().exit_code(), 2);
-    }
-
-    #[test]
-    fn wrong_options_are_refused() {
-        assert!(refusal("digits", &options(7)).contains("7 pixels"));
-        assert!(refusal("digits", &options(5000)).contains("use 8 to 4096"));
-        assert!(
-            refusal("digits", &Options { channels: Some(2), ..options(28) }).contains("2 image channels")
-        );
-        assert!(refusal("digits", &Options { crop: Some(0), ..options(28) }).contains("crop of 0"));
-        assert!(refusal("faces", &options(12)).contains("faces"));
-        assert!(refusal("faces", &Options { channels: Some(1), ..options(32) }).contains("colour"));
-    }
-}
+mod tests;

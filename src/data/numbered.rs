@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Dataset, Partner, Whole};
+use super::{Captions, Dataset, Partner, Whole};
 use crate::error::Result;
 
 /// `data`, its classes found by name in `recorded`, where a class's number is its place. One that is not
@@ -60,6 +60,14 @@ impl Dataset for Numbered {
 
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
         self.data.read(index, out).map(|label| self.number(label))
+    }
+
+    fn read_cropped(&self, index: u64, place: [f32; 2], out: &mut [f32]) -> Result<u32> {
+        self.data.read_cropped(index, place, out).map(|label| self.number(label))
+    }
+
+    fn captions(&self) -> Result<Option<Captions>> {
+        self.data.captions()
     }
 
     fn partner(&self) -> Option<Partner> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::digest::Digest;
 use super::folder::{Folder, listed};
-use super::{Dataset, Options, Partner, Resize};
+use super::{Captions, Dataset, Options, Partner, Resize};
 use crate::error::{Error, Result};
 use crate::names::shown_path;
 
@@ -52,7 +52,7 @@ pub(super) fn open([a, b]: [&Path; 2], options: &Options, is_map: bool) -> Resul
     check_partners([a, b], &in_a, &in_b)?;
     let left_out = [left_out_a, left_out_b].into_iter().flatten().collect::<Vec<_>>();
     let left_out = (!left_out.is_empty()).then(|| left_out.join("; "));
-    let images = Folder::of(b, listed_b, left_out, options)?;
+    let images = Folder::of(b, &listed_b, left_out, options)?;
     // Held out is a pair, by the name of its image.
     let partner = |path: &PathBuf| in_a.remove(&path.with_extension(""));
     let partners = images.files().iter().filter_map(partner).collect();
@@ -90,6 +90,10 @@ impl Dataset for Pairs {
 
     fn partner(&self) -> Option<Partner> {
         Some(Partner { shape: self.conditions.shape(), is_map: self.is_map })
+    }
+
+    fn captions(&self) -> Result<Option<Captions>> {
+        self.images.captions()
     }
 
     /// Where one of the two cannot be read, the next pair of which both can stands in.

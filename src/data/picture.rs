@@ -82,13 +82,18 @@ pub(super) fn fit(image: DynamicImage, options: &Options) -> Vec<u8> {
     let size = image_size as u32;
     // Resizing every channel of a grey picture, or colours that become grey, would be work for nothing.
     let grey = channels == Some(1) || !has_color;
+    let filter = if resize == Resize::Lanczos { FilterType::Lanczos3 } else { FilterType::Triangle };
     let bytes = match (resize, grey) {
         (Resize::Bicubic, true) => square(image.into_luma8(), side, size),
         (Resize::Bicubic, false) => square(image.into_rgb8(), side, size),
-        (Resize::Bilinear, true) => whole(image.into_luma8(), crop.map(|_| side), size),
+        (Resize::Bilinear | Resize::Lanczos, true) => {
+            whole(image.into_luma8(), crop.map(|_| side), size, filter)
+        }
         (Resize::Nearest, true) => nearest(&image.into_luma8(), side, size),
         (Resize::Nearest, false) => nearest(&image.into_rgb8(), side, size),
-        (Resize::Bilinear, false) => whole(image.into_rgb8(), crop.map(|_| side), size),
+        (Resize::Bilinear | Resize::Lanczos, false) => {
+            whole(image.into_rgb8(), crop.map(|_| side), size, filter)
+        }
     };
     if grey && channels != Some(1) { bytes.into_iter().flat_map(|v| [v; 3]).collect() } else { bytes }
 }
@@ -119,7 +124,12 @@ fn nearest<P: Pixel<Subpixel = u8> + 'static>(image: &Bytes<P>, side: u32, size:
 /// As torchvision has it: the picture (or its centred square of `side` pixels) with its shorter side at
 /// `size`, the longer one cut off to a whole number; of that, the square in the middle, half pixels going to
 /// the even one.
-fn whole<P: Pixel<Subpixel = u8> + 'static>(mut image: Bytes<P>, side: Option<u32>, size: u32) -> Vec<u8> {
+fn whole<P: Pixel<Subpixel = u8> + 'static>(
+    mut image: Bytes<P>,
+    side: Option<u32>,
+    size: u32,
+    filter: FilterType,
+) -> Vec<u8> {
     if let Some(side) = side {
         image = middle(&image, side);
     }
@@ -132,11 +142,8 @@ fn whole<P: Pixel<Subpixel = u8> + 'static>(mut image: Bytes<P>, side: Option<u3
     let (w, h) = image.dimensions();
     let long = |long: u32, short: u32| (u64::from(size) * u64::from(long) / u64::from(short)) as u32;
     let [new_w, new_h] = if w <= h { [size, long(h, w)] } else { [long(w, h), size] };
-    let resized = if [new_w, new_h] == [w, h] {
-        image
-    } else {
-        imageops::resize(&image, new_w, new_h, FilterType::Triangle)
-    };
+    let resized =
+        if [new_w, new_h] == [w, h] { image } else { imageops::resize(&image, new_w, new_h, filter) };
     middle(&resized, size).into_raw()
 }
 
@@ -276,6 +283,25 @@ mod tests {
         let strip = GrayImage::from_fn(1, 200_000, |_, y| image::Luma([if y < 100_000 { 0 } else { 255 }]));
         let square = fitted(DynamicImage::ImageLuma8(strip), None, Resize::Bilinear, 256, 1);
         assert!(square.len() == 256 * 256 && square[0] <= 2 && square[256 * 256 - 1] >= 253);
+    }
+
+    #[test]
+    fn the_whole_picture_is_resized_as_torchvision_does_it() {
+        // CenterCrop(8)(Resize(8, interpolation)(PIL.Image)): the first and the last row.
+        let value = |x: u32, y: u32| image::Luma([((x * 37 + y * 91 + x * y * 13) % 256) as u8]);
+        for (resize, first, last) in [
+            (
+                Resize::Lanczos,
+                [140, 142, 113, 113, 167, 66, 157, 119_u8],
+                [83, 100, 75, 52, 29, 45, 149, 133_u8],
+            ),
+            (Resize::Bilinear, [138, 136, 121, 113, 159, 86, 144, 122], [87, 100, 78, 57, 37, 62, 137, 134]),
+        ] {
+            let image = DynamicImage::ImageLuma8(GrayImage::from_fn(24, 18, value));
+            let rows = fitted(image, None, resize, 8, 1);
+            let near = |row: &[u8], wanted: [u8; 8]| row.iter().zip(wanted).all(|(a, b)| a.abs_diff(b) <= 1);
+            assert!(near(&rows[..8], first) && near(&rows[56..], last), "{resize:?}: {rows:?}");
+        }
     }
 
     #[test]

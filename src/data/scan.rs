@@ -1,6 +1,6 @@
 //! Finding the pictures of a folder: recursive, in one order on every machine, safe from loops of links.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use image::ImageFormat;
 use rayon::prelude::*;
 
+use super::captions::METADATA;
 use crate::error::{Error, Result};
 use crate::names::shown;
 
@@ -63,6 +64,7 @@ pub(super) fn pictures(dir: &Path) -> Result<Found> {
     // Links wait until the real folders are done, so that a picture is found under its own name where it
     // has one.
     let mut links: Vec<PathBuf> = Vec::new();
+    let mut texts: Vec<PathBuf> = Vec::new();
     loop {
         let (folder, place) = match folders.pop() {
             Some(folder) => folder,
@@ -100,12 +102,24 @@ pub(super) fn pictures(dir: &Path) -> Result<Found> {
                 }
                 // The table that `denoir data` writes beside its pictures.
                 Some(target) if target.is_file() && path == Path::new("labels.csv") => {}
+                Some(target) if target.is_file() && METADATA.iter().any(|other| name == *other) => {}
+                Some(target) if target.is_file() && path.extension().is_some_and(|e| e == "txt") => {
+                    texts.push(path)
+                }
                 target => *found.left_out.entry(kind_of(target, &name)).or_default() += 1,
             }
         }
         links.sort_by(|a, b| b.cmp(a));
     }
     found.pictures.par_sort_unstable();
+    if !texts.is_empty() {
+        // Those beside pictures are their captions.
+        let captions: BTreeSet<PathBuf> = found.pictures.iter().map(|p| p.with_extension("txt")).collect();
+        let others = texts.iter().filter(|text| !captions.contains(*text)).count();
+        if others > 0 {
+            *found.left_out.entry(".txt".to_owned()).or_default() += others;
+        }
+    }
     Ok(found)
 }
 

@@ -8,18 +8,19 @@ use crate::files::fnv1a;
 /// From this many pictures on, one in ten is held out.
 pub(super) const SMALLEST_SPLIT: usize = 20;
 
-/// The files of one part. The tenth with the smallest hashes is held out; the hash is of the path within
-/// DIR, so the parts do not depend on where the folder lies, and hardly change when pictures are added.
-pub(super) fn part_of(files: Vec<PathBuf>, split: Split) -> Option<Vec<PathBuf>> {
+/// The places of the files of one part. The tenth with the smallest hashes is held out; the hash is of the
+/// path within DIR, so the parts do not depend on where the folder lies, and hardly change when pictures are
+/// added.
+pub(super) fn part_of(files: &[PathBuf], split: Split) -> Option<Vec<usize>> {
     if files.len() < SMALLEST_SPLIT {
-        return (split == Split::Train).then_some(files);
+        return (split == Split::Train).then(|| (0..files.len()).collect());
     }
     let mut hashes: Vec<(u64, usize)> = files.iter().enumerate().map(|(i, path)| (hash(path), i)).collect();
     hashes.sort();
     let (held_out, training) = hashes.split_at(files.len() / 10);
     let mut part = if split == Split::HeldOut { held_out } else { training }.to_vec();
     part.sort_by_key(|(_, i)| *i);
-    Some(part.into_iter().map(|(_, i)| files[i].clone()).collect())
+    Some(part.into_iter().map(|(_, i)| i).collect())
 }
 
 /// FNV-1a over the path with `/` between its components, with a final mix of the high bits (as in

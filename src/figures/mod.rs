@@ -2,6 +2,7 @@
 
 mod animation;
 mod autoencoder;
+mod captions;
 mod conditioned;
 mod curves;
 mod plot;
@@ -15,6 +16,7 @@ pub(crate) use animation::write_gif;
 pub(crate) use autoencoder::{
     channels, draw, hallucination, manifold, pairs, posterior, prior, reconstruction,
 };
+pub(crate) use captions::with_captions;
 pub(crate) use conditioned::samples;
 pub(crate) use curves::{likelihood_curves, loss, noised_by, schedule, schedules};
 pub(crate) use plot::{Line, PALETTE, Plot, below, beside, pale};

@@ -1,6 +1,6 @@
 //! Checks of a recipe's values, made before anything else is done with them.
 
-use super::{Backbone, Codebook, LossKind, Optimizer, Recipe, Rng, System};
+use super::{Backbone, Codebook, Latents, LossKind, Optimizer, Recipe, Rng, System};
 use crate::data::ConditionKind;
 use crate::diffusion::{LossWeight, TimestepSampling};
 use crate::error::{Error, Result, need};
@@ -98,6 +98,13 @@ impl Recipe {
         need(below, "beta1 and beta2 must be below 1", "0.9 and 0.999 are usual")?;
         let decays = self.optimizer == Optimizer::Adamw || self.weight_decay == 0.0;
         need(decays, "weight_decay goes with optimizer = adamw", "set optimizer=adamw too")?;
+        let is_cut = ["images:", "parquet:"].iter().any(|kind| self.data.starts_with(kind));
+        let (drawn, alone) = (self.latents == Latents::Drawn, !self.condition.is_some());
+        need(
+            !self.random_crop || is_cut && alone && (self.system != System::Ldm || drawn),
+            "random_crop goes with images:DIR or parquet:DIR, no condition, and latents drawn anew",
+            "leave it out, or set latents=drawn",
+        )?;
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         let names = !self.name.is_empty() && !self.name.starts_with('.') && self.name.chars().all(plain);
         let letters = "it names a folder: use letters, digits, '-', '_' and '.'";
@@ -334,6 +341,7 @@ mod tests {
             ("unet.out_channels=2", "unet.out_channels is 2, and unet.in_channels 1; they must be alike"),
             ("variance=learned", "unet.out_channels must be 2"),
             ("loss=bound", "the variance is not learned"),
+            ("random_crop=true", "random_crop goes with images:DIR"),
             ("p2_k=-1", "p2_k is -1"),
             ("unet.attention_head_dim=128", "wider than a level of 64 channels"),
         ] {

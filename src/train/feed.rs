@@ -168,6 +168,7 @@ impl Data {
                     condition if condition.is_some() => {
                         Loader::conditioned(source, condition.clone(), batch, seed, flip, seen)?
                     }
+                    _ if recipe.random_crop => Loader::cropping(source, batch, seed, flip, seen)?,
                     _ => Loader::new(source, batch, seed, flip, seen)?,
                 };
                 Box::new(move || loader.next().map(Examples::from))

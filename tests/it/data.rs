@@ -93,6 +93,29 @@ fn classes_of_a_folder_survive_the_way_through_a_table() {
 }
 
 #[test]
+fn captions_are_shown_and_go_along() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let parquet = format!("parquet:{}", root().join("tests/golden/parquet").display());
+    let (text, err) = said(at, &["data", &parquet, "--image-size", "8", "--out", "sheet.png"]);
+    assert!(text.contains("6 captions of 6 images, of 20 to 20 characters:"), "{text}");
+    assert!(text.contains("       5  a square of colour 5") && text.contains("sheet.png") && err.is_empty());
+    // Three columns of 160 pixels, two rows with a line beneath.
+    assert_eq!(image::image_dimensions(at.join("sheet.png")).unwrap(), (12 + 3 * 172, 12 + 2 * 200));
+    said(at, &["data", &parquet, "--image-size", "8", "--out", "out"]);
+    let (again, err) = said(at, &["data", "images:out", "--image-size", "8"]);
+    assert!(again.contains("6 captions of 6 images") && again.contains("a square of colour 3"), "{again}");
+    assert_eq!(err, "");
+    // The pictures can be looked at without them.
+    fs::remove_file(at.join("out/000004.png")).unwrap();
+    let (text, err) = said(at, &["data", "images:out", "--image-size", "8"]);
+    assert!(text.contains("5 images") && !text.contains("captions"), "{text}");
+    let wanted =
+        "warning: the captions cannot be used: a caption is for a picture that is not there: 000004.png";
+    assert!(err.contains(wanted) && err.contains("metadata.jsonl, line 5"), "{err}");
+}
+
+#[test]
 fn a_choice_is_the_same_for_the_same_seed() {
     let folder = TempDir::new().unwrap();
     let at = folder.path();

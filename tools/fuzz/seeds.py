@@ -116,6 +116,12 @@ TOKENIZER = ["tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.j
 for layout in json.loads(gzip.decompress((golden / "tokenizer.json.gz").read_bytes()))["folders"]:
     for name, text in layout["files"].items():
         seed("tokenizer", bytes([TOKENIZER.index(name)]) + two(text, "A red<|ENDOFTEXT|>'s cat! <Cat>\u00e9 42"))
+for path in sorted(golden.glob("parquet/data/*.parquet")):
+    whole = path.read_bytes()
+    seed("parquet", b"\0\0" + whole)
+    # The end alone: the target puts its length behind it.
+    size = struct.unpack("<I", whole[-8:-4])[0]
+    seed("parquet", two(whole[-8 - size : -8], whole[: -8 - size]))
 
 images = struct.pack(">4I", 0x803, 2, 8, 8) + bytes(range(128))
 seed("data", two(images, struct.pack(">2I", 0x801, 2) + b"\1\2"))
