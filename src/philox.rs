@@ -45,6 +45,8 @@ pub enum Stream {
     Restart = 16,
     /// Which samples of training see what the model predicted of them.
     SelfCondition = 17,
+    /// Which of an image's captions training takes, and which of them become empty.
+    Captions = 18,
     /// Holes in conditions, their noise level, and which of them training replaces by zeros.
     Condition = 20,
     /// Noise of conditions.

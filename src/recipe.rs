@@ -18,7 +18,7 @@ pub(crate) use built_in::built_in;
 pub use choices::{Codebook, Latents, LossKind, Optimizer, Rng};
 pub use find::{find, parse};
 pub use model::{Backbone, initial_of, model_of, params_of};
-pub(crate) use model::{params_of_model, trained_params_of};
+pub(crate) use model::{TEXT_MODULE, params_of_model, trained_params_of};
 pub use sample_every::SampleEvery;
 pub(crate) use set::{nearest, whole};
 pub use system::System;
@@ -112,6 +112,10 @@ config! {
         /// model's table: without them there is no guidance.
         pub label_dropout: f64 = 0.0,
 
+        /// The tokenizer of a model that is trained from nothing: bytes, which has no words; shapes, which has
+        /// those of the data shapes; or a folder with one (vocab.json and merges.txt, or tokenizer.json). A run
+        /// keeps a copy.
+        pub tokenizer: String = "bytes".to_owned(),
         /// How many captions, of 1, training replaces by an empty one, which guidance leads away from.
         pub caption_dropout: f64 = 0.0,
         /// Train the text encoder too; otherwise it stays as it is.

@@ -4,11 +4,12 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::device::{Buffer, Device};
-use crate::diffusers::{TEXT_MODULE, Text, text_params};
+use crate::diffusers::{Text, text_params};
 use crate::error::Result;
 use crate::models::clip::{TextConfig, clip_text};
 use crate::nn::{self, Params, Scope};
 use crate::program::{Plan, Program, Sharing, halves};
+use crate::recipe::TEXT_MODULE;
 use crate::sample::Texts;
 use crate::tape::Tape;
 use crate::tokenizer::Tokenizer;

@@ -117,7 +117,10 @@ fn describe_captions(captions: &Captions, chosen: &[u64]) -> String {
     let lengths = || captions.iter().flatten().map(|caption| caption.chars().count());
     let (count, images) = (lengths().count(), captions.iter().count());
     let [least, most] = [lengths().min(), lengths().max()].map(Option::unwrap_or_default);
-    let mut text = format!("{count} captions of {images} images, of {least} to {most} characters:\n");
+    let mut text = match images {
+        0 => "captions without end:\n".to_owned(),
+        _ => format!("{count} captions of {images} images, of {least} to {most} characters:\n"),
+    };
     for &index in chosen.iter().take(SHOWN) {
         for caption in captions.of(index).iter().take(SHOWN) {
             let cut = caption.chars().count() > 100;
@@ -140,7 +143,8 @@ fn sheet(dataset: &dyn Dataset, captions: Option<&Captions>, chosen: &[u64], out
         save_png(out, &enlarge(grid(&images, count, shape, columns, 2), shape[0]))?;
         return print(&format!("contact sheet: {}\n", out.display()));
     };
-    let captions: Vec<&[String]> = chosen[..count].iter().map(|&index| captions.of(index)).collect();
+    let captions: Vec<_> = chosen[..count].iter().map(|&index| captions.of(index)).collect();
+    let captions: Vec<&[String]> = captions.iter().map(|of| &of[..]).collect();
     save_png(out, &with_captions(&images, &captions, shape, columns))?;
     print(&format!("sheet of {count} images with captions: {}\n", out.display()))
 }

@@ -3,8 +3,11 @@
 //! Of a folder they are in `metadata.jsonl` or `metadata.csv`, there or in folders below it, each of which
 //! names files within its own; or in a text file beside each picture.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -18,22 +21,44 @@ pub(super) const METADATA: [&str; 2] = ["metadata.jsonl", "metadata.csv"];
 const MOST: u64 = 2 << 30;
 
 /// The captions of each picture of a set, at least one each, by the picture's number in it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Captions(Vec<Vec<String>>);
+#[derive(Clone)]
+pub struct Captions(Kind);
+
+impl fmt::Debug for Captions {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+#[derive(Clone)]
+enum Kind {
+    Listed(Vec<Vec<String>>),
+    /// Of pictures without end: made of a picture's number.
+    Made(Arc<dyn Fn(u64) -> String + Send + Sync>),
+}
 
 impl Captions {
+    /// Those of generated pictures, one each.
+    pub(super) fn made(of: impl Fn(u64) -> String + Send + Sync + 'static) -> Captions {
+        Captions(Kind::Made(Arc::new(of)))
+    }
+
     /// Those of the picture with this number, as [`Dataset::read`](super::Dataset::read) counts them.
     ///
     /// # Panics
     /// If there is none.
     #[track_caller]
-    pub fn of(&self, index: u64) -> &[String] {
-        &self.0[index as usize]
+    pub fn of(&self, index: u64) -> Cow<'_, [String]> {
+        match &self.0 {
+            Kind::Listed(all) => Cow::Borrowed(&all[index as usize]),
+            Kind::Made(of) => Cow::Owned(vec![of(index)]),
+        }
     }
 
-    /// All captions, picture by picture.
+    /// All captions, picture by picture; none of pictures without end.
     pub fn iter(&self) -> impl Iterator<Item = &[String]> {
-        self.0.iter().map(Vec::as_slice)
+        let all = if let Kind::Listed(all) = &self.0 { &all[..] } else { &[] };
+        all.iter().map(Vec::as_slice)
     }
 
     /// Of the pictures `files` below `dir`; an error with this hint if one has none.
@@ -44,7 +69,7 @@ impl Captions {
         hint: &str,
     ) -> Result<Captions> {
         let mut without = files.iter().zip(&captions).filter(|(_, captions)| captions.is_empty());
-        let Some((first, _)) = without.next() else { return Ok(Captions(captions)) };
+        let Some((first, _)) = without.next() else { return Ok(Captions(Kind::Listed(captions))) };
         let (count, all, dir) = (1 + without.count(), files.len(), dir.display());
         let first = shown_path(first);
         Err(Error::new(format!("{count} of {all} pictures in {dir} have no caption, the first is {first}"))

@@ -56,7 +56,7 @@ fn three_ways_say_the_same() {
     let beside = [("a.txt", "one, \"two\"\n"), ("b/a.txt", "ü"), ("b/c.txt", " x\n\n y \n")];
     let found = captions(&names, &beside).unwrap().unwrap();
     assert_eq!(all(&found), [vec!["one, \"two\""], vec!["ü"], vec!["x", "y"]]);
-    assert_eq!(captions(&names, &[]), Ok(None));
+    assert!(captions(&names, &[]).unwrap().is_none());
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn captions_stay_with_their_pictures_when_some_are_held_out() {
         for i in 0..data.len().unwrap() {
             let mut picture = vec![0.0; 64];
             data.read(i, &mut picture).unwrap();
-            assert_eq!(captions.of(i), [super::super::picture::to_u8(picture[0]).to_string()]);
+            assert_eq!(captions.of(i)[..], [super::super::picture::to_u8(picture[0]).to_string()]);
             seen += 1;
         }
     }

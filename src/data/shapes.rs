@@ -11,7 +11,7 @@ mod tests;
 
 use super::canvas::{Canvas, Point, around, ellipse, rounded_box};
 use super::rng::{Generator, PictureRng};
-use super::{Dataset, Options, Split};
+use super::{Captions, Dataset, Options, Split};
 use crate::error::{Result, need};
 
 pub use caption::{BACKGROUND, Caption, Color, Kind, Relation, Size, Thing};
@@ -27,6 +27,7 @@ const ASKEW: f32 = 0.5;
 
 /// The data set. Its training part never shows a pair that [is held out](Caption::is_held_out); every second
 /// picture of the held-out part, from the first on, shows one.
+#[derive(Clone)]
 pub struct Shapes {
     size: usize,
     seed: u64,
@@ -96,6 +97,11 @@ impl Dataset for Shapes {
         let (caption, mut rng) = self.start(index);
         paint(&caption, &mut rng, self.size, out);
         Ok(0)
+    }
+
+    fn captions(&self) -> Result<Option<Captions>> {
+        let shapes = self.clone();
+        Ok(Some(Captions::made(move |index| shapes.caption(index).to_string())))
     }
 
     fn describe(&self, index: u64) -> String {

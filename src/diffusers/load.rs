@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::TEXT_MODULE;
 use crate::error::{Error, Result};
 use crate::nn::{Layout, Params, Spec};
+use crate::recipe::TEXT_MODULE;
 use crate::weights::Weights;
 
 /// The parts of a tensor's name without those that wrappers put in: `DataParallel` before all others

@@ -8,11 +8,12 @@ use super::config::{text_model, text_of_text_model};
 use super::export::{make, write_text};
 use super::folder::{MOST_BYTES, wrong};
 use super::load::{flat_weights, of_text_model};
-use super::{CONFIG, TEXT_MODULE};
+use super::CONFIG;
 use crate::checkpoint::save_plain;
 use crate::error::Result;
 use crate::models::clip::{TextConfig, clip_text};
 use crate::nn::{Params, Scope};
+use crate::recipe::TEXT_MODULE;
 use crate::tape::Tape;
 use crate::weights::{Weights, read_text};
 

@@ -1,6 +1,6 @@
 //! The keys that a recipe of a system and a model has.
 
-use super::{Recipe, System};
+use super::{Latents, Recipe, System};
 use crate::data::ConditionKind;
 use crate::models::vae::VaeKind;
 
@@ -24,7 +24,7 @@ impl Recipe {
             | "offset_noise" | "input_perturbation" | "learned_schedule" | "gamma_min" | "gamma_max" => {
                 system.diffuses()
             }
-            "text" | "train_text_encoder" | "caption_dropout" => system.diffuses() && self.text_width() > 0,
+            "text" | "train_text_encoder" | "caption_dropout" | "tokenizer" => system.diffuses() && self.text_width() > 0,
             "codebook" | "codebook_weight" | "commitment" | "codebook_decay" | "codebook_restart" => {
                 self.has_codebook()
             }
@@ -40,6 +40,11 @@ impl Recipe {
             "classifier" => system == System::Classifier,
             _ => true,
         }
+    }
+
+    /// Whether it keeps latents that are encoded once.
+    pub(crate) fn caches_latents(&self) -> bool {
+        self.system == System::Ldm && self.latents == Latents::Cached
     }
 
     /// Whether it trains a codebook.
@@ -60,7 +65,7 @@ impl Recipe {
             "unet" | "dit" | "conv" if self.system.diffuses() => {
                 format!("model = {}", self.model.table())
             }
-            "text" | "train_text_encoder" | "caption_dropout" if self.system.diffuses() => {
+            "text" | "train_text_encoder" | "caption_dropout" | "tokenizer" if self.system.diffuses() => {
                 "a model that sees no text: it has unet.cross_attention_dim".to_owned()
             }
             _ if self.system == System::Vae && (key.starts_with("codebook") || key == "commitment") => {

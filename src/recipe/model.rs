@@ -9,6 +9,7 @@ use super::{Recipe, Rng, System};
 use crate::diffusion::{Model, TimestepSampling, Told};
 use crate::error::Result;
 use crate::models::classifier::classifier;
+use crate::models::clip::clip_text;
 use crate::models::codebook::COUNTS;
 use crate::models::conv_net::conv_net;
 use crate::models::dit::dit;
@@ -17,6 +18,9 @@ use crate::models::{unet_order, vae};
 use crate::nn::{Init, Params, Scope};
 use crate::ops::loss_history::ROW;
 use crate::tape::{Tape, Tensor};
+
+/// Module of the text encoder's parameters, in which files of most versions of its library have them.
+pub(crate) const TEXT_MODULE: &str = "text_model";
 
 /// The network of a diffusion model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +80,11 @@ impl Recipe {
             Backbone::Unet => self.unet.text_width(),
             Backbone::Dit | Backbone::Conv => 0,
         }
+    }
+
+    /// Whether the text encoder is among the parameters.
+    pub(crate) fn trains_text(&self) -> bool {
+        self.text_width() > 0 && self.train_text_encoder
     }
 
     /// Checks that the diffusion model can be evaluated at these timesteps.
@@ -176,6 +185,9 @@ pub fn params_of_model(recipe: &Recipe, model: &Model) -> Rc<RefCell<Params>> {
     let text = recipe.text_width();
     let text = (text > 0).then(|| tape.stored("text", 0, [1, 1, text]));
     model(&scope, &x, &t, Told { labels: labels.as_ref(), text: text.as_ref() });
+    if recipe.trains_text() {
+        clip_text(&recipe.text, &scope.sub(TEXT_MODULE), &tape.stored_u32("tokens", [1, 1]), 0);
+    }
     // Last, so that the model's own are the same without.
     recipe.learned_schedule.ask(&scope);
     params

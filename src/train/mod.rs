@@ -4,6 +4,7 @@
 //! [`Session`] the loop of `denoir train` around it.
 
 mod batch;
+mod captions;
 mod codes;
 mod continuous_bound;
 mod diffusion_loss;

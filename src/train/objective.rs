@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::batch::{Batch, BatchWriter, Input, Loss};
+use super::captions::Captioned;
 use super::codes::Codes;
 use super::continuous_bound::continuous_bound;
 use super::diffusion_loss::{by_t, diffusion_loss};
@@ -13,9 +14,10 @@ use super::step::{Recorded, record_batch};
 use crate::codec::Codec;
 use crate::data::ConditionKind;
 use crate::device::Buffer;
-use crate::diffusion::{Model, seen_by_model, within};
+use crate::diffusion::{Model, Told, seen_by_model, within};
 use crate::error::Result;
 use crate::models::classifier::classifier;
+use crate::models::clip::clip_text;
 use crate::models::vae;
 use crate::nn::{self, Params, Scope};
 use crate::ops::arithmetic::{add, affine, mul};
@@ -28,11 +30,13 @@ use crate::ops::noising::gaussian;
 use crate::ops::reduce::mean;
 use crate::ops::reparameterise::{Noise, reparameterise};
 use crate::philox::{Stream, draw, uniform};
-use crate::recipe::{Latents, Recipe, System, model_of, trained_params_of};
+use crate::recipe::{Recipe, System, TEXT_MODULE, model_of, trained_params_of};
 use crate::tape::Tensor;
 
 /// Store of the weights of a VAE that is not trained.
 const VAE: &str = "vae";
+/// Store of the weights of a text encoder that is not trained.
+const TEXT: &str = "text encoder";
 /// Store of a data set that lies on the device.
 const DATA: &str = "data";
 /// Names of the parts of a VAE's loss, before they are weighted.
@@ -55,6 +59,10 @@ pub(super) struct Objective {
     vae: Option<(Rc<RefCell<Params>>, Buffer, Recipe)>,
     /// Where steps take their samples from, if they are not given them.
     pub resident: Option<Resident>,
+    /// The texts of a model that sees some.
+    pub captions: Option<Rc<Captioned>>,
+    /// The text encoder that is not trained: its parameters and weights.
+    pub text: Option<(Rc<RefCell<Params>>, Buffer)>,
 }
 
 impl Objective {
@@ -67,6 +75,8 @@ impl Objective {
             params: trained_params_of(recipe),
             vae: codec.map(of),
             resident: None,
+            captions: None,
+            text: None,
         }
     }
 
@@ -119,7 +129,7 @@ impl Objective {
     }
 
     fn encodes(&self) -> bool {
-        self.recipe.system == System::Ldm && self.recipe.latents == Latents::Drawn
+        self.recipe.system == System::Ldm && !self.recipe.caches_latents()
     }
 
     /// Records the loss of one batch.
@@ -150,6 +160,12 @@ impl Objective {
             let labels = self.with_dropout(range_of(examples.labels(), micro), batch);
             batch.write(self.labels(), &labels)?;
         }
+        if let Some(captions) = &self.captions {
+            let samples = examples.samples();
+            let samples = range_of(&samples, micro);
+            let tokens = captions.tokens(samples, batch.step() as u32, batch.first_sample());
+            batch.write(self.tokens(), &tokens)?;
+        }
         if self.recipe.self_conditioning {
             let first = batch.first_sample();
             let sees = (first..first + self.recipe.batch_size as u32).map(|sample| {
@@ -163,6 +179,27 @@ impl Objective {
             batch.write(KL_WEIGHT, &[self.kl_weight(batch.step())])?;
         }
         Ok(())
+    }
+
+    /// Tokens of a step's captions.
+    fn tokens(&self) -> Input<u32, 2> {
+        Input::new("tokens", [self.recipe.batch_size, self.recipe.text.max_position_embeddings])
+    }
+
+    /// The captions of a batch as the model sees them, `[N, tokens, D]`.
+    fn text(&self, scope: &Scope, batch: &Batch) -> Option<Tensor> {
+        if self.recipe.text_width() == 0 {
+            return None;
+        }
+        let tokens = batch.input(self.tokens());
+        let scope = match &self.text {
+            Some((params, weights)) => {
+                batch.bind(TEXT, weights);
+                Scope::frozen(batch.tape(), params, TEXT)
+            }
+            None => scope.clone(),
+        };
+        Some(clip_text(&self.recipe.text, &scope.sub(TEXT_MODULE), &tokens, 0))
     }
 
     fn has_labels(&self) -> bool {
@@ -195,6 +232,8 @@ impl Objective {
     fn denoising(&self, scope: &Scope, batch: &Batch, x0: &Tensor, condition: Option<&Tensor>) -> Loss {
         let labels = self.has_labels().then(|| batch.input(self.labels()));
         let has_holes = self.recipe.condition.kind == ConditionKind::Mask;
+        let text = self.text(scope, batch);
+        let beside = Told { labels: labels.as_ref(), text: text.as_ref() };
         let model = |x_t: &Tensor, t: &Tensor| {
             let told = condition.map(|condition| (condition, has_holes));
             let with = |own: Option<&Tensor>| seen_by_model(x_t, own, told);
@@ -202,10 +241,10 @@ impl Objective {
                 batch.tape().labelled("self-conditioning", || {
                     let frozen = Scope::frozen(batch.tape(), &self.params, nn::STORE);
                     let nothing = with(Some(&affine(x_t, 0.0, 0.0)));
-                    self.estimate(batch, x_t, t, &(self.model)(&frozen, &nothing, t, labels.as_ref().into()))
+                    self.estimate(batch, x_t, t, &(self.model)(&frozen, &nothing, t, beside))
                 })
             });
-            (self.model)(scope, &with(own.as_ref()), t, labels.as_ref().into())
+            (self.model)(scope, &with(own.as_ref()), t, beside)
         };
         if self.recipe.learns_schedule() {
             let parameters = self.recipe.learned_schedule.ask(scope);

@@ -3,6 +3,7 @@
 use crate::data::{Batch, Dataset, Picks, Values, Whole};
 use crate::device::{Buffer, Device, available_memory};
 use crate::error::Result;
+use crate::ops::gather::MIRRORED;
 
 /// The most that a data set may take of a GPU's memory, in bytes. Drivers do not say how much there is; any
 /// GPU that a model is trained on can spare this.
@@ -39,6 +40,14 @@ impl From<Picks> for Examples {
 }
 
 impl Examples {
+    /// Their numbers in the data set.
+    pub(super) fn samples(&self) -> Vec<u64> {
+        match self {
+            Examples::Images(batch) => batch.samples.clone(),
+            Examples::Picks(picks) => picks.samples.iter().map(|&pick| u64::from(pick & !MIRRORED)).collect(),
+        }
+    }
+
     pub(super) fn labels(&self) -> &[u32] {
         match self {
             Examples::Images(batch) => &batch.labels,
