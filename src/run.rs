@@ -160,6 +160,16 @@ impl Run {
         self.folder.join("vae.safetensors")
     }
 
+    /// Where a run of a model that sees texts keeps its tokenizer.
+    pub(crate) fn tokenizer_path(&self) -> PathBuf {
+        self.folder.join("tokenizer")
+    }
+
+    /// Where a run keeps a text encoder that it does not train, as a folder of its library.
+    pub(crate) fn text_encoder_path(&self) -> PathBuf {
+        self.folder.join("text_encoder")
+    }
+
     /// Where a latent diffusion run keeps what it encoded.
     pub(crate) fn latents_path(&self) -> PathBuf {
         self.folder.join("latents.safetensors")

@@ -42,6 +42,12 @@ impl Recipe {
         }
     }
 
+    /// Whether a diffusion model is measured on held-out images while it is trained; one that sees texts is
+    /// not.
+    pub(crate) fn has_held_out_loss(&self) -> bool {
+        self.system.diffuses() && self.evaluate_count > 0 && self.text_width() == 0
+    }
+
     /// Whether it keeps latents that are encoded once.
     pub(crate) fn caches_latents(&self) -> bool {
         self.system == System::Ldm && self.latents == Latents::Cached

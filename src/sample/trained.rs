@@ -14,6 +14,7 @@ use crate::nn::Params;
 use crate::recipe::{Recipe, System, model_of, params_of};
 use crate::run::Run;
 use crate::text_model::TextModel;
+use crate::tokenizer::Tokenizer;
 
 /// A trained diffusion model on a device, with all that sampling needs.
 pub struct Trained {
@@ -69,7 +70,15 @@ impl Trained {
         };
         let params = params_of(&recipe);
         let values = loaded.set("ema", &params.borrow())?;
-        Trained::with(recipe, &values, (codec, None), Vec::new(), device)
+        let mut trained = Trained::with(recipe, &values, (codec, None), Vec::new(), device)?;
+        if trained.recipe.text_width() > 0 {
+            let run = Run::of_checkpoint(loaded.path()).ok_or_else(|| {
+                Error::new(format!("{} is outside its run folder", path.display()))
+                    .hint("give the run: its tokenizer is needed too")
+            })?;
+            trained.text = Some(trained.text_of(&run)?);
+        }
+        Ok(trained)
     }
 
     /// Opens a pipeline, or a bare model, of the diffusers library.
@@ -79,6 +88,17 @@ impl Trained {
         let codec = folder.vae.as_ref().map(|vae| Codec::of_component(vae, device)).transpose()?;
         let text = folder.text.map(|text| TextModel::of_folder(text, device)).transpose()?;
         Trained::with(folder.model.recipe, &folder.model.weights, (codec, text), folder.remarks, device)
+    }
+
+    /// The text encoder of a run, which is among the parameters, or beside them.
+    fn text_of(&self, run: &Run) -> Result<TextModel> {
+        let tokenizer = Tokenizer::open(&run.tokenizer_path())?;
+        if self.recipe.train_text_encoder {
+            let (params, weights) = (Rc::clone(&self.params), self.weights.clone());
+            return Ok(TextModel::new(&self.device, &self.recipe.text, tokenizer, params, weights));
+        }
+        let encoder = diffusers::open_text_encoder(&run.text_encoder_path())?;
+        TextModel::of_folder(diffusers::Text { encoder, tokenizer }, &self.device)
     }
 
     /// `values`: the parameters, flat.

@@ -10,7 +10,7 @@ use super::*;
 
 /// What transformers makes of random strings, and small folders in every layout.
 const GOLDEN: &[u8] = include_bytes!("../../tests/golden/tokenizer.json.gz");
-/// The merges of CLIP's vocabulary, out of the Python package clip-anytorch 2.6.0 (`clip_merges.md` beside it).
+/// The merges of CLIP's vocabulary, out of the Python package clip-anytorch 2.6.0 (`clip_merges.md`).
 const CLIP_MERGES: &[u8] = include_bytes!("../../tests/golden/clip_merges.txt.gz");
 
 fn unpacked(bytes: &[u8]) -> String {

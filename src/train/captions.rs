@@ -67,7 +67,7 @@ impl Captioned {
             let [drops, which, ..] = draw(self.seed, Stream::Captions as u32, step, number, 0);
             let caption = match uniform(drops) < self.dropout {
                 true => "",
-                false => &captions[below(which, captions.len() as u32) as usize],
+                false => &captions[below(which, captions.len())],
             };
             self.tokenizer.prompt(caption, self.length).ids
         };

@@ -1,8 +1,10 @@
 //! Data of a session, opened and read ahead.
 
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
+use super::captions::Captioned;
 use super::encoded::{Encoded, prepare};
 use super::evaluate::Evaluator;
 use super::held_out::HeldOut;
@@ -12,10 +14,12 @@ use crate::checkpoint::Values;
 use crate::codec::Codec;
 use crate::data::{self, Dataset, Loader, numbered, open_for_evaluation};
 use crate::device::Device;
+use crate::diffusers::TextEncoder;
 use crate::error::{Error, Result};
 use crate::recipe::{Recipe, System};
 use crate::run::{Batches, seen};
 use crate::sample::Given;
+use crate::tokenizer::Tokenizer;
 
 /// Looks at the data as it lies there; gives the names of classes that have numbers already.
 pub(super) type Known<'a> = dyn Fn(&dyn Dataset) -> Result<Vec<String>> + Sync + 'a;
@@ -63,6 +67,10 @@ pub(super) struct Data {
     pub held_out: Option<HeldOut>,
     /// Why there are none, if there should be some.
     pub note: Option<String>,
+    /// The captions of the images, of a model that sees texts.
+    pub captions: Option<Rc<Captioned>>,
+    /// The text encoder that is not trained.
+    pub text: Option<TextEncoder>,
     /// Held-out images and their conditions, which pictures are drawn from.
     pub given: Option<Given>,
     /// Gives the batches of the steps, in order; reads the first ones while everything else is made.
@@ -85,7 +93,7 @@ impl Data {
         let channels = codec.map_or(&*recipe, Codec::recipe).image_channels();
         let judged = || {
             let judges =
-                recipe.system == System::Vae || recipe.system.diffuses() && recipe.evaluate_count > 0;
+                recipe.system == System::Vae || recipe.has_held_out_loss();
             judges.then(|| open_for_evaluation(&recipe.data, &recipe.pictures(channels))).transpose()
         };
         // At the same time: large folders take a while to list.
@@ -133,7 +141,29 @@ impl Data {
             None => None,
         };
         let given = recipe.condition.is_some().then(|| Given::held_out(recipe, None, recipe.sample_count));
-        Ok(Data { dataset, encoded, evaluator, held_out, note, given: given.transpose()?, feed: None })
+        Ok(Data {
+            dataset,
+            encoded,
+            evaluator,
+            held_out,
+            note,
+            captions: None,
+            text: None,
+            given: given.transpose()?,
+            feed: None,
+        })
+    }
+
+    /// Adds the captions, and the text encoder that a model sees them through where it is not trained.
+    pub(super) fn caption(
+        &mut self,
+        recipe: &Recipe,
+        tokenizer: Tokenizer,
+        text: Option<TextEncoder>,
+    ) -> Result<()> {
+        self.captions = Some(Rc::new(Captioned::new(recipe, tokenizer, &*self.dataset)?));
+        self.text = text;
+        Ok(())
     }
 
     /// The data set that steps read: images, or all that is cached of them.
@@ -191,6 +221,7 @@ impl Data {
         // Conditions are made on the host.
         let whole = kept(&*source, device).filter(|_| !recipe.condition.is_some());
         self.load(recipe, seen, whole.is_some())?;
-        RecipeTrainer::with_data(recipe, device, codec, resume, whole.as_ref())
+        let texts = (self.captions.clone(), self.text.take());
+        RecipeTrainer::with_texts(recipe, device, codec, resume, whole.as_ref(), texts)
     }
 }

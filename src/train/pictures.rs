@@ -53,7 +53,7 @@ impl Session {
             return Ok(vec![Picture { what: "reconstructions".to_owned(), name, drawing }]);
         }
         // From the moving average, and always from the same noise.
-        let (source, options) = (self.source(), Options::of(&self.recipe)?);
+        let (source, options) = (self.source()?, Options::of(&self.recipe)?);
         let images = source.draw(&options, count, None, || go_on(watch))?;
         let quality = source.describe_quality(&images).map(|quality| format!(" ({quality})"));
         let what = format!("samples{}", quality.unwrap_or_default());
@@ -91,7 +91,7 @@ impl Session {
                 watch.evaluated(&evaluation);
             }
             (_, Some(held_out), _) => {
-                let loss = held_out.measure(&self.source(), &self.recipe, step)?;
+                let loss = held_out.measure(&self.source()?, &self.recipe, step)?;
                 self.run.log_evaluation(&loss)?;
                 watch.held_out_loss(&loss);
             }
@@ -112,19 +112,19 @@ impl Session {
         });
     }
 
-    fn source(&self) -> Source<'_> {
-        let source = self.trainer.source(self.codec.as_ref());
-        match &self.data.given {
+    fn source(&self) -> Result<Source<'_>> {
+        let source = self.trainer.captioned_source(self.codec.as_ref())?;
+        Ok(match &self.data.given {
             Some(given) => source.conditioned_on(given.clone()),
             None => source,
-        }
+        })
     }
 
     /// The first images at rising noise levels. No step needs it, so the first one does not wait for it.
     pub(super) fn forward_strip(&mut self) -> Result<()> {
         let before = Instant::now();
         self.trainer.note_schedule(&mut self.recipe)?;
-        let source = self.source();
+        let source = self.source()?;
         let pixels: usize = source.image().iter().product();
         let mut images = vec![0.0; STRIPS * pixels];
         let count = self.data.dataset.len().unwrap_or(u64::MAX);

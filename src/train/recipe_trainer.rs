@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use super::batch::{Batch, BatchWriter};
+use super::captions::Captioned;
 use super::micro_batch;
 use super::objective::Objective;
 use super::options::TrainOptions;
@@ -14,12 +15,14 @@ use crate::checkpoint::Values;
 use crate::codec::Codec;
 use crate::data::Whole;
 use crate::device::Device;
+use crate::diffusers::{TextEncoder, text_params};
 use crate::diffusion::Model;
 use crate::error::Result;
 use crate::nn::Scope;
 use crate::program::Program;
 use crate::recipe::{Recipe, System, initial_of, params_of_model};
 use crate::sample::Source;
+use crate::text_model::TextModel;
 
 /// The trainer that `denoir train` runs.
 pub struct RecipeTrainer {
@@ -71,9 +74,49 @@ impl RecipeTrainer {
         resume: Option<(u64, &Values)>,
         data: Option<&Whole>,
     ) -> Result<Self> {
+        RecipeTrainer::with_texts(recipe, device, codec, resume, data, (None, None))
+    }
+
+    /// As [`RecipeTrainer::with_data`], of a model that sees `captions`, through a text encoder that is not
+    /// trained, or through its own.
+    pub(super) fn with_texts(
+        recipe: &Recipe,
+        device: &Device,
+        codec: Option<&Codec>,
+        resume: Option<(u64, &Values)>,
+        data: Option<&Whole>,
+        (captions, encoder): (Option<Rc<Captioned>>, Option<TextEncoder>),
+    ) -> Result<Self> {
         let mut objective = Objective::new(recipe, codec);
         objective.resident = data.map(|data| Resident::new(data, device)).transpose()?;
+        objective.captions = captions;
+        if let Some(TextEncoder { config, weights }) = encoder {
+            let buffer = device.alloc("text encoder", weights.len() * 4)?;
+            device.write(&buffer, 0, bytemuck::cast_slice(&weights))?;
+            objective.text = Some((text_params(&config), buffer));
+        }
         RecipeTrainer::of(objective, device, resume)
+    }
+
+    /// The text encoder as it is by now, of a model that sees texts.
+    fn text_model(&self) -> Option<TextModel> {
+        let tokenizer = self.objective.captions.as_ref()?.tokenizer.clone();
+        let own = || (Rc::clone(&self.objective.params), self.trainer.ema().clone());
+        let (params, weights) = self.objective.text.clone().unwrap_or_else(own);
+        Some(TextModel::new(self.device(), &self.recipe.text, tokenizer, params, weights))
+    }
+
+    /// As [`RecipeTrainer::source`], drawing from the captions of the first images where the model sees texts.
+    ///
+    /// # Errors
+    /// When memory is too small, or the driver reports an error.
+    pub(super) fn captioned_source<'a>(&'a self, codec: Option<&'a Codec>) -> Result<Source<'a>> {
+        let source = self.source(codec);
+        let (Some(text), Some(captions)) = (self.text_model(), &self.objective.captions) else {
+            return Ok(source);
+        };
+        let prompts = captions.first(self.recipe.sample_count);
+        Ok(source.told(text.texts(&prompts, &[String::new()], 1, 0)?.texts))
     }
 
     /// As [`RecipeTrainer::new`], for a diffusion model of images that is not the recipe's U-Net.

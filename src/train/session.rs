@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::captions::tokenizer_of;
 use super::encoded::Encoded;
 use super::feed::Data;
 use super::recipe_trainer::RecipeTrainer;
@@ -112,6 +113,13 @@ impl Session {
         let batches = going_on(&[], 0, recipe.images_of_a_step());
         let new = |_: &dyn Dataset| -> Result<Vec<String>> { Ok(Vec::new()) };
         let mut data = Data::open(&mut recipe, codec.as_ref(), None, &new, &batches, progress)?;
+        if recipe.text_width() > 0 {
+            if !recipe.train_text_encoder {
+                return Err(Error::usage("train_text_encoder is false, and there is no text encoder")
+                    .hint("set train_text_encoder = true to train one from nothing"));
+            }
+            data.caption(&recipe, tokenizer_of(&recipe)?, None)?;
+        }
         let trainer = data.trainer(&recipe, device, codec.as_ref(), None, 0)?;
         let run = Run::create(out, &recipe)?;
         let lock = run.lock()?;
@@ -120,6 +128,10 @@ impl Session {
             if let Some(Encoded::All(latents)) = &data.encoded {
                 latents.save(&run.latents_path())?;
             }
+        }
+        if let Some(captions) = &data.captions {
+            let folder = run.tokenizer_path();
+            captions.tokenizer.save(&folder, recipe.text.max_position_embeddings)?;
         }
         // Last: it makes the folder a run, which is complete from then on.
         run.write_recipe(&recipe)?;
