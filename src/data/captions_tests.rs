@@ -49,7 +49,7 @@ fn three_ways_say_the_same() {
     ];
     let found = captions(&names, &jsonl).unwrap().unwrap();
     assert_eq!(all(&found), [vec!["one, \"two\""], vec!["ü"], vec!["x", "y"]]);
-    assert_eq!(found.of(2), ["x", "y"]);
+    assert_eq!(found.of(2)[..], ["x", "y"]);
     let table = "\u{feff}id,text,file_name\n1,\"one, \"\"two\"\"\",a.png\n2,ü,b/a.png\n3,\"x\ny\",b/c.bmp\n";
     let found = captions(&names, &[("metadata.csv", table)]).unwrap().unwrap();
     assert_eq!(all(&found), [["one, \"two\""], ["ü"], ["x\ny"]]);

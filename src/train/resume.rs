@@ -9,11 +9,13 @@ use super::session::{BACKWARD, Session, grid_name};
 use crate::codec::Codec;
 use crate::data::{ConditionConfig, Dataset};
 use crate::device::Device;
+use crate::diffusers::open_text_encoder;
 use crate::diffusion::TimestepSampling;
 use crate::error::{Error, Result};
 use crate::optim::LrSchedule;
 use crate::recipe::{Latents, Recipe, SampleEvery, System, trained_params_of};
 use crate::run::{DataRecord, Record, Run, going_on, seen};
+use crate::tokenizer::Tokenizer;
 
 /// What the user says about a run that goes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,6 +88,11 @@ impl Session {
         let latents = run.latents_path();
         recipe.trains_on_its_schedule();
         let mut data = Data::open(&mut recipe, codec.as_ref(), Some(&latents), &known, &batches, progress)?;
+        if recipe.text_width() > 0 {
+            let kept = || open_text_encoder(&run.text_encoder_path());
+            let encoder = (!recipe.train_text_encoder).then(kept).transpose()?;
+            data.caption(&recipe, Tokenizer::open(&run.tokenizer_path())?, encoder)?;
+        }
         notes.extend(changed.into_inner().flatten());
         if done > 0 && recorded.is_none() {
             let note = "note: the run does not say what data it was trained on so far; from now on it does";
@@ -118,6 +125,7 @@ fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
         let classifier = (r.system == System::Classifier).then(|| r.classifier.clone());
         let ConditionConfig { kind, channels, factor, noise, .. } = r.condition;
         let condition = (kind, channels, factor, noise, r.self_conditioning);
+        let condition = (condition, r.trains_text(), (r.text_width() > 0).then(|| r.text.clone()));
         (r.system.diffuses().then_some((r.prediction_type, variance)), classifier, condition)
     };
     let has_null = |r: &Recipe| r.null_class().is_some();
@@ -125,8 +133,8 @@ fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
         let hint = if has_null(theirs) { "leave label_dropout above 0" } else { "leave label_dropout at 0" };
         ("run keeps whether it has a label of no class", format!("{hint}, or train anew"))
     } else if meaning(recipe) != meaning(theirs) {
-        let hint = "leave prediction_type, a learned variance, condition, self_conditioning and classifier \
-                    keys, or train anew";
+        let hint = "leave prediction_type, a learned variance, condition, self_conditioning, text and \
+                    classifier keys, or train anew";
         ("run keeps the meaning of what its model says", hint.to_owned())
     } else if model(recipe) != model(theirs) {
         let hint = "leave model and the unet, dit, conv and vae keys as they are, or train anew";
