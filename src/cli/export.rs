@@ -1,20 +1,21 @@
 //! `denoir export`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{note, print};
 use crate::checkpoint::{self, Loaded};
 use crate::data::ConditionKind;
-use crate::diffusers::{self, Component};
+use crate::diffusers::{self, Component, Text, TextEncoder};
 use crate::error::{Error, Result};
 use crate::recipe::{System, params_of};
 use crate::run::Run;
+use crate::tokenizer::Tokenizer;
 
 #[derive(clap::Args)]
 pub struct Arguments {
     /// A run folder, or one of its checkpoints
     run: PathBuf,
-    /// A new folder, for DDPMPipeline, LDMPipeline or AutoencoderKL to load
+    /// A new folder, for StableDiffusionPipeline, DDPMPipeline, LDMPipeline or AutoencoderKL to load
     folder: PathBuf,
     /// Which weights: their moving average (ema), or those of the last step (model)
     #[arg(long, default_value = "ema", value_parser = ["ema", "model"])]
@@ -38,7 +39,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
         _ => None,
     };
-    diffusers::write(folder, &model, vae.as_ref())?;
+    let text = text_of(&arguments.run, &model)?;
+    diffusers::write(folder, &model, vae.as_ref(), text.as_ref())?;
     if model.recipe.condition.is_some() {
         note("note: a model alone, for no pipeline gives it conditions: join them to the noisy images");
         if model.recipe.condition.kind == ConditionKind::Mask {
@@ -49,6 +51,23 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         note("note: a model alone: it sees the x0 that it predicted before, behind the noisy images");
     }
     print(&format!("{}\n", folder.display()))
+}
+
+/// The text encoder and tokenizer of a model that sees texts.
+fn text_of(path: &Path, model: &Component) -> Result<Option<Text>> {
+    if model.recipe.text_width() == 0 {
+        return Ok(None);
+    }
+    let (_, run) = Run::checkpoint_of(path)?;
+    let Some(run) = run else {
+        return Err(Error::new(format!("{} is outside its run folder", path.display()))
+            .hint("give the run: its tokenizer is needed too"));
+    };
+    let encoder = match model.recipe.train_text_encoder {
+        true => TextEncoder::among(&model.recipe, &model.weights),
+        false => diffusers::open_text_encoder(&run.text_encoder_path())?,
+    };
+    Ok(Some(Text { encoder, tokenizer: Tokenizer::open(&run.tokenizer_path())? }))
 }
 
 fn component(loaded: &Loaded, set: &str) -> Result<Component> {

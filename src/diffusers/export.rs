@@ -7,11 +7,11 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::config::{self, Model};
-use super::{CONFIG, Component, INDEX, SCHEDULER, WEIGHTS};
+use super::text_encoder::write_text_encoder;
+use super::{CONFIG, Component, INDEX, SCHEDULER, Text, WEIGHTS};
 use crate::checkpoint::{save_plain, write_whole};
 use crate::diffusion::{Betas, LIBRARY_VERSION, Prediction, pretty};
 use crate::error::{Error, Result};
-use crate::models::gamma::LearnedSchedule;
 use crate::models::vae::VaeKind;
 use crate::recipe::{Backbone, Recipe, System, params_of};
 
@@ -31,8 +31,14 @@ pub(crate) fn check_free(folder: &Path) -> Result<()> {
 
 /// Writes a diffusion model as a pipeline: `DDPMPipeline`, `DDIMPipeline` with that scheduler, or with its
 /// VAE `LDMPipeline`, for a DiT `DiTPipeline`. A VAE is a bare model, and so is a DiT of pixels, or a model
-/// that sees conditions, with its scheduler's configuration beside it: no pipeline has one.
-pub(crate) fn write(folder: &Path, model: &Component, vae: Option<&Component>) -> Result<()> {
+/// that sees conditions, with its scheduler's configuration beside it: no pipeline has one. With a VAE and a
+/// text encoder it is a `StableDiffusionPipeline`.
+pub(crate) fn write(
+    folder: &Path,
+    model: &Component,
+    vae: Option<&Component>,
+    text: Option<&Text>,
+) -> Result<()> {
     let recipe = &model.recipe;
     let no_such = |reason: String| {
         Error::new(format!("{} cannot be exported: {reason}", recipe.name)).hint(
@@ -60,13 +66,15 @@ pub(crate) fn write(folder: &Path, model: &Component, vae: Option<&Component>) -
         write_model(folder, model, &text)?;
         return write_text(&folder.join(SCHEDULER), &keys.text());
     }
-    let [network, codec] = if is_dit { ["transformer", "vae"] } else { ["unet", "vqvae"] };
+    let [network, codec] = match (is_dit, text) {
+        (true, _) => ["transformer", "vae"],
+        (false, Some(_)) => ["unet", "vae"],
+        (false, None) => ["unet", "vqvae"],
+    };
     let mut texts = vec![(network, model, text)];
     if let Some(vae) = vae {
-        if is_dit && vae.recipe.vae.kind == VaeKind::Vq {
-            return Err(no_such(
-                "a DiTPipeline decodes with an AutoencoderKL, and its VAE is a VQModel".into(),
-            ));
+        if (is_dit || text.is_some()) && vae.recipe.vae.kind == VaeKind::Vq {
+            return Err(no_such("its pipeline decodes with an AutoencoderKL, and its VAE is a VQModel".into()));
         }
         texts.push((codec, vae, config_of(vae, recipe.scaling_factor).map_err(no_such)?));
     }
@@ -75,12 +83,27 @@ pub(crate) fn write(folder: &Path, model: &Component, vae: Option<&Component>) -
         write_model(&folder.join(name), component, text)?;
         components.insert((*name).to_owned(), json!(["diffusers", class_of(component)]));
     }
+    if let Some(Text { encoder, tokenizer }) = text {
+        if vae.is_none() {
+            return Err(no_such("a pipeline of texts has a VAE, and it diffuses pixels".into()));
+        }
+        let ends = [tokenizer.bos(), tokenizer.eos(), tokenizer.pad()];
+        write_text_encoder(&folder.join("text_encoder"), encoder, ends)?;
+        tokenizer.save(&folder.join("tokenizer"), encoder.config.max_position_embeddings)?;
+        components.insert("text_encoder".to_owned(), json!(["transformers", "CLIPTextModel"]));
+        components.insert("tokenizer".to_owned(), json!(["transformers", "CLIPTokenizer"]));
+        for absent in ["safety_checker", "feature_extractor", "image_encoder"] {
+            components.insert(absent.to_owned(), json!([null, null]));
+        }
+        components.insert("requires_safety_checker".to_owned(), false.into());
+    }
     make(&folder.join("scheduler"))?;
     write_text(&folder.join("scheduler").join(SCHEDULER), &keys.text())?;
     let scheduler = keys.class().unwrap_or_default();
     components.insert("scheduler".to_owned(), json!(["diffusers", scheduler]));
     let class = match (vae, scheduler) {
         (Some(_), _) if is_dit => "DiTPipeline",
+        (Some(_), _) if text.is_some() => "StableDiffusionPipeline",
         (Some(_), _) => "LDMPipeline",
         (None, "DDIMScheduler") => "DDIMPipeline",
         (None, _) => "DDPMPipeline",
@@ -102,6 +125,7 @@ fn class_of(component: &Component) -> &'static str {
         (System::Vae, VaeKind::Vq) => "VQModel",
         (System::Vae, _) => "AutoencoderKL",
         _ if component.recipe.model == Backbone::Dit => "DiTTransformer2DModel",
+        _ if component.recipe.text_width() > 0 => "UNet2DConditionModel",
         _ => "UNet2DModel",
     }
 }
@@ -130,8 +154,9 @@ fn config_of(component: &Component, factor: f64) -> std::result::Result<String, 
 fn write_model(folder: &Path, component: &Component, config: &str) -> Result<()> {
     make(folder)?;
     let weights = folder.join(format!("{WEIGHTS}.safetensors"));
-    // A schedule that was learned is a list of betas there; its parameters come after the model's.
-    let plain = Recipe { learned_schedule: LearnedSchedule::None, ..component.recipe.clone() };
+    // Parameters of a text encoder have a folder of their own, and a schedule that was learned is a list of
+    // betas there: both come after the model's.
+    let plain = component.recipe.of_denoiser();
     save_plain(&weights, &params_of(&plain).borrow(), &component.weights)?;
     write_text(&folder.join(CONFIG), config)
 }

@@ -13,7 +13,7 @@ use crate::checkpoint::save_plain;
 use crate::error::Result;
 use crate::models::clip::{TextConfig, clip_text};
 use crate::nn::{Params, Scope};
-use crate::recipe::TEXT_MODULE;
+use crate::recipe::{Recipe, TEXT_MODULE, params_of};
 use crate::tape::Tape;
 use crate::weights::{Weights, read_text};
 
@@ -36,6 +36,20 @@ pub fn text_params(config: &TextConfig) -> Rc<RefCell<Params>> {
     let (tape, params) = (Tape::new(), Rc::default());
     clip_text(config, &Scope::new(&tape, &params).sub(TEXT_MODULE), &tape.stored_u32("ids", [1, 1]), 0);
     params
+}
+
+impl TextEncoder {
+    /// That of a recipe, among the parameters `values` that it is trained with.
+    ///
+    /// # Panics
+    /// When it is not.
+    #[track_caller]
+    pub fn among(recipe: &Recipe, values: &[f32]) -> TextEncoder {
+        assert!(recipe.trains_text(), "the text encoder is not among the parameters");
+        let first = params_of(&recipe.of_denoiser()).borrow().elements();
+        let count = text_params(&recipe.text).borrow().elements();
+        TextEncoder { config: recipe.text.clone(), weights: values[first..first + count].to_vec() }
+    }
 }
 
 /// Reads the folder of a text encoder: `config.json`, and `model.safetensors` or what older versions wrote.

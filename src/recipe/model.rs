@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::models::classifier::classifier;
 use crate::models::clip::clip_text;
 use crate::models::codebook::COUNTS;
+use crate::models::gamma::LearnedSchedule;
 use crate::models::conv_net::conv_net;
 use crate::models::dit::dit;
 use crate::models::unet::{Class, unet};
@@ -80,6 +81,11 @@ impl Recipe {
             Backbone::Unet => self.unet.text_width(),
             Backbone::Dit | Backbone::Conv => 0,
         }
+    }
+
+    /// The same recipe without what is trained beside the denoiser: its parameters come first.
+    pub(crate) fn of_denoiser(&self) -> Recipe {
+        Recipe { learned_schedule: LearnedSchedule::None, train_text_encoder: false, ..self.clone() }
     }
 
     /// Whether the text encoder is among the parameters.
