@@ -60,10 +60,10 @@ pub(crate) fn write(
     let known = Recipe { beta_schedule: listed(), ..recipe.clone() };
     let keys = if recipe.beta_schedule.is_of_library() { recipe } else { &known }.scheduler_keys();
     let keys = keys.complete()?;
-    let text = config_of(model, 0.0).map_err(no_such)?;
+    let config = config_of(model, 0.0).map_err(no_such)?;
     let is_dit = recipe.model == Backbone::Dit;
     if is_dit && vae.is_none() || recipe.condition.is_some() || recipe.self_conditioning {
-        write_model(folder, model, &text)?;
+        write_model(folder, model, &config)?;
         return write_text(&folder.join(SCHEDULER), &keys.text());
     }
     let [network, codec] = match (is_dit, text) {
@@ -71,7 +71,7 @@ pub(crate) fn write(
         (false, Some(_)) => ["unet", "vae"],
         (false, None) => ["unet", "vqvae"],
     };
-    let mut texts = vec![(network, model, text)];
+    let mut texts = vec![(network, model, config)];
     if let Some(vae) = vae {
         if (is_dit || text.is_some()) && vae.recipe.vae.kind == VaeKind::Vq {
             return Err(no_such("its pipeline decodes with an AutoencoderKL, and its VAE is a VQModel".into()));
