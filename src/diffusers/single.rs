@@ -75,8 +75,8 @@ impl Entry {
     /// When the file cannot be read, or a number is not finite.
     pub fn values(&self, weights: &Weights) -> Result<Vec<f32>> {
         let mut values = weights.values(&self.source)?;
-        let row: usize = self.shape.iter().skip(1).product();
-        let (first, count) = (self.first_row * row, self.shape.iter().product());
+        let count: usize = self.shape.iter().product();
+        let first = self.first_row * (count / self.shape.first().map_or(1, |&rows| rows.max(1)));
         if first != 0 || values.len() != count {
             values = values.into_iter().skip(first).take(count).collect();
         }

@@ -34,8 +34,10 @@ const ENDINGS: [(&str, Piece); 13] = [
     (".alpha", Piece::Alpha),
 ];
 
-const PREFIXES: [(&str, Part); 4] = [
+const PREFIXES: [(&str, Part); 5] = [
     ("unet.", Part::Unet),
+    // ComfyUI's, with the numbers of LDM's blocks.
+    ("diffusion_model.", Part::Unet),
     ("text_encoder.", Part::TextEncoder),
     ("lora_unet_", Part::Unet),
     ("lora_te_", Part::TextEncoder),
@@ -69,7 +71,7 @@ pub(super) fn spelled(name: &str) -> Option<(Option<Part>, String, Piece)> {
 }
 
 /// Parts of names that are no LoRA for Stable Diffusion 1 or 2, and what they are.
-const OTHERS: [(&str, &str); 15] = [
+const OTHERS: [(&str, &str); 13] = [
     ("dora_scale", "it is a DoRA, which denoir does not have"),
     ("lora_magnitude_vector", "it is a DoRA, which denoir does not have"),
     (".hada_", "it is a LoHa, which denoir does not have"),
@@ -81,17 +83,15 @@ const OTHERS: [(&str, &str); 15] = [
     ("lora_te2_", XL),
     ("text_encoder_2.", XL),
     ("lora_transformer_", OF_TRANSFORMER),
-    ("diffusion_model.", OF_TRANSFORMER),
     ("double_blocks", OF_TRANSFORMER),
     (".lora_embedding_", "it adapts an embedding, which denoir does not do"),
-    ("model.diffusion_model.input_blocks.", "it is a whole model and no LoRA"),
 ];
 const XL: &str = "it is for Stable Diffusion XL, which has two text encoders";
 const OF_TRANSFORMER: &str = "it is for a diffusion transformer";
 
 /// What a file with this name is, if it is no LoRA for Stable Diffusion 1 or 2.
 pub(super) fn other_method(name: &str) -> Option<&'static str> {
-    let whole = name.contains("model.diffusion_model.input_blocks.").then_some(OTHERS[14].1);
+    let whole = name.starts_with("model.diffusion_model.").then_some("it is a whole model and no LoRA");
     let bias = (name.ends_with(".lora_B.bias") || name.ends_with(".lora_up.bias"))
         .then_some("its adapters have biases, which denoir does not have");
     whole.or(bias).or_else(|| Some(OTHERS.iter().find(|(part, _)| name.contains(part))?.1))

@@ -131,12 +131,16 @@ fn other_methods_and_other_models_are_told_in_one_line() {
         ("lora_unet_x.hada_w1_a", "LoHa"),
         ("lora_unet_x.lokr_w1", "LoKr"),
         ("lora_te2_x.lora_down.weight", "Diffusion XL"),
+        (
+            "diffusion_model.input_blocks.1.1.x.lora_A.weight",
+            "does not have, the first diffusion_model.input",
+        ),
         ("lora_unet_double_blocks_0_img_attn_proj.lora_down.weight", "diffusion transformer"),
         ("unet.mid_block.attentions.0.proj_in.lora_B.bias", "biases"),
         ("fc.weight", "holds fc.weight, which is no part of a LoRA"),
         (
             "lora_unet_down_blocks_9_attentions_0_proj_in.lora_up.weight",
-            "1 of its 19 tensors are of layers that this model does not have, the first lora_unet_down_blocks",
+            "1 of its 19 tensors are of layers that this model does not have, the first lora_unet_down",
         ),
         ("text_encoder.encoder.layers.1.self_attn.q_proj.lora_B.weight", "in two spellings"),
         ("lora_unet_mid_block_attentions_0_proj_out.alpha", "only one of the two matrices of mid_block"),
