@@ -37,9 +37,9 @@ TEXT = ["encoder.layers.1.self_attn.q_proj", "encoder.layers.1.self_attn.out_pro
 
 def models():
     torch.manual_seed(0)
+    blocks = dict(down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"])
     unet = UNet2DConditionModel(block_out_channels=(8, 16), layers_per_block=1, sample_size=8, cross_attention_dim=6,
-                                down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
-                                attention_head_dim=2, norm_num_groups=4)
+                                attention_head_dim=2, norm_num_groups=4, **blocks)
     text = CLIPTextModel(CLIPTextConfig(vocab_size=32, hidden_size=6, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
                                         max_position_embeddings=8, bos_token_id=30, eos_token_id=31))
     return unet, text
@@ -78,7 +78,8 @@ def main():
                 p.data = torch.randn(p.shape, generator=generator).mul(64).round().div(64)
     of_unet, of_text = get_peft_model_state_dict(unet), get_peft_model_state_dict(text)
     keys = ("r", "lora_alpha", "target_modules")
-    metadata = [{key: (sorted(v) if isinstance(v := getattr(m.peft_config["default"], key), set) else v) for key in keys} for m in (unet, text)]
+    settings = [{key: getattr(m.peft_config["default"], key) for key in keys} for m in (unet, text)]
+    metadata = [{key: sorted(v) if isinstance(v, set) else v for key, v in own.items()} for own in settings]
 
     def write(name, tensors, adapter=None):
         said = {"format": "pt"} | ({"lora_adapter_metadata": json.dumps(adapter, indent=2, sort_keys=True)} if adapter else {})
