@@ -130,7 +130,10 @@ fn what_no_picture_needs_is_left_out_and_the_rest_is_told() {
         file.push((name.to_owned(), vec![3]));
     }
     let single = split_of(&file).unwrap();
-    assert_eq!((&single.entries, single.remark()), (&whole, None));
+    assert_eq!((&single.entries, &single.unknown), (&whole, &vec![]));
+    let guessed = "taken as [8, 8] of the U-Net's levels, 1 of the text";
+    assert!(matches!(&single.remarks()[..], [one] if one.ends_with(guessed)), "{:?}", single.remarks());
+    assert_eq!(split_of(&named(&golden["sd1"])).unwrap().remarks(), [""; 0]);
     for name in [
         "model.diffusion_model.input_blocks.1.0.in_layers.7.weight",
         "model.diffusion_model.input_blocks.99999999999999999999.0.in_layers.0.weight",
@@ -142,7 +145,7 @@ fn what_no_picture_needs_is_left_out_and_the_rest_is_told() {
     }
     let single = split_of(&file).unwrap();
     assert_eq!((&single.entries, single.unknown.len()), (&whole, 5));
-    assert!(single.remark().unwrap().ends_with("and 2 more"), "{:?}", single.remark());
+    assert!(single.remarks()[0].ends_with("and 2 more"), "{:?}", single.remarks());
     // Under the prefix of some converters, and text without `text_model.`: the same entries.
     for (name, _) in &mut file {
         *name = name.replace("first_stage_model.", "vae.").replace("transformer.text_model.", "transformer.");
