@@ -3,7 +3,9 @@
 pub mod config;
 mod export;
 mod folder;
+pub mod inversion;
 mod load;
+pub mod lora;
 pub mod single;
 mod text_encoder;
 

@@ -75,8 +75,8 @@ impl Entry {
     /// When the file cannot be read, or a number is not finite.
     pub fn values(&self, weights: &Weights) -> Result<Vec<f32>> {
         let mut values = weights.values(&self.source)?;
-        let row: usize = self.shape.iter().skip(1).product();
-        let (first, count) = (self.first_row * row, self.shape.iter().product());
+        let count: usize = self.shape.iter().product();
+        let first = self.first_row * (count / self.shape.first().map_or(1, |&rows| rows.max(1)));
         if first != 0 || values.len() != count {
             values = values.into_iter().skip(first).take(count).collect();
         }
@@ -232,16 +232,32 @@ impl Single {
         Some((format!("{prefix}{}", names.to_compvis(name)?), None))
     }
 
-    /// One line for the user about tensors without a place.
-    pub fn remark(&self) -> Option<String> {
+    /// Lines for the user: tensors without a place, and what had to be guessed.
+    pub fn remarks(&self) -> Vec<String> {
         const SHOWN: usize = 3;
         let shown = self.unknown.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
-        let more = match self.unknown.len() {
-            0 => return None,
-            n if n <= SHOWN => String::new(),
-            n => format!(" and {} more", n - SHOWN),
+        let more = match self.unknown.len().saturating_sub(SHOWN) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
         };
-        Some(format!("tensors that have no place in a Stable Diffusion model are not read: {shown}{more}"))
+        let mut remarks = Vec::new();
+        if !self.unknown.is_empty() {
+            remarks.push(format!(
+                "tensors that have no place in a Stable Diffusion model are not read: {shown}{more}"
+            ));
+        }
+        let of_unet = if self.layout == Layout::Sd2 { 64 } else { 8 };
+        let odd_unet = self.unet.widths.iter().any(|width| width % of_unet != 0);
+        if odd_unet || self.text.as_ref().is_some_and(|text| text.width % 64 != 0) {
+            let text =
+                self.text.as_ref().map_or(String::new(), |text| format!(", {} of the text", text.heads));
+            let heads = &self.unet.heads;
+            remarks.push(format!(
+                "the file does not tell its numbers of heads, and its widths are not those of Stable \
+                 Diffusion: taken as {heads:?} of the U-Net's levels{text}"
+            ));
+        }
+        remarks
     }
 }
 

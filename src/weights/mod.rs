@@ -46,6 +46,13 @@ fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
 }
 
+/// Whether whole numbers of this name, which are no weights, may stand among them: positions of a text model,
+/// and counts of a training program.
+fn is_counter(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or_default();
+    ["position_ids", "num_updates", "num_batches_tracked"].contains(&last)
+}
+
 /// Numbers of a type of [`is_float`], little end first, as f32: halves are widened exactly, doubles rounded.
 fn widened(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     let halves = bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
@@ -217,6 +224,20 @@ impl Weights {
         self.tensors.iter().map(|(name, (_, info))| (name.as_str(), info.shape.as_slice()))
     }
 
+    /// What a safetensors file says about itself, by key; other files and shards say nothing.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn notes(&self) -> Result<BTreeMap<String, String>> {
+        match &self.files[..] {
+            [(path, file)] if path.extension().is_some_and(|ending| ending == "safetensors") => {
+                let length = file.metadata().map_err(|e| unreadable(path, e))?.len();
+                safetensors::notes(&mut &*file, length).map_err(|reason| unusable(path, &reason))
+            }
+            _ => Ok(BTreeMap::new()),
+        }
+    }
+
     /// A tensor's numbers in row-major order.
     ///
     /// # Errors
@@ -254,6 +275,14 @@ mod tests {
         assert_eq!(widened(Dtype::BF16, &brains), [1.0, -2.0, f32::from_bits(0x1_0000)]);
         assert_eq!(widened(Dtype::F32, &1.5_f32.to_le_bytes()), [1.5]);
         assert_eq!(widened(Dtype::F64, &0.1_f64.to_le_bytes()), [0.1]);
+    }
+
+    #[test]
+    fn a_training_programs_tensors_are_found_and_its_positions_left_out() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/state_dict.ckpt");
+        let weights = Weights::open(&path).unwrap();
+        assert_eq!(weights.shapes().collect::<Vec<_>>(), [("w", &[3_usize][..])]);
+        assert_eq!(weights.values("w").unwrap(), [0.0, 1.0, 2.0]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! most in proportion to the pickle, whose opcodes are counted. Opcodes: CPython's `Lib/pickletools.py`.
 
 mod calls;
+mod named;
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -111,26 +112,6 @@ impl Pickle<'_> {
     /// Bytes of the pickle.
     pub(super) fn length(&self) -> usize {
         self.length
-    }
-
-    /// The named tensors of a dictionary.
-    pub(super) fn tensors(&self) -> Result<Vec<(String, Tensor)>, String> {
-        let Pickle { machine, top, .. } = self;
-        let Value::Dict(top) = top else { return Err("its pickle is no dictionary of tensors".to_owned()) };
-        // A name that is set twice has the later value, as in Python.
-        let mut named = BTreeMap::new();
-        for (key, value) in &machine.dicts[*top] {
-            match (key, value) {
-                (Value::Text(name), Value::Tensor(tensor)) => {
-                    named.insert(&*machine.texts[*name], &machine.tensors[*tensor]);
-                }
-                (Value::Text(name), _) => {
-                    return Err(format!("its pickle holds {:?}, which is no tensor", machine.texts[*name]));
-                }
-                _ => return Err("its pickle names tensors by something else than text".to_owned()),
-            }
-        }
-        Ok(named.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect())
     }
 
     /// Class of each storage by its name.

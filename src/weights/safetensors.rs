@@ -3,20 +3,19 @@
 //! Eight bytes give the length of a JSON text, the text each tensor's type, shape and place; the rest of
 //! the file is the tensors, without gaps. The crate `safetensors` checks types, shapes, overlaps and gaps.
 
+use std::collections::BTreeMap;
+
 use safetensors::tensor::Metadata;
 
-use super::{Source, TensorInfo, TensorInfos, is_float, summed};
+use super::{Source, TensorInfo, TensorInfos, is_counter, is_float, summed};
 
 /// Longest header that is read. The largest published models need less than 1 MB.
 const MOST_BYTES: u64 = 8 << 20;
 /// Bytes that are added to the sum at a time, while they are in the processor's cache.
 const BLOCK: u64 = 1 << 18;
 
-/// The tensors of a file of `length` bytes.
-///
-/// # Errors
-/// The fault of the file.
-pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String> {
+/// The header of a file of `length` bytes, and its text.
+fn header(source: &mut impl Source, length: u64) -> Result<(Metadata, Vec<u8>), String> {
     let cut = || format!("it is no safetensors file: {length} bytes are too few");
     let Some(rest) = length.checked_sub(8) else { return Err(cut()) };
     let first = source.read_at(0, 8)?;
@@ -30,7 +29,25 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String
     let text = source.read_at(8, header as usize)?;
     let metadata: Metadata =
         serde_json::from_slice(&text).map_err(|e| format!("its header is no safetensors header: {e}"))?;
-    let data = 8 + header;
+    Ok((metadata, text))
+}
+
+/// What a file of `length` bytes says about itself, by key.
+///
+/// # Errors
+/// The fault of its header.
+pub fn notes(source: &mut impl Source, length: u64) -> Result<BTreeMap<String, String>, String> {
+    let (metadata, _) = header(source, length)?;
+    Ok(metadata.metadata().clone().unwrap_or_default().into_iter().collect())
+}
+
+/// The tensors of a file of `length` bytes.
+///
+/// # Errors
+/// The fault of the file.
+pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String> {
+    let (metadata, text) = header(source, length)?;
+    let data = 8 + text.len() as u64;
     if data.checked_add(metadata.data_len() as u64) != Some(length) {
         let needed = metadata.data_len();
         return Err(format!("its tensors have {needed} bytes, and the file has {} for them", length - data));
@@ -44,6 +61,9 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String
     let mut infos = TensorInfos::new();
     for (name, info) in metadata.tensors() {
         if !is_float(info.dtype) {
+            if is_counter(&name) {
+                continue;
+            }
             return Err(format!("{name} holds {:?}, no weights", info.dtype));
         }
         let at = data + info.data_offsets.0 as u64;

@@ -48,6 +48,13 @@ with zipfile.ZipFile("corpus/zip/small", "w") as archive:
     archive.writestr("a/data.pkl", pickle)
     archive.writestr("a/byteorder", "little")
 
+file = json.loads(gzip.decompress((golden / "single_files.json.gz").read_bytes()))["tiny_sd1"]["file"]
+seed("single", "".join(f"{name} {' '.join(map(str, shape))}\n" for name, shape in file.items()))
+for path in golden.glob("lora/*.safetensors"):
+    whole = path.read_bytes()
+    header = 8 + struct.unpack("<Q", whole[:8])[0]
+    seed("single", two(whole[8:header], whole[header:]))
+
 for path in [*golden.glob("tiny_ddpm/**/*.json"), *golden.glob("tiny_ddpm/*.json")]:
     seed("json", path.read_text())
 seed("json", json.dumps({"weight_map": {"a": "m-1.safetensors", "b": "m-2.bin"}}))

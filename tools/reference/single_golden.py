@@ -64,7 +64,8 @@ def transformer(name, c, context, linear):
 
 def unet(widths, layers, attention, context, linear, inputs):
     time = 4 * widths[0]
-    out = affine("time_embed.0", time, widths[0]) | affine("time_embed.2", time, time) | affine("input_blocks.0.0", widths[0], inputs, 3, 3)
+    out = affine("time_embed.0", time, widths[0]) | affine("time_embed.2", time, time)
+    out |= affine("input_blocks.0.0", widths[0], inputs, 3, 3)
     skips, c, i = [widths[0]], widths[0], 1
     for level, width in enumerate(widths):
         for _ in range(layers):

@@ -105,7 +105,7 @@ impl UNetShape {
         let linear_projection = shapes.find(&proj_in).is_some_and(|shape| shape.len() == 2);
         match in_channels.checked_sub(out_channels) {
             Some(0) => {}
-            Some(more) if more == out_channels + 1 => {}
+            Some(more) if more.checked_sub(out_channels) == Some(1) => {}
             Some(1) => return Err("it is a depth-to-image model, which denoir does not have".to_owned()),
             Some(more) if more == out_channels => {
                 return Err("it is an InstructPix2Pix model, which denoir does not have".to_owned());

@@ -130,7 +130,10 @@ fn what_no_picture_needs_is_left_out_and_the_rest_is_told() {
         file.push((name.to_owned(), vec![3]));
     }
     let single = split_of(&file).unwrap();
-    assert_eq!((&single.entries, single.remark()), (&whole, None));
+    assert_eq!((&single.entries, &single.unknown), (&whole, &vec![]));
+    let guessed = "taken as [8, 8] of the U-Net's levels, 1 of the text";
+    assert!(matches!(&single.remarks()[..], [one] if one.ends_with(guessed)), "{:?}", single.remarks());
+    assert_eq!(split_of(&named(&golden["sd1"])).unwrap().remarks(), [""; 0]);
     for name in [
         "model.diffusion_model.input_blocks.1.0.in_layers.7.weight",
         "model.diffusion_model.input_blocks.99999999999999999999.0.in_layers.0.weight",
@@ -142,7 +145,7 @@ fn what_no_picture_needs_is_left_out_and_the_rest_is_told() {
     }
     let single = split_of(&file).unwrap();
     assert_eq!((&single.entries, single.unknown.len()), (&whole, 5));
-    assert!(single.remark().unwrap().ends_with("and 2 more"), "{:?}", single.remark());
+    assert!(single.remarks()[0].ends_with("and 2 more"), "{:?}", single.remarks());
     // Under the prefix of some converters, and text without `text_model.`: the same entries.
     for (name, _) in &mut file {
         *name = name.replace("first_stage_model.", "vae.").replace("transformer.text_model.", "transformer.");
@@ -181,14 +184,18 @@ fn another_model_is_refused_by_its_name() {
         assert!(refusal(&only(name)).contains(said), "{name}: {}", refusal(&only(name)));
     }
     assert!(refusal(&Vec::new()).contains("it holds nothing"));
-    // A tensor left out or made flat: a line, or fewer entries.
+    // A tensor left out or of an absurd shape: a line, or fewer entries.
     for at in (0..sd1.len()).step_by(5) {
         let mut file = sd1.clone();
         file[at].1 = vec![];
         let flat = split_of(&file).map(|single| single.entries.len());
+        file[at].1 = vec![usize::MAX; 4];
+        let huge = split_of(&file).map(|single| single.entries.len());
         file.remove(at);
         let fewer = split_of(&file).map(|single| single.entries.len());
-        assert!(flat.is_err() || flat == Ok(sd1.len()), "{:?}", sd1[at]);
+        for odd in [flat, huge] {
+            assert!(odd.is_err() || odd == Ok(sd1.len()), "{:?}", sd1[at]);
+        }
         assert!(fewer.is_err() || fewer < Ok(sd1.len()), "{:?}", sd1[at]);
     }
     let with = |channels: usize| {
@@ -208,4 +215,26 @@ fn another_model_is_refused_by_its_name() {
     assert!(
         refusal(&twice).contains("it holds text_model.final_layer_norm.weight of its text_encoder twice")
     );
+}
+
+/// The thirds of a stacked matrix, and a convolution of one pixel, as numbers out of a file.
+#[test]
+fn an_entry_reads_its_rows() {
+    let at = tempfile::tempdir().unwrap();
+    let path = at.path().join("a.safetensors");
+    let header = r#"{"w":{"dtype":"F32","shape":[6,2],"data_offsets":[0,48]}}"#;
+    let data: Vec<u8> = (0..12_u8).flat_map(|v| f32::from(v).to_le_bytes()).collect();
+    std::fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat()).unwrap();
+    let weights = Weights::open(&path).unwrap();
+    let rows = |first_row: usize, shape: &[usize]| {
+        let (name, source, shape) = ("x".to_owned(), "w".to_owned(), shape.to_vec());
+        Entry { part: Part::TextEncoder, name, source, first_row, shape }.values(&weights).unwrap()
+    };
+    assert_eq!(rows(0, &[2, 2]), [0.0, 1.0, 2.0, 3.0]);
+    assert_eq!(rows(2, &[2, 2]), [4.0, 5.0, 6.0, 7.0]);
+    assert_eq!(rows(4, &[2, 2]), [8.0, 9.0, 10.0, 11.0]);
+    assert_eq!(rows(0, &[6, 2]).len(), 12);
+    let reason = open(&path).err().unwrap().report();
+    assert!(reason.contains("a.safetensors: it is no Stable Diffusion model: it holds w, ..."), "{reason}");
+    assert_eq!(reason.lines().count(), 1);
 }

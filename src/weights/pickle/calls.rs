@@ -19,6 +19,8 @@ impl Machine<'_> {
                 self.texts.push(Rc::clone(name));
                 Global::Storage(self.texts.len() - 1)
             }
+            // A key in the state of a training program; as no function of weights it cannot be called.
+            _ if module.starts_with("pytorch_lightning.") => return Ok(Value::Plain),
             _ => return Err(format!("would call {module}.{name}, which weights have no need of")),
         }))
     }
