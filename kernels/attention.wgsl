@@ -7,6 +7,9 @@
 //
 //   q, y, dq, dy [N,T,heads*D]    k, v, dk, dv [N,S,heads*D]    lse, delta [N,heads,T]    D a multiple of 4
 //
+// All sums go over all of the other side, or in the causal form (T = S) over pairs with j <= t alone; turns in
+// which no row of a workgroup has such a pair are left out.
+//
 // LANES threads share a row (a query; a key in backward_kv), each with QUADS vec4 of its channels in
 // registers, and loop over the rows of the other side four at a time. Other head widths are padded with
 // zeros by attention_heads.wgsl first. Reference: Vaswani et al. 2017 (arXiv:1706.03762); the running
@@ -26,6 +29,7 @@ struct Params {
     n: u32, heads: u32, d: u32,
     queries: u32, keys: u32,
     scale: f32,
+    causal: u32, // 1: query t sees keys 0..=t alone
     first_group: u32, // of this dispatch
 }
 
@@ -54,12 +58,14 @@ struct Place {
     stride: u32, // vec4 from row to row
     c: vec4<u32>, // offsets of its vec4 in a row, the head's last one where it has none
     own: vec4<f32>, // 1 for each vec4 that it has, else 0
+    block: u32, // first row of the workgroup
 }
 
 fn place_of(thread: Invocation, rows: u32) -> Place {
     let group = p.first_group + flat_group(thread.group, thread.groups);
     let blocks = (rows + ROWS - 1u) / ROWS;
-    let row = (group % blocks) * ROWS + thread.lane / LANES;
+    let block = (group % blocks) * ROWS;
+    let row = block + thread.lane / LANES;
     let pair = min(group / blocks, p.n * p.heads - 1u);
     let quads = p.d / 4u;
     let lane = thread.lane % LANES;
@@ -67,7 +73,7 @@ fn place_of(thread: Invocation, rows: u32) -> Place {
     return Place(
         row < rows && group / blocks == pair, pair / p.heads, pair, min(row, rows - 1u), lane,
         p.heads * quads, pair % p.heads * quads + min(i, vec4<u32>(quads - 1u)),
-        select(vec4<f32>(0.0), vec4<f32>(1.0), i < vec4<u32>(quads)),
+        select(vec4<f32>(0.0), vec4<f32>(1.0), i < vec4<u32>(quads)), block,
     );
 }
 
@@ -135,13 +141,25 @@ fn load_dy(row: u32, c: vec4<u32>) -> Channels {
     return channels(dy[row + c.x], dy[row + c.y], dy[row + c.z], dy[row + c.w]);
 }
 
+// Keys that a query sees: the first ones.
+fn seen_by(query: u32) -> u32 {
+    return select(p.keys, min(query + 1u, p.keys), p.causal == 1u);
+}
+
+// First query that sees a key.
+fn first_to_see(key: u32) -> u32 {
+    return select(0u, key, p.causal == 1u);
+}
+
 // Four rows of the other side; past the end the last one again.
 struct Turn { rows: vec4<u32>, real: vec4<bool>, at: vec4<u32> }
 
-fn turn_of(at: Place, first: u32, rows: u32) -> Turn {
+// `real`: the rows that count, begin .. end.
+fn turn_of(at: Place, first: u32, rows: u32, begin: u32, end: u32) -> Turn {
     let i = first + vec4<u32>(0u, 1u, 2u, 3u);
     let row = min(i, vec4<u32>(rows - 1u));
-    return Turn(row, i < vec4<u32>(rows), (at.n * rows + row) * at.stride);
+    // The difference wraps to a large number before the beginning.
+    return Turn(row, i - begin < vec4<u32>(end - begin), (at.n * rows + row) * at.stride);
 }
 
 fn four_k(at: vec4<u32>, c: vec4<u32>) -> Four {
@@ -180,8 +198,10 @@ fn forward(thread: Invocation) {
     var sum: Channels;
     var top = LOWEST; // largest score so far
     var total = 0.0; // sum of exp(score - top)
-    for (var j = 0u; j < p.keys; j += 4u) {
-        let turn = turn_of(at, j, p.keys);
+    let seen = seen_by(at.row);
+    let most = seen_by(at.block + ROWS - 1u);
+    for (var j = 0u; j < most; j += 4u) {
+        let turn = turn_of(at, j, p.keys, 0u, seen);
         let dots = row_sum(partial_dots(query, four_k(turn.at, at.c)), thread.lane, j / 4u % 2u);
         let s = select(vec4<f32>(LOWEST), dots, turn.real);
         let new_top = max(top, max(max(s.x, s.y), max(s.z, s.w)));
@@ -213,8 +233,10 @@ fn backward_q(thread: Invocation) {
     let row_delta = row_sum(vec4<f32>(partial_dot(dquery, load_y(row, at.c))), thread.lane, 0u).x;
     let row_lse = saved_lse[at.pair * p.queries + at.row];
     var sum: Channels;
-    for (var j = 0u; j < p.keys; j += 4u) {
-        let turn = turn_of(at, j, p.keys);
+    let seen = seen_by(at.row);
+    let most = seen_by(at.block + ROWS - 1u);
+    for (var j = 0u; j < most; j += 4u) {
+        let turn = turn_of(at, j, p.keys, 0u, seen);
         let keys = four_k(turn.at, at.c);
         let s = row_sum(partial_dots(query, keys), thread.lane, 1u);
         let dp = row_sum(partial_dots(dquery, four_v(turn.at, at.c)), thread.lane, 0u);
@@ -242,8 +264,9 @@ fn backward_kv(thread: Invocation) {
     let value = scaled(load_v(row, at.c), at.own);
     var sum_k: Channels;
     var sum_v: Channels;
-    for (var t = 0u; t < p.queries; t += 4u) {
-        let turn = turn_of(at, t, p.queries);
+    let first = first_to_see(at.row);
+    for (var t = first_to_see(at.block); t < p.queries; t += 4u) {
+        let turn = turn_of(at, t, p.queries, first, p.queries);
         let o = turn.at;
         let queries = Four(load_q(o.x, at.c), load_q(o.y, at.c), load_q(o.z, at.c), load_q(o.w, at.c));
         let dys = Four(load_dy(o.x, at.c), load_dy(o.y, at.c), load_dy(o.z, at.c), load_dy(o.w, at.c));

@@ -59,6 +59,21 @@ const WIDEST: usize = 512;
 /// When the shapes do not fit, or a head is wider than 512.
 #[track_caller]
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Tensor {
+    record(q, k, v, heads, false)
+}
+
+/// As [`attention`] with as many queries as keys, of which query t sees the keys 0 to t alone: each position
+/// of a text, itself and those before it.
+///
+/// # Panics
+/// As [`attention`], and when there are more or fewer keys than queries.
+#[track_caller]
+pub fn attention_causal(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Tensor {
+    record(q, k, v, heads, true)
+}
+
+#[track_caller]
+fn record(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Tensor {
     let shapes = || format!("q {}, k {}, v {}, {heads} heads", q.shape(), k.shape(), v.shape());
     let [n, queries, c] = q.shape().of_rank("attention");
     let [_, keys, _] = k.shape().of_rank("attention");
@@ -68,7 +83,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Tensor {
     let d = c.checked_div(heads).unwrap_or(0);
     assert!(d > 0 && d * heads == c, "attention: {c} channels do not divide into heads: {}", shapes());
     assert!(d <= WIDEST, "attention: a head is at most {WIDEST} channels wide: {}", shapes());
-    let size = Size { n, heads, d, queries, keys };
+    assert!(!causal || queries == keys, "attention_causal: as many keys as queries: {}", shapes());
+    let size = Size { n, heads, d, queries, keys, causal };
 
     let lse_shape = [n, heads, queries].into();
     let [y, lse] = q.tape().launch(Forward(size).recorded(), &[q, k, v], [q.shape().clone(), lse_shape]);
@@ -89,6 +105,8 @@ struct Size {
     d: usize,
     queries: usize,
     keys: usize,
+    /// Query t sees the keys 0 to t alone.
+    causal: bool,
 }
 
 impl Size {
@@ -102,7 +120,16 @@ impl Size {
 
     /// Operations of one of the products of queries with keys, or of scores with values.
     fn product(&self) -> u64 {
-        2 * (self.pairs() * self.queries * self.keys * self.d) as u64
+        let scores = match self.causal {
+            true => self.queries * (self.queries + 1) / 2,
+            false => self.queries * self.keys,
+        };
+        2 * (self.pairs() * scores * self.d) as u64
+    }
+
+    /// How many keys a query sees: the first ones.
+    fn seen_by(&self, query: usize) -> usize {
+        if self.causal { query + 1 } else { self.keys }
     }
 
     /// Pairs of sample and head.
@@ -133,9 +160,10 @@ impl Size {
     }
 
     fn tuning(self) -> Tuning {
-        let Size { d, queries, keys, .. } = self;
+        let Size { d, queries, keys, causal, .. } = self;
         let pairs = self.pairs().next_power_of_two();
-        let class = format!("{queries} queries, {keys} keys, heads of {d}, up to {pairs} of them");
+        let form = if causal { ", causal" } else { "" };
+        let class = format!("{queries} queries, {keys} keys{form}, heads of {d}, up to {pairs} of them");
         Tuning::new(class, move |adapter| self.variants(adapter))
     }
 
@@ -202,7 +230,7 @@ impl Run<'_> {
 
     /// A dispatch of the online kernel with some threads for each of `rows` queries or keys of each head.
     fn online(&mut self, entry: &'static str, rows: usize) -> &mut Dispatch {
-        let Size { n, heads, d, queries, keys } = self.size;
+        let Size { n, heads, d, queries, keys, causal } = self.size;
         let set = self.plan.variant();
         let groups = n * heads * rows.div_ceil(GROUP / lanes_of(set));
         self.plan
@@ -210,6 +238,7 @@ impl Run<'_> {
             .knobs(set)
             .params([("n", n), ("heads", heads), ("d", d), ("queries", queries), ("keys", keys)])
             .param("scale", self.given.scale())
+            .param("causal", causal)
             .cover_in_sub_dispatches(groups, 1)
     }
 }

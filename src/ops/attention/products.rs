@@ -67,7 +67,7 @@ impl Run<'_> {
         let (set, lanes) = if schedule.uses_workgroup_memory() { (1, 32) } else { (0, 1) };
         let rows = self.size.pairs() * self.size.queries;
         let softmax = self.plan.add(&PRODUCTS, entry).knobs(set).param("scale", self.given.scale());
-        softmax.params([("rows", rows), ("keys", self.size.keys)]);
+        softmax.params([("rows", rows), ("keys", self.size.keys)]).param("causal", self.size.causal);
         softmax.cover_in_sub_dispatches(rows, GROUP / lanes)
     }
 

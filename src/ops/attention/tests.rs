@@ -13,7 +13,7 @@ use crate::tape::Tape;
 
 /// One query after the other: scores, their softmax, the weighted sum of values.
 fn reference(size: Size, x: &[Vec<f64>]) -> Vec<f64> {
-    let Size { n, heads, d, queries, keys } = size;
+    let Size { n, heads, d, queries, keys, causal } = size;
     let (q, k, v) = (&x[0], &x[1], &x[2]);
     let c = heads * d;
     let mut y = vec![0.0; n * queries * c];
@@ -25,7 +25,8 @@ fn reference(size: Size, x: &[Vec<f64>]) -> Vec<f64> {
                 let score = |j: usize| -> f64 {
                     (0..d).map(|i| q[at_query + i] * k[at_key(j) + i]).sum::<f64>() / (d as f64).sqrt()
                 };
-                let scores: Vec<f64> = (0..keys).map(score).collect();
+                let seen = if causal { t + 1 } else { keys };
+                let scores: Vec<f64> = (0..seen).map(score).collect();
                 let top = scores.iter().copied().fold(f64::MIN, f64::max);
                 let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
                 for (j, s) in scores.iter().enumerate() {
@@ -39,29 +40,33 @@ fn reference(size: Size, x: &[Vec<f64>]) -> Vec<f64> {
     y
 }
 
-/// Random inputs whose q and k spread over `(-spread, spread)`.
 fn check(n: usize, heads: usize, d: usize, [queries, keys]: [usize; 2], spread: f32, tolerance: f64) {
+    check_form(Size { n, heads, d, queries, keys, causal: false }, spread, tolerance);
+}
+
+/// Random inputs whose q and k spread over `(-spread, spread)`.
+fn check_form(size: Size, spread: f32, tolerance: f64) {
+    let Size { n, heads, d, queries, keys, causal } = size;
     // Each probe runs the reference twice; several, so that one of them is no small difference of large
     // numbers.
     let probes = if queries * keys * n * heads * d > 40_000 { 2 } else { 20 };
-    let size = Size { n, heads, d, queries, keys };
     let values = |salt, rows, spread: f32| -> Vec<f32> {
         random(salt, n * rows * heads * d).into_iter().map(|v| v * spread).collect()
     };
     let of = |rows| [n, rows, heads * d];
-    Check::new(format!("attention, {heads} heads of {d}, spread {spread}"))
+    Check::new(format!("attention, causal {causal}, {heads} heads of {d}, spread {spread}"))
         .tolerance(tolerance)
         .probes(probes)
         .values(&of(queries), values(0, queries, spread))
         .values(&of(keys), values(1, keys, spread))
         .values(&of(keys), values(2, keys, 1.0))
-        .run(|x| attention(&x[0], &x[1], &x[2], heads), |x| reference(size, x));
+        .run(|x| record(&x[0], &x[1], &x[2], heads, causal), |x| reference(size, x));
 }
 
 #[test]
 fn variants_are_sets_of_knobs_that_hold_a_head() {
     for d in 1..=WIDEST {
-        let size = Size { n: 1, heads: 1, d, queries: 1, keys: 1 };
+        let size = Size { n: 1, heads: 1, d, queries: 1, keys: 1, causal: false };
         let variants = size.online_variants();
         assert!(!variants.is_empty() && (d <= 4 || variants.len() > 1), "{d}: {variants:?}");
         for Variant { name, index } in variants {
@@ -78,10 +83,10 @@ fn variants_are_sets_of_knobs_that_hold_a_head() {
 fn products_are_offered_where_scores_are_neither_many_nor_a_handful() {
     let adapters = [true, false].map(|software| Traits { software, broadcasts: true });
     for (size, offered) in [
-        (Size { n: 64, heads: 1, d: 128, queries: 64, keys: 64 }, 3),
-        (Size { n: 1, heads: 1, d: 64, queries: 4096, keys: 4096 }, 3),
-        (Size { n: 1, heads: 2, d: 64, queries: 4096, keys: 4096 }, 0),
-        (Size { n: 65_537, heads: 1, d: 2, queries: 1, keys: 2 }, 0),
+        (Size { n: 64, heads: 1, d: 128, queries: 64, keys: 64, causal: false }, 3),
+        (Size { n: 1, heads: 1, d: 64, queries: 4096, keys: 4096, causal: false }, 3),
+        (Size { n: 1, heads: 2, d: 64, queries: 4096, keys: 4096, causal: false }, 0),
+        (Size { n: 65_537, heads: 1, d: 2, queries: 1, keys: 2, causal: false }, 0),
     ] {
         for adapter in &adapters {
             let variants = size.variants(adapter);
@@ -157,6 +162,37 @@ fn sizes_of_real_models() {
     check(1, 1, 256, [64, 64], 1.0, 4e-6);
 }
 
+/// One key, blocks of a GPU and of the CPU twin that are full or not, heads that are copied, the length of
+/// CLIP, a first product of less than a tile.
+#[test]
+fn causal() {
+    for (n, heads, d, t) in [(2, 2, 20, 1), (2, 2, 3, 6), (1, 1, 4, 24), (2, 3, 6, 77), (1, 2, 8, 65)] {
+        let size = Size { n, heads, d, queries: t, keys: t, causal: true };
+        check_form(size, 2.0, if t == 1 { 2e-5 } else { 4e-6 });
+    }
+    check_form(Size { n: 1, heads: 1, d: 64, queries: 130, keys: 130, causal: true }, 1.0, 4e-6);
+    check_form(Size { n: 1, heads: 2, d: 8, queries: 17, keys: 17, causal: true }, 15.0, 2e-5);
+}
+
+/// Both forms have the same variants, and not the same one need be the best of both.
+#[test]
+fn the_causal_form_is_tuned_by_itself() {
+    let [full, causal] = [false, true].map(|causal| {
+        let size = Size { n: 1, heads: 1, d: 64, queries: 64, keys: 64, causal };
+        (size.tuning().class().to_owned(), size.product())
+    });
+    assert!(full.0 != causal.0, "{causal:?}");
+    assert_eq!((full.1, causal.1), (2 * 64 * 64 * 64, 2 * 65 * 32 * 64));
+}
+
+#[test]
+#[should_panic(expected = "attention_causal: as many keys as queries: q [1, 2, 8], k [1, 3, 8]")]
+fn causal_of_another_length() {
+    let tape = Tape::new();
+    let [q, k] = [2, 3].map(|t| tape.stored("x", 0, [1, t, 8]));
+    attention_causal(&q, &k, &k, 2);
+}
+
 #[test]
 fn large_scores() {
     // A score of some hundreds is rounded by 3e-5, and its weight is wrong by as much: here the largest
@@ -171,7 +207,7 @@ fn the_largest_scores_stay_finite_and_pick_one_key() {
     // Key j is 30 times unit vector j times 30, so that query t picks key t and no other.
     let (t, d) = (16, 16);
     let unit: Vec<f32> = (0..t * d).map(|i| if i / d == i % d { 30.0 * 30.0 } else { 0.0 }).collect();
-    let size = Size { n: 1, heads: 1, d, queries: t, keys: t };
+    let size = Size { n: 1, heads: 1, d, queries: t, keys: t, causal: false };
     Check::new("attention, one-hot")
         .fixed(&[1, t, d], unit.clone())
         .fixed(&[1, t, d], unit)

@@ -81,8 +81,8 @@ pub(super) fn forward(size: &Size, [q, k, v]: [&[f32]; 3], writes: [&mut [f32]; 
                     #[inline(always)]
                     || {
                         let rows = scores.chunks_exact_mut(row).zip(&mut sums).zip(lse);
-                        for ((scores, sum), lse) in rows {
-                            (*sum, *lse) = softmax(scores, size.keys, size.scale());
+                        for (query, ((scores, sum), lse)) in (first..).zip(rows) {
+                            (*sum, *lse) = softmax(scores, size.seen_by(query), size.scale());
                         }
                     },
                 );
@@ -139,8 +139,8 @@ pub(super) fn backward(
                     #[inline(always)]
                     || {
                         let rows = p.chunks_exact_mut(row).zip(ds.chunks_exact_mut(row));
-                        for ((p, ds), lse) in rows.zip(lse) {
-                            weights_and_derivatives(p, ds, keys, size.scale(), *lse);
+                        for (query, ((p, ds), lse)) in (first..).zip(rows.zip(lse)) {
+                            weights_and_derivatives(p, ds, size.seen_by(query), size.scale(), *lse);
                         }
                     },
                 );
