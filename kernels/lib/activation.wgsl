@@ -10,10 +10,12 @@ const TANH: u32 = 5u;
 const SIGMOID: u32 = 6u;
 const EXP: u32 = 7u;
 const ROOT_SIGMOID: u32 = 8u;
+const QUICK_GELU: u32 = 9u;
 
 const SQRT_1_2: f32 = 0.70710678;
 const SQRT_2_PI: f32 = 0.79788456; // sqrt(2 / pi)
 const INV_SQRT_2PI: f32 = 0.39894228;
+const QUICK: f32 = 1.702;
 
 fn sigmoid(x: f32) -> f32 {
     // exp of a negative number only: it cannot overflow.
@@ -59,6 +61,7 @@ fn activate(kind: u32, x: f32) -> f32 {
         case SIGMOID: { return sigmoid(x); }
         case EXP: { return exp(x); }
         case ROOT_SIGMOID: { return sqrt(sigmoid(x)); }
+        case QUICK_GELU: { return x * sigmoid(QUICK * x); }
         default: { return x; }
     }
 }
@@ -77,6 +80,7 @@ fn activate_derivative(kind: u32, x: f32) -> f32 {
         case SIGMOID: { let s = sigmoid(x); return s * (1.0 - s); }
         case EXP: { return exp(x); }
         case ROOT_SIGMOID: { return 0.5 * sqrt(sigmoid(x)) * sigmoid(-x); }
+        case QUICK_GELU: { let s = sigmoid(QUICK * x); return s * (1.0 + QUICK * x * (1.0 - s)); }
         default: { return 1.0; }
     }
 }

@@ -1,4 +1,4 @@
-//! Pointwise activations: SiLU, ReLU, GELU (exact and tanh), tanh, sigmoid and its root, exp.
+//! Pointwise activations: SiLU, ReLU, GELU (exact, by tanh and by sigmoid), tanh, sigmoid and its root, exp.
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
@@ -31,10 +31,13 @@ pub enum Activation {
     Exp = 7,
     /// `sqrt(1 / (1 + e^-x))`: the noise in a sample of log-SNR `-x`, and the signal in one of log-SNR `x`.
     RootSigmoid = 8,
+    /// `x * sigmoid(1.702 x)`: GELU through its sigmoid approximation, as in CLIP.
+    QuickGelu = 9,
 }
 
 const SQRT_2_PI: f32 = 0.797_884_6; // sqrt(2 / pi)
 const INV_SQRT_2PI: f32 = 0.398_942_3;
+const QUICK: f32 = 1.702;
 
 impl Activation {
     /// `f(x)`.
@@ -50,6 +53,7 @@ impl Activation {
             Activation::Sigmoid => sigmoid(x),
             Activation::Exp => exp(x),
             Activation::RootSigmoid => sigmoid(x).sqrt(),
+            Activation::QuickGelu => x * sigmoid(QUICK * x),
         }
     }
 
@@ -75,6 +79,10 @@ impl Activation {
             Activation::Sigmoid => sigmoid(x) * (1.0 - sigmoid(x)),
             Activation::Exp => exp(x),
             Activation::RootSigmoid => 0.5 * sigmoid(x).sqrt() * sigmoid(-x),
+            Activation::QuickGelu => {
+                let s = sigmoid(QUICK * x);
+                s * (1.0 + QUICK * x * (1.0 - s))
+            }
         }
     }
 }
@@ -87,7 +95,7 @@ impl Activation {
 /// half the speed).
 macro_rules! with_constant {
     ($activation:expr, $kind:ident => $call:expr) => {
-        with_constant!(@ $activation, $kind => $call, Identity Relu Silu GeluTanh Tanh Sigmoid)
+        with_constant!(@ $activation, $kind => $call, Identity Relu Silu GeluTanh Tanh Sigmoid QuickGelu)
     };
     (@ $activation:expr, $kind:ident => $call:expr, $($name:ident)+) => {
         match $activation {
@@ -169,10 +177,11 @@ mod tests {
             Activation::Sigmoid => sigmoid,
             Activation::Exp => x.exp(),
             Activation::RootSigmoid => sigmoid.sqrt(),
+            Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
         }
     }
 
-    const ALL: [Activation; 9] = [
+    const ALL: [Activation; 10] = [
         Activation::Identity,
         Activation::Silu,
         Activation::Relu,
@@ -182,6 +191,7 @@ mod tests {
         Activation::Sigmoid,
         Activation::Exp,
         Activation::RootSigmoid,
+        Activation::QuickGelu,
     ];
 
     #[test]
@@ -199,9 +209,14 @@ mod tests {
 
     #[test]
     fn large_arguments_stay_finite() {
-        for kind in
-            [Activation::Silu, Activation::GeluTanh, Activation::Tanh, Activation::Sigmoid, Activation::Gelu]
-        {
+        for kind in [
+            Activation::Silu,
+            Activation::GeluTanh,
+            Activation::Tanh,
+            Activation::Sigmoid,
+            Activation::Gelu,
+            Activation::QuickGelu,
+        ] {
             let x = vec![-200.0, -90.0, -30.0, 30.0, 90.0, 200.0];
             Check::new(format!("{kind:?} far out"))
                 .values(&[6], x)
