@@ -4,15 +4,17 @@
 //! key that the class does not know is ignored, as in the library, and listed in [`Config::unknown`].
 
 mod dit;
+mod text;
 mod unet;
 mod vae;
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use self::text::{text_model, text_of_text_model};
 use crate::diffusion::{LIBRARY_VERSION, pretty};
 use crate::models::dit::DitConfig;
 use crate::models::unet::UNetConfig;
@@ -71,6 +73,13 @@ fn read<T: DeserializeOwned>(keys: &Arguments) -> Result<T, String> {
         };
         keys.iter().find_map(alone).unwrap_or_else(|| format!("a value does not fit: {e}"))
     })
+}
+
+/// The keys of a configuration of denoir.
+fn keys_of(config: &impl Serialize) -> Arguments {
+    // Through text, in which an f32 is its shortest decimal: 1e-5 and not 9.99999975e-6.
+    let text = serde_json::to_string(config).unwrap_or_else(|e| unreachable!("plain values: {e}"));
+    serde_json::from_str(&text).unwrap_or_else(|e| unreachable!("JSON just written: {e}"))
 }
 
 /// Sets the arguments in the JSON object `values`.

@@ -136,12 +136,12 @@ fn write_model(folder: &Path, component: &Component, config: &str) -> Result<()>
     write_text(&folder.join(CONFIG), config)
 }
 
-fn make(folder: &Path) -> Result<()> {
+pub(super) fn make(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(|e| {
         Error::new(format!("cannot make the folder {}", folder.display())).hint("choose another").caused_by(e)
     })
 }
 
-fn write_text(path: &Path, text: &str) -> Result<()> {
+pub(super) fn write_text(path: &Path, text: &str) -> Result<()> {
     write_whole(path, |file| file.write_all(text.as_bytes()))
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::config::{self, Config, Index, Model};
-use super::load::flat_weights;
+use super::load::{flat_weights, of_network};
 use super::{CONFIG, INDEX, SCHEDULER, WEIGHTS};
 use crate::checkpoint::fingerprint;
 use crate::diffusion::Keys;
@@ -13,7 +13,7 @@ use crate::recipe::{Backbone, Recipe, System, params_of};
 use crate::weights::{Weights, read_text};
 
 /// Longest configuration that is read.
-const MOST_BYTES: u64 = 1 << 20;
+pub(super) const MOST_BYTES: u64 = 1 << 20;
 /// Where `train_unconditional.py` keeps the moving average of its model.
 const AVERAGE: &str = "unet_ema";
 /// What that average's `config.json` says of the average itself.
@@ -155,7 +155,7 @@ pub fn open(path: &Path) -> Result<Folder> {
     Ok(Folder { model, vae: Some(vae), remarks })
 }
 
-fn wrong(path: &Path, reason: &str) -> Error {
+pub(super) fn wrong(path: &Path, reason: &str) -> Error {
     Error::new(format!("{}: {reason}", path.display()))
         .hint("give a folder of a DDPM or latent diffusion pipeline, or of one of its models")
 }
@@ -234,7 +234,7 @@ fn weights_of(folder: &Path, recipe: &Recipe) -> Result<Vec<f32>> {
     let Some(weights) = Weights::find(folder, WEIGHTS)? else {
         return Err(wrong(folder, &format!("there is no {WEIGHTS}.safetensors or .bin")));
     };
-    flat_weights(&weights, &params_of(recipe).borrow())
+    flat_weights(&weights, &params_of(recipe).borrow(), of_network)
 }
 
 fn diffusion(

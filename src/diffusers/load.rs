@@ -2,16 +2,43 @@
 
 use std::collections::BTreeMap;
 
+use super::TEXT_MODULE;
 use crate::error::{Error, Result};
 use crate::nn::{Layout, Params, Spec};
 use crate::weights::Weights;
 
-/// A tensor's name as the library writes it today. Attention was spelled otherwise until version 0.12, and
-/// wrappers put their own name in: `DataParallel` before all others (`module`), `torch.compile` before those
-/// of what it compiled (`_orig_mod`).
-fn modern(name: &str) -> String {
+/// The parts of a tensor's name without those that wrappers put in: `DataParallel` before all others
+/// (`module`), `torch.compile` before those of what it compiled (`_orig_mod`).
+fn parts_of(name: &str) -> Vec<&str> {
     let parts = name.split('.').filter(|part| *part != "_orig_mod");
-    let parts: Vec<&str> = parts.skip_while(|part| *part == "module").collect();
+    parts.skip_while(|part| *part == "module").collect()
+}
+
+/// The parameter of a text model that a tensor of a file holds; none for what such a file may have besides.
+///
+/// Version 5 of the transformers library writes names without the module that holds the model in version 4.
+/// A whole CLIP has a model of images too, and projections of both.
+pub(crate) fn of_text_model(name: &str) -> Option<String> {
+    let mut parts = parts_of(name);
+    if parts.first() == Some(&TEXT_MODULE) {
+        parts.remove(0);
+    }
+    let others = ["vision_model", "logit_scale", "text_projection", "visual_projection"];
+    let other = parts.first().is_some_and(|first| others.contains(first));
+    // Numbers from 0 on, which a state once was.
+    let other = other || parts == ["embeddings", "position_ids"];
+    (!other).then(|| format!("{TEXT_MODULE}.{}", parts.join(".")))
+}
+
+/// The same of another network.
+pub(crate) fn of_network(name: &str) -> Option<String> {
+    // The positions of a DiT are computed.
+    Some(modern(name)).filter(|name| name != "pos_embed.pos_embed")
+}
+
+/// A tensor's name as the library writes it today: attention was spelled otherwise until version 0.12.
+fn modern(name: &str) -> String {
+    let parts = parts_of(name);
     let inside = parts.iter().position(|p| *p == "attentions");
     let renamed = parts.iter().enumerate().map(|(at, part)| match *part {
         "query" if inside.is_some_and(|inside| at > inside) => "to_q",
@@ -45,20 +72,23 @@ fn some(what: &str, names: &[String]) -> Option<String> {
     }
 }
 
-/// The values of all parameters, flat. The error names all tensors that are missing, left over or of another
-/// shape. Memory is allocated only when all fit.
-pub(crate) fn flat_weights(weights: &Weights, params: &Params) -> Result<Vec<f32>> {
+/// The values of all parameters, flat. `known`: the parameter of a tensor, by its name in the file; none for
+/// one that is of no use. The error names all tensors that are missing, left over or of another shape. Memory
+/// is allocated only when all fit.
+pub(crate) fn flat_weights(
+    weights: &Weights,
+    params: &Params,
+    known: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<f32>> {
     let (mut found, mut surplus, mut wrong) = (BTreeMap::new(), Vec::new(), Vec::new());
     for (name, shape) in weights.shapes() {
-        let modern = modern(name);
+        let Some(modern) = known(name) else { continue };
         match params.find(&modern) {
             Some(spec) if !fits(spec, shape) => {
                 wrong.push(format!("{name} is {shape:?} and must be {:?}", spec.file_shape()));
                 found.insert(modern, name);
             }
             Some(_) if !found.contains_key(&modern) => _ = found.insert(modern, name),
-            // The positions of a DiT, which are computed.
-            None if modern == "pos_embed.pos_embed" => {}
             _ => surplus.push(name.to_owned()),
         }
     }

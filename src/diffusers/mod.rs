@@ -4,9 +4,11 @@ pub mod config;
 mod export;
 mod folder;
 mod load;
+mod text_encoder;
 
 pub(crate) use export::{check_free, write};
 pub use folder::{Component, Folder, is_folder, open};
+pub use text_encoder::{TextEncoder, open_text_encoder, text_params, write_text_encoder};
 
 /// Name of a model's configuration.
 const CONFIG: &str = "config.json";
@@ -16,3 +18,5 @@ const INDEX: &str = "model_index.json";
 const SCHEDULER: &str = "scheduler_config.json";
 /// Name of a model's weights, without the ending.
 const WEIGHTS: &str = "diffusion_pytorch_model";
+/// Module in which files of most versions have all of a text model.
+const TEXT_MODULE: &str = "text_model";

@@ -3,6 +3,8 @@
 pub(crate) mod arena;
 pub(crate) mod autoencoder;
 pub mod classifier;
+pub mod clip;
+mod clip_config;
 pub mod codebook;
 pub mod conv_net;
 pub mod dit;

@@ -8,6 +8,7 @@ use crate::ops::concat::concat;
 use crate::ops::conv_transpose2d::conv_transpose2d;
 use crate::ops::conv2d::{Epilogue, Padding, conv2d};
 use crate::ops::fold_upsample::fold_upsample;
+use crate::ops::layer_norm::{Affine, layer_norm as layer_norm_of};
 use crate::ops::{group_norm as norm, matmul};
 use crate::tape::Tensor;
 use crate::tensor::Shape;
@@ -173,9 +174,24 @@ pub fn linear(s: &Scope, x: &Tensor, out: usize) -> Tensor {
 #[track_caller]
 pub fn linear_zero_if(zero: bool, s: &Scope, x: &Tensor, out: usize) -> Tensor {
     let init = if zero { Init::Zeros } else { Init::FanIn(x.shape().last()) };
-    let w = s.param("weight", [x.shape().last(), out], Layout::Linear, init);
-    let bias = s.param("bias", [out], Layout::Plain, init);
+    linear_from([init, init], s, x, out)
+}
+
+/// As [`linear`], whose weights and bias start from these.
+#[track_caller]
+pub fn linear_from([weight, bias]: [Init; 2], s: &Scope, x: &Tensor, out: usize) -> Tensor {
+    let w = s.param("weight", [x.shape().last(), out], Layout::Linear, weight);
+    let bias = s.param("bias", [out], Layout::Plain, bias);
     s.label(|| matmul::linear(x, &w, Some(&bias)))
+}
+
+/// Layer norm over the channels of `x [N, .., C]`, with a scale and a shift for each.
+#[track_caller]
+pub fn layer_norm(s: &Scope, x: &Tensor, eps: f32) -> Tensor {
+    let c = x.shape().last();
+    let scale = s.param("weight", [c], Layout::Plain, Init::Ones);
+    let shift = s.param("bias", [c], Layout::Plain, Init::Zeros);
+    s.label(|| layer_norm_of(x, Affine::Channels { scale: &scale, shift: &shift }, eps))
 }
 
 /// Group norm over `x [N, .., C]`, followed by an activation.

@@ -13,8 +13,8 @@ use std::rc::Rc;
 use rayon::prelude::*;
 
 pub use layers::{
-    Conv, attention_block, conv, conv_transpose, conv2d_upsampled, group_norm, group_norm_of, linear,
-    linear_zero_if, point, self_attention, side_by_side,
+    Conv, attention_block, conv, conv_transpose, conv2d_upsampled, group_norm, group_norm_of, layer_norm,
+    linear, linear_from, linear_zero_if, point, self_attention, side_by_side,
 };
 
 use crate::error::Result;

@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Arguments, read, set, take, unsupported};
+use super::{Arguments, keys_of, read, set, take, unsupported};
 use crate::models::dit::DitConfig;
 
 /// The class of which a DiT was a case. It has other networks too, and other defaults.
@@ -18,10 +18,7 @@ fn fixed() -> Value {
 
 /// All arguments of a configuration, with a `sample_size` of null.
 pub(super) fn arguments(config: &DitConfig) -> Arguments {
-    // Through text, in which an f32 is its shortest decimal: 1e-5 and not 9.99999975e-6.
-    let text = serde_json::to_string(config).unwrap_or_else(|e| unreachable!("plain values: {e}"));
-    let mut arguments: Arguments =
-        serde_json::from_str(&text).unwrap_or_else(|e| unreachable!("JSON just written: {e}"));
+    let mut arguments = keys_of(config);
     arguments.remove("zero_init");
     if config.out_channels == 0 {
         arguments.insert("out_channels".to_owned(), Value::Null);

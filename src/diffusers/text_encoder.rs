@@ -1,0 +1,67 @@
+//! The text encoder of a pipeline, a folder of its own that the transformers library saved: read and written.
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::rc::Rc;
+
+use super::config::{text_model, text_of_text_model};
+use super::export::{make, write_text};
+use super::folder::{MOST_BYTES, wrong};
+use super::load::{flat_weights, of_text_model};
+use super::{CONFIG, TEXT_MODULE};
+use crate::checkpoint::save_plain;
+use crate::error::Result;
+use crate::models::clip::{TextConfig, clip_text};
+use crate::nn::{Params, Scope};
+use crate::tape::Tape;
+use crate::weights::{Weights, read_text};
+
+/// The library's names of the weights, without the ending: today's, and the one of pickles.
+const WEIGHTS: [&str; 2] = ["model", "pytorch_model"];
+
+/// A text model with its weights.
+pub struct TextEncoder {
+    /// Its options, which are valid.
+    pub config: TextConfig,
+    /// Flat, in the layout of [`text_params`].
+    pub weights: Vec<f32>,
+}
+
+/// The parameters of a text model, under their names in files: all in a module `text_model`.
+///
+/// # Panics
+/// When the configuration is not valid.
+pub fn text_params(config: &TextConfig) -> Rc<RefCell<Params>> {
+    let (tape, params) = (Tape::new(), Rc::default());
+    clip_text(config, &Scope::new(&tape, &params).sub(TEXT_MODULE), &tape.stored_u32("ids", [1, 1]), 0);
+    params
+}
+
+/// Reads the folder of a text encoder: `config.json`, and `model.safetensors` or what older versions wrote.
+///
+/// # Errors
+/// When a file is missing or damaged, or says something that denoir does not have.
+pub fn open_text_encoder(folder: &Path) -> Result<TextEncoder> {
+    let path = folder.join(CONFIG);
+    let config = text_model(&read_text(&path, MOST_BYTES)?).map_err(|reason| wrong(&path, &reason))?;
+    config.validate().map_err(|e| e.in_a_file().caused_by(format!("in {}", path.display())))?;
+    for stem in WEIGHTS {
+        if let Some(weights) = Weights::find(folder, stem)? {
+            let weights = flat_weights(&weights, &text_params(&config).borrow(), of_text_model)?;
+            return Ok(TextEncoder { config, weights });
+        }
+    }
+    Err(wrong(folder, &format!("there is no {}.safetensors and no {}.bin", WEIGHTS[0], WEIGHTS[1])))
+}
+
+/// Writes the folder of a text encoder, for every version of the library. `ends`: the numbers of the tokens
+/// that begin, end and pad a text.
+///
+/// # Errors
+/// When the folder or a file cannot be written.
+pub fn write_text_encoder(folder: &Path, encoder: &TextEncoder, ends: [u32; 3]) -> Result<()> {
+    make(folder)?;
+    let weights = folder.join(format!("{}.safetensors", WEIGHTS[0]));
+    save_plain(&weights, &text_params(&encoder.config).borrow(), &encoder.weights)?;
+    write_text(&folder.join(CONFIG), &text_of_text_model(&encoder.config, ends))
+}
