@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::TEXT_MODULE;
 use crate::error::{Error, Result};
 use crate::nn::{Layout, Params, Spec};
 use crate::recipe::TEXT_MODULE;

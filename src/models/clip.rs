@@ -28,17 +28,17 @@ pub fn clip_text(config: &TextConfig, s: &Scope, ids: &Tensor, skip: usize) -> T
     assert!(tokens <= longest, "clip_text: {tokens} tokens of at most {longest}");
     assert!(skip < layers, "clip_text: {skip} of {layers} layers left out");
 
-    let s_of = s.sub("embeddings");
+    let embeddings = s.sub("embeddings");
     let table = |name: &str, rows: usize| {
-        s_of.sub(name).param("weight", [rows, d], Layout::Plain, Init::Normal(0.02))
+        embeddings.sub(name).param("weight", [rows, d], Layout::Plain, Init::Normal(0.02))
     };
     let [of_tokens, of_places] =
         [table("token_embedding", config.vocab_size), table("position_embedding", longest)];
-    let mut hidden = s_of.label(|| {
+    let mut hidden = embeddings.label(|| {
         let [place, _] = positions(ids.tape(), [tokens, 1]);
         let places = embedding(&of_places, &place).reshape([tokens * d]);
-        let tokens_only = embedding(&of_tokens, &ids.reshape([n * tokens])).reshape([n, tokens * d]);
-        add(&tokens_only, &places).reshape([n, tokens, d])
+        let meant = embedding(&of_tokens, &ids.reshape([n * tokens])).reshape([n, tokens * d]);
+        add(&meant, &places).reshape([n, tokens, d])
     });
     let mut out = hidden.clone();
     for number in 0..layers {

@@ -233,7 +233,7 @@ fn folders_of_every_version_hold_the_same_model() {
         assert_eq!(again.config, encoder.config, "{name}");
         assert!(again.weights == encoder.weights, "{name}: other weights");
     }
-    let refused = |name: &str| open_text_encoder(&at(name)).err().unwrap().to_string();
+    let refused = |name: &str| open_text_encoder(&at(name)).err().unwrap().report();
     let said = refused("surplus");
     assert!(said.contains("left over: text_model.encoder.layers.2.mlp.fc1.bias"), "{said}");
     for (key, value, wanted) in [

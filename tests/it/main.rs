@@ -5,6 +5,7 @@ mod around_the_step;
 mod autoencoder;
 mod bench;
 mod classes;
+mod clip;
 mod command_line;
 mod conditions;
 mod configs;
