@@ -3,8 +3,8 @@
 //! (the number of a class).
 //!
 //! The reader is our own: it takes memory for what a file has and not for what it says that it has, and
-//! finds one picture without unpacking those before it. The common library does neither, and a damaged file
-//! ends the program inside it.
+//! finds one picture without unpacking those before it. The common library does neither: a number in a
+//! damaged file may end the program, for want of memory or of stack.
 
 mod footer;
 mod pages;
@@ -133,6 +133,11 @@ impl Shard {
         Ok(Shard { name, footer, image, kept })
     }
 
+    /// The column of the captions, or the first of its parts.
+    fn text(&self) -> Option<usize> {
+        self.footer.columns.iter().position(|column| column.path.first().is_some_and(|name| name == "text"))
+    }
+
     /// Some rows of a column of a group.
     fn rows(&self, dir: &Path, column: usize, group: &Group, rows: Range<usize>) -> Rows {
         let (mut file, _) = files::open(&dir.join(&self.name)).map_err(|e| e.to_string())?;
@@ -202,31 +207,18 @@ impl Table {
 
     /// The captions of some of the rows, called by their `names`; `None`: the files have none.
     pub fn captions(&self, rows: &[usize], names: &[PathBuf]) -> Result<Option<Captions>> {
+        let columns: Vec<Option<usize>> = self.shards.iter().map(Shard::text).collect();
+        if columns.iter().all(Option::is_none) {
+            return Ok(None);
+        }
         let mut all: Vec<Vec<String>> = Vec::new();
-        for shard in &self.shards {
-            let is_text = |column: &Column| column.kind == BYTES && column.repetition < 2;
-            let column = shard
-                .footer
-                .columns
-                .iter()
-                .position(|column| column.path.first().is_some_and(|n| n == "text"));
-            let Some(column) = column else {
-                if all.is_empty()
-                    && self
-                        .shards
-                        .iter()
-                        .all(|shard| shard.footer.columns.iter().all(|c| c.path[0] != "text"))
-                {
-                    return Ok(None);
-                }
-                return Err(refused(&self.dir, &shard.name, "it has no column text, which others have"));
-            };
-            if !is_text(&shard.footer.columns[column]) {
-                return Err(refused(
-                    &self.dir,
-                    &shard.name,
-                    "its column text is neither text nor a list of it",
-                ));
+        for (shard, column) in self.shards.iter().zip(columns) {
+            let no = |wrong| refused(&self.dir, &shard.name, wrong);
+            let column = column.ok_or_else(|| no("it has no column text, which others have"))?;
+            let Column { path, kind, repetition, .. } = &shard.footer.columns[column];
+            let is_text = *kind == BYTES && (*repetition == 1 || *repetition == 0 && path.len() == 1);
+            if !is_text {
+                return Err(no("its column text is neither text nor a list of it"));
             }
             // Captions that are written once for many rows could otherwise take any amount of memory.
             let mut left = shard.footer.length.saturating_add(MORE_TEXT);
@@ -235,13 +227,10 @@ impl Table {
                 for cell in cells {
                     let Cell::Bytes(bytes) = cell else { continue };
                     let size = bytes.len() as u64;
-                    left = left.checked_sub(size).ok_or_else(|| {
-                        refused(&self.dir, &shard.name, "it is damaged: it has too many bytes of captions")
-                    })?;
-                    texts.push(String::from_utf8(bytes.to_vec()).map_err(|_| {
-                        let wrong = format!("the caption of row {} is no UTF-8 text", all.len());
-                        refused(&self.dir, &shard.name, &wrong)
-                    })?);
+                    let rest = left.checked_sub(size);
+                    left = rest.ok_or_else(|| no("it is damaged: it has too many bytes of captions"))?;
+                    let text = String::from_utf8(bytes.to_vec());
+                    texts.push(text.map_err(|_| no("a caption is no UTF-8 text"))?);
                 }
                 all.push(texts);
             }

@@ -16,6 +16,8 @@ const MOST: usize = 1 << 30;
 /// Bytes that are read to find what a page says of itself; it may hold values as statistics.
 const HEAD: u64 = 1 << 12;
 const DAMAGED: &str = "it is damaged: a page does not hold what it says";
+const OTHER_ENCODING: &str =
+    "its values are encoded in a way that is not read; write it with plain or dictionary pages";
 
 /// One value.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +25,21 @@ pub(super) enum Cell {
     Int(i64),
     /// Shared where a value is written once for many rows.
     Bytes(Arc<[u8]>),
+}
+
+/// A value where its page lies in memory.
+enum Raw<'a> {
+    Int(i64),
+    Bytes(&'a [u8]),
+}
+
+impl Raw<'_> {
+    fn copied(&self) -> Cell {
+        match *self {
+            Raw::Int(number) => Cell::Int(number),
+            Raw::Bytes(bytes) => Cell::Bytes(bytes.into()),
+        }
+    }
 }
 
 /// What a page says of itself.
@@ -64,25 +81,39 @@ pub(super) fn cells(
                     row += count;
                     continue;
                 }
-                let (levels, values) = page(file, chunk.codec, column, &head)?;
-                let entries = match (head.encoding, &dictionary) {
-                    // Dictionaries are read when a page needs them.
-                    (2 | 8, Some(of)) => {
-                        let bytes = unpacked(file, chunk.codec, of, 0)?;
-                        Some(plain(&bytes, column.kind, of.values)?)
-                    }
-                    _ => None,
-                };
+                let (levels, bytes, start) = page(file, chunk.codec, column, &head)?;
+                let values = &bytes[start..];
                 let count = levels.iter().filter(|(definition, _)| *definition == column.definition).count();
-                let mut cells = decoded(&values, column.kind, head.encoding, count, entries)?.into_iter();
+                // The dictionary is read when a page needs it.
+                let entries = match &dictionary {
+                    Some(of) if matches!(head.encoding, 2 | 8) => unpacked(file, chunk.codec, of, 0)?,
+                    _ => Vec::new(),
+                };
+                let (values, numbers) = match (head.encoding, &dictionary) {
+                    (0, _) => (plain(values, column.kind, count)?, None),
+                    (2 | 8, Some(of)) => {
+                        (plain(&entries, column.kind, of.values)?, Some(numbers(values, count)?))
+                    }
+                    (5..=7 | 9, _) => return Err(OTHER_ENCODING.into()),
+                    _ => return Err(DAMAGED.into()),
+                };
+                // A value is copied when it is wanted, and once.
+                let mut copies = vec![None; values.len()];
+                let mut next = 0;
                 for (definition, repetition) in levels {
                     row += usize::from(repetition == 0);
-                    let cell = if definition == column.definition { cells.next() } else { None };
                     let Some(number) = row.checked_sub(1) else { return Err(DAMAGED.into()) };
+                    let is_there = definition == column.definition;
                     if rows.contains(&number) {
                         found.resize_with(number + 1 - rows.start, Vec::new);
-                        found[number - rows.start].extend(cell);
+                        if is_there {
+                            let at = numbers.as_ref().map_or(next, |numbers| numbers[next] as usize);
+                            let value = values.get(at).ok_or(DAMAGED)?;
+                            let copy = copies[at].get_or_insert_with(|| value.copied());
+                            found[number - rows.start].push(copy.clone());
+                        }
                     }
+                    next += usize::from(is_there);
                 }
             }
             _ => {}
@@ -191,18 +222,22 @@ fn unpacked(file: &mut File, codec: i64, head: &Head, plain: usize) -> Result<Ve
     if !done || whole.len() != size {
         return Err(DAMAGED.into());
     }
+    if plain == 0 {
+        return Ok(whole);
+    }
     bytes.truncate(plain);
     bytes.append(&mut whole);
     Ok(bytes)
 }
 
-/// The levels (definition, repetition) of the values of a page, and the bytes of the values that are there.
+/// The levels (definition, repetition) of the values of a page, its bytes, and where among them the values
+/// begin that are there.
 fn page(
     file: &mut File,
     codec: i64,
     column: &Column,
     head: &Head,
-) -> Result<(Vec<(u32, u32)>, Vec<u8>), Wrong> {
+) -> Result<(Vec<(u32, u32)>, Vec<u8>, usize), Wrong> {
     let Column { definition, repetition, .. } = *column;
     let (bytes, lengths) = match head.second {
         Some((_, lengths, packed)) => {
@@ -233,8 +268,8 @@ fn page(
     };
     let repetitions = levels(repetition, lengths[0]).ok_or(DAMAGED)?;
     let definitions = levels(definition, lengths[1]).ok_or(DAMAGED)?;
-    let values = rest.to_vec();
-    Ok((definitions.into_iter().zip(repetitions).collect(), values))
+    let start = bytes.len() - rest.len();
+    Ok((definitions.into_iter().zip(repetitions).collect(), bytes, start))
 }
 
 /// `count` numbers of `width` bits: runs of one number, and groups of eight, packed.
@@ -270,25 +305,25 @@ fn hybrid(mut rest: &[u8], width: u32, count: usize) -> Option<Vec<u32>> {
 }
 
 /// `count` values that lie one behind the other; behind them may be others.
-fn plain(bytes: &[u8], kind: i64, count: usize) -> Result<Vec<Cell>, Wrong> {
+fn plain(bytes: &[u8], kind: i64, count: usize) -> Result<Vec<Raw<'_>>, Wrong> {
     let mut rest = bytes;
     let mut one = || {
         let cell = match kind {
             INT32 => {
                 let (bytes, after) = rest.split_first_chunk()?;
                 rest = after;
-                Cell::Int(i32::from_le_bytes(*bytes).into())
+                Raw::Int(i32::from_le_bytes(*bytes).into())
             }
             INT64 => {
                 let (bytes, after) = rest.split_first_chunk()?;
                 rest = after;
-                Cell::Int(i64::from_le_bytes(*bytes))
+                Raw::Int(i64::from_le_bytes(*bytes))
             }
             BYTES => {
                 let (length, after) = rest.split_first_chunk()?;
                 let (bytes, after) = after.split_at_checked(u32::from_le_bytes(*length) as usize)?;
                 rest = after;
-                Cell::Bytes(bytes.into())
+                Raw::Bytes(bytes)
             }
             _ => return None,
         };
@@ -297,30 +332,11 @@ fn plain(bytes: &[u8], kind: i64, count: usize) -> Result<Vec<Cell>, Wrong> {
     (0..count).map(|_| one().ok_or_else(|| DAMAGED.into())).collect()
 }
 
-/// The `count` values that a page holds. `dictionary`: those that it gives the numbers of.
-fn decoded(
-    bytes: &[u8],
-    kind: i64,
-    encoding: i64,
-    count: usize,
-    dictionary: Option<Vec<Cell>>,
-) -> Result<Vec<Cell>, Wrong> {
-    match (encoding, dictionary) {
-        (0, _) => plain(bytes, kind, count),
-        (2 | 8, Some(entries)) => {
-            let (&width, numbers) = match bytes.split_first() {
-                Some((width, rest)) if *width <= 32 => (width, rest),
-                None if count == 0 => (&0, bytes),
-                _ => return Err(DAMAGED.into()),
-            };
-            let numbers = hybrid(numbers, width.into(), count).ok_or(DAMAGED)?;
-            let entry = |number: u32| entries.get(number as usize).cloned().ok_or_else(|| DAMAGED.into());
-            numbers.into_iter().map(entry).collect()
-        }
-        (5..=7 | 9, _) => {
-            Err("its values are encoded in a way that is not read; write it with plain or dictionary pages"
-                .into())
-        }
+/// The `count` numbers of entries of a dictionary that a page holds.
+fn numbers(bytes: &[u8], count: usize) -> Result<Vec<u32>, Wrong> {
+    match bytes.split_first() {
+        Some((&width, rest)) if width <= 32 => Ok(hybrid(rest, width.into(), count).ok_or(DAMAGED)?),
+        None if count == 0 => Ok(Vec::new()),
         _ => Err(DAMAGED.into()),
     }
 }
