@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use super::TEXT_MODULE;
 use crate::error::{Error, Result};
 use crate::nn::{Layout, Params, Spec};
 use crate::recipe::TEXT_MODULE;

@@ -21,5 +21,3 @@ const INDEX: &str = "model_index.json";
 const SCHEDULER: &str = "scheduler_config.json";
 /// Name of a model's weights, without the ending.
 const WEIGHTS: &str = "diffusion_pytorch_model";
-/// Module in which files of most versions have all of a text model.
-const TEXT_MODULE: &str = "text_model";
