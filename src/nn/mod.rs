@@ -180,7 +180,7 @@ impl Params {
             let target = &mut values[spec.first..spec.first + spec.shape.elements()];
             let mut drawn = vec![0.0; target.len()];
             match spec.init {
-                Init::FanIn(fan) => generator.fill_uniform(&mut drawn, 1.0 / (fan as f32).sqrt()),
+                Init::FanIn(fan) => generator.fill_uniform(&mut drawn, (1.0 / (fan as f64).sqrt()) as f32),
                 Init::Normal(deviation) => {
                     generator.fill_normal(&mut drawn);
                     drawn.iter_mut().for_each(|v| *v *= deviation);

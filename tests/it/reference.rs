@@ -66,7 +66,9 @@ impl Golden {
             (name, (view.shape().to_vec(), values))
         });
         let metadata = header.metadata().clone().unwrap_or_default();
-        let parse = |(k, v): (String, String)| (k, serde_json::from_str(&v).unwrap());
+        // Python writes infinity, which is no JSON.
+        let json = |text: String| serde_json::from_str(&text.replace(": -Infinity", ": \"-inf\"")).unwrap();
+        let parse = |(k, v): (String, String)| (k, json(v));
         Golden { tensors: tensors.collect(), metadata: metadata.into_iter().map(parse).collect() }
     }
 
