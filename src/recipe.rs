@@ -120,6 +120,15 @@ config! {
         pub caption_dropout: f64 = 0.0,
         /// Train the text encoder too; otherwise it stays as it is.
         pub train_text_encoder: bool = false,
+        /// Rank of low-rank adapters (LoRA) of the attention layers, which are trained in place of the model
+        /// that --base gives; 0: the model itself is trained.
+        pub lora_rank: usize = 0,
+        /// What adapters add is multiplied by this over their rank; 0: by 1.
+        pub lora_alpha: f64 = 0.0,
+        /// Folder or file of the model that adapters are of; filled in when training begins.
+        pub base: String = String::new(),
+        /// Fingerprint of its weights, filled in when training begins.
+        pub base_fingerprint: String = String::new(),
 
         /// Steps of the diffusion process.
         pub timesteps: usize = 1000,

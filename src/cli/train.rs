@@ -33,6 +33,9 @@ pub struct Arguments {
     /// The trained VAE of latent diffusion: its run, or one of its checkpoints
     #[arg(long, value_name = "RUN", conflicts_with = "resume")]
     vae: Option<PathBuf>,
+    /// A model of texts to train on, or to train adapters of: a folder of a StableDiffusionPipeline
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["resume", "vae"])]
+    base: Option<PathBuf>,
     /// Go on with this run
     #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "out"])]
     resume: Option<PathBuf>,
@@ -72,7 +75,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(folder) => Session::resume(Run::open(folder)?, &device, recipe, wanted, &mut encoded),
         None => {
             let (out, vae) = (arguments.out.as_deref(), arguments.vae.as_deref());
-            Session::start(recipe, &device, out, vae, &mut encoded)
+            Session::start(recipe, &device, out, vae, arguments.base.as_deref(), &mut encoded)
         }
     };
     progress.finish_and_clear();

@@ -21,6 +21,7 @@ use crate::weights::{Weights, read_text};
 const WEIGHTS: [&str; 2] = ["model", "pytorch_model"];
 
 /// A text model with its weights.
+#[derive(Clone)]
 pub struct TextEncoder {
     /// Its options, which are valid.
     pub config: TextConfig,

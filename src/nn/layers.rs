@@ -182,7 +182,7 @@ pub fn linear_zero_if(zero: bool, s: &Scope, x: &Tensor, out: usize) -> Tensor {
 pub fn linear_from([weight, bias]: [Init; 2], s: &Scope, x: &Tensor, out: usize) -> Tensor {
     let w = s.param("weight", [x.shape().last(), out], Layout::Linear, weight);
     let bias = s.param("bias", [out], Layout::Plain, bias);
-    s.label(|| matmul::linear(x, &w, Some(&bias)))
+    s.adapted(x, s.label(|| matmul::linear(x, &w, Some(&bias))))
 }
 
 /// `x [.., Cin]` to `[.., out]`, without bias.
@@ -190,7 +190,7 @@ pub fn linear_from([weight, bias]: [Init; 2], s: &Scope, x: &Tensor, out: usize)
 pub fn linear_without_bias(s: &Scope, x: &Tensor, out: usize) -> Tensor {
     let cin = x.shape().last();
     let w = s.param("weight", [cin, out], Layout::Linear, Init::FanIn(cin));
-    s.label(|| matmul::linear(x, &w, None))
+    s.adapted(x, s.label(|| matmul::linear(x, &w, None)))
 }
 
 /// Layer norm over the channels of `x [N, .., C]`, with a scale and a shift for each.

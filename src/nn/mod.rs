@@ -4,6 +4,7 @@
 //! parameter gets its place in the flat store; later recordings (for sampling) find it there. So the
 //! model's code is also its list of parameters.
 
+mod adapters;
 mod layers;
 
 use std::cell::RefCell;
@@ -12,6 +13,7 @@ use std::rc::Rc;
 
 use rayon::prelude::*;
 
+pub use adapters::{Adapters, fuse};
 pub use layers::{
     Conv, attention_between, attention_block, conv, conv_transpose, conv2d_upsampled, group_norm,
     group_norm_of, layer_norm, linear, linear_from, linear_without_bias, linear_zero_if, point, self_attention,
@@ -243,6 +245,8 @@ pub struct Scope {
     state: Option<Tensor>,
     /// Whether blocks are computed again in the backward pass.
     checkpoints: bool,
+    /// What is added to linear layers.
+    adapters: Option<Rc<Adapters>>,
     prefix: String,
 }
 
@@ -261,6 +265,7 @@ impl Scope {
             store: store.into(),
             state: None,
             checkpoints: false,
+            adapters: None,
             prefix: String::new(),
         }
     }
@@ -274,6 +279,21 @@ impl Scope {
     #[must_use]
     pub fn checkpointing(self, on: bool) -> Self {
         Scope { checkpoints: on, ..self }
+    }
+
+    /// The same, with adapters of its layers.
+    #[must_use]
+    pub fn adapted_by(self, adapters: Adapters) -> Self {
+        Scope { adapters: Some(Rc::new(adapters)), ..self }
+    }
+
+    /// The result `y [.., out]` of this module's linear layer on `x [.., Cin]`, and what its adapter adds.
+    #[track_caller]
+    fn adapted(&self, x: &Tensor, y: Tensor) -> Tensor {
+        match &self.adapters {
+            Some(adapters) => adapters.adapted(&self.prefix, x, y),
+            None => y,
+        }
     }
 
     /// The tape that it records on.

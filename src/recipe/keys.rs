@@ -24,7 +24,8 @@ impl Recipe {
             | "offset_noise" | "input_perturbation" | "learned_schedule" | "gamma_min" | "gamma_max" => {
                 system.diffuses()
             }
-            "text" | "train_text_encoder" | "caption_dropout" | "tokenizer" => system.diffuses() && self.text_width() > 0,
+            "text" | "train_text_encoder" | "caption_dropout" | "tokenizer" | "lora_rank" | "lora_alpha"
+            | "base" | "base_fingerprint" => system.diffuses() && self.text_width() > 0,
             "codebook" | "codebook_weight" | "commitment" | "codebook_decay" | "codebook_restart" => {
                 self.has_codebook()
             }
@@ -71,7 +72,7 @@ impl Recipe {
             "unet" | "dit" | "conv" if self.system.diffuses() => {
                 format!("model = {}", self.model.table())
             }
-            "text" | "train_text_encoder" | "caption_dropout" | "tokenizer" if self.system.diffuses() => {
+            "text" | "train_text_encoder" | "caption_dropout" | "tokenizer" | "lora_rank" | "lora_alpha" if self.system.diffuses() => {
                 "a model that sees no text: it has unet.cross_attention_dim".to_owned()
             }
             _ if self.system == System::Vae && (key.starts_with("codebook") || key == "commitment") => {

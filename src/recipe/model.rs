@@ -16,7 +16,7 @@ use crate::models::conv_net::conv_net;
 use crate::models::dit::dit;
 use crate::models::unet::{Class, unet};
 use crate::models::{unet_order, vae};
-use crate::nn::{Init, Params, Scope};
+use crate::nn::{Adapters, Init, Params, Scope};
 use crate::ops::loss_history::ROW;
 use crate::tape::{Tape, Tensor};
 
@@ -90,7 +90,39 @@ impl Recipe {
 
     /// Whether the text encoder is among the parameters.
     pub(crate) fn trains_text(&self) -> bool {
-        self.text_width() > 0 && self.train_text_encoder
+        self.text_width() > 0 && self.train_text_encoder && self.lora_rank == 0
+    }
+
+    /// A scope of frozen parameters whose linear layers have the recipe's adapters, which `scope` gives.
+    pub(crate) fn adapted(&self, frozen: Scope, scope: &Scope) -> Scope {
+        /// Layers with an adapter, of a U-Net and of a text encoder.
+        const TARGETS: [&str; 8] =
+            [".to_q", ".to_k", ".to_v", ".to_out.0", ".q_proj", ".k_proj", ".v_proj", ".out_proj"];
+        let rank = self.lora_rank;
+        frozen.adapted_by(Adapters { scope: scope.clone(), rank, scale: self.lora_scale(), targets: &TARGETS })
+    }
+
+    /// Takes over what a model to be trained on decides: its network, its latents, its process.
+    pub(crate) fn based_on(&mut self, model: &Recipe) {
+        self.system = model.system;
+        self.model = model.model;
+        self.unet.clone_from(&model.unet);
+        self.text.clone_from(&model.text);
+        self.condition.clone_from(&model.condition);
+        self.scaling_factor = model.scaling_factor;
+        (self.timesteps, self.beta_start, self.beta_end) = (model.timesteps, model.beta_start, model.beta_end);
+        self.beta_schedule.clone_from(&model.beta_schedule);
+        self.rescale_betas_zero_snr = model.rescale_betas_zero_snr;
+        self.prediction_type = model.prediction_type;
+        (self.variance, self.clip_sample) = (model.variance, model.clip_sample);
+        self.class_defaults.clone_from(&model.class_defaults);
+        self.scheduler.clone_from(&model.scheduler);
+        (self.guidance, self.sample_steps) = (model.guidance, model.sample_steps);
+    }
+
+    /// Factor of what adapters add.
+    pub(crate) fn lora_scale(&self) -> f32 {
+        if self.lora_alpha == 0.0 { 1.0 } else { (self.lora_alpha / self.lora_rank as f64) as f32 }
     }
 
     /// Checks that the diffusion model can be evaluated at these timesteps.
@@ -170,6 +202,9 @@ pub fn params_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
 /// In the first step all codes are dead, and move to latents; those of a codebook that was trained elsewhere
 /// begin as if all were used alike.
 pub(crate) fn trained_params_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
+    if recipe.lora_rank > 0 {
+        return adapters_of(recipe);
+    }
     let params = params_of(recipe);
     if recipe.has_codebook() {
         let codes = recipe.vae.num_vq_embeddings;
@@ -181,16 +216,32 @@ pub(crate) fn trained_params_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
     params
 }
 
+/// The parameters of a recipe's adapters.
+fn adapters_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
+    let (params, base, tape): (Rc<RefCell<Params>>, _, _) = (Rc::default(), Rc::default(), Tape::new());
+    let adapted = recipe.adapted(Scope::new(&tape, &base), &Scope::new(&tape, &params));
+    record(recipe, &*model_of(recipe), &adapted);
+    if recipe.train_text_encoder {
+        clip_text(&recipe.text, &adapted.sub(TEXT_MODULE), &tape.stored_u32("tokens", [1, 1]), 0);
+    }
+    params
+}
+
+/// Records a diffusion model of the images or latents that a recipe diffuses.
+fn record(recipe: &Recipe, model: &Model, scope: &Scope) {
+    let ([h, w, _], [c, _], tape) = (recipe.diffused(), recipe.model_channels(), scope.tape());
+    let labels = recipe.class().tensor(tape, 1);
+    let (x, t) = (tape.stored("x", 0, [1, h, w, c]), tape.stored("t", 0, [1]));
+    let text = recipe.text_width();
+    let text = (text > 0).then(|| tape.stored("text", 0, [1, 1, text]));
+    model(scope, &x, &t, Told { labels: labels.as_ref(), text: text.as_ref() });
+}
+
 /// The parameters of a diffusion model for the images or latents that a recipe diffuses.
 pub fn params_of_model(recipe: &Recipe, model: &Model) -> Rc<RefCell<Params>> {
     let (params, tape) = (Rc::default(), Tape::new());
-    let ([h, w, _], [c, _]) = (recipe.diffused(), recipe.model_channels());
-    let labels = recipe.class().tensor(&tape, 1);
-    let (x, t) = (tape.stored("x", 0, [1, h, w, c]), tape.stored("t", 0, [1]));
     let scope = Scope::new(&tape, &params);
-    let text = recipe.text_width();
-    let text = (text > 0).then(|| tape.stored("text", 0, [1, 1, text]));
-    model(&scope, &x, &t, Told { labels: labels.as_ref(), text: text.as_ref() });
+    record(recipe, model, &scope);
     if recipe.trains_text() {
         clip_text(&recipe.text, &scope.sub(TEXT_MODULE), &tape.stored_u32("tokens", [1, 1]), 0);
     }

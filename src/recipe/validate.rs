@@ -40,6 +40,7 @@ impl Recipe {
             ("evaluate_count", self.evaluate_count as u64, fewest, 1 << 20),
             ("latent_count", self.latent_count as u64, 1, 1 << 30),
             ("latent_size", self.latent_size as u64, 1, 4096),
+            ("lora_rank", self.lora_rank as u64, 0, 4096),
         ];
         for (key, value, low, high) in whole {
             let range = format!("it must be from {low} to {high}");
@@ -82,6 +83,7 @@ impl Recipe {
             ("label_dropout", self.label_dropout, 0.0, 1.0, true),
             ("caption_dropout", self.caption_dropout, 0.0, 1.0, true),
             ("guidance", self.guidance, 0.0, 1e3, true),
+            ("lora_alpha", self.lora_alpha, 0.0, 1e6, true),
             ("guidance_rescale", self.guidance_rescale, 0.0, 1.0, true),
         ];
         for (key, value, low, high, closed) in real {
@@ -181,9 +183,10 @@ impl Recipe {
     fn validate_text(&self) -> Result<()> {
         let width = self.text_width();
         if width == 0 {
-            let unused = self.caption_dropout == 0.0 && !self.train_text_encoder;
+            let unused = self.caption_dropout == 0.0 && !self.train_text_encoder && self.lora_rank == 0;
             let hint = "set unet.cross_attention_dim, or leave them out";
-            return need(unused, "caption_dropout and train_text_encoder go with a model that sees texts", hint);
+            let message = "caption_dropout, train_text_encoder and lora_rank go with a model that sees texts";
+            return need(unused, message, hint);
         }
         self.text.validate()?;
         let hidden = self.text.hidden_size;

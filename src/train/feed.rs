@@ -4,6 +4,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::base::Beside;
 use super::captions::Captioned;
 use super::encoded::{Encoded, prepare};
 use super::evaluate::Evaluator;
@@ -67,10 +68,8 @@ pub(super) struct Data {
     pub held_out: Option<HeldOut>,
     /// Why there are none, if there should be some.
     pub note: Option<String>,
-    /// The captions of the images, of a model that sees texts.
-    pub captions: Option<Rc<Captioned>>,
-    /// The text encoder that is not trained.
-    pub text: Option<TextEncoder>,
+    /// What the trainer has beside.
+    pub beside: Beside,
     /// Held-out images and their conditions, which pictures are drawn from.
     pub given: Option<Given>,
     /// Gives the batches of the steps, in order; reads the first ones while everything else is made.
@@ -147,22 +146,23 @@ impl Data {
             evaluator,
             held_out,
             note,
-            captions: None,
-            text: None,
+            beside: Beside::default(),
             given: given.transpose()?,
             feed: None,
         })
     }
 
-    /// Adds the captions, and the text encoder that a model sees them through where it is not trained.
+    /// Adds the captions, the text encoder that a model sees them through where it is not trained, and the
+    /// weights that training begins with.
     pub(super) fn caption(
         &mut self,
         recipe: &Recipe,
         tokenizer: Tokenizer,
         text: Option<TextEncoder>,
+        weights: Option<Vec<f32>>,
     ) -> Result<()> {
-        self.captions = Some(Rc::new(Captioned::new(recipe, tokenizer, &*self.dataset)?));
-        self.text = text;
+        let captions = Some(Rc::new(Captioned::new(recipe, tokenizer, &*self.dataset)?));
+        self.beside = Beside { captions, text, weights };
         Ok(())
     }
 
@@ -221,7 +221,8 @@ impl Data {
         // Conditions are made on the host.
         let whole = kept(&*source, device).filter(|_| !recipe.condition.is_some());
         self.load(recipe, seen, whole.is_some())?;
-        let texts = (self.captions.clone(), self.text.take());
-        RecipeTrainer::with_texts(recipe, device, codec, resume, whole.as_ref(), texts)
+        let beside = Beside { captions: self.beside.captions.clone(), ..std::mem::take(&mut self.beside) };
+        self.beside.captions.clone_from(&beside.captions);
+        RecipeTrainer::beside(recipe, device, codec, resume, whole.as_ref(), beside)
     }
 }

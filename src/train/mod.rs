@@ -3,6 +3,7 @@
 //! [`Trainer`] trains any objective; [`RecipeTrainer`] is one with the model, loss and data of a recipe, and
 //! [`Session`] the loop of `denoir train` around it.
 
+mod base;
 mod batch;
 mod captions;
 mod codes;

@@ -35,6 +35,8 @@ use crate::tape::Tensor;
 
 /// Store of the weights of a VAE that is not trained.
 const VAE: &str = "vae";
+/// Store of the weights of a diffusion model that only its adapters are trained of.
+const BASE: &str = "base";
 /// Store of the weights of a text encoder that is not trained.
 const TEXT: &str = "text encoder";
 /// Store of a data set that lies on the device.
@@ -61,8 +63,10 @@ pub(super) struct Objective {
     pub resident: Option<Resident>,
     /// The texts of a model that sees some.
     pub captions: Option<Rc<Captioned>>,
-    /// The text encoder that is not trained: its parameters and weights.
+    /// The text encoder that is not trained, but for adapters: its parameters and weights.
     pub text: Option<(Rc<RefCell<Params>>, Buffer)>,
+    /// The diffusion model that adapters are of.
+    pub base: Option<(Rc<RefCell<Params>>, Buffer)>,
 }
 
 impl Objective {
@@ -77,6 +81,7 @@ impl Objective {
             resident: None,
             captions: None,
             text: None,
+            base: None,
         }
     }
 
@@ -195,7 +200,9 @@ impl Objective {
         let scope = match &self.text {
             Some((params, weights)) => {
                 batch.bind(TEXT, weights);
-                Scope::frozen(batch.tape(), params, TEXT)
+                let frozen = Scope::frozen(batch.tape(), params, TEXT);
+                let adapts = self.recipe.lora_rank > 0 && self.recipe.train_text_encoder;
+                if adapts { self.recipe.adapted(frozen, scope) } else { frozen }
             }
             None => scope.clone(),
         };
@@ -233,6 +240,11 @@ impl Objective {
         let labels = self.has_labels().then(|| batch.input(self.labels()));
         let has_holes = self.recipe.condition.kind == ConditionKind::Mask;
         let text = self.text(scope, batch);
+        let adapted = self.base.as_ref().map(|(params, weights)| {
+            batch.bind(BASE, weights);
+            self.recipe.adapted(Scope::frozen(batch.tape(), params, BASE), scope)
+        });
+        let network = adapted.as_ref().unwrap_or(scope);
         let beside = Told { labels: labels.as_ref(), text: text.as_ref() };
         let model = |x_t: &Tensor, t: &Tensor| {
             let told = condition.map(|condition| (condition, has_holes));
@@ -244,7 +256,7 @@ impl Objective {
                     self.estimate(batch, x_t, t, &(self.model)(&frozen, &nothing, t, beside))
                 })
             });
-            (self.model)(scope, &with(own.as_ref()), t, beside)
+            (self.model)(network, &with(own.as_ref()), t, beside)
         };
         if self.recipe.learns_schedule() {
             let parameters = self.recipe.learned_schedule.ask(scope);

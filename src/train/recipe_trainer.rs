@@ -1,10 +1,11 @@
 //! A [`Trainer`] of a recipe: its model, its loss, its data.
 
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
+use super::base::Beside;
 use super::batch::{Batch, BatchWriter};
-use super::captions::Captioned;
 use super::micro_batch;
 use super::objective::Objective;
 use super::options::TrainOptions;
@@ -14,14 +15,14 @@ use super::trainer::Trainer;
 use crate::checkpoint::Values;
 use crate::codec::Codec;
 use crate::data::Whole;
-use crate::device::Device;
+use crate::device::{Buffer, Device};
 use crate::diffusers::{TextEncoder, text_params};
 use crate::diffusion::Model;
 use crate::error::Result;
-use crate::nn::Scope;
+use crate::nn::{Params, Scope, fuse};
 use crate::program::Program;
-use crate::recipe::{Recipe, System, initial_of, params_of_model};
-use crate::sample::Source;
+use crate::recipe::{Recipe, System, initial_of, params_of, params_of_model};
+use crate::sample::{Denoiser, Source};
 use crate::text_model::TextModel;
 
 /// The trainer that `denoir train` runs.
@@ -74,36 +75,63 @@ impl RecipeTrainer {
         resume: Option<(u64, &Values)>,
         data: Option<&Whole>,
     ) -> Result<Self> {
-        RecipeTrainer::with_texts(recipe, device, codec, resume, data, (None, None))
+        RecipeTrainer::beside(recipe, device, codec, resume, data, Beside::default())
     }
 
-    /// As [`RecipeTrainer::with_data`], of a model that sees `captions`, through a text encoder that is not
-    /// trained, or through its own.
-    pub(super) fn with_texts(
+    /// As [`RecipeTrainer::with_data`], with what a model of texts has beside.
+    pub(super) fn beside(
         recipe: &Recipe,
         device: &Device,
         codec: Option<&Codec>,
         resume: Option<(u64, &Values)>,
         data: Option<&Whole>,
-        (captions, encoder): (Option<Rc<Captioned>>, Option<TextEncoder>),
+        beside: Beside,
     ) -> Result<Self> {
         let mut objective = Objective::new(recipe, codec);
         objective.resident = data.map(|data| Resident::new(data, device)).transpose()?;
-        objective.captions = captions;
-        if let Some(TextEncoder { config, weights }) = encoder {
-            let buffer = device.alloc("text encoder", weights.len() * 4)?;
-            device.write(&buffer, 0, bytemuck::cast_slice(&weights))?;
-            objective.text = Some((text_params(&config), buffer));
+        objective.captions = beside.captions;
+        let lies = |name: &str, values: &[f32]| -> Result<Buffer> {
+            let buffer = device.alloc(name, values.len() * 4)?;
+            device.write(&buffer, 0, bytemuck::cast_slice(values))?;
+            Ok(buffer)
+        };
+        if let Some(TextEncoder { config, weights }) = beside.text {
+            objective.text = Some((text_params(&config), lies("text encoder", &weights)?));
         }
-        RecipeTrainer::of(objective, device, resume)
+        let mut initial = beside.weights;
+        if recipe.lora_rank > 0 {
+            let Some(weights) = initial.take() else { unreachable!("adapters are of a model") };
+            objective.base = Some((params_of(&recipe.of_denoiser()), lies("base", &weights)?));
+        }
+        RecipeTrainer::of(objective, device, resume, initial)
+    }
+
+    /// Frozen parameters with what the moving average of the adapters adds to them.
+    fn fused(&self, (params, weights): &(Rc<RefCell<Params>>, Buffer)) -> Result<Buffer> {
+        let device = self.device();
+        let read = |buffer: &Buffer, params: &Rc<RefCell<Params>>| -> Result<Vec<f32>> {
+            let mut values = vec![0.0_f32; params.borrow().elements()];
+            device.read(buffer, 0, bytemuck::cast_slice_mut(&mut values))?;
+            Ok(values)
+        };
+        let (mut flat, adapters) = (read(weights, params)?, self.params());
+        let values = read(self.ema(), adapters)?;
+        fuse(&params.borrow(), &mut flat, &adapters.borrow(), &values, self.recipe.lora_scale());
+        let buffer = device.alloc("fused", flat.len() * 4)?;
+        device.write(&buffer, 0, bytemuck::cast_slice(&flat))?;
+        Ok(buffer)
     }
 
     /// The text encoder as it is by now, of a model that sees texts.
-    fn text_model(&self) -> Option<TextModel> {
-        let tokenizer = self.objective.captions.as_ref()?.tokenizer.clone();
-        let own = || (Rc::clone(&self.objective.params), self.trainer.ema().clone());
-        let (params, weights) = self.objective.text.clone().unwrap_or_else(own);
-        Some(TextModel::new(self.device(), &self.recipe.text, tokenizer, params, weights))
+    fn text_model(&self) -> Result<Option<TextModel>> {
+        let Some(captions) = &self.objective.captions else { return Ok(None) };
+        let (params, weights) = match &self.objective.text {
+            Some(text) if self.recipe.train_text_encoder => (Rc::clone(&text.0), self.fused(text)?),
+            Some(text) => text.clone(),
+            None => (Rc::clone(&self.objective.params), self.trainer.ema().clone()),
+        };
+        let tokenizer = captions.tokenizer.clone();
+        Ok(Some(TextModel::new(self.device(), &self.recipe.text, tokenizer, params, weights)))
     }
 
     /// As [`RecipeTrainer::source`], drawing from the captions of the first images where the model sees texts.
@@ -111,9 +139,17 @@ impl RecipeTrainer {
     /// # Errors
     /// When memory is too small, or the driver reports an error.
     pub(super) fn captioned_source<'a>(&'a self, codec: Option<&'a Codec>) -> Result<Source<'a>> {
-        let source = self.source(codec);
-        let (Some(text), Some(captions)) = (self.text_model(), &self.objective.captions) else {
-            return Ok(source);
+        let (Some(text), Some(captions)) = (self.text_model()?, &self.objective.captions) else {
+            return Ok(self.source(codec));
+        };
+        let source = match &self.objective.base {
+            Some(base) => {
+                let (device, shape) = (self.device().clone(), self.recipe.diffused());
+                let (params, weights) = (Rc::clone(&base.0), self.fused(base)?);
+                let denoiser = Denoiser::new(device, &self.objective.model, params, weights, shape);
+                Source::new(denoiser, &self.recipe, codec)
+            }
+            None => self.source(codec),
         };
         let prompts = captions.first(self.recipe.sample_count);
         Ok(source.told(text.texts(&prompts, &[String::new()], 1, 0)?.texts))
@@ -125,10 +161,16 @@ impl RecipeTrainer {
         let mut objective = Objective::new(recipe, None);
         objective.params = params_of_model(recipe, &*model);
         objective.model = model;
-        RecipeTrainer::of(objective, device, None)
+        RecipeTrainer::of(objective, device, None, None)
     }
 
-    fn of(mut objective: Objective, device: &Device, resume: Option<(u64, &Values)>) -> Result<Self> {
+    /// `first`: initial values, where they are not drawn.
+    fn of(
+        mut objective: Objective,
+        device: &Device,
+        resume: Option<(u64, &Values)>,
+        first: Option<Vec<f32>>,
+    ) -> Result<Self> {
         let recipe = objective.recipe.clone();
         recipe.check_trainable()?;
         let micros = micro_batch::split(&mut objective, device);
@@ -136,8 +178,8 @@ impl RecipeTrainer {
         let (params, objective) = (Rc::clone(&objective.params), Rc::new(objective));
         let recorded = Rc::clone(&objective);
         let record = Box::new(move |scope: &Scope, batch: &Batch| recorded.record(scope, batch));
-        let trainer =
-            Trainer::compile(device, options, params, record, resume, |params| initial_of(&recipe, params))?;
+        let initial = |params: &Params| first.unwrap_or_else(|| initial_of(&recipe, params));
+        let trainer = Trainer::compile(device, options, params, record, resume, initial)?;
         Ok(RecipeTrainer { trainer, objective, recipe, micros })
     }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
+use super::base::Base;
 use super::feed::Data;
 use super::options::TrainOptions;
 use super::session::{BACKWARD, Session, grid_name};
@@ -44,6 +45,7 @@ impl Session {
         let lock = run.lock()?;
         run.make_folders()?;
         let codec = match recipe.system {
+            System::Ldm if recipe.lora_rank > 0 => None,
             System::Ldm => Some(Codec::of_ldm(&run, &recipe, device)?),
             _ => None,
         };
@@ -58,6 +60,17 @@ impl Session {
             theirs = Some(loaded.recipe);
         }
         let done = from.as_ref().map_or(0, |(done, _)| *done);
+        // Without a checkpoint it begins with the same model again; adapters always need theirs.
+        let again = recipe.lora_rank > 0 || from.is_none() && !recipe.base.is_empty();
+        let base = again.then(|| Base::again(&recipe, device)).transpose()?;
+        let (base_codec, mut base) = match base {
+            Some(base) => {
+                let (codec, text, weights) = base.beside(&recipe);
+                (Some(codec), Some((text, weights)))
+            }
+            None => (None, None),
+        };
+        let codec = codec.or(base_codec);
         if wanted.hold_lr {
             hold_lr(&mut recipe, theirs.as_ref(), done)?;
         }
@@ -90,8 +103,11 @@ impl Session {
         let mut data = Data::open(&mut recipe, codec.as_ref(), Some(&latents), &known, &batches, progress)?;
         if recipe.text_width() > 0 {
             let kept = || open_text_encoder(&run.text_encoder_path());
-            let encoder = (!recipe.train_text_encoder).then(kept).transpose()?;
-            data.caption(&recipe, Tokenizer::open(&run.tokenizer_path())?, encoder)?;
+            let (encoder, weights) = match base.take() {
+                Some((text, weights)) => ((!recipe.trains_text()).then_some(text.encoder), Some(weights)),
+                None => ((!recipe.train_text_encoder).then(kept).transpose()?, None),
+            };
+            data.caption(&recipe, Tokenizer::open(&run.tokenizer_path())?, encoder, weights)?;
         }
         notes.extend(changed.into_inner().flatten());
         if done > 0 && recorded.is_none() {

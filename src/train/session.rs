@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::base::Base;
 use super::captions::tokenizer_of;
 use super::encoded::Encoded;
 use super::feed::Data;
@@ -13,8 +14,9 @@ use super::writer::Writer;
 use crate::codec::Codec;
 use crate::data::Dataset;
 use crate::device::Device;
+use crate::diffusers::write_text_encoder;
 use crate::diffusion::Betas;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, need};
 use crate::recipe::{Recipe, System};
 use crate::run::{Batches, DataRecord, Evaluation, HeldOutLoss, Metrics, Record, Run, going_on};
 
@@ -77,7 +79,7 @@ pub struct Session {
 
 impl Session {
     /// A new run. Data and memory are checked before the folder is made. `vae`: where the VAE of latent
-    /// diffusion is; `progress` is told how many images of how many are encoded.
+    /// diffusion is; `base`: a model of texts that is trained on; `progress` is told how many images of how many are encoded.
     ///
     /// # Errors
     /// When the recipe, the data, the VAE, the device or the folder is not usable.
@@ -86,14 +88,31 @@ impl Session {
         device: &Device,
         out: Option<&Path>,
         vae: Option<&Path>,
+        base: Option<&Path>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Session> {
+        let base = base.map(|path| Base::open(path, &mut recipe, device)).transpose()?;
         recipe.check_trainable()?;
         if recipe.learns_schedule() && matches!(recipe.beta_schedule, Betas::Given(_)) {
             return Err(Error::usage("beta_schedule is a list, and learned_schedule finds its own")
                 .hint("leave one of them out"));
         }
+        let (mut from, mut weights) = (None, None);
+        let own = match base {
+            Some(base) => {
+                let (codec, text, first) = base.beside(&recipe);
+                (from, weights) = (Some(text), Some(first));
+                Some(codec)
+            }
+            None => None,
+        };
+        need(
+            recipe.lora_rank == 0 || from.is_some(),
+            "adapters are of a model, and none is given",
+            "give a folder of a StableDiffusionPipeline by --base",
+        )?;
         let codec = match (recipe.system == System::Ldm, vae) {
+            _ if own.is_some() => own,
             (true, Some(path)) => Some(Codec::open(path, device)?),
             (true, None) => {
                 return Err(Error::usage(format!("{} trains on the latents of a VAE", recipe.name))
@@ -113,25 +132,39 @@ impl Session {
         let batches = going_on(&[], 0, recipe.images_of_a_step());
         let new = |_: &dyn Dataset| -> Result<Vec<String>> { Ok(Vec::new()) };
         let mut data = Data::open(&mut recipe, codec.as_ref(), None, &new, &batches, progress)?;
+        // A run of adapters finds the rest where its model is.
+        let mut kept = None;
         if recipe.text_width() > 0 {
-            if !recipe.train_text_encoder {
-                return Err(Error::usage("train_text_encoder is false, and there is no text encoder")
-                    .hint("set train_text_encoder = true to train one from nothing"));
-            }
-            data.caption(&recipe, tokenizer_of(&recipe)?, None)?;
+            need(
+                recipe.train_text_encoder || from.is_some(),
+                "train_text_encoder is false, and there is no text encoder",
+                "give a model by --base, or set train_text_encoder = true to train one from nothing",
+            )?;
+            let (tokenizer, encoder) = match from {
+                Some(text) => (text.tokenizer, (!recipe.trains_text()).then_some(text.encoder)),
+                None => (tokenizer_of(&recipe)?, None),
+            };
+            kept = encoder.clone().filter(|_| recipe.lora_rank == 0);
+            data.caption(&recipe, tokenizer, encoder, weights)?;
         }
         let trainer = data.trainer(&recipe, device, codec.as_ref(), None, 0)?;
         let run = Run::create(out, &recipe)?;
         let lock = run.lock()?;
         if let Some(codec) = &codec {
-            codec.save(&run.vae_path())?;
+            if recipe.lora_rank == 0 {
+                codec.save(&run.vae_path())?;
+            }
             if let Some(Encoded::All(latents)) = &data.encoded {
                 latents.save(&run.latents_path())?;
             }
         }
-        if let Some(captions) = &data.captions {
-            let folder = run.tokenizer_path();
-            captions.tokenizer.save(&folder, recipe.text.max_position_embeddings)?;
+        if let Some(captions) = &data.beside.captions {
+            let tokenizer = &captions.tokenizer;
+            tokenizer.save(&run.tokenizer_path(), recipe.text.max_position_embeddings)?;
+            if let Some(encoder) = &kept {
+                let ends = [tokenizer.bos(), tokenizer.eos(), tokenizer.pad()];
+                write_text_encoder(&run.text_encoder_path(), encoder, ends)?;
+            }
         }
         // Last: it makes the folder a run, which is complete from then on.
         run.write_recipe(&recipe)?;

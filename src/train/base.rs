@@ -1,0 +1,84 @@
+//! The model that training begins with: of a folder, to be trained on, or to be frozen beneath adapters.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use super::captions::Captioned;
+use crate::checkpoint::fingerprint;
+use crate::codec::Codec;
+use crate::device::Device;
+use crate::diffusers::{self, Folder, TextEncoder};
+use crate::error::{Error, Result, need};
+use crate::names::{path_of, shown_path};
+use crate::recipe::Recipe;
+
+/// A diffusion model with all that it needs, to begin with.
+pub(super) struct Base {
+    /// The diffusion model's parameters, flat.
+    weights: Vec<f32>,
+    /// Its VAE, for images of the recipe's size.
+    pub codec: Codec,
+    /// Its text encoder and tokenizer.
+    pub text: diffusers::Text,
+}
+
+/// What a trainer has beside its recipe and its VAE.
+#[derive(Default)]
+pub(super) struct Beside {
+    /// The captions of a model that sees texts.
+    pub captions: Option<Rc<Captioned>>,
+    /// The text encoder that is not trained, but for adapters.
+    pub text: Option<TextEncoder>,
+    /// Parameters of the diffusion model (and of a text encoder that is trained): initial ones, or those that
+    /// adapters are of.
+    pub weights: Option<Vec<f32>>,
+}
+
+impl Base {
+    /// Opens a model of texts, and makes `recipe` one that trains it.
+    ///
+    /// # Errors
+    /// When it cannot be read, is no such model, or its images cannot have the recipe's size.
+    pub fn open(path: &Path, recipe: &mut Recipe, device: &Device) -> Result<Base> {
+        let Folder { model, vae, text, .. } = diffusers::open(path)?;
+        let (Some(mut vae), Some(text)) = (vae, text) else {
+            return Err(Error::usage(format!("{} is no model of texts with a VAE", path.display()))
+                .hint("give a folder of a StableDiffusionPipeline"));
+        };
+        let theirs = &model.recipe;
+        let unit = vae.recipe.image_size / theirs.latent_size.max(1);
+        let message = format!("image_size is {}, and a latent stands for {unit} pixels", recipe.image_size);
+        need(recipe.image_size.is_multiple_of(unit.max(1)), message, format!("choose a multiple of {unit}"))?;
+        vae.recipe.image_size = recipe.image_size;
+        recipe.based_on(theirs);
+        recipe.latent_size = recipe.image_size / unit;
+        recipe.base = shown_path(&path.canonicalize().unwrap_or_else(|_| path.to_owned()));
+        recipe.base_fingerprint = fingerprint(&model.weights);
+        recipe.validate()?;
+        let codec = Codec::of_component(&vae, device)?;
+        codec.fingerprint().clone_into(&mut recipe.vae_fingerprint);
+        Ok(Base { weights: model.weights, codec, text })
+    }
+
+    /// Opens the model that a run began with, once more.
+    ///
+    /// # Errors
+    /// As [`Base::open`], and when it is another by now.
+    pub fn again(recipe: &Recipe, device: &Device) -> Result<Base> {
+        let path = path_of(&recipe.base);
+        let base = Base::open(&path, &mut recipe.clone(), device)?;
+        let is_same = fingerprint(&base.weights) == recipe.base_fingerprint;
+        let message = format!("{} is not the model that this run began with", path.display());
+        need(is_same, message, "put that one back")?;
+        Ok(base)
+    }
+
+    /// What a trainer of the recipe begins with.
+    pub fn beside(self, recipe: &Recipe) -> (Codec, diffusers::Text, Vec<f32>) {
+        let mut weights = self.weights;
+        if recipe.trains_text() {
+            weights.extend_from_slice(&self.text.encoder.weights);
+        }
+        (self.codec, self.text, weights)
+    }
+}
