@@ -46,6 +46,12 @@ fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
 }
 
+/// Whether a tensor is the list 0, 1, 2, .. in which text models of older versions kept their positions:
+/// whole numbers beside the weights, which no one needs.
+fn is_list_of_positions(name: &str) -> bool {
+    name.rsplit('.').next() == Some("position_ids")
+}
+
 /// Numbers of a type of [`is_float`], little end first, as f32: halves are widened exactly, doubles rounded.
 fn widened(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     let halves = bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
@@ -198,6 +204,7 @@ impl Weights {
                 }
                 tensors.insert(tensor, (files.len(), info));
             }
+            promised.retain(|tensor| !is_list_of_positions(tensor));
             if let Some(missing) = promised.first() {
                 let reason = format!("it says that {name} holds {missing}, which it does not");
                 return Err(unusable(index, &reason));

@@ -5,7 +5,7 @@
 
 use safetensors::tensor::Metadata;
 
-use super::{Source, TensorInfo, TensorInfos, is_float, summed};
+use super::{Source, TensorInfo, TensorInfos, is_float, is_list_of_positions, summed};
 
 /// Longest header that is read. The largest published models need less than 1 MB.
 const MOST_BYTES: u64 = 8 << 20;
@@ -44,6 +44,9 @@ pub fn list(source: &mut impl Source, length: u64) -> Result<TensorInfos, String
     let mut infos = TensorInfos::new();
     for (name, info) in metadata.tensors() {
         if !is_float(info.dtype) {
+            if is_list_of_positions(&name) {
+                continue;
+            }
             return Err(format!("{name} holds {:?}, no weights", info.dtype));
         }
         let at = data + info.data_offsets.0 as u64;

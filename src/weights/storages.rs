@@ -1,7 +1,7 @@
 //! Tensors of a pickle at their places in the file that holds their storages.
 
 use super::pickle::Tensor;
-use super::{Dtype, TensorInfo, TensorInfos};
+use super::{Dtype, TensorInfo, TensorInfos, is_list_of_positions};
 
 /// Longest pickle that is read; it holds names and shapes only.
 pub(super) const MOST_BYTES: u64 = 4 << 20;
@@ -16,6 +16,9 @@ pub(super) fn placed(
     let mut infos = TensorInfos::new();
     let mut elements = 0_u64;
     for (name, tensor) in tensors {
+        if &*tensor.storage == "LongStorage" && is_list_of_positions(&name) {
+            continue;
+        }
         let info = place(&tensor, storage(&tensor.key)).map_err(|reason| format!("{name} {reason}"))?;
         let count = info.shape.iter().try_fold(1_u64, |n, &d| n.checked_mul(d as u64));
         // Views of one storage could multiply without end.
