@@ -99,7 +99,7 @@ fn captions_are_shown_and_go_along() {
     let parquet = format!("parquet:{}", root().join("tests/golden/parquet").display());
     let (text, err) = said(at, &["data", &parquet, "--image-size", "8", "--out", "sheet.png"]);
     assert!(text.contains("6 captions of 6 images, of 20 to 20 characters:"), "{text}");
-    assert!(text.contains("       5  a square of colour 5") && text.contains("sheet.png") && err.is_empty());
+    assert!(text.contains("       4  a square of colour 4") && text.contains("sheet.png") && err.is_empty());
     // Three columns of 160 pixels, two rows with a line beneath.
     assert_eq!(image::image_dimensions(at.join("sheet.png")).unwrap(), (12 + 3 * 172, 12 + 2 * 200));
     said(at, &["data", &parquet, "--image-size", "8", "--out", "out"]);

@@ -46,8 +46,11 @@ fn weights(name: &str, config: &UNetConfig, golden: &Golden, params: &Params) ->
         let mut in_file = vec![0.0_f32; spec.shape.elements()];
         spec.for_each_index(|here, there| in_file[there] = flat[spec.first + here]);
         let ends = [in_file[0], in_file[in_file.len() - 1]].map(f64::from);
-        assert_eq!(ends, [drawn[0], drawn[1]], "{name}: {} as the library draws it", spec.name);
         let is_table = spec.name == "class_embedding.weight" && config.num_class_embeds > 0;
+        // Sines and logarithms of normal numbers are rounded otherwise.
+        let apart = ends.iter().zip(drawn).map(|(ours, theirs)| (ours - theirs).abs()).fold(0.0, f64::max);
+        let allowed = if is_table { 1e-6 } else { 0.0 };
+        assert!(apart <= allowed, "{name}: {} as the library draws it: {ends:?}, {drawn:?}", spec.name);
         for value in &mut in_file {
             *value = match spec.name.contains("norm") || is_table {
                 true => *given.next().unwrap() as f32,
