@@ -125,6 +125,17 @@ config! {
         pub lora_rank: usize = 0,
         /// What adapters add is multiplied by this over their rank; 0: by 1.
         pub lora_alpha: f64 = 0.0,
+        /// The caption of all pictures, which are instances of one thing: DreamBooth. Empty: they have their own.
+        pub instance_prompt: String = String::new(),
+        /// The caption of pictures of the thing's class, which keep the model from forgetting it; empty: there
+        /// are none.
+        pub class_prompt: String = String::new(),
+        /// Folder of these; the model of --base draws as many as are missing.
+        pub class_folder: String = String::new(),
+        /// How many there are to be.
+        pub class_images: usize = 100,
+        /// Of their part of the loss, where that of the instances is 1.
+        pub prior_loss_weight: f64 = 1.0,
         /// Folder or file of the model that adapters are of; filled in when training begins.
         pub base: String = String::new(),
         /// Fingerprint of its weights, filled in when training begins.

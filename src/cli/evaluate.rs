@@ -1,5 +1,7 @@
 //! `denoir evaluate`
 
+mod judged;
+
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -41,9 +43,10 @@ pub struct Arguments {
     #[arg(required = true)]
     runs: Vec<PathBuf>,
     /// A classifier of the same images, as `denoir train digits-classifier` makes one: distances are measured
-    /// in its last hidden layer, and hold for this classifier only
+    /// in its last hidden layer, and hold for this classifier only. Without one, runs of `shapes-text` are
+    /// judged by the shapes in their pictures
     #[arg(long, value_name = "RUN")]
-    classifier: PathBuf,
+    classifier: Option<PathBuf>,
     /// Images to compare with: digits, faces, shapes, mnist:DIR, cifar10:DIR or images:DIR [default: the
     /// classifier's]
     #[arg(long, value_parser = any_text())]
@@ -111,7 +114,8 @@ struct Reference {
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let device = arguments.device.open()?;
-    let mut classifier = Classifier::open(&arguments.classifier, &device)?;
+    let Some(path) = &arguments.classifier else { return judged::judge(arguments, &device) };
+    let mut classifier = Classifier::open(path, &device)?;
     if let Some(path) = &arguments.neighbours {
         check_folder_of(path)?;
     }

@@ -76,7 +76,7 @@ impl Kind {
             Kind::Interpolation => (3, 11, &["data", "count", "seed", "columns", "steps", "t"]),
             Kind::CoarseToFine => (1, 11, &["data", "count", "seed", "columns", "steps", "t"]),
             Kind::Branches => (4, 8, &["seed", "columns", "steps", "t"]),
-            Kind::Guidance => (0, 0, &["count", "seed", "steps", "scale", "classifier"]),
+            Kind::Guidance => (0, 0, &["count", "seed", "steps", "scale", "classifier", "prompt"]),
             Kind::Schedule => (0, 0, &["data", "seed"]),
             Kind::Loss => (0, 0, &[]),
         }
@@ -121,6 +121,9 @@ pub struct Arguments {
     /// 0,0.5,1,2,4,8, where 0 is none]
     #[arg(long, value_delimiter = ',')]
     scale: Vec<f64>,
+    /// Of guidance, for models that see texts: a text for each row
+    #[arg(long, value_name = "TEXT")]
+    prompt: Vec<String>,
     /// Guide by a classifier of noisy images, a run of `denoir train digits-classifier`
     #[arg(long, value_name = "RUN")]
     classifier: Option<PathBuf>,
@@ -169,7 +172,8 @@ impl Arguments {
             ("count", self.count.is_some()),
             ("columns", self.columns.is_some()),
             ("seed", self.seed.is_some()),
-            ("steps", self.steps.is_some()),
+            ("scale", !self.scale.is_empty()),
+            ("prompt", !self.prompt.is_empty()),
             ("t", !self.t.is_empty()),
             ("with", self.with.is_some()),
             ("scale", !self.scale.is_empty()),

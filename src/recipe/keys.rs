@@ -25,7 +25,8 @@ impl Recipe {
                 system.diffuses()
             }
             "text" | "train_text_encoder" | "caption_dropout" | "tokenizer" | "lora_rank" | "lora_alpha"
-            | "base" | "base_fingerprint" => system.diffuses() && self.text_width() > 0,
+            | "base" | "base_fingerprint" | "instance_prompt" | "class_prompt" | "class_folder"
+            | "class_images" | "prior_loss_weight" => system.diffuses() && self.text_width() > 0,
             "codebook" | "codebook_weight" | "commitment" | "codebook_decay" | "codebook_restart" => {
                 self.has_codebook()
             }

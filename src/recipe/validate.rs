@@ -41,6 +41,7 @@ impl Recipe {
             ("latent_count", self.latent_count as u64, 1, 1 << 30),
             ("latent_size", self.latent_size as u64, 1, 4096),
             ("lora_rank", self.lora_rank as u64, 0, 4096),
+            ("class_images", self.class_images as u64, 1, 1 << 20),
         ];
         for (key, value, low, high) in whole {
             let range = format!("it must be from {low} to {high}");
@@ -84,6 +85,7 @@ impl Recipe {
             ("caption_dropout", self.caption_dropout, 0.0, 1.0, true),
             ("guidance", self.guidance, 0.0, 1e3, true),
             ("lora_alpha", self.lora_alpha, 0.0, 1e6, true),
+            ("prior_loss_weight", self.prior_loss_weight, 0.0, 1e6, true),
             ("guidance_rescale", self.guidance_rescale, 0.0, 1.0, true),
         ];
         for (key, value, low, high, closed) in real {
@@ -189,6 +191,11 @@ impl Recipe {
             return need(unused, message, hint);
         }
         self.text.validate()?;
+        need(
+            self.class_prompt.is_empty() || !self.instance_prompt.is_empty() && !self.class_folder.is_empty(),
+            "class_prompt goes with instance_prompt and class_folder",
+            "set them too, or leave class_prompt out",
+        )?;
         let hidden = self.text.hidden_size;
         let message = format!("text.hidden_size is {hidden}, and the unet sees texts of {width}");
         need(hidden == width, message, "set unet.cross_attention_dim to text.hidden_size")?;

@@ -1,6 +1,6 @@
 //! The texts of training: the captions of images, as tokens.
 
-use crate::data::{Captions, Dataset, shapes};
+use crate::data::{Captions, Dataset, is_of_class, shapes};
 use crate::error::{Error, Result};
 use crate::names::path_of;
 use crate::philox::{Stream, below, draw, uniform};
@@ -72,6 +72,11 @@ impl Captioned {
             self.tokenizer.prompt(caption, self.length).ids
         };
         samples.iter().zip(first..).flat_map(of).collect()
+    }
+
+    /// Whether a sample is a picture of the class, beside those of an instance.
+    pub(super) fn is_of_class(&self, sample: u64) -> bool {
+        is_of_class(sample % self.images)
     }
 
     /// The first captions of the first `count` images.

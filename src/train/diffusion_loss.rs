@@ -1,6 +1,7 @@
 //! The loss of a diffusion model: which timesteps are drawn, what is predicted, and how its error counts.
 
 use super::batch::{Batch, Loss};
+use super::objective::sample_weights;
 use crate::diffusion::{LossWeight, NoiseLevel, TimestepSampling, Weighting, cumulative, in_holes};
 use crate::ops::arithmetic::{add, affine, mul};
 use crate::ops::concat::split;
@@ -48,7 +49,11 @@ pub(super) fn diffusion_loss(
     };
     tape.labelled("loss", || {
         // What makes up for timesteps that are drawn more often than others.
-        let drawn = law.map(|[_, weights]| embedding(&weights, &t));
+        let mut drawn = law.map(|[_, weights]| embedding(&weights, &t));
+        if recipe.keeps_prior() {
+            let own = batch.input(sample_weights(recipe));
+            drawn = Some(drawn.map_or(own.clone(), |drawn| mul(&drawn, &own)));
+        }
         let n = t.elements();
         let each_weighted = |each: &Tensor| drawn.as_ref().map(|drawn| mul(each, &drawn.reshape([n])));
         let rows = levels.iter().map(|level| level.bound(recipe.prediction_type, recipe.variance));

@@ -13,7 +13,7 @@ use super::recipe_trainer::RecipeTrainer;
 use super::resident::{Examples, kept};
 use crate::checkpoint::Values;
 use crate::codec::Codec;
-use crate::data::{self, Dataset, Loader, numbered, open_for_evaluation};
+use crate::data::{self, Dataset, DreamBooth, Loader, numbered, open_for_evaluation};
 use crate::device::Device;
 use crate::diffusers::TextEncoder;
 use crate::error::{Error, Result};
@@ -27,7 +27,13 @@ pub(super) type Known<'a> = dyn Fn(&dyn Dataset) -> Result<Vec<String>> + Sync +
 
 /// Opens the training data of a recipe, images of so many `channels`, and checks that the model fits it.
 fn open_data(recipe: &Recipe, channels: usize, known: &Known) -> Result<Arc<dyn Dataset>> {
-    let dataset = data::open(&recipe.data, &recipe.pictures(channels))?;
+    let mut dataset = data::open(&recipe.data, &recipe.pictures(channels))?;
+    if !recipe.instance_prompt.is_empty() {
+        let spec = format!("images:{}", recipe.class_folder);
+        let class = recipe.keeps_prior().then(|| data::open(&spec, &recipe.pictures(channels))).transpose()?;
+        let prompts = [&recipe.instance_prompt, &recipe.class_prompt].map(Clone::clone);
+        dataset = Arc::new(DreamBooth::new(dataset, class, prompts));
+    }
     recipe.check_partner(&*dataset)?;
     let classes = known(&*dataset)?;
     let dataset = numbered(dataset, &classes);

@@ -6,6 +6,7 @@
 mod base;
 mod batch;
 mod captions;
+mod class_pictures;
 mod codes;
 mod continuous_bound;
 mod diffusion_loss;

@@ -35,6 +35,11 @@ use crate::tape::Tensor;
 
 /// Store of the weights of a VAE that is not trained.
 const VAE: &str = "vae";
+/// Weights of a step's samples, of which some are pictures of a class.
+pub(super) fn sample_weights(recipe: &Recipe) -> Input<f32, 2> {
+    Input::new("sample_weights", [recipe.batch_size, 1])
+}
+
 /// Store of the weights of a diffusion model that only its adapters are trained of.
 const BASE: &str = "base";
 /// Store of the weights of a text encoder that is not trained.
@@ -170,6 +175,13 @@ impl Objective {
             let samples = range_of(&samples, micro);
             let tokens = captions.tokens(samples, batch.step() as u32, batch.first_sample());
             batch.write(self.tokens(), &tokens)?;
+            if self.recipe.keeps_prior() {
+                // The sum of two means, each over its half of the samples.
+                let prior = self.recipe.prior_loss_weight as f32;
+                let weight = |sample: &u64| 2.0 * if captions.is_of_class(*sample) { prior } else { 1.0 };
+                let weights: Vec<f32> = samples.iter().map(weight).collect();
+                batch.write(sample_weights(&self.recipe), &weights)?;
+            }
         }
         if self.recipe.self_conditioning {
             let first = batch.first_sample();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::base::Base;
 use super::captions::tokenizer_of;
+use super::class_pictures::draw_missing;
 use super::encoded::Encoded;
 use super::feed::Data;
 use super::recipe_trainer::RecipeTrainer;
@@ -91,6 +92,9 @@ impl Session {
         base: Option<&Path>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Session> {
+        if let Some(path) = base.filter(|_| recipe.keeps_prior()) {
+            draw_missing(&recipe, path, device, progress)?;
+        }
         let base = base.map(|path| Base::open(path, &mut recipe, device)).transpose()?;
         recipe.check_trainable()?;
         if recipe.learns_schedule() && matches!(recipe.beta_schedule, Betas::Given(_)) {

@@ -8,13 +8,38 @@ use crate::cli::{bar, note, note_remarks, ticks};
 use crate::error::{Error, Result};
 use crate::figures;
 use crate::sample::Trained;
+use crate::text_model::TextModel;
 
 /// Scales without `--scale`, of both kinds of guidance.
 const SCALES: [f64; 6] = [0.0, 1.0, 1.5, 2.0, 3.0, 5.0];
 const CLASSIFIER_SCALES: [f64; 6] = [0.0, 0.5, 1.0, 2.0, 4.0, 8.0];
+const TEXT_SCALES: [f64; 5] = [0.0, 1.0, 2.0, 3.0, 5.0];
 
 /// Most rows without `--count`.
 const MOST_ROWS: usize = 16;
+
+/// Rows of prompts, columns of scales.
+fn of_texts(arguments: &Arguments, trained: &Trained, text: &TextModel) -> Result<RgbImage> {
+    let scales = if arguments.scale.is_empty() { &TEXT_SCALES[..] } else { &arguments.scale };
+    let prompts = &arguments.prompt;
+    if prompts.is_empty() {
+        return Err(Error::usage("the model draws what a text says").hint("give --prompt, once for each row"));
+    }
+    let options = arguments.options(trained.recipe())?;
+    arguments.check_size(prompts.len() * scales.len(), trained.source().image()[0])?;
+    let texts = text.texts(prompts, &[String::new()], 1, 0)?.texts;
+    let progress = bar(0, "{spinner} step {pos} {elapsed}");
+    let mut step = ticks(&progress);
+    let columns = scales.iter().map(|&scale| {
+        let (source, mut options) = (trained.source().told(texts.clone()), options.clone());
+        options.guidance.scale = scale;
+        source.draw(&options, prompts.len(), None, &mut step)
+    });
+    let columns = columns.collect::<Result<Vec<_>>>()?;
+    progress.finish_and_clear();
+    let image = trained.source().image();
+    Ok(figures::guidance(&columns, image, prompts.clone(), scales).draw(arguments.size))
+}
 
 /// Rows of classes, columns of scales.
 pub fn guidance(arguments: &Arguments) -> Result<RgbImage> {
@@ -31,6 +56,9 @@ pub fn guidance(arguments: &Arguments) -> Result<RgbImage> {
     if recipe.condition.is_some() {
         return Err(Error::usage(format!("{} draws from conditions", arguments.run.display()))
             .hint("draw with `denoir sample RUN --guidance S`"));
+    }
+    if let Some(text) = trained.text() {
+        return of_texts(arguments, &trained, text);
     }
     let unguided = classifier.is_none() && recipe.null_class().is_none();
     if unguided {
