@@ -172,11 +172,11 @@ impl Arguments {
             ("count", self.count.is_some()),
             ("columns", self.columns.is_some()),
             ("seed", self.seed.is_some()),
-            ("scale", !self.scale.is_empty()),
-            ("prompt", !self.prompt.is_empty()),
+            ("steps", self.steps.is_some()),
             ("t", !self.t.is_empty()),
             ("with", self.with.is_some()),
             ("scale", !self.scale.is_empty()),
+            ("prompt", !self.prompt.is_empty()),
             ("classifier", self.classifier.is_some()),
         ];
         if let (false, Some(other)) = (self.kind == Kind::Schedule, self.others.first()) {
