@@ -29,9 +29,7 @@ pub fn read_whole(
     let bytes = match (channels, [h, w] == own) {
         (1, true) => picture.into_luma8().into_raw(),
         (_, true) => picture.into_rgb8().into_raw(),
-        (1, false) => {
-            imageops::resize(&picture.into_luma8(), columns, rows, FilterType::Lanczos3).into_raw()
-        }
+        (1, false) => imageops::resize(&picture.into_luma8(), columns, rows, FilterType::Lanczos3).into_raw(),
         (_, false) => imageops::resize(&picture.into_rgb8(), columns, rows, FilterType::Lanczos3).into_raw(),
     };
     Ok((bytes.into_iter().map(from_u8).collect(), [h, w]))

@@ -114,8 +114,7 @@ pub fn model(text: &str) -> Result<Config, String> {
         dit::OLD_CLASS => dit::old_defaults(),
         "" => return Err("it has no _class_name, so the class of the model is unknown".to_owned()),
         other => {
-            let known =
-                "UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, AutoencoderKL and VQModel";
+            let known = "UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, AutoencoderKL and VQModel";
             return Err(unsupported("_class_name", other, known));
         }
     };
@@ -267,7 +266,11 @@ mod tests {
             ("UNet2DModel", r#""sample_size": 1e300"#, "sample_size does not fit"),
             ("UNet2DConditionModel", r#""addition_embed_type": "text_time""#, "addition_embed_type is"),
             ("UNet2DConditionModel", r#""time_cond_proj_dim": 256"#, "time_cond_proj_dim is"),
-            ("UNet2DConditionModel", r#""mid_block_type": "UNetMidBlock2DSimpleCrossAttn""#, "mid_block_type"),
+            (
+                "UNet2DConditionModel",
+                r#""mid_block_type": "UNetMidBlock2DSimpleCrossAttn""#,
+                "mid_block_type",
+            ),
             ("UNet3DConditionModel", r#""x": 1"#, "_class_name is \"UNet3DConditionModel\""),
             ("DiTTransformer2DModel", r#""norm_type": "layer_norm""#, "norm_type is \"layer_norm\""),
             ("DiTTransformer2DModel", r#""attention_bias": false"#, "attention_bias is false"),

@@ -74,7 +74,9 @@ pub(crate) fn write(
     let mut texts = vec![(network, model, config)];
     if let Some(vae) = vae {
         if (is_dit || text.is_some()) && vae.recipe.vae.kind == VaeKind::Vq {
-            return Err(no_such("its pipeline decodes with an AutoencoderKL, and its VAE is a VQModel".into()));
+            return Err(no_such(
+                "its pipeline decodes with an AutoencoderKL, and its VAE is a VQModel".into(),
+            ));
         }
         texts.push((codec, vae, config_of(vae, recipe.scaling_factor).map_err(no_such)?));
     }

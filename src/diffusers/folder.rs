@@ -98,7 +98,12 @@ pub fn open(path: &Path) -> Result<Folder> {
     if let Some(model) = of_script(path).filter(|_| bare && !is_there(&path.join(CONFIG))) {
         let config = read_config(&model, &mut remarks)?;
         let sampler = around(path, &mut remarks)?;
-        return Ok(Folder { model: diffusion(&model, &config, &sampler, (None, None))?, vae: None, text: None, remarks });
+        return Ok(Folder {
+            model: diffusion(&model, &config, &sampler, (None, None))?,
+            vae: None,
+            text: None,
+            remarks,
+        });
     }
     if bare {
         let config = read_config(path, &mut remarks)?;
@@ -183,7 +188,12 @@ pub fn open(path: &Path) -> Result<Folder> {
         _ => None,
     };
     let Some(codec) = codec else {
-        return Ok(Folder { model: diffusion(&unet, &config, &sampler, (None, text.as_ref()))?, vae: None, text: None, remarks });
+        return Ok(Folder {
+            model: diffusion(&unet, &config, &sampler, (None, text.as_ref()))?,
+            vae: None,
+            text: None,
+            remarks,
+        });
     };
     let vae_config = read_config(&codec, &mut remarks)?;
     let Model::Vae(ours, _) = &vae_config.model else {

@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
+use super::CONFIG;
 use super::config::{text_model, text_of_text_model};
 use super::export::{make, write_text};
 use super::folder::{MOST_BYTES, wrong};
 use super::load::{flat_weights, of_text_model};
-use super::CONFIG;
 use crate::checkpoint::save_plain;
 use crate::error::Result;
 use crate::models::clip::{TextConfig, clip_text};

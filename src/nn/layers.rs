@@ -251,12 +251,7 @@ pub fn self_attention(s: &Scope, tokens: &Tensor, [heads, width]: [usize; 2], ze
 /// Attention of `tokens [N, T, C]` to a `context [N, S, D]`: `heads` heads of `width` channels each, only the
 /// last projection with bias.
 #[track_caller]
-pub fn attention_between(
-    s: &Scope,
-    tokens: &Tensor,
-    context: &Tensor,
-    [heads, width]: [usize; 2],
-) -> Tensor {
+pub fn attention_between(s: &Scope, tokens: &Tensor, context: &Tensor, [heads, width]: [usize; 2]) -> Tensor {
     let project = |name: &str, x: &Tensor| linear_without_bias(&s.sub(name), x, heads * width);
     let (q, k, v) = (project("to_q", tokens), project("to_k", context), project("to_v", context));
     let mixed = s.label(|| attention(&q, &k, &v, heads));

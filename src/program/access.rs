@@ -25,8 +25,11 @@ impl Program {
     }
 
     /// Elements of a store that this program uses, from its beginning.
+    ///
+    /// # Panics
+    /// When it uses none of that name.
     #[track_caller]
-    pub(crate) fn elements(&self, store: &str) -> usize {
+    pub fn elements(&self, store: &str) -> usize {
         self.store_of(store).bytes / 4
     }
 

@@ -73,7 +73,9 @@ impl Recipe {
             "unet" | "dit" | "conv" if self.system.diffuses() => {
                 format!("model = {}", self.model.table())
             }
-            "text" | "train_text_encoder" | "caption_dropout" | "tokenizer" | "lora_rank" | "lora_alpha" if self.system.diffuses() => {
+            "text" | "train_text_encoder" | "caption_dropout" | "tokenizer" | "lora_rank" | "lora_alpha"
+                if self.system.diffuses() =>
+            {
                 "a model that sees no text: it has unet.cross_attention_dim".to_owned()
             }
             _ if self.system == System::Vae && (key.starts_with("codebook") || key == "commitment") => {

@@ -11,9 +11,9 @@ use crate::error::Result;
 use crate::models::classifier::classifier;
 use crate::models::clip::clip_text;
 use crate::models::codebook::COUNTS;
-use crate::models::gamma::LearnedSchedule;
 use crate::models::conv_net::conv_net;
 use crate::models::dit::dit;
+use crate::models::gamma::LearnedSchedule;
 use crate::models::unet::{Class, unet};
 use crate::models::{unet_order, vae};
 use crate::nn::{Adapters, Init, Params, Scope};
@@ -99,7 +99,12 @@ impl Recipe {
         const TARGETS: [&str; 8] =
             [".to_q", ".to_k", ".to_v", ".to_out.0", ".q_proj", ".k_proj", ".v_proj", ".out_proj"];
         let rank = self.lora_rank;
-        frozen.adapted_by(Adapters { scope: scope.clone(), rank, scale: self.lora_scale(), targets: &TARGETS })
+        frozen.adapted_by(Adapters {
+            scope: scope.clone(),
+            rank,
+            scale: self.lora_scale(),
+            targets: &TARGETS,
+        })
     }
 
     /// Takes over what a model to be trained on decides: its network, its latents, its process.
@@ -110,7 +115,8 @@ impl Recipe {
         self.text.clone_from(&model.text);
         self.condition.clone_from(&model.condition);
         self.scaling_factor = model.scaling_factor;
-        (self.timesteps, self.beta_start, self.beta_end) = (model.timesteps, model.beta_start, model.beta_end);
+        (self.timesteps, self.beta_start, self.beta_end) =
+            (model.timesteps, model.beta_start, model.beta_end);
         self.beta_schedule.clone_from(&model.beta_schedule);
         self.rescale_betas_zero_snr = model.rescale_betas_zero_snr;
         self.prediction_type = model.prediction_type;

@@ -37,7 +37,10 @@ impl Condition {
     pub(super) fn of_samples(&self, first: usize, count: usize, pixels: usize) -> Vec<f32> {
         let size = self.channels * pixels;
         let known = self.values.len() / size;
-        (first..first + count).flat_map(|i| &self.values[(i - self.first) % known * size..][..size]).copied().collect()
+        (first..first + count)
+            .flat_map(|i| &self.values[(i - self.first) % known * size..][..size])
+            .copied()
+            .collect()
     }
 
     /// An error if there are no values.

@@ -237,8 +237,7 @@ fn a_model_without_a_null_class_is_not_guided() {
 /// and no more than a tenth over the bound of what it sees.
 #[test]
 fn a_self_conditioned_model_sees_its_last_x0() {
-    let model =
-        |_: &Scope, x: &Tensor, _: &Tensor, _: Told| affine(&split(x, &[1, 1])[1], 1.0, 0.1);
+    let model = |_: &Scope, x: &Tensor, _: &Tensor, _: Told| affine(&split(x, &[1, 1])[1], 1.0, 0.1);
     let mut recipe = find("digits").unwrap();
     recipe.set("prediction_type=sample").unwrap();
     for (name, device) in devices() {

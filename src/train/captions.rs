@@ -50,10 +50,13 @@ impl Captioned {
         };
         let (tokens, known) = (tokenizer.size(), recipe.text.vocab_size);
         if tokens > known {
-            return Err(Error::usage(format!("text.vocab_size is {known}, and the tokenizer has {tokens} tokens"))
-                .hint(format!("give --set text.vocab_size={tokens}")));
+            return Err(Error::usage(format!(
+                "text.vocab_size is {known}, and the tokenizer has {tokens} tokens"
+            ))
+            .hint(format!("give --set text.vocab_size={tokens}")));
         }
-        let images = data.len().unwrap_or(if recipe.caches_latents() { recipe.latent_count as u64 } else { u64::MAX });
+        let images =
+            data.len().unwrap_or(if recipe.caches_latents() { recipe.latent_count as u64 } else { u64::MAX });
         let (seed, dropout) = (recipe.seed, recipe.caption_dropout as f32);
         let length = recipe.text.max_position_embeddings;
         Ok(Captioned { tokenizer, captions, images, seed, dropout, length })

@@ -38,7 +38,9 @@ pub(super) fn draw_missing(
     }
     let trained = Trained::open(base, device)?;
     let Some(text) = trained.text() else {
-        return Err(Error::usage(format!("{} is no model of texts", base.display())).hint("give another --base"));
+        return Err(
+            Error::usage(format!("{} is no model of texts", base.display())).hint("give another --base")
+        );
     };
     let prompts = [recipe.class_prompt.clone()];
     let texts = text.texts(&prompts, &[String::new()], missing, 0)?.texts;

@@ -30,7 +30,8 @@ fn open_data(recipe: &Recipe, channels: usize, known: &Known) -> Result<Arc<dyn 
     let mut dataset = data::open(&recipe.data, &recipe.pictures(channels))?;
     if !recipe.instance_prompt.is_empty() {
         let spec = format!("images:{}", recipe.class_folder);
-        let class = recipe.keeps_prior().then(|| data::open(&spec, &recipe.pictures(channels))).transpose()?;
+        let class =
+            recipe.keeps_prior().then(|| data::open(&spec, &recipe.pictures(channels))).transpose()?;
         let prompts = [&recipe.instance_prompt, &recipe.class_prompt].map(Clone::clone);
         dataset = Arc::new(DreamBooth::new(dataset, class, prompts));
     }
@@ -97,8 +98,7 @@ impl Data {
         // Those that the VAE of latent diffusion takes.
         let channels = codec.map_or(&*recipe, Codec::recipe).image_channels();
         let judged = || {
-            let judges =
-                recipe.system == System::Vae || recipe.has_held_out_loss();
+            let judges = recipe.system == System::Vae || recipe.has_held_out_loss();
             judges.then(|| open_for_evaluation(&recipe.data, &recipe.pictures(channels))).transpose()
         };
         // At the same time: large folders take a while to list.

@@ -35,9 +35,7 @@ fn config_of(json: &Value) -> UNetConfig {
 
 fn check_unet(name: &str, golden: &Golden, device: &Device) {
     let config = config_of(&golden.metadata["config"]);
-    check_network(name, golden, device, config.class(), &move |s, x, t, told| {
-        unet(&config, s, x, t, told)
-    });
+    check_network(name, golden, device, config.class(), &move |s, x, t, told| unet(&config, s, x, t, told));
 }
 
 /// Output, gradient of the image and of every parameter of a network against the f64 values of a golden file.

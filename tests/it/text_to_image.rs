@@ -1,6 +1,5 @@
 //! Stable Diffusion's pipelines: a folder of the library, drawn from as the library draws.
 
-
 use denoir::device::Device;
 use denoir::diffusion::Scheduler;
 use denoir::recipe::Rng;
@@ -55,8 +54,7 @@ fn drawn(trained: &Trained, golden: &Golden, case: &Value) -> Vec<f32> {
         let (image, size) = picture(golden, "in/picture");
         let holes: Vec<bool> = golden.get("in/mask").iter().map(|&v| v >= 128.0).collect();
         let holes = (task == "inpaint").then_some(&holes[..]);
-        source =
-            source.beginning_with(&image, size, holes, number("strength", 1.0), &mut options).unwrap();
+        source = source.beginning_with(&image, size, holes, number("strength", 1.0), &mut options).unwrap();
     }
     let images = source.draw(&options, each * prompts.len(), None, || Ok(())).unwrap();
     images.into_iter().map(|v| (0.5 * v + 0.5).clamp(0.0, 1.0)).collect()
@@ -108,5 +106,3 @@ fn tokens_and_embeddings_are_those_of_the_library() {
         assert!(apart <= tolerance, "{}: {apart:.1e} apart", device.describe());
     }
 }
-
-

@@ -95,7 +95,8 @@ fn check_sums(judge: &mut Judge, golden: &Golden, params: &Params, all: &[f32]) 
         if zero.contains(&spec.name.as_str()) {
             continue;
         }
-        let (sum, absolute) = got.iter().fold((0.0, 0.0), |(s, a), v| (s + f64::from(*v), a + f64::from(v.abs())));
+        let (sum, absolute) =
+            got.iter().fold((0.0, 0.0), |(s, a), v| (s + f64::from(*v), a + f64::from(v.abs())));
         let five = [sum, absolute, got[0].into(), got[got.len() / 2].into(), got[got.len() - 1].into()];
         let worst = five.iter().zip(&wanted).map(|(g, w)| (g - w).abs()).fold(0.0, f64::max);
         judge.error(&spec.name, worst / wanted[1], pytorch);
