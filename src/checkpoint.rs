@@ -29,7 +29,8 @@ pub(crate) struct Header {
 }
 
 const FORMAT: u32 = 1;
-const KEY: &str = "denoir";
+/// Key of the metadata of all that denoir writes in this form.
+pub(crate) const KEY: &str = "denoir";
 
 /// Names of the sets of flat values over the model's parameters. A tensor is called `<set>.<parameter>`.
 pub const SETS: [&str; 4] = ["model", "ema", "adam_m", "adam_v"];

@@ -109,12 +109,15 @@ impl Codec {
         Ok(Codec { fingerprint: fingerprint(values), ..codec })
     }
 
-    /// The VAE that `path` means: a VAE's run or checkpoint, a latent diffusion run, which holds one, or a
-    /// folder of the diffusers library.
+    /// The VAE that `path` means: a VAE's run or checkpoint, a latent diffusion run, which holds one, a folder
+    /// of the diffusers library, or one file of Stable Diffusion.
     ///
     /// # Errors
     /// When there is none, it is damaged, or does not fit into memory.
     pub fn open(path: &Path, device: &Device) -> Result<Codec> {
+        if diffusers::is_file(path) {
+            return Codec::of_component(&diffusers::open_vae(path)?, device);
+        }
         if diffusers::is_folder(path) {
             let folder = diffusers::open(path)?;
             let has_vae = folder.model.recipe.system == System::Vae;

@@ -36,6 +36,8 @@ pub struct Tokenizer {
     pad: u32,
     /// Stands for a character that the vocabulary lacks.
     unknown: u32,
+    /// Of a token that stands for itself and for those after it: how many these are.
+    followed: BTreeMap<u32, u32>,
     words: Regex,
     /// Cuts the text as it was given, and the normalized text.
     given: Cutter,
@@ -108,7 +110,8 @@ impl Tokenizer {
         let bpe = Bpe::new(tokens, merges)?;
         let words = Regex::new(WORDS).map_err(|e| e.to_string())?;
         let (given, normalized) = cutters(&bpe, &whole)?;
-        Ok(Tokenizer { bpe, own, whole, bos, eos, pad, unknown, words, given, normalized })
+        let followed = BTreeMap::new();
+        Ok(Tokenizer { bpe, own, whole, bos, eos, pad, unknown, followed, words, given, normalized })
     }
 
     /// The pieces of a text, without beginning and end. Special and added tokens are cut out first, as they
@@ -131,7 +134,10 @@ impl Tokenizer {
                 }
             });
         });
-        ids
+        if self.followed.is_empty() {
+            return ids;
+        }
+        ids.into_iter().flat_map(|id| id..=id + self.followed.get(&id).copied().unwrap_or(0)).collect()
     }
 
     /// A text as exactly `length` ids: beginning, the pieces that fit, end, padding.
@@ -178,6 +184,38 @@ impl Tokenizer {
         (more.given, more.normalized) = cutters(&more.bpe, &more.whole).map_err(refused)?;
         *self = more;
         Ok(id)
+    }
+
+    /// Adds the word of a textual inversion, its first token, which then stands for all of them: the library's
+    /// pipelines put these into the prompt. Returns the id of the first; the others follow it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::add_token`].
+    pub fn add_word(&mut self, tokens: &[String]) -> error::Result<u32> {
+        let first = self.size() as u32;
+        for token in tokens {
+            self.add_token(token)?;
+        }
+        if tokens.len() > 1 {
+            self.followed.insert(first, tokens.len() as u32 - 1);
+        }
+        Ok(first)
+    }
+
+    /// Fills prompts up with this token, which is found as it is in texts from then on, as the library does.
+    ///
+    /// # Errors
+    /// If there is no such token.
+    pub fn pad_with(&mut self, id: u32) -> error::Result<()> {
+        if id as usize >= self.size() {
+            let message = format!("the tokenizer has no token {id} to fill texts up with");
+            return Err(Error::new(message).hint("get it again from where it came from"));
+        }
+        self.pad = id;
+        self.whole.entry(id).or_insert(Whole { normalized: false, special: true });
+        let refused = |reason: String| Error::new(reason).hint("get it again from where it came from");
+        (self.given, self.normalized) = cutters(&self.bpe, &self.whole).map_err(refused)?;
+        Ok(())
     }
 
     /// Writes `vocab.json`, `merges.txt`, `special_tokens_map.json`, `tokenizer_config.json` and, with added

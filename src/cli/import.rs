@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::opening::FileArgs;
 use super::{any_text, note, print, thousands};
 use crate::checkpoint::{self, Values};
 use crate::diffusers::{self, Component};
@@ -11,8 +12,8 @@ use crate::run::Run;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// A folder of the diffusers library: a DDPM or latent diffusion pipeline, a UNet2DModel, an
-    /// AutoencoderKL or a VQModel
+    /// A folder of the diffusers library: a DDPM, latent or Stable Diffusion pipeline, a UNet2DModel, an
+    /// AutoencoderKL or a VQModel; or one file of Stable Diffusion
     folder: PathBuf,
     /// Folder of the run
     out: PathBuf,
@@ -23,19 +24,20 @@ pub struct Arguments {
     /// Override a key of the recipe; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    #[command(flatten)]
+    file: FileArgs,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let out = &arguments.out;
     Run::check_free(Some(out))?;
-    if !diffusers::is_folder(&arguments.folder) {
+    let Some(folder) = diffusers::open_any(&arguments.folder, &arguments.file.unsaid())? else {
         return Err(Error::new(format!(
             "{} has no model_index.json and no config.json",
             arguments.folder.display()
         ))
-        .hint("give a folder that save_pretrained wrote"));
-    }
-    let folder = diffusers::open(&arguments.folder)?;
+        .hint("give a folder that save_pretrained wrote, or a .safetensors or .ckpt of Stable Diffusion"));
+    };
     for remark in &folder.remarks {
         note(&format!("note: {remark}"));
     }

@@ -12,6 +12,7 @@ mod import;
 mod invert;
 mod latents;
 mod likelihood;
+mod opening;
 mod output;
 mod pace;
 mod profile;
@@ -73,7 +74,7 @@ enum Command {
     Encode(latents::EncodeArguments),
     /// Latents back to images
     Decode(latents::DecodeArguments),
-    /// A folder of the diffusers library as a run, which can be trained on
+    /// A folder of the diffusers library, or a file of Stable Diffusion, as a run, which can be trained on
     Import(import::Arguments),
     /// A run as a folder that the diffusers library loads
     Export(export::Arguments),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::device_args::DeviceArgs;
+use super::opening::{ExtraArgs, FileArgs};
 use super::output::Target;
 use super::prompting::Prompting;
 use super::sampling::Sampling;
@@ -18,7 +19,7 @@ use crate::sample::{Given, Sampler, Trained};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// A run folder, one of its checkpoints, or a folder of the diffusers library
+    /// A run folder, one of its checkpoints, a folder of the diffusers library, or a file of Stable Diffusion
     run: PathBuf,
     /// How many samples [default: 64; one for each file of --condition]
     #[arg(long, value_parser = number::<usize>(1..=100_000))]
@@ -44,6 +45,10 @@ pub struct Arguments {
     #[arg(long, value_name = "S", default_value_t = 1.0, requires = "classifier")]
     classifier_scale: f64,
     #[command(flatten)]
+    file: FileArgs,
+    #[command(flatten)]
+    extras: ExtraArgs,
+    #[command(flatten)]
     prompting: Prompting,
     #[command(flatten)]
     sampling: Sampling,
@@ -56,7 +61,8 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let device = arguments.device.open()?;
-    let trained = Trained::open(&arguments.run, &device)?;
+    let (unsaid, extras) = (arguments.file.unsaid(), arguments.extras.extras());
+    let trained = Trained::open_with(&arguments.run, &unsaid, &extras, &device)?;
     note_remarks(&trained);
     let recipe = trained.recipe();
     let found = arguments.noise.as_ref().map(|path| inversion::read(path, recipe.diffused())).transpose()?;

@@ -1,15 +1,14 @@
 //! A run as a folder that the reference library loads.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::config::{self, Model};
 use super::text_encoder::write_text_encoder;
-use super::{CONFIG, Component, INDEX, SCHEDULER, Text, WEIGHTS};
-use crate::checkpoint::{save_plain, write_whole};
+use super::{CONFIG, Component, INDEX, SCHEDULER, Text, WEIGHTS, make, write_text};
+use crate::checkpoint::save_plain;
 use crate::diffusion::{Betas, LIBRARY_VERSION, Prediction, pretty};
 use crate::error::{Error, Result};
 use crate::models::vae::VaeKind;
@@ -161,14 +160,4 @@ fn write_model(folder: &Path, component: &Component, config: &str) -> Result<()>
     let plain = component.recipe.of_denoiser();
     save_plain(&weights, &params_of(&plain).borrow(), &component.weights)?;
     write_text(&folder.join(CONFIG), config)
-}
-
-pub(super) fn make(folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).map_err(|e| {
-        Error::new(format!("cannot make the folder {}", folder.display())).hint("choose another").caused_by(e)
-    })
-}
-
-pub(super) fn write_text(path: &Path, text: &str) -> Result<()> {
-    write_whole(path, |file| file.write_all(text.as_bytes()))
 }

@@ -2,43 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use super::config::{self, Config, Index, Model};
-use super::load::{flat_weights, of_network};
-use super::text_encoder::{TextEncoder, open_text_encoder};
-use super::{CONFIG, INDEX, SCHEDULER, WEIGHTS};
-use crate::checkpoint::fingerprint;
-use crate::data::{ConditionConfig, ConditionKind};
+use super::component::{Component, Origin, Sampler, diffusion, vae};
+use super::config::{self, Index, Model};
+use super::text_encoder::{Text, open_text_encoder};
+use super::{CONFIG, INDEX, MOST_BYTES, SCHEDULER, wrong};
 use crate::diffusion::Keys;
-use crate::error::{Error, Result, one_line};
-use crate::models::unet::UNetConfig;
-use crate::models::vae::Reconstruction;
-use crate::recipe::{Backbone, Recipe, System, params_of};
+use crate::error::{Result, one_line};
 use crate::tokenizer::Tokenizer;
-use crate::weights::{Weights, read_text};
+use crate::weights::read_text;
 
-/// Longest configuration that is read.
-pub(super) const MOST_BYTES: u64 = 1 << 20;
 /// Where `train_unconditional.py` keeps the moving average of its model.
 const AVERAGE: &str = "unet_ema";
 /// What that average's `config.json` says of the average itself.
 const OF_AVERAGE: [&str; 7] =
     ["decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"];
-
-/// A model with its weights.
-pub struct Component {
-    /// The model as a recipe; the keys of training have their defaults.
-    pub recipe: Recipe,
-    /// Flat, in the layout of its parameters.
-    pub weights: Vec<f32>,
-}
-
-/// The text encoder of a pipeline, and what turns text into its tokens.
-pub struct Text {
-    /// The encoder.
-    pub encoder: TextEncoder,
-    /// The tokenizer.
-    pub tokenizer: Tokenizer,
-}
 
 /// The contents of a folder.
 pub struct Folder {
@@ -72,7 +49,7 @@ fn of_script(path: &Path) -> Option<PathBuf> {
 fn around(path: &Path, remarks: &mut Vec<String>) -> Result<Sampler> {
     let folder = path.join("../scheduler");
     if is_there(&folder.join(SCHEDULER)) {
-        return Ok(Sampler { keys: read_keys(&folder)?, folder });
+        return Ok(Sampler { keys: read_keys(&folder)?, file: folder.join(SCHEDULER) });
     }
     let shown = path.display();
     remarks.push(format!(
@@ -96,18 +73,18 @@ pub fn open(path: &Path) -> Result<Folder> {
     let mut remarks = Vec::new();
     let bare = !is_there(&path.join(INDEX));
     if let Some(model) = of_script(path).filter(|_| bare && !is_there(&path.join(CONFIG))) {
-        let config = read_config(&model, &mut remarks)?;
+        let origin = read_config(&model, &mut remarks)?;
         let sampler = around(path, &mut remarks)?;
         return Ok(Folder {
-            model: diffusion(&model, &config, &sampler, (None, None))?,
+            model: diffusion(&origin, &sampler, (None, None))?,
             vae: None,
             text: None,
             remarks,
         });
     }
     if bare {
-        let config = read_config(path, &mut remarks)?;
-        let model = match &config.model {
+        let origin = read_config(path, &mut remarks)?;
+        let model = match &origin.config.model {
             Model::UNet(_) | Model::Dit(_) => {
                 if !is_there(&path.join(SCHEDULER)) {
                     let shown = path.display();
@@ -115,9 +92,9 @@ pub fn open(path: &Path) -> Result<Folder> {
                         "{shown} has no {SCHEDULER}: taken as DDPM, epsilon, 1000 timesteps, linear"
                     ));
                 }
-                diffusion(path, &config, &beside(path)?, (None, None))?
+                diffusion(&origin, &beside(path)?, (None, None))?
             }
-            Model::Vae(..) => vae(path, &config, None)?,
+            Model::Vae(..) => vae(&origin, None)?,
         };
         return Ok(Folder { model, vae: None, text: None, remarks });
     }
@@ -146,7 +123,9 @@ pub fn open(path: &Path) -> Result<Folder> {
             "transformer" => unet = Some(known(&["DiTTransformer2DModel", "Transformer2DModel"])?),
             "vae" | "vqvae" => codec = Some(known(&["AutoencoderKL", "VQModel"])?),
             // Of the class that the index names, as the library reads it.
-            "scheduler" => sampler = Some(Sampler { keys: read_keys(&at)?.with_class(class), folder: at }),
+            "scheduler" => {
+                sampler = Some(Sampler { keys: read_keys(&at)?.with_class(class), file: at.join(SCHEDULER) })
+            }
             _ => {
                 let [name, class] = [name, class].map(|text| one_line(text));
                 return Err(wrong(&index, &format!("denoir has no component like its {name}, a {class}")));
@@ -163,59 +142,49 @@ pub fn open(path: &Path) -> Result<Folder> {
     if let (Some((_, name)), None) = (codec_of.iter().find(|(class, _)| *class == pipeline), &codec) {
         return Err(wrong(&index, &format!("it has no {name}, which makes images of the latents")));
     }
-    let config = read_config(&unet, &mut remarks)?;
+    let origin = read_config(&unet, &mut remarks)?;
     if pipeline.starts_with("StableDiffusion") {
         sampler.keys = sampler.keys.of_text_pipeline(pipeline.contains("Inpaint"));
     }
-    let text = match (&config.model, encoder, tokenizer) {
+    let text = match (&origin.config.model, encoder, tokenizer) {
         (Model::UNet(unet), Some(encoder), Some(tokenizer)) if unet.sees_text() => {
             let (encoder, tokenizer) = (open_text_encoder(&encoder)?, Tokenizer::open(&tokenizer)?);
-            let (width, wanted) = (encoder.config.hidden_size, unet.text_width());
-            if width != wanted {
-                let reason = format!("its text encoder is {width} wide, and its unet sees {wanted}");
-                return Err(wrong(&index, &reason));
-            }
-            let (tokens, known) = (tokenizer.size(), encoder.config.vocab_size);
-            if tokens > known {
-                let reason = format!("its tokenizer has {tokens} tokens, and its text encoder {known}");
-                return Err(wrong(&index, &reason));
-            }
-            Some(Text { encoder, tokenizer })
+            Some(Text::of(unet, encoder, tokenizer).map_err(|reason| wrong(&index, &reason))?)
         }
         (Model::UNet(unet), ..) if unet.sees_text() => {
             return Err(wrong(&index, "its unet sees texts, and it has no text_encoder and tokenizer"));
         }
         _ => None,
     };
-    let Some(codec) = codec else {
-        return Ok(Folder {
-            model: diffusion(&unet, &config, &sampler, (None, text.as_ref()))?,
-            vae: None,
-            text: None,
-            remarks,
-        });
-    };
-    let vae_config = read_config(&codec, &mut remarks)?;
-    let Model::Vae(ours, _) = &vae_config.model else {
-        return Err(wrong(&codec.join(CONFIG), "it is no VAE"));
-    };
-    // The images that its latents make; a VAE works at any size.
-    let side = config.side.map(|latent| latent << (ours.widths.len().clamp(1, 16) - 1));
-    let vae = vae(&codec, &vae_config, side)?;
-    let mut model = diffusion(&unet, &config, &sampler, (Some(&vae), text.as_ref()))?;
-    if model.recipe.trained_classes().0 == labels.len() {
-        model.recipe.class_names = labels;
+    let codec = codec.map(|codec| read_config(&codec, &mut remarks)).transpose()?;
+    let mut folder = Folder::of(&origin, codec.as_ref(), &sampler, text, remarks)?;
+    if folder.vae.is_some() && folder.model.recipe.trained_classes().0 == labels.len() {
+        folder.model.recipe.class_names = labels;
     }
-    Ok(Folder { model, vae: Some(vae), text, remarks })
+    Ok(folder)
 }
 
-pub(super) fn wrong(path: &Path, reason: &str) -> Error {
-    Error::new(format!("{}: {reason}", path.display()))
-        .hint("give a folder of a DDPM or latent diffusion pipeline, or of one of its models")
-}
-
-fn no_size(folder: &Path) -> Error {
-    wrong(&folder.join(CONFIG), "it has no sample_size, so the size of its images is unknown")
+impl Folder {
+    /// A diffusion model with what belongs to it.
+    pub(super) fn of(
+        model: &Origin<'_>,
+        codec: Option<&Origin<'_>>,
+        sampler: &Sampler,
+        text: Option<Text>,
+        remarks: Vec<String>,
+    ) -> Result<Folder> {
+        let latent_vae = |codec: &Origin<'_>| {
+            let Model::Vae(ours, _) = &codec.config.model else {
+                return Err(wrong(&codec.file, "it is no VAE"));
+            };
+            // The images that its latents make; a VAE works at any size.
+            let halvings = ours.widths.len().clamp(1, 16) - 1;
+            vae(codec, model.config.side.map(|latent| latent << halvings))
+        };
+        let vae = codec.map(latent_vae).transpose()?;
+        let model = diffusion(model, sampler, (vae.as_ref(), text.as_ref()))?;
+        Ok(Folder { model, vae, text, remarks })
+    }
 }
 
 /// A component's own folder; old pipelines have everything at the root.
@@ -224,7 +193,7 @@ fn component_folder(root: &Path, name: &str) -> PathBuf {
     if is_there(&own) { own } else { root.to_owned() }
 }
 
-fn read_config(folder: &Path, remarks: &mut Vec<String>) -> Result<Config> {
+fn read_config(folder: &Path, remarks: &mut Vec<String>) -> Result<Origin<'static>> {
     let path = folder.join(CONFIG);
     let mut config = config::model(&read_text(&path, MOST_BYTES)?).map_err(|reason| wrong(&path, &reason))?;
     if folder.ends_with(AVERAGE) {
@@ -234,148 +203,17 @@ fn read_config(folder: &Path, remarks: &mut Vec<String>) -> Result<Config> {
         let keys = one_line(&config.unknown.join(", "));
         remarks.push(format!("{} has keys that mean nothing here: {keys}", path.display()));
     }
-    Ok(config)
-}
-
-/// The scheduler of a pipeline.
-struct Sampler {
-    keys: Keys,
-    /// Where its configuration lies.
-    folder: PathBuf,
+    Ok(Origin::folder(folder, config))
 }
 
 /// The scheduler beside a bare model; without one, the library's own for training.
 fn beside(folder: &Path) -> Result<Sampler> {
     let there = is_there(&folder.join(SCHEDULER));
     let keys = if there { read_keys(folder)? } else { Keys::default().with_class("DDPMScheduler") };
-    Ok(Sampler { keys, folder: folder.to_owned() })
+    Ok(Sampler { keys, file: folder.join(SCHEDULER) })
 }
 
 fn read_keys(folder: &Path) -> Result<Keys> {
     let path = folder.join(SCHEDULER);
     Keys::parse(&read_text(&path, MOST_BYTES)?).map_err(|e| e.within(path.display()))
-}
-
-/// A recipe's name from that of the folder.
-fn name_of(folder: &Path) -> String {
-    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
-    let name = whole.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let plain: String =
-        name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();
-    match plain.trim_start_matches('.') {
-        "" => "imported".to_owned(),
-        plain => plain.to_owned(),
-    }
-}
-
-/// The keys that all imported recipes share. `numbers`: elements of the widest activation of a sample.
-fn base(folder: &Path, channels: usize, numbers: usize) -> Recipe {
-    Recipe {
-        name: name_of(folder),
-        about: "imported from a folder of the diffusers library".to_owned(),
-        data: if channels == 1 { "digits" } else { "faces" }.to_owned(),
-        // As many samples as a middling GPU has memory for.
-        batch_size: ((1 << 24) / numbers.max(1)).clamp(1, 64),
-        ..Recipe::default()
-    }
-}
-
-/// The weights of a valid recipe's model.
-fn weights_of(folder: &Path, recipe: &Recipe) -> Result<Vec<f32>> {
-    recipe
-        .validate()
-        .map_err(|e| e.in_a_file().caused_by(format!("in {}", folder.join(CONFIG).display())))?;
-    let Some(weights) = Weights::find(folder, WEIGHTS)? else {
-        return Err(wrong(folder, &format!("there is no {WEIGHTS}.safetensors or .bin")));
-    };
-    flat_weights(&weights, &params_of(recipe).borrow(), of_network)
-}
-
-fn diffusion(
-    folder: &Path,
-    config: &Config,
-    sampler: &Sampler,
-    (vae, text): (Option<&Component>, Option<&Text>),
-) -> Result<Component> {
-    let Some(side) = config.side else {
-        return Err(no_size(folder));
-    };
-    let mut recipe = match &config.model {
-        Model::UNet(unet) => {
-            let first = unet.block_out_channels.first().copied().unwrap_or(1);
-            let numbers = side.saturating_mul(side).saturating_mul(first);
-            let base = base(folder, unet.in_channels, numbers);
-            // The pipeline draws one picture at a time, and memory is dear.
-            let batch_size = if unet.sees_text() { base.batch_size.div_ceil(16) } else { base.batch_size };
-            let condition = masked_latents(unet).map_err(|reason| wrong(&folder.join(CONFIG), &reason))?;
-            Recipe { unet: (**unet).clone(), batch_size, condition, ..base }
-        }
-        Model::Dit(dit) => {
-            let numbers = dit.widest([side, side]).try_into().unwrap_or(usize::MAX);
-            // As the library's embedding of classes drops them; a row is there for none.
-            let label_dropout = if dit.num_embeds_ada_norm > 1 { 0.1 } else { 0.0 };
-            let base = base(folder, dit.in_channels, numbers);
-            Recipe { model: Backbone::Dit, dit: (**dit).clone(), label_dropout, ..base }
-        }
-        Model::Vae(..) => {
-            let reason = "it is no UNet2DModel and no DiTTransformer2DModel";
-            return Err(wrong(&folder.join(CONFIG), reason));
-        }
-    };
-    recipe.image_size = side;
-    let taken = recipe.set_scheduler(&sampler.keys).and_then(|()| recipe.validate_process());
-    taken.map_err(|e| e.within(sampler.folder.join(SCHEDULER).display()))?;
-    if let Some(text) = text {
-        recipe.text = text.encoder.config.clone();
-        // The pipeline's own.
-        (recipe.guidance, recipe.sample_steps) = (7.5, 50.min(recipe.timesteps));
-    }
-    if let Some(vae) = vae {
-        recipe.system = System::Ldm;
-        recipe.latent_size = side;
-        recipe.image_size = vae.recipe.image_size;
-        recipe.scaling_factor = vae.recipe.scaling_factor;
-        recipe.vae_fingerprint = fingerprint(&vae.weights);
-        recipe.data.clone_from(&vae.recipe.data);
-    }
-    let weights = weights_of(folder, &recipe)?;
-    Ok(Component { recipe, weights })
-}
-
-/// What a net sees beside latents, by the channels of its input.
-fn masked_latents(unet: &UNetConfig) -> std::result::Result<ConditionConfig, String> {
-    let [inputs, outputs] = [unet.in_channels, unet.out_channels];
-    let kind = match inputs {
-        _ if !unet.sees_text() || inputs == outputs || 2 * inputs == outputs => ConditionKind::None,
-        _ if inputs == 2 * outputs + 1 => ConditionKind::MaskedLatents,
-        _ => {
-            return Err(format!(
-                "in_channels is {inputs} and out_channels {outputs}: denoir has Stable Diffusion's models of \
-                 noise alone and for inpainting, not those of depth or instructions"
-            ));
-        }
-    };
-    Ok(ConditionConfig { kind, ..ConditionConfig::default() })
-}
-
-fn vae(folder: &Path, config: &Config, side: Option<usize>) -> Result<Component> {
-    let Model::Vae(vae, factor) = &config.model else {
-        return Err(wrong(&folder.join(CONFIG), "it is no VAE"));
-    };
-    let Some(side) = side.or(config.side) else {
-        return Err(no_size(folder));
-    };
-    let first = vae.widths.first().copied().unwrap_or(1);
-    let recipe = Recipe {
-        system: System::Vae,
-        image_size: side,
-        // Rombach et al. 2022, without the parts of its loss that are networks.
-        reconstruction: Reconstruction::L1,
-        kl_weight: 1e-6,
-        scaling_factor: *factor,
-        vae: vae.clone(),
-        ..base(folder, vae.in_channels, side.saturating_mul(side).saturating_mul(first))
-    };
-    let weights = weights_of(folder, &recipe)?;
-    Ok(Component { recipe, weights })
 }

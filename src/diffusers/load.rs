@@ -72,24 +72,63 @@ fn some(what: &str, names: &[String]) -> Option<String> {
     }
 }
 
-/// The values of all parameters, flat. `known`: the parameter of a tensor, by its name in the file; none for
-/// one that is of no use. The error names all tensors that are missing, left over or of another shape. Memory
-/// is allocated only when all fit.
-pub(crate) fn flat_weights(
-    weights: &Weights,
+/// A parameter's numbers in a file.
+pub(crate) struct Held<'a> {
+    /// The parameter's name.
+    pub name: String,
+    /// The tensor that holds it, perhaps among others.
+    pub source: &'a str,
+    /// Its first row there.
+    pub first_row: usize,
+    /// As in files of the library.
+    pub shape: &'a [usize],
+}
+
+impl Held<'_> {
+    /// Its numbers in row-major order.
+    fn values(&self, weights: &Weights) -> Result<Vec<f32>> {
+        let mut values = weights.values(self.source)?;
+        let count: usize = self.shape.iter().product();
+        let first = self.first_row * (count / self.shape.first().map_or(1, |&rows| rows.max(1)));
+        if first != 0 || values.len() != count {
+            values = values.into_iter().skip(first).take(count).collect();
+        }
+        Ok(values)
+    }
+}
+
+/// The parameters that a file of the library holds. `known`: the parameter of a tensor, by its name in the
+/// file; none for one that is of no use.
+pub(crate) fn held_of<'a>(
+    weights: &'a Weights,
+    known: impl Fn(&str) -> Option<String> + 'a,
+) -> impl Iterator<Item = Held<'a>> {
+    let held = move |(source, shape)| Some(Held { name: known(source)?, source, first_row: 0, shape });
+    weights.shapes().filter_map(held)
+}
+
+/// The values of all parameters, flat. The error names all tensors that are missing, left over or of another
+/// shape than `wanted` says. Memory is allocated only when all fit, and filled a tensor at a time.
+pub(crate) fn flat_weights<'a>(
+    weights: &'a Weights,
     params: &Params,
-    known: impl Fn(&str) -> Option<String>,
+    held: impl Iterator<Item = Held<'a>>,
+    wanted: &str,
 ) -> Result<Vec<f32>> {
     let (mut found, mut surplus, mut wrong) = (BTreeMap::new(), Vec::new(), Vec::new());
-    for (name, shape) in weights.shapes() {
-        let Some(modern) = known(name) else { continue };
-        match params.find(&modern) {
-            Some(spec) if !fits(spec, shape) => {
-                wrong.push(format!("{name} is {shape:?} and must be {:?}", spec.file_shape()));
-                found.insert(modern, name);
+    for held in held {
+        match params.find(&held.name) {
+            Some(spec) if !fits(spec, held.shape) => {
+                wrong.push(format!(
+                    "{} is {:?} and must be {:?}",
+                    held.source,
+                    held.shape,
+                    spec.file_shape()
+                ));
+                found.insert(held.name.clone(), held);
             }
-            Some(_) if !found.contains_key(&modern) => _ = found.insert(modern, name),
-            _ => surplus.push(name.to_owned()),
+            Some(_) if !found.contains_key(&held.name) => _ = found.insert(held.name.clone(), held),
+            _ => surplus.push(held.source.to_owned()),
         }
     }
     let missing: Vec<String> =
@@ -101,13 +140,13 @@ pub(crate) fn flat_weights(
             .collect();
     if !said.is_empty() {
         let shown = weights.path().display();
-        return Err(Error::new(format!("the weights in {shown} are not those of its config.json"))
+        return Err(Error::new(format!("the weights in {shown} are not those of {wanted}"))
             .hint("get both from the same place")
             .caused_by(said.join("\n")));
     }
     let mut flat = vec![0.0; params.elements()];
     for spec in params.specs() {
-        let values = weights.values(found[&spec.name])?;
+        let values = found[&spec.name].values(weights)?;
         spec.for_each_index(|here, there| flat[spec.first + here] = values[there]);
     }
     Ok(flat)
@@ -116,6 +155,25 @@ pub(crate) fn flat_weights(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The thirds of a stacked matrix, and a convolution of one pixel, as numbers out of a file.
+    #[test]
+    fn a_parameter_is_read_from_its_rows() {
+        let at = tempfile::tempdir().unwrap();
+        let path = at.path().join("a.safetensors");
+        let header = r#"{"w":{"dtype":"F32","shape":[6,2],"data_offsets":[0,48]}}"#;
+        let data: Vec<u8> = (0..12_u8).flat_map(|v| f32::from(v).to_le_bytes()).collect();
+        let length = (header.len() as u64).to_le_bytes();
+        std::fs::write(&path, [&length, header.as_bytes(), &data].concat()).unwrap();
+        let weights = Weights::open(&path).unwrap();
+        let rows = |first_row: usize, shape: &[usize]| {
+            Held { name: "x".to_owned(), source: "w", first_row, shape }.values(&weights).unwrap()
+        };
+        assert_eq!(rows(0, &[2, 2]), [0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(rows(2, &[2, 2]), [4.0, 5.0, 6.0, 7.0]);
+        assert_eq!(rows(4, &[2, 2]), [8.0, 9.0, 10.0, 11.0]);
+        assert_eq!(rows(0, &[6, 2]).len(), 12);
+    }
 
     #[test]
     fn names_of_old_versions_and_of_wrappers() {

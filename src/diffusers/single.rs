@@ -14,7 +14,7 @@ use std::path::Path;
 use self::kind::{is_ignored, other_kind};
 use self::names::Names;
 use self::shapes::Shapes;
-pub use self::shapes::{TextKind, TextShape, UNetShape, VaeShape};
+pub use self::shapes::{TextKind, TextShape, UNetShape, VaeShape, groups};
 use crate::error::{Error, Result};
 use crate::weights::Weights;
 
@@ -68,22 +68,6 @@ pub struct Entry {
     pub shape: Vec<usize>,
 }
 
-impl Entry {
-    /// Its numbers in row-major order.
-    ///
-    /// # Errors
-    /// When the file cannot be read, or a number is not finite.
-    pub fn values(&self, weights: &Weights) -> Result<Vec<f32>> {
-        let mut values = weights.values(&self.source)?;
-        let count: usize = self.shape.iter().product();
-        let first = self.first_row * (count / self.shape.first().map_or(1, |&rows| rows.max(1)));
-        if first != 0 || values.len() != count {
-            values = values.into_iter().skip(first).take(count).collect();
-        }
-        Ok(values)
-    }
-}
-
 /// Which Stable Diffusion a file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
@@ -118,7 +102,7 @@ pub fn open(path: &Path) -> Result<(Weights, Single)> {
     let weights = Weights::open(path)?;
     let single = split(weights.shapes()).map_err(|reason| {
         Error::new(format!("{}: {reason}", path.display()))
-            .hint("give one file of Stable Diffusion 1 or 2, or a folder of the diffusers library")
+            .hint("give a run, one file of Stable Diffusion 1 or 2, or a folder of the diffusers library")
     })?;
     Ok((weights, single))
 }
@@ -253,8 +237,8 @@ impl Single {
                 self.text.as_ref().map_or(String::new(), |text| format!(", {} of the text", text.heads));
             let heads = &self.unet.heads;
             remarks.push(format!(
-                "the file does not tell its numbers of heads, and its widths are not those of Stable \
-                 Diffusion: taken as {heads:?} of the U-Net's levels{text}"
+                "the file does not tell its numbers of heads and groups, and its widths are not those of \
+                 Stable Diffusion: taken as {heads:?} of the U-Net's levels{text}"
             ));
         }
         remarks

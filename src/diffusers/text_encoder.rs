@@ -4,17 +4,18 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::CONFIG;
 use super::config::{text_model, text_of_text_model};
-use super::export::{make, write_text};
-use super::folder::{MOST_BYTES, wrong};
-use super::load::{flat_weights, of_text_model};
+use super::inversion::Embedding;
+use super::load::{flat_weights, held_of, of_text_model};
+use super::{CONFIG, MOST_BYTES, make, write_text, wrong};
 use crate::checkpoint::save_plain;
 use crate::error::Result;
 use crate::models::clip::{TextConfig, clip_text};
+use crate::models::unet::UNetConfig;
 use crate::nn::{Params, Scope};
 use crate::recipe::{Recipe, TEXT_MODULE, params_of};
 use crate::tape::Tape;
+use crate::tokenizer::Tokenizer;
 use crate::weights::{Weights, read_text};
 
 /// The library's names of the weights, without the ending: today's, and the one of pickles.
@@ -27,6 +28,66 @@ pub struct TextEncoder {
     pub config: TextConfig,
     /// Flat, in the layout of [`text_params`].
     pub weights: Vec<f32>,
+}
+
+/// The text encoder of a pipeline, and what turns text into its tokens.
+pub struct Text {
+    /// The encoder.
+    pub encoder: TextEncoder,
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+}
+
+impl Text {
+    /// The two for this U-Net, or why they are not.
+    pub(super) fn of(
+        unet: &UNetConfig,
+        encoder: TextEncoder,
+        tokenizer: Tokenizer,
+    ) -> std::result::Result<Text, String> {
+        let (width, wanted) = (encoder.config.hidden_size, unet.text_width());
+        if width != wanted {
+            return Err(format!("its text encoder is {width} wide, and its unet sees {wanted}"));
+        }
+        let (tokens, known) = (tokenizer.size(), encoder.config.vocab_size);
+        if tokens > known {
+            return Err(format!("its tokenizer has {tokens} tokens, and its text encoder {known}"));
+        }
+        Ok(Text { encoder, tokenizer })
+    }
+
+    /// Adds the word of a textual inversion: tokens, and their rows in the encoder's table.
+    ///
+    /// # Errors
+    /// When the word is a token already, or there are too many.
+    ///
+    /// # Panics
+    /// When the rows are not as wide as the encoder.
+    #[track_caller]
+    pub fn add_word(&mut self, word: &Embedding) -> Result<()> {
+        const TABLE: &str = "embeddings.token_embedding.weight";
+        let width = self.encoder.config.hidden_size;
+        assert_eq!(word.width, width, "rows of another width");
+        let first = self.tokenizer.add_word(&word.tokens())? as usize;
+        let old = text_params(&self.encoder.config);
+        let config = &mut self.encoder.config;
+        config.vocab_size = config.vocab_size.max(self.tokenizer.size());
+        config.validate()?;
+        let new = text_params(config);
+        let new = new.borrow();
+        let mut weights = vec![0.0; new.elements()];
+        for spec in old.borrow().specs() {
+            let Some(at) = new.find(&spec.name).map(|spec| spec.first) else { continue };
+            // The table is longer now; all else is as it was.
+            let count = spec.shape.elements();
+            weights[at..at + count].copy_from_slice(&self.encoder.weights[spec.first..spec.first + count]);
+        }
+        if let Some(table) = new.find(&format!("{TEXT_MODULE}.{TABLE}")) {
+            weights[table.first + first * width..][..word.values.len()].copy_from_slice(&word.values);
+        }
+        self.encoder.weights = weights;
+        Ok(())
+    }
 }
 
 /// The parameters of a text model, under their names in files: all in a module `text_model`.
@@ -63,7 +124,8 @@ pub fn open_text_encoder(folder: &Path) -> Result<TextEncoder> {
     config.validate().map_err(|e| e.in_a_file().caused_by(format!("in {}", path.display())))?;
     for stem in WEIGHTS {
         if let Some(weights) = Weights::find(folder, stem)? {
-            let weights = flat_weights(&weights, &text_params(&config).borrow(), of_text_model)?;
+            let held = held_of(&weights, of_text_model);
+            let weights = flat_weights(&weights, &text_params(&config).borrow(), held, "its config.json")?;
             return Ok(TextEncoder { config, weights });
         }
     }

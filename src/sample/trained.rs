@@ -7,7 +7,7 @@ use std::rc::Rc;
 use super::{Denoiser, Given, Source};
 use crate::codec::Codec;
 use crate::device::{Buffer, Device};
-use crate::diffusers;
+use crate::diffusers::{self, Extras, Folder, Text, TextEncoder, Unsaid};
 use crate::diffusion::Model;
 use crate::error::{Error, Result, quoted};
 use crate::nn::Params;
@@ -53,52 +53,68 @@ impl Trained {
     /// # Errors
     /// When it is damaged, is no diffusion model, lacks its VAE, or does not fit into memory.
     pub fn open(path: &Path, device: &Device) -> Result<Trained> {
-        if diffusers::is_folder(path) {
-            return Trained::of_folder(path, device);
+        Trained::open_with(path, &Unsaid::default(), &Extras::default(), device)
+    }
+
+    /// [`Trained::open`], and one file of Stable Diffusion too, which leaves things `unsaid`; with `extras`
+    /// laid over the model.
+    ///
+    /// # Errors
+    /// As [`Trained::open`], and when a file of the extras is for another model.
+    pub fn open_with(path: &Path, unsaid: &Unsaid, extras: &Extras, device: &Device) -> Result<Trained> {
+        if let Some(folder) = diffusers::open_any(path, unsaid)? {
+            return Trained::of_folder(path, folder, extras, device);
         }
         let (loaded, run) = Run::checkpoint_of(path)?;
         let recipe = loaded.recipe.clone();
         check_diffuses(path, &recipe)?;
         recipe.validate().map_err(Error::in_a_file)?;
-        let codec = match (recipe.system, run) {
-            (System::Ldm, Some(run)) => Some(Codec::of_ldm(&run, &recipe, device)?),
-            (System::Ldm, None) => {
-                return Err(Error::new(format!("{} is outside its run folder", path.display()))
-                    .hint("give the run: its VAE is needed too"));
+        let outside = |needed: &str| {
+            Error::new(format!("{} is outside its run folder", path.display()))
+                .hint(format!("give the run: its {needed} is needed too"))
+        };
+        let codec = match (recipe.system, &run) {
+            (System::Ldm, Some(run)) => Some(Codec::of_ldm(run, &recipe, device)?),
+            (System::Ldm, None) => return Err(outside("VAE")),
+            _ => None,
+        };
+        let mut values = loaded.set("ema", &params_of(&recipe).borrow())?;
+        let run = match (recipe.text_width() > 0, run) {
+            (true, None) => return Err(outside("tokenizer")),
+            (true, Some(run)) => Some(run),
+            (false, _) => None,
+        };
+        let tokenizer = run.as_ref().map(|run| Tokenizer::open(&run.tokenizer_path())).transpose()?;
+        // One that nothing changes is taken from among the parameters.
+        let beside = !recipe.train_text_encoder || !extras.is_empty();
+        let mut text = match (&run, tokenizer.clone().filter(|_| beside)) {
+            (Some(run), Some(tokenizer)) => {
+                let encoder = match recipe.train_text_encoder {
+                    true => TextEncoder::among(&recipe, &values),
+                    false => diffusers::open_text_encoder(&run.text_encoder_path())?,
+                };
+                Some(Text { encoder, tokenizer })
             }
             _ => None,
         };
-        let params = params_of(&recipe);
-        let values = loaded.set("ema", &params.borrow())?;
-        let mut trained = Trained::with(recipe, &values, (codec, None), Vec::new(), device)?;
-        if trained.recipe.text_width() > 0 {
-            let run = Run::of_checkpoint(loaded.path()).ok_or_else(|| {
-                Error::new(format!("{} is outside its run folder", path.display()))
-                    .hint("give the run: its tokenizer is needed too")
-            })?;
-            trained.text = Some(trained.text_of(&run)?);
+        extras.apply(&recipe, &mut values, text.as_mut())?;
+        let text = text.map(|text| TextModel::of_folder(text, device)).transpose()?;
+        let mut trained = Trained::with(recipe, &values, (codec, text), Vec::new(), device)?;
+        if let Some(tokenizer) = tokenizer.filter(|_| !beside) {
+            let (params, weights) = (Rc::clone(&trained.params), trained.weights.clone());
+            let config = &trained.recipe.text;
+            trained.text = Some(TextModel::new(device, config, tokenizer, params, weights));
         }
         Ok(trained)
     }
 
-    /// Opens a pipeline, or a bare model, of the diffusers library.
-    fn of_folder(path: &Path, device: &Device) -> Result<Trained> {
-        let folder = diffusers::open(path)?;
+    /// A pipeline, or a bare model, of the diffusers library.
+    fn of_folder(path: &Path, mut folder: Folder, extras: &Extras, device: &Device) -> Result<Trained> {
         check_diffuses(path, &folder.model.recipe)?;
+        extras.apply(&folder.model.recipe, &mut folder.model.weights, folder.text.as_mut())?;
         let codec = folder.vae.as_ref().map(|vae| Codec::of_component(vae, device)).transpose()?;
         let text = folder.text.map(|text| TextModel::of_folder(text, device)).transpose()?;
         Trained::with(folder.model.recipe, &folder.model.weights, (codec, text), folder.remarks, device)
-    }
-
-    /// The text encoder of a run, which is among the parameters, or beside them.
-    fn text_of(&self, run: &Run) -> Result<TextModel> {
-        let tokenizer = Tokenizer::open(&run.tokenizer_path())?;
-        if self.recipe.train_text_encoder {
-            let (params, weights) = (Rc::clone(&self.params), self.weights.clone());
-            return Ok(TextModel::new(&self.device, &self.recipe.text, tokenizer, params, weights));
-        }
-        let encoder = diffusers::open_text_encoder(&run.text_encoder_path())?;
-        TextModel::of_folder(diffusers::Text { encoder, tokenizer }, &self.device)
     }
 
     /// `values`: the parameters, flat.
@@ -116,7 +132,7 @@ impl Trained {
         Ok(Trained { device: device.clone(), model, recipe, params, weights, codec, text, remarks })
     }
 
-    /// Remarks for the user about the folder that it was read from.
+    /// Remarks for the user about what it was read from.
     pub fn remarks(&self) -> &[String] {
         &self.remarks
     }

@@ -142,6 +142,15 @@ fn open_one(path: &Path) -> Result<(File, TensorInfos)> {
     Ok((file, infos.map_err(|reason| unusable(path, &reason))?))
 }
 
+/// Names of the tensors of a safetensors file, and what it says about itself, even if its end is cut off.
+///
+/// # Errors
+/// When its header cannot be read.
+pub(crate) fn header_of(path: &Path) -> Result<(Vec<String>, BTreeMap<String, String>)> {
+    let (mut file, length) = files::open(path).map_err(|e| unreadable(path, e))?;
+    safetensors::names(&mut file, length).map_err(|reason| unusable(path, &reason))
+}
+
 fn unreadable(path: &Path, e: std::io::Error) -> Error {
     Error::new(format!("cannot read {}", path.display())).hint("check the path").caused_by(e)
 }

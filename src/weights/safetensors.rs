@@ -14,6 +14,9 @@ const MOST_BYTES: u64 = 8 << 20;
 /// Bytes that are added to the sum at a time, while they are in the processor's cache.
 const BLOCK: u64 = 1 << 18;
 
+/// Names of tensors, and what a file says about itself.
+type Header = (Vec<String>, BTreeMap<String, String>);
+
 /// The header of a file of `length` bytes, and its text.
 fn header(source: &mut impl Source, length: u64) -> Result<(Metadata, Vec<u8>), String> {
     let cut = || format!("it is no safetensors file: {length} bytes are too few");
@@ -39,6 +42,16 @@ fn header(source: &mut impl Source, length: u64) -> Result<(Metadata, Vec<u8>), 
 pub fn notes(source: &mut impl Source, length: u64) -> Result<BTreeMap<String, String>, String> {
     let (metadata, _) = header(source, length)?;
     Ok(metadata.metadata().clone().unwrap_or_default().into_iter().collect())
+}
+
+/// Names of the tensors of a file of `length` bytes, and its notes; the tensors themselves are not looked at.
+///
+/// # Errors
+/// The fault of its header.
+pub(super) fn names(source: &mut impl Source, length: u64) -> Result<Header, String> {
+    let (metadata, _) = header(source, length)?;
+    let notes = metadata.metadata().clone().unwrap_or_default().into_iter().collect();
+    Ok((metadata.tensors().into_keys().collect(), notes))
 }
 
 /// The tensors of a file of `length` bytes.

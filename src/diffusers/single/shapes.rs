@@ -38,7 +38,20 @@ impl<'a> Shapes<'a> {
     }
 }
 
-/// The configuration of a U-Net. Its group norms have 32 groups, as all of CompVis' do.
+/// Groups of the norms of a net of these widths: CompVis' 32, or as many fewer as divide them all.
+pub fn groups(widths: &[usize]) -> usize {
+    let common = |a: usize, &b: &usize| {
+        let (mut a, mut b) = (a, b);
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    widths.iter().fold(32, common)
+}
+
+/// The configuration of a U-Net. Its group norms have 32 groups, as all of CompVis' do, unless it is too
+/// narrow: see [`groups`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UNetShape {
     /// Channels that go in: those of the latents, or for inpainting twice as many and a mask.
