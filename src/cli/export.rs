@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use super::{note, print};
 use crate::checkpoint::{self, Loaded};
 use crate::data::ConditionKind;
-use crate::diffusers::{self, Component, Text, TextEncoder};
+use crate::diffusers::{self, Component, Text, TextEncoder, lora};
 use crate::error::{Error, Result};
-use crate::recipe::{System, params_of};
+use crate::recipe::{System, params_of, trained_params_of};
 use crate::run::Run;
 use crate::tokenizer::Tokenizer;
 
@@ -30,6 +30,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let what = format!("{} is a classifier, for which diffusers has no class", arguments.run.display());
         return Err(Error::new(what).hint("export a diffusion run or a VAE"));
     }
+    if loaded.recipe.lora_rank > 0 {
+        return adapters(arguments, &loaded);
+    }
     let model = component(&loaded, &arguments.weights)?;
     let vae = match (model.recipe.system, run) {
         (System::Ldm, Some(run)) => Some(component(&checkpoint::load(&run.vae_path())?, "ema")?),
@@ -51,6 +54,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         note("note: a model alone: it sees the x0 that it predicted before, behind the noisy images");
     }
     print(&format!("{}\n", folder.display()))
+}
+
+/// Adapters alone, as the library's pipelines load them.
+fn adapters(arguments: &Arguments, loaded: &Loaded) -> Result<()> {
+    let params = trained_params_of(&loaded.recipe);
+    let values = loaded.set(&arguments.weights, &params.borrow())?;
+    std::fs::create_dir_all(&arguments.folder).map_err(|e| {
+        Error::new(format!("cannot make {}", arguments.folder.display())).hint("choose another").caused_by(e)
+    })?;
+    let file = arguments.folder.join("pytorch_lora_weights.safetensors");
+    lora::write(&file, &params.borrow(), &values, loaded.recipe.lora_scale())?;
+    note(&format!("note: adapters of {}, for load_lora_weights or denoir sample --lora", loaded.recipe.base));
+    print(&format!("{}\n", arguments.folder.display()))
 }
 
 /// The text encoder and tokenizer of a model that sees texts.

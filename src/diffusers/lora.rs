@@ -8,6 +8,7 @@ mod alpha;
 mod spelling;
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
@@ -15,7 +16,9 @@ use self::alpha::Alphas;
 use self::spelling::{Piece, other_method, spelled};
 use super::single::Part;
 use super::single::names::Names;
+use crate::checkpoint::write_tensors;
 use crate::error::{Error, Result};
+use crate::nn::{Params, Spec};
 use crate::weights::Weights;
 
 /// Before the names of a text model, as the library's folders have it.
@@ -178,6 +181,37 @@ pub fn read(weights: &Weights, layers: &Layers) -> Result<Vec<Adapter>> {
     let mut adapters = found.into_iter().map(adapter).collect::<Result<Vec<Adapter>>>()?;
     adapters.sort_by(|a, b| (a.part, &a.layer).cmp(&(b.part, &b.layer)));
     Ok(adapters)
+}
+
+/// The file of the adapters of a run, as the library's training scripts write it. `values`: their parameters.
+/// A scale other than 1 becomes part of B: the file then needs none.
+///
+/// # Errors
+/// When the file cannot be written.
+pub(crate) fn write(path: &Path, params: &Params, values: &[f32], scale: f32) -> Result<()> {
+    let of_layer = |spec: &Spec| -> Option<Adapter> {
+        let layer = spec.name.strip_suffix(".lora_A.weight")?;
+        let up = params.find(&format!("{layer}.lora_B.weight"))?;
+        let in_file = |spec: &Spec, factor: f32| {
+            let mut all = vec![0.0; spec.shape.elements()];
+            spec.for_each_index(|here, there| all[there] = factor * values[spec.first + here]);
+            all
+        };
+        let is_text = layer.starts_with(TEXT_MODEL);
+        Some(Adapter {
+            part: if is_text { Part::TextEncoder } else { Part::Unet },
+            layer: layer.to_owned(),
+            shape: vec![up.file_shape()[0], spec.file_shape()[1]],
+            rank: spec.file_shape()[0],
+            scale: 1.0,
+            a: in_file(spec, 1.0),
+            b: in_file(up, scale),
+        })
+    };
+    let adapters: Vec<Adapter> = params.specs().iter().filter_map(of_layer).collect();
+    let named = tensors(&adapters);
+    let named: Vec<_> = named.iter().map(|(name, shape, of)| (name.as_str(), shape.clone(), *of)).collect();
+    write_tensors(path, &named, "format", "pt".to_owned())
 }
 
 /// Names, shapes and numbers of adapters as the library's training scripts write them: `lora.down` in the

@@ -5,13 +5,15 @@ use std::path::Path;
 use std::rc::Rc;
 
 use super::{Denoiser, Given, Source};
+use crate::checkpoint::{Loaded, fingerprint};
 use crate::codec::Codec;
 use crate::device::{Buffer, Device};
-use crate::diffusers::{self, Extras, Folder, Text, TextEncoder, Unsaid};
+use crate::diffusers::{self, Extras, Folder, Text, TextEncoder, Unsaid, text_params};
 use crate::diffusion::Model;
 use crate::error::{Error, Result, quoted};
-use crate::nn::Params;
-use crate::recipe::{Recipe, System, model_of, params_of};
+use crate::names::path_of;
+use crate::nn::{Params, fuse};
+use crate::recipe::{Recipe, System, model_of, params_of, trained_params_of};
 use crate::run::Run;
 use crate::text_model::TextModel;
 use crate::tokenizer::Tokenizer;
@@ -69,6 +71,9 @@ impl Trained {
         let recipe = loaded.recipe.clone();
         check_diffuses(path, &recipe)?;
         recipe.validate().map_err(Error::in_a_file)?;
+        if recipe.lora_rank > 0 {
+            return Trained::of_adapters(path, &loaded, unsaid, extras, device);
+        }
         let outside = |needed: &str| {
             Error::new(format!("{} is outside its run folder", path.display()))
                 .hint(format!("give the run: its {needed} is needed too"))
@@ -106,6 +111,41 @@ impl Trained {
             trained.text = Some(TextModel::new(device, config, tokenizer, params, weights));
         }
         Ok(trained)
+    }
+
+    /// The model that the adapters of a run are of, with these.
+    fn of_adapters(
+        path: &Path,
+        loaded: &Loaded,
+        unsaid: &Unsaid,
+        extras: &Extras,
+        device: &Device,
+    ) -> Result<Trained> {
+        let recipe = &loaded.recipe;
+        let base = path_of(&recipe.base);
+        let is_there = diffusers::open_any(&base, unsaid);
+        let folder = is_there.and_then(|folder| {
+            folder.ok_or_else(|| Error::new(format!("{} is no model", base.display())))
+        });
+        let mut folder = folder.map_err(|e| {
+            let message = format!("{} adapts {}, which cannot be opened", path.display(), base.display());
+            Error::new(message).hint("put that model back").caused_by(e.report())
+        })?;
+        if fingerprint(&folder.model.weights) != recipe.base_fingerprint {
+            let message = format!("{} is not the model that {} adapts", base.display(), path.display());
+            return Err(Error::new(message).hint("put that one back"));
+        }
+        let adapters = trained_params_of(recipe);
+        let (adapters, scale) = (adapters.borrow(), recipe.lora_scale());
+        let values = loaded.set("ema", &adapters)?;
+        let unet = params_of(&folder.model.recipe);
+        fuse(&unet.borrow(), &mut folder.model.weights, &adapters, &values, scale);
+        if let Some(text) = &mut folder.text {
+            let params = text_params(&text.encoder.config);
+            fuse(&params.borrow(), &mut text.encoder.weights, &adapters, &values, scale);
+        }
+        folder.model.recipe.name.clone_from(&recipe.name);
+        Trained::of_folder(path, folder, extras, device)
     }
 
     /// A pipeline, or a bare model, of the diffusers library.
