@@ -1,20 +1,21 @@
 //! A trained VAE: images to latents and back, a batch at a time.
 
+mod half;
+
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
+use self::half::Half;
 use crate::checkpoint::{self, Loaded, fingerprint};
 use crate::device::{Buffer, Device};
 use crate::diffusers::{self, Component};
 use crate::error::{Error, Result};
 use crate::models::{codebook, vae};
-use crate::nn::{self, Params, Scope};
-use crate::program::{Plan, Program, Sharing, halves};
+use crate::nn::{Params, Scope};
 use crate::recipe::{Backbone, Recipe, System, params_of};
 use crate::run::Run;
-use crate::tape::{Tape, Tensor};
 
 /// Images that are encoded or decoded at a time, or the batch size of training where that is less. It does
 /// not change the results.
@@ -52,17 +53,6 @@ impl Posterior {
 fn no_vae(path: &Path) -> Error {
     Error::new(format!("{} holds a diffusion model, not a VAE", path.display()))
         .hint("give a run of a VAE, such as `denoir train faces-vae` makes")
-}
-
-/// The compiled encoder or decoder for `samples` samples.
-struct Half {
-    program: Program,
-    out: Tensor,
-    samples: usize,
-    /// Height and width of the latents.
-    size: [usize; 2],
-    /// Samples asked for, of which a GPU may be able to bind fewer at a time.
-    most: usize,
 }
 
 /// A trained VAE on a device.
@@ -343,42 +333,5 @@ impl Codec {
         let mut values = vec![0.0_f32; spec.shape.elements()];
         self.device.read(&self.weights, spec.first * 4, bytemuck::cast_slice_mut(&mut values))?;
         Ok(Some(values))
-    }
-
-    /// Runs the encoder or decoder over all samples. It is compiled at the first use, and for a larger batch.
-    fn in_batches(
-        &self,
-        half: &RefCell<Option<Half>>,
-        input: &[f32],
-        (of, size): ([usize; 2], usize),
-        record: impl Fn(&Tape, usize) -> Tensor,
-    ) -> Result<Vec<f32>> {
-        assert!(input.len().is_multiple_of(size), "vae: {} values for samples of {size}", input.len());
-        let most = (input.len() / size).clamp(1, BATCH.min(self.recipe.batch_size));
-        let mut half = half.borrow_mut();
-        let ready = match half.take() {
-            Some(ready) if ready.most >= most && ready.size == of => ready,
-            _ => {
-                let (plan, (samples, out)) = Plan::of_batch(&self.device, halves(most), |samples| {
-                    let tape = Tape::new();
-                    let out = record(&tape, samples);
-                    (Plan::new(&tape, &[&out], &self.device), (samples, out))
-                });
-                let bound = [(nn::STORE, &self.weights)];
-                let program = Program::compile(&plan, &self.device, &bound, Sharing::Shared)?;
-                Half { program, out, samples, size: of, most }
-            }
-        };
-        let half = half.insert(ready);
-        let mut results = Vec::new();
-        for chunk in input.chunks(half.samples * size) {
-            // The rest of a short chunk keeps the numbers of the chunk before, and its results are dropped.
-            half.program.write_at("in", 0, chunk)?;
-            half.program.run()?;
-            let out = half.program.read(&half.out)?;
-            let of_a_sample = out.len() / half.samples;
-            results.extend_from_slice(&out[..chunk.len() / size * of_a_sample]);
-        }
-        Ok(results)
     }
 }

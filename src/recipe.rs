@@ -12,6 +12,7 @@ mod sample_every;
 mod scheduler;
 mod set;
 mod system;
+mod text;
 mod validate;
 
 pub(crate) use built_in::built_in;
@@ -113,8 +114,7 @@ config! {
         pub label_dropout: f64 = 0.0,
 
         /// The tokenizer of a model that is trained from nothing: bytes, which has no words; shapes, which has
-        /// those of the data shapes; or a folder with one (vocab.json and merges.txt, or tokenizer.json). A run
-        /// keeps a copy.
+        /// those of the data shapes; or a folder with one. A run keeps a copy.
         pub tokenizer: String = "bytes".to_owned(),
         /// How many captions, of 1, training replaces by an empty one, which guidance leads away from.
         pub caption_dropout: f64 = 0.0,

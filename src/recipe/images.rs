@@ -39,11 +39,6 @@ impl Recipe {
         copies * image + self.condition.channels_of(image)
     }
 
-    /// Whether it trains on pictures of a class beside those of an instance.
-    pub(crate) fn keeps_prior(&self) -> bool {
-        self.text_width() > 0 && !self.class_prompt.is_empty()
-    }
-
     /// How pictures become its images. `channels`: of the images, which for latent diffusion are those of
     /// its VAE.
     pub(crate) fn pictures(&self, channels: usize) -> Options {

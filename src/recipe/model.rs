@@ -13,10 +13,9 @@ use crate::models::clip::clip_text;
 use crate::models::codebook::COUNTS;
 use crate::models::conv_net::conv_net;
 use crate::models::dit::dit;
-use crate::models::gamma::LearnedSchedule;
 use crate::models::unet::{Class, unet};
 use crate::models::{unet_order, vae};
-use crate::nn::{Adapters, Init, Params, Scope};
+use crate::nn::{Init, Params, Scope};
 use crate::ops::loss_history::ROW;
 use crate::tape::{Tape, Tensor};
 
@@ -73,62 +72,6 @@ impl Recipe {
             Backbone::Dit => (self.dit.num_embeds_ada_norm, "dit.num_embeds_ada_norm"),
             Backbone::Conv => (self.conv.num_class_embeds, "conv.num_class_embeds"),
         }
-    }
-
-    /// Width of the text that the diffusion model sees; 0: none.
-    pub(crate) fn text_width(&self) -> usize {
-        match self.model {
-            Backbone::Unet => self.unet.text_width(),
-            Backbone::Dit | Backbone::Conv => 0,
-        }
-    }
-
-    /// The same recipe without what is trained beside the denoiser: its parameters come first.
-    pub(crate) fn of_denoiser(&self) -> Recipe {
-        Recipe { learned_schedule: LearnedSchedule::None, train_text_encoder: false, ..self.clone() }
-    }
-
-    /// Whether the text encoder is among the parameters.
-    pub(crate) fn trains_text(&self) -> bool {
-        self.text_width() > 0 && self.train_text_encoder && self.lora_rank == 0
-    }
-
-    /// A scope of frozen parameters whose linear layers have the recipe's adapters, which `scope` gives.
-    pub(crate) fn adapted(&self, frozen: Scope, scope: &Scope) -> Scope {
-        /// Layers with an adapter, of a U-Net and of a text encoder.
-        const TARGETS: [&str; 8] =
-            [".to_q", ".to_k", ".to_v", ".to_out.0", ".q_proj", ".k_proj", ".v_proj", ".out_proj"];
-        let rank = self.lora_rank;
-        frozen.adapted_by(Adapters {
-            scope: scope.clone(),
-            rank,
-            scale: self.lora_scale(),
-            targets: &TARGETS,
-        })
-    }
-
-    /// Takes over what a model to be trained on decides: its network, its latents, its process.
-    pub(crate) fn based_on(&mut self, model: &Recipe) {
-        self.system = model.system;
-        self.model = model.model;
-        self.unet.clone_from(&model.unet);
-        self.text.clone_from(&model.text);
-        self.condition.clone_from(&model.condition);
-        self.scaling_factor = model.scaling_factor;
-        (self.timesteps, self.beta_start, self.beta_end) =
-            (model.timesteps, model.beta_start, model.beta_end);
-        self.beta_schedule.clone_from(&model.beta_schedule);
-        self.rescale_betas_zero_snr = model.rescale_betas_zero_snr;
-        self.prediction_type = model.prediction_type;
-        (self.variance, self.clip_sample) = (model.variance, model.clip_sample);
-        self.class_defaults.clone_from(&model.class_defaults);
-        self.scheduler.clone_from(&model.scheduler);
-        (self.guidance, self.sample_steps) = (model.guidance, model.sample_steps);
-    }
-
-    /// Factor of what adapters add.
-    pub(crate) fn lora_scale(&self) -> f32 {
-        if self.lora_alpha == 0.0 { 1.0 } else { (self.lora_alpha / self.lora_rank as f64) as f32 }
     }
 
     /// Checks that the diffusion model can be evaluated at these timesteps.

@@ -181,31 +181,6 @@ impl Recipe {
         Ok(())
     }
 
-    /// Checks the text encoder of a model that sees texts.
-    fn validate_text(&self) -> Result<()> {
-        let width = self.text_width();
-        if width == 0 {
-            let unused = self.caption_dropout == 0.0 && !self.train_text_encoder && self.lora_rank == 0;
-            let hint = "set unet.cross_attention_dim, or leave them out";
-            let message = "caption_dropout, train_text_encoder and lora_rank go with a model that sees texts";
-            return need(unused, message, hint);
-        }
-        self.text.validate()?;
-        need(
-            self.class_prompt.is_empty() || !self.instance_prompt.is_empty() && !self.class_folder.is_empty(),
-            "class_prompt goes with instance_prompt and class_folder",
-            "set them too, or leave class_prompt out",
-        )?;
-        let hidden = self.text.hidden_size;
-        let message = format!("text.hidden_size is {hidden}, and the unet sees texts of {width}");
-        need(hidden == width, message, "set unet.cross_attention_dim to text.hidden_size")?;
-        need(
-            self.label_dropout == 0.0,
-            "label_dropout: guidance of a model that sees texts is by the text",
-            "leave it at 0",
-        )
-    }
-
     /// Checks that the model takes images, and what else it is to see.
     fn validate_condition(&self) -> Result<()> {
         let ([channels, out], table) = (self.model_channels(), self.model.table());

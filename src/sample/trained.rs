@@ -124,9 +124,8 @@ impl Trained {
         let recipe = &loaded.recipe;
         let base = path_of(&recipe.base);
         let is_there = diffusers::open_any(&base, unsaid);
-        let folder = is_there.and_then(|folder| {
-            folder.ok_or_else(|| Error::new(format!("{} is no model", base.display())))
-        });
+        let folder = is_there
+            .and_then(|folder| folder.ok_or_else(|| Error::new(format!("{} is no model", base.display()))));
         let mut folder = folder.map_err(|e| {
             let message = format!("{} adapts {}, which cannot be opened", path.display(), base.display());
             Error::new(message).hint("put that model back").caused_by(e.report())

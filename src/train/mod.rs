@@ -28,6 +28,7 @@ mod resume;
 mod session;
 mod step;
 mod steps;
+mod texts;
 mod times;
 mod trainer;
 mod writer;

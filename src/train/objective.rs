@@ -17,7 +17,6 @@ use crate::device::Buffer;
 use crate::diffusion::{Model, Told, seen_by_model, within};
 use crate::error::Result;
 use crate::models::classifier::classifier;
-use crate::models::clip::clip_text;
 use crate::models::vae;
 use crate::nn::{self, Params, Scope};
 use crate::ops::arithmetic::{add, affine, mul};
@@ -30,20 +29,11 @@ use crate::ops::noising::gaussian;
 use crate::ops::reduce::mean;
 use crate::ops::reparameterise::{Noise, reparameterise};
 use crate::philox::{Stream, draw, uniform};
-use crate::recipe::{Recipe, System, TEXT_MODULE, model_of, trained_params_of};
+use crate::recipe::{Recipe, System, model_of, trained_params_of};
 use crate::tape::Tensor;
 
 /// Store of the weights of a VAE that is not trained.
 const VAE: &str = "vae";
-/// Weights of a step's samples, of which some are pictures of a class.
-pub(super) fn sample_weights(recipe: &Recipe) -> Input<f32, 2> {
-    Input::new("sample_weights", [recipe.batch_size, 1])
-}
-
-/// Store of the weights of a diffusion model that only its adapters are trained of.
-const BASE: &str = "base";
-/// Store of the weights of a text encoder that is not trained.
-const TEXT: &str = "text encoder";
 /// Store of a data set that lies on the device.
 const DATA: &str = "data";
 /// Names of the parts of a VAE's loss, before they are weighted.
@@ -170,19 +160,7 @@ impl Objective {
             let labels = self.with_dropout(range_of(examples.labels(), micro), batch);
             batch.write(self.labels(), &labels)?;
         }
-        if let Some(captions) = &self.captions {
-            let samples = examples.samples();
-            let samples = range_of(&samples, micro);
-            let tokens = captions.tokens(samples, batch.step() as u32, batch.first_sample());
-            batch.write(self.tokens(), &tokens)?;
-            if self.recipe.keeps_prior() {
-                // The sum of two means, each over its half of the samples.
-                let prior = self.recipe.prior_loss_weight as f32;
-                let weight = |sample: &u64| 2.0 * if captions.is_of_class(*sample) { prior } else { 1.0 };
-                let weights: Vec<f32> = samples.iter().map(weight).collect();
-                batch.write(sample_weights(&self.recipe), &weights)?;
-            }
-        }
+        self.write_texts(batch, range_of(&examples.samples(), micro))?;
         if self.recipe.self_conditioning {
             let first = batch.first_sample();
             let sees = (first..first + self.recipe.batch_size as u32).map(|sample| {
@@ -196,29 +174,6 @@ impl Objective {
             batch.write(KL_WEIGHT, &[self.kl_weight(batch.step())])?;
         }
         Ok(())
-    }
-
-    /// Tokens of a step's captions.
-    fn tokens(&self) -> Input<u32, 2> {
-        Input::new("tokens", [self.recipe.batch_size, self.recipe.text.max_position_embeddings])
-    }
-
-    /// The captions of a batch as the model sees them, `[N, tokens, D]`.
-    fn text(&self, scope: &Scope, batch: &Batch) -> Option<Tensor> {
-        if self.recipe.text_width() == 0 {
-            return None;
-        }
-        let tokens = batch.input(self.tokens());
-        let scope = match &self.text {
-            Some((params, weights)) => {
-                batch.bind(TEXT, weights);
-                let frozen = Scope::frozen(batch.tape(), params, TEXT);
-                let adapts = self.recipe.lora_rank > 0 && self.recipe.train_text_encoder;
-                if adapts { self.recipe.adapted(frozen, scope) } else { frozen }
-            }
-            None => scope.clone(),
-        };
-        Some(clip_text(&self.recipe.text, &scope.sub(TEXT_MODULE), &tokens, 0))
     }
 
     fn has_labels(&self) -> bool {
@@ -252,10 +207,7 @@ impl Objective {
         let labels = self.has_labels().then(|| batch.input(self.labels()));
         let has_holes = self.recipe.condition.kind == ConditionKind::Mask;
         let text = self.text(scope, batch);
-        let adapted = self.base.as_ref().map(|(params, weights)| {
-            batch.bind(BASE, weights);
-            self.recipe.adapted(Scope::frozen(batch.tape(), params, BASE), scope)
-        });
+        let adapted = self.adapted(scope, batch);
         let network = adapted.as_ref().unwrap_or(scope);
         let beside = Told { labels: labels.as_ref(), text: text.as_ref() };
         let model = |x_t: &Tensor, t: &Tensor| {

@@ -1,0 +1,94 @@
+//! Recipes of models that see texts, and of low-rank adapters of them.
+
+use super::{Backbone, Recipe};
+use crate::error::{Result, need};
+use crate::models::gamma::LearnedSchedule;
+use crate::nn::{Adapters, Scope};
+
+impl Recipe {
+    /// Width of the text that the diffusion model sees; 0: none.
+    pub(crate) fn text_width(&self) -> usize {
+        match self.model {
+            Backbone::Unet => self.unet.text_width(),
+            Backbone::Dit | Backbone::Conv => 0,
+        }
+    }
+
+    /// The same recipe without what is trained beside the denoiser: its parameters come first.
+    pub(crate) fn of_denoiser(&self) -> Recipe {
+        Recipe { learned_schedule: LearnedSchedule::None, train_text_encoder: false, ..self.clone() }
+    }
+
+    /// Whether the text encoder is among the parameters.
+    pub(crate) fn trains_text(&self) -> bool {
+        self.text_width() > 0 && self.train_text_encoder && self.lora_rank == 0
+    }
+
+    /// A scope of frozen parameters whose linear layers have the recipe's adapters, which `scope` gives.
+    pub(crate) fn adapted(&self, frozen: Scope, scope: &Scope) -> Scope {
+        /// Layers with an adapter, of a U-Net and of a text encoder.
+        const TARGETS: [&str; 8] =
+            [".to_q", ".to_k", ".to_v", ".to_out.0", ".q_proj", ".k_proj", ".v_proj", ".out_proj"];
+        let rank = self.lora_rank;
+        frozen.adapted_by(Adapters {
+            scope: scope.clone(),
+            rank,
+            scale: self.lora_scale(),
+            targets: &TARGETS,
+        })
+    }
+
+    /// Takes over what a model to be trained on decides: its network, its latents, its process.
+    pub(crate) fn based_on(&mut self, model: &Recipe) {
+        self.system = model.system;
+        self.model = model.model;
+        self.unet.clone_from(&model.unet);
+        self.text.clone_from(&model.text);
+        self.condition.clone_from(&model.condition);
+        self.scaling_factor = model.scaling_factor;
+        (self.timesteps, self.beta_start, self.beta_end) =
+            (model.timesteps, model.beta_start, model.beta_end);
+        self.beta_schedule.clone_from(&model.beta_schedule);
+        self.rescale_betas_zero_snr = model.rescale_betas_zero_snr;
+        self.prediction_type = model.prediction_type;
+        (self.variance, self.clip_sample) = (model.variance, model.clip_sample);
+        self.class_defaults.clone_from(&model.class_defaults);
+        self.scheduler.clone_from(&model.scheduler);
+        (self.guidance, self.sample_steps) = (model.guidance, model.sample_steps);
+    }
+
+    /// Factor of what adapters add.
+    pub(crate) fn lora_scale(&self) -> f32 {
+        if self.lora_alpha == 0.0 { 1.0 } else { (self.lora_alpha / self.lora_rank as f64) as f32 }
+    }
+
+    /// Whether it trains on pictures of a class beside those of an instance.
+    pub(crate) fn keeps_prior(&self) -> bool {
+        self.text_width() > 0 && !self.class_prompt.is_empty()
+    }
+
+    /// Checks the text encoder of a model that sees texts.
+    pub(super) fn validate_text(&self) -> Result<()> {
+        let width = self.text_width();
+        if width == 0 {
+            let unused = self.caption_dropout == 0.0 && !self.train_text_encoder && self.lora_rank == 0;
+            let hint = "set unet.cross_attention_dim, or leave them out";
+            let message = "caption_dropout, train_text_encoder and lora_rank go with a model that sees texts";
+            return need(unused, message, hint);
+        }
+        self.text.validate()?;
+        need(
+            self.class_prompt.is_empty() || !self.instance_prompt.is_empty() && !self.class_folder.is_empty(),
+            "class_prompt goes with instance_prompt and class_folder",
+            "set them too, or leave class_prompt out",
+        )?;
+        let hidden = self.text.hidden_size;
+        let message = format!("text.hidden_size is {hidden}, and the unet sees texts of {width}");
+        need(hidden == width, message, "set unet.cross_attention_dim to text.hidden_size")?;
+        need(
+            self.label_dropout == 0.0,
+            "label_dropout: guidance of a model that sees texts is by the text",
+            "leave it at 0",
+        )
+    }
+}

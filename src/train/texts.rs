@@ -1,0 +1,66 @@
+//! The texts of a training step, and the frozen models that it reads.
+
+use super::batch::{Batch, BatchWriter, Input};
+use super::objective::Objective;
+use crate::error::Result;
+use crate::models::clip::clip_text;
+use crate::nn::Scope;
+use crate::recipe::{Recipe, TEXT_MODULE};
+use crate::tape::Tensor;
+
+/// Store of the weights of a diffusion model that only its adapters are trained of.
+const BASE: &str = "base";
+/// Store of the weights of a text encoder that is not trained.
+const TEXT: &str = "text encoder";
+/// Weights of a step's samples, of which some are pictures of a class.
+pub(super) fn sample_weights(recipe: &Recipe) -> Input<f32, 2> {
+    Input::new("sample_weights", [recipe.batch_size, 1])
+}
+
+impl Objective {
+    /// Tokens of a step's captions.
+    fn tokens(&self) -> Input<u32, 2> {
+        Input::new("tokens", [self.recipe.batch_size, self.recipe.text.max_position_embeddings])
+    }
+
+    /// The captions of a batch as the model sees them, `[N, tokens, D]`.
+    pub(super) fn text(&self, scope: &Scope, batch: &Batch) -> Option<Tensor> {
+        if self.recipe.text_width() == 0 {
+            return None;
+        }
+        let tokens = batch.input(self.tokens());
+        let scope = match &self.text {
+            Some((params, weights)) => {
+                batch.bind(TEXT, weights);
+                let frozen = Scope::frozen(batch.tape(), params, TEXT);
+                let adapts = self.recipe.lora_rank > 0 && self.recipe.train_text_encoder;
+                if adapts { self.recipe.adapted(frozen, scope) } else { frozen }
+            }
+            None => scope.clone(),
+        };
+        Some(clip_text(&self.recipe.text, &scope.sub(TEXT_MODULE), &tokens, 0))
+    }
+
+    /// Writes the captions of samples, and what these weigh.
+    pub(super) fn write_texts(&self, batch: &mut BatchWriter, samples: &[u64]) -> Result<()> {
+        let Some(captions) = &self.captions else { return Ok(()) };
+        let tokens = captions.tokens(samples, batch.step() as u32, batch.first_sample());
+        batch.write(self.tokens(), &tokens)?;
+        if self.recipe.keeps_prior() {
+            // The sum of two means, each over its half of the samples.
+            let prior = self.recipe.prior_loss_weight as f32;
+            let weight = |sample: &u64| 2.0 * if captions.is_of_class(*sample) { prior } else { 1.0 };
+            let weights: Vec<f32> = samples.iter().map(weight).collect();
+            batch.write(sample_weights(&self.recipe), &weights)?;
+        }
+        Ok(())
+    }
+
+    /// The model beneath adapters, with these.
+    pub(super) fn adapted(&self, scope: &Scope, batch: &Batch) -> Option<Scope> {
+        self.base.as_ref().map(|(params, weights)| {
+            batch.bind(BASE, weights);
+            self.recipe.adapted(Scope::frozen(batch.tape(), params, BASE), scope)
+        })
+    }
+}
