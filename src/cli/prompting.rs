@@ -7,6 +7,8 @@ use crate::data::read_whole;
 use crate::error::{Error, Result, need};
 use crate::sample::{Options, Source, Trained};
 
+/// Characters that are shown of a text that was cut.
+const SHOWN: usize = 200;
 /// Longest file of prompts that is read.
 const MOST_BYTES: u64 = 64 << 20;
 
@@ -91,7 +93,11 @@ impl Prompting {
             let told = text.texts(&prompts, &negatives, each, self.clip_skip)?;
             let most = text.config().max_position_embeddings;
             for cut in &told.cut {
-                note(&format!("warning: the model sees {most} tokens of a text, and not this part: {cut}"));
+                let mut shown: String = cut.chars().take(SHOWN).collect();
+                if shown.len() < cut.len() {
+                    shown += "...";
+                }
+                note(&format!("warning: the model sees {most} tokens of a text, and not this part: {shown}"));
             }
             if options.guidance.scale < 1.0 {
                 note("note: guidance below 1 is 1 here, the prompt alone");

@@ -34,6 +34,7 @@ mod resume;
 mod schedulers;
 mod signals;
 mod source;
+mod text_runs;
 mod text_to_image;
 mod text_training;
 mod text_unet;

@@ -1,0 +1,150 @@
+//! Text-to-image from the command line: trained from nothing, exported, drawn from, adapted, resumed.
+
+use std::fs;
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use crate::command_line::{denoir, fails};
+
+/// Runs a command that must succeed.
+fn run(at: &Path, arguments: &[&str]) {
+    let arguments = [arguments, &["--device", "cpu"]].concat();
+    let output = denoir(at, &arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A picture's levels.
+fn levels(path: &Path) -> Vec<u8> {
+    image::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).into_rgb8().into_raw()
+}
+
+/// The largest difference between two pictures, in levels of 255.
+fn apart(at: &Path, a: &str, b: &str) -> u8 {
+    let (a, b) = (levels(&at.join(a)), levels(&at.join(b)));
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(&b).map(|(a, b)| a.abs_diff(*b)).max().unwrap()
+}
+
+const QUICK: [&str; 8] =
+    ["--steps", "2", "--batch-size", "2", "--sample-every", "never", "--set", "evaluate_count=2"];
+
+/// A VAE and a text model of two steps, in `runs`, and the model as a folder of the library, `folder`.
+fn trained(at: &Path) {
+    let vae = ["--set", "vae.widths=[8,8,8]", "--set", "vae.norm_num_groups=4"];
+    run(at, &[&["train", "shapes-vae"], &QUICK[..], &vae].concat());
+    let text = [
+        "--vae",
+        "runs/shapes-vae",
+        "--set",
+        "unet.block_out_channels=[8,16]",
+        "--set",
+        "unet.norm_num_groups=4",
+        "--set",
+        "unet.zero_init=false",
+        "--set",
+        "text.num_hidden_layers=1",
+        "--set",
+        "latent_count=4",
+    ];
+    run(at, &[&["train", "shapes-text"], &QUICK[..], &text].concat());
+    let output = denoir(at, &["export", "runs/shapes-text", "folder"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_model_from_nothing_its_folder_and_its_adapters() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    trained(at);
+    // The run, and the folder that it became, draw the same.
+    let prompt = ["--prompt", "a red circle", "--steps", "3", "--seed", "5"];
+    let draw = |model: &str, more: &[&str], out: &str| {
+        run(at, &[&["sample", model], &prompt[..], more, &["--out", out]].concat());
+    };
+    draw("runs/shapes-text", &[], "run.png");
+    draw("folder", &["--guidance", "3"], "folder.png");
+    assert!(apart(at, "run.png", "folder.png") <= 1);
+    draw("folder", &["--guidance", "3", "--negative", "a blue square"], "negative.png");
+    assert!(apart(at, "folder.png", "negative.png") > 0, "a negative prompt changes nothing");
+    run(
+        at,
+        &[
+            "sample", "folder", "--prompt", "a", "--prompt", "b", "--count", "2", "--steps", "2", "--out",
+            "four",
+        ],
+    );
+    assert_eq!(fs::read_dir(at.join("four")).unwrap().count(), 4);
+    draw("folder", &["--width", "64", "--height", "32", "--save-every", "2"], "wide.png");
+    assert_eq!(image::image_dimensions(at.join("wide.png")).unwrap(), (64, 32));
+    assert!(at.join("wide.step-0002.png").is_file());
+
+    // Adapters of the folder: a small run that is drawn from, exported, and laid over the folder again.
+    let lora =
+        ["--base", "folder", "--data", "shapes", "--image-size", "32", "--set", "lora_rank=2", "--lr", "0.1"];
+    let more = ["--set", "accumulation=1", "--set", "latent_count=4", "--set", "train_text_encoder=true"];
+    let quick = ["--steps", "2", "--batch-size", "2"];
+    run(at, &[&["train", "text-to-image"], &quick[..], &lora, &more].concat());
+    let tuned = "runs/text-to-image";
+    assert!(!at.join(tuned).join("vae.safetensors").exists(), "a run of adapters holds nothing else");
+    draw(tuned, &["--guidance", "3"], "tuned.png");
+    assert!(apart(at, "folder.png", "tuned.png") > 0, "adapters change nothing");
+    assert!(denoir(at, &["export", tuned, "adapters"]).status.success());
+    let file = "adapters/pytorch_lora_weights.safetensors";
+    draw("folder", &["--guidance", "3", "--lora", file], "laid.png");
+    assert!(apart(at, "tuned.png", "laid.png") <= 1);
+    run(at, &["train", "--resume", tuned, "--steps", "3"]);
+
+    // The whole model, and a few pictures of one thing beside those of its class.
+    fs::create_dir(at.join("thing")).unwrap();
+    fs::copy(at.join("run.png"), at.join("thing/a.png")).unwrap();
+    let of = ["--base", "folder", "--data", "images:thing", "--image-size", "32", "--set", "accumulation=1"];
+    let prior = [
+        "--set",
+        "instance_prompt=a cross",
+        "--set",
+        "class_prompt=a red circle",
+        "--set",
+        "class_folder=kind",
+        "--set",
+        "class_images=2",
+        "--out",
+        "dream",
+    ];
+    run(at, &[&["train", "text-to-image"], &quick[..], &of, &prior].concat());
+    assert_eq!(fs::read_dir(at.join("kind")).unwrap().count(), 2);
+    draw("dream", &["--guidance", "3"], "dream.png");
+}
+
+#[test]
+fn what_does_not_go_together_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let tiny = crate::place::root().join("tests/golden/tiny_sd");
+    let tiny = tiny.to_str().unwrap();
+    for (arguments, status, wanted) in [
+        (
+            &["train", "text-to-image", "--set", "lora_rank=2"][..],
+            2,
+            "adapters are of a model, and none is given",
+        ),
+        (&["sample", tiny], 2, "the model draws what a text says"),
+        (&["sample", tiny, "--prompt", "a", "--width", "20"], 2, "20x16 pixels"),
+        (&["sample", tiny, "--prompts", "nowhere.txt"], 1, "cannot read nowhere.txt"),
+        (
+            &["sample", tiny, "--prompt", "a", "--negative", "b", "--negative", "c"],
+            2,
+            "2 --negative for 1 prompts",
+        ),
+        (&["sample", tiny, "--prompt", "a", "--clip-skip", "9"], 2, "--clip-skip 9 of 2 layers"),
+        (&["sample", tiny, "--prompt", "a", "--image", "nowhere.png"], 1, "nowhere.png cannot be read"),
+    ] {
+        fails(at, &[arguments, &["--device", "cpu"]].concat(), status, &[wanted]);
+    }
+    // A prompt of a million characters is cut, with a warning.
+    fs::write(at.join("long.txt"), format!("{}\n", "red \u{7} ".repeat(150_000))).unwrap();
+    let output = denoir(at, &["sample", tiny, "--prompts", "long.txt", "--steps", "1", "--device", "cpu"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("warning: the model sees 77 tokens"), "{said}");
+    assert!(said.len() < 4000, "{} bytes of warnings", said.len());
+}
