@@ -1,8 +1,8 @@
 //! A model asked for its predictions, without a sampler.
 
 use super::{Condition, Source};
-use crate::diffusion::{Told, seen_by_model};
-use crate::error::Result;
+use crate::diffusion::seen_by_model;
+use crate::error::{Result, need};
 use crate::nn::{self, Scope};
 use crate::ops::arithmetic::affine;
 use crate::ops::concat::split;
@@ -40,6 +40,8 @@ impl Source<'_> {
     }
 
     fn recorded(&self, most: usize, differentiable: bool) -> Result<Predictor> {
+        let hint = "draw with `denoir sample RUN --prompt TEXT`";
+        need(self.recipe.text_width() == 0, "the model sees texts, and this command gives it none", hint)?;
         let denoiser = &self.denoiser;
         let ([h, w, c], labels) = (denoiser.shape, denoiser.labels);
         let record = |batch: usize| {
@@ -62,10 +64,7 @@ impl Source<'_> {
             });
             let told = condition.as_ref().map(|(condition, has_holes)| (condition, *has_holes));
             let seen = seen_by_model(&x, own.as_ref(), told);
-            let text = (denoiser.texts.as_ref())
-                .map(|texts| tape.stored("text", 0, [batch, texts.shape[0], texts.shape[1]]));
-            let told = Told { labels: classes.as_ref(), text: text.as_ref() };
-            let mut out = (denoiser.model)(&scope, &seen, &t, told);
+            let mut out = (denoiser.model)(&scope, &seen, &t, classes.as_ref().into());
             if !differentiable {
                 return (Plan::new(&tape, &[&out], &denoiser.device), (batch, out, None));
             }

@@ -7,7 +7,7 @@ use super::{ClassifierGuide, Condition, Denoiser, Given, Latents, Options, Sampl
 use crate::classifier::Classifier;
 use crate::codec::Codec;
 use crate::data::quality::psnr;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, need};
 use crate::models::unet::Class;
 use crate::recipe::{Recipe, System};
 
@@ -210,11 +210,21 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// An error if the model sees texts, and there are none.
+    pub(super) fn check_told(&self) -> Result<()> {
+        need(
+            self.recipe.text_width() == 0 || self.denoiser.texts.is_some(),
+            "the model draws what a text says, and this command gives it none",
+            "draw with `denoir sample RUN --prompt TEXT`",
+        )
+    }
+
     /// The model as samplers see it.
     ///
     /// # Errors
     /// When it does not know a timestep of the options, or takes an embedding for a class.
     fn denoiser(&self, options: &Options) -> Result<&Denoiser<'a>> {
+        self.check_told()?;
         self.recipe.check_times(&options.plan()?.timesteps())?;
         if let Class::Embedding(width) = self.recipe.class() {
             return Err(Error::usage(format!(
