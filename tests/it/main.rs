@@ -34,6 +34,7 @@ mod resume;
 mod schedulers;
 mod signals;
 mod source;
+mod text_files;
 mod text_to_image;
 mod text_unet;
 mod training;
