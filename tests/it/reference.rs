@@ -57,6 +57,10 @@ impl Golden {
                     .iter()
                     .map(|&v| f64::from(v))
                     .collect(),
+                Dtype::F16 => bytemuck::pod_collect_to_vec::<u8, u16>(view.data())
+                    .iter()
+                    .map(|&v| half_to_f64(v))
+                    .collect(),
                 Dtype::I32 => bytemuck::pod_collect_to_vec::<u8, i32>(view.data())
                     .iter()
                     .map(|&v| f64::from(v))
@@ -66,7 +70,9 @@ impl Golden {
             (name, (view.shape().to_vec(), values))
         });
         let metadata = header.metadata().clone().unwrap_or_default();
-        let parse = |(k, v): (String, String)| (k, serde_json::from_str(&v).unwrap());
+        // Python writes infinity, which is no JSON.
+        let json = |text: String| serde_json::from_str(&text.replace(": -Infinity", ": \"-inf\"")).unwrap();
+        let parse = |(k, v): (String, String)| (k, json(v));
         Golden { tensors: tensors.collect(), metadata: metadata.into_iter().map(parse).collect() }
     }
 
@@ -96,6 +102,18 @@ impl Golden {
         }
         ([n, h, w, c], out)
     }
+}
+
+/// A half as its bits.
+fn half_to_f64(bits: u16) -> f64 {
+    let (sign, exponent, fraction) =
+        (bits >> 15, i32::from(bits >> 10 & 31), f64::from(bits & 1023) / 1024.0);
+    let size = match exponent {
+        0 => fraction * 2.0_f64.powi(-14),
+        31 => panic!("a half that is no number"),
+        _ => (1.0 + fraction) * 2.0_f64.powi(exponent - 15),
+    };
+    if sign == 1 { -size } else { size }
 }
 
 pub fn norm(values: impl Iterator<Item = f64>) -> f64 {
