@@ -99,8 +99,8 @@ impl Codec {
         Ok(Codec { fingerprint: fingerprint(values), ..codec })
     }
 
-    /// The VAE that `path` means: a VAE's run or checkpoint, a latent diffusion run, which holds one, a folder
-    /// of the diffusers library, or one file of Stable Diffusion.
+    /// The VAE that `path` means: a VAE's run or checkpoint, a latent diffusion run, which holds one, a
+    /// folder of the diffusers library, or one file of Stable Diffusion.
     ///
     /// # Errors
     /// When there is none, it is damaged, or does not fit into memory.

@@ -186,8 +186,8 @@ impl Tokenizer {
         Ok(id)
     }
 
-    /// Adds the word of a textual inversion, its first token, which then stands for all of them: the library's
-    /// pipelines put these into the prompt. Returns the id of the first; the others follow it.
+    /// Adds the word of a textual inversion, its first token, which then stands for all of them: the
+    /// library's pipelines put these into the prompt. Returns the id of the first; the others follow it.
     ///
     /// # Errors
     /// As [`Tokenizer::add_token`].

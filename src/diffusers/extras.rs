@@ -56,13 +56,18 @@ impl Extras {
     }
 
     /// Changes a model of this recipe: `values`, its parameters, flat, and its text encoder, whether or not
-    /// that is among them.
+    /// that is among them. Returns remarks for the user.
     ///
     /// # Errors
     /// When the model sees no texts, or a file cannot be read or is for another model.
-    pub(crate) fn apply(&self, recipe: &Recipe, values: &mut [f32], text: Option<&mut Text>) -> Result<()> {
+    pub(crate) fn apply(
+        &self,
+        recipe: &Recipe,
+        values: &mut [f32],
+        text: Option<&mut Text>,
+    ) -> Result<Vec<String>> {
         if self.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let Some(text) = text else {
             return Err(Error::usage("the model sees no text").hint("leave --lora and --embedding out"));
@@ -86,10 +91,44 @@ impl Extras {
                 }
             }
         }
+        let mut remarks = Vec::new();
         for path in &self.embeddings {
             let word = inversion::read(&Weights::open(path)?, text.encoder.config.hidden_size)?;
             text.add_word(&word).map_err(|e| e.within(path.display()))?;
+            remarks.push(format!("{} is {} in prompts", path.display(), word.token));
         }
-        Ok(())
+        Ok(remarks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::Init;
+
+    /// Three channels in, two out, of one and two pixels: in the order of memory, W(tap, in, out).
+    #[test]
+    fn products_are_added_in_the_layout_of_the_weight() {
+        let b = vec![1.0, 10.0, 0.0, 2.0];
+        let spec = |shape: crate::tensor::Shape, layout| {
+            let (name, init) = ("w".to_owned(), Init::Zeros);
+            Spec { name, shape, layout, init, first: 1, state: None }
+        };
+        let adapter = |shape: Vec<usize>, a: Vec<f32>| {
+            let (part, layer) = (Part::Unet, "w".to_owned());
+            Adapter { part, layer, shape, rank: 2, scale: 2.0, a, b: b.clone() }
+        };
+        // B A = [[11, 22, 33], [2, 4, 6]]; the first number of the store is another's.
+        let linear = adapter(vec![2, 3], vec![1.0, 2.0, 3.0, 1.0, 2.0, 3.0]);
+        let mut values = vec![7.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
+        assert!(fuse(&mut values, &spec([3, 2].into(), Layout::Linear), &linear, 0.5));
+        assert_eq!(values, [7.0, 12.0, 3.0, 23.0, 5.0, 34.0, 7.0]);
+        // A(rank, in, 1, tap): B A = [[[51, 62], [73, 84]], [[10, 12], [14, 16]]].
+        let conv = adapter(vec![2, 2, 1, 2], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+        let mut values = vec![0.0; 9];
+        let of_conv = spec([1, 2, 2, 2].into(), Layout::Conv);
+        assert!(fuse(&mut values, &of_conv, &conv, 0.5));
+        assert_eq!(values, [0.0, 51.0, 10.0, 73.0, 14.0, 62.0, 12.0, 84.0, 16.0]);
+        assert!(!fuse(&mut values, &of_conv, &conv, f32::MAX));
     }
 }

@@ -85,6 +85,7 @@ impl<'a> Opened<'a> {
             shape: &entry.shape,
         });
         flat_weights(&self.weights, params, held, "a Stable Diffusion model")
+            .map_err(|e| e.hint("get the file again from where it came from"))
     }
 
     /// A component of this configuration, as the library writes it.
@@ -131,7 +132,9 @@ impl<'a> Opened<'a> {
             (None, Layout::Sd1) => Ok(Prediction::Epsilon),
             (None, Layout::Sd2) => {
                 let shown = self.path.display();
-                let message = format!("{shown} is Stable Diffusion 2, which predicts the noise or v, untold");
+                let message = format!(
+                    "{shown}: Stable Diffusion 2 predicts the noise or v, and the file does not say which"
+                );
                 Err(Error::usage(message).hint(
                     "say --prediction v_prediction (that of 768 pixels) or --prediction epsilon (the others)",
                 ))

@@ -154,7 +154,10 @@ pub fn open(path: &Path) -> Result<Folder> {
         (Model::UNet(unet), ..) if unet.sees_text() => {
             return Err(wrong(&index, "its unet sees texts, and it has no text_encoder and tokenizer"));
         }
-        _ => None,
+        (_, None, None) => None,
+        _ => {
+            return Err(wrong(&index, "its text_encoder and tokenizer are of no use: its unet sees no texts"));
+        }
     };
     let codec = codec.map(|codec| read_config(&codec, &mut remarks)).transpose()?;
     let mut folder = Folder::of(&origin, codec.as_ref(), &sampler, text, remarks)?;

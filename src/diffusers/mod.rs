@@ -1,4 +1,5 @@
-//! Folders of the diffusers library: read as recipes and weights, and written.
+//! Folders of the diffusers library: read as recipes and weights, and written. Files of Stable Diffusion,
+//! read as such folders; adapters and words, laid over them.
 
 mod component;
 pub mod config;

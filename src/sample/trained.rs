@@ -102,9 +102,9 @@ impl Trained {
             }
             _ => None,
         };
-        extras.apply(&recipe, &mut values, text.as_mut())?;
+        let remarks = extras.apply(&recipe, &mut values, text.as_mut())?;
         let text = text.map(|text| TextModel::of_folder(text, device)).transpose()?;
-        let mut trained = Trained::with(recipe, &values, (codec, text), Vec::new(), device)?;
+        let mut trained = Trained::with(recipe, &values, (codec, text), remarks, device)?;
         if let Some(tokenizer) = tokenizer.filter(|_| !beside) {
             let (params, weights) = (Rc::clone(&trained.params), trained.weights.clone());
             let config = &trained.recipe.text;
@@ -150,7 +150,8 @@ impl Trained {
     /// A pipeline, or a bare model, of the diffusers library.
     fn of_folder(path: &Path, mut folder: Folder, extras: &Extras, device: &Device) -> Result<Trained> {
         check_diffuses(path, &folder.model.recipe)?;
-        extras.apply(&folder.model.recipe, &mut folder.model.weights, folder.text.as_mut())?;
+        let (recipe, weights) = (&folder.model.recipe, &mut folder.model.weights);
+        folder.remarks.extend(extras.apply(recipe, weights, folder.text.as_mut())?);
         let codec = folder.vae.as_ref().map(|vae| Codec::of_component(vae, device)).transpose()?;
         let text = folder.text.map(|text| TextModel::of_folder(text, device)).transpose()?;
         Trained::with(folder.model.recipe, &folder.model.weights, (codec, text), folder.remarks, device)
@@ -171,7 +172,7 @@ impl Trained {
         Ok(Trained { device: device.clone(), model, recipe, params, weights, codec, text, remarks })
     }
 
-    /// Remarks for the user about what it was read from.
+    /// Remarks for the user about what it was read from, and what was laid over it.
     pub fn remarks(&self) -> &[String] {
         &self.remarks
     }

@@ -357,7 +357,7 @@ fn folders_that_cannot_be_used() {
     );
     with(unet, "time_embedding_type", json!("learned"), &["unet.num_train_timesteps is 0"]);
     with(unet, "class_embed_type", json!("timestep"), &["missing: class_embedding.linear_1"]);
-    with(unet, "_class_name", json!("UNet2DConditionModel"), &["UNet2DConditionModel"]);
+    with(unet, "_class_name", json!("UNet2DConditionModel"), &["its unet sees texts, and it has no"]);
     with(unet, "sample_size", Value::Null, &["has no sample_size"]);
     with(unet, "sample_size", json!(1_u64 << 40), &["image_size is 1099511627776"]);
     with(unet, "block_out_channels", json!([1_u64 << 40, 8]), &["widths must be from 1 to 16384"]);

@@ -35,6 +35,7 @@ mod schedulers;
 mod signals;
 mod source;
 mod text_runs;
+mod text_files;
 mod text_to_image;
 mod text_training;
 mod text_unet;

@@ -1,6 +1,7 @@
 //! Stable Diffusion's pipelines: a folder of the library, drawn from as the library draws.
 
 use denoir::device::Device;
+use denoir::diffusers::{Extras, Unsaid};
 use denoir::diffusion::Scheduler;
 use denoir::recipe::Rng;
 use denoir::sample::{Guidance, Options, Trained};
@@ -68,13 +69,22 @@ fn pictures_are_those_of_the_library() {
         let tolerance = if matches!(device, Device::Cpu(_)) { 1e-5 } else { 1e-4 };
         let trained = Trained::open(&folder, &device).unwrap();
         for (name, case) in golden.metadata["cases"].as_object().unwrap() {
-            // Generators of their own for each image, files that are resized, and adapters are tested elsewhere.
-            let elsewhere = ["seeds", "lora", "picture"].iter().any(|key| case.get(key).is_some());
+            // Generators of their own for each image, and files that are resized, are tested elsewhere.
+            let elsewhere = ["seeds", "picture"].iter().any(|key| case.get(key).is_some());
             if elsewhere {
                 continue;
             }
             let wanted = golden.nhwc(&format!("{name}/image")).1;
-            let got = drawn(&trained, &golden, case);
+            let got = match case.get("lora").and_then(Value::as_f64) {
+                Some(scale) => {
+                    let adapters = (root().join("tests/golden/tiny_sd_lora.safetensors"), scale as f32);
+                    let extras = Extras { loras: vec![adapters], ..Extras::default() };
+                    let adapted =
+                        Trained::open_with(&folder, &Unsaid::default(), &extras, &device).unwrap();
+                    drawn(&adapted, &golden, case)
+                }
+                None => drawn(&trained, &golden, case),
+            };
             assert_eq!(got.len(), wanted.len(), "{name}");
             let apart = got.iter().zip(to_f32(&wanted)).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
             eprintln!("{name} on {}: {apart:.1e}", device.describe());
