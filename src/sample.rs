@@ -2,6 +2,7 @@
 //! back.
 
 mod begin;
+mod beginning;
 mod condition;
 mod denoiser;
 mod guide;
@@ -10,13 +11,13 @@ mod options;
 mod predictor;
 mod source;
 mod step;
-mod texts;
 mod told;
 mod trained;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
+pub use crate::text_model::Texts;
 pub use begin::{Begin, Latents};
 pub use condition::{Condition, Given};
 pub(crate) use denoiser::operations;
@@ -26,7 +27,6 @@ pub use predictor::Predictor;
 pub use source::Source;
 pub(crate) use source::batch_of;
 use step::{record_step, slots_of};
-pub use texts::Texts;
 pub use trained::Trained;
 
 use crate::device::{Buffer, Device};

@@ -156,7 +156,10 @@ pub fn open(path: &Path) -> Result<Folder> {
         }
         (_, None, None) => None,
         _ => {
-            return Err(wrong(&index, "its text_encoder and tokenizer are of no use: its unet sees no texts"));
+            return Err(wrong(
+                &index,
+                "its text_encoder and tokenizer are of no use: its unet sees no texts",
+            ));
         }
     };
     let codec = codec.map(|codec| read_config(&codec, &mut remarks)).transpose()?;

@@ -15,6 +15,7 @@ mod transformer;
 pub mod unet;
 mod unet_config;
 pub(crate) mod unet_order;
+mod unet_time;
 pub mod vae;
 mod vae_config;
 

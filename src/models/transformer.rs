@@ -2,9 +2,7 @@
 //! arXiv:2112.10752, section 3.3), with the parameter names of the diffusers library's
 //! `Transformer2DModel`.
 
-use super::options::{DownBlock, UpBlock, WIDEST_HEAD};
 use super::unet_config::UNetConfig;
-use crate::error::{Result, need};
 use crate::nn::{Init, Layout, Scope, attention_between, group_norm, layer_norm, linear};
 use crate::ops::activation::{Activation, activation};
 use crate::ops::arithmetic::{add, mul};
@@ -88,46 +86,4 @@ impl Transformer {
         let out = linear(&forward.sub("net.2"), &hidden, c);
         s.label(|| add(&out, &x))
     }
-}
-
-/// Checks the options of the transformers of a net.
-pub(super) fn validate(config: &UNetConfig) -> Result<()> {
-    let widths = &config.block_out_channels;
-    let levels = widths.len();
-    let texts = config.cross_attention_dim.of("unet.cross_attention_dim", levels)?;
-    let heads = config.transformer_heads.of("unet.transformer_heads", levels)?;
-    let depths = config.transformer_layers_per_block.of("unet.transformer_layers_per_block", levels)?;
-    config.only_cross_attention.of("unet.only_cross_attention", levels)?;
-    let has = |level: usize| {
-        config.down_block_types[level] == DownBlock::CrossAttention
-            || config.up_block_types[levels - 1 - level] == UpBlock::CrossAttention
-            || level + 1 == levels && config.sees_text() && config.mid_block && config.add_attention
-    };
-    let seen: Vec<usize> = (0..levels).filter(|&level| has(level)).collect();
-    let Some(&first) = seen.first() else {
-        return need(
-            !config.sees_text(),
-            "unet.cross_attention_dim is above 0, and no block of the net sees a text",
-            "name CrossAttnDownBlock2D among unet.down_block_types, or set it to 0",
-        );
-    };
-    let own = config.down_block_types.contains(&DownBlock::Attention)
-        || config.up_block_types.contains(&UpBlock::Attention);
-    let hint = "choose CrossAttnDownBlock2D and CrossAttnUpBlock2D instead";
-    need(!own, "a net that sees a text has AttnDownBlock2D or AttnUpBlock2D blocks", hint)?;
-    for level in seen {
-        let (c, text, heads, depth) = (widths[level], texts[level], heads[level], depths[level]);
-        need(
-            (1..=65_536).contains(&text) && text == texts[first],
-            format!("unet.cross_attention_dim is {text} at level {level} and {} at another", texts[first]),
-            "all levels see one text: give its width, from 1 to 65536",
-        )?;
-        let fits = heads > 0 && c.is_multiple_of(heads) && c / heads <= WIDEST_HEAD;
-        let message = format!("unet.transformer_heads is {heads} for a level of {c} channels");
-        need(fits, message, format!("choose a divisor, with heads of at most {WIDEST_HEAD} channels"))?;
-        let message = format!("unet.transformer_layers_per_block is {depth}");
-        need((1..=64).contains(&depth), message, "it must be from 1 to 64")?;
-    }
-    let hid = config.encoder_hid_dim;
-    need(hid <= 65_536, format!("unet.encoder_hid_dim is {hid}"), "it must be at most 65536")
 }

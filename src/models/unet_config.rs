@@ -4,7 +4,6 @@ use super::options::{
     ActFn, Class, ClassEmbedding, DownBlock, Levels, Resampling, TimeEmbedding, TimeScaleShift, UpBlock,
     WIDEST_HEAD, config, need_halvings, need_range,
 };
-use super::transformer;
 use crate::error::{Result, need};
 
 config! {
@@ -255,7 +254,7 @@ impl UNetConfig {
             let positive = value > 0.0 && value.is_finite();
             need(positive, format!("unet.{key} is {value}"), "it must be above 0")?;
         }
-        transformer::validate(self)?;
+        validate_transformers(self)?;
         // A net that sees a text takes images of any size, as the library's does.
         let halvings = if self.sees_text() { 0 } else { levels - 1 };
         need_halvings([h, w], halvings, "levels in unet.block_out_channels")
@@ -288,6 +287,48 @@ impl UNetConfig {
             && self.block_out_channels.contains(&groups);
         cancelled.then(|| cancels("level", groups))
     }
+}
+
+/// Checks the options of the transformers of a net.
+fn validate_transformers(config: &UNetConfig) -> Result<()> {
+    let widths = &config.block_out_channels;
+    let levels = widths.len();
+    let texts = config.cross_attention_dim.of("unet.cross_attention_dim", levels)?;
+    let heads = config.transformer_heads.of("unet.transformer_heads", levels)?;
+    let depths = config.transformer_layers_per_block.of("unet.transformer_layers_per_block", levels)?;
+    config.only_cross_attention.of("unet.only_cross_attention", levels)?;
+    let has = |level: usize| {
+        config.down_block_types[level] == DownBlock::CrossAttention
+            || config.up_block_types[levels - 1 - level] == UpBlock::CrossAttention
+            || level + 1 == levels && config.sees_text() && config.mid_block && config.add_attention
+    };
+    let seen: Vec<usize> = (0..levels).filter(|&level| has(level)).collect();
+    let Some(&first) = seen.first() else {
+        return need(
+            !config.sees_text(),
+            "unet.cross_attention_dim is above 0, and no block of the net sees a text",
+            "name CrossAttnDownBlock2D among unet.down_block_types, or set it to 0",
+        );
+    };
+    let own = config.down_block_types.contains(&DownBlock::Attention)
+        || config.up_block_types.contains(&UpBlock::Attention);
+    let hint = "choose CrossAttnDownBlock2D and CrossAttnUpBlock2D instead";
+    need(!own, "a net that sees a text has AttnDownBlock2D or AttnUpBlock2D blocks", hint)?;
+    for level in seen {
+        let (c, text, heads, depth) = (widths[level], texts[level], heads[level], depths[level]);
+        need(
+            (1..=65_536).contains(&text) && text == texts[first],
+            format!("unet.cross_attention_dim is {text} at level {level} and {} at another", texts[first]),
+            "all levels see one text: give its width, from 1 to 65536",
+        )?;
+        let fits = heads > 0 && c.is_multiple_of(heads) && c / heads <= WIDEST_HEAD;
+        let message = format!("unet.transformer_heads is {heads} for a level of {c} channels");
+        need(fits, message, format!("choose a divisor, with heads of at most {WIDEST_HEAD} channels"))?;
+        let message = format!("unet.transformer_layers_per_block is {depth}");
+        need((1..=64).contains(&depth), message, "it must be from 1 to 64")?;
+    }
+    let hid = config.encoder_hid_dim;
+    need(hid <= 65_536, format!("unet.encoder_hid_dim is {hid}"), "it must be at most 65536")
 }
 
 /// A warning of a part of a net whose channels are norm groups.

@@ -1,5 +1,6 @@
 //! The texts of training: the captions of images, as tokens.
 
+use super::batch::Input;
 use crate::data::{Captions, Dataset, is_of_class, shapes};
 use crate::error::{Error, Result};
 use crate::names::path_of;
@@ -21,6 +22,11 @@ pub(super) fn tokenizer_of(recipe: &Recipe) -> Result<Tokenizer> {
         }
         folder => Tokenizer::open(&path_of(folder)),
     }
+}
+
+/// Weights of a step's samples, of which some are pictures of a class.
+pub(super) fn sample_weights(recipe: &Recipe) -> Input<f32, 2> {
+    Input::new("sample_weights", [recipe.batch_size, 1])
 }
 
 /// The captions of a data set and what turns them into tokens.

@@ -1,7 +1,7 @@
 //! The loss of a diffusion model: which timesteps are drawn, what is predicted, and how its error counts.
 
 use super::batch::{Batch, Loss};
-use super::texts::sample_weights;
+use super::captions::sample_weights;
 use crate::diffusion::{LossWeight, NoiseLevel, TimestepSampling, Weighting, cumulative, in_holes};
 use crate::ops::arithmetic::{add, affine, mul};
 use crate::ops::concat::split;

@@ -1,22 +1,18 @@
 //! The texts of a training step, and the frozen models that it reads.
 
 use super::batch::{Batch, BatchWriter, Input};
+use super::captions::sample_weights;
 use super::objective::Objective;
 use crate::error::Result;
 use crate::models::clip::clip_text;
 use crate::nn::Scope;
-use crate::recipe::{Recipe, TEXT_MODULE};
+use crate::recipe::TEXT_MODULE;
 use crate::tape::Tensor;
 
 /// Store of the weights of a diffusion model that only its adapters are trained of.
 const BASE: &str = "base";
 /// Store of the weights of a text encoder that is not trained.
 const TEXT: &str = "text encoder";
-/// Weights of a step's samples, of which some are pictures of a class.
-pub(super) fn sample_weights(recipe: &Recipe) -> Input<f32, 2> {
-    Input::new("sample_weights", [recipe.batch_size, 1])
-}
-
 impl Objective {
     /// Tokens of a step's captions.
     fn tokens(&self) -> Input<u32, 2> {

@@ -79,8 +79,7 @@ fn pictures_are_those_of_the_library() {
                 Some(scale) => {
                     let adapters = (root().join("tests/golden/tiny_sd_lora.safetensors"), scale as f32);
                     let extras = Extras { loras: vec![adapters], ..Extras::default() };
-                    let adapted =
-                        Trained::open_with(&folder, &Unsaid::default(), &extras, &device).unwrap();
+                    let adapted = Trained::open_with(&folder, &Unsaid::default(), &extras, &device).unwrap();
                     drawn(&adapted, &golden, case)
                 }
                 None => drawn(&trained, &golden, case),

@@ -1,3 +1,5 @@
+//! Drawn shapes against their captions, and what every word of the grammar is to a tokenizer.
+
 use std::collections::HashSet;
 
 use super::super::{open, tests::options};
