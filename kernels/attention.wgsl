@@ -7,8 +7,8 @@
 //
 //   q, y, dq, dy [N,T,heads*D]    k, v, dk, dv [N,S,heads*D]    lse, delta [N,heads,T]    D a multiple of 4
 //
-// All sums go over all of the other side, or in the causal form (T = S) over pairs with j <= t alone; turns in
-// which no row of a workgroup has such a pair are left out.
+// All sums go over all of the other side, or in the causal form (T = S) over pairs with j <= t alone; turns
+// in which no row of a workgroup has such a pair are left out.
 //
 // LANES threads share a row (a query; a key in backward_kv), each with QUADS vec4 of its channels in
 // registers, and loop over the rows of the other side four at a time. Other head widths are padded with

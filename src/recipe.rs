@@ -50,7 +50,8 @@ config! {
         pub system: System = System::Ddpm,
         /// The network of a diffusion model: unet, dit or conv.
         pub model: Backbone = Backbone::Unet,
-        /// A SPEC: digits, faces, shapes, mnist:DIR, cifar10:DIR, images:DIR, parquet:DIR, pairs:A,B or maps:A,B.
+        /// A SPEC: digits, faces, shapes, mnist:DIR, cifar10:DIR, images:DIR, parquet:DIR, pairs:A,B or
+        /// maps:A,B.
         pub data: String = "digits".to_owned(),
         /// Side of the images in pixels.
         pub image_size: usize = 32,
@@ -113,8 +114,8 @@ config! {
         /// model's table: without them there is no guidance.
         pub label_dropout: f64 = 0.0,
 
-        /// The tokenizer of a model that is trained from nothing: bytes, which has no words; shapes, which has
-        /// those of the data shapes; or a folder with one. A run keeps a copy.
+        /// The tokenizer of a model that is trained from nothing: bytes, which has no words; shapes, which
+        /// has those of the data shapes; or a folder with one. A run keeps a copy.
         pub tokenizer: String = "bytes".to_owned(),
         /// How many captions, of 1, training replaces by an empty one, which guidance leads away from.
         pub caption_dropout: f64 = 0.0,
@@ -125,10 +126,9 @@ config! {
         pub lora_rank: usize = 0,
         /// What adapters add is multiplied by this over their rank; 0: by 1.
         pub lora_alpha: f64 = 0.0,
-        /// The caption of all pictures, which are instances of one thing: DreamBooth. Empty: they have their own.
+        /// The caption of all pictures, instances of one thing (DreamBooth); empty: they have their own.
         pub instance_prompt: String = String::new(),
-        /// The caption of pictures of the thing's class, which keep the model from forgetting it; empty: there
-        /// are none.
+        /// The caption of pictures of the thing's class, which keep the model from forgetting it.
         pub class_prompt: String = String::new(),
         /// Folder of these; the model of --base draws as many as are missing.
         pub class_folder: String = String::new(),

@@ -114,6 +114,13 @@ struct TorchNoise {
 }
 
 impl TorchNoise {
+    /// The next noise of `count` samples alone, `[count, H, W, C]`.
+    fn draw_of(&mut self, count: usize) -> Vec<f32> {
+        let mut all = vec![0.0; count * self.shape.iter().product::<usize>()];
+        self.generator.fill_normal(&mut all);
+        transposed(&all, self.shape, true)
+    }
+
     /// The next noise of `batch` samples from `first` on, `[batch, H, W, C]`; drawn as `[whole, C, H, W]`.
     fn draw(&mut self, first: usize, batch: usize) -> Vec<f32> {
         let size = self.shape.iter().product::<usize>();
@@ -159,7 +166,11 @@ impl Sampler {
         let guided = denoiser.guide.is_some();
         guidance.check(denoiser)?;
         let condition = denoiser.condition.clone();
-        condition.as_ref().map_or(Ok(()), Condition::check_given)?;
+        // What a model that fills holes of latents sees is known when samples begin.
+        let fills = denoiser.begin.as_ref().is_some_and(|begin| begin.masked.is_some());
+        if let Some(condition) = condition.as_ref().filter(|_| !fills) {
+            condition.check_given()?;
+        }
         let guides = guidance.takes_both() && plan.steps.iter().any(|step| guidance.holds(step));
         let network = denoiser.network();
         let (tape, x) = record_step(&network, &plan, slots, batch, guides.then_some(&guidance));

@@ -1,6 +1,8 @@
 //! A text encoder at work: prompts to what a diffusion model sees of them.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::rc::Rc;
 
 use crate::device::{Buffer, Device};
@@ -133,7 +135,8 @@ impl TextModel {
         Ok(all)
     }
 
-    /// The texts of `prompts`, each of `each` samples, against `negatives`, one for each prompt or one for all.
+    /// The texts of `prompts`, each of `each` samples, against `negatives`, one for each prompt or one for
+    /// all.
     ///
     /// # Errors
     /// As [`TextModel::embed`].
@@ -146,20 +149,20 @@ impl TextModel {
         let mut cut = Vec::new();
         let mut ids = Vec::new();
         // A text that many samples share is embedded once.
-        let mut known: Vec<&String> = Vec::new();
+        let mut known: HashMap<&String, usize> = HashMap::new();
         for text in prompts.iter().chain(negatives) {
-            if !known.contains(&text) {
+            let next = known.len();
+            if let Entry::Vacant(new) = known.entry(text) {
                 let prompt = self.tokenizer.prompt(text, tokens);
                 cut.extend(prompt.cut);
                 ids.extend(prompt.ids);
-                known.push(text);
+                new.insert(next);
             }
         }
         let all = self.embed(&ids, tokens, skip)?;
         let size = tokens * self.config.hidden_size;
         let of = |texts: &mut dyn Iterator<Item = &String>| -> Vec<f32> {
-            let place = |text: &String| known.iter().position(|k| *k == text).unwrap_or_default();
-            texts.flat_map(|text| &all[place(text) * size..][..size]).copied().collect()
+            texts.flat_map(|text| &all[known[text] * size..][..size]).copied().collect()
         };
         let texts = Texts {
             shape: [tokens, self.config.hidden_size],

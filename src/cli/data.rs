@@ -14,7 +14,8 @@ use crate::run::save_png;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// digits, faces, shapes, mnist:DIR, cifar10:DIR, images:DIR, parquet:FILE, parquet:DIR, pairs:A,B or maps:A,B
+    /// digits, faces, shapes, mnist:DIR, cifar10:DIR, images:DIR, parquet:FILE, parquet:DIR, pairs:A,B or
+    /// maps:A,B
     #[arg(value_parser = any_text())]
     spec: String,
     /// How many images to look at: a random choice over all of the data

@@ -34,11 +34,12 @@ impl Target {
         print(&format!("{}\n", self.out.display()))
     }
 
-    /// Writes what samples look like after `step` steps, beside the picture or in the folder.
-    pub fn write_preview(&self, images: &[f32], image: [usize; 3], step: usize) -> Result<()> {
+    /// Writes what the samples of a batch look like after `step` steps, beside the picture or in the folder.
+    pub fn write_preview(&self, images: &[f32], image: [usize; 3], [batch, step]: [usize; 2]) -> Result<()> {
+        let of = if batch > 1 { format!("-{batch}") } else { String::new() };
         let path = match self.is_picture {
-            true => self.out.with_extension(format!("step-{step:04}.png")),
-            false => self.out.join(format!("step-{step:04}.png")),
+            true => self.out.with_extension(format!("step-{step:04}{of}.png")),
+            false => self.out.join(format!("step-{step:04}{of}.png")),
         };
         match images.len() == image.iter().product::<usize>() {
             true => save_png(&path, &picture(images, image)),

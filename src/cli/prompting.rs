@@ -78,6 +78,8 @@ impl Prompting {
         if let Some(text) = trained.text() {
             let shown = "give --prompt \"a text\", or --prompts FILE";
             need(!prompts.is_empty(), "the model draws what a text says", shown)?;
+            let message = format!("{} prompts of {each} samples each", prompts.len());
+            need(prompts.len().saturating_mul(each) <= 100_000, message, "draw at most 100000 at a time")?;
             let negatives = match self.negative.len() {
                 0 => vec![String::new()],
                 1 => self.negative.clone(),

@@ -99,10 +99,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     note(&format!("{count} samples{of_class}, {} steps, on {}", options.steps, device.describe()));
     let progress = bar(source.work(&options, count)?, "sampling {bar:30} {percent}% {eta} left");
     let mut step = ticks(&progress);
+    let mut batches = 0;
     let watch = |row: usize, sampler: &Sampler| {
+        batches += usize::from(row == 0);
         if prompting.save_every.is_some_and(|every| (row + 1).is_multiple_of(every)) {
             let images = source.images_of(sampler.predicted()?)?;
-            out.write_preview(&images, source.image(), row + 1)?;
+            out.write_preview(&images, source.image(), [batches, row + 1])?;
         }
         step()
     };

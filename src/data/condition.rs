@@ -29,8 +29,8 @@ pub enum ConditionKind {
     Mask,
     /// The picture that stands beside it in the data.
     Pair,
-    /// Of latents: a mask, 1 where they are made anew, and the latents of the image with zeros there, as Stable
-    /// Diffusion's models for inpainting see them. Such models are drawn from, not trained.
+    /// Of latents: a mask, 1 where they are made anew, and the latents of the image with zeros there, as
+    /// Stable Diffusion's models for inpainting see them. Such models are drawn from, not trained.
     MaskedLatents,
     /// The classes of its pixels, of a picture that stands beside it: a channel for each class, 1 where the
     /// pixel is of it. Grey level 255 is of none.

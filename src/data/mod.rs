@@ -2,7 +2,8 @@
 //!
 //! Reading order: this file (the trait and `open`), `loader` (which sample comes when), `condition` (what a
 //! model is told of a picture), `captions`, then one file a source: `idx` and `cifar` (kept in memory by
-//! `in_memory`), `folder`, `pairs` (two of them) and `parquet`, and the generated `digits`, `faces` and `shapes`.
+//! `in_memory`), `folder`, `pairs` (two of them) and `parquet`, and the generated `digits`, `faces` and
+//! `shapes`.
 
 mod canvas;
 mod captions;
@@ -224,9 +225,9 @@ pub enum Values<'a> {
     Numbers(&'a [f32]),
 }
 
-/// Opens the data set that `spec` names: `digits`, `faces`, `shapes`, `mnist:DIR`, `cifar10:DIR`, `images:DIR`,
-/// `parquet:FILE` or `parquet:DIR`, or `pairs:A,B`: the images of folder B, each with the one of the same
-/// name in folder A beside it; or as `maps:A,B`, whose grey levels in A are numbers of classes.
+/// Opens the data set that `spec` names: `digits`, `faces`, `shapes`, `mnist:DIR`, `cifar10:DIR`,
+/// `images:DIR`, `parquet:FILE` or `parquet:DIR`, or `pairs:A,B`: the images of folder B, each with the one
+/// of the same name in folder A beside it; or as `maps:A,B`, whose grey levels in A are numbers of classes.
 ///
 /// # Errors
 /// An unknown spec, options that do not fit it, files that are missing, cut short or of a wrong kind.
@@ -259,7 +260,8 @@ pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
         _ => Err(Error::usage(format!("unknown data `{spec}`")).hint(if Path::new(spec).is_dir() {
             format!("for a folder of images write `images:{spec}`")
         } else {
-            "use digits, faces, shapes, mnist:DIR, cifar10:DIR, images:DIR, parquet:DIR, pairs:A,B or maps:A,B"
+            "use digits, faces, shapes, mnist:DIR, cifar10:DIR, images:DIR, parquet:DIR, pairs:A,B or \
+             maps:A,B"
                 .to_owned()
         })),
     }

@@ -65,6 +65,9 @@ pub(crate) fn write(
         write_model(folder, model, &config)?;
         return write_text(&folder.join(SCHEDULER), &keys.text());
     }
+    if text.is_some() && vae.is_none() {
+        return Err(no_such("a pipeline of texts has a VAE, and it diffuses pixels".into()));
+    }
     let [network, codec] = match (is_dit, text) {
         (true, _) => ["transformer", "vae"],
         (false, Some(_)) => ["unet", "vae"],
@@ -85,9 +88,6 @@ pub(crate) fn write(
         components.insert((*name).to_owned(), json!(["diffusers", class_of(component)]));
     }
     if let Some(Text { encoder, tokenizer }) = text {
-        if vae.is_none() {
-            return Err(no_such("a pipeline of texts has a VAE, and it diffuses pixels".into()));
-        }
         let ends = [tokenizer.bos(), tokenizer.eos(), tokenizer.pad()];
         write_text_encoder(&folder.join("text_encoder"), encoder, ends)?;
         tokenizer.save(&folder.join("tokenizer"), encoder.config.max_position_embeddings)?;

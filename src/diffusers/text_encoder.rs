@@ -8,7 +8,7 @@ use super::config::{text_model, text_of_text_model};
 use super::inversion::Embedding;
 use super::load::{flat_weights, held_of, of_text_model};
 use super::{CONFIG, MOST_BYTES, make, write_text, wrong};
-use crate::checkpoint::save_plain;
+use crate::checkpoint::{fingerprint, save_plain};
 use crate::error::Result;
 use crate::models::clip::{TextConfig, clip_text};
 use crate::models::unet::UNetConfig;
@@ -98,6 +98,13 @@ pub fn text_params(config: &TextConfig) -> Rc<RefCell<Params>> {
     let (tape, params) = (Tape::new(), Rc::default());
     clip_text(config, &Scope::new(&tape, &params).sub(TEXT_MODULE), &tape.stored_u32("ids", [1, 1]), 0);
     params
+}
+
+impl Text {
+    /// Tells a text encoder and the weights of a diffusion model from others.
+    pub(crate) fn fingerprint_with(&self, weights: &[f32]) -> String {
+        format!("{}-{}", fingerprint(weights), fingerprint(&self.encoder.weights))
+    }
 }
 
 impl TextEncoder {

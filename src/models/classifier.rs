@@ -45,6 +45,11 @@ impl ClassifierConfig {
         let fits = |value: usize| (1..=65_536).contains(&value);
         need(fits(self.features), format!("classifier.features is {}", self.features), "take 64")?;
         need(
+            !unet.sees_text(),
+            "unet.cross_attention_dim is for models that see texts, which a classifier does not",
+            "set it to 0",
+        )?;
+        need(
             unet.class() == Class::None,
             "unet.num_class_embeds is for models that are told the class",
             "set it to 0: classifier.classes is the number of classes",

@@ -8,9 +8,7 @@ use super::transformer::Transformer;
 pub use super::unet_config::UNetConfig;
 use super::unet_time::timestep;
 use crate::diffusion::Told;
-use crate::nn::{
-    Conv, Scope, attention_block, conv, group_norm, group_norm_of, linear, point, side_by_side,
-};
+use crate::nn::{Conv, Scope, attention_block, conv, group_norm, group_norm_of, linear, point, side_by_side};
 use crate::ops::activation::{Activation, activation};
 use crate::ops::arithmetic::{add, affine, div, mul};
 use crate::ops::concat::split;
@@ -29,9 +27,9 @@ struct Context<'a> {
     text: Option<Tensor>,
 }
 
-/// Records the net: `x [N, H, W, in_channels]` at timesteps `t [N]` (and, `told`, labels as [`Class`] says, and
-/// a text `[N, S, UNetConfig::text_width]`) to `[N, H, W, out_channels]`. A batch may be any of timesteps that
-/// `UNetConfig::check_times` has.
+/// Records the net: `x [N, H, W, in_channels]` at timesteps `t [N]` (and, `told`, labels as [`Class`] says,
+/// and a text `[N, S, UNetConfig::text_width]`) to `[N, H, W, out_channels]`. A batch may be any of timesteps
+/// that `UNetConfig::check_times` has.
 ///
 /// # Panics
 /// When the configuration is not valid for the image, or labels or a text are missing, surplus or of another

@@ -255,8 +255,11 @@ impl UNetConfig {
             need(positive, format!("unet.{key} is {value}"), "it must be above 0")?;
         }
         validate_transformers(self)?;
-        // A net that sees a text takes images of any size, as the library's does.
-        let halvings = if self.sees_text() { 0 } else { levels - 1 };
+        // A net that sees a text takes images of any size, as the library's does, where convolutions halve them.
+        let by_resnet = self.down_block_types.contains(&DownBlock::Resnet)
+            || self.up_block_types.contains(&UpBlock::Resnet);
+        let any = self.sees_text() && self.downsample_padding == 1 && !by_resnet;
+        let halvings = if any { 0 } else { levels - 1 };
         need_halvings([h, w], halvings, "levels in unet.block_out_channels")
     }
 

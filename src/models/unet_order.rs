@@ -1,5 +1,5 @@
-//! The order in which the diffusers library makes the layers of a `UNet2DModel` or `UNet2DConditionModel`, and
-//! so draws their weights.
+//! The order in which the diffusers library makes the layers of a `UNet2DModel` or `UNet2DConditionModel`,
+//! and so draws their weights.
 
 /// Parts of names in the order in which the library makes the layers.
 const PARTS: [&[&str]; 6] = [

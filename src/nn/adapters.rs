@@ -38,8 +38,8 @@ impl Adapters {
     }
 }
 
-/// Adds the adapters among `params`, whose values are `values`, to the weights `flat` of the model `base` with
-/// the layers that they are of, each times `scale`. Adapters of other layers are left out.
+/// Adds the adapters among `params`, whose values are `values`, to the weights `flat` of the model `base`
+/// with the layers that they are of, each times `scale`. Adapters of other layers are left out.
 pub fn fuse(base: &Params, flat: &mut [f32], params: &Params, values: &[f32], scale: f32) {
     for down in params.specs() {
         let Some(layer) = down.name.strip_suffix(NAMES[0]) else { continue };

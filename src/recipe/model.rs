@@ -151,10 +151,7 @@ pub fn params_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
 /// In the first step all codes are dead, and move to latents; those of a codebook that was trained elsewhere
 /// begin as if all were used alike.
 pub(crate) fn trained_params_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
-    if recipe.lora_rank > 0 {
-        return adapters_of(recipe);
-    }
-    let params = params_of(recipe);
+    let params = if recipe.lora_rank > 0 { adapters_of(recipe) } else { params_of(recipe) };
     if recipe.has_codebook() {
         let codes = recipe.vae.num_vq_embeddings;
         let init = if recipe.codebook_restart > 0.0 { Init::Zeros } else { Init::Ones };

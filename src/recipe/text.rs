@@ -1,6 +1,7 @@
 //! Recipes of models that see texts, and of low-rank adapters of them.
 
 use super::{Backbone, Recipe};
+use crate::diffusion::Prediction;
 use crate::error::{Result, need};
 use crate::models::gamma::LearnedSchedule;
 use crate::nn::{Adapters, Scope};
@@ -30,7 +31,7 @@ impl Recipe {
         const TARGETS: [&str; 8] =
             [".to_q", ".to_k", ".to_v", ".to_out.0", ".q_proj", ".k_proj", ".v_proj", ".out_proj"];
         let rank = self.lora_rank;
-        frozen.adapted_by(Adapters {
+        frozen.checkpointing(self.checkpoint_blocks).adapted_by(Adapters {
             scope: scope.clone(),
             rank,
             scale: self.lora_scale(),
@@ -40,6 +41,7 @@ impl Recipe {
 
     /// Takes over what a model to be trained on decides: its network, its latents, its process.
     pub(crate) fn based_on(&mut self, model: &Recipe) {
+        let own = self.clone();
         self.system = model.system;
         self.model = model.model;
         self.unet.clone_from(&model.unet);
@@ -54,7 +56,11 @@ impl Recipe {
         (self.variance, self.clip_sample) = (model.variance, model.clip_sample);
         self.class_defaults.clone_from(&model.class_defaults);
         self.scheduler.clone_from(&model.scheduler);
-        (self.guidance, self.sample_steps) = (model.guidance, model.sample_steps);
+        self.unet.dropout = own.unet.dropout;
+        // As the reference's script, which may be told another than the folder says.
+        if own.prediction_type != Prediction::Epsilon {
+            self.prediction_type = own.prediction_type;
+        }
     }
 
     /// Factor of what adapters add.
@@ -82,6 +88,8 @@ impl Recipe {
             "class_prompt goes with instance_prompt and class_folder",
             "set them too, or leave class_prompt out",
         )?;
+        let hint = "leave class_prompt or learned_schedule out";
+        need(!self.keeps_prior() || !self.learns_schedule(), "class_prompt: the schedule is learned", hint)?;
         let hidden = self.text.hidden_size;
         let message = format!("text.hidden_size is {hidden}, and the unet sees texts of {width}");
         need(hidden == width, message, "set unet.cross_attention_dim to text.hidden_size")?;

@@ -36,6 +36,10 @@ impl Source<'_> {
         need(taken > 0, message, "raise one of them")?;
         options.first = options.steps - taken;
         let mut source = self.resized(size);
+        if source.recipe.unet.sees_text() {
+            let [h, w, _] = source.denoiser.shape;
+            source.recipe.unet.validate([h, w])?;
+        }
         let known = |is_kept: bool, v: f32| if is_kept { v } else { 0.0 };
         let masked = holes.filter(|_| fills).map(|holes| {
             let channels = picture.len() / holes.len();
@@ -72,12 +76,12 @@ impl Sampler {
         let size = self.x.elements() / self.batch;
         let mut latents = None;
         if !(begin.from_noise && sees) {
-            let eps = self.normal(first, Stream::Posterior)?;
+            let eps = self.posterior(first, Stream::Posterior, begin.latents.mean.len() / size)?;
             latents = Some(begin.latents.at(first as usize, size, &eps));
         }
         let noise = self.normal(first, Stream::Start)?;
         if let Some(mask) = &begin.mask {
-            let eps = self.normal(first, Stream::Condition)?;
+            let eps = self.posterior(first, Stream::Condition, begin.latents.mean.len() / size)?;
             if let (Some(masked), Some(condition)) = (&begin.masked, &mut self.condition) {
                 let known = masked.at(first as usize, size, &eps);
                 let c = size / mask.len();
@@ -96,7 +100,9 @@ impl Sampler {
             }
             _ => self.write_scaled(&noise, self.plan.start)?,
         }
-        self.kept = latents.filter(|_| begin.mask.is_some()).map(|latents| Kept { latents, noise });
+        // A model that sees the picture needs none of it brought back.
+        let kept = latents.filter(|_| begin.mask.is_some() && !sees);
+        self.kept = kept.map(|latents| Kept { latents, noise });
         Ok(())
     }
 
@@ -113,6 +119,15 @@ impl Sampler {
             *x = (1.0 - m) * (a * kept.latents[i] + b * kept.noise[i]) + m * *x;
         }
         self.step.write("x", &x)
+    }
+
+    /// The next normal numbers for the latents of `pictures` that samples from `first` on begin with in turn.
+    fn posterior(&mut self, first: u32, stream: Stream, pictures: usize) -> Result<Vec<f32>> {
+        let Some(torch) = &mut self.torch else { return self.normal(first, stream) };
+        // The library draws for each picture, and repeats its latents.
+        let (all, size) = (torch.draw_of(pictures), self.x.elements() / self.batch);
+        let of = |i: usize| &all[(first as usize + i) % pictures * size..][..size];
+        Ok((0..self.batch).flat_map(of).copied().collect())
     }
 
     /// The next normal numbers of samples from `first` on, `[N, h, w, c]`.

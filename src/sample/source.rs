@@ -154,7 +154,10 @@ impl<'a> Source<'a> {
             return Err(Error::usage(format!("{width}x{height} pixels"))
                 .hint(format!("width and height must be multiples of {unit}, at most 8192")));
         }
-        Ok(self.resized([height, width]))
+        let sized = self.resized([height, width]);
+        let [h, w, _] = sized.denoiser.shape;
+        sized.recipe.unet.validate([h, w])?;
+        Ok(sized)
     }
 
     /// The same, of images of so many pixels, whole numbers of the squares that become a latent.
@@ -170,8 +173,8 @@ impl<'a> Source<'a> {
         self.image()[0] / self.denoiser.shape[0].max(1)
     }
 
-    /// The Gaussians over the latents of pictures `[N, H, W, C]` of this source's size, scaled as the model has
-    /// them; pictures themselves where it has no VAE.
+    /// The Gaussians over the latents of pictures `[N, H, W, C]` of this source's size, scaled as the model
+    /// has them; pictures themselves where it has no VAE.
     ///
     /// # Errors
     /// When memory is too small, or the driver reports an error.
@@ -312,7 +315,9 @@ impl<'a> Source<'a> {
     /// Gives samples from number 0 on the pixels that their conditions know.
     pub(crate) fn keep_known(&self, options: &Options, samples: &mut [f32]) {
         let [h, w, c] = self.recipe.diffused();
-        let is_told = |condition: &&Condition| !condition.dropped || options.guidance.scale != 0.0;
+        let is_told = |condition: &&Condition| {
+            !condition.values.is_empty() && (!condition.dropped || options.guidance.scale != 0.0)
+        };
         if let Some(condition) = self.denoiser.condition.as_ref().filter(is_told) {
             let conditions = condition.of_samples(0, samples.len() / (h * w * c), h * w);
             self.recipe.condition.keep_known(samples, &conditions, c);

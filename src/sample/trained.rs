@@ -5,7 +5,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use super::{Denoiser, Given, Source};
-use crate::checkpoint::{Loaded, fingerprint};
+use crate::checkpoint::Loaded;
 use crate::codec::Codec;
 use crate::device::{Buffer, Device};
 use crate::diffusers::{self, Extras, Folder, Text, TextEncoder, Unsaid, text_params};
@@ -130,7 +130,8 @@ impl Trained {
             let message = format!("{} adapts {}, which cannot be opened", path.display(), base.display());
             Error::new(message).hint("put that model back").caused_by(e.report())
         })?;
-        if fingerprint(&folder.model.weights) != recipe.base_fingerprint {
+        let own = folder.text.as_ref().map(|text| text.fingerprint_with(&folder.model.weights));
+        if own.as_ref() != Some(&recipe.base_fingerprint) {
             let message = format!("{} is not the model that {} adapts", base.display(), path.display());
             return Err(Error::new(message).hint("put that one back"));
         }
@@ -143,7 +144,13 @@ impl Trained {
             let params = text_params(&text.encoder.config);
             fuse(&params.borrow(), &mut text.encoder.weights, &adapters, &values, scale);
         }
-        folder.model.recipe.name.clone_from(&recipe.name);
+        let theirs = &mut folder.model.recipe;
+        theirs.name.clone_from(&recipe.name);
+        // Of the size that they were trained with.
+        (theirs.image_size, theirs.latent_size) = (recipe.image_size, recipe.latent_size);
+        if let Some(vae) = &mut folder.vae {
+            vae.recipe.image_size = recipe.image_size;
+        }
         Trained::of_folder(path, folder, extras, device)
     }
 

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::rc::Rc;
 
 use super::captions::Captioned;
-use crate::checkpoint::fingerprint;
 use crate::codec::Codec;
 use crate::device::Device;
 use crate::diffusers::{self, Folder, TextEncoder};
@@ -53,7 +52,7 @@ impl Base {
         recipe.based_on(theirs);
         recipe.latent_size = recipe.image_size / unit;
         recipe.base = shown_path(&path.canonicalize().unwrap_or_else(|_| path.to_owned()));
-        recipe.base_fingerprint = fingerprint(&model.weights);
+        recipe.base_fingerprint = text.fingerprint_with(&model.weights);
         recipe.validate()?;
         let codec = Codec::of_component(&vae, device)?;
         codec.fingerprint().clone_into(&mut recipe.vae_fingerprint);
@@ -67,7 +66,7 @@ impl Base {
     pub fn again(recipe: &Recipe, device: &Device) -> Result<Base> {
         let path = path_of(&recipe.base);
         let base = Base::open(&path, &mut recipe.clone(), device)?;
-        let is_same = fingerprint(&base.weights) == recipe.base_fingerprint;
+        let is_same = base.text.fingerprint_with(&base.weights) == recipe.base_fingerprint;
         let message = format!("{} is not the model that this run began with", path.display());
         need(is_same, message, "put that one back")?;
         Ok(base)

@@ -68,8 +68,8 @@ impl Captioned {
         Ok(Captioned { tokenizer, captions, images, seed, dropout, length })
     }
 
-    /// Tokens `[N, length]` of these samples, the first of which is number `first` of its step: one caption of
-    /// each image, or the empty one.
+    /// Tokens `[N, length]` of these samples, the first of which is number `first` of its step: one caption
+    /// of each image, or the empty one.
     pub(super) fn tokens(&self, samples: &[u64], step: u32, first: u32) -> Vec<u32> {
         let of = |(&sample, number): (&u64, u32)| {
             let captions = self.captions.of(sample % self.images);

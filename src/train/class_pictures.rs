@@ -43,18 +43,20 @@ pub(super) fn draw_missing(
         );
     };
     let prompts = [recipe.class_prompt.clone()];
-    let texts = text.texts(&prompts, &[String::new()], missing, 0)?.texts;
+    let texts = text.texts(&prompts, &[String::new()], 1, 0)?.texts;
     let source = trained.source().told(texts).sized([recipe.image_size; 2])?;
-    let options = Options { seed: recipe.seed, ..Options::of(trained.recipe())? };
-    let (all, mut done) = (source.work(&options, missing)?, 0);
-    let images = source.draw(&options, missing, None, || {
-        done += 1;
-        progress(done, all);
-        Ok(())
-    })?;
-    let image = source.image();
-    for (i, pixels) in images.chunks_exact(image.iter().product()).enumerate() {
-        save_png(&folder.join(format!("class-{:05}.png", there + i)), &picture(pixels, image))?;
+    let (image, mut number) = (source.image(), 0_u64);
+    for done in 0..missing {
+        let name = |number: u64| folder.join(format!("class-{number:05}.png"));
+        while name(number).symlink_metadata().is_ok() {
+            number += 1;
+        }
+        // Each has a seed of its own, so that pictures that are drawn later are others.
+        let seed = recipe.seed.wrapping_add(number);
+        let options = Options { seed, ..Options::of(trained.recipe())? };
+        let pixels = source.draw(&options, 1, None, || Ok(()))?;
+        save_png(&name(number), &picture(&pixels, image))?;
+        progress(done as u64 + 1, missing as u64);
     }
     Ok(())
 }

@@ -141,7 +141,9 @@ fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
         let classifier = (r.system == System::Classifier).then(|| r.classifier.clone());
         let ConditionConfig { kind, channels, factor, noise, .. } = r.condition;
         let condition = (kind, channels, factor, noise, r.self_conditioning);
-        let condition = (condition, r.trains_text(), (r.text_width() > 0).then(|| r.text.clone()));
+        let adapters = (r.lora_rank > 0).then(|| (r.lora_rank, r.lora_scale(), r.train_text_encoder));
+        let text = (r.text_width() > 0).then(|| (r.text.clone(), r.trains_text(), adapters));
+        let condition = (condition, text);
         (r.system.diffuses().then_some((r.prediction_type, variance)), classifier, condition)
     };
     let has_null = |r: &Recipe| r.null_class().is_some();
@@ -149,8 +151,8 @@ fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
         let hint = if has_null(theirs) { "leave label_dropout above 0" } else { "leave label_dropout at 0" };
         ("run keeps whether it has a label of no class", format!("{hint}, or train anew"))
     } else if meaning(recipe) != meaning(theirs) {
-        let hint = "leave prediction_type, a learned variance, condition, self_conditioning, text and \
-                    classifier keys, or train anew";
+        let hint = "leave prediction_type, a learned variance, condition, self_conditioning, text, lora_rank, \
+                    lora_alpha and classifier keys, or train anew";
         ("run keeps the meaning of what its model says", hint.to_owned())
     } else if model(recipe) != model(theirs) {
         let hint = "leave model and the unet, dit, conv and vae keys as they are, or train anew";

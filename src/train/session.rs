@@ -80,7 +80,8 @@ pub struct Session {
 
 impl Session {
     /// A new run. Data and memory are checked before the folder is made. `vae`: where the VAE of latent
-    /// diffusion is; `base`: a model of texts that is trained on; `progress` is told how many images of how many are encoded.
+    /// diffusion is; `base`: a model of texts that is trained on; `progress` is told how many images of how
+    /// many are encoded.
     ///
     /// # Errors
     /// When the recipe, the data, the VAE, the device or the folder is not usable.
@@ -92,10 +93,12 @@ impl Session {
         base: Option<&Path>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Session> {
-        if let Some(path) = base.filter(|_| recipe.keeps_prior()) {
+        Run::check_free(out)?;
+        let from = base;
+        let base = base.map(|path| Base::open(path, &mut recipe, device)).transpose()?;
+        if let Some(path) = from.filter(|_| recipe.keeps_prior()) {
             draw_missing(&recipe, path, device, progress)?;
         }
-        let base = base.map(|path| Base::open(path, &mut recipe, device)).transpose()?;
         recipe.check_trainable()?;
         if recipe.learns_schedule() && matches!(recipe.beta_schedule, Betas::Given(_)) {
             return Err(Error::usage("beta_schedule is a list, and learned_schedule finds its own")

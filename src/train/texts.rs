@@ -1,12 +1,15 @@
 //! The texts of a training step, and the frozen models that it reads.
 
+use std::rc::Rc;
+
 use super::batch::{Batch, BatchWriter, Input};
 use super::captions::sample_weights;
 use super::objective::Objective;
+use crate::diffusers::text_params;
 use crate::error::Result;
 use crate::models::clip::clip_text;
 use crate::nn::Scope;
-use crate::recipe::TEXT_MODULE;
+use crate::recipe::{TEXT_MODULE, params_of};
 use crate::tape::Tensor;
 
 /// Store of the weights of a diffusion model that only its adapters are trained of.
@@ -25,14 +28,17 @@ impl Objective {
             return None;
         }
         let tokens = batch.input(self.tokens());
-        let scope = match &self.text {
-            Some((params, weights)) => {
+        let own = || text_params(&self.recipe.text);
+        let scope = if self.recipe.trains_text() {
+            scope.clone()
+        } else {
+            let params = self.text.as_ref().map_or_else(own, |(params, _)| Rc::clone(params));
+            if let Some((_, weights)) = &self.text {
                 batch.bind(TEXT, weights);
-                let frozen = Scope::frozen(batch.tape(), params, TEXT);
-                let adapts = self.recipe.lora_rank > 0 && self.recipe.train_text_encoder;
-                if adapts { self.recipe.adapted(frozen, scope) } else { frozen }
             }
-            None => scope.clone(),
+            let frozen = Scope::frozen(batch.tape(), &params, TEXT);
+            let adapts = self.recipe.lora_rank > 0 && self.recipe.train_text_encoder;
+            if adapts { self.recipe.adapted(frozen, scope) } else { frozen }
         };
         Some(clip_text(&self.recipe.text, &scope.sub(TEXT_MODULE), &tokens, 0))
     }
@@ -43,7 +49,7 @@ impl Objective {
         let tokens = captions.tokens(samples, batch.step() as u32, batch.first_sample());
         batch.write(self.tokens(), &tokens)?;
         if self.recipe.keeps_prior() {
-            // The sum of two means, each over its half of the samples.
+            // In expectation the sum of two means, of the instances and of their class.
             let prior = self.recipe.prior_loss_weight as f32;
             let weight = |sample: &u64| 2.0 * if captions.is_of_class(*sample) { prior } else { 1.0 };
             let weights: Vec<f32> = samples.iter().map(weight).collect();
@@ -54,9 +60,14 @@ impl Objective {
 
     /// The model beneath adapters, with these.
     pub(super) fn adapted(&self, scope: &Scope, batch: &Batch) -> Option<Scope> {
-        self.base.as_ref().map(|(params, weights)| {
+        if self.recipe.lora_rank == 0 {
+            return None;
+        }
+        let own = || params_of(&self.recipe.of_denoiser());
+        let params = self.base.as_ref().map_or_else(own, |(params, _)| Rc::clone(params));
+        if let Some((_, weights)) = &self.base {
             batch.bind(BASE, weights);
-            self.recipe.adapted(Scope::frozen(batch.tape(), params, BASE), scope)
-        })
+        }
+        Some(self.recipe.adapted(Scope::frozen(batch.tape(), &params, BASE), scope))
     }
 }

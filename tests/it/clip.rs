@@ -1,5 +1,5 @@
-//! CLIP's text model: against the transformers library, and as a folder. `tools/reference/clip_golden.py` makes
-//! the files.
+//! CLIP's text model: against the transformers library, and as a folder. `tools/reference/clip_golden.py`
+//! makes the files.
 
 use std::cell::RefCell;
 use std::fs;

@@ -1,5 +1,5 @@
-//! Fine-tuning of Stable Diffusion against PyTorch: the loss and the gradients of the U-Net, of the text encoder
-//! trained with it, and of low-rank adapters of both.
+//! Fine-tuning of Stable Diffusion against PyTorch: the loss and the gradients of the U-Net, of the text
+//! encoder trained with it, and of low-rank adapters of both.
 
 use std::cell::RefCell;
 use std::rc::Rc;

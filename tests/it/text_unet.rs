@@ -1,4 +1,5 @@
-//! The U-Net that sees a text against PyTorch's f64 values: every option, with the gradients of all parameters.
+//! The U-Net that sees a text against PyTorch's f64 values: every option, with the gradients of all
+//! parameters.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

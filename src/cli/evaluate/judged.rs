@@ -8,7 +8,7 @@ use super::Arguments;
 use crate::cli::{bar, note_remarks, print_report, ticks};
 use crate::data::shapes::{Caption, prompts};
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, need};
 use crate::quality::{Verdict, judge_shapes};
 use crate::sample::Trained;
 
@@ -49,6 +49,11 @@ struct Row {
 /// Draws a picture of each of `--count` prompts, half of them of pairs that are held out of training, and
 /// looks at what it shows.
 pub(super) fn judge(arguments: &Arguments, device: &Device) -> Result<()> {
+    need(
+        arguments.data.is_none() && arguments.neighbours.is_none(),
+        "--data and --neighbours go with --classifier",
+        "give one, or leave them out: models of texts are judged by their prompts",
+    )?;
     let mut rows = Vec::new();
     for path in &arguments.runs {
         let trained = Trained::open(path, device)?;

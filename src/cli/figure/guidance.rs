@@ -25,6 +25,10 @@ fn of_texts(arguments: &Arguments, trained: &Trained, text: &TextModel) -> Resul
     if prompts.is_empty() {
         return Err(Error::usage("the model draws what a text says").hint("give --prompt, once for each row"));
     }
+    if arguments.count.is_some() || arguments.classifier.is_some() {
+        return Err(Error::usage("--count and --classifier go with models of classes")
+            .hint("here rows are those of --prompt: leave them out"));
+    }
     let options = arguments.options(trained.recipe())?;
     arguments.check_size(prompts.len() * scales.len(), trained.source().image()[0])?;
     let texts = text.texts(prompts, &[String::new()], 1, 0)?.texts;

@@ -80,7 +80,8 @@ mod tests {
     #[test]
     fn text_models_alone_and_in_a_whole_clip() {
         let alone = r#"{"model_type": "clip_text_model", "hidden_size": 1024, "hidden_act": "gelu",
-                        "layer_norm_eps": 1e-06, "eos_token_id": 2, "use_attention_mask": false, "x": [null]}"#;
+                        "layer_norm_eps": 1e-06, "eos_token_id": 2,
+                        "use_attention_mask": false, "x": [null]}"#;
         let wanted = TextConfig {
             hidden_size: 1024,
             hidden_act: HiddenAct::Gelu,

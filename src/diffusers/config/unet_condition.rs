@@ -1,7 +1,8 @@
 //! The arguments of `UNet2DConditionModel`.
 //!
-//! [`UNetConfig`] has them by the same names, but for these: null there is 0 or an empty text here, the middle
-//! block is two flags, and `attention_head_dim`, which there is the number of heads, is `transformer_heads`.
+//! [`UNetConfig`] has them by the same names, but for these: null there is 0 or an empty text here, the
+//! middle block is two flags, and `attention_head_dim`, which there is the number of heads, is
+//! `transformer_heads`.
 
 use serde_json::{Value, json};
 

@@ -136,8 +136,8 @@ impl Keys {
         self.0.get(CLASS)?.as_str()
     }
 
-    /// The same keys as the pipelines of Stable Diffusion change them: `clips` where they leave `clip_sample` as
-    /// it is, as the one for inpainting does.
+    /// The same keys as the pipelines of Stable Diffusion change them: `clips` where they leave `clip_sample`
+    /// as it is, as the one for inpainting does.
     #[must_use]
     pub(crate) fn of_text_pipeline(mut self, clips: bool) -> Self {
         self.extend(json!({"steps_offset": 1}));
