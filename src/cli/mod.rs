@@ -61,7 +61,7 @@ enum Command {
     /// Train a diffusion model
     Train(train::Arguments),
     /// Draw samples from a trained run
-    Sample(sample::Arguments),
+    Sample(Box<sample::Arguments>),
     /// The noise from which DDIM gives back the images
     Invert(invert::Arguments),
     /// How good the samples of runs are, against held-out images

@@ -40,7 +40,7 @@ impl ExtraArgs {
     pub fn extras(&self) -> Extras {
         let lora = |said: &String| {
             let (file, scale) = scaled(said);
-            (path_of(&file.to_owned()), scale)
+            (path_of(file.to_owned()), scale)
         };
         Extras {
             loras: self.lora.iter().map(lora).collect(),

@@ -70,7 +70,7 @@ impl Footer {
         };
         let size = u64::from(u32::from_le_bytes(size));
         if size > MOST || size > length - 12 {
-            return Err(format!("it is damaged: it says that its end has {size} bytes").into());
+            return Err(format!("it is damaged: it says that its end has {size} bytes"));
         }
         let mut bytes = Vec::new();
         file.seek(SeekFrom::Start(length - 8 - size)).map_err(|e| e.to_string())?;
@@ -87,7 +87,7 @@ impl Footer {
         // Otherwise a small file could say that it has any number of pictures.
         let rows = groups.iter().fold(0_u64, |sum, group| sum.saturating_add(group.rows as u64));
         if rows > length.saturating_add(MORE_ROWS) {
-            return Err(format!("it is damaged: it says that its {length} bytes are {rows} rows").into());
+            return Err(format!("it is damaged: it says that its {length} bytes are {rows} rows"));
         }
         let note = |note: &Value| Some((note.text(1)?, note.text(2)?));
         Ok(Footer { columns, groups, notes: said.list(5).iter().filter_map(note).collect(), length })

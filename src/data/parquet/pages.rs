@@ -179,7 +179,7 @@ fn bytes_of(file: &mut File, place: Range<u64>) -> Result<Vec<u8>, Wrong> {
     match read {
         Ok(count) if count as u64 == place.end - place.start => Ok(bytes),
         Ok(_) => Err("it is cut short".into()),
-        Err(error) => Err(error.to_string().into()),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -216,7 +216,7 @@ fn unpacked(file: &mut File, codec: i64, head: &Head, plain: usize) -> Result<Ve
             let name =
                 ["lzo", "brotli", "lz4", "zstd", "lz4"].get((other - 3) as usize).unwrap_or(&"unknown");
             let what = format!("its compression is {name}, and snappy, gzip, zstd and none are read");
-            return Err(what.into());
+            return Err(what);
         }
     };
     if !done || whole.len() != size {
@@ -292,7 +292,7 @@ fn hybrid(mut rest: &[u8], width: u32, count: usize) -> Option<Vec<u32>> {
             rest = after;
             // The last group may be cut where its numbers are not needed.
             let bits = bytes.len() * 8;
-            let there = if width == 0 { left } else { bits / width };
+            let there = bits.checked_div(width).unwrap_or(left);
             let there = there.min(left).min((head >> 1).saturating_mul(8));
             let bit = |at: usize| u32::from(bytes[at / 8] >> (at % 8) & 1);
             numbers.extend((0..there).map(|i| (0..width).map(|k| bit(i * width + k) << k).sum::<u32>()));

@@ -103,7 +103,7 @@ fn the_judge_is_right_of_what_was_drawn_and_of_captions_made_wrong() {
             refuse(0, verdict(Caption { second: None, ..caption }) == Verdict::default());
         }
     }
-    println!("right of {count}: {right:?}; refused: {refused:?}; shuffled: {shuffled:?}");
+    eprintln!("right of {count}: {right:?}; refused: {refused:?}; shuffled: {shuffled:?}");
     assert!(shuffled[0] < 100 && shuffled[1] < 10, "{shuffled:?}");
     assert!(right.iter().all(|&n| n >= 990), "drawn, noisy, soft, both: {right:?} of {count}");
     let refuses = |[no, of]: &[usize; 2]| *of > 500 && *no as f64 >= 0.99 * *of as f64;
