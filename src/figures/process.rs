@@ -189,13 +189,18 @@ pub fn branches(
 
 /// Samples `columns [scales][rows, H, W, C]` of the classes, one row for each: a column for each scale of
 /// guidance.
-pub fn guidance(columns: &[Vec<f32>], image: [usize; 3], classes: Vec<String>, scales: &[f64]) -> Drawing {
+pub fn guidance(
+    columns: &[Vec<f32>],
+    image: [usize; 3],
+    (row_axis, rows): (&'static str, Vec<String>),
+    scales: &[f64],
+) -> Drawing {
     let sheet = Sheet {
         column_labels: scales.iter().map(f64::to_string).collect(),
         column_axis: "scale",
-        row_axis: "class",
+        row_axis,
         ..Sheet::new(scales.len())
     };
-    let cells = rows_of(columns, classes.len());
-    Drawing { sheet: Sheet { row_labels: classes, ..sheet }, cells, image }
+    let cells = rows_of(columns, rows.len());
+    Drawing { sheet: Sheet { row_labels: rows, ..sheet }, cells, image }
 }

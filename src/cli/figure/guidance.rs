@@ -42,7 +42,7 @@ fn of_texts(arguments: &Arguments, trained: &Trained, text: &TextModel) -> Resul
     let columns = columns.collect::<Result<Vec<_>>>()?;
     progress.finish_and_clear();
     let image = trained.source().image();
-    Ok(figures::guidance(&columns, image, prompts.clone(), scales).draw(arguments.size))
+    Ok(figures::guidance(&columns, image, ("prompt", prompts.clone()), scales).draw(arguments.size))
 }
 
 /// Rows of classes, columns of scales.
@@ -97,5 +97,5 @@ pub fn guidance(arguments: &Arguments) -> Result<RgbImage> {
     progress.finish_and_clear();
     let named = (0..rows).map(|i| names.get(i).map_or_else(|| i.to_string(), Clone::clone)).collect();
     let image = trained.source().image();
-    Ok(figures::guidance(&columns, image, named, scales).draw(arguments.size))
+    Ok(figures::guidance(&columns, image, ("class", named), scales).draw(arguments.size))
 }
