@@ -12,6 +12,7 @@ mod predictor;
 mod source;
 mod step;
 mod told;
+mod torch_noise;
 mod trained;
 
 use std::cell::RefCell;
@@ -27,12 +28,12 @@ pub use predictor::Predictor;
 pub use source::Source;
 pub(crate) use source::batch_of;
 use step::{record_step, slots_of};
+use torch_noise::TorchNoise;
 pub use trained::Trained;
 
 use crate::device::{Buffer, Device};
 use crate::diffusion::{Model, SamplerPlan};
 use crate::error::{Error, Result};
-use crate::latent_file::transposed;
 use crate::nn::{self, Params};
 use crate::ops::arithmetic::affine;
 use crate::ops::noising::gaussian;
@@ -99,35 +100,6 @@ pub struct Sampler {
     plan: SamplerPlan,
     timesteps: Vec<f64>,
     torch: Option<TorchNoise>,
-}
-
-/// Noise of PyTorch's generator, which the host draws for all samples at once: a batch of them takes its
-/// part.
-struct TorchNoise {
-    generator: Generator,
-    /// Samples of which the generator draws.
-    whole: usize,
-    /// `[H, W, C]`.
-    shape: [usize; 3],
-    /// Element of the store where the device looks for a step's noise.
-    place: usize,
-}
-
-impl TorchNoise {
-    /// The next noise of `count` samples alone, `[count, H, W, C]`.
-    fn draw_of(&mut self, count: usize) -> Vec<f32> {
-        let mut all = vec![0.0; count * self.shape.iter().product::<usize>()];
-        self.generator.fill_normal(&mut all);
-        transposed(&all, self.shape, true)
-    }
-
-    /// The next noise of `batch` samples from `first` on, `[batch, H, W, C]`; drawn as `[whole, C, H, W]`.
-    fn draw(&mut self, first: usize, batch: usize) -> Vec<f32> {
-        let size = self.shape.iter().product::<usize>();
-        let mut all = vec![0.0; self.whole.max(first + batch) * size];
-        self.generator.fill_normal(&mut all);
-        transposed(&all[first * size..(first + batch) * size], self.shape, true)
-    }
 }
 
 impl Denoiser<'_> {

@@ -92,8 +92,8 @@ fn changed(found: &Recipe, arguments: &Arguments) -> Result<Recipe> {
         || kept(&recipe) != kept(found)
     {
         return Err(Error::usage("--set: the weights are those of the folder's own model").hint(
-            "leave model, prediction_type, train_text_encoder, lora_rank and the unet, dit, text, vae and latent \
-             keys as they are, but dropout",
+            "leave model, prediction_type, train_text_encoder, lora_rank and the unet, dit, text, vae and \
+             latent keys as they are, but dropout",
         ));
     }
     Ok(recipe)

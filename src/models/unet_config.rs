@@ -208,11 +208,9 @@ impl UNetConfig {
         for layers in self.layers_per_block.of("unet.layers_per_block", levels)? {
             need_range("unet.layers_per_block", layers, [1, 64])?;
         }
-        need(
-            widths.iter().all(|&c| c <= 16_384) && widths[0] >= 2,
-            named,
-            "widths must be from 1 to 16384, the first at least 2 (for the timestep's sines and cosines)",
-        )?;
+        let hint =
+            "widths must be from 1 to 16384, the first at least 2 (for the timestep's sines and cosines)";
+        need(widths.iter().all(|&c| c <= 16_384) && widths[0] >= 2, named, hint)?;
         need(
             self.time_embedding_type != TimeEmbedding::Learned || self.num_train_timesteps > 0,
             "unet.time_embedding_type is learned, and unet.num_train_timesteps is 0",
@@ -255,7 +253,7 @@ impl UNetConfig {
             need(positive, format!("unet.{key} is {value}"), "it must be above 0")?;
         }
         validate_transformers(self)?;
-        // A net that sees a text takes images of any size, as the library's does, where convolutions halve them.
+        // As in the library, where convolutions halve images, a net that sees a text takes any size.
         let by_resnet = self.down_block_types.contains(&DownBlock::Resnet)
             || self.up_block_types.contains(&UpBlock::Resnet);
         let any = self.sees_text() && self.downsample_padding == 1 && !by_resnet;

@@ -6,6 +6,7 @@
 
 mod adapters;
 mod layers;
+mod spec;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ pub use layers::{
     group_norm_of, layer_norm, linear, linear_from, linear_without_bias, linear_zero_if, point,
     self_attention, side_by_side,
 };
+pub use spec::{Init, Layout, Spec};
 
 use crate::error::Result;
 use crate::philox::{Stream, draw, normal, uniform};
@@ -35,78 +37,6 @@ pub const GRADIENTS: &str = "gradients";
 
 /// Parameters begin at multiples of this many elements (256 bytes), because bindings on a GPU must.
 const ALIGN: usize = 64;
-
-/// How a parameter's dimensions stand in files, which follow PyTorch. Here, channels come last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// The same in both.
-    Plain,
-    /// `[Cin, Cout]` here, `[Cout, Cin]` in files.
-    Linear,
-    /// `[KH, KW, Cin, Cout]` here, `[Cout, Cin, KH, KW]` in files. A transposed convolution has the weights
-    /// of the convolution whose adjoint it is: its own `Cin` and `Cout` have changed places in both.
-    Conv,
-}
-
-/// Initial values, PyTorch's defaults by name.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Init {
-    /// Uniform in `+-1/sqrt(fan_in)`.
-    FanIn(usize),
-    /// Normal, of this standard deviation.
-    Normal(f32),
-    /// All 1.
-    Ones,
-    /// All 0.
-    Zeros,
-}
-
-/// One parameter.
-#[derive(Clone, Debug)]
-pub struct Spec {
-    /// As in the reference checkpoints: `down_blocks.0.resnets.1.conv1.weight`.
-    pub name: String,
-    /// As it stands in memory.
-    pub shape: Shape,
-    /// How its dimensions stand in files.
-    pub layout: Layout,
-    /// Its initial values.
-    pub init: Init,
-    /// First element in the flat store.
-    pub first: usize,
-    /// Of a state (see [`Scope::state`]): its values where a file has none.
-    pub state: Option<f32>,
-}
-
-impl Spec {
-    /// The shape in files.
-    pub fn file_shape(&self) -> Vec<usize> {
-        let d = self.shape.dims();
-        match self.layout {
-            Layout::Plain => d.to_vec(),
-            Layout::Linear => vec![d[1], d[0]],
-            Layout::Conv => vec![d[3], d[2], d[0], d[1]],
-        }
-    }
-
-    /// Calls `visit(index in memory, index in the file)` for every element, both relative to the
-    /// parameter's beginning.
-    pub fn for_each_index(&self, mut visit: impl FnMut(usize, usize)) {
-        // A linear layer is a 1x1 convolution here.
-        let (taps, cin, cout) = match (self.layout, self.shape.dims()) {
-            (Layout::Plain, _) => (1, self.shape.elements(), 1),
-            (Layout::Linear, d) => (1, d[0], d[1]),
-            (Layout::Conv, d) => (d[0] * d[1], d[2], d[3]),
-        };
-        for tap in 0..taps {
-            for ci in 0..cin {
-                for co in 0..cout {
-                    visit((tap * cin + ci) * cout + co, (co * cin + ci) * taps + tap);
-                }
-            }
-        }
-    }
-}
 
 /// The parameters of a model, in the order in which it asked for them.
 #[derive(Clone, Debug, Default)]

@@ -151,8 +151,8 @@ fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
         let hint = if has_null(theirs) { "leave label_dropout above 0" } else { "leave label_dropout at 0" };
         ("run keeps whether it has a label of no class", format!("{hint}, or train anew"))
     } else if meaning(recipe) != meaning(theirs) {
-        let hint = "leave prediction_type, a learned variance, condition, self_conditioning, text, lora_rank, \
-                    lora_alpha and classifier keys, or train anew";
+        let hint = "leave prediction_type, a learned variance, condition, self_conditioning, text, lora and \
+                    classifier keys, or train anew";
         ("run keeps the meaning of what its model says", hint.to_owned())
     } else if model(recipe) != model(theirs) {
         let hint = "leave model and the unet, dit, conv and vae keys as they are, or train anew";

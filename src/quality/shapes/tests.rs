@@ -1,3 +1,5 @@
+//! The judge on pictures that are drawn, noisy and blurred, and on captions that are wrong.
+
 use super::*;
 use crate::data::shapes::{Shapes, draw};
 use crate::data::{Dataset, Options, Resize, Split};
