@@ -71,7 +71,11 @@ impl Golden {
         });
         let metadata = header.metadata().clone().unwrap_or_default();
         // Python writes infinity, which is no JSON.
-        let json = |text: String| serde_json::from_str(&text.replace(": -Infinity", ": \"-inf\"")).unwrap();
+        let json = |text: String| {
+            let value = serde_json::from_str(&text.replace(": -Infinity", ": \"-inf\""));
+            // What other programs note is any text.
+            value.unwrap_or(Value::String(text))
+        };
         let parse = |(k, v): (String, String)| (k, json(v));
         Golden { tensors: tensors.collect(), metadata: metadata.into_iter().map(parse).collect() }
     }
