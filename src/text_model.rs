@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::models::clip::{TextConfig, clip_text};
 use crate::nn::{self, Params, Scope};
 use crate::program::{Plan, Program, Sharing, halves};
-use crate::recipe::TEXT_MODULE;
+use crate::recipe::{Recipe, TEXT_MODULE};
 use crate::tape::Tape;
 use crate::tokenizer::Tokenizer;
 
@@ -32,6 +32,13 @@ pub struct Texts {
 }
 
 impl Texts {
+    /// Zeros, to measure times with.
+    pub(crate) fn nothing(recipe: &Recipe) -> Texts {
+        let shape = [recipe.text.max_position_embeddings, recipe.text_width()];
+        let zeros: Rc<[f32]> = vec![0.0; shape.iter().product()].into();
+        Texts { shape, prompts: Rc::clone(&zeros), negatives: zeros, each: 1 }
+    }
+
     /// Those of `count` samples from number `first` on, out of `all` prompts or negatives.
     fn of_samples(&self, all: &[f32], first: usize, count: usize) -> Vec<f32> {
         let size = self.shape.iter().product::<usize>();

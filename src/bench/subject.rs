@@ -13,7 +13,7 @@ use crate::models::vae;
 use crate::nn::{self, Scope};
 use crate::program::{Plan, Program, Sharing, Span};
 use crate::recipe::System;
-use crate::sample::{Denoiser, Given, Options, Sampler, Source};
+use crate::sample::{Denoiser, Given, Options, Sampler, Source, Texts};
 use crate::tape::{Tape, Tensor};
 use crate::train::RecipeTrainer;
 
@@ -72,6 +72,9 @@ impl Subject {
             let mut source = Source::new(denoiser, recipe, None);
             if recipe.condition.is_some() {
                 source = source.conditioned_on(Given::nothing(recipe));
+            }
+            if recipe.text_width() > 0 {
+                source = source.told(Texts::nothing(recipe));
             }
             let mut sampler = source.sampler(&options, workload.batch())?;
             sampler.start(0)?;

@@ -15,9 +15,10 @@ use crate::codec::Codec;
 use crate::data;
 use crate::device::{Device, size};
 use crate::error::{Error, Result, need, quoted};
+use crate::names::path_of;
 use crate::recipe::{self, Recipe, SampleEvery, System};
 use crate::run::{Evaluation, HeldOutLoss, Metrics, Run};
-use crate::train::{DryRun, Ended, PictureCost, Resume, Session, Watch};
+use crate::train::{DryRun, Ended, PictureCost, Resume, Session, Watch, codec_of_base};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -91,8 +92,17 @@ fn dry_run(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<Ex
         let hint = "a classifier tells two or more apart: choose other data";
         need(recipe.classifier.classes > 1, "the data has no classes", hint)?;
     }
+    let of_base = match (&arguments.base, &arguments.resume) {
+        (Some(base), _) => Some(codec_of_base(base, &mut recipe, device)?),
+        (None, Some(_)) if recipe.lora_rank > 0 => {
+            let base = path_of(&recipe.base);
+            Some(codec_of_base(&base, &mut recipe, device)?)
+        }
+        _ => None,
+    };
     let recipe = &recipe;
     let codec = match (recipe.system, &arguments.vae, &arguments.resume) {
+        _ if of_base.is_some() => of_base,
         (System::Ldm, Some(vae), _) => Some(Codec::open(vae, device)?),
         (System::Ldm, None, Some(folder)) => Some(Codec::open(folder, device)?),
         (System::Ldm, None, None) => {

@@ -8,7 +8,7 @@ use crate::codec::Codec;
 use crate::device::Device;
 use crate::diffusers::{self, Folder, TextEncoder};
 use crate::error::{Error, Result, need};
-use crate::names::{path_of, shown_path};
+use crate::names::{path_of, shown};
 use crate::recipe::Recipe;
 
 /// A diffusion model with all that it needs, to begin with.
@@ -19,6 +19,14 @@ pub(super) struct Base {
     pub codec: Codec,
     /// Its text encoder and tokenizer.
     pub text: diffusers::Text,
+}
+
+/// The VAE of a model of texts, of which `recipe` becomes one that trains it.
+///
+/// # Errors
+/// When the model cannot be read, is no such model, or its images cannot have the recipe's size.
+pub(crate) fn codec_of_base(path: &Path, recipe: &mut Recipe, device: &Device) -> Result<Codec> {
+    Base::open(path, recipe, device).map(|base| base.codec)
 }
 
 /// What a trainer has beside its recipe and its VAE.
@@ -51,7 +59,7 @@ impl Base {
         vae.recipe.image_size = recipe.image_size;
         recipe.based_on(theirs);
         recipe.latent_size = recipe.image_size / unit;
-        recipe.base = shown_path(&path.canonicalize().unwrap_or_else(|_| path.to_owned()));
+        recipe.base = shown(path.canonicalize().unwrap_or_else(|_| path.to_owned()).as_os_str());
         recipe.base_fingerprint = text.fingerprint_with(&model.weights);
         recipe.validate()?;
         let codec = Codec::of_component(&vae, device)?;

@@ -33,6 +33,7 @@ mod times;
 mod trainer;
 mod writer;
 
+pub(crate) use base::codec_of_base;
 pub use batch::{Batch, BatchWriter, Element, Input, Loss};
 pub use dry_run::DryRun;
 pub use options::TrainOptions;

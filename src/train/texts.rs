@@ -45,7 +45,7 @@ impl Objective {
 
     /// Writes the captions of samples, and what these weigh.
     pub(super) fn write_texts(&self, batch: &mut BatchWriter, samples: &[u64]) -> Result<()> {
-        let Some(captions) = &self.captions else { return Ok(()) };
+        let Some(captions) = &self.captions else { return self.write_no_texts(batch, samples.len()) };
         let tokens = captions.tokens(samples, batch.step() as u32, batch.first_sample());
         batch.write(self.tokens(), &tokens)?;
         if self.recipe.keeps_prior() {
@@ -54,6 +54,17 @@ impl Objective {
             let weight = |sample: &u64| 2.0 * if captions.is_of_class(*sample) { prior } else { 1.0 };
             let weights: Vec<f32> = samples.iter().map(weight).collect();
             batch.write(sample_weights(&self.recipe), &weights)?;
+        }
+        Ok(())
+    }
+
+    /// Stands in for captions where a step is timed without data.
+    fn write_no_texts(&self, batch: &mut BatchWriter, samples: usize) -> Result<()> {
+        if self.recipe.text_width() > 0 {
+            batch.write(self.tokens(), &vec![0; samples * self.recipe.text.max_position_embeddings])?;
+        }
+        if self.recipe.keeps_prior() {
+            batch.write(sample_weights(&self.recipe), &vec![1.0; samples])?;
         }
         Ok(())
     }

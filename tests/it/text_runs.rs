@@ -79,6 +79,22 @@ fn a_model_from_nothing_its_folder_and_its_adapters() {
     assert_eq!(image::image_dimensions(at.join("wide.png")).unwrap(), (64, 32));
     assert!(at.join("wide.step-0002.png").is_file());
 
+    for more in [&["--steps", "1", "--warmup", "0"][..], &["--steps", "1", "--warmup", "0", "--sample"]] {
+        run(at, &[&["profile", "runs/shapes-text"], more].concat());
+    }
+    let plan = [
+        "train",
+        "text-to-image",
+        "--base",
+        "folder",
+        "--image-size",
+        "32",
+        "--dry-run",
+        "--set",
+        "lora_rank=2",
+    ];
+    run(at, &plan);
+
     // Adapters of the folder: a small run that is drawn from, exported, and laid over the folder again.
     let lora =
         ["--base", "folder", "--data", "shapes", "--image-size", "32", "--set", "lora_rank=2", "--lr", "0.1"];
