@@ -62,7 +62,7 @@ fn a_model_from_nothing_its_folder_and_its_adapters() {
     let draw = |model: &str, more: &[&str], out: &str| {
         run(at, &[&["sample", model], &prompt[..], more, &["--out", out]].concat());
     };
-    draw("runs/shapes-text", &[], "run.png");
+    draw("runs/shapes-text", &["--guidance", "3"], "run.png");
     draw("folder", &["--guidance", "3"], "folder.png");
     assert!(apart(at, "run.png", "folder.png") <= 1);
     draw("folder", &["--guidance", "3", "--negative", "a blue square"], "negative.png");
