@@ -40,7 +40,7 @@ pub struct Spec {
     pub init: Init,
     /// First element in the flat store.
     pub first: usize,
-    /// Of a state (see [`Scope::state`]): its values where a file has none.
+    /// Of a state (see [`Scope::state`](super::Scope::state)): its values where a file has none.
     pub state: Option<f32>,
 }
 
