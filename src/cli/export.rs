@@ -64,7 +64,7 @@ fn adapters(arguments: &Arguments, loaded: &Loaded) -> Result<()> {
         Error::new(format!("cannot make {}", arguments.folder.display())).hint("choose another").caused_by(e)
     })?;
     let file = arguments.folder.join("pytorch_lora_weights.safetensors");
-    lora::write(&file, &params.borrow(), &values, loaded.recipe.lora_scale())?;
+    lora::write(&file, &lora::of_run(&params.borrow(), &values, loaded.recipe.lora_scale()))?;
     note(&format!("note: adapters of {}, for load_lora_weights or denoir sample --lora", loaded.recipe.base));
     print(&format!("{}\n", arguments.folder.display()))
 }

@@ -117,7 +117,7 @@ impl Loader {
     ) -> Result<Self> {
         // Decoding large photographs keeps eight cores busy ahead of any step; more would only hold memory.
         let threads = threads::cores().min(8);
-        Self::with_threads(dataset, batch, seed, flip, first_position, threads)
+        Self::pictures(dataset, false, batch, seed, flip, first_position, threads)
     }
 
     /// As [`Loader::new`], with a square of each picture that (seed, position) chooses, instead of the one in
@@ -136,17 +136,7 @@ impl Loader {
         flip: bool,
         first_position: u64,
     ) -> Result<Self> {
-        let (shape, len) = (dataset.shape(), dataset.len());
-        let read = move |index: u64, position: u64, out: &mut [f32]| {
-            let [_, across, down, _] = augmentation(seed, position);
-            let label = dataset.read_cropped(index, [across, down].map(uniform), out)?;
-            if flip && mirrored(seed, position) {
-                mirror(out, shape);
-            }
-            Ok(label)
-        };
-        let (size, threads) = (shape.iter().product(), threads::cores().min(8));
-        Self::reading(read, len, size, batch, seed, first_position, threads)
+        Self::pictures(dataset, true, batch, seed, flip, first_position, threads::cores().min(8))
     }
 
     /// As [`Loader::new`], with the condition of each picture beside it: batches of `[N, H, W, C +
@@ -177,8 +167,9 @@ impl Loader {
     }
 
     #[track_caller]
-    fn with_threads(
+    fn pictures(
         dataset: Arc<dyn Dataset>,
+        crop: bool,
         batch: usize,
         seed: u64,
         flip: bool,
@@ -187,7 +178,12 @@ impl Loader {
     ) -> Result<Self> {
         let (shape, len) = (dataset.shape(), dataset.len());
         let read = move |index: u64, position: u64, out: &mut [f32]| {
-            let label = dataset.read(index, out)?;
+            let label = if crop {
+                let [_, across, down, _] = augmentation(seed, position);
+                dataset.read_cropped(index, [across, down].map(uniform), out)?
+            } else {
+                dataset.read(index, out)?
+            };
             if flip && mirrored(seed, position) {
                 mirror(out, shape);
             }

@@ -83,6 +83,19 @@ fn keys_of(config: &impl Serialize) -> Arguments {
     serde_json::from_str(&text).unwrap_or_else(|e| unreachable!("JSON just written: {e}"))
 }
 
+/// Numbers that may be null, which are 0 here: one that is 0 would change its meaning.
+fn zero_nulls(arguments: &mut Arguments, keys: &[&str]) -> Result<(), String> {
+    for &key in keys {
+        if arguments[key] == 0 {
+            return Err(format!("{key} is 0"));
+        }
+        if arguments[key].is_null() {
+            arguments[key] = 0.into();
+        }
+    }
+    Ok(())
+}
+
 /// Sets the arguments in the JSON object `values`.
 fn set(arguments: &mut Arguments, values: Value) {
     if let Value::Object(values) = values {

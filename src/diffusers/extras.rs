@@ -49,6 +49,16 @@ fn fuse(values: &mut [f32], spec: &Spec, adapter: &Adapter, scale: f32) -> bool 
     own.iter().all(|value| value.is_finite())
 }
 
+/// Adds adapters of a run to the weights `flat` of the model `base`, of those layers that it has.
+pub(crate) fn fuse_all(base: &Params, flat: &mut [f32], adapters: &[Adapter]) {
+    for adapter in adapters {
+        if let Some(spec) = base.find(&[&adapter.layer, WEIGHT].concat()) {
+            // What is not finite is found in the samples.
+            fuse(flat, spec, adapter, 1.0);
+        }
+    }
+}
+
 impl Extras {
     /// True without files.
     pub fn is_empty(&self) -> bool {

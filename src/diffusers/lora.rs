@@ -183,12 +183,9 @@ pub fn read(weights: &Weights, layers: &Layers) -> Result<Vec<Adapter>> {
     Ok(adapters)
 }
 
-/// The file of the adapters of a run, as the library's training scripts write it. `values`: their parameters.
-/// A scale other than 1 becomes part of B: the file then needs none.
-///
-/// # Errors
-/// When the file cannot be written.
-pub(crate) fn write(path: &Path, params: &Params, values: &[f32], scale: f32) -> Result<()> {
+/// The adapters of a run, whose parameters are `params` and their values `values`. `scale`, the factor of what
+/// they add, becomes part of B: a file of them needs none.
+pub(crate) fn of_run(params: &Params, values: &[f32], scale: f32) -> Vec<Adapter> {
     let of_layer = |spec: &Spec| -> Option<Adapter> {
         let layer = spec.name.strip_suffix(".lora_A.weight")?;
         let up = params.find(&format!("{layer}.lora_B.weight"))?;
@@ -208,8 +205,15 @@ pub(crate) fn write(path: &Path, params: &Params, values: &[f32], scale: f32) ->
             b: in_file(up, scale),
         })
     };
-    let adapters: Vec<Adapter> = params.specs().iter().filter_map(of_layer).collect();
-    let named = tensors(&adapters);
+    params.specs().iter().filter_map(of_layer).collect()
+}
+
+/// Writes adapters as the library's training scripts do.
+///
+/// # Errors
+/// When the file cannot be written.
+pub(crate) fn write(path: &Path, adapters: &[Adapter]) -> Result<()> {
+    let named = tensors(adapters);
     let named: Vec<_> = named.iter().map(|(name, shape, of)| (name.as_str(), shape.clone(), *of)).collect();
     write_tensors(path, &named, "format", "pt".to_owned())
 }

@@ -19,6 +19,7 @@ use std::path::Path;
 pub use component::Component;
 pub(crate) use export::{check_free, write};
 pub use extras::Extras;
+pub(crate) use extras::fuse_all;
 pub use file::{Unsaid, is_file, open_any, open_file, open_vae};
 pub use folder::{Folder, is_folder, open};
 pub use text_encoder::{Text, TextEncoder, open_text_encoder, text_params, write_text_encoder};

@@ -1,7 +1,6 @@
-//! Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685): what they add, and how it becomes part of a
-//! model's weights.
+//! Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685).
 
-use super::{Init, Layout, Params, Scope};
+use super::{Init, Layout, Scope};
 use crate::ops::arithmetic::{add, affine};
 use crate::ops::matmul::linear;
 use crate::tape::Tensor;
@@ -35,28 +34,5 @@ impl Adapters {
         let down = own.param(NAMES[0], [inputs, self.rank], Layout::Linear, init);
         let up = own.param(NAMES[1], [self.rank, outputs], Layout::Linear, Init::Zeros);
         own.label(|| add(&y, &affine(&linear(&linear(x, &down, None), &up, None), self.scale, 0.0)))
-    }
-}
-
-/// Adds the adapters among `params`, whose values are `values`, to the weights `flat` of the model `base`
-/// with the layers that they are of, each times `scale`. Adapters of other layers are left out.
-pub fn fuse(base: &Params, flat: &mut [f32], params: &Params, values: &[f32], scale: f32) {
-    for down in params.specs() {
-        let Some(layer) = down.name.strip_suffix(NAMES[0]) else { continue };
-        let (Some(up), Some(weight)) =
-            (params.find(&format!("{layer}{}", NAMES[1])), base.find(&format!("{layer}weight")))
-        else {
-            continue;
-        };
-        let [inputs, rank] = down.shape.of_rank("an adapter");
-        let outputs = up.shape.last();
-        let [a, b] = [down, up].map(|spec| &values[spec.first..][..spec.shape.elements()]);
-        // Both are linear layers, which lie as their inputs times their outputs.
-        let rows = flat[weight.first..][..inputs * outputs].chunks_exact_mut(outputs);
-        for (row, a) in rows.zip(a.chunks_exact(rank)) {
-            for (a, b) in a.iter().zip(b.chunks_exact(outputs)) {
-                row.iter_mut().zip(b).for_each(|(w, b)| *w += scale * a * b);
-            }
-        }
     }
 }

@@ -14,7 +14,7 @@ use std::rc::Rc;
 
 use rayon::prelude::*;
 
-pub use adapters::{Adapters, fuse};
+pub use adapters::Adapters;
 pub use layers::{
     Conv, attention_between, attention_block, conv, conv_transpose, conv2d_upsampled, group_norm,
     group_norm_of, layer_norm, linear, linear_from, linear_without_bias, linear_zero_if, point,

@@ -8,11 +8,12 @@ use super::{Denoiser, Given, Source};
 use crate::checkpoint::Loaded;
 use crate::codec::Codec;
 use crate::device::{Buffer, Device};
-use crate::diffusers::{self, Extras, Folder, Text, TextEncoder, Unsaid, text_params};
+use crate::diffusers::lora::of_run;
+use crate::diffusers::{self, Extras, Folder, Text, TextEncoder, Unsaid, fuse_all, text_params};
 use crate::diffusion::Model;
 use crate::error::{Error, Result, quoted};
 use crate::names::path_of;
-use crate::nn::{Params, fuse};
+use crate::nn::Params;
 use crate::recipe::{Recipe, System, model_of, params_of, trained_params_of};
 use crate::run::Run;
 use crate::text_model::TextModel;
@@ -136,13 +137,13 @@ impl Trained {
             return Err(Error::new(message).hint("put that one back"));
         }
         let adapters = trained_params_of(recipe);
-        let (adapters, scale) = (adapters.borrow(), recipe.lora_scale());
-        let values = loaded.set("ema", &adapters)?;
+        let values = loaded.set("ema", &adapters.borrow())?;
+        let adapters = of_run(&adapters.borrow(), &values, recipe.lora_scale());
         let unet = params_of(&folder.model.recipe);
-        fuse(&unet.borrow(), &mut folder.model.weights, &adapters, &values, scale);
+        fuse_all(&unet.borrow(), &mut folder.model.weights, &adapters);
         if let Some(text) = &mut folder.text {
             let params = text_params(&text.encoder.config);
-            fuse(&params.borrow(), &mut text.encoder.weights, &adapters, &values, scale);
+            fuse_all(&params.borrow(), &mut text.encoder.weights, &adapters);
         }
         let theirs = &mut folder.model.recipe;
         theirs.name.clone_from(&recipe.name);

@@ -16,10 +16,11 @@ use crate::checkpoint::Values;
 use crate::codec::Codec;
 use crate::data::Whole;
 use crate::device::{Buffer, Device};
-use crate::diffusers::{TextEncoder, text_params};
+use crate::diffusers::lora::of_run;
+use crate::diffusers::{TextEncoder, fuse_all, text_params};
 use crate::diffusion::Model;
 use crate::error::Result;
-use crate::nn::{Params, Scope, fuse};
+use crate::nn::{Params, Scope};
 use crate::program::Program;
 use crate::recipe::{Recipe, System, initial_of, params_of, params_of_model};
 use crate::sample::{Denoiser, Source};
@@ -118,7 +119,8 @@ impl RecipeTrainer {
         };
         let (mut flat, adapters) = (read(weights, params)?, self.params());
         let values = read(self.ema(), adapters)?;
-        fuse(&params.borrow(), &mut flat, &adapters.borrow(), &values, self.recipe.lora_scale());
+        let adapters = of_run(&adapters.borrow(), &values, self.recipe.lora_scale());
+        fuse_all(&params.borrow(), &mut flat, &adapters);
         let buffer = device.alloc("fused", flat.len() * 4)?;
         device.write(&buffer, 0, bytemuck::cast_slice(&flat))?;
         Ok(buffer)

@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-use super::{Arguments, read, take, unsupported};
+use super::{Arguments, keys_of, read, take, unsupported, zero_nulls};
 use crate::models::unet::UNetConfig;
 
 /// The middle block that denoir has.
@@ -35,10 +35,7 @@ const NOT_THERE: [&str; 9] = [
 
 /// The arguments of a configuration, with a `sample_size` of null.
 pub(super) fn arguments(config: &UNetConfig) -> Arguments {
-    // Through text, in which an f32 is its shortest decimal: 1e-5 and not 9.99999975e-6.
-    let text = serde_json::to_string(config).unwrap_or_else(|e| unreachable!("plain values: {e}"));
-    let mut arguments: Arguments =
-        serde_json::from_str(&text).unwrap_or_else(|e| unreachable!("JSON just written: {e}"));
+    let mut arguments = keys_of(config);
     let middle = arguments.remove("mid_block") == Some(Value::Bool(true));
     for key in NOT_THERE {
         arguments.remove(key);
@@ -64,15 +61,7 @@ pub(super) fn config(mut arguments: Arguments) -> Result<UNetConfig, String> {
     if let Some(kind) = middle.as_ref().filter(|kind| *kind != MIDDLE) {
         return Err(unsupported("mid_block_type", kind, "UNetMidBlock2D or null"));
     }
-    for key in OPTIONAL {
-        // Null becomes 0, so a 0 would change its meaning.
-        if arguments[key] == 0 {
-            return Err(format!("{key} is 0"));
-        }
-        if arguments[key].is_null() {
-            arguments[key] = 0.into();
-        }
-    }
+    zero_nulls(&mut arguments, &OPTIONAL)?;
     // The library looks at the size of the table only where classes have no other form.
     if class_embed.is_some() {
         arguments["num_class_embeds"] = 0.into();

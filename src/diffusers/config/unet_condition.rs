@@ -6,7 +6,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Arguments, read, set, take, unsupported};
+use super::{Arguments, keys_of, read, set, take, unsupported, zero_nulls};
 use crate::models::unet::UNetConfig;
 
 /// The class.
@@ -109,10 +109,7 @@ pub(super) fn defaults() -> Arguments {
 
 /// The arguments of a configuration, with a `sample_size` of null.
 pub(super) fn arguments(config: &UNetConfig) -> Arguments {
-    // Through text, in which an f32 is its shortest decimal: 1e-5 and not 9.99999975e-6.
-    let text = serde_json::to_string(config).unwrap_or_else(|e| unreachable!("plain values: {e}"));
-    let ours: Arguments =
-        serde_json::from_str(&text).unwrap_or_else(|e| unreachable!("JSON just written: {e}"));
+    let ours = keys_of(config);
     let mut arguments = defaults();
     for key in SAME {
         arguments.insert(key.to_owned(), ours[key].clone());
@@ -160,15 +157,7 @@ pub(super) fn config(mut arguments: Arguments) -> Result<UNetConfig, String> {
         Some("text_proj") if !a["encoder_hid_dim"].is_null() => {}
         Some(kind) => return Err(unsupported("encoder_hid_dim_type", kind, "text_proj")),
     }
-    for key in OPTIONAL {
-        // Null becomes 0, so a 0 would change its meaning.
-        if a[key] == 0 {
-            return Err(format!("{key} is 0"));
-        }
-        if a[key].is_null() {
-            a[key] = 0.into();
-        }
-    }
+    zero_nulls(a, &OPTIONAL)?;
     // The library looks at the size of the table only where classes have no other form.
     if class_embed.is_some() {
         a["num_class_embeds"] = 0.into();
