@@ -183,8 +183,8 @@ pub fn read(weights: &Weights, layers: &Layers) -> Result<Vec<Adapter>> {
     Ok(adapters)
 }
 
-/// The adapters of a run, whose parameters are `params` and their values `values`. `scale`, the factor of what
-/// they add, becomes part of B: a file of them needs none.
+/// The adapters of a run, whose parameters are `params` and their values `values`. `scale`, the factor of
+/// what they add, becomes part of B: a file of them needs none.
 pub(crate) fn of_run(params: &Params, values: &[f32], scale: f32) -> Vec<Adapter> {
     let of_layer = |spec: &Spec| -> Option<Adapter> {
         let layer = spec.name.strip_suffix(".lora_A.weight")?;
