@@ -117,4 +117,5 @@ def write(path):
         config = unet_golden.config_json(network())
     scheduler = DDPMScheduler(num_train_timesteps=ARGS.ddpm_num_steps, beta_schedule=ARGS.ddpm_beta_schedule,
                               prediction_type=ARGS.prediction_type).config
-    unet_golden.save(path, out, arguments=vars(ARGS), images=IMAGES, steps=steps(), config=config, scheduler=dict(scheduler))
+    unet_golden.save(path, out, arguments=vars(ARGS), images=IMAGES, steps=steps(), config=config,
+                     scheduler=dict(scheduler) | {"_use_default_values": sorted(scheduler["_use_default_values"])})  # a set's order
