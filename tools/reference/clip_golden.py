@@ -18,7 +18,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from unet_golden import MATTERS, ZERO, relative, save
+from unet_golden import errors, save, weigh
 
 OUT = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden"
 
@@ -105,36 +105,20 @@ def write(name, config, ids, skip, seed):
     runs = list(f32_runs(model, ids, skip, dy))
     out, g = run(model, torch.float64, ids, skip, dy)
 
-    norms = {n: v.norm().item() for n, v in g.items()}
-    largest = max(norms.values())
-    zero = [n for n in g if norms[n] <= ZERO * largest]
-    doubtful = [n for n in g if 1e-13 < norms[n] / largest < 1e-7]
-    assert not doubtful, f"{name}: zero or not? {doubtful}"
+    zero, weakest = weigh(name, params, g, out.norm().item() * dy.double().norm().item())
     unused = [f"encoder.layers.{config['num_hidden_layers'] - 1 - i}." for i in range(skip)]
     wanted = [n for n in g if "k_proj.bias" in n or any(n.startswith(u) for u in unused)]
     assert zero == wanted, f"{name}: {zero}"  # a bias of all keys moves a row of scores as a whole
-    scale = out.norm().item() * dy.double().norm().item()
-    influence = {n: norms[n] * params[n].norm().item() / scale for n in g if n not in zero}
-    weakest = min(influence, key=influence.get)
-    assert influence[weakest] > MATTERS, f"{name}: {weakest} hardly matters: {influence[weakest]:.1e}"
-
-    layers = {}
-    for n in g:
-        layers.setdefault(n.rsplit(".", 1)[0], []).append(n)
-    error = {"out": max(relative(r[0], out) for r in runs)}
-    error |= {n: max(relative(r[1][n], g[n]) for r in runs) for n in g if n not in zero}
-    error_layer = {k: max(relative([r[1][n] for n in ns], [g[n] for n in ns]) for r in runs)
-                   for k, ns in layers.items() if any(n not in zero for n in ns)}
+    about = errors({"out": out}, g, [({"out": r[0]}, r[1]) for r in runs], zero)
+    error = about["f32_error"]
     tensors = {f"param/{n}": p for n, p in params.items()}
     tensors |= {"in/ids": ids.to(torch.int32), "in/dy": dy, "f64/out": out}
     tensors |= {f"f64/grad/{n}": v for n, v in g.items()}
-    digits = lambda d: {k: float(f"{v:.4g}") for k, v in d.items()}
     written = json.loads(model.config.to_json_string(use_diff=False))
-    save(OUT / f"clip_{name}.safetensors", tensors, config=written, skip=skip, zero_grad=zero,
-         f32_error=digits(error), f32_error_layer=digits(error_layer), seed=seed, loss=(out * dy.double()).sum().item(),
-         initial=initial())
+    save(OUT / f"clip_{name}.safetensors", tensors, config=written, skip=skip, **about, seed=seed,
+         loss=(out * dy.double()).sum().item(), initial=initial())
     print(f"{name}: {sum(p.numel() for p in params.values())} parameters, {len(g)} tensors, {len(zero)} of zero gradient; "
-          f"f32 error: out {error['out']:.1e}; weakest {weakest} {influence[weakest]:.1e}")
+          f"f32 error: out {error['out']:.1e}; {weakest}")
 
 
 def sheet():

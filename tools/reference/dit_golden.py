@@ -20,7 +20,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
 import unet_golden
-from unet_golden import MATTERS, ZERO, config_json, f32_runs, relative, save, timestep_embedding_f64
+from unet_golden import config_json, errors, f32_runs, save, timestep_embedding_f64, weigh
 
 OUT = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden"
 
@@ -70,33 +70,18 @@ def write(name, config, t, labels, seed):
         block.norm1.emb.time_proj = TimestepsF64()
     out, dx, g = unet_golden.run(model, torch.float64, x, t, labels, dy)
 
-    norms = {n: v.norm().item() for n, v in g.items()}
-    largest = max(norms.values())
-    zero = [n for n in g if norms[n] <= ZERO * largest]
-    doubtful = [n for n in g if 1e-13 < norms[n] / largest < 1e-7]
-    assert not doubtful, f"{name}: zero or not? {doubtful}"
-    scale = out.norm().item() * dy.double().norm().item()
-    influence = {n: norms[n] * params[n].norm().item() / scale for n in g if n not in zero}
-    weakest = min(influence, key=influence.get)
-    assert influence[weakest] > MATTERS, f"{name}: {weakest} hardly matters: {influence[weakest]:.1e}"
-
-    layers = {}
-    for n in g:
-        layers.setdefault(n.rsplit(".", 1)[0], []).append(n)
-    error = {"out": max(relative(r[0], out) for r in runs), "dx": max(relative(r[1], dx) for r in runs)}
-    error |= {n: max(relative(r[2][n], g[n]) for r in runs) for n in g if n not in zero}
-    error_layer = {k: max(relative([r[2][n] for n in ns], [g[n] for n in ns]) for r in runs)
-                   for k, ns in layers.items() if any(n not in zero for n in ns)}
+    zero, weakest = weigh(name, params, g, out.norm().item() * dy.double().norm().item())
+    about = errors({"out": out, "dx": dx}, g, [({"out": r[0], "dx": r[1]}, r[2]) for r in runs], zero)
+    error = about["f32_error"]
     tensors = {f"param/{n}": p for n, p in params.items()}
     tensors |= {"in/x": x, "in/t": t, "in/dy": dy, "f64/out": out, "f64/dx": dx}
     if config["num_embeds_ada_norm"]:
         tensors["in/labels"] = labels.to(torch.int32)
     tensors |= {f"f64/grad/{n}": v for n, v in g.items()}
-    digits = lambda d: {k: float(f"{v:.4g}") for k, v in d.items()}
-    save(OUT / f"dit_{name}.safetensors", tensors, config=config_json(model), zero_grad=zero, f32_error=digits(error),
-         f32_error_layer=digits(error_layer), seed=seed, loss=(out * dy.double()).sum().item())
+    save(OUT / f"dit_{name}.safetensors", tensors, config=config_json(model), **about, seed=seed,
+         loss=(out * dy.double()).sum().item())
     print(f"{name}: {sum(p.numel() for p in params.values())} parameters, {len(g)} tensors, {len(zero)} of zero gradient; "
-          f"f32 error: out {error['out']:.1e}, dx {error['dx']:.1e}; weakest {weakest} {influence[weakest]:.1e}")
+          f"f32 error: out {error['out']:.1e}, dx {error['dx']:.1e}; {weakest}")
 
 
 def published():

@@ -149,6 +149,33 @@ def relative(a, b):
     return ((a - b).norm() / b.norm()).item()
 
 
+def weigh(name, params, grads, loss, matters=MATTERS):
+    """The names of zero gradient; and of the others the one that moves the loss least, with its share of `loss`, in words."""
+    norms = {n: v.norm().item() for n, v in grads.items()}
+    largest = max(norms.values())
+    zero = [n for n in grads if norms[n] <= ZERO * largest]
+    doubtful = [n for n in grads if 1e-13 < norms[n] / largest < 1e-7]
+    assert not doubtful, f"{name}: zero or not? {doubtful}"
+    # Influence: the change of the loss, to first order, if the tensor were turned by its own length.
+    influence = {n: norms[n] * params[n].norm().item() / loss for n in grads if n not in zero}
+    weakest = min(influence, key=influence.get)
+    assert influence[weakest] > matters, f"{name}: {weakest} hardly matters: {influence[weakest]:.1e}"
+    return zero, f"weakest {weakest} {influence[weakest]:.1e}"
+
+
+def errors(exact, grads, runs, zero):
+    """The metadata f32_error and f32_error_layer.  `runs`: of each f32 run its tensors, as `exact`, and its gradients."""
+    layers = {}
+    for n in grads:
+        layers.setdefault(n.rsplit(".", 1)[0], []).append(n)
+    error = {n: max(relative(r[0][n], v) for r in runs) for n, v in exact.items()}
+    error |= {n: max(relative(r[1][n], grads[n]) for r in runs) for n in grads if n not in zero}
+    layer = {k: max(relative([r[1][n] for n in ns], [grads[n] for n in ns]) for r in runs)
+             for k, ns in layers.items() if any(n not in zero for n in ns)}
+    digits = lambda d: {k: float(f"{v:.4g}") for k, v in d.items()}
+    return {"zero_grad": zero, "f32_error": digits(error), "f32_error_layer": digits(layer)}
+
+
 def write(path, config, seed, batch, size, t):
     """Build, run in f32 and in f64, write `path`; returns a line about it.  `size` is (H, W)."""
     model = build(config, seed)
@@ -166,24 +193,9 @@ def write(path, config, seed, batch, size, t):
         model.time_proj = TimestepsF64(model.config)
     out, dx, g = run(model, torch.float64, x, t, labels, dy)
 
-    norms = {n: v.norm().item() for n, v in g.items()}
-    largest = max(norms.values())
-    zero = [n for n in g if norms[n] <= ZERO * largest]
-    doubtful = [n for n in g if 1e-13 < norms[n] / largest < 1e-7]
-    assert not doubtful, f"{path}: zero or not? {doubtful}"
-    # Influence: the change of the loss, to first order, if the tensor were turned by its own length.
-    scale = out.norm().item() * dy.double().norm().item()
-    influence = {n: norms[n] * params[n].norm().item() / scale for n in g if n not in zero}
-    weakest = min(influence, key=influence.get)
-    assert influence[weakest] > MATTERS, f"{path}: {weakest} hardly matters: {influence[weakest]:.1e}"
-
-    layers = {}
-    for n in g:
-        layers.setdefault(n.rsplit(".", 1)[0], []).append(n)
-    error = {"out": max(relative(r[0], out) for r in runs), "dx": max(relative(r[1], dx) for r in runs)}
-    error |= {n: max(relative(r[2][n], g[n]) for r in runs) for n in g if n not in zero}
-    error_layer = {k: max(relative([r[2][n] for n in ns], [g[n] for n in ns]) for r in runs)
-                   for k, ns in layers.items() if any(n not in zero for n in ns)}
+    zero, weakest = weigh(path, params, g, out.norm().item() * dy.double().norm().item())
+    about = errors({"out": out, "dx": dx}, g, [({"out": r[0], "dx": r[1]}, r[2]) for r in runs], zero)
+    error = about["f32_error"]
 
     tensors = {f"param/{n}": p for n, p in params.items()}
     tensors |= {"in/x": x, "in/t": t.float(), "in/dy": dy}
@@ -193,11 +205,9 @@ def write(path, config, seed, batch, size, t):
         temb = model.time_proj(t.double() if t.is_floating_point() else t)
     tensors |= {"f64/out": out, "f64/dx": dx, "f64/temb": temb}
     tensors |= {f"f64/grad/{n}": v for n, v in g.items()}
-    digits = lambda d: {k: float(f"{v:.4g}") for k, v in d.items()}
-    save(path, tensors, config=config_json(model), zero_grad=zero, f32_error=digits(error),
-         f32_error_layer=digits(error_layer), seed=seed, loss=(out * dy.double()).sum().item())
+    save(path, tensors, config=config_json(model), **about, seed=seed, loss=(out * dy.double()).sum().item())
     count = sum(p.numel() for p in params.values())
     worst = max(error, key=error.get)
     return (f"{count} parameters, {len(g)} tensors ({len(zero)} of zero gradient); "
             f"f32 error: out {error['out']:.1e}, dx {error['dx']:.1e}, worst {error[worst]:.1e} ({worst}); "
-            f"weakest {weakest} {influence[weakest]:.1e}")
+            f"{weakest}")

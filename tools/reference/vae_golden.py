@@ -37,7 +37,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from unet_golden import MATTERS, ZERO, relative, save
+from unet_golden import MATTERS, errors, save, weigh
 
 REACH = 0.05  # how far a bias may be moved to keep a layer's values away from a kink
 
@@ -326,37 +326,23 @@ def write(path, config, loss, seed, batch, size):
     distance = margin(model, config, loss, x, eps)
     assert distance > 1e-5, f"{path}: {distance:.1e} from a kink"
 
-    norms = {n: v.norm().item() for n, v in g.items()}
-    largest = max(norms.values())
-    zero = [n for n in g if norms[n] <= ZERO * largest]
-    doubtful = [n for n in g if 1e-13 < norms[n] / largest < 1e-7]
-    assert not doubtful, f"{path}: zero or not? {doubtful}"
-    # Influence: the change of the loss, to first order, if the tensor were turned by its own length.
-    influence = {n: norms[n] * params[n].norm().item() / t["loss"].item() for n in g if n not in zero}
-    weakest = min(influence, key=influence.get)
-    assert influence[weakest] > MATTERS, f"{path}: {weakest} hardly matters: {influence[weakest]:.1e}"
+    zero, weakest = weigh(path, params, g, t["loss"].item())
     if "kl" in t:  # both terms and both halves of the encoder's output must be seen
         share = loss["kl_weight"] * t["kl"].item() / t["loss"].item()
         assert share > MATTERS and t["log_var"].std().item() > 0.1, f"{path}: the KL is {share:.1e} of the loss"
 
-    layers = {}
-    for n in g:
-        layers.setdefault(n.rsplit(".", 1)[0], []).append(n)
-    error = {n: max(relative(r[0][n], v) for r in runs) for n, v in t.items()}
-    error |= {n: max(relative(r[1][n], g[n]) for r in runs) for n in g if n not in zero}
-    error_layer = {k: max(relative([r[1][n] for n in ns], [g[n] for n in ns]) for r in runs)
-                   for k, ns in layers.items() if any(n not in zero for n in ns)}
+    about = errors(t, g, runs, zero)
+    error = about["f32_error"]
 
     tensors = {f"param/{n}": p for n, p in params.items()} | {"in/x": x}
     if eps is not None:
         tensors["in/eps"] = eps
     tensors |= {f"f64/{n}": v for n, v in t.items()} | {f"f64/grad/{n}": v for n, v in g.items()}
-    digits = lambda d: {k: float(f"{v:.4g}") for k, v in d.items()}
-    save(path, tensors, config=config, loss=loss, image_size=size, zero_grad=zero,
-         f32_error=digits(error), f32_error_layer=digits(error_layer), margin=float(f"{distance:.4g}"), seed=seed)
+    save(path, tensors, config=config, loss=loss, image_size=size, **about,
+         margin=float(f"{distance:.4g}"), seed=seed)
     count = sum(p.numel() for p in params.values())
     worst = max(error, key=error.get)
     shown = ", ".join(f"{n} {v.item():.3f} (f32 off by {error[n]:.0e})" for n, v in t.items() if v.numel() == 1)
     return (f"{count} parameters, {len(g)} tensors ({len(zero)} of zero gradient); {distance:.0e} from a kink; "
             f"{shown}; f32 error: out {error['out']:.1e}, mean {error['mean']:.1e}, worst {error[worst]:.1e} "
-            f"({worst}); weakest {weakest} {influence[weakest]:.1e}")
+            f"({worst}); {weakest}")

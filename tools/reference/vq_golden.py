@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import VQModel
 
-from unet_golden import MATTERS, ZERO, relative, save
+from unet_golden import errors, save, weigh
 
 OUT = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden"
 CONFIG = dict(kind="vq", in_channels=2, widths=[6, 8], latent=3, norm_num_groups=2, variational=False, layers_per_block=1,
@@ -91,28 +91,18 @@ def main():
     gap = (two[:, 1] - two[:, 0]).min().item()
     assert gap > 1e-4, gap
 
-    norms = {n: v.norm().item() for n, v in g.items()}
-    zero = [n for n in g if norms[n] <= ZERO * max(norms.values())]
-    influence = {n: norms[n] * params[n].norm().item() / t["loss"].item() for n in g if n not in zero}
-    weakest = min(influence, key=influence.get)
-    assert influence[weakest] > MATTERS, f"{weakest} hardly matters: {influence[weakest]:.1e}"
-    layers = {}
-    for n in g:
-        layers.setdefault(n.rsplit(".", 1)[0], []).append(n)
-    error = {n: max(relative(r[0][n], v) for r in runs) for n, v in t.items()}
-    error |= {n: max(relative(r[1][n], g[n]) for r in runs) for n in g if n not in zero}
-    error_layer = {k: max(relative([r[1][n] for n in ns], [g[n] for n in ns]) for r in runs)
-                   for k, ns in layers.items() if any(n not in zero for n in ns)}
+    zero, weakest = weigh("vq_gradients", params, g, t["loss"].item())
+    about = errors(t, g, runs, zero)
+    error = about["f32_error"]
     tensors = {f"param/{n}": p for n, p in params.items()} | {"in/x": x}
     tensors |= {f"f64/{n}": v for n, v in t.items()} | {f"f64/grad/{n}": v for n, v in g.items()}
     tensors["f64/index"] = index.double()
-    digits = lambda d: {k: float(f"{v:.4g}") for k, v in d.items()}
-    save(OUT / "vq_gradients.safetensors", tensors, config=CONFIG, loss=LOSS, image_size=SIZE, zero_grad=zero,
-         f32_error=digits(error), f32_error_layer=digits(error_layer), gap=float(f"{gap:.4g}"), seed=SEED)
+    save(OUT / "vq_gradients.safetensors", tensors, config=CONFIG, loss=LOSS, image_size=SIZE, **about,
+         gap=float(f"{gap:.4g}"), seed=SEED)
     used = len(set(index.tolist()))
     print(f"vq_gradients: {sum(p.numel() for p in params.values())} parameters, {len(g)} tensors ({zero} of zero gradient); "
           f"{used} codes used, gap {gap:.1e}; loss {t['loss'].item():.3f}, codebook {t['codebook'].item():.3f}; "
-          f"f32 error: out {error['out']:.1e}, z {error['z']:.1e}; weakest {weakest} {influence[weakest]:.1e}")
+          f"f32 error: out {error['out']:.1e}, z {error['z']:.1e}; {weakest}")
 
 
 if __name__ == "__main__":
