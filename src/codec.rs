@@ -13,7 +13,7 @@ use crate::device::{Buffer, Device};
 use crate::diffusers::{self, Component};
 use crate::error::{Error, Result};
 use crate::models::{codebook, vae};
-use crate::nn::{Params, Scope};
+use crate::nn::{Flat, Params, Scope};
 use crate::recipe::{Backbone, Recipe, System, params_of};
 use crate::run::Run;
 
@@ -78,8 +78,7 @@ impl Codec {
         }
         recipe.validate().map_err(Error::in_a_file)?;
         let params = params_of(recipe);
-        let values = loaded.set("ema", &params.borrow())?;
-        let codec = Codec::with(recipe, &values, device)?;
+        let codec = Codec::with(recipe, loaded.set("ema", &params.borrow())?.into(), device)?;
         Ok(Codec { step: loaded.header.step, ..codec })
     }
 
@@ -87,16 +86,14 @@ impl Codec {
     ///
     /// # Errors
     /// When it does not fit into memory.
-    pub fn of_component(component: &Component, device: &Device) -> Result<Codec> {
-        Codec::with(&component.recipe, &component.weights, device)
+    pub fn of_component(component: Component, device: &Device) -> Result<Codec> {
+        Codec::with(&component.recipe, component.weights, device)
     }
 
-    /// `values`: the parameters, flat.
-    fn with(recipe: &Recipe, values: &[f32], device: &Device) -> Result<Codec> {
-        let weights = device.alloc("vae", values.len() * 4)?;
-        device.write(&weights, 0, bytemuck::cast_slice(values))?;
-        let codec = Codec::of(device, recipe, params_of(recipe), weights);
-        Ok(Codec { fingerprint: fingerprint(values), ..codec })
+    fn with(recipe: &Recipe, values: Flat, device: &Device) -> Result<Codec> {
+        let (params, fingerprint) = (params_of(recipe), fingerprint(&values.f32()));
+        let weights = values.upload(device, "vae", &mut params.borrow_mut())?;
+        Ok(Codec { fingerprint, ..Codec::of(device, recipe, params, weights) })
     }
 
     /// The VAE that `path` means: a VAE's run or checkpoint, a latent diffusion run, which holds one, a
@@ -106,14 +103,14 @@ impl Codec {
     /// When there is none, it is damaged, or does not fit into memory.
     pub fn open(path: &Path, device: &Device) -> Result<Codec> {
         if diffusers::is_file(path) {
-            return Codec::of_component(&diffusers::open_vae(path)?, device);
+            return Codec::of_component(diffusers::open_vae(path)?, device);
         }
         if diffusers::is_folder(path) {
             let folder = diffusers::open(path)?;
             let has_vae = folder.model.recipe.system == System::Vae;
             let component = folder.vae.or_else(|| has_vae.then_some(folder.model));
             let Some(component) = component else { return Err(no_vae(path)) };
-            return Codec::of_component(&component, device);
+            return Codec::of_component(component, device);
         }
         if path.is_file() {
             let loaded = checkpoint::load(path)?;

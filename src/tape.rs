@@ -192,6 +192,12 @@ impl Tape {
         self.tensor(shape.into(), DType::U32, Home::Stored { store: store.into(), first: 0 }, false)
     }
 
+    /// As [`Tape::stored`], of 16-bit floats, in a store of such alone. Only for the CPU device, where every
+    /// launch reads them as `f32`: they are widened into working memory each time it runs.
+    pub fn stored_f16(&self, store: &str, first: usize, shape: impl Into<Shape>) -> Tensor {
+        self.tensor(shape.into(), DType::F16, Home::Stored { store: store.into(), first }, false)
+    }
+
     /// A stored tensor that gradients are wanted of.
     pub fn variable(&self, store: &str, first: usize, shape: impl Into<Shape>) -> Tensor {
         self.tensor(shape.into(), DType::F32, Home::Stored { store: store.into(), first }, true)

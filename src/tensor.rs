@@ -59,19 +59,24 @@ impl fmt::Debug for Shape {
     }
 }
 
-/// Element type. Both take four bytes; `U32` holds labels, counters and random words.
+/// Element type. `U32` holds labels, counters and random words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DType {
     /// 32-bit floats.
     F32,
     /// 32-bit words.
     U32,
+    /// 16-bit floats: weights that are only read, on the CPU device, where launches see them as `F32`.
+    F16,
 }
 
 impl DType {
     /// Bytes of an element.
     pub const fn bytes(self) -> usize {
-        4
+        match self {
+            DType::F32 | DType::U32 => 4,
+            DType::F16 => 2,
+        }
     }
 }
 

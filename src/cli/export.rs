@@ -80,7 +80,7 @@ fn text_of(path: &Path, model: &Component) -> Result<Option<Text>> {
             .hint("give the run: its tokenizer is needed too"));
     };
     let encoder = match model.recipe.train_text_encoder {
-        true => TextEncoder::among(&model.recipe, &model.weights),
+        true => TextEncoder::among(&model.recipe, &model.weights.f32()),
         false => diffusers::open_text_encoder(&run.text_encoder_path())?,
     };
     Ok(Some(Text { encoder, tokenizer: Tokenizer::open(&run.tokenizer_path())? }))
@@ -92,5 +92,5 @@ fn component(loaded: &Loaded, set: &str) -> Result<Component> {
     let mut recipe = loaded.recipe.clone();
     // That of these weights, not of their moving average.
     recipe.set_learned_schedule(&params_of(&recipe).borrow(), &weights);
-    Ok(Component { recipe, weights })
+    Ok(Component { recipe, weights: weights.into() })
 }

@@ -49,7 +49,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let _lock = run.lock()?;
     if let Some(vae) = &folder.vae {
         let of_vae = params_of(&vae.recipe);
-        checkpoint::save_ema(&run.vae_path(), &of_vae.borrow(), 0, &vae.recipe, &vae.weights)?;
+        checkpoint::save_ema(&run.vae_path(), &of_vae.borrow(), 0, &vae.recipe, &vae.weights.f32())?;
     }
     if let Some(text) = &folder.text {
         let (encoder, tokenizer) = (&text.encoder, &text.tokenizer);
@@ -57,6 +57,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         diffusers::write_text_encoder(&run.text_encoder_path(), encoder, ends)?;
         tokenizer.save(&run.tokenizer_path(), encoder.config.max_position_embeddings)?;
     }
+    let weights = weights.into_f32();
     let rest = vec![0.0; weights.len()];
     let values = Values { sets: [weights.clone(), weights, rest.clone(), rest] };
     checkpoint::save(&run.checkpoint_path(0), &params, 0, Some(&recipe), &values)?;

@@ -12,16 +12,17 @@ use crate::diffusion::Keys;
 use crate::error::{Error, Result};
 use crate::models::unet::UNetConfig;
 use crate::models::vae::Reconstruction;
-use crate::nn::Params;
+use crate::nn::{Flat, Params};
 use crate::recipe::{Backbone, Recipe, System, params_of};
 use crate::weights::Weights;
 
 /// A model with its weights.
+#[derive(Clone)]
 pub struct Component {
     /// The model as a recipe; the keys of training have their defaults.
     pub recipe: Recipe,
-    /// Flat, in the layout of its parameters.
-    pub weights: Vec<f32>,
+    /// In the layout of its parameters.
+    pub weights: Flat,
 }
 
 /// The scheduler of a pipeline.
@@ -41,7 +42,7 @@ pub(super) struct Origin<'a> {
     /// What the recipe says of itself.
     pub about: &'static str,
     /// Reads the weights, flat in the layout of these parameters.
-    pub weights: Box<dyn Fn(&Params) -> Result<Vec<f32>> + 'a>,
+    pub weights: Box<dyn Fn(&Params) -> Result<Flat> + 'a>,
 }
 
 impl Origin<'_> {
@@ -77,7 +78,7 @@ impl Origin<'_> {
     }
 
     /// The weights of a valid recipe's model.
-    fn weights_of(&self, recipe: &Recipe) -> Result<Vec<f32>> {
+    fn weights_of(&self, recipe: &Recipe) -> Result<Flat> {
         recipe.validate().map_err(|e| e.in_a_file().caused_by(format!("in {}", self.file.display())))?;
         (self.weights)(&params_of(recipe).borrow())
     }
@@ -141,7 +142,7 @@ pub(super) fn diffusion(
         recipe.latent_size = side;
         recipe.image_size = vae.recipe.image_size;
         recipe.scaling_factor = vae.recipe.scaling_factor;
-        recipe.vae_fingerprint = fingerprint(&vae.weights);
+        recipe.vae_fingerprint = fingerprint(&vae.weights.f32());
         recipe.data.clone_from(&vae.recipe.data);
     }
     let weights = origin.weights_of(&recipe)?;

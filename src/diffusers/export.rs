@@ -158,6 +158,6 @@ fn write_model(folder: &Path, component: &Component, config: &str) -> Result<()>
     // Parameters of a text encoder have a folder of their own, and a schedule that was learned is a list of
     // betas there: both come after the model's.
     let plain = component.recipe.of_denoiser();
-    save_plain(&weights, &params_of(&plain).borrow(), &component.weights)?;
+    save_plain(&weights, &params_of(&plain).borrow(), &component.weights.f32())?;
     write_text(&folder.join(CONFIG), config)
 }

@@ -9,7 +9,7 @@ use super::lora::{self, Adapter, Layers};
 use super::single::Part;
 use super::text_encoder::{Text, text_params};
 use crate::error::{Error, Result};
-use crate::nn::{Layout, Params, Spec};
+use crate::nn::{Flat, Layout, Params, Spec};
 use crate::recipe::{Recipe, TEXT_MODULE, params_of};
 use crate::weights::Weights;
 
@@ -73,7 +73,7 @@ impl Extras {
     pub(crate) fn apply(
         &self,
         recipe: &Recipe,
-        values: &mut [f32],
+        values: &mut Flat,
         text: Option<&mut Text>,
     ) -> Result<Vec<String>> {
         if self.is_empty() {
@@ -91,7 +91,7 @@ impl Extras {
             for adapter in lora::read(&Weights::open(path)?, &layers)? {
                 let (params, values) = match adapter.part {
                     Part::TextEncoder => (&encoder, &mut text.encoder.weights[..]),
-                    _ => (&unet, &mut *values),
+                    _ => (&unet, &mut values.widen()[..]),
                 };
                 let spec = params.find(&[&adapter.layer, WEIGHT].concat());
                 if !spec.is_some_and(|spec| fuse(values, spec, &adapter, *scale)) {

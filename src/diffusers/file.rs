@@ -14,7 +14,7 @@ use crate::checkpoint;
 use crate::diffusion::{Keys, Prediction};
 use crate::error::{Error, Result};
 use crate::models::clip::{HiddenAct, TextConfig};
-use crate::nn::Params;
+use crate::nn::{Flat, Params};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Weights, header_of};
 
@@ -76,7 +76,7 @@ impl<'a> Opened<'a> {
     }
 
     /// The weights of a component, flat.
-    fn flat(&self, part: Part, params: &Params) -> Result<Vec<f32>> {
+    fn flat(&self, part: Part, params: &Params) -> Result<Flat> {
         let own = self.single.entries.iter().filter(|entry| entry.part == part);
         let held = own.map(|entry| Held {
             name: entry.name.clone(),
@@ -120,7 +120,7 @@ impl<'a> Opened<'a> {
         }
         let config = text_config(shape);
         config.validate().map_err(|e| e.within(self.path.display()))?;
-        let weights = self.flat(Part::TextEncoder, &text_params(&config).borrow())?;
+        let weights = self.flat(Part::TextEncoder, &text_params(&config).borrow())?.into_f32();
         let encoder = TextEncoder { config, weights };
         let Model::UNet(unet) = &unet.config.model else { return Err(self.wrong("it has no U-Net")) };
         Text::of(unet, encoder, tokenizer).map_err(|reason| self.wrong(&reason))

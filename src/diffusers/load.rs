@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use safetensors::Dtype;
+
 use crate::error::{Error, Result};
-use crate::nn::{Layout, Params, Spec};
+use crate::nn::{Flat, Layout, Params, Spec};
 use crate::recipe::TEXT_MODULE;
-use crate::weights::Weights;
+use crate::weights::{Number, Weights};
 
 /// The parts of a tensor's name without those that wrappers put in: `DataParallel` before all others
 /// (`module`), `torch.compile` before those of what it compiled (`_orig_mod`).
@@ -86,8 +88,8 @@ pub(crate) struct Held<'a> {
 
 impl Held<'_> {
     /// Its numbers in row-major order.
-    fn values(&self, weights: &Weights) -> Result<Vec<f32>> {
-        let mut values = weights.values(self.source)?;
+    fn values<T: Number>(&self, weights: &Weights) -> Result<Vec<T>> {
+        let mut values = weights.numbers(self.source)?;
         let count: usize = self.shape.iter().product();
         let first = self.first_row * (count / self.shape.first().map_or(1, |&rows| rows.max(1)));
         if first != 0 || values.len() != count {
@@ -107,14 +109,15 @@ pub(crate) fn held_of<'a>(
     weights.shapes().filter_map(held)
 }
 
-/// The values of all parameters, flat. The error names all tensors that are missing, left over or of another
-/// shape than `wanted` says. Memory is allocated only when all fit, and filled a tensor at a time.
+/// The values of all parameters, flat, of 16 bits if all in the file are. The error names all tensors that are
+/// missing, left over or of another shape than `wanted` says. Memory is allocated only when all fit, and
+/// filled a tensor at a time.
 pub(crate) fn flat_weights<'a>(
     weights: &'a Weights,
     params: &Params,
     held: impl Iterator<Item = Held<'a>>,
     wanted: &str,
-) -> Result<Vec<f32>> {
+) -> Result<Flat> {
     let (mut found, mut surplus, mut wrong) = (BTreeMap::new(), Vec::new(), Vec::new());
     for held in held {
         match params.find(&held.name) {
@@ -144,10 +147,20 @@ pub(crate) fn flat_weights<'a>(
             .hint("get both from the same place")
             .caused_by(said.join("\n")));
     }
-    let mut flat = vec![0.0; params.elements()];
+    let halves = found.values().all(|held| weights.dtype(held.source) == Dtype::F16);
+    Ok(if halves {
+        Flat::F16(filled(weights, params, &found)?)
+    } else {
+        Flat::F32(filled(weights, params, &found)?)
+    })
+}
+
+/// The values of all parameters, each as `found`.
+fn filled<T: Number>(weights: &Weights, params: &Params, found: &BTreeMap<String, Held>) -> Result<Vec<T>> {
+    let mut flat = vec![T::zeroed(); params.elements()];
     for spec in params.specs() {
-        let values = found[&spec.name].values(weights)?;
-        spec.for_each_index(|here, there| flat[spec.first + here] = values[there]);
+        let target = &mut flat[spec.first..spec.first + spec.shape.elements()];
+        spec.from_file(&found[&spec.name].values(weights)?, target);
     }
     Ok(flat)
 }
@@ -167,7 +180,7 @@ mod tests {
         std::fs::write(&path, [&length, header.as_bytes(), &data].concat()).unwrap();
         let weights = Weights::open(&path).unwrap();
         let rows = |first_row: usize, shape: &[usize]| {
-            Held { name: "x".to_owned(), source: "w", first_row, shape }.values(&weights).unwrap()
+            Held { name: "x".to_owned(), source: "w", first_row, shape }.values::<f32>(&weights).unwrap()
         };
         assert_eq!(rows(0, &[2, 2]), [0.0, 1.0, 2.0, 3.0]);
         assert_eq!(rows(2, &[2, 2]), [4.0, 5.0, 6.0, 7.0]);

@@ -133,7 +133,7 @@ pub fn open_text_encoder(folder: &Path) -> Result<TextEncoder> {
         if let Some(weights) = Weights::find(folder, stem)? {
             let held = held_of(&weights, of_text_model);
             let weights = flat_weights(&weights, &text_params(&config).borrow(), held, "its config.json")?;
-            return Ok(TextEncoder { config, weights });
+            return Ok(TextEncoder { config, weights: weights.into_f32() });
         }
     }
     Err(wrong(folder, &format!("there is no {}.safetensors and no {}.bin", WEIGHTS[0], WEIGHTS[1])))

@@ -5,6 +5,8 @@
 //! model's code is also its list of parameters.
 
 mod adapters;
+mod flat;
+mod initial;
 mod layers;
 mod spec;
 
@@ -12,9 +14,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use rayon::prelude::*;
-
 pub use adapters::Adapters;
+pub use flat::Flat;
 pub use layers::{
     Conv, attention_between, attention_block, conv, conv_transpose, conv2d_upsampled, group_norm,
     group_norm_of, layer_norm, linear, linear_from, linear_without_bias, linear_zero_if, point,
@@ -23,11 +24,9 @@ pub use layers::{
 pub use spec::{Init, Layout, Spec};
 
 use crate::error::Result;
-use crate::philox::{Stream, draw, normal, uniform};
 use crate::program::Program;
 use crate::tape::{Tape, Tensor};
 use crate::tensor::Shape;
-use crate::torch::Generator;
 
 /// Name of the store that parameters are recorded in. Binding it to the EMA weights makes the same
 /// recording sample from those.
@@ -46,6 +45,8 @@ pub struct Params {
     elements: usize,
     /// Elements before the first state.
     trained: Option<usize>,
+    /// Their store holds 16-bit floats.
+    halves: bool,
 }
 
 impl Params {
@@ -74,61 +75,6 @@ impl Params {
         self.trained.unwrap_or(self.elements)
     }
 
-    /// Initial values of all of them, drawn from `seed`; zero in the gaps.
-    pub fn initial(&self, seed: u64) -> Vec<f32> {
-        // Draws that a thread takes at once.
-        const BLOCKS: usize = 4096;
-        let mut values = vec![0.0; self.elements];
-        for (number, spec) in self.specs.iter().enumerate() {
-            let target = &mut values[spec.first..spec.first + spec.shape.elements()];
-            let words = |block| draw(seed, Stream::Init as u32, number as u32, 0, block);
-            target.par_chunks_mut(4 * BLOCKS).enumerate().for_each(|(part, target)| {
-                for (block, target) in target.chunks_mut(4).enumerate() {
-                    let block = part * BLOCKS + block;
-                    let four = match spec.init {
-                        Init::FanIn(fan) => {
-                            words(block as u32).map(|w| (2.0 * uniform(w) - 1.0) / (fan as f32).sqrt())
-                        }
-                        Init::Normal(deviation) => normal(words(block as u32)).map(|v| deviation * v),
-                        Init::Ones => [1.0; 4],
-                        Init::Zeros => [0.0; 4],
-                    };
-                    target.copy_from_slice(&four[..target.len()]);
-                }
-            });
-        }
-        values
-    }
-
-    /// Initial values as PyTorch's default initialisation draws them from its CPU generator: parameter after
-    /// parameter in the order of `rank`, each in the order of its elements in files. Norms draw nothing;
-    /// layers that start from zero draw as the others do, so that those are what they would be without.
-    pub fn initial_as_torch<K: Ord>(&self, seed: u64, rank: impl Fn(&str) -> K) -> Vec<f32> {
-        let mut generator = Generator::new(seed);
-        let mut values = vec![0.0; self.elements];
-        let mut specs: Vec<&Spec> = self.specs.iter().collect();
-        specs.sort_by_key(|spec| rank(&spec.name));
-        for spec in specs {
-            let target = &mut values[spec.first..spec.first + spec.shape.elements()];
-            let mut drawn = vec![0.0; target.len()];
-            match spec.init {
-                Init::FanIn(fan) => generator.fill_uniform(&mut drawn, (1.0 / (fan as f64).sqrt()) as f32),
-                Init::Normal(deviation) => {
-                    generator.fill_normal(&mut drawn);
-                    drawn.iter_mut().for_each(|v| *v *= deviation);
-                }
-                Init::Ones => drawn.fill(1.0),
-                Init::Zeros if is_norm(&spec.name) => {}
-                Init::Zeros => {
-                    generator.fill_uniform(&mut drawn, 1.0);
-                    drawn.fill(0.0);
-                }
-            }
-            spec.for_each_index(|here, in_file| target[here] = drawn[in_file]);
-        }
-        values
-    }
-
     #[track_caller]
     fn place(&mut self, name: String, shape: Shape, layout: Layout, init: Init, state: Option<f32>) -> usize {
         if let Some(&known) = self.index.get(&name) {
@@ -146,11 +92,6 @@ impl Params {
         self.specs.push(Spec { name, shape, layout, init, first, state });
         first
     }
-}
-
-/// Whether a parameter is a norm's own: that of a layer beside it, such as `norm1.linear`, is not.
-fn is_norm(name: &str) -> bool {
-    name.rsplit('.').nth(1).is_some_and(|layer| layer.contains("norm"))
 }
 
 /// A module of a model under recording: gives its parameters by name.
@@ -256,7 +197,7 @@ impl Scope {
     pub fn state(&self, name: &str, shape: impl Into<Shape>, init: Init, missing: f32) -> Tensor {
         let shape = shape.into();
         let first = self.place(name, shape.clone(), Layout::Plain, init, Some(missing));
-        self.tape.stored(&self.store, first, shape)
+        self.read_only(first, shape)
     }
 
     /// A parameter of this module as consecutive slices of its rows.
@@ -290,11 +231,20 @@ impl Scope {
         self.params.borrow_mut().place(self.sub(name).prefix, shape, layout, init, state)
     }
 
-    fn placed(&self, first: usize, shape: Shape) -> Tensor {
-        match self.state {
-            Some(_) => self.tape.variable(&self.store, first, shape),
-            None => self.tape.stored(&self.store, first, shape),
+    fn read_only(&self, first: usize, shape: Shape) -> Tensor {
+        match self.params.borrow().halves {
+            true => self.tape.stored_f16(&self.store, first, shape),
+            false => self.tape.stored(&self.store, first, shape),
         }
+    }
+
+    #[track_caller]
+    fn placed(&self, first: usize, shape: Shape) -> Tensor {
+        if self.state.is_none() {
+            return self.read_only(first, shape);
+        }
+        assert!(!self.params.borrow().halves, "parameters of 16 bits cannot be trained");
+        self.tape.variable(&self.store, first, shape)
     }
 
     /// Runs `record` with its launches labelled as this module's.

@@ -1,5 +1,7 @@
 //! What is known of one parameter: its name, its shapes, how it begins.
 
+use rayon::prelude::*;
+
 use crate::tensor::Shape;
 
 /// How a parameter's dimensions stand in files, which follow PyTorch. Here, channels come last.
@@ -55,15 +57,44 @@ impl Spec {
         }
     }
 
-    /// Calls `visit(index in memory, index in the file)` for every element, both relative to the
-    /// parameter's beginning.
-    pub fn for_each_index(&self, mut visit: impl FnMut(usize, usize)) {
+    /// The parameter's numbers in the order of files, put in the order of memory.
+    ///
+    /// # Panics
+    /// When either slice has not its elements.
+    #[track_caller]
+    pub(crate) fn from_file<T: Copy + Send + Sync>(&self, file: &[T], memory: &mut [T]) {
+        let (taps, cin, cout) = self.matrices();
+        assert_eq!([file.len(), memory.len()], [taps * cin * cout; 2], "parameter {}", self.name);
+        if self.layout == Layout::Plain || file.is_empty() {
+            return memory.copy_from_slice(file);
+        }
+        // A thread takes rows of one input channel after the other, all taps of each: they are neighbours in
+        // the file.
+        let mut rows: Vec<Vec<&mut [T]>> = (0..cin).map(|_| Vec::with_capacity(taps)).collect();
+        for matrix in memory.chunks_mut(cin * cout) {
+            rows.iter_mut().zip(matrix.chunks_mut(cout)).for_each(|(rows, row)| rows.push(row));
+        }
+        rows.into_par_iter().with_min_len(16).enumerate().for_each(|(ci, mut rows)| {
+            for (co, file) in file.chunks_exact(cin * taps).enumerate() {
+                rows.iter_mut().zip(&file[ci * taps..]).for_each(|(row, value)| row[co] = *value);
+            }
+        });
+    }
+
+    /// Matrices `[Cin, Cout]` in memory, and their sizes.
+    fn matrices(&self) -> (usize, usize, usize) {
         // A linear layer is a 1x1 convolution here.
-        let (taps, cin, cout) = match (self.layout, self.shape.dims()) {
+        match (self.layout, self.shape.dims()) {
             (Layout::Plain, _) => (1, self.shape.elements(), 1),
             (Layout::Linear, d) => (1, d[0], d[1]),
             (Layout::Conv, d) => (d[0] * d[1], d[2], d[3]),
-        };
+        }
+    }
+
+    /// Calls `visit(index in memory, index in the file)` for every element, both relative to the
+    /// parameter's beginning.
+    pub fn for_each_index(&self, mut visit: impl FnMut(usize, usize)) {
+        let (taps, cin, cout) = self.matrices();
         for tap in 0..taps {
             for ci in 0..cin {
                 for co in 0..cout {

@@ -3,13 +3,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use half::f16;
+use half::slice::HalfFloatSliceExt as _;
+use rayon::prelude::*;
+
 use super::memory::Sharing;
 use super::place::{Operands, Place, Placement};
 use super::plan::{Plan, Step};
 use super::timed::Span;
 use crate::device::Buffer;
 use crate::device::cpu::{Cpu, Hold, Memory};
-use crate::launch::{Io, Raw, Recorded};
+use crate::launch::{CHUNK, Io, Raw, Recorded};
+use crate::tensor::DType;
 
 /// All calls of a program, and the memory that they touch.
 pub(super) struct CpuCode {
@@ -25,9 +30,35 @@ struct Call {
     reads: Vec<Raw>,
     writes: Vec<Raw>,
     scratch: Vec<Raw>,
+    /// Reads of 16 bits, which are widened before it runs.
+    halves: Vec<Halves>,
     kept_from: Option<KeptFrom>,
     /// Its results are kept, not its first block of scratch.
     keeps_results: bool,
+}
+
+/// A read of 16-bit floats, and the working memory where the call finds it as `f32`.
+struct Halves {
+    stored: *const f16,
+    widened: Raw,
+}
+
+// SAFETY: plain memory, as that of `Raw`.
+unsafe impl Send for Halves {}
+
+impl Halves {
+    fn widen(&self) {
+        let elements = self.widened.elements;
+        // SAFETY: the plan gave both so many elements, in blocks that the program holds, and the working
+        // memory is this call's own, which is not running yet.
+        let (from, to) = unsafe {
+            let to = std::slice::from_raw_parts_mut(self.widened.start.cast::<f32>(), elements);
+            (std::slice::from_raw_parts(self.stored, elements), to)
+        };
+        to.par_chunks_mut(CHUNK)
+            .zip(from.par_chunks(CHUNK))
+            .for_each(|(to, from)| from.convert_to_f32_slice(to));
+    }
 }
 
 /// The weights that a call makes from what it keeps from run to run.
@@ -55,14 +86,26 @@ fn overlap(a: &Raw, b: &Raw) -> bool {
 
 impl Call {
     /// `keeps`: memory is as the last run left it.
-    fn new(step: &Step, placement: &Placement, keeps: bool) -> Call {
+    fn new(plan: &Plan, step: &Step, placement: &Placement, keeps: bool) -> Call {
         let Operands { reads, writes, scratch } = placement.operands(step);
+        let (mut reads, mut scratch): (Vec<Raw>, Vec<Raw>) =
+            (reads.iter().map(raw).collect(), scratch.iter().map(raw).collect());
+        let mut halves = Vec::new();
+        // The last block is that of the last such read.
+        for (read, id) in reads.iter_mut().zip(&step.reads).rev() {
+            if plan.dtypes[id.0] == DType::F16 {
+                let widened = scratch.pop().expect("a block for each read of 16 bits");
+                let stored = std::mem::replace(read, widened).start.cast::<f16>();
+                halves.push(Halves { stored, widened });
+            }
+        }
         let kept_from = step.kept_from.filter(|_| keeps).and_then(|id| placement.place(id));
         let call = Call {
             recorded: step.recorded.clone(),
-            reads: reads.iter().map(raw).collect(),
+            reads,
             writes: writes.iter().map(raw).collect(),
-            scratch: scratch.iter().map(raw).collect(),
+            scratch,
+            halves,
             kept_from: kept_from
                 .map(|place| KeptFrom { memory: Arc::clone(memory_of(&place.buffer)), version: None }),
             keeps_results: step.keeps_results(),
@@ -81,6 +124,7 @@ impl Call {
             version.replace(memory.version()) == Some(memory.version())
         });
         if !(done && self.keeps_results) {
+            self.halves.iter().for_each(Halves::widen);
             self.recorded.launch().cpu(&Io::new(&self.reads, &self.writes, &self.scratch, done));
         }
     }
@@ -93,7 +137,7 @@ impl CpuCode {
         let stores = placement.stores.values().map(|store| &store.buffer);
         let written = plan.written.iter().map(|store| &placement.stores[&**store].buffer);
         CpuCode {
-            calls: plan.steps.iter().map(|step| Call::new(step, placement, keeps)).collect(),
+            calls: plan.steps.iter().map(|step| Call::new(plan, step, placement, keeps)).collect(),
             memory: distinct(placement.blocks.iter().chain(stores)),
             written: distinct(written),
         }

@@ -78,8 +78,8 @@ impl Placement {
             .collect();
         let place = |(spot, bytes): &(Spot, usize)| match spot {
             Spot::Temporary(n) => Some(temporaries[*n].clone()),
-            Spot::Stored { store, first } => {
-                Some(Place { offset: first * 4, bytes: *bytes, ..stores[&**store].clone() })
+            Spot::Stored { store, offset } => {
+                Some(Place { offset: *offset, bytes: *bytes, ..stores[&**store].clone() })
             }
             Spot::Unused => None,
         };

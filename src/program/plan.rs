@@ -17,7 +17,7 @@ pub(super) struct Step {
     pub(super) reads: Vec<Id>,
     pub(super) writes: Vec<Id>,
     pub(super) label: Rc<str>,
-    /// Numbers of its scratch blocks among the lifetimes.
+    /// Numbers of its scratch blocks among the lifetimes: its own, then one for each read of 16 bits.
     pub(super) scratch: Vec<usize>,
     /// The stored weights that its first scratch block, or all its results, are made from and kept from run
     /// to run, where the program does not write them.
@@ -57,7 +57,8 @@ pub(super) enum Spot {
     Temporary(usize),
     Stored {
         store: Rc<str>,
-        first: usize,
+        /// First byte.
+        offset: usize,
     },
     /// No launch of this program touches it.
     Unused,
@@ -120,8 +121,12 @@ impl Plan {
             written: order.runs.iter().flat_map(|run| order.writes(run)).filter_map(store_of).collect(),
             adapter,
         };
-        // Tensors that no run changes, and the stored one that each is made from.
-        let unwritten = |id: &Id| store_of(id).is_some_and(|store| !plan.written.contains(&store));
+        // Tensors that no run changes, and the stored one that each is made from. What is made of halves
+        // would take the memory that they save.
+        let unwritten = |id: &Id| {
+            meta_of(*id).dtype != DType::F16
+                && store_of(id).is_some_and(|store| !plan.written.contains(&store))
+        };
         let mut unwritten: BTreeMap<Id, Id> = all().filter(unwritten).map(|id| (id, id)).collect();
         for (time, run) in order.runs.iter().enumerate() {
             let (reads, writes, recorded) = (order.reads(run), order.writes(run), needed.launch(run));
@@ -140,7 +145,11 @@ impl Plan {
             if let Some(source) = kept_from.filter(|_| *keeps_results) {
                 unwritten.extend(writes.iter().map(|id| (*id, source)));
             }
-            let scratch = blocks.iter().enumerate().map(|(i, &elements)| {
+            let halves = reads.iter().filter(|id| meta_of(**id).dtype == DType::F16);
+            let widened: Vec<usize> = halves.map(|id| meta_of(*id).shape.elements()).collect();
+            let name = recorded.launch().name();
+            assert!(widened.is_empty() || !needed.for_gpu, "{name}: a GPU has no weights of 16 bits yet");
+            let scratch = blocks.iter().chain(&widened).enumerate().map(|(i, &elements)| {
                 let kept = i == 0 && kept_from.is_some();
                 let (first, last) = if kept { (0, order.runs.len()) } else { (time, time) };
                 plan.lifetimes.push(Lifetime { first, last, bytes: elements.max(1) * 4 });
@@ -173,8 +182,9 @@ impl Plan {
         match (home, &spot) {
             (Home::Stored { store, first }, _) => {
                 let size = self.stores.entry(store.to_string()).or_default();
-                *size = (first * 4 + *bytes).max(*size);
-                *spot = Spot::Stored { store: store.clone(), first: *first };
+                let offset = first * self.dtypes[id.0].bytes();
+                *size = (offset + *bytes).max(*size);
+                *spot = Spot::Stored { store: store.clone(), offset };
                 false
             }
             (Home::Temporary, Spot::Temporary(n)) => {

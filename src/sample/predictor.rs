@@ -50,7 +50,7 @@ impl Source<'_> {
             let t = tape.stored("t", 0, [batch]);
             let classes = labels.map(|element| match element {
                 DType::U32 => tape.stored_u32("labels", [batch]),
-                DType::F32 => tape.stored("labels", 0, [batch]),
+                _ => tape.stored("labels", 0, [batch]),
             });
             let scope = if differentiable {
                 Scope::frozen(&tape, &denoiser.params, nn::STORE)
@@ -155,7 +155,7 @@ impl Predictor {
             labels.resize(self.batch, 0);
             match element {
                 DType::U32 => self.program.write("labels", &labels)?,
-                DType::F32 => {
+                _ => {
                     self.program.write("labels", &labels.iter().map(|&l| l as f32).collect::<Vec<f32>>())?;
                 }
             }

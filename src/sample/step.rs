@@ -56,7 +56,7 @@ pub(super) fn record_step(
     let t = timestep_of_row(seen, &rows, &state);
     let classes = labels.map(|element| match element {
         DType::U32 => tape.stored_u32("labels", [seen]),
-        DType::F32 => tape.stored("labels", 0, [seen]),
+        _ => tape.stored("labels", 0, [seen]),
     });
     let told = condition.map(|Condition { channels, has_holes, .. }| {
         (tape.stored("condition", 0, [seen, h, w, *channels]), *has_holes)

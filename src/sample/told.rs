@@ -22,8 +22,8 @@ impl Sampler {
             labels.extend(labels.clone().into_iter().map(|label| self.null.unwrap_or(label)));
         }
         match element {
-            DType::F32 => self.step.write("labels", &labels.iter().map(|&l| l as f32).collect::<Vec<f32>>()),
             DType::U32 => self.step.write("labels", &labels),
+            _ => self.step.write("labels", &labels.iter().map(|&l| l as f32).collect::<Vec<f32>>()),
         }
     }
 

@@ -13,7 +13,7 @@ use crate::diffusers::{self, Extras, Folder, Text, TextEncoder, Unsaid, fuse_all
 use crate::diffusion::Model;
 use crate::error::{Error, Result, quoted};
 use crate::names::path_of;
-use crate::nn::Params;
+use crate::nn::{Flat, Params};
 use crate::recipe::{Recipe, System, model_of, params_of, trained_params_of};
 use crate::run::Run;
 use crate::text_model::TextModel;
@@ -84,7 +84,7 @@ impl Trained {
             (System::Ldm, None) => return Err(outside("VAE")),
             _ => None,
         };
-        let mut values = loaded.set("ema", &params_of(&recipe).borrow())?;
+        let mut values = Flat::from(loaded.set("ema", &params_of(&recipe).borrow())?);
         let run = match (recipe.text_width() > 0, run) {
             (true, None) => return Err(outside("tokenizer")),
             (true, Some(run)) => Some(run),
@@ -96,7 +96,7 @@ impl Trained {
         let mut text = match (&run, tokenizer.clone().filter(|_| beside)) {
             (Some(run), Some(tokenizer)) => {
                 let encoder = match recipe.train_text_encoder {
-                    true => TextEncoder::among(&recipe, &values),
+                    true => TextEncoder::among(&recipe, &values.f32()),
                     false => diffusers::open_text_encoder(&run.text_encoder_path())?,
                 };
                 Some(Text { encoder, tokenizer })
@@ -105,7 +105,7 @@ impl Trained {
         };
         let remarks = extras.apply(&recipe, &mut values, text.as_mut())?;
         let text = text.map(|text| TextModel::of_folder(text, device)).transpose()?;
-        let mut trained = Trained::with(recipe, &values, (codec, text), remarks, device)?;
+        let mut trained = Trained::with(recipe, values, (codec, text), remarks, device)?;
         if let Some(tokenizer) = tokenizer.filter(|_| !beside) {
             let (params, weights) = (Rc::clone(&trained.params), trained.weights.clone());
             let config = &trained.recipe.text;
@@ -131,7 +131,7 @@ impl Trained {
             let message = format!("{} adapts {}, which cannot be opened", path.display(), base.display());
             Error::new(message).hint("put that model back").caused_by(e.report())
         })?;
-        let own = folder.text.as_ref().map(|text| text.fingerprint_with(&folder.model.weights));
+        let own = folder.text.as_ref().map(|text| text.fingerprint_with(&folder.model.weights.f32()));
         if own.as_ref() != Some(&recipe.base_fingerprint) {
             let message = format!("{} is not the model that {} adapts", base.display(), path.display());
             return Err(Error::new(message).hint("put that one back"));
@@ -140,7 +140,7 @@ impl Trained {
         let values = loaded.set("ema", &adapters.borrow())?;
         let adapters = of_run(&adapters.borrow(), &values, recipe.lora_scale());
         let unet = params_of(&folder.model.recipe);
-        fuse_all(&unet.borrow(), &mut folder.model.weights, &adapters);
+        fuse_all(&unet.borrow(), folder.model.weights.widen(), &adapters);
         if let Some(text) = &mut folder.text {
             let params = text_params(&text.encoder.config);
             fuse_all(&params.borrow(), &mut text.encoder.weights, &adapters);
@@ -160,22 +160,20 @@ impl Trained {
         check_diffuses(path, &folder.model.recipe)?;
         let (recipe, weights) = (&folder.model.recipe, &mut folder.model.weights);
         folder.remarks.extend(extras.apply(recipe, weights, folder.text.as_mut())?);
-        let codec = folder.vae.as_ref().map(|vae| Codec::of_component(vae, device)).transpose()?;
+        let codec = folder.vae.map(|vae| Codec::of_component(vae, device)).transpose()?;
         let text = folder.text.map(|text| TextModel::of_folder(text, device)).transpose()?;
-        Trained::with(folder.model.recipe, &folder.model.weights, (codec, text), folder.remarks, device)
+        Trained::with(folder.model.recipe, folder.model.weights, (codec, text), folder.remarks, device)
     }
 
-    /// `values`: the parameters, flat.
     fn with(
         recipe: Recipe,
-        values: &[f32],
+        values: Flat,
         (codec, text): (Option<Codec>, Option<TextModel>),
         remarks: Vec<String>,
         device: &Device,
     ) -> Result<Trained> {
         let params = params_of(&recipe);
-        let weights = device.alloc("parameters", values.len() * 4)?;
-        device.write(&weights, 0, bytemuck::cast_slice(values))?;
+        let weights = values.upload(device, "parameters", &mut params.borrow_mut())?;
         let model = model_of(&recipe);
         Ok(Trained { device: device.clone(), model, recipe, params, weights, codec, text, remarks })
     }

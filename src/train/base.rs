@@ -60,11 +60,12 @@ impl Base {
         recipe.based_on(theirs);
         recipe.latent_size = recipe.image_size / unit;
         recipe.base = shown(path.canonicalize().unwrap_or_else(|_| path.to_owned()).as_os_str());
-        recipe.base_fingerprint = text.fingerprint_with(&model.weights);
+        let weights = model.weights.into_f32();
+        recipe.base_fingerprint = text.fingerprint_with(&weights);
         recipe.validate()?;
-        let codec = Codec::of_component(&vae, device)?;
+        let codec = Codec::of_component(vae, device)?;
         codec.fingerprint().clone_into(&mut recipe.vae_fingerprint);
-        Ok(Base { weights: model.weights, codec, text })
+        Ok(Base { weights, codec, text })
     }
 
     /// Opens the model that a run began with, once more.

@@ -123,8 +123,8 @@ impl Batch {
         let slot = Slot { name: input.name, elements: input.elements(), used: false, written: false };
         self.declared.borrow_mut().inputs.push(slot);
         match T::DTYPE {
-            DType::F32 => self.tape.stored(input.name, 0, input.shape),
             DType::U32 => self.tape.stored_u32(input.name, input.shape),
+            _ => self.tape.stored(input.name, 0, input.shape),
         }
     }
 

@@ -5,6 +5,7 @@
 //! returns the reason for an error as text, and [`Weights`] adds the name of the file.
 
 mod legacy;
+mod number;
 pub mod pickle;
 pub mod safetensors;
 pub mod shards;
@@ -19,8 +20,9 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use ::safetensors::Dtype;
-use half::{bf16, f16};
 
+pub(crate) use self::number::Number;
+use self::number::is_float;
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -41,28 +43,11 @@ pub trait Source: Read + Seek {
 
 impl<T: Read + Seek> Source for T {}
 
-/// Whether numbers of this type can be weights.
-fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
-}
-
 /// Whether whole numbers of this name, which are no weights, may stand among them: positions of a text model,
 /// and counts of a training program.
 fn is_counter(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or_default();
     ["position_ids", "num_updates", "num_batches_tracked"].contains(&last)
-}
-
-/// Numbers of a type of [`is_float`], little end first, as f32: halves are widened exactly, doubles rounded.
-fn widened(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    let halves = bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-    match dtype {
-        Dtype::F16 => halves.map(|half| f16::from_le_bytes(half).to_f32()).collect(),
-        Dtype::BF16 => halves.map(|half| bf16::from_le_bytes(half).to_f32()).collect(),
-        Dtype::F32 => bytemuck::pod_collect_to_vec(bytes),
-        Dtype::F64 => bytemuck::pod_collect_to_vec::<u8, f64>(bytes).iter().map(|&v| v as f32).collect(),
-        other => unreachable!("parsers refuse {other:?}"),
-    }
 }
 
 /// Where a tensor lies in its file.
@@ -95,7 +80,7 @@ impl TensorInfo {
     }
 
     /// Its elements in row-major order, out of all elements of its span.
-    fn gathered(&self, all: &[f32]) -> Vec<f32> {
+    fn gathered<T: Copy>(&self, all: &[T]) -> Vec<T> {
         let place = |mut element: usize| -> usize {
             let along = |(size, stride): (&usize, &usize)| {
                 let index = element % size;
@@ -247,6 +232,20 @@ impl Weights {
         }
     }
 
+    #[track_caller]
+    fn tensor(&self, name: &str) -> &(usize, TensorInfo) {
+        self.tensors.get(name).unwrap_or_else(|| panic!("weights: no tensor {name}"))
+    }
+
+    /// Type of a tensor's numbers.
+    ///
+    /// # Panics
+    /// When there is no tensor of that name.
+    #[track_caller]
+    pub(crate) fn dtype(&self, name: &str) -> Dtype {
+        self.tensor(name).1.dtype
+    }
+
     /// A tensor's numbers in row-major order.
     ///
     /// # Errors
@@ -256,35 +255,34 @@ impl Weights {
     /// When there is no tensor of that name.
     #[track_caller]
     pub fn values(&self, name: &str) -> Result<Vec<f32>> {
-        let Some((file, info)) = self.tensors.get(name) else { panic!("weights: no tensor {name}") };
+        self.numbers(name)
+    }
+
+    /// As [`Weights::values`], as `f32`, or of a tensor of halves as they are.
+    #[track_caller]
+    pub(crate) fn numbers<T: Number>(&self, name: &str) -> Result<Vec<T>> {
+        let (file, info) = self.tensor(name);
         let (path, file) = &self.files[*file];
         let span = info.span().unwrap_or_else(|| unreachable!("parsers refuse what has no end"));
         let bytes = (&mut &*file)
             .read_at(info.at, info.dtype.bitsize() / 8 * span)
             .map_err(|reason| unusable(path, &reason))?;
-        let all = widened(info.dtype, &bytes);
+        let all = T::parsed(info.dtype, &bytes);
         let values = if info.strides == dense_strides(&info.shape) { all } else { info.gathered(&all) };
-        match values.iter().position(|v| !v.is_finite()) {
-            Some(bad) => Err(unusable(path, &format!("{name} holds {} at {bad}", values[bad]))),
-            None => Ok(values),
+        // A sum over all can be vectorised; a search, which may end early, cannot.
+        let bad = |v: &T| !v.is_finite();
+        if values.iter().fold(false, |any, v| any | bad(v))
+            && let Some(at) = values.iter().position(bad)
+        {
+            return Err(unusable(path, &format!("{name} holds {} at {at}", values[at])));
         }
+        Ok(values)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_of_every_type() {
-        let halves: Vec<u8> =
-            [0x3c00_u16, 0xc000, 0x0001, 0x7bff].iter().flat_map(|h| h.to_le_bytes()).collect();
-        assert_eq!(widened(Dtype::F16, &halves), [1.0, -2.0, 2.0_f32.powi(-24), 65504.0]);
-        let brains: Vec<u8> = [0x3f80_u16, 0xc000, 0x0001].iter().flat_map(|h| h.to_le_bytes()).collect();
-        assert_eq!(widened(Dtype::BF16, &brains), [1.0, -2.0, f32::from_bits(0x1_0000)]);
-        assert_eq!(widened(Dtype::F32, &1.5_f32.to_le_bytes()), [1.5]);
-        assert_eq!(widened(Dtype::F64, &0.1_f64.to_le_bytes()), [0.1]);
-    }
 
     #[test]
     fn a_training_programs_tensors_are_found_and_its_positions_left_out() {

@@ -30,7 +30,7 @@ fn answer_of_unet(component: &Component, golden: &Golden, device: &Device, judge
     let y = unet(config, &Scope::new(&tape, &params), &x_in, &t, labels.as_ref().into());
     let plan = Plan::new(&tape, &[&y], device);
     let mut program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
-    nn::write_parameters(&program, &component.weights).unwrap();
+    nn::write_parameters(&program, &component.weights.f32()).unwrap();
     program.write("x", &to_f32(&x)).unwrap();
     program.write("t", &golden.f32("in/t")).unwrap();
     match config.class() {
@@ -48,7 +48,7 @@ fn answer_of_unet(component: &Component, golden: &Golden, device: &Device, judge
 
 /// Both halves, each of exact input: the decoder gets the exact means.
 fn answer_of_vae(component: &Component, golden: &Golden, device: &Device, judge: &mut Judge) {
-    let codec = Codec::of_component(component, device).unwrap();
+    let codec = Codec::of_component(component.clone(), device).unwrap();
     let encoded = codec.encode(&to_f32(&golden.nhwc("in/x").1)).unwrap();
     let mean = golden.nhwc("f64/mean").1;
     let mut results = vec![("mean", encoded.mean), ("out", codec.decode(&to_f32(&mean)).unwrap())];

@@ -40,7 +40,7 @@ impl Net {
         let out = unet(&component.recipe.unet, &Scope::new(&tape, &params), &x, &t, None.into());
         let plan = Plan::new(&tape, &[&out], device);
         let program = Program::compile(&plan, device, &[], Sharing::Shared).unwrap();
-        nn::write_parameters(&program, &component.weights).unwrap();
+        nn::write_parameters(&program, &component.weights.f32()).unwrap();
         Net { program, out }
     }
 
@@ -99,7 +99,7 @@ fn the_librarys_own_tiny_pipeline() {
     let params = params_of(&folder.model.recipe);
     assert_eq!(params.borrow().count(), 11_767);
     let first = params.borrow().find("conv_in.weight").unwrap().first;
-    assert!((folder.model.weights[first] + 0.001_440_84).abs() <= 1e-8, "conv_in.weight[0]");
+    assert!((folder.model.weights.f32()[first] + 0.001_440_84).abs() <= 1e-8, "conv_in.weight[0]");
     let (x, noise) = (to_f32(&golden.nhwc("noise/x").1), to_f32(&golden.nhwc("noise/step").1));
     for device in devices() {
         let shown = device.describe();
@@ -173,9 +173,9 @@ fn a_vq_model_both_ways() {
     let recipe = recipe_of(&golden.metadata["config"]);
     let params = params_of(&recipe);
     let weights = flat_parameters("vq", &golden, &params.borrow());
-    let component = Component { recipe, weights };
+    let component = Component { recipe, weights: weights.into() };
     for device in devices() {
-        let codec = Codec::of_component(&component, &device).unwrap();
+        let codec = Codec::of_component(component.clone(), &device).unwrap();
         let encoded =
             codec.encode(&golden.nhwc("in/x").1.iter().map(|&v| v as f32).collect::<Vec<_>>()).unwrap();
         assert_eq!(encoded.log_var, None);

@@ -105,9 +105,9 @@ fn check(name: &str, case: &Value, golden: &Golden, device: &Device) {
             let values = adapters.get(&format!("{part}.{}", spec.name));
             spec.for_each_index(|here, there| flat[spec.first + here] = values[there] as f32);
         }
-        program.write("unet", &folder.model.weights[..program.elements("unet")]).unwrap();
+        program.write("unet", &folder.model.weights.f32()[..program.elements("unet")]).unwrap();
     } else {
-        let all = [&folder.model.weights[..], &text.encoder.weights].concat();
+        let all = [&folder.model.weights.f32()[..], &text.encoder.weights].concat();
         let count = flat.len();
         flat.copy_from_slice(&all[..count]);
     }

@@ -128,7 +128,7 @@ impl<'a> Stage<'a> {
             let scale = wanted.iter().fold(0.0, |top, v| f64::from(v.abs()).max(top));
             let same = |a: f32, b: f32| match self.plan.dtypes[id.0] {
                 DType::F32 => (f64::from(a) - f64::from(b)).abs() <= TOLERANCE * scale,
-                DType::U32 => a.to_bits() == b.to_bits(),
+                DType::U32 | DType::F16 => a.to_bits() == b.to_bits(),
             };
             if let Some(at) = (0..wanted.len()).find(|&i| !same(wanted[i], got[i])) {
                 let (got, wanted) = (got[at], wanted[at]);
