@@ -131,9 +131,9 @@ impl Codec {
     /// The VAE inside a latent diffusion run with this recipe.
     pub(crate) fn of_ldm(run: &Run, recipe: &Recipe, device: &Device) -> Result<Codec> {
         let path = run.vae_path();
-        if recipe.lora_rank > 0 {
-            let base = &recipe.base;
-            return Err(Error::new(format!("the run holds adapters alone; its VAE is that of {base}"))
+        if recipe.is_laid_over() {
+            let (base, holds) = (&recipe.base, if recipe.learns_word() { "a word" } else { "adapters" });
+            return Err(Error::new(format!("the run holds {holds} alone; its VAE is that of {base}"))
                 .hint(format!("give {base} instead")));
         }
         if !path.is_file() {

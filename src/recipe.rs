@@ -16,7 +16,7 @@ mod text;
 mod validate;
 
 pub(crate) use built_in::built_in;
-pub use choices::{Codebook, Latents, LossKind, Optimizer, Rng};
+pub use choices::{Codebook, Latents, LossKind, Optimizer, Property, Rng};
 pub use find::{find, parse};
 pub use model::{Backbone, initial_of, model_of, params_of};
 pub(crate) use model::{TEXT_MODULE, params_of_model, trained_params_of};
@@ -32,7 +32,7 @@ use crate::models::config;
 use crate::models::conv_net::ConvNetConfig;
 use crate::models::dit::DitConfig;
 use crate::models::gamma::LearnedSchedule;
-use crate::models::unet::{Class, UNetConfig};
+use crate::models::unet::UNetConfig;
 use crate::models::vae::{Reconstruction, VaeConfig};
 use crate::optim::LrSchedule;
 
@@ -126,6 +126,15 @@ config! {
         pub lora_rank: usize = 0,
         /// What adapters add is multiplied by this over their rank; 0: by 1.
         pub lora_alpha: f64 = 0.0,
+        /// A new word (textual inversion), of which rows of the text encoder's table are trained and nothing
+        /// else; it stands for what the pictures have in common, whose captions are made of it.
+        pub placeholder_token: String = String::new(),
+        /// A word of one token, whose row the new ones begin as.
+        pub initializer_token: String = String::new(),
+        /// Rows of the new word.
+        pub num_vectors: usize = 1,
+        /// What the new word stands for: object or style.
+        pub learnable_property: Property = Property::Object,
         /// The caption of all pictures, instances of one thing (DreamBooth); empty: they have their own.
         pub instance_prompt: String = String::new(),
         /// The caption of pictures of the thing's class, which keep the model from forgetting it.
@@ -302,27 +311,6 @@ impl Recipe {
             toml::Table::try_from(self).unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"));
         table.retain(|key, _| self.has(key));
         toml::to_string(&table).unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"))
-    }
-
-    /// The label of no class, of models that are trained with it.
-    pub fn null_class(&self) -> Option<u32> {
-        let Class::Number(rows) = self.class() else { return None };
-        match (self.label_dropout > 0.0, self.model) {
-            (false, _) => None,
-            // It has a row of its own, after those of the classes.
-            (true, Backbone::Dit) => Some(rows as u32),
-            (true, _) => Some(rows as u32 - 1),
-        }
-    }
-
-    /// How many classes samples may have; 0: the model has none, or takes something else.
-    pub fn class_count(&self) -> usize {
-        match (self.class(), self.null_class()) {
-            _ if self.system == System::Classifier => self.classifier.classes,
-            (Class::Number(_), Some(null)) => null as usize,
-            (Class::Number(rows), None) => rows,
-            _ => 0,
-        }
     }
 
     /// Images of a step.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{note, print};
 use crate::checkpoint::{self, Loaded};
 use crate::data::ConditionKind;
+use crate::diffusers::inversion::{self, Embedding};
 use crate::diffusers::{self, Component, Text, TextEncoder, lora};
 use crate::error::{Error, Result};
 use crate::recipe::{System, params_of, trained_params_of};
@@ -30,8 +31,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let what = format!("{} is a classifier, for which diffusers has no class", arguments.run.display());
         return Err(Error::new(what).hint("export a diffusion run or a VAE"));
     }
-    if loaded.recipe.lora_rank > 0 {
-        return adapters(arguments, &loaded);
+    if loaded.recipe.is_laid_over() {
+        return laid_over(arguments, &loaded);
     }
     let model = component(&loaded, &arguments.weights)?;
     let vae = match (model.recipe.system, run) {
@@ -56,16 +57,24 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     print(&format!("{}\n", folder.display()))
 }
 
-/// Adapters alone, as the library's pipelines load them.
-fn adapters(arguments: &Arguments, loaded: &Loaded) -> Result<()> {
-    let params = trained_params_of(&loaded.recipe);
+/// Adapters or a word alone, as the library's pipelines load them.
+fn laid_over(arguments: &Arguments, loaded: &Loaded) -> Result<()> {
+    let (recipe, params) = (&loaded.recipe, trained_params_of(&loaded.recipe));
     let values = loaded.set(&arguments.weights, &params.borrow())?;
     std::fs::create_dir_all(&arguments.folder).map_err(|e| {
         Error::new(format!("cannot make {}", arguments.folder.display())).hint("choose another").caused_by(e)
     })?;
-    let file = arguments.folder.join("pytorch_lora_weights.safetensors");
-    lora::write(&file, &lora::of_run(&params.borrow(), &values, loaded.recipe.lora_scale()))?;
-    note(&format!("note: adapters of {}, for load_lora_weights or denoir sample --lora", loaded.recipe.base));
+    let base = &recipe.base;
+    if recipe.learns_word() {
+        let word = Embedding::of_run(recipe, &values);
+        inversion::write(&arguments.folder.join("learned_embeds.safetensors"), &word)?;
+        let uses = "for load_textual_inversion or denoir sample --embedding";
+        note(&format!("note: the word {} of {base}, {uses}", word.token));
+    } else {
+        let file = arguments.folder.join("pytorch_lora_weights.safetensors");
+        lora::write(&file, &lora::of_run(&params.borrow(), &values, recipe.lora_scale()))?;
+        note(&format!("note: adapters of {base}, for load_lora_weights or denoir sample --lora"));
+    }
     print(&format!("{}\n", arguments.folder.display()))
 }
 

@@ -87,14 +87,14 @@ fn changed(found: &Recipe, arguments: &Arguments) -> Result<Recipe> {
     (unet.dropout, dit.dropout) = (found.unet.dropout, found.dit.dropout);
     let kept = |r: &Recipe| {
         let latents = (r.latent_size, r.scaling_factor, r.vae_fingerprint.clone());
-        (r.model, latents, r.prediction_type, r.trains_text(), r.lora_rank, r.text.clone())
+        (r.model, latents, r.prediction_type, r.trains_text(), r.is_laid_over(), r.text.clone())
     };
     if (unet, dit, &recipe.vae) != (found.unet.clone(), found.dit.clone(), &found.vae)
         || kept(&recipe) != kept(found)
     {
         return Err(Error::usage("--set: the weights are those of the folder's own model").hint(
-            "leave model, prediction_type, train_text_encoder, lora_rank and the unet, dit, text, vae and \
-             latent keys as they are, but dropout",
+            "leave model, prediction_type, train_text_encoder, lora_rank, placeholder_token and the unet, \
+             dit, text, vae and latent keys as they are, but dropout",
         ));
     }
     Ok(recipe)

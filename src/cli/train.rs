@@ -94,7 +94,7 @@ fn dry_run(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<Ex
     }
     let of_base = match (&arguments.base, &arguments.resume) {
         (Some(base), _) => Some(codec_of_base(base, &mut recipe, device)?),
-        (None, Some(_)) if recipe.lora_rank > 0 => {
+        (None, Some(_)) if recipe.is_laid_over() => {
             let base = path_of(&recipe.base);
             Some(codec_of_base(&base, &mut recipe, device)?)
         }

@@ -34,12 +34,12 @@ impl fmt::Debug for Captions {
 enum Kind {
     Listed(Vec<Vec<String>>),
     /// Of pictures without end: made of a picture's number.
-    Made(Arc<dyn Fn(u64) -> String + Send + Sync>),
+    Made(Arc<dyn Fn(u64) -> Vec<String> + Send + Sync>),
 }
 
 impl Captions {
-    /// Those of generated pictures, one each.
-    pub(super) fn made(of: impl Fn(u64) -> String + Send + Sync + 'static) -> Captions {
+    /// Those that `of` makes of a picture's number, at least one.
+    pub(super) fn made(of: impl Fn(u64) -> Vec<String> + Send + Sync + 'static) -> Captions {
         Captions(Kind::Made(Arc::new(of)))
     }
 
@@ -51,7 +51,7 @@ impl Captions {
     pub fn of(&self, index: u64) -> Cow<'_, [String]> {
         match &self.0 {
             Kind::Listed(all) => Cow::Borrowed(&all[index as usize]),
-            Kind::Made(of) => Cow::Owned(vec![of(index)]),
+            Kind::Made(of) => Cow::Owned(of(index)),
         }
     }
 

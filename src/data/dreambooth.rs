@@ -1,5 +1,5 @@
-//! Instances of something and pictures of its class, which DreamBooth trains on together (Ruiz et al. 2022,
-//! arXiv:2208.12242).
+//! Instances of something, whose captions a recipe says, alone or with pictures of their class, which
+//! DreamBooth trains on together (Ruiz et al. 2022, arXiv:2208.12242).
 
 use std::sync::Arc;
 
@@ -7,11 +7,11 @@ use super::digest::Digest;
 use super::{Captions, Dataset};
 use crate::error::Result;
 
-/// Instances, or instances and pictures of their class in turn; each kind has one prompt.
+/// Instances, or instances and pictures of their class in turn; all of a kind have the same captions.
 pub(crate) struct DreamBooth {
     instances: Arc<dyn Dataset>,
     class: Option<Arc<dyn Dataset>>,
-    prompts: [String; 2],
+    captions: [Vec<String>; 2],
 }
 
 /// Whether a sample of instances and pictures of their class is one of these.
@@ -20,13 +20,13 @@ pub(crate) fn is_of_class(sample: u64) -> bool {
 }
 
 impl DreamBooth {
-    /// `prompts`: of the instances, and of their class.
+    /// `captions`: of the instances, and of their class.
     pub(crate) fn new(
         instances: Arc<dyn Dataset>,
         class: Option<Arc<dyn Dataset>>,
-        prompts: [String; 2],
+        captions: [Vec<String>; 2],
     ) -> Self {
-        DreamBooth { instances, class, prompts }
+        DreamBooth { instances, class, captions }
     }
 
     /// The pictures that a number is of, and its number there.
@@ -68,8 +68,8 @@ impl Dataset for DreamBooth {
     }
 
     fn captions(&self) -> Result<Option<Captions>> {
-        let (prompts, mixed) = (self.prompts.clone(), self.class.is_some());
-        Ok(Some(Captions::made(move |index| prompts[usize::from(mixed && is_of_class(index))].clone())))
+        let (captions, mixed) = (self.captions.clone(), self.class.is_some());
+        Ok(Some(Captions::made(move |index| captions[usize::from(mixed && is_of_class(index))].clone())))
     }
 
     fn digest(&self) -> Result<String> {

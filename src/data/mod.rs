@@ -32,6 +32,7 @@ mod scan;
 pub mod shapes;
 mod split;
 mod statistics;
+mod templates;
 mod whole;
 
 use std::path::{Path, PathBuf};
@@ -47,6 +48,7 @@ pub(crate) use dreambooth::{DreamBooth, is_of_class};
 pub use loader::{Batch, Loader, Picks};
 pub(crate) use numbered::numbered;
 pub(crate) use statistics::{choice, statistics};
+pub(crate) use templates::templates;
 pub use whole::read_whole;
 
 /// The largest side of a training picture, in pixels.

@@ -101,7 +101,7 @@ impl Dataset for Shapes {
 
     fn captions(&self) -> Result<Option<Captions>> {
         let shapes = self.clone();
-        Ok(Some(Captions::made(move |index| shapes.caption(index).to_string())))
+        Ok(Some(Captions::made(move |index| vec![shapes.caption(index).to_string()])))
     }
 
     fn describe(&self, index: u64) -> String {

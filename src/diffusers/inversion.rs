@@ -3,11 +3,13 @@
 //! Source: Gal et al. 2022 (arXiv:2208.01618). The library's training script writes one tensor under the
 //! word itself; other programs `emb_params` or, in a pickle, `string_to_param`.
 
-use crate::error::{Error, Result};
-use crate::weights::Weights;
+use std::path::Path;
 
-/// Most rows: a text of 77 tokens has a first and a last one.
-const MOST_ROWS: usize = 75;
+use crate::checkpoint::write_tensors;
+use crate::error::{Error, Result};
+use crate::models::clip::MOST_ROWS;
+use crate::recipe::Recipe;
+use crate::weights::Weights;
 
 /// The rows that stand for a word.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +28,13 @@ impl Embedding {
         let rows = self.values.len() / self.width.max(1);
         let name = |row| if row == 0 { self.token.clone() } else { format!("{}_{row}", self.token) };
         (0..rows).map(name).collect()
+    }
+
+    /// The word that a run has learned, of the parameters `values`.
+    pub(crate) fn of_run(recipe: &Recipe, values: &[f32]) -> Embedding {
+        let width = recipe.text.hidden_size;
+        let values = values[..recipe.num_vectors * width].to_vec();
+        Embedding { token: recipe.placeholder_token.clone(), width, values }
     }
 
     /// Name and shape of its tensor in a file as the library's training script writes it.
@@ -73,6 +82,15 @@ pub fn read(weights: &Weights, width: usize) -> Result<Embedding> {
         return Err(wrong(format!("its word {token:?} is empty or has spaces")));
     }
     Ok(Embedding { token, width, values: weights.values(name)? })
+}
+
+/// Writes the file of a word as the library's training script does.
+///
+/// # Errors
+/// When the file cannot be written.
+pub(crate) fn write(path: &Path, word: &Embedding) -> Result<()> {
+    let (name, shape) = word.tensor();
+    write_tensors(path, &[(name, shape.to_vec(), &word.values)], "format", "pt".to_owned())
 }
 
 #[cfg(test)]

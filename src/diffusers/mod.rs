@@ -22,6 +22,7 @@ pub use extras::Extras;
 pub(crate) use extras::fuse_all;
 pub use file::{Unsaid, is_file, open_any, open_file, open_vae};
 pub use folder::{Folder, is_folder, open};
+pub(crate) use text_encoder::put_rows;
 pub use text_encoder::{Text, TextEncoder, open_text_encoder, text_params, write_text_encoder};
 
 use crate::checkpoint::write_whole;

@@ -65,7 +65,6 @@ impl Text {
     /// When the rows are not as wide as the encoder.
     #[track_caller]
     pub fn add_word(&mut self, word: &Embedding) -> Result<()> {
-        const TABLE: &str = "embeddings.token_embedding.weight";
         let width = self.encoder.config.hidden_size;
         assert_eq!(word.width, width, "rows of another width");
         let first = self.tokenizer.add_word(&word.tokens())? as usize;
@@ -82,11 +81,32 @@ impl Text {
             let count = spec.shape.elements();
             weights[at..at + count].copy_from_slice(&self.encoder.weights[spec.first..spec.first + count]);
         }
-        if let Some(table) = new.find(&format!("{TEXT_MODULE}.{TABLE}")) {
-            weights[table.first + first * width..][..word.values.len()].copy_from_slice(&word.values);
-        }
+        put_rows(&new, &mut weights, first * width, &word.values);
         self.encoder.weights = weights;
         Ok(())
+    }
+
+    /// The row of a token.
+    ///
+    /// # Panics
+    /// When there is no such token.
+    #[track_caller]
+    pub(crate) fn row(&self, token: u32) -> &[f32] {
+        let (params, width) = (text_params(&self.encoder.config), self.encoder.config.hidden_size);
+        let first = table_of(&params.borrow()).unwrap_or_else(|| unreachable!("a text model has a table"));
+        &self.encoder.weights[first + token as usize * width..][..width]
+    }
+}
+
+/// First element of the table of tokens among parameters of a text model.
+fn table_of(params: &Params) -> Option<usize> {
+    params.find(&format!("{TEXT_MODULE}.embeddings.token_embedding.weight")).map(|table| table.first)
+}
+
+/// Puts rows into the table of tokens, if it is among the parameters `flat`, from its element `at` on.
+pub(crate) fn put_rows(params: &Params, flat: &mut [f32], at: usize, rows: &[f32]) {
+    if let Some(first) = table_of(params) {
+        flat[first + at..][..rows.len()].copy_from_slice(rows);
     }
 }
 

@@ -4,11 +4,38 @@
 pub use super::clip_config::{HiddenAct, TextConfig};
 use crate::nn::{Init, Layout, Scope, layer_norm, linear_from};
 use crate::ops::activation::activation;
-use crate::ops::arithmetic::add;
+use crate::ops::arithmetic::{add, affine};
 use crate::ops::attention::attention_causal;
+use crate::ops::concat::concat;
 use crate::ops::embedding::embedding;
 use crate::ops::positions::positions;
 use crate::tape::Tensor;
+
+/// Most rows of a new word: a text of 77 tokens has a first and a last one.
+pub const MOST_ROWS: usize = 75;
+
+/// A new word, whose rows are trained while those of all other tokens stay as they are (textual inversion,
+/// Gal et al. 2022, arXiv:2208.01618).
+#[derive(Clone, Copy)]
+pub struct Word<'a> {
+    /// `[R, hidden_size]`; the table's own rows of these tokens are zeros.
+    pub rows: &'a Tensor,
+    /// Which of them a token is, `u32 [N, S]`; of other tokens `R` or more.
+    pub places: &'a Tensor,
+}
+
+impl Word<'_> {
+    /// Its rows where it stands, and zeros elsewhere, `[N S, hidden_size]`.
+    #[track_caller]
+    fn rows_of_tokens(&self) -> Tensor {
+        let ([rows, d], [n, tokens]) =
+            (self.rows.shape().of_rank("word"), self.places.shape().of_rank("word"));
+        let flat = self.rows.reshape([1, rows * d]);
+        // A number past the last row picks that, which is zero.
+        let table = concat(&[&flat, &affine(&flat, 0.0, 0.0)]).reshape([2 * rows, d]);
+        embedding(&table, &self.places.reshape([n * tokens]))
+    }
+}
 
 /// Records the model: tokens `ids`, `u32 [N, S]`, to `[N, S, hidden_size]`, what each token means after those
 /// before it. A number past the last token means the last one.
@@ -22,6 +49,21 @@ use crate::tape::Tensor;
 /// When the configuration is not valid, a text is longer than it allows, or no layer is left.
 #[track_caller]
 pub fn clip_text(config: &TextConfig, s: &Scope, ids: &Tensor, skip: usize) -> Tensor {
+    clip_text_with(config, s, ids, None, skip)
+}
+
+/// As [`clip_text`], with a new word.
+///
+/// # Panics
+/// As [`clip_text`], and when the word does not fit.
+#[track_caller]
+pub fn clip_text_with(
+    config: &TextConfig,
+    s: &Scope,
+    ids: &Tensor,
+    word: Option<Word<'_>>,
+    skip: usize,
+) -> Tensor {
     let [n, tokens] = ids.shape().of_rank("clip_text");
     config.validate().unwrap_or_else(|e| panic!("clip_text: {e}"));
     let (d, layers, longest) = (config.hidden_size, config.num_hidden_layers, config.max_position_embeddings);
@@ -37,8 +79,9 @@ pub fn clip_text(config: &TextConfig, s: &Scope, ids: &Tensor, skip: usize) -> T
     let mut hidden = embeddings.label(|| {
         let [place, _] = positions(ids.tape(), [tokens, 1]);
         let places = embedding(&of_places, &place).reshape([tokens * d]);
-        let meant = embedding(&of_tokens, &ids.reshape([n * tokens])).reshape([n, tokens * d]);
-        add(&meant, &places).reshape([n, tokens, d])
+        let meant = embedding(&of_tokens, &ids.reshape([n * tokens]));
+        let meant = word.map_or(meant.clone(), |word| add(&meant, &word.rows_of_tokens()));
+        add(&meant.reshape([n, tokens * d]), &places).reshape([n, tokens, d])
     });
     let mut out = hidden.clone();
     for number in 0..layers {

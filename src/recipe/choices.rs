@@ -50,6 +50,17 @@ pub enum LossKind {
     Bound,
 }
 
+/// What a new word stands for, which decides the captions that it is learned from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Property {
+    /// A thing that the pictures show.
+    #[default]
+    Object,
+    /// The way in which they are made.
+    Style,
+}
+
 /// What moves the codes of a codebook.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

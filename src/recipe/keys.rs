@@ -25,8 +25,9 @@ impl Recipe {
                 system.diffuses()
             }
             "text" | "train_text_encoder" | "caption_dropout" | "tokenizer" | "lora_rank" | "lora_alpha"
-            | "base" | "base_fingerprint" | "instance_prompt" | "class_prompt" | "class_folder"
-            | "class_images" | "prior_loss_weight" => system.diffuses() && self.text_width() > 0,
+            | "base" | "base_fingerprint" | "placeholder_token" | "initializer_token" | "num_vectors"
+            | "learnable_property" | "instance_prompt" | "class_prompt" | "class_folder" | "class_images"
+            | "prior_loss_weight" => system.diffuses() && self.text_width() > 0,
             "codebook" | "codebook_weight" | "commitment" | "codebook_decay" | "codebook_restart" => {
                 self.has_codebook()
             }
@@ -74,6 +75,7 @@ impl Recipe {
                 format!("model = {}", self.model.table())
             }
             "text" | "train_text_encoder" | "caption_dropout" | "tokenizer" | "lora_rank" | "lora_alpha"
+            | "placeholder_token"
                 if self.system.diffuses() =>
             {
                 "a model that sees no text: it has unet.cross_attention_dim".to_owned()

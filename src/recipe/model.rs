@@ -46,6 +46,27 @@ impl Backbone {
 }
 
 impl Recipe {
+    /// The label of no class, of models that are trained with it.
+    pub fn null_class(&self) -> Option<u32> {
+        let Class::Number(rows) = self.class() else { return None };
+        match (self.label_dropout > 0.0, self.model) {
+            (false, _) => None,
+            // It has a row of its own, after those of the classes.
+            (true, Backbone::Dit) => Some(rows as u32),
+            (true, _) => Some(rows as u32 - 1),
+        }
+    }
+
+    /// How many classes samples may have; 0: the model has none, or takes something else.
+    pub fn class_count(&self) -> usize {
+        match (self.class(), self.null_class()) {
+            _ if self.system == System::Classifier => self.classifier.classes,
+            (Class::Number(_), Some(null)) => null as usize,
+            (Class::Number(rows), None) => rows,
+            _ => 0,
+        }
+    }
+
     /// Channels of the diffusion model's input and of its output.
     pub fn model_channels(&self) -> [usize; 2] {
         match self.model {
@@ -151,7 +172,15 @@ pub fn params_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
 /// In the first step all codes are dead, and move to latents; those of a codebook that was trained elsewhere
 /// begin as if all were used alike.
 pub(crate) fn trained_params_of(recipe: &Recipe) -> Rc<RefCell<Params>> {
-    let params = if recipe.lora_rank > 0 { adapters_of(recipe) } else { params_of(recipe) };
+    let params = match (recipe.lora_rank > 0, recipe.learns_word()) {
+        (true, _) => adapters_of(recipe),
+        (_, true) => {
+            let params = Rc::default();
+            recipe.word(&Scope::new(&Tape::new(), &params));
+            params
+        }
+        _ => params_of(recipe),
+    };
     if recipe.has_codebook() {
         let codes = recipe.vae.num_vq_embeddings;
         let init = if recipe.codebook_restart > 0.0 { Init::Zeros } else { Init::Ones };

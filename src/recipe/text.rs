@@ -1,10 +1,12 @@
-//! Recipes of models that see texts, and of low-rank adapters of them.
+//! Recipes of models that see texts, and of what is trained beside one: low-rank adapters, or a word.
 
-use super::{Backbone, Recipe};
+use super::{Backbone, Property, Recipe, TEXT_MODULE};
+use crate::data::templates;
 use crate::diffusion::Prediction;
 use crate::error::{Result, need};
 use crate::models::gamma::LearnedSchedule;
-use crate::nn::{Adapters, Scope};
+use crate::nn::{Adapters, Init, Layout, Scope};
+use crate::tape::Tensor;
 
 impl Recipe {
     /// Width of the text that the diffusion model sees; 0: none.
@@ -25,13 +27,42 @@ impl Recipe {
         self.text_width() > 0 && self.train_text_encoder && self.lora_rank == 0
     }
 
+    /// Whether it trains rows for a new word of the text encoder, and nothing else.
+    pub(crate) fn learns_word(&self) -> bool {
+        self.text_width() > 0 && !self.placeholder_token.is_empty()
+    }
+
+    /// Whether what is trained is laid over a model that stays as it is, and where it is.
+    pub(crate) fn is_laid_over(&self) -> bool {
+        self.text_width() > 0 && self.lora_rank > 0 || self.learns_word()
+    }
+
+    /// The rows of the new word, `[num_vectors, hidden_size]`, which `scope` gives.
+    pub(crate) fn word(&self, scope: &Scope) -> Tensor {
+        let (shape, scope) = ([self.num_vectors, self.text.hidden_size], scope.sub(TEXT_MODULE));
+        scope.sub("embeddings.word").param("weight", shape, Layout::Plain, Init::Normal(0.02))
+    }
+
+    /// The captions of each picture, one of which is shown at a time, where a key says them.
+    pub(crate) fn captions(&self) -> Option<Vec<String>> {
+        if self.learns_word() {
+            let all = templates(self.learnable_property == Property::Style);
+            return Some(all.iter().map(|of| of.replace("{}", &self.placeholder_token)).collect());
+        }
+        (!self.instance_prompt.is_empty()).then(|| vec![self.instance_prompt.clone()])
+    }
+
     /// A scope of frozen parameters whose linear layers have the recipe's adapters, which `scope` gives.
     pub(crate) fn adapted(&self, frozen: Scope, scope: &Scope) -> Scope {
         /// Layers with an adapter, of a U-Net and of a text encoder.
         const TARGETS: [&str; 8] =
             [".to_q", ".to_k", ".to_v", ".to_out.0", ".q_proj", ".k_proj", ".v_proj", ".out_proj"];
         let rank = self.lora_rank;
-        frozen.checkpointing(self.checkpoint_blocks).adapted_by(Adapters {
+        let frozen = frozen.checkpointing(self.checkpoint_blocks);
+        if rank == 0 {
+            return frozen;
+        }
+        frozen.adapted_by(Adapters {
             scope: scope.clone(),
             rank,
             scale: self.lora_scale(),
@@ -73,6 +104,27 @@ impl Recipe {
         self.text_width() > 0 && !self.class_prompt.is_empty()
     }
 
+    /// Checks the word that is to be learned.
+    fn validate_word(&self) -> Result<()> {
+        let (word, first) = (&self.placeholder_token, &self.initializer_token);
+        let both = "set both, such as placeholder_token=\"<cat>\" and initializer_token=cat";
+        need(word.is_empty() == first.is_empty(), "placeholder_token goes with initializer_token", both)?;
+        // A file of it has the word as a name, and these mean something else there.
+        let is_word = !word.contains(char::is_whitespace)
+            && !["emb_params", "string_to_param", "string_to_param.*", "clip_l", "clip_g"].contains(&&**word);
+        need(
+            is_word,
+            format!("placeholder_token is {word:?}"),
+            "choose a word without spaces, such as <cat>",
+        )?;
+        let alone = self.lora_rank == 0 && !self.train_text_encoder && self.instance_prompt.is_empty();
+        need(
+            word.is_empty() || alone,
+            "placeholder_token: rows of a new word are trained alone, from captions of their own",
+            "leave lora_rank, train_text_encoder and instance_prompt out",
+        )
+    }
+
     /// Checks the text encoder of a model that sees texts.
     pub(super) fn validate_text(&self) -> Result<()> {
         let width = self.text_width();
@@ -83,6 +135,7 @@ impl Recipe {
             return need(unused, message, hint);
         }
         self.text.validate()?;
+        self.validate_word()?;
         need(
             self.class_prompt.is_empty() || !self.instance_prompt.is_empty() && !self.class_folder.is_empty(),
             "class_prompt goes with instance_prompt and class_folder",

@@ -4,6 +4,7 @@ use super::{Backbone, Codebook, Latents, LossKind, Optimizer, Recipe, Rng, Syste
 use crate::data::ConditionKind;
 use crate::diffusion::{LossWeight, TimestepSampling};
 use crate::error::{Error, Result, need};
+use crate::models::clip::MOST_ROWS;
 use crate::models::unet::Class;
 use crate::models::vae::{Reconstruction, VaeKind};
 
@@ -42,6 +43,7 @@ impl Recipe {
             ("latent_size", self.latent_size as u64, 1, 4096),
             ("lora_rank", self.lora_rank as u64, 0, 4096),
             ("class_images", self.class_images as u64, 1, 1 << 20),
+            ("num_vectors", self.num_vectors as u64, 1, MOST_ROWS as u64),
         ];
         for (key, value, low, high) in whole {
             let range = format!("it must be from {low} to {high}");

@@ -8,6 +8,7 @@ use super::{Denoiser, Given, Source};
 use crate::checkpoint::Loaded;
 use crate::codec::Codec;
 use crate::device::{Buffer, Device};
+use crate::diffusers::inversion::Embedding;
 use crate::diffusers::lora::of_run;
 use crate::diffusers::{self, Extras, Folder, Text, TextEncoder, Unsaid, fuse_all, text_params};
 use crate::diffusion::Model;
@@ -72,8 +73,8 @@ impl Trained {
         let recipe = loaded.recipe.clone();
         check_diffuses(path, &recipe)?;
         recipe.validate().map_err(Error::in_a_file)?;
-        if recipe.lora_rank > 0 {
-            return Trained::of_adapters(path, &loaded, unsaid, extras, device);
+        if recipe.is_laid_over() {
+            return Trained::of_laid_over(path, &loaded, unsaid, extras, device);
         }
         let outside = |needed: &str| {
             Error::new(format!("{} is outside its run folder", path.display()))
@@ -114,8 +115,8 @@ impl Trained {
         Ok(trained)
     }
 
-    /// The model that the adapters of a run are of, with these.
-    fn of_adapters(
+    /// The model that a run has trained adapters of, or a word for, with these.
+    fn of_laid_over(
         path: &Path,
         loaded: &Loaded,
         unsaid: &Unsaid,
@@ -128,22 +129,28 @@ impl Trained {
         let folder = is_there
             .and_then(|folder| folder.ok_or_else(|| Error::new(format!("{} is no model", base.display()))));
         let mut folder = folder.map_err(|e| {
-            let message = format!("{} adapts {}, which cannot be opened", path.display(), base.display());
+            let message =
+                format!("{} is laid over {}, which cannot be opened", path.display(), base.display());
             Error::new(message).hint("put that model back").caused_by(e.report())
         })?;
         let own = folder.text.as_ref().map(|text| text.fingerprint_with(&folder.model.weights.f32()));
         if own.as_ref() != Some(&recipe.base_fingerprint) {
-            let message = format!("{} is not the model that {} adapts", base.display(), path.display());
+            let message = format!("{} is not the model that {} is laid over", base.display(), path.display());
             return Err(Error::new(message).hint("put that one back"));
         }
-        let adapters = trained_params_of(recipe);
-        let values = loaded.set("ema", &adapters.borrow())?;
-        let adapters = of_run(&adapters.borrow(), &values, recipe.lora_scale());
+        let params = trained_params_of(recipe);
+        let values = loaded.set("ema", &params.borrow())?;
+        let adapters = of_run(&params.borrow(), &values, recipe.lora_scale());
         let unet = params_of(&folder.model.recipe);
         fuse_all(&unet.borrow(), folder.model.weights.widen(), &adapters);
         if let Some(text) = &mut folder.text {
             let params = text_params(&text.encoder.config);
             fuse_all(&params.borrow(), &mut text.encoder.weights, &adapters);
+            if recipe.learns_word() {
+                let word = Embedding::of_run(recipe, &values);
+                text.add_word(&word).map_err(|e| e.within(path.display()))?;
+                folder.remarks.push(format!("{} is {} in prompts", path.display(), word.token));
+            }
         }
         let theirs = &mut folder.model.recipe;
         theirs.name.clone_from(&recipe.name);

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::captions::Captioned;
 use crate::codec::Codec;
 use crate::device::Device;
+use crate::diffusers::inversion::Embedding;
 use crate::diffusers::{self, Folder, TextEncoder};
 use crate::error::{Error, Result, need};
 use crate::names::{path_of, shown};
@@ -34,11 +35,32 @@ pub(crate) fn codec_of_base(path: &Path, recipe: &mut Recipe, device: &Device) -
 pub(super) struct Beside {
     /// The captions of a model that sees texts.
     pub captions: Option<Rc<Captioned>>,
-    /// The text encoder that is not trained, but for adapters.
+    /// The text encoder that is not trained, but for adapters or a word.
     pub text: Option<TextEncoder>,
     /// Parameters of the diffusion model (and of a text encoder that is trained): initial ones, or those that
-    /// adapters are of.
+    /// adapters or a word are laid over.
     pub weights: Option<Vec<f32>>,
+    /// The rows that a word begins with.
+    pub word: Option<Vec<f32>>,
+}
+
+/// Gives a text encoder the word that a recipe learns, as zeros: its rows, which are trained, are added.
+/// Returns the rows that it begins with.
+///
+/// # Errors
+/// When the word that it begins with is more than a token, or the new one is a token already.
+pub(super) fn add_word(recipe: &Recipe, text: &mut diffusers::Text) -> Result<Vec<f32>> {
+    let first = &recipe.initializer_token;
+    let pieces = text.tokenizer.encode(first);
+    let &[token] = &pieces[..] else {
+        let message = format!("initializer_token is {first:?}, {} tokens of this model", pieces.len());
+        return Err(Error::usage(message).hint("choose a word of one token: a short, common one"));
+    };
+    let rows = text.row(token).repeat(recipe.num_vectors);
+    let (token, width) = (recipe.placeholder_token.clone(), recipe.text.hidden_size);
+    text.add_word(&Embedding { token, width, values: vec![0.0; rows.len()] })
+        .map_err(|e| e.within("placeholder_token"))?;
+    Ok(rows)
 }
 
 impl Base {

@@ -83,6 +83,13 @@ impl Captioned {
         samples.iter().zip(first..).flat_map(of).collect()
     }
 
+    /// Which row of the word that a recipe learns, the last of the tokenizer's, each of these tokens is; of
+    /// other tokens a number past its rows.
+    pub(super) fn places(&self, recipe: &Recipe, tokens: &[u32]) -> Vec<u32> {
+        let first = (self.tokenizer.size() - recipe.num_vectors) as u32;
+        tokens.iter().map(|token| token.wrapping_sub(first)).collect()
+    }
+
     /// Whether a sample is a picture of the class, beside those of an instance.
     pub(super) fn is_of_class(&self, sample: u64) -> bool {
         is_of_class(sample % self.images)

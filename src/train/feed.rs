@@ -4,7 +4,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::base::Beside;
+use super::base::{Beside, add_word};
 use super::captions::Captioned;
 use super::encoded::{Encoded, prepare};
 use super::evaluate::Evaluator;
@@ -15,7 +15,7 @@ use crate::checkpoint::Values;
 use crate::codec::Codec;
 use crate::data::{self, Dataset, DreamBooth, Loader, numbered, open_for_evaluation};
 use crate::device::Device;
-use crate::diffusers::TextEncoder;
+use crate::diffusers::{Text, TextEncoder};
 use crate::error::{Error, Result};
 use crate::recipe::{Recipe, System};
 use crate::run::{Batches, seen};
@@ -28,12 +28,12 @@ pub(super) type Known<'a> = dyn Fn(&dyn Dataset) -> Result<Vec<String>> + Sync +
 /// Opens the training data of a recipe, images of so many `channels`, and checks that the model fits it.
 fn open_data(recipe: &Recipe, channels: usize, known: &Known) -> Result<Arc<dyn Dataset>> {
     let mut dataset = data::open(&recipe.data, &recipe.pictures(channels))?;
-    if !recipe.instance_prompt.is_empty() {
+    if let Some(captions) = recipe.captions() {
         let spec = format!("images:{}", recipe.class_folder);
         let class =
             recipe.keeps_prior().then(|| data::open(&spec, &recipe.pictures(channels))).transpose()?;
-        let prompts = [&recipe.instance_prompt, &recipe.class_prompt].map(Clone::clone);
-        dataset = Arc::new(DreamBooth::new(dataset, class, prompts));
+        let captions = [captions, vec![recipe.class_prompt.clone()]];
+        dataset = Arc::new(DreamBooth::new(dataset, class, captions));
     }
     recipe.check_partner(&*dataset)?;
     let classes = known(&*dataset)?;
@@ -159,16 +159,23 @@ impl Data {
     }
 
     /// Adds the captions, the text encoder that a model sees them through where it is not trained, and the
-    /// weights that training begins with.
+    /// weights that training begins with. A word that the recipe learns gets tokens.
     pub(super) fn caption(
         &mut self,
-        recipe: &Recipe,
-        tokenizer: Tokenizer,
-        text: Option<TextEncoder>,
+        recipe: &mut Recipe,
+        mut tokenizer: Tokenizer,
+        mut encoder: Option<TextEncoder>,
         weights: Option<Vec<f32>>,
     ) -> Result<()> {
+        let mut word = None;
+        if let Some(own) = encoder.take_if(|_| recipe.learns_word()) {
+            let mut text = Text { encoder: own, tokenizer };
+            word = Some(add_word(recipe, &mut text)?);
+            recipe.text.clone_from(&text.encoder.config);
+            (tokenizer, encoder) = (text.tokenizer, Some(text.encoder));
+        }
         let captions = Some(Rc::new(Captioned::new(recipe, tokenizer, &*self.dataset)?));
-        self.beside = Beside { captions, text, weights };
+        self.beside = Beside { captions, text: encoder, weights, word };
         Ok(())
     }
 

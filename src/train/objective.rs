@@ -58,9 +58,9 @@ pub(super) struct Objective {
     pub resident: Option<Resident>,
     /// The texts of a model that sees some.
     pub captions: Option<Rc<Captioned>>,
-    /// The text encoder that is not trained, but for adapters: its parameters and weights.
+    /// The text encoder that is not trained, but for adapters or a word: its parameters and weights.
     pub text: Option<(Rc<RefCell<Params>>, Buffer)>,
-    /// The diffusion model that adapters are of.
+    /// The diffusion model that adapters or a word are laid over.
     pub base: Option<(Rc<RefCell<Params>>, Buffer)>,
 }
 

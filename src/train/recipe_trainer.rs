@@ -16,8 +16,9 @@ use crate::checkpoint::Values;
 use crate::codec::Codec;
 use crate::data::Whole;
 use crate::device::{Buffer, Device};
+use crate::diffusers::inversion::Embedding;
 use crate::diffusers::lora::of_run;
-use crate::diffusers::{TextEncoder, fuse_all, text_params};
+use crate::diffusers::{TextEncoder, fuse_all, put_rows, text_params};
 use crate::diffusion::Model;
 use crate::error::Result;
 use crate::nn::{Params, Scope};
@@ -100,16 +101,21 @@ impl RecipeTrainer {
             objective.text = Some((text_params(&config), lies("text encoder", &weights)?));
         }
         let mut initial = beside.weights;
-        if recipe.lora_rank > 0 {
+        if recipe.is_laid_over() {
             // Without any, where times are measured alone, there are zeros.
             if let Some(weights) = initial.take() {
                 objective.base = Some((params_of(&recipe.of_denoiser()), lies("base", &weights)?));
             }
         }
+        if let Some(word) = beside.word {
+            let mut values = initial_of(recipe, &objective.params.borrow());
+            values[..word.len()].copy_from_slice(&word);
+            initial = Some(values);
+        }
         RecipeTrainer::of(objective, device, resume, initial)
     }
 
-    /// Frozen parameters with what the moving average of the adapters adds to them.
+    /// Frozen parameters with what the moving average of what is trained over them makes of them.
     fn fused(&self, (params, weights): &(Rc<RefCell<Params>>, Buffer)) -> Result<Buffer> {
         let device = self.device();
         let read = |buffer: &Buffer, params: &Rc<RefCell<Params>>| -> Result<Vec<f32>> {
@@ -121,6 +127,11 @@ impl RecipeTrainer {
         let values = read(self.ema(), adapters)?;
         let adapters = of_run(&adapters.borrow(), &values, self.recipe.lora_scale());
         fuse_all(&params.borrow(), &mut flat, &adapters);
+        if let (true, Some(captions)) = (self.recipe.learns_word(), &self.objective.captions) {
+            let word = Embedding::of_run(&self.recipe, &values);
+            let first = captions.tokenizer.size() - self.recipe.num_vectors;
+            put_rows(&params.borrow(), &mut flat, first * word.width, &word.values);
+        }
         let buffer = device.alloc("fused", flat.len() * 4)?;
         device.write(&buffer, 0, bytemuck::cast_slice(&flat))?;
         Ok(buffer)
@@ -130,7 +141,9 @@ impl RecipeTrainer {
     fn text_model(&self) -> Result<Option<TextModel>> {
         let Some(captions) = &self.objective.captions else { return Ok(None) };
         let (params, weights) = match &self.objective.text {
-            Some(text) if self.recipe.train_text_encoder => (Rc::clone(&text.0), self.fused(text)?),
+            Some(text) if self.recipe.train_text_encoder || self.recipe.learns_word() => {
+                (Rc::clone(&text.0), self.fused(text)?)
+            }
             Some(text) => text.clone(),
             None => (Rc::clone(&self.objective.params), self.trainer.ema().clone()),
         };
@@ -150,7 +163,8 @@ impl RecipeTrainer {
         let source = match &self.objective.base {
             Some(base) => {
                 let (device, shape) = (self.device().clone(), self.recipe.diffused());
-                let (params, weights) = (Rc::clone(&base.0), self.fused(base)?);
+                let params = Rc::clone(&base.0);
+                let weights = if self.recipe.lora_rank > 0 { self.fused(base)? } else { base.1.clone() };
                 let denoiser = Denoiser::new(device, &self.objective.model, params, weights, shape);
                 Source::new(denoiser, &self.recipe, codec)
             }

@@ -45,7 +45,7 @@ impl Session {
         let lock = run.lock()?;
         run.make_folders()?;
         let codec = match recipe.system {
-            System::Ldm if recipe.lora_rank > 0 => None,
+            System::Ldm if recipe.is_laid_over() => None,
             System::Ldm => Some(Codec::of_ldm(&run, &recipe, device)?),
             _ => None,
         };
@@ -60,8 +60,8 @@ impl Session {
             theirs = Some(loaded.recipe);
         }
         let done = from.as_ref().map_or(0, |(done, _)| *done);
-        // Without a checkpoint it begins with the same model again; adapters always need theirs.
-        let again = recipe.lora_rank > 0 || from.is_none() && !recipe.base.is_empty();
+        // Without a checkpoint it begins with the same model again; adapters and words always need theirs.
+        let again = recipe.is_laid_over() || from.is_none() && !recipe.base.is_empty();
         let base = again.then(|| Base::again(&recipe, device)).transpose()?;
         let (base_codec, mut base) = match base {
             Some(base) => {
@@ -107,7 +107,7 @@ impl Session {
                 Some((text, weights)) => ((!recipe.trains_text()).then_some(text.encoder), Some(weights)),
                 None => ((!recipe.train_text_encoder).then(kept).transpose()?, None),
             };
-            data.caption(&recipe, Tokenizer::open(&run.tokenizer_path())?, encoder, weights)?;
+            data.caption(&mut recipe, Tokenizer::open(&run.tokenizer_path())?, encoder, weights)?;
         }
         notes.extend(changed.into_inner().flatten());
         if done > 0 && recorded.is_none() {
@@ -141,8 +141,11 @@ fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
         let classifier = (r.system == System::Classifier).then(|| r.classifier.clone());
         let ConditionConfig { kind, channels, factor, noise, .. } = r.condition;
         let condition = (kind, channels, factor, noise, r.self_conditioning);
-        let adapters = (r.lora_rank > 0).then(|| (r.lora_rank, r.lora_scale(), r.train_text_encoder));
-        let text = (r.text_width() > 0).then(|| (r.text.clone(), r.trains_text(), adapters));
+        let laid_over = r.is_laid_over().then(|| {
+            let word = (r.placeholder_token.clone(), r.num_vectors);
+            (r.lora_rank, r.lora_scale(), r.train_text_encoder, word)
+        });
+        let text = (r.text_width() > 0).then(|| (r.text.clone(), r.trains_text(), laid_over));
         let condition = (condition, text);
         (r.system.diffuses().then_some((r.prediction_type, variance)), classifier, condition)
     };
@@ -151,8 +154,8 @@ fn check_resumable(recipe: &Recipe, theirs: &Recipe) -> Result<()> {
         let hint = if has_null(theirs) { "leave label_dropout above 0" } else { "leave label_dropout at 0" };
         ("run keeps whether it has a label of no class", format!("{hint}, or train anew"))
     } else if meaning(recipe) != meaning(theirs) {
-        let hint = "leave prediction_type, a learned variance, condition, self_conditioning, text, lora and \
-                    classifier keys, or train anew";
+        let hint = "leave prediction_type, a learned variance, condition, self_conditioning, text, lora, \
+                    word and classifier keys, or train anew";
         ("run keeps the meaning of what its model says", hint.to_owned())
     } else if model(recipe) != model(theirs) {
         let hint = "leave model and the unet, dit, conv and vae keys as they are, or train anew";

@@ -113,9 +113,10 @@ impl Session {
             }
             None => None,
         };
+        let what = if recipe.learns_word() { "a word is learned for" } else { "adapters are of" };
         need(
-            recipe.lora_rank == 0 || from.is_some(),
-            "adapters are of a model, and none is given",
+            !recipe.is_laid_over() || from.is_some(),
+            format!("{what} a model, and none is given"),
             "give a folder of a StableDiffusionPipeline by --base",
         )?;
         let codec = match (recipe.system == System::Ldm, vae) {
@@ -139,8 +140,8 @@ impl Session {
         let batches = going_on(&[], 0, recipe.images_of_a_step());
         let new = |_: &dyn Dataset| -> Result<Vec<String>> { Ok(Vec::new()) };
         let mut data = Data::open(&mut recipe, codec.as_ref(), None, &new, &batches, progress)?;
-        // A run of adapters finds the rest where its model is.
-        let mut kept = None;
+        // A run of adapters, or of a word, finds the rest where its model is.
+        let (mut kept, mut own_tokenizer) = (None, None);
         if recipe.text_width() > 0 {
             need(
                 recipe.train_text_encoder || from.is_some(),
@@ -151,22 +152,22 @@ impl Session {
                 Some(text) => (text.tokenizer, (!recipe.trains_text()).then_some(text.encoder)),
                 None => (tokenizer_of(&recipe)?, None),
             };
-            kept = encoder.clone().filter(|_| recipe.lora_rank == 0);
-            data.caption(&recipe, tokenizer, encoder, weights)?;
+            kept = encoder.clone().filter(|_| !recipe.is_laid_over());
+            own_tokenizer = Some(tokenizer.clone());
+            data.caption(&mut recipe, tokenizer, encoder, weights)?;
         }
         let trainer = data.trainer(&recipe, device, codec.as_ref(), None, 0)?;
         let run = Run::create(out, &recipe)?;
         let lock = run.lock()?;
         if let Some(codec) = &codec {
-            if recipe.lora_rank == 0 {
+            if !recipe.is_laid_over() {
                 codec.save(&run.vae_path())?;
             }
             if let Some(Encoded::All(latents)) = &data.encoded {
                 latents.save(&run.latents_path())?;
             }
         }
-        if let Some(captions) = &data.beside.captions {
-            let tokenizer = &captions.tokenizer;
+        if let Some(tokenizer) = &own_tokenizer {
             tokenizer.save(&run.tokenizer_path(), recipe.text.max_position_embeddings)?;
             if let Some(encoder) = &kept {
                 let ends = [tokenizer.bos(), tokenizer.eos(), tokenizer.pad()];

@@ -7,19 +7,25 @@ use super::captions::sample_weights;
 use super::objective::Objective;
 use crate::diffusers::text_params;
 use crate::error::Result;
-use crate::models::clip::clip_text;
+use crate::models::clip::{Word, clip_text_with};
 use crate::nn::Scope;
 use crate::recipe::{TEXT_MODULE, params_of};
 use crate::tape::Tensor;
 
-/// Store of the weights of a diffusion model that only its adapters are trained of.
+/// Store of the weights of a diffusion model that something is trained over.
 const BASE: &str = "base";
 /// Store of the weights of a text encoder that is not trained.
 const TEXT: &str = "text encoder";
+
 impl Objective {
     /// Tokens of a step's captions.
     fn tokens(&self) -> Input<u32, 2> {
         Input::new("tokens", [self.recipe.batch_size, self.recipe.text.max_position_embeddings])
+    }
+
+    /// Which row of a word that is learned each of these tokens is.
+    fn places(&self) -> Input<u32, 2> {
+        Input::new("word", [self.recipe.batch_size, self.recipe.text.max_position_embeddings])
     }
 
     /// The captions of a batch as the model sees them, `[N, tokens, D]`.
@@ -28,6 +34,8 @@ impl Objective {
             return None;
         }
         let tokens = batch.input(self.tokens());
+        let word = self.recipe.learns_word();
+        let word = word.then(|| (self.recipe.word(scope), batch.input(self.places())));
         let own = || text_params(&self.recipe.text);
         let scope = if self.recipe.trains_text() {
             scope.clone()
@@ -37,10 +45,11 @@ impl Objective {
                 batch.bind(TEXT, weights);
             }
             let frozen = Scope::frozen(batch.tape(), &params, TEXT);
-            let adapts = self.recipe.lora_rank > 0 && self.recipe.train_text_encoder;
+            let adapts = self.recipe.train_text_encoder || word.is_some();
             if adapts { self.recipe.adapted(frozen, scope) } else { frozen }
         };
-        Some(clip_text(&self.recipe.text, &scope.sub(TEXT_MODULE), &tokens, 0))
+        let word = word.as_ref().map(|(rows, places)| Word { rows, places });
+        Some(clip_text_with(&self.recipe.text, &scope.sub(TEXT_MODULE), &tokens, word, 0))
     }
 
     /// Writes the captions of samples, and what these weigh.
@@ -48,6 +57,9 @@ impl Objective {
         let Some(captions) = &self.captions else { return self.write_no_texts(batch, samples.len()) };
         let tokens = captions.tokens(samples, batch.step() as u32, batch.first_sample());
         batch.write(self.tokens(), &tokens)?;
+        if self.recipe.learns_word() {
+            batch.write(self.places(), &captions.places(&self.recipe, &tokens))?;
+        }
         if self.recipe.keeps_prior() {
             // In expectation the sum of two means, of the instances and of their class.
             let prior = self.recipe.prior_loss_weight as f32;
@@ -61,7 +73,11 @@ impl Objective {
     /// Stands in for captions where a step is timed without data.
     fn write_no_texts(&self, batch: &mut BatchWriter, samples: usize) -> Result<()> {
         if self.recipe.text_width() > 0 {
-            batch.write(self.tokens(), &vec![0; samples * self.recipe.text.max_position_embeddings])?;
+            let tokens = vec![0; samples * self.recipe.text.max_position_embeddings];
+            batch.write(self.tokens(), &tokens)?;
+            if self.recipe.learns_word() {
+                batch.write(self.places(), &tokens)?;
+            }
         }
         if self.recipe.keeps_prior() {
             batch.write(sample_weights(&self.recipe), &vec![1.0; samples])?;
@@ -69,9 +85,9 @@ impl Objective {
         Ok(())
     }
 
-    /// The model beneath adapters, with these.
+    /// The model beneath adapters, with these, or beneath a word.
     pub(super) fn adapted(&self, scope: &Scope, batch: &Batch) -> Option<Scope> {
-        if self.recipe.lora_rank == 0 {
+        if !self.recipe.is_laid_over() {
             return None;
         }
         let own = || params_of(&self.recipe.of_denoiser());

@@ -133,16 +133,75 @@ fn a_model_from_nothing_its_folder_and_its_adapters() {
 }
 
 #[test]
+fn a_word_is_learned_alone() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let tiny = crate::place::root().join("tests/golden/tiny_sd");
+    let tiny = tiny.to_str().unwrap();
+    fs::create_dir(at.join("things")).unwrap();
+    for i in 0..3_u8 {
+        let pixel = |x, y| image::Rgb([if x > y { 250 } else { 40 * i }, 20, 255 - 60 * i]);
+        image::RgbImage::from_fn(16, 16, pixel).save(at.join(format!("things/{i}.png"))).unwrap();
+    }
+    let train = |out: &str, steps: &str, more: &[&str]| {
+        let base =
+            ["train", "text-to-image", "--base", tiny, "--data", "images:things", "--image-size", "16"];
+        let word = ["placeholder_token=<cat>", "initializer_token=red", "num_vectors=2"];
+        let rest = ["accumulation=1", "ema_decay=0", "checkpoint_every=2", "weight_decay=0"];
+        let set: Vec<&str> = word.iter().chain(&rest).flat_map(|key| ["--set", key]).collect();
+        let quick = ["--lr", "0.1", "--batch-size", "2", "--steps", steps, "--out", out];
+        run(at, &[&base[..], &set, &quick, more].concat());
+    };
+    train("whole", "4", &["--sample-every", "2", "--set", "sample_steps=2"]);
+    train("part", "2", &[]);
+    run(at, &["train", "--resume", "part", "--steps", "4", "--sample-every", "2", "--set", "sample_steps=2"]);
+    let last = |run: &str| fs::read(at.join(run).join("checkpoints/step-00000004.safetensors")).unwrap();
+    assert!(last("whole") == last("part"), "a resumed run is another");
+    assert!(last("whole").len() < 20_000, "the run holds more than its rows: {} bytes", last("whole").len());
+    assert!(!at.join("whole/vae.safetensors").exists() && !at.join("whole/text_encoder").exists());
+
+    // Drawn from, and exported: the same rows over the same model.
+    let draw = |model: &str, prompt: &str, more: &[&str], out: &str| {
+        let how = ["--prompt", prompt, "--steps", "3", "--seed", "5", "--guidance", "3", "--out", out];
+        run(at, &[&["sample", model], &how[..], more].concat());
+    };
+    draw("whole", "a photo of <cat>", &[], "run.png");
+    assert!(denoir(at, &["export", "whole", "word"]).status.success());
+    let file = "word/learned_embeds.safetensors";
+    draw(tiny, "a photo of <cat>", &["--embedding", file], "laid.png");
+    assert_eq!(apart(at, "run.png", "laid.png"), 0);
+    draw(tiny, "a photo of red red", &[], "begun.png");
+    assert!(apart(at, "run.png", "begun.png") > 0, "the rows are those that they began as");
+    draw("whole", "a photo of red red", &[], "others.png");
+    assert_eq!(apart(at, "begun.png", "others.png"), 0, "other words mean what they meant");
+    let bytes = fs::read(at.join(file)).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!((tensors.names(), tensors.tensor("<cat>").unwrap().shape()), (vec!["<cat>"], &[2, 24][..]));
+}
+
+#[test]
 fn what_does_not_go_together_is_refused() {
     let folder = TempDir::new().unwrap();
     let at = folder.path();
     let tiny = crate::place::root().join("tests/golden/tiny_sd");
     let tiny = tiny.to_str().unwrap();
+    let word = ["--data", "shapes", "--set", "placeholder_token=<cat>", "--set", "initializer_token=blue"];
     for (arguments, status, wanted) in [
         (
             &["train", "text-to-image", "--set", "lora_rank=2"][..],
             2,
             "adapters are of a model, and none is given",
+        ),
+        (&["train", "text-to-image", "--set", "placeholder_token=<cat>"], 2, "goes with initializer_token"),
+        (
+            &[&["train", "text-to-image", "--base", tiny, "--image-size", "16"], &word[..]].concat(),
+            2,
+            "initializer_token is \"blue\", 4 tokens of this model",
+        ),
+        (
+            &[&["train", "text-to-image", "--set", "lora_rank=2"], &word[..]].concat(),
+            2,
+            "rows of a new word are trained alone",
         ),
         (&["sample", tiny], 2, "the model draws what a text says"),
         (&["sample", tiny, "--prompt", "a", "--width", "20"], 2, "20x16 pixels"),

@@ -1,15 +1,16 @@
 //! Fine-tuning of Stable Diffusion against PyTorch: the loss and the gradients of the U-Net, of the text
-//! encoder trained with it, and of low-rank adapters of both.
+//! encoder trained with it, of low-rank adapters of both, and of the rows of a new word.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use denoir::device::Device;
+use denoir::diffusers::inversion::Embedding;
 use denoir::diffusers::{self, text_params};
 use denoir::diffusion::Told;
-use denoir::models::clip::clip_text;
+use denoir::models::clip::{Word, clip_text_with};
 use denoir::models::unet::unet;
-use denoir::nn::{self, Adapters, Params, Scope};
+use denoir::nn::{self, Adapters, Init, Layout, Params, Scope};
 use denoir::ops::loss::mse;
 use denoir::program::{Plan, Program, Sharing};
 use denoir::recipe::params_of;
@@ -60,7 +61,17 @@ fn noised(golden: &Golden, prediction: &str) -> [Vec<f32>; 2] {
 
 fn check(name: &str, case: &Value, golden: &Golden, device: &Device) {
     let folder = diffusers::open(&root().join("tests/golden/tiny_sd")).unwrap();
-    let (recipe, text) = (folder.model.recipe, folder.text.unwrap());
+    let (recipe, mut text) = (folder.model.recipe, folder.text.unwrap());
+    let learns = case.get("word").is_some_and(|v| v == true);
+    let mut ids: Vec<u32> = golden.get("in/ids").iter().map(|&v| v as u32).collect();
+    if learns {
+        text.add_word(&Embedding { token: "<cat>".to_owned(), width: 24, values: vec![0.0; 48] }).unwrap();
+        let captions = golden.metadata["word_captions"].as_array().unwrap();
+        let of = |caption: &Value| text.tokenizer.prompt(caption.as_str().unwrap(), 77).ids;
+        ids = captions.iter().flat_map(of).collect();
+        let wanted: Vec<u32> = golden.get("in/word_ids").iter().map(|&v| v as u32).collect();
+        assert_eq!(ids, wanted, "the tokens of a word");
+    }
     let scale = case.get("lora").and_then(Value::as_f64);
     let trains_text = case.get("text").is_some_and(|v| v == true);
     let (tape, params): (Tape, Rc<RefCell<Params>>) = (Tape::new(), Rc::default());
@@ -77,9 +88,8 @@ fn check(name: &str, case: &Value, golden: &Golden, device: &Device) {
             None => frozen,
         }
     };
-    let net = if scale.is_some() { frozen(&of_unet, "unet") } else { own.clone() };
+    let net = if scale.is_some() || learns { frozen(&of_unet, "unet") } else { own.clone() };
     let reader = if trains_text { own.clone() } else { frozen(&of_text, "text") };
-    let ids: Vec<u32> = golden.get("in/ids").iter().map(|&v| v as u32).collect();
     let x = tape.stored("x", 0, [4, 8, 8, 4]);
     let (t, target) = (tape.stored("t", 0, [4]), tape.stored("target", 0, [4, 8, 8, 4]));
     // Recorded before the text, so that its parameters come first, as in a folder's weights.
@@ -89,7 +99,11 @@ fn check(name: &str, case: &Value, golden: &Golden, device: &Device) {
         unet(&recipe.unet, &Scope::new(&tape, &params), &x, &t, Told { labels: None, text: Some(&text) });
     }
     let words = tape.stored_u32("ids", [4, 77]);
-    let seen = clip_text(&text.encoder.config, &reader.sub("text_model"), &words, 0);
+    let places = tape.stored_u32("places", [4, 77]);
+    let rows = || own.sub("text_model.embeddings.word").param("weight", [2, 24], Layout::Plain, Init::Zeros);
+    let rows = learns.then(rows);
+    let word = rows.as_ref().map(|rows| Word { rows, places: &places });
+    let seen = clip_text_with(&text.encoder.config, &reader.sub("text_model"), &words, word, 0);
     let out = unet(&recipe.unet, &net, &x, &t, Told { labels: None, text: Some(&seen) });
     let loss = mse(&out, &target, None);
     nn::place_gradients(&tape, &tape.backward(&loss));
@@ -106,6 +120,11 @@ fn check(name: &str, case: &Value, golden: &Golden, device: &Device) {
             spec.for_each_index(|here, there| flat[spec.first + here] = values[there] as f32);
         }
         program.write("unet", &folder.model.weights.f32()[..program.elements("unet")]).unwrap();
+    } else if learns {
+        flat[..48].copy_from_slice(&golden.f32("in/word_rows"));
+        program.write("unet", &folder.model.weights.f32()[..program.elements("unet")]).unwrap();
+        let first = text.tokenizer.size() as u32 - 2;
+        program.write("places", &ids.iter().map(|id| id.wrapping_sub(first)).collect::<Vec<u32>>()).unwrap();
     } else {
         let all = [&folder.model.weights.f32()[..], &text.encoder.weights].concat();
         let count = flat.len();
@@ -162,7 +181,7 @@ fn losses_and_gradients_are_pytorchs() {
     let cases = golden.metadata["cases"].as_object().unwrap();
     for device in devices() {
         // What weighs samples, or adds to the noise, is tested where it is made.
-        for name in ["epsilon", "v", "text", "lora"] {
+        for name in ["epsilon", "v", "text", "lora", "word"] {
             check(name, &cases[name], &golden, &device);
         }
     }

@@ -1,16 +1,19 @@
-"""Training as in train_text_to_image.py, train_dreambooth.py and with LoRA, on the tiny folder: text_training.safetensors.
+"""Training as in train_text_to_image.py, train_dreambooth.py, textual_inversion.py and with LoRA, on the tiny folder:
+text_training.safetensors.
 
     python text_training_golden.py            # after tiny_sd.py
 
 In f64 from the f32 values of inputs and weights; the alphas are f32 of the library; sinusoids as in unet_golden.py.
     in/picture [4,3,16,16] in [-1, 1]   in/posterior [4,4,8,8], the noise of the VAE's posterior   in/noise   in/t I32 [4]
-    in/offset [4,4,1,1]   in/perturbation [4,4,8,8]   in/ids I32 [4,77]
+    in/offset [4,4,1,1]   in/perturbation [4,4,8,8]   in/ids I32 [4,77]   in/word_ids I32 [4,77], of `word_captions`, in which the
+    word <cat> stands for two tokens   in/word_rows [2,24], their rows
     f64/latents, after scaling   f64/embeddings [4,77,24]
 Metadata `cases`:
     prediction, snr_gamma, offset (noise_offset), perturbation (input_perturbation)
     text         the text encoder is trained too
     prior        the first two pictures are instances, the last two of the class; loss = mean of those + prior * mean of these
     lora         the adapters of tiny_sd_lora.safetensors alone are trained, of both models, at this scale (alpha / rank)
+    word         the rows of a new word of two tokens alone are trained, on the captions `word_captions`
     loss; each: the unweighted loss of each picture; norm: of all gradients; tensors: the number of trained tensors, n
     error        of f32: of loss, norm and the gradients as one vector (relative), of the parameters `after` (absolute)
 <case>/grad [n,4] sum, sum of absolute values, first, last element of the gradient of each trained tensor: unet's, then
@@ -32,17 +35,22 @@ from unet_golden import TimestepsF64, relative, save
 OUT = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden"
 FOLDER = OUT / "tiny_sd"
 CAPTIONS = ["A red circle!", "green", "blue", ""]
+WORD_CAPTIONS = ["a photo of a <cat>", "A rendering of my<CAT>!", "the <cat> and the <cat>", "blue"]
 ADAM = dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-3, weight_decay=1e-2)
 CASES = dict(epsilon=dict(), v=dict(prediction="v_prediction"), snr=dict(snr_gamma=5.0),
              v_snr=dict(prediction="v_prediction", snr_gamma=5.0), offset=dict(offset=0.1, perturbation=0.2), text=dict(text=True),
-             prior=dict(text=True, prior=0.7), lora=dict(lora=0.5))
+             prior=dict(text=True, prior=0.7), lora=dict(lora=0.5), word=dict(word=True))
 
 
 def inputs():
     randn = lambda seed, *shape: torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
     ids = tokenizer(CAPTIONS, padding="max_length", max_length=77, return_tensors="pt").input_ids
-    return dict(picture=randn(1, 4, 3, 16, 16).clamp(-1, 1), posterior=randn(2, 4, 4, 8, 8), noise=randn(3, 4, 4, 8, 8),
+    tokenizer.add_tokens(["<cat>", "<cat>_1"])
+    # As the script and the library's pipelines have it.
+    both = [caption.replace("<cat>", "<cat> <cat>_1").replace("<CAT>", "<cat> <cat>_1") for caption in WORD_CAPTIONS]
+    word_ids = tokenizer(both, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    return dict(word_ids=word_ids, word_rows=randn(6, 2, 24) / 5, picture=randn(1, 4, 3, 16, 16).clamp(-1, 1), posterior=randn(2, 4, 4, 8, 8), noise=randn(3, 4, 4, 8, 8),
                 t=torch.tensor([10, 150, 80, 999]), offset=randn(4, 4, 4, 1, 1), perturbation=randn(5, 4, 4, 8, 8), ids=ids)
 
 
@@ -61,7 +69,7 @@ def adapt(model, part, adapters, scale, dtype):
 
 
 def run(dtype, given, prediction="epsilon", snr_gamma=None, offset=0.0, perturbation=0.0, text=False, prior=None,
-        lora=None, steps=2):
+        lora=None, word=False, steps=2):
     load = lambda kind, part: kind.from_pretrained(FOLDER, subfolder=part, torch_dtype=torch.float32).to(dtype)
     unet, vae, encoder = load(UNet2DConditionModel, "unet"), load(AutoencoderKL, "vae"), load(CLIPTextModel, "text_encoder")
     unet.train(), vae.requires_grad_(False), encoder.requires_grad_(text)
@@ -78,6 +86,12 @@ def run(dtype, given, prediction="epsilon", snr_gamma=None, offset=0.0, perturba
         named = [pair for part, model in [("unet", unet), ("text_encoder", encoder)]
                  for pair in sorted(adapt(model, part, adapters, lora, dtype), key=lambda pair: pair[0])]
         assert len(named) == len(adapters)
+    if word:
+        # The script trains the whole table and restores all other rows, which is the same: AdamW knows elements alone.
+        table, rows = encoder.get_input_embeddings(), torch.nn.Parameter(g["word_rows"].clone())
+        table.forward = lambda ids: torch.nn.functional.embedding(ids, torch.cat([table.weight, rows]))
+        unet.requires_grad_(False)
+        named, g["ids"] = [("text_encoder.text_model.embeddings.word.weight", rows)], g["word_ids"]
     optimizer = torch.optim.AdamW([p for _, p in named], **ADAM)
     posterior = vae.encode(g["picture"]).latent_dist
     latents = (posterior.mean + posterior.std * g["posterior"]) * vae.config.scaling_factor
@@ -121,11 +135,12 @@ def main():
         cases[name] = dict(case) | dict(
             loss=f64["loss"], each=f64["each"], norm=f64["norm"], steps=2, adam=ADAM, tensors=len(f64["names"]),
             error=dict(loss=off("loss"), norm=off("norm"), grads=relative(flat(f32["grads"]), flat(f64["grads"])), after=after))
-        tensors |= {f"{name}/grad": four(f64["grads"]), f"{name}/error_of": torch.tensor(error), f"{name}/after": four(f64["after"]),
-                    "f64/latents": f64["latents"].float(), "f64/embeddings": f64["embeddings"].float()}
+        tensors |= {f"{name}/grad": four(f64["grads"]), f"{name}/error_of": torch.tensor(error), f"{name}/after": four(f64["after"])}
+        if name == "epsilon":
+            tensors |= {"f64/latents": f64["latents"].float(), "f64/embeddings": f64["embeddings"].float()}
         print(name, f64["loss"], f64["each"], f64["norm"], cases[name]["error"], max(error))
     path = OUT / "text_training.safetensors"
-    save(path, tensors, cases=cases, captions=CAPTIONS)
+    save(path, tensors, cases=cases, captions=CAPTIONS, word_captions=WORD_CAPTIONS)
     print(path, path.stat().st_size, "bytes")
 
 
