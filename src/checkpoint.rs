@@ -10,7 +10,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files::{fnv1a, replace};
+use crate::files::replace;
 use crate::nn::{Params, Spec};
 use crate::recipe::Recipe;
 use crate::weights::summed;
@@ -173,11 +173,6 @@ pub(crate) fn write_tensors(path: &Path, tensors: &[Named], key: &str, text: Str
         ((*name).to_owned(), view.unwrap_or_else(|e| unreachable!("{name}: {e}")))
     });
     write_views(path, views, key, &text)
-}
-
-/// A hash of weights' bits that tells them apart.
-pub(crate) fn fingerprint(values: &[f32]) -> String {
-    format!("{:016x}", fnv1a(values.iter().map(|value| u64::from(value.to_bits()))))
 }
 
 /// A checkpoint's bytes and header.

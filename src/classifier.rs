@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
-use crate::checkpoint::{Loaded, fingerprint};
+use crate::checkpoint::Loaded;
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result, quoted};
 use crate::models::classifier::{Logits, classifier};
-use crate::nn::{self, Params, Scope};
+use crate::nn::{self, Flat, Params, Scope};
 use crate::program::{Plan, Program, Sharing, halves};
 use crate::recipe::{Recipe, System, params_of};
 use crate::run::Run;
@@ -60,9 +60,9 @@ impl Classifier {
         let recipe = loaded.recipe.clone();
         recipe.validate().map_err(Error::in_a_file)?;
         let params = params_of(&recipe);
-        let values = loaded.set("ema", &params.borrow())?;
-        let weights = device.alloc("classifier", values.len() * 4)?;
-        device.write(&weights, 0, bytemuck::cast_slice(&values))?;
+        let values = Flat::from(loaded.set("ema", &params.borrow())?);
+        let fingerprint = values.fingerprint();
+        let weights = values.upload(device, "classifier", &mut params.borrow_mut())?;
         let (side, channels) = (recipe.image_size, recipe.unet.in_channels);
         let record = |batch: usize| {
             let tape = Tape::new();
@@ -73,7 +73,6 @@ impl Classifier {
         let (plan, (batch, [features, logits])) = Plan::of_batch(device, halves(BATCH), record);
         let program = Program::compile(&plan, device, &[(nn::STORE, &weights)], Sharing::Shared)?;
         program.write("t", &vec![0.0_f32; batch])?;
-        let fingerprint = fingerprint(&values);
         let (config, unet) = (recipe.classifier.clone(), recipe.unet.clone());
         let record: Box<Logits> = Box::new(move |scope, x, t| {
             let [_, logits] = classifier(&config, &unet, scope, x, t);

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use self::half::Half;
-use crate::checkpoint::{self, Loaded, fingerprint};
+use crate::checkpoint::{self, Loaded};
 use crate::device::{Buffer, Device};
 use crate::diffusers::{self, Component};
 use crate::error::{Error, Result};
@@ -91,7 +91,7 @@ impl Codec {
     }
 
     fn with(recipe: &Recipe, values: Flat, device: &Device) -> Result<Codec> {
-        let (params, fingerprint) = (params_of(recipe), fingerprint(&values.f32()));
+        let (params, fingerprint) = (params_of(recipe), values.fingerprint());
         let weights = values.upload(device, "vae", &mut params.borrow_mut())?;
         Ok(Codec { fingerprint, ..Codec::of(device, recipe, params, weights) })
     }

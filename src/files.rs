@@ -99,6 +99,11 @@ pub(crate) fn fnv1a(words: impl IntoIterator<Item = u64>) -> u64 {
     words.into_iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
+/// A hash of the bits of numbers.
+pub(crate) fn hash_of(numbers: impl IntoIterator<Item = f32>) -> String {
+    format!("{:016x}", fnv1a(numbers.into_iter().map(|number| u64::from(number.to_bits()))))
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;

@@ -9,7 +9,7 @@ use crate::device::{Buffer, Device};
 use crate::diffusers::{Text, text_params};
 use crate::error::Result;
 use crate::models::clip::{TextConfig, clip_text};
-use crate::nn::{self, Flat, Params, Scope};
+use crate::nn::{self, Params, Scope};
 use crate::program::{Plan, Program, Sharing, halves};
 use crate::recipe::{Recipe, TEXT_MODULE};
 use crate::tape::Tape;
@@ -96,8 +96,7 @@ impl TextModel {
     /// When it does not fit into memory.
     pub(crate) fn of_folder(text: Text, device: &Device) -> Result<Self> {
         let params = text_params(&text.encoder.config);
-        let values = Flat::from(text.encoder.weights);
-        let weights = values.upload(device, "text encoder", &mut params.borrow_mut())?;
+        let weights = text.encoder.weights.upload(device, "text encoder", &mut params.borrow_mut())?;
         Ok(TextModel::new(device, &text.encoder.config, text.tokenizer, params, weights))
     }
 

@@ -6,7 +6,6 @@ use super::config::{Config, Model};
 use super::load::{flat_weights, held_of, of_network};
 use super::text_encoder::Text;
 use super::{CONFIG, WEIGHTS, wrong};
-use crate::checkpoint::fingerprint;
 use crate::data::{ConditionConfig, ConditionKind};
 use crate::diffusion::Keys;
 use crate::error::{Error, Result};
@@ -142,7 +141,7 @@ pub(super) fn diffusion(
         recipe.latent_size = side;
         recipe.image_size = vae.recipe.image_size;
         recipe.scaling_factor = vae.recipe.scaling_factor;
-        recipe.vae_fingerprint = fingerprint(&vae.weights.f32());
+        recipe.vae_fingerprint = vae.weights.fingerprint();
         recipe.data.clone_from(&vae.recipe.data);
     }
     let weights = origin.weights_of(&recipe)?;

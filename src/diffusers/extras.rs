@@ -90,7 +90,7 @@ impl Extras {
         for (path, scale) in &self.loras {
             for adapter in lora::read(&Weights::open(path)?, &layers)? {
                 let (params, values) = match adapter.part {
-                    Part::TextEncoder => (&encoder, &mut text.encoder.weights[..]),
+                    Part::TextEncoder => (&encoder, &mut text.encoder.weights.widen()[..]),
                     _ => (&unet, &mut values.widen()[..]),
                 };
                 let spec = params.find(&[&adapter.layer, WEIGHT].concat());

@@ -120,7 +120,7 @@ impl<'a> Opened<'a> {
         }
         let config = text_config(shape);
         config.validate().map_err(|e| e.within(self.path.display()))?;
-        let weights = self.flat(Part::TextEncoder, &text_params(&config).borrow())?.into_f32();
+        let weights = self.flat(Part::TextEncoder, &text_params(&config).borrow())?;
         let encoder = TextEncoder { config, weights };
         let Model::UNet(unet) = &unet.config.model else { return Err(self.wrong("it has no U-Net")) };
         Text::of(unet, encoder, tokenizer).map_err(|reason| self.wrong(&reason))

@@ -8,11 +8,11 @@ use super::config::{text_model, text_of_text_model};
 use super::inversion::Embedding;
 use super::load::{flat_weights, held_of, of_text_model};
 use super::{CONFIG, MOST_BYTES, make, write_text, wrong};
-use crate::checkpoint::{fingerprint, save_plain};
+use crate::checkpoint::save_plain;
 use crate::error::Result;
 use crate::models::clip::{TextConfig, clip_text};
 use crate::models::unet::UNetConfig;
-use crate::nn::{Params, Scope};
+use crate::nn::{Flat, Params, Scope};
 use crate::recipe::{Recipe, TEXT_MODULE, params_of};
 use crate::tape::Tape;
 use crate::tokenizer::Tokenizer;
@@ -26,8 +26,8 @@ const WEIGHTS: [&str; 2] = ["model", "pytorch_model"];
 pub struct TextEncoder {
     /// Its options, which are valid.
     pub config: TextConfig,
-    /// Flat, in the layout of [`text_params`].
-    pub weights: Vec<f32>,
+    /// In the layout of [`text_params`].
+    pub weights: Flat,
 }
 
 /// The text encoder of a pipeline, and what turns text into its tokens.
@@ -78,11 +78,11 @@ impl Text {
         for spec in old.borrow().specs() {
             let Some(at) = new.find(&spec.name).map(|spec| spec.first) else { continue };
             // The table is longer now; all else is as it was.
-            let count = spec.shape.elements();
-            weights[at..at + count].copy_from_slice(&self.encoder.weights[spec.first..spec.first + count]);
+            let own = self.encoder.weights.part(spec.first..spec.first + spec.shape.elements());
+            weights[at..at + own.len()].copy_from_slice(&own);
         }
         put_rows(&new, &mut weights, first * width, &word.values);
-        self.encoder.weights = weights;
+        self.encoder.weights = weights.into();
         Ok(())
     }
 
@@ -91,10 +91,11 @@ impl Text {
     /// # Panics
     /// When there is no such token.
     #[track_caller]
-    pub(crate) fn row(&self, token: u32) -> &[f32] {
+    pub(crate) fn row(&self, token: u32) -> Vec<f32> {
         let (params, width) = (text_params(&self.encoder.config), self.encoder.config.hidden_size);
         let first = table_of(&params.borrow()).unwrap_or_else(|| unreachable!("a text model has a table"));
-        &self.encoder.weights[first + token as usize * width..][..width]
+        let first = first + token as usize * width;
+        self.encoder.weights.part(first..first + width).into_owned()
     }
 }
 
@@ -122,8 +123,8 @@ pub fn text_params(config: &TextConfig) -> Rc<RefCell<Params>> {
 
 impl Text {
     /// Tells a text encoder and the weights of a diffusion model from others.
-    pub(crate) fn fingerprint_with(&self, weights: &[f32]) -> String {
-        format!("{}-{}", fingerprint(weights), fingerprint(&self.encoder.weights))
+    pub(crate) fn fingerprint_with(&self, weights: &Flat) -> String {
+        format!("{}-{}", weights.fingerprint(), self.encoder.weights.fingerprint())
     }
 }
 
@@ -137,7 +138,7 @@ impl TextEncoder {
         assert!(recipe.trains_text(), "the text encoder is not among the parameters");
         let first = params_of(&recipe.of_denoiser()).borrow().elements();
         let count = text_params(&recipe.text).borrow().elements();
-        TextEncoder { config: recipe.text.clone(), weights: values[first..first + count].to_vec() }
+        TextEncoder { config: recipe.text.clone(), weights: values[first..first + count].to_vec().into() }
     }
 }
 
@@ -153,7 +154,7 @@ pub fn open_text_encoder(folder: &Path) -> Result<TextEncoder> {
         if let Some(weights) = Weights::find(folder, stem)? {
             let held = held_of(&weights, of_text_model);
             let weights = flat_weights(&weights, &text_params(&config).borrow(), held, "its config.json")?;
-            return Ok(TextEncoder { config, weights: weights.into_f32() });
+            return Ok(TextEncoder { config, weights });
         }
     }
     Err(wrong(folder, &format!("there is no {}.safetensors and no {}.bin", WEIGHTS[0], WEIGHTS[1])))
@@ -167,6 +168,6 @@ pub fn open_text_encoder(folder: &Path) -> Result<TextEncoder> {
 pub fn write_text_encoder(folder: &Path, encoder: &TextEncoder, ends: [u32; 3]) -> Result<()> {
     make(folder)?;
     let weights = folder.join(format!("{}.safetensors", WEIGHTS[0]));
-    save_plain(&weights, &text_params(&encoder.config).borrow(), &encoder.weights)?;
+    save_plain(&weights, &text_params(&encoder.config).borrow(), &encoder.weights.f32())?;
     write_text(&folder.join(CONFIG), &text_of_text_model(&encoder.config, ends))
 }

@@ -1,6 +1,7 @@
 //! The numbers of all parameters of a model, at the precision that they came with.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt as _;
@@ -8,6 +9,10 @@ use half::slice::HalfFloatSliceExt as _;
 use super::Params;
 use crate::device::{Buffer, Device};
 use crate::error::Result;
+use crate::files::hash_of;
+
+/// Elements that are widened, hashed or copied at a time.
+const PIECE: usize = 1 << 22;
 
 /// The parameters of a model, flat in the layout of its [`Params`].
 #[derive(Clone, Debug, PartialEq)]
@@ -25,12 +30,36 @@ impl From<Vec<f32>> for Flat {
 }
 
 impl Flat {
+    /// Numbers in all.
+    pub fn elements(&self) -> usize {
+        match self {
+            Flat::F32(numbers) => numbers.len(),
+            Flat::F16(halves) => halves.len(),
+        }
+    }
+
     /// As `f32`; 16 bits are widened exactly, into new memory.
     pub fn f32(&self) -> Cow<'_, [f32]> {
+        self.part(0..self.elements())
+    }
+
+    /// Some of them as `f32`.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    #[track_caller]
+    pub fn part(&self, range: Range<usize>) -> Cow<'_, [f32]> {
         match self {
-            Flat::F32(numbers) => Cow::Borrowed(numbers),
-            Flat::F16(halves) => Cow::Owned(halves.to_f32_vec()),
+            Flat::F32(numbers) => Cow::Borrowed(&numbers[range]),
+            Flat::F16(halves) => Cow::Owned(halves[range].to_f32_vec()),
         }
+    }
+
+    /// A hash of their bits as `f32` that tells models apart.
+    pub(crate) fn fingerprint(&self) -> String {
+        let pieces = (0..self.elements()).step_by(PIECE);
+        let pieces = pieces.map(|first| self.part(first..self.elements().min(first + PIECE)));
+        hash_of(pieces.flat_map(Cow::into_owned))
     }
 
     /// As `f32`, to be changed.
@@ -49,18 +78,33 @@ impl Flat {
         std::mem::take(self.widen())
     }
 
+    /// The parameters that a device has in `buffer`, of the type that `params` are recorded as.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    pub fn download(device: &Device, buffer: &Buffer, params: &Params) -> Result<Flat> {
+        fn read<T: bytemuck::Pod>(device: &Device, buffer: &Buffer, count: usize) -> Result<Vec<T>> {
+            let mut all = vec![T::zeroed(); count];
+            device.read(buffer, 0, bytemuck::cast_slice_mut(&mut all))?;
+            Ok(all)
+        }
+        let count = params.elements();
+        Ok(match params.halves {
+            true => Flat::F16(read(device, buffer, count)?),
+            false => Flat::F32(read(device, buffer, count)?),
+        })
+    }
+
     /// Moves the parameters to a device. The CPU device keeps 16 bits as they are, half the memory, and
     /// `params` are recorded so from then on: what is computed from them is the same to the bit.
     ///
     /// # Errors
     /// When there is not enough memory, or the driver reports an error.
     pub fn upload(self, device: &Device, label: &str, params: &mut Params) -> Result<Buffer> {
+        params.halves = matches!((&self, device), (Flat::F16(_), Device::Cpu(_)));
         match self {
             Flat::F32(numbers) => moved(device, label, numbers, |piece| Cow::Borrowed(piece)),
-            Flat::F16(halves) if matches!(device, Device::Cpu(_)) => {
-                params.halves = true;
-                moved(device, label, halves, |piece| Cow::Borrowed(piece))
-            }
+            Flat::F16(halves) if params.halves => moved(device, label, halves, |piece| Cow::Borrowed(piece)),
             Flat::F16(halves) => moved(device, label, halves, |piece| Cow::Owned(piece.to_f32_vec())),
         }
     }
@@ -74,7 +118,6 @@ fn moved<T: Clone, U: bytemuck::Pod>(
     mut all: Vec<T>,
     converted: impl Fn(&[T]) -> Cow<'_, [U]>,
 ) -> Result<Buffer> {
-    const PIECE: usize = 1 << 22;
     let buffer = device.alloc(label, all.len() * size_of::<U>())?;
     while let Some(last) = all.len().checked_sub(1) {
         let first = last / PIECE * PIECE;

@@ -133,7 +133,7 @@ impl Trained {
                 format!("{} is laid over {}, which cannot be opened", path.display(), base.display());
             Error::new(message).hint("put that model back").caused_by(e.report())
         })?;
-        let own = folder.text.as_ref().map(|text| text.fingerprint_with(&folder.model.weights.f32()));
+        let own = folder.text.as_ref().map(|text| text.fingerprint_with(&folder.model.weights));
         if own.as_ref() != Some(&recipe.base_fingerprint) {
             let message = format!("{} is not the model that {} is laid over", base.display(), path.display());
             return Err(Error::new(message).hint("put that one back"));
@@ -145,7 +145,7 @@ impl Trained {
         fuse_all(&unet.borrow(), folder.model.weights.widen(), &adapters);
         if let Some(text) = &mut folder.text {
             let params = text_params(&text.encoder.config);
-            fuse_all(&params.borrow(), &mut text.encoder.weights, &adapters);
+            fuse_all(&params.borrow(), text.encoder.weights.widen(), &adapters);
             if recipe.learns_word() {
                 let word = Embedding::of_run(recipe, &values);
                 text.add_word(&word).map_err(|e| e.within(path.display()))?;

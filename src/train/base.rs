@@ -10,12 +10,13 @@ use crate::diffusers::inversion::Embedding;
 use crate::diffusers::{self, Folder, TextEncoder};
 use crate::error::{Error, Result, need};
 use crate::names::{path_of, shown};
+use crate::nn::Flat;
 use crate::recipe::Recipe;
 
 /// A diffusion model with all that it needs, to begin with.
 pub(super) struct Base {
-    /// The diffusion model's parameters, flat.
-    weights: Vec<f32>,
+    /// The diffusion model's parameters.
+    weights: Flat,
     /// Its VAE, for images of the recipe's size.
     pub codec: Codec,
     /// Its text encoder and tokenizer.
@@ -39,7 +40,7 @@ pub(super) struct Beside {
     pub text: Option<TextEncoder>,
     /// Parameters of the diffusion model (and of a text encoder that is trained): initial ones, or those that
     /// adapters or a word are laid over.
-    pub weights: Option<Vec<f32>>,
+    pub weights: Option<Flat>,
     /// The rows that a word begins with.
     pub word: Option<Vec<f32>>,
 }
@@ -82,12 +83,11 @@ impl Base {
         recipe.based_on(theirs);
         recipe.latent_size = recipe.image_size / unit;
         recipe.base = shown(path.canonicalize().unwrap_or_else(|_| path.to_owned()).as_os_str());
-        let weights = model.weights.into_f32();
-        recipe.base_fingerprint = text.fingerprint_with(&weights);
+        recipe.base_fingerprint = text.fingerprint_with(&model.weights);
         recipe.validate()?;
         let codec = Codec::of_component(vae, device)?;
         codec.fingerprint().clone_into(&mut recipe.vae_fingerprint);
-        Ok(Base { weights, codec, text })
+        Ok(Base { weights: model.weights, codec, text })
     }
 
     /// Opens the model that a run began with, once more.
@@ -104,10 +104,10 @@ impl Base {
     }
 
     /// What a trainer of the recipe begins with.
-    pub fn beside(self, recipe: &Recipe) -> (Codec, diffusers::Text, Vec<f32>) {
+    pub fn beside(self, recipe: &Recipe) -> (Codec, diffusers::Text, Flat) {
         let mut weights = self.weights;
         if recipe.trains_text() {
-            weights.extend_from_slice(&self.text.encoder.weights);
+            weights.widen().extend_from_slice(&self.text.encoder.weights.f32());
         }
         (self.codec, self.text, weights)
     }

@@ -17,6 +17,7 @@ use crate::data::{self, Dataset, DreamBooth, Loader, numbered, open_for_evaluati
 use crate::device::Device;
 use crate::diffusers::{Text, TextEncoder};
 use crate::error::{Error, Result};
+use crate::nn::Flat;
 use crate::recipe::{Recipe, System};
 use crate::run::{Batches, seen};
 use crate::sample::Given;
@@ -165,7 +166,7 @@ impl Data {
         recipe: &mut Recipe,
         mut tokenizer: Tokenizer,
         mut encoder: Option<TextEncoder>,
-        weights: Option<Vec<f32>>,
+        weights: Option<Flat>,
     ) -> Result<()> {
         let mut word = None;
         if let Some(own) = encoder.take_if(|_| recipe.learns_word()) {

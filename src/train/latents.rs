@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use safetensors::tensor::Dtype;
 
-use crate::checkpoint::{fingerprint, write_tensors};
+use crate::checkpoint::write_tensors;
 use crate::codec::Codec;
 use crate::data::digest::Digest;
 use crate::data::picture::mirror;
 use crate::data::{Batch, Dataset, Values, Whole};
 use crate::error::{Error, Result};
+use crate::files::hash_of;
 use crate::recipe::Recipe;
 use crate::weights::summed;
 
@@ -71,7 +72,12 @@ impl CachedLatents {
         let labels: Vec<f32> = self.labels.iter().map(|&l| l as f32).collect();
         let tensors = [("moments", vec![n, h, w, c], &self.moments[..]), ("labels", vec![n], &labels[..])];
         let key = self.images.key(&self.origin)?;
-        write_tensors(path, &tensors, KEY, format!("{key}, moments {}", fingerprint(&self.moments)))
+        write_tensors(
+            path,
+            &tensors,
+            KEY,
+            format!("{key}, moments {}", hash_of(self.moments.iter().copied())),
+        )
     }
 
     /// The latents of the file, if it holds all of these images as they are now.
@@ -95,7 +101,7 @@ impl CachedLatents {
         let classes = images.classes().len().max(1);
         let is_label = |&l: &f32| l >= 0.0 && l.fract() == 0.0 && (l as usize) < classes;
         let labels = values("labels", &[n])?;
-        if !labels.iter().all(is_label) || fingerprint(&moments) != whole {
+        if !labels.iter().all(is_label) || hash_of(moments.iter().copied()) != whole {
             return None;
         }
         let labels = labels.into_iter().map(|l| l as u32).collect();

@@ -21,7 +21,7 @@ use crate::diffusers::lora::of_run;
 use crate::diffusers::{TextEncoder, fuse_all, put_rows, text_params};
 use crate::diffusion::Model;
 use crate::error::Result;
-use crate::nn::{Params, Scope};
+use crate::nn::{Flat, Params, Scope};
 use crate::program::Program;
 use crate::recipe::{Recipe, System, initial_of, params_of, params_of_model};
 use crate::sample::{Denoiser, Source};
@@ -92,21 +92,19 @@ impl RecipeTrainer {
         let mut objective = Objective::new(recipe, codec);
         objective.resident = data.map(|data| Resident::new(data, device)).transpose()?;
         objective.captions = beside.captions;
-        let lies = |name: &str, values: &[f32]| -> Result<Buffer> {
-            let buffer = device.alloc(name, values.len() * 4)?;
-            device.write(&buffer, 0, bytemuck::cast_slice(values))?;
-            Ok(buffer)
+        let lies = |name: &str, weights: Flat, params: Rc<RefCell<Params>>| -> Result<_> {
+            let buffer = weights.upload(device, name, &mut params.borrow_mut())?;
+            Ok((params, buffer))
         };
         if let Some(TextEncoder { config, weights }) = beside.text {
-            objective.text = Some((text_params(&config), lies("text encoder", &weights)?));
+            objective.text = Some(lies("text encoder", weights, text_params(&config))?);
         }
-        let mut initial = beside.weights;
-        if recipe.is_laid_over() {
-            // Without any, where times are measured alone, there are zeros.
-            if let Some(weights) = initial.take() {
-                objective.base = Some((params_of(&recipe.of_denoiser()), lies("base", &weights)?));
-            }
+        let mut weights = beside.weights;
+        // Without any, where times are measured alone, there are zeros.
+        if let Some(weights) = weights.take_if(|_| recipe.is_laid_over()) {
+            objective.base = Some(lies("base", weights, params_of(&recipe.of_denoiser()))?);
         }
+        let mut initial = weights.map(Flat::into_f32);
         if let Some(word) = beside.word {
             let mut values = initial_of(recipe, &objective.params.borrow());
             values[..word.len()].copy_from_slice(&word);
@@ -116,34 +114,30 @@ impl RecipeTrainer {
     }
 
     /// Frozen parameters with what the moving average of what is trained over them makes of them.
-    fn fused(&self, (params, weights): &(Rc<RefCell<Params>>, Buffer)) -> Result<Buffer> {
-        let device = self.device();
-        let read = |buffer: &Buffer, params: &Rc<RefCell<Params>>| -> Result<Vec<f32>> {
-            let mut values = vec![0.0_f32; params.borrow().elements()];
-            device.read(buffer, 0, bytemuck::cast_slice_mut(&mut values))?;
-            Ok(values)
-        };
-        let (mut flat, adapters) = (read(weights, params)?, self.params());
-        let values = read(self.ema(), adapters)?;
-        let adapters = of_run(&adapters.borrow(), &values, self.recipe.lora_scale());
-        fuse_all(&params.borrow(), &mut flat, &adapters);
+    fn fused(
+        &self,
+        (params, weights): &(Rc<RefCell<Params>>, Buffer),
+    ) -> Result<(Rc<RefCell<Params>>, Buffer)> {
+        let (device, mut params) = (self.device(), params.borrow().clone());
+        let read = |buffer: &Buffer, params: &Params| Ok(Flat::download(device, buffer, params)?.into_f32());
+        let mut flat = read(weights, &params)?;
+        let trained = self.params().borrow();
+        let values = read(self.ema(), &trained)?;
+        fuse_all(&params, &mut flat, &of_run(&trained, &values, self.recipe.lora_scale()));
         if let (true, Some(captions)) = (self.recipe.learns_word(), &self.objective.captions) {
             let word = Embedding::of_run(&self.recipe, &values);
             let first = captions.tokenizer.size() - self.recipe.num_vectors;
-            put_rows(&params.borrow(), &mut flat, first * word.width, &word.values);
+            put_rows(&params, &mut flat, first * word.width, &word.values);
         }
-        let buffer = device.alloc("fused", flat.len() * 4)?;
-        device.write(&buffer, 0, bytemuck::cast_slice(&flat))?;
-        Ok(buffer)
+        let buffer = Flat::from(flat).upload(device, "fused", &mut params)?;
+        Ok((Rc::new(RefCell::new(params)), buffer))
     }
 
     /// The text encoder as it is by now, of a model that sees texts.
     fn text_model(&self) -> Result<Option<TextModel>> {
         let Some(captions) = &self.objective.captions else { return Ok(None) };
         let (params, weights) = match &self.objective.text {
-            Some(text) if self.recipe.train_text_encoder || self.recipe.learns_word() => {
-                (Rc::clone(&text.0), self.fused(text)?)
-            }
+            Some(text) if self.recipe.train_text_encoder || self.recipe.learns_word() => self.fused(text)?,
             Some(text) => text.clone(),
             None => (Rc::clone(&self.objective.params), self.trainer.ema().clone()),
         };
@@ -163,8 +157,8 @@ impl RecipeTrainer {
         let source = match &self.objective.base {
             Some(base) => {
                 let (device, shape) = (self.device().clone(), self.recipe.diffused());
-                let params = Rc::clone(&base.0);
-                let weights = if self.recipe.lora_rank > 0 { self.fused(base)? } else { base.1.clone() };
+                let adapts = self.recipe.lora_rank > 0;
+                let (params, weights) = if adapts { self.fused(base)? } else { base.clone() };
                 let denoiser = Denoiser::new(device, &self.objective.model, params, weights, shape);
                 Source::new(denoiser, &self.recipe, codec)
             }

@@ -136,7 +136,7 @@ fn sheet(hidden_act: HiddenAct) -> TextEncoder {
             weights[spec.first + here] = (base + factor * (0.7 * there as f64 + k as f64).sin()) as f32;
         });
     }
-    TextEncoder { config, weights }
+    TextEncoder { config, weights: weights.into() }
 }
 
 /// "A red circle!" in the sheet's tokenizer.
@@ -160,7 +160,7 @@ fn embeddings_of_a_prompt() {
                 let y = clip_text(&config, &scope, &ids, skip);
                 let plan = Plan::new(&tape, &[&y], &device);
                 let mut program = Program::compile(&plan, &device, &[], Sharing::Shared).unwrap();
-                nn::write_parameters(&program, &weights).unwrap();
+                nn::write_parameters(&program, &weights.f32()).unwrap();
                 program.write("ids", &prompt()).unwrap();
                 program.run().unwrap();
                 let y = program.read(&y).unwrap();

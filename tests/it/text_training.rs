@@ -126,12 +126,12 @@ fn check(name: &str, case: &Value, golden: &Golden, device: &Device) {
         let first = text.tokenizer.size() as u32 - 2;
         program.write("places", &ids.iter().map(|id| id.wrapping_sub(first)).collect::<Vec<u32>>()).unwrap();
     } else {
-        let all = [&folder.model.weights.f32()[..], &text.encoder.weights].concat();
+        let all = [&folder.model.weights.f32()[..], &text.encoder.weights.f32()].concat();
         let count = flat.len();
         flat.copy_from_slice(&all[..count]);
     }
     if !trains_text {
-        program.write("text", &text.encoder.weights[..program.elements("text")]).unwrap();
+        program.write("text", &text.encoder.weights.f32()[..program.elements("text")]).unwrap();
     }
     nn::write_parameters(&program, &flat).unwrap();
     let [x_t, wanted] = noised(golden, case.get("prediction").and_then(Value::as_str).unwrap_or("epsilon"));
