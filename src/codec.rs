@@ -16,6 +16,7 @@ use crate::models::{codebook, vae};
 use crate::nn::{Flat, Params, Scope};
 use crate::recipe::{Backbone, Recipe, System, params_of};
 use crate::run::Run;
+use crate::tape::{Tape, Tensor};
 
 /// Images that are encoded or decoded at a time, or the batch size of training where that is less. It does
 /// not change the results.
@@ -317,12 +318,16 @@ impl Codec {
             Some(codes) => Cow::Owned(codebook::quantised(latents, &codes, c)),
             None => Cow::Borrowed(latents),
         };
-        let image = self.image_of([h, w]);
         self.in_batches(&self.decoder, &latents, ([h, w], h * w * c), |tape, samples| {
-            let z = tape.stored("in", 0, [samples, h, w, c]);
-            let raw = vae::decode(&self.recipe.vae, &Scope::new(tape, &self.params), &z, image);
-            vae::image_of(&self.recipe.vae, &raw, self.recipe.reconstruction)
+            self.record_decoder(tape, samples, [h, w])
         })
+    }
+
+    fn record_decoder(&self, tape: &Tape, samples: usize, [h, w]: [usize; 2]) -> Tensor {
+        let z = tape.stored("in", 0, [samples, h, w, self.latent()[2]]);
+        let (scope, image) = (Scope::new(tape, &self.params), self.image_of([h, w]));
+        let raw = vae::decode(&self.recipe.vae, &scope, &z, image);
+        vae::image_of(&self.recipe.vae, &raw, self.recipe.reconstruction)
     }
 
     /// The codebook of a VQModel, `[codes, c]`.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{FormattedDuration, ProgressBar};
 
 use super::device_args::DeviceArgs;
+use super::opening::FileArgs;
 use super::pace::Pace;
 use super::settings::Settings;
 use super::signals::Stop;
@@ -14,6 +15,7 @@ use super::{bar, count, note, print, table, thousands};
 use crate::codec::Codec;
 use crate::data;
 use crate::device::{Device, size};
+use crate::diffusers::Unsaid;
 use crate::error::{Error, Result, need, quoted};
 use crate::names::path_of;
 use crate::recipe::{self, Recipe, SampleEvery, System};
@@ -34,9 +36,12 @@ pub struct Arguments {
     /// The trained VAE of latent diffusion: its run, or one of its checkpoints
     #[arg(long, value_name = "RUN", conflicts_with = "resume")]
     vae: Option<PathBuf>,
-    /// A model of texts to train on, or to train adapters of: a folder of a StableDiffusionPipeline
-    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["resume", "vae"])]
+    /// A model of texts to train on, or to train adapters of, or a word for: a folder of a
+    /// StableDiffusionPipeline, or one file of Stable Diffusion
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["resume", "vae"])]
     base: Option<PathBuf>,
+    #[command(flatten)]
+    file: FileArgs,
     /// Go on with this run
     #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "out"])]
     resume: Option<PathBuf>,
@@ -59,6 +64,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Err(Error::usage("--data-changed and --hold-lr are for a run that goes on")
             .hint("name it with --resume, or leave them out"));
     }
+    if arguments.base.is_none() && arguments.file.unsaid() != Unsaid::default() {
+        return Err(Error::usage("--tokenizer and --prediction are for a file that --base names")
+            .hint("give --base too, or leave them out; what a run predicts is --set prediction_type=..."));
+    }
     let mut recipe = match &arguments.resume {
         Some(folder) => Run::open(folder)?.recipe()?,
         None => recipe::find(arguments.recipe.as_deref().unwrap_or("digits-classes"))?,
@@ -76,7 +85,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(folder) => Session::resume(Run::open(folder)?, &device, recipe, wanted, &mut encoded),
         None => {
             let (out, vae) = (arguments.out.as_deref(), arguments.vae.as_deref());
-            Session::start(recipe, &device, out, vae, arguments.base.as_deref(), &mut encoded)
+            let unsaid = arguments.file.unsaid();
+            let base = arguments.base.as_deref().map(|base| (base, &unsaid));
+            Session::start(recipe, &device, out, vae, base, &mut encoded)
         }
     };
     progress.finish_and_clear();
@@ -93,10 +104,11 @@ fn dry_run(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<Ex
         need(recipe.classifier.classes > 1, "the data has no classes", hint)?;
     }
     let of_base = match (&arguments.base, &arguments.resume) {
-        (Some(base), _) => Some(codec_of_base(base, &mut recipe, device)?),
-        (None, Some(_)) if recipe.is_laid_over() => {
-            let base = path_of(&recipe.base);
-            Some(codec_of_base(&base, &mut recipe, device)?)
+        (Some(base), _) => Some(codec_of_base(base, &arguments.file.unsaid(), &mut recipe, device)?),
+        (None, Some(folder)) if recipe.is_laid_over() => {
+            let (base, tokenizer) = (path_of(&recipe.base), Run::open(folder)?.tokenizer_path());
+            let unsaid = Unsaid::kept(&base, tokenizer, recipe.prediction_type);
+            Some(codec_of_base(&base, &unsaid, &mut recipe, device)?)
         }
         _ => None,
     };

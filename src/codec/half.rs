@@ -56,4 +56,44 @@ impl Codec {
         }
         Ok(results)
     }
+
+    /// An error if `count` images of latents of this size are more than the device can decode.
+    pub(crate) fn check_decode(&self, size: [usize; 2], count: usize) -> Result<()> {
+        let most = count.clamp(1, BATCH.min(self.recipe.batch_size));
+        let (plan, ()) = Plan::of_batch(&self.device, halves(most), |samples| {
+            let tape = Tape::new();
+            let out = self.record_decoder(&tape, samples, size);
+            (Plan::new(&tape, &[&out], &self.device), ())
+        });
+        let fits = plan.check_bindings(&self.device);
+        fits.and_then(|()| self.device.check_memory(plan.shared_bytes())).map_err(|e| {
+            let [height, width, _] = self.image_of(size);
+            e.within(format!("decoding {width}x{height} pixels"))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::device::Device;
+    use crate::device::gpu::adapters;
+    use crate::diffusers;
+
+    #[test]
+    fn what_cannot_be_decoded_is_told_before_it_is_drawn() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny_sd");
+        let vae = diffusers::open(&folder).unwrap().vae.unwrap();
+        for adapter in adapters::list() {
+            let mut gpu = adapters::open(Some(&adapter.index.to_string())).unwrap();
+            gpu.use_max_binding(1 << 17);
+            let codec = Codec::of_component(&vae, &Device::Gpu(Arc::new(gpu))).unwrap();
+            codec.check_decode([8, 8], 4).unwrap();
+            let error = codec.check_decode([64, 32], 1).unwrap_err().to_string();
+            assert!(error.starts_with("decoding 64x128 pixels: ") && error.contains("128 KiB"), "{error}");
+        }
+    }
 }

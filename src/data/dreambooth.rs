@@ -67,6 +67,11 @@ impl Dataset for DreamBooth {
         data.read_cropped(index, place, out).map(|_| 0)
     }
 
+    /// An instance and a picture of its class: each batch has as many of both, as the reference's has.
+    fn together(&self) -> u64 {
+        if self.class.is_some() { 2 } else { 1 }
+    }
+
     fn captions(&self) -> Result<Option<Captions>> {
         let (captions, mixed) = (self.captions.clone(), self.class.is_some());
         Ok(Some(Captions::made(move |index| captions[usize::from(mixed && is_of_class(index))].clone())))

@@ -1,7 +1,8 @@
 //! The loader: which sample stands at which position of training, and threads that read ahead of the step.
 //!
 //! Position p = 0, 1, 2, ... counts the samples that training has seen. In a set of n pictures position p
-//! shows number `permutation(seed, p / n)[p % n]`; in an endless set it shows number p. Batch k holds the
+//! shows number `permutation(seed, p / n)[p % n]` (where pictures stay together, a permutation of groups of
+//! them); in an endless set it shows number p. Batch k holds the
 //! positions from `first + k * batch` on, so batches run across the ends of epochs and are all full. All
 //! of this is a pure function of (seed, p): neither the number of threads nor the position a run was
 //! resumed at can change it.
@@ -66,23 +67,25 @@ pub struct Loader<B = Batch> {
 }
 
 impl Loader<Picks> {
-    /// The samples of the batches that [`Loader::new`] reads from a set of pictures with these labels.
+    /// The samples of the batches that [`Loader::new`] reads from a set of pictures with these labels, of
+    /// which so many stay [`together`](Dataset::together).
     ///
     /// # Errors
     /// The system gives no thread.
     ///
     /// # Panics
-    /// If `batch` is 0, or there are no labels, or more than 2^31.
+    /// If `batch` or `together` is 0, or there are no labels, or more than 2^31.
     #[track_caller]
     pub fn picking(
         labels: Vec<u32>,
+        together: u64,
         batch: usize,
         seed: u64,
         flip: bool,
         first_position: u64,
     ) -> Result<Self> {
         assert!(!labels.is_empty() && labels.len() <= MIRRORED as usize, "Loader: {} labels", labels.len());
-        let order = Order::new(Some(labels.len() as u64), seed);
+        let order = Order::new(Some(labels.len() as u64), together, seed);
         let make = move |k: u64, _: &dyn Fn() -> bool| {
             let first = first_position + k * batch as u64;
             let mut picks = Picks { samples: Vec::with_capacity(batch), labels: Vec::with_capacity(batch) };
@@ -157,13 +160,13 @@ impl Loader {
         flip: bool,
         first_position: u64,
     ) -> Result<Self> {
-        let ([h, w, c], len) = (dataset.shape(), dataset.len());
+        let ([h, w, c], order) = (dataset.shape(), Order::of(&*dataset, seed));
         let size = h * w * (c + condition.channels_of(c));
         let read = move |index: u64, position: u64, out: &mut [f32]| {
             let mirrored = flip && mirrored(seed, position);
             read_conditioned(&*dataset, &condition, index, mirrored, [seed, position], out)
         };
-        Self::reading(read, len, size, batch, seed, first_position, threads::cores().min(8))
+        Self::reading(read, order, size, batch, first_position, threads::cores().min(8))
     }
 
     #[track_caller]
@@ -176,7 +179,7 @@ impl Loader {
         first_position: u64,
         threads: usize,
     ) -> Result<Self> {
-        let (shape, len) = (dataset.shape(), dataset.len());
+        let (shape, order) = (dataset.shape(), Order::of(&*dataset, seed));
         let read = move |index: u64, position: u64, out: &mut [f32]| {
             let label = if crop {
                 let [_, across, down, _] = augmentation(seed, position);
@@ -189,21 +192,19 @@ impl Loader {
             }
             Ok(label)
         };
-        Self::reading(read, len, shape.iter().product(), batch, seed, first_position, threads)
+        Self::reading(read, order, shape.iter().product(), batch, first_position, threads)
     }
 
     /// `read`: writes picture `index`, at a position of training, and returns its label.
     #[track_caller]
     fn reading(
         read: impl Fn(u64, u64, &mut [f32]) -> Result<u32> + Send + Sync + 'static,
-        len: Option<u64>,
+        order: Order,
         size: usize,
         batch: usize,
-        seed: u64,
         first_position: u64,
         threads: usize,
     ) -> Result<Self> {
-        let order = Order::new(len, seed);
         let make = move |k: u64, stop: &dyn Fn() -> bool| {
             let first = first_position + k * batch as u64;
             let (mut images, mut labels) = (vec![0.0; batch * size], Vec::with_capacity(batch));

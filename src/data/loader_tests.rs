@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::super::dreambooth::{DreamBooth, is_of_class};
 use super::*;
 
 /// Picture `i` is `[i, -1]`; reading takes a while that differs from picture to picture.
@@ -137,7 +138,7 @@ fn a_panic_while_reading_is_an_error_of_its_batch() {
 fn picks_are_the_samples_of_the_batches() {
     for (flip, first) in [(false, 0), (true, 0), (true, 35)] {
         let read = Loader::new(Arc::new(Numbers::new(Some(10))), 4, 9, flip, first).unwrap();
-        let picked = Loader::picking((0..10).collect(), 4, 9, flip, first).unwrap();
+        let picked = Loader::picking((0..10).collect(), 1, 4, 9, flip, first).unwrap();
         let (mut read, mut picked) = (read, picked);
         for batch in take(&mut read, 9) {
             let Picks { samples, labels } = picked.next().unwrap();
@@ -172,4 +173,37 @@ fn conditions_are_of_the_pictures_as_they_are_mirrored() {
     assert_eq!(images(&all, 4), images(&holes, 7));
     let masks: Vec<f32> = holes[0].images.iter().skip(6).step_by(7).copied().collect();
     assert_ne!(masks[..256], masks[256..512]);
+}
+
+/// Half of each batch is of the class, each pair is met once in an epoch, and a later start changes nothing.
+#[test]
+fn instances_and_pictures_of_their_class_stay_together() {
+    let captions = [vec!["a thing".to_owned()], vec!["a kind".to_owned()]];
+    let both = || {
+        let [instances, class] = [3, 5].map(|len| Arc::new(Numbers::new(Some(len))) as Arc<dyn Dataset>);
+        Arc::new(DreamBooth::new(instances, Some(class), captions.clone()))
+    };
+    let batches = take(&mut Loader::new(both(), 4, 7, true, 0).unwrap(), 5);
+    for batch in &batches {
+        let class: Vec<bool> = batch.samples.iter().map(|&sample| is_of_class(sample)).collect();
+        assert_eq!(class, [false, true, false, true]);
+        for (&sample, picture) in batch.samples.iter().zip(batch.images.chunks(2)) {
+            let wanted = sample / 2 % if is_of_class(sample) { 5 } else { 3 };
+            assert!(picture.contains(&(wanted as f32)), "{sample}: {picture:?}");
+        }
+    }
+    let all: Vec<u64> = batches.iter().flat_map(|batch| batch.samples.clone()).collect();
+    for epoch in all.chunks(10) {
+        let mut met = epoch.to_vec();
+        met.sort_unstable();
+        assert_eq!(met, (0..10).collect::<Vec<u64>>());
+    }
+    assert_ne!(all[..10], all[10..]);
+    assert_eq!(take(&mut Loader::new(both(), 4, 7, true, 8).unwrap(), 3), batches[2..]);
+    let picked = take_picks(Loader::picking(vec![0; 10], 2, 4, 7, false, 0).unwrap(), 5);
+    assert_eq!(picked, all);
+}
+
+fn take_picks(mut loader: Loader<Picks>, n: usize) -> Vec<u64> {
+    (0..n).flat_map(|_| loader.next().unwrap().samples).map(u64::from).collect()
 }

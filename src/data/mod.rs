@@ -150,6 +150,16 @@ pub trait Dataset: Send + Sync {
         self.read(index, out)
     }
 
+    /// Pictures with consecutive numbers that stay together in the order of training; a divisor of `len`.
+    fn together(&self) -> u64 {
+        1
+    }
+
+    /// Number of the picture that [`read`](Self::read) gave for this one, which itself may be unreadable.
+    fn shown(&self, index: u64) -> u64 {
+        index
+    }
+
     /// The label of each picture, where they are known without reading pictures.
     fn labels(&self) -> Option<Vec<u32>> {
         None

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use super::Dataset;
 use super::rng::below;
 use crate::error::lock;
 use crate::philox::{Sequence, Stream};
@@ -9,14 +10,21 @@ use crate::philox::{Sequence, Stream};
 /// The sample at each position.
 pub(super) struct Order {
     len: Option<u64>,
+    /// Samples that follow one another, in the order of their numbers.
+    together: u64,
     seed: u64,
     /// The permutations in use, newest last. Batches being made lie in one or two epochs as a rule.
     epochs: Mutex<Vec<(u64, Arc<Vec<u32>>)>>,
 }
 
 impl Order {
-    pub(super) fn new(len: Option<u64>, seed: u64) -> Order {
-        Order { len, seed, epochs: Mutex::default() }
+    /// `together`: a divisor of `len`.
+    pub(super) fn new(len: Option<u64>, together: u64, seed: u64) -> Order {
+        Order { len, together, seed, epochs: Mutex::default() }
+    }
+
+    pub(super) fn of(data: &dyn Dataset, seed: u64) -> Order {
+        Order::new(data.len(), data.together(), seed)
     }
 
     pub(super) fn samples(&self, first: u64, count: usize) -> Vec<u64> {
@@ -26,9 +34,10 @@ impl Order {
         let sample = |p: u64| {
             let epoch = p / len;
             if current.0 != epoch {
-                current = (epoch, self.permutation(epoch, len as usize));
+                current = (epoch, self.permutation(epoch, (len / self.together) as usize));
             }
-            u64::from(current.1[(p % len) as usize])
+            let group = current.1[(p % len / self.together) as usize];
+            u64::from(group) * self.together + p % self.together
         };
         positions.map(sample).collect()
     }

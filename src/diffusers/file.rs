@@ -22,12 +22,23 @@ use crate::weights::{Weights, header_of};
 const SCALING: f64 = 0.18215;
 
 /// What a file of Stable Diffusion leaves to its reader.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Unsaid {
     /// A folder with `vocab.json` and `merges.txt`, or `tokenizer.json`.
     pub tokenizer: Option<PathBuf>,
     /// What the U-Net predicts; by default, of Stable Diffusion 1, the noise.
     pub prediction: Option<Prediction>,
+}
+
+impl Unsaid {
+    /// What a run keeps of it, whose model `base` may be such a file: a folder with its tokenizer, and what
+    /// it predicts.
+    pub(crate) fn kept(base: &Path, tokenizer: PathBuf, prediction: Prediction) -> Unsaid {
+        match is_file(base) {
+            true => Unsaid { tokenizer: Some(tokenizer), prediction: Some(prediction) },
+            false => Unsaid::default(),
+        }
+    }
 }
 
 /// True for a file of weights that is no checkpoint of denoir. Which model it holds is not looked at.
@@ -110,8 +121,8 @@ impl<'a> Opened<'a> {
         let Some(folder) = tokenizer else {
             let message = format!("{} does not hold the vocabulary of its tokenizer", self.path.display());
             return Err(Error::usage(message).hint(
-                "`denoir sample` and `denoir import` take it from --tokenizer FOLDER, with vocab.json and \
-                 merges.txt",
+                "`denoir sample`, `denoir import` and `denoir train --base` take it from --tokenizer FOLDER, \
+                 with vocab.json and merges.txt",
             ));
         };
         let mut tokenizer = Tokenizer::open(folder)?;

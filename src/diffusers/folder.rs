@@ -7,7 +7,7 @@ use super::config::{self, Index, Model};
 use super::text_encoder::{Text, open_text_encoder};
 use super::{CONFIG, INDEX, MOST_BYTES, SCHEDULER, wrong};
 use crate::diffusion::Keys;
-use crate::error::{Result, one_line};
+use crate::error::{Error, Result, one_line};
 use crate::tokenizer::Tokenizer;
 use crate::weights::read_text;
 
@@ -104,7 +104,7 @@ pub fn open(path: &Path) -> Result<Folder> {
     let (mut unet, mut codec, mut sampler) = (None, None, None);
     let (mut encoder, mut tokenizer) = (None, None);
     for (name, class) in &components {
-        let at = component_folder(path, name);
+        let at = component_folder(path, name)?;
         let known = |classes: &[&str]| match classes.contains(&class.as_str()) {
             true => Ok(at.clone()),
             false => {
@@ -194,9 +194,23 @@ impl Folder {
 }
 
 /// A component's own folder; old pipelines have everything at the root.
-fn component_folder(root: &Path, name: &str) -> PathBuf {
+fn component_folder(root: &Path, name: &str) -> Result<PathBuf> {
     let own = root.join(name);
-    if is_there(&own) { own } else { root.to_owned() }
+    if is_there(&own) {
+        return Ok(own);
+    }
+    let files: &[&str] = match name {
+        "unet" | "transformer" | "vae" | "vqvae" | "text_encoder" => &[CONFIG],
+        "tokenizer" => &["tokenizer.json", "vocab.json"],
+        "scheduler" => &[SCHEDULER],
+        _ => return Ok(root.to_owned()),
+    };
+    if files.iter().any(|file| is_there(&root.join(file))) {
+        return Ok(root.to_owned());
+    }
+    let index = root.join(INDEX);
+    let message = format!("{} names {name}, and there is no folder {name}", index.display());
+    Err(Error::new(message).hint("get the folder again from where it came from, whole"))
 }
 
 fn read_config(folder: &Path, remarks: &mut Vec<String>) -> Result<Origin<'static>> {

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
-use crate::launch::{Dispatch, Dispatches, Io, Slot, launch_of};
+use crate::launch::{CHUNK, Dispatch, Dispatches, Io, LaunchInfo, Recorded, Slot, launch_of};
 use crate::ops::shared::{MOST_BOUND, derivative, ranges};
 use crate::tape::Tensor;
 use crate::tensor::DType;
@@ -49,24 +49,25 @@ fn embedding_in_ranges(table: &Tensor, index: &Tensor, most: usize) -> Tensor {
         let backward = launch_of(
             "embedding backward_table",
             move |io| {
-                let (picked, dy) = (size.picked(io, 0), io.read(1));
-                io.write(0).par_chunks_mut(width).enumerate().for_each(|(row, dtable)| {
-                    dtable.fill(0.0);
-                    let picked = picked.iter().zip(dy.chunks(width)).filter(|(picked, _)| **picked == row);
-                    for (_, dy) in picked {
-                        for (dtable, dy) in dtable.iter_mut().zip(dy) {
-                            *dtable += dy;
-                        }
-                    }
-                });
+                let (picked, dy, dtable) = (size.picked(io, 0), io.read(1), io.write(0));
+                dtable.par_chunks_mut(CHUNK).for_each(|part| part.fill(0.0));
+                for (row, dy) in picked.into_iter().zip(dy.chunks(width)) {
+                    let own = &mut dtable[row * width..][..width];
+                    own.iter_mut().zip(dy).for_each(|(dtable, dy)| *dtable += dy);
+                }
             },
             move |plan| {
+                let links = size.params(plan, "link").param("first", 0_usize).param("count", 0_usize);
+                links.read("index", 0).scratch("links", 0).cover(n, 256);
                 for range in ranges(rows * width, most) {
-                    let backward = size.dispatch(plan, "backward_table", ("dtable", Slot::Write(0)), range);
-                    backward.read("index", 0).read("dy", 1).cover(range.1, 256);
+                    let dtable = ("dtable", Slot::Write(0));
+                    size.dispatch(plan, "backward_clear", dtable, range).cover(range.1, 256);
+                    let sums = size.dispatch(plan, "backward_rows", dtable, range);
+                    sums.read("index", 0).read("dy", 1).scratch("links", 0).cover(n * width, 256);
                 }
             },
         );
+        let backward = Recorded::new(backward, LaunchInfo { gpu_scratch: vec![n], ..LaunchInfo::default() });
         dy.tape().launch(backward, &[&index, dy], [[rows, width].into()]).into()
     });
     y
@@ -90,11 +91,13 @@ impl Size {
         (table, slot): (&'static str, Slot),
         (first, count): (usize, usize),
     ) -> &'a mut Dispatch {
+        self.params(plan, entry).params([("first", first), ("count", count)]).range(table, slot, first, count)
+    }
+
+    fn params<'a>(&self, plan: &'a mut Dispatches, entry: &'static str) -> &'a mut Dispatch {
         plan.add(&KERNEL, entry)
             .params([("n", self.n), ("rows", self.rows), ("width", self.width)])
-            .params([("first", first), ("count", count)])
             .param("words", self.words)
-            .range(table, slot, first, count)
     }
 
     /// The row of each of the numbers that the launch reads as its input `place`.
@@ -145,6 +148,7 @@ mod tests {
         check(5, 3, vec![4, 0, 4, 4, 2]);
         check(10, 257, vec![9, 3, 3, 0, 7, 3, 9]);
         check(257, 2, (0..600).map(|n| n * 7919 % 257).collect());
+        check(5000, 3, (0..300).map(|n| n * n % 77 * 64).collect());
         check(3, 4, vec![3, u32::MAX, 1]);
     }
 
@@ -159,8 +163,8 @@ mod tests {
 
     #[test]
     fn past_65535_workgroups() {
-        // Wide rather than long: llvmpipe leaves any loop after 65,535 rounds, and backward_table makes n
-        // of them.
+        // Wide rather than long: llvmpipe leaves any loop after 65,535 rounds, and link makes up to n of
+        // them.
         let (n, width) = (4096, 4099);
         Check::new("embedding")
             .probes(2)

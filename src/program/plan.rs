@@ -268,7 +268,7 @@ impl Plan {
     }
 
     /// An error that names a launch that binds more than `device` allows.
-    pub(super) fn check_bindings(&self, device: &Device) -> Result<()> {
+    pub(crate) fn check_bindings(&self, device: &Device) -> Result<()> {
         let Device::Gpu(gpu) = device else { return Ok(()) };
         let Some(step) = self.steps.iter().find(|step| self.binding_of(step) > gpu.max_binding()) else {
             return Ok(());

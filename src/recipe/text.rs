@@ -141,6 +141,12 @@ impl Recipe {
             "class_prompt goes with instance_prompt and class_folder",
             "set them too, or leave class_prompt out",
         )?;
+        let images = self.images_of_a_step();
+        need(
+            !self.keeps_prior() || images.is_multiple_of(2),
+            format!("a step has {images} images, and with class_prompt half of them are of the class"),
+            "set batch_size or accumulation to an even number",
+        )?;
         let hint = "leave class_prompt or learned_schedule out";
         need(!self.keeps_prior() || !self.learns_schedule(), "class_prompt: the schedule is learned", hint)?;
         let hidden = self.text.hidden_size;

@@ -333,6 +333,9 @@ impl<'a> Source<'a> {
         class: Option<u32>,
         watch: impl FnMut(usize, &Sampler) -> Result<()>,
     ) -> Result<Vec<f32>> {
+        // Before they are drawn, which may take long.
+        let [h, w, _] = self.denoiser.shape;
+        self.codec.map_or(Ok(()), |codec| codec.check_decode([h, w], count))?;
         let labels = |first, batch| self.labels(first, batch, class);
         let start = Start { count, noise, labels: &labels };
         self.denoiser(options)?.sample(options, batch_of(self.recipe, count), start, watch)

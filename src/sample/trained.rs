@@ -74,7 +74,11 @@ impl Trained {
         check_diffuses(path, &recipe)?;
         recipe.validate().map_err(Error::in_a_file)?;
         if recipe.is_laid_over() {
-            return Trained::of_laid_over(path, &loaded, unsaid, extras, device);
+            let base = path_of(&recipe.base);
+            // What the run keeps of it stands in for what is not said.
+            let own = run.filter(|_| *unsaid == Unsaid::default());
+            let kept = own.map(|run| Unsaid::kept(&base, run.tokenizer_path(), recipe.prediction_type));
+            return Trained::of_laid_over(path, &loaded, kept.as_ref().unwrap_or(unsaid), extras, device);
         }
         let outside = |needed: &str| {
             Error::new(format!("{} is outside its run folder", path.display()))
@@ -154,6 +158,7 @@ impl Trained {
         }
         let theirs = &mut folder.model.recipe;
         theirs.name.clone_from(&recipe.name);
+        theirs.prediction_type = recipe.prediction_type;
         // Of the size that they were trained with.
         (theirs.image_size, theirs.latent_size) = (recipe.image_size, recipe.latent_size);
         if let Some(vae) = &mut folder.vae {

@@ -7,11 +7,12 @@ use super::captions::Captioned;
 use crate::codec::Codec;
 use crate::device::Device;
 use crate::diffusers::inversion::Embedding;
-use crate::diffusers::{self, Folder, TextEncoder};
+use crate::diffusers::{self, Folder, TextEncoder, Unsaid};
 use crate::error::{Error, Result, need};
 use crate::names::{path_of, shown};
 use crate::nn::Flat;
 use crate::recipe::Recipe;
+use crate::run::Run;
 
 /// A diffusion model with all that it needs, to begin with.
 pub(super) struct Base {
@@ -27,8 +28,13 @@ pub(super) struct Base {
 ///
 /// # Errors
 /// When the model cannot be read, is no such model, or its images cannot have the recipe's size.
-pub(crate) fn codec_of_base(path: &Path, recipe: &mut Recipe, device: &Device) -> Result<Codec> {
-    Base::open(path, recipe, device).map(|base| base.codec)
+pub(crate) fn codec_of_base(
+    path: &Path,
+    unsaid: &Unsaid,
+    recipe: &mut Recipe,
+    device: &Device,
+) -> Result<Codec> {
+    Base::open(path, unsaid, recipe, device).map(|base| base.codec)
 }
 
 /// What a trainer has beside its recipe and its VAE.
@@ -59,21 +65,23 @@ pub(super) fn add_word(recipe: &Recipe, text: &mut diffusers::Text) -> Result<Ve
     };
     let rows = text.row(token).repeat(recipe.num_vectors);
     let (token, width) = (recipe.placeholder_token.clone(), recipe.text.hidden_size);
-    text.add_word(&Embedding { token, width, values: vec![0.0; rows.len()] })
-        .map_err(|e| e.within("placeholder_token"))?;
+    text.add_word(&Embedding { token, width, values: vec![0.0; rows.len()] })?;
     Ok(rows)
 }
 
 impl Base {
-    /// Opens a model of texts, and makes `recipe` one that trains it.
+    /// Opens a model of texts, a folder or a file that leaves things `unsaid`, and makes `recipe` one that
+    /// trains it.
     ///
     /// # Errors
     /// When it cannot be read, is no such model, or its images cannot have the recipe's size.
-    pub fn open(path: &Path, recipe: &mut Recipe, device: &Device) -> Result<Base> {
-        let Folder { model, vae, text, .. } = diffusers::open(path)?;
-        let (Some(mut vae), Some(text)) = (vae, text) else {
-            return Err(Error::usage(format!("{} is no model of texts with a VAE", path.display()))
-                .hint("give a folder of a StableDiffusionPipeline"));
+    pub fn open(path: &Path, unsaid: &Unsaid, recipe: &mut Recipe, device: &Device) -> Result<Base> {
+        let folder = diffusers::open_any(path, unsaid)?;
+        let Some(Folder { model, vae: Some(mut vae), text: Some(text), .. }) = folder else {
+            return Err(Error::usage(format!("{} is no model of texts with a VAE", path.display())).hint(
+                "give a folder of a StableDiffusionPipeline (`denoir export` makes one of a run), or one \
+                 file of Stable Diffusion",
+            ));
         };
         let theirs = &model.recipe;
         let unit = vae.recipe.image_size / theirs.latent_size.max(1);
@@ -94,9 +102,10 @@ impl Base {
     ///
     /// # Errors
     /// As [`Base::open`], and when it is another by now.
-    pub fn again(recipe: &Recipe, device: &Device) -> Result<Base> {
+    pub fn again(run: &Run, recipe: &Recipe, device: &Device) -> Result<Base> {
         let path = path_of(&recipe.base);
-        let base = Base::open(&path, &mut recipe.clone(), device)?;
+        let unsaid = Unsaid::kept(&path, run.tokenizer_path(), recipe.prediction_type);
+        let base = Base::open(&path, &unsaid, &mut recipe.clone(), device)?;
         let is_same = base.text.fingerprint_with(&base.weights) == recipe.base_fingerprint;
         let message = format!("{} is not the model that this run began with", path.display());
         need(is_same, message, "put that one back")?;

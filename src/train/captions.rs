@@ -3,6 +3,7 @@
 use super::batch::Input;
 use crate::data::{Captions, Dataset, is_of_class, shapes};
 use crate::error::{Error, Result};
+use super::latents::images_of;
 use crate::names::path_of;
 use crate::philox::{Stream, below, draw, uniform};
 use crate::recipe::Recipe;
@@ -62,7 +63,7 @@ impl Captioned {
             .hint(format!("give --set text.vocab_size={tokens}")));
         }
         let images =
-            data.len().unwrap_or(if recipe.caches_latents() { recipe.latent_count as u64 } else { u64::MAX });
+            if recipe.caches_latents() { images_of(&*data, recipe) } else { data.len().unwrap_or(u64::MAX) };
         let (seed, dropout) = (recipe.seed, recipe.caption_dropout as f32);
         let length = recipe.text.max_position_embeddings;
         Ok(Captioned { tokenizer, captions, images, seed, dropout, length })

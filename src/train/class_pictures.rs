@@ -6,13 +6,14 @@ use std::path::Path;
 
 use crate::data::picture::picture;
 use crate::device::Device;
+use crate::diffusers::{Extras, Unsaid};
 use crate::error::{Error, Result};
 use crate::names::path_of;
 use crate::recipe::Recipe;
 use crate::run::save_png;
 use crate::sample::{Options, Trained};
 
-/// Draws the pictures that are missing in the recipe's folder of them, by the model of the folder `base`.
+/// Draws the pictures that are missing in the recipe's folder of them, by the model `base`.
 /// `progress` is told how many of how many steps are done.
 ///
 /// # Errors
@@ -20,6 +21,7 @@ use crate::sample::{Options, Trained};
 pub(super) fn draw_missing(
     recipe: &Recipe,
     base: &Path,
+    unsaid: &Unsaid,
     device: &Device,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<()> {
@@ -36,7 +38,7 @@ pub(super) fn draw_missing(
     if missing == 0 {
         return Ok(());
     }
-    let trained = Trained::open(base, device)?;
+    let trained = Trained::open_with(base, unsaid, &Extras::default(), device)?;
     let Some(text) = trained.text() else {
         return Err(
             Error::usage(format!("{} is no model of texts", base.display())).hint("give another --base")

@@ -204,7 +204,7 @@ impl Data {
         let (source, flip) = (self.source(), recipe.flip && self.encoded.is_none());
         self.feed = Some(match source.whole().filter(|_| resident) {
             Some(whole) => {
-                let mut loader = Loader::picking(whole.labels, batch, seed, flip, seen)?;
+                let mut loader = Loader::picking(whole.labels, source.together(), batch, seed, flip, seen)?;
                 Box::new(move || loader.next().map(Examples::from))
             }
             None => {

@@ -45,6 +45,14 @@ impl Dataset for CachedLatents {
 
     fn whole(&self) -> Option<Whole<'_>> {
         Some(Whole { values: Values::Numbers(&self.moments), labels: self.labels.clone() })
+    fn together(&self) -> u64 {
+        self.images.together()
+    }
+
+    fn shown(&self, index: u64) -> u64 {
+        self.images.shown(index)
+    }
+
     }
 
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
@@ -125,7 +133,7 @@ pub struct Images {
 
 impl Images {
     pub fn new(data: Arc<dyn Dataset>, recipe: &Recipe) -> Images {
-        let count = data.len().unwrap_or(recipe.latent_count as u64);
+        let count = images_of(&*data, recipe);
         Images { data, count, mirrored: recipe.flip }
     }
 
@@ -138,6 +146,11 @@ impl Images {
         let (vae, n) = (codec.fingerprint(), self.count);
         format!("vae {vae}, size {image_size} {resize:?}, crop {crop}, flip {flip}, {n} images")
     }
+
+/// How many images are cached of a data set.
+pub(super) fn images_of(data: &dyn Dataset, recipe: &Recipe) -> u64 {
+    data.len().unwrap_or((recipe.latent_count as u64).next_multiple_of(data.together()))
+}
 
     /// What latents are of: those of other pictures, or of pictures with other labels, are of no use.
     fn key(&self, origin: &str) -> Result<String> {
@@ -180,6 +193,15 @@ pub struct Growing {
     known: Vec<bool>,
     /// How many are not known.
     pub(super) missing: u64,
+    fn together(&self) -> u64 {
+        self.data.together()
+    }
+
+    fn shown(&self, index: u64) -> u64 {
+        let first = index / self.count * self.count;
+        first + self.data.shown(index % self.count)
+    }
+
 }
 
 impl Growing {

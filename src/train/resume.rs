@@ -62,7 +62,7 @@ impl Session {
         let done = from.as_ref().map_or(0, |(done, _)| *done);
         // Without a checkpoint it begins with the same model again; adapters and words always need theirs.
         let again = recipe.is_laid_over() || from.is_none() && !recipe.base.is_empty();
-        let base = again.then(|| Base::again(&recipe, device)).transpose()?;
+        let base = again.then(|| Base::again(&run, &recipe, device)).transpose()?;
         let (base_codec, mut base) = match base {
             Some(base) => {
                 let (codec, text, weights) = base.beside(&recipe);

@@ -15,7 +15,7 @@ use super::writer::Writer;
 use crate::codec::Codec;
 use crate::data::Dataset;
 use crate::device::Device;
-use crate::diffusers::write_text_encoder;
+use crate::diffusers::{Unsaid, write_text_encoder};
 use crate::diffusion::Betas;
 use crate::error::{Error, Result, need};
 use crate::recipe::{Recipe, System};
@@ -80,8 +80,8 @@ pub struct Session {
 
 impl Session {
     /// A new run. Data and memory are checked before the folder is made. `vae`: where the VAE of latent
-    /// diffusion is; `base`: a model of texts that is trained on; `progress` is told how many images of how
-    /// many are encoded.
+    /// diffusion is; `base`: a model of texts that is trained on, and what it leaves unsaid; `progress` is
+    /// told how many images of how many are encoded.
     ///
     /// # Errors
     /// When the recipe, the data, the VAE, the device or the folder is not usable.
@@ -90,14 +90,14 @@ impl Session {
         device: &Device,
         out: Option<&Path>,
         vae: Option<&Path>,
-        base: Option<&Path>,
+        base: Option<(&Path, &Unsaid)>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Session> {
         Run::check_free(out)?;
         let from = base;
-        let base = base.map(|path| Base::open(path, &mut recipe, device)).transpose()?;
-        if let Some(path) = from.filter(|_| recipe.keeps_prior()) {
-            draw_missing(&recipe, path, device, progress)?;
+        let base = base.map(|(path, unsaid)| Base::open(path, unsaid, &mut recipe, device)).transpose()?;
+        if let Some((path, unsaid)) = from.filter(|_| recipe.keeps_prior()) {
+            draw_missing(&recipe, path, unsaid, device, progress)?;
         }
         recipe.check_trainable()?;
         if recipe.learns_schedule() && matches!(recipe.beta_schedule, Betas::Given(_)) {
@@ -117,7 +117,7 @@ impl Session {
         need(
             !recipe.is_laid_over() || from.is_some(),
             format!("{what} a model, and none is given"),
-            "give a folder of a StableDiffusionPipeline by --base",
+            "give one by --base: a folder of a StableDiffusionPipeline, or one file of Stable Diffusion",
         )?;
         let codec = match (recipe.system == System::Ldm, vae) {
             _ if own.is_some() => own,

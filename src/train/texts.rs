@@ -61,7 +61,7 @@ impl Objective {
             batch.write(self.places(), &captions.places(&self.recipe, &tokens))?;
         }
         if self.recipe.keeps_prior() {
-            // In expectation the sum of two means, of the instances and of their class.
+            // The mean over a step is the sum of two means, of the instances and of their class.
             let prior = self.recipe.prior_loss_weight as f32;
             let weight = |sample: &u64| 2.0 * if captions.is_of_class(*sample) { prior } else { 1.0 };
             let weights: Vec<f32> = samples.iter().map(weight).collect();

@@ -65,7 +65,7 @@ fn a_data_set_on_the_device_trains_the_same() {
         let whole = data.whole().unwrap();
         let mut read = Loader::new(data.clone(), recipe.batch_size, recipe.seed, true, 0).unwrap();
         let mut picked =
-            Loader::picking(whole.labels.clone(), recipe.batch_size, recipe.seed, true, 0).unwrap();
+            Loader::picking(whole.labels.clone(), 1, recipe.batch_size, recipe.seed, true, 0).unwrap();
         let mut given = RecipeTrainer::new(&recipe, &device, None, None).unwrap();
         let mut resident = RecipeTrainer::with_data(&recipe, &device, None, None, Some(&whole)).unwrap();
         assert!(resident.is_resident() && !given.is_resident());

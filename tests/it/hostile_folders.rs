@@ -34,6 +34,19 @@ fn links_that_lead_nowhere_are_named() {
 }
 
 #[test]
+fn a_component_without_its_folder_is_named() {
+    for part in ["text_encoder", "tokenizer", "unet", "vae", "scheduler"] {
+        let folder = TempDir::new().unwrap();
+        let at = folder.path().join("f");
+        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny_sd"), &at);
+        fs::remove_dir_all(at.join(part)).unwrap();
+        let report = denoir::diffusers::open(&at).err().map(|e| e.report()).unwrap_or_default();
+        let wanted = format!("names {part}, and there is no folder {part}; get the folder again");
+        assert!(report.contains(&wanted) && report.lines().count() == 1, "{part}: {report}");
+    }
+}
+
+#[test]
 fn files_and_shards() {
     let folder = TempDir::new().unwrap();
     let at = folder.path();

@@ -121,6 +121,20 @@ fn a_file_is_drawn_from_as_its_folder_and_imported() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let run = opened(&at.join("run"), &Unsaid::default(), &none).unwrap();
     assert!(picture(&run) == wanted);
+    // Trained on, of which the run keeps what the file does not say.
+    let base = ["train", "text-to-image", "--base", "model.safetensors", "--tokenizer"];
+    let how =
+        ["--data", "shapes", "--image-size", "16", "--steps", "1", "--batch-size", "1", "--device", "cpu"];
+    let set =
+        ["--set", "accumulation=1", "--set", "latent_count=2", "--set", "lora_rank=1", "--out", "tuned"];
+    let train = [&base[..], &[tokenizer.to_str().unwrap()], &how, &set].concat();
+    let sample = ["sample", "tuned", "--prompt", "red", "--steps", "1", "--device", "cpu"];
+    let resume = ["train", "--resume", "tuned", "--steps", "2", "--device", "cpu"];
+    for arguments in [&train[..], &sample, &resume, &[&resume[..4], &["3", "--dry-run"]].concat()] {
+        let output = denoir(at, arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    fails(at, &[&base[..4], &how, &set].concat(), 2, &["--tokenizer FOLDER"]);
     // Over the weights of a run, in two halves, and over those of the file at once.
     let lora = golden("tiny_sd_lora.safetensors");
     let once = picture(&opened(&file, &unsaid(), &loras(&[(&lora, 1.0)])).unwrap());
