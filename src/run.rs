@@ -1,7 +1,9 @@
 //! A run folder: the resolved recipe, the metrics, the checkpoints and the pictures.
 
+mod lock;
 mod log;
 mod record;
+mod summary;
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -11,12 +13,13 @@ use serde::Serialize;
 
 use crate::checkpoint::{self, Loaded, write_whole};
 use crate::error::{Error, Result, quoted};
-use crate::files::{self, remove_leftovers};
+use crate::files;
 use crate::recipe::{self, Recipe};
 
 pub(crate) use log::Log;
 pub use log::{Evaluation, HeldOutLoss, Metrics};
 pub(crate) use record::{Batches, DataRecord, Record, going_on, seen};
+pub(crate) use summary::{Best, State, Summary, runs_below};
 
 /// Makes the first free one of `runs/<name>`, `runs/<name>-2`, ..., so that no other program takes it.
 fn claim(name: &str) -> Result<PathBuf> {
@@ -84,30 +87,6 @@ impl Run {
             })?;
         }
         Ok(())
-    }
-
-    /// Keeps other programs from training into this folder, as long as the result lives; removes what killed
-    /// ones left half written.
-    pub(crate) fn lock(&self) -> Result<fs::File> {
-        let path = self.folder.join(".lock");
-        let shown = self.folder.display();
-        let file = fs::File::create(&path).map_err(|e| {
-            Error::new(format!("cannot write into {shown}")).hint("choose another --out").caused_by(e)
-        })?;
-        match file.try_lock() {
-            Err(fs::TryLockError::WouldBlock) => {
-                Err(Error::new(format!("another denoir is training into {shown}"))
-                    .hint("wait for it, or choose another --out"))
-            }
-            Ok(()) => {
-                for part in ["", "checkpoints", "samples"] {
-                    remove_leftovers(&self.folder.join(part));
-                }
-                Ok(file)
-            }
-            // Not every file system has locks.
-            Err(fs::TryLockError::Error(_)) => Ok(file),
-        }
     }
 
     /// Opens the folder of a run.

@@ -31,6 +31,7 @@ mod plan_runner;
 mod published_sums;
 mod reference;
 mod resume;
+mod runs;
 mod schedulers;
 mod signals;
 mod source;
