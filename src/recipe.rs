@@ -223,6 +223,8 @@ config! {
         pub checkpoint_every: u64 = 1000,
         /// Older checkpoints are deleted.
         pub keep_checkpoints: usize = 2,
+        /// Write event files for TensorBoard too, into the run's folder `tensorboard`.
+        pub tensorboard: bool = false,
 
         /// Error of a VAE's reconstructions: mse, l1 or bce, summed over the pixels of an image.
         pub reconstruction: Reconstruction = Reconstruction::Mse,

@@ -3,7 +3,9 @@
 mod lock;
 mod log;
 mod record;
+mod scalars;
 mod summary;
+mod tensorboard;
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -19,7 +21,9 @@ use crate::recipe::{self, Recipe};
 pub(crate) use log::Log;
 pub use log::{Evaluation, HeldOutLoss, Metrics};
 pub(crate) use record::{Batches, DataRecord, Record, going_on, seen};
+pub(crate) use scalars::Scalar;
 pub(crate) use summary::{Best, State, Summary, runs_below};
+pub(crate) use tensorboard::Board;
 
 /// Makes the first free one of `runs/<name>`, `runs/<name>-2`, ..., so that no other program takes it.
 fn claim(name: &str) -> Result<PathBuf> {
@@ -226,6 +230,11 @@ impl Run {
     /// Records what the run is trained on.
     pub(crate) fn write_record(&self, record: &Record) -> Result<()> {
         record.write(&self.folder.join(RECORD))
+    }
+
+    /// Begins a file for TensorBoard, of a session after `done` steps.
+    pub(crate) fn board(&self, done: u64, recipe: &Recipe) -> Result<Board> {
+        Board::create(&self.folder, done, &recipe.to_toml())
     }
 
     /// Opens the metrics for further lines.
