@@ -1,5 +1,6 @@
 //! A run folder: the resolved recipe, the metrics, the checkpoints and the pictures.
 
+mod follow;
 mod lock;
 mod log;
 mod record;
@@ -18,6 +19,7 @@ use crate::error::{Error, Result, quoted};
 use crate::files;
 use crate::recipe::{self, Recipe};
 
+pub(crate) use follow::{Follow, Happened};
 pub(crate) use log::Log;
 pub use log::{Evaluation, HeldOutLoss, Metrics};
 pub(crate) use record::{Batches, DataRecord, Record, going_on, seen};
@@ -269,6 +271,16 @@ impl Run {
     /// As [`Run::metrics`].
     pub fn evaluations(&self) -> Result<Vec<Evaluation>> {
         log::lines(&self.folder.join(EVALUATIONS))
+    }
+
+    /// The metrics, line by line while they are written.
+    pub(crate) fn follow_metrics(&self) -> Follow {
+        Follow::new(self.folder.join(METRICS))
+    }
+
+    /// The evaluations, line by line while they are written.
+    pub(crate) fn follow_evaluations(&self) -> Follow {
+        Follow::new(self.folder.join(EVALUATIONS))
     }
 
     /// Drops the metrics and evaluations after `step`, which a resumed run writes anew.

@@ -19,6 +19,7 @@ mod pace;
 mod profile;
 mod prompting;
 mod recipes;
+mod report;
 mod runs;
 mod sample;
 mod sampling;
@@ -26,6 +27,7 @@ mod settings;
 mod signals;
 mod train;
 mod tune;
+mod watch;
 
 use std::io::Write;
 use std::ops::RangeInclusive;
@@ -66,6 +68,10 @@ enum Command {
     Runs(runs::Arguments),
     /// How two runs differ
     Diff(diff::Arguments),
+    /// A live page of runs on 127.0.0.1: losses, pace, samples over the steps
+    Watch(watch::Arguments),
+    /// The same page as one file
+    Report(report::Arguments),
     /// Draw samples from a trained run
     Sample(Box<sample::Arguments>),
     /// The noise from which DDIM gives back the images
@@ -140,6 +146,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Train(a) => return train::run(&a),
         Command::Runs(a) => runs::run(&a),
         Command::Diff(a) => diff::run(&a),
+        Command::Watch(a) => watch::run(&a),
+        Command::Report(a) => report::run(&a),
         Command::Sample(a) => sample::run(&a),
         Command::Invert(a) => invert::run(&a),
         Command::Evaluate(a) => evaluate::run(&a),

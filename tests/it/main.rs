@@ -44,5 +44,6 @@ mod training;
 mod tuning;
 mod vdm;
 mod vq;
+mod watch;
 mod whole_files;
 mod zip_writer;
