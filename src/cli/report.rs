@@ -6,11 +6,10 @@ use std::path::PathBuf;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::note;
 use super::output::{check_folder_of, extension};
-use super::print;
 use super::watch::Feeds;
 use super::watch::page::page;
+use super::{note, print};
 use crate::checkpoint::write_whole;
 use crate::error::{Error, Result};
 use crate::files;
@@ -47,9 +46,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let every = count.div_ceil(MOST_PICTURES).max(1);
         let mut number = 0;
         // The last grid is the one that people look at.
-        pictures.retain(|_| {
+        pictures.retain(|picture| {
             number += 1;
-            (count - number).is_multiple_of(every)
+            picture.step.is_none() || (count - number).is_multiple_of(every)
         });
         if pictures.len() < count {
             note(&format!("note: {} of {count} pictures of a run are in the report", pictures.len()));

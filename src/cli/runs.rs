@@ -55,8 +55,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// For each run, the keys whose values are not those of the built-in recipe of its name, and the keys that the
-/// runs of its name have different values of; these first.
+/// For each run, the keys whose values are not those of the built-in recipe of its name, and the keys that
+/// the runs of its name have different values of; these first.
 pub(super) fn changed(recipes: &[Option<&Recipe>]) -> Vec<Vec<String>> {
     let known: BTreeMap<String, Recipe> = built_in().into_iter().map(|r| (r.name.clone(), r)).collect();
     let mut first: BTreeMap<&str, &Recipe> = BTreeMap::new();

@@ -266,6 +266,37 @@ fn a_report_is_the_page_with_its_data() {
     fails(folder.path(), &["report", "run", "--out", "report.png"], 2, &["name a file such as report.html"]);
 }
 
+/// The page in a browser without a window, where there is one: its script runs, draws and finds no fault.
+#[test]
+fn a_browser_draws_the_report() {
+    let folder = TempDir::new().unwrap();
+    tiny_run(folder.path(), &["--set", "evaluate_every=2", "--sample-every", "2"]);
+    assert!(denoir(folder.path(), &["report", "run"]).status.success());
+    let page = format!("file://{}", folder.path().join("report.html").display());
+    let draw = |browser: &&str| {
+        let mut command = Command::new(browser);
+        command.args(["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000"]);
+        command.arg(format!("--user-data-dir={}", folder.path().join("browser").display()));
+        command.args(["--dump-dom", &page]).output().ok()
+    };
+    let Some(drawn) = ["chromium", "chromium-browser", "google-chrome"].iter().find_map(draw) else {
+        eprintln!("SKIPPED: no Chromium here, so that no browser has drawn the page");
+        return;
+    };
+    let dom = String::from_utf8_lossy(&drawn.stdout);
+    for wanted in [
+        "4 of 4",
+        "<dt class=\"\">gradient</dt>",
+        "step 4</div>",
+        "2 pictures over the steps",
+        "recipe of run",
+    ] {
+        assert!(dom.contains(wanted), "{wanted:?} in {dom}");
+    }
+    // Loss, by quarter of t, held out, the same by quarter, gradient, learning rate, images a second.
+    assert_eq!(dom.matches("<canvas").count(), 7, "{dom}");
+}
+
 #[test]
 fn a_run_writes_events_for_tensorboard_where_that_is_wanted() {
     let folder = TempDir::new().unwrap();

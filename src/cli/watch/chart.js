@@ -218,7 +218,8 @@ class Chart {
       for (let i = 0; i < x.length; i++) {
         if (y[i] !== null && (near === null || Math.abs(x[i] - best[1]) < Math.abs(x[near] - best[1]))) near = i;
       }
-      if (near === null) continue;
+      // A run that ended long before has no number here.
+      if (near === null || Math.abs(this.toX(x[near]) - px) > 24) continue;
       const row = Object.assign(document.createElement("div"), { textContent: `${name}: ${told(y[near])}` });
       row.style.setProperty("--colour", `var(${colour})`);
       rows.push(row);

@@ -61,7 +61,7 @@ pub struct Table {
 #[derive(Serialize)]
 pub struct Shown {
     pub name: String,
-    step: Option<u64>,
+    pub step: Option<u64>,
     pub url: String,
     #[serde(skip)]
     pub path: PathBuf,

@@ -82,8 +82,8 @@ impl Feeds {
         }
         self.read = Some(Instant::now());
         let version = self.version + 1;
-        // Each of them: no `any`, which ends at the first.
-        if self.feeds.iter_mut().filter_map(|feed| feed.refresh(version).then_some(())).count() > 0 {
+        // Each of them is read: `any` would end at the first.
+        if self.feeds.iter_mut().fold(false, |changed, feed| feed.refresh(version) | changed) {
             self.version = version;
         }
     }

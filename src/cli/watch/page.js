@@ -157,7 +157,8 @@ function linesOf(plot, columns, several) {
     for (const { name, column, colour } of columns) {
       const values = table.columns[column];
       if (!values || !values.some((v) => v !== null)) continue;
-      const y = plot.smooth ? mean(values, ($("smooth").value / 100) * values.length) : values;
+      const percent = Number($("smooth").value);
+      const y = plot.smooth && percent > 0 ? mean(values, Math.max(10, (percent / 100) * values.length)) : values;
       const label = several ? run.head.name : name || plot.title;
       const usable = axis === "step" ? y : y.map((v, i) => (isNaN(x[i]) ? null : v));
       lines.push({ name: label, colour: several ? run.colour : colour || run.colour, x, y: usable, raw: plot.raw && !several && values, dots: plot.table && values.length < 60 });
