@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::files::replace;
 use crate::nn::{Params, Spec};
 use crate::recipe::Recipe;
-use crate::weights::summed;
+use crate::weights::{notes_of_whole, summed};
 
 /// The metadata of a checkpoint. Kept as one entry, because the format gives several
 /// no fixed order and the same run must give the same bytes.
@@ -235,6 +235,18 @@ fn remedy(path: &Path) -> String {
 /// The step in the name of a run's checkpoint.
 pub(crate) fn step_of(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
+}
+
+/// Steps of a checkpoint, of which only the header is read.
+///
+/// # Errors
+/// When it is missing, cut off, or no checkpoint.
+pub(crate) fn check_head(path: &Path) -> Result<u64> {
+    let notes = notes_of_whole(path)?;
+    let header = notes.get(KEY).and_then(|text| serde_json::from_str::<Header>(text).ok());
+    let damaged =
+        || Error::new(format!("{} is damaged, or no checkpoint", path.display())).hint(remedy(path));
+    header.map(|header| header.step).ok_or_else(damaged)
 }
 
 /// Reads a checkpoint, with or without a recipe.

@@ -3,6 +3,7 @@
 
 mod built_in;
 mod choices;
+mod differences;
 mod find;
 mod images;
 mod keys;
@@ -231,6 +232,8 @@ config! {
         pub checkpoint_every: u64 = 1000,
         /// Older checkpoints are deleted.
         pub keep_checkpoints: usize = 2,
+        /// Write event files for TensorBoard too, into the run's folder `tensorboard`.
+        pub tensorboard: bool = false,
 
         /// Error of a VAE's reconstructions: mse, l1 or bce, summed over the pixels of an image.
         pub reconstruction: Reconstruction = Reconstruction::Mse,
@@ -321,18 +324,5 @@ impl Recipe {
     /// Steps of the optimiser in one pass through so many images: the last batch counts, however small.
     pub fn steps_of_a_pass(&self, images: u64) -> u64 {
         images.div_ceil(self.batch_size as u64).div_ceil(self.accumulation)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_recipe_is_valid_and_survives_toml() {
-        for recipe in built_in() {
-            recipe.validate().unwrap();
-            assert_eq!(parse(&recipe.to_toml(), "test").unwrap(), recipe);
-        }
     }
 }

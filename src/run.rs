@@ -1,7 +1,12 @@
 //! A run folder: the resolved recipe, the metrics, the checkpoints and the pictures.
 
+mod follow;
+mod lock;
 mod log;
 mod record;
+mod scalars;
+mod summary;
+mod tensorboard;
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -11,12 +16,16 @@ use serde::Serialize;
 
 use crate::checkpoint::{self, Loaded, write_whole};
 use crate::error::{Error, Result, quoted};
-use crate::files::{self, remove_leftovers};
+use crate::files;
 use crate::recipe::{self, Recipe};
 
+pub(crate) use follow::{Follow, Happened};
 pub(crate) use log::Log;
 pub use log::{Evaluation, HeldOutLoss, Metrics};
 pub(crate) use record::{Batches, DataRecord, Record, going_on, seen};
+pub(crate) use scalars::Scalar;
+pub(crate) use summary::{Best, State, Summary, runs_below};
+pub(crate) use tensorboard::Board;
 
 /// Makes the first free one of `runs/<name>`, `runs/<name>-2`, ..., so that no other program takes it.
 fn claim(name: &str) -> Result<PathBuf> {
@@ -84,30 +93,6 @@ impl Run {
             })?;
         }
         Ok(())
-    }
-
-    /// Keeps other programs from training into this folder, as long as the result lives; removes what killed
-    /// ones left half written.
-    pub(crate) fn lock(&self) -> Result<fs::File> {
-        let path = self.folder.join(".lock");
-        let shown = self.folder.display();
-        let file = fs::File::create(&path).map_err(|e| {
-            Error::new(format!("cannot write into {shown}")).hint("choose another --out").caused_by(e)
-        })?;
-        match file.try_lock() {
-            Err(fs::TryLockError::WouldBlock) => {
-                Err(Error::new(format!("another denoir is training into {shown}"))
-                    .hint("wait for it, or choose another --out"))
-            }
-            Ok(()) => {
-                for part in ["", "checkpoints", "samples"] {
-                    remove_leftovers(&self.folder.join(part));
-                }
-                Ok(file)
-            }
-            // Not every file system has locks.
-            Err(fs::TryLockError::Error(_)) => Ok(file),
-        }
     }
 
     /// Opens the folder of a run.
@@ -249,6 +234,11 @@ impl Run {
         record.write(&self.folder.join(RECORD))
     }
 
+    /// Begins a file for TensorBoard, of a session after `done` steps.
+    pub(crate) fn board(&self, done: u64, recipe: &Recipe) -> Result<Board> {
+        Board::create(&self.folder, done, &recipe.to_toml())
+    }
+
     /// Opens the metrics for further lines.
     pub(crate) fn log(&self) -> Result<Log> {
         Log::open(self.folder.join(METRICS))
@@ -281,6 +271,16 @@ impl Run {
     /// As [`Run::metrics`].
     pub fn evaluations(&self) -> Result<Vec<Evaluation>> {
         log::lines(&self.folder.join(EVALUATIONS))
+    }
+
+    /// The metrics, line by line while they are written.
+    pub(crate) fn follow_metrics(&self) -> Follow {
+        Follow::new(self.folder.join(METRICS))
+    }
+
+    /// The evaluations, line by line while they are written.
+    pub(crate) fn follow_evaluations(&self) -> Follow {
+        Follow::new(self.folder.join(EVALUATIONS))
     }
 
     /// Drops the metrics and evaluations after `step`, which a resumed run writes anew.

@@ -54,7 +54,7 @@ enum Kind {
     Guidance,
     /// beta, alpha_bar and the signal-to-noise ratio over t
     Schedule,
-    /// The losses of a run over its steps
+    /// The losses of a run over its steps, or of several
     Loss,
 }
 
@@ -88,7 +88,7 @@ pub struct Arguments {
     kind: Kind,
     /// A run folder, or one of its checkpoints; for schedule also the name of a recipe or of a schedule
     run: PathBuf,
-    /// For schedule: others to compare with
+    /// For schedule and loss: others to compare with
     others: Vec<PathBuf>,
     /// Where images come from [default: the held-out part of the run's own data]
     #[arg(long, value_parser = any_text())]
@@ -179,9 +179,10 @@ impl Arguments {
             ("prompt", !self.prompt.is_empty()),
             ("classifier", self.classifier.is_some()),
         ];
-        if let (false, Some(other)) = (self.kind == Kind::Schedule, self.others.first()) {
+        let compares = matches!(self.kind, Kind::Schedule | Kind::Loss);
+        if let (false, Some(other)) = (compares, self.others.first()) {
             return Err(Error::usage(format!("{} takes one run, and {}", self.kind.name(), other.display()))
-                .hint("only schedule compares several"));
+                .hint("only schedule and loss compare several"));
         }
         match given.iter().find(|(flag, given)| *given && !self.kind.defaults().2.contains(flag)) {
             Some((flag, _)) => Err(Error::usage(format!("--{flag} has no meaning for {}", self.kind.name()))
@@ -269,12 +270,9 @@ fn picture(arguments: &Arguments) -> Result<RgbImage> {
     match arguments.kind {
         Kind::Schedule => schedule::schedules(arguments, width),
         Kind::Loss => {
-            let run = if path.is_file() { Run::of_checkpoint(path) } else { Some(Run::open(path)?) };
-            let Some(run) = run else {
-                return Err(Error::new(format!("{} is in no run folder", path.display()))
-                    .hint("give the run: its metrics are needed"));
-            };
-            figures::loss(&run, width)
+            let runs: Vec<Run> =
+                std::iter::once(path).chain(&arguments.others).map(run_of).collect::<Result<_>>()?;
+            if let [run] = &runs[..] { figures::loss(run, width) } else { figures::losses(&runs, width) }
         }
         Kind::Grid => grid(arguments),
         Kind::Guidance => guidance::guidance(arguments),
@@ -286,6 +284,13 @@ fn picture(arguments: &Arguments) -> Result<RgbImage> {
         | Kind::Branches => process(arguments),
         _ => autoencoder(arguments),
     }
+}
+
+/// The run that a folder or a checkpoint means.
+fn run_of(path: &PathBuf) -> Result<Run> {
+    let run = if path.is_file() { Run::of_checkpoint(path) } else { Some(Run::open(path)?) };
+    let none = || Error::new(format!("{} is in no run folder", path.display()));
+    run.ok_or_else(|| none().hint("give the run: its metrics are needed"))
 }
 
 /// Samples of a run; of a VAE, decoded from its prior.

@@ -4,6 +4,7 @@ mod bench;
 mod data;
 mod device_args;
 mod devices;
+mod diff;
 mod evaluate;
 mod export;
 mod figure;
@@ -18,12 +19,15 @@ mod pace;
 mod profile;
 mod prompting;
 mod recipes;
+mod report;
+mod runs;
 mod sample;
 mod sampling;
 mod settings;
 mod signals;
 mod train;
 mod tune;
+mod watch;
 
 use std::io::Write;
 use std::ops::RangeInclusive;
@@ -60,6 +64,14 @@ enum Command {
     Data(data::Arguments),
     /// Train a diffusion model
     Train(train::Arguments),
+    /// Every run below a folder: steps, losses, state, and what its recipe has of its own
+    Runs(runs::Arguments),
+    /// How two runs differ
+    Diff(diff::Arguments),
+    /// A live page of runs on 127.0.0.1: losses, pace, samples over the steps
+    Watch(watch::Arguments),
+    /// The same page as one file
+    Report(report::Arguments),
     /// Draw samples from a trained run
     Sample(Box<sample::Arguments>),
     /// The noise from which DDIM gives back the images
@@ -124,7 +136,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<ExitCode> {
-    if !matches!(command, Command::Devices(_) | Command::Recipes(_)) {
+    if !matches!(command, Command::Devices(_) | Command::Recipes(_) | Command::Runs(_)) {
         crate::device::threads::start()?;
     }
     let done = match command {
@@ -132,6 +144,10 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Recipes(a) => recipes::run(&a),
         Command::Data(a) => data::run(&a),
         Command::Train(a) => return train::run(&a),
+        Command::Runs(a) => runs::run(&a),
+        Command::Diff(a) => diff::run(&a),
+        Command::Watch(a) => watch::run(&a),
+        Command::Report(a) => report::run(&a),
         Command::Sample(a) => sample::run(&a),
         Command::Invert(a) => invert::run(&a),
         Command::Evaluate(a) => evaluate::run(&a),
@@ -257,6 +273,23 @@ fn named<T: DeserializeOwned>(name: &str) -> std::result::Result<T, serde::de::v
 /// A line for each name and its value, the values `width` and one columns to the right.
 fn table(width: usize, rows: &[(&str, String)]) -> String {
     rows.iter().map(|(name, value)| format!("{name:width$} {value}\n")).collect()
+}
+
+/// Rows of texts, each column as wide as its widest text.
+fn columns(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|text| one_line(text)).collect()).collect();
+    let length = |text: &String| text.chars().count();
+    let mut widths: Vec<usize> = Vec::new();
+    for row in &rows {
+        widths.resize(widths.len().max(row.len()), 0);
+        widths.iter_mut().zip(row).for_each(|(width, text)| *width = (*width).max(length(text)));
+    }
+    let line = |row: &Vec<String>| {
+        let padded = row.iter().zip(&widths).map(|(text, &width)| format!("{text:width$}"));
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
 }
 
 /// 1707009 as 1,707,009.

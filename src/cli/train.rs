@@ -1,5 +1,6 @@
 //! `denoir train`
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use super::opening::FileArgs;
 use super::pace::Pace;
 use super::settings::Settings;
 use super::signals::Stop;
+use super::watch::Place;
 use super::{bar, count, note, print, table, thousands};
 use crate::codec::Codec;
 use crate::data;
@@ -51,6 +53,10 @@ pub struct Arguments {
     /// Keep the learning rate of the last step, whatever the schedule makes of more --steps
     #[arg(long)]
     hold_lr: bool,
+    /// Serve a live page of the training, as `denoir watch` does [default: 127.0.0.1:6174, or another free
+    /// port]
+    #[arg(long, value_name = "ADDR:PORT", num_args = 0..=1, require_equals = true)]
+    watch: Option<Option<SocketAddr>>,
     /// Print the plan of a step (launches, memory) and what the pictures will cost, and stop
     #[arg(long)]
     dry_run: bool,
@@ -78,6 +84,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.dry_run {
         return dry_run(arguments, &recipe, &device);
     }
+    let place = arguments.watch.map(Place::bind).transpose()?;
     let progress = bar(1, "encoding images {bar:30} {pos}/{len} {eta} left");
     let mut noted = None;
     let mut encoded = |done, all| count(&progress, &mut noted, "encoding images", done, all);
@@ -92,6 +99,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     progress.finish_and_clear();
     let mut session = opened?;
+    if let Some(place) = place {
+        note(&format!("watch it at {}", place.url()));
+        place.serve_beside(session.run.folder().to_owned())?;
+    }
     train(&mut session, &device, started)
 }
 

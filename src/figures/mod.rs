@@ -5,6 +5,7 @@ mod autoencoder;
 mod captions;
 mod conditioned;
 mod curves;
+mod losses;
 mod plot;
 mod process;
 mod raster;
@@ -18,7 +19,8 @@ pub(crate) use autoencoder::{
 };
 pub(crate) use captions::with_captions;
 pub(crate) use conditioned::samples;
-pub(crate) use curves::{likelihood_curves, loss, noised_by, schedule, schedules};
+pub(crate) use curves::{likelihood_curves, noised_by, schedule, schedules};
+pub(crate) use losses::{loss, losses};
 pub(crate) use plot::{Line, PALETTE, Plot, below, beside, pale};
 pub(crate) use process::{backward, branches, forward, guidance, interpolation, progressive};
 pub use sheet::Sheet;

@@ -12,3 +12,17 @@ pub(crate) fn built_in() -> Vec<Recipe> {
     };
     table.into_iter().map(recipe).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::built_in;
+    use crate::recipe::parse;
+
+    #[test]
+    fn every_recipe_is_valid_and_survives_toml() {
+        for recipe in built_in() {
+            recipe.validate().unwrap();
+            assert_eq!(parse(&recipe.to_toml(), "test").unwrap(), recipe);
+        }
+    }
+}

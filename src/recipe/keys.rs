@@ -69,7 +69,7 @@ impl Recipe {
 
     /// Says that it has no such key.
     pub(super) fn lacks(&self, key: &str) -> String {
-        let system = format!("{:?}", self.system).to_lowercase();
+        let system = self.system.name();
         let of = match key {
             "unet" | "dit" | "conv" if self.system.diffuses() => {
                 format!("model = {}", self.model.table())

@@ -17,6 +17,16 @@ pub enum System {
 }
 
 impl System {
+    /// Its name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            System::Ddpm => "ddpm",
+            System::Vae => "vae",
+            System::Ldm => "ldm",
+            System::Classifier => "classifier",
+        }
+    }
+
     /// Whether it is a diffusion model, which samples are drawn from.
     pub fn diffuses(self) -> bool {
         matches!(self, System::Ddpm | System::Ldm)

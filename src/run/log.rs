@@ -1,7 +1,7 @@
 //! The files of a run that a line is appended to at each step, or now and then.
 
 use std::fs::{File, OpenOptions, metadata};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -147,6 +147,19 @@ fn bytes_of(path: &Path) -> Result<Vec<u8>> {
 /// The lines of a file that can be read: a crash may have cut the last, a disk damaged one.
 pub(super) fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     Ok(bytes_of(path)?.split(|&b| b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
+}
+
+/// Bytes that hold the last line of a file, and others where that is cut off.
+const END: u64 = 1 << 16;
+
+/// The last line of a file that can be read, without reading what lies far before it.
+pub(super) fn last<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    let (mut file, length) = files::open(path).ok()?;
+    let from = length.saturating_sub(END);
+    let mut end = Vec::new();
+    file.seek(SeekFrom::Start(from)).ok()?;
+    file.take(END).read_to_end(&mut end).ok()?;
+    end.rsplit(|&b| b == b'\n').find_map(|line| serde_json::from_slice(line).ok())
 }
 
 /// Drops the lines after `step`, and those that cannot be read.

@@ -6,6 +6,7 @@ use super::picture_cost::PictureCost;
 use super::session::{BACKWARD, FORWARD, Session, Watch, grid_name};
 use crate::error::{Error, Result};
 use crate::figures::{self, Drawing};
+use crate::run::Scalar;
 use crate::sample::{Options, Source};
 
 /// Rows of the strips.
@@ -88,11 +89,13 @@ impl Session {
             (Some(evaluator), _, Some(codec)) => {
                 let evaluation = evaluator.evaluate(codec, step)?;
                 self.run.log_evaluation(&evaluation)?;
+                self.show(step, &evaluation.scalars())?;
                 watch.evaluated(&evaluation);
             }
             (_, Some(held_out), _) => {
                 let loss = held_out.measure(&self.source()?, &self.recipe, step)?;
                 self.run.log_evaluation(&loss)?;
+                self.show(step, &loss.scalars())?;
                 watch.held_out_loss(&loss);
             }
             _ => {}
@@ -102,10 +105,24 @@ impl Session {
         Ok(())
     }
 
+    /// Passes numbers on to TensorBoard.
+    fn show(&self, step: u64, scalars: &[Scalar]) -> Result<()> {
+        self.board.as_ref().map_or(Ok(()), |board| board.scalars(step, scalars))
+    }
+
     /// Has a picture drawn and written. If it cannot be, that is an error only where it is `needed`.
     fn write(&mut self, Picture { what, name, drawing }: Picture, needed: bool) {
-        let run = self.run.clone();
-        self.writer.give(move || match run.picture(&name, &drawing.draw(None)) {
+        let (run, board, step) = (self.run.clone(), self.board.clone(), self.trainer.done());
+        let written = move || {
+            let path = run.picture(&name, &drawing.draw(None))?;
+            if let Some(board) = board {
+                // `samples` of samples/step-00000100.png.
+                let tag = name.split(['/', '.']).next().unwrap_or(&name);
+                board.picture(step, tag, &path)?;
+            }
+            Ok(path)
+        };
+        self.writer.give(move || match written() {
             Ok(path) => Ok(Some(format!("{what}: {}", path.display()))),
             Err(error) if needed => Err(error),
             Err(error) => Ok(Some(missing(&error))),

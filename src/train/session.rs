@@ -19,7 +19,7 @@ use crate::diffusers::{Unsaid, write_text_encoder};
 use crate::diffusion::Betas;
 use crate::error::{Error, Result, need};
 use crate::recipe::{Recipe, System};
-use crate::run::{Batches, DataRecord, Evaluation, HeldOutLoss, Metrics, Record, Run, going_on};
+use crate::run::{Batches, Board, DataRecord, Evaluation, HeldOutLoss, Metrics, Record, Run, going_on};
 
 /// Picture of the forward process, which is the first that a run draws.
 pub(super) const FORWARD: &str = "forward.png";
@@ -74,6 +74,8 @@ pub struct Session {
     pub(super) notes: Vec<String>,
     /// Whether the pictures of the last step are still to be drawn.
     pub(super) owes_pictures: bool,
+    /// Where TensorBoard's events go, if they are wanted.
+    pub(super) board: Option<Board>,
     /// Held so that no other program trains into the folder.
     _lock: std::fs::File,
 }
@@ -204,6 +206,7 @@ impl Session {
             batches,
             notes,
             owes_pictures: false,
+            board: None,
             _lock: lock,
         })
     }

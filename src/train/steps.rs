@@ -75,6 +75,7 @@ impl Session {
         let recipe = self.recipe.clone();
         let first = self.trainer.done();
         let mut progress = Progress::new(self, first)?;
+        self.board = recipe.tensorboard.then(|| self.run.board(first, &recipe)).transpose()?;
         let per_step = progress.per_step;
         let epoch = match (recipe.evaluate_every, self.data.dataset.len()) {
             (0, images) => {
@@ -236,7 +237,10 @@ impl Session {
             seconds: progress.seconds + progress.began.elapsed().as_secs_f64(),
         };
         watch.step(&metrics);
-        Times::during(log, || progress.log.line(&metrics))?;
+        Times::during(log, || {
+            progress.log.line(&metrics)?;
+            self.board.as_ref().map_or(Ok(()), |board| board.scalars(metrics.step, &metrics.scalars()))
+        })?;
         self.writer.look(|line| watch.message(line))
     }
 

@@ -136,6 +136,15 @@ pub(crate) fn header_of(path: &Path) -> Result<(Vec<String>, BTreeMap<String, St
     safetensors::names(&mut file, length).map_err(|reason| unusable(path, &reason))
 }
 
+/// What a safetensors file says about itself, if it is as long as it should be.
+///
+/// # Errors
+/// When its header cannot be read, or its end is cut off.
+pub(crate) fn notes_of_whole(path: &Path) -> Result<BTreeMap<String, String>> {
+    let (mut file, length) = files::open(path).map_err(|e| unreadable(path, e))?;
+    safetensors::notes_of_whole(&mut file, length).map_err(|reason| unusable(path, &reason))
+}
+
 fn unreadable(path: &Path, e: std::io::Error) -> Error {
     Error::new(format!("cannot read {}", path.display())).hint("check the path").caused_by(e)
 }

@@ -44,6 +44,23 @@ pub fn notes(source: &mut impl Source, length: u64) -> Result<BTreeMap<String, S
     Ok(metadata.metadata().clone().unwrap_or_default().into_iter().collect())
 }
 
+/// The notes of a file of `length` bytes that has all its bytes; the tensors themselves are not looked at.
+///
+/// # Errors
+/// The fault of its header, or what is missing.
+pub(super) fn notes_of_whole(
+    source: &mut impl Source,
+    length: u64,
+) -> Result<BTreeMap<String, String>, String> {
+    let (metadata, text) = header(source, length)?;
+    let end = metadata.tensors().values().map(|tensor| tensor.data_offsets.1).max().unwrap_or(0);
+    let wanted = (8 + text.len() as u64).saturating_add(end as u64);
+    if length != wanted {
+        return Err(format!("it has {length} bytes, and its header says {wanted}"));
+    }
+    Ok(metadata.metadata().clone().unwrap_or_default().into_iter().collect())
+}
+
 /// Names of the tensors of a file of `length` bytes, and its notes; the tensors themselves are not looked at.
 ///
 /// # Errors
