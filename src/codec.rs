@@ -1,5 +1,6 @@
 //! A trained VAE: images to latents and back, a batch at a time.
 
+mod decoder;
 mod half;
 
 use std::borrow::Cow;
@@ -323,8 +324,7 @@ impl Codec {
         let image = self.image_of([h, w]);
         self.in_batches(&self.decoder, &latents, ([h, w], h * w * c), |tape, samples| {
             let z = tape.stored("in", 0, [samples, h, w, c]);
-            let raw = vae::decode(&self.recipe.vae, &Scope::new(tape, &self.params), &z, image);
-            vae::image_of(&self.recipe.vae, &raw, self.recipe.reconstruction)
+            self.record_decoder(&Scope::new(tape, &self.params), &z, image)
         })
     }
 

@@ -24,6 +24,7 @@ mod settings;
 mod signals;
 mod train;
 mod tune;
+mod web;
 
 use std::io::Write;
 use std::ops::RangeInclusive;
@@ -78,6 +79,8 @@ enum Command {
     Import(import::Arguments),
     /// A run as a folder that the diffusers library loads
     Export(export::Arguments),
+    /// A static page that samples a run in a browser, with WebGPU and the same kernels
+    Web(web::Arguments),
     /// Time fixed workloads, after their results are checked
     #[command(subcommand)]
     Bench(bench::What),
@@ -141,6 +144,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Decode(a) => latents::decode(&a),
         Command::Import(a) => import::run(&a),
         Command::Export(a) => export::run(&a),
+        Command::Web(a) => web::run(&a),
         Command::Bench(a) => bench::run(&a),
         Command::Profile(a) => profile::run(&a),
         Command::Tune(a) => tune::run(&a),

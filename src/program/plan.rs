@@ -82,20 +82,21 @@ impl Plan {
     /// memory, the backward pass runs cheap launches once more, and the blocks of
     /// [`Tape::checkpoint`], instead of having their results kept; the results are the same to the bit.
     pub fn new(tape: &Tape, outputs: &[&Tensor], device: &Device) -> Plan {
-        Plan::of(tape, outputs, device, true)
+        Plan::of(tape, outputs, adapter_of(device), true)
+    }
+
+    /// As [`Plan::new`], for a GPU of such properties, which need not be here.
+    pub(crate) fn for_adapter(tape: &Tape, outputs: &[&Tensor], adapter: Traits) -> Plan {
+        Plan::of(tape, outputs, Some(adapter), true)
     }
 
     /// As [`Plan::new`], with no launch run twice.
     pub fn keeping_all(tape: &Tape, outputs: &[&Tensor], device: &Device) -> Plan {
-        Plan::of(tape, outputs, device, false)
+        Plan::of(tape, outputs, adapter_of(device), false)
     }
 
-    fn of(tape: &Tape, outputs: &[&Tensor], device: &Device, recompute: bool) -> Plan {
+    fn of(tape: &Tape, outputs: &[&Tensor], adapter: Option<Traits>, recompute: bool) -> Plan {
         tape.recorded(|recording| {
-            let adapter = match device {
-                Device::Cpu(_) => None,
-                Device::Gpu(gpu) => Some(gpu.traits()),
-            };
             let needed = needed(&recording, outputs, adapter.is_some());
             Plan::in_order(&needed, &needed.order(recompute), adapter)
         })
@@ -289,6 +290,13 @@ impl Plan {
     /// Sizes of the stores that the program uses, in bytes.
     pub fn stores(&self) -> impl Iterator<Item = (&str, usize)> {
         self.stores.iter().map(|(name, bytes)| (name.as_str(), *bytes))
+    }
+}
+
+fn adapter_of(device: &Device) -> Option<Traits> {
+    match device {
+        Device::Cpu(_) => None,
+        Device::Gpu(gpu) => Some(gpu.traits()),
     }
 }
 

@@ -43,5 +43,6 @@ mod training;
 mod tuning;
 mod vdm;
 mod vq;
+mod web;
 mod whole_files;
 mod zip_writer;
