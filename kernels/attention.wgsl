@@ -58,22 +58,34 @@ struct Place {
     stride: u32, // vec4 from row to row
     c: vec4<u32>, // offsets of its vec4 in a row, the head's last one where it has none
     own: vec4<f32>, // 1 for each vec4 that it has, else 0
-    block: u32, // first row of the workgroup
 }
 
-fn place_of(thread: Invocation, rows: u32) -> Place {
-    let group = p.first_group + flat_group(thread.group, thread.groups);
-    let blocks = (rows + ROWS - 1u) / ROWS;
-    let block = (group % blocks) * ROWS;
-    let row = block + thread.lane / LANES;
+// Workgroups for the rows of one sample and head.
+fn blocks_of(rows: u32) -> u32 {
+    return (rows + ROWS - 1u) / ROWS;
+}
+
+fn number_of(group: Workgroup) -> u32 {
+    return p.first_group + flat_group(group.id, group.count);
+}
+
+// First row of a workgroup.
+fn first_row(group: Workgroup, rows: u32) -> u32 {
+    return (number_of(group) % blocks_of(rows)) * ROWS;
+}
+
+fn place_of(workgroup: Workgroup, thread: u32, rows: u32) -> Place {
+    let group = number_of(workgroup);
+    let blocks = blocks_of(rows);
+    let row = first_row(workgroup, rows) + thread / LANES;
     let pair = min(group / blocks, p.n * p.heads - 1u);
     let quads = p.d / 4u;
-    let lane = thread.lane % LANES;
+    let lane = thread % LANES;
     let i = vec4<u32>(0u, 1u, 2u, 3u) * LANES + lane;
     return Place(
         row < rows && group / blocks == pair, pair / p.heads, pair, min(row, rows - 1u), lane,
         p.heads * quads, pair % p.heads * quads + min(i, vec4<u32>(quads - 1u)),
-        select(vec4<f32>(0.0), vec4<f32>(1.0), i < vec4<u32>(quads)), block,
+        select(vec4<f32>(0.0), vec4<f32>(1.0), i < vec4<u32>(quads)),
     );
 }
 
@@ -191,18 +203,18 @@ fn row_sum(value: vec4<f32>, thread: u32, side: u32) -> vec4<f32> {
 
 // One row of LANES threads for each (n, head, query).
 @compute @workgroup_size(WG)
-fn forward(thread: Invocation) {
-    let at = place_of(thread, p.queries);
+fn forward(group: Workgroup, @builtin(local_invocation_index) thread: u32) {
+    let at = place_of(group, thread, p.queries);
     let row = row_at(at, p.queries, at.row);
     let query = scaled(load_q(row, at.c), at.own * p.scale);
     var sum: Channels;
     var top = LOWEST; // largest score so far
     var total = 0.0; // sum of exp(score - top)
     let seen = seen_by(at.row);
-    let most = seen_by(at.block + ROWS - 1u);
+    let most = seen_by(first_row(group, p.queries) + ROWS - 1u);
     for (var j = 0u; j < most; j += 4u) {
         let turn = turn_of(at, j, p.keys, 0u, seen);
-        let dots = row_sum(partial_dots(query, four_k(turn.at, at.c)), thread.lane, j / 4u % 2u);
+        let dots = row_sum(partial_dots(query, four_k(turn.at, at.c)), thread, j / 4u % 2u);
         let s = select(vec4<f32>(LOWEST), dots, turn.real);
         let new_top = max(top, max(max(s.x, s.y), max(s.z, s.w)));
         let shrink = exp(top - new_top);
@@ -225,21 +237,21 @@ fn forward(thread: Invocation) {
 
 // One row of LANES threads for each (n, head, query). Also leaves delta for backward_kv.
 @compute @workgroup_size(WG)
-fn backward_q(thread: Invocation) {
-    let at = place_of(thread, p.queries);
+fn backward_q(group: Workgroup, @builtin(local_invocation_index) thread: u32) {
+    let at = place_of(group, thread, p.queries);
     let row = row_at(at, p.queries, at.row);
     let query = scaled(load_q(row, at.c), at.own * p.scale);
     let dquery = scaled(load_dy(row, at.c), at.own);
-    let row_delta = row_sum(vec4<f32>(partial_dot(dquery, load_y(row, at.c))), thread.lane, 0u).x;
+    let row_delta = row_sum(vec4<f32>(partial_dot(dquery, load_y(row, at.c))), thread, 0u).x;
     let row_lse = saved_lse[at.pair * p.queries + at.row];
     var sum: Channels;
     let seen = seen_by(at.row);
-    let most = seen_by(at.block + ROWS - 1u);
+    let most = seen_by(first_row(group, p.queries) + ROWS - 1u);
     for (var j = 0u; j < most; j += 4u) {
         let turn = turn_of(at, j, p.keys, 0u, seen);
         let keys = four_k(turn.at, at.c);
-        let s = row_sum(partial_dots(query, keys), thread.lane, 1u);
-        let dp = row_sum(partial_dots(dquery, four_v(turn.at, at.c)), thread.lane, 0u);
+        let s = row_sum(partial_dots(query, keys), thread, 1u);
+        let dp = row_sum(partial_dots(dquery, four_v(turn.at, at.c)), thread, 0u);
         let ds = exp(s - row_lse) * (dp - row_delta) * p.scale;
         sum = weigh(sum, select(vec4<f32>(0.0), ds, turn.real), keys);
     }
@@ -257,21 +269,21 @@ fn backward_q(thread: Invocation) {
 
 // One row of LANES threads for each (n, head, key).
 @compute @workgroup_size(WG)
-fn backward_kv(thread: Invocation) {
-    let at = place_of(thread, p.keys);
+fn backward_kv(group: Workgroup, @builtin(local_invocation_index) thread: u32) {
+    let at = place_of(group, thread, p.keys);
     let row = row_at(at, p.keys, at.row);
     let key = scaled(load_k(row, at.c), at.own * p.scale);
     let value = scaled(load_v(row, at.c), at.own);
     var sum_k: Channels;
     var sum_v: Channels;
     let first = first_to_see(at.row);
-    for (var t = first_to_see(at.block); t < p.queries; t += 4u) {
+    for (var t = first_to_see(first_row(group, p.keys)); t < p.queries; t += 4u) {
         let turn = turn_of(at, t, p.queries, first, p.queries);
         let o = turn.at;
         let queries = Four(load_q(o.x, at.c), load_q(o.y, at.c), load_q(o.z, at.c), load_q(o.w, at.c));
         let dys = Four(load_dy(o.x, at.c), load_dy(o.y, at.c), load_dy(o.z, at.c), load_dy(o.w, at.c));
-        let s = row_sum(partial_dots(key, queries), thread.lane, 0u);
-        let dp = row_sum(partial_dots(value, dys), thread.lane, 1u);
+        let s = row_sum(partial_dots(key, queries), thread, 0u);
+        let dp = row_sum(partial_dots(value, dys), thread, 1u);
         let i = at.pair * p.queries + turn.rows;
         let row_lse = vec4<f32>(saved_lse[i.x], saved_lse[i.y], saved_lse[i.z], saved_lse[i.w]);
         let row_delta = vec4<f32>(delta[i.x], delta[i.y], delta[i.z], delta[i.w]);

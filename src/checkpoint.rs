@@ -154,7 +154,8 @@ impl View for FileTensor<'_> {
     }
 }
 
-fn write_views<V: View>(
+/// Writes tensors by name and one metadata entry as safetensors.
+pub(crate) fn write_views<V: View>(
     path: &Path,
     views: impl IntoIterator<Item = (String, V)>,
     key: &str,

@@ -1,5 +1,6 @@
 //! A trained VAE: images to latents and back, a batch at a time.
 
+mod decoder;
 mod half;
 
 use std::borrow::Cow;
@@ -16,7 +17,6 @@ use crate::models::{codebook, vae};
 use crate::nn::{Flat, Params, Scope};
 use crate::recipe::{Backbone, Recipe, System, params_of};
 use crate::run::Run;
-use crate::tape::{Tape, Tensor};
 
 /// Images that are encoded or decoded at a time, or the batch size of training where that is less. It does
 /// not change the results.
@@ -208,9 +208,9 @@ impl Codec {
 
     /// Writes the VAE as a checkpoint of its moving average.
     pub(crate) fn save(&self, path: &Path) -> Result<()> {
-        let mut values = vec![0.0_f32; self.params.borrow().elements()];
-        self.device.read(&self.weights, 0, bytemuck::cast_slice_mut(&mut values))?;
-        checkpoint::save_ema(path, &self.params.borrow(), self.step, &self.recipe, &values)
+        let params = self.params.borrow();
+        let values = Flat::download(&self.device, &self.weights, &params, 0..params.elements())?;
+        checkpoint::save_ema(path, &params, self.step, &self.recipe, &values.f32())
     }
 
     pub(crate) fn recipe(&self) -> &Recipe {
@@ -323,13 +323,6 @@ impl Codec {
         })
     }
 
-    fn record_decoder(&self, tape: &Tape, samples: usize, [h, w]: [usize; 2]) -> Tensor {
-        let z = tape.stored("in", 0, [samples, h, w, self.latent()[2]]);
-        let (scope, image) = (Scope::new(tape, &self.params), self.image_of([h, w]));
-        let raw = vae::decode(&self.recipe.vae, &scope, &z, image);
-        vae::image_of(&self.recipe.vae, &raw, self.recipe.reconstruction)
-    }
-
     /// The codebook of a VQModel, `[codes, c]`.
     pub(crate) fn codebook(&self) -> Result<Option<Vec<f32>>> {
         if self.recipe.vae.kind != vae::VaeKind::Vq {
@@ -337,8 +330,7 @@ impl Codec {
         }
         let params = self.params.borrow();
         let Some(spec) = params.find(codebook::CODEBOOK) else { unreachable!("a VQModel has a codebook") };
-        let mut values = vec![0.0_f32; spec.shape.elements()];
-        self.device.read(&self.weights, spec.first * 4, bytemuck::cast_slice_mut(&mut values))?;
-        Ok(Some(values))
+        let range = spec.first..spec.first + spec.shape.elements();
+        Ok(Some(Flat::download(&self.device, &self.weights, &params, range)?.into_f32()))
     }
 }

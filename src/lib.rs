@@ -21,7 +21,7 @@
 //! | | modules | know |
 //! |---|---|---|
 //! | 9 | [`cli`], [`prelude`] (for programs with networks of their own) | everything |
-//! | 8 | [`train`], [`sample`], [`figures`], [`codec`] and [`classifier`] (a trained one at work), [`text_model`] (a text encoder at work), [`latent_file`], `bench` | everything below |
+//! | 8 | [`train`], [`sample`], [`figures`], [`codec`] and [`classifier`] (a trained one at work), [`text_model`] (a text encoder at work), [`latent_file`], [`web`] (a run sampled in a browser), `bench` | everything below |
 //! | 7 | [`recipe`] (a run, complete), [`checkpoint`], [`run`], [`diffusers`] | models and data |
 //! | 6 | [`models`], [`diffusion`], [`data`], [`weights`], [`tokenizer`], [`likelihood`] and [`quality`] (of images, in f64) | ops and layers |
 //! | 5 | [`nn`] (parameters and layers), [`optim`] (learning rates, EMA) | ops |
@@ -143,4 +143,5 @@ pub mod text_model;
 pub mod tokenizer;
 pub mod torch;
 pub mod train;
+pub mod web;
 pub mod weights;

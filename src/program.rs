@@ -3,10 +3,12 @@
 //! Compiling drops what no result depends on, gives every tensor a place in memory, and builds whatever the
 //! device needs to run the launches again without allocating, looking up or deciding anything. Its phases are
 //! files: `recompute` and `plan` choose and order the launches, `memory` shares memory between tensors,
-//! `tune` picks variants, `place` allocates, `cpu` and `gpu` make code.
+//! `tune` picks variants, `place` allocates, `cpu` and `gpu` make code; `described` writes a program down for a
+//! GPU that is elsewhere.
 
 mod access;
 mod cpu;
+mod described;
 mod gpu;
 mod memory;
 mod place;
@@ -17,6 +19,7 @@ mod tune;
 
 use std::sync::Arc;
 
+pub(crate) use described::Description;
 pub use memory::Sharing;
 pub use plan::Plan;
 pub(crate) use plan::halves;

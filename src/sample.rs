@@ -9,6 +9,7 @@ mod guide;
 pub mod inversion;
 mod options;
 mod predictor;
+mod recorded;
 mod source;
 mod step;
 mod told;
@@ -27,7 +28,7 @@ pub use options::{Guidance, Options};
 pub use predictor::Predictor;
 pub use source::Source;
 pub(crate) use source::batch_of;
-use step::{record_step, slots_of};
+use step::{record_start, record_step, slots_of};
 use torch_noise::TorchNoise;
 pub use trained::Trained;
 
@@ -35,13 +36,10 @@ use crate::device::{Buffer, Device};
 use crate::diffusion::{Model, SamplerPlan};
 use crate::error::{Error, Result};
 use crate::nn::{self, Params};
-use crate::ops::arithmetic::affine;
-use crate::ops::noising::gaussian;
-use crate::philox::Stream;
 use crate::program::{Plan, Program, Sharing, halves};
 use crate::recipe::Rng;
 use crate::state::State;
-use crate::tape::{Tape, Tensor};
+use crate::tape::Tensor;
 use crate::tensor::DType;
 use crate::torch::Generator;
 
@@ -164,13 +162,7 @@ impl Sampler {
             None
         };
 
-        let begin = Tape::new();
-        let begin_state = begin.stored_u32("state", [State::WORDS]);
-        let mut noise = gaussian([batch, h, w, c], Stream::Start, &begin_state);
-        if plan.start != 1.0 {
-            noise = affine(&noise, plan.start as f32, 0.0);
-        }
-        begin.place(&noise, "x", 0);
+        let begin = record_start([h, w, c], batch, (plan.start != 1.0).then_some(plan.start as f32));
         let stores = [("x", step.store("x")), ("state", step.store("state"))];
         let noise = Program::compile(&Plan::new(&begin, &[], device), device, &stores, Sharing::Shared)?;
         let torch = torch.then(|| TorchNoise {

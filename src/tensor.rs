@@ -66,7 +66,7 @@ pub enum DType {
     F32,
     /// 32-bit words.
     U32,
-    /// 16-bit floats: weights that are only read, on the CPU device, where launches see them as `F32`.
+    /// 16-bit floats: weights that are only read, and that launches see as `F32`.
     F16,
 }
 

@@ -7,6 +7,13 @@ struct Invocation {
     @builtin(local_invocation_index) lane: u32,
 }
 
+// The same without the lane, for entry points that loop between barriers: browsers must see that all threads of
+// a workgroup loop as often, and take no member of a struct for the same in all if the lane is another member.
+struct Workgroup {
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) count: vec3<u32>,
+}
+
 // Number of this workgroup. The last row may hold groups past the end: the kernel must ignore those. A kernel
 // whose dispatch may be much work adds `first_group` of its parameters, by which the host runs it as several
 // dispatches.

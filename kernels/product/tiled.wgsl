@@ -105,23 +105,23 @@ fn sum_of_rows(at: Place, k: u32, four: Four) -> vec4<f32> {
 }
 
 @compute @workgroup_size(WG)
-fn product(thread: Invocation) {
-    let at = place(p.first_group + flat_group(thread.group, thread.groups));
+fn product(group: Workgroup, @builtin(local_invocation_index) lane: u32) {
+    let at = place(p.first_group + flat_group(group.id, group.count));
     if at.row >= at.block.rows {
         return;
     }
-    for (var i = thread.lane; i < ROWS; i += WG) {
+    for (var i = lane; i < ROWS; i += WG) {
         sites[i] = site_at(at.block, at.row + i);
     }
     workgroupBarrier();
     let sizes = digit_sizes(at.block);
-    var digits = digits_of(at.begin + first_k(thread.lane), sizes);
-    var state = begin(thread.lane);
+    var digits = digits_of(at.begin + first_k(lane), sizes);
+    var state = begin(lane);
     for (var k = at.begin; k < at.end; k += DEPTH) {
-        add_products(&state, at, digits, k, thread.lane);
+        add_products(&state, at, digits, k, lane);
         digits = digits_after(digits, DEPTH, sizes);
     }
-    finish(&state, at, thread.lane);
+    finish(&state, at, lane);
 }
 
 // Rows of the tile from `first` on, `next` apart.

@@ -28,6 +28,7 @@ mod signals;
 mod train;
 mod tune;
 mod watch;
+mod web;
 
 use std::io::Write;
 use std::ops::RangeInclusive;
@@ -90,6 +91,8 @@ enum Command {
     Import(import::Arguments),
     /// A run as a folder that the diffusers library loads
     Export(export::Arguments),
+    /// A static page that samples a run in a browser, with WebGPU and the same kernels
+    Web(web::Arguments),
     /// Time fixed workloads, after their results are checked
     #[command(subcommand)]
     Bench(bench::What),
@@ -157,6 +160,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Decode(a) => latents::decode(&a),
         Command::Import(a) => import::run(&a),
         Command::Export(a) => export::run(&a),
+        Command::Web(a) => web::run(&a),
         Command::Bench(a) => bench::run(&a),
         Command::Profile(a) => profile::run(&a),
         Command::Tune(a) => tune::run(&a),

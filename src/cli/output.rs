@@ -70,7 +70,8 @@ pub fn denied(out: &Path) -> impl Fn(std::io::Error) -> Error {
     }
 }
 
-fn make_empty_folder(out: &Path) -> Result<()> {
+/// Makes a folder, or takes one that is empty.
+pub fn make_empty_folder(out: &Path) -> Result<()> {
     if out.exists() && std::fs::read_dir(out).map_err(denied(out))?.next().is_some() {
         return Err(Error::new(format!("{} is not empty", out.display())).hint("choose another --out"));
     }

@@ -90,7 +90,7 @@ mod tests {
         for adapter in adapters::list() {
             let mut gpu = adapters::open(Some(&adapter.index.to_string())).unwrap();
             gpu.use_max_binding(1 << 17);
-            let codec = Codec::of_component(&vae, &Device::Gpu(Arc::new(gpu))).unwrap();
+            let codec = Codec::of_component(vae.clone(), &Device::Gpu(Arc::new(gpu))).unwrap();
             codec.check_decode([8, 8], 4).unwrap();
             let error = codec.check_decode([64, 32], 1).unwrap_err().to_string();
             assert!(error.starts_with("decoding 64x128 pixels: ") && error.contains("128 KiB"), "{error}");

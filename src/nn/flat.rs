@@ -78,20 +78,23 @@ impl Flat {
         std::mem::take(self.widen())
     }
 
-    /// The parameters that a device has in `buffer`, of the type that `params` are recorded as.
+    /// Some of the parameters that a device has in `buffer`, of the type that `params` are recorded as.
     ///
     /// # Errors
     /// When the driver reports an error.
-    pub fn download(device: &Device, buffer: &Buffer, params: &Params) -> Result<Flat> {
-        fn read<T: bytemuck::Pod>(device: &Device, buffer: &Buffer, count: usize) -> Result<Vec<T>> {
-            let mut all = vec![T::zeroed(); count];
-            device.read(buffer, 0, bytemuck::cast_slice_mut(&mut all))?;
-            Ok(all)
+    ///
+    /// # Panics
+    /// When there are not so many.
+    #[track_caller]
+    pub fn download(device: &Device, buffer: &Buffer, params: &Params, range: Range<usize>) -> Result<Flat> {
+        fn read<T: bytemuck::Pod>(device: &Device, buffer: &Buffer, range: Range<usize>) -> Result<Vec<T>> {
+            let mut part = vec![T::zeroed(); range.len()];
+            device.read(buffer, range.start * size_of::<T>(), bytemuck::cast_slice_mut(&mut part))?;
+            Ok(part)
         }
-        let count = params.elements();
         Ok(match params.halves {
-            true => Flat::F16(read(device, buffer, count)?),
-            false => Flat::F32(read(device, buffer, count)?),
+            true => Flat::F16(read(device, buffer, range)?),
+            false => Flat::F32(read(device, buffer, range)?),
         })
     }
 

@@ -1,6 +1,6 @@
 //! A plan on a GPU: the dispatches of its launches with their pipelines and bind groups.
 
-use super::place::Operands;
+use super::place::{Operands, Place};
 use super::plan::Step;
 use crate::device::Buffer;
 use crate::device::gpu::{Bound, Gpu, Grid, Range};
@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::launch::{Bind, Cost, Dispatch};
 
 /// Operations of a launch, with bytes: they cost a slow GPU some sixteen operations each.
-fn work_of(cost: Cost) -> u64 {
+pub(super) fn work_of(cost: Cost) -> u64 {
     cost.flops + 16 * cost.bytes
 }
 
@@ -43,21 +43,35 @@ fn bind_dispatch(
     sub_dispatches: usize,
 ) -> Result<Vec<Bound>> {
     let range = |bind: &Bind| {
-        let place = operands.of(bind.slot);
-        let Buffer::Gpu(buffer) = &place.buffer else { unreachable!("a GPU program has GPU memory") };
-        let (first, count) = bind.range.unwrap_or((0, place.bytes / 4));
-        assert!((first + count) * 4 <= place.bytes, "{}: range outside the tensor", step.name());
-        (bind.name, Range { buffer, offset: place.offset + first * 4, bytes: count * 4 })
+        let (buffer, [offset, bytes]) = range_of(step, bind, operands.of(bind.slot));
+        let Buffer::Gpu(buffer) = buffer else { unreachable!("a GPU program has GPU memory") };
+        (bind.name, Range { buffer, offset, bytes })
     };
     let ranges: Vec<(&str, Range)> = dispatch.binds.iter().map(range).collect();
-    let Dispatch { kernel, entry, knobs, divisible, .. } = *dispatch;
-    let grid = if divisible { gpu.grid } else { Grid { sub_dispatches: 1, ..gpu.grid } };
+    let Dispatch { kernel, entry, knobs, .. } = *dispatch;
+    let parts = parts_of(dispatch, gpu.grid, sub_dispatches).into_iter();
+    parts.map(|(params, groups)| gpu.bind(kernel, entry, knobs, &params, &ranges, groups)).collect()
+}
+
+/// The part of a tensor's memory that a binding sees: first byte and bytes.
+pub(super) fn range_of<'a, B>(step: &Step, bind: &Bind, place: &'a Place<B>) -> (&'a B, [usize; 2]) {
+    let (first, count) = bind.range.unwrap_or((0, place.bytes / 4));
+    assert!((first + count) * 4 <= place.bytes, "{}: range outside the tensor", step.name());
+    (&place.buffer, [place.offset + first * 4, count * 4])
+}
+
+/// The parameters and workgroups of a dispatch, or of the sub-dispatches that it may be cut into.
+pub(super) fn parts_of(
+    dispatch: &Dispatch,
+    grid: Grid,
+    sub_dispatches: usize,
+) -> Vec<(Vec<(&'static str, u32)>, [u32; 3])> {
+    let divisible = dispatch.divisible;
+    let grid = if divisible { grid } else { Grid { sub_dispatches: 1, ..grid } };
     let layout = grid.layout(dispatch.groups, if divisible { sub_dispatches } else { 1 });
-    let mut params = dispatch.params.clone();
-    let bound = layout.into_iter().map(|(first, groups)| {
-        params.truncate(dispatch.params.len());
-        params.extend(divisible.then_some(("first_group", first)));
-        gpu.bind(kernel, entry, knobs, &params, &ranges, groups)
-    });
-    bound.collect()
+    let part = |(first, groups)| {
+        let first_group = divisible.then_some(("first_group", first));
+        (dispatch.params.iter().copied().chain(first_group).collect(), groups)
+    };
+    layout.into_iter().map(part).collect()
 }

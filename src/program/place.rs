@@ -9,24 +9,24 @@ use crate::error::Result;
 use crate::launch::Slot;
 use crate::tensor::Id;
 
-/// Memory of one tensor.
+/// Memory of one tensor, in a buffer of a device or in one that is only named.
 #[derive(Clone)]
-pub(super) struct Place {
-    pub buffer: Buffer,
+pub(super) struct Place<B = Buffer> {
+    pub buffer: B,
     /// First byte.
     pub offset: usize,
     pub bytes: usize,
 }
 
 /// Memory of the tensors of one step.
-pub(super) struct Operands {
-    pub reads: Vec<Place>,
-    pub writes: Vec<Place>,
-    pub scratch: Vec<Place>,
+pub(super) struct Operands<B = Buffer> {
+    pub reads: Vec<Place<B>>,
+    pub writes: Vec<Place<B>>,
+    pub scratch: Vec<Place<B>>,
 }
 
-impl Operands {
-    pub fn of(&self, slot: Slot) -> &Place {
+impl<B> Operands<B> {
+    pub fn of(&self, slot: Slot) -> &Place<B> {
         match slot {
             Slot::Read(i) => &self.reads[i],
             Slot::Write(i) => &self.writes[i],
@@ -36,15 +36,15 @@ impl Operands {
 }
 
 /// Memory of all tensors of a plan.
-pub(super) struct Placement {
+pub(super) struct Placement<B = Buffer> {
     /// Memory of the temporary tensors.
-    pub blocks: Vec<Buffer>,
+    pub blocks: Vec<B>,
     /// Of each store what the program uses, from its beginning.
-    pub stores: BTreeMap<String, Place>,
+    pub stores: BTreeMap<String, Place<B>>,
     /// By the tensors' identities; `None` for those that no launch touches.
-    places: Vec<Option<Place>>,
+    places: Vec<Option<Place<B>>>,
     /// By the numbers of the lifetimes.
-    temporaries: Vec<Place>,
+    temporaries: Vec<Place<B>>,
 }
 
 impl Placement {
@@ -55,18 +55,54 @@ impl Placement {
         device: &Device,
         bound: &[(&str, &Buffer)],
     ) -> Result<Placement> {
-        let blocks = layout.blocks.iter().map(|&bytes| device.alloc("activations", bytes));
-        let blocks = blocks.collect::<Result<Vec<_>>>()?;
-        let mut stores = BTreeMap::new();
-        for (name, bytes) in plan.stores() {
+        let block = |_, bytes| device.alloc("activations", bytes);
+        Placement::of(plan, layout, block, |name, bytes| {
             let buffer = match bound.iter().find(|(n, _)| *n == name) {
                 Some((_, buffer)) => (*buffer).clone(),
                 None => device.alloc(name, bytes)?,
             };
             assert!(buffer.bytes() >= bytes, "store {name}: {} bytes, {bytes} are used", buffer.bytes());
-            stores.insert(name.to_owned(), Place { buffer, offset: 0, bytes });
+            Ok(buffer)
+        })
+    }
+
+    /// Bytes to allocate: those of `layout` and of the stores that are not in `bound`.
+    pub fn bytes(plan: &Plan, layout: &Layout, bound: &[(&str, &Buffer)]) -> u64 {
+        let is_bound = |name: &str| bound.iter().any(|(n, _)| *n == name);
+        let own = plan.stores().filter(|(name, _)| !is_bound(name));
+        layout.bytes() + own.map(|(_, bytes)| bytes as u64).sum::<u64>()
+    }
+
+    /// Whether every word around every tensor of a guarded program is `guard`.
+    pub fn guards_intact(&self, device: &Device, guard: u32) -> Result<bool> {
+        for (block, place) in self.blocks.iter().zip(&self.temporaries) {
+            let mut words = vec![0_u32; (2 * place.offset + place.bytes) / 4];
+            device.read(block, 0, bytemuck::cast_slice_mut(&mut words))?;
+            let (before, after) = (place.offset / 4, (place.offset + place.bytes) / 4);
+            if words[..before].iter().chain(&words[after..]).any(|&word| word != guard) {
+                return Ok(false);
+            }
         }
-        let temporaries: Vec<Place> = layout
+        Ok(true)
+    }
+}
+
+impl<B: Clone> Placement<B> {
+    /// The blocks of `layout` and the stores, as `block` makes them by number and size, and `store` by name and
+    /// size.
+    pub fn of(
+        plan: &Plan,
+        layout: &Layout,
+        mut block: impl FnMut(usize, usize) -> Result<B>,
+        mut store: impl FnMut(&str, usize) -> Result<B>,
+    ) -> Result<Placement<B>> {
+        let blocks = layout.blocks.iter().enumerate().map(|(number, &bytes)| block(number, bytes));
+        let blocks = blocks.collect::<Result<Vec<_>>>()?;
+        let mut stores = BTreeMap::new();
+        for (name, bytes) in plan.stores() {
+            stores.insert(name.to_owned(), Place { buffer: store(name, bytes)?, offset: 0, bytes });
+        }
+        let temporaries: Vec<Place<B>> = layout
             .places
             .iter()
             .zip(&plan.lifetimes)
@@ -87,37 +123,17 @@ impl Placement {
         Ok(Placement { blocks, stores, places, temporaries })
     }
 
-    /// Bytes to allocate: those of `layout` and of the stores that are not in `bound`.
-    pub fn bytes(plan: &Plan, layout: &Layout, bound: &[(&str, &Buffer)]) -> u64 {
-        let is_bound = |name: &str| bound.iter().any(|(n, _)| *n == name);
-        let own = plan.stores().filter(|(name, _)| !is_bound(name));
-        layout.bytes() + own.map(|(_, bytes)| bytes as u64).sum::<u64>()
-    }
-
     /// `None` where no launch touches the tensor.
-    pub fn place(&self, id: Id) -> Option<&Place> {
+    pub fn place(&self, id: Id) -> Option<&Place<B>> {
         self.places[id.0].as_ref()
     }
 
-    pub fn operands(&self, step: &Step) -> Operands {
+    pub fn operands(&self, step: &Step) -> Operands<B> {
         let of = |ids: &[Id]| ids.iter().filter_map(|id| self.place(*id)).cloned().collect();
         Operands {
             reads: of(&step.reads),
             writes: of(&step.writes),
             scratch: step.scratch.iter().map(|&n| self.temporaries[n].clone()).collect(),
         }
-    }
-
-    /// Whether every word around every tensor of a guarded program is `guard`.
-    pub fn guards_intact(&self, device: &Device, guard: u32) -> Result<bool> {
-        for (block, place) in self.blocks.iter().zip(&self.temporaries) {
-            let mut words = vec![0_u32; (2 * place.offset + place.bytes) / 4];
-            device.read(block, 0, bytemuck::cast_slice_mut(&mut words))?;
-            let (before, after) = (place.offset / 4, (place.offset + place.bytes) / 4);
-            if words[..before].iter().chain(&words[after..]).any(|&word| word != guard) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 }

@@ -83,20 +83,21 @@ impl Plan {
     /// memory, the backward pass runs cheap launches once more, and the blocks of
     /// [`Tape::checkpoint`], instead of having their results kept; the results are the same to the bit.
     pub fn new(tape: &Tape, outputs: &[&Tensor], device: &Device) -> Plan {
-        Plan::of(tape, outputs, device, true)
+        Plan::of(tape, outputs, adapter_of(device), true)
+    }
+
+    /// As [`Plan::new`], for a GPU of such properties, which need not be here.
+    pub(crate) fn for_adapter(tape: &Tape, outputs: &[&Tensor], adapter: Traits) -> Plan {
+        Plan::of(tape, outputs, Some(adapter), true)
     }
 
     /// As [`Plan::new`], with no launch run twice.
     pub fn keeping_all(tape: &Tape, outputs: &[&Tensor], device: &Device) -> Plan {
-        Plan::of(tape, outputs, device, false)
+        Plan::of(tape, outputs, adapter_of(device), false)
     }
 
-    fn of(tape: &Tape, outputs: &[&Tensor], device: &Device, recompute: bool) -> Plan {
+    fn of(tape: &Tape, outputs: &[&Tensor], adapter: Option<Traits>, recompute: bool) -> Plan {
         tape.recorded(|recording| {
-            let adapter = match device {
-                Device::Cpu(_) => None,
-                Device::Gpu(gpu) => Some(gpu.traits()),
-            };
             let needed = needed(&recording, outputs, adapter.is_some());
             Plan::in_order(&needed, &needed.order(recompute), adapter)
         })
@@ -112,10 +113,16 @@ impl Plan {
             Home::Stored { store, .. } => Some(store.clone()),
             Home::Temporary => None,
         };
+        // A GPU has weights of 16 bits widened.
+        let dtype_of = |id: Id| match meta_of(id).dtype {
+            DType::F16 if needed.for_gpu => DType::F32,
+            dtype => dtype,
+        };
+        let bytes_of = |id: Id| meta_of(id).shape.elements() * dtype_of(id).bytes();
         let mut plan = Plan {
             steps: Vec::new(),
-            spots: all().map(|id| (Spot::Unused, meta_of(id).bytes())).collect(),
-            dtypes: all().map(|id| meta_of(id).dtype).collect(),
+            spots: all().map(|id| (Spot::Unused, bytes_of(id))).collect(),
+            dtypes: all().map(dtype_of).collect(),
             lifetimes: Vec::new(),
             stores: BTreeMap::new(),
             written: order.runs.iter().flat_map(|run| order.writes(run)).filter_map(store_of).collect(),
@@ -145,10 +152,8 @@ impl Plan {
             if let Some(source) = kept_from.filter(|_| *keeps_results) {
                 unwritten.extend(writes.iter().map(|id| (*id, source)));
             }
-            let halves = reads.iter().filter(|id| meta_of(**id).dtype == DType::F16);
+            let halves = reads.iter().filter(|id| dtype_of(**id) == DType::F16);
             let widened: Vec<usize> = halves.map(|id| meta_of(*id).shape.elements()).collect();
-            let name = recorded.launch().name();
-            assert!(widened.is_empty() || !needed.for_gpu, "{name}: a GPU has no weights of 16 bits yet");
             let scratch = blocks.iter().chain(&widened).enumerate().map(|(i, &elements)| {
                 let kept = i == 0 && kept_from.is_some();
                 let (first, last) = if kept { (0, order.runs.len()) } else { (time, time) };
@@ -299,6 +304,13 @@ impl Plan {
     /// Sizes of the stores that the program uses, in bytes.
     pub fn stores(&self) -> impl Iterator<Item = (&str, usize)> {
         self.stores.iter().map(|(name, bytes)| (name.as_str(), *bytes))
+    }
+}
+
+fn adapter_of(device: &Device) -> Option<Traits> {
+    match device {
+        Device::Cpu(_) => None,
+        Device::Gpu(gpu) => Some(gpu.traits()),
     }
 }
 

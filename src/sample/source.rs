@@ -25,7 +25,7 @@ pub(crate) fn batch_of(recipe: &Recipe, count: usize) -> usize {
 pub struct Source<'a> {
     pub(super) denoiser: Denoiser<'a>,
     pub(crate) recipe: &'a Recipe,
-    codec: Option<&'a Codec>,
+    pub(super) codec: Option<&'a Codec>,
     given: Option<Given>,
 }
 
@@ -226,7 +226,7 @@ impl<'a> Source<'a> {
     ///
     /// # Errors
     /// When it does not know a timestep of the options, or takes an embedding for a class.
-    fn denoiser(&self, options: &Options) -> Result<&Denoiser<'a>> {
+    pub(super) fn denoiser(&self, options: &Options) -> Result<&Denoiser<'a>> {
         self.check_told()?;
         self.recipe.check_times(&options.plan()?.timesteps())?;
         if let Class::Embedding(width) = self.recipe.class() {

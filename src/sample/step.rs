@@ -8,9 +8,12 @@ use super::guide::ClassifierGuide;
 use super::options::{Guidance, Options};
 use crate::diffusion::{Clip, Model, SamplerPlan, Told, seen_by_model, within};
 use crate::nn::{Params, Scope};
+use crate::ops::arithmetic::affine;
 use crate::ops::concat::{concat, split};
 use crate::ops::denoising::{Row, bounds, denoise, timestep_of_row};
 use crate::ops::guidance::guide;
+use crate::ops::noising::gaussian;
+use crate::philox::Stream;
 use crate::recipe::Rng;
 use crate::state::State;
 use crate::tape::{Tape, Tensor};
@@ -33,6 +36,19 @@ pub(super) struct Network<'a> {
 /// Tensors that a step keeps for later ones; torch's noise lies behind them.
 pub(super) fn slots_of(plan: &SamplerPlan, options: &Options) -> usize {
     plan.slots() + usize::from(options.rng == Rng::Torch)
+}
+
+/// Records the noise that `batch` samples `[N, H, W, C]` start from, `start` times normal numbers; `None`: just
+/// these.
+pub(super) fn record_start([h, w, c]: [usize; 3], batch: usize, start: Option<f32>) -> Tape {
+    let tape = Tape::new();
+    let state = tape.stored_u32("state", [State::WORDS]);
+    let mut noise = gaussian([batch, h, w, c], Stream::Start, &state);
+    if let Some(start) = start {
+        noise = affine(&noise, start, 0.0);
+    }
+    tape.place(&noise, "x", 0);
+    tape
 }
 
 /// Records a reverse step of `batch` samples, and gives them `[N, H, W, C]`, which it updates in place.

@@ -1,9 +1,9 @@
 //! The texts of training: the captions of images, as tokens.
 
 use super::batch::Input;
+use super::latents::images_of;
 use crate::data::{Captions, Dataset, is_of_class, shapes};
 use crate::error::{Error, Result};
-use super::latents::images_of;
 use crate::names::path_of;
 use crate::philox::{Stream, below, draw, uniform};
 use crate::recipe::Recipe;

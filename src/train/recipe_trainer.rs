@@ -119,7 +119,9 @@ impl RecipeTrainer {
         (params, weights): &(Rc<RefCell<Params>>, Buffer),
     ) -> Result<(Rc<RefCell<Params>>, Buffer)> {
         let (device, mut params) = (self.device(), params.borrow().clone());
-        let read = |buffer: &Buffer, params: &Params| Ok(Flat::download(device, buffer, params)?.into_f32());
+        let read = |buffer: &Buffer, params: &Params| -> Result<Vec<f32>> {
+            Ok(Flat::download(device, buffer, params, 0..params.elements())?.into_f32())
+        };
         let mut flat = read(weights, &params)?;
         let trained = self.params().borrow();
         let values = read(self.ema(), &trained)?;

@@ -25,7 +25,8 @@ fn layer(module: &str) -> u32 {
         "nn" | "optim" => 5,
         "models" | "diffusion" | "data" | "weights" | "tokenizer" | "likelihood" | "quality" => 6,
         "recipe" | "checkpoint" | "run" | "diffusers" => 7,
-        "classifier" | "codec" | "text_model" | "latent_file" | "sample" | "train" | "figures" | "bench" => 8,
+        "classifier" | "codec" | "text_model" | "latent_file" | "sample" | "train" | "figures" => 8,
+        "web" | "bench" => 8,
         "cli" | "prelude" => 9,
         other => panic!("module {other} is not in the table of layers of tests/it/house.rs"),
     }

@@ -45,5 +45,6 @@ mod tuning;
 mod vdm;
 mod vq;
 mod watch;
+mod web;
 mod whole_files;
 mod zip_writer;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::memory::buffer;
 use super::pipeline::{Pipeline, place};
-use super::shader::{Interface, Kernel, Knob};
+use super::shader::{Kernel, Knob};
 use super::timestamps::queries;
 use super::{Gpu, GpuBuffer};
 use crate::device::size;
@@ -72,10 +72,7 @@ impl Gpu {
             groups.iter().all(|g| (1..=65_535).contains(g)),
             "{at}: {groups:?} workgroups, each dimension allows 1 to 65535"
         );
-        let immediates = pack(interface, params, &at);
-        for (name, _) in ranges {
-            assert!(interface.bindings.iter().any(|b| b.name == *name), "{at} does not use `{name}`");
-        }
+        let immediates = interface.pack(params, &at);
         let uniform = (!self.dialect.immediates && interface.params_size > 0)
             .then(|| self.uniform(&immediates))
             .transpose()?;
@@ -83,11 +80,7 @@ impl Gpu {
         if let Some(uniform) = &uniform {
             entries.push(wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() });
         }
-        for binding in &interface.bindings {
-            let (_, range) = ranges
-                .iter()
-                .find(|(name, _)| *name == binding.name)
-                .unwrap_or_else(|| panic!("{at}: nothing bound to `{}`", binding.name));
+        for (binding, range) in interface.bindings.iter().zip(interface.bound(ranges, &at)) {
             if range.bytes as u64 > self.max_binding() {
                 let (needed, most) = (size(range.bytes as u64), size(self.max_binding()));
                 let (name, kernel, gpu) = (&binding.name, kernel.name, &self.info.name);
@@ -225,24 +218,10 @@ impl Gpu {
 }
 
 /// Adds `more` operations to the `work` of a submission if there is room, as there always is for the first.
-fn fits(work: &mut u64, more: u64) -> bool {
+pub(crate) fn fits(work: &mut u64, more: u64) -> bool {
     let has_room = *work == 0 || *work + more <= SUBMISSION;
     *work += if has_room { more } else { 0 };
     has_room
-}
-
-/// The parameters as the kernel's `Params` lays them out.
-fn pack(interface: &Interface, params: &[(&'static str, u32)], at: &str) -> Vec<u8> {
-    for (name, _) in params {
-        assert!(interface.params.iter().any(|(n, _)| n == name), "{at}: no parameter called `{name}`");
-    }
-    let mut bytes = vec![0; interface.params_size as usize];
-    for (name, offset) in &interface.params {
-        let word = params.iter().find(|(n, _)| n == name).map(|(_, word)| word.to_ne_bytes());
-        let word = word.unwrap_or_else(|| panic!("{at}: parameter `{name}` was not given"));
-        bytes[*offset as usize..*offset as usize + 4].copy_from_slice(&word);
-    }
-    bytes
 }
 
 #[cfg(test)]

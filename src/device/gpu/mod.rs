@@ -11,11 +11,12 @@ mod pipeline;
 pub mod shader;
 mod timestamps;
 pub mod tuning;
+pub(crate) mod web;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-pub(crate) use dispatch::{Bound, Range};
+pub(crate) use dispatch::{Bound, Range, fits};
 pub use faults::expects_panic;
 pub use grid::Grid;
 pub use memory::GpuBuffer;

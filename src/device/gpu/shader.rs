@@ -198,6 +198,42 @@ pub struct Interface {
     pub params_size: u32,
     /// Threads in each dimension.
     pub workgroup_size: [u32; 3],
+    /// Workgroup memory that it uses.
+    pub workgroup_bytes: u32,
+}
+
+impl Interface {
+    /// The bytes of `Params`. `at`: the entry point, for messages.
+    ///
+    /// # Panics
+    /// When a parameter is missing, or is none of the kernel's.
+    pub(crate) fn pack(&self, params: &[(&'static str, u32)], at: &str) -> Vec<u8> {
+        for (name, _) in params {
+            assert!(self.params.iter().any(|(n, _)| n == name), "{at}: no parameter called `{name}`");
+        }
+        let mut bytes = vec![0; self.params_size as usize];
+        for (name, offset) in &self.params {
+            let word = params.iter().find(|(n, _)| n == name).map(|(_, word)| word.to_ne_bytes());
+            let word = word.unwrap_or_else(|| panic!("{at}: parameter `{name}` was not given"));
+            bytes[*offset as usize..*offset as usize + 4].copy_from_slice(&word);
+        }
+        bytes
+    }
+
+    /// What is bound to each of its bindings, in their order.
+    ///
+    /// # Panics
+    /// When one is missing, or is none of the kernel's.
+    pub(crate) fn bound<'a, R>(&self, given: &'a [(&'static str, R)], at: &str) -> Vec<&'a R> {
+        for (name, _) in given {
+            assert!(self.bindings.iter().any(|b| b.name == *name), "{at} does not use `{name}`");
+        }
+        let of = |binding: &Binding| match given.iter().find(|(name, _)| *name == binding.name) {
+            Some((_, range)) => range,
+            None => panic!("{at}: nothing bound to `{}`", binding.name),
+        };
+        self.bindings.iter().map(of).collect()
+    }
 }
 
 /// A parsed and validated kernel.
@@ -231,6 +267,11 @@ impl Module {
                         interface.params = members.iter().map(field).collect();
                         interface.params_size = *span;
                     }
+                }
+                naga::AddressSpace::WorkGroup => {
+                    let bytes = self.naga.types[variable.ty].inner.try_size(self.naga.to_ctx());
+                    let bytes = bytes.and_then(|bytes| interface.workgroup_bytes.checked_add(bytes));
+                    interface.workgroup_bytes = bytes.unwrap_or(u32::MAX);
                 }
                 _ => {}
             }

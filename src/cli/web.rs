@@ -1,0 +1,72 @@
+//! `denoir web`
+
+use std::path::PathBuf;
+
+use super::output::make_empty_folder;
+use super::{any, note, note_remarks, number, print, thousands};
+use crate::device::{Device, size};
+use crate::error::{Error, Result, quoted};
+use crate::sample::{Options, Trained};
+use crate::web::{self, Offer};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// A run folder, one of its checkpoints, or a folder of the diffusers library
+    run: PathBuf,
+    /// A new folder, which any web server can serve
+    #[arg(long, default_value = "site")]
+    out: PathBuf,
+    /// Samples that the page draws together
+    #[arg(long, default_value_t = 4, value_parser = number::<usize>(1..=64))]
+    count: usize,
+    /// A sampler to offer beside the run's own, as for `denoir sample`
+    #[arg(long, default_value = "ddim")]
+    sampler: String,
+    /// Its steps, the numbers that the page is to offer; it begins with the first
+    #[arg(long, value_delimiter = ',', default_value = "50,20,10,100", value_parser = any::<usize>)]
+    steps: Vec<usize>,
+    /// Weights as 16-bit floats: half as much to load, and numbers that differ in the fourth digit
+    #[arg(long)]
+    f16: bool,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let device = Device::open("cpu")?;
+    let trained = Trained::open(&arguments.run, &device)?;
+    note_remarks(&trained);
+    let (recipe, source) = (trained.recipe(), trained.source());
+    web::check(&source)?;
+    let own = Options::of(recipe)?;
+    let mut walks = Vec::new();
+    // A recipe whose process it cannot walk back is offered its own sampler alone.
+    let asked = arguments.sampler != "ddim" || recipe.sampler("ddim").is_ok();
+    for &steps in arguments.steps.iter().filter(|steps| asked && **steps <= recipe.timesteps) {
+        let scheduler = recipe.sampler(&arguments.sampler)?;
+        if !scheduler.draws_samples() {
+            return Err(Error::usage(format!("--sampler {} draws no samples", arguments.sampler))
+                .hint("choose one of `denoir sample --help`"));
+        }
+        walks.push((arguments.sampler.clone(), Options { scheduler, steps, ..own.clone() }));
+    }
+    let name = recipe.scheduler_keys().sampler();
+    let steps = own.scheduler.usual_steps();
+    if !walks.iter().any(|(walk, options)| *walk == name && options.steps == steps) {
+        walks.push((name, Options { steps, ..own }));
+    }
+    let out = &arguments.out;
+    make_empty_folder(out)?;
+    let offer = Offer { count: arguments.count, walks, half: arguments.f16 };
+    let written = web::write(out, &source, &offer)?;
+    note(&format!(
+        "{} dispatches a step by {} kernel files, {} of weights, {} on the GPU",
+        thousands(written.dispatches),
+        written.kernels,
+        size(written.weights),
+        size(written.memory)
+    ));
+    note(&format!(
+        "look at it with: python3 -m http.server --bind 127.0.0.1 --directory {} 8000, and http://127.0.0.1:8000",
+        quoted(out)
+    ));
+    print(&format!("{}\n", out.display()))
+}

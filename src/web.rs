@@ -1,0 +1,228 @@
+//! A static page that samples a run in a browser by the same kernels: the recorded programs as data, the
+//! kernels' text, the weights, and a small runtime in JavaScript that replays them with WebGPU.
+
+use std::borrow::Cow;
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+
+use half::f16;
+use safetensors::tensor::{Dtype, View};
+use serde::Serialize;
+
+use crate::checkpoint::{cannot_write, write_views, write_whole};
+use crate::error::{Error, Result, need};
+use crate::models::unet::Class;
+use crate::program::Description;
+use crate::sample::{Options, Source};
+
+/// The page itself, which is the same for every run.
+const PAGE: [(&str, &str); 3] = [
+    ("index.html", include_str!("web/page/index.html")),
+    ("page.js", include_str!("web/page/page.js")),
+    ("denoir.js", include_str!("web/page/denoir.js")),
+];
+const WEIGHTS: &str = "weights.safetensors";
+/// Version of `program.json`.
+const FORMAT: u32 = 1;
+
+/// What a page offers.
+pub struct Offer {
+    /// Samples that are drawn together.
+    pub count: usize,
+    /// Samplers by name, each in so many steps; the page begins with the first.
+    pub walks: Vec<(String, Options)>,
+    /// Weights as 16-bit floats: half the bytes to load. They are computed with as 32-bit floats.
+    pub half: bool,
+}
+
+/// `program.json`.
+#[derive(Serialize)]
+struct Page<'a> {
+    format: u32,
+    denoir: &'a str,
+    name: &'a str,
+    about: &'a str,
+    parameters: usize,
+    /// A whole number, as text: JSON's numbers are too short for it.
+    seed: String,
+    count: usize,
+    /// `[h, w, c]` of a sample, and `[H, W, C]` of an image.
+    sample: [usize; 3],
+    image: [usize; 3],
+    labels: Option<Labels<'a>>,
+    /// The scale to begin with, of models that know guidance.
+    guidance: Option<f64>,
+    walks: Vec<Walk<'a>>,
+    #[serde(flatten)]
+    programs: &'a Description,
+}
+
+/// The classes of a model.
+#[derive(Serialize)]
+struct Labels<'a> {
+    /// 0: any number.
+    count: usize,
+    names: &'a [String],
+    /// The label of no class.
+    null: Option<u32>,
+    /// Labels are floats.
+    float: bool,
+}
+
+/// A sampler in a number of steps.
+#[derive(Serialize)]
+struct Walk<'a> {
+    sampler: &'a str,
+    steps: usize,
+    /// Evaluations of the model: rows of its table.
+    rows: usize,
+    /// The table's tensor.
+    table: String,
+    /// Factor of the noise that it starts from.
+    start: f64,
+}
+
+/// What was written, for a report.
+pub struct Written {
+    /// Dispatches of a reverse step.
+    pub dispatches: usize,
+    /// Files of kernels.
+    pub kernels: usize,
+    /// Memory that a browser needs on the GPU, in bytes.
+    pub memory: u64,
+    /// Bytes of the weights' file.
+    pub weights: u64,
+}
+
+/// An error for a model that a page could not be asked by.
+///
+/// # Errors
+/// Says what the model needs.
+pub fn check(source: &Source) -> Result<()> {
+    let recipe = source.recipe;
+    let hint = "models of pixels or latents, with classes or without, are exported";
+    need(
+        recipe.text_width() == 0,
+        "the model draws what a text says, and the page has no text encoder",
+        hint,
+    )?;
+    need(!recipe.condition.is_some(), "the model draws from pictures, which the page cannot give it", hint)
+}
+
+/// Writes the page into the empty folder `folder`.
+///
+/// # Errors
+/// When the model cannot be asked by a page, needs more than browsers have, or a file cannot be written.
+pub fn write(folder: &Path, source: &Source, offer: &Offer) -> Result<Written> {
+    check(source)?;
+    let recipe = source.recipe;
+    let walks: Vec<Options> = offer.walks.iter().map(|(_, options)| options.clone()).collect();
+    let recorded = source.record_all(&walks, offer.count)?;
+    let mut programs = Description::new();
+    let of_name = [("start", Some(&recorded.start)), ("step", Some(&recorded.step))];
+    let more = [("guided", recorded.guided.as_ref()), ("decode", recorded.decode.as_ref())];
+    for (name, tape) in of_name.into_iter().chain(more) {
+        if let Some(tape) = tape {
+            programs.add(name, tape)?;
+        }
+    }
+    let table_of = |(sampler, options): &(String, Options)| format!("{sampler} {}", options.steps);
+    let mut tensors: Vec<(String, Tensor)> = Vec::new();
+    for (name, values) in recorded.weights {
+        tensors.push((name.to_owned(), Tensor::of(vec![values.len()], &values, offer.half)?));
+    }
+    let mut listed = Vec::new();
+    for ((walk, (rows, table)), start) in offer.walks.iter().zip(&recorded.tables).zip(&recorded.starts) {
+        let shape = vec![*rows, table.len() / rows];
+        tensors.push((table_of(walk), Tensor::of(shape, table, false)?));
+        let (sampler, options) = walk;
+        listed.push(Walk {
+            sampler,
+            steps: options.steps,
+            rows: *rows,
+            table: table_of(walk),
+            start: *start,
+        });
+    }
+    let labels = match recipe.class() {
+        Class::None | Class::Embedding(_) => None,
+        class => Some(Labels {
+            count: recipe.class_count(),
+            names: &recipe.class_names,
+            null: recipe.null_class(),
+            float: class == Class::Value,
+        }),
+    };
+    let page = Page {
+        format: FORMAT,
+        denoir: env!("CARGO_PKG_VERSION"),
+        name: &recipe.name,
+        about: &recipe.about,
+        parameters: recorded.parameters,
+        seed: recipe.seed.to_string(),
+        count: offer.count,
+        sample: recipe.diffused(),
+        image: source.image(),
+        labels,
+        guidance: recorded.guided.is_some().then_some(recipe.guidance),
+        walks: listed,
+        programs: &programs,
+    };
+    let json = serde_json::to_string(&page).map_err(|e| Error::new("cannot write JSON").caused_by(e))?;
+    let kernels = folder.join("kernels");
+    fs::create_dir_all(&kernels).map_err(|e| cannot_write(&kernels, e))?;
+    let text = |path: &Path, text: &str| write_whole(path, |file| file.write_all(text.as_bytes()));
+    for kernel in programs.kernels() {
+        text(&kernels.join(&kernel.file), &kernel.text)?;
+    }
+    write_views(&folder.join(WEIGHTS), tensors, "denoir", "web")?;
+    text(&folder.join("program.json"), &json)?;
+    for (name, contents) in PAGE {
+        text(&folder.join(name), contents)?;
+    }
+    Ok(Written {
+        dispatches: programs.dispatches("step"),
+        kernels: programs.kernels().count(),
+        memory: programs.bytes(),
+        weights: fs::metadata(folder.join(WEIGHTS)).map_or(0, |file| file.len()),
+    })
+}
+
+/// A tensor of the weights' file.
+struct Tensor {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Tensor {
+    fn of(shape: Vec<usize>, values: &[f32], half: bool) -> Result<Tensor> {
+        if !half {
+            return Ok(Tensor { dtype: Dtype::F32, shape, bytes: bytemuck::cast_slice(values).to_vec() });
+        }
+        let halves: Vec<f16> = values.iter().map(|&v| f16::from_f32(v)).collect();
+        let lost = halves.iter().zip(values).any(|(half, v)| v.is_finite() && !half.is_finite());
+        need(!lost, "a weight is larger than a 16-bit float can be", "leave --f16 out")?;
+        let bytes = halves.iter().flat_map(|half| half.to_le_bytes()).collect();
+        Ok(Tensor { dtype: Dtype::F16, shape, bytes })
+    }
+}
+
+impl View for Tensor {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}

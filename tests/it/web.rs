@@ -1,0 +1,287 @@
+//! Pages that sample runs in a browser: what is written, and, in a real one, the numbers.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use denoir::device::Device;
+use denoir::sample::{Options, Trained};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::command_line::{TINY, denoir, fails};
+
+fn runs(at: &Path, arguments: &[&str]) {
+    let output = denoir(at, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn set<'a>(settings: &[&'a str]) -> Vec<&'a str> {
+    settings.iter().flat_map(|setting| ["--set", setting]).collect()
+}
+
+/// Trains runs of pixels, of classes and of latents, of weights that show in the samples.
+fn train(at: &Path) {
+    let tiny = |out: &'static str, settings: &[&'static str]| {
+        runs(at, &[&["train", "--out", out, "--steps", "4"], &TINY[..], &set(settings)].concat());
+    };
+    tiny("pixels", &["unet.zero_init=false"]);
+    tiny("classes", &["unet.zero_init=false", "unet.num_class_embeds=11", "label_dropout=0.25"]);
+    let small = ["--steps", "4", "--batch-size", "4", "--device", "cpu", "--sample-every", "never"];
+    let vae = set(&["vae.widths=[8,8]", "vae.norm_num_groups=4", "evaluate_count=4", "sample_count=1"]);
+    runs(at, &[&["train", "digits-vae", "--out", "vae", "--image-size", "16"][..], &small, &vae].concat());
+    let unet = ["image_size=16", "latent_size=4", "unet.block_out_channels=[8,8]", "unet.norm_num_groups=4"];
+    let more = ["unet.attention_head_dim=4", "unet.zero_init=false", "sample_count=1", "evaluate_count=4"];
+    let (unet, more) = (set(&unet), set(&more));
+    runs(
+        at,
+        &[&["train", "digits-ldm", "--vae", "vae", "--out", "latents"][..], &small, &unet, &more].concat(),
+    );
+}
+
+fn program_of(site: &Path) -> Value {
+    serde_json::from_slice(&fs::read(site.join("program.json")).unwrap()).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<u64> {
+    value.as_array().unwrap().iter().map(|number| number.as_u64().unwrap()).collect()
+}
+
+#[test]
+fn a_page_keeps_what_browsers_promise_and_refuses_what_they_cannot_do() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    train(at);
+    for (run, programs, writes) in [
+        ("pixels", &["start", "step"][..], "x"),
+        ("classes", &["guided", "start", "step"], "x"),
+        ("latents", &["decode", "start", "step"], "picture"),
+    ] {
+        let out = format!("{run}.site");
+        runs(at, &["web", run, "--out", &out, "--steps", "3,5,2000"]);
+        let site = at.join(&out);
+        let page = program_of(&site);
+        let names: Vec<&String> = page["programs"].as_object().unwrap().keys().collect();
+        assert_eq!(names, programs, "{run}");
+        assert!(page["buffers"][writes].is_u64(), "{run}: {}", page["buffers"]);
+        // More steps than there are timesteps are not offered; the run's own sampler is.
+        let walks: Vec<_> = page["walks"].as_array().unwrap().iter().map(|w| w["steps"].as_u64()).collect();
+        assert_eq!(walks, [Some(3), Some(5), Some(1000)], "{run}");
+        for (program, submissions) in page["programs"].as_object().unwrap() {
+            for call in submissions.as_array().unwrap().iter().flat_map(|calls| calls.as_array().unwrap()) {
+                let pipeline = &page["pipelines"][call["pipeline"].as_u64().unwrap() as usize];
+                let at = format!("{run}, {program}: {call} by {pipeline}");
+                let (slots, seen) = (&pipeline["bindings"], call["buffers"].as_array().unwrap());
+                assert!(seen.len() <= 8 && seen.len() == slots.as_array().unwrap().len(), "{at}");
+                assert_eq!(
+                    call["params"].as_array().unwrap().len(),
+                    pipeline["params"].as_array().unwrap().len()
+                );
+                assert!(numbers(&call["groups"]).iter().all(|n| (1..=65_535).contains(n)), "{at}");
+                for (i, range) in seen.iter().enumerate() {
+                    let [first, bytes] = [1, 2].map(|part| range[part].as_u64().unwrap());
+                    let size = page["buffers"][range[0].as_str().unwrap()].as_u64().unwrap();
+                    assert!(first.is_multiple_of(256) && bytes > 0 && first + bytes <= size, "{at}");
+                    // One dispatch must not see a buffer as read-only and as writable.
+                    for (j, other) in seen.iter().enumerate().filter(|(_, other)| other[0] == range[0]) {
+                        assert!(i == j || slots[i]["writable"] == slots[j]["writable"], "{at}: {other}");
+                    }
+                }
+                let text =
+                    fs::read_to_string(site.join("kernels").join(pipeline["kernel"].as_str().unwrap()));
+                assert!(
+                    text.unwrap().contains(&format!("fn {}(", pipeline["entry"].as_str().unwrap())),
+                    "{at}"
+                );
+            }
+        }
+    }
+    // Half the bytes.
+    runs(at, &["web", "pixels", "--out", "half", "--f16", "--steps", "3"]);
+    let weights = |site: &str| fs::metadata(at.join(site).join("weights.safetensors")).unwrap().len();
+    let table = 288 * 1000; // of the run's own sampler
+    assert!(2 * (weights("half") - table) < weights("pixels.site"), "{}", weights("half"));
+    fails(at, &["web", "pixels", "--out", "half"], 1, &["half is not empty", "choose another --out"]);
+    fails(at, &["web", "vae", "--out", "no"], 1, &["is a VAE"]);
+    fails(at, &["web", "pixels", "--sampler", "ddim-inverse", "--out", "no"], 2, &["draws no samples"]);
+    let fills = set(&["condition.kind=mask", "unet.in_channels=2"]);
+    runs(at, &[&["train", "--out", "fills", "--steps", "2"], &TINY[..], &fills].concat());
+    fails(at, &["web", "fills", "--out", "no"], 2, &["draws from pictures", "with classes or without"]);
+    assert!(!at.join("no").exists());
+}
+
+/// Serves a folder on 127.0.0.1, and gives what pages send to `/result`: the requests' path and body.
+fn serve(folder: PathBuf) -> (u16, Receiver<(String, Vec<u8>)>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (send, results) = channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let (folder, send) = (folder.clone(), send.clone());
+            std::thread::spawn(move || {
+                if let Some(result) = answer(&folder, stream) {
+                    let _ = send.send(result);
+                }
+            });
+        }
+    });
+    (port, results)
+}
+
+fn answer(folder: &Path, mut stream: TcpStream) -> Option<(String, Vec<u8>)> {
+    let mut reader = BufReader::new(stream.try_clone().ok()?);
+    let (mut head, mut length) = (String::new(), 0);
+    reader.read_line(&mut head).ok()?;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().ok()?;
+        }
+        if line.trim().is_empty() {
+            break;
+        }
+    }
+    let path = head.split(' ').nth(1)?.to_owned();
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let file = fs::read(folder.join(path.trim_start_matches('/')));
+    let kind = match path.rsplit('.').next() {
+        Some("js") => "text/javascript",
+        Some("html") => "text/html",
+        Some("json") => "application/json",
+        _ => "application/octet-stream",
+    };
+    let is_result = head.starts_with("POST");
+    let (status, contents) = match file {
+        _ if is_result => ("200 OK", Vec::new()),
+        Ok(contents) => ("200 OK", contents),
+        Err(_) => ("404 Not Found", Vec::new()),
+    };
+    let length = contents.len();
+    let answer = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(answer.as_bytes()).and_then(|()| stream.write_all(&contents)).ok()?;
+    is_result.then_some((path, body))
+}
+
+/// Ends the browser with the test.
+struct Browser(Child);
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn browse(profile: &Path, url: &str) -> Browser {
+    let names = ["chromium", "chromium-browser", "google-chrome", "chrome"].map(String::from);
+    for name in std::env::var("DENOIR_BROWSER").into_iter().chain(names) {
+        let started = Command::new(name)
+            .args(["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--no-first-run"])
+            .args(["--enable-unsafe-webgpu", &format!("--user-data-dir={}", profile.display()), url])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        if let Ok(browser) = started {
+            return Browser(browser);
+        }
+    }
+    panic!("no Chromium: install it, or say where it is with DENOIR_BROWSER");
+}
+
+/// Asks the page for samples, and sends the last samples, the last predicted x0 and the pictures of each.
+const PAGE: &str = r#"<!doctype html><title>test</title><script type="module">
+const send = (path, body) => fetch(path, { method: "POST", body });
+try {
+    for (const { site, request } of await (await fetch("requests.json")).json()) {
+        const { open } = await import(`./${site}/denoir.js`);
+        const model = await open(`./${site}/`);
+        await model.sample({ ...request, seed: BigInt(request.seed) });
+        const numbers = [await model.samples(), await model.samples(true), await model.pictures()];
+        await send("/result", new Blob(numbers));
+    }
+} catch (error) {
+    await send("/failed", `${error.stack ?? error}`);
+}
+</script>"#;
+
+/// `tools/test` runs it where Chromium is, or can be installed.
+#[test]
+#[ignore = "needs Chromium"]
+fn a_browser_draws_the_samples_of_vulkan() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    train(at);
+    let seed = (1_u64 << 40) + 7;
+    // Run, sampler and steps, labels, guidance.
+    let cases = [
+        ("pixels", ("ddim", 4), None, 1.0),
+        ("pixels", ("ddpm", 6), None, 1.0),
+        ("classes", ("ddim", 4), Some([3, 7]), 1.0),
+        ("classes", ("ddim", 4), Some([3, 7]), 0.0),
+        ("classes", ("ddim", 4), Some([3, 7]), 2.5),
+        ("latents", ("ddim", 4), None, 1.0),
+    ];
+    let mut requests = Vec::new();
+    for (run, (sampler, steps), labels, guidance) in cases {
+        let site = format!("{run}-{sampler}");
+        if !at.join(&site).exists() {
+            let steps = steps.to_string();
+            runs(at, &["web", run, "--out", &site, "--sampler", sampler, "--steps", &steps, "--count", "2"]);
+        }
+        let request = json!({ "seed": seed.to_string(), "labels": labels, "guidance": guidance });
+        requests.push(json!({ "site": site, "request": request }));
+    }
+    fs::write(at.join("requests.json"), Value::from(requests).to_string()).unwrap();
+    fs::write(at.join("test.html"), PAGE).unwrap();
+    let (port, results) = serve(at.to_owned());
+    let _browser = browse(&at.join("profile"), &format!("http://127.0.0.1:{port}/test.html"));
+    let gpu = Device::open("gpu").expect("an adapter: tools/test installs a software driver");
+    for (run, (sampler, steps), labels, guidance) in cases {
+        let trained = Trained::open(&at.join(run), &gpu).unwrap();
+        let source = trained.source();
+        let mut options = Options { seed, steps, ..Options::of(trained.recipe()).unwrap() };
+        options.scheduler = trained.recipe().sampler(sampler).unwrap();
+        options.guidance.scale = guidance;
+        let mut drawn = source.sampler(&options, 2).unwrap();
+        let labels = labels.map_or(Vec::new(), Vec::from);
+        let x = drawn.run(0, &labels, |_, _, _| Ok(())).unwrap();
+        let x0 = drawn.predicted().unwrap();
+        let pictures = source.draw(&options, 2, None, || Ok(())).unwrap();
+        // Of classes `draw` has others.
+        let pictures = if labels.is_empty() { pictures } else { x.clone() };
+        let name = format!("{run} by {sampler}, guidance {guidance}");
+        let (path, body) = results.recv_timeout(Duration::from_secs(300)).expect("an answer of the page");
+        assert_eq!(path, "/result", "{name}: {}", String::from_utf8_lossy(&body));
+        let got: Vec<f32> = floats(&body);
+        let (got_x, rest) = got.split_at(x.len());
+        let (got_x0, got_pictures) = rest.split_at(x0.len());
+        for (what, got, wanted) in
+            [("x", got_x, &x), ("x0", got_x0, &x0), ("pictures", got_pictures, &pictures)]
+        {
+            let error = distance(got, wanted);
+            println!("{name}: {what} differ by {error:.1e} of the largest");
+            assert!(error <= 1e-4, "{name}: {what} differ by {error:e} of the largest");
+        }
+    }
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|word| f32::from_le_bytes(word.try_into().unwrap())).collect()
+}
+
+/// The largest difference, of the largest number; NaN counts as one.
+fn distance(got: &[f32], wanted: &[f32]) -> f32 {
+    assert_eq!(got.len(), wanted.len());
+    let largest = wanted.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+    assert!(largest > 0.1, "samples of nothing");
+    let differences = got.iter().zip(wanted).map(|(a, b)| (a - b).abs());
+    differences.fold(0.0, |most, d| if d <= most || most.is_nan() { most } else { d }) / largest
+}
