@@ -39,7 +39,7 @@ enum Kind {
 
 impl Captions {
     /// Those that `of` makes of a picture's number, at least one.
-    pub(super) fn made(of: impl Fn(u64) -> Vec<String> + Send + Sync + 'static) -> Captions {
+    pub(crate) fn made(of: impl Fn(u64) -> Vec<String> + Send + Sync + 'static) -> Captions {
         Captions(Kind::Made(Arc::new(of)))
     }
 

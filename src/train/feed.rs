@@ -13,7 +13,9 @@ use super::recipe_trainer::RecipeTrainer;
 use super::resident::{Examples, kept};
 use crate::checkpoint::Values;
 use crate::codec::Codec;
-use crate::data::{self, Dataset, DreamBooth, Loader, numbered, open_for_evaluation};
+use crate::data::{
+    self, Captions, Dataset, DreamBooth, Loader, numbered, open_for_evaluation, open_whole_folder,
+};
 use crate::device::Device;
 use crate::diffusers::{Text, TextEncoder};
 use crate::error::{Error, Result};
@@ -137,7 +139,12 @@ impl Data {
                     return Err(Error::usage("the held-out images have other classes than the training has")
                         .hint("give data with the same, or --set evaluate_count=0"));
                 }
-                (None, Some(HeldOut::new(images, count, unseen)))
+                let captions = match recipe.captions() {
+                    _ if recipe.text_width() == 0 => None,
+                    Some(captions) => Some(Captions::made(move |_| captions.clone())),
+                    None => images.captions()?,
+                };
+                (None, Some(HeldOut::new(images, count, unseen).captioned(captions)))
             }
             None => (None, None),
         };
