@@ -31,9 +31,8 @@ pub(super) type Known<'a> = dyn Fn(&dyn Dataset) -> Result<Vec<String>> + Sync +
 fn open_data(recipe: &Recipe, channels: usize, known: &Known) -> Result<Arc<dyn Dataset>> {
     let mut dataset = data::open(&recipe.data, &recipe.pictures(channels))?;
     if let Some(captions) = recipe.captions() {
-        let spec = format!("images:{}", recipe.class_folder);
-        let class =
-            recipe.keeps_prior().then(|| data::open(&spec, &recipe.pictures(channels))).transpose()?;
+        let class = || open_whole_folder(&recipe.class_folder, &recipe.pictures(channels));
+        let class = recipe.keeps_prior().then(class).transpose()?;
         let captions = [captions, vec![recipe.class_prompt.clone()]];
         dataset = Arc::new(DreamBooth::new(dataset, class, captions));
     }
@@ -181,7 +180,7 @@ impl Data {
             recipe.text.clone_from(&text.encoder.config);
             (tokenizer, encoder) = (text.tokenizer, Some(text.encoder));
         }
-        let captions = Some(Rc::new(Captioned::new(recipe, tokenizer, &*self.dataset)?));
+        let captions = Some(Rc::new(Captioned::new(recipe, tokenizer, Arc::clone(&self.dataset))?));
         self.beside = Beside { captions, text: encoder, weights, word };
         Ok(())
     }

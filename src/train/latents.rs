@@ -17,6 +17,8 @@ use crate::weights::summed;
 /// Images encoded between two reports of progress.
 const BLOCK: u64 = 64;
 const KEY: &str = "denoir_latents";
+/// Numbers of images that could not be read, and are others' therefore.
+const UNREAD: &str = "unread";
 
 /// Encoded images as a data set: `[h, w, 2 c]` numbers each, means and log-variances side by side (an
 /// autoencoder's: `[h, w, c]`). Where training mirrors its images, those are encoded too, after the others.
@@ -42,8 +44,6 @@ impl Dataset for CachedLatents {
         self.images.classes()
     }
 
-    fn whole(&self) -> Option<Whole<'_>> {
-        Some(Whole { values: Values::Numbers(&self.moments), labels: self.labels.clone() })
     fn together(&self) -> u64 {
         self.images.together()
     }
@@ -52,6 +52,8 @@ impl Dataset for CachedLatents {
         self.images.shown(index)
     }
 
+    fn whole(&self) -> Option<Whole<'_>> {
+        Some(Whole { values: Values::Numbers(&self.moments), labels: self.labels.clone() })
     }
 
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
@@ -77,7 +79,13 @@ impl CachedLatents {
         let [h, w, c] = self.shape;
         let n = self.labels.len();
         let labels: Vec<f32> = self.labels.iter().map(|&l| l as f32).collect();
-        let tensors = [("moments", vec![n, h, w, c], &self.moments[..]), ("labels", vec![n], &labels[..])];
+        let unread = (0..n as u64).filter(|&i| self.images.shown(i) != i).map(|i| i as f32);
+        let unread: Vec<f32> = unread.collect();
+        let mut tensors =
+            vec![("moments", vec![n, h, w, c], &self.moments[..]), ("labels", vec![n], &labels[..])];
+        if !unread.is_empty() {
+            tensors.push((UNREAD, vec![unread.len()], &unread));
+        }
         let key = self.images.key(&self.origin)?;
         write_tensors(path, &tensors, KEY, format!("{key}, moments {}", fingerprint(&self.moments)))
     }
@@ -107,6 +115,14 @@ impl CachedLatents {
             return None;
         }
         let labels = labels.into_iter().map(|l| l as u32).collect();
+        if let Ok(unread) = file.tensor(UNREAD) {
+            // They are met once more, so that the data knows which stand in for them.
+            let all = values(UNREAD, unread.shape())?;
+            let mut image = vec![0.0; images.shape().iter().product()];
+            for index in all.into_iter().filter(|&i| i >= 0.0 && (i as usize) < n) {
+                images.read(index as u64, &mut image).ok()?;
+            }
+        }
         Some(CachedLatents { moments, labels, shape, images: Arc::clone(images), origin })
     }
 }
@@ -125,6 +141,11 @@ pub struct Images {
     mirrored: bool,
 }
 
+/// How many images are cached of a data set.
+pub(super) fn images_of(data: &dyn Dataset, recipe: &Recipe) -> u64 {
+    data.len().unwrap_or((recipe.latent_count as u64).next_multiple_of(data.together()))
+}
+
 impl Images {
     pub fn new(data: Arc<dyn Dataset>, recipe: &Recipe) -> Images {
         let count = images_of(&*data, recipe);
@@ -140,11 +161,6 @@ impl Images {
         let (vae, n) = (codec.fingerprint(), self.count);
         format!("vae {vae}, size {image_size} {resize:?}, crop {crop}, flip {flip}, {n} images")
     }
-
-/// How many images are cached of a data set.
-pub(super) fn images_of(data: &dyn Dataset, recipe: &Recipe) -> u64 {
-    data.len().unwrap_or((recipe.latent_count as u64).next_multiple_of(data.together()))
-}
 
     /// What latents are of: those of other pictures, or of pictures with other labels, are of no use.
     fn key(&self, origin: &str) -> Result<String> {
@@ -171,6 +187,15 @@ impl Dataset for Images {
         self.data.digest()
     }
 
+    fn together(&self) -> u64 {
+        self.data.together()
+    }
+
+    fn shown(&self, index: u64) -> u64 {
+        let first = index / self.count * self.count;
+        first + self.data.shown(index % self.count)
+    }
+
     fn read(&self, index: u64, out: &mut [f32]) -> Result<u32> {
         let label = self.data.read(index % self.count, out)?;
         if index >= self.count {
@@ -187,15 +212,6 @@ pub struct Growing {
     known: Vec<bool>,
     /// How many are not known.
     pub(super) missing: u64,
-    fn together(&self) -> u64 {
-        self.data.together()
-    }
-
-    fn shown(&self, index: u64) -> u64 {
-        let first = index / self.count * self.count;
-        first + self.data.shown(index % self.count)
-    }
-
 }
 
 impl Growing {
