@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::digest::{Digest, OF_ENDLESS};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::shown_path;
@@ -39,7 +40,7 @@ enum Kind {
 
 impl Captions {
     /// Those that `of` makes of a picture's number, at least one.
-    pub(super) fn made(of: impl Fn(u64) -> Vec<String> + Send + Sync + 'static) -> Captions {
+    pub(crate) fn made(of: impl Fn(u64) -> Vec<String> + Send + Sync + 'static) -> Captions {
         Captions(Kind::Made(Arc::new(of)))
     }
 
@@ -59,6 +60,20 @@ impl Captions {
     pub fn iter(&self) -> impl Iterator<Item = &[String]> {
         let all = if let Kind::Listed(all) = &self.0 { &all[..] } else { &[] };
         all.iter().map(Vec::as_slice)
+    }
+
+    /// Tells them from others; those that are made by the first of them.
+    pub fn digest(&self) -> String {
+        let mut digest = Digest::default();
+        let mut add = |captions: &[String]| {
+            digest.field(&(captions.len() as u64).to_le_bytes());
+            digest.names(captions);
+        };
+        match &self.0 {
+            Kind::Listed(all) => all.iter().for_each(|captions| add(captions)),
+            Kind::Made(of) => (0..OF_ENDLESS).for_each(|index| add(&of(index))),
+        }
+        digest.text()
     }
 
     /// Of the pictures `files` below `dir`; an error with this hint if one has none.

@@ -144,3 +144,22 @@ fn captions_stay_with_their_pictures_when_some_are_held_out() {
     }
     assert_eq!(seen, 30);
 }
+
+#[test]
+fn captions_are_told_by_their_words_and_places() {
+    let of = |all: &[&[&str]]| {
+        let all = all.iter().map(|of| of.iter().map(|&text| text.to_owned()).collect()).collect();
+        Captions(Kind::Listed(all)).digest()
+    };
+    let all = [
+        of(&[&["a"], &["b"]]),
+        of(&[&["b"], &["a"]]),
+        of(&[&["a", "b"]]),
+        of(&[&["ab"]]),
+        of(&[&["a"], &["c"]]),
+    ];
+    assert!((0..5).all(|i| (0..i).all(|j| all[i] != all[j])), "{all:?}");
+    assert_eq!(all[0], of(&[&["a"], &["b"]]));
+    let made = |text: &'static str| Captions::made(move |i| vec![format!("{text} {i}")]).digest();
+    assert!(made("a") == made("a") && made("a") != made("b"));
+}

@@ -17,7 +17,7 @@ use crate::files;
 const WHOLE: u64 = 4 << 30;
 const ENDS: u64 = 16 << 10;
 /// Pictures that an endless set is told by: they are functions of its kind and seed, as all are.
-const OF_ENDLESS: u64 = 4;
+pub(super) const OF_ENDLESS: u64 = 4;
 
 /// A digest of fields in order, each with its length.
 #[derive(Default)]

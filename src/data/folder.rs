@@ -294,6 +294,12 @@ impl Dataset for Folder {
         self.read_or_next(index, Some(place), out)
     }
 
+    fn shown(&self, index: u64) -> u64 {
+        let (bad, count) = (lock(&self.bad), self.files.len());
+        let next = (0..count).map(|more| (index as usize + more) % count).find(|i| !bad.contains_key(i));
+        next.map_or(index, |i| i as u64)
+    }
+
     fn digest(&self) -> Result<String> {
         let made = || match &self.table {
             Some((table, _)) => table.digest(),

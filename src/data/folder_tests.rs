@@ -5,7 +5,7 @@ use std::fs;
 use image::{GrayImage, ImageFormat, Luma, Rgb, RgbImage};
 
 use super::super::tests::{options, refusal};
-use super::super::{Loader, Resize, open as open_spec, picture::to_u8, read_picture};
+use super::super::{Loader, Resize, open as open_spec, open_whole_folder, picture::to_u8, read_picture};
 use super::*;
 
 struct Place(tempfile::TempDir);
@@ -75,6 +75,8 @@ fn one_in_ten_is_held_out_and_never_trained_on() {
     let mut all = [train, held_out].concat();
     all.sort();
     assert_eq!(all, (0..30).collect::<Vec<u8>>());
+    let dir = place.0.path().to_str().unwrap();
+    assert_eq!(open_whole_folder(dir, &options(8)).unwrap().len(), Some(30));
 
     let small = Place::new();
     small.add("1.png", [0; 3]);

@@ -279,6 +279,17 @@ pub fn open(spec: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
     }
 }
 
+/// All pictures of a folder, also those that would be held out.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn open_whole_folder(dir: &str, options: &Options) -> Result<Arc<dyn Dataset>> {
+    check(options)?;
+    let dir = folder_of("images", dir)?;
+    let (pictures, _) = folder::listed(&dir)?;
+    Ok(Arc::new(folder::Folder::with(&dir, pictures, options)?))
+}
+
 /// The held-out part and true; the training part and false for a folder too small to hold any out.
 pub(crate) fn open_for_evaluation(spec: &str, options: &Options) -> Result<(Arc<dyn Dataset>, bool)> {
     let open = |split| open(spec, &Options { split, ..options.clone() });

@@ -84,6 +84,10 @@ impl Dataset for Numbered {
         Some(Whole { labels, ..whole })
     }
 
+    fn shown(&self, index: u64) -> u64 {
+        self.data.shown(index)
+    }
+
     fn digest(&self) -> Result<String> {
         self.data.digest()
     }

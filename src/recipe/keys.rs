@@ -45,10 +45,9 @@ impl Recipe {
         }
     }
 
-    /// Whether a diffusion model is measured on held-out images while it is trained; one that sees texts is
-    /// not.
+    /// Whether a diffusion model is measured on held-out images while it is trained.
     pub(crate) fn has_held_out_loss(&self) -> bool {
-        self.system.diffuses() && self.evaluate_count > 0 && self.text_width() == 0
+        self.system.diffuses() && self.evaluate_count > 0
     }
 
     /// Whether it keeps latents that are encoded once.

@@ -24,6 +24,9 @@ pub(crate) struct DataRecord {
     pub pictures: Option<u64>,
     /// As [`Dataset::digest`] says.
     pub digest: String,
+    /// Tells their captions from others, where the model sees texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub captions: Option<String>,
 }
 
 /// Images of the steps after some steps, up to the next such entry.
@@ -59,16 +62,24 @@ pub(crate) fn going_on(batches: &[Batches], done: u64, images: u64) -> Vec<Batch
 }
 
 impl DataRecord {
-    pub fn of(data: &dyn Dataset) -> Result<DataRecord> {
-        Ok(DataRecord { classes: data.classes().to_vec(), pictures: data.len(), digest: data.digest()? })
+    /// `sees_texts`: whether captions count.
+    pub fn of(data: &dyn Dataset, sees_texts: bool) -> Result<DataRecord> {
+        let captions = if sees_texts { data.captions()?.map(|captions| captions.digest()) } else { None };
+        let (classes, pictures) = (data.classes().to_vec(), data.len());
+        Ok(DataRecord { classes, pictures, digest: data.digest()?, captions })
     }
 
     /// What `now` has otherwise, in words. The digest holds the names of classes, but not their numbers,
     /// which are no difference.
     pub fn differences(&self, now: &DataRecord) -> Vec<String> {
-        if now.digest == self.digest {
-            return Vec::new();
-        }
+        let mut all = if now.digest == self.digest { Vec::new() } else { self.other_pictures(now) };
+        // A run that does not say what they were is no other.
+        let captions = self.captions.as_ref().zip(now.captions.as_ref());
+        all.extend(captions.filter(|(was, is)| was != is).map(|_| "other captions".to_owned()));
+        all
+    }
+
+    fn other_pictures(&self, now: &DataRecord) -> Vec<String> {
         let missing = |from: &DataRecord, of: &DataRecord| -> Vec<String> {
             let names = of.classes.iter().filter(|name| !from.classes.contains(name));
             names.map(|name| format!("{name:?}")).collect()
@@ -142,8 +153,12 @@ mod tests {
             classes: names.split_whitespace().map(str::to_owned).collect(),
             pictures,
             digest: digest.to_owned(),
+            captions: None,
         };
         let first = data("apple pear", Some(3), "x");
+        let with = |captions: &str| DataRecord { captions: Some(captions.to_owned()), ..first.clone() };
+        assert_eq!(with("a").differences(&with("b")), ["other captions"]);
+        assert!(first.differences(&with("a")).is_empty() && with("a").differences(&with("a")).is_empty());
         let says = |now: DataRecord, wanted: &[&str]| assert_eq!(first.differences(&now), wanted);
         says(first.clone(), &[]);
         says(data("pear apple", Some(3), "x"), &[]);
@@ -160,7 +175,8 @@ mod tests {
         assert_eq!(Record::read(&path).unwrap(), None);
         for pictures in [Some(7), None] {
             let classes = vec!["12\" \u{1b}disc".to_owned(), "b".to_owned()];
-            let data = DataRecord { classes, pictures, digest: "0f".to_owned() };
+            let captions = pictures.map(|_| "a1".to_owned());
+            let data = DataRecord { classes, pictures, digest: "0f".to_owned(), captions };
             let record = Record { data, batches: going_on(&going_on(&[], 0, 5), 3, 7) };
             record.write(&path).unwrap();
             assert_eq!(Record::read(&path).unwrap(), Some(record));

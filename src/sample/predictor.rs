@@ -1,7 +1,7 @@
 //! A model asked for its predictions, without a sampler.
 
-use super::{Condition, Source};
-use crate::diffusion::seen_by_model;
+use super::{Condition, Source, Texts};
+use crate::diffusion::{Told, seen_by_model};
 use crate::error::{Result, need};
 use crate::nn::{self, Scope};
 use crate::ops::arithmetic::affine;
@@ -18,6 +18,8 @@ pub struct Predictor {
     /// Elements of a sample.
     size: usize,
     labels: Option<DType>,
+    /// What samples are told.
+    texts: Option<Texts>,
     /// Of the prediction's derivative with a probe, where it was asked for.
     product: Option<Tensor>,
 }
@@ -40,8 +42,9 @@ impl Source<'_> {
     }
 
     fn recorded(&self, most: usize, differentiable: bool) -> Result<Predictor> {
-        let hint = "draw with `denoir sample RUN --prompt TEXT`";
-        need(self.recipe.text_width() == 0, "the model sees texts, and this command gives it none", hint)?;
+        let (hint, texts) = ("draw with `denoir sample RUN --prompt TEXT`", self.denoiser.texts.clone());
+        let is_told = self.recipe.text_width() == 0 || texts.is_some();
+        need(is_told, "the model sees texts, and this command gives it none", hint)?;
         let denoiser = &self.denoiser;
         let ([h, w, c], labels) = (denoiser.shape, denoiser.labels);
         let record = |batch: usize| {
@@ -64,7 +67,11 @@ impl Source<'_> {
             });
             let told = condition.as_ref().map(|(condition, has_holes)| (condition, *has_holes));
             let seen = seen_by_model(&x, own.as_ref(), told);
-            let mut out = (denoiser.model)(&scope, &seen, &t, classes.as_ref().into());
+            let text = texts
+                .as_ref()
+                .map(|Texts { shape: [tokens, width], .. }| tape.stored("text", 0, [batch, *tokens, *width]));
+            let beside = Told { labels: classes.as_ref(), text: text.as_ref() };
+            let mut out = (denoiser.model)(&scope, &seen, &t, beside);
             if !differentiable {
                 return (Plan::new(&tape, &[&out], &denoiser.device), (batch, out, None));
             }
@@ -80,7 +87,9 @@ impl Source<'_> {
         let (plan, (batch, out, product)) = Plan::of_batch(&denoiser.device, halves(most.max(1)), record);
         let stores = [(nn::STORE, &denoiser.weights)];
         let program = Program::compile(&plan, &denoiser.device, &stores, Sharing::Shared)?;
-        Ok(Predictor { program, out, batch, size: h * w * c, labels, product })
+        let predictor = Predictor { program, out, batch, size: h * w * c, labels, texts, product };
+        predictor.set_texts(0)?;
+        Ok(predictor)
     }
 }
 
@@ -96,6 +105,15 @@ impl Predictor {
     /// When the driver reports an error.
     pub(crate) fn set_conditions(&mut self, conditions: &[f32]) -> Result<()> {
         self.program.write_at("condition", 0, conditions)
+    }
+
+    /// Tells the samples that are predicted next, from number `first` on, their texts, if there are some.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    pub(crate) fn set_texts(&self, first: usize) -> Result<()> {
+        let Some(texts) = &self.texts else { return Ok(()) };
+        self.program.write("text", &texts.told(first, self.batch, false, 1.0))
     }
 
     /// The model's output `[N, ..]` for at most [`batch`](Self::batch) samples `x [N, H, W, C]`, all at

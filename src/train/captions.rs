@@ -1,5 +1,7 @@
 //! The texts of training: the captions of images, as tokens.
 
+use std::sync::Arc;
+
 use super::batch::Input;
 use super::latents::images_of;
 use crate::data::{Captions, Dataset, is_of_class, shapes};
@@ -34,6 +36,8 @@ pub(super) fn sample_weights(recipe: &Recipe) -> Input<f32, 2> {
 pub(crate) struct Captioned {
     pub tokenizer: Tokenizer,
     captions: Captions,
+    /// What they are of.
+    data: Arc<dyn Dataset>,
     /// Images that there are captions of; samples of greater numbers are the same mirrored.
     images: u64,
     seed: u64,
@@ -48,7 +52,7 @@ impl Captioned {
     ///
     /// # Errors
     /// When it has no captions, or the text encoder has not all of the tokenizer's tokens.
-    pub(super) fn new(recipe: &Recipe, tokenizer: Tokenizer, data: &dyn Dataset) -> Result<Captioned> {
+    pub(super) fn new(recipe: &Recipe, tokenizer: Tokenizer, data: Arc<dyn Dataset>) -> Result<Captioned> {
         let Some(captions) = data.captions()? else {
             return Err(Error::usage("the model learns from captions, and the data has none").hint(
                 "write metadata.jsonl (lines {\"file_name\": \"a.png\", \"text\": \"...\"}), or a text file \
@@ -66,14 +70,14 @@ impl Captioned {
             if recipe.caches_latents() { images_of(&*data, recipe) } else { data.len().unwrap_or(u64::MAX) };
         let (seed, dropout) = (recipe.seed, recipe.caption_dropout as f32);
         let length = recipe.text.max_position_embeddings;
-        Ok(Captioned { tokenizer, captions, images, seed, dropout, length })
+        Ok(Captioned { tokenizer, captions, data, images, seed, dropout, length })
     }
 
     /// Tokens `[N, length]` of these samples, the first of which is number `first` of its step: one caption
     /// of each image, or the empty one.
     pub(super) fn tokens(&self, samples: &[u64], step: u32, first: u32) -> Vec<u32> {
         let of = |(&sample, number): (&u64, u32)| {
-            let captions = self.captions.of(sample % self.images);
+            let captions = self.captions.of(self.data.shown(sample % self.images));
             let [drops, which, ..] = draw(self.seed, Stream::Captions as u32, step, number, 0);
             let caption = match uniform(drops) < self.dropout {
                 true => "",

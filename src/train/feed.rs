@@ -13,7 +13,9 @@ use super::recipe_trainer::RecipeTrainer;
 use super::resident::{Examples, kept};
 use crate::checkpoint::Values;
 use crate::codec::Codec;
-use crate::data::{self, Dataset, DreamBooth, Loader, numbered, open_for_evaluation};
+use crate::data::{
+    self, Captions, Dataset, DreamBooth, Loader, numbered, open_for_evaluation, open_whole_folder,
+};
 use crate::device::Device;
 use crate::diffusers::{Text, TextEncoder};
 use crate::error::{Error, Result};
@@ -30,9 +32,8 @@ pub(super) type Known<'a> = dyn Fn(&dyn Dataset) -> Result<Vec<String>> + Sync +
 fn open_data(recipe: &Recipe, channels: usize, known: &Known) -> Result<Arc<dyn Dataset>> {
     let mut dataset = data::open(&recipe.data, &recipe.pictures(channels))?;
     if let Some(captions) = recipe.captions() {
-        let spec = format!("images:{}", recipe.class_folder);
-        let class =
-            recipe.keeps_prior().then(|| data::open(&spec, &recipe.pictures(channels))).transpose()?;
+        let class = || open_whole_folder(&recipe.class_folder, &recipe.pictures(channels));
+        let class = recipe.keeps_prior().then(class).transpose()?;
         let captions = [captions, vec![recipe.class_prompt.clone()]];
         dataset = Arc::new(DreamBooth::new(dataset, class, captions));
     }
@@ -138,7 +139,12 @@ impl Data {
                     return Err(Error::usage("the held-out images have other classes than the training has")
                         .hint("give data with the same, or --set evaluate_count=0"));
                 }
-                (None, Some(HeldOut::new(images, count, unseen)))
+                let captions = match recipe.captions() {
+                    _ if recipe.text_width() == 0 => None,
+                    Some(captions) => Some(Captions::made(move |_| captions.clone())),
+                    None => images.captions()?,
+                };
+                (None, Some(HeldOut::new(images, count, unseen).captioned(captions)))
             }
             None => (None, None),
         };
@@ -175,7 +181,7 @@ impl Data {
             recipe.text.clone_from(&text.encoder.config);
             (tokenizer, encoder) = (text.tokenizer, Some(text.encoder));
         }
-        let captions = Some(Rc::new(Captioned::new(recipe, tokenizer, &*self.dataset)?));
+        let captions = Some(Rc::new(Captioned::new(recipe, tokenizer, Arc::clone(&self.dataset))?));
         self.beside = Beside { captions, text: encoder, weights, word };
         Ok(())
     }

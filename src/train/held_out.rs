@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::diffusion_loss::quarter_of;
 use crate::data::condition::read_both;
-use crate::data::{ConditionKind, Dataset, choice};
+use crate::data::{Captions, ConditionKind, Dataset, choice};
 use crate::diffusion::{NoiseLevel, Prediction};
 use crate::error::Result;
 use crate::philox::{Stream, fill_normal};
@@ -21,13 +21,26 @@ pub(super) struct HeldOut {
     data: Arc<dyn Dataset>,
     chosen: Vec<u64>,
     held_out: bool,
+    /// Of the images, where the model sees texts.
+    captions: Option<Captions>,
 }
 
 impl HeldOut {
     /// For `count` images, or all that there are. `held_out`: whether training leaves them out.
     pub fn new(data: Arc<dyn Dataset>, count: usize, held_out: bool) -> HeldOut {
         let chosen = choice(&*data, count as u64, SEED);
-        HeldOut { data, chosen, held_out }
+        HeldOut { data, chosen, held_out, captions: None }
+    }
+
+    /// The same, with the captions of its images.
+    pub fn captioned(self, captions: Option<Captions>) -> HeldOut {
+        HeldOut { captions, ..self }
+    }
+
+    /// The first caption of each image, which the source that is measured is told.
+    pub fn prompts(&self) -> Option<Vec<String>> {
+        let captions = self.captions.as_ref()?;
+        Some(self.chosen.iter().map(|&index| captions.of(index)[0].clone()).collect())
     }
 
     /// Mean error of the predictions of `source` after `step` steps, without the weights of timesteps. Image
@@ -50,6 +63,7 @@ impl HeldOut {
             if recipe.condition.is_some() {
                 predictor.set_conditions(&conditions)?;
             }
+            predictor.set_texts(first)?;
             let x0 = source.samples_of(&images)?;
             let (size, channels) = (x0.len() / chosen.len(), recipe.diffused()[2]);
             let timesteps: Vec<usize> = (first..first + chosen.len())

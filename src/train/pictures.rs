@@ -93,7 +93,7 @@ impl Session {
                 watch.evaluated(&evaluation);
             }
             (_, Some(held_out), _) => {
-                let loss = held_out.measure(&self.source()?, &self.recipe, step)?;
+                let loss = held_out.measure(&self.source_of(held_out.prompts())?, &self.recipe, step)?;
                 self.run.log_evaluation(&loss)?;
                 self.show(step, &loss.scalars())?;
                 watch.held_out_loss(&loss);
@@ -130,7 +130,12 @@ impl Session {
     }
 
     fn source(&self) -> Result<Source<'_>> {
-        let source = self.trainer.captioned_source(self.codec.as_ref())?;
+        self.source_of(None)
+    }
+
+    /// `prompts`: of its samples, of a model that sees texts; the captions of the first images otherwise.
+    fn source_of(&self, prompts: Option<Vec<String>>) -> Result<Source<'_>> {
+        let source = self.trainer.captioned_source(self.codec.as_ref(), prompts)?;
         Ok(match &self.data.given {
             Some(given) => source.conditioned_on(given.clone()),
             None => source,

@@ -147,12 +147,16 @@ impl RecipeTrainer {
         Ok(Some(TextModel::new(self.device(), &self.recipe.text, tokenizer, params, weights)))
     }
 
-    /// As [`RecipeTrainer::source`], drawing from the captions of the first images where the model sees
-    /// texts.
+    /// As [`RecipeTrainer::source`], drawing from `prompts`, or the captions of the first images, where the
+    /// model sees texts.
     ///
     /// # Errors
     /// When memory is too small, or the driver reports an error.
-    pub(super) fn captioned_source<'a>(&'a self, codec: Option<&'a Codec>) -> Result<Source<'a>> {
+    pub(super) fn captioned_source<'a>(
+        &'a self,
+        codec: Option<&'a Codec>,
+        prompts: Option<Vec<String>>,
+    ) -> Result<Source<'a>> {
         let (Some(text), Some(captions)) = (self.text_model()?, &self.objective.captions) else {
             return Ok(self.source(codec));
         };
@@ -166,7 +170,7 @@ impl RecipeTrainer {
             }
             None => self.source(codec),
         };
-        let prompts = captions.first(self.recipe.sample_count);
+        let prompts = prompts.unwrap_or_else(|| captions.first(self.recipe.sample_count));
         Ok(source.told(text.texts(&prompts, &[String::new()], 1, 0)?.texts))
     }
 

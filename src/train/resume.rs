@@ -85,9 +85,10 @@ impl Session {
         let is_meant = |differences: &[String]| is_meant(differences, run.folder(), wanted);
         notes.extend(is_meant(&settings)?);
         let changed = OnceLock::new();
+        let sees_texts = recipe.text_width() > 0;
         let known = |data: &dyn Dataset| -> Result<Vec<String>> {
             let Some(record) = &recorded else { return Ok(Vec::new()) };
-            let note = is_meant(&record.data.differences(&DataRecord::of(data)?))?;
+            let note = is_meant(&record.data.differences(&DataRecord::of(data, sees_texts)?))?;
             changed.get_or_init(|| note);
             Ok(record.data.classes.clone())
         };

@@ -215,9 +215,9 @@ impl Session {
     /// writer keeps the order. To read a large folder takes a while.
     pub(super) fn record(&mut self) {
         let (run, batches) = (self.run.clone(), self.batches.clone());
-        let data = Arc::clone(&self.data.dataset);
+        let (data, sees_texts) = (Arc::clone(&self.data.dataset), self.recipe.text_width() > 0);
         self.writer.give(move || {
-            let data = DataRecord::of(&*data)?;
+            let data = DataRecord::of(&*data, sees_texts)?;
             run.write_record(&Record { data, batches }).map(|()| None)
         });
     }

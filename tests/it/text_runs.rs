@@ -79,6 +79,8 @@ fn a_model_from_nothing_its_folder_and_its_adapters() {
     assert_eq!(image::image_dimensions(at.join("wide.png")).unwrap(), (64, 32));
     assert!(at.join("wide.step-0002.png").is_file());
 
+    let measured = fs::read_to_string(at.join("runs/shapes-text/evaluations.jsonl")).unwrap();
+    assert!(measured.contains("\"images\":2,\"held_out\":true,\"held_out_loss\":"), "{measured}");
     for more in [&["--steps", "1", "--warmup", "0"][..], &["--steps", "1", "--warmup", "0", "--sample"]] {
         run(at, &[&["profile", "runs/shapes-text"], more].concat());
     }
@@ -177,6 +179,56 @@ fn a_word_is_learned_alone() {
     let bytes = fs::read(at.join(file)).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     assert_eq!((tensors.names(), tensors.tensor("<cat>").unwrap().shape()), (vec!["<cat>"], &[2, 24][..]));
+}
+
+/// A picture that cannot be read has another's in its place, and that one's caption, whether latents are
+/// made or come from the run's file.
+#[test]
+fn captions_are_those_of_the_pictures_that_are_seen() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let tiny = crate::place::root().join("tests/golden/tiny_sd");
+    let things = at.join("things");
+    fs::create_dir(&things).unwrap();
+    for (i, caption) in ["red", "blue", "a circle", "green"].iter().enumerate() {
+        let pixel = image::Rgb([60 * i as u8, 20, 200]);
+        image::RgbImage::from_pixel(16, 16, pixel).save(things.join(format!("{i}.png"))).unwrap();
+        fs::write(things.join(format!("{i}.txt")), caption).unwrap();
+    }
+    let train = |out: &str, steps: &str| {
+        let base = ["train", "text-to-image", "--base", tiny.to_str().unwrap(), "--data", "images:things"];
+        let rest = ["accumulation=1", "checkpoint_every=2", "lora_rank=2", "evaluate_count=2"];
+        let set: Vec<&str> = rest.iter().flat_map(|key| ["--set", key]).collect();
+        let quick =
+            ["--image-size", "16", "--lr", "0.1", "--batch-size", "2", "--steps", steps, "--out", out];
+        run(at, &[&base[..], &set, &quick].concat());
+    };
+    let last = |run: &str, name: &str| fs::read(at.join(run).join(name)).unwrap();
+    fs::write(things.join("1.png"), "no picture").unwrap();
+    train("broken", "4");
+    train("part", "2");
+    assert!(at.join("part/latents.safetensors").exists());
+    run(at, &["train", "--resume", "part", "--steps", "4"]);
+    // The same pictures with the same captions, but none is broken.
+    fs::copy(things.join("2.png"), things.join("1.png")).unwrap();
+    fs::copy(things.join("2.txt"), things.join("1.txt")).unwrap();
+    train("whole", "4");
+    let weights = |run: &str| {
+        let bytes = last(run, "checkpoints/step-00000004.safetensors");
+        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        bytes[8 + header..].to_vec()
+    };
+    assert!(weights("broken") == weights("part") && weights("broken") == weights("whole"));
+    // Measured on the same two pictures with their captions.
+    let measured = String::from_utf8(last("whole", "evaluations.jsonl")).unwrap();
+    let measured: serde_json::Value = serde_json::from_str(measured.lines().last().unwrap()).unwrap();
+    let loss = measured["held_out_loss"].as_f64().unwrap();
+    assert!(measured["images"] == 2 && loss > 0.1 && loss < 10.0, "{measured}");
+
+    fs::write(things.join("0.txt"), "another").unwrap();
+    let again = ["train", "--resume", "whole", "--steps", "6", "--device", "cpu"];
+    fails(at, &again, 1, &["was trained on other data: it has now other captions"]);
+    run(at, &["train", "--resume", "whole", "--steps", "6", "--data-changed"]);
 }
 
 #[test]
