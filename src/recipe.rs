@@ -4,20 +4,24 @@
 mod built_in;
 mod choices;
 mod differences;
+mod explained;
 mod find;
 mod images;
 mod keys;
 mod learned;
 mod model;
+mod ranges;
 mod sample_every;
 mod scheduler;
 mod set;
 mod system;
 mod text;
 mod validate;
+mod written;
 
 pub(crate) use built_in::built_in;
 pub use choices::{Codebook, Latents, LossKind, Optimizer, Property, Rng};
+pub(crate) use explained::{Explained, all_keys, explain};
 pub use find::{find, parse};
 pub use model::{Backbone, initial_of, model_of, params_of};
 pub(crate) use model::{TEXT_MODULE, params_of_model, trained_params_of};
@@ -308,14 +312,6 @@ config! {
 }
 
 impl Recipe {
-    /// The recipe as TOML, with the keys that its system and model have.
-    pub fn to_toml(&self) -> String {
-        let mut table =
-            toml::Table::try_from(self).unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"));
-        table.retain(|key, _| self.has(key));
-        toml::to_string(&table).unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"))
-    }
-
     /// Images of a step.
     pub(crate) fn images_of_a_step(&self) -> u64 {
         self.accumulation.saturating_mul(self.batch_size as u64)

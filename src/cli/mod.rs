@@ -1,6 +1,7 @@
 //! The command line: arguments, output and exit status.
 
 mod bench;
+mod completions;
 mod data;
 mod device_args;
 mod devices;
@@ -8,6 +9,7 @@ mod diff;
 mod evaluate;
 mod export;
 mod figure;
+mod help;
 mod images;
 mod import;
 mod invert;
@@ -50,6 +52,7 @@ use crate::sample::Trained;
 /// Trains and samples diffusion models on any GPU, or on the CPU, without a framework.
 #[derive(Parser)]
 #[command(name = "denoir", version, propagate_version = true, max_term_width = 110)]
+#[command(disable_help_subcommand = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -100,6 +103,12 @@ enum Command {
     Profile(profile::Arguments),
     /// Time the variants of a GPU's kernels ahead, and remember the fastest
     Tune(tune::Arguments),
+    /// A script that lets a shell complete commands and options
+    Completions(completions::Arguments),
+    /// Write manual pages
+    Man(completions::ManArguments),
+    /// Help of a command, or of the keys of recipes
+    Help(help::Arguments),
 }
 
 /// Runs the program and gives its exit status: 0 for success, 2 for a mistake in the command, 128 and its
@@ -164,6 +173,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Bench(a) => bench::run(&a),
         Command::Profile(a) => profile::run(&a),
         Command::Tune(a) => tune::run(&a),
+        Command::Completions(a) => completions::run(&a),
+        Command::Man(a) => completions::man(&a),
+        Command::Help(a) => help::run(&a),
     };
     done.map(|()| ExitCode::SUCCESS)
 }

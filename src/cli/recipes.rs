@@ -8,13 +8,13 @@ use crate::recipe;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Print this recipe as TOML, to change and train from
+    /// Print this recipe as TOML with what each key means, to change and train from
     name: Option<String>,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let text = match &arguments.name {
-        Some(name) => recipe::find(name)?.to_toml(),
+        Some(name) => recipe::find(name)?.to_commented_toml(),
         None => {
             let (mut text, all) = (String::new(), recipe::built_in());
             let width = all.iter().map(|recipe| recipe.name.len()).max().unwrap_or(0);

@@ -19,4 +19,4 @@ mod unet_time;
 pub mod vae;
 mod vae_config;
 
-pub(crate) use options::config;
+pub(crate) use options::{Key, config};

@@ -6,16 +6,41 @@ use crate::error::{Result, need};
 use crate::ops::activation::Activation;
 use crate::tape::{Tape, Tensor};
 
+/// A key of a table: the field that [`config!`] declares.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Key {
+    /// Name of the field.
+    pub name: &'static str,
+    /// Its type in Rust.
+    pub kind: &'static str,
+    /// Its documentation.
+    pub about: &'static str,
+}
+
 /// Declares a struct whose fields have their defaults beside them, for tables in which keys may be missing.
+/// What is written of a field here is all that is written of it: the documentation of the library, of recipes
+/// and of `denoir help keys`.
 macro_rules! config {
     ($(#[$about:meta])* pub struct $name:ident {
-        $($(#[$doc:meta])* pub $field:ident: $type:ty = $default:expr,)*
+        $(
+            $(#[doc = $doc:literal])* $(#[serde($($serde:tt)*)])*
+            pub $field:ident: $type:ty = $default:expr,
+        )*
     }) => {
         $(#[$about])*
         #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
         #[serde(default, deny_unknown_fields)]
         pub struct $name {
-            $($(#[$doc])* pub $field: $type,)*
+            $($(#[doc = $doc])* $(#[serde($($serde)*)])* pub $field: $type,)*
+        }
+
+        impl $name {
+            /// Its keys, in their order.
+            pub(crate) const KEYS: &'static [crate::models::Key] = &[$(crate::models::Key {
+                name: stringify!($field),
+                kind: stringify!($type),
+                about: concat!($($doc),*),
+            },)*];
         }
 
         impl Default for $name {

@@ -3,6 +3,7 @@
 use toml::Value;
 
 use super::Recipe;
+use super::written::written;
 
 /// Keys that training fills in, or that describe.
 const OF_ITSELF: [&str; 5] = ["name", "about", "class_names", "vae_fingerprint", "base_fingerprint"];
@@ -18,14 +19,15 @@ impl Recipe {
     /// All keys that somebody chose and their values, those of tables as `unet.dropout`, in the order of the
     /// recipe.
     pub(crate) fn entries(&self) -> Vec<(String, String)> {
-        let table: toml::Table = self.to_toml().parse().unwrap_or_default();
+        let table = self.table();
         let mut all = Vec::new();
         for (key, value) in table.iter().filter(|(key, _)| !OF_ITSELF.contains(&key.as_str())) {
             match value {
                 Value::Table(inner) => {
-                    all.extend(inner.iter().map(|(name, value)| (format!("{key}.{name}"), written(value))));
+                    let path = |name| format!("{key}.{name}");
+                    all.extend(inner.iter().map(|(name, value)| (path(name), said(&path(name), value))));
                 }
-                value => all.push((key.clone(), written(value))),
+                value => all.push((key.clone(), said(key, value))),
             }
         }
         all
@@ -47,14 +49,14 @@ impl Recipe {
 /// Longest value that is written out.
 const LONGEST: usize = 60;
 
-/// A value as people write it: `1e-5`, text without quotes, a long list shortened.
-fn written(value: &Value) -> String {
-    let text = match value {
-        Value::Float(number) => format!("{number:?}").trim_end_matches(".0").to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Array(all) => format!("[{}]", all.iter().map(written).collect::<Vec<_>>().join(", ")),
-        other => other.to_string(),
-    };
+/// A value as people say it: text without quotes, a long list shortened.
+fn said(path: &str, value: &Value) -> String {
+    let mut text = written(path, value);
+    match value {
+        Value::String(plain) => text.clone_from(plain),
+        Value::Float(_) => text.truncate(text.trim_end_matches(".0").len()),
+        _ => {}
+    }
     match text.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text,

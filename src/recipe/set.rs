@@ -2,6 +2,7 @@
 
 use strsim::levenshtein;
 
+use super::explained::key_of;
 use super::{Recipe, System, built_in};
 use crate::error::{Error, Result};
 
@@ -25,7 +26,7 @@ impl Recipe {
             return Err(Error::usage("--set system: each system has keys of its own")
                 .hint("choose another recipe from `denoir recipes`"));
         }
-        let whole: toml::Table = self.to_toml().parse().unwrap_or_default();
+        let whole = self.table();
         let mut changed = whole.clone();
         let slot = match key.split_once('.') {
             Some((part, inner)) => {
@@ -33,7 +34,14 @@ impl Recipe {
             }
             None => changed.get_mut(key).filter(|v| !v.is_table()),
         };
-        let Some(slot) = slot else { return Err(unknown_key(key, &whole, self.system)) };
+        let Some(slot) = slot else {
+            let elsewhere = key_of(key).is_some() && !self.has(key.split('.').next().unwrap_or_default());
+            return Err(if elsewhere {
+                Error::usage(self.lacks(key)).hint(format!("`denoir help keys {key}` says which recipes have it"))
+            } else {
+                unknown_key(key, &whole, self.system)
+            });
+        };
         // Text may come without its quotes.
         let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut t| t.remove("v"));
         let before = slot.clone();

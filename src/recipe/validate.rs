@@ -4,7 +4,6 @@ use super::{Backbone, Codebook, Latents, LossKind, Optimizer, Recipe, Rng, Syste
 use crate::data::ConditionKind;
 use crate::diffusion::{LossWeight, TimestepSampling};
 use crate::error::{Error, Result, need};
-use crate::models::clip::MOST_ROWS;
 use crate::models::unet::Class;
 use crate::models::vae::{Reconstruction, VaeKind};
 
@@ -17,80 +16,11 @@ impl Recipe {
     /// # Errors
     /// Names the key and what it may be.
     pub fn validate(&self) -> Result<()> {
-        // What TOML can hold.
-        const MOST: u64 = i64::MAX as u64;
-        let most_steps = if self.system == System::Classifier { MOST } else { self.timesteps as u64 };
-        let fewest = if self.system.diffuses() { 0 } else { 2 };
-        let whole = [
-            ("image_size", self.image_size as u64, 1, 4096),
-            ("steps", self.steps, 1, u64::from(u32::MAX)),
-            ("epochs", self.epochs, 0, 1 << 20),
-            ("batch_size", self.batch_size as u64, 1, 65_536),
-            ("accumulation", self.accumulation, 1, 65_536),
-            ("timesteps", self.timesteps as u64, 1, 100_000),
-            ("sample_steps", self.sample_steps as u64, 1, most_steps),
-            ("sample_count", self.sample_count as u64, 1, 10_000),
-            ("checkpoint_every", self.checkpoint_every, 1, MOST),
-            ("keep_checkpoints", self.keep_checkpoints as u64, 1, MOST),
-            ("seed", self.seed, 0, MOST),
-            ("sample_every", self.sample_every.steps(), 0, MOST),
-            ("lr_warmup", self.lr_warmup, 0, MOST),
-            ("crop", self.crop as u64, 0, 1 << 20),
-            ("kl_warmup", self.kl_warmup, 0, MOST),
-            ("evaluate_every", self.evaluate_every, 0, MOST),
-            ("evaluate_count", self.evaluate_count as u64, fewest, 1 << 20),
-            ("latent_count", self.latent_count as u64, 1, 1 << 30),
-            ("latent_size", self.latent_size as u64, 1, 4096),
-            ("lora_rank", self.lora_rank as u64, 0, 4096),
-            ("class_images", self.class_images as u64, 1, 1 << 20),
-            ("num_vectors", self.num_vectors as u64, 1, MOST_ROWS as u64),
-        ];
-        for (key, value, low, high) in whole {
+        for (key, value, low, high) in self.whole_numbers() {
             let range = format!("it must be from {low} to {high}");
             need((low..=high).contains(&value), format!("{key} is {value}"), range)?;
         }
-        // (key, value, low, high, whether low and high themselves are allowed)
-        let real = [
-            ("lr", self.lr, 0.0, 1e3, false),
-            ("beta1", self.beta1, 0.0, 1.0, true),
-            ("beta2", self.beta2, 0.0, 1.0, true),
-            ("adam_eps", self.adam_eps, 0.0, 1.0, false),
-            ("weight_decay", self.weight_decay, 0.0, 1e3, true),
-            ("clip_norm", self.clip_norm, 0.0, 1e9, true),
-            ("ema_decay", self.ema_decay, 0.0, 1.0, true),
-            ("ema_inv_gamma", self.ema_inv_gamma, 0.0, 1e12, false),
-            ("ema_power", self.ema_power, 0.0, 1e3, false),
-            ("beta_start", self.beta_start, 0.0, 1.0, false),
-            ("beta_end", self.beta_end, 0.0, 1.0, false),
-            ("clip_sample", self.clip_sample, 0.0, 1e9, true),
-            ("huber_delta", self.huber_delta, 0.0, 1e6, false),
-            ("bound_weight", self.bound_weight, 0.0, 1e6, false),
-            ("p2_k", self.p2_k, 0.0, 1e6, true),
-            ("p2_gamma", self.p2_gamma, 0.0, 100.0, true),
-            ("min_snr_gamma", self.min_snr_gamma, 0.0, 1e9, false),
-            ("edm_sigma_data", self.edm_sigma_data, 0.0, 1e6, false),
-            ("offset_noise", self.offset_noise, 0.0, 10.0, true),
-            ("input_perturbation", self.input_perturbation, 0.0, 10.0, true),
-            ("gamma_min", self.gamma_min, -30.0, 20.0, true),
-            ("gamma_max", self.gamma_max, -30.0, 20.0, true),
-            ("timestep_mean", self.timestep_mean, -100.0, 100.0, true),
-            ("timestep_std", self.timestep_std, 0.0, 100.0, false),
-            ("kl_weight", self.kl_weight, 0.0, 1e9, true),
-            ("codebook_weight", self.codebook_weight, 0.0, 1e9, true),
-            ("commitment", self.commitment, 0.0, 1e9, true),
-            ("codebook_decay", self.codebook_decay, 0.0, 1.0, true),
-            ("codebook_restart", self.codebook_restart, 0.0, 1e9, true),
-            ("corrupt_noise", self.corrupt_noise, 0.0, 1e3, true),
-            ("corrupt_mask", self.corrupt_mask, 0.0, 1.0, true),
-            ("scaling_factor", self.scaling_factor, 0.0, 1e9, true),
-            ("label_dropout", self.label_dropout, 0.0, 1.0, true),
-            ("caption_dropout", self.caption_dropout, 0.0, 1.0, true),
-            ("guidance", self.guidance, 0.0, 1e3, true),
-            ("lora_alpha", self.lora_alpha, 0.0, 1e6, true),
-            ("prior_loss_weight", self.prior_loss_weight, 0.0, 1e6, true),
-            ("guidance_rescale", self.guidance_rescale, 0.0, 1.0, true),
-        ];
-        for (key, value, low, high, closed) in real {
+        for (key, value, low, high, closed) in self.real_numbers() {
             // Kernels compute in f32: what is above zero must be so there too.
             let small = f64::from(value as f32);
             let (fits, range) = if closed {
