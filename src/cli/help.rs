@@ -32,7 +32,8 @@ fn of_command(topic: &[String]) -> Result<()> {
         let known: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
         let Some(inner) = command.find_subcommand_mut(name) else {
             let near = nearest(name, known.iter().map(String::as_str));
-            let hint = near.map_or("`denoir help` lists all".to_owned(), |near| format!("did you mean {near}?"));
+            let hint =
+                near.map_or("`denoir help` lists all".to_owned(), |near| format!("did you mean {near}?"));
             return Err(Error::usage(format!("no command called {name:?}")).hint(hint));
         };
         command = inner;
@@ -58,7 +59,8 @@ fn one_key(path: &str) -> Result<String> {
     let Some(Explained { path, about, values, default, systems }) = explain(path) else {
         let all = all_keys();
         let near = nearest(path, all.iter().map(String::as_str));
-        let hint = near.map_or("`denoir help keys` lists all".to_owned(), |near| format!("did you mean {near}?"));
+        let hint =
+            near.map_or("`denoir help keys` lists all".to_owned(), |near| format!("did you mean {near}?"));
         return Err(Error::usage(format!("no key called {path:?} in a recipe")).hint(hint));
     };
     let mut text = format!("{path}: {about}\n\n");

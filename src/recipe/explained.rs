@@ -127,7 +127,10 @@ mod tests {
             let Explained { about, values, systems, .. } = explain(path).unwrap();
             assert!(!about.is_empty() && !systems.is_empty(), "{path}: {about:?}, {systems:?}");
             // Lists of betas, schedules of pictures and the like say it in their meaning.
-            assert!(!values.is_empty() || ["beta_schedule", "sample_every"].contains(&path.as_str()), "{path}");
+            assert!(
+                !values.is_empty() || ["beta_schedule", "sample_every"].contains(&path.as_str()),
+                "{path}"
+            );
         }
         let told = |path: &str| {
             let Explained { values, default, systems, .. } = explain(path).unwrap();

@@ -37,7 +37,8 @@ impl Recipe {
         let Some(slot) = slot else {
             let elsewhere = key_of(key).is_some() && !self.has(key.split('.').next().unwrap_or_default());
             return Err(if elsewhere {
-                Error::usage(self.lacks(key)).hint(format!("`denoir help keys {key}` says which recipes have it"))
+                Error::usage(self.lacks(key))
+                    .hint(format!("`denoir help keys {key}` says which recipes have it"))
             } else {
                 unknown_key(key, &whole, self.system)
             });

@@ -23,7 +23,8 @@ impl Recipe {
 
     /// Its keys and their values, those alone that its system and model have.
     pub(super) fn table(&self) -> Table {
-        let mut table = Table::try_from(self).unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"));
+        let mut table =
+            Table::try_from(self).unwrap_or_else(|e| unreachable!("a recipe is a plain table: {e}"));
         table.retain(|key, _| self.has(key));
         table
     }
