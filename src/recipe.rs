@@ -18,6 +18,7 @@ mod validate;
 
 pub(crate) use built_in::built_in;
 pub use choices::{Codebook, Latents, LossKind, Optimizer, Rng};
+pub(crate) use differences::differences;
 pub use find::{find, parse};
 pub use model::{Backbone, initial_of, model_of, params_of};
 pub(crate) use model::{TEXT_MODULE, params_of_model, trained_params_of};
