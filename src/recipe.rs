@@ -21,6 +21,7 @@ mod written;
 
 pub(crate) use built_in::built_in;
 pub use choices::{Codebook, Latents, LossKind, Optimizer, Property, Rng};
+pub(crate) use differences::differences;
 pub(crate) use explained::{Explained, all_keys, explain};
 pub use find::{find, parse};
 pub use model::{Backbone, initial_of, model_of, params_of};

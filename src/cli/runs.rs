@@ -7,7 +7,7 @@ use super::{columns, note, print};
 use crate::device::size;
 use crate::error::Result;
 use crate::names::shown_path;
-use crate::recipe::{Recipe, built_in};
+use crate::recipe::{Recipe, built_in, differences};
 use crate::run::{Best, Run, State, Summary, runs_below};
 
 #[derive(clap::Args)]
@@ -58,25 +58,29 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// For each run, the keys whose values are not those of the built-in recipe of its name, and the keys that
 /// the runs of its name have different values of; these first.
 pub(super) fn changed(recipes: &[Option<&Recipe>]) -> Vec<Vec<String>> {
-    let known: BTreeMap<String, Recipe> = built_in().into_iter().map(|r| (r.name.clone(), r)).collect();
-    let mut first: BTreeMap<&str, &Recipe> = BTreeMap::new();
+    let names: BTreeSet<&str> = recipes.iter().flatten().map(|recipe| recipe.name.as_str()).collect();
+    let known = built_in().into_iter().filter(|recipe| names.contains(recipe.name.as_str()));
+    let known: BTreeMap<String, _> = known.map(|recipe| (recipe.name.clone(), recipe.entries())).collect();
+    let all: Vec<_> =
+        recipes.iter().map(|recipe| recipe.map(|recipe| (&*recipe.name, recipe.entries()))).collect();
+    let mut first: BTreeMap<&str, &Vec<(String, String)>> = BTreeMap::new();
     let mut differing: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
-    for &recipe in recipes.iter().flatten() {
-        let first = *first.entry(&recipe.name).or_insert(recipe);
-        let keys = recipe.differences(first).into_iter().map(|difference| difference.key);
-        differing.entry(&recipe.name).or_default().extend(keys);
+    let keys = |a: &[_], b: &[_]| differences(a, b).into_iter().map(|difference| difference.key);
+    for (name, entries) in all.iter().flatten() {
+        let first = *first.entry(name).or_insert(entries);
+        differing.entry(name).or_default().extend(keys(entries, first));
     }
-    let own = |recipe: &Recipe| -> Vec<String> {
-        let differs = |key: &str| differing[&*recipe.name].contains(key);
-        let changed = known.get(&recipe.name).map(|theirs| recipe.differences(theirs)).unwrap_or_default();
-        let is_changed = |key: &str| changed.iter().any(|difference| difference.key == key);
+    let own = |(name, entries): &(&str, Vec<(String, String)>)| -> Vec<String> {
+        let changed: BTreeSet<String> =
+            known.get(*name).map(|theirs| keys(entries, theirs).collect()).unwrap_or_default();
+        let differs = |key: &str| differing[name].contains(key);
         // Steps have a column of their own.
-        let own = |key: &str| key != "steps" && (differs(key) || is_changed(key));
-        let mut all: Vec<_> = recipe.entries().into_iter().filter(|(key, _)| own(key)).collect();
-        all.sort_by_key(|(key, _)| !differs(key));
-        all.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
+        let is_own = |key: &str| key != "steps" && (differs(key) || changed.contains(key));
+        let mut own: Vec<_> = entries.iter().filter(|(key, _)| is_own(key)).collect();
+        own.sort_by_key(|(key, _)| !differs(key));
+        own.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
     };
-    recipes.iter().map(|recipe| recipe.map(own).unwrap_or_default()).collect()
+    all.iter().map(|run| run.as_ref().map(own).unwrap_or_default()).collect()
 }
 
 pub(super) fn steps(run: &Summary) -> String {

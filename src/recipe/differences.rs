@@ -35,15 +35,19 @@ impl Recipe {
 
     /// The keys with other values than `other` has.
     pub(crate) fn differences(&self, other: &Recipe) -> Vec<Difference> {
-        let [mine, theirs] = [self, other].map(Recipe::entries);
-        let value = |of: &[(String, String)], key: &str| {
-            of.iter().find(|(known, _)| known == key).map(|(_, value)| value.clone())
-        };
-        let new = theirs.iter().filter(|(key, _)| value(&mine, key).is_none());
-        let keys = mine.iter().chain(new).map(|(key, _)| key.clone());
-        let both = keys.map(|key| Difference { values: [value(&mine, &key), value(&theirs, &key)], key });
-        both.filter(|difference| difference.values[0] != difference.values[1]).collect()
+        differences(&self.entries(), &other.entries())
     }
+}
+
+/// The keys of two recipes' entries whose values differ.
+pub(crate) fn differences(mine: &[(String, String)], theirs: &[(String, String)]) -> Vec<Difference> {
+    let value = |of: &[(String, String)], key: &str| {
+        of.iter().find(|(known, _)| known == key).map(|(_, value)| value.clone())
+    };
+    let new = theirs.iter().filter(|(key, _)| value(mine, key).is_none());
+    let keys = mine.iter().chain(new).map(|(key, _)| key.clone());
+    let both = keys.map(|key| Difference { values: [value(mine, &key), value(theirs, &key)], key });
+    both.filter(|difference| difference.values[0] != difference.values[1]).collect()
 }
 
 /// Longest value that is written out.

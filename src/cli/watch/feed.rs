@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use crate::cli::runs::changed;
 use crate::names::{shown, shown_path};
 use crate::run::{Evaluation, Follow, Happened, HeldOutLoss, Metrics, Run, Scalar, State};
 
@@ -262,7 +263,7 @@ fn head(run: &Run) -> Head {
         steps: recipe.steps,
         images_of_a_step: recipe.images_of_a_step(),
         recipe: recipe.to_toml(),
-        own_keys: super::super::runs::changed(&[Some(&recipe)]).pop().unwrap_or_default(),
+        own_keys: changed(&[Some(&recipe)]).pop().unwrap_or_default(),
     }
 }
 

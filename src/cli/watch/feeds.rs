@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::feed::{Feed, Told};
+use crate::cli::note;
 use crate::error::{Error, Result};
 use crate::run::runs_below;
 
@@ -27,6 +28,8 @@ pub struct Update {
 pub struct Feeds {
     folders: Vec<PathBuf>,
     feeds: Vec<Feed>,
+    /// Runs beyond the most that are watched.
+    left_out: usize,
     /// Of this watching: a page may ask after the program was started again.
     epoch: u128,
     version: u64,
@@ -44,6 +47,7 @@ impl Feeds {
         let mut feeds = Feeds {
             folders: folders.to_vec(),
             feeds: Vec::new(),
+            left_out: 0,
             epoch,
             version: 0,
             searched: Instant::now(),
@@ -58,16 +62,25 @@ impl Feeds {
             return Err(Error::new(format!("no run in {}", named.join(", ")))
                 .hint("give a folder made by `denoir train`, or one with such folders in it"));
         }
+        if feeds.left_out > 0 {
+            let (all, folder) = (MOST_RUNS + feeds.left_out, folders.len());
+            let of = if folder == 1 { "the folder has" } else { "the folders have" };
+            note(&format!(
+                "note: {of} {all} runs, of which the first {MOST_RUNS} are shown: name those to see"
+            ));
+        }
         Ok(feeds)
     }
 
     /// Takes up runs that are not watched yet.
     fn search(&mut self) {
-        self.searched = Instant::now();
+        (self.searched, self.left_out) = (Instant::now(), 0);
         for run in self.folders.iter().filter_map(|folder| runs_below(folder).ok()).flatten() {
             let known = self.feeds.iter().any(|feed| feed.run().folder() == run.folder());
-            if !known && self.feeds.len() < MOST_RUNS {
-                self.feeds.push(Feed::new(self.feeds.len(), run));
+            match (known, self.feeds.len() < MOST_RUNS) {
+                (true, _) => {}
+                (false, true) => self.feeds.push(Feed::new(self.feeds.len(), run)),
+                (false, false) => self.left_out += 1,
             }
         }
     }
