@@ -173,7 +173,8 @@ impl Description {
                 Some(lack) => drop(lacks.get_or_insert(lack)),
             }
         }
-        let message = format!("{} takes {}, which not every browser has", of(step), lacks.unwrap_or_default());
+        let message =
+            format!("{} takes {}, which not every browser has", of(step), lacks.unwrap_or_default());
         Err(Error::new(message).hint("sample it with `denoir sample`"))
     }
 
@@ -218,11 +219,7 @@ impl Description {
             for (name, offset) in &interface.params {
                 params[*offset as usize / 4].clone_from(name);
             }
-            let slot = |b: &Binding| Slot {
-                name: b.name.clone(),
-                number: b.index,
-                writable: b.writable,
-            };
+            let slot = |b: &Binding| Slot { name: b.name.clone(), number: b.index, writable: b.writable };
             let bindings = interface.bindings.iter().map(slot).collect();
             let file = self.kernels[kernel].file.clone();
             self.pipelines.push(Pipeline { kernel: file, number: kernel, entry, params, bindings });
