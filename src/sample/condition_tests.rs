@@ -10,6 +10,7 @@ use crate::nn::{Init, Layout, Scope};
 use crate::ops::arithmetic::{add, affine, mul};
 use crate::ops::concat::split;
 use crate::recipe::find;
+use crate::tape::Tape;
 
 /// A prediction that is linear in the sample and its condition: so is what any solver without clipping makes
 /// of them.

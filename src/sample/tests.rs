@@ -5,11 +5,12 @@ use crate::check::devices;
 use crate::diffusion::{Clip, Method, Spacing, Told};
 use crate::nn::{Init, Layout, Scope};
 use crate::ops::activation::{Activation, activation};
-use crate::ops::arithmetic::{add, mul, sub};
+use crate::ops::arithmetic::{add, affine, mul, sub};
 use crate::ops::concat::{concat, split};
 use crate::ops::embedding::embedding;
 use crate::ops::matmul::{Transpose, matmul};
 use crate::recipe::find;
+use crate::tape::Tape;
 
 const STEPS: usize = 1000;
 /// Mean and variance of the data with the class, and without.
