@@ -26,6 +26,7 @@ pub(crate) use denoiser::operations;
 pub use guide::ClassifierGuide;
 pub use options::{Guidance, Options};
 pub use predictor::Predictor;
+pub(crate) use recorded::Recorded;
 pub use source::Source;
 pub(crate) use source::batch_of;
 use step::{record_start, record_step, slots_of};

@@ -14,7 +14,8 @@ use crate::checkpoint::{cannot_write, write_views, write_whole};
 use crate::error::{Error, Result, need};
 use crate::models::unet::Class;
 use crate::program::Description;
-use crate::sample::{Options, Source};
+use crate::recipe::Recipe;
+use crate::sample::{Options, Recorded, Source};
 
 /// The page itself, which is the same for every run.
 const PAGE: [(&str, &str); 3] = [
@@ -102,12 +103,10 @@ pub struct Written {
 pub fn check(source: &Source) -> Result<()> {
     let recipe = source.recipe;
     let hint = "models of pixels or latents, with classes or without, are exported";
-    need(
-        recipe.text_width() == 0,
-        "the model draws what a text says, and the page has no text encoder",
-        hint,
-    )?;
-    need(!recipe.condition.is_some(), "the model draws from pictures, which the page cannot give it", hint)
+    let texts = "the model draws what a text says, and the page has no text encoder";
+    need(recipe.text_width() == 0, texts, hint)?;
+    let pictures = "the model draws from pictures, which the page cannot give it";
+    need(!recipe.condition.is_some(), pictures, hint)
 }
 
 /// Writes the page into the empty folder `folder`.
@@ -117,43 +116,10 @@ pub fn check(source: &Source) -> Result<()> {
 pub fn write(folder: &Path, source: &Source, offer: &Offer) -> Result<Written> {
     check(source)?;
     let recipe = source.recipe;
-    let walks: Vec<Options> = offer.walks.iter().map(|(_, options)| options.clone()).collect();
-    let recorded = source.record_all(&walks, offer.count)?;
-    let mut programs = Description::new();
-    let of_name = [("start", Some(&recorded.start)), ("step", Some(&recorded.step))];
-    let more = [("guided", recorded.guided.as_ref()), ("decode", recorded.decode.as_ref())];
-    for (name, tape) in of_name.into_iter().chain(more) {
-        if let Some(tape) = tape {
-            programs.add(name, tape)?;
-        }
-    }
-    let table_of = |(sampler, options): &(String, Options)| format!("{sampler} {}", options.steps);
-    let mut tensors: Vec<(String, Tensor)> = Vec::new();
-    for (name, values) in recorded.weights {
-        tensors.push((name.to_owned(), Tensor::of(vec![values.len()], &values, offer.half)?));
-    }
-    let mut listed = Vec::new();
-    for ((walk, (rows, table)), start) in offer.walks.iter().zip(&recorded.tables).zip(&recorded.starts) {
-        let shape = vec![*rows, table.len() / rows];
-        tensors.push((table_of(walk), Tensor::of(shape, table, false)?));
-        let (sampler, options) = walk;
-        listed.push(Walk {
-            sampler,
-            steps: options.steps,
-            rows: *rows,
-            table: table_of(walk),
-            start: *start,
-        });
-    }
-    let labels = match recipe.class() {
-        Class::None | Class::Embedding(_) => None,
-        class => Some(Labels {
-            count: recipe.class_count(),
-            names: &recipe.class_names,
-            null: recipe.null_class(),
-            float: class == Class::Value,
-        }),
-    };
+    let options: Vec<Options> = offer.walks.iter().map(|(_, options)| options.clone()).collect();
+    let recorded = source.record_all(&options, offer.count)?;
+    let programs = described(&recorded)?;
+    let (tensors, walks) = tensors(&recorded, offer)?;
     let page = Page {
         format: FORMAT,
         denoir: env!("CARGO_PKG_VERSION"),
@@ -164,15 +130,15 @@ pub fn write(folder: &Path, source: &Source, offer: &Offer) -> Result<Written> {
         count: offer.count,
         sample: recipe.diffused(),
         image: source.image(),
-        labels,
+        labels: labels(recipe),
         guidance: recorded.guided.is_some().then_some(recipe.guidance),
-        walks: listed,
+        walks,
         programs: &programs,
     };
     let json = serde_json::to_string(&page).map_err(|e| Error::new("cannot write JSON").caused_by(e))?;
+    let text = |path: &Path, text: &str| write_whole(path, |file| file.write_all(text.as_bytes()));
     let kernels = folder.join("kernels");
     fs::create_dir_all(&kernels).map_err(|e| cannot_write(&kernels, e))?;
-    let text = |path: &Path, text: &str| write_whole(path, |file| file.write_all(text.as_bytes()));
     for kernel in programs.kernels() {
         text(&kernels.join(&kernel.file), &kernel.text)?;
     }
@@ -186,6 +152,44 @@ pub fn write(folder: &Path, source: &Source, offer: &Offer) -> Result<Written> {
         kernels: programs.kernels().count(),
         memory: programs.bytes(),
         weights: fs::metadata(folder.join(WEIGHTS)).map_or(0, |file| file.len()),
+    })
+}
+
+fn described(recorded: &Recorded) -> Result<Description> {
+    let mut programs = Description::new();
+    programs.add("start", &recorded.start)?;
+    programs.add("step", &recorded.step)?;
+    for (name, tape) in [("guided", &recorded.guided), ("decode", &recorded.decode)] {
+        if let Some(tape) = tape {
+            programs.add(name, tape)?;
+        }
+    }
+    Ok(programs)
+}
+
+/// The tensors of the weights' file, and the walks whose tables are among them.
+fn tensors<'a>(recorded: &Recorded, offer: &'a Offer) -> Result<(Vec<(String, Tensor)>, Vec<Walk<'a>>)> {
+    let (mut tensors, mut walks) = (Vec::new(), Vec::new());
+    for (name, values) in &recorded.weights {
+        tensors.push(((*name).to_owned(), Tensor::of(vec![values.len()], values, offer.half)?));
+    }
+    let tables = recorded.tables.iter().zip(&recorded.starts);
+    for ((sampler, options), ((rows, values), start)) in offer.walks.iter().zip(tables) {
+        let (steps, rows, start) = (options.steps, *rows, *start);
+        let table = format!("{sampler} {steps}");
+        tensors.push((table.clone(), Tensor::of(vec![rows, values.len() / rows], values, false)?));
+        walks.push(Walk { sampler, steps, rows, table, start });
+    }
+    Ok((tensors, walks))
+}
+
+fn labels(recipe: &Recipe) -> Option<Labels<'_>> {
+    let class = recipe.class();
+    matches!(class, Class::Number(_) | Class::Value).then(|| Labels {
+        count: recipe.class_count(),
+        names: &recipe.class_names,
+        null: recipe.null_class(),
+        float: class == Class::Value,
     })
 }
 

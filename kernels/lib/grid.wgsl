@@ -7,8 +7,8 @@ struct Invocation {
     @builtin(local_invocation_index) lane: u32,
 }
 
-// The same without the lane, for entry points that loop between barriers: browsers must see that all threads of
-// a workgroup loop as often, and take no member of a struct for the same in all if the lane is another member.
+// The same without the lane, for entry points that loop between barriers: a browser must see that all threads
+// of a workgroup loop as often, and takes no member of a struct for the same in all if the lane is another.
 struct Workgroup {
     @builtin(workgroup_id) id: vec3<u32>,
     @builtin(num_workgroups) count: vec3<u32>,

@@ -64,9 +64,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         size(written.weights),
         size(written.memory)
     ));
-    note(&format!(
-        "look at it with: python3 -m http.server --bind 127.0.0.1 --directory {} 8000, and http://127.0.0.1:8000",
-        quoted(out)
-    ));
+    let server = format!("python3 -m http.server --bind 127.0.0.1 --directory {} 8000", quoted(out));
+    note(&format!("look at it with `{server}` and http://127.0.0.1:8000"));
     print(&format!("{}\n", out.display()))
 }

@@ -12,8 +12,8 @@ impl Codec {
         self.images(&Scope::new(tape, &self.params), &z)
     }
 
-    /// Records what [`Codec::decode_sized`] does with latents `z [N, h, w, c]`, inside the recording of another
-    /// model: with the parameters in a store of their own.
+    /// Records what [`Codec::decode_sized`] does with latents `z [N, h, w, c]`, inside the recording of
+    /// another model: with the parameters in a store of their own.
     pub(crate) fn recorded_decoder(&self, z: &Tensor, store: &str) -> Tensor {
         let scope = Scope::frozen(z.tape(), &self.params, store);
         let z = match self.recipe.vae.kind {

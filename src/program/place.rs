@@ -88,8 +88,8 @@ impl Placement {
 }
 
 impl<B: Clone> Placement<B> {
-    /// The blocks of `layout` and the stores, as `block` makes them by number and size, and `store` by name and
-    /// size.
+    /// The blocks of `layout` and the stores, as `block` makes them by number and size, and `store` by name
+    /// and size.
     pub fn of(
         plan: &Plan,
         layout: &Layout,

@@ -18,7 +18,7 @@ type Weights = (&'static str, Vec<f32>);
 /// The programs of sampling. They share stores: the samples `x [N, h, w, c]`, whose prediction lies first in
 /// `kept`, `state`, the table `denoising`, and `labels` where the model takes some.
 pub(crate) struct Recorded {
-    /// Writes the noise into `x`; as "affine" it has the factor of each walk, unless that is always 1.
+    /// Writes the noise into `x`, times a factor (launch `affine`) unless that is 1 for all walks.
     pub start: Tape,
     /// A reverse step.
     pub step: Tape,

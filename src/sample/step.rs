@@ -38,8 +38,8 @@ pub(super) fn slots_of(plan: &SamplerPlan, options: &Options) -> usize {
     plan.slots() + usize::from(options.rng == Rng::Torch)
 }
 
-/// Records the noise that `batch` samples `[N, H, W, C]` start from, `start` times normal numbers; `None`: just
-/// these.
+/// Records the noise that `batch` samples `[N, H, W, C]` start from, `start` times normal numbers; `None`:
+/// just these.
 pub(super) fn record_start([h, w, c]: [usize; 3], batch: usize, start: Option<f32>) -> Tape {
     let tape = Tape::new();
     let state = tape.stored_u32("state", [State::WORDS]);

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::command_line::{TINY, denoir, fails};
+use crate::place::root;
 
 fn runs(at: &Path, arguments: &[&str]) {
     let output = denoir(at, arguments);
@@ -24,7 +25,8 @@ fn set<'a>(settings: &[&'a str]) -> Vec<&'a str> {
     settings.iter().flat_map(|setting| ["--set", setting]).collect()
 }
 
-/// Trains runs of pixels, of classes and of latents, of weights that show in the samples.
+/// Trains runs of pixels, of classes, of classes by a DiT that learned a variance, and of latents, with
+/// weights that show in the samples.
 fn train(at: &Path) {
     let tiny = |out: &'static str, settings: &[&'static str]| {
         runs(at, &[&["train", "--out", out, "--steps", "4"], &TINY[..], &set(settings)].concat());
@@ -32,15 +34,22 @@ fn train(at: &Path) {
     tiny("pixels", &["unet.zero_init=false"]);
     tiny("classes", &["unet.zero_init=false", "unet.num_class_embeds=11", "label_dropout=0.25"]);
     let small = ["--steps", "4", "--batch-size", "4", "--device", "cpu", "--sample-every", "never"];
-    let vae = set(&["vae.widths=[8,8]", "vae.norm_num_groups=4", "evaluate_count=4", "sample_count=1"]);
-    runs(at, &[&["train", "digits-vae", "--out", "vae", "--image-size", "16"][..], &small, &vae].concat());
+    let dit = ["image_size=8", "dit.num_layers=1", "dit.num_attention_heads=2", "dit.attention_head_dim=8"];
+    let learned = ["dit.zero_init=false", "variance=learned_range", "loss=bound", "dit.out_channels=2"];
+    let of_two = set(&["sample_count=1", "evaluate_count=4"]);
+    let (dit, learned) = (set(&dit), set(&learned));
+    runs(at, &[&["train", "digits-dit", "--out", "dit"][..], &small, &dit, &learned, &of_two].concat());
+    let vae = set(&["vae.widths=[8,8]", "vae.norm_num_groups=4"]);
+    let head = ["train", "digits-vae", "--out", "vae", "--image-size", "16"];
+    runs(at, &[&head[..], &small, &vae, &of_two].concat());
     let unet = ["image_size=16", "latent_size=4", "unet.block_out_channels=[8,8]", "unet.norm_num_groups=4"];
-    let more = ["unet.attention_head_dim=4", "unet.zero_init=false", "sample_count=1", "evaluate_count=4"];
-    let (unet, more) = (set(&unet), set(&more));
-    runs(
-        at,
-        &[&["train", "digits-ldm", "--vae", "vae", "--out", "latents"][..], &small, &unet, &more].concat(),
-    );
+    let more = set(&["unet.attention_head_dim=4", "unet.zero_init=false"]);
+    let head = ["train", "digits-ldm", "--vae", "vae", "--out", "latents"];
+    runs(at, &[&head[..], &small, &set(&unet), &more, &of_two].concat());
+}
+
+fn golden(name: &str) -> String {
+    root().join("tests/golden").join(name).display().to_string()
 }
 
 fn program_of(site: &Path) -> Value {
@@ -59,6 +68,7 @@ fn a_page_keeps_what_browsers_promise_and_refuses_what_they_cannot_do() {
     for (run, programs, writes) in [
         ("pixels", &["start", "step"][..], "x"),
         ("classes", &["guided", "start", "step"], "x"),
+        ("dit", &["guided", "start", "step"], "x"),
         ("latents", &["decode", "start", "step"], "picture"),
     ] {
         let out = format!("{run}.site");
@@ -108,8 +118,10 @@ fn a_page_keeps_what_browsers_promise_and_refuses_what_they_cannot_do() {
     fails(at, &["web", "pixels", "--out", "half"], 1, &["half is not empty", "choose another --out"]);
     fails(at, &["web", "vae", "--out", "no"], 1, &["is a VAE"]);
     fails(at, &["web", "pixels", "--sampler", "ddim-inverse", "--out", "no"], 2, &["draws no samples"]);
-    let fills = set(&["condition.kind=mask", "unet.in_channels=2"]);
+    let fills = set(&["condition.kind=mask", "unet.in_channels=3"]);
     runs(at, &[&["train", "--out", "fills", "--steps", "2"], &TINY[..], &fills].concat());
+    let texts = golden("tiny_sd");
+    fails(at, &["web", &texts, "--out", "no"], 2, &["draws what a text says", "no text encoder"]);
     fails(at, &["web", "fills", "--out", "no"], 2, &["draws from pictures", "with classes or without"]);
     assert!(!at.join("no").exists());
 }
@@ -227,14 +239,19 @@ fn a_browser_draws_the_samples_of_vulkan() {
         ("classes", ("ddim", 4), Some([3, 7]), 1.0),
         ("classes", ("ddim", 4), Some([3, 7]), 0.0),
         ("classes", ("ddim", 4), Some([3, 7]), 2.5),
+        ("dit", ("ddpm", 4), Some([3, 7]), 2.5),
         ("latents", ("ddim", 4), None, 1.0),
+        // Of the diffusers library, with a codebook.
+        ("tiny_ldm", ("dpmpp-2m", 4), None, 1.0),
     ];
+    let path = |run: &str| if run == "tiny_ldm" { golden(run) } else { at.join(run).display().to_string() };
     let mut requests = Vec::new();
     for (run, (sampler, steps), labels, guidance) in cases {
         let site = format!("{run}-{sampler}");
         if !at.join(&site).exists() {
             let steps = steps.to_string();
-            runs(at, &["web", run, "--out", &site, "--sampler", sampler, "--steps", &steps, "--count", "2"]);
+            let run = path(run);
+            runs(at, &["web", &run, "--out", &site, "--sampler", sampler, "--steps", &steps, "--count", "2"]);
         }
         let request = json!({ "seed": seed.to_string(), "labels": labels, "guidance": guidance });
         requests.push(json!({ "site": site, "request": request }));
@@ -245,7 +262,7 @@ fn a_browser_draws_the_samples_of_vulkan() {
     let _browser = browse(&at.join("profile"), &format!("http://127.0.0.1:{port}/test.html"));
     let gpu = Device::open("gpu").expect("an adapter: tools/test installs a software driver");
     for (run, (sampler, steps), labels, guidance) in cases {
-        let trained = Trained::open(&at.join(run), &gpu).unwrap();
+        let trained = Trained::open(Path::new(&path(run)), &gpu).unwrap();
         let source = trained.source();
         let mut options = Options { seed, steps, ..Options::of(trained.recipe()).unwrap() };
         options.scheduler = trained.recipe().sampler(sampler).unwrap();

@@ -48,15 +48,14 @@ impl Web {
             self.limits.max_compute_invocations_per_workgroup,
             self.limits.max_compute_workgroup_storage_size,
         );
-        match () {
-            () if bindings.len() > most => Some(format!("{} buffers of {most}", bindings.len())),
-            () if threads > most_threads => Some(format!("{threads} threads a workgroup of {most_threads}")),
-            () if *workgroup_bytes > most_bytes => {
-                let [wanted, most] = [*workgroup_bytes, most_bytes].map(|bytes| size(bytes.into()));
-                Some(format!("{wanted} of workgroup memory of {most}"))
-            }
-            () => None,
+        if bindings.len() > most {
+            return Some(format!("{} buffers of {most}", bindings.len()));
         }
+        if threads > most_threads {
+            return Some(format!("{threads} threads a workgroup of {most_threads}"));
+        }
+        let [wanted, given] = [*workgroup_bytes, most_bytes].map(|bytes| size(bytes.into()));
+        (*workgroup_bytes > most_bytes).then(|| format!("{wanted} of workgroup memory of {given}"))
     }
 }
 

@@ -67,7 +67,8 @@ async function openDevice(adapter, page) {
 // The bytes of a response, telling how many are there.
 async function bytesOf(response, tell) {
     const all = Number(response.headers.get("content-length"));
-    if (!response.body || !all) return response.arrayBuffer();
+    // Of a file that a server compresses the length is another.
+    if (!response.body || !all || response.headers.get("content-encoding")) return response.arrayBuffer();
     const bytes = new Uint8Array(all);
     let length = 0;
     for (const reader = response.body.getReader(); ; ) {
@@ -197,7 +198,8 @@ export class Model {
     load(file) {
         this.tables = tensorsOf(file);
         for (const name of ["parameters", "vae"].filter((name) => name in this.buffers)) {
-            // A program may use less of a store than there is of it.
+            if (!this.tables[name]) throw new Problem("weights.safetensors is not that of this page");
+            // Programs may use less of a store than there is of it.
             const used = this.tables[name].subarray(0, this.page.buffers[name] / 4);
             this.device.queue.writeBuffer(this.buffers[name], 0, used);
             delete this.tables[name];

@@ -72,7 +72,8 @@ function request({ page }) {
     return { seed, walk: +at("walk").value, labels, guidance };
 }
 
-async function draw(model) {
+// Draws what the controls say; `stopped()` is asked after each step.
+async function draw(model, stopped) {
     const { page } = model;
     const show = async (predicted) => {
         paint(at("canvas"), await model.pictures(predicted), page.count, page.image);
@@ -80,6 +81,7 @@ async function draw(model) {
     const began = performance.now();
     let shown = -Infinity;
     await model.sample(request(model), async (row, rows) => {
+        if (stopped()) return false;
         const now = performance.now();
         const seconds = (now - began) / 1000 / (row + 1);
         tell(`step ${row + 1} of ${rows}, ${seconds.toPrecision(3)} s a step`, (row + 1) / rows);
@@ -95,11 +97,17 @@ async function main() {
     describe(model);
     tell("ready: draw", 0);
     const button = at("draw");
+    let drawing = false;
+    let stop = false;
     at("controls").addEventListener("submit", async (event) => {
         event.preventDefault();
-        button.disabled = true;
-        await draw(model).catch(failed);
-        button.disabled = false;
+        stop = drawing;
+        if (drawing) return;
+        drawing = true;
+        button.textContent = "Stop";
+        await draw(model, () => stop).catch(failed);
+        button.textContent = "Draw";
+        drawing = false;
     });
     button.disabled = false;
 }
