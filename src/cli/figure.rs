@@ -270,8 +270,10 @@ fn picture(arguments: &Arguments) -> Result<RgbImage> {
     match arguments.kind {
         Kind::Schedule => schedule::schedules(arguments, width),
         Kind::Loss => {
-            let runs: Vec<Run> =
-                std::iter::once(path).chain(&arguments.others).map(run_of).collect::<Result<_>>()?;
+            let runs: Vec<Run> = std::iter::once(path)
+                .chain(&arguments.others)
+                .map(|path| run_of(path))
+                .collect::<Result<_>>()?;
             if let [run] = &runs[..] { figures::loss(run, width) } else { figures::losses(&runs, width) }
         }
         Kind::Grid => grid(arguments),
@@ -287,7 +289,7 @@ fn picture(arguments: &Arguments) -> Result<RgbImage> {
 }
 
 /// The run that a folder or a checkpoint means.
-fn run_of(path: &PathBuf) -> Result<Run> {
+fn run_of(path: &Path) -> Result<Run> {
     let run = if path.is_file() { Run::of_checkpoint(path) } else { Some(Run::open(path)?) };
     let none = || Error::new(format!("{} is in no run folder", path.display()));
     run.ok_or_else(|| none().hint("give the run: its metrics are needed"))
