@@ -19,6 +19,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.topic[..] {
         [keys] if keys == "keys" => print(&every_key()),
         [keys, path] if keys == "keys" => print(&one_key(path)?),
+        [keys, ..] if keys == "keys" => Err(Error::usage("help keys: more than one").hint("give one key")),
         topic => of_command(topic),
     }
 }
@@ -47,8 +48,8 @@ fn every_key() -> String {
     let width = all.iter().map(|key| key.path.len()).max().unwrap_or(0);
     let mut text = String::new();
     for Explained { path, about, default, .. } in &all {
-        let first = about.split_inclusive(['.', ';', ':']).next().unwrap_or_default();
-        let first = first.trim_end_matches(['.', ';', ':']);
+        let end = [about.find(". "), about.find(';')].into_iter().flatten().min().unwrap_or(about.len());
+        let first = about[..end].trim_end_matches('.');
         let default = default.as_ref().map(|value| format!(" [{value}]")).unwrap_or_default();
         let _ = writeln!(text, "{path:width$}  {first}{default}");
     }

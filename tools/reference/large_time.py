@@ -29,11 +29,12 @@ def draw(folder, out, size, steps, threads):
 
 
 def measured(command, environment):
+    """Seconds, seconds of CPU, and peak memory in GiB of a process."""
     start = time.monotonic()
     process = subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, (command, status)
-    return time.monotonic() - start, usage.ru_maxrss / 2**20
+    return time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
 
 
 def main():
@@ -58,9 +59,10 @@ def main():
                 else:
                     command = [sys.executable, __file__, "--draw", args.folder, path, args.size, steps, args.threads]
                 found.append(measured([str(part) for part in command], {"RAYON_NUM_THREADS": str(args.threads)}))
-            (first, _), (last, memory) = found
+            (first, cpu, _), (last, more, memory) = found
             step = (last - first) / (args.steps - 1)
-            print(f"round {number + 1}: {program:9} {step:7.2f} s a step, {first - step:6.2f} s besides, peak {memory:.2f} GiB", flush=True)
+            print(f"round {number + 1}: {program:9} {step:6.2f} s a step ({(more - cpu) / (args.steps - 1):.2f} s of CPU), "
+                  f"{first - step:6.2f} s besides, peak {memory:.2f} GiB", flush=True)
     import numpy as np
     from PIL import Image
     a, b = (np.asarray(Image.open(out / f"{name}.png").convert("RGB"), np.int16) for name in ("denoir", "diffusers"))
