@@ -192,8 +192,9 @@ impl Tape {
         self.tensor(shape.into(), DType::U32, Home::Stored { store: store.into(), first: 0 }, false)
     }
 
-    /// As [`Tape::stored`], of 16-bit floats, in a store of such alone. Launches read them as `f32`: on the CPU
-    /// device they are widened into working memory each time one runs; on a GPU the store itself is of `f32`.
+    /// As [`Tape::stored`], of 16-bit floats, in a store of such alone. Launches read them as `f32`: on the
+    /// CPU device they are widened into working memory each time one runs; on a GPU the store itself is of
+    /// `f32`.
     pub fn stored_f16(&self, store: &str, first: usize, shape: impl Into<Shape>) -> Tensor {
         self.tensor(shape.into(), DType::F16, Home::Stored { store: store.into(), first }, false)
     }

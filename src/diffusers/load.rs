@@ -109,8 +109,8 @@ pub(crate) fn held_of<'a>(
     weights.shapes().filter_map(held)
 }
 
-/// The values of all parameters, flat, of 16 bits if all in the file are. The error names all tensors that are
-/// missing, left over or of another shape than `wanted` says. Memory is allocated only when all fit, and
+/// The values of all parameters, flat, of 16 bits if all in the file are. The error names all tensors that
+/// are missing, left over or of another shape than `wanted` says. Memory is allocated only when all fit, and
 /// filled a tensor at a time.
 pub(crate) fn flat_weights<'a>(
     weights: &'a Weights,

@@ -2,7 +2,7 @@
 
 use strsim::levenshtein;
 
-use super::explained::key_of;
+use super::tables::key_of;
 use super::{Recipe, System, built_in};
 use crate::error::{Error, Result};
 
@@ -35,10 +35,10 @@ impl Recipe {
             None => changed.get_mut(key).filter(|v| !v.is_table()),
         };
         let Some(slot) = slot else {
-            let elsewhere = key_of(key).is_some() && !self.has(key.split('.').next().unwrap_or_default());
-            return Err(if elsewhere {
-                Error::usage(self.lacks(key))
-                    .hint(format!("`denoir help keys {key}` says which recipes have it"))
+            let outer = key.split('.').next().unwrap_or_default();
+            return Err(if key_of(key).is_some() && !self.has(outer) {
+                let hint = format!("`denoir help keys {key}` says which recipes have it");
+                Error::usage(self.lacks(outer)).hint(hint)
             } else {
                 unknown_key(key, &whole, self.system)
             });

@@ -375,7 +375,7 @@ fn mistakes_with_vaes_and_latents() {
     says(&["train", "faces-ldm", "--vae", "vae"], 2, &["--set image_size=16 --set latent_size=4"]);
     says(&["train", "digits", "--vae", "vae"], 2, &["does not train on latents"]);
     says(&["train", "faces-ldm", "--dry-run"], 2, &["--vae"]);
-    says(&["train", "faces-vae", "--set", "unet.dropout=0.1"], 2, &["no key called \"unet.dropout\""]);
+    says(&["train", "faces-vae", "--set", "unet.dropout=0.1"], 2, &["unet has no meaning for system = vae"]);
     says(&["train", "faces-vae", "--set", "image_size=30"], 2, &["cannot be halved"]);
     says(&["train", "faces-vae", "--set", "vae.norm_num_groups=5"], 2, &["does not divide"]);
     says(&["encode", "ddpm"], 1, &["not a VAE"]);

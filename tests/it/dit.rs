@@ -217,7 +217,7 @@ fn a_dit_of_pixels_is_trained_sampled_exported_and_imported() {
         );
     };
     fails_with(&["dit.patch_size=3"], "images of 16x16 pixels are not made of patches of 3x3");
-    fails_with(&["unet.dropout=0.1"], "no key called \"unet.dropout\"");
+    fails_with(&["unet.dropout=0.1"], "unet has no meaning for model = dit");
     fails_with(
         &["dit.in_channels=1", "dit.attention_head_dim=3", "dit.num_attention_heads=2"],
         "is 6; it must be",

@@ -367,7 +367,12 @@ fn folders_that_cannot_be_used() {
     with(unet, "num_class_embeds", json!(1 << 20), &["missing: class_embedding.weight"]);
     with(unet, "attention_head_dim", json!(16), &["wider than a level of 8 channels"]);
     with(unet, "block_out_channels", json!([4, 12]), &["of another shape: ", "conv_norm_out"][..1]);
-    with("model_index.json", "text_encoder", json!(["transformers", "CLIPTextModel"]), &["its text_encoder"]);
+    with(
+        "model_index.json",
+        "text_encoder",
+        json!(["transformers", "CLIPTextModel"]),
+        &["there is no folder text_encoder"],
+    );
     with("model_index.json", "unet", json!([null, null]), &["it has no unet"]);
     with(
         "model_index.json",

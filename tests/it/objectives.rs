@@ -95,7 +95,7 @@ fn schedules_are_compared() {
         2,
         &["nothing is no run, recipe or schedule", "vp"],
     );
-    fails(at, &["figure", "loss", "a", "b"], 2, &["loss takes one run"]);
+    fails(at, &["figure", "loss", "a", "b"], 1, &["a does not exist"]);
 }
 
 /// A schedule that the library lacks goes there as a list; a target that it lacks does not.
