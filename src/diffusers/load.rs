@@ -160,7 +160,7 @@ fn filled<T: Number>(weights: &Weights, params: &Params, found: &BTreeMap<String
     let mut flat = vec![T::zeroed(); params.elements()];
     for spec in params.specs() {
         let target = &mut flat[spec.first..spec.first + spec.shape.elements()];
-        spec.from_file(&found[&spec.name].values(weights)?, target);
+        spec.in_memory_order(&found[&spec.name].values(weights)?, target);
     }
     Ok(flat)
 }

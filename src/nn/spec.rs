@@ -62,7 +62,7 @@ impl Spec {
     /// # Panics
     /// When either slice has not its elements.
     #[track_caller]
-    pub(crate) fn from_file<T: Copy + Send + Sync>(&self, file: &[T], memory: &mut [T]) {
+    pub(crate) fn in_memory_order<T: Copy + Send + Sync>(&self, file: &[T], memory: &mut [T]) {
         let (taps, cin, cout) = self.matrices();
         assert_eq!([file.len(), memory.len()], [taps * cin * cout; 2], "parameter {}", self.name);
         if self.layout == Layout::Plain || file.is_empty() {
