@@ -7,15 +7,12 @@ Adapters of rank 4 of all attention layers of the U-Net, one image a step, AdamW
 encoded once, captions by the text encoder in each step. A step is the difference of runs of STEPS and of one step, over STEPS - 1. Memory
 is the peak resident set of the process.
 """
-import argparse
 import json
-import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 
-from large_time import measured
+from large_time import compare, parsed
 
 
 def train(folder, size, steps, threads):
@@ -46,14 +43,7 @@ def train(folder, size, steps, threads):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder")
-    parser.add_argument("denoir")
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+    args = parsed(__doc__, 256, 4)
     out = pathlib.Path(tempfile.mkdtemp())
     (out / "data").mkdir()
     from PIL import Image
@@ -61,22 +51,13 @@ def main():
         for i in range(4):
             Image.new("RGB", (args.size, args.size), (60 * i, 80, 120)).save(out / f"data/{i}.png")
             f.write(json.dumps({"file_name": f"{i}.png", "text": "a photo of a cat"}) + "\n")
-    for number in range(args.rounds):
-        for program in ("denoir", "peft"):
-            found = []
-            for steps in (1, args.steps):
-                if program == "denoir":
-                    command = [args.denoir, "train", "text-to-image", "--base", args.folder, "--data", f"images:{out / 'data'}",
-                               "--device", "cpu", "--steps", steps, "--sample-every", "never", "--out", out / f"run-{number}-{steps}"]
-                    for key in ("lora_rank=4", f"image_size={args.size}", "batch_size=1", "accumulation=1", "evaluate_count=0"):
-                        command += ["--set", key]
-                else:
-                    command = [sys.executable, __file__, "--train", args.folder, args.size, steps, args.threads]
-                found.append(measured([str(part) for part in command], {"RAYON_NUM_THREADS": str(args.threads)}))
-            (first, cpu, _), (last, more, memory) = found
-            step = (last - first) / (args.steps - 1)
-            print(f"round {number + 1}: {program:6} {step:6.2f} s a step ({(more - cpu) / (args.steps - 1):.2f} s of CPU), "
-                  f"{first - step:6.2f} s besides, peak {memory:.2f} GiB", flush=True)
+    keys = [f"--set={key}" for key in ("lora_rank=4", f"image_size={args.size}", "batch_size=1", "accumulation=1", "evaluate_count=0")]
+    compare(args, {
+        "denoir": lambda number, steps: [args.denoir, "train", "text-to-image", "--base", args.folder, "--data", f"images:{out / 'data'}",
+                                         "--device", "cpu", "--steps", steps, "--sample-every", "never",
+                                         "--out", out / f"run-{number}-{steps}", *keys],
+        "peft": lambda _, steps: [sys.executable, __file__, "--train", args.folder, args.size, steps, args.threads],
+    })
 
 
 if __name__ == "__main__":

@@ -37,32 +37,40 @@ def measured(command, environment):
     return time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parsed(about, size, steps):
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("denoir")
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--size", type=int, default=size)
+    parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    out = pathlib.Path(tempfile.mkdtemp())
+    return parser.parse_args()
+
+
+def compare(args, programs):
+    """`programs`: by name the command of a round and so many steps. Each runs once unmeasured, which brings its files into memory."""
+    run = lambda command: measured([str(part) for part in command], {"RAYON_NUM_THREADS": str(args.threads)})
+    for command in programs.values():
+        run(command("warm", 1))
     for number in range(args.rounds):
-        for program in ("denoir", "diffusers"):
-            found = []
-            for steps in (1, args.steps):
-                path = out / f"{program}.png"
-                if program == "denoir":
-                    command = [args.denoir, "sample", args.folder, "--prompt", PROMPT, "--sampler", "ddim", "--rng", "torch", "--seed", "7",
-                               "--device", "cpu", "--count", "1", "--width", args.size, "--height", args.size, "--steps", steps,
-                               "--out", path]
-                else:
-                    command = [sys.executable, __file__, "--draw", args.folder, path, args.size, steps, args.threads]
-                found.append(measured([str(part) for part in command], {"RAYON_NUM_THREADS": str(args.threads)}))
-            (first, cpu, _), (last, more, memory) = found
+        for name, command in programs.items():
+            (first, cpu, _), (last, more, memory) = (run(command(number, steps)) for steps in (1, args.steps))
             step = (last - first) / (args.steps - 1)
-            print(f"round {number + 1}: {program:9} {step:6.2f} s a step ({(more - cpu) / (args.steps - 1):.2f} s of CPU), "
+            print(f"round {number + 1}: {name:9} {step:6.2f} s a step ({(more - cpu) / (args.steps - 1):.2f} s of CPU), "
                   f"{first - step:6.2f} s besides, peak {memory:.2f} GiB", flush=True)
+
+
+def main():
+    args = parsed(__doc__, 512, 3)
+    out = pathlib.Path(tempfile.mkdtemp())
+    compare(args, {
+        "denoir": lambda _, steps: [args.denoir, "sample", args.folder, "--prompt", PROMPT, "--sampler", "ddim", "--rng", "torch",
+                                    "--seed", "7", "--device", "cpu", "--count", "1", "--width", args.size, "--height", args.size,
+                                    "--steps", steps, "--out", out / "denoir.png"],
+        "diffusers": lambda _, steps: [sys.executable, __file__, "--draw", args.folder, out / "diffusers.png", args.size, steps,
+                                       args.threads],
+    })
     import numpy as np
     from PIL import Image
     a, b = (np.asarray(Image.open(out / f"{name}.png").convert("RGB"), np.int16) for name in ("denoir", "diffusers"))
