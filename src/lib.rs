@@ -54,7 +54,8 @@
 //!   GPU it depends on the variants of kernels too, which a tuning file fixes.
 //! - **Weights are packed once.** A CPU program that never writes a store keeps its launches' packed weights,
 //!   and results made from the store alone, from run to run. It makes them again when another program or the
-//!   host has written the store.
+//!   host has written the store. Weights of 16 bits take half the memory instead: each launch finds them
+//!   widened, and nothing of them is kept.
 //! - **The default is the measure.** A launch may offer variants. Tuning times them when a program is
 //!   compiled, and only a variant with the default's results may win; a device without a tuning runs
 //!   defaults.

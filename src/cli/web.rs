@@ -54,9 +54,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         walks.push((name, Options { steps, ..own }));
     }
     let out = &arguments.out;
+    let is_new = !out.exists();
     make_empty_folder(out)?;
     let offer = Offer { count: arguments.count, walks, half: arguments.f16 };
-    let written = web::write(out, &source, &offer)?;
+    let written = web::write(out, &source, &offer).inspect_err(|_| {
+        // Where nothing was written, nothing stays; a folder with files in it is not removed so.
+        let _ = is_new.then(|| std::fs::remove_dir(out));
+    })?;
     note(&format!(
         "{} dispatches a step by {} kernel files, {} of weights, {} on the GPU",
         thousands(written.dispatches),
