@@ -4,7 +4,7 @@ use crate::device::gpu::shader::Kernel;
 use crate::kernel;
 use crate::launch::launch_of;
 use crate::ops::shared::{derivative, replayed};
-use crate::simd::{exp, sigmoid, tanh};
+use crate::simd::{erf, exp, sigmoid, tanh};
 use crate::tape::Tensor;
 
 pub(crate) static KERNEL: Kernel = kernel!("activation");
@@ -47,7 +47,7 @@ impl Activation {
             Activation::Identity => x,
             Activation::Silu => x * sigmoid(x),
             Activation::Relu => x.max(0.0),
-            Activation::Gelu => 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)),
+            Activation::Gelu => 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)),
             Activation::GeluTanh => 0.5 * x * (1.0 + tanh(SQRT_2_PI * (x + 0.044_715 * x * x * x))),
             Activation::Tanh => tanh(x),
             Activation::Sigmoid => sigmoid(x),
@@ -68,8 +68,7 @@ impl Activation {
             }
             Activation::Relu => f32::from(x > 0.0),
             Activation::Gelu => {
-                0.5 * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))
-                    + x * INV_SQRT_2PI * exp(-0.5 * x * x)
+                0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * INV_SQRT_2PI * exp(-0.5 * x * x)
             }
             Activation::GeluTanh => {
                 let t = tanh(SQRT_2_PI * (x + 0.044_715 * x * x * x));
@@ -95,7 +94,7 @@ impl Activation {
 /// half the speed).
 macro_rules! with_constant {
     ($activation:expr, $kind:ident => $call:expr) => {
-        with_constant!(@ $activation, $kind => $call, Identity Relu Silu GeluTanh Tanh Sigmoid QuickGelu)
+        with_constant!(@ $activation, $kind => $call, Identity Relu Silu Gelu GeluTanh Tanh Sigmoid QuickGelu)
     };
     (@ $activation:expr, $kind:ident => $call:expr, $($name:ident)+) => {
         match $activation {
