@@ -29,7 +29,7 @@
 //! | 3 | [`launch`], [`tape`], [`program`], [`state`], `product` (the one loop of convolutions and matrix products) | tensors and kernels |
 //! | 2 | [`tensor`] (shape, type, identity) | nothing but itself |
 //! | 1 | [`device`] (`gpu`: adapters, shaders, buffers, dispatch; `cpu`: memory, threads) | bytes and kernels, no shapes |
-//! | 0 | [`error`], `files`, `names` (as text), `normal` (its probabilities), [`philox`] (random numbers), [`torch`], [`simd`] | nothing |
+//! | 0 | [`error`], [`group`] (processes that train together), `files`, `names` (as text), `normal` (its probabilities), [`philox`] (random numbers), [`torch`], [`simd`] | nothing |
 //!
 //! # Invariants
 //!
@@ -119,6 +119,7 @@ pub mod diffusion;
 pub mod error;
 pub mod figures;
 mod files;
+pub mod group;
 pub mod latent_file;
 pub mod launch;
 pub mod likelihood;

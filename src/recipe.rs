@@ -86,6 +86,9 @@ config! {
         pub batch_size: usize = 64,
         /// Batches whose gradients are averaged for one step of the optimiser.
         pub accumulation: u64 = 1,
+        /// Parts of a batch that processes can share (`--distributed`). One process, or as many as the
+        /// number's prime factors allow, then train to the same bytes; other shards give other roundings.
+        pub shards: usize = 1,
         /// Compute the model's blocks again in the backward pass instead of keeping what they computed: less
         /// memory, more time, the same numbers.
         pub checkpoint_blocks: bool = false,

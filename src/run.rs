@@ -55,6 +55,24 @@ const RECORD: &str = "data.toml";
 const METRICS: &str = "metrics.jsonl";
 const EVALUATIONS: &str = "evaluations.jsonl";
 
+/// Tables that a run keeps for people to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Table {
+    /// Launches and memory of a step, as `denoir train --dry-run` prints them.
+    Plan,
+    /// Where the time of a step goes, as `denoir profile` printed it.
+    Profile,
+}
+
+impl Table {
+    fn file(self) -> &'static str {
+        match self {
+            Table::Plan => "plan.txt",
+            Table::Profile => "profile.txt",
+        }
+    }
+}
+
 impl Run {
     /// An error if [`Run::create`] would fail because the folder holds a run.
     pub(crate) fn check_free(wanted: Option<&Path>) -> Result<()> {
@@ -133,6 +151,17 @@ impl Run {
     /// Writes the recipe: of a new run, or anew, after a resumed run changed it.
     pub(crate) fn write_recipe(&self, recipe: &Recipe) -> Result<()> {
         write_whole(&self.folder.join(RECIPE), |file| file.write_all(recipe.to_toml().as_bytes()))
+    }
+
+    pub(crate) fn write_table(&self, table: Table, text: &str) -> Result<()> {
+        write_whole(&self.folder.join(table.file()), |file| file.write_all(text.as_bytes()))
+    }
+
+    /// A table, if the run has it.
+    pub(crate) fn table(&self, table: Table) -> Option<String> {
+        const MOST: u64 = 1 << 20;
+        let bytes = files::read(&self.folder.join(table.file()), MOST).ok()?;
+        Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// Path of the checkpoint after `step` steps.

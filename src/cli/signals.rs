@@ -8,19 +8,22 @@ use super::note;
 use crate::error::{Error, Result};
 
 /// Whether the user wants the training to stop.
+#[derive(Clone)]
 pub struct Stop(Arc<AtomicU8>);
 
 impl Stop {
     /// Catches Ctrl-C, a request to end, and a hang-up unless that is ignored already, as under `nohup`. The
-    /// second one does not wait for the step.
-    pub fn listen() -> Result<Stop> {
+    /// second one does not wait for the step. `says`: whether the user is told so.
+    pub fn listen(says: bool) -> Result<Stop> {
         let first = Arc::new(AtomicU8::new(0));
         let stop = Stop(Arc::clone(&first));
         let caught = move |signal| {
             if first.swap(signal, Ordering::SeqCst) != 0 {
                 std::process::exit(i32::from(status(signal)));
             }
-            note("\nstopping after this step (again to stop at once)");
+            if says {
+                note("\nstopping after this step (again to stop at once)");
+            }
         };
         on_each(caught).map_err(|e| Error::new("cannot catch signals such as Ctrl-C").caused_by(e))?;
         Ok(stop)
@@ -30,9 +33,20 @@ impl Stop {
         self.0.load(Ordering::SeqCst) != 0
     }
 
-    /// Exit status of a program that was stopped, so that `train && sample` does not go on.
+    /// Whether it was a request to end, as `mpirun` sends it to the ranks that are left when one has died.
+    pub fn is_end(&self) -> bool {
+        const SIGTERM: u8 = 15;
+        self.0.load(Ordering::SeqCst) == SIGTERM
+    }
+
+    /// Exit status of a program that was stopped, so that `train && sample` does not go on; as for Ctrl-C
+    /// where another of several processes was told to.
     pub fn status(&self) -> u8 {
-        status(self.0.load(Ordering::SeqCst))
+        const SIGINT: u8 = 2;
+        match self.0.load(Ordering::SeqCst) {
+            0 => status(SIGINT),
+            signal => status(signal),
+        }
     }
 }
 

@@ -1,15 +1,15 @@
 //! `denoir train`
 
+mod terminal;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
-
-use indicatif::{FormattedDuration, ProgressBar};
+use std::rc::Rc;
+use std::time::Instant;
 
 use super::device_args::DeviceArgs;
 use super::opening::FileArgs;
-use super::pace::Pace;
 use super::settings::Settings;
 use super::signals::Stop;
 use super::watch::Place;
@@ -19,10 +19,14 @@ use crate::data;
 use crate::device::{Device, size};
 use crate::diffusers::Unsaid;
 use crate::error::{Error, Result, need, quoted};
+use crate::group;
 use crate::names::path_of;
 use crate::recipe::{self, Recipe, SampleEvery, System};
-use crate::run::{Evaluation, HeldOutLoss, Metrics, Run};
-use crate::train::{DryRun, Ended, PictureCost, Resume, Session, Watch, codec_of_base};
+use crate::run::{Run, Table};
+use crate::train::{
+    DryRun, Ended, Member, PictureCost, Ranks, Resume, Session, codec_of_base, ranks_of, shared_by,
+};
+use terminal::Terminal;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -57,13 +61,41 @@ pub struct Arguments {
     /// port]
     #[arg(long, value_name = "ADDR:PORT", num_args = 0..=1, require_equals = true)]
     watch: Option<Option<SocketAddr>>,
+    /// Share the training with the other processes that `mpirun -n N denoir train ...` starts; needs Open MPI
+    /// or MPICH. The key `shards` says how many can share a batch
+    #[arg(long, value_name = "HOW", conflicts_with = "dry_run")]
+    distributed: Option<Distributed>,
     /// Print the plan of a step (launches, memory) and what the pictures will cost, and stop
     #[arg(long)]
     dry_run: bool,
 }
 
+/// What carries the messages of processes that train together.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Distributed {
+    /// MPI, loaded from the system
+    Mpi,
+}
+
 /// Exit status: that of success, or of the signal that stopped the training.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let Some(Distributed::Mpi) = arguments.distributed else { return run_in(arguments, None) };
+    let group = group::open_mpi()?;
+    let stop = Stop::listen(group.rank() == 0)?;
+    let asked = stop.clone();
+    let ranks = Rc::new(Ranks::new(group, move || asked.is_end()));
+    let done = run_in(arguments, Some((&ranks, stop)));
+    let done =
+        if ranks.have_failed() { done } else { ranks.agree(done, |_| Vec::new()).map(|(done, _)| done) };
+    ranks.end();
+    match done {
+        // The first rank tells it.
+        Err(error) if !ranks.leads() => Ok(ExitCode::from(error.exit_code())),
+        done => done,
+    }
+}
+
+fn run_in(arguments: &Arguments, together: Option<(&Rc<Ranks>, Stop)>) -> Result<ExitCode> {
     let started = Instant::now();
     let wanted = Resume { data_changed: arguments.data_changed, hold_lr: arguments.hold_lr };
     if arguments.resume.is_none() && wanted != Resume::default() {
@@ -80,30 +112,64 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     arguments.settings.change(&mut recipe)?;
     recipe.check_trainable()?;
+    let ranks = together.as_ref().map(|(ranks, _)| *ranks);
+    if let Some(ranks) = ranks {
+        share(&mut recipe, ranks)?;
+    }
     let device = arguments.device.open()?;
     if arguments.dry_run {
         return dry_run(arguments, &recipe, &device);
     }
-    let place = arguments.watch.map(Place::bind).transpose()?;
+    let leads = ranks.is_none_or(|ranks| ranks.leads());
+    let place = arguments.watch.filter(|_| leads).map(Place::bind).transpose()?;
     let progress = bar(1, "encoding images {bar:30} {pos}/{len} {eta} left");
     let mut noted = None;
-    let mut encoded = |done, all| count(&progress, &mut noted, "encoding images", done, all);
+    let mut encoded = |done, all| {
+        if leads {
+            count(&progress, &mut noted, "encoding images", done, all);
+        }
+    };
     let opened = match &arguments.resume {
-        Some(folder) => Session::resume(Run::open(folder)?, &device, recipe, wanted, &mut encoded),
+        Some(folder) => Session::resume(Run::open(folder)?, &device, recipe, wanted, ranks, &mut encoded),
         None => {
             let (out, vae) = (arguments.out.as_deref(), arguments.vae.as_deref());
             let unsaid = arguments.file.unsaid();
             let base = arguments.base.as_deref().map(|base| (base, &unsaid));
-            Session::start(recipe, &device, out, vae, base, &mut encoded)
+            Session::start(recipe, &device, out, vae, base, ranks, &mut encoded)
         }
     };
     progress.finish_and_clear();
-    let mut session = opened?;
+    let stop = together.map(|(_, stop)| stop);
+    let mut session = match opened? {
+        Member::Leader(session) => session,
+        Member::Follower(mut follower) => {
+            let stop = stop.unwrap_or_else(|| unreachable!("a rank of several listens"));
+            return follower.train(|| stop.is_wanted()).map(|_| ExitCode::SUCCESS);
+        }
+    };
     if let Some(place) = place {
         note(&format!("watch it at {}", place.url()));
         place.serve_beside(session.run.folder().to_owned())?;
     }
-    train(&mut session, &device, started)
+    train(&mut session, &device, stop, started)
+}
+
+/// Cuts a batch into as many shards as there are ranks, if the recipe says nothing of shards.
+fn share(recipe: &mut Recipe, ranks: &Ranks) -> Result<()> {
+    let size = ranks.size();
+    if recipe.shards == 1 && size > 1 {
+        recipe.shards = size;
+        recipe.validate()?;
+        if ranks.leads() {
+            note(&format!("note: shards = {size}, one for each rank; {}", shared_by(size)));
+        }
+    }
+    let hint = format!("{}; set shards to a multiple, or start another number", shared_by(recipe.shards));
+    need(
+        ranks_of(recipe.shards).contains(&size),
+        format!("{size} ranks with shards = {}", recipe.shards),
+        hint,
+    )
 }
 
 fn dry_run(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<ExitCode> {
@@ -145,7 +211,7 @@ fn dry_run(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-fn train(session: &mut Session, device: &Device, started: Instant) -> Result<ExitCode> {
+fn train(session: &mut Session, device: &Device, stop: Option<Stop>, started: Instant) -> Result<ExitCode> {
     let (recipe, folder) = (session.recipe.clone(), session.run.folder().display().to_string());
     let parameters = session.trainer().params().borrow().count();
     let first = session.trainer().done();
@@ -154,12 +220,16 @@ fn train(session: &mut Session, device: &Device, started: Instant) -> Result<Exi
     if let Some(remark) = recipe.remark() {
         note(&format!("note: {remark}"));
     }
+    let codec = session.codec().filter(|_| recipe.system == System::Ldm);
+    let plan = DryRun::new(&recipe, device, codec);
+    session.run.write_table(Table::Plan, &describe(&plan, &recipe, device))?;
     if let Some(cost) = session.picture_cost()? {
         let hint =
             if cost.steps < cost.of_steps as f64 { "" } else { "; --sample-every never leaves them out" };
         note(&format!("pictures: {}{hint}", describe_pictures(&cost, &recipe, Some(cost.of_steps))));
     }
-    let mut terminal = Terminal::new(first, &recipe)?;
+    let stop = stop.map_or_else(|| Stop::listen(true), Ok)?;
+    let mut terminal = Terminal::new(first, &recipe, stop);
     let ended = session.train(&mut terminal);
     terminal.bar.finish_and_clear();
     let ended = ended?;
@@ -181,99 +251,6 @@ fn train(session: &mut Session, device: &Device, started: Instant) -> Result<Exi
             print(&format!("stopped after step {step}; go on with: denoir train --resume {run}\n"))?;
             Ok(ExitCode::from(terminal.stop.status()))
         }
-    }
-}
-
-/// Progress on the terminal, or a line now and then where standard error is no terminal.
-struct Terminal {
-    bar: ProgressBar,
-    stop: Stop,
-    /// A running mean of the loss, which is noisy from step to step.
-    loss: Option<f32>,
-    pace: Pace,
-    steps: u64,
-    /// Images of a step.
-    per_step: u64,
-    began: Instant,
-    spoke: Instant,
-}
-
-impl Terminal {
-    fn new(first: u64, recipe: &Recipe) -> Result<Self> {
-        let stop = Stop::listen()?;
-        let (steps, per_step) = (recipe.steps, recipe.accumulation * recipe.batch_size as u64);
-        let bar = bar(steps, "{bar:16} {percent}% {pos}/{len} {elapsed_precise} {msg}");
-        bar.set_position(first);
-        let (now, loss) = (Instant::now(), None);
-        let pace = Pace::new(now, first);
-        Ok(Terminal { bar, stop, loss, pace, steps, per_step, began: now, spoke: now })
-    }
-
-    /// Loss, learning rate, throughput and the time that is left, as the last minute went.
-    fn describe(&mut self, m: &Metrics, loss: f32) -> String {
-        let mut text = format!("loss {loss:.4}  lr {:.1e}", m.lr);
-        if let Some(rate) = self.pace.rate(Instant::now(), m.step) {
-            // A step in a century is no time to print.
-            let left = (self.steps.saturating_sub(m.step) as f64 / rate).min(1e9);
-            let left = FormattedDuration(Duration::from_secs_f64(left));
-            text += &format!("  {:.1} images/s  {left} left", rate * self.per_step as f64);
-        }
-        text
-    }
-}
-
-impl Watch for Terminal {
-    fn step(&mut self, m: &Metrics) {
-        let loss = self.loss.map_or(m.loss, |mean| 0.95 * mean + 0.05 * m.loss);
-        self.loss = Some(loss);
-        self.bar.set_position(m.step);
-        let text = self.describe(m, loss);
-        self.bar.set_message(text.clone());
-        let is_due = m.step == 1 || m.step == self.steps || self.spoke.elapsed().as_secs() >= 10;
-        if self.bar.is_hidden() && is_due {
-            self.spoke = Instant::now();
-            let (percent, elapsed) = (100 * m.step / self.steps, FormattedDuration(self.began.elapsed()));
-            note(&format!("step {}/{}  {percent} %  {elapsed}  {text}", m.step, self.steps));
-        }
-    }
-
-    fn doing(&mut self, what: Option<&str>) {
-        self.pace.pause(Instant::now(), what.is_some());
-        if let Some(what) = what {
-            self.bar.set_message(format!("{what} "));
-        }
-        self.bar.tick();
-    }
-
-    fn evaluated(&mut self, e: &Evaluation) {
-        let of = if e.held_out { "held-out" } else { "training" };
-        let kl = e.kl.map(|kl| format!("KL {kl:.2}  ")).unwrap_or_default();
-        let codes = match (e.codes_used, e.perplexity) {
-            (Some(used), Some(perplexity)) => format!("{used} codes used, perplexity {perplexity:.1}  "),
-            _ => String::new(),
-        };
-        self.message(&format!(
-            "step {}, {} {of} images: reconstruction {:.2}  {kl}{codes}PSNR {:.2} dB  SSIM {:.3}  \
-             active {}/{} latent units",
-            e.step, e.images, e.reconstruction, e.psnr, e.ssim, e.active_units, e.units
-        ));
-    }
-
-    fn held_out_loss(&mut self, e: &HeldOutLoss) {
-        let of = if e.held_out { "held-out" } else { "training" };
-        let quarters = e.held_out_by_t.map(|q| q.map_or("-".to_owned(), |q| format!("{q:.4}"))).join("  ");
-        self.message(&format!(
-            "step {}, {} {of} images: loss {:.4}, by quarter of t {quarters}",
-            e.step, e.images, e.held_out_loss
-        ));
-    }
-
-    fn message(&mut self, line: &str) {
-        self.bar.suspend(|| note(line));
-    }
-
-    fn interrupted(&self) -> bool {
-        self.stop.is_wanted()
     }
 }
 

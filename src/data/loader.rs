@@ -42,6 +42,28 @@ pub struct Picks {
     pub labels: Vec<u32>,
 }
 
+/// Which positions of training the batches of a loader show.
+#[derive(Clone, Copy, Debug)]
+pub struct Positions {
+    /// That of the first batch's first sample.
+    pub first: u64,
+    /// From the first sample of a batch to that of the next; `None`: as many as a batch has.
+    pub stride: Option<u64>,
+}
+
+impl From<u64> for Positions {
+    fn from(first: u64) -> Positions {
+        Positions { first, stride: None }
+    }
+}
+
+impl Positions {
+    /// Position of the first sample of batch `k` of so many.
+    fn of(&self, k: u64, batch: usize) -> u64 {
+        self.first + k * self.stride.unwrap_or(batch as u64)
+    }
+}
+
 /// Batches (or [`Picks`]) in order, made ahead in background threads. Dropping it ends and joins them.
 ///
 /// ```
@@ -82,12 +104,12 @@ impl Loader<Picks> {
         batch: usize,
         seed: u64,
         flip: bool,
-        first_position: u64,
+        from: impl Into<Positions>,
     ) -> Result<Self> {
         assert!(!labels.is_empty() && labels.len() <= MIRRORED as usize, "Loader: {} labels", labels.len());
-        let order = Order::new(Some(labels.len() as u64), together, seed);
+        let (order, from) = (Order::new(Some(labels.len() as u64), together, seed), from.into());
         let make = move |k: u64, _: &dyn Fn() -> bool| {
-            let first = first_position + k * batch as u64;
+            let first = from.of(k, batch);
             let mut picks = Picks { samples: Vec::with_capacity(batch), labels: Vec::with_capacity(batch) };
             for (index, position) in order.samples(first, batch).into_iter().zip(first..) {
                 let bit = if flip && mirrored(seed, position) { MIRRORED } else { 0 };
@@ -102,8 +124,8 @@ impl Loader<Picks> {
 }
 
 impl Loader {
-    /// Starts to read batches of `batch` samples from position `first_position` on (samples seen before:
-    /// steps done times batch size). `flip` mirrors half of the pictures, chosen by (seed, position).
+    /// Starts to read batches of `batch` samples from a position on (samples seen before: steps done
+    /// times batch size), or those of [`Positions`]. `flip` mirrors half of the pictures, chosen by (seed, position).
     ///
     /// # Errors
     /// The system gives no thread.
@@ -116,11 +138,11 @@ impl Loader {
         batch: usize,
         seed: u64,
         flip: bool,
-        first_position: u64,
+        from: impl Into<Positions>,
     ) -> Result<Self> {
         // Decoding large photographs keeps eight cores busy ahead of any step; more would only hold memory.
         let threads = threads::cores().min(8);
-        Self::pictures(dataset, false, batch, seed, flip, first_position, threads)
+        Self::pictures(dataset, false, batch, seed, flip, from.into(), threads)
     }
 
     /// As [`Loader::new`], with a square of each picture that (seed, position) chooses, instead of the one in
@@ -137,9 +159,9 @@ impl Loader {
         batch: usize,
         seed: u64,
         flip: bool,
-        first_position: u64,
+        from: impl Into<Positions>,
     ) -> Result<Self> {
-        Self::pictures(dataset, true, batch, seed, flip, first_position, threads::cores().min(8))
+        Self::pictures(dataset, true, batch, seed, flip, from.into(), threads::cores().min(8))
     }
 
     /// As [`Loader::new`], with the condition of each picture beside it: batches of `[N, H, W, C +
@@ -158,7 +180,7 @@ impl Loader {
         batch: usize,
         seed: u64,
         flip: bool,
-        first_position: u64,
+        from: impl Into<Positions>,
     ) -> Result<Self> {
         let ([h, w, c], order) = (dataset.shape(), Order::of(&*dataset, seed));
         let size = h * w * (c + condition.channels_of(c));
@@ -166,7 +188,7 @@ impl Loader {
             let mirrored = flip && mirrored(seed, position);
             read_conditioned(&*dataset, &condition, index, mirrored, [seed, position], out)
         };
-        Self::reading(read, order, size, batch, first_position, threads::cores().min(8))
+        Self::reading(read, order, size, batch, from.into(), threads::cores().min(8))
     }
 
     #[track_caller]
@@ -176,7 +198,7 @@ impl Loader {
         batch: usize,
         seed: u64,
         flip: bool,
-        first_position: u64,
+        from: Positions,
         threads: usize,
     ) -> Result<Self> {
         let (shape, order) = (dataset.shape(), Order::of(&*dataset, seed));
@@ -192,7 +214,7 @@ impl Loader {
             }
             Ok(label)
         };
-        Self::reading(read, order, shape.iter().product(), batch, first_position, threads)
+        Self::reading(read, order, shape.iter().product(), batch, from, threads)
     }
 
     /// `read`: writes picture `index`, at a position of training, and returns its label.
@@ -202,11 +224,11 @@ impl Loader {
         order: Order,
         size: usize,
         batch: usize,
-        first_position: u64,
+        from: Positions,
         threads: usize,
     ) -> Result<Self> {
         let make = move |k: u64, stop: &dyn Fn() -> bool| {
-            let first = first_position + k * batch as u64;
+            let first = from.of(k, batch);
             let (mut images, mut labels) = (vec![0.0; batch * size], Vec::with_capacity(batch));
             let samples = order.samples(first, batch);
             for ((out, &index), position) in images.chunks_exact_mut(size).zip(&samples).zip(first..) {

@@ -49,7 +49,7 @@ fn take(loader: &mut Loader, n: usize) -> Vec<Batch> {
 fn batches_do_not_depend_on_the_number_of_threads() {
     let run = |threads, slow| {
         let data = Numbers { slow, ..Numbers::new(Some(10)) };
-        take(&mut Loader::pictures(Arc::new(data), false, 4, 9, true, 0, threads).unwrap(), 12)
+        take(&mut Loader::pictures(Arc::new(data), false, 4, 9, true, 0.into(), threads).unwrap(), 12)
     };
     let one = run(1, Duration::ZERO);
     assert_eq!(one, run(5, Duration::from_micros(300)));
@@ -103,7 +103,7 @@ fn about_half_of_the_pictures_are_mirrored_only_when_asked() {
 #[test]
 fn reading_ahead_is_bounded() {
     let data = Arc::new(Numbers::new(None));
-    let mut loader = Loader::pictures(data.clone(), false, 2, 1, false, 0, 3).unwrap();
+    let mut loader = Loader::pictures(data.clone(), false, 2, 1, false, 0.into(), 3).unwrap();
     loader.next().unwrap();
     let limit = 2 * (1 + 3 + 2); // the batch taken, and `ahead` more
     let deadline = Instant::now() + Duration::from_secs(10);

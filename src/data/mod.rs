@@ -45,7 +45,7 @@ pub use captions::Captions;
 pub use condition::{ConditionConfig, ConditionKind};
 pub use decode::read_picture;
 pub(crate) use dreambooth::{DreamBooth, is_of_class};
-pub use loader::{Batch, Loader, Picks};
+pub use loader::{Batch, Loader, Picks, Positions};
 pub(crate) use numbered::numbered;
 pub(crate) use statistics::{choice, statistics};
 pub(crate) use templates::templates;

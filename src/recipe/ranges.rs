@@ -8,7 +8,7 @@ pub(super) const MOST: u64 = i64::MAX as u64;
 
 impl Recipe {
     /// Whole numbers: key, value, and the lowest and the highest that it may be.
-    pub(super) fn whole_numbers(&self) -> [(&'static str, u64, u64, u64); 22] {
+    pub(super) fn whole_numbers(&self) -> [(&'static str, u64, u64, u64); 23] {
         let most_steps = if self.system == System::Classifier { MOST } else { self.timesteps as u64 };
         let fewest = if self.system.diffuses() { 0 } else { 2 };
         [
@@ -17,6 +17,7 @@ impl Recipe {
             ("epochs", self.epochs, 0, 1 << 20),
             ("batch_size", self.batch_size as u64, 1, 65_536),
             ("accumulation", self.accumulation, 1, 65_536),
+            ("shards", self.shards as u64, 1, 65_536),
             ("timesteps", self.timesteps as u64, 1, 100_000),
             ("sample_steps", self.sample_steps as u64, 1, most_steps),
             ("sample_count", self.sample_count as u64, 1, 10_000),

@@ -34,6 +34,7 @@ impl Recipe {
         need(below, "beta1 and beta2 must be below 1", "0.9 and 0.999 are usual")?;
         let decays = self.optimizer == Optimizer::Adamw || self.weight_decay == 0.0;
         need(decays, "weight_decay goes with optimizer = adamw", "set optimizer=adamw too")?;
+        self.validate_shards()?;
         let is_cut = ["images:", "parquet:"].iter().any(|kind| self.data.starts_with(kind));
         let (drawn, alone) = (self.latents == Latents::Drawn, !self.condition.is_some());
         need(
@@ -53,6 +54,22 @@ impl Recipe {
                 self.validate_diffusion()
             }
         }
+    }
+
+    fn validate_shards(&self) -> Result<()> {
+        let (shards, batch) = (self.shards, self.batch_size);
+        let hint = "set shards to a divisor of batch_size";
+        need(
+            batch.is_multiple_of(shards),
+            format!("{shards} shards do not divide a batch of {batch}"),
+            hint,
+        )?;
+        let of_whole = match self.timestep_sampling {
+            _ if self.has_codebook() => "a codebook learns",
+            TimestepSampling::LossSecondMoment => "timestep_sampling = loss_second_moment draws",
+            _ => return Ok(()),
+        };
+        need(shards == 1, format!("{of_whole} from whole batches, not from shards"), "leave shards at 1")
     }
 
     fn validate_diffusion(&self) -> Result<()> {

@@ -55,6 +55,9 @@ pub struct Metrics {
     pub images_per_s: f64,
     /// Seconds of training up to here, whether or not it was resumed.
     pub seconds: f64,
+    /// Memory of the process in MB (10^6 bytes), a GPU's own not counted, where the system tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<f64>,
     /// Milliseconds of the last batch on the GPU's own clock, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_ms: Option<f64>,

@@ -9,12 +9,13 @@ use super::captions::Captioned;
 use super::encoded::{Encoded, prepare};
 use super::evaluate::Evaluator;
 use super::held_out::HeldOut;
+use super::ranks::Ranks;
 use super::recipe_trainer::RecipeTrainer;
 use super::resident::{Examples, kept};
 use crate::checkpoint::Values;
 use crate::codec::Codec;
 use crate::data::{
-    self, Captions, Dataset, DreamBooth, Loader, numbered, open_for_evaluation, open_whole_folder,
+    self, Captions, Dataset, DreamBooth, Loader, Positions, numbered, open_for_evaluation, open_whole_folder,
 };
 use crate::device::Device;
 use crate::diffusers::{Text, TextEncoder};
@@ -81,6 +82,8 @@ pub(super) struct Data {
     pub beside: Beside,
     /// Held-out images and their conditions, which pictures are drawn from.
     pub given: Option<Given>,
+    /// The processes that share the training, if there are several: this one reads its own part alone.
+    pub ranks: Option<Rc<Ranks>>,
     /// Gives the batches of the steps, in order; reads the first ones while everything else is made.
     feed: Option<Box<dyn FnMut() -> Result<Examples>>>,
 }
@@ -161,6 +164,7 @@ impl Data {
             note,
             beside: Beside::default(),
             given: given.transpose()?,
+            ranks: None,
             feed: None,
         })
     }
@@ -191,6 +195,11 @@ impl Data {
         self.encoded.as_ref().map_or_else(|| Arc::clone(&self.dataset), Encoded::source)
     }
 
+    /// Takes the latents that are encoded as the data of further steps, once all are; whether that is now.
+    pub(super) fn keep_grown(&mut self) -> bool {
+        Encoded::grown(&mut self.encoded).is_some()
+    }
+
     /// Examples of the next step. `codec` encodes images that no step met before.
     pub(super) fn next(&mut self, codec: Option<&Codec>) -> Result<Examples> {
         let Some(feed) = &mut self.feed else { unreachable!("a trainer has data") };
@@ -205,21 +214,32 @@ impl Data {
     /// Starts to read the batches after so many images were `seen`, or, of a data set that is `resident`, to
     /// pick its samples.
     pub(super) fn load(&mut self, recipe: &Recipe, seen: u64, resident: bool) -> Result<()> {
-        let (batch, seed) = (recipe.batch_size, recipe.seed);
+        let (seed, images) = (recipe.seed, recipe.images_of_a_step());
+        let (batch, from) = match &self.ranks {
+            None => (recipe.batch_size, Positions::from(seen)),
+            // All that is this rank's of a step, at once.
+            Some(ranks) => {
+                let share = images / ranks.size() as u64;
+                (
+                    share as usize,
+                    Positions { first: seen + share * ranks.rank() as u64, stride: Some(images) },
+                )
+            }
+        };
         // Mirrored images are among the cached.
         let (source, flip) = (self.source(), recipe.flip && self.encoded.is_none());
         self.feed = Some(match source.whole().filter(|_| resident) {
             Some(whole) => {
-                let mut loader = Loader::picking(whole.labels, source.together(), batch, seed, flip, seen)?;
+                let mut loader = Loader::picking(whole.labels, source.together(), batch, seed, flip, from)?;
                 Box::new(move || loader.next().map(Examples::from))
             }
             None => {
                 let mut loader = match &recipe.condition {
                     condition if condition.is_some() => {
-                        Loader::conditioned(source, condition.clone(), batch, seed, flip, seen)?
+                        Loader::conditioned(source, condition.clone(), batch, seed, flip, from)?
                     }
-                    _ if recipe.random_crop => Loader::cropping(source, batch, seed, flip, seen)?,
-                    _ => Loader::new(source, batch, seed, flip, seen)?,
+                    _ if recipe.random_crop => Loader::cropping(source, batch, seed, flip, from)?,
+                    _ => Loader::new(source, batch, seed, flip, from)?,
                 };
                 Box::new(move || loader.next().map(Examples::from))
             }
@@ -243,6 +263,10 @@ impl Data {
         self.load(recipe, seen, whole.is_some())?;
         let beside = Beside { captions: self.beside.captions.clone(), ..std::mem::take(&mut self.beside) };
         self.beside.captions.clone_from(&beside.captions);
-        RecipeTrainer::beside(recipe, device, codec, resume, whole.as_ref(), beside)
+        let mut trainer = RecipeTrainer::beside(recipe, device, codec, resume, whole.as_ref(), beside)?;
+        if let Some(ranks) = &self.ranks {
+            trainer.join(Rc::clone(ranks));
+        }
+        Ok(trainer)
     }
 }

@@ -16,6 +16,10 @@ pub struct TrainOptions {
     pub batch_size: usize,
     /// Batches whose gradients are averaged for one step of Adam.
     pub accumulation: u64,
+    /// Parts of a step, which divide its batches. Their gradients are added in one order, whether one process
+    /// computes all or several share them ([`Trainer::join`](super::Trainer::join)): the same bytes. 1: as
+    /// the device adds them.
+    pub shards: usize,
     /// Steps of the whole training, which the shape of the learning rate needs.
     pub steps: u64,
     /// The highest learning rate.
@@ -62,6 +66,7 @@ impl TrainOptions {
             seed: recipe.seed,
             batch_size: recipe.batch_size,
             accumulation: recipe.accumulation,
+            shards: recipe.shards,
             steps: recipe.steps,
             lr: recipe.lr,
             lr_schedule: recipe.lr_schedule,

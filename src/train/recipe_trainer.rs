@@ -10,6 +10,7 @@ use super::micro_batch;
 use super::objective::Objective;
 use super::options::TrainOptions;
 use super::outcome::Outcome;
+use super::ranks::Ranks;
 use super::resident::{Examples, Resident};
 use super::trainer::Trainer;
 use crate::checkpoint::Values;
@@ -32,7 +33,7 @@ pub struct RecipeTrainer {
     trainer: Trainer,
     objective: Rc<Objective>,
     recipe: Recipe,
-    /// Number of batches of the objective that a batch of the recipe is split into.
+    /// Number of batches of the objective that a batch of the data is split into.
     micros: usize,
 }
 
@@ -200,6 +201,16 @@ impl RecipeTrainer {
         let initial = |params: &Params| first.unwrap_or_else(|| initial_of(&recipe, params));
         let trainer = Trainer::compile(device, options, params, record, resume, initial)?;
         Ok(RecipeTrainer { trainer, objective, recipe, micros })
+    }
+
+    /// As [`Trainer::join`]; from then on [`RecipeTrainer::step`] takes all examples of this rank at once.
+    ///
+    /// # Panics
+    /// As [`Trainer::join`].
+    #[track_caller]
+    pub fn join(&mut self, ranks: Rc<Ranks>) {
+        self.micros = self.trainer.batches() / ranks.size();
+        self.trainer.join(ranks);
     }
 
     /// Whether the data set lies on the device.

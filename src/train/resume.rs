@@ -1,11 +1,14 @@
 //! A run taken up again: from its newest checkpoint, on the data that it was trained on so far.
 
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::OnceLock;
 
 use super::base::Base;
 use super::feed::Data;
+use super::follower::{Follower, Member, Opened, together};
 use super::options::TrainOptions;
+use super::ranks::Ranks;
 use super::session::{BACKWARD, Session, grid_name};
 use crate::codec::Codec;
 use crate::data::{ConditionConfig, Dataset};
@@ -29,7 +32,7 @@ pub struct Resume {
 
 impl Session {
     /// Goes on from the newest checkpoint of a run, or from the beginning if it has none yet. `recipe`: the
-    /// run's own, perhaps with other values; the model must be the same.
+    /// run's own, perhaps with other values; the model must be the same. `ranks`: as in [`Session::start`].
     ///
     /// # Errors
     /// As [`Session::start`], and when the checkpoint is damaged or of another model, all steps are done, or
@@ -37,96 +40,133 @@ impl Session {
     pub fn resume(
         run: Run,
         device: &Device,
-        mut recipe: Recipe,
+        recipe: Recipe,
         wanted: Resume,
+        ranks: Option<&Rc<Ranks>>,
         progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Session> {
-        recipe.check_trainable()?;
-        let lock = run.lock()?;
-        run.make_folders()?;
-        let codec = match recipe.system {
-            System::Ldm if recipe.is_laid_over() => None,
-            System::Ldm => Some(Codec::of_ldm(&run, &recipe, device)?),
-            _ => None,
-        };
-        let (mut from, mut theirs, mut recorded, mut notes) = (None, None, None, Vec::new());
-        if run.checkpoints()?.is_empty() {
-            notes.push("note: the run has no checkpoint yet, so it begins at step 1".to_owned());
-        } else {
-            let loaded = run.newest()?;
-            check_resumable(&recipe, &loaded.recipe)?;
-            from = Some((loaded.header.step, loaded.values(&trained_params_of(&recipe).borrow())?));
-            recorded = run.record()?;
-            theirs = Some(loaded.recipe);
-        }
-        let done = from.as_ref().map_or(0, |(done, _)| *done);
-        // Without a checkpoint it begins with the same model again; adapters and words always need theirs.
-        let again = recipe.is_laid_over() || from.is_none() && !recipe.base.is_empty();
-        let base = again.then(|| Base::again(&run, &recipe, device)).transpose()?;
-        let (base_codec, mut base) = match base {
-            Some(base) => {
-                let (codec, text, weights) = base.beside(&recipe);
-                (Some(codec), Some((text, weights)))
+    ) -> Result<Member> {
+        let leads = ranks.is_none_or(|ranks| ranks.leads());
+        let locked = || run.lock().and_then(|lock| run.make_folders().map(|()| lock));
+        let begun = leads.then(locked).transpose().and_then(|lock| {
+            let taken = take_up(&run, device, recipe, wanted, ranks, progress)?;
+            Ok((lock, taken))
+        });
+        let (opened, rest) = match begun {
+            Ok((lock, Taken { opened, notes, owes_pictures })) => {
+                (Ok(opened), Some((lock, notes, owes_pictures)))
             }
-            None => (None, None),
+            Err(error) => (Err(error), None),
         };
-        let codec = codec.or(base_codec);
-        if wanted.hold_lr {
-            hold_lr(&mut recipe, theirs.as_ref(), done)?;
-        }
-        let owes_pictures = done > 0 && lacks_pictures(&run, &recipe, theirs.as_ref(), done);
-        let complete = !owes_pictures && !lacks_latents(&run, &recipe, recorded.as_ref(), done);
-        if done > recipe.steps || done == recipe.steps && complete {
-            let (folder, steps) = (run.folder().display(), recipe.steps);
-            return Err(Error::usage(format!("{folder} has {done} of {steps} steps done"))
-                .hint(format!("train on with --steps {}", (done * 2).min(u64::from(u32::MAX)))));
-        }
-        let settings = theirs.as_ref().map(|theirs| other_settings(&recipe, theirs)).unwrap_or_default();
-        let is_meant = |differences: &[String]| is_meant(differences, run.folder(), wanted);
-        notes.extend(is_meant(&settings)?);
-        let changed = OnceLock::new();
-        let sees_texts = recipe.text_width() > 0;
-        let known = |data: &dyn Dataset| -> Result<Vec<String>> {
-            let Some(record) = &recorded else { return Ok(Vec::new()) };
-            let note = is_meant(&record.data.differences(&DataRecord::of(data, sees_texts)?))?;
-            changed.get_or_init(|| note);
-            Ok(record.data.classes.clone())
+        let opened = together(ranks, opened)?;
+        let (Some((Some(lock), notes, owes_pictures)), true) = (rest, leads) else {
+            let ranks = ranks.unwrap_or_else(|| unreachable!("only a rank of several does not lead"));
+            return Ok(Member::Follower(Follower::new(opened, Rc::clone(ranks))));
         };
-        // A run that has recorded nothing had the batches of its checkpoint all along, as far as is known.
-        let so_far = match (&recorded, &theirs) {
-            (Some(record), _) => record.batches.clone(),
-            (None, Some(theirs)) => going_on(&[], 0, theirs.images_of_a_step()),
-            (None, None) => Vec::new(),
-        };
-        let batches = going_on(&so_far, done, recipe.images_of_a_step());
-        let latents = run.latents_path();
-        recipe.trains_on_its_schedule();
-        let mut data = Data::open(&mut recipe, codec.as_ref(), Some(&latents), &known, &batches, progress)?;
-        if recipe.text_width() > 0 {
-            let kept = || open_text_encoder(&run.text_encoder_path());
-            let (encoder, weights) = match base.take() {
-                Some((text, weights)) => ((!recipe.trains_text()).then_some(text.encoder), Some(weights)),
-                None => ((!recipe.train_text_encoder).then(kept).transpose()?, None),
-            };
-            data.caption(&mut recipe, Tokenizer::open(&run.tokenizer_path())?, encoder, weights)?;
-        }
-        notes.extend(changed.into_inner().flatten());
-        if done > 0 && recorded.is_none() {
-            let note = "note: the run does not say what data it was trained on so far; from now on it does";
-            notes.push(note.to_owned());
-        }
-        notes.extend(theirs.as_ref().and_then(|theirs| other_lr(&recipe, theirs, done)));
-        let from = from.as_ref().map(|(done, values)| (*done, values));
-        let trainer = data.trainer(&recipe, device, codec.as_ref(), from, seen(&batches, done))?;
-        run.write_recipe(&recipe)?;
-        run.truncate_metrics(done)?;
-        notes.extend(run.prune(recipe.keep_checkpoints).err().map(|error| format!("warning: {error}")));
-        let mut session = Session::of(run, recipe, data, codec, trainer, batches, lock)?;
+        run.write_recipe(&opened.recipe)?;
+        run.truncate_metrics(opened.trainer.done())?;
+        let pruned = run.prune(opened.recipe.keep_checkpoints).err();
+        let mut session = Session::of(run, opened, lock)?;
         session.record();
         session.notes.extend(notes);
+        session.notes.extend(pruned.map(|error| format!("warning: {error}")));
         session.owes_pictures = owes_pictures;
-        Ok(session)
+        Ok(Member::Leader(Box::new(session)))
     }
+}
+
+/// A run taken up again, of which nothing is written yet.
+struct Taken {
+    opened: Opened,
+    notes: Vec<String>,
+    owes_pictures: bool,
+}
+
+/// Opens all that a run needs to go on.
+fn take_up(
+    run: &Run,
+    device: &Device,
+    mut recipe: Recipe,
+    wanted: Resume,
+    ranks: Option<&Rc<Ranks>>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Taken> {
+    recipe.check_trainable()?;
+    let codec = match recipe.system {
+        System::Ldm if recipe.is_laid_over() => None,
+        System::Ldm => Some(Codec::of_ldm(run, &recipe, device)?),
+        _ => None,
+    };
+    let (mut from, mut theirs, mut recorded, mut notes) = (None, None, None, Vec::new());
+    if run.checkpoints()?.is_empty() {
+        notes.push("note: the run has no checkpoint yet, so it begins at step 1".to_owned());
+    } else {
+        let loaded = run.newest()?;
+        check_resumable(&recipe, &loaded.recipe)?;
+        from = Some((loaded.header.step, loaded.values(&trained_params_of(&recipe).borrow())?));
+        recorded = run.record()?;
+        theirs = Some(loaded.recipe);
+    }
+    let done = from.as_ref().map_or(0, |(done, _)| *done);
+    // Without a checkpoint it begins with the same model again; adapters and words always need theirs.
+    let again = recipe.is_laid_over() || from.is_none() && !recipe.base.is_empty();
+    let base = again.then(|| Base::again(run, &recipe, device)).transpose()?;
+    let (base_codec, mut base) = match base {
+        Some(base) => {
+            let (codec, text, weights) = base.beside(&recipe);
+            (Some(codec), Some((text, weights)))
+        }
+        None => (None, None),
+    };
+    let codec = codec.or(base_codec);
+    if wanted.hold_lr {
+        hold_lr(&mut recipe, theirs.as_ref(), done)?;
+    }
+    let owes_pictures = done > 0 && lacks_pictures(run, &recipe, theirs.as_ref(), done);
+    let complete = !owes_pictures && !lacks_latents(run, &recipe, recorded.as_ref(), done);
+    if done > recipe.steps || done == recipe.steps && complete {
+        let (folder, steps) = (run.folder().display(), recipe.steps);
+        return Err(Error::usage(format!("{folder} has {done} of {steps} steps done"))
+            .hint(format!("train on with --steps {}", (done * 2).min(u64::from(u32::MAX)))));
+    }
+    let settings = theirs.as_ref().map(|theirs| other_settings(&recipe, theirs)).unwrap_or_default();
+    let is_meant = |differences: &[String]| is_meant(differences, run.folder(), wanted);
+    notes.extend(is_meant(&settings)?);
+    let changed = OnceLock::new();
+    let sees_texts = recipe.text_width() > 0;
+    let known = |data: &dyn Dataset| -> Result<Vec<String>> {
+        let Some(record) = &recorded else { return Ok(Vec::new()) };
+        let note = is_meant(&record.data.differences(&DataRecord::of(data, sees_texts)?))?;
+        changed.get_or_init(|| note);
+        Ok(record.data.classes.clone())
+    };
+    // A run that has recorded nothing had the batches of its checkpoint all along, as far as is known.
+    let so_far = match (&recorded, &theirs) {
+        (Some(record), _) => record.batches.clone(),
+        (None, Some(theirs)) => going_on(&[], 0, theirs.images_of_a_step()),
+        (None, None) => Vec::new(),
+    };
+    let batches = going_on(&so_far, done, recipe.images_of_a_step());
+    let latents = run.latents_path();
+    recipe.trains_on_its_schedule();
+    let mut data = Data::open(&mut recipe, codec.as_ref(), Some(&latents), &known, &batches, progress)?;
+    data.ranks = ranks.map(Rc::clone);
+    if recipe.text_width() > 0 {
+        let kept = || open_text_encoder(&run.text_encoder_path());
+        let (encoder, weights) = match base.take() {
+            Some((text, weights)) => ((!recipe.trains_text()).then_some(text.encoder), Some(weights)),
+            None => ((!recipe.train_text_encoder).then(kept).transpose()?, None),
+        };
+        data.caption(&mut recipe, Tokenizer::open(&run.tokenizer_path())?, encoder, weights)?;
+    }
+    notes.extend(changed.into_inner().flatten());
+    if done > 0 && recorded.is_none() {
+        let note = "note: the run does not say what data it was trained on so far; from now on it does";
+        notes.push(note.to_owned());
+    }
+    notes.extend(theirs.as_ref().and_then(|theirs| other_lr(&recipe, theirs, done)));
+    let from = from.as_ref().map(|(done, values)| (*done, values));
+    let trainer = data.trainer(&recipe, device, codec.as_ref(), from, seen(&batches, done))?;
+    Ok(Taken { opened: Opened { recipe, data, codec, trainer, batches }, notes, owes_pictures })
 }
 
 /// An error if a run whose recipe is `theirs` cannot go on with another.

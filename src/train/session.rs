@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::base::Base;
@@ -9,17 +10,20 @@ use super::captions::tokenizer_of;
 use super::class_pictures::draw_missing;
 use super::encoded::Encoded;
 use super::feed::Data;
+use super::follower::{Follower, Member, Opened, together};
+use super::ranks::Ranks;
 use super::recipe_trainer::RecipeTrainer;
 use super::times::Times;
 use super::writer::Writer;
 use crate::codec::Codec;
 use crate::data::Dataset;
 use crate::device::Device;
-use crate::diffusers::{Unsaid, write_text_encoder};
+use crate::diffusers::{TextEncoder, Unsaid, write_text_encoder};
 use crate::diffusion::Betas;
 use crate::error::{Error, Result, need};
 use crate::recipe::{Recipe, System};
 use crate::run::{Batches, Board, DataRecord, Evaluation, HeldOutLoss, Metrics, Record, Run, going_on};
+use crate::tokenizer::Tokenizer;
 
 /// Picture of the forward process, which is the first that a run draws.
 pub(super) const FORWARD: &str = "forward.png";
@@ -82,116 +86,54 @@ pub struct Session {
 
 impl Session {
     /// A new run. Data and memory are checked before the folder is made. `vae`: where the VAE of latent
-    /// diffusion is; `base`: a model of texts that is trained on, and what it leaves unsaid; `progress` is
-    /// told how many images of how many are encoded.
+    /// diffusion is; `base`: a model of texts that is trained on, and what it leaves unsaid; `ranks`: the
+    /// processes that share the training; `progress` is told how many images of how many are encoded.
     ///
     /// # Errors
     /// When the recipe, the data, the VAE, the device or the folder is not usable.
     pub fn start(
-        mut recipe: Recipe,
+        recipe: Recipe,
         device: &Device,
         out: Option<&Path>,
         vae: Option<&Path>,
         base: Option<(&Path, &Unsaid)>,
+        ranks: Option<&Rc<Ranks>>,
         progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Session> {
-        Run::check_free(out)?;
-        let from = base;
-        let base = base.map(|(path, unsaid)| Base::open(path, unsaid, &mut recipe, device)).transpose()?;
-        if let Some((path, unsaid)) = from.filter(|_| recipe.keeps_prior()) {
-            draw_missing(&recipe, path, unsaid, device, progress)?;
+    ) -> Result<Member> {
+        let out = out.filter(|_| ranks.is_none_or(|ranks| ranks.leads()));
+        let begun = Run::check_free(out).and_then(|()| begin(recipe, device, vae, base, ranks, progress));
+        let (opened, texts) = begun.map_or_else(|error| (Err(error), None), |(o, t)| (Ok(o), t));
+        let opened = together(ranks, opened)?;
+        if let Some(ranks) = ranks.filter(|ranks| !ranks.leads()) {
+            return Ok(Member::Follower(Follower::new(opened, Rc::clone(ranks))));
         }
-        recipe.check_trainable()?;
-        if recipe.learns_schedule() && matches!(recipe.beta_schedule, Betas::Given(_)) {
-            return Err(Error::usage("beta_schedule is a list, and learned_schedule finds its own")
-                .hint("leave one of them out"));
-        }
-        let (mut from, mut weights) = (None, None);
-        let own = match base {
-            Some(base) => {
-                let (codec, text, first) = base.beside(&recipe);
-                (from, weights) = (Some(text), Some(first));
-                Some(codec)
-            }
-            None => None,
-        };
-        let what = if recipe.learns_word() { "a word is learned for" } else { "adapters are of" };
-        need(
-            !recipe.is_laid_over() || from.is_some(),
-            format!("{what} a model, and none is given"),
-            "give one by --base: a folder of a StableDiffusionPipeline, or one file of Stable Diffusion",
-        )?;
-        let codec = match (recipe.system == System::Ldm, vae) {
-            _ if own.is_some() => own,
-            (true, Some(path)) => Some(Codec::open(path, device)?),
-            (true, None) => {
-                return Err(Error::usage(format!("{} trains on the latents of a VAE", recipe.name))
-                    .hint("train one, such as `denoir train faces-vae`, and give its run with --vae"));
-            }
-            (false, Some(_)) => {
-                return Err(Error::usage(format!("{} does not train on latents", recipe.name))
-                    .hint("leave --vae out, or choose an ldm recipe"));
-            }
-            (false, None) => None,
-        };
-        if let Some(codec) = &codec {
-            codec.check_fits(&recipe)?;
-            codec.fingerprint().clone_into(&mut recipe.vae_fingerprint);
-        }
-        Run::check_free(out)?;
-        let batches = going_on(&[], 0, recipe.images_of_a_step());
-        let new = |_: &dyn Dataset| -> Result<Vec<String>> { Ok(Vec::new()) };
-        let mut data = Data::open(&mut recipe, codec.as_ref(), None, &new, &batches, progress)?;
-        // A run of adapters, or of a word, finds the rest where its model is.
-        let (mut kept, mut own_tokenizer) = (None, None);
-        if recipe.text_width() > 0 {
-            need(
-                recipe.train_text_encoder || from.is_some(),
-                "train_text_encoder is false, and there is no text encoder",
-                "give a model by --base, or set train_text_encoder = true to train one from nothing",
-            )?;
-            let (tokenizer, encoder) = match from {
-                Some(text) => (text.tokenizer, (!recipe.trains_text()).then_some(text.encoder)),
-                None => (tokenizer_of(&recipe)?, None),
-            };
-            kept = encoder.clone().filter(|_| !recipe.is_laid_over());
-            own_tokenizer = Some(tokenizer.clone());
-            data.caption(&mut recipe, tokenizer, encoder, weights)?;
-        }
-        let trainer = data.trainer(&recipe, device, codec.as_ref(), None, 0)?;
-        let run = Run::create(out, &recipe)?;
+        let run = Run::create(out, &opened.recipe)?;
         let lock = run.lock()?;
-        if let Some(codec) = &codec {
-            if !recipe.is_laid_over() {
+        let is_laid_over = opened.recipe.is_laid_over();
+        if let Some(codec) = &opened.codec {
+            if !is_laid_over {
                 codec.save(&run.vae_path())?;
             }
-            if let Some(Encoded::All(latents)) = &data.encoded {
+            if let Some(Encoded::All(latents)) = &opened.data.encoded {
                 latents.save(&run.latents_path())?;
             }
         }
-        if let Some(tokenizer) = &own_tokenizer {
-            tokenizer.save(&run.tokenizer_path(), recipe.text.max_position_embeddings)?;
-            if let Some(encoder) = &kept {
+        if let Some((tokenizer, encoder)) = &texts {
+            tokenizer.save(&run.tokenizer_path(), opened.recipe.text.max_position_embeddings)?;
+            if let Some(encoder) = encoder {
                 let ends = [tokenizer.bos(), tokenizer.eos(), tokenizer.pad()];
                 write_text_encoder(&run.text_encoder_path(), encoder, ends)?;
             }
         }
         // Last: it makes the folder a run, which is complete from then on.
-        run.write_recipe(&recipe)?;
-        let mut session = Session::of(run, recipe, data, codec, trainer, batches, lock)?;
+        run.write_recipe(&opened.recipe)?;
+        let mut session = Session::of(run, opened, lock)?;
         session.record();
-        Ok(session)
+        Ok(Member::Leader(Box::new(session)))
     }
 
-    pub(super) fn of(
-        run: Run,
-        recipe: Recipe,
-        data: Data,
-        codec: Option<Codec>,
-        trainer: RecipeTrainer,
-        batches: Vec<Batches>,
-        lock: std::fs::File,
-    ) -> Result<Session> {
+    pub(super) fn of(run: Run, opened: Opened, lock: std::fs::File) -> Result<Session> {
+        let Opened { recipe, data, codec, trainer, batches } = opened;
         let codec = codec.or_else(|| (recipe.system == System::Vae).then(|| trainer.codec()));
         let notes = data.note.clone().into_iter().collect();
         Ok(Session {
@@ -227,8 +169,94 @@ impl Session {
         &self.trainer
     }
 
+    /// The VAE of latent diffusion, or the one that is trained.
+    pub(crate) fn codec(&self) -> Option<&Codec> {
+        self.codec.as_ref()
+    }
+
     /// Where the time went.
     pub fn times(&self) -> &Times {
         &self.times
     }
+}
+
+/// What a run that sees texts keeps of them: its tokenizer, and a text encoder that is not trained.
+type Texts = Option<(Tokenizer, Option<TextEncoder>)>;
+
+/// Opens all that a new run needs.
+fn begin(
+    mut recipe: Recipe,
+    device: &Device,
+    vae: Option<&Path>,
+    base: Option<(&Path, &Unsaid)>,
+    ranks: Option<&Rc<Ranks>>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(Opened, Texts)> {
+    let from = base;
+    let base = base.map(|(path, unsaid)| Base::open(path, unsaid, &mut recipe, device)).transpose()?;
+    if let Some((path, unsaid)) = from.filter(|_| recipe.keeps_prior()) {
+        let mut draw = || draw_missing(&recipe, path, unsaid, device, progress);
+        match ranks {
+            Some(ranks) => ranks.first(draw)?,
+            None => draw()?,
+        }
+    }
+    recipe.check_trainable()?;
+    if recipe.learns_schedule() && matches!(recipe.beta_schedule, Betas::Given(_)) {
+        return Err(Error::usage("beta_schedule is a list, and learned_schedule finds its own")
+            .hint("leave one of them out"));
+    }
+    let (mut from, mut weights) = (None, None);
+    let own = match base {
+        Some(base) => {
+            let (codec, text, first) = base.beside(&recipe);
+            (from, weights) = (Some(text), Some(first));
+            Some(codec)
+        }
+        None => None,
+    };
+    let what = if recipe.learns_word() { "a word is learned for" } else { "adapters are of" };
+    need(
+        !recipe.is_laid_over() || from.is_some(),
+        format!("{what} a model, and none is given"),
+        "give one by --base: a folder of a StableDiffusionPipeline, or one file of Stable Diffusion",
+    )?;
+    let codec = match (recipe.system == System::Ldm, vae) {
+        _ if own.is_some() => own,
+        (true, Some(path)) => Some(Codec::open(path, device)?),
+        (true, None) => {
+            return Err(Error::usage(format!("{} trains on the latents of a VAE", recipe.name))
+                .hint("train one, such as `denoir train faces-vae`, and give its run with --vae"));
+        }
+        (false, Some(_)) => {
+            return Err(Error::usage(format!("{} does not train on latents", recipe.name))
+                .hint("leave --vae out, or choose an ldm recipe"));
+        }
+        (false, None) => None,
+    };
+    if let Some(codec) = &codec {
+        codec.check_fits(&recipe)?;
+        codec.fingerprint().clone_into(&mut recipe.vae_fingerprint);
+    }
+    let batches = going_on(&[], 0, recipe.images_of_a_step());
+    let new = |_: &dyn Dataset| -> Result<Vec<String>> { Ok(Vec::new()) };
+    let mut data = Data::open(&mut recipe, codec.as_ref(), None, &new, &batches, progress)?;
+    data.ranks = ranks.map(Rc::clone);
+    let mut texts = None;
+    if recipe.text_width() > 0 {
+        need(
+            recipe.train_text_encoder || from.is_some(),
+            "train_text_encoder is false, and there is no text encoder",
+            "give a model by --base, or set train_text_encoder = true to train one from nothing",
+        )?;
+        let (tokenizer, encoder) = match from {
+            Some(text) => (text.tokenizer, (!recipe.trains_text()).then_some(text.encoder)),
+            None => (tokenizer_of(&recipe)?, None),
+        };
+        // A run of adapters, or of a word, finds the rest where its model is.
+        texts = Some((tokenizer.clone(), encoder.clone().filter(|_| !recipe.is_laid_over())));
+        data.caption(&mut recipe, tokenizer, encoder, weights)?;
+    }
+    let trainer = data.trainer(&recipe, device, codec.as_ref(), None, 0)?;
+    Ok((Opened { recipe, data, codec, trainer, batches }, texts))
 }

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 use super::codes::{DISTANCE, PERPLEXITY};
 use super::diffusion_loss::{BOUND, Quarters};
 use super::encoded::Encoded;
+use super::follower::check_weights;
 use super::objective::{ACCURACY, KL, RECONSTRUCTION};
 use super::outcome::Outcome;
 use super::session::{Ended, FORWARD, Session, Watch};
 use super::times::Times;
 use crate::checkpoint;
+use crate::device::resident_memory;
 use crate::error::Result;
 use crate::recipe::{SampleEvery, System};
 use crate::run::{Log, Metrics, seen};
@@ -60,7 +62,14 @@ impl Session {
     /// # Errors
     /// When a loss is not finite, or data, disk or driver report an error. The last checkpoint is kept.
     pub fn train(&mut self, watch: &mut dyn Watch) -> Result<Ended> {
-        self.train_steps(watch).map_err(|error| {
+        let trained = self.train_steps(watch);
+        // The other ranks wait until this one is through.
+        let ranks = self.data.ranks.as_ref().filter(|ranks| !ranks.have_failed());
+        let trained = match ranks {
+            Some(ranks) => ranks.agree(trained, |_| Vec::new()).map(|(ended, _)| ended),
+            None => trained,
+        };
+        trained.map_err(|error| {
             // A checkpoint may be on its way. The first error is the one to tell.
             while self.writer.finish(|_| ()).is_err() {}
             error.caused_by(match self.run.checkpoints().as_deref() {
@@ -88,14 +97,14 @@ impl Session {
         };
         self.notes.drain(..).for_each(|note| watch.message(&note));
         self.finish_last_step(watch)?;
-        if watch.interrupted() {
+        if self.is_stopped(watch) {
             self.written(watch)?;
             return Ok(Ended::Interrupted(first));
         }
         while self.trainer.done() < recipe.steps {
             let stepped = self.step(&mut progress, watch);
             let step = self.trainer.done();
-            let stop = watch.interrupted();
+            let stop = self.is_stopped(watch);
             let last = step == recipe.steps;
             let saves = last || stop || step.is_multiple_of(recipe.checkpoint_every);
             let draws = recipe.system != System::Classifier;
@@ -116,6 +125,9 @@ impl Session {
             if step == 1 && recipe.system.diffuses() && recipe.sample_every != SampleEvery::Never {
                 self.forward_strip()?;
             }
+            if let (Some(ranks), true) = (&self.data.ranks, saves) {
+                check_weights(ranks, &self.trainer)?;
+            }
             let evaluated = if evaluates { self.evaluate(watch) } else { Ok(()) };
             if saves || evaluated.is_err() {
                 self.save(watch)?;
@@ -124,7 +136,7 @@ impl Session {
             if samples && !stop {
                 self.pictures(watch, last)?;
             }
-            if watch.interrupted() {
+            if self.is_stopped(watch) {
                 self.collect(&mut progress, watch)?;
                 if !saves {
                     self.save(watch)?;
@@ -140,6 +152,17 @@ impl Session {
         self.complete_latents(watch)?;
         self.written(watch)?;
         Ok(Ended::Done)
+    }
+
+    /// Whether training stops after this step: the user wants it, or, of several ranks, all know that one is
+    /// to stop.
+    fn is_stopped(&self, watch: &mut dyn Watch) -> bool {
+        let wanted = watch.interrupted();
+        let Some(ranks) = &self.data.ranks else { return wanted };
+        if wanted {
+            ranks.stop();
+        }
+        ranks.is_stopping()
     }
 
     /// Does what the last step had still to do when a program was stopped.
@@ -232,6 +255,7 @@ impl Session {
             grad_norm: outcome.grad_norm,
             lr: outcome.lr,
             device_ms: outcome.device_ms,
+            memory_mb: resident_memory().map(|bytes| bytes as f64 * 1e-6),
             images_per_s: (progress.images + done * progress.per_step) as f64
                 / (progress.busy + (*steps + *data).as_secs_f64()),
             seconds: progress.seconds + progress.began.elapsed().as_secs_f64(),

@@ -1,5 +1,7 @@
 //! The trainer: a compiled step over an objective, its weights and moments on the device.
 
+mod submit;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::path::Path;
@@ -9,16 +11,18 @@ use super::batch::{Batch, BatchWriter, Loss, Slot};
 use super::codes::STATISTICS;
 use super::options::TrainOptions;
 use super::outcome::{Diverged, Outcome, Pending};
+use super::ranks::{Ranks, Shards};
 use super::step::{
     ACCUMULATED, METRICS, Metrics, Record, STATE, STORES, first_bad, record_batch, record_optimiser,
 };
 use crate::checkpoint::{self, Values};
-use crate::device::{Buffer, Device, PendingRead};
+use crate::device::{Buffer, Device};
 use crate::diffusion::Model;
 use crate::error::{Error, Result};
 use crate::nn::{Params, Scope};
 use crate::program::{Plan, Program, Sharing};
 use crate::sample::Denoiser;
+use crate::state::State;
 use crate::tape::Tape;
 
 /// Steps that a GPU may be ahead of the newest numbers that were read.
@@ -57,9 +61,14 @@ pub struct Trainer {
     metrics: Metrics,
     /// In the order of `STORES`.
     buffers: [Buffer; 4],
+    state: Buffer,
     inputs: Vec<Slot>,
     batch: Program,
     optimiser: Option<Program>,
+    /// The step's shards, where there are several.
+    shards: Option<Shards>,
+    /// Processes that share them.
+    ranks: Option<Rc<Ranks>>,
     /// Steps done, or submitted.
     done: u64,
     /// Submitted steps whose numbers were not read yet, in order.
@@ -108,6 +117,9 @@ impl Trainer {
         let numbers = device.alloc(METRICS, recorded.metrics.elements() * 4)?;
         let mut bound: Vec<(&str, &Buffer)> = STORES.into_iter().zip(&buffers).collect();
         bound.push((METRICS, &numbers));
+        // An objective that draws nothing does not read it, but the optimiser does.
+        let state = device.alloc(STATE, State::WORDS * 4)?;
+        bound.push((STATE, &state));
         bound.extend(recorded.declared.bound.iter().map(|(name, buffer)| (*name, buffer)));
         let batch = Program::compile(&plan, device, &bound, Sharing::Shared)?;
         let is_used = |name: &str| plan.stores().any(|(used, _)| used == name);
@@ -118,12 +130,14 @@ impl Trainer {
             let tape = Tape::new();
             record_optimiser(&tape, &options, &params.borrow(), ACCUMULATED);
             let mut bound = bound.clone();
-            let shared = [ACCUMULATED, STATE].into_iter().chain(options.codebook.map(|_| STATISTICS));
+            let shared = [ACCUMULATED].into_iter().chain(options.codebook.map(|_| STATISTICS));
             bound.extend(shared.map(|store| (store, batch.store(store))));
             Some(Program::compile(&Plan::new(&tape, &[], device), device, &bound, Sharing::Shared)?)
         } else {
             None
         };
+        let batches = options.accumulation as usize;
+        let shards = (options.shards > 1).then(|| Shards::new(batches, options.shards, [0, 1]));
         recorded.declared.inputs.iter_mut().for_each(|slot| slot.used = is_used(slot.name));
         let mut trainer = Trainer {
             device: device.clone(),
@@ -133,8 +147,11 @@ impl Trainer {
             record,
             params,
             buffers,
+            state,
             batch,
             optimiser,
+            shards,
+            ranks: None,
             done: 0,
             pending: VecDeque::new(),
         };
@@ -146,6 +163,23 @@ impl Trainer {
             }
         }
         Ok(trainer)
+    }
+
+    /// Shares the shards of each step with other processes, whose trainers are the same and take the same
+    /// steps: [`Trainer::step`] writes and computes the batches of this process alone. The weights are those
+    /// of one process with as many shards, bit for bit.
+    ///
+    /// # Panics
+    /// When so many ranks cannot share the shards of [`TrainOptions`].
+    #[track_caller]
+    pub fn join(&mut self, ranks: Rc<Ranks>) {
+        self.shards = Some(Shards::new(self.batches(), self.options.shards, [ranks.rank(), ranks.size()]));
+        self.ranks = Some(ranks);
+    }
+
+    /// Batches of a step, of all ranks.
+    pub(super) fn batches(&self) -> usize {
+        self.options.accumulation as usize
     }
 
     /// Goes on after `done` steps from the flat values of the first sets of a checkpoint.
@@ -262,62 +296,29 @@ impl Trainer {
             Err(diverged) => diverged,
         };
         self.pending.clear();
+        let own = self.shards.as_ref().map_or(0..usize::MAX, Shards::own);
+        let is_own = own.contains(&diverged.micro);
         // Later steps have written over the inputs of the batch.
-        if let Some(inputs) = step.inputs.get(diverged.micro) {
+        if let Some(inputs) = step.inputs.get(diverged.micro.wrapping_sub(own.start)).filter(|_| is_own) {
             inputs.iter().try_for_each(|input| input.restore(&self.batch))?;
-            self.batch.write(STATE, &self.options.state_at(step.done, diverged.micro).words())?;
+            self.write_state(step.done, diverged.micro)?;
         }
-        Err(self.explain(step.done, &diverged))
+        let explained = if is_own { Err(self.explain(step.done, &diverged)) } else { Ok(()) };
+        match &self.ranks {
+            Some(ranks) => ranks.agree(explained, |()| Vec::new()).map(|_| None),
+            None => explained.map(|()| None),
+        }
+    }
+
+    /// Writes the words of a batch of the step after `done` steps.
+    fn write_state(&self, done: u64, micro: usize) -> Result<()> {
+        let words = self.options.state_at(done, micro).words();
+        self.device.write(&self.state, 0, bytemuck::cast_slice(&words))
     }
 
     /// Whether the device's numbers come later than its steps are submitted.
     fn is_late(&self) -> bool {
         matches!(self.device, Device::Gpu(_))
-    }
-
-    /// Hands a step to the device; `run` runs the launches of a batch.
-    #[track_caller]
-    pub(crate) fn submit(
-        &mut self,
-        mut write: impl FnMut(&mut BatchWriter) -> Result<()>,
-        mut run: impl FnMut(&mut Program) -> Result<()>,
-    ) -> Result<()> {
-        let done = self.done;
-        let (mut numbers, mut inputs) = (Vec::new(), Vec::new());
-        let read = |trainer: &Trainer| {
-            let bytes = trainer.metrics.elements() * 4;
-            trainer.device.read_later(trainer.batch.store(METRICS), 0, bytes)
-        };
-        for micro in 0..self.options.accumulation as usize {
-            let kept = self.is_late().then(Vec::new);
-            let slots = &mut self.inputs;
-            let state = self.options.state_at(done, micro);
-            let first_sample = state.first_sample;
-            let mut writer =
-                BatchWriter { step: done, first_sample, program: &self.batch, inputs: slots, kept };
-            write(&mut writer)?;
-            inputs.extend(writer.kept);
-            if let Some(slot) = self.inputs.iter().find(|slot| slot.used && !slot.written) {
-                panic!("step {}: the input {} was never written", done + 1, slot.name);
-            }
-            self.batch.write(STATE, &state.words())?;
-            run(&mut self.batch)?;
-            let metrics = read(self)?;
-            if let PendingRead::Ready(bytes) = &metrics {
-                let loss: f32 = bytemuck::pod_read_unaligned(&bytes[Metrics::LOSS * 4..][..4]);
-                if !loss.is_finite() {
-                    return Err(self.explain(done, &Diverged { micro, loss, norm: None }));
-                }
-            }
-            numbers.push(metrics);
-        }
-        if let Some(optimiser) = &mut self.optimiser {
-            optimiser.run()?;
-            numbers.push(read(self)?);
-        }
-        self.pending.push_back(Pending { done, numbers, inputs });
-        self.done += 1;
-        Ok(())
     }
 
     /// Names the first tensor of the batch that went bad. (The optimiser changed nothing if the norm of the

@@ -9,7 +9,7 @@ use denoir::device::Device;
 use denoir::error::Result;
 use denoir::recipe::{Recipe, SampleEvery};
 use denoir::run::{Evaluation, HeldOutLoss, Metrics, Run};
-use denoir::train::{Ended, RecipeTrainer, Session, Watch};
+use denoir::train::{Ended, Member, RecipeTrainer, Session, Watch};
 use tempfile::TempDir;
 
 use crate::reference::devices;
@@ -201,8 +201,8 @@ fn a_session_tells_every_step_in_order_and_before_its_checkpoint() {
     let mut losses: Vec<Vec<f32>> = Vec::new();
     for (number, device) in devices().iter().enumerate() {
         let out = folder.path().join(format!("run-{number}"));
-        let mut session =
-            Session::start(recipe.clone(), device, Some(&out), None, None, &mut |_, _| ()).unwrap();
+        let started = Session::start(recipe.clone(), device, Some(&out), None, None, None, &mut |_, _| ());
+        let Member::Leader(mut session) = started.unwrap() else { panic!("no rank of several") };
         // The CPU device reads the pictures where they are, a GPU gets a copy of them.
         assert_eq!(session.trainer().is_resident(), matches!(device, Device::Gpu(_)));
         let mut told = Told::default();

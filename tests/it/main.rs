@@ -10,6 +10,7 @@ mod command_line;
 mod conditions;
 mod configs;
 mod data;
+mod distributed;
 mod dit;
 mod engine;
 mod examples;
