@@ -1,7 +1,7 @@
 //! `denoir profile`
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::device_args::DeviceAndThreads;
 use super::output::check_folder_of;
@@ -10,6 +10,7 @@ use crate::bench::{
     Bound, Ceilings, Effort, Kind, Profile, Row, Subject, find_or_run, workloads, write_trace,
 };
 use crate::error::Result;
+use crate::run::{Run, Table};
 
 const ABOUT: &str = "\
 A row is all launches of one name in a step: how often, how long, its share of the step, operations (two for
@@ -21,6 +22,8 @@ Above 100 % the tensors came from a cache.
 On the CPU device a clock is read between launches; on a GPU each dispatch stands between two timestamps,
 which keeps dispatches from overlapping, so the whole step may take longer than without. `gaps` is what is
 left of the step: inputs written, results read, waiting. With it the shares add up to 100 %.
+
+A run keeps the table of its training step (`profile.txt`), which its page shows (`denoir watch`).
 
 Below it stand the kernels that come in variants: which one runs, its time and the default's when they were
 tuned, and how much less that is.";
@@ -78,6 +81,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if let Some(trace) = &arguments.trace {
         write_trace(trace, &profile, subject.program().compiled(), &device)?;
         note(&format!("trace: {} (open it in ui.perfetto.dev)", trace.display()));
+    }
+    if let (Ok(run), Kind::Step) = (Run::open(Path::new(&arguments.what)), kind) {
+        run.write_table(Table::Profile, &describe(&profile, false))?;
     }
     print_report(&profile, arguments.json, |profile| describe(profile, arguments.by_label))
 }

@@ -35,6 +35,7 @@ impl Metrics {
             "images_per_s",
             "seconds",
             "device_ms",
+            "memory_mb",
         ];
         let values = [
             Some(self.loss),
@@ -49,6 +50,7 @@ impl Metrics {
             Some(self.images_per_s as f32),
             Some(self.seconds as f32),
             self.device_ms.map(|ms| ms as f32),
+            self.memory_mb.map(|mb| mb as f32),
         ];
         let quarters = named(LOSSES, self.loss_by_t).chain(named(WEIGHTED, self.weighted_by_t));
         named(names, Some(values)).chain(quarters).chain(named(ACCURACIES, self.accuracy_by_t)).collect()

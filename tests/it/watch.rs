@@ -271,6 +271,8 @@ fn a_report_is_the_page_with_its_data() {
 fn a_browser_draws_the_report() {
     let folder = TempDir::new().unwrap();
     tiny_run(folder.path(), &["--set", "evaluate_every=2", "--sample-every", "2"]);
+    let profile = ["profile", "run", "--device", "cpu", "--steps", "1", "--warmup", "0"];
+    assert!(denoir(folder.path(), &profile).status.success());
     assert!(denoir(folder.path(), &["report", "run"]).status.success());
     let page = format!("file://{}", folder.path().join("report.html").display());
     let draw = |browser: &&str| {
@@ -289,12 +291,16 @@ fn a_browser_draws_the_report() {
         "<dt class=\"\">gradient</dt>",
         "step 4</div>",
         "2 pictures over the steps",
-        "recipe of run",
+        "recipe, run",
+        "plan of a step, run",
+        "largest binding",
+        "profile of a step, run",
+        "plain step",
     ] {
         assert!(dom.contains(wanted), "{wanted:?} in {dom}");
     }
-    // Loss, by quarter of t, held out, the same by quarter, gradient, learning rate, images a second.
-    assert_eq!(dom.matches("<canvas").count(), 7, "{dom}");
+    // Loss, by quarter of t, held out, the same by quarter, gradient, learning rate, images a second, memory.
+    assert_eq!(dom.matches("<canvas").count(), 7 + usize::from(cfg!(target_os = "linux")), "{dom}");
 }
 
 #[test]

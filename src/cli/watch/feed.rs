@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::cli::runs::changed;
 use crate::names::{shown, shown_path};
-use crate::run::{Evaluation, Follow, Happened, HeldOutLoss, Metrics, Run, Scalar, State};
+use crate::run::{self, Evaluation, Follow, Happened, HeldOutLoss, Metrics, Run, Scalar, State};
 
 /// Most steps that are kept of a run: of a longer one every second, every fourth, and so on.
 const MOST_ROWS: usize = 20_000;
@@ -46,6 +46,9 @@ pub struct Head {
     images_of_a_step: u64,
     recipe: String,
     own_keys: Vec<String>,
+    /// Tables for people.
+    plan: Option<String>,
+    profile: Option<String>,
 }
 
 /// Columns of numbers, with null where a row has none.
@@ -264,6 +267,8 @@ fn head(run: &Run) -> Head {
         images_of_a_step: recipe.images_of_a_step(),
         recipe: recipe.to_toml(),
         own_keys: changed(&[Some(&recipe)]).pop().unwrap_or_default(),
+        plan: run.table(run::Table::Plan),
+        profile: run.table(run::Table::Profile),
     }
 }
 

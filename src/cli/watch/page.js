@@ -28,6 +28,7 @@ const PLOTS = [
   { title: "norm of the gradient", columns: [{ column: "grad_norm" }], raw: true, smooth: true, log: true },
   { title: "learning rate", columns: [{ column: "lr" }] },
   { title: "images a second, so far", columns: [{ column: "images_per_s" }] },
+  { title: "memory of the process", unit: "MB", columns: [{ column: "memory_mb" }] },
   { title: "GPU time of a batch", unit: "ms", columns: [{ column: "device_ms" }], smooth: true },
 ];
 
@@ -134,6 +135,7 @@ function showRun(run) {
     running ? ["left", duration((head.steps - run.now) / rate)] : ["took", duration(last("seconds"))],
     ["learning rate", told(last("lr"))],
     ["gradient", told(last("grad_norm"))],
+    ["memory", last("memory_mb") && `${Math.round(last("memory_mb")).toLocaleString("en")} MB`],
     ["system", head.system],
   ];
   run.facts.replaceChildren(...facts.filter(([, v]) => v).map(([name, value]) => {
@@ -255,24 +257,35 @@ function showPictures(run) {
   show(kept >= 0 ? kept : Math.max(0, grids.length - 1), false);
 }
 
-function showRecipe(run) {
+// Tables for people: open ones stay open when a run is told anew.
+const TABLES = [
+  ["recipe", (head) => head.recipe || "its recipe cannot be read"],
+  ["plan of a step", (head) => head.plan],
+  ["profile of a step", (head) => head.profile],
+];
+
+function showTables(run) {
   if (!run.headNew) return;
   run.headNew = false;
-  if (!run.recipe) {
-    run.recipe = element("details", "card");
-    $("recipes").append(run.recipe);
+  run.tables ||= new Map();
+  for (const [title, text] of TABLES) {
+    if (!text(run.head)) continue;
+    if (!run.tables.has(title)) {
+      run.tables.set(title, element("details", "card"));
+      $("tables").append(run.tables.get(title));
+    }
+    const summary = element("summary", "", `${title}, ${run.head.name}`);
+    const own = element("ul", "own");
+    if (title === "recipe") own.append(...run.head.own_keys.map((key) => element("li", "", key)));
+    if (own.children.length) summary.append(own);
+    run.tables.get(title).replaceChildren(summary, element("pre", "", text(run.head)));
   }
-  const own = element("ul", "own");
-  own.append(...run.head.own_keys.map((key) => element("li", "", key)));
-  const summary = element("summary", "", `recipe of ${run.head.name}`);
-  if (own.children.length) summary.append(own);
-  run.recipe.replaceChildren(summary, element("pre", "", run.head.recipe || "its recipe cannot be read"));
 }
 
 function showAll() {
   for (const run of runs.values()) {
     showRun(run);
-    showRecipe(run);
+    showTables(run);
     showPictures(run);
   }
   $("smoothed").textContent = `${$("smooth").value} %`;
