@@ -2,7 +2,7 @@
 //!
 //! The pages are the Markdown files of `src/guide`, so that the repository and this documentation show one
 //! text. Begin with [`first_training`], or with [`reading_path`] to read the code. `tests/it/guide.rs` runs
-//! every command in them.
+//! their commands.
 
 /// A module for each page. A link `[text][latent-diffusion]` goes to the file that the page's own last lines
 /// name; here definitions of these names stand above the text, and the first of two is the one that counts.
