@@ -2,7 +2,8 @@
 //!
 //! This page is the map of the code. The program is `denoir`; the library below it can be used on its own.
 //!
-//! Start with [`prelude`] and the programs under `tools/examples`, which `cargo run --example NAME` runs.
+//! The [`guide`] tells how the program is used, and which code to read first. Programs of your own start with
+//! [`prelude`] and those under `tools/examples`, which `cargo run --example NAME` runs.
 //!
 //! # How a step runs
 //!
@@ -20,7 +21,7 @@
 //!
 //! | | modules | know |
 //! |---|---|---|
-//! | 9 | [`cli`], [`prelude`] (for programs with networks of their own) | everything |
+//! | 9 | [`cli`], [`prelude`] (for programs with networks of their own), [`guide`] (pages of text) | everything |
 //! | 8 | [`train`], [`sample`], [`figures`], [`codec`] and [`classifier`] (a trained one at work), [`text_model`] (a text encoder at work), [`latent_file`], [`web`] (a run sampled in a browser), `bench` | everything below |
 //! | 7 | [`recipe`] (a run, complete), [`checkpoint`], [`run`], [`diffusers`] | models and data |
 //! | 6 | [`models`], [`diffusion`], [`data`], [`weights`], [`tokenizer`], [`likelihood`] and [`quality`] (of images, in f64) | ops and layers |
@@ -89,18 +90,7 @@
 //!
 //! # Reading order
 //!
-//! An afternoon. First `cargo run --example tape`, then what a step computes: `train/objective.rs` and
-//! `train/step.rs` (20 minutes), `diffusion/schedule.rs`, `ops/noising.rs` with `kernels/noising.wgsl` (20).
-//! The model: `models/unet.rs`, `nn/layers.rs`, `nn/mod.rs` (35). How it is recorded and differentiated:
-//! `src/tape.rs`, `src/launch.rs`, `ops/activation.rs` with `kernels/activation.wgsl` (40). The work itself:
-//! `product/mod.rs`, `product/loader.rs`, `product/plain.rs`, `ops/conv2d.rs`, with
-//! `kernels/product/product.wgsl` and `kernels/product/naive.wgsl` (30). The update: `ops/adam.rs` with
-//! `kernels/adam.wgsl` (15).
-//!
-//! Skipped on purpose, since each can be read alone later: how a plan is made and run
-//! (the module `program`), the fast forms of the product (the README of the kernels climbs to them rung
-//! by rung), the other ops, samplers, VAE, files, and the command line. How every op is checked: the module
-//! `check` (feature `testing`).
+//! An afternoon: [`guide::reading_path`].
 
 #![warn(missing_docs)]
 #![deny(clippy::print_stdout)] // results are printed in one place that survives a closed pipe
@@ -120,6 +110,8 @@ pub mod error;
 pub mod figures;
 mod files;
 pub mod group;
+#[cfg(any(doc, doctest))] // text alone, whose change is no reason to build the library again
+pub mod guide;
 pub mod latent_file;
 pub mod launch;
 pub mod likelihood;

@@ -13,10 +13,17 @@ pub struct Arguments {
     /// A command; or keys, and one of them
     #[arg(value_name = "COMMAND | keys [KEY]")]
     topic: Vec<String>,
+    /// Of keys: all that there is to say of them, as Markdown
+    #[arg(long)]
+    markdown: bool,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.topic[..] {
+        [keys] if keys == "keys" && arguments.markdown => print(&page_of_keys()),
+        _ if arguments.markdown => {
+            Err(Error::usage("--markdown is for the page of all keys").hint("denoir help keys --markdown"))
+        }
         [keys] if keys == "keys" => print(&every_key()),
         [keys, path] if keys == "keys" => print(&one_key(path)?),
         [keys, ..] if keys == "keys" => Err(Error::usage("help keys: more than one").hint("give one key")),
@@ -54,6 +61,36 @@ fn every_key() -> String {
         let _ = writeln!(text, "{path:width$}  {first}{default}");
     }
     text + "\n`denoir help keys KEY` says all of one; `--set KEY=VALUE` sets it.\n"
+}
+
+/// The page of the guide.
+fn page_of_keys() -> String {
+    let mut text = "\
+# Keys of recipes
+
+Every key that a recipe may have. `denoir help keys --markdown` writes this page from the table in the code.
+`denoir help keys KEY` says the same of one key, `denoir recipes NAME` prints a recipe with the meaning of its
+keys, and `--set KEY=VALUE` sets one.
+
+Systems: ddpm is diffusion of pixels, ldm of latents, vae an autoencoder. Where a recipe stands behind a
+system, not all of its recipes have the key, and this one has.
+"
+    .to_owned();
+    let mut table = None;
+    let all = all_keys();
+    for Explained { path, about, values, default, systems } in all.iter().filter_map(|path| explain(path)) {
+        let of = path.split_once('.').map(|(table, _)| table.to_owned());
+        if table.as_ref() != Some(&of) {
+            let title = of.as_ref().map_or("Outside of tables".to_owned(), |of| format!("Table `[{of}]`"));
+            let _ = writeln!(text, "\n## {title}\n\n| key | values | default | systems | meaning |");
+            text += "|---|---|---|---|---|\n";
+            table = Some(of);
+        }
+        let default = default.map(|value| format!("`{value}`")).unwrap_or_default();
+        let cells = [values, default, systems, about].map(|cell| cell.replace('|', "\\|"));
+        let _ = writeln!(text, "| `{path}` | {} |", cells.join(" | "));
+    }
+    text
 }
 
 fn one_key(path: &str) -> Result<String> {

@@ -8,6 +8,7 @@ use super::picture::{mirror, to_u8};
 use super::{Dataset, Partner};
 use crate::error::{Error, Result, need};
 use crate::models::config;
+use crate::models::limits::{Limit, Range as Allowed, need_limits};
 use crate::philox::{Stream, below, draw, fill_normal, uniform};
 use crate::simd::vectorized;
 
@@ -73,6 +74,14 @@ impl ConditionConfig {
         }
     }
 
+    /// What its numbers may be.
+    pub(crate) fn limits(&self) -> [Limit; 2] {
+        [
+            Limit::real("noise", self.noise, Allowed::Closed(0.0, 10.0)),
+            Limit::real("dropout", self.dropout, Allowed::Share),
+        ]
+    }
+
     /// Checks the values, for images of `side` pixels and so many channels.
     ///
     /// # Errors
@@ -91,15 +100,12 @@ impl ConditionConfig {
         let fits = factor > 1 && factor <= side && side.is_multiple_of(factor);
         let message = format!("condition.factor is {factor}, of images of {side} pixels");
         need(kind != ConditionKind::LowResolution || fits, message, "it must divide them, and be 2 or more")?;
-        let message = format!("condition.noise is {noise}");
-        need((0.0..=10.0).contains(&noise), message, "it must be from 0 to 10")?;
+        need_limits("condition", &self.limits())?;
         need(
             noise == 0.0 || kind == ConditionKind::LowResolution,
             "condition.noise goes with condition.kind = low_resolution",
             "leave it at 0",
         )?;
-        let message = format!("condition.dropout is {dropout}");
-        need((0.0..1.0).contains(&dropout), message, "it must be 0 or more, and below 1")?;
         need(
             dropout == 0.0 || self.is_some(),
             "condition.dropout goes with a condition",
@@ -315,7 +321,7 @@ fn enlarged(small: &[f32], [h, w, c]: [usize; 3], factor: usize) -> Vec<f32> {
 }
 
 /// The rows and columns of a hole, a quarter to five eighths of either side.
-fn hole([h, w, _]: [usize; 3], seed: u64, number: u64) -> [Range<usize>; 2] {
+pub(crate) fn hole([h, w, _]: [usize; 3], seed: u64, number: u64) -> [Range<usize>; 2] {
     let words = draw(seed, Stream::Condition as u32, (number >> 32) as u32, number as u32, 0);
     let extent = |side: usize, word| (side / 4).max(1) + below(word, (5 * side / 8 - side / 4).max(1));
     let (tall, wide) = (extent(h, words[0]), extent(w, words[1]));

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 
 use super::Dataset;
 use super::condition::{ConditionConfig, read_conditioned};
-use super::order::Order;
+use super::order::{Order, Positions};
 use super::picture::mirror;
 use crate::device::threads;
 use crate::error::{Error, Result, lock};
@@ -40,28 +40,6 @@ pub struct Picks {
     pub samples: Vec<u32>,
     /// `[N]`; 0 where the set has no labels.
     pub labels: Vec<u32>,
-}
-
-/// Which positions of training the batches of a loader show.
-#[derive(Clone, Copy, Debug)]
-pub struct Positions {
-    /// That of the first batch's first sample.
-    pub first: u64,
-    /// From the first sample of a batch to that of the next; `None`: as many as a batch has.
-    pub stride: Option<u64>,
-}
-
-impl From<u64> for Positions {
-    fn from(first: u64) -> Positions {
-        Positions { first, stride: None }
-    }
-}
-
-impl Positions {
-    /// Position of the first sample of batch `k` of so many.
-    fn of(&self, k: u64, batch: usize) -> u64 {
-        self.first + k * self.stride.unwrap_or(batch as u64)
-    }
 }
 
 /// Batches (or [`Picks`]) in order, made ahead in background threads. Dropping it ends and joins them.
@@ -124,8 +102,8 @@ impl Loader<Picks> {
 }
 
 impl Loader {
-    /// Starts to read batches of `batch` samples from a position on (samples seen before: steps done
-    /// times batch size), or those of [`Positions`]. `flip` mirrors half of the pictures, chosen by (seed, position).
+    /// Starts to read batches of `batch` samples `from` a position on (samples seen before: steps done times
+    /// batch size), or at some [`Positions`]. `flip` mirrors half of the pictures, chosen by (seed, position).
     ///
     /// # Errors
     /// The system gives no thread.

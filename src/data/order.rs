@@ -7,6 +7,28 @@ use super::rng::below;
 use crate::error::lock;
 use crate::philox::{Sequence, Stream};
 
+/// Which positions of training the batches of a loader show.
+#[derive(Clone, Copy, Debug)]
+pub struct Positions {
+    /// That of the first batch's first sample.
+    pub first: u64,
+    /// From the first sample of a batch to that of the next; `None`: as many as a batch has.
+    pub stride: Option<u64>,
+}
+
+impl From<u64> for Positions {
+    fn from(first: u64) -> Positions {
+        Positions { first, stride: None }
+    }
+}
+
+impl Positions {
+    /// Position of the first sample of batch `k` of so many.
+    pub(super) fn of(&self, k: u64, batch: usize) -> u64 {
+        self.first + k * self.stride.unwrap_or(batch as u64)
+    }
+}
+
 /// The sample at each position.
 pub(super) struct Order {
     len: Option<u64>,

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::limits::{Limit, need_limits};
 use super::options::config;
 use super::unet::{Class, UNetConfig, half};
 use crate::error::{Result, need};
@@ -40,10 +41,14 @@ config! {
 }
 
 impl ClassifierConfig {
+    /// What its numbers may be.
+    pub(crate) fn limits(&self) -> [Limit; 1] {
+        [Limit::whole("features", self.features, [1, 65_536])]
+    }
+
     pub(crate) fn validate(&self, unet: &UNetConfig) -> Result<()> {
         need(self.classes != 1, "classifier.classes is 1", "a classifier tells two classes or more apart")?;
-        let fits = |value: usize| (1..=65_536).contains(&value);
-        need(fits(self.features), format!("classifier.features is {}", self.features), "take 64")?;
+        need_limits("classifier", &self.limits())?;
         need(
             !unet.sees_text(),
             "unet.cross_attention_dim is for models that see texts, which a classifier does not",

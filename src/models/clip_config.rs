@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::options::{WIDEST_HEAD, config, need_range};
+use super::limits::{Limit, Range, need_limits};
+use super::options::{WIDEST_HEAD, config};
 use crate::error::{Result, need};
 use crate::ops::activation::Activation;
 
@@ -48,28 +49,30 @@ config! {
 }
 
 impl TextConfig {
+    /// What its numbers may be.
+    pub(crate) fn limits(&self) -> [Limit; 7] {
+        [
+            Limit::whole("vocab_size", self.vocab_size, [1, 1 << 22]),
+            Limit::whole("hidden_size", self.hidden_size, [1, 16_384]),
+            Limit::whole("intermediate_size", self.intermediate_size, [1, 65_536]),
+            Limit::whole("num_hidden_layers", self.num_hidden_layers, [1, 1024]),
+            Limit::whole("num_attention_heads", self.num_attention_heads, [1, 1024]),
+            Limit::whole("max_position_embeddings", self.max_position_embeddings, [1, 1 << 16]),
+            Limit::real("layer_norm_eps", self.layer_norm_eps, Range::Positive),
+        ]
+    }
+
     /// Checks the options.
     ///
     /// # Errors
     /// Names the key, its value and the allowed values.
     pub fn validate(&self) -> Result<()> {
-        for (key, value, most) in [
-            ("vocab_size", self.vocab_size, 1 << 22),
-            ("hidden_size", self.hidden_size, 16_384),
-            ("intermediate_size", self.intermediate_size, 65_536),
-            ("num_hidden_layers", self.num_hidden_layers, 1024),
-            ("num_attention_heads", self.num_attention_heads, 1024),
-            ("max_position_embeddings", self.max_position_embeddings, 1 << 16),
-        ] {
-            need_range(&format!("text.{key}"), value, [1, most])?;
-        }
+        need_limits("text", &self.limits())?;
         let (width, heads) = (self.hidden_size, self.num_attention_heads);
         let message = format!("text.num_attention_heads = {heads} does not divide {width} channels");
         need(width.is_multiple_of(heads), message, "choose a divisor of text.hidden_size")?;
         let message = format!("a head of text.hidden_size {width} is {} channels wide", width / heads);
         let hint = format!("raise text.num_attention_heads: a head has at most {WIDEST_HEAD} channels");
-        need(width / heads <= WIDEST_HEAD, message, hint)?;
-        let positive = self.layer_norm_eps > 0.0 && self.layer_norm_eps.is_finite();
-        need(positive, format!("text.layer_norm_eps is {}", self.layer_norm_eps), "it must be above 0")
+        need(width / heads <= WIDEST_HEAD, message, hint)
     }
 }

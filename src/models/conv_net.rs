@@ -1,6 +1,7 @@
 //! A plain convolutional network: layers of one width, that never change the size of the image.
 
-use super::options::{Class, config, need_range};
+use super::limits::{Limit, need_limits};
+use super::options::{Class, config};
 use super::unet_config::cancels;
 use crate::error::{Result, need};
 use crate::nn::{Conv, Init, Layout, Scope, conv, group_norm, linear};
@@ -44,21 +45,24 @@ impl ConvNetConfig {
         (self.width == self.norm_num_groups).then(|| cancels("layer", self.width))
     }
 
+    /// What its numbers may be.
+    pub(crate) fn limits(&self) -> [Limit; 6] {
+        [
+            Limit::whole("in_channels", self.in_channels, [1, 4096]),
+            Limit::whole("width", self.width, [2, 16_384]),
+            Limit::whole("num_layers", self.num_layers, [0, 1024]),
+            Limit::whole("kernel_size", self.kernel_size, [1, 31]),
+            Limit::whole("norm_num_groups", self.norm_num_groups, [1, 16_384]),
+            Limit::whole("num_class_embeds", self.num_class_embeds, [0, 1 << 20]),
+        ]
+    }
+
     /// Checks the options.
     ///
     /// # Errors
     /// Names the key, its value and the allowed values.
     pub fn validate(&self) -> Result<()> {
-        for (key, value, low, high) in [
-            ("in_channels", self.in_channels, 1, 4096),
-            ("width", self.width, 2, 16_384),
-            ("num_layers", self.num_layers, 0, 1024),
-            ("kernel_size", self.kernel_size, 1, 31),
-            ("norm_num_groups", self.norm_num_groups, 1, 16_384),
-            ("num_class_embeds", self.num_class_embeds, 0, 1 << 20),
-        ] {
-            need_range(&format!("conv.{key}"), value, [low, high])?;
-        }
+        need_limits("conv", &self.limits())?;
         let (width, groups, kernel) = (self.width, self.norm_num_groups, self.kernel_size);
         let message = format!("conv.norm_num_groups = {groups} does not divide conv.width = {width}");
         need(width.is_multiple_of(groups), message, "choose a divisor")?;

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::options::{Class, WIDEST_HEAD, config, need_range};
+use super::limits::{Limit, Range, need_limits};
+use super::options::{Class, WIDEST_HEAD, config};
 use crate::error::{Result, need};
 use crate::ops::activation::Activation;
 
@@ -81,21 +82,26 @@ impl DitConfig {
         tokens.saturating_mul(4 * width).max((h as u128 * w as u128).saturating_mul(out))
     }
 
+    /// What its numbers may be.
+    pub(crate) fn limits(&self) -> [Limit; 8] {
+        [
+            Limit::whole("num_attention_heads", self.num_attention_heads, [1, 1024]),
+            Limit::whole("attention_head_dim", self.attention_head_dim, [1, WIDEST_HEAD]),
+            Limit::whole("in_channels", self.in_channels, [1, 4096]),
+            Limit::whole("num_layers", self.num_layers, [1, 1024]),
+            Limit::whole("patch_size", self.patch_size, [1, 1024]),
+            Limit::whole("num_embeds_ada_norm", self.num_embeds_ada_norm, [0, 1 << 20]),
+            Limit::real("dropout", self.dropout, Range::Share),
+            Limit::real("norm_eps", self.norm_eps, Range::Positive),
+        ]
+    }
+
     /// Checks the options, for images of `[h, w]` pixels.
     ///
     /// # Errors
     /// Names the key, its value and the allowed values.
     pub fn validate(&self, [h, w]: [usize; 2]) -> Result<()> {
-        for (key, value, low, high) in [
-            ("num_attention_heads", self.num_attention_heads, 1, 1024),
-            ("attention_head_dim", self.attention_head_dim, 1, WIDEST_HEAD),
-            ("in_channels", self.in_channels, 1, 4096),
-            ("num_layers", self.num_layers, 1, 1024),
-            ("patch_size", self.patch_size, 1, 1024),
-            ("num_embeds_ada_norm", self.num_embeds_ada_norm, 0, 1 << 20),
-        ] {
-            need_range(&format!("dit.{key}"), value, [low, high])?;
-        }
+        need_limits("dit", &self.limits())?;
         let (patch, width, channels) = (self.patch_size, self.width(), self.in_channels);
         need(
             h > 0 && w > 0 && h.is_multiple_of(patch) && w.is_multiple_of(patch),
@@ -111,10 +117,6 @@ impl DitConfig {
             [0, channels, 2 * channels].contains(&self.out_channels),
             format!("dit.out_channels is {} and dit.in_channels {channels}", self.out_channels),
             "it must be as many, or twice as many with a learned variance",
-        )?;
-        let message = format!("dit.dropout is {}", self.dropout);
-        need((0.0..1.0).contains(&self.dropout), message, "it must be at least 0 and below 1")?;
-        let positive = self.norm_eps > 0.0 && self.norm_eps.is_finite();
-        need(positive, format!("dit.norm_eps is {}", self.norm_eps), "it must be above 0")
+        )
     }
 }

@@ -10,6 +10,7 @@ pub mod conv_net;
 pub mod dit;
 mod dit_config;
 pub mod gamma;
+pub(crate) mod limits;
 mod options;
 mod transformer;
 pub mod unet;

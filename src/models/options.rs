@@ -78,6 +78,14 @@ impl<T: Copy> Levels<T> {
         }
     }
 
+    /// The value for all levels, or those of each.
+    pub(super) fn values(&self) -> &[T] {
+        match self {
+            Levels::All(value) => std::slice::from_ref(value),
+            Levels::Each(values) => values,
+        }
+    }
+
     /// Checks that a list has one value for each of `levels`, and gives the values.
     pub(super) fn of(&self, key: &str, levels: usize) -> Result<Vec<T>> {
         if let Levels::Each(values) = self {
@@ -218,11 +226,6 @@ impl Class {
             Class::Embedding(width) => Some(tape.stored("labels", 0, [n, width])),
         }
     }
-}
-
-pub(super) fn need_range(key: &str, value: usize, [low, high]: [usize; 2]) -> Result<()> {
-    let hint = format!("it must be from {low} to {high}");
-    need((low..=high).contains(&value), format!("{key} is {value}"), hint)
 }
 
 /// Images of `[h, w]` pixels can be halved so often.

@@ -1,8 +1,9 @@
 //! The options of a `UNet2DModel`.
 
+use super::limits::{Limit, Range, need_limits};
 use super::options::{
     ActFn, Class, ClassEmbedding, DownBlock, Levels, Resampling, TimeEmbedding, TimeScaleShift, UpBlock,
-    WIDEST_HEAD, config, need_halvings, need_range,
+    WIDEST_HEAD, config, need_halvings,
 };
 use crate::error::{Result, need};
 
@@ -171,6 +172,35 @@ impl UNetConfig {
         need(trained, format!("unet.class_embed_type is {kind}: denoir trains classes with a table"), HINT)
     }
 
+    /// What its numbers may be.
+    pub(crate) fn limits(&self) -> Vec<Limit> {
+        let least = usize::from(self.projects_classes());
+        let widths = self.projection_class_embeddings_input_dim;
+        let mut limits = vec![
+            Limit::whole("in_channels", self.in_channels, [1, 4096]),
+            Limit::whole("out_channels", self.out_channels, [1, 4096]),
+            Limit::whole("projection_class_embeddings_input_dim", widths, [least, 65_536]),
+            Limit::whole("downsample_padding", self.downsample_padding, [0, 1]),
+            Limit::whole("norm_num_groups", self.norm_num_groups, [1, 65_536]),
+            Limit::whole("attn_norm_num_groups", self.attn_norm_num_groups, [0, 65_536]),
+            Limit::whole("time_embedding_dim", self.time_embedding_dim, [0, 65_536]),
+            Limit::whole("num_class_embeds", self.num_class_embeds, [0, 1 << 20]),
+            Limit::whole("num_train_timesteps", self.num_train_timesteps, [0, 1 << 20]),
+            Limit::whole("attention_head_dim", self.attention_head_dim, [0, WIDEST_HEAD]),
+            Limit::whole("encoder_hid_dim", self.encoder_hid_dim, [0, 65_536]),
+            Limit::real("dropout", self.dropout, Range::Share),
+            Limit::real("norm_eps", self.norm_eps, Range::Positive),
+            Limit::real("mid_block_scale_factor", self.mid_block_scale_factor, Range::Positive),
+        ];
+        for (key, of, range) in [
+            ("layers_per_block", &self.layers_per_block, [1, 64]),
+            ("transformer_layers_per_block", &self.transformer_layers_per_block, [1, 64]),
+        ] {
+            limits.extend(of.values().iter().map(|&value| Limit::whole(key, value, range)));
+        }
+        limits
+    }
+
     /// Checks the options, for images of `[h, w]` pixels.
     ///
     /// # Errors
@@ -186,28 +216,8 @@ impl UNetConfig {
             let message = format!("unet.{key} names {blocks} blocks for {levels} levels");
             need(blocks == levels, message, "give one for each number in unet.block_out_channels")?;
         }
-        for (key, value, low, high) in [
-            ("in_channels", self.in_channels, 1, 4096),
-            ("out_channels", self.out_channels, 1, 4096),
-            (
-                "projection_class_embeddings_input_dim",
-                self.projection_class_embeddings_input_dim,
-                usize::from(self.projects_classes()),
-                65_536,
-            ),
-            ("downsample_padding", self.downsample_padding, 0, 1),
-            ("norm_num_groups", self.norm_num_groups, 1, 65_536),
-            ("attn_norm_num_groups", self.attn_norm_num_groups, 0, 65_536),
-            ("time_embedding_dim", self.time_embedding_dim, 0, 65_536),
-            ("num_class_embeds", self.num_class_embeds, 0, 1 << 20),
-            ("num_train_timesteps", self.num_train_timesteps, 0, 1 << 20),
-            ("attention_head_dim", self.attention_head_dim, 0, WIDEST_HEAD),
-        ] {
-            need_range(&format!("unet.{key}"), value, [low, high])?;
-        }
-        for layers in self.layers_per_block.of("unet.layers_per_block", levels)? {
-            need_range("unet.layers_per_block", layers, [1, 64])?;
-        }
+        self.layers_per_block.of("unet.layers_per_block", levels)?;
+        need_limits("unet", &self.limits())?;
         let hint =
             "widths must be from 1 to 16384, the first at least 2 (for the timestep's sines and cosines)";
         need(widths.iter().all(|&c| c <= 16_384) && widths[0] >= 2, named, hint)?;
@@ -244,14 +254,6 @@ impl UNetConfig {
         let message = format!("unet.attn_norm_num_groups = {groups} does not divide {deepest} channels");
         let hint = "choose a divisor of the last number in unet.block_out_channels";
         need(groups == 0 || deepest.is_multiple_of(groups), message, hint)?;
-        let message = format!("unet.dropout is {}", self.dropout);
-        need((0.0..1.0).contains(&self.dropout), message, "it must be at least 0 and below 1")?;
-        for (key, value) in
-            [("norm_eps", self.norm_eps), ("mid_block_scale_factor", self.mid_block_scale_factor)]
-        {
-            let positive = value > 0.0 && value.is_finite();
-            need(positive, format!("unet.{key} is {value}"), "it must be above 0")?;
-        }
         validate_transformers(self)?;
         // As in the library, where convolutions halve images, a net that sees a text takes any size.
         let by_resnet = self.down_block_types.contains(&DownBlock::Resnet)
@@ -296,7 +298,7 @@ fn validate_transformers(config: &UNetConfig) -> Result<()> {
     let levels = widths.len();
     let texts = config.cross_attention_dim.of("unet.cross_attention_dim", levels)?;
     let heads = config.transformer_heads.of("unet.transformer_heads", levels)?;
-    let depths = config.transformer_layers_per_block.of("unet.transformer_layers_per_block", levels)?;
+    config.transformer_layers_per_block.of("unet.transformer_layers_per_block", levels)?;
     config.only_cross_attention.of("unet.only_cross_attention", levels)?;
     let has = |level: usize| {
         config.down_block_types[level] == DownBlock::CrossAttention
@@ -316,7 +318,7 @@ fn validate_transformers(config: &UNetConfig) -> Result<()> {
     let hint = "choose CrossAttnDownBlock2D and CrossAttnUpBlock2D instead";
     need(!own, "a net that sees a text has AttnDownBlock2D or AttnUpBlock2D blocks", hint)?;
     for level in seen {
-        let (c, text, heads, depth) = (widths[level], texts[level], heads[level], depths[level]);
+        let (c, text, heads) = (widths[level], texts[level], heads[level]);
         need(
             (1..=65_536).contains(&text) && text == texts[first],
             format!("unet.cross_attention_dim is {text} at level {level} and {} at another", texts[first]),
@@ -325,11 +327,8 @@ fn validate_transformers(config: &UNetConfig) -> Result<()> {
         let fits = heads > 0 && c.is_multiple_of(heads) && c / heads <= WIDEST_HEAD;
         let message = format!("unet.transformer_heads is {heads} for a level of {c} channels");
         need(fits, message, format!("choose a divisor, with heads of at most {WIDEST_HEAD} channels"))?;
-        let message = format!("unet.transformer_layers_per_block is {depth}");
-        need((1..=64).contains(&depth), message, "it must be from 1 to 64")?;
     }
-    let hid = config.encoder_hid_dim;
-    need(hid <= 65_536, format!("unet.encoder_hid_dim is {hid}"), "it must be at most 65536")
+    Ok(())
 }
 
 /// A warning of a part of a net whose channels are norm groups.

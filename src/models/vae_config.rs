@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::options::{ActFn, WIDEST_HEAD, config, need_halvings, need_range};
+use super::limits::{Limit, Range, need_limits};
+use super::options::{ActFn, WIDEST_HEAD, config, need_halvings};
 use crate::error::{Result, need};
 
 /// The architecture of encoder and decoder.
@@ -89,6 +90,25 @@ impl VaeConfig {
         if self.inner_channels == 0 { self.latent } else { self.inner_channels }
     }
 
+    /// What its numbers may be.
+    pub(crate) fn limits(&self) -> [Limit; 4] {
+        [
+            Limit::whole("in_channels", self.in_channels, [1, 3]),
+            Limit::whole("latent", self.latent, [1, 4096]),
+            Limit::whole("norm_num_groups", self.norm_num_groups, [1, 65_536]),
+            Limit::real("norm_eps", self.norm_eps, Range::Positive),
+        ]
+    }
+
+    /// What the numbers of `kl` and `vq` may be.
+    pub(crate) fn reference_limits(&self) -> [Limit; 3] {
+        [
+            Limit::whole("layers_per_block", self.layers_per_block, [1, 64]),
+            Limit::whole("num_vq_embeddings", self.num_vq_embeddings, [1, 1 << 20]),
+            Limit::whole("inner_channels", self.inner_channels, [0, 4096]),
+        ]
+    }
+
     /// Checks the options, for square images of `side` pixels.
     ///
     /// # Errors
@@ -99,11 +119,7 @@ impl VaeConfig {
         let fit = !self.widths.is_empty() && self.widths.iter().all(|w| (1..=most).contains(w));
         need(fit, message, format!("it needs at least one number, each from 1 to {most}"))?;
         let groups = self.norm_num_groups;
-        need_range("vae.in_channels", self.in_channels, [1, 3])?;
-        need_range("vae.latent", self.latent, [1, 4096])?;
-        need_range("vae.norm_num_groups", groups, [1, 65_536])?;
-        let positive = self.norm_eps > 0.0 && self.norm_eps.is_finite();
-        need(positive, format!("vae.norm_eps is {}", self.norm_eps), "it must be above 0")?;
+        need_limits("vae", &self.limits())?;
         if self.kind == VaeKind::Mlp {
             return Ok(());
         }
@@ -117,9 +133,7 @@ impl VaeConfig {
     }
 
     fn validate_reference(&self) -> Result<()> {
-        need_range("vae.layers_per_block", self.layers_per_block, [1, 64])?;
-        need_range("vae.num_vq_embeddings", self.num_vq_embeddings, [1, 1 << 20])?;
-        need_range("vae.inner_channels", self.inner_channels, [0, 4096])?;
+        need_limits("vae", &self.reference_limits())?;
         let deepest = self.widths[self.widths.len() - 1];
         let message = format!("the attention head would be {deepest} channels wide");
         let hint = format!("the last of vae.widths can be at most {WIDEST_HEAD}");

@@ -31,14 +31,16 @@ pub(crate) fn explain(path: &str) -> Option<Explained> {
         "usize" | "u64" | "u32" => "a whole number",
         "f64" | "f32" => "a number",
         "String" => "text",
-        "Vec<usize>" => "a list of whole numbers",
+        "Vec<usize>" | "Vec<u32>" => "a list of whole numbers",
         "Vec<String>" => "a list of texts",
         kind if kind.starts_with("Levels") => "one value for all levels, or a list with one for each",
         _ if default.is_none() => "a table",
         _ => "",
     };
     let values = match (kind, range) {
-        ("", _) => choices(path),
+        ("", _) if key.kind.starts_with("Vec<") => format!("a list of {}", choices(path, true)),
+        ("", _) => choices(path, false),
+        (kind, Some(range)) if kind.contains(" each") => format!("{kind}, {range}"),
         (kind, Some(range)) => format!("{kind} {range}"),
         (kind, None) => kind.to_owned(),
     };
@@ -52,17 +54,20 @@ fn value_at<'a>(table: &'a Table, path: &str) -> Option<&'a Value> {
     parts.try_fold(first?, |value, part| value.get(part))
 }
 
-/// The values of a choice, as the reader itself names them.
-fn choices(path: &str) -> String {
+/// The values of a choice, or of a list of them, as the reader itself names them.
+fn choices(path: &str, listed: bool) -> String {
     let mut table = Table::try_from(Recipe::default()).unwrap_or_default();
     let (outer, inner) = path.split_once('.').map_or((path, None), |(outer, inner)| (outer, Some(inner)));
     let wrong = Value::String("?".to_owned());
+    let wrong = if listed { Value::Array(vec![wrong]) } else { wrong };
     match (inner, table.get_mut(outer)) {
         (Some(inner), Some(Value::Table(of))) => _ = of.insert(inner.to_owned(), wrong),
         _ => _ = table.insert(outer.to_owned(), wrong),
     }
     let refused = table.try_into::<Recipe>().err().map(|e| e.message().to_owned()).unwrap_or_default();
-    let named = refused.split_once("expected ").map(|(_, named)| named.replace('`', ""));
+    // The empty name of a choice is a value too.
+    let named =
+        refused.split_once("expected ").map(|(_, named)| named.replace("``", "\"\"").replace('`', ""));
     named.map(|named| named.trim_start_matches("one of ").to_owned()).unwrap_or_default()
 }
 
@@ -106,7 +111,12 @@ mod tests {
         let everywhere = "ddpm, ldm, vae, classifier";
         assert_eq!(told("lr"), text("a number between 0.0 and 1000.0", "0.0001", everywhere));
         assert_eq!(told("optimizer"), text("adam or adamw", "\"adam\"", everywhere));
-        assert_eq!(told("vae.norm_eps"), text("a number", "1e-5", "vae"));
+        assert_eq!(told("vae.norm_eps"), text("a number above 0", "1e-5", "vae"));
+        assert!(told("unet.down_block_types").0.starts_with("a list of DownBlock2D, "));
+        assert!(told("unet.class_embed_type").0.starts_with("\"\", timestep, "));
+        assert_eq!(told("dit.num_layers").0, "a whole number from 1 to 1024");
+        let layers = "one value for all levels, or a list with one for each, from 1 to 64";
+        assert_eq!(told("unet.layers_per_block").0, layers);
         assert_eq!(told("codebook_decay").2, "vae (digits-vq)");
         assert!(explain("lrr").is_none() && explain("vae.lr").is_none());
     }

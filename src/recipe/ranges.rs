@@ -2,6 +2,7 @@
 
 use super::{Recipe, System};
 use crate::models::clip::MOST_ROWS;
+use crate::models::limits::Limit;
 
 /// What TOML can hold.
 pub(super) const MOST: u64 = i64::MAX as u64;
@@ -82,8 +83,26 @@ impl Recipe {
         ]
     }
 
+    /// What the numbers of a table may be.
+    fn limits_of(&self, table: &str) -> Vec<Limit> {
+        match table {
+            "condition" => self.condition.limits().into(),
+            "unet" => self.unet.limits(),
+            "dit" => self.dit.limits().into(),
+            "conv" => self.conv.limits().into(),
+            "text" => self.text.limits().into(),
+            "vae" => self.vae.limits().into_iter().chain(self.vae.reference_limits()).collect(),
+            "classifier" => self.classifier.limits().into(),
+            _ => Vec::new(),
+        }
+    }
+
     /// What the value of a key may be, in words; `None` where there is no range.
     pub(super) fn range_of(&self, key: &str) -> Option<String> {
+        if let Some((table, key)) = key.split_once('.') {
+            let limit = self.limits_of(table).into_iter().find(|limit| limit.key == key);
+            return limit.map(|limit| limit.range.to_string());
+        }
         let whole = self.whole_numbers().into_iter().find(|(known, ..)| *known == key);
         let real = self.real_numbers().into_iter().find(|(known, ..)| *known == key);
         match (whole, real) {

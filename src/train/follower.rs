@@ -5,21 +5,13 @@ use std::rc::Rc;
 use twox_hash::XxHash3_128;
 
 use super::feed::Data;
+use super::outcome::Ended;
 use super::ranks::Ranks;
 use super::recipe_trainer::RecipeTrainer;
-use super::session::{Ended, Session};
 use crate::codec::Codec;
 use crate::error::Result;
 use crate::recipe::Recipe;
 use crate::run::{Batches, seen};
-
-/// A process in a training.
-pub enum Member {
-    /// The one that writes the run: the only one, or the first of several ranks.
-    Leader(Box<Session>),
-    /// Another rank.
-    Follower(Follower),
-}
 
 /// A training with all that its steps need, of which nothing is written yet.
 pub(super) struct Opened {

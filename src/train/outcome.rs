@@ -1,4 +1,4 @@
-//! The numbers of a step, which a GPU sends while it runs the next ones.
+//! The numbers of a step, which a GPU sends while it runs the next ones; and how training ended.
 
 use std::fmt;
 
@@ -105,4 +105,13 @@ impl Pending {
             device_ms: time.map(|time| time.as_secs_f64() * 1e3),
         }))
     }
+}
+
+/// How a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All steps are done.
+    Done,
+    /// After this many steps, on the user's wish; all is saved.
+    Interrupted(u64),
 }

@@ -6,10 +6,10 @@ use std::sync::OnceLock;
 
 use super::base::Base;
 use super::feed::Data;
-use super::follower::{Follower, Member, Opened, together};
+use super::follower::{Follower, Opened, together};
 use super::options::TrainOptions;
 use super::ranks::Ranks;
-use super::session::{BACKWARD, Session, grid_name};
+use super::session::{BACKWARD, Member, Session, grid_name};
 use crate::codec::Codec;
 use crate::data::{ConditionConfig, Dataset};
 use crate::device::Device;

@@ -10,7 +10,7 @@ use super::captions::tokenizer_of;
 use super::class_pictures::draw_missing;
 use super::encoded::Encoded;
 use super::feed::Data;
-use super::follower::{Follower, Member, Opened, together};
+use super::follower::{Follower, Opened, together};
 use super::ranks::Ranks;
 use super::recipe_trainer::RecipeTrainer;
 use super::times::Times;
@@ -50,13 +50,12 @@ pub trait Watch {
     fn interrupted(&self) -> bool;
 }
 
-/// How a session ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// All steps are done.
-    Done,
-    /// After this many steps, on the user's wish; all is saved.
-    Interrupted(u64),
+/// A process in a training.
+pub enum Member {
+    /// The one that writes the run: the only one, or the first of several ranks.
+    Leader(Box<Session>),
+    /// Another rank.
+    Follower(Follower),
 }
 
 /// A training run in its folder.

@@ -1,4 +1,4 @@
-//! The programs of `tools/examples`, each with few steps; and the one that the README prints.
+//! The programs of `tools/examples`, each with few steps; and the one that the guide prints.
 
 use std::fs;
 
@@ -62,9 +62,10 @@ fn the_vae_draws_its_picture() {
 }
 
 #[test]
-fn the_readme_prints_the_program_as_it_is() {
+fn the_guide_prints_the_program_as_it_is() {
     let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
     let program = read("tools/examples/own_network.rs");
     assert!(program.lines().count() <= 40, "the README promises at most 40 lines");
-    assert!(read("README.md").contains(&format!("```rust\n{program}```\n")), "README.md: As a library");
+    let page = "src/guide/as-a-library.md";
+    assert!(read(page).contains(&format!("```rust,no_run\n{program}```\n")), "{page}");
 }

@@ -27,7 +27,7 @@ fn layer(module: &str) -> u32 {
         "recipe" | "checkpoint" | "run" | "diffusers" => 7,
         "classifier" | "codec" | "text_model" | "latent_file" | "sample" | "train" | "figures" => 8,
         "web" | "bench" => 8,
-        "cli" | "prelude" => 9,
+        "cli" | "prelude" | "guide" => 9,
         other => panic!("module {other} is not in the table of layers of tests/it/house.rs"),
     }
 }
@@ -177,15 +177,15 @@ fn lines_and_files_stay_readable() {
     assert!(bad.is_empty(), "\n{}", bad.join("\n"));
 }
 
-/// Lines of the files that `src/lib.rs` lists under "Reading order", comments included, tests apart.
+/// Lines of the files that `src/guide/reading-path.md` lists under "An afternoon", comments included, tests
+/// apart.
 const READING_ORDER: usize = 3_000;
 
 #[test]
 fn the_reading_order_is_short() {
-    let text = fs::read_to_string(root().join("src/lib.rs")).unwrap();
-    let section = text.split("# Reading order").nth(1).expect("a section \"Reading order\"");
-    let section: String = section.lines().skip(1).take_while(|l| l.starts_with("//!")).collect();
-    let section = section.split("//! #").next().unwrap();
+    let text = fs::read_to_string(root().join("src/guide/reading-path.md")).unwrap();
+    let section = text.split("## An afternoon").nth(1).expect("a section \"An afternoon\"");
+    let section = section.split("\n## ").next().unwrap().replace("```", "");
     let kernels = files("kernels", "wgsl");
     let sources: Vec<_> = sources().into_iter().chain(kernels).collect();
     let mut listed: BTreeMap<&str, usize> = BTreeMap::new();
@@ -204,7 +204,7 @@ fn the_reading_order_is_short() {
             }),
         };
         let found: Vec<_> = sources.iter().filter(|(file, _)| matches(file)).collect();
-        assert!(!found.is_empty(), "{name} in the reading order of src/lib.rs is no file and no module");
+        assert!(!found.is_empty(), "{name} in src/guide/reading-path.md is no file and no module");
         listed.extend(found.into_iter().map(|(file, text)| (file.as_str(), lines_of_code(text))));
     }
     listed.iter().for_each(|(file, lines)| println!("{lines:6}  {file}"));

@@ -20,6 +20,7 @@ mod golden;
 mod golden_diffusers;
 mod golden_unconditional;
 mod golden_vae;
+mod guide;
 mod hostile_files;
 mod hostile_folders;
 mod house;

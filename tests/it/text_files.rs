@@ -17,13 +17,13 @@ use crate::command_line::{denoir, fails};
 use crate::golden_diffusers::copy;
 use crate::place::root;
 
-type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 fn golden(name: &str) -> PathBuf {
     root().join("tests/golden").join(name)
 }
 
-fn write(at: &Path, tensors: &Tensors) {
+pub fn write(at: &Path, tensors: &Tensors) {
     let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let all: Vec<_> = tensors.iter().map(|(name, (shape, v))| (name, shape.clone(), bytes(v))).collect();
     let views =
@@ -39,7 +39,7 @@ fn converted(case: &str) -> Value {
 }
 
 /// The tensors of `tiny_sd` as CompVis names and shapes them.
-fn single() -> Tensors {
+pub fn single() -> Tensors {
     let places = converted("tiny_sd1");
     let mut all = Tensors::new();
     for (part, file) in
