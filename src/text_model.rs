@@ -12,7 +12,7 @@ use crate::models::clip::{TextConfig, clip_text};
 use crate::nn::{self, Params, Scope};
 use crate::program::{Plan, Program, Sharing, halves};
 use crate::recipe::{Recipe, TEXT_MODULE};
-use crate::tape::Tape;
+use crate::tape::{Tape, Tensor};
 use crate::tokenizer::Tokenizer;
 
 /// Prompts that are embedded at a time.
@@ -138,6 +138,24 @@ impl TextModel {
             all.extend_from_slice(&out[..chunk.len() * self.config.hidden_size]);
         }
         Ok(all)
+    }
+
+    /// Records the encoder of `count` texts `ids`, u32 `[count, tokens]`, with its parameters in a store of
+    /// this name.
+    pub(crate) fn recorded(&self, tape: &Tape, count: usize, store: &str) -> Tensor {
+        let scope = Scope::frozen(tape, &self.params, store).sub(TEXT_MODULE);
+        let ids = tape.stored_u32("ids", [count, self.config.max_position_embeddings]);
+        clip_text(&self.config, &scope, &ids, 0)
+    }
+
+    /// Whether its parameters are among these.
+    pub(crate) fn is_among(&self, params: &Rc<RefCell<Params>>) -> bool {
+        Rc::ptr_eq(&self.params, params)
+    }
+
+    /// Its device, parameters and weights.
+    pub(crate) fn parts(&self) -> (&Device, &Rc<RefCell<Params>>, &Buffer) {
+        (&self.device, &self.params, &self.weights)
     }
 
     /// The texts of `prompts`, each of `each` samples, against `negatives`, one for each prompt or one for

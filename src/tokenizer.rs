@@ -3,6 +3,7 @@
 
 mod bpe;
 mod read;
+mod tables;
 mod write;
 
 #[cfg(test)]

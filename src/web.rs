@@ -12,18 +12,22 @@ use serde::Serialize;
 
 use crate::checkpoint::{cannot_write, write_views, write_whole};
 use crate::error::{Error, Result, need};
+use crate::models::clip::TextConfig;
 use crate::models::unet::Class;
 use crate::program::Description;
 use crate::recipe::Recipe;
-use crate::sample::{Options, Recorded, Source};
+use crate::sample::{Options, Recorded, Texts, Trained};
+use crate::text_model::TextModel;
 
 /// The page itself, which is the same for every run.
-const PAGE: [(&str, &str); 3] = [
+const PAGE: [(&str, &str); 4] = [
     ("index.html", include_str!("web/page/index.html")),
     ("page.js", include_str!("web/page/page.js")),
     ("denoir.js", include_str!("web/page/denoir.js")),
+    ("tokenizer.js", include_str!("web/page/tokenizer.js")),
 ];
 const WEIGHTS: &str = "weights.safetensors";
+const TOKENIZER: &str = "tokenizer.json";
 /// Version of `program.json`.
 const FORMAT: u32 = 1;
 
@@ -52,6 +56,8 @@ struct Page<'a> {
     sample: [usize; 3],
     image: [usize; 3],
     labels: Option<Labels<'a>>,
+    /// Of models that see texts.
+    text: Option<Text>,
     /// The scale to begin with, of models that know guidance.
     guidance: Option<f64>,
     walks: Vec<Walk<'a>>,
@@ -69,6 +75,22 @@ struct Labels<'a> {
     null: Option<u32>,
     /// Labels are floats.
     float: bool,
+}
+
+/// The texts of a model, whose tokenizer lies beside the page.
+#[derive(Serialize)]
+struct Text {
+    /// Of each text.
+    tokens: usize,
+    /// Of what the model sees of one.
+    bytes: usize,
+}
+
+impl Text {
+    fn of(config: &TextConfig) -> Text {
+        let tokens = config.max_position_embeddings;
+        Text { tokens, bytes: 4 * tokens * config.hidden_size }
+    }
 }
 
 /// A sampler in a number of steps.
@@ -100,11 +122,11 @@ pub struct Written {
 ///
 /// # Errors
 /// Says what the model needs.
-pub fn check(source: &Source) -> Result<()> {
-    let recipe = source.recipe;
-    let hint = "models of pixels or latents, with classes or without, are exported";
-    let texts = "the model draws what a text says, and the page has no text encoder";
-    need(recipe.text_width() == 0, texts, hint)?;
+pub fn check(trained: &Trained) -> Result<()> {
+    let recipe = trained.recipe();
+    let texts = "the model draws what a text says, and has no text encoder";
+    need(recipe.text_width() == 0 || trained.text().is_some(), texts, "give the run or the whole pipeline")?;
+    let hint = "models of pixels or latents, with classes, with texts or without, are exported";
     let pictures = "the model draws from pictures, which the page cannot give it";
     need(!recipe.condition.is_some(), pictures, hint)
 }
@@ -113,11 +135,15 @@ pub fn check(source: &Source) -> Result<()> {
 ///
 /// # Errors
 /// When the model cannot be asked by a page, needs more than browsers have, or a file cannot be written.
-pub fn write(folder: &Path, source: &Source, offer: &Offer) -> Result<Written> {
-    check(source)?;
-    let recipe = source.recipe;
+pub fn write(folder: &Path, trained: &Trained, offer: &Offer) -> Result<Written> {
+    check(trained)?;
+    let (recipe, text) = (trained.recipe(), trained.text());
+    let mut source = trained.source();
+    if text.is_some() {
+        source = source.told(Texts::nothing(recipe));
+    }
     let options: Vec<Options> = offer.walks.iter().map(|(_, options)| options.clone()).collect();
-    let recorded = source.record_all(&options, offer.count)?;
+    let recorded = source.record_all(&options, offer.count, text)?;
     let programs = described(&recorded)?;
     let (tensors, walks) = tensors(&recorded, offer)?;
     let page = Page {
@@ -131,21 +157,26 @@ pub fn write(folder: &Path, source: &Source, offer: &Offer) -> Result<Written> {
         sample: recipe.diffused(),
         image: source.image(),
         labels: labels(recipe),
+        text: text.map(TextModel::config).map(Text::of),
         guidance: recorded.guided.is_some().then_some(recipe.guidance),
         walks,
         programs: &programs,
     };
     let json = serde_json::to_string(&page).map_err(|e| Error::new("cannot write JSON").caused_by(e))?;
-    let text = |path: &Path, text: &str| write_whole(path, |file| file.write_all(text.as_bytes()));
+    let write_text =
+        |name: &str, text: &str| write_whole(&folder.join(name), |file| file.write_all(text.as_bytes()));
     let kernels = folder.join("kernels");
     fs::create_dir_all(&kernels).map_err(|e| cannot_write(&kernels, e))?;
     for kernel in programs.kernels() {
-        text(&kernels.join(&kernel.file), &kernel.text)?;
+        write_text(&format!("kernels/{}", kernel.file), &kernel.text)?;
     }
     write_views(&folder.join(WEIGHTS), tensors, "denoir", "web")?;
-    text(&folder.join("program.json"), &json)?;
+    write_text("program.json", &json)?;
+    if let Some(model) = text {
+        write_text(TOKENIZER, &model.tokenizer().tables())?;
+    }
     for (name, contents) in PAGE {
-        text(&folder.join(name), contents)?;
+        write_text(name, contents)?;
     }
     Ok(Written {
         dispatches: programs.dispatches("step"),
@@ -159,7 +190,8 @@ fn described(recorded: &Recorded) -> Result<Description> {
     let mut programs = Description::new();
     programs.add("start", &recorded.start)?;
     programs.add("step", &recorded.step)?;
-    for (name, tape) in [("guided", &recorded.guided), ("decode", &recorded.decode)] {
+    let more = [("guided", &recorded.guided), ("decode", &recorded.decode), ("text", &recorded.text)];
+    for (name, tape) in more {
         if let Some(tape) = tape {
             programs.add(name, tape)?;
         }

@@ -34,8 +34,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let device = Device::open("cpu")?;
     let trained = Trained::open(&arguments.run, &device)?;
     note_remarks(&trained);
-    let (recipe, source) = (trained.recipe(), trained.source());
-    web::check(&source)?;
+    let recipe = trained.recipe();
+    web::check(&trained)?;
     let own = Options::of(recipe)?;
     let mut walks = Vec::new();
     // A recipe whose process it cannot walk back is offered its own sampler alone.
@@ -57,7 +57,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let is_new = !out.exists();
     make_empty_folder(out)?;
     let offer = Offer { count: arguments.count, walks, half: arguments.f16 };
-    let written = web::write(out, &source, &offer).inspect_err(|_| {
+    let written = web::write(out, &trained, &offer).inspect_err(|_| {
         // Where nothing was written, nothing stays; a folder with files in it is not removed so.
         let _ = is_new.then(|| std::fs::remove_dir(out));
     })?;

@@ -186,7 +186,7 @@ impl Description {
         }
         let [needed, most] = [bytes as u64, most].map(size);
         Err(Error::new(format!("{} binds {needed}, and browsers promise {most}", of(step)))
-            .hint("take a smaller --count"))
+            .hint("take a smaller --count, or sample it with `denoir sample`"))
     }
 
     /// The number of a kernel's text, which is made at its first use.

@@ -8,26 +8,34 @@ use crate::error::{Error, Result, need};
 use crate::nn::{self, Flat, Params};
 use crate::ops::arithmetic::affine;
 use crate::tape::Tape;
+use crate::text_model::TextModel;
 
 /// Store of a VAE's parameters beside those of the model.
 const VAE: &str = "vae";
+/// Store of a text encoder's parameters, unless they are among those of the model.
+const TEXT_ENCODER: &str = "text encoder";
+/// Texts that are embedded together: a prompt and a negative one.
+const TEXTS: usize = 2;
 
 /// A flat store of parameters: its name and values.
 type Weights = (&'static str, Vec<f32>);
 
 /// The programs of sampling. They share stores: the samples `x [N, h, w, c]`, whose prediction lies first in
-/// `kept`, `state`, the table `denoising`, and `labels` where the model takes some.
+/// `kept`, `state`, the table `denoising`, and `labels` or `text` where the model takes some.
 pub(crate) struct Recorded {
     /// Writes the noise into `x`, times a factor (launch `affine`) unless that is 1 for all walks.
     pub start: Tape,
     /// A reverse step.
     pub step: Tape,
-    /// The same with guidance, of models that know it: `labels [2 N]`, the second half without a class.
+    /// The same with guidance, of models that know it: `labels [2 N]`, the second half without a class, or
+    /// `text [2 N, ..]`, the second half of the negative text.
     pub guided: Option<Tape>,
     /// From latents `latents` to images `picture`.
     pub decode: Option<Tape>,
+    /// From the tokens `ids [2, tokens]` of two texts to `texts`, what the model sees of them.
+    pub text: Option<Tape>,
     pub weights: Vec<Weights>,
-    /// Of the model and its VAE.
+    /// Of the model, its VAE and its text encoder.
     pub parameters: usize,
     /// The tables of the walks, each of so many rows.
     pub tables: Vec<(usize, Vec<f32>)>,
@@ -36,11 +44,17 @@ pub(crate) struct Recorded {
 }
 
 impl Source<'_> {
-    /// Records sampling of `count` samples by any of the `walks`.
+    /// Records sampling of `count` samples by any of the `walks`; `text`: the encoder of a model that sees
+    /// texts.
     ///
     /// # Errors
     /// When the model cannot be asked so, or the walks cannot share a program.
-    pub(crate) fn record_all(&self, walks: &[Options], count: usize) -> Result<Recorded> {
+    pub(crate) fn record_all(
+        &self,
+        walks: &[Options],
+        count: usize,
+        text: Option<&TextModel>,
+    ) -> Result<Recorded> {
         let plans = walks.iter().map(Options::plan).collect::<Result<Vec<_>>>()?;
         for walk in walks {
             self.denoiser(walk)?;
@@ -69,8 +83,18 @@ impl Source<'_> {
             tape.place(&picture, "picture", 0);
             tape
         });
+        let store = match text {
+            Some(text) if text.is_among(&denoiser.params) => nn::STORE,
+            _ => TEXT_ENCODER,
+        };
+        let encode = text.map(|text| {
+            let tape = Tape::new();
+            tape.place(&text.recorded(&tape, TEXTS, store), "texts", 0);
+            tape
+        });
         // A recording asks for the parameters.
-        let (step, guided) = (record(None), denoiser.null.map(|_| record(Some(&guidance))));
+        let guides = denoiser.null.is_some() || text.is_some();
+        let (step, guided) = (record(None), guides.then(|| record(Some(&guidance))));
         let (params, mut weights) = (denoiser.params.borrow(), Vec::new());
         weights.push((nn::STORE, values(&denoiser.device, &denoiser.weights, &params)?));
         let mut parameters = params.count();
@@ -79,11 +103,16 @@ impl Source<'_> {
             weights.push((VAE, values(codec.device(), codec.weights(), &params)?));
             parameters += params.count();
         }
+        if let Some((device, params, buffer)) = text.filter(|_| store != nn::STORE).map(TextModel::parts) {
+            weights.push((store, values(device, buffer, &params.borrow())?));
+            parameters += params.borrow().count();
+        }
         Ok(Recorded {
             start: record_start(denoiser.shape, count, start),
             step,
             guided,
             decode,
+            text: encode,
             weights,
             parameters,
             tables: plans.iter().map(|plan| (plan.steps.len(), plan.table(false))).collect(),

@@ -21,10 +21,10 @@ pub(super) struct Bpe {
     /// Of a pair its place in `merges`.
     ranks: HashMap<(u32, u32), u32>,
     /// What each merge makes.
-    joined: Vec<u32>,
+    pub(super) joined: Vec<u32>,
     /// The ids of each byte within a word and at its end.
-    within: [Option<u32>; 256],
-    last: [Option<u32>; 256],
+    pub(super) within: [Option<u32>; 256],
+    pub(super) last: [Option<u32>; 256],
 }
 
 impl Bpe {

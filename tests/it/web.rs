@@ -1,11 +1,10 @@
 //! Pages that sample runs in a browser: what is written, and, in a real one, the numbers.
 
+mod browser;
+mod tokens;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::path::Path;
 use std::time::Duration;
 
 use denoir::device::Device;
@@ -15,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::command_line::{TINY, denoir, fails};
 use crate::place::root;
+use browser::{browse, serve};
 
 fn runs(at: &Path, arguments: &[&str]) {
     let output = denoir(at, arguments);
@@ -25,8 +25,8 @@ fn set<'a>(settings: &[&'a str]) -> Vec<&'a str> {
     settings.iter().flat_map(|setting| ["--set", setting]).collect()
 }
 
-/// Trains runs of pixels, of classes, of classes by a DiT that learned a variance, and of latents, with
-/// weights that show in the samples.
+/// Trains runs of pixels, of classes, of classes by a DiT that learned a variance, of latents, and of texts,
+/// with weights that show in the samples.
 fn train(at: &Path) {
     let tiny = |out: &'static str, settings: &[&'static str]| {
         runs(at, &[&["train", "--out", out, "--steps", "4"], &TINY[..], &set(settings)].concat());
@@ -46,7 +46,16 @@ fn train(at: &Path) {
     let more = set(&["unet.attention_head_dim=4", "unet.zero_init=false"]);
     let head = ["train", "digits-ldm", "--vae", "vae", "--out", "latents"];
     runs(at, &[&head[..], &small, &set(&unet), &more, &of_two].concat());
+    let vae = set(&["vae.widths=[8,8,8]", "vae.norm_num_groups=4"]);
+    runs(at, &[&["train", "shapes-vae", "--out", "shapes"][..], &small, &vae, &of_two].concat());
+    let unet = ["unet.block_out_channels=[8,16]", "unet.norm_num_groups=4", "unet.zero_init=false"];
+    let (unet, more) = (set(&unet), set(&["text.num_hidden_layers=1", "latent_count=4"]));
+    let head = ["train", "shapes-text", "--vae", "shapes", "--out", "texts"];
+    runs(at, &[&head[..], &small, &unet, &more, &of_two].concat());
 }
+
+/// Of the runs of texts: a prompt, and what guidance leads away from.
+const TEXTS: [&str; 2] = ["A small RED circle, left of a blue square", "a green triangle"];
 
 fn golden(name: &str) -> String {
     root().join("tests/golden").join(name).display().to_string()
@@ -70,9 +79,13 @@ fn a_page_keeps_what_browsers_promise_and_refuses_what_they_cannot_do() {
         ("classes", &["guided", "start", "step"], "x"),
         ("dit", &["guided", "start", "step"], "x"),
         ("latents", &["decode", "start", "step"], "picture"),
+        ("texts", &["decode", "guided", "start", "step", "text"], "picture"),
+        // An encoder with weights of its own, in a folder of the diffusers library.
+        ("tiny_sd", &["decode", "guided", "start", "step", "text"], "text encoder"),
     ] {
         let out = format!("{run}.site");
-        runs(at, &["web", run, "--out", &out, "--steps", "3,5,2000"]);
+        let source = if run == "tiny_sd" { golden(run) } else { run.to_owned() };
+        runs(at, &["web", &source, "--out", &out, "--steps", "3,5,2000"]);
         let site = at.join(&out);
         let page = program_of(&site);
         let names: Vec<&String> = page["programs"].as_object().unwrap().keys().collect();
@@ -80,7 +93,10 @@ fn a_page_keeps_what_browsers_promise_and_refuses_what_they_cannot_do() {
         assert!(page["buffers"][writes].is_u64(), "{run}: {}", page["buffers"]);
         // More steps than there are timesteps are not offered; the run's own sampler is.
         let walks: Vec<_> = page["walks"].as_array().unwrap().iter().map(|w| w["steps"].as_u64()).collect();
-        assert_eq!(walks, [Some(3), Some(5), Some(1000)], "{run}");
+        let is_told = page["text"].is_object();
+        assert_eq!(walks[..2], [Some(3), Some(5)], "{run}");
+        assert!(walks.len() == 3 && (is_told || walks[2] == Some(1000)), "{run}: {walks:?}");
+        assert_eq!(site.join("tokenizer.json").exists(), is_told, "{run}");
         for (program, submissions) in page["programs"].as_object().unwrap() {
             for call in submissions.as_array().unwrap().iter().flat_map(|calls| calls.as_array().unwrap()) {
                 let pipeline = &page["pipelines"][call["pipeline"].as_u64().unwrap() as usize];
@@ -120,92 +136,8 @@ fn a_page_keeps_what_browsers_promise_and_refuses_what_they_cannot_do() {
     fails(at, &["web", "pixels", "--sampler", "ddim-inverse", "--out", "no"], 2, &["draws no samples"]);
     let fills = set(&["condition.kind=mask", "unet.in_channels=3"]);
     runs(at, &[&["train", "--out", "fills", "--steps", "2"], &TINY[..], &fills].concat());
-    let texts = golden("tiny_sd");
-    fails(at, &["web", &texts, "--out", "no"], 2, &["draws what a text says", "no text encoder"]);
-    fails(at, &["web", "fills", "--out", "no"], 2, &["draws from pictures", "with classes or without"]);
+    fails(at, &["web", "fills", "--out", "no"], 2, &["draws from pictures", "with texts or without"]);
     assert!(!at.join("no").exists());
-}
-
-/// Serves a folder on 127.0.0.1, and gives what pages send to `/result`: the requests' path and body.
-fn serve(folder: PathBuf) -> (u16, Receiver<(String, Vec<u8>)>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let (send, results) = channel();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().map_while(Result::ok) {
-            let (folder, send) = (folder.clone(), send.clone());
-            std::thread::spawn(move || {
-                if let Some(result) = answer(&folder, stream) {
-                    let _ = send.send(result);
-                }
-            });
-        }
-    });
-    (port, results)
-}
-
-fn answer(folder: &Path, mut stream: TcpStream) -> Option<(String, Vec<u8>)> {
-    let mut reader = BufReader::new(stream.try_clone().ok()?);
-    let (mut head, mut length) = (String::new(), 0);
-    reader.read_line(&mut head).ok()?;
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
-        if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().ok()?;
-        }
-        if line.trim().is_empty() {
-            break;
-        }
-    }
-    let path = head.split(' ').nth(1)?.to_owned();
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    let file = fs::read(folder.join(path.trim_start_matches('/')));
-    let kind = match path.rsplit('.').next() {
-        Some("js") => "text/javascript",
-        Some("html") => "text/html",
-        Some("json") => "application/json",
-        _ => "application/octet-stream",
-    };
-    let is_result = head.starts_with("POST");
-    let (status, contents) = match file {
-        _ if is_result => ("200 OK", Vec::new()),
-        Ok(contents) => ("200 OK", contents),
-        Err(_) => ("404 Not Found", Vec::new()),
-    };
-    let length = contents.len();
-    let answer = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
-    );
-    stream.write_all(answer.as_bytes()).and_then(|()| stream.write_all(&contents)).ok()?;
-    is_result.then_some((path, body))
-}
-
-/// Ends the browser with the test.
-struct Browser(Child);
-
-impl Drop for Browser {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn browse(profile: &Path, url: &str) -> Browser {
-    let names = ["chromium", "chromium-browser", "google-chrome", "chrome"].map(String::from);
-    for name in std::env::var("DENOIR_BROWSER").into_iter().chain(names) {
-        let started = Command::new(name)
-            .args(["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--no-first-run"])
-            .args(["--enable-unsafe-webgpu", &format!("--user-data-dir={}", profile.display()), url])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        if let Ok(browser) = started {
-            return Browser(browser);
-        }
-    }
-    panic!("no Chromium: install it, or say where it is with DENOIR_BROWSER");
 }
 
 /// Asks the page for samples, and sends the last samples, the last predicted x0 and the pictures of each.
@@ -243,8 +175,15 @@ fn a_browser_draws_the_samples_of_vulkan() {
         ("latents", ("ddim", 4), None, 1.0),
         // Of the diffusers library, with a codebook.
         ("tiny_ldm", ("dpmpp-2m", 4), None, 1.0),
+        ("texts", ("ddim", 4), None, 1.0),
+        ("texts", ("ddim", 4), None, 2.5),
+        ("tiny_sd", ("pndm", 4), None, 7.5),
     ];
-    let path = |run: &str| if run == "tiny_ldm" { golden(run) } else { at.join(run).display().to_string() };
+    let path = |run: &str| match run.starts_with("tiny_") {
+        true => golden(run),
+        false => at.join(run).display().to_string(),
+    };
+    let [prompt, negative] = TEXTS;
     let mut requests = Vec::new();
     for (run, (sampler, steps), labels, guidance) in cases {
         let site = format!("{run}-{sampler}");
@@ -253,7 +192,8 @@ fn a_browser_draws_the_samples_of_vulkan() {
             let run = path(run);
             runs(at, &["web", &run, "--out", &site, "--sampler", sampler, "--steps", &steps, "--count", "2"]);
         }
-        let request = json!({ "seed": seed.to_string(), "labels": labels, "guidance": guidance });
+        let request = json!({ "seed": seed.to_string(), "labels": labels, "guidance": guidance,
+            "prompt": prompt, "negative": negative });
         requests.push(json!({ "site": site, "request": request }));
     }
     fs::write(at.join("requests.json"), Value::from(requests).to_string()).unwrap();
@@ -263,7 +203,11 @@ fn a_browser_draws_the_samples_of_vulkan() {
     let gpu = Device::open("gpu").expect("an adapter: tools/test installs a software driver");
     for (run, (sampler, steps), labels, guidance) in cases {
         let trained = Trained::open(Path::new(&path(run)), &gpu).unwrap();
-        let source = trained.source();
+        let mut source = trained.source();
+        if let Some(text) = trained.text() {
+            let [prompt, negative] = TEXTS.map(|text| [text.to_owned()]);
+            source = source.told(text.texts(&prompt, &negative, 2, 0).unwrap().texts);
+        }
         let mut options = Options { seed, steps, ..Options::of(trained.recipe()).unwrap() };
         options.scheduler = trained.recipe().sampler(sampler).unwrap();
         options.guidance.scale = guidance;

@@ -5,15 +5,19 @@
 //   program.json          what to run: buffers, pipelines, and programs of dispatches, all sizes known
 //   kernels/*.wgsl        the kernels, the same that denoir runs natively
 //   weights.safetensors   the flat parameters as the kernels index them, and a table for each sampler
+//   tokenizer.json        of models that see texts: the tables of tokenizer.js
 //
-// There are up to four programs, which share their buffers:
+// There are up to five programs, which share their buffers:
 //
+//   text     the tokens of a prompt and of the text that guidance leads away from to what the model sees of them
 //   start    writes noise into x: Philox, a counter-based generator, so that a seed gives the native samples
 //   step     one reverse step: the model predicts, the row `state.row` of the table `denoising` makes the next x
 //   guided   the same with classifier-free guidance: the model sees each sample twice in one batch
 //   decode   latents to pictures by the decoder of a VAE, where samples are latents
 //
 // Nothing is decided while they run. A step writes sixteen words and submits the same dispatches again.
+
+import { Tokenizer } from "./tokenizer.js";
 
 const STATE_WORDS = 16;
 const ALIGN = 256; // of the parameters of each dispatch in their buffer
@@ -33,6 +37,7 @@ export async function open(url = "./", tell = () => {}) {
     const page = await (await file("program.json")).json();
     if (page.format !== 1) throw new Problem(`program.json has format ${page.format}, this page reads 1`);
     const model = new Model(page, await openDevice(adapter, page));
+    if (page.text) model.tokenizer = new Tokenizer(await (await file("tokenizer.json")).json());
     await model.build(async (name) => (await file(`kernels/${name}`)).text(), tell);
     model.load(await bytesOf(await file("weights.safetensors"), tell));
     tell("ready", 1);
@@ -197,7 +202,7 @@ export class Model {
     // Takes the weights' file: parameters into their buffers, tables for later.
     load(file) {
         this.tables = tensorsOf(file);
-        for (const name of ["parameters", "vae"].filter((name) => name in this.buffers)) {
+        for (const name of ["parameters", "vae", "text encoder"].filter((name) => name in this.buffers)) {
             if (!this.tables[name]) throw new Problem("weights.safetensors is not that of this page");
             // Programs may use less of a store than there is of it.
             const used = this.tables[name].subarray(0, this.page.buffers[name] / 4);
@@ -232,10 +237,13 @@ export class Model {
 
     // Draws the samples `first` to `first + count` of a seed, from noise down to pictures.
     //
-    // `walk`: number of the sampler; `labels`: one for each sample, of models with classes; `guidance`: 1 is
-    // none, 0 is without the class. After each step `watch(row, rows)` is called and waited for; where it gives
+    // `walk`: number of the sampler; `labels`: one for each sample, of models with classes; `prompt` and
+    // `negative`, which guidance leads away from: of models that see texts; `guidance`: 1 is none, 0 is without
+    // the class, and of texts 1. After each step `watch(row, rows)` is called and waited for; where it gives
     // false, sampling stops.
-    async sample({ seed = 0n, first = 0, walk = 0, labels, guidance = 1 }, watch = () => {}) {
+    async sample(request, watch = () => {}) {
+        const { seed = 0n, first = 0, walk = 0, labels, prompt = "", negative = "" } = request;
+        const guidance = Math.max(request.guidance ?? 1, this.page.text ? 1 : 0);
         const { queue } = this.device;
         const { rows, table, start } = this.page.walks[walk];
         const words = (row) => {
@@ -247,6 +255,7 @@ export class Model {
         this.check();
         const guided = this.page.guidance !== null && guidance !== 0 && guidance !== 1;
         this.setLabels(labels, guidance, guided);
+        if (this.page.text) this.setTexts([prompt, negative]);
         if (guided) this.set("guided", "guide", "scale", guidance);
         this.set("start", "affine", "factor", start);
         queue.writeBuffer(this.buffers.denoising, 0, this.tables[table]);
@@ -268,10 +277,24 @@ export class Model {
         const told = this.page.labels;
         if (!told) return;
         let all = labels ?? Array.from({ length: this.page.count }, (_, i) => i % Math.max(told.count, 1));
-        const none = all.map(() => told.null);
+        const none = all.map((label) => told.null ?? label);
         if (guidance === 0 && told.null !== null) all = none;
         if (guided) all = [...all, ...none];
         this.device.queue.writeBuffer(this.buffers.labels, 0, (told.float ? Float32Array : Uint32Array).from(all));
+    }
+
+    // Tells all samples the prompt, and the negative text once more for each, which guidance alone looks at.
+    setTexts(texts) {
+        const { page, buffers, device, tokenizer } = this;
+        const ids = texts.flatMap((text) => tokenizer.prompt(text, page.text.tokens).ids);
+        device.queue.writeBuffer(buffers.ids, 0, Uint32Array.from(ids));
+        this.run("text");
+        const encoder = device.createCommandEncoder();
+        for (let i = 0; i < 2 * page.count; i++) {
+            const from = i < page.count ? 0 : page.text.bytes;
+            encoder.copyBufferToBuffer(buffers.texts, from, buffers.text, i * page.text.bytes, page.text.bytes);
+        }
+        device.queue.submit([encoder.finish()]);
     }
 
     // The samples [count, h, w, c]; with `predicted`, the clean ones that the last step predicted.

@@ -47,6 +47,11 @@ function describe({ page, device }) {
         at("class-label").hidden = false;
     }
     at("value-label").hidden = !(page.labels && page.labels.count === 0);
+    if (page.text) {
+        at("prompt").required = true;
+        for (const label of document.querySelectorAll(".text")) label.hidden = false;
+        at("guidance").min = 1;
+    }
     if (page.guidance !== null) {
         at("guidance").value = at("scale").value = page.guidance;
         at("guidance").addEventListener("input", () => (at("scale").value = at("guidance").value));
@@ -69,7 +74,16 @@ function request({ page }) {
     const guidance = page.guidance === null ? 1 : +at("guidance").value;
     const seed = BigInt(at("seed").value);
     if (seed >> 64n) throw new Problem("The seed must be below 2^64.");
-    return { seed, walk: +at("walk").value, labels, guidance };
+    const [prompt, negative] = [at("prompt").value, at("negative").value];
+    return { seed, walk: +at("walk").value, labels, guidance, prompt, negative };
+}
+
+// The end of texts that the model does not see, in words.
+function cutOff({ page, tokenizer }) {
+    const texts = page.text ? [at("prompt").value, at("negative").value] : [];
+    const cut = texts.map((text) => tokenizer.prompt(text, page.text.tokens).cut).filter(Boolean);
+    if (!cut.length) return "";
+    return `The model sees ${page.text.tokens} tokens of a text, and not this part: ${cut.join("; ")}`;
 }
 
 // Draws what the controls say; `stopped()` is asked after each step.
@@ -78,6 +92,7 @@ async function draw(model, stopped) {
     const show = async (predicted) => {
         paint(at("canvas"), await model.pictures(predicted), page.count, page.image);
     };
+    at("cut").textContent = cutOff(model);
     const began = performance.now();
     let shown = -Infinity;
     await model.sample(request(model), async (row, rows) => {
