@@ -1,6 +1,8 @@
 //! A static page that samples a run in a browser by the same kernels: the recorded programs as data, the
 //! kernels' text, the weights, and a small runtime in JavaScript that replays them with WebGPU.
 
+mod told;
+
 use std::borrow::Cow;
 use std::fs;
 use std::io::Write as _;
@@ -12,18 +14,16 @@ use serde::Serialize;
 
 use crate::checkpoint::{cannot_write, write_views, write_whole};
 use crate::error::{Error, Result, need};
-use crate::models::clip::TextConfig;
-use crate::models::unet::Class;
 use crate::program::Description;
-use crate::recipe::Recipe;
 use crate::sample::{Options, Recorded, Texts, Trained};
-use crate::text_model::TextModel;
+use told::Told;
 
 /// The page itself, which is the same for every run.
-const PAGE: [(&str, &str); 4] = [
+const PAGE: [(&str, &str); 5] = [
     ("index.html", include_str!("web/page/index.html")),
     ("page.js", include_str!("web/page/page.js")),
     ("denoir.js", include_str!("web/page/denoir.js")),
+    ("picture.js", include_str!("web/page/picture.js")),
     ("tokenizer.js", include_str!("web/page/tokenizer.js")),
 ];
 const WEIGHTS: &str = "weights.safetensors";
@@ -55,42 +55,13 @@ struct Page<'a> {
     /// `[h, w, c]` of a sample, and `[H, W, C]` of an image.
     sample: [usize; 3],
     image: [usize; 3],
-    labels: Option<Labels<'a>>,
-    /// Of models that see texts.
-    text: Option<Text>,
+    #[serde(flatten)]
+    told: Told<'a>,
     /// The scale to begin with, of models that know guidance.
     guidance: Option<f64>,
     walks: Vec<Walk<'a>>,
     #[serde(flatten)]
     programs: &'a Description,
-}
-
-/// The classes of a model.
-#[derive(Serialize)]
-struct Labels<'a> {
-    /// 0: any number.
-    count: usize,
-    names: &'a [String],
-    /// The label of no class.
-    null: Option<u32>,
-    /// Labels are floats.
-    float: bool,
-}
-
-/// The texts of a model, whose tokenizer lies beside the page.
-#[derive(Serialize)]
-struct Text {
-    /// Of each text.
-    tokens: usize,
-    /// Of what the model sees of one.
-    bytes: usize,
-}
-
-impl Text {
-    fn of(config: &TextConfig) -> Text {
-        let tokens = config.max_position_embeddings;
-        Text { tokens, bytes: 4 * tokens * config.hidden_size }
-    }
 }
 
 /// A sampler in a number of steps.
@@ -123,12 +94,7 @@ pub struct Written {
 /// # Errors
 /// Says what the model needs.
 pub fn check(trained: &Trained) -> Result<()> {
-    let recipe = trained.recipe();
-    let texts = "the model draws what a text says, and has no text encoder";
-    need(recipe.text_width() == 0 || trained.text().is_some(), texts, "give the run or the whole pipeline")?;
-    let hint = "models of pixels or latents, with classes, with texts or without, are exported";
-    let pictures = "the model draws from pictures, which the page cannot give it";
-    need(!recipe.condition.is_some(), pictures, hint)
+    told::check(trained)
 }
 
 /// Writes the page into the empty folder `folder`.
@@ -156,8 +122,7 @@ pub fn write(folder: &Path, trained: &Trained, offer: &Offer) -> Result<Written>
         count: offer.count,
         sample: recipe.diffused(),
         image: source.image(),
-        labels: labels(recipe),
-        text: text.map(TextModel::config).map(Text::of),
+        told: Told::of(trained),
         guidance: recorded.guided.is_some().then_some(recipe.guidance),
         walks,
         programs: &programs,
@@ -213,16 +178,6 @@ fn tensors<'a>(recorded: &Recorded, offer: &'a Offer) -> Result<(Vec<(String, Te
         walks.push(Walk { sampler, steps, rows, table, start });
     }
     Ok((tensors, walks))
-}
-
-fn labels(recipe: &Recipe) -> Option<Labels<'_>> {
-    let class = recipe.class();
-    matches!(class, Class::Number(_) | Class::Value).then(|| Labels {
-        count: recipe.class_count(),
-        names: &recipe.class_names,
-        null: recipe.null_class(),
-        float: class == Class::Value,
-    })
 }
 
 /// A tensor of the weights' file.

@@ -315,7 +315,7 @@ fn enlarged(small: &[f32], [h, w, c]: [usize; 3], factor: usize) -> Vec<f32> {
 }
 
 /// The rows and columns of a hole, a quarter to five eighths of either side.
-fn hole([h, w, _]: [usize; 3], seed: u64, number: u64) -> [Range<usize>; 2] {
+pub(crate) fn hole([h, w, _]: [usize; 3], seed: u64, number: u64) -> [Range<usize>; 2] {
     let words = draw(seed, Stream::Condition as u32, (number >> 32) as u32, number as u32, 0);
     let extent = |side: usize, word| (side / 4).max(1) + below(word, (5 * side / 8 - side / 4).max(1));
     let (tall, wide) = (extent(h, words[0]), extent(w, words[1]));

@@ -21,14 +21,14 @@ const TEXTS: usize = 2;
 type Weights = (&'static str, Vec<f32>);
 
 /// The programs of sampling. They share stores: the samples `x [N, h, w, c]`, whose prediction lies first in
-/// `kept`, `state`, the table `denoising`, and `labels` or `text` where the model takes some.
+/// `kept`, `state`, the table `denoising`, and `labels`, `text` or `condition` where the model takes some.
 pub(crate) struct Recorded {
     /// Writes the noise into `x`, times a factor (launch `affine`) unless that is 1 for all walks.
     pub start: Tape,
     /// A reverse step.
     pub step: Tape,
-    /// The same with guidance, of models that know it: `labels [2 N]`, the second half without a class, or
-    /// `text [2 N, ..]`, the second half of the negative text.
+    /// The same with guidance, of models that know it: `labels [2 N]`, the second half without a class; so
+    /// `condition`; and `text [2 N, ..]`, the second half of the negative text.
     pub guided: Option<Tape>,
     /// From latents `latents` to images `picture`.
     pub decode: Option<Tape>,
@@ -93,7 +93,8 @@ impl Source<'_> {
             tape
         });
         // A recording asks for the parameters.
-        let guides = denoiser.null.is_some() || text.is_some();
+        let dropped = denoiser.condition.as_ref().is_some_and(|condition| condition.dropped);
+        let guides = denoiser.null.is_some() || text.is_some() || dropped;
         let (step, guided) = (record(None), guides.then(|| record(Some(&guidance))));
         let (params, mut weights) = (denoiser.params.borrow(), Vec::new());
         weights.push((nn::STORE, values(&denoiser.device, &denoiser.weights, &params)?));

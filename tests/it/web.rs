@@ -7,8 +7,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use denoir::data::read_picture;
 use denoir::device::Device;
-use denoir::sample::{Options, Trained};
+use denoir::sample::{Given, Options, Trained};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -25,8 +26,8 @@ fn set<'a>(settings: &[&'a str]) -> Vec<&'a str> {
     settings.iter().flat_map(|setting| ["--set", setting]).collect()
 }
 
-/// Trains runs of pixels, of classes, of classes by a DiT that learned a variance, of latents, and of texts,
-/// with weights that show in the samples.
+/// Trains runs of pixels, of classes, of classes by a DiT that learned a variance, of latents, of texts and
+/// of pictures, with weights that show in the samples.
 fn train(at: &Path) {
     let tiny = |out: &'static str, settings: &[&'static str]| {
         runs(at, &[&["train", "--out", out, "--steps", "4"], &TINY[..], &set(settings)].concat());
@@ -52,6 +53,29 @@ fn train(at: &Path) {
     let (unet, more) = (set(&unet), set(&["text.num_hidden_layers=1", "latent_count=4"]));
     let head = ["train", "shapes-text", "--vae", "shapes", "--out", "texts"];
     runs(at, &[&head[..], &small, &unet, &more, &of_two].concat());
+    for (recipe, out, dropout) in [
+        ("faces-colour", "colours", "condition.dropout=0.5"),
+        ("faces-upscale", "enlarges", "condition.noise=0.2"),
+        ("faces-inpaint", "fills", "condition.dropout=0"),
+    ] {
+        let channels = if out == "colours" { "unet.in_channels=4" } else { "unet.in_channels=7" };
+        let unet = ["image_size=16", "unet.block_out_channels=[8,8,8]", "unet.norm_num_groups=4"];
+        let (unet, more) = (set(&unet), set(&["unet.attention_head_dim=4", "unet.zero_init=false"]));
+        let head = ["train", recipe, "--out", out];
+        runs(at, &[&head[..], &small, &unet, &more, &of_two, &set(&[dropout, channels])].concat());
+    }
+}
+
+/// A picture that is cut, averaged and resized on its way to a model, and a mask with a round hole.
+fn draw_pictures(at: &Path) {
+    let photo = image::RgbImage::from_fn(211, 150, |x, y| {
+        let wave = |k: u32| ((x * (k + 2) + 3 * y) as f32 / 17.0 + k as f32).sin();
+        image::Rgb([0, 1, 2].map(|k| (127.5 + 90.0 * wave(k)) as u8 + (x * y * (k + 1) % 37) as u8))
+    });
+    photo.save(at.join("photo.png")).unwrap();
+    let is_hole = |x: u32, y: u32| x.abs_diff(31).pow(2) + y.abs_diff(20).pow(2) < 150;
+    let mask = |x, y| image::Luma([if is_hole(x, y) { 255 } else { 0 }]);
+    image::GrayImage::from_fn(50, 50, mask).save(at.join("mask.png")).unwrap();
 }
 
 /// Of the runs of texts: a prompt, and what guidance leads away from.
@@ -82,6 +106,8 @@ fn a_page_keeps_what_browsers_promise_and_refuses_what_they_cannot_do() {
         ("texts", &["decode", "guided", "start", "step", "text"], "picture"),
         // An encoder with weights of its own, in a folder of the diffusers library.
         ("tiny_sd", &["decode", "guided", "start", "step", "text"], "text encoder"),
+        ("colours", &["guided", "start", "step"], "condition"),
+        ("fills", &["start", "step"], "condition"),
     ] {
         let out = format!("{run}.site");
         let source = if run == "tiny_sd" { golden(run) } else { run.to_owned() };
@@ -93,10 +119,10 @@ fn a_page_keeps_what_browsers_promise_and_refuses_what_they_cannot_do() {
         assert!(page["buffers"][writes].is_u64(), "{run}: {}", page["buffers"]);
         // More steps than there are timesteps are not offered; the run's own sampler is.
         let walks: Vec<_> = page["walks"].as_array().unwrap().iter().map(|w| w["steps"].as_u64()).collect();
-        let is_told = page["text"].is_object();
-        assert_eq!(walks[..2], [Some(3), Some(5)], "{run}");
-        assert!(walks.len() == 3 && (is_told || walks[2] == Some(1000)), "{run}: {walks:?}");
-        assert_eq!(site.join("tokenizer.json").exists(), is_told, "{run}");
+        let is_told = ["text", "picture"].iter().any(|key| page[*key].is_object());
+        let own = Some(if is_told { 50 } else { 1000 });
+        assert_eq!(walks, [Some(3), Some(5), own], "{run}");
+        assert_eq!(site.join("tokenizer.json").exists(), page["text"].is_object(), "{run}");
         for (program, submissions) in page["programs"].as_object().unwrap() {
             for call in submissions.as_array().unwrap().iter().flat_map(|calls| calls.as_array().unwrap()) {
                 let pipeline = &page["pipelines"][call["pipeline"].as_u64().unwrap() as usize];
@@ -134,9 +160,9 @@ fn a_page_keeps_what_browsers_promise_and_refuses_what_they_cannot_do() {
     fails(at, &["web", "pixels", "--out", "half"], 1, &["half is not empty", "choose another --out"]);
     fails(at, &["web", "vae", "--out", "no"], 1, &["is a VAE"]);
     fails(at, &["web", "pixels", "--sampler", "ddim-inverse", "--out", "no"], 2, &["draws no samples"]);
-    let fills = set(&["condition.kind=mask", "unet.in_channels=3"]);
-    runs(at, &[&["train", "--out", "fills", "--steps", "2"], &TINY[..], &fills].concat());
-    fails(at, &["web", "fills", "--out", "no"], 2, &["draws from pictures", "with texts or without"]);
+    let lanczos = set(&["condition.kind=mask", "unet.in_channels=3", "resize=lanczos"]);
+    runs(at, &[&["train", "--out", "lanczos", "--steps", "2"], &TINY[..], &lanczos].concat());
+    fails(at, &["web", "lanczos", "--out", "no"], 2, &["by bicubic alone", "with `denoir sample`"]);
     assert!(!at.join("no").exists());
 }
 
@@ -144,9 +170,11 @@ fn a_page_keeps_what_browsers_promise_and_refuses_what_they_cannot_do() {
 const PAGE: &str = r#"<!doctype html><title>test</title><script type="module">
 const send = (path, body) => fetch(path, { method: "POST", body });
 try {
-    for (const { site, request } of await (await fetch("requests.json")).json()) {
+    const blob = async (name) => name && (await fetch(name)).blob();
+    for (const { site, request, picture, mask } of await (await fetch("requests.json")).json()) {
         const { open } = await import(`./${site}/denoir.js`);
         const model = await open(`./${site}/`);
+        if (picture) request.condition = await model.conditionOf(await blob(picture), await blob(mask));
         await model.sample({ ...request, seed: BigInt(request.seed) });
         const numbers = [await model.samples(), await model.samples(true), await model.pictures()];
         await send("/result", new Blob(numbers));
@@ -163,6 +191,7 @@ fn a_browser_draws_the_samples_of_vulkan() {
     let folder = TempDir::new().unwrap();
     let at = folder.path();
     train(at);
+    draw_pictures(at);
     let seed = (1_u64 << 40) + 7;
     // Run, sampler and steps, labels, guidance.
     let cases = [
@@ -178,10 +207,17 @@ fn a_browser_draws_the_samples_of_vulkan() {
         ("texts", ("ddim", 4), None, 1.0),
         ("texts", ("ddim", 4), None, 2.5),
         ("tiny_sd", ("pndm", 4), None, 7.5),
+        ("colours", ("ddim", 4), None, 2.5),
+        ("colours", ("ddim", 4), None, 0.0),
+        ("enlarges", ("ddim", 4), None, 1.0),
+        ("fills", ("ddim", 4), None, 1.0),
+        // The same, with a hole where a picture says.
+        ("masked", ("ddpm", 4), None, 1.0),
     ];
-    let path = |run: &str| match run.starts_with("tiny_") {
-        true => golden(run),
-        false => at.join(run).display().to_string(),
+    let path = |run: &str| match run {
+        "masked" => at.join("fills").display().to_string(),
+        _ if run.starts_with("tiny_") => golden(run),
+        _ => at.join(run).display().to_string(),
     };
     let [prompt, negative] = TEXTS;
     let mut requests = Vec::new();
@@ -194,7 +230,9 @@ fn a_browser_draws_the_samples_of_vulkan() {
         }
         let request = json!({ "seed": seed.to_string(), "labels": labels, "guidance": guidance,
             "prompt": prompt, "negative": negative });
-        requests.push(json!({ "site": site, "request": request }));
+        let picture = ["colours", "enlarges", "fills", "masked"].contains(&run).then_some("photo.png");
+        let mask = (run == "masked").then_some("mask.png");
+        requests.push(json!({ "site": site, "request": request, "picture": picture, "mask": mask }));
     }
     fs::write(at.join("requests.json"), Value::from(requests).to_string()).unwrap();
     fs::write(at.join("test.html"), PAGE).unwrap();
@@ -207,6 +245,15 @@ fn a_browser_draws_the_samples_of_vulkan() {
         if let Some(text) = trained.text() {
             let [prompt, negative] = TEXTS.map(|text| [text.to_owned()]);
             source = source.told(text.texts(&prompt, &negative, 2, 0).unwrap().texts);
+        }
+        let recipe = trained.recipe();
+        if recipe.condition.is_some() {
+            let mut given = Given::pictures(recipe, &[at.join("photo.png")]).unwrap();
+            if run == "masked" {
+                let mask = read_picture(&at.join("mask.png"), 16, 1, None, recipe.resize).unwrap();
+                given = given.with_holes(recipe, &mask);
+            }
+            source = source.conditioned_on(given);
         }
         let mut options = Options { seed, steps, ..Options::of(trained.recipe()).unwrap() };
         options.scheduler = trained.recipe().sampler(sampler).unwrap();

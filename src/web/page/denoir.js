@@ -17,6 +17,7 @@
 //
 // Nothing is decided while they run. A step writes sixteen words and submits the same dispatches again.
 
+import { conditionOf, decode, fit } from "./picture.js";
 import { Tokenizer } from "./tokenizer.js";
 
 const STATE_WORDS = 16;
@@ -238,11 +239,11 @@ export class Model {
     // Draws the samples `first` to `first + count` of a seed, from noise down to pictures.
     //
     // `walk`: number of the sampler; `labels`: one for each sample, of models with classes; `prompt` and
-    // `negative`, which guidance leads away from: of models that see texts; `guidance`: 1 is none, 0 is without
-    // the class, and of texts 1. After each step `watch(row, rows)` is called and waited for; where it gives
-    // false, sampling stops.
+    // `negative`, which guidance leads away from: of models that see texts; `condition`: of models that see a
+    // picture, see `conditionOf`; `guidance`: 1 is none, 0 is without class or picture, and of texts 1. After
+    // each step `watch(row, rows)` is called and waited for; where it gives false, sampling stops.
     async sample(request, watch = () => {}) {
-        const { seed = 0n, first = 0, walk = 0, labels, prompt = "", negative = "" } = request;
+        const { seed = 0n, first = 0, walk = 0, labels, prompt = "", negative = "", condition } = request;
         const guidance = Math.max(request.guidance ?? 1, this.page.text ? 1 : 0);
         const { queue } = this.device;
         const { rows, table, start } = this.page.walks[walk];
@@ -256,6 +257,7 @@ export class Model {
         const guided = this.page.guidance !== null && guidance !== 0 && guidance !== 1;
         this.setLabels(labels, guidance, guided);
         if (this.page.text) this.setTexts([prompt, negative]);
+        if (this.page.picture) this.setCondition(condition, guidance, guided);
         if (guided) this.set("guided", "guide", "scale", guidance);
         this.set("start", "affine", "factor", start);
         queue.writeBuffer(this.buffers.denoising, 0, this.tables[table]);
@@ -297,6 +299,36 @@ export class Model {
         device.queue.submit([encoder.finish()]);
     }
 
+    // What the model sees of a picture's file; `mask`: of models that fill holes another, white where the hole is.
+    async conditionOf(file, mask) {
+        const { picture, sample: [h, w] } = this.page;
+        const read = async (file, channels) => fit(await decode(file), picture.crop, h, channels);
+        const image = await read(file, picture.channels);
+        return conditionOf(picture, image, [h, w, picture.channels], mask && (await read(mask, 1)));
+    }
+
+    setCondition(condition, guidance, guided) {
+        const { picture, count } = this.page;
+        if (!condition) throw new Problem("The model draws from a picture: choose one.");
+        const none = picture.dropped ? new Float32Array(condition.length) : condition;
+        const told = guidance === 0 ? none : condition;
+        const all = Array.from({ length: guided ? 2 * count : count }, (_, i) => (i < count ? told : none));
+        all.forEach((one, i) => {
+            this.device.queue.writeBuffer(this.buffers.condition, i * one.byteLength, one);
+        });
+        this.known = picture.kind === "mask" && told === condition ? condition : null;
+    }
+
+    // Gives samples the pixels that the condition knows.
+    keepKnown(samples) {
+        const { known, page: { sample: [h, w, c] } } = this;
+        if (!known) return samples;
+        return samples.map((v, i) => {
+            const at = (Math.floor(i / c) % (h * w)) * (c + 1);
+            return known[at + c] > 0 ? known[at + (i % c)] : v;
+        });
+    }
+
     // The samples [count, h, w, c]; with `predicted`, the clean ones that the last step predicted.
     async samples(predicted = false) {
         return this.read(predicted ? "kept" : "x", this.page.sample);
@@ -304,7 +336,7 @@ export class Model {
 
     // The same as pictures [count, H, W, C] in [-1, 1].
     async pictures(predicted = false) {
-        if (!("decode" in this.programs)) return this.samples(predicted);
+        if (!("decode" in this.programs)) return this.keepKnown(await this.samples(predicted));
         const encoder = this.device.createCommandEncoder();
         const bytes = 4 * this.page.count * product(this.page.sample);
         const from = this.buffers[predicted ? "kept" : "x"];

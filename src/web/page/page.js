@@ -52,6 +52,9 @@ function describe({ page, device }) {
         for (const label of document.querySelectorAll(".text")) label.hidden = false;
         at("guidance").min = 1;
     }
+    at("picture").required = !!page.picture;
+    at("picture-label").hidden = !page.picture;
+    at("mask-label").hidden = page.picture?.kind !== "mask";
     if (page.guidance !== null) {
         at("guidance").value = at("scale").value = page.guidance;
         at("guidance").addEventListener("input", () => (at("scale").value = at("guidance").value));
@@ -67,7 +70,8 @@ function describe({ page, device }) {
 }
 
 // What the controls say.
-function request({ page }) {
+async function request(model) {
+    const { page } = model;
     let labels;
     if (page.labels?.count && at("class").value !== "all") labels = Array(page.count).fill(+at("class").value);
     if (page.labels && page.labels.count === 0) labels = Array(page.count).fill(+at("value").value);
@@ -75,7 +79,12 @@ function request({ page }) {
     const seed = BigInt(at("seed").value);
     if (seed >> 64n) throw new Problem("The seed must be below 2^64.");
     const [prompt, negative] = [at("prompt").value, at("negative").value];
-    return { seed, walk: +at("walk").value, labels, guidance, prompt, negative };
+    const [[picture], [mask]] = [at("picture").files, at("mask").files];
+    const unread = () => {
+        throw new Problem("The picture or its mask cannot be read: give a PNG or JPEG file.");
+    };
+    const condition = picture && (await model.conditionOf(picture, mask).catch(unread));
+    return { seed, walk: +at("walk").value, labels, guidance, prompt, negative, condition };
 }
 
 // The end of texts that the model does not see, in words.
@@ -95,7 +104,7 @@ async function draw(model, stopped) {
     at("cut").textContent = cutOff(model);
     const began = performance.now();
     let shown = -Infinity;
-    await model.sample(request(model), async (row, rows) => {
+    await model.sample(await request(model), async (row, rows) => {
         if (stopped()) return false;
         const now = performance.now();
         const seconds = (now - began) / 1000 / (row + 1);
