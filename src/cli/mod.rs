@@ -115,6 +115,7 @@ enum Command {
 /// number for a signal that stopped a training run, 1 otherwise.
 pub fn main() -> ExitCode {
     signals::outlive_file_size_limit();
+    signals::end_without_memory_in_words();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(e) => {

@@ -88,3 +88,25 @@ pub fn outlive_file_size_limit() {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
 }
+
+/// Makes the end of a program that gets no memory an error with what to do, after the line in which Rust
+/// says how much was missing. Drivers end programs so too.
+pub fn end_without_memory_in_words() {
+    #[cfg(unix)]
+    {
+        extern "C" fn aborted(_: libc::c_int) {
+            const LINE: &[u8] =
+                b"error: no memory was left, or a library gave up, as the line above says; close \
+                other programs, raise the limit (`ulimit -v`), or make batch_size smaller\n";
+            // SAFETY: both may be called in a handler; the line lives for ever.
+            unsafe {
+                libc::write(libc::STDERR_FILENO, LINE.as_ptr().cast(), LINE.len());
+                libc::_exit(1);
+            }
+        }
+        // SAFETY: the handler allocates nothing and takes no lock.
+        unsafe {
+            libc::signal(libc::SIGABRT, aborted as *const () as libc::sighandler_t);
+        }
+    }
+}

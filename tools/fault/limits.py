@@ -30,6 +30,15 @@ def process_limit_works(lab, user):
     return process.communicate() and process.returncode != 0
 
 
+def starts_in(lab):
+    """The least MB of memory in which the system gives control to the program, instead of ending it itself."""
+    for size in range(8, 64):
+        with lab.case() as case:
+            if lab.run(["--help"], case, limits={resource.RLIMIT_AS: size * MB}).status >= 0:
+                return size
+    return 64
+
+
 def limits(lab):
     done, worked, notes = 0, 0, ""
     user = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
@@ -50,9 +59,10 @@ def limits(lab):
                 alike = f"{what.split()[-1]} {command[0]} {wrong[:40]}"
                 lab.found(f"{what}: `{shown_command(command)}` {wrong}", [outcome.line], alike)
 
-    # From what the loader needs to what a tiny run needs.
+    # From what the system needs to start the program to what a tiny run needs.
+    least = starts_in(lab)
     for _ in range(2000 if lab.long else 60):
-        threads, size = lab.rng.choice(("1", "4")), int(lab.rng.uniform(16, 64) * MB)
+        threads, size = lab.rng.choice(("1", "4")), int(lab.rng.uniform(least, 64) * MB)
         command = lab.rng.choice(commands)
         check(f"{size} bytes of memory", f"prlimit --as={size}", command, threads, {resource.RLIMIT_AS: size})
     if process_limit_works(lab, user):
