@@ -15,7 +15,8 @@ use std::thread::JoinHandle;
 
 use super::Dataset;
 use super::condition::{ConditionConfig, read_conditioned};
-use super::order::{Order, Positions};
+use super::order::Order;
+pub use super::order::Positions;
 use super::picture::mirror;
 use crate::device::threads;
 use crate::error::{Error, Result, lock};
@@ -103,7 +104,7 @@ impl Loader<Picks> {
 
 impl Loader {
     /// Starts to read batches of `batch` samples `from` a position on (samples seen before: steps done times
-    /// batch size), or at some [`Positions`]. `flip` mirrors half of the pictures, chosen by (seed, position).
+    /// batch size), or at some [`Positions`]. `flip` mirrors half of the pictures, by (seed, position).
     ///
     /// # Errors
     /// The system gives no thread.

@@ -29,22 +29,25 @@ impl fmt::Display for Range {
 }
 
 /// A number of a table, and what it may be.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Limit {
     /// Its key in the table.
     pub key: &'static str,
     value: f64,
+    /// As it was written, and not as the next f64.
+    shown: String,
     /// What it may be.
     pub range: Range,
 }
 
 impl Limit {
     pub fn whole(key: &'static str, value: usize, [low, high]: [usize; 2]) -> Self {
-        Limit { key, value: value as f64, range: Range::Whole(low, high) }
+        Limit { key, value: value as f64, shown: value.to_string(), range: Range::Whole(low, high) }
     }
 
     pub fn real(key: &'static str, value: impl Into<f64>, range: Range) -> Self {
-        Limit { key, value: value.into(), range }
+        let value = value.into();
+        Limit { key, value, shown: (value as f32).to_string(), range }
     }
 
     fn fits(&self) -> bool {
@@ -63,8 +66,8 @@ impl Limit {
 /// # Errors
 /// Names the first key whose value does not fit, and what it may be.
 pub(crate) fn need_limits(table: &str, limits: &[Limit]) -> Result<()> {
-    let Some(Limit { key, value, range }) = limits.iter().find(|limit| !limit.fits()) else { return Ok(()) };
-    // As it was written, and not as the next f64.
-    let value = if let Range::Whole(..) = range { value.to_string() } else { (*value as f32).to_string() };
-    need(false, format!("{table}.{key} is {value}"), format!("it must be {range}"))
+    let Some(Limit { key, shown, range, .. }) = limits.iter().find(|limit| !limit.fits()) else {
+        return Ok(());
+    };
+    need(false, format!("{table}.{key} is {shown}"), format!("it must be {range}"))
 }
