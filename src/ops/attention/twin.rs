@@ -175,11 +175,20 @@ fn softmax(scores: &mut [f32], keys: usize, scale: f32) -> (f32, f32) {
     scores[keys..].fill(f32::MIN);
     // Not `f32::max`, which takes three instructions to step over NaN; one makes itself known below.
     let top = fold(scores, f32::MIN, |a, b| if a > b { a } else { b });
-    for s in scores.iter_mut() {
-        *s = exp_within((*s - top) * scale);
-    }
     scores[keys..].fill(0.0);
-    let sum = fold(scores, 0.0, |a, b| a + b);
+    let mut lanes = [0.0; LANES];
+    let (blocks, rest) = scores[..keys].as_chunks_mut::<LANES>();
+    for block in blocks {
+        for (s, lane) in block.iter_mut().zip(&mut lanes) {
+            *s = exp_within((*s - top) * scale);
+            *lane += *s;
+        }
+    }
+    for (s, lane) in rest.iter_mut().zip(&mut lanes) {
+        *s = exp_within((*s - top) * scale);
+        *lane += *s;
+    }
+    let sum: f32 = lanes.into_iter().fold(0.0, |a, b| a + b);
     (sum, top * scale + sum.ln())
 }
 

@@ -24,11 +24,15 @@ const FEW_TASKS: usize = 8;
 /// Tasks that keep many cores busy.
 const WANTED: usize = 32;
 
-/// Rows that a task takes: few enough for the cache and to have work for many cores, enough to read B not too
-/// often. Multiples of all tiles' heights. Depends on the shape alone.
-fn rows_of_task(rows: usize, taps: usize) -> usize {
+/// Elements of B that a core's cache keeps.
+const CACHED: usize = 1 << 18;
+
+/// Rows that a task takes: few enough for the cache and to have work for many cores, enough to read B, of so
+/// many elements, not too often. Multiples of all tiles' heights. Depends on the shape alone.
+fn rows_of_task(rows: usize, taps: usize, b: usize) -> usize {
     match (taps, rows) {
         (1, 3072..) => 192,
+        _ if b > 4 * CACHED => 96,
         (_, 0..768) => 24,
         (_, 768..3072) => 48,
         _ => 96,
@@ -152,7 +156,7 @@ impl Product {
             let panels_of_task = (panels * classes / FEW_TASKS).clamp(1, MOST_PANELS);
             (rows, panels.div_ceil(panels_of_task))
         } else {
-            let block = rows_of_task(rows, self.depth / first_class.src[2].max(1));
+            let block = rows_of_task(rows, self.depth / first_class.src[2].max(1), self.depth * self.cols);
             (block, WANTED.div_ceil(classes * rows.div_ceil(block)).min(panels))
         };
         let blocks = rows.div_ceil(block);

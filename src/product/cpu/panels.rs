@@ -7,19 +7,20 @@ use crate::simd::vectorized;
 /// Columns of the widest panel of any machine.
 pub const WIDEST: usize = 32;
 
-/// Columns of a panel of a matrix of `cols` columns: two vectors of this machine, or one where that is
-/// enough.
+/// Columns of a panel of a matrix of `cols` columns: two vectors of this machine; or one where that is enough,
+/// or leaves an eighth less padding and a tile of it has sums enough to hide the latency of an addition.
 pub fn panel(cols: usize) -> usize {
     struct Lanes;
     impl WithSimd for Lanes {
-        type Output = usize;
+        type Output = (usize, bool);
         #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) -> usize {
-            S::F32_LANES
+        fn with_simd<S: Simd>(self, _: S) -> (usize, bool) {
+            (S::F32_LANES, S::REGISTER_COUNT >= 32)
         }
     }
-    let lanes = Arch::new().dispatch(Lanes);
-    if cols <= lanes { lanes } else { 2 * lanes }
+    let (lanes, tall) = Arch::new().dispatch(Lanes);
+    let [one, two] = [1, 2].map(|vectors| cols.next_multiple_of(vectors * lanes));
+    if cols <= lanes || tall && 8 * (two - one) >= two { lanes } else { 2 * lanes }
 }
 
 /// Elements of the panels of a matrix of this size.

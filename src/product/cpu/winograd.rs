@@ -23,8 +23,24 @@ use crate::simd::vectorized;
 /// Places of a tile.
 const PLACES: usize = 16;
 
-/// Tiles of a task: whole register tiles of any machine.
+/// Tiles of a task: whole register tiles of any machine. More where the weights do not stay in a cache between
+/// two tasks, because each task reads all of them.
 const TASK: usize = 24;
+const MOST_OF_TASK: usize = 96;
+
+/// Elements of weights that a core's cache keeps.
+const CACHED: usize = 1 << 18;
+
+/// Tiles of a task, of `count` in all, whose weights have so many elements; the last task is as long as the
+/// others, or nearly. No sum depends on it.
+fn tiles_of_task(count: usize, weights: usize) -> usize {
+    if weights <= CACHED {
+        return TASK;
+    }
+    let threads = rayon::current_num_threads();
+    let each = count.div_ceil(threads * count.div_ceil(threads * MOST_OF_TASK));
+    each.next_multiple_of(4).clamp(4, MOST_OF_TASK)
+}
 
 /// True for the products that are computed so on the CPU. The answer must not depend on the batch, because a
 /// sample must not; and channels come in whole vectors of any machine.
@@ -59,18 +75,18 @@ impl Product {
             self.transform_weights(w, packed.memory);
         }
         let (weights, elements, row) = (&*packed.memory, panel_elements(c, dst_c), panel_elements(1, dst_c));
-        let y = Shared::new(y);
-        (0..count.div_ceil(TASK)).into_par_iter().for_each(|task| {
-            let tiles = task * TASK..count.min((task + 1) * TASK);
-            with_memory([PLACES * TASK * c, PLACES * TASK * row, dst_c], |[input, output, unused]| {
+        let (y, each) = (Shared::new(y), tiles_of_task(count, PLACES * elements));
+        (0..count.div_ceil(each)).into_par_iter().for_each(|task| {
+            let tiles = task * each..count.min((task + 1) * each);
+            with_memory([PLACES * each * c, PLACES * each * row, dst_c], |[input, output, unused]| {
                 with_runs(&class, src, tiles, |pixels, targets| {
                     let count = targets.len();
                     for i in 0..count {
                         let from = square(|r, s| pixels[(r * 4 + s) * count + i]);
-                        Input::map(from, places(input, i * c, TASK * c, c), c);
+                        Input::map(from, places(input, i * c, each * c, c), c);
                     }
-                    for (place, output) in output.chunks_exact_mut(TASK * row).enumerate() {
-                        let input = &input[place * TASK * c..];
+                    for (place, output) in output.chunks_exact_mut(each * row).enumerate() {
+                        let input = &input[place * each * c..];
                         let weights = &weights[place * elements..][..elements];
                         let weights = Panels::packed(weights, c, dst_c, panel(dst_c));
                         multiply_dense([count, c], input, [c, 1], weights, output, row, false);
@@ -84,7 +100,7 @@ impl Product {
                         let to = pixels.map(|line| {
                             line.map(|pixel| pixel.map_or(unused, |at| y.pointer(at * dst_c, dst_c)))
                         });
-                        let from = places(output, i * row, TASK * row, dst_c);
+                        let from = places(output, i * row, each * row, dst_c);
                         Output::map(from.map(|line| line.map(<*mut f32>::cast_const)), to, dst_c);
                         for pixel in pixels.into_iter().flatten().flatten() {
                             // SAFETY: every tile has pixels of its own.
