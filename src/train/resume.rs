@@ -60,7 +60,7 @@ impl Session {
         let opened = together(ranks, opened)?;
         let (Some((Some(lock), notes, owes_pictures)), true) = (rest, leads) else {
             let ranks = ranks.unwrap_or_else(|| unreachable!("only a rank of several does not lead"));
-            return Ok(Member::Follower(Follower::new(opened, Rc::clone(ranks))));
+            return Ok(Member::Follower(Box::new(Follower::new(opened, Rc::clone(ranks)))));
         };
         run.write_recipe(&opened.recipe)?;
         run.truncate_metrics(opened.trainer.done())?;

@@ -55,7 +55,7 @@ pub enum Member {
     /// The one that writes the run: the only one, or the first of several ranks.
     Leader(Box<Session>),
     /// Another rank.
-    Follower(Follower),
+    Follower(Box<Follower>),
 }
 
 /// A training run in its folder.
@@ -104,7 +104,7 @@ impl Session {
         let (opened, texts) = begun.map_or_else(|error| (Err(error), None), |(o, t)| (Ok(o), t));
         let opened = together(ranks, opened)?;
         if let Some(ranks) = ranks.filter(|ranks| !ranks.leads()) {
-            return Ok(Member::Follower(Follower::new(opened, Rc::clone(ranks))));
+            return Ok(Member::Follower(Box::new(Follower::new(opened, Rc::clone(ranks)))));
         }
         let run = Run::create(out, &opened.recipe)?;
         let lock = run.lock()?;
