@@ -4,7 +4,7 @@
 mod mpi;
 
 #[cfg(unix)]
-pub(crate) use mpi::Mpi;
+use mpi::Mpi;
 
 use crate::error::Result;
 
@@ -41,7 +41,7 @@ pub trait Group {
 /// # Errors
 /// When MPI is not installed, or is not the one of the `mpirun` that was used.
 #[cfg(unix)]
-pub(crate) fn open_mpi() -> Result<Box<dyn Group>> {
+pub fn open_mpi() -> Result<Box<dyn Group>> {
     Ok(Box::new(Mpi::open()?))
 }
 
@@ -50,6 +50,6 @@ pub(crate) fn open_mpi() -> Result<Box<dyn Group>> {
 /// # Errors
 /// Always.
 #[cfg(not(unix))]
-pub(crate) fn open_mpi() -> Result<Box<dyn Group>> {
+pub fn open_mpi() -> Result<Box<dyn Group>> {
     Err(crate::error::Error::usage("--distributed mpi is for Linux and macOS").hint("leave it out"))
 }

@@ -95,8 +95,8 @@ pub fn tanh(x: f32) -> f32 {
     (if x.abs() < 0.625 { near } else { far }).copysign(x)
 }
 
-/// The error function, to within 2 units in the last place: polynomials that N. Juffa fitted, for `erf(x) / x - 1`
-/// near 0 and for `ln(1 - erf(x))` further out. Branch-free.
+/// The error function, to within 2 units in the last place: polynomials that N. Juffa fitted, for
+/// `erf(x) / x - 1` near 0 and for `ln(1 - erf(x))` further out. Branch-free.
 #[inline(always)]
 #[allow(clippy::excessive_precision, reason = "the coefficients read as they are published")]
 pub fn erf(x: f32) -> f32 {

@@ -4,8 +4,8 @@ use super::objective::Objective;
 use crate::device::Device;
 use crate::program::Plan;
 
-/// Makes the objective's batch a shard, or as small as `device` needs to bind its tensors, and accumulates the
-/// gradients of as many more. Returns the number of batches that one of the recipe becomes.
+/// Makes the objective's batch a shard, or as small as `device` needs to bind its tensors, and accumulates
+/// the gradients of as many more. Returns the number of batches that one of the recipe becomes.
 ///
 /// Random numbers depend on a sample's number in the whole batch, so a step is the same but for the rounding
 /// of the gradients' sums; and for timesteps that are drawn by losses, of which later batches know more.

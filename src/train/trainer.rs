@@ -167,7 +167,8 @@ impl Trainer {
 
     /// Shares the shards of each step with other processes, whose trainers are the same and take the same
     /// steps: [`Trainer::step`] writes and computes the batches of this process alone. The weights are those
-    /// of one process with as many shards, bit for bit.
+    /// of one process with as many shards, bit for bit. [`open_mpi`](crate::group::open_mpi) gives the group
+    /// of an `mpirun`.
     ///
     /// # Panics
     /// When so many ranks cannot share the shards of [`TrainOptions`].

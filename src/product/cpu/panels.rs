@@ -7,8 +7,8 @@ use crate::simd::vectorized;
 /// Columns of the widest panel of any machine.
 pub const WIDEST: usize = 32;
 
-/// Columns of a panel of a matrix of `cols` columns: two vectors of this machine; or one where that is enough,
-/// or leaves an eighth less padding and a tile of it has sums enough to hide the latency of an addition.
+/// Columns of a panel of a matrix of `cols` columns: two vectors of this machine; or one where that is
+/// enough, or leaves an eighth less padding and a tile of it has sums enough to hide an addition's latency.
 pub fn panel(cols: usize) -> usize {
     struct Lanes;
     impl WithSimd for Lanes {
