@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, SafeTensors};
+use safetensors::tensor::Dtype;
 
 use crate::checkpoint::write_tensors;
 use crate::codec::{Codec, Posterior};
@@ -52,7 +52,8 @@ pub(crate) fn check_holds(path: &Path, key: &str, what: &str) -> Result<()> {
         file.read_exact(&mut head).ok()?;
         let length = u64::from_le_bytes(head[..].try_into().ok()?).min(MOST_HEADER);
         file.take(length).read_to_end(&mut head).ok()?;
-        SafeTensors::read_metadata(&head).ok()?.1.metadata().as_ref()?.get(key).cloned()
+        let header: serde_json::Value = serde_json::from_slice(&head[8..]).ok()?;
+        header["__metadata__"].get(key).cloned()
     };
     if path.is_dir() {
         return Err(Error::new(format!("{} is a folder", path.display())).hint("name a file"));

@@ -22,7 +22,7 @@ mod written;
 
 pub(crate) use built_in::built_in;
 pub use choices::{Codebook, Latents, LossKind, Optimizer, Property, Rng};
-pub(crate) use differences::differences;
+pub(crate) use differences::{Difference, differences};
 pub(crate) use explained::{Explained, explain};
 pub use find::{find, parse};
 pub use model::{Backbone, initial_of, model_of, params_of};
@@ -86,8 +86,9 @@ config! {
         pub batch_size: usize = 64,
         /// Batches whose gradients are averaged for one step of the optimiser.
         pub accumulation: u64 = 1,
-        /// Parts of a batch that processes can share (`--distributed`). One process, or as many as the
-        /// number's prime factors allow, then train to the same bytes; other shards give other roundings.
+        /// Parts of a batch that processes can share (`--distributed`); a divisor of batch_size. Eight shards
+        /// can be shared by 1, 2, 4 or 8 processes, six by 1, 2 or 6, and all give the same bytes; another
+        /// number of shards rounds differently. With 1, several processes take one shard each.
         pub shards: usize = 1,
         /// Compute the model's blocks again in the backward pass instead of keeping what they computed: less
         /// memory, more time, the same numbers.

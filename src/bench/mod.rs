@@ -30,4 +30,4 @@ pub(crate) use trace::write_trace;
 pub(crate) use variants::{VariantRow, variants};
 pub use verify::verified;
 pub use workload::{Workload, find};
-pub(crate) use workload::{find_or_run, names, workloads};
+pub(crate) use workload::{find_or_run, names, run_of, workloads};

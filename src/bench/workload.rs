@@ -93,11 +93,19 @@ pub fn find(name: &str, device: &Device, batch: Option<usize>) -> Result<Workloa
     Ok(Workload::of(name.to_owned(), recipe, is_arena, on_cpu))
 }
 
+fn is_name(what: &str) -> bool {
+    names().any(|name| name == what)
+}
+
+/// The run that is meant, where it is no workload.
+pub(crate) fn run_of(what: &str) -> Option<Run> {
+    Run::open(Path::new(what)).ok().filter(|_| !is_name(what))
+}
+
 /// A workload by name; else the recipe of a run folder.
 pub(crate) fn find_or_run(what: &str, device: &Device, batch: Option<usize>) -> Result<Workload> {
     let folder = Path::new(what);
-    let is_name = names().any(|name| name == what);
-    if !is_name && (folder.is_dir() || what.contains(['/', '\\'])) {
+    if !is_name(what) && (folder.is_dir() || what.contains(['/', '\\'])) {
         return Workload::of_recipe(&Run::open(folder)?.recipe()?, batch);
     }
     find(what, device, batch)

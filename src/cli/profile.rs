@@ -1,16 +1,16 @@
 //! `denoir profile`
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::device_args::DeviceAndThreads;
 use super::output::check_folder_of;
 use super::{bar, note, number, print_report, thousands, tune};
 use crate::bench::{
-    Bound, Ceilings, Effort, Kind, Profile, Row, Subject, find_or_run, workloads, write_trace,
+    Bound, Ceilings, Effort, Kind, Profile, Row, Subject, find_or_run, run_of, workloads, write_trace,
 };
 use crate::error::Result;
-use crate::run::{Run, Table};
+use crate::run::Table;
 
 const ABOUT: &str = "\
 A row is all launches of one name in a step: how often, how long, its share of the step, operations (two for
@@ -82,10 +82,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         write_trace(trace, &profile, subject.program().compiled(), &device)?;
         note(&format!("trace: {} (open it in ui.perfetto.dev)", trace.display()));
     }
-    if let (Ok(run), Kind::Step) = (Run::open(Path::new(&arguments.what)), kind) {
-        run.write_table(Table::Profile, &describe(&profile, false))?;
+    print_report(&profile, arguments.json, |profile| describe(profile, arguments.by_label))?;
+    if let (Some(run), Kind::Step) = (run_of(&arguments.what), kind)
+        && let Err(error) = run.write_table(Table::Profile, &describe(&profile, false))
+    {
+        note(&format!("warning: {error}"));
     }
-    print_report(&profile, arguments.json, |profile| describe(profile, arguments.by_label))
+    Ok(())
 }
 
 fn describe(profile: &Profile, by_label: bool) -> String {

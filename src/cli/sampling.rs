@@ -15,7 +15,7 @@ pub struct Sampling {
     seed: Option<u64>,
     /// How to walk back: ddpm (with the recipe's variance), ddpm-small, ddpm-large, ddim, euler, euler-a,
     /// heun, lms, dpmpp-2m, dpmpp-2m-sde, dpmpp-3m, pndm, plms, unipc or unipc-3 [default: the recipe's,
-    /// which is ddpm unless it was imported; the folder's own]
+    /// which is ddpm where it has no table `[scheduler]`; the folder's own]
     #[arg(long)]
     sampler: Option<String>,
     /// Steps down [default: all timesteps for ddpm, 50 for the others]

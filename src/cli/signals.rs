@@ -2,22 +2,33 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::note;
 use crate::error::{Error, Result};
 
 /// Whether the user wants the training to stop.
 #[derive(Clone)]
-pub struct Stop(Arc<AtomicU8>);
+pub struct Stop {
+    /// The first signal; 0: none.
+    signal: Arc<AtomicU8>,
+    /// Nothing is left to stop.
+    over: Arc<AtomicBool>,
+    /// The user was told that another process does not answer, or is told by another.
+    said: Arc<AtomicBool>,
+}
 
 impl Stop {
     /// Catches Ctrl-C, a request to end, and a hang-up unless that is ignored already, as under `nohup`. The
     /// second one does not wait for the step. `says`: whether the user is told so.
     pub fn listen(says: bool) -> Result<Stop> {
-        let first = Arc::new(AtomicU8::new(0));
-        let stop = Stop(Arc::clone(&first));
+        let said = Arc::new(AtomicBool::new(!says));
+        let stop = Stop { signal: Arc::default(), over: Arc::default(), said };
+        let Stop { signal: first, over, .. } = stop.clone();
         let caught = move |signal| {
+            if over.load(Ordering::SeqCst) {
+                return;
+            }
             if first.swap(signal, Ordering::SeqCst) != 0 {
                 std::process::exit(i32::from(status(signal)));
             }
@@ -30,20 +41,30 @@ impl Stop {
     }
 
     pub fn is_wanted(&self) -> bool {
-        self.0.load(Ordering::SeqCst) != 0
+        self.signal.load(Ordering::SeqCst) != 0
+    }
+
+    /// Whether the user is to be told of it, which this says once.
+    pub fn says(&self) -> bool {
+        !self.said.swap(true, Ordering::SeqCst)
+    }
+
+    /// Ignores signals from now on: training is over, and only words are left to say.
+    pub fn end(&self) {
+        self.over.store(true, Ordering::SeqCst);
     }
 
     /// Whether it was a request to end, as `mpirun` sends it to the ranks that are left when one has died.
     pub fn is_end(&self) -> bool {
         const SIGTERM: u8 = 15;
-        self.0.load(Ordering::SeqCst) == SIGTERM
+        self.signal.load(Ordering::SeqCst) == SIGTERM
     }
 
     /// Exit status of a program that was stopped, so that `train && sample` does not go on; as for Ctrl-C
     /// where another of several processes was told to.
     pub fn status(&self) -> u8 {
         const SIGINT: u8 = 2;
-        match self.0.load(Ordering::SeqCst) {
+        match self.signal.load(Ordering::SeqCst) {
             0 => status(SIGINT),
             signal => status(signal),
         }

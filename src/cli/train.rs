@@ -2,11 +2,12 @@
 
 mod terminal;
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::device_args::DeviceArgs;
 use super::opening::FileArgs;
@@ -82,16 +83,38 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let Some(Distributed::Mpi) = arguments.distributed else { return run_in(arguments, None) };
     let group = group::open_mpi()?;
     let stop = Stop::listen(group.rank() == 0)?;
-    let asked = stop.clone();
-    let ranks = Rc::new(Ranks::new(group, move || asked.is_end()));
-    let done = run_in(arguments, Some((&ranks, stop)));
+    let ranks = Rc::new(Ranks::new(group, waits(stop.clone())));
+    let done = run_in(arguments, Some((&ranks, stop.clone())));
     let done =
         if ranks.have_failed() { done } else { ranks.agree(done, |_| Vec::new()).map(|(done, _)| done) };
+    // The end of one rank makes mpirun end the others, while the group is ended: the words come before.
+    stop.end();
+    let status = done.unwrap_or_else(|error| {
+        if ranks.leads() {
+            note(&error.report());
+        }
+        ExitCode::from(error.exit_code())
+    });
     ranks.end();
-    match done {
-        // The first rank tells it.
-        Err(error) if !ranks.leads() => Ok(ExitCode::from(error.exit_code())),
-        done => done,
+    Ok(status)
+}
+
+/// What a rank does while it waits. When one dies, mpirun asks the others to end, and kills them a second
+/// later: there is time for a line. Those who were asked by somebody else go on waiting.
+fn waits(stop: Stop) -> impl Fn(Duration) -> Result<()> {
+    const LONG: Duration = Duration::from_millis(600);
+    const SAID: &str = "warning: asked to end, and another rank does not answer; if it has died, the run \
+                        goes on from its last checkpoint with --resume";
+    let asked = Cell::new(None::<Instant>);
+    move |waited| {
+        if stop.is_end() {
+            let since = asked.get().unwrap_or_else(Instant::now);
+            asked.set(Some(since));
+            if waited > LONG && since.elapsed() > LONG && stop.says() {
+                note(SAID);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -159,12 +182,14 @@ fn share(recipe: &mut Recipe, ranks: &Ranks) -> Result<()> {
     let size = ranks.size();
     if recipe.shards == 1 && size > 1 {
         recipe.shards = size;
+        let (batch, hint) = (recipe.batch_size, "start a number of processes that divides batch_size");
+        need(batch.is_multiple_of(size), format!("{size} ranks do not divide a batch of {batch}"), hint)?;
         recipe.validate()?;
         if ranks.leads() {
             note(&format!("note: shards = {size}, one for each rank; {}", shared_by(size)));
         }
     }
-    let hint = format!("{}; set shards to a multiple, or start another number", shared_by(recipe.shards));
+    let hint = format!("{}; set shards to {size}, or start another number", shared_by(recipe.shards));
     need(
         ranks_of(recipe.shards).contains(&size),
         format!("{size} ranks with shards = {}", recipe.shards),
@@ -222,7 +247,9 @@ fn train(session: &mut Session, device: &Device, stop: Option<Stop>, started: In
     }
     let codec = session.codec().filter(|_| recipe.system == System::Ldm);
     let plan = DryRun::new(&recipe, device, codec);
-    session.run.write_table(Table::Plan, &describe(&plan, &recipe, device))?;
+    if let Err(error) = session.run.write_table(Table::Plan, &describe(&plan, &recipe, device)) {
+        note(&format!("warning: {error}"));
+    }
     if let Some(cost) = session.picture_cost()? {
         let hint =
             if cost.steps < cost.of_steps as f64 { "" } else { "; --sample-every never leaves them out" };
@@ -236,14 +263,15 @@ fn train(session: &mut Session, device: &Device, stop: Option<Stop>, started: In
     note(&session.times().describe(started));
     match ended {
         Ended::Done => {
-            let (steps, name) = (thousands(recipe.steps as usize), &recipe.name);
+            let plural = if recipe.steps == 1 { "step" } else { "steps" };
+            let (steps, name) = (format!("{} {plural}", thousands(recipe.steps as usize)), &recipe.name);
             let next = match recipe.system {
                 System::Vae => "figure grid",
                 System::Classifier => "figure loss",
                 System::Ddpm | System::Ldm => "sample",
             };
             let run = quoted(session.run.folder());
-            print(&format!("{name} is trained for {steps} steps in {run}; next: denoir {next} {run}\n"))?;
+            print(&format!("{name} is trained for {steps} in {run}; next: denoir {next} {run}\n"))?;
             Ok(ExitCode::SUCCESS)
         }
         Ended::Interrupted(step) => {

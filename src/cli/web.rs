@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::output::make_empty_folder;
 use super::{any, note, note_remarks, number, print, thousands};
 use crate::device::{Device, size};
-use crate::error::{Error, Result, quoted};
+use crate::error::{Error, Result, need, quoted};
 use crate::sample::{Options, Trained};
 use crate::web::{self, Offer};
 
@@ -23,12 +23,15 @@ pub struct Arguments {
     #[arg(long, default_value = "ddim")]
     sampler: String,
     /// Its steps, the numbers that the page is to offer; it begins with the first
-    #[arg(long, value_delimiter = ',', default_value = "50,20,10,100", value_parser = any::<usize>)]
+    #[arg(long, value_delimiter = ',', default_values_t = OFFERED, value_parser = any::<usize>)]
     steps: Vec<usize>,
     /// Weights as 16-bit floats: half as much to load, and numbers that differ in the fourth digit
     #[arg(long)]
     f16: bool,
 }
+
+/// The numbers of steps that a page offers by default, as far as the model has so many timesteps.
+const OFFERED: [usize; 4] = [50, 20, 10, 100];
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let device = Device::open("cpu")?;
@@ -40,7 +43,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut walks = Vec::new();
     // A recipe whose process it cannot walk back is offered its own sampler alone.
     let asked = arguments.sampler != "ddim" || recipe.sampler("ddim").is_ok();
-    for &steps in arguments.steps.iter().filter(|steps| asked && **steps <= recipe.timesteps) {
+    for (i, &steps) in arguments.steps.iter().enumerate().filter(|_| asked) {
+        let most = recipe.timesteps;
+        let hint = format!("give at most {most}, the timesteps that it was trained with");
+        need(steps <= most || arguments.steps.len() > 1, format!("--steps {steps}"), hint)?;
+        if steps > most && arguments.steps != OFFERED {
+            note(&format!("note: --steps {steps} is left out: the model has {most} timesteps"));
+        }
+        if steps > most || arguments.steps[..i].contains(&steps) {
+            continue;
+        }
         let scheduler = recipe.sampler(&arguments.sampler)?;
         if !scheduler.draws_samples() {
             return Err(Error::usage(format!("--sampler {} draws no samples", arguments.sampler))

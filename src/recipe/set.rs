@@ -58,7 +58,7 @@ impl Recipe {
         *self = changed.try_into().map_err(|e: toml::de::Error| {
             Error::usage(format!("{said}: the value does not fit"))
                 .hint(format!("it is {before} now, give one of that kind"))
-                .caused_by(e.message())
+                .caused_by(in_words(e.message()))
         })?;
         // What is said is no class's default. The bound of clip_sample is two keys there.
         self.class_defaults.retain(|unsaid| !unsaid.starts_with(key));
@@ -68,6 +68,23 @@ impl Recipe {
         }
         Ok(())
     }
+}
+
+/// A message about a value without the names of Rust's types.
+fn in_words(message: &str) -> String {
+    let kinds = [
+        ("expected usize", "expected a whole number, 0 or more"),
+        ("expected u64", "expected a whole number, 0 or more"),
+        ("expected u32", "expected a whole number, 0 or more"),
+        ("expected f64", "expected a number"),
+        ("expected a boolean", "expected true or false"),
+        ("invalid type: floating point", "it is"),
+        ("invalid type: integer", "it is"),
+        ("invalid value: integer", "it is"),
+        ("invalid type: string", "it is"),
+        ("invalid type: boolean", "it is"),
+    ];
+    kinds.iter().fold(message.to_owned(), |text, (name, words)| text.replace(name, words))
 }
 
 /// A number as it is written where one of the kind of `before` is wanted: `1e3` is 1000 steps, `1` a rate.

@@ -15,9 +15,17 @@ impl Run {
     pub(crate) fn lock(&self) -> Result<fs::File> {
         let path = self.folder.join(LOCK);
         let shown = self.folder.display();
-        let file = fs::File::create(&path).map_err(|e| {
-            Error::new(format!("cannot write into {shown}")).hint("choose another --out").caused_by(e)
-        })?;
+        let denied =
+            |e| Error::new(format!("cannot write into {shown}")).hint("choose another --out").caused_by(e);
+        // To open a pipe would wait for somebody to read it.
+        let special = "its .lock is no regular file: remove it";
+        match fs::metadata(&path) {
+            Ok(there) if !there.is_file() => {
+                return Err(denied(std::io::Error::new(std::io::ErrorKind::InvalidInput, special)));
+            }
+            _ => {}
+        }
+        let file = fs::File::create(&path).map_err(denied)?;
         match patient_lock(&file) {
             Err(fs::TryLockError::WouldBlock) => {
                 Err(Error::new(format!("another denoir is training into {shown}"))

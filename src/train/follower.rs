@@ -9,9 +9,10 @@ use super::outcome::Ended;
 use super::ranks::Ranks;
 use super::recipe_trainer::RecipeTrainer;
 use crate::codec::Codec;
+use crate::device::Device;
 use crate::error::Result;
 use crate::recipe::Recipe;
-use crate::run::{Batches, seen};
+use crate::run::{Batches, DataRecord, seen};
 
 /// A training with all that its steps need, of which nothing is written yet.
 pub(super) struct Opened {
@@ -27,11 +28,12 @@ pub(super) struct Opened {
 
 impl Opened {
     /// What ranks must have in common, where that can be told at once.
-    fn told(&self) -> Vec<u8> {
-        let (data, params) = (&self.data.dataset, self.trainer.params().borrow());
-        let (images, done) = (data.len(), self.trainer.done());
-        let all = (env!("CARGO_PKG_VERSION"), images, data.classes(), done, params.count(), params.trained());
-        format!("{all:?} {}", self.recipe.to_toml()).into_bytes()
+    fn told(&self) -> Result<Vec<u8>> {
+        let params = self.trainer.params().borrow();
+        let data = DataRecord::of(&*self.data.dataset, self.recipe.text_width() > 0)?;
+        let is_cpu = matches!(self.trainer.device(), Device::Cpu(_));
+        let all = (env!("CARGO_PKG_VERSION"), is_cpu, data, self.trainer.done(), params.count());
+        Ok(format!("{all:?} {}", self.recipe.to_toml()).into_bytes())
     }
 }
 
@@ -40,9 +42,9 @@ impl Opened {
 /// # Errors
 /// `opened`, or that of another rank; and when they are not alike.
 pub(super) fn together(ranks: Option<&Rc<Ranks>>, opened: Result<Opened>) -> Result<Opened> {
-    let Some(ranks) = ranks else { return opened };
+    let Some(ranks) = ranks.filter(|ranks| !ranks.have_failed()) else { return opened };
     let (opened, _) = ranks.agree(opened, |_| Vec::new())?;
-    ranks.check_alike("settings or data", Ok(opened.told()))?;
+    ranks.check_alike("settings, data or device", opened.told())?;
     Ok(opened)
 }
 
@@ -78,7 +80,12 @@ impl Follower {
         if self.ranks.have_failed() {
             return trained;
         }
-        self.ranks.agree(trained, |_| Vec::new()).map(|(ended, _)| ended)
+        let data = &self.opened.data.dataset;
+        let warned = || data.warnings().into_iter().map(|warning| format!("warning: {warning}"));
+        let skipped = Some(data.skipped()).filter(|&skipped| skipped > 0);
+        let skipped = skipped.map(|n| format!("unreadable pictures of rank {}: {n}", self.ranks.rank()));
+        let told = |_: &Ended| warned().chain(skipped.clone()).collect::<Vec<_>>().join("\n").into_bytes();
+        self.ranks.agree(trained, told).map(|(ended, _)| ended)
     }
 
     fn train_steps(&mut self, interrupted: impl Fn() -> bool) -> Result<Ended> {

@@ -8,8 +8,6 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::group::Group;
 
-/// How long a rank that is asked to end waits for others that do not answer.
-const PATIENCE: Duration = Duration::from_millis(700);
 /// Between looks at whether the others have come.
 const LOOK: Duration = Duration::from_micros(200);
 /// Looks at once before a rank begins to sleep.
@@ -22,8 +20,8 @@ const HEAD: usize = 16;
 /// The ranks of a training, of which this process is one.
 pub struct Ranks {
     group: Box<dyn Group>,
-    /// Whether somebody asked this process to end.
-    is_asked: Box<dyn Fn() -> bool>,
+    /// Called while this process waits, with how long it has waited.
+    idle: Box<dyn Fn(Duration) -> Result<()>>,
     stops: Cell<bool>,
     stopping: Cell<bool>,
     failed: Cell<bool>,
@@ -32,11 +30,11 @@ pub struct Ranks {
 }
 
 impl Ranks {
-    /// `is_asked`: whether this process was asked to end, as by SIGTERM: then it does not wait for ranks that
-    /// do not answer.
-    pub fn new(group: Box<dyn Group>, is_asked: impl Fn() -> bool + 'static) -> Ranks {
+    /// `idle`: called over and over while this process waits for others, with how long it has waited; an
+    /// error ends the wait, and with it the training.
+    pub fn new(group: Box<dyn Group>, idle: impl Fn(Duration) -> Result<()> + 'static) -> Ranks {
         let [stops, stopping, failed, broken] = [const { Cell::new(false) }; 4];
-        Ranks { group, is_asked: Box::new(is_asked), stops, stopping, failed, broken }
+        Ranks { group, idle: Box::new(idle), stops, stopping, failed, broken }
     }
 
     /// Number of this process.
@@ -82,25 +80,15 @@ impl Ranks {
     }
 
     fn waits(&self) -> impl Fn() -> Result<()> {
-        let (began, looks, asked) = (Instant::now(), Cell::new(0_u32), Cell::new(None::<Instant>));
+        let (began, looks) = (Instant::now(), Cell::new(0_u32));
         move || {
-            looks.set(looks.get() + 1);
+            looks.set(looks.get().saturating_add(1));
             if looks.get() < EAGER {
                 thread::yield_now();
                 return Ok(());
             }
             thread::sleep(LOOK);
-            if !(self.is_asked)() {
-                return Ok(());
-            }
-            let since = asked.get().unwrap_or_else(Instant::now);
-            asked.set(Some(since));
-            if since.elapsed() < PATIENCE {
-                return Ok(());
-            }
-            let (rank, waited) = (self.rank(), began.elapsed().as_secs_f64());
-            Err(Error::new(format!("rank {rank} waited {waited:.1} s for another that does not answer"))
-                .hint("a rank has died, or mpirun was stopped; train on with --resume"))
+            (self.idle)(began.elapsed())
         }
     }
 
@@ -178,10 +166,10 @@ impl Ranks {
             return Ok(());
         }
         // All are here, or about to come.
-        let waits = self.waits();
+        let began = Instant::now();
         let idle = || {
             thread::yield_now();
-            if (self.is_asked)() { waits() } else { Ok(()) }
+            (self.idle)(began.elapsed())
         };
         for chunk in values.chunks_mut(SLICE * size) {
             let slice = chunk.len().div_ceil(size);
@@ -201,7 +189,7 @@ impl Ranks {
     }
 }
 
-/// A sum in a fixed order: each node adds its children, as many as the number of its level, from the first on.
+/// A sum in a fixed order: each node adds its children, as many as its level says, from the first on.
 #[derive(Clone)]
 struct Tree {
     /// From the leaves up: children of a node, and the sum of those that are there.

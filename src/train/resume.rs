@@ -17,7 +17,7 @@ use crate::diffusers::open_text_encoder;
 use crate::diffusion::TimestepSampling;
 use crate::error::{Error, Result};
 use crate::optim::LrSchedule;
-use crate::recipe::{Latents, Recipe, SampleEvery, System, trained_params_of};
+use crate::recipe::{Difference, Latents, Recipe, SampleEvery, System, trained_params_of};
 use crate::run::{DataRecord, Record, Run, going_on, seen};
 use crate::tokenizer::Tokenizer;
 
@@ -131,6 +131,7 @@ fn take_up(
     let settings = theirs.as_ref().map(|theirs| other_settings(&recipe, theirs)).unwrap_or_default();
     let is_meant = |differences: &[String]| is_meant(differences, run.folder(), wanted);
     notes.extend(is_meant(&settings)?);
+    notes.extend(theirs.as_ref().and_then(|theirs| other_keys(&recipe, theirs)));
     let changed = OnceLock::new();
     let sees_texts = recipe.text_width() > 0;
     let known = |data: &dyn Dataset| -> Result<Vec<String>> {
@@ -148,7 +149,9 @@ fn take_up(
     let batches = going_on(&so_far, done, recipe.images_of_a_step());
     let latents = run.latents_path();
     recipe.trains_on_its_schedule();
-    let mut data = Data::open(&mut recipe, codec.as_ref(), Some(&latents), &known, &batches, progress)?;
+    // The others encode for themselves: only the first rank writes into the run.
+    let latents = ranks.is_none_or(|ranks| ranks.leads()).then_some(&*latents);
+    let mut data = Data::open(&mut recipe, codec.as_ref(), latents, &known, &batches, progress)?;
     data.ranks = ranks.map(Rc::clone);
     if recipe.text_width() > 0 {
         let kept = || open_text_encoder(&run.text_encoder_path());
@@ -227,6 +230,36 @@ fn other_settings(recipe: &Recipe, theirs: &Recipe) -> Vec<String> {
     };
     let both = settings(recipe).into_iter().zip(settings(theirs)).filter(|(now, was)| now != was);
     both.map(|((key, now), (_, was))| format!("{key} {now} instead of {was}")).collect()
+}
+
+/// A line that tells which keys of the training are others than at the checkpoint.
+fn other_keys(recipe: &Recipe, theirs: &Recipe) -> Option<String> {
+    // How long, how it is watched, and what is told elsewhere.
+    const APART: [&str; 14] = [
+        "steps",
+        "epochs",
+        "lr",
+        "lr_schedule",
+        "lr_warmup",
+        "data",
+        "image_size",
+        "crop",
+        "resize",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "tensorboard",
+        "scaling_factor",
+        "beta_schedule",
+    ];
+    let is_apart =
+        |key: &str| APART.contains(&key) || key.starts_with("sample_") || key.starts_with("evaluate_");
+    let both = recipe.differences(theirs).into_iter().filter(|difference| !is_apart(&difference.key));
+    let said = both.map(|Difference { key, values }| {
+        let [now, was] = values.map(|value| value.unwrap_or_else(|| "not there".to_owned()));
+        format!("{key} {now} instead of {was}")
+    });
+    let said: Vec<String> = said.collect();
+    (!said.is_empty()).then(|| format!("note: the run goes on with {}", said.join(", ")))
 }
 
 /// An error that tells how the data differs; a line that does so where that is meant.

@@ -66,7 +66,12 @@ impl Session {
         // The other ranks wait until this one is through.
         let ranks = self.data.ranks.as_ref().filter(|ranks| !ranks.have_failed());
         let trained = match ranks {
-            Some(ranks) => ranks.agree(trained, |_| Vec::new()).map(|(ended, _)| ended),
+            Some(ranks) => ranks.agree(trained, |_| Vec::new()).map(|(ended, told)| {
+                // What the others have to say of their data.
+                let told = told.concat();
+                String::from_utf8_lossy(&told).lines().for_each(|line| watch.message(line));
+                ended
+            }),
             None => trained,
         };
         trained.map_err(|error| {

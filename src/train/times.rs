@@ -45,7 +45,7 @@ impl Times {
             ("checkpoints", self.checkpoints),
         ];
         let waits = waits.map(|(what, time)| format!("{what} {}", seconds(time))).join(", ");
-        format!("{first}steps {}; they waited for {waits}", seconds(self.steps))
+        format!("{first}steps {}; besides: {waits}", seconds(self.steps))
     }
 }
 
@@ -60,7 +60,7 @@ mod tests {
         let mut times = Times { steps: Duration::from_millis(12_340), ..Times::default() };
         assert_eq!(Times::during(&mut times.log, || 7), 7);
         times.log = Duration::from_millis(20);
-        let rest = "steps 12.34 s; they waited for data 0.00 s, log 0.02 s, evaluations 0.00 s, \
+        let rest = "steps 12.34 s; besides: data 0.00 s, log 0.02 s, evaluations 0.00 s, \
                     pictures 0.00 s, checkpoints 0.00 s";
         assert_eq!(times.describe(started), rest);
         times.first_step = Some([after(250), after(500)]);

@@ -174,7 +174,8 @@ impl Trainer {
     /// When so many ranks cannot share the shards of [`TrainOptions`].
     #[track_caller]
     pub fn join(&mut self, ranks: Rc<Ranks>) {
-        self.shards = Some(Shards::new(self.batches(), self.options.shards, [ranks.rank(), ranks.size()]));
+        let shards = Shards::new(self.batches(), self.options.shards, [ranks.rank(), ranks.size()]);
+        self.shards = Some(shards).filter(|_| self.options.shards > 1);
         self.ranks = Some(ranks);
     }
 
@@ -282,7 +283,8 @@ impl Trainer {
     #[track_caller]
     pub fn step(&mut self, write: impl FnMut(&mut BatchWriter) -> Result<()>) -> Result<Option<Outcome>> {
         self.submit(write, Program::run)?;
-        let in_flight = if self.is_late() { STEPS_IN_FLIGHT } else { 0 };
+        // Ranks wait for one another in each step, and meet its end together.
+        let in_flight = if self.is_late() && self.ranks.is_none() { STEPS_IN_FLIGHT } else { 0 };
         if self.pending.len() > in_flight { self.collect() } else { Ok(None) }
     }
 

@@ -48,7 +48,6 @@ function describe({ page, device }) {
     }
     at("value-label").hidden = !(page.labels && page.labels.count === 0);
     if (page.text) {
-        at("prompt").required = true;
         for (const label of document.querySelectorAll(".text")) label.hidden = false;
         at("guidance").min = 1;
     }
@@ -56,8 +55,9 @@ function describe({ page, device }) {
     at("picture-label").hidden = !page.picture;
     at("mask-label").hidden = page.picture?.kind !== "mask";
     if (page.guidance !== null) {
-        at("guidance").value = at("scale").value = page.guidance;
-        at("guidance").addEventListener("input", () => (at("scale").value = at("guidance").value));
+        Object.assign(at("guidance"), { max: Math.max(8, page.guidance), step: "any", value: page.guidance });
+        at("scale").value = +(+at("guidance").value).toFixed(2);
+        at("guidance").addEventListener("input", () => (at("scale").value = at("guidance").value = (+at("guidance").value).toFixed(2)));
         at("guidance-label").hidden = false;
     }
     const { vendor, architecture, description } = device.adapterInfo ?? {};
