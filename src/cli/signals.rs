@@ -117,7 +117,7 @@ pub fn end_without_memory_in_words() {
     {
         extern "C" fn aborted(_: libc::c_int) {
             const LINE: &[u8] =
-                b"error: no memory was left, or a library gave up, as the line above says; close \
+                b"\nerror: no memory was left, or a library gave up, as the line above says; close \
                 other programs, raise the limit (`ulimit -v`), or make batch_size smaller\n";
             // SAFETY: both may be called in a handler; the line lives for ever.
             unsafe {
