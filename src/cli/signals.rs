@@ -119,8 +119,12 @@ pub fn end_without_memory_in_words() {
             const LINE: &[u8] =
                 b"\nerror: no memory was left, or a library gave up, as the line above says; close \
                 other programs, raise the limit (`ulimit -v`), or make batch_size smaller\n";
-            // SAFETY: both may be called in a handler; the line lives for ever.
+            static FIRST: AtomicBool = AtomicBool::new(true);
+            // SAFETY: all may be called in a handler; the line lives for ever.
             unsafe {
+                while !FIRST.swap(false, Ordering::SeqCst) {
+                    libc::pause(); // another thread says it, and ends all
+                }
                 libc::write(libc::STDERR_FILENO, LINE.as_ptr().cast(), LINE.len());
                 libc::_exit(1);
             }

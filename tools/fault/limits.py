@@ -34,8 +34,8 @@ def starts_in(lab):
     """MB of memory in which the program begins: with less the system ends it, or Rust's own start."""
     for size in range(8, 64):
         with lab.case() as case:
-            if lab.run(["--help"], case, limits={resource.RLIMIT_AS: size * MB}).status >= 0:
-                return size + 2
+            if lab.run(["--help"], case, limits={resource.RLIMIT_AS: size * MB}).status == 0:
+                return size + 1
     return 64
 
 
