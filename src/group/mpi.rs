@@ -86,13 +86,12 @@ impl Mpi {
     pub fn open() -> Result<Mpi> {
         let library = load()?;
         let is_open_mpi = symbol::<Handle>(&library, c"ompi_mpi_comm_world").is_ok();
-        let number = |n: usize| -> Result<Handle> { Ok(n as Handle) };
         let [world, byte, ignore] = if is_open_mpi {
             let address = |name| symbol::<Handle>(&library, name);
             [address(c"ompi_mpi_comm_world")?, address(c"ompi_mpi_byte")?, null_mut()]
         } else {
             // MPICH's ABI: MPI_COMM_WORLD, MPI_BYTE, MPI_STATUS_IGNORE.
-            [number(0x4400_0000)?, number(0x4c00_010d)?, number(1)?]
+            [0x4400_0000, 0x4c00_010d, 1].map(|number: usize| number as Handle)
         };
         let init: unsafe extern "C" fn(*mut c_int, Handle) -> c_int = symbol(&library, c"MPI_Init")?;
         let ask: [unsafe extern "C" fn(Handle, *mut c_int) -> c_int; 2] =

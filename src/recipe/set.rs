@@ -225,6 +225,9 @@ mod tests {
         says("completely_unheard_of=1", "`denoir recipes digits-classes`");
         says("steps=many", "the value does not fit");
         says("steps=-1", "the value does not fit");
+        says("batch_size=-1", "it is `-1`, expected a whole number, 0 or more");
+        says("lr=abc", "expected a number");
+        says("steps=1.5", "it is `1.5`, expected a whole number, 0 or more");
         says("unet=3", "no key called");
         says("variance=large", "fixed_small");
         says("unet.act_fn=mish", "unknown variant `mish`, expected one of `silu`");

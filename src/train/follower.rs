@@ -60,6 +60,12 @@ pub(super) fn check_weights(ranks: &Ranks, trainer: &RecipeTrainer) -> Result<()
     ranks.check_alike("weights", sums)
 }
 
+/// Whether a checkpoint follows a step, after which all ranks compare their weights: asked alike by the one
+/// that writes and those that do not.
+pub(super) fn saves(recipe: &Recipe, step: u64, stops: bool) -> bool {
+    stops || step == recipe.steps || step.is_multiple_of(recipe.checkpoint_every)
+}
+
 /// A rank that computes alone.
 pub struct Follower {
     opened: Opened,
@@ -99,9 +105,7 @@ impl Follower {
             if data.keep_grown() {
                 data.load(recipe, seen(batches, step), trainer.is_resident())?;
             }
-            let last = step == recipe.steps;
-            if last || self.ranks.is_stopping() || step.is_multiple_of(recipe.checkpoint_every) {
-                while trainer.collect()?.is_some() {}
+            if saves(recipe, step, self.ranks.is_stopping()) {
                 check_weights(&self.ranks, trainer)?;
             }
             if self.ranks.is_stopping() {

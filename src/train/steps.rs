@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::codes::{DISTANCE, PERPLEXITY};
 use super::diffusion_loss::{BOUND, Quarters};
 use super::encoded::Encoded;
-use super::follower::check_weights;
+use super::follower::{check_weights, saves};
 use super::objective::{ACCURACY, KL, RECONSTRUCTION};
 use super::outcome::{Ended, Outcome};
 use super::session::{FORWARD, Session, Watch};
@@ -111,7 +111,7 @@ impl Session {
             let step = self.trainer.done();
             let stop = self.is_stopped(watch);
             let last = step == recipe.steps;
-            let saves = last || stop || step.is_multiple_of(recipe.checkpoint_every);
+            let saves = saves(&recipe, step, stop);
             let draws = recipe.system != System::Classifier;
             let samples = draws && recipe.sample_every.is_due(step, recipe.steps);
             let evaluates = last || step.is_multiple_of(epoch);
