@@ -108,7 +108,10 @@ impl Record {
         };
         let damaged = |e: &str| {
             Error::new(format!("{} is damaged", path.display()))
-                .hint("delete it to go on without comparing the data with what the run was trained on")
+                .hint(
+                    "delete it to go on without comparing the data with what the run was trained on; the images \
+                     seen so far are then counted as if every step had taken as many as the last",
+                )
                 .caused_by(e)
         };
         let record: Record = toml::from_str(&text).map_err(|e| damaged(e.message()))?;
