@@ -1,9 +1,10 @@
 //! `config.json` of a model of the diffusers library: the arguments of its class.
 //!
-//! A missing key has the class's default, which is not always the meaning of null: a flag is then false. A
-//! key that the class does not know is ignored, as in the library, and listed in [`Config::unknown`].
+//! A missing key has the class's default, and null is what the library makes of None there (`null.rs`). A key
+//! that the class does not know is ignored, as in the library, and listed in [`Config::unknown`].
 
 mod dit;
+mod null;
 mod text;
 mod unet;
 mod unet_condition;
@@ -17,6 +18,7 @@ use serde_json::{Map, Value};
 
 pub use self::text::{text_model, text_of_text_model};
 use crate::diffusion::{LIBRARY_VERSION, pretty};
+use crate::error::one_line;
 use crate::models::dit::DitConfig;
 use crate::models::unet::UNetConfig;
 use crate::models::vae::{VaeConfig, VaeKind};
@@ -123,7 +125,7 @@ pub fn model(text: &str) -> Result<Config, String> {
         unet_condition::CLASS => unet_condition::defaults(),
         "AutoencoderKL" => vae::defaults(VaeKind::Kl),
         "VQModel" => vae::defaults(VaeKind::Vq),
-        "DiTTransformer2DModel" => dit::arguments(&DitConfig::default()),
+        dit::CLASS => dit::arguments(&DitConfig::default()),
         dit::OLD_CLASS => dit::old_defaults(),
         "" => return Err("it has no _class_name, so the class of the model is unknown".to_owned()),
         other => {
@@ -132,11 +134,11 @@ pub fn model(text: &str) -> Result<Config, String> {
         }
     };
     let mut unknown = Vec::new();
-    for (key, value) in map.into_iter().filter(|(key, _)| !key.starts_with('_')) {
-        match arguments.get_mut(&key) {
-            Some(argument) if argument.is_boolean() && value.is_null() => *argument = false.into(),
-            Some(argument) => *argument = value,
-            None => unknown.push(key),
+    for (key, value) in map.iter().filter(|(key, _)| !key.starts_with('_')) {
+        match arguments.get_mut(key) {
+            Some(argument) if value.is_null() => *argument = null::meaning(&class, key, argument, &map)?,
+            Some(argument) => *argument = value.clone(),
+            None => unknown.push(key.clone()),
         }
     }
     let side = match take(&mut arguments, "sample_size")? {
@@ -148,7 +150,7 @@ pub fn model(text: &str) -> Result<Config, String> {
     let model = match &*class {
         "UNet2DModel" => Model::UNet(Box::new(unet::config(arguments)?)),
         unet_condition::CLASS => Model::UNet(Box::new(unet_condition::config(arguments)?)),
-        "DiTTransformer2DModel" => Model::Dit(Box::new(dit::config(arguments)?)),
+        dit::CLASS => Model::Dit(Box::new(dit::config(arguments)?)),
         dit::OLD_CLASS => Model::Dit(Box::new(dit::old_config(arguments, side)?)),
         "VQModel" => vae::model(arguments, VaeKind::Vq)?,
         _ => vae::model(arguments, VaeKind::Kl)?,
@@ -166,7 +168,7 @@ pub fn text_of(model: &Model, side: usize) -> Result<String, String> {
             (unet_condition::CLASS, unet_condition::arguments(config))
         }
         Model::UNet(config) => ("UNet2DModel", unet::arguments(config)),
-        Model::Dit(config) => ("DiTTransformer2DModel", dit::written(config)),
+        Model::Dit(config) => (dit::CLASS, dit::written(config)),
         Model::Vae(config, factor) => vae::arguments(config, *factor)?,
     };
     arguments.insert("sample_size".to_owned(), side.into());
@@ -199,7 +201,21 @@ pub fn index(text: &str) -> Result<Index, String> {
         Some([Value::String(_), Value::String(class)]) => Some((name, class.clone())),
         _ => None,
     };
+    // Which the library does not take for absent.
+    let no_class = |value: &Value| match value.as_array().map(Vec::as_slice) {
+        Some([library, class]) => !library.is_null() && class.is_null(),
+        _ => value.is_null(),
+    };
+    let optional = ["safety_checker", "feature_extractor", "image_encoder"];
+    let mut of_text = optional.iter().filter(|_| class.starts_with("StableDiffusion"));
+    if let Some(name) = of_text.find(|name| map.get(**name).is_some_and(no_class)) {
+        return Err(format!("its {name} is {}, and [null, null] is none", map[*name]));
+    }
     let named = map.get("id2label").and_then(Value::as_object);
+    let unnamed = named.and_then(|named| named.iter().find(|(_, label)| label.is_null()));
+    if let (Some((number, _)), "DiTPipeline") = (unnamed, &*class) {
+        return Err(format!("its id2label says null of {}", one_line(number)));
+    }
     let label = |number: usize| Some(named?.get(&number.to_string())?.as_str()?.to_owned());
     let labels = (0..named.map_or(0, Map::len)).map(label).collect::<Option<_>>().unwrap_or_default();
     Ok(Index { class, components: map.into_iter().filter_map(component).collect(), labels })
@@ -289,7 +305,7 @@ mod tests {
             ("DiTTransformer2DModel", r#""attention_bias": false"#, "attention_bias is false"),
             ("DiTTransformer2DModel", r#""activation_fn": "geglu""#, "activation_fn does not fit"),
             ("DiTTransformer2DModel", r#""out_channels": 0"#, "out_channels is 0"),
-            ("DiTTransformer2DModel", r#""num_embeds_ada_norm": null"#, "num_embeds_ada_norm does not fit"),
+            ("DiTTransformer2DModel", r#""num_embeds_ada_norm": null"#, "num_embeds_ada_norm is null"),
             ("Transformer2DModel", r#""norm_num_groups": 8"#, "norm_type is \"layer_norm\""),
             ("AutoencoderKL", r#""shift_factor": 0.1"#, "shift_factor"),
             ("AutoencoderKL", r#""down_block_types": ["AttnDownEncoderBlock2D"]"#, "AttnDownEncoderBlock2D"),

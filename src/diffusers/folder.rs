@@ -138,8 +138,9 @@ pub fn open(path: &Path) -> Result<Folder> {
         // It replaces any scheduler by a DDIMScheduler.
         sampler.keys = sampler.keys.with_class("DDIMScheduler");
     }
-    let codec_of = [("LDMPipeline", "vqvae"), ("DiTPipeline", "vae")];
-    if let (Some((_, name)), None) = (codec_of.iter().find(|(class, _)| *class == pipeline), &codec) {
+    let codec_of = [("LDMPipeline", "vqvae"), ("DiTPipeline", "vae"), ("StableDiffusion", "vae")];
+    if let (Some((_, name)), None) = (codec_of.iter().find(|(class, _)| pipeline.starts_with(class)), &codec)
+    {
         return Err(wrong(&index, &format!("it has no {name}, which makes images of the latents")));
     }
     let origin = read_config(&unet, &mut remarks)?;

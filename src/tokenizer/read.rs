@@ -17,6 +17,9 @@ pub(super) const ADDED: &str = "added_tokens.json";
 pub(super) const SPECIAL: &str = "special_tokens_map.json";
 pub(super) const CONFIG: &str = "tokenizer_config.json";
 
+/// What a text is begun, ended and filled up with, and how far: null is none, where a missing key is CLIP's.
+const NEEDED: [&str; 4] = ["bos_token", "eos_token", "pad_token", "model_max_length"];
+
 /// CLIP's `tokenizer.json` has 3.6 MB.
 const MOST_BYTES: u64 = 1 << 25;
 
@@ -55,14 +58,21 @@ pub(super) fn parts(folder: &Path) -> error::Result<(PathBuf, Parts)> {
         let text = read_text(&blamed, MOST_BYTES)?;
         merges = merges_of_lines(&text).map_err(|reason| wrong(&blamed, &reason))?;
     }
-    let (path, specials) = if config.contains_key("added_tokens_decoder") {
-        // The newer form holds everything; the other files are for older readers.
+    // The newer form holds everything; the other files are for older readers.
+    let is_newer = config.contains_key("added_tokens_decoder");
+    let map = if is_newer { None } else { optional(folder, SPECIAL)? };
+    for key in NEEDED {
+        let of_map = map.as_ref().and_then(|map| Some((SPECIAL, map.get(key)?)));
+        if let Some((file, Value::Null)) = of_map.or_else(|| Some((CONFIG, config.get(key)?))) {
+            return Err(wrong(&folder.join(file), &format!("its {key} is null, and the library needs it")));
+        }
+    }
+    let (path, specials) = if is_newer {
         let path = folder.join(CONFIG);
         added.read_decoder(&config).map_err(|reason| wrong(&path, &reason))?;
         (path, config)
     } else {
         let mut specials = config;
-        let map = optional(folder, SPECIAL)?;
         let path = folder.join(if map.is_some() { SPECIAL } else { CONFIG });
         specials.extend(map.unwrap_or_default());
         if let Some(file) = optional(folder, ADDED)? {
@@ -168,19 +178,23 @@ fn assemble(
         Ok(id)
     };
     // Of a token that is several of these, the last one says how it is looked for, as in the reference.
-    let [bos, eos, unknown, pad] =
-        [("bos_token", BOS), ("eos_token", EOS), ("unk_token", EOS), ("pad_token", EOS)].map(
-            |(key, usual)| {
-                let usual = Value::from(usual);
-                take(key, specials.get(key).filter(|value| !value.is_null()).unwrap_or(&usual))
-            },
-        );
+    let mut special = |key: &str, usual: &str| {
+        let usual = Value::from(usual);
+        take(key, specials.get(key).unwrap_or(&usual))
+    };
+    let (bos, eos) = (special("bos_token", BOS)?, special("eos_token", EOS)?);
+    let unknown = match specials.get("unk_token") {
+        // No token of its own: CLIP's vocabulary has every byte.
+        Some(Value::Null) => eos,
+        _ => special("unk_token", EOS)?,
+    };
+    let pad = special("pad_token", EOS)?;
     for key in ["additional_special_tokens", "extra_special_tokens"] {
         for token in specials.get(key).and_then(Value::as_array).into_iter().flatten() {
             take("special token", token)?;
         }
     }
-    Ok(Parts { bos: bos?, eos: eos?, pad: pad?, unknown: unknown?, tokens, own, merges, whole })
+    Ok(Parts { bos, eos, pad, unknown, tokens, own, merges, whole })
 }
 
 /// The tokens of a vocabulary, which has each id once.
@@ -239,7 +253,7 @@ fn of_whole_file(file: &Object, added: &mut Added) -> Result<(Vec<String>, Vec<(
     let merges =
         (1..).zip(list).map(|(n, value)| merge(value).ok_or(format!("merge {n} is {value}, and no pair")));
     let merges = merges.collect::<Result<_, String>>()?;
-    if let Some(list) = file.get("added_tokens").filter(|list| !list.is_null()) {
+    if let Some(list) = file.get("added_tokens") {
         added.read_list(list)?;
     }
     Ok((tokens, merges))
@@ -248,6 +262,11 @@ fn of_whole_file(file: &Object, added: &mut Added) -> Result<(Vec<String>, Vec<(
 /// An error unless `tokenizer.json` describes what [`super::Tokenizer::encode`] does.
 fn check_kind(file: &Object) -> Result<(), String> {
     let model = file.get("model").filter(|model| model.is_object()).ok_or("it has no model")?;
+    for (key, value) in [("version", file.get("version")), ("model.type", model.get("type"))] {
+        if value == Some(&Value::Null) {
+            return Err(format!("its {key} is null"));
+        }
+    }
     let kind = model.get("type").and_then(Value::as_str).unwrap_or("BPE");
     if kind != "BPE" {
         return Err(format!("its model is {kind:?}, and BPE is the one that is read"));

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use super::{Arguments, keys_of, read, set, take, unsupported};
 use crate::models::dit::DitConfig;
 
+/// The class.
+pub(super) const CLASS: &str = "DiTTransformer2DModel";
 /// The class of which a DiT was a case. It has other networks too, and other defaults.
 pub(super) const OLD_CLASS: &str = "Transformer2DModel";
 

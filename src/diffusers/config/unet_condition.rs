@@ -40,7 +40,7 @@ const SAME: [&str; 20] = [
     "resnet_time_scale_shift",
 ];
 
-/// Arguments of which denoir has the default alone, which null may stand for.
+/// Arguments of which denoir has the default alone.
 fn fixed() -> Value {
     json!({
         "reverse_transformer_layers_per_block": null,
@@ -138,7 +138,7 @@ pub(super) fn config(mut arguments: Arguments) -> Result<UNetConfig, String> {
     for (key, default) in fixed {
         let given = a.remove(&key).unwrap_or_default();
         let same = given == default || given.as_f64().is_some_and(|given| Some(given) == default.as_f64());
-        if !same && !given.is_null() {
+        if !same {
             return Err(unsupported(&key, &given.to_string().replace('"', ""), &default.to_string()));
         }
     }
@@ -154,8 +154,16 @@ pub(super) fn config(mut arguments: Arguments) -> Result<UNetConfig, String> {
     let hid_type: Option<String> = take(a, "encoder_hid_dim_type")?;
     match hid_type.as_deref() {
         None => {}
-        Some("text_proj") if !a["encoder_hid_dim"].is_null() => {}
+        Some("text_proj") if a["encoder_hid_dim"].is_null() => {
+            return Err("encoder_hid_dim is null, and encoder_hid_dim_type \"text_proj\" needs it".to_owned());
+        }
+        Some("text_proj") => {}
         Some(kind) => return Err(unsupported("encoder_hid_dim_type", kind, "text_proj")),
+    }
+    let width = "projection_class_embeddings_input_dim";
+    if let Some(kind) = class_embed.as_ref().filter(|kind| kind.ends_with("projection") && a[width].is_null())
+    {
+        return Err(format!("{width} is null, and class_embed_type {kind:?} needs it"));
     }
     zero_nulls(a, &OPTIONAL)?;
     // The library looks at the size of the table only where classes have no other form.

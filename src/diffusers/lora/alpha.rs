@@ -11,6 +11,9 @@ use crate::weights::{Weights, read_text};
 /// Longest `adapter_config.json` that is read.
 const MOST_BYTES: u64 = 1 << 20;
 
+/// Settings whose null peft fails on, whatever the layers.
+const NEVER_NULL: [&str; 5] = ["target_modules", "lora_dropout", "bias", "rank_pattern", "alpha_pattern"];
+
 /// peft's settings, or none.
 pub(super) struct Alphas {
     settings: Map<String, Value>,
@@ -49,6 +52,12 @@ impl Alphas {
         if is_set("use_dora") {
             return Err("it is a DoRA, which denoir does not have".to_owned());
         }
+        // The class of a file of settings, which those of metadata need not say.
+        let kind = Some("peft_type").filter(|_| !self.by_part);
+        let is_null = |key: &&str| get(key).is_some_and(Value::is_null);
+        if let Some(key) = NEVER_NULL.into_iter().chain(kind).find(is_null) {
+            return Err(format!("its {key} is null, which peft does not take"));
+        }
         // A pattern is a regular expression for the end of a name; scripts write names.
         let layer = layer.trim_start_matches(TEXT_MODEL);
         let of = |all: &str, patterns: &str| {
@@ -60,6 +69,11 @@ impl Alphas {
                 .find(|(name, _)| ends(name.trim_start_matches(['^']).trim_start_matches(TEXT_MODEL)));
             own.map(|(_, value)| value).or(get(all))
         };
+        for (all, patterns) in [("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")] {
+            if of(all, patterns).is_some_and(Value::is_null) {
+                return Err(format!("its {all} of {layer} is null, which peft does not take"));
+            }
+        }
         let said = of("r", "rank_pattern").and_then(Value::as_u64);
         if let Some(said) = said.filter(|said| *said != rank as u64) {
             return Err(format!("its metadata says rank {said} of {layer}, and its tensors have {rank}"));

@@ -86,6 +86,55 @@ fn five_spellings_are_the_adapters_that_the_library_reads() {
     assert_eq!(scales()[1], (3.0 / 2.0_f64.sqrt()) as f32);
 }
 
+/// Every setting of peft's set to null, in a file's metadata and in the file beside it.
+#[test]
+fn null_means_in_settings_what_it_means_to_peft() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/nulls.json");
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let at = tempfile::tempdir().unwrap();
+    let mut counts = [0; 2];
+    for case in golden["adapters"].as_array().unwrap() {
+        let by_part = case["by_part"] == true;
+        let named = |name: &str| match by_part {
+            true => Some(name.to_owned()).filter(|name| name.starts_with("unet.")),
+            false => Some(format!("base_model.model.{}", name.strip_prefix("unet.")?)),
+        };
+        let own: Numbers =
+            numbers("peft").into_iter().filter_map(|(name, t)| Some((named(&name)?, t))).collect();
+        let scales = |settings: &Map<String, Value>| -> Result<Value> {
+            let file = at.path().join("adapter_model.safetensors");
+            let mut notes = BTreeMap::new();
+            if by_part {
+                let of_part = settings.iter().map(|(key, value)| (format!("unet.{key}"), value));
+                notes.insert(METADATA.to_owned(), json!(of_part.collect::<BTreeMap<_, _>>()).to_string());
+            } else {
+                std::fs::write(at.path().join("adapter_config.json"), json!(settings).to_string()).unwrap();
+            }
+            let adapters = read(&written(&file, &own, &notes), &layers())?;
+            Ok(json!(adapters.iter().map(|adapter| adapter.scale).collect::<Vec<_>>()))
+        };
+        let rounded = |all: &Value| -> Value {
+            let all = all.as_array().unwrap().iter();
+            json!(all.map(|scale| scale.as_f64().unwrap() as f32).collect::<Vec<_>>())
+        };
+        let settings = case["settings"].as_object().unwrap();
+        for (key, wanted) in case["nulls"].as_object().unwrap() {
+            let mut settings = settings.clone();
+            settings[key] = Value::Null;
+            let got = scales(&settings);
+            counts[usize::from(got.is_err())] += 1;
+            match wanted.get("error") {
+                Some(_) => assert!(got.unwrap_err().report().contains(&**key), "{key}: {wanted}"),
+                None => {
+                    let scales = wanted.get("scales").unwrap_or(&case["scales"]);
+                    assert_eq!(got.unwrap(), rounded(scales), "{key}: {wanted}");
+                }
+            }
+        }
+    }
+    assert_eq!(counts, [70, 22]);
+}
+
 #[test]
 fn what_is_written_is_the_librarys_own_file() {
     let adapters = read_golden("kohya");
