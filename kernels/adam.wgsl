@@ -1,15 +1,16 @@
 // adam - one step of Adam with clipping, decoupled weight decay and a moving average of the parameters.
 //
-//   g   <- g * min(1, clip / (norm + 1e-6))                                  if clip > 0
+//   g   <- g * 2^-e * min(1, clip / (norm + 1e-6))                           the factor if clip > 0
 //   m    = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g^2
 //   p    = p - lr (correction1 m / (sqrt(correction2 v) + eps) + weight_decay p)
 //   ema  = ema - (1 - ema_decay) (ema - p)
 //
 //   params, grads, m, v, ema [n], a range of the flat parameters    norm [1]
 //
-// A norm that is not finite changes nothing. A thread has ITEMS elements, each of them one number or four, as
-// far apart as a workgroup is wide, so that neighbours read neighbours. References: Kingma & Ba 2015
-// (arXiv:1412.6980), Loshchilov & Hutter 2019 (arXiv:1711.05101).
+// e is the exponent of the loss's scale, 0 without one. A norm that is not finite changes nothing. A thread
+// has ITEMS elements, each of them one number or four, as far apart as a workgroup is wide, so that
+// neighbours read neighbours. References: Kingma & Ba 2015 (arXiv:1412.6980), Loshchilov & Hutter 2019
+// (arXiv:1711.05101).
 //!include lib/grid.wgsl
 //!include lib/state.wgsl
 
@@ -45,7 +46,8 @@ fn update(thread: Invocation) {
     if (bitcast<u32>(norm[0]) & 0x7f800000u) == 0x7f800000u {
         return;
     }
-    let scale = select(1.0, min(1.0, p.clip / (norm[0] + 1e-6)), p.clip > 0.0);
+    let clip = select(1.0, min(1.0, p.clip / (norm[0] + 1e-6)), p.clip > 0.0);
+    let scale = ldexp(clip, -state_loss_exponent());
     let correction1 = state_correction1();
     let correction2 = state_correction2();
     let lr = state_lr();

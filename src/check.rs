@@ -4,49 +4,21 @@
 //! Buffers are handed out filled with NaN between guard words, comparisons are of the form `err <= tol` so
 //! that NaN fails, and a failure prints everything that repeats it.
 
-use std::sync::{Arc, OnceLock};
+mod devices;
 
+use half::f16;
 use rand::RngExt as _;
 
+pub use self::devices::devices;
+use self::devices::{HALVES, half_devices};
 use crate::device::Device;
-use crate::device::cpu::Cpu;
-use crate::device::gpu::{Grid, adapters, shader::Dialect};
+use crate::ops::arithmetic::affine;
 use crate::philox::{Sequence, Stream};
 use crate::program::{Plan, Program};
 use crate::tape::{Tape, Tensor};
+use crate::tensor::DType;
 
-/// Every device that this machine has: the CPU device with one and with three threads, and each GPU with
-/// all that it offers and on the plain path (uniform buffers, no subgroups).
-pub fn devices() -> &'static [(String, Device)] {
-    static DEVICES: OnceLock<Vec<(String, Device)>> = OnceLock::new();
-    DEVICES.get_or_init(|| {
-        let cpu = |threads| Device::Cpu(Arc::new(Cpu::open(Some(threads)).expect("threads start")));
-        let mut all = vec![("cpu, 1 thread".to_owned(), cpu(1)), ("cpu, 3 threads".to_owned(), cpu(3))];
-        let adapters = adapters::list();
-        assert!(
-            !adapters.is_empty(),
-            "no Vulkan, Metal or DX12 adapter: the kernels cannot be checked. Run tools/test, which installs a software driver"
-        );
-        for adapter in adapters {
-            let open = || adapters::open(Some(&adapter.index.to_string())).expect("the adapter opens");
-            // Once as it ships, where a stray write reaches the guard words; once with the checks on.
-            let mut full = open();
-            full.checked = false;
-            // Many rows of workgroups and several sub-dispatches, which else only large launches have.
-            full.grid = Grid { row: 7, sub_dispatches: 3 };
-            let offers = full.dialect;
-            all.push((format!("{} with {offers:?}", adapter.name), Device::Gpu(Arc::new(full))));
-            if offers != Dialect::default() {
-                let mut plain = open();
-                plain.dialect = Dialect::default();
-                plain.checked = true;
-                all.push((format!("{} on the plain path", adapter.name), Device::Gpu(Arc::new(plain))));
-            }
-        }
-        all
-    })
-}
-
+#[derive(Clone)]
 enum Input {
     /// Differentiable values.
     Values(Vec<usize>, Vec<f32>),
@@ -55,10 +27,35 @@ enum Input {
     Words(Vec<usize>, Vec<u32>),
 }
 
+impl Input {
+    fn rounded(&self) -> Input {
+        let round = |values: &[f32]| values.iter().map(|&v| to_half_and_back(v)).collect();
+        match self {
+            Input::Values(shape, values) if shape.len() >= 2 => Input::Values(shape.clone(), round(values)),
+            Input::Fixed(shape, values) if shape.len() >= 2 => Input::Fixed(shape.clone(), round(values)),
+            other => other.clone(),
+        }
+    }
+
+    fn is_finite(&self) -> bool {
+        match self {
+            Input::Values(_, values) | Input::Fixed(_, values) => values.iter().all(|v| v.is_finite()),
+            Input::Words(..) => true,
+        }
+    }
+}
+
 /// Random numbers in (-1, 1) that depend on `salt` alone.
 pub fn random(salt: u32, n: usize) -> Vec<f32> {
     let mut rng = Sequence::new(2026, Stream::Generate, salt, 0);
     (0..n).map(|_| rng.random_range(-1.0..1.0_f32)).collect()
+}
+
+/// By how much of itself rounding to 16 bits changes a number, with room for what is made of two.
+const HALF_ROUNDING: f64 = 1e-3;
+
+fn to_half_and_back(v: f32) -> f32 {
+    f16::from_f32(v).to_f32()
 }
 
 /// A check under construction: the name and shapes that a failure prints, the inputs, the tolerance.
@@ -161,6 +158,29 @@ impl Check {
                 Some(first) => self.agree(device_name, first, &results),
             }
         }
+        let rounded = Check { inputs: self.inputs.iter().map(Input::rounded).collect(), ..self };
+        if half_devices().is_empty() || !rounded.inputs.iter().all(Input::is_finite) {
+            return;
+        }
+        rounded.in_halves(&record, &dy.into_iter().map(to_half_and_back).collect::<Vec<_>>());
+    }
+
+    /// Tensors of 16 bits against the CPU device, which has 32. The inputs fit 16 bits.
+    fn in_halves(&self, record: &impl Fn(&[Tensor]) -> Tensor, dy: &[f32]) {
+        let mut wanted: Vec<Vec<f64>> = Vec::new();
+        for (name, device) in devices().iter().take(1).chain(half_devices()) {
+            for (name, results) in self.on(device, name, record, dy) {
+                if wanted.is_empty() {
+                    wanted =
+                        results.iter().map(|values| values.iter().map(|&v| v.into()).collect()).collect();
+                }
+                for (i, (got, wanted)) in results.iter().zip(&wanted).enumerate() {
+                    let what = if i == 0 { "y".to_owned() } else { format!("gradient of input {}", i - 1) };
+                    let tolerance = self.tolerance * 4.0 + if i == 0 { 1.0 } else { 10.0 } * HALF_ROUNDING;
+                    self.compare(&name, &what, got, wanted, tolerance);
+                }
+            }
+        }
     }
 
     /// All elements of all results against those of the first device, to the bit where both are CPU
@@ -182,8 +202,9 @@ impl Check {
         let scale = wanted.iter().map(|v| v.abs()).fold(1e-3, f64::max);
         for (index, (got, wanted)) in got.iter().zip(wanted).enumerate() {
             let err = (f64::from(*got) - wanted).abs() / scale;
+            let overflows = device.contains(HALVES) && wanted.abs() >= 65_520.0 && got.is_infinite();
             assert!(
-                err <= tolerance,
+                err <= tolerance || overflows,
                 "{}\n  on {device}: {what} at {index} is {got}, wanted {wanted}; off by {err:.2e} of {scale:.3}",
                 self.describe()
             );
@@ -262,7 +283,12 @@ impl Check {
                 Input::Words(s, _) => tape.stored_u32(&store(i), s.as_slice()),
             })
             .collect();
-        let y = record(&tensors);
+        // What a program is given and what is read of it has 32 bits: copies between have what is checked.
+        let copy = |x: &Tensor| match x.dtype() == DType::F32 && x.dims().len() >= 2 {
+            true if matches!(device, Device::Gpu(gpu) if gpu.halves) => affine(x, 1.0, 0.0),
+            _ => x.clone(),
+        };
+        let y = copy(&record(&tensors.iter().map(copy).collect::<Vec<_>>()));
         let cotangent = tape.stored("dy", 0, y.shape().clone());
         let gradients = tape.backward_from(&y, &cotangent);
         let differentiable = tensors.iter().filter(|t| t.needs_grad());

@@ -2,13 +2,15 @@
 //!
 //! Compiling drops what no result depends on, gives every tensor a place in memory, and builds whatever the
 //! device needs to run the launches again without allocating, looking up or deciding anything. Its phases are
-//! files: `recompute` and `plan` choose and order the launches, `memory` shares memory between tensors,
+//! files: `recompute` and `plan` choose and order the launches, `memory` shares memory between tensors (`fit`:
+//! what that comes to),
 //! `tune` picks variants, `place` allocates, `cpu` and `gpu` make code; `described` writes a program down
 //! for a GPU that is elsewhere.
 
 mod access;
 mod cpu;
 mod described;
+mod fit;
 mod gpu;
 mod memory;
 mod place;
@@ -108,7 +110,7 @@ impl Program {
         sharing: Sharing,
     ) -> Result<Program> {
         plan.check_bindings(device)?;
-        let layout = plan.layout(sharing);
+        let layout = plan.layout_of(sharing, &plan.untuned());
         device.check_memory(Placement::bytes(plan, &layout, bound))?;
         // Before the program takes its memory: candidates need some too.
         let picked = match device {
@@ -127,7 +129,9 @@ impl Program {
         sharing: Sharing,
         picked: Vec<Option<Picked>>,
     ) -> Result<Program> {
-        let placement = Placement::allocate(plan, &plan.layout(sharing), device, bound)?;
+        let index = |picked: &Option<Picked>| picked.as_ref().map_or(0, |picked| picked.variant.index);
+        let variants: Vec<usize> = picked.iter().map(index).collect();
+        let placement = Placement::allocate(plan, &plan.layout_of(sharing, &variants), device, bound)?;
         let mut code = match device {
             Device::Cpu(cpu) => Code::Cpu(Arc::clone(cpu), CpuCode::new(plan, &placement, sharing)),
             Device::Gpu(gpu) => Code::Gpu(Arc::clone(gpu), Vec::new()),
@@ -217,9 +221,7 @@ impl Program {
         assert!(self.sharing != Sharing::Shared, "tensors of a shared program are gone after a run");
         for CompiledLaunch { name, label, writes, .. } in &self.launches {
             for place in writes.iter().filter_map(|id| self.placement.place(*id)) {
-                let mut values = vec![0.0_f32; place.bytes / 4];
-                self.device.read(&place.buffer, place.offset, bytemuck::cast_slice_mut(&mut values))?;
-                if values.iter().any(|v| !v.is_finite()) {
+                if self.read_place(place)?.iter().any(|v| !v.is_finite()) {
                     let name =
                         if label.is_empty() { (*name).to_owned() } else { format!("{label} ({name})") };
                     return Ok(Some(name));

@@ -33,6 +33,7 @@ pub use system::System;
 pub(crate) use tables::all_keys;
 
 use crate::data::{ConditionConfig, Resize};
+use crate::device::Precision;
 use crate::diffusion::{Betas, Keys, LossWeight, Prediction, TimestepSampling, Variance};
 use crate::models::classifier::ClassifierConfig;
 use crate::models::clip::TextConfig;
@@ -93,6 +94,9 @@ config! {
         /// Compute the model's blocks again in the backward pass instead of keeping what they computed: less
         /// memory, more time, the same numbers.
         pub checkpoint_blocks: bool = false,
+        /// Bits of the tensors between the kernels of a GPU: f32, or f16, which halves their memory and
+        /// scales the loss. Weights, moments, sums and statistics have 32.
+        pub precision: Precision = Precision::F32,
 
         /// Adam or AdamW.
         pub optimizer: Optimizer = Optimizer::Adam,

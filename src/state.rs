@@ -19,6 +19,8 @@ pub struct State {
     pub ema_decay: f32,
     /// Row of the sampler's table.
     pub row: u32,
+    /// Gradients are those of the loss times two to this power (see [`crate::ops::loss_scale`]).
+    pub loss_exponent: i32,
 }
 
 impl State {
@@ -28,7 +30,7 @@ impl State {
     /// The words of the store, as `kernels/lib/state.wgsl` reads them.
     pub fn words(&self) -> [u32; Self::WORDS] {
         let mut words = [0; Self::WORDS];
-        words[..9].copy_from_slice(&[
+        words[..10].copy_from_slice(&[
             self.seed as u32,
             (self.seed >> 32) as u32,
             self.step,
@@ -38,6 +40,7 @@ impl State {
             self.correction2.to_bits(),
             self.ema_decay.to_bits(),
             self.row,
+            self.loss_exponent as u32,
         ]);
         words
     }
@@ -45,7 +48,7 @@ impl State {
     /// The state that `words` hold.
     ///
     /// # Panics
-    /// When there are fewer than nine.
+    /// When there are fewer than ten.
     pub fn from_words(words: &[u32]) -> Self {
         State {
             seed: u64::from(words[0]) | u64::from(words[1]) << 32,
@@ -56,6 +59,7 @@ impl State {
             correction2: f32::from_bits(words[6]),
             ema_decay: f32::from_bits(words[7]),
             row: words[8],
+            loss_exponent: words[9] as i32,
         }
     }
 }
@@ -66,8 +70,8 @@ mod tests {
 
     #[test]
     fn words_round_trip() {
-        let state =
-            State { seed: 1 << 40 | 7, step: 3, first_sample: 9, lr: 0.5, row: 11, ..State::default() };
+        let mut state = State { seed: 1 << 40 | 7, step: 3, first_sample: 9, lr: 0.5, ..State::default() };
+        (state.row, state.loss_exponent) = (11, -12);
         assert_eq!(State::from_words(&state.words()), state);
     }
 }

@@ -5,6 +5,7 @@
 //! adds them up.
 
 mod backward;
+mod recorded;
 mod sums;
 
 use std::cell::{Cell, RefCell};
@@ -12,49 +13,10 @@ use std::fmt;
 use std::rc::Rc;
 
 pub use self::backward::Gradients;
+pub(crate) use self::recorded::{Entry, Home, Meta, Recording};
 pub(crate) use self::sums::KERNEL;
 use crate::launch::Recorded;
 use crate::tensor::{DType, Id, Shape};
-
-/// Where a tensor's data lives.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Home {
-    /// In memory that the program shares between temporaries.
-    Temporary,
-    /// In a store (parameters, gradients, inputs, ...) from this element on.
-    Stored { store: Rc<str>, first: usize },
-}
-
-pub(crate) struct Meta {
-    pub shape: Shape,
-    pub dtype: DType,
-    pub home: Home,
-    pub needs_grad: bool,
-}
-
-impl Meta {
-    pub fn bytes(&self) -> usize {
-        self.shape.elements() * self.dtype.bytes()
-    }
-}
-
-pub(crate) struct Entry {
-    pub recorded: Recorded,
-    pub reads: Vec<Id>,
-    pub writes: Vec<Id>,
-    /// The module of the model that recorded it: `down_blocks.0.resnets.1.conv1`.
-    pub label: Rc<str>,
-    /// Number of the block that [`Tape::checkpoint`] recorded it in.
-    pub block: Option<usize>,
-}
-
-/// Everything that a tape recorded.
-pub(crate) struct Recording<'a> {
-    pub metas: &'a [Meta],
-    pub entries: &'a [Entry],
-    /// Number of the first entry of the backward pass; with none, of all entries.
-    pub backward: usize,
-}
 
 /// Takes the gradients of the outputs, and gives those of the inputs. `None`: zero.
 type Derivative = Box<dyn FnOnce(&[Option<Tensor>]) -> Vec<Option<Tensor>>>;
@@ -151,6 +113,16 @@ impl Tensor {
         self.tape.0.metas.borrow()[self.id.0].needs_grad
     }
 
+    /// Keeps the tensor in 32 bits where a program has its tensors in 16 ([`Gpu::halves`]): sums and
+    /// statistics, which 16 bits hold too coarsely or not at all.
+    ///
+    /// [`Gpu::halves`]: crate::device::gpu::Gpu::halves
+    #[must_use]
+    pub fn exact(self) -> Tensor {
+        self.tape.0.metas.borrow_mut()[self.id.0].exact = true;
+        self
+    }
+
     /// The same data seen under another shape. Records nothing to compute.
     ///
     /// # Panics
@@ -176,7 +148,7 @@ impl Tape {
 
     fn tensor(&self, shape: Shape, dtype: DType, home: Home, needs_grad: bool) -> Tensor {
         let mut metas = self.0.metas.borrow_mut();
-        metas.push(Meta { shape: shape.clone(), dtype, home, needs_grad });
+        metas.push(Meta { shape: shape.clone(), dtype, home, needs_grad, exact: false });
         Tensor { tape: self.clone(), id: Id(metas.len() - 1), shape, dtype }
     }
 

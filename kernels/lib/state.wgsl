@@ -14,3 +14,5 @@ fn state_correction2() -> f32 { return bitcast<f32>(state[6]); }
 fn state_ema_decay() -> f32 { return bitcast<f32>(state[7]); }
 // Row of the sampler's table.
 fn state_row() -> u32 { return state[8]; }
+// The gradients are those of the loss times two to this power.
+fn state_loss_exponent() -> i32 { return bitcast<i32>(state[9]); }

@@ -6,10 +6,10 @@ use std::time::Instant;
 use indicatif::ProgressBar;
 
 use super::output::check_folder_of;
-use super::{bar, count, note};
-use crate::device::Device;
+use super::{bar, count, named, note};
 use crate::device::gpu::Gpu;
 use crate::device::gpu::tuning::{Tuning, TuningEvent};
+use crate::device::{Device, Precision};
 use crate::error::Result;
 
 #[derive(clap::Args)]
@@ -17,6 +17,9 @@ pub struct DeviceArgs {
     /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Bits of the tensors between a GPU's kernels: f32 or f16 [default: f32; of a training, the recipe's]
+    #[arg(long, value_parser = named::<Precision>)]
+    precision: Option<Precision>,
     /// On a GPU, time no variants of kernels: run the defaults, or what --tuning holds
     #[arg(long)]
     no_tune: bool,
@@ -37,7 +40,7 @@ pub struct DeviceAndThreads {
 
 impl DeviceAndThreads {
     pub fn open(&self) -> Result<Device> {
-        self.device.open_with(self.threads)
+        self.device.open_with(self.threads, self.device.precision.unwrap_or_default())
     }
 }
 
@@ -45,11 +48,21 @@ impl DeviceArgs {
     /// Opens the device. When a program is compiled, variants are timed that the tuning does not hold; on
     /// software drivers, where that takes long and gains little, the defaults run.
     pub fn open(&self) -> Result<Device> {
-        self.open_with(None)
+        self.open_in(self.precision.unwrap_or_default())
     }
 
-    fn open_with(&self, threads: Option<usize>) -> Result<Device> {
-        let device = Device::open_with(&self.device, threads)?;
+    /// As asked for, if it was.
+    pub fn precision(&self) -> Option<Precision> {
+        self.precision
+    }
+
+    /// As [`DeviceArgs::open`], of this precision.
+    pub fn open_in(&self, precision: Precision) -> Result<Device> {
+        self.open_with(None, precision)
+    }
+
+    fn open_with(&self, threads: Option<usize>, precision: Precision) -> Result<Device> {
+        let device = Device::open_with(&self.device, threads)?.with_precision(precision)?;
         if let Device::Gpu(gpu) = &device
             && !(self.no_tune && self.tuning.is_none())
         {

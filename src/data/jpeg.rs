@@ -34,8 +34,8 @@ pub(super) fn decode(file: &[u8]) -> Result<DynamicImage, String> {
     image.ok_or_else(|| format!("its data is not {w} x {h} pixels"))
 }
 
-/// An error where the file, up to its end of image (ITU-T T.81, B.1.1), does not hold all of its picture. Bytes
-/// after the end do not matter.
+/// An error where the file, up to its end of image (ITU-T T.81, B.1.1), does not hold all of its picture.
+/// Bytes after the end do not matter.
 fn check(file: &[u8]) -> Result<(), &'static str> {
     let next = |from: usize, wanted: fn(u8) -> bool| {
         let rest = file.get(from..).unwrap_or_default();

@@ -7,9 +7,23 @@ pub(crate) mod threads;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use cpu::{Cpu, Hold, Memory};
 use gpu::{Gpu, GpuBuffer, PendingCopy, adapters};
+
+/// Bits of the tensors that a program keeps between its launches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 32, as everything else has.
+    #[default]
+    F32,
+    /// 16, on a GPU that has them: half the memory and traffic. Weights, their gradients, moments, sums and
+    /// statistics have 32, and kernels compute in 32.
+    F16,
+}
 
 /// A device to allocate on and to run programs on. Clones are the same device.
 #[derive(Clone)]
@@ -101,6 +115,49 @@ impl Device {
                 n => format!("CPU, {n} threads"),
             },
             Device::Gpu(gpu) => gpu.name().to_owned(),
+        }
+    }
+
+    /// The device, just opened, for programs of this precision.
+    ///
+    /// # Errors
+    /// When it has no 16-bit floats.
+    ///
+    /// # Panics
+    /// When the device has clones.
+    pub fn with_precision(self, precision: Precision) -> Result<Self> {
+        let lacks = |what: String| {
+            let hint = "use --precision f32, or a GPU that has f16 among its features (`denoir devices`)";
+            Err(Error::usage(what).hint(hint))
+        };
+        match (precision, self) {
+            (Precision::F32, device) => Ok(device),
+            (Precision::F16, Device::Cpu(_)) => {
+                lacks("the CPU device keeps no tensors in 16 bits".to_owned())
+            }
+            (Precision::F16, Device::Gpu(gpu)) if !gpu.has_f16() => {
+                lacks(format!("{} has no 16-bit floats", gpu.name()))
+            }
+            (Precision::F16, Device::Gpu(mut gpu)) => {
+                Arc::get_mut(&mut gpu).expect("the device has no clones yet").halves = true;
+                Ok(Device::Gpu(gpu))
+            }
+        }
+    }
+
+    /// Of the programs that are compiled for it.
+    pub fn precision(&self) -> Precision {
+        match self {
+            Device::Gpu(gpu) if gpu.halves => Precision::F16,
+            _ => Precision::F32,
+        }
+    }
+
+    /// Whether weights that have 16 bits may stay so: they begin at multiples of 64 elements.
+    pub(crate) fn keeps_halves(&self) -> bool {
+        match self {
+            Device::Cpu(_) => true,
+            Device::Gpu(gpu) => gpu.halves && gpu.binds_at(128),
         }
     }
 

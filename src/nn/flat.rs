@@ -98,13 +98,14 @@ impl Flat {
         })
     }
 
-    /// Moves the parameters to a device. The CPU device keeps 16 bits as they are, half the memory, and
+    /// Moves the parameters to a device. The CPU device keeps 16 bits as they are, half the memory, as a GPU
+    /// with [`Precision::F16`](crate::device::Precision::F16) does, and
     /// `params` are recorded so from then on: what is computed from them is the same to the bit.
     ///
     /// # Errors
     /// When there is not enough memory, or the driver reports an error.
     pub fn upload(self, device: &Device, label: &str, params: &mut Params) -> Result<Buffer> {
-        params.halves = matches!((&self, device), (Flat::F16(_), Device::Cpu(_)));
+        params.halves = matches!(self, Flat::F16(_)) && device.keeps_halves();
         match self {
             Flat::F32(numbers) => moved(device, label, numbers, |piece| Cow::Borrowed(piece)),
             Flat::F16(halves) if params.halves => moved(device, label, halves, |piece| Cow::Borrowed(piece)),

@@ -48,8 +48,8 @@ pub struct AdamTensors<'a> {
 
 /// One step of Adam on `tensors`, given `norm [1]` of their gradients (of
 /// [`grad_norm`](crate::ops::grad_norm::grad_norm)) and the `state`, which holds learning rate, bias
-/// corrections and EMA decay. If the norm is not finite, nothing changes at all, so that no bad step can
-/// spoil the parameters.
+/// corrections, EMA decay and the scale of the loss (which the norm is without). If the norm is not finite,
+/// nothing changes at all, so that no bad step can spoil the parameters.
 ///
 /// Sources: `torch.optim.AdamW`, `torch.nn.utils.clip_grad_norm_`, and `EMAModel` of diffusers.
 #[track_caller]
@@ -84,7 +84,8 @@ fn adam_in_ranges(options: AdamOptions, tensors: AdamTensors, norm: &Tensor, sta
             if !norm.is_finite() {
                 return;
             }
-            let scale = options.clip.map_or(1.0, |clip| (clip as f32 / (norm + 1e-6)).min(1.0));
+            let clip = options.clip.map_or(1.0, |clip| (clip as f32 / (norm + 1e-6)).min(1.0));
+            let scale = clip * 2.0_f32.powi(-state.loss_exponent);
             let rest_ema = 1.0 - state.ema_decay;
             let [p, g, m, v, ema] = [0, 1, 2, 3, 4].map(|i| io.write(i).par_chunks_mut(CHUNK));
             p.zip(g).zip(m).zip(v).zip(ema).for_each(|((((p, g), m), v), ema)| {

@@ -85,9 +85,9 @@ fn record(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Ten
     assert!(d <= WIDEST, "attention: a head is at most {WIDEST} channels wide: {}", shapes());
     assert!(!causal || queries == keys, "attention_causal: as many keys as queries: {}", shapes());
     let size = Size { n, heads, d, queries, keys, causal };
-
     let lse_shape = [n, heads, queries].into();
     let [y, lse] = q.tape().launch(Forward(size).recorded(), &[q, k, v], [q.shape().clone(), lse_shape]);
+    let lse = lse.exact();
     let (saved_q, saved_k, saved_v, saved_y) = (q.clone(), k.clone(), v.clone(), y.clone());
     q.tape().derivative(&[q, k, v], &[&y], move |dy| {
         let Some(dy) = &dy[0] else { return vec![None, None, None] };

@@ -104,6 +104,7 @@ mod tests {
         correction2: 0.0,
         ema_decay: 0.0,
         row: 0,
+        loss_exponent: 0,
     };
 
     /// What each element is multiplied by: 0, or 1 / (1 - p).

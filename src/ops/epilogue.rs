@@ -78,7 +78,7 @@ impl<'a> Epilogue<'a> {
             let view = View { outer, rows: x.elements() / columns / outer, columns };
             let sum = Sum { name, view, scale: 1.0, products: false };
             let [sum] = x.tape().launch(sum.recorded(), &[x], [[outer, columns].into()]);
-            sum
+            sum.exact()
         };
         let dshift = added.shift.then(|| sum(dy, dy.elements() / columns / added.pixels));
         let dbias = dbias.or_else(|| added.bias.then(|| sum(dshift.as_ref().unwrap_or(dy), 1)));

@@ -35,10 +35,10 @@ pub fn fold_upsample(w: &Tensor) -> Tensor {
     let [v] = w.tape().launch(recorded, &[w], [[kh + 1, kw + 1, cols, rows].into()]);
     let shape = w.shape().clone();
     w.tape().derivative(&[w], &[&v], move |dv| {
-        let Some(dv) = &dv[0] else { return vec![None] };
+        let Some(dv) = dv[0].clone().map(Tensor::exact) else { return vec![None] };
         let name = "fold_upsample backward";
         let fold = Fold { name, backward: true, rows: cols, cols: rows, ..fold };
-        let [dw] = dv.tape().launch(fold, &[dv], [shape]);
+        let [dw] = dv.tape().launch(fold, &[&dv], [shape]);
         vec![Some(dw)]
     });
     v

@@ -83,7 +83,8 @@ fn gather_in_ranges(data: &Tensor, rows: usize, shape: [usize; 3], sample: &Tens
     // Of the data, only what is picked is read.
     let extra_bytes = (n * elements * if bytes { 1 } else { 4 }) as i64 - stored as i64 * 4;
     let launch = Recorded::new(launch, LaunchInfo { extra_bytes, ..LaunchInfo::default() });
-    let [y] = sample.tape().launch(launch, &[data, sample], [[n, h, width, channels].into()]);
+    let [y] =
+        sample.tape().launch(launch, &[data, sample], [[n, h, width, channels].into()]).map(Tensor::exact);
     y
 }
 

@@ -83,6 +83,7 @@ pub fn group_norm_of(
     let y = Shape::from([&dims[..dims.len() - 1], &[c]].concat().as_slice());
     let reads: Vec<&Tensor> = inputs.iter().copied().chain([gamma, beta]).collect();
     let [y, statistics] = gamma.tape().launch(forward(norm), &reads, [y, [n, 2, c].into()]);
+    let statistics = statistics.exact();
     let saved: Vec<Tensor> = reads.iter().copied().chain([&statistics]).cloned().collect();
     gamma.tape().derivative(&reads, &[&y], move |dy| {
         let (inputs, parameters) = saved.split_at(saved.len() - 3);
@@ -99,6 +100,7 @@ pub fn group_norm_of(
             let [sums, left, right] = tape.launch(launch, &reads, [sums, shape(0), shape(1)]);
             (sums, vec![left, right])
         };
+        let sums = sums.exact();
         let [dgamma, dbeta] = tape.launch(backward_parameters(norm), &[&sums], [[c].into(), [c].into()]);
         dx.into_iter().chain([dgamma, dbeta]).map(Some).collect()
     });

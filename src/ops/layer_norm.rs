@@ -64,6 +64,7 @@ pub fn layer_norm(x: &Tensor, affine: Affine, eps: f32) -> Tensor {
     let norm = Norm { rows, c, per: rows / sets, scaled: !parameters.is_empty(), more, eps };
     let reads: Vec<&Tensor> = std::iter::once(x).chain(parameters).collect();
     let [y, statistics] = x.tape().launch(norm.forward(), &reads, [x.shape().clone(), [rows, 2].into()]);
+    let statistics = statistics.exact();
     let saved: Vec<Tensor> = reads.iter().map(|&read| read.clone()).collect();
     x.tape().derivative(&reads, &[&y], move |dy| {
         let Some(dy) = &dy[0] else { return vec![None; saved.len()] };
@@ -73,7 +74,8 @@ pub fn layer_norm(x: &Tensor, affine: Affine, eps: f32) -> Tensor {
         if saved.len() == 1 {
             return dy.tape().launch(backward, &reads, [dx]).map(Some).into();
         }
-        dy.tape().launch(backward, &reads, [dx, shape.clone(), shape]).map(Some).into()
+        let [dx, dscale, dshift] = dy.tape().launch(backward, &reads, [dx, shape.clone(), shape]);
+        [dx, dscale.exact(), dshift.exact()].map(Some).into()
     });
     y
 }

@@ -25,6 +25,7 @@ pub mod guidance;
 pub mod layer_norm;
 pub mod loss;
 pub mod loss_history;
+pub mod loss_scale;
 pub mod matmul;
 pub mod noising;
 pub mod positions;
@@ -71,6 +72,7 @@ pub static KERNELS: &[&Kernel] = &[
     &layer_norm::KERNEL,
     &loss::KERNEL,
     &loss_history::KERNEL,
+    &loss_scale::KERNEL,
     &noising::KERNEL,
     &positions::KERNEL,
     &quantise::KERNEL,

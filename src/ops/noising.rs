@@ -74,7 +74,7 @@ pub fn noising(x0: &Tensor, table: &Tensor, state: &Tensor, t: Option<&Tensor>) 
         },
     );
     let reads: Vec<&Tensor> = [x0, table, state].into_iter().chain(t).collect();
-    let [x_t, target, t] = x0.tape().launch(launch, &reads, shapes);
+    let [x_t, target, t] = x0.tape().launch(launch, &reads, shapes).map(Tensor::exact);
     (x_t, target, t)
 }
 
@@ -106,7 +106,7 @@ pub fn gaussian(shape: impl Into<Shape>, stream: Stream, state: &Tensor) -> Tens
         },
     );
     let [z] = state.tape().launch(launch, &[state], [shape]);
-    z
+    z.exact()
 }
 
 fn dispatch<'a>(

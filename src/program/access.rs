@@ -1,10 +1,17 @@
 //! Reading and writing the stores and tensors of a program.
 
+use half::f16;
+
 use super::Program;
 use super::place::Place;
 use crate::device::Buffer;
 use crate::error::Result;
 use crate::tape::Tensor;
+
+/// The numbers of words that hold two of 16 bits each.
+pub(super) fn widened(words: &[u32]) -> Vec<f32> {
+    bytemuck::cast_slice(words).iter().map(|&bits| f16::from_bits(bits).to_f32()).collect()
+}
 
 impl Program {
     #[track_caller]
@@ -78,8 +85,15 @@ impl Program {
         let Some(place) = self.placement.place(tensor.id()) else {
             panic!("nothing in the program touches {tensor:?}")
         };
-        let mut out = vec![0.0_f32; place.bytes / 4];
-        self.device.read(&place.buffer, place.offset, bytemuck::cast_slice_mut(&mut out))?;
+        let mut out = self.read_place(place)?;
+        out.truncate(tensor.elements());
         Ok(out)
+    }
+
+    /// The numbers of a place, those that fill its last word included.
+    pub(super) fn read_place(&self, place: &Place) -> Result<Vec<f32>> {
+        let mut bytes = vec![0_u32; place.bytes / 4];
+        self.device.read(&place.buffer, place.offset, bytemuck::cast_slice_mut(&mut bytes))?;
+        Ok(if place.half { widened(&bytes) } else { bytemuck::cast_vec(bytes) })
     }
 }

@@ -43,9 +43,10 @@ fn bind_dispatch(
     sub_dispatches: usize,
 ) -> Result<Vec<Bound>> {
     let range = |bind: &Bind| {
-        let (buffer, [offset, bytes]) = range_of(step, bind, operands.of(bind.slot));
+        let place = operands.of(bind.slot);
+        let (buffer, [offset, bytes]) = range_of(step, bind, place);
         let Buffer::Gpu(buffer) = buffer else { unreachable!("a GPU program has GPU memory") };
-        (bind.name, Range { buffer, offset, bytes })
+        (bind.name, Range { buffer, offset, bytes, half: place.half })
     };
     let ranges: Vec<(&str, Range)> = dispatch.binds.iter().map(range).collect();
     let Dispatch { kernel, entry, knobs, .. } = *dispatch;
@@ -55,9 +56,11 @@ fn bind_dispatch(
 
 /// The part of a tensor's memory that a binding sees: first byte and bytes.
 pub(super) fn range_of<'a, B>(step: &Step, bind: &Bind, place: &'a Place<B>) -> (&'a B, [usize; 2]) {
-    let (first, count) = bind.range.unwrap_or((0, place.bytes / 4));
-    assert!((first + count) * 4 <= place.bytes, "{}: range outside the tensor", step.name());
-    (&place.buffer, [place.offset + first * 4, count * 4])
+    let Some((first, count)) = bind.range else { return (&place.buffer, [place.offset, place.bytes]) };
+    let element = if place.half { 2 } else { 4 };
+    let [first, end] = [first, first + count].map(|number| number * element);
+    assert!(end <= place.bytes, "{}: range outside the tensor", step.name());
+    (&place.buffer, [place.offset + first, (end - first).next_multiple_of(4)])
 }
 
 /// The parameters and workgroups of a dispatch, or of the sub-dispatches that it may be cut into.

@@ -7,7 +7,7 @@ use super::plan::{Plan, Spot, Step};
 use crate::device::{Buffer, Device};
 use crate::error::Result;
 use crate::launch::Slot;
-use crate::tensor::Id;
+use crate::tensor::{DType, Id};
 
 /// Memory of one tensor, in a buffer of a device or in one that is only named.
 #[derive(Clone)]
@@ -16,6 +16,8 @@ pub(super) struct Place<B = Buffer> {
     /// First byte.
     pub offset: usize,
     pub bytes: usize,
+    /// It holds f16, where the launches see f32.
+    pub half: bool,
 }
 
 /// Memory of the tensors of one step.
@@ -100,7 +102,10 @@ impl<B: Clone> Placement<B> {
         let blocks = blocks.collect::<Result<Vec<_>>>()?;
         let mut stores = BTreeMap::new();
         for (name, bytes) in plan.stores() {
-            stores.insert(name.to_owned(), Place { buffer: store(name, bytes)?, offset: 0, bytes });
+            stores.insert(
+                name.to_owned(),
+                Place { buffer: store(name, bytes)?, offset: 0, bytes, half: false },
+            );
         }
         let temporaries: Vec<Place<B>> = layout
             .places
@@ -110,16 +115,18 @@ impl<B: Clone> Placement<B> {
                 buffer: blocks[block].clone(),
                 offset,
                 bytes: lifetime.bytes,
+                half: false,
             })
             .collect();
-        let place = |(spot, bytes): &(Spot, usize)| match spot {
-            Spot::Temporary(n) => Some(temporaries[*n].clone()),
+        let place = |((spot, bytes), dtype): (&(Spot, usize), &DType)| match spot {
+            Spot::Temporary(n) => Some(Place { half: *dtype == DType::F16, ..temporaries[*n].clone() }),
             Spot::Stored { store, offset } => {
-                Some(Place { offset: *offset, bytes: *bytes, ..stores[&**store].clone() })
+                let half = *dtype == DType::F16;
+                Some(Place { offset: *offset, bytes: *bytes, half, ..stores[&**store].clone() })
             }
             Spot::Unused => None,
         };
-        let places = plan.spots.iter().map(place).collect();
+        let places = plan.spots.iter().zip(&plan.dtypes).map(place).collect();
         Ok(Placement { blocks, stores, places, temporaries })
     }
 

@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use super::memory::{Layout, Lifetime, Sharing};
+use super::memory::Lifetime;
 use super::recompute::{Needed, Order};
+use crate::device::Device;
 use crate::device::gpu::adapters::Traits;
-use crate::device::{Device, size};
-use crate::error::{Error, Result};
-use crate::launch::{Bind, Cost, Dispatch, LaunchInfo, Recorded, Slot, Tuning};
+use crate::launch::{Cost, Dispatch, LaunchInfo, Recorded, Tuning};
 use crate::tape::{Entry, Home, Recording, Tape, Tensor};
 use crate::tensor::{DType, Id};
 
@@ -45,9 +44,9 @@ impl Step {
         self.recorded.dispatches(variant)
     }
 
-    /// The dispatches on an adapter that nothing was tuned for.
-    fn untuned(&self, adapter: &Traits) -> Vec<Dispatch> {
-        self.dispatches(self.tuning().variants(adapter).first().map_or(0, |variant| variant.index))
+    /// The variant on an adapter that nothing was tuned for.
+    pub(super) fn untuned(&self, adapter: &Traits) -> usize {
+        self.tuning().variants(adapter).first().map_or(0, |variant| variant.index)
     }
 }
 
@@ -113,12 +112,19 @@ impl Plan {
             Home::Stored { store, .. } => Some(store.clone()),
             Home::Temporary => None,
         };
-        // A GPU has weights of 16 bits widened.
+        // What the host reads of a program has 32 bits.
+        let halves = adapter.is_some_and(|adapter| adapter.halves);
+        let is_half =
+            |id: Id| meta_of(id).may_be_half() && store_of(&id).is_none() && !needed.outputs.contains(&id);
         let dtype_of = |id: Id| match meta_of(id).dtype {
-            DType::F16 if needed.for_gpu => DType::F32,
+            DType::F32 if halves && is_half(id) => DType::F16,
+            DType::F16 if needed.for_gpu && !halves => DType::F32,
             dtype => dtype,
         };
-        let bytes_of = |id: Id| meta_of(id).shape.elements() * dtype_of(id).bytes();
+        let bytes_of = |id: Id| {
+            let bytes = meta_of(id).shape.elements() * dtype_of(id).bytes();
+            if needed.for_gpu { bytes.next_multiple_of(4) } else { bytes }
+        };
         let mut plan = Plan {
             steps: Vec::new(),
             spots: all().map(|id| (Spot::Unused, bytes_of(id))).collect(),
@@ -152,8 +158,8 @@ impl Plan {
             if let Some(source) = kept_from.filter(|_| *keeps_results) {
                 unwritten.extend(writes.iter().map(|id| (*id, source)));
             }
-            let halves = reads.iter().filter(|id| dtype_of(**id) == DType::F16);
-            let widened: Vec<usize> = halves.map(|id| meta_of(*id).shape.elements()).collect();
+            let narrow = reads.iter().filter(|id| !needed.for_gpu && dtype_of(**id) == DType::F16);
+            let widened: Vec<usize> = narrow.map(|id| meta_of(*id).shape.elements()).collect();
             let scratch = blocks.iter().chain(&widened).enumerate().map(|(i, &elements)| {
                 let kept = i == 0 && kept_from.is_some();
                 let (first, last) = if kept { (0, order.runs.len()) } else { (time, time) };
@@ -231,74 +237,9 @@ impl Plan {
     fn count(&self, which: impl Fn(&Step) -> bool) -> usize {
         let launches = |step: &Step| match &self.adapter {
             None => 1,
-            Some(adapter) => step.untuned(adapter).len(),
+            Some(adapter) => step.dispatches(step.untuned(adapter)).len(),
         };
         self.steps.iter().filter(|step| which(step)).map(launches).sum()
-    }
-
-    /// Bytes of temporary tensors if each had its own memory.
-    pub fn separate_bytes(&self) -> u64 {
-        self.lifetimes.iter().map(|l| l.bytes as u64).sum()
-    }
-
-    /// Bytes of temporary tensors with memory shared.
-    pub fn shared_bytes(&self) -> u64 {
-        self.layout(Sharing::Shared).bytes()
-    }
-
-    pub(super) fn layout(&self, sharing: Sharing) -> Layout {
-        Layout::of(&self.lifetimes, self.adapter.is_some(), sharing)
-    }
-
-    /// The largest range that a dispatch binds untuned, in bytes; on the CPU device the largest tensor that a
-    /// launch touches.
-    pub(crate) fn largest_binding(&self) -> u64 {
-        if self.adapter.is_none() {
-            let used = self.spots.iter().filter(|(spot, _)| !matches!(spot, Spot::Unused));
-            return used.map(|(_, bytes)| *bytes as u64).max().unwrap_or(0);
-        }
-        self.steps.iter().map(|step| self.binding_of(step)).max().unwrap_or(0)
-    }
-
-    /// The largest range that a dispatch of `step` binds untuned, in bytes.
-    fn binding_of(&self, step: &Step) -> u64 {
-        let untuned = self.adapter.as_ref().map(|adapter| step.untuned(adapter)).unwrap_or_default();
-        let bytes = |bind: &Bind| match (bind.range, bind.slot) {
-            (Some((_, count)), _) => count * 4,
-            (None, Slot::Read(i)) => self.spots[step.reads[i].0].1,
-            (None, Slot::Write(i)) => self.spots[step.writes[i].0].1,
-            (None, Slot::Scratch(i)) => self.lifetimes[step.scratch[i]].bytes,
-        };
-        untuned.iter().flat_map(|dispatch| &dispatch.binds).map(|bind| bytes(bind) as u64).max().unwrap_or(0)
-    }
-
-    /// An error that names a launch that binds more than `device` allows.
-    pub(crate) fn check_bindings(&self, device: &Device) -> Result<()> {
-        let Device::Gpu(gpu) = device else { return Ok(()) };
-        let Some(step) = self.steps.iter().find(|step| self.binding_of(step) > gpu.max_binding()) else {
-            return Ok(());
-        };
-        let label = if step.label.is_empty() { String::new() } else { format!(" of {}", step.label) };
-        let [needed, most] = [self.binding_of(step), gpu.max_binding()].map(size);
-        let message =
-            format!("{}{label} binds a tensor of {needed}, {} at most {most}", step.name(), gpu.name());
-        Err(Error::new(message).hint("take a smaller batch or smaller images, or use --device cpu"))
-    }
-
-    /// The plan of the first of `batches`, tried in order, whose tensors `device` can bind; of the last, if
-    /// it can bind none. `plan_of` gives the plan of a batch, with what else the caller wants of it.
-    pub(crate) fn of_batch<T>(
-        device: &Device,
-        batches: impl IntoIterator<Item = usize>,
-        plan_of: impl FnMut(usize) -> (Plan, T),
-    ) -> (Plan, T) {
-        let mut plans = batches.into_iter().map(plan_of).peekable();
-        loop {
-            let (plan, more) = plans.next().expect("a batch to plan for");
-            if plan.check_bindings(device).is_ok() || plans.peek().is_none() {
-                return (plan, more);
-            }
-        }
     }
 
     /// Sizes of the stores that the program uses, in bytes.

@@ -47,7 +47,13 @@ pub struct Metrics {
     /// per dimension; of one that learns its noise schedule, the whole bound in continuous time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<f32>,
-    /// Norm of the gradient before clipping.
+    /// Factor of the loss in the backward pass, where that is scaled: with precision = f16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f32>,
+    /// How many steps before this one were skipped, because a gradient left the range of 16-bit floats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<f32>,
+    /// Norm of the gradient before clipping; 0 where the step was skipped.
     pub grad_norm: f32,
     /// Learning rate.
     pub lr: f64,

@@ -109,8 +109,8 @@ impl Record {
         let damaged = |e: &str| {
             Error::new(format!("{} is damaged", path.display()))
                 .hint(
-                    "delete it to go on without comparing the data with what the run was trained on; the images \
-                     seen so far are then counted as if every step had taken as many as the last",
+                    "delete it to go on without comparing the data with what the run was trained on; the \
+                     images seen so far are then counted as if every step had taken as many as the last",
                 )
                 .caused_by(e)
         };

@@ -7,6 +7,7 @@ use super::pictures::STRIPS;
 use super::step::{ACCUMULATED, Recorded, record_optimiser};
 use crate::codec::Codec;
 use crate::device::Device;
+use crate::device::gpu::adapters::Traits;
 use crate::program::Plan;
 use crate::recipe::Recipe;
 use crate::tape::Tape;
@@ -32,6 +33,8 @@ pub struct DryRun {
     pub activation_bytes_shared: u64,
     /// If each tensor had memory of its own.
     pub activation_bytes_separate: u64,
+    /// With sharing, if they had 16 bits; `None` where they have, and on a device that has none.
+    pub activation_bytes_halved: Option<u64>,
     /// With sharing, if nothing were made once more.
     pub activation_bytes_kept: u64,
     /// Bytes of the largest tensor that a kernel binds.
@@ -75,9 +78,19 @@ impl DryRun {
             optimiser_bytes: 3 * flat,
             activation_bytes_shared: plan.shared_bytes(),
             activation_bytes_separate: plan.separate_bytes(),
+            activation_bytes_halved: halved(device)
+                .map(|halves| Plan::for_adapter(&tape, &[], halves).shared_bytes()),
             activation_bytes_kept: kept.shared_bytes(),
             largest_binding: plan.largest_binding(),
             pictures: pictures.unwrap_or_else(|e| panic!("DryRun: {e}")),
         }
+    }
+}
+
+/// The properties of a GPU that could keep tensors in 16 bits, if it did.
+fn halved(device: &Device) -> Option<Traits> {
+    match device {
+        Device::Gpu(gpu) if gpu.has_f16() && !gpu.halves => Some(Traits { halves: true, ..gpu.traits() }),
+        _ => None,
     }
 }

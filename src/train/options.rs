@@ -1,5 +1,6 @@
 //! How a step of training makes new weights of gradients.
 
+use crate::device::Precision;
 use crate::ops::adam::AdamOptions;
 use crate::ops::codebook::CodebookOptions;
 use crate::optim::{Ema, EmaWarmup, LrSchedule};
@@ -43,6 +44,10 @@ pub struct TrainOptions {
     /// Compute what [`Scope::block`](crate::nn::Scope::block) records once more in the backward pass: less
     /// memory, more time, the same numbers.
     pub checkpoint_blocks: bool,
+    /// Multiply the loss by a power of two that keeps the gradients within the range of 16-bit floats, and
+    /// skip steps where one leaves it ([`crate::ops::loss_scale`]). Always on where the device keeps tensors
+    /// in 16 bits.
+    pub loss_scaling: bool,
     /// What a step does to a codebook beside its gradient; `None`: the model has none.
     pub codebook: Option<CodebookOptions>,
 }
@@ -78,6 +83,7 @@ impl TrainOptions {
             clip_norm: (recipe.clip_norm > 0.0).then_some(recipe.clip_norm),
             ema: Ema { decay: recipe.ema_decay, warmup: recipe.ema_warmup.then_some(warmup) },
             checkpoint_blocks: recipe.checkpoint_blocks,
+            loss_scaling: recipe.precision == Precision::F16,
             codebook: recipe.has_codebook().then_some(codebook),
         }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::batch::Written;
 use super::options::TrainOptions;
-use super::step::Metrics;
+use super::step::{LOSS_SCALE, Metrics};
 use crate::device::{Device, PendingRead};
 use crate::error::Result;
 
@@ -22,7 +22,8 @@ pub struct Outcome {
     pub samples: Vec<f32>,
     /// The times of these samples, in [0, 1).
     pub times: Vec<f32>,
-    /// Of the gradient, before it is clipped.
+    /// Of the gradient, before it is clipped; 0 where the step was skipped (see
+    /// [`TrainOptions::loss_scaling`]).
     pub grad_norm: f32,
     /// The step's learning rate.
     pub lr: f64,
@@ -51,6 +52,9 @@ pub(super) struct Diverged {
     pub loss: f32,
     pub norm: Option<f32>,
 }
+
+/// A scale of the loss at which gradients that are not finite are not those of a large scale.
+const LEAST_SCALE: f32 = 1e-4;
 
 /// A submitted step.
 pub(super) struct Pending {
@@ -89,7 +93,12 @@ impl Pending {
             }
         }
         let mean = |place: usize| (sums[place] / accumulation as f64) as f32;
-        let (loss, grad_norm) = (mean(Metrics::LOSS), metrics[Metrics::NORM]);
+        let (loss, mut grad_norm) = (mean(Metrics::LOSS), metrics[Metrics::NORM]);
+        let scale = layout.parts.iter().position(|name| *name == LOSS_SCALE).map(|i| mean(Metrics::part(i)));
+        if !grad_norm.is_finite() && scale.is_some_and(|scale| scale > LEAST_SCALE) {
+            // The step was skipped.
+            grad_norm = 0.0;
+        }
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Ok(Err(Diverged { micro: accumulation - 1, loss, norm: Some(grad_norm) }));
         }

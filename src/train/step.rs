@@ -8,10 +8,11 @@ use super::codes::record_update;
 use super::options::TrainOptions;
 use crate::device::Buffer;
 use crate::error::Result;
-use crate::nn::{self, Params, Scope};
+use crate::nn::{self, Init, Params, Scope};
 use crate::ops::adam::{AdamTensors, adam};
 use crate::ops::arithmetic::affine;
 use crate::ops::grad_norm::grad_norm;
+use crate::ops::loss_scale::{SCALER, scale_loss, unscale_norm, update_scale};
 use crate::program::{Plan, Program, Sharing};
 use crate::state::State;
 use crate::tape::{Tape, Tensor};
@@ -27,6 +28,9 @@ pub(super) const ACCUMULATED: &str = "accumulated";
 pub(super) const STATE: &str = "state";
 /// Store of a step's numbers: the norm of the gradient, the loss, then the loss's parts.
 pub(super) const METRICS: &str = "metrics";
+/// Name of the scale of the loss, in checkpoints and metrics, and of the number of steps that it skipped.
+pub(super) const LOSS_SCALE: &str = "loss_scale";
+pub(super) const SKIPPED: &str = "skipped";
 /// Elements from one number to the next, because a binding begins at a multiple of these.
 const METRIC: usize = 64;
 
@@ -68,6 +72,11 @@ pub(super) struct Recorded {
     pub metrics: Metrics,
 }
 
+/// Of each step, where the loss is scaled.
+fn scaler_of(scope: &Scope) -> Tensor {
+    scope.state(LOSS_SCALE, [SCALER], Init::Zeros, 0.0)
+}
+
 fn state_of(tape: &Tape) -> Tensor {
     tape.stored_u32(STATE, [State::WORDS])
 }
@@ -89,10 +98,19 @@ pub(super) fn record_batch(
     for (name, number) in parts.iter().chain([&("loss", total.clone())]) {
         assert_eq!(number.elements(), 1, "the objective's {name} is {}, not one number", number.shape());
     }
-    let names = parts.iter().map(|(name, _)| *name).collect();
-    let metrics = Metrics { parts: names, samples: samples.as_ref().map_or(0, |[each, _]| each.elements()) };
     // Gradients of the mean over all accumulated batches.
     let share = batch.constant("share", [1], vec![1.0 / options.accumulation as f32]);
+    let mut parts = parts;
+    let share = match options.loss_scaling {
+        false => share,
+        true => {
+            let [share, scale, skipped] = scale_loss(&share, &scaler_of(&scope));
+            parts.extend([(LOSS_SCALE, scale), (SKIPPED, skipped)]);
+            share
+        }
+    };
+    let names = parts.iter().map(|(name, _)| *name).collect();
+    let metrics = Metrics { parts: names, samples: samples.as_ref().map_or(0, |[each, _]| each.elements()) };
     let gradients = tape.backward_from(&total, &share);
     nn::place_gradients(&tape, &gradients);
     tape.labelled("loss", || {
@@ -125,10 +143,18 @@ pub(super) fn record_batch(
 pub(super) fn record_optimiser(tape: &Tape, options: &TrainOptions, params: &Params, store: &str) {
     let elements = params.trained();
     tape.labelled("optimiser", || {
-        let state = state_of(tape);
+        let mut state = state_of(tape);
         let gradients = tape.stored(store, 0, [elements]);
         let [weights, ema, m, v] = STORES.map(|s| tape.stored(s, 0, [elements]));
-        let norm = grad_norm(&gradients);
+        let mut norm = grad_norm(&gradients);
+        if options.loss_scaling {
+            let spec = params.find(LOSS_SCALE).expect("the batch was recorded with it");
+            let scaler = tape.stored(nn::STORE, spec.first, spec.shape.clone());
+            let (scaled, words) = (norm, tape.stored_u32("adam_state", [State::WORDS]));
+            norm = unscale_norm(&scaled, &scaler);
+            update_scale([options.beta1, options.beta2], &scaled, &state, &words, &scaler);
+            state = words;
+        }
         if let Some(codebook) = options.codebook {
             record_update(tape, codebook, params, STORES, &norm);
         }

@@ -9,6 +9,7 @@ use super::follower::{check_weights, saves};
 use super::objective::{ACCURACY, KL, RECONSTRUCTION};
 use super::outcome::{Ended, Outcome};
 use super::session::{FORWARD, Session, Watch};
+use super::step::{LOSS_SCALE, SKIPPED};
 use super::times::Times;
 use crate::checkpoint;
 use crate::device::resident_memory;
@@ -257,6 +258,8 @@ impl Session {
             accuracy_by_t: by_t.filter(|_| classifies).map(|(right, _)| right),
             weighted_by_t: by_t.and_then(|(_, weighted)| weighted),
             bound: outcome.part(BOUND),
+            loss_scale: outcome.part(LOSS_SCALE),
+            skipped: outcome.part(SKIPPED),
             grad_norm: outcome.grad_norm,
             lr: outcome.lr,
             device_ms: outcome.device_ms,

@@ -16,7 +16,7 @@ use super::step::{
     ACCUMULATED, METRICS, Metrics, Record, STATE, STORES, first_bad, record_batch, record_optimiser,
 };
 use crate::checkpoint::{self, Values};
-use crate::device::{Buffer, Device};
+use crate::device::{Buffer, Device, Precision};
 use crate::diffusion::Model;
 use crate::error::{Error, Result};
 use crate::nn::{Params, Scope};
@@ -105,6 +105,10 @@ impl Trainer {
         resume: Option<(u64, &Values)>,
         initial: impl FnOnce(&Params) -> Vec<f32>,
     ) -> Result<Trainer> {
+        let options = TrainOptions {
+            loss_scaling: options.loss_scaling || device.precision() == Precision::F16,
+            ..options
+        };
         let mut recorded = record_batch(&*record, &params, &options, options.accumulation <= 1);
         let plan = Plan::new(&recorded.tape, &[], device);
         let elements = params.borrow().elements();

@@ -240,6 +240,6 @@ mod tests {
         // The least of many, in turn: other tests run beside this one.
         let times: Vec<[f64; 2]> = (0..12).map(|_| [seconds(&summed), seconds(&bare)]).collect();
         let least = |which: usize| times.iter().map(|two| two[which]).fold(f64::INFINITY, f64::min);
-        assert!(least(0) < 1.25 * least(1), "{times:?}");
+        assert!(least(0) < 1.6 * least(1), "{times:?}");
     }
 }

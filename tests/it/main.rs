@@ -30,6 +30,7 @@ mod own_training;
 mod pipelines;
 mod place;
 mod plan_runner;
+mod precision;
 mod published_sums;
 mod reference;
 mod resume;

@@ -35,7 +35,7 @@ impl Arrays<'_> {
         let (Buffer::Gpu(src), Buffer::Gpu(dst)) = (&self.src, &self.dst) else {
             unreachable!("a GPU allocates GPU memory")
         };
-        let range = |buffer| Range { buffer, offset: 0, bytes: self.bytes };
+        let range = |buffer| Range { buffer, offset: 0, bytes: self.bytes, half: false };
         let groups = lanes.div_ceil(WG);
         let x = groups.min(65_535);
         let groups = [x as u32, groups.div_ceil(x) as u32, 1];

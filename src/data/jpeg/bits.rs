@@ -100,7 +100,8 @@ impl<'a> Bits<'a> {
         Ok(symbol)
     }
 
-    /// Where the marker stands that ends the data, if nothing is left before it. Some cameras pad the last scan.
+    /// Where the marker stands that ends the data, if nothing is left before it. Some cameras pad the last
+    /// scan.
     pub(super) fn end(&mut self) -> Result<usize, &'static str> {
         self.take(self.count % 8)?;
         let mut has_padding = false;

@@ -71,8 +71,8 @@ impl Frame {
         self.interval = word(segment, 0);
     }
 
-    /// Walks the scan whose segment (B.2.3) is given and whose data starts at a byte of the file. The place of
-    /// the marker after it, or what is wrong.
+    /// Walks the scan whose segment (B.2.3) is given and whose data starts at a byte of the file. Gives the
+    /// place of the marker after it, or what is wrong.
     pub(super) fn walk(&mut self, segment: &[u8], file: &[u8], at: usize) -> Result<usize, &'static str> {
         let header = segment.split_first().ok_or(DAMAGED)?;
         let (chosen, part) = header.1.split_at_checked(2 * usize::from(*header.0)).ok_or(DAMAGED)?;

@@ -41,6 +41,8 @@ pub struct Traits {
     pub software: bool,
     /// Lanes of a subgroup can read one another's numbers, and there are at least eight of them.
     pub broadcasts: bool,
+    /// Tensors between launches have 16 bits (see [`Gpu::halves`]).
+    pub halves: bool,
 }
 
 const FEATURES: [(&str, wgpu::Features); 5] = [

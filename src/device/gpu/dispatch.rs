@@ -17,6 +17,8 @@ pub(crate) struct Range<'a> {
     pub buffer: &'a GpuBuffer,
     pub offset: usize,
     pub bytes: usize,
+    /// It holds f16, where the kernel says f32.
+    pub half: bool,
 }
 
 /// Operations that one submission may hold. Systems reset a GPU that is busy with one for some seconds; at 30
@@ -65,7 +67,8 @@ impl Gpu {
         ranges: &[(&'static str, Range)],
         groups: [u32; 3],
     ) -> Result<Bound> {
-        let pipeline = self.pipeline(kernel, entry, knobs)?;
+        let halves = ranges.iter().filter(|(_, range)| range.half).map(|(name, _)| *name).collect();
+        let pipeline = self.pipeline(kernel, entry, knobs, halves)?;
         let interface = &pipeline.interface;
         let at = place(kernel.name, entry);
         assert!(
@@ -255,7 +258,7 @@ mod tests {
         let [a, b] = [0, 1].map(|_| gpu.alloc("test", 1024).unwrap());
         gpu.write(&a, 0, bytemuck::cast_slice(&[1.0_f32; 256])).unwrap();
         let bind = |from, to, work| {
-            let range = |buffer| Range { buffer, offset: 0, bytes: 1024 };
+            let range = |buffer| Range { buffer, offset: 0, bytes: 1024, half: false };
             let ranges = [("x", range(from)), ("y", range(to))];
             let params = [("n", 256), ("kind", crate::ops::activation::Activation::Silu as u32)];
             let kernel = &crate::ops::activation::KERNEL;

@@ -37,6 +37,9 @@ pub struct Gpu {
     pub dialect: Dialect,
     /// Kernels are compiled with the checks that naga injects, which hide accesses outside a tensor.
     pub checked: bool,
+    /// Programs keep the tensors between their launches in 16 bits; what is stored, and what is read of a
+    /// program, keeps its 32. Kernels compute in f32 all the same. Only where [`Gpu::has_f16`].
+    pub halves: bool,
     /// Layout of dispatches.
     pub grid: Grid,
     faults: faults::Faults,
@@ -80,6 +83,7 @@ impl Gpu {
             info,
             dialect,
             checked: cfg!(debug_assertions),
+            halves: false,
             pipelines: Mutex::default(),
             staging: Mutex::default(),
             readback_pool: Mutex::default(),
@@ -117,6 +121,7 @@ impl Gpu {
         Traits {
             software: self.is_software(),
             broadcasts: self.dialect.subgroups && self.info.subgroup_min_size >= 8,
+            halves: self.halves,
         }
     }
 
@@ -133,6 +138,11 @@ impl Gpu {
     /// Largest range that one binding can cover, in bytes.
     pub(crate) fn max_binding(&self) -> u64 {
         self.limits.max_storage_buffer_binding_size
+    }
+
+    /// Whether a binding may begin at any multiple of so many bytes.
+    pub(crate) fn binds_at(&self, bytes: u64) -> bool {
+        bytes.is_multiple_of(self.limits.min_storage_buffer_offset_alignment.into())
     }
 
     /// Largest buffer, in bytes.
@@ -165,7 +175,7 @@ mod tests {
     fn what_the_driver_refuses_is_an_error_with_a_cause() {
         let gpu = gpu();
         let buffer = gpu.alloc("test", 1024).unwrap();
-        let misaligned = Range { buffer: &buffer, offset: 4, bytes: 64 };
+        let misaligned = Range { buffer: &buffer, offset: 4, bytes: 64, half: false };
         let ranges = [("x", misaligned), ("y", Range { offset: 512, ..misaligned })];
         let kernel = &crate::ops::activation::KERNEL;
         let params = [("n", 16), ("kind", 1)];

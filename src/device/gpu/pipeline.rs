@@ -7,8 +7,8 @@ use super::Gpu;
 use super::shader::{Dialect, Interface, Kernel, Knob};
 use crate::error::{Result, lock};
 
-/// The identity of a pipeline: kernel, entry point, knobs and dialect.
-pub(super) type PipelineKey = (&'static str, &'static str, Vec<Knob>, Dialect);
+/// The identity of a pipeline: kernel, entry point, knobs, dialect, and the variables of 16 bits.
+pub(super) type PipelineKey = (&'static str, &'static str, Vec<Knob>, Dialect, Vec<&'static str>);
 
 pub(super) struct Pipeline {
     pub(super) raw: wgpu::ComputePipeline,
@@ -29,7 +29,7 @@ impl Gpu {
     /// # Errors
     /// When the driver cannot.
     pub fn compile(&self, kernel: &'static Kernel, entry: &'static str, knobs: &[Knob]) -> Result<Duration> {
-        Ok(self.pipeline(kernel, entry, knobs)?.took)
+        Ok(self.pipeline(kernel, entry, knobs, Vec::new())?.took)
     }
 
     /// The time that each pipeline took to compile, by `kernels/file.wgsl, entry`, the slowest first.
@@ -46,21 +46,28 @@ impl Gpu {
         kernel: &'static Kernel,
         entry: &'static str,
         knobs: &[Knob],
+        halves: Vec<&'static str>,
     ) -> Result<Arc<Pipeline>> {
-        let key = (kernel.name, entry, knobs.to_vec(), self.dialect);
+        let key = (kernel.name, entry, knobs.to_vec(), self.dialect, halves);
         let mut cache = lock(&self.pipelines);
         if let Some(pipeline) = cache.get(&key) {
             return Ok(Arc::clone(pipeline));
         }
-        let pipeline = Arc::new(self.build(kernel, entry, knobs)?);
+        let pipeline = Arc::new(self.build(kernel, entry, knobs, &key.4)?);
         cache.insert(key, Arc::clone(&pipeline));
         Ok(pipeline)
     }
 
-    fn build(&self, kernel: &'static Kernel, entry: &'static str, knobs: &[Knob]) -> Result<Pipeline> {
+    fn build(
+        &self,
+        kernel: &'static Kernel,
+        entry: &'static str,
+        knobs: &[Knob],
+        halves: &[&str],
+    ) -> Result<Pipeline> {
         let at = place(kernel.name, entry);
         let began = Instant::now();
-        let expanded = kernel.expand(knobs, self.dialect);
+        let expanded = kernel.expand(knobs, self.dialect).in_halves(halves)?;
         let interface =
             expanded.parse()?.interface(entry).unwrap_or_else(|| panic!("{at}: no such entry point"));
         self.guarded(&format!("compiling {at}"), || {

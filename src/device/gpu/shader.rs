@@ -5,6 +5,8 @@
 //! ends in `// knob NAME` may be given another file. Bindings and parameters are stated once, in WGSL, and
 //! read from there by reflection.
 
+mod halves;
+
 use crate::error::{Error, Result};
 
 /// A value for a `const NAME ... = value; // knob` or `alias NAME = value; // knob` line, or a file for an
@@ -152,6 +154,19 @@ impl Expanded {
             Some((file, line)) => format!("kernels/{file}:{line}"),
             None => format!("kernels/{}", self.lines.first().map_or("?", |l| l.0.as_str())),
         }
+    }
+
+    /// The same kernel with the storage variables called `names`, arrays of f32, in 16 bits.
+    ///
+    /// # Errors
+    /// The message begins with the kernel's file.
+    pub fn in_halves(self, names: &[&str]) -> Result<Expanded> {
+        if names.is_empty() {
+            return Ok(self);
+        }
+        let text = halves::in_halves(&self.text, &self.parse()?.naga, names);
+        let text = text.map_err(|e| Error::new(format!("{}: in 16 bits: {e}", self.place(0))))?;
+        Ok(Expanded { text, ..self })
     }
 
     /// Parses and validates the kernel.

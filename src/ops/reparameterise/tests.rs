@@ -18,6 +18,7 @@ const STATE: State = State {
     correction2: 0.0,
     ema_decay: 0.0,
     row: 3,
+    loss_exponent: 0,
 };
 
 const SHAPES: [&[usize]; 9] = [

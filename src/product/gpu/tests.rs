@@ -21,7 +21,7 @@ fn an_index_is_its_schedule() {
 #[test]
 fn the_first_schedule_fits_the_adapter_and_the_size() {
     let first = |software: bool, broadcasts: bool, rows: usize, cols: usize| {
-        let variants = variants(&matrix(rows, cols, 64), &Traits { software, broadcasts });
+        let variants = variants(&matrix(rows, cols, 64), &Traits { software, broadcasts, halves: false });
         assert_eq!(variants.iter().filter(|variant| variant.index == 0).count(), 1, "{variants:?}");
         Schedule::of(variants[0].index)
     };

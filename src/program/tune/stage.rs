@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use half::f16;
+
 use crate::device::Buffer;
 use crate::device::gpu::{Bound, Gpu};
 use crate::error::Result;
 use crate::launch::Variant;
 use crate::philox::{Stream, draw, uniform};
+use crate::program::access::widened;
 use crate::program::gpu::bind;
 use crate::program::memory::GUARD;
 use crate::program::place::{Operands, Place};
@@ -17,6 +20,8 @@ use crate::tensor::{DType, Id};
 /// Largest distance of a result from the default's, as a fraction of the largest number of the tensor: sums
 /// in another order, of f32 numbers.
 const TOLERANCE: f64 = 1e-4;
+/// The same of results that are rounded to 11 bits.
+const HALF_TOLERANCE: f64 = 2e-3;
 /// Numbers after which the inputs repeat: a prime, so that no two rows are the same.
 const PERIOD: usize = 1_000_003;
 
@@ -30,7 +35,7 @@ pub(super) struct Stage<'a> {
 
 fn alloc(gpu: &Gpu, bytes: usize) -> Result<Place> {
     let buffer = gpu.alloc("tuning", bytes.next_multiple_of(256).max(256))?;
-    Ok(Place { buffer: Buffer::Gpu(Arc::new(buffer)), offset: 0, bytes })
+    Ok(Place { buffer: Buffer::Gpu(Arc::new(buffer)), offset: 0, bytes, half: false })
 }
 
 impl<'a> Stage<'a> {
@@ -39,7 +44,8 @@ impl<'a> Stage<'a> {
         let mut places: BTreeMap<Id, Place> = BTreeMap::new();
         for id in step.reads.iter().chain(&step.writes) {
             if !places.contains_key(id) {
-                places.insert(*id, alloc(gpu, plan.spots[id.0].1)?);
+                let half = plan.dtypes[id.0] == DType::F16;
+                places.insert(*id, Place { half, ..alloc(gpu, plan.spots[id.0].1)? });
             }
         }
         let scratch = step.scratch.iter().map(|&n| alloc(gpu, plan.lifetimes[n].bytes));
@@ -79,8 +85,8 @@ impl<'a> Stage<'a> {
     /// first tensor.
     fn fill(&self, ids: &[Id], places: &[Place], salt: usize) -> Result<()> {
         for (number, (id, place)) in ids.iter().zip(places).enumerate() {
-            let mut period = vec![0.0_f32; (place.bytes / 4).min(PERIOD)];
-            if self.plan.dtypes[id.0] == DType::F32 {
+            let mut period = vec![0.0_f32; (place.bytes / if place.half { 2 } else { 4 }).min(PERIOD)];
+            if self.plan.dtypes[id.0] != DType::U32 {
                 for (block, four) in period.chunks_mut(4).enumerate() {
                     let words = draw(0, Stream::Generate as u32, 0, (salt + number) as u32, block as u32);
                     four.iter_mut().zip(words).for_each(|(value, word)| *value = 2.0 * uniform(word) - 1.0);
@@ -93,9 +99,16 @@ impl<'a> Stage<'a> {
 
     fn write_periodic(&self, place: &Place, period: &[f32]) -> Result<()> {
         let Buffer::Gpu(buffer) = &place.buffer else { unreachable!("a stage is on a GPU") };
-        for first in (0..place.bytes).step_by((period.len() * 4).max(4)) {
-            let count = ((place.bytes - first) / 4).min(period.len());
-            self.gpu.write(buffer, first, bytemuck::cast_slice(&period[..count]))?;
+        let halves: Vec<f16>;
+        let bytes: &[u8] = if place.half {
+            // An even number, as a write takes whole words.
+            halves = period[..period.len() & !1].iter().map(|&v| f16::from_f32(v)).collect();
+            bytemuck::cast_slice(&halves)
+        } else {
+            bytemuck::cast_slice(period)
+        };
+        for first in (0..place.bytes).step_by(bytes.len().max(4)) {
+            self.gpu.write(buffer, first, &bytes[..bytes.len().min(place.bytes - first)])?;
         }
         Ok(())
     }
@@ -114,9 +127,9 @@ impl<'a> Stage<'a> {
         self.gpu.replay(dispatches)?;
         let read = |place: &Place| {
             let Buffer::Gpu(buffer) = &place.buffer else { unreachable!("a stage is on a GPU") };
-            let mut values = vec![0.0_f32; place.bytes / 4];
-            self.gpu.read(buffer, 0, bytemuck::cast_slice_mut(&mut values))?;
-            Ok(values)
+            let mut words = vec![0_u32; place.bytes / 4];
+            self.gpu.read(buffer, 0, bytemuck::cast_slice_mut(&mut words))?;
+            Ok(if place.half { widened(&words) } else { bytemuck::cast_vec(words) })
         };
         self.operands.writes.iter().map(read).collect()
     }
@@ -128,7 +141,8 @@ impl<'a> Stage<'a> {
             let scale = wanted.iter().fold(0.0, |top, v| f64::from(v.abs()).max(top));
             let same = |a: f32, b: f32| match self.plan.dtypes[id.0] {
                 DType::F32 => (f64::from(a) - f64::from(b)).abs() <= TOLERANCE * scale,
-                DType::U32 | DType::F16 => a.to_bits() == b.to_bits(),
+                DType::F16 => (f64::from(a) - f64::from(b)).abs() <= HALF_TOLERANCE * scale,
+                DType::U32 => a.to_bits() == b.to_bits(),
             };
             if let Some(at) = (0..wanted.len()).find(|&i| !same(wanted[i], got[i])) {
                 let (got, wanted) = (got[at], wanted[at]);

@@ -1,0 +1,56 @@
+//! The devices that ops are checked on.
+
+use std::sync::{Arc, OnceLock};
+
+use crate::device::Device;
+use crate::device::cpu::Cpu;
+use crate::device::gpu::{Grid, adapters, shader::Dialect};
+
+/// Of a device whose tensors have 16 bits, in its name.
+pub(super) const HALVES: &str = "in 16 bits";
+
+/// Every device that this machine has: the CPU device with one and with three threads, and each GPU with
+/// all that it offers and on the plain path (uniform buffers, no subgroups).
+pub fn devices() -> &'static [(String, Device)] {
+    static DEVICES: OnceLock<Vec<(String, Device)>> = OnceLock::new();
+    DEVICES.get_or_init(|| {
+        let cpu = |threads| Device::Cpu(Arc::new(Cpu::open(Some(threads)).expect("threads start")));
+        let mut all = vec![("cpu, 1 thread".to_owned(), cpu(1)), ("cpu, 3 threads".to_owned(), cpu(3))];
+        let adapters = adapters::list();
+        assert!(
+            !adapters.is_empty(),
+            "no Vulkan, Metal or DX12 adapter: the kernels cannot be checked. Run tools/test, which installs \
+             a software driver"
+        );
+        for adapter in adapters {
+            let open = || adapters::open(Some(&adapter.index.to_string())).expect("the adapter opens");
+            // Once as it ships, where a stray write reaches the guard words; once with the checks on.
+            let mut full = open();
+            full.checked = false;
+            // Many rows of workgroups and several sub-dispatches, which else only large launches have.
+            full.grid = Grid { row: 7, sub_dispatches: 3 };
+            let offers = full.dialect;
+            all.push((format!("{} with {offers:?}", adapter.name), Device::Gpu(Arc::new(full))));
+            if offers != Dialect::default() {
+                let mut plain = open();
+                plain.dialect = Dialect::default();
+                plain.checked = true;
+                all.push((format!("{} on the plain path", adapter.name), Device::Gpu(Arc::new(plain))));
+            }
+        }
+        all
+    })
+}
+
+/// Each GPU with all that it offers, its tensors in 16 bits between launches.
+pub(super) fn half_devices() -> &'static [(String, Device)] {
+    static DEVICES: OnceLock<Vec<(String, Device)>> = OnceLock::new();
+    DEVICES.get_or_init(|| {
+        let open = |adapter: adapters::Adapter| {
+            let mut gpu = adapters::open(Some(&adapter.index.to_string())).expect("the adapter opens");
+            gpu.halves = gpu.has_f16();
+            gpu.halves.then(|| (format!("{} {HALVES}", adapter.name), Device::Gpu(Arc::new(gpu))))
+        };
+        adapters::list().into_iter().filter_map(open).collect()
+    })
+}
