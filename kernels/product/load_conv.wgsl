@@ -43,13 +43,9 @@ fn block_of(number: u32) -> Block {
     );
 }
 
-fn a_along_rows() -> bool {
-    return false;
-}
+fn a_along_rows() -> bool { return false; }
 
-fn b_along_depth() -> bool {
-    return false;
-}
+fn b_along_depth() -> bool { return false; }
 
 fn site_of(block: Block, row: u32) -> vec4<i32> {
     let line = row / block.w;

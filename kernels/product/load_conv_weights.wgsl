@@ -7,13 +7,9 @@ fn block_of(number: u32) -> Block {
     return Block(select(0u, p.rows, number < p.blocks), p.depth, 0u);
 }
 
-fn a_along_rows() -> bool {
-    return true;
-}
+fn a_along_rows() -> bool { return true; }
 
-fn b_along_depth() -> bool {
-    return false;
-}
+fn b_along_depth() -> bool { return false; }
 
 // Of a tap and a channel, from the first tap's first channel.
 fn site_of(block: Block, row: u32) -> vec4<i32> {

@@ -7,14 +7,10 @@ fn block_of(number: u32) -> Block {
 }
 
 // Neighbouring elements of A in memory have one k, else one row.
-fn a_along_rows() -> bool {
-    return p.a_transposed != 0u;
-}
+fn a_along_rows() -> bool { return p.a_transposed != 0u; }
 
 // Neighbouring elements of B in memory have one column, else one k.
-fn b_along_depth() -> bool {
-    return p.b_transposed != 0u;
-}
+fn b_along_depth() -> bool { return p.b_transposed != 0u; }
 
 fn site_of(block: Block, row: u32) -> vec4<i32> {
     let first = block.number * p.rows * p.depth + row * select(p.depth, 1u, a_along_rows());
