@@ -16,7 +16,8 @@ fn sources() -> Vec<(String, String)> {
 fn layer(module: &str) -> u32 {
     match module {
         // Support that knows nothing of tensors.
-        "error" | "group" | "files" | "names" | "normal" | "philox" | "torch" | "simd" | "kernel" => 0,
+        "error" | "group" | "files" | "names" | "normal" | "philox" | "torch" | "shared" | "simd"
+        | "kernel" => 0,
         "device" => 1,
         "tensor" => 2,
         "launch" | "tape" | "program" | "product" | "state" => 3,
