@@ -20,9 +20,7 @@ fn site_of(block: Block, row: u32) -> vec4<i32> {
 }
 
 // k as column, row and sample.
-fn digit_sizes(block: Block) -> vec2<u32> {
-    return vec2<u32>(p.dst_w, p.dst_h);
-}
+fn digit_sizes(block: Block) -> vec2<u32> { return vec2<u32>(p.dst_w, p.dst_h); }
 
 // The pixel of src under the first tap.
 fn step_of(block: Block, k: vec3<u32>) -> vec3<i32> {

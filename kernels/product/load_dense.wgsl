@@ -18,9 +18,7 @@ fn site_of(block: Block, row: u32) -> vec4<i32> {
 }
 
 // Only the lowest digit counts.
-fn digit_sizes(block: Block) -> vec2<u32> {
-    return vec2<u32>(0xffffffffu, 1u);
-}
+fn digit_sizes(block: Block) -> vec2<u32> { return vec2<u32>(0xffffffffu, 1u); }
 
 fn step_of(block: Block, k: vec3<u32>) -> vec3<i32> {
     return vec3<i32>(i32(k.x * select(1u, p.rows, a_along_rows())), 0, 0);

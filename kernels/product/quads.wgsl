@@ -8,9 +8,7 @@ fn a_quad(site: vec4<i32>, step: vec3<i32>) -> vec4<f32> {
     return select(vec4<f32>(), a[u32(select(0, site.x + step.x, inside)) / 4u], inside);
 }
 
-fn a_row(site: vec4<i32>, to: Steps) -> vec4<f32> {
-    return a_quad(site, to[0]);
-}
+fn a_row(site: vec4<i32>, to: Steps) -> vec4<f32> { return a_quad(site, to[0]); }
 
 // A quad along memory is four k of a row, or four rows of a k, of which `blocks_a` threads take four by four.
 fn blocks_a() -> bool { return a_along_rows(); }

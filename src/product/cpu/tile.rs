@@ -237,6 +237,11 @@ impl Work<'_> {
     ) -> [[S::f32s; V]; M] {
         let Rows { taps, run, step, .. } = self.rows;
         let zero = [[simd.splat_f32s(0.0); V]; M];
+        if taps == 1 && run <= LONGEST {
+            // One chain, whose sums stay in registers as those of the loops below do not.
+            // SAFETY: the caller's promise.
+            return unsafe { multiply_add(simd, zero, self.rows.starts(0, row), step, b, self.b.row, run) };
+        }
         let longest = if run < SHORT { run } else { LONGEST };
         let (mut chain, mut length) = (zero, 0);
         let mut total: Option<[[[S::f32s; V]; M]; 2]> = None;
