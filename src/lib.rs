@@ -30,7 +30,7 @@
 //! | 3 | [`launch`], [`tape`], [`program`], [`state`], `product` (the one loop of convolutions and matrix products) | tensors and kernels |
 //! | 2 | [`tensor`] (shape, type, identity) | nothing but itself |
 //! | 1 | [`device`] (`gpu`: adapters, shaders, buffers, dispatch; `cpu`: memory, threads) | bytes and kernels, no shapes |
-//! | 0 | [`error`], [`group`] (processes that train together), `files`, `names` (as text), `normal` (its probabilities), [`philox`] (random numbers), [`torch`], [`simd`] | nothing |
+//! | 0 | [`error`], [`group`] (processes that train together), `files`, `names` (as text), `normal` (its probabilities), [`philox`] (random numbers), [`torch`], `shared` (slices in parts), [`simd`] | nothing |
 //!
 //! # Invariants
 //!
@@ -129,6 +129,7 @@ pub mod quality;
 pub mod recipe;
 pub mod run;
 pub mod sample;
+mod shared;
 pub mod simd;
 pub mod state;
 pub mod tape;

@@ -43,13 +43,9 @@ fn block_of(number: u32) -> Block {
     );
 }
 
-fn a_along_rows() -> bool {
-    return false;
-}
+fn a_along_rows() -> bool { return false; }
 
-fn b_along_depth() -> bool {
-    return false;
-}
+fn b_along_depth() -> bool { return false; }
 
 fn site_of(block: Block, row: u32) -> vec4<i32> {
     let line = row / block.w;
@@ -65,9 +61,7 @@ fn site_of(block: Block, row: u32) -> vec4<i32> {
 }
 
 // k as channel, kw, kh.
-fn digit_sizes(block: Block) -> vec2<u32> {
-    return vec2<u32>(p.src_c, max(block.kw, 1u));
-}
+fn digit_sizes(block: Block) -> vec2<u32> { return vec2<u32>(p.src_c, max(block.kw, 1u)); }
 
 fn step_of(block: Block, k: vec3<u32>) -> vec3<i32> {
     return vec3<i32>(vec3<u32>((k.z * p.src_w + k.y) * p.src_c + k.x, k.z, k.y));

@@ -7,13 +7,9 @@ fn block_of(number: u32) -> Block {
     return Block(select(0u, p.rows, number < p.blocks), p.depth, 0u);
 }
 
-fn a_along_rows() -> bool {
-    return true;
-}
+fn a_along_rows() -> bool { return true; }
 
-fn b_along_depth() -> bool {
-    return false;
-}
+fn b_along_depth() -> bool { return false; }
 
 // Of a tap and a channel, from the first tap's first channel.
 fn site_of(block: Block, row: u32) -> vec4<i32> {
@@ -24,9 +20,7 @@ fn site_of(block: Block, row: u32) -> vec4<i32> {
 }
 
 // k as column, row and sample.
-fn digit_sizes(block: Block) -> vec2<u32> {
-    return vec2<u32>(p.dst_w, p.dst_h);
-}
+fn digit_sizes(block: Block) -> vec2<u32> { return vec2<u32>(p.dst_w, p.dst_h); }
 
 // The pixel of src under the first tap.
 fn step_of(block: Block, k: vec3<u32>) -> vec3<i32> {

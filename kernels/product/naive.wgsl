@@ -21,9 +21,7 @@ fn product(thread: Invocation) {
     let split = item / p.cols / rows % p.splits;
     let block = block_of(item / p.cols / rows / p.splits); // without rows past the last
     let is_sum = (p.column_sums != 0u) & (row == p.rows) & (block.rows > 0u);
-    if row >= block.rows && !is_sum {
-        return;
-    }
+    if row >= block.rows && !is_sum { return; }
     let begin = split * p.split_depth;
     let end = min(begin + p.split_depth, block.depth);
     let sizes = digit_sizes(block);

@@ -6,7 +6,7 @@
 //
 //   A[row, k] = a[site.x + step.x]   where (site + step).yz is a row and a column of the image, else 0
 //
-// A matrix counts as an image of one pixel. B lies in `b` as it stands, or transposed.
+// A matrix lies in row and column 0 of an image. B lies in `b` as it stands, or transposed.
 
 struct Params {
     blocks: u32, rows: u32, cols: u32, depth: u32, // products, and the sizes of the largest; see the loaders
@@ -76,18 +76,11 @@ fn next_digits(digits: vec3<u32>, sizes: vec2<u32>) -> vec3<u32> {
     return vec3<u32>(select(x, 0u, x == sizes.x), select(y, 0u, y == sizes.y), digits.z + u32(y == sizes.y));
 }
 
-// Number of the sample of a row of y, where it matters.
-fn sample_of(row: u32) -> u32 {
-    var sample = 0u;
-    if p.has_shift != 0u { sample = row / p.pixels; }
-    return sample;
-}
-
 // Writes y[row, col] of a split, for an Element of WIDTH columns.
 fn store(split: u32, row: u32, col: u32, sum: Element) {
     var value = sum;
     if p.has_bias != 0u { value += bias[col / WIDTH]; }
-    if p.has_shift != 0u { value += shift[(sample_of(row) * p.cols + col) / WIDTH]; }
+    if p.has_shift != 0u { value += shift[(row / p.pixels * p.cols + col) / WIDTH]; }
     let i = ((split * p.split_rows + row) * p.cols + col) / WIDTH;
     if p.has_residual != 0u { value += residual[i]; }
     y[i] = value;

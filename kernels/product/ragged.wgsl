@@ -2,21 +2,12 @@
 //!include product/singles.wgsl
 
 fn a_row(site: vec4<i32>, to: Steps) -> vec4<f32> {
-    return vec4<f32>(a_one(site, to.s0), a_one(site, to.s1), a_one(site, to.s2), a_one(site, to.s3));
+    return vec4<f32>(a_one(site, to[0]), a_one(site, to[1]), a_one(site, to[2]), a_one(site, to[3]));
 }
 
-fn blocks_a() -> bool {
-    return false;
-}
+fn blocks_a() -> bool { return false; }
 
-fn fetch_a(at: Sites, to: Steps) -> Four {
-    var four: Four;
-    four.q0 = a_row(at.s0, to);
-    if FETCH_A > 1u { four.q1 = a_row(at.s1, to); }
-    if FETCH_A > 2u { four.q2 = a_row(at.s2, to); }
-    if FETCH_A > 3u { four.q3 = a_row(at.s3, to); }
-    return four;
-}
+fn fetch_a(at: Sites, to: Steps) -> Four { return rows_of_a(at, to); }
 
 fn b_row(at: Place, k: u32, col: u32) -> vec4<f32> {
     return vec4<f32>(
@@ -25,19 +16,9 @@ fn b_row(at: Place, k: u32, col: u32) -> vec4<f32> {
     );
 }
 
-fn blocks_b() -> bool {
-    return false;
-}
+fn blocks_b() -> bool { return false; }
 
-// What lies past the ends is as in quads.wgsl.
-fn fetch_b(at: Place, k: u32, col: u32) -> Four {
-    var four: Four;
-    four.q0 = b_row(at, k, col);
-    if FETCH_B > 1u { four.q1 = b_row(at, k + NEXT_B, col); }
-    if FETCH_B > 2u { four.q2 = b_row(at, k + 2u * NEXT_B, col); }
-    if FETCH_B > 3u { four.q3 = b_row(at, k + 3u * NEXT_B, col); }
-    return four;
-}
+fn fetch_b(at: Place, k: u32, col: u32) -> Four { return rows_of_b(at, k, col); }
 
 fn store_quad(split: u32, row: u32, col: u32, sum: vec4<f32>) {
     if col < p.cols { store(split, row, col, sum.x); }

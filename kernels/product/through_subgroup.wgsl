@@ -12,8 +12,8 @@ const NEXT_B: u32 = 1u;
 const_assert 8u == TX && 1u == TY && 64u == TM && 4u == DEPTH;
 const_assert 4u == TN || 8u == TN;
 
-// Four columns of rows i, i+4, i+8 ... of 32.
-struct Block32 { i0: Eight, i1: Eight, i2: Eight, i3: Eight }
+// Four columns of 32 rows: of rows i, i + 4, i + 8 ... in number i.
+alias Block32 = array<Eight, 4>;
 
 // Four columns of the tile's rows, and of the sums of the columns of B.
 struct Half { low: Block32, high: Block32, column_sums: vec4<f32> }
@@ -21,15 +21,10 @@ struct Half { low: Block32, high: Block32, column_sums: vec4<f32> }
 struct State { low: Sites, high: Sites, left: Half, right: Half }
 
 fn begin(thread: u32) -> State {
-    var state: State;
-    state.low = sites_from(4u * thread);
-    state.high = sites_from(4u * thread + 32u);
-    return state;
+    return State(sites_from(4u * thread), sites_from(4u * thread + 32u), Half(), Half());
 }
 
-fn first_k(thread: u32) -> u32 {
-    return 0u;
-}
+fn first_k(thread: u32) -> u32 { return 0u; }
 
 fn add_products(state: ptr<function, State>, at: Place, digits: vec3<u32>, k: u32, thread: u32) {
     let to = steps_from(at.block, digits, k, at.end);
@@ -49,46 +44,31 @@ fn plus_products(half: Half, low: Four, high: Four, at: Place, k: u32, col: u32)
 
 fn multiply(sums: Block32, a: Four, b: Four) -> Block32 {
     return Block32(
-        multiply_eight(sums.i0, a.q0, b), multiply_eight(sums.i1, a.q1, b),
-        multiply_eight(sums.i2, a.q2, b), multiply_eight(sums.i3, a.q3, b),
+        multiply_eight(sums[0], a[0], b), multiply_eight(sums[1], a[1], b),
+        multiply_eight(sums[2], a[2], b), multiply_eight(sums[3], a[3], b),
     );
 }
 
 // A row is done before the next begins: it stays in registers meanwhile.
 fn multiply_eight(sums: Eight, a: vec4<f32>, b: Four) -> Eight {
     let low = Four(
-        times(sums.low.q0, subgroupBroadcast(a, 0u), b), times(sums.low.q1, subgroupBroadcast(a, 1u), b),
-        times(sums.low.q2, subgroupBroadcast(a, 2u), b), times(sums.low.q3, subgroupBroadcast(a, 3u), b),
+        times(sums[0][0], subgroupBroadcast(a, 0u), b), times(sums[0][1], subgroupBroadcast(a, 1u), b),
+        times(sums[0][2], subgroupBroadcast(a, 2u), b), times(sums[0][3], subgroupBroadcast(a, 3u), b),
     );
     let high = Four(
-        times(sums.high.q0, subgroupBroadcast(a, 4u), b), times(sums.high.q1, subgroupBroadcast(a, 5u), b),
-        times(sums.high.q2, subgroupBroadcast(a, 6u), b), times(sums.high.q3, subgroupBroadcast(a, 7u), b),
+        times(sums[1][0], subgroupBroadcast(a, 4u), b), times(sums[1][1], subgroupBroadcast(a, 5u), b),
+        times(sums[1][2], subgroupBroadcast(a, 6u), b), times(sums[1][3], subgroupBroadcast(a, 7u), b),
     );
     return Eight(low, high);
 }
 
 // Sums before the epilogue, which is a loop over them: drivers need minutes to compile one epilogue for each.
-var<workgroup> results: array<vec4<f32>, 8u * 32u>;
-
-fn put(at: u32, four: Four) {
-    results[at] = four.q0;
-    results[at + 32u] = four.q1;
-    results[at + 64u] = four.q2;
-    results[at + 96u] = four.q3;
-}
-
-fn put_eight(first: u32, thread: u32, eight: Eight) {
-    put(first * 8u + thread, eight.low);
-    put(first * 8u + thread + 128u, eight.high);
-}
+var<workgroup> results: array<Block32, 8>;
 
 fn store_block(at: Place, first: u32, col: u32, thread: u32, sums: Block32) {
-    put_eight(0u, thread, sums.i0);
-    put_eight(1u, thread, sums.i1);
-    put_eight(2u, thread, sums.i2);
-    put_eight(3u, thread, sums.i3);
+    results[thread] = sums;
     for (var row = 0u; row < 32u; row++) {
-        store_row(at, first + row, col, results[row * 8u + thread]);
+        store_row(at, first + row, col, results[thread][row % 4u][row / 16u][row / 4u % 4u]);
     }
 }
 

@@ -24,9 +24,7 @@ var<workgroup> tiles: array<vec4<f32>, TILE_B + DEPTH * PITCH_B>;
 // fetched itself.
 struct State { left: Eight, right: Eight, column_sums: vec4<f32> }
 
-fn begin(thread: u32) -> State {
-    return State();
-}
+fn begin(thread: u32) -> State { return State(); }
 
 fn first_k(thread: u32) -> u32 {
     return thread % QUADS_A * 4u;
@@ -58,10 +56,10 @@ fn add_products(state: ptr<function, State>, at: Place, digits: vec3<u32>, k: u3
 }
 
 fn put(at: u32, next: u32, count: u32, four: Four) {
-    tiles[at] = four.q0;
-    if count > 1u { tiles[at + next] = four.q1; }
-    if count > 2u { tiles[at + 2u * next] = four.q2; }
-    if count > 3u { tiles[at + 3u * next] = four.q3; }
+    tiles[at] = four[0];
+    if count > 1u { tiles[at + next] = four[1]; }
+    if count > 2u { tiles[at + 2u * next] = four[2]; }
+    if count > 3u { tiles[at + 3u * next] = four[3]; }
 }
 
 fn four_at(at: u32, next: u32) -> Four {
@@ -73,13 +71,13 @@ fn multiply(state: ptr<function, State>, thread: u32, quad: u32) {
     let row = thread / TX * PITCH_A + quad;
     let col = TILE_B + 4u * quad * PITCH_B + thread % TX;
     let low = four_at(row, TY * PITCH_A);
-    (*state).left.low = times_four((*state).left.low, low, four_at(col, PITCH_B));
-    if TN == 8u { (*state).right.low = times_four((*state).right.low, low, four_at(col + TX, PITCH_B)); }
+    (*state).left[0] = times_four((*state).left[0], low, four_at(col, PITCH_B));
+    if TN == 8u { (*state).right[0] = times_four((*state).right[0], low, four_at(col + TX, PITCH_B)); }
     if TM == 8u {
         let high = four_at(row + 4u * TY * PITCH_A, TY * PITCH_A);
-        (*state).left.high = times_four((*state).left.high, high, four_at(col, PITCH_B));
+        (*state).left[1] = times_four((*state).left[1], high, four_at(col, PITCH_B));
         if TN == 8u {
-            (*state).right.high = times_four((*state).right.high, high, four_at(col + TX, PITCH_B));
+            (*state).right[1] = times_four((*state).right[1], high, four_at(col + TX, PITCH_B));
         }
     }
 }
@@ -91,9 +89,7 @@ fn finish(state: ptr<function, State>, at: Place, thread: u32) {
         workgroupBarrier();
         if thread < QUADS_B {
             var sum = vec4<f32>();
-            for (var i = thread; i < WG; i += QUADS_B) {
-                sum += tiles[TILE_B + i];
-            }
+            for (var i = thread; i < WG; i += QUADS_B) { sum += tiles[TILE_B + i]; }
             store_quad(at.split, p.split_rows - 1u, at.col + 4u * thread, sum);
         }
     }
@@ -102,6 +98,6 @@ fn finish(state: ptr<function, State>, at: Place, thread: u32) {
 }
 
 fn store_columns(at: Place, row: u32, col: u32, eight: Eight) {
-    store_four(at, row, TY, col, eight.low);
-    if TM == 8u { store_four(at, row + 4u * TY, TY, col, eight.high); }
+    store_four(at, row, TY, col, eight[0]);
+    if TM == 8u { store_four(at, row + 4u * TY, TY, col, eight[1]); }
 }

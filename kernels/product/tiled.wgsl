@@ -5,8 +5,7 @@
 // A workgroup computes a tile of ROWS x COLS of y, of one block and one split of the sum. It loops over k,
 // DEPTH at a time: its threads fetch DEPTH columns of A and as many rows of B, a few quads each, exchange
 // them (through_workgroup.wgsl or through_subgroup.wgsl), and each multiplies for its own rows and columns:
-// a number that is fetched once is used ROWS or COLS times. Of A nothing but the elements of `a` lies in
-// memory: a loader finds them by the sites of the tile's rows, once for a tile, and the steps of k.
+// a number that is fetched once is used ROWS or COLS times. Sites are found once for a tile.
 //
 // All reads of an iteration are issued before the first is waited for, which loops over them would not do:
 // no driver unrolls a loop whose number of iterations it does not know. References: Goto & van de Geijn 2008
@@ -28,27 +27,18 @@ const COLS: u32 = TX * TN;
 const QUADS_A: u32 = DEPTH / 4u;
 const QUADS_B: u32 = COLS / 4u;
 
-const_assert 0u == (WG % QUADS_A);
-
-struct Four { q0: vec4<f32>, q1: vec4<f32>, q2: vec4<f32>, q3: vec4<f32> }
-
-// Four columns of eight rows.
-struct Eight { low: Four, high: Four }
+alias Four = mat4x4<f32>; // quads
+alias Eight = array<Four, 2>; // four columns of eight rows
 
 // sum + A[row, k..k+4] B[k..k+4, four columns].
 fn times(sum: vec4<f32>, a: vec4<f32>, b: Four) -> vec4<f32> {
-    return sum + a.x * b.q0 + a.y * b.q1 + a.z * b.q2 + a.w * b.q3;
+    return sum + a.x * b[0] + a.y * b[1] + a.z * b[2] + a.w * b[3];
 }
 
 fn times_four(sums: Four, a: Four, b: Four) -> Four {
     return Four(
-        times(sums.q0, a.q0, b), times(sums.q1, a.q1, b), times(sums.q2, a.q2, b), times(sums.q3, a.q3, b),
+        times(sums[0], a[0], b), times(sums[1], a[1], b), times(sums[2], a[2], b), times(sums[3], a[3], b),
     );
-}
-
-fn transposed(q0: vec4<f32>, q1: vec4<f32>, q2: vec4<f32>, q3: vec4<f32>) -> Four {
-    let t = transpose(mat4x4<f32>(q0, q1, q2, q3));
-    return Four(t[0], t[1], t[2], t[3]);
 }
 
 // Tile of a workgroup; `adds`: it adds up the columns of B too.
@@ -70,19 +60,19 @@ fn place(group: u32) -> Place {
 var<workgroup> sites: array<vec4<i32>, ROWS>;
 
 // Sites of four quads, the rows of which lie NEXT_A apart.
-struct Sites { s0: vec4<i32>, s1: vec4<i32>, s2: vec4<i32>, s3: vec4<i32> }
+alias Sites = array<vec4<i32>, 4>;
 
 fn sites_from(row: u32) -> Sites {
     var four: Sites;
-    four.s0 = sites[row];
-    if FETCH_A > 1u { four.s1 = sites[row + NEXT_A]; }
-    if FETCH_A > 2u { four.s2 = sites[row + 2u * NEXT_A]; }
-    if FETCH_A > 3u { four.s3 = sites[row + 3u * NEXT_A]; }
+    four[0] = sites[row];
+    if FETCH_A > 1u { four[1] = sites[row + NEXT_A]; }
+    if FETCH_A > 2u { four[2] = sites[row + 2u * NEXT_A]; }
+    if FETCH_A > 3u { four[3] = sites[row + 3u * NEXT_A]; }
     return four;
 }
 
 // Steps of four k.
-struct Steps { s0: vec3<i32>, s1: vec3<i32>, s2: vec3<i32>, s3: vec3<i32> }
+alias Steps = array<vec3<i32>, 4>;
 
 fn steps_from(block: Block, digits: vec3<u32>, k: u32, end: u32) -> Steps {
     let sizes = digit_sizes(block);
@@ -95,24 +85,40 @@ fn steps_from(block: Block, digits: vec3<u32>, k: u32, end: u32) -> Steps {
     );
 }
 
+fn rows_of_a(at: Sites, to: Steps) -> Four {
+    var four: Four;
+    four[0] = a_row(at[0], to);
+    if FETCH_A > 1u { four[1] = a_row(at[1], to); }
+    if FETCH_A > 2u { four[2] = a_row(at[2], to); }
+    if FETCH_A > 3u { four[3] = a_row(at[3], to); }
+    return four;
+}
+
+// Past the last k it reads the last one again, which A has zeros for; past the last column the last one, of
+// which nothing is stored.
+fn rows_of_b(at: Place, k: u32, col: u32) -> Four {
+    var four: Four;
+    four[0] = b_row(at, k, col);
+    if FETCH_B > 1u { four[1] = b_row(at, k + NEXT_B, col); }
+    if FETCH_B > 2u { four[2] = b_row(at, k + 2u * NEXT_B, col); }
+    if FETCH_B > 3u { four[3] = b_row(at, k + 3u * NEXT_B, col); }
+    return four;
+}
+
 // Sum of the rows of B in `four`, of which the first is row k.
 fn sum_of_rows(at: Place, k: u32, four: Four) -> vec4<f32> {
-    var sum = select(vec4<f32>(), four.q0, k < at.end);
-    if FETCH_B > 1u { sum += select(vec4<f32>(), four.q1, k + NEXT_B < at.end); }
-    if FETCH_B > 2u { sum += select(vec4<f32>(), four.q2, k + 2u * NEXT_B < at.end); }
-    if FETCH_B > 3u { sum += select(vec4<f32>(), four.q3, k + 3u * NEXT_B < at.end); }
+    var sum = select(vec4<f32>(), four[0], k < at.end);
+    if FETCH_B > 1u { sum += select(vec4<f32>(), four[1], k + NEXT_B < at.end); }
+    if FETCH_B > 2u { sum += select(vec4<f32>(), four[2], k + 2u * NEXT_B < at.end); }
+    if FETCH_B > 3u { sum += select(vec4<f32>(), four[3], k + 3u * NEXT_B < at.end); }
     return sum;
 }
 
 @compute @workgroup_size(WG)
 fn product(group: Workgroup, @builtin(local_invocation_index) lane: u32) {
     let at = place(p.first_group + flat_group(group.id, group.count));
-    if at.row >= at.block.rows {
-        return;
-    }
-    for (var i = lane; i < ROWS; i += WG) {
-        sites[i] = site_at(at.block, at.row + i);
-    }
+    if at.row >= at.block.rows { return; }
+    for (var i = lane; i < ROWS; i += WG) { sites[i] = site_at(at.block, at.row + i); }
     workgroupBarrier();
     let sizes = digit_sizes(at.block);
     var digits = digits_of(at.begin + first_k(lane), sizes);
@@ -126,10 +132,10 @@ fn product(group: Workgroup, @builtin(local_invocation_index) lane: u32) {
 
 // Rows of the tile from `first` on, `next` apart.
 fn store_four(at: Place, first: u32, next: u32, col: u32, four: Four) {
-    store_row(at, first, col, four.q0);
-    store_row(at, first + next, col, four.q1);
-    store_row(at, first + 2u * next, col, four.q2);
-    store_row(at, first + 3u * next, col, four.q3);
+    store_row(at, first, col, four[0]);
+    store_row(at, first + next, col, four[1]);
+    store_row(at, first + 2u * next, col, four[2]);
+    store_row(at, first + 3u * next, col, four[3]);
 }
 
 fn store_row(at: Place, row: u32, col: u32, sum: vec4<f32>) {

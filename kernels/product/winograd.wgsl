@@ -28,15 +28,24 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 
 @group(0) @binding(1) var<storage, read> w: array<f32>;
-@group(0) @binding(2) var<storage, read> w4: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> u4: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> given: array<vec4<f32>>; // w, src or m
+@group(0) @binding(3) var<storage, read_write> made: array<vec4<f32>>; // u, v or dst
 
 alias Line = mat4x4<f32>; // four of a row or a column
+
+// A row of u or v, of which `place` quads are one place.
+fn store_places(row: u32, place: u32, at: u32, line: Line) {
+    let i = 4u * row * place + at;
+    made[i] = line[0];
+    made[i + place] = line[1];
+    made[i + 2u * place] = line[2];
+    made[i + 3u * place] = line[3];
+}
 
 // Channel c of src under a tap, to the channels of dst from 4 * quad on.
 fn tap(row: u32, col: u32, c: u32, quad: u32) -> vec4<f32> {
     if p.adjoint == 0u {
-        return w4[((row * 3u + col) * p.src_c + c) * (p.dst_c / 4u) + quad];
+        return given[((row * 3u + col) * p.src_c + c) * (p.dst_c / 4u) + quad];
     }
     // The taps in reverse.
     let at = ((8u - row * 3u - col) * p.dst_c + 4u * quad) * p.src_c + c;
@@ -48,22 +57,12 @@ fn times_g(x0: vec4<f32>, x1: vec4<f32>, x2: vec4<f32>) -> Line {
     return Line(x0, 0.5 * (x0 + x1 + x2), 0.5 * (x0 - x1 + x2), x2);
 }
 
-fn store_u(row: u32, at: u32, s: Line) {
-    let place = p.src_c * p.dst_c / 4u;
-    let i = 4u * row * place + at;
-    u4[i] = s[0];
-    u4[i + place] = s[1];
-    u4[i + 2u * place] = s[2];
-    u4[i + 3u * place] = s[3];
-}
-
 @compute @workgroup_size(WG)
 fn transform_weights(thread: Invocation) {
     let quads = p.dst_c / 4u;
+    let place = p.src_c * quads;
     let item = element(thread, WG);
-    if item >= p.src_c * quads {
-        return;
-    }
+    if item >= place { return; }
     // Neighbouring threads read neighbouring elements.
     let c = select(item / quads, item % p.src_c, p.adjoint != 0u);
     let quad = select(item % quads, item / p.src_c, p.adjoint != 0u);
@@ -71,10 +70,10 @@ fn transform_weights(thread: Invocation) {
     let x1 = times_g(tap(0u, 1u, c, quad), tap(1u, 1u, c, quad), tap(2u, 1u, c, quad));
     let x2 = times_g(tap(0u, 2u, c, quad), tap(1u, 2u, c, quad), tap(2u, 2u, c, quad));
     let at = c * quads + quad;
-    store_u(0u, at, times_g(x0[0], x1[0], x2[0]));
-    store_u(1u, at, times_g(x0[1], x1[1], x2[1]));
-    store_u(2u, at, times_g(x0[2], x1[2], x2[2]));
-    store_u(3u, at, times_g(x0[3], x1[3], x2[3]));
+    store_places(0u, place, at, times_g(x0[0], x1[0], x2[0]));
+    store_places(1u, place, at, times_g(x0[1], x1[1], x2[1]));
+    store_places(2u, place, at, times_g(x0[2], x1[2], x2[2]));
+    store_places(3u, place, at, times_g(x0[3], x1[3], x2[3]));
 }
 
 // The sample and the first pixel of a tile of the chunk.
@@ -87,16 +86,13 @@ fn tile(number: u32) -> Tile {
     return Tile(i / across / down, i / across % down * 2u, i % across * 2u);
 }
 
-@group(0) @binding(4) var<storage, read> src4: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> v4: array<vec4<f32>>;
-
 // Channels of a pixel under a tile, zeros outside src.
 fn src_quad(at: Tile, row: i32, col: i32, quad: u32) -> vec4<f32> {
     let h = i32(at.h) - p.top + row;
     let w = i32(at.w) - p.left + col;
     let inside = (u32(h) < p.src_h) & (u32(w) < p.src_w); // what is negative becomes large
     let i = ((i32(at.n * p.src_h) + h) * i32(p.src_w) + w) * i32(p.src_c / 4u) + i32(quad);
-    return select(vec4<f32>(), src4[u32(select(0, i, inside))], inside);
+    return select(vec4<f32>(), given[u32(select(0, i, inside))], inside);
 }
 
 fn src_line(at: Tile, row: i32, quad: u32) -> Line {
@@ -106,79 +102,69 @@ fn src_line(at: Tile, row: i32, quad: u32) -> Line {
     );
 }
 
-// s B.
-fn store_v(row: u32, item: u32, s: Line) {
-    let place = p.tiles * p.src_c / 4u;
-    let i = 4u * row * place + item;
-    v4[i] = s[0] - s[2];
-    v4[i + place] = s[1] + s[2];
-    v4[i + 2u * place] = s[2] - s[1];
-    v4[i + 3u * place] = s[1] - s[3];
+// x B.
+fn times_b(x: Line) -> Line {
+    return Line(x[0] - x[2], x[1] + x[2], x[2] - x[1], x[1] - x[3]);
 }
 
 @compute @workgroup_size(WG)
 fn transform_src(thread: Invocation) {
     let quads = p.src_c / 4u;
+    let place = p.tiles * quads;
     let item = element(thread, WG);
-    if item >= p.tiles * quads {
-        return;
-    }
+    if item >= place { return; }
     let at = tile(item / quads);
     let quad = item % quads;
     let x0 = src_line(at, 0, quad);
     let x1 = src_line(at, 1, quad);
     let x2 = src_line(at, 2, quad);
     let x3 = src_line(at, 3, quad);
-    store_v(0u, item, x0 - x2);
-    store_v(1u, item, x1 + x2);
-    store_v(2u, item, x2 - x1);
-    store_v(3u, item, x1 - x3);
+    store_places(0u, place, item, times_b(x0 - x2));
+    store_places(1u, place, item, times_b(x1 + x2));
+    store_places(2u, place, item, times_b(x2 - x1));
+    store_places(3u, place, item, times_b(x1 - x3));
 }
 
-@group(0) @binding(6) var<storage, read> m4: array<vec4<f32>>;
-@group(0) @binding(7) var<storage, read_write> dst4: array<vec4<f32>>;
-@group(0) @binding(8) var<storage, read> bias4: array<vec4<f32>>;
-@group(0) @binding(9) var<storage, read> shift4: array<vec4<f32>>;
-@group(0) @binding(10) var<storage, read> residual4: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> bias: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> shift: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read> residual: array<vec4<f32>>;
 
-fn m_line(row: u32, item: u32) -> Line {
-    let place = p.tiles * p.dst_c / 4u;
+fn m_line(row: u32, place: u32, item: u32) -> Line {
     let i = 4u * row * place + item;
-    return Line(m4[i], m4[i + place], m4[i + 2u * place], m4[i + 3u * place]);
+    return Line(given[i], given[i + place], given[i + 2u * place], given[i + 3u * place]);
 }
 
 fn store_dst(i: u32, sum: vec4<f32>) {
     var value = sum;
-    if p.has_residual != 0u { value += residual4[i]; }
-    dst4[i] = value;
+    if p.has_residual != 0u { value += residual[i]; }
+    made[i] = value;
 }
 
-// s A, plus `more`: bias and shift.
-fn store_line(at: Tile, row: u32, quad: u32, s: Line, more: vec4<f32>) {
+// x A, plus `more`: bias and shift.
+fn store_line(at: Tile, row: u32, quad: u32, x: Line, more: vec4<f32>) {
     if at.h + row < p.dst_h {
         let quads = p.dst_c / 4u;
         let i = ((at.n * p.dst_h + at.h + row) * p.dst_w + at.w) * quads + quad;
-        store_dst(i, s[0] + s[1] + s[2] + more);
-        if at.w + 1u < p.dst_w { store_dst(i + quads, s[1] - s[2] - s[3] + more); }
+        store_dst(i, x[0] + x[1] + x[2] + more);
+        if at.w + 1u < p.dst_w { store_dst(i + quads, x[1] - x[2] - x[3] + more); }
     }
 }
 
 @compute @workgroup_size(WG)
 fn transform_dst(thread: Invocation) {
     let quads = p.dst_c / 4u;
+    let place = p.tiles * quads;
     let item = element(thread, WG);
-    if item >= p.tiles * quads {
-        return;
-    }
+    if item >= place { return; }
     let at = tile(item / quads);
     let quad = item % quads;
     var more = vec4<f32>();
-    if p.has_bias != 0u { more += bias4[quad]; }
-    if p.has_shift != 0u { more += shift4[at.n * quads + quad]; }
-    let x0 = m_line(0u, item);
-    let x1 = m_line(1u, item);
-    let x2 = m_line(2u, item);
-    let x3 = m_line(3u, item);
+    if p.has_bias != 0u { more += bias[quad]; }
+    if p.has_shift != 0u { more += shift[at.n * quads + quad]; }
+    let x0 = m_line(0u, place, item);
+    let x1 = m_line(1u, place, item);
+    let x2 = m_line(2u, place, item);
+    let x3 = m_line(3u, place, item);
     store_line(at, 0u, quad, x0 + x1 + x2, more);
     store_line(at, 1u, quad, x1 - x2 - x3, more);
 }

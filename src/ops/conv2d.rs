@@ -19,17 +19,16 @@ use crate::tape::Tensor;
 /// When the shapes do not fit together.
 #[track_caller]
 pub fn conv2d(x: &Tensor, w: &Tensor, stride: usize, padding: Padding, epilogue: Epilogue) -> Tensor {
-    let [n, h, width, cin] = x.shape().of_rank("conv2d, image");
-    let [kh, kw, w_cin, cout] = w.shape().of_rank("conv2d, weights");
-    let (ph, pw) = (h + padding.top + padding.bottom, width + padding.left + padding.right);
+    let (image, weights) = (x.shape(), w.shape());
+    let [n, h, width, cin] = image.of_rank("conv2d, image");
+    let [kh, kw, w_cin, cout] = weights.of_rank("conv2d, weights");
+    let Padding { top, bottom, left, right } = padding;
+    let (ph, pw) = (h + top + bottom, width + left + right);
     assert!(
         cin == w_cin && stride > 0 && ph >= kh && pw >= kw && kh * kw * cout > 0,
-        "conv2d: image {} does not fit weights {} with stride {stride} and {padding:?}",
-        x.shape(),
-        w.shape()
+        "conv2d: image {image} does not fit weights {weights} with stride {stride} and {padding:?}"
     );
     let (oh, ow) = ((ph - kh) / stride + 1, (pw - kw) / stride + 1);
-    let (top, left) = (padding.top, padding.left);
     let g = Geometry { n, h, w: width, cin, kh, kw, cout, oh, ow, stride, top, left };
     let added = epilogue.added("conv2d", n, oh * ow, cout);
     let y = Product::conv("conv2d", g, added);
@@ -50,8 +49,7 @@ impl Product {
     /// convolution.
     pub(crate) fn conv_adjoint(name: &'static str, g: Geometry, epilogue: product::Epilogue) -> Product {
         let sizes = [1, g.n * g.h * g.w, g.cin, g.taps() * g.cout];
-        let loaders = [Loader::ConvAdjoint(g), Loader::Transposed { block: g.cout }];
-        Product { epilogue, ..Product::new(name, sizes, loaders) }
+        Product { epilogue, ..Product::new(name, sizes, [Loader::ConvAdjoint(g), Loader::Transposed]) }
     }
 
     /// From `x` and `dy` to `dw [KH, KW, Cin, Cout]`, and the sums of `dy` over all pixels if wanted: `dbias

@@ -7,7 +7,7 @@ use crate::kernel;
 use crate::launch::{Dispatch, Dispatches, LaunchInfo, Recorded, launch_of};
 use crate::ops::shared::{Chunk, Size, assert_is_state};
 use crate::philox::{Stream, fill_normal};
-use crate::product::cpu::shared::Shared;
+use crate::shared::Shared;
 use crate::simd::{exp, vectorized};
 use crate::state::State;
 use crate::tape::Tensor;

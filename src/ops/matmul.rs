@@ -92,7 +92,7 @@ fn product_of(a: &Tensor, b: &Tensor, transpose: Transpose, bias: Option<&Tensor
 
 /// A product of matrices, each maybe transposed.
 fn dense(name: &'static str, sizes: [usize; 4], transposed: [bool; 2]) -> Product {
-    let loader = |of| if of { Loader::Transposed { block: sizes[3] } } else { Loader::Dense };
+    let loader = |of| if of { Loader::Transposed } else { Loader::Dense };
     Product::new(name, sizes, transposed.map(loader))
 }
 

@@ -5,10 +5,9 @@
 pub enum Loader {
     /// As it stands, row by row, for each item.
     Dense,
-    /// Rows and columns exchanged, in blocks of so many along the depth: `[cols, block]` for B, for each
-    /// block. One block, as long as the depth, is a transposed matrix; a block for each tap makes of the
-    /// weights `[taps, Cin, Cout]` of a convolution those of its adjoint, `[taps * Cout, Cin]`.
-    Transposed { block: usize },
+    /// Rows and columns exchanged: `[cols, depth]` for B; for that of an adjoint, whose tensor is the weights
+    /// `[taps, Cin, Cout]` of the convolution, those of each tap.
+    Transposed,
     /// A of a convolution: a row is a pixel of the result, k is (kh, kw, channel of the image).
     Conv(Geometry),
     /// A of its adjoint: a row is a pixel of the image, k is (kh, kw, channel of the result).
@@ -59,13 +58,6 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// The convolution of one tap that a matrix product `[rows, cin] x [cin, cout]` is: an image one pixel
-    /// wide.
-    pub const fn point(rows: usize, cin: usize, cout: usize) -> Geometry {
-        let n = 1;
-        Geometry { n, h: rows, w: 1, cin, kh: 1, kw: 1, cout, oh: rows, ow: 1, stride: 1, top: 0, left: 0 }
-    }
-
     pub fn taps(&self) -> usize {
         self.kh * self.kw
     }

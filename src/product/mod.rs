@@ -38,6 +38,25 @@ pub struct Product {
     pub column_sums: bool,
 }
 
+/// A product in blocks: the items of a batch or, of the adjoint of a convolution with a stride of s, the
+/// pixels whose rows and columns have the same remainders by s, because only every s-th tap meets them.
+#[derive(Clone, Copy)]
+pub struct View {
+    g: Geometry,
+    adjoint: bool,
+    blocks: usize,
+    /// Of the largest block, the first.
+    rows: usize,
+    /// Height, width and channels of the images that A is gathered from; height and width of those whose
+    /// pixels the rows are. Pixels of a block lie `stride` apart in the former, `spacing` in the latter.
+    src: [usize; 3],
+    dst: [usize; 2],
+    stride: usize,
+    spacing: usize,
+    /// Rows and columns of zeros before the images of the adjoint, whichever of the two this is.
+    pad: [i32; 2],
+}
+
 /// What is added to the sums, each optional.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Epilogue {
@@ -66,6 +85,32 @@ impl Product {
         Product { name, batch, rows, cols, depth, a, b, epilogue, split_k: false, column_sums: false }
     }
 
+    /// The convolution that A is of; a matrix is an image one pixel wide, with one tap.
+    fn geometry(&self) -> Geometry {
+        let (n, w, kh, kw, cout, ow) = (1, 1, 1, 1, self.cols, 1);
+        let point = |h, cin| Geometry { n, h, w, cin, kh, kw, cout, oh: h, ow, stride: 1, top: 0, left: 0 };
+        match self.a {
+            Loader::Conv(g) | Loader::ConvAdjoint(g) | Loader::ConvWeights(g) => g,
+            Loader::Dense => point(self.rows, self.depth),
+            Loader::Transposed => point(self.depth, self.rows),
+        }
+    }
+
+    /// The same as both devices see it.
+    fn view(&self) -> View {
+        let (g, blocks, rows) = (self.geometry(), self.batch, self.rows);
+        let (src, dst) = ([g.h, g.w, g.cin], [g.oh, g.ow]);
+        let pad = [g.top as i32, g.left as i32];
+        let Loader::ConvAdjoint(_) = self.a else {
+            let pad = [g.kh as i32 - 1 - pad[0], g.kw as i32 - 1 - pad[1]];
+            return View { g, adjoint: false, blocks, rows, src, dst, stride: g.stride, spacing: 1, pad };
+        };
+        let (blocks, spacing) = (g.stride.min(g.h) * g.stride.min(g.w), g.stride);
+        let rows = g.n * g.h.div_ceil(spacing) * g.w.div_ceil(spacing);
+        let (src, dst) = ([g.oh, g.ow, g.cout], [g.h, g.w]);
+        View { g, adjoint: true, blocks, rows, src, dst, stride: 1, spacing, pad }
+    }
+
     /// Elements of y.
     pub fn outputs(&self) -> usize {
         self.batch * self.rows * self.cols
@@ -73,12 +118,8 @@ impl Product {
 
     /// Two for each multiplication and addition, zeros around images included, as PyTorch counts them.
     pub fn flops(&self) -> u64 {
-        2 * match self.a {
-            Loader::Conv(g) | Loader::ConvAdjoint(g) | Loader::ConvWeights(g) => {
-                g.n * g.oh * g.ow * g.weights()
-            }
-            _ => self.outputs() * self.depth,
-        } as u64
+        let g = self.geometry();
+        2 * (self.batch * g.n * g.oh * g.ow * g.weights()) as u64
     }
 
     /// Records the product of `reads`; gives y, of this shape, and the column sums `[cols]` if wanted.
@@ -106,7 +147,7 @@ impl Product {
             flops: self.flops(),
             cpu_scratch: self.cpu_scratch(),
             gpu_scratch: gpu::scratch(&self),
-            prepacked_from: self.prepacked_from(),
+            prepacked_from: (!self.is_outer()).then_some(1),
             accumulate,
             tuning: Tuning::new(gpu::shape_class(&self), move |adapter| gpu::variants(&self, adapter)),
             ..LaunchInfo::default()
@@ -130,7 +171,6 @@ impl Launch for Product {
             b: Slot::Read(1),
             extra: self.epilogue.reads().map(|read| read.map(Slot::Read)),
             y: Slot::Write(0),
-            column_sums: Slot::Write(1),
         };
         gpu::dispatch(self, gpu::Schedule::of(plan.variant()), plan, slots);
     }

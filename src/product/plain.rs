@@ -16,7 +16,7 @@ pub fn product(
                 let mut sum = 0.0_f64;
                 for k in 0..p.depth {
                     if let Some(at) = p.a.a([p.rows, p.depth], item, row, k) {
-                        sum += f64::from(a[at]) * f64::from(b[p.b.b([p.depth, p.cols], item, k, col)]);
+                        sum += f64::from(a[at]) * f64::from(b[p.b_at(item, k, col)]);
                     }
                 }
                 let at = (item * p.rows + row) * p.cols + col;
@@ -32,7 +32,7 @@ pub fn product(
 /// `sums[col] = sum over k of B[k, col]`.
 pub fn column_sums(p: &Product, b: &[f32], sums: &mut [f32]) {
     for (col, sum) in sums.iter_mut().enumerate() {
-        let terms = (0..p.depth).map(|k| f64::from(b[p.b.b([p.depth, p.cols], 0, k, col)]));
+        let terms = (0..p.depth).map(|k| f64::from(b[p.b_at(0, k, col)]));
         *sum = terms.sum::<f64>() as f32;
     }
 }
@@ -42,9 +42,7 @@ impl Loader {
     fn a(self, [rows, depth]: [usize; 2], item: usize, row: usize, k: usize) -> Option<usize> {
         match self {
             Loader::Dense => Some((item * rows + row) * depth + k),
-            Loader::Transposed { block } => {
-                Some(item * rows * depth + k / block * block * rows + k % block * rows + row)
-            }
+            Loader::Transposed => Some((item * depth + k) * rows + row),
             Loader::Conv(g) => {
                 let (tap, ci) = (k / g.cin, k % g.cin);
                 Some(g.under(row, tap / g.kw, tap % g.kw)? * g.cin + ci)
@@ -59,16 +57,19 @@ impl Loader {
             }
         }
     }
+}
 
+impl Product {
     /// Position in the tensor of B of element (k, col) of item `item`.
     ///
     /// # Panics
     /// For the matrices of images, which are A alone.
-    fn b(self, [depth, cols]: [usize; 2], item: usize, k: usize, col: usize) -> usize {
-        let first = item * depth * cols;
-        match self {
+    fn b_at(&self, item: usize, k: usize, col: usize) -> usize {
+        let (first, cols) = (item * self.depth * self.cols, self.cols);
+        let block = if let Loader::ConvAdjoint(g) = self.a { g.cout } else { self.depth };
+        match self.b {
             Loader::Dense => first + k * cols + col,
-            Loader::Transposed { block } => first + (k / block * cols + col) * block + k % block,
+            Loader::Transposed => first + (k / block * cols + col) * block + k % block,
             image => panic!("product: {image:?} as B"),
         }
     }

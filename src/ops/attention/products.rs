@@ -17,8 +17,8 @@ const LEAST: usize = 32;
 const FIRST: usize = KERNEL.knob_sets.len();
 
 const PLAIN: [Loader; 2] = [Loader::Dense; 2];
-const TRANSPOSED_A: [Loader; 2] = [Loader::Transposed { block: 0 }, Loader::Dense];
-const TRANSPOSED_B: [Loader; 2] = [Loader::Dense, Loader::Transposed { block: 0 }];
+const TRANSPOSED_A: [Loader; 2] = [Loader::Transposed, Loader::Dense];
+const TRANSPOSED_B: [Loader; 2] = [Loader::Dense, Loader::Transposed];
 
 /// The schedule of a variant's products; `None` for the variants of the online kernel.
 pub(super) fn schedule_of(variant: usize) -> Option<Schedule> {
@@ -58,7 +58,7 @@ impl Run<'_> {
         loaders: [Loader; 2],
         [a, b, y]: [Slot; 3],
     ) {
-        let slots = Slots { a, b, extra: [None; 3], y, column_sums: y };
+        let slots = Slots { a, b, extra: [None; 3], y };
         gpu::dispatch(&self.size.of_heads(sizes, loaders), schedule, self.plan, slots);
     }
 

@@ -3,10 +3,9 @@
 use rayon::prelude::*;
 
 use super::Size;
-use crate::product::cpu::panels::{Panels, Source, Taps, panel, panel_elements};
-use crate::product::cpu::shared::Shared;
-use crate::product::cpu::split;
-use crate::product::cpu::tile::multiply_dense;
+use crate::product::cpu::panels::{Panels, Source, panel, panel_elements};
+use crate::product::cpu::tile::{Rows, multiply_into};
+use crate::shared::{Shared, split};
 use crate::simd::{exp_within, vectorized};
 
 /// Queries of a block: whole tiles of the products, few enough for their scores to stay in the cache.
@@ -38,8 +37,7 @@ impl Size {
     fn pack<'a>(&self, x: &[f32], pair: usize, transposed: bool, memory: &'a mut [f32]) -> Panels<'a> {
         let data = &x[self.at(pair, self.keys, 0)..];
         let [depth, cols] = if transposed { [self.d, self.keys] } else { [self.keys, self.d] };
-        let source =
-            Source { data, cols, stride: self.channels(), block: depth, blocks: Taps::ONE, transposed };
+        let source = Source { data, cols, stride: self.channels(), block: depth, blocks: &[0], transposed };
         source.columns(0, cols, panel(cols), memory);
         Panels::packed(memory, depth, cols, panel(cols))
     }
@@ -73,7 +71,7 @@ pub(super) fn forward(size: &Size, [q, k, v]: [&[f32]; 3], writes: [&mut [f32]; 
                 let first = (block - of_pair) * BLOCK;
                 let count = BLOCK.min(size.queries - first);
                 let at = size.at(pair, size.queries, first);
-                multiply_dense([count, size.d], &q[at..], [c, 1], kt, scores, row, false);
+                multiply_into(scores, row, false, Rows::matrix(&q[at..], [count, size.d], [c, 1]), kt);
                 // SAFETY: every block has queries of its own.
                 let lse = unsafe { lse.part(pair * size.queries + first, count) };
                 let mut sums = [0.0; BLOCK];
@@ -86,7 +84,8 @@ pub(super) fn forward(size: &Size, [q, k, v]: [&[f32]; 3], writes: [&mut [f32]; 
                         }
                     },
                 );
-                multiply_dense([count, size.keys], scores, [row, 1], values, out, head_row, false);
+                let weights = Rows::matrix(scores, [count, size.keys], [row, 1]);
+                multiply_into(out, head_row, false, weights, values);
                 for (i, (out, sum)) in out.chunks_exact(head_row).zip(&sums[..count]).enumerate() {
                     // SAFETY: every block has queries, or channels, of its own.
                     let y = unsafe { y.part(at + i * c, size.d) };
@@ -132,8 +131,8 @@ pub(super) fn backward(
                 let count = BLOCK.min(size.queries - first);
                 let at = size.at(pair, size.queries, first);
                 let (q, dy) = (&q[at..], &dy[at..]);
-                multiply_dense([count, d], q, [c, 1], kt, p, row, false);
-                multiply_dense([count, d], dy, [c, 1], vt, ds, row, false);
+                multiply_into(p, row, false, Rows::matrix(q, [count, d], [c, 1]), kt);
+                multiply_into(ds, row, false, Rows::matrix(dy, [count, d], [c, 1]), vt);
                 let lse = &lse[pair * size.queries + first..][..count];
                 vectorized(
                     #[inline(always)]
@@ -144,7 +143,7 @@ pub(super) fn backward(
                         }
                     },
                 );
-                multiply_dense([count, keys], ds, [row, 1], plain_k, out, head_row, false);
+                multiply_into(out, head_row, false, Rows::matrix(ds, [count, keys], [row, 1]), plain_k);
                 for (i, out) in out.chunks_exact(head_row).take(count).enumerate() {
                     // SAFETY: every task has samples, or channels, of its own.
                     let dq = unsafe { dq.part(at + i * c, d) };
@@ -153,8 +152,8 @@ pub(super) fn backward(
                     }
                 }
                 let [p, ds] = [&*p, &*ds].map(|x| Panels::unpacked(x, count, keys, row));
-                multiply_dense([d, count], q, [1, c], ds, dkt, row, first > 0);
-                multiply_dense([d, count], dy, [1, c], p, dvt, row, first > 0);
+                multiply_into(dkt, row, first > 0, Rows::matrix(q, [d, count], [1, c]), ds);
+                multiply_into(dvt, row, first > 0, Rows::matrix(dy, [d, count], [1, c]), p);
             }
             for key in 0..keys {
                 // SAFETY: as above.

@@ -6,7 +6,7 @@ use super::loops::{ChannelAffine, group_means, samples};
 use super::norm::{Input, Norm, TILE_CHANNELS};
 use crate::launch::{Accumulate, Dispatch, Dispatches, Io, Launch, LaunchInfo, Recorded, launch_of};
 use crate::ops::activation::{Activation, with_constant};
-use crate::product::cpu::shared::Shared;
+use crate::shared::Shared;
 use crate::simd::vectorized;
 
 /// A dispatch of `entry` on an input, which reads all but `accum`.

@@ -2,17 +2,16 @@
 //! The gradient of a convolution's weights, whose rows are pixels; with one tap, of a matrix product's second
 //! factor.
 
+use std::iter;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::gather::with_runs;
-use super::panels::{Panels, Source, Taps, copy_short, panel};
-use super::shared::Shared;
+use super::panels::{Panels, Source, copy_short, panel};
 use super::tile::{Extra, Rows, Target, multiply};
-use super::with_memory;
+use super::{add_rows, with_memory};
 use crate::product::{Geometry, Loader, Product};
-use crate::simd::vectorized;
+use crate::shared::Shared;
 
 /// Rows and columns of the result that a task takes at most: what it reads and adds to stays in the
 /// second-level cache. With several taps, and with one.
@@ -110,23 +109,12 @@ fn add_partials(y: &mut [f32], partials: &[f32]) {
     const COUNT: usize = 256;
     let count = y.len();
     y.par_chunks_mut(COUNT).with_min_len(64).enumerate().for_each(|(block, y)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                let mut sums = [0.0_f64; COUNT];
-                for (sum, y) in sums.iter_mut().zip(&*y) {
-                    *sum = f64::from(*y);
-                }
-                for partial in partials.chunks_exact(count) {
-                    for (sum, x) in sums.iter_mut().zip(&partial[block * COUNT..][..y.len()]) {
-                        *sum += f64::from(*x);
-                    }
-                }
-                for (y, sum) in y.iter_mut().zip(&sums) {
-                    *y = *sum as f32;
-                }
-            },
-        );
+        let mut sums = [-0.0; COUNT]; // to which -0 may be added too
+        let partials = partials.chunks_exact(count).map(|partial| &partial[block * COUNT..][..y.len()]);
+        add_rows(&mut sums, iter::once(&*y).chain(partials));
+        for (y, sum) in y.iter_mut().zip(&sums) {
+            *y = *sum as f32;
+        }
     });
 }
 
@@ -152,11 +140,10 @@ impl Product {
             let pixels = chain * chain_pixels..self.depth.min((chain + 1) * chain_pixels);
             let (first, count, c) = (pixels.start, pixels.len(), rows.len());
             let (a, b) = (&a[item * self.depth * self.rows..], &b[item * self.depth * self.cols..]);
-            let (data, stride, transposed) = match self.b {
-                Loader::Dense => (&b[first * self.cols..], self.cols, false),
-                _ => (&b[first..], self.depth, true),
-            };
-            let b = Source { data, cols: self.cols, stride, block: count, blocks: Taps::ONE, transposed };
+            let transposed = self.b != Loader::Dense;
+            let [pixel, stride] = if transposed { [1, self.depth] } else { [self.cols; 2] };
+            let data = &b[first * pixel..];
+            let b = Source { data, cols: self.cols, stride, block: count, blocks: &[0], transposed };
             let panel = panel(cols.len());
             // The rows of several taps follow one another in y where all their channels are in the block.
             let taps_at_once = if c == g.cin { (BLOCK[0] / c).clamp(1, g.taps()) } else { 1 };
@@ -165,19 +152,18 @@ impl Product {
             with_memory([count * row, count * cols.len().next_multiple_of(panel)], |[a_rows, panels]| {
                 b.columns(cols.start, cols.len(), panel, panels);
                 let b = Panels::packed(panels, count, cols.len(), panel);
-                with_runs(&class, a, pixels, |starts, _| {
-                    for (group, starts) in starts.chunks(taps_at_once * count).enumerate() {
-                        for (tap, starts) in starts.chunks(count).enumerate() {
-                            for (out, start) in a_rows.chunks_exact_mut(row).zip(starts) {
-                                // SAFETY: a run has the channels of a pixel.
-                                let x = unsafe { std::slice::from_raw_parts(start.add(rows.start), c) };
-                                copy_short(&mut out[tap * c..][..c], x);
-                            }
+                let runs = class.runs(a, pixels);
+                for (group, starts) in runs.starts.chunks(taps_at_once * count).enumerate() {
+                    for (tap, starts) in starts.chunks(count).enumerate() {
+                        for (out, start) in a_rows.chunks_exact_mut(row).zip(starts) {
+                            // SAFETY: a run has the channels of a pixel.
+                            let x = unsafe { std::slice::from_raw_parts(start.add(rows.start), c) };
+                            copy_short(&mut out[tap * c..][..c], x);
                         }
-                        let rows = starts.len() / count * c;
-                        add(group * taps_at_once, Rows::matrix(a_rows, [rows, count], [1, row]), b);
                     }
-                });
+                    let rows = starts.len() / count * c;
+                    add(group * taps_at_once, Rows::matrix(a_rows, [rows, count], [1, row]), b);
+                }
             });
         });
         if extra.any() {

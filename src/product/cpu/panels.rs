@@ -4,9 +4,6 @@ use pulp::{Arch, Simd, WithSimd};
 
 use crate::simd::vectorized;
 
-/// Columns of the widest panel of any machine.
-pub const WIDEST: usize = 32;
-
 /// Columns of a panel of a matrix of `cols` columns: two vectors of this machine; or one where that is
 /// enough, or leaves an eighth less padding and a tile of it has sums enough to hide an addition's latency.
 pub fn panel(cols: usize) -> usize {
@@ -36,14 +33,15 @@ pub struct Panels<'a> {
     pub(super) cols: usize,
     pub(super) width: usize,
     /// Elements from one row of a panel to the next, and from one panel to the next.
-    strides: [usize; 2],
+    pub(super) row: usize,
+    next: usize,
 }
 
 impl<'a> Panels<'a> {
     /// Packed panels of `width` columns, `cols` together.
     pub fn packed(data: &'a [f32], rows: usize, cols: usize, width: usize) -> Self {
         assert_eq!(data.len(), rows * cols.next_multiple_of(width), "panels of [{rows}, {cols}]");
-        Panels { data, rows, cols, width, strides: [width, rows * width] }
+        Panels { data, rows, cols, width, row: width, next: rows * width }
     }
 
     /// Panels of `cols` columns, read from rows of `row` elements as they stand.
@@ -52,70 +50,39 @@ impl<'a> Panels<'a> {
         let whole = cols.next_multiple_of(width);
         let fits = rows > 0 && whole <= row && (rows - 1) * row + whole <= data.len();
         assert!(fits, "panels of [{rows}, {cols}] in rows of {row}, {} elements", data.len());
-        Panels { data, rows, cols, width, strides: [row, width] }
-    }
-
-    /// The same with the columns of padding, for results that have room for them.
-    pub fn whole(self) -> Self {
-        Panels { cols: self.cols.next_multiple_of(self.width), ..self }
+        Panels { data, rows, cols, width, row, next: width }
     }
 
     pub fn count(&self) -> usize {
         self.cols.div_ceil(self.width)
     }
 
-    /// Elements from one row of a panel to the next.
-    pub fn row(&self) -> usize {
-        self.strides[0]
-    }
-
     /// The first element of a panel. Constructors checked that all panels are there.
     pub fn panel(&self, index: usize) -> *const f32 {
         assert!(index < self.count(), "panel {index} of {}", self.count());
-        self.data.as_ptr().wrapping_add(index * self.strides[1])
-    }
-}
-
-/// Numbers of blocks of B, which are taps: `first + i * down + j * across` for i and j, j the faster one,
-/// which has `width` values.
-#[derive(Clone, Copy)]
-pub struct Taps {
-    pub count: usize,
-    pub width: usize,
-    pub first: usize,
-    pub down: usize,
-    pub across: usize,
-}
-
-impl Taps {
-    pub const ONE: Taps = Taps { count: 1, width: 1, first: 0, down: 0, across: 0 };
-
-    pub fn number(&self, i: usize) -> usize {
-        self.first + i / self.width * self.down + i % self.width * self.across
+        self.data.as_ptr().wrapping_add(index * self.next)
     }
 }
 
 /// A matrix `[blocks * block, cols]` as its tensor has it: blocks of rows, those numbered by `blocks`, each
 /// `[block, cols]` or, transposed, `[cols, block]`, with lines that begin `stride` elements apart.
-#[derive(Clone, Copy)]
 pub struct Source<'a> {
     pub data: &'a [f32],
     pub cols: usize,
     pub stride: usize,
     pub block: usize,
-    pub blocks: Taps,
+    pub blocks: &'a [usize],
     pub transposed: bool,
 }
 
 impl Source<'_> {
     /// Packs the columns `first .. first + cols`, whole panels of `width` but for the last.
-    pub fn columns(self, first: usize, cols: usize, width: usize, out: &mut [f32]) {
-        // Several panels are packed row by row: a row of them is one run of memory.
-        const ROWS: usize = 16;
-        let (depth, transposed) = (self.blocks.count * self.block, self.transposed);
-        let rows = if transposed { self.block } else { ROWS };
-        for block in 0..self.blocks.count {
-            let data = &self.data[self.blocks.number(block) * self.block * self.cols..];
+    pub fn columns(&self, first: usize, cols: usize, width: usize, out: &mut [f32]) {
+        let (depth, transposed) = (self.blocks.len() * self.block, self.transposed);
+        // Several panels are packed by few rows at a time: a row of them is one run of memory.
+        let rows = if transposed { self.block } else { 16 };
+        for (block, number) in self.blocks.iter().enumerate() {
+            let data = &self.data[number * self.block * self.cols..];
             for row in (0..self.block).step_by(rows) {
                 let count = rows.min(self.block - row);
                 for (panel, out) in out.chunks_exact_mut(depth * width).enumerate() {
@@ -140,18 +107,11 @@ impl Source<'_> {
 /// Copies a row of a panel: such short ones are done before a call of `memcpy` has begun.
 #[inline(always)]
 pub fn copy_short(out: &mut [f32], x: &[f32]) {
-    #[inline(always)]
-    fn exactly<const N: usize>(out: &mut [f32], x: &[f32]) -> bool {
-        match (out.as_chunks_mut::<N>(), x.as_chunks::<N>()) {
-            (([out], []), ([x], [])) => {
-                *out = *x;
-                true
-            }
-            _ => false,
-        }
-    }
-    if !(exactly::<8>(out, x) || exactly::<16>(out, x) || exactly::<32>(out, x)) {
-        out.copy_from_slice(x);
+    match x.len() {
+        8 => out[..8].copy_from_slice(&x[..8]),
+        16 => out[..16].copy_from_slice(&x[..16]),
+        32 => out[..32].copy_from_slice(&x[..32]),
+        _ => out.copy_from_slice(x),
     }
 }
 
@@ -167,11 +127,7 @@ pub fn copy_transposed(b: &[f32], stride: usize, cols: usize, out: &mut [f32], w
                 let from = square * SIDE;
                 let mut col = 0;
                 while from + SIDE <= rows && col + SIDE <= cols {
-                    let mut x = [[0.0; SIDE]; SIDE];
-                    for (j, x) in x.iter_mut().enumerate() {
-                        x.copy_from_slice(&b[(col + j) * stride + from..][..SIDE]);
-                    }
-                    let [p, q, r, s] = x;
+                    let [p, q, r, s] = [0, 1, 2, 3].map(|j| &b[(col + j) * stride + from..][..SIDE]);
                     for i in 0..SIDE {
                         out[i * width + col..][..SIDE].copy_from_slice(&[p[i], q[i], r[i], s[i]]);
                     }

@@ -7,8 +7,8 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::panels::{Panels, WIDEST};
-use super::shared::Shared;
+use super::panels::Panels;
+use crate::shared::Shared;
 
 /// Longest chain before it is added to the total, over as many taps as fit: the rounding of a sum grows with
 /// its length.
@@ -19,7 +19,6 @@ const LONGEST: usize = 256;
 const SHORT: usize = 32;
 
 /// Rows of A: each is made of runs of `run` elements, one for each tap, `step` elements of memory apart.
-#[derive(Clone, Copy)]
 pub struct Rows<'a> {
     starts: Starts<'a>,
     count: usize,
@@ -29,7 +28,6 @@ pub struct Rows<'a> {
 }
 
 /// Where the runs begin.
-#[derive(Clone, Copy)]
 enum Starts<'a> {
     /// `[taps, count]`.
     Table(&'a [*const f32]),
@@ -62,8 +60,7 @@ impl<'a> Rows<'a> {
     fn starts<const M: usize>(&self, tap: usize, row: usize) -> [*const f32; M] {
         match self.starts {
             Starts::Table(starts) => {
-                let starts = &starts[tap * self.count + row..][..M];
-                std::array::from_fn(|m| starts[m])
+                *starts[tap * self.count + row..].first_chunk().expect("a start for each row and tap")
             }
             Starts::Even { first, stride } => std::array::from_fn(|m| first.wrapping_add((row + m) * stride)),
         }
@@ -73,12 +70,8 @@ impl<'a> Rows<'a> {
 /// What is added to a row of a product when its sums are there.
 #[derive(Clone, Copy, Default)]
 pub struct Extra<'a> {
-    /// `[cols]`.
-    pub bias: Option<&'a [f32]>,
-    /// `[samples, cols]`.
-    pub shift: Option<&'a [f32]>,
-    /// Like the result.
-    pub residual: Option<&'a [f32]>,
+    /// Bias `[cols]`, shift `[samples, cols]`, and the residual, which is like the result.
+    pub terms: [Option<&'a [f32]>; 3],
     pub cols: usize,
     /// Rows of a sample.
     pub pixels: usize,
@@ -87,21 +80,21 @@ pub struct Extra<'a> {
 impl Extra<'_> {
     #[inline(always)]
     pub fn any(&self) -> bool {
-        self.bias.is_some() || self.shift.is_some() || self.residual.is_some()
+        self.terms.iter().any(Option::is_some)
     }
 
     /// What is added to `count` columns from `first` on of row `row` of the result, in this order.
     #[inline(always)]
-    fn terms(&self, row: usize, first: usize, count: usize) -> impl Iterator<Item = &[f32]> {
-        let sample = if self.shift.is_some() { row / self.pixels } else { 0 };
-        let terms = [(self.bias, 0), (self.shift, sample), (self.residual, row)];
-        terms.into_iter().filter_map(move |(x, row)| Some(&x?[row * self.cols + first..][..count]))
+    fn of(&self, row: usize, first: usize, count: usize) -> impl Iterator<Item = &[f32]> {
+        let sample = if self.terms[1].is_some() { row / self.pixels } else { 0 };
+        let terms = self.terms.into_iter().zip([0, sample, row]);
+        terms.filter_map(move |(x, row)| Some(&x?[row * self.cols + first..][..count]))
     }
 
     /// Adds to `y`, the columns from `first` on of row `row` of the result.
     #[inline(always)]
     pub fn add(&self, row: usize, first: usize, y: &mut [f32]) {
-        for x in self.terms(row, first, y.len()) {
+        for x in self.of(row, first, y.len()) {
             for (y, x) in y.iter_mut().zip(x) {
                 *y += x;
             }
@@ -111,7 +104,6 @@ impl Extra<'_> {
 
 /// Where a product is written: into a matrix whose rows begin `stride` elements apart, its columns from `col`
 /// on.
-#[derive(Clone, Copy)]
 pub struct Target<'a> {
     pub dst: Shared<'a>,
     /// Row r of the product goes to row `first + r`, or `first + rows[r]` where that is given.
@@ -124,24 +116,16 @@ pub struct Target<'a> {
     pub extra: Extra<'a>,
 }
 
-/// `dst[r][j] (+)= sum over k of a[r * row + k * step] * b[k][j]` for a matrix that lies in a cache: rows of
-/// `dst` begin `dst_row` elements apart and hold whole panels.
+/// `dst[r][j] (+)= sum over k of a[r][k] * b[k][j]` for a matrix that lies in a cache: rows of `dst` begin
+/// `stride` elements apart and hold whole panels.
 ///
 /// # Panics
-/// When a factor or the result is too small.
-pub fn multiply_dense(
-    sizes: [usize; 2],
-    a: &[f32],
-    strides: [usize; 2],
-    b: Panels,
-    dst: &mut [f32],
-    dst_row: usize,
-    keep: bool,
-) {
-    let dst = Shared::new(dst);
-    let target = Target { dst, first: 0, rows: None, stride: dst_row, col: 0, keep, extra: Extra::default() };
+/// When B or the result is too small.
+pub fn multiply_into(dst: &mut [f32], stride: usize, keep: bool, a: Rows, mut b: Panels) {
+    let (dst, extra) = (Shared::new(dst), Extra::default());
+    b.cols = b.cols.next_multiple_of(b.width);
     // SAFETY: nothing else has `dst`.
-    unsafe { multiply(Rows::matrix(a, sizes, strides), b.whole(), &target) };
+    unsafe { multiply(a, b, &Target { dst, first: 0, rows: None, stride, col: 0, keep, extra }) };
 }
 
 /// `dst[row][col + j] (+)= sum over taps and k of rows[r][tap][k] * b[tap * run + k][j]`, plus the extra.
@@ -153,9 +137,8 @@ pub fn multiply_dense(
 /// When B has not a row for each k, or the target has not the rows.
 pub unsafe fn multiply(rows: Rows, b: Panels, target: &Target) {
     assert_eq!(b.rows, rows.taps * rows.run, "product: rows of B");
-    if target.rows.is_none() {
-        target.dst.pointer((target.first + rows.count - 1) * target.stride + target.col, b.cols);
-    }
+    let last = target.rows.map_or(rows.count - 1, |to| to[..rows.count].iter().copied().max().unwrap_or(0));
+    target.dst.pointer((target.first + last) * target.stride + target.col, b.cols);
     Arch::new().dispatch(Work { rows, b, target });
 }
 
@@ -195,57 +178,48 @@ impl Work<'_> {
     /// `M` rows from `row` on times one panel of `V` vectors. Gives `M`.
     #[inline(always)]
     fn tile<S: Simd, const M: usize, const V: usize>(&self, simd: S, row: usize, panel: usize) -> usize {
-        const { assert!(V * S::F32_LANES <= WIDEST) };
         let (b, target) = (self.b.panel(panel), self.target);
         // SAFETY: `Rows` was promised the runs; `multiply` checked that the panel has a row for each k.
         let mut sums = unsafe { self.sums::<S, M, V>(simd, row, b) };
-        let (first, width) = (panel * self.b.width, self.b.width);
-        let cols = width.min(self.b.cols - first);
+        let first = target.col + panel * self.b.width;
+        let cols = self.b.width.min(self.b.cols - panel * self.b.width);
         let to: [usize; M] = match target.rows {
-            Some(rows) => {
-                let rows = &rows[row..][..M];
-                std::array::from_fn(|m| target.first + rows[m])
-            }
+            Some(rows) => rows[row..].first_chunk().expect("a row for each").map(|row| target.first + row),
             None => std::array::from_fn(|m| target.first + row + m),
         };
-        let place = |to: usize| to * target.stride + target.col + first;
-        let at = match target.rows {
-            Some(_) => to.map(|to| target.dst.pointer(place(to), cols)),
-            None => to.map(|to| target.dst.unchecked(place(to))),
-        };
-        // SAFETY: the rows are there, as was checked here or in `multiply`, whose caller promised them to
-        // this task.
+        let at = to.map(|to| target.dst.unchecked(to * target.stride + first));
+        // SAFETY: the rows are there, as `multiply` checked, whose caller promised them to this task.
         unsafe {
-            if cols == width {
-                let vector = |m: usize, v: usize| at[m].wrapping_add(v * S::F32_LANES).cast::<S::f32s>();
-                if target.keep {
-                    for m in 0..M {
-                        for v in 0..V {
-                            sums[m][v] = simd.add_f32s(vector(m, v).read_unaligned(), sums[m][v]);
-                        }
+            if cols < self.b.width {
+                for m in 0..M {
+                    let y = std::slice::from_raw_parts_mut(at[m], cols);
+                    for (y, sum) in y.iter_mut().zip(bytemuck::cast_slice(&sums[m])) {
+                        *y = if target.keep { *y + sum } else { *sum };
                     }
+                    target.extra.add(to[m], first, y);
                 }
-                if target.extra.any() {
-                    for m in 0..M {
-                        for x in target.extra.terms(to[m], target.col + first, width) {
-                            for (x, sum) in x.chunks_exact(S::F32_LANES).zip(&mut sums[m]) {
-                                *sum = simd.add_f32s(*sum, x.as_ptr().cast::<S::f32s>().read_unaligned());
-                            }
-                        }
-                    }
-                }
+                return M;
+            }
+            let vector = |m: usize, v: usize| at[m].wrapping_add(v * S::F32_LANES).cast::<S::f32s>();
+            if target.keep {
                 for m in 0..M {
                     for v in 0..V {
-                        vector(m, v).write_unaligned(sums[m][v]);
+                        sums[m][v] = simd.add_f32s(vector(m, v).read_unaligned(), sums[m][v]);
                     }
                 }
-            } else {
-                for ((to, at), sums) in to.into_iter().zip(at).zip(&sums) {
-                    let sums: &[f32] = bytemuck::cast_slice(sums);
-                    for (col, sum) in sums.iter().enumerate().take(cols) {
-                        *at.add(col) = if target.keep { *at.add(col) + sum } else { *sum };
+            }
+            if target.extra.any() {
+                for m in 0..M {
+                    for x in target.extra.of(to[m], first, cols) {
+                        for (x, sum) in x.chunks_exact(S::F32_LANES).zip(&mut sums[m]) {
+                            *sum = simd.add_f32s(*sum, x.as_ptr().cast::<S::f32s>().read_unaligned());
+                        }
                     }
-                    target.extra.add(to, target.col + first, std::slice::from_raw_parts_mut(at, cols));
+                }
+            }
+            for m in 0..M {
+                for v in 0..V {
+                    vector(m, v).write_unaligned(sums[m][v]);
                 }
             }
         }
@@ -263,39 +237,36 @@ impl Work<'_> {
     ) -> [[S::f32s; V]; M] {
         let Rows { taps, run, step, .. } = self.rows;
         let zero = [[simd.splat_f32s(0.0); V]; M];
-        let longest = if run < SHORT { run } else { LONGEST };
         if taps == 1 && run <= LONGEST {
-            let a = self.rows.starts(0, row);
+            // One chain, whose sums stay in registers as those of the loops below do not.
             // SAFETY: the caller's promise.
-            return unsafe { multiply_add(simd, zero, a, step, b, self.b.row(), run) };
+            return unsafe { multiply_add(simd, zero, self.rows.starts(0, row), step, b, self.b.row, run) };
         }
+        let longest = if run < SHORT { run } else { LONGEST };
         let (mut chain, mut length) = (zero, 0);
-        let mut total: Option<Total<S, M, V>> = None;
+        let mut total: Option<[[[S::f32s; V]; M]; 2]> = None;
         for tap in 0..taps {
             let mut a: [*const f32; M] = self.rows.starts(tap, row);
             for first in (0..run).step_by(LONGEST) {
                 let terms = LONGEST.min(run - first);
                 if length + terms > longest {
                     match &mut total {
-                        None => total = Some(Total { sum: chain, rest: zero }),
-                        Some(total) => total.add(simd, &chain),
+                        None => total = Some([chain, zero]),
+                        Some(total) => add_chain(simd, total, &chain),
                     }
                     (chain, length) = (zero, 0);
                 }
                 // SAFETY: the caller's promise.
-                chain = unsafe { multiply_add(simd, chain, a, step, b, self.b.row(), terms) };
+                chain = unsafe { multiply_add(simd, chain, a, step, b, self.b.row, terms) };
                 a = a.map(|a| a.wrapping_add(terms * step));
-                b = b.wrapping_add(terms * self.b.row());
+                b = b.wrapping_add(terms * self.b.row);
                 length += terms;
             }
         }
-        match total {
-            None => chain,
-            Some(mut total) => {
-                total.add(simd, &chain);
-                total.value(simd)
-            }
-        }
+        let Some(mut total) = total else { return chain };
+        add_chain(simd, &mut total, &chain);
+        let [sum, rest] = total;
+        std::array::from_fn(|m| std::array::from_fn(|v| simd.add_f32s(sum[m][v], rest[m][v])))
     }
 }
 
@@ -317,10 +288,8 @@ pub unsafe fn multiply_add<S: Simd, const M: usize, const V: usize>(
         // SAFETY: the caller's promise.
         unsafe {
             let b = b.add(k * row);
-            let mut w = [simd.splat_f32s(0.0); V];
-            for (v, w) in w.iter_mut().enumerate() {
-                *w = b.add(v * S::F32_LANES).cast::<S::f32s>().read_unaligned();
-            }
+            let w: [_; V] =
+                std::array::from_fn(|v| b.add(v * S::F32_LANES).cast::<S::f32s>().read_unaligned());
             for m in 0..M {
                 let x = simd.splat_f32s(*a[m].add(k * step));
                 for v in 0..V {
@@ -332,32 +301,23 @@ pub unsafe fn multiply_add<S: Simd, const M: usize, const V: usize>(
     sums
 }
 
-/// Sums of chains, and what rounding took from them.
-struct Total<S: Simd, const M: usize, const V: usize> {
-    sum: [[S::f32s; V]; M],
-    rest: [[S::f32s; V]; M],
-}
-
-impl<S: Simd, const M: usize, const V: usize> Total<S, M, V> {
-    /// Knuth's two-sum, which keeps what rounding takes from the total. Gradients of what a norm follows
-    /// nearly cancel, and show every digit that is lost here.
-    #[inline(always)]
-    fn add(&mut self, simd: S, chain: &[[S::f32s; V]; M]) {
-        for m in 0..M {
-            for v in 0..V {
-                let (sum, next) = (self.sum[m][v], chain[m][v]);
-                let new = simd.add_f32s(sum, next);
-                let added = simd.sub_f32s(new, sum);
-                let left = simd.sub_f32s(sum, simd.sub_f32s(new, added));
-                let lost = simd.add_f32s(left, simd.sub_f32s(next, added));
-                self.sum[m][v] = new;
-                self.rest[m][v] = simd.add_f32s(self.rest[m][v], lost);
-            }
+/// Adds a chain to sums of chains, which stand before what rounding took from them, by Knuth's two-sum:
+/// gradients of what a norm follows nearly cancel, and show every digit that is lost here.
+#[inline(always)]
+fn add_chain<S: Simd, const M: usize, const V: usize>(
+    simd: S,
+    [sums, rests]: &mut [[[S::f32s; V]; M]; 2],
+    chain: &[[S::f32s; V]; M],
+) {
+    for m in 0..M {
+        for v in 0..V {
+            let (sum, next) = (sums[m][v], chain[m][v]);
+            let new = simd.add_f32s(sum, next);
+            let added = simd.sub_f32s(new, sum);
+            let left = simd.sub_f32s(sum, simd.sub_f32s(new, added));
+            let lost = simd.add_f32s(left, simd.sub_f32s(next, added));
+            sums[m][v] = new;
+            rests[m][v] = simd.add_f32s(rests[m][v], lost);
         }
-    }
-
-    #[inline(always)]
-    fn value(self, simd: S) -> [[S::f32s; V]; M] {
-        std::array::from_fn(|m| std::array::from_fn(|v| simd.add_f32s(self.sum[m][v], self.rest[m][v])))
     }
 }

@@ -1,6 +1,5 @@
 //! Convolutions of 3 x 3 taps and a stride of 1 by Winograd's minimal filtering, F(2x2, 3x3): 16
-//! multiplications for four pixels instead of 36 (Lavin & Gray 2015, arXiv:1509.09308). Here on the CPU;
-//! `gpu.rs` has the same algebra in WGSL.
+//! multiplications for four pixels instead of 36 (Lavin & Gray 2015, arXiv:1509.09308).
 //!
 //! `y = A^T [(G g G^T) . (B^T d B)] A` for each tile d of 4 x 4 pixels, which gives 2 x 2; summed over the
 //! channels, the product in the middle is one matrix product for each of the 16 places.
@@ -10,26 +9,23 @@ use std::marker::PhantomData;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::gather::with_runs;
+use super::gather::{CACHED, Runs};
 use super::outer::{BLOCK, Deal};
 use super::panels::{Panels, panel, panel_elements};
-use super::shared::Shared;
-use super::tile::{Extra, Rows, multiply_dense};
+use super::tile::{Extra, Rows, multiply_into};
 use super::with_memory;
 use crate::launch::Prepacked;
-use crate::product::{Loader, Product};
+use crate::product::Product;
+use crate::shared::Shared;
 use crate::simd::vectorized;
 
 /// Places of a tile.
-const PLACES: usize = 16;
+pub const PLACES: usize = 16;
 
 /// Tiles of a task: whole register tiles of any machine. More where the weights do not stay in a cache
 /// between two tasks, because each task reads all of them.
 const TASK: usize = 24;
 const MOST_OF_TASK: usize = 96;
-
-/// Elements of weights that a core's cache keeps.
-const CACHED: usize = 1 << 18;
 
 /// Tiles of a task, of `count` in all, whose weights have so many elements; the last task is as long as the
 /// others, or nearly. No sum depends on it.
@@ -45,13 +41,9 @@ fn tiles_of_task(count: usize, weights: usize) -> usize {
 /// True for the products that are computed so on the CPU. The answer must not depend on the batch, because a
 /// sample must not; and channels come in whole vectors of any machine.
 pub fn suits(p: &Product) -> bool {
+    let g = p.geometry();
     let whole = |channels: usize| channels >= 32 && channels.is_multiple_of(16);
-    match p.a {
-        Loader::Conv(g) | Loader::ConvAdjoint(g) | Loader::ConvWeights(g) => {
-            (g.kh, g.kw, g.stride) == (3, 3, 1) && whole(g.cin) && whole(g.cout)
-        }
-        _ => false,
-    }
+    (g.kh, g.kw, g.stride) == (3, 3, 1) && whole(g.cin) && whole(g.cout)
 }
 
 /// `x[r][s]`.
@@ -61,16 +53,11 @@ fn square<T, const N: usize>(x: impl Fn(usize, usize) -> T) -> [[T; N]; N] {
 }
 
 impl Product {
-    /// Elements of the transformed weights.
-    pub(super) fn winograd_packed(&self) -> usize {
-        PLACES * panel_elements(self.depth / 9, self.cols)
-    }
-
     /// A convolution, or the adjoint of one, which is a convolution with taps in reverse order and channels
     /// exchanged.
     pub(super) fn winograd(&self, src: &[f32], w: &[f32], y: &mut [f32], extra: Extra, packed: Prepacked) {
         let class = self.class(0).tiles();
-        let (count, c, dst_c, [dst_h, dst_w]) = (class.rows(), self.depth / 9, self.cols, class.dst);
+        let (count, c, dst_c, [dst_h, dst_w]) = (class.rows(), self.depth / 9, self.cols, class.view.dst);
         if !packed.done {
             self.transform_weights(w, packed.memory);
         }
@@ -78,40 +65,33 @@ impl Product {
         let (y, each) = (Shared::new(y), tiles_of_task(count, PLACES * elements));
         (0..count.div_ceil(each)).into_par_iter().for_each(|task| {
             let tiles = task * each..count.min((task + 1) * each);
+            let Runs { starts, targets, .. } = &class.runs(src, tiles);
+            let count = targets.len();
             with_memory([PLACES * each * c, PLACES * each * row, dst_c], |[input, output, unused]| {
-                with_runs(&class, src, tiles, |pixels, targets| {
-                    let count = targets.len();
-                    for i in 0..count {
-                        let from = square(|r, s| pixels[(r * 4 + s) * count + i]);
-                        Input::map(from, places(input, i * c, each * c, c), c);
+                map_tiles::<Input, 4>(starts, 0, input, [each, c], c);
+                for (place, output) in output.chunks_exact_mut(each * row).enumerate() {
+                    let input = &input[place * each * c..];
+                    let weights = &weights[place * elements..][..elements];
+                    let weights = Panels::packed(weights, c, dst_c, panel(dst_c));
+                    multiply_into(output, row, false, Rows::matrix(input, [count, c], [c, 1]), weights);
+                }
+                let unused = unused.as_mut_ptr();
+                for (i, target) in targets.iter().enumerate() {
+                    let (h, w) = (target / dst_w % dst_h, target % dst_w);
+                    let inside = |r: usize, s: usize| h + r < dst_h && w + s < dst_w;
+                    let pixel = |r: usize, s: usize| inside(r, s).then_some(target + r * dst_w + s);
+                    let to = square(|r, s| pixel(r, s).map_or(unused, |at| y.pointer(at * dst_c, dst_c)));
+                    let from = places(output, i * row, each * row, dst_c);
+                    Output::map(from.map(|line| line.map(<*mut f32>::cast_const)), to, dst_c);
+                    for pixel in square::<_, 2>(pixel).into_iter().flatten().flatten() {
+                        // SAFETY: every tile has pixels of its own.
+                        let y = unsafe { y.part(pixel * dst_c, dst_c) };
+                        vectorized(
+                            #[inline(always)]
+                            || extra.add(pixel, 0, y),
+                        );
                     }
-                    for (place, output) in output.chunks_exact_mut(each * row).enumerate() {
-                        let input = &input[place * each * c..];
-                        let weights = &weights[place * elements..][..elements];
-                        let weights = Panels::packed(weights, c, dst_c, panel(dst_c));
-                        multiply_dense([count, c], input, [c, 1], weights, output, row, false);
-                    }
-                    let unused = unused.as_mut_ptr();
-                    for (i, target) in targets.iter().enumerate() {
-                        let (h, w) = (target / dst_w % dst_h, target % dst_w);
-                        let inside = |r: usize, s: usize| h + r < dst_h && w + s < dst_w;
-                        let pixels: [[_; 2]; 2] =
-                            square(|r, s| inside(r, s).then_some(target + r * dst_w + s));
-                        let to = pixels.map(|line| {
-                            line.map(|pixel| pixel.map_or(unused, |at| y.pointer(at * dst_c, dst_c)))
-                        });
-                        let from = places(output, i * row, each * row, dst_c);
-                        Output::map(from.map(|line| line.map(<*mut f32>::cast_const)), to, dst_c);
-                        for pixel in pixels.into_iter().flatten().flatten() {
-                            // SAFETY: every tile has pixels of its own.
-                            let y = unsafe { y.part(pixel * dst_c, dst_c) };
-                            vectorized(
-                                #[inline(always)]
-                                || extra.add(pixel, 0, y),
-                            );
-                        }
-                    }
-                });
+                }
             });
         });
     }
@@ -119,14 +99,14 @@ impl Product {
     /// `G g G^T` for all channels, into panels, one matrix after the other for each place.
     fn transform_weights(&self, w: &[f32], memory: &mut [f32]) {
         let (c, cols, width) = (self.depth / 9, self.cols, panel(self.cols));
-        let source = self.source(&self.class(0), w, 0);
-        let backwards = matches!(self.a, Loader::ConvAdjoint(_));
+        let class = self.class(0);
+        let source = self.source(&class, w, 0);
         let memory = Shared::new(memory);
         (0..cols.div_ceil(width)).into_par_iter().for_each(|panel| {
             let first = panel * width;
             with_memory([9 * c * width], |[taps]| {
                 source.columns(first, width.min(cols - first), width, taps);
-                let tap = |r: usize, s: usize| if backwards { 8 - r * 3 - s } else { r * 3 + s };
+                let tap = |r: usize, s: usize| if class.view.adjoint { 8 - r * 3 - s } else { r * 3 + s };
                 let from = square(|r, s| taps[tap(r, s) * c * width..][..c * width].as_ptr());
                 let place = |r: usize, s: usize| (r * 4 + s) * panel_elements(c, cols);
                 let to = square(|r, s| memory.pointer(place(r, s) + first * c, c * width));
@@ -159,26 +139,16 @@ impl Product {
     /// `dw = G^T [sum over the tiles of (B^T d B) . (A dy A^T)] G`: the derivative of the formula above.
     pub(super) fn winograd_weights(&self, x: &[f32], dy: &[f32], dw: &mut [f32], scratch: &mut [f32]) {
         let g = self.geometry();
-        let x_tiles = self.class(0).tiles();
-        let dy_tiles = x_tiles.results(g.cout);
+        let (x_tiles, dy_tiles) = (self.class(0).tiles(), self.class(0).tiles().results(g.cout));
         let (sums, others) = scratch.split_at_mut(PLACES * g.cin * g.cout);
         self.winograd_deal().run(sums, others, |_, chain, [rows, cols], add| {
             let tiles = chain * CHAIN..x_tiles.rows().min((chain + 1) * CHAIN);
             let (c, count) = (rows.len(), tiles.len());
             with_memory([PLACES * CHAIN * c, PLACES * CHAIN * CHANNELS], |[input, derivative]| {
-                with_runs(&x_tiles, x, tiles.clone(), |pixels, _| {
-                    for i in 0..count {
-                        let from = square(|r, s| pixels[(r * 4 + s) * count + i].wrapping_add(rows.start));
-                        Input::map(from, places(input, i * c, CHAIN * c, c), c);
-                    }
-                });
-                with_runs(&dy_tiles, dy, tiles, |pixels, _| {
-                    for i in 0..count {
-                        let from = square(|r, s| pixels[(r * 2 + s) * count + i].wrapping_add(cols.start));
-                        let to = places(derivative, i * CHANNELS, CHAIN * CHANNELS, cols.len());
-                        Derivative::map(from, to, cols.len());
-                    }
-                });
+                let (x_runs, dy_runs) = (x_tiles.runs(x, tiles.clone()), dy_tiles.runs(dy, tiles));
+                map_tiles::<Input, 4>(&x_runs.starts, rows.start, input, [CHAIN, c], c);
+                let room = [CHAIN, CHANNELS];
+                map_tiles::<Derivative, 2>(&dy_runs.starts, cols.start, derivative, room, cols.len());
                 for place in 0..PLACES {
                     let a = Rows::matrix(&input[place * CHAIN * c..], [c, count], [1, c]);
                     let b = &derivative[place * CHAIN * CHANNELS..];
@@ -200,6 +170,22 @@ fn places(data: &mut [f32], first: usize, step: usize, c: usize) -> [[*mut f32; 
     let all = &mut data[first..first + (PLACES - 1) * step + c];
     let start = all.as_mut_ptr();
     square(|r, s| start.wrapping_add((r * 4 + s) * step))
+}
+
+/// Maps `c` channels of each tile's pixels, from `first` on, to the places of `out`, each with room for so
+/// many tiles of so many channels.
+fn map_tiles<T: Transform<N, 4>, const N: usize>(
+    starts: &[*const f32],
+    first: usize,
+    out: &mut [f32],
+    [tiles, channels]: [usize; 2],
+    c: usize,
+) {
+    let count = starts.len() / (N * N);
+    for i in 0..count {
+        let from = square(|r, s| starts[(r * N + s) * count + i].wrapping_add(first));
+        T::map(from, places(out, i * channels, tiles * channels, c), c);
+    }
 }
 
 /// A linear map of `N` numbers to `M`, applied to the columns and then to the rows of a tile, for whole

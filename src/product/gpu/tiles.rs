@@ -3,7 +3,7 @@
 use crate::device::gpu::adapters::Traits;
 use crate::device::gpu::shader::Knob;
 
-/// Which elements A has, by [`View::loader`](super::View).
+/// Which elements A has, by [`loader`](super::loader).
 pub const LOADERS: [Knob; 3] = [
     ("LOADER", "product/load_dense.wgsl"),
     ("LOADER", "product/load_conv.wgsl"),
@@ -105,8 +105,7 @@ pub const BUSY: usize = 256;
 ///
 /// A GPU gets tiles as large as they can be while they keep it busy: each number that is fetched is used as
 /// often as the tile is wide.
-pub fn best(adapter: &Traits, size: [usize; 2], wide: bool) -> Vec<usize> {
-    let cols = size[1];
+pub fn best(adapter: &Traits, size @ [_, cols]: [usize; 2], wide: bool) -> Vec<usize> {
     let mut tiles: Vec<usize> = (0..THROUGH_SUBGROUP).collect();
     tiles.sort_by_key(|&number| {
         let tile = &TILES[number];

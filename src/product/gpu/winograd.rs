@@ -5,14 +5,13 @@
 //! result some nine times. It pays where channels are many. How many depends on the adapter, so these are
 //! schedules for tuning to try; none runs untuned.
 
-use super::{EXTRA, Schedule, Slots, View, WG, multiply, tiles};
+use super::{EXTRA, Schedule, Slots, WG, is_wide, multiply, tiles};
 use crate::device::gpu::adapters::Traits;
 use crate::device::gpu::shader::Kernel;
 use crate::kernel;
 use crate::launch::{Dispatch, Dispatches, Slot};
-use crate::product::{Loader, Product};
+use crate::product::{Loader, Product, View};
 
-/// The transforms.
 pub static WINOGRAD: Kernel = kernel!("product/winograd");
 
 /// Places of a tile.
@@ -30,7 +29,7 @@ const CHUNK: usize = if cfg!(test) { 45_000 } else { 8 << 20 };
 /// A convolution, or the adjoint of one, from c to d channels, with `chunk` of its `tiles` at a time.
 struct Filter {
     view: View,
-    adjoint: bool,
+    extra: [bool; 3],
     c: usize,
     d: usize,
     tiles: usize,
@@ -42,34 +41,26 @@ impl Filter {
     /// For each channel a tile of 4 pixels is moved as 4 numbers and, once written and once read, as 16.
     fn of(product: &Product) -> Option<Filter> {
         let (Loader::Conv(g) | Loader::ConvAdjoint(g)) = product.a else { return None };
-        let view = View::of(product);
+        let (view, extra) = (product.view(), product.epilogue.reads().map(|read| read.is_some()));
         let (c, d) = (view.src[2], product.cols);
         let (saved, moved) = ((36 - PLACES) * c * d, (4 + 2 * PLACES) * (c + d));
-        let suits = [g.kh, g.kw, g.stride] == [3, 3, 1] && view.is_wide(product) && saved >= LEAST * moved;
+        let suits = [g.kh, g.kw, g.stride] == [3, 3, 1] && is_wide(product) && saved >= LEAST * moved;
         let tiles = g.n * view.dst[0].div_ceil(2) * view.dst[1].div_ceil(2);
         let chunk = (CHUNK / (PLACES * (c + d))).clamp(1, tiles.max(1));
-        let adjoint = matches!(product.a, Loader::ConvAdjoint(_));
-        suits.then_some(Filter { view, adjoint, c, d, tiles, chunk })
+        suits.then_some(Filter { view, extra, c, d, tiles, chunk })
     }
 
-    /// A dispatch for `count` tiles from `first` on.
-    fn add<'a>(
-        &self,
-        plan: &'a mut Dispatches,
-        entry: &'static str,
-        [first, count]: [usize; 2],
-        extra: [Option<Slot>; 3],
-    ) -> &'a mut Dispatch {
-        let View { src, dst, pad, .. } = self.view;
-        let to = plan.add(&WINOGRAD, entry).param("adjoint", self.adjoint);
+    /// A dispatch for some tiles: number of the first, and how many.
+    fn add<'a>(&self, plan: &'a mut Dispatches, entry: &'static str, tiles: [usize; 2]) -> &'a mut Dispatch {
+        let View { src, dst, adjoint, pad, .. } = self.view;
+        let to = plan.add(&WINOGRAD, entry).param("adjoint", adjoint);
         to.params([("dst_h", dst[0]), ("dst_w", dst[1]), ("dst_c", self.d)]);
         to.params([("src_h", src[0]), ("src_w", src[1]), ("src_c", self.c)]);
-        // `pad` is that of the adjoint.
         to.param("top", 2 - pad[0]).param("left", 2 - pad[1]);
-        for ((has, _), given) in EXTRA.into_iter().zip(extra) {
-            to.param(has, given.is_some());
+        for ((has, _), given) in EXTRA.into_iter().zip(self.extra) {
+            to.param(has, given);
         }
-        to.param("first_tile", first).param("tiles", count)
+        to.param("first_tile", tiles[0]).param("tiles", tiles[1])
     }
 }
 
@@ -91,20 +82,20 @@ pub fn dispatch(product: &Product, tile: usize, plan: &mut Dispatches, first: us
     let filter = Filter::of(product).expect("offered only where it suits");
     let [u, v, m] = [0, 1, 2].map(|block| Slot::Scratch(first + block));
     let Filter { c, d, tiles, chunk, .. } = filter;
-    let weights = filter.add(plan, "transform_weights", [0, 0], [None; 3]);
-    weights.bind("w", slots.b).bind("w4", slots.b).bind("u4", u).cover(c * d / 4, WG);
+    let weights = filter.add(plan, "transform_weights", [0, 0]);
+    weights.bind("w", slots.b).bind("given", slots.b).bind("made", u).cover(c * d / 4, WG);
     for begin in (0..tiles).step_by(chunk) {
         let count = chunk.min(tiles - begin);
-        let src = filter.add(plan, "transform_src", [begin, count], [None; 3]);
-        src.bind("src4", slots.a).bind("v4", v).cover(count * c / 4, WG);
+        let src = filter.add(plan, "transform_src", [begin, count]);
+        src.bind("given", slots.a).bind("made", v).cover(count * c / 4, WG);
         // m [16, tiles, D] = v [16, tiles, C] u [16, C, D]
         let inner = Product::new(product.name, [PLACES, count, d, c], [Loader::Dense; 2]);
-        let inner_slots = Slots { a: v, b: u, extra: [None; 3], y: m, column_sums: m };
+        let inner_slots = Slots { a: v, b: u, extra: [None; 3], y: m };
         // Neither split nor summed by columns: it takes no scratch.
         multiply(&inner, Schedule::Tiled(tile), plan, first, inner_slots);
-        let dst = filter.add(plan, "transform_dst", [begin, count], slots.extra);
-        dst.bind("m4", m).bind("dst4", slots.y).cover(count * d / 4, WG);
-        for (name, given) in ["bias4", "shift4", "residual4"].into_iter().zip(slots.extra) {
+        let dst = filter.add(plan, "transform_dst", [begin, count]);
+        dst.bind("given", m).bind("made", slots.y).cover(count * d / 4, WG);
+        for ((_, name), given) in EXTRA.into_iter().zip(slots.extra) {
             // What is absent is never read, but a binding must see a quad.
             dst.bind(name, given.unwrap_or(slots.b));
         }

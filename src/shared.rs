@@ -1,4 +1,4 @@
-//! A slice that parallel tasks write disjoint parts of.
+//! Slices in parts: a slice that parallel tasks write disjoint parts of, and a slice split at once.
 
 use std::marker::PhantomData;
 
@@ -49,6 +49,11 @@ impl<'a> Shared<'a> {
         // SAFETY: inside the slice, and the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.pointer(first, count), count) }
     }
+}
+
+/// Splits a slice into parts of so many elements.
+pub fn split<const N: usize>(mut data: &mut [f32], elements: [usize; N]) -> [&mut [f32]; N] {
+    elements.map(|elements| data.split_off_mut(..elements).expect("as many elements as all parts have"))
 }
 
 #[cfg(test)]
