@@ -67,12 +67,20 @@ pub struct Check {
     probes: usize,
     /// Only the variants that run untuned, not every one.
     untuned: bool,
+    half_rounding: f64,
 }
 
 impl Check {
     /// Without inputs yet, of a tolerance of 4e-6 and 40 probes.
     pub fn new(name: impl Into<String>) -> Self {
-        Check { name: name.into(), inputs: Vec::new(), tolerance: 4e-6, probes: 40, untuned: false }
+        Check {
+            name: name.into(),
+            inputs: Vec::new(),
+            tolerance: 4e-6,
+            probes: 40,
+            untuned: false,
+            half_rounding: HALF_ROUNDING,
+        }
     }
 
     /// Largest error allowed, as a fraction of the largest magnitude of the reference.
@@ -85,6 +93,13 @@ impl Check {
     /// spend minutes on tiles made for GPUs.
     pub fn untuned(mut self) -> Self {
         self.untuned = true;
+        self
+    }
+
+    /// By how much of itself rounding to 16 bits changes a number, where that meets differences of numbers
+    /// that are close.
+    pub fn half_rounding(mut self, rounding: f64) -> Self {
+        self.half_rounding = rounding;
         self
     }
 
@@ -176,7 +191,8 @@ impl Check {
                 }
                 for (i, (got, wanted)) in results.iter().zip(&wanted).enumerate() {
                     let what = if i == 0 { "y".to_owned() } else { format!("gradient of input {}", i - 1) };
-                    let tolerance = self.tolerance * 4.0 + if i == 0 { 1.0 } else { 10.0 } * HALF_ROUNDING;
+                    let tolerance =
+                        self.tolerance * 4.0 + if i == 0 { 1.0 } else { 10.0 } * self.half_rounding;
                     self.compare(&name, &what, got, wanted, tolerance);
                 }
             }

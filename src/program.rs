@@ -2,10 +2,9 @@
 //!
 //! Compiling drops what no result depends on, gives every tensor a place in memory, and builds whatever the
 //! device needs to run the launches again without allocating, looking up or deciding anything. Its phases are
-//! files: `recompute` and `plan` choose and order the launches, `memory` shares memory between tensors (`fit`:
-//! what that comes to),
-//! `tune` picks variants, `place` allocates, `cpu` and `gpu` make code; `described` writes a program down
-//! for a GPU that is elsewhere.
+//! files: `recompute` and `plan` choose and order the launches, `memory` shares memory between tensors and
+//! `fit` counts it, `tune` picks variants, `place` allocates, `cpu` and `gpu` make code; `described` writes a
+//! program down for a GPU that is elsewhere.
 
 mod access;
 mod cpu;

@@ -56,6 +56,8 @@ fn check_form(size: Size, spread: f32, tolerance: f64) {
     let of = |rows| [n, rows, heads * d];
     Check::new(format!("attention, causal {causal}, {heads} heads of {d}, spread {spread}"))
         .tolerance(tolerance)
+        // Where one key takes all, the derivatives are differences: of dP and of y . dy, and y is rounded.
+        .half_rounding(if spread > 10.0 { 2e-2 } else { 1e-3 })
         .probes(probes)
         .values(&of(queries), values(0, queries, spread))
         .values(&of(keys), values(1, keys, spread))

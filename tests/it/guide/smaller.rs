@@ -63,7 +63,10 @@ pub fn smaller(at: &Path, arguments: &[String]) -> Vec<String> {
 
 /// Few steps of a net of few channels, and few pictures.
 fn train(at: &Path, mut args: Args) -> Vec<String> {
-    args.put("--device", "cpu");
+    // The CPU device has one precision.
+    if !args.has("--precision") {
+        args.put("--device", "cpu");
+    }
     if args.has("--dry-run") {
         return args.0;
     }
