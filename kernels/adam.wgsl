@@ -7,7 +7,8 @@
 //
 //   params, grads, m, v, ema [n], a range of the flat parameters    norm [1]
 //
-// e is the exponent of the loss's scale, 0 without one. A norm that is not finite changes nothing. A thread
+// e is the exponent of the loss's scale, 0 without one. A norm that is not finite changes nothing
+// but the gradients, if they are to be cleared. A thread
 // has ITEMS elements, each of them one number or four, as far apart as a workgroup is wide, so that
 // neighbours read neighbours. References: Kingma & Ba 2015 (arXiv:1412.6980), Loshchilov & Hutter 2019
 // (arXiv:1711.05101).
@@ -43,9 +44,7 @@ struct Params {
 @compute @workgroup_size(WG)
 fn update(thread: Invocation) {
     // By the exponent's bits, since drivers may assume that floats are finite.
-    if (bitcast<u32>(norm[0]) & 0x7f800000u) == 0x7f800000u {
-        return;
-    }
+    let skips = (bitcast<u32>(norm[0]) & 0x7f800000u) == 0x7f800000u;
     let clip = select(1.0, min(1.0, p.clip / (norm[0] + 1e-6)), p.clip > 0.0);
     let scale = ldexp(clip, -state_loss_exponent());
     let correction1 = state_correction1();
@@ -55,7 +54,11 @@ fn update(thread: Invocation) {
     let first = flat_group(thread.group, thread.groups) * WG * ITEMS + thread.lane;
     for (var k = 0u; k < ITEMS; k++) {
         let i = first + k * WG;
-        if i < p.n {
+        if i < p.n && skips {
+            if p.zero_grads == 1u {
+                grads[i] = T(0.0);
+            }
+        } else if i < p.n {
             let g = grads[i] * scale;
             let mean = p.beta1 * m[i] + p.rest1 * g;
             let square = p.beta2 * v[i] + p.rest2 * g * g;

@@ -101,8 +101,15 @@ fn smoothed(count: f32, all: f32) -> f32 {
 @compute @workgroup_size(WG)
 fn update(thread: Invocation) {
     let k = element(thread, WG);
+    if k >= p.codes {
+        return;
+    }
     // By the exponent's bits, since drivers may assume that floats are finite.
-    if k >= p.codes || (bitcast<u32>(norm[0]) & 0x7f800000u) == 0x7f800000u {
+    if (bitcast<u32>(norm[0]) & 0x7f800000u) == 0x7f800000u {
+        for (var i = k * p.width; i < (k + 1u) * p.width; i++) {
+            statistics[p.codes + i] = 0.0;
+        }
+        statistics[k] = 0.0;
         return;
     }
     let before = counts[k];

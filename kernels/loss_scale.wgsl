@@ -1,13 +1,13 @@
 // loss_scale - keeps the gradients of a loss within the range of 16-bit floats.
 //
-//   begin:    y = share * 2^e      scale = 2^e      skipped = scaler[2]      e = 16 + scaler[0]
-//   unscale:  true_norm = norm / 2^e
-//   end:      words = state, with e and Adam's corrections 1 / (1 - beta^t) of the t steps that were taken;
-//             norm finite:  scaler[1] += 1, and after 2000 such steps in a row  scaler[0] += 1
-//             otherwise:    scaler[0] -= 1    scaler[1] = 0    scaler[2] += 1
+//   scale_loss:    y = share * 2^e      scale = 2^e      skipped = scaler[2]      e = 16 + scaler[0]
+//   unscale_norm:  true_norm = norm / 2^e, or norm where that is not finite
+//   update_scale:  words = state, with e and Adam's corrections 1 / (1 - beta^t) of the t steps taken
+//                  norm finite:  scaler[1] += 1, and after 2000 such steps in a row  scaler[0] += 1
+//                  otherwise:    scaler[0] -= 1    scaler[1] = 0    scaler[2] += 1
 //
 //   share, y, scale, skipped, norm, true_norm [1]    state, words [16]
-//   scaler [3]: e - 16, good steps in a row, skipped steps
+//   scaler, scaler_in [3]: e - 16, good steps in a row, skipped steps
 //
 // One thread. Powers of two change no rounding. Reference: Micikevicius et al. 2018 (arXiv:1710.03740), with
 // the numbers of torch.amp.GradScaler.
@@ -18,7 +18,7 @@ struct Params { log_beta1: f32, log_beta2: f32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> share: array<f32>;
-@group(0) @binding(2) var<storage, read> known: array<f32>; // scaler
+@group(0) @binding(2) var<storage, read> scaler_in: array<f32>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 @group(0) @binding(4) var<storage, read_write> scale: array<f32>;
 @group(0) @binding(5) var<storage, read_write> skipped: array<f32>;
@@ -34,17 +34,23 @@ const GROWTH: f32 = 2000.0;
 const LEAST: f32 = -100.0;
 const MOST: f32 = 100.0;
 
+// By the exponent's bits, since drivers may assume that floats are finite.
+fn is_finite(x: f32) -> bool { return (bitcast<u32>(x) & 0x7f800000u) != 0x7f800000u; }
+
 @compute @workgroup_size(1)
-fn begin() {
-    let e = i32(START + known[0]);
+fn scale_loss() {
+    let e = i32(START + scaler_in[0]);
     y[0] = ldexp(share[0], e);
     scale[0] = ldexp(1.0, e);
-    skipped[0] = known[2];
+    skipped[0] = scaler_in[2];
 }
 
 @compute @workgroup_size(1)
-fn unscale() {
-    true_norm[0] = ldexp(norm[0], -i32(START + known[0]));
+fn unscale_norm() {
+    true_norm[0] = norm[0];
+    if is_finite(norm[0]) {
+        true_norm[0] = ldexp(norm[0], -i32(START + scaler_in[0]));
+    }
 }
 
 // 1 / (1 - exp(x)) of x < 0, also where exp(x) is close to 1.
@@ -57,7 +63,7 @@ fn correction(x: f32) -> f32 {
 }
 
 @compute @workgroup_size(1)
-fn end() {
+fn update_scale() {
     for (var i = 0u; i < 16u; i++) {
         words[i] = state[i];
     }
@@ -65,8 +71,7 @@ fn end() {
     words[5] = bitcast<u32>(correction(t * p.log_beta1));
     words[6] = bitcast<u32>(correction(t * p.log_beta2));
     words[9] = bitcast<u32>(i32(START + scaler[0]));
-    // By the exponent's bits, since drivers may assume that floats are finite.
-    if (bitcast<u32>(norm[0]) & 0x7f800000u) == 0x7f800000u {
+    if !is_finite(norm[0]) {
         scaler[0] = max(scaler[0] - 1.0, LEAST - START);
         scaler[1] = 0.0;
         scaler[2] += 1.0;

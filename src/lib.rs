@@ -57,6 +57,9 @@
 //!   and results made from the store alone, from run to run. It makes them again when another program or the
 //!   host has written the store. Weights of 16 bits take half the memory instead: each launch finds them
 //!   widened, and nothing of them is kept.
+//! - **Precision is a matter of memory.** Kernels compute in f32. On a GPU a program may keep the tensors
+//!   between its launches in 16 bits ([`device::Precision`]); stores, outputs and what an op calls exact
+//!   ([`tape::Tensor::exact`]) have 32.
 //! - **The default is the measure.** A launch may offer variants. Tuning times them when a program is
 //!   compiled, and only a variant with the default's results may win; a device without a tuning runs
 //!   defaults.

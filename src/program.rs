@@ -130,7 +130,9 @@ impl Program {
     ) -> Result<Program> {
         let index = |picked: &Option<Picked>| picked.as_ref().map_or(0, |picked| picked.variant.index);
         let variants: Vec<usize> = picked.iter().map(index).collect();
-        let placement = Placement::allocate(plan, &plan.layout_of(sharing, &variants), device, bound)?;
+        let layout = plan.layout_of(sharing, &variants);
+        device.check_memory(Placement::bytes(plan, &layout, bound))?;
+        let placement = Placement::allocate(plan, &layout, device, bound)?;
         let mut code = match device {
             Device::Cpu(cpu) => Code::Cpu(Arc::clone(cpu), CpuCode::new(plan, &placement, sharing)),
             Device::Gpu(gpu) => Code::Gpu(Arc::clone(gpu), Vec::new()),

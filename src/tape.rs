@@ -114,7 +114,8 @@ impl Tensor {
     }
 
     /// Keeps the tensor in 32 bits where a program has its tensors in 16 ([`Gpu::halves`]): sums and
-    /// statistics, which 16 bits hold too coarsely or not at all.
+    /// statistics, which 16 bits hold too coarsely or not at all. It is a property of the tensor, of all its
+    /// clones.
     ///
     /// [`Gpu::halves`]: crate::device::gpu::Gpu::halves
     #[must_use]

@@ -89,7 +89,7 @@ pub(crate) fn time_ops(
             reports.push(op.checked(direction, device)?.time(warmup, steps)?);
         }
     }
-    Ok(OpsReport { setting: Setting::of(device), warmup, ops: reports, dtype: "f32" })
+    Ok(OpsReport { setting: Setting::of(device), warmup, ops: reports, dtype: device.precision().name() })
 }
 
 impl Op {

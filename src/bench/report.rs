@@ -28,6 +28,7 @@ pub struct Report {
     pub warmup: usize,
     /// Of one step.
     pub flops: u64,
+    /// Of the tensors between launches: f32 or f16.
     pub dtype: &'static str,
 }
 
@@ -54,7 +55,7 @@ impl Report {
             launches: subject.program().launches(),
             warmup,
             flops,
-            dtype: "f32",
+            dtype: device.precision().name(),
         }
     }
 }

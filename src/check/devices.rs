@@ -51,6 +51,10 @@ pub(super) fn half_devices() -> &'static [(String, Device)] {
             gpu.halves = gpu.has_f16();
             gpu.halves.then(|| (format!("{} {HALVES}", adapter.name), Device::Gpu(Arc::new(gpu))))
         };
-        adapters::list().into_iter().filter_map(open).collect()
+        let all: Vec<(String, Device)> = adapters::list().into_iter().filter_map(open).collect();
+        if all.is_empty() {
+            eprintln!("no adapter here has 16-bit floats: tensors of 16 bits are not checked");
+        }
+        all
     })
 }

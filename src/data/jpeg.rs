@@ -61,6 +61,9 @@ fn check(file: &[u8]) -> Result<(), &'static str> {
         at += length;
         match kind {
             0xc0..=0xc2 => frame.describe(kind == 0xc2, segment),
+            0xc3 | 0xc5..=0xcb | 0xcd..=0xcf => {
+                return Err("its kind of JPEG (lossless, hierarchical or arithmetic) is not supported");
+            }
             0xc4 => frame.define_tables(segment),
             0xdd => frame.define_restarts(segment),
             0xda => at = frame.walk(segment, file, at)?,

@@ -25,6 +25,16 @@ pub enum Precision {
     F16,
 }
 
+impl Precision {
+    /// `f32` or `f16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::F16 => "f16",
+        }
+    }
+}
+
 /// A device to allocate on and to run programs on. Clones are the same device.
 #[derive(Clone)]
 pub enum Device {

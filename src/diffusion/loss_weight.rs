@@ -70,7 +70,7 @@ impl Weighting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diffusion::{Betas, Precision, Schedule};
+    use crate::diffusion::{Betas, Rounding, Schedule};
 
     fn weighting(kind: LossWeight) -> Weighting {
         let [p2_k, p2_gamma, min_snr_gamma, sigma_data] = [1.0, 1.0, 5.0, 1.0];
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn a_weight_is_the_same_objective_for_every_target() {
         for kind in [Betas::Linear, Betas::Cosine] {
-            let levels = Schedule::new(&kind, 1000, 1e-4, 0.02, Precision::Exact).levels();
+            let levels = Schedule::new(&kind, 1000, 1e-4, 0.02, Rounding::Exact).levels();
             for (t, at) in levels.iter().enumerate() {
                 for kind in ALL {
                     let of = |p: Prediction| weighting(kind).of(p, at) * p.error_of_x0(at);

@@ -20,7 +20,7 @@ pub use linear_form::LinearForm;
 pub use loss_weight::{LossWeight, Weighting};
 pub use plan::{Clip, SamplerPlan, Step};
 pub use prediction::Prediction;
-pub use schedule::{Precision, Schedule};
+pub use schedule::{Rounding, Schedule};
 pub use scheduler::{
     DpmSolver, FinalSigma, Keys, Learned, Method, Process, Scheduler, Sigmas, Spacing, UniPc, names,
 };

@@ -6,9 +6,9 @@
 pub use super::betas::Betas;
 pub use super::variance::Variance;
 
-/// Precision of the tables of a schedule.
+/// Rounding of the tables of a schedule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Precision {
+pub enum Rounding {
     /// f64.
     #[default]
     Exact,
@@ -17,12 +17,12 @@ pub enum Precision {
     Reference,
 }
 
-impl Precision {
+impl Rounding {
     /// Rounds the result of an operation.
     pub fn keep(self, value: f64) -> f64 {
         match self {
-            Precision::Exact => value,
-            Precision::Reference => f64::from(value as f32),
+            Rounding::Exact => value,
+            Rounding::Reference => f64::from(value as f32),
         }
     }
 }
@@ -45,22 +45,22 @@ pub struct Schedule {
     pub betas: Vec<f64>,
     /// Products of `1 - beta` up to and with each timestep, `[T]`.
     pub alpha_bars: Vec<f64>,
-    precision: Precision,
+    precision: Rounding,
 }
 
 impl Schedule {
     /// `steps` betas from `start` to `end` in equal steps.
     pub fn linear(steps: usize, start: f64, end: f64) -> Self {
-        Schedule::new(&Betas::Linear, steps, start, end, Precision::Exact)
+        Schedule::new(&Betas::Linear, steps, start, end, Rounding::Exact)
     }
 
     /// `steps` betas; `start` and `end` are the first and the last, for the kinds that have them.
-    pub fn new(kind: &Betas, steps: usize, start: f64, end: f64, precision: Precision) -> Self {
+    pub fn new(kind: &Betas, steps: usize, start: f64, end: f64, precision: Rounding) -> Self {
         let last = steps.saturating_sub(1).max(1) as f64;
         // From both ends to the middle, as torch.linspace.
         let even = |from: f64, to: f64, i: usize| match precision {
-            Precision::Exact => from + (to - from) * i as f64 / last,
-            Precision::Reference => {
+            Rounding::Exact => from + (to - from) * i as f64 / last,
+            Rounding::Reference => {
                 let stride = precision.keep((precision.keep(to) - precision.keep(from)) / last);
                 let part = |n: usize| precision.keep(stride * n as f64);
                 precision.keep(if i < steps / 2 { from + part(i) } else { to - part(steps - 1 - i) })
@@ -108,7 +108,7 @@ impl Schedule {
         Schedule::of(betas, precision)
     }
 
-    fn of(betas: Vec<f64>, precision: Precision) -> Self {
+    fn of(betas: Vec<f64>, precision: Rounding) -> Self {
         let product = |so_far: &mut f64, beta: &f64| {
             *so_far *= precision.keep(1.0 - beta);
             Some(precision.keep(*so_far))
@@ -249,7 +249,7 @@ mod tests {
                 ],
             ),
         ] {
-            let schedule = Schedule::new(&kind, 1000, start, end, Precision::Exact);
+            let schedule = Schedule::new(&kind, 1000, start, end, Rounding::Exact);
             for (t, wanted) in [0, 1, 249, 499, 749, 999].into_iter().zip(wanted) {
                 let err = (schedule.alpha_bars[t] - wanted).abs() / wanted;
                 assert!(err <= 3e-9, "{kind:?}: alpha_bar[{t}] = {}, not {wanted}", schedule.alpha_bars[t]);
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn sigmas_of_edm() {
-        let sigmas = Schedule::new(&Betas::Edm, 18, 0.0, 0.0, Precision::Exact).sigmas();
+        let sigmas = Schedule::new(&Betas::Edm, 18, 0.0, 0.0, Rounding::Exact).sigmas();
         // The formula in numpy, for its 18 steps of CIFAR-10.
         for (i, wanted) in [(0, 0.002), (1, 0.007_528_02), (9, 3.256_822), (16, 57.585_98), (17, 80.0)] {
             assert!((sigmas[i] / wanted - 1.0).abs() < 1e-5, "sigma {i} is {}, not {wanted}", sigmas[i]);
@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn zero_terminal_snr_moves_the_end_and_keeps_the_beginning() {
-        let plain = Schedule::new(&Betas::ScaledLinear, 1000, 0.000_85, 0.012, Precision::Exact);
+        let plain = Schedule::new(&Betas::ScaledLinear, 1000, 0.000_85, 0.012, Rounding::Exact);
         let zero = plain.with_zero_terminal_snr();
         assert!((zero.alpha_bars[0] - plain.alpha_bars[0]).abs() <= 1e-12);
         assert_eq!(zero.alpha_bars[999], 0.0);

@@ -20,7 +20,7 @@ use level::Level;
 
 use super::plan::{Clip, SamplerPlan};
 pub(in crate::diffusion) use super::prediction::Prediction;
-use super::schedule::{Betas, Precision, Schedule, Variance};
+use super::schedule::{Betas, Rounding, Schedule, Variance};
 use crate::error::{Error, Result};
 
 /// Choice of the timesteps.
@@ -154,7 +154,7 @@ pub struct Process {
 
 impl Process {
     /// The noise schedule.
-    pub fn schedule(&self, precision: Precision) -> Schedule {
+    pub fn schedule(&self, precision: Rounding) -> Schedule {
         let plain = Schedule::new(&self.betas, self.timesteps, self.beta_start, self.beta_end, precision);
         if self.zero_terminal_snr { plain.with_zero_terminal_snr() } else { plain }
     }
@@ -181,8 +181,8 @@ pub struct Scheduler {
     pub sigma_max: Option<f64>,
     /// Last noise level of a solver over sigma.
     pub final_sigma: FinalSigma,
-    /// Precision of the tables.
-    pub precision: Precision,
+    /// Rounding of the tables.
+    pub precision: Rounding,
 }
 
 impl Scheduler {
@@ -205,7 +205,7 @@ impl Scheduler {
             sigma_min: None,
             sigma_max: None,
             final_sigma: FinalSigma::Zero,
-            precision: Precision::Exact,
+            precision: Rounding::Exact,
         }
     }
 

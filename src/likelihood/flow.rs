@@ -113,7 +113,7 @@ pub fn log_density(y: &[f64], a: f64, integral: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diffusion::{Betas, Precision, Schedule};
+    use crate::diffusion::{Betas, Rounding, Schedule};
 
     const MEAN: f64 = 0.1;
     const VARIANCE: f64 = 0.25;
@@ -121,7 +121,7 @@ mod tests {
     /// Of data `N(mean, variance)` for each value: `eps = b (x - a mean) / V`, as a model of each prediction
     /// gives it, whose derivative is known.
     fn ends(prediction: Prediction, from: Option<f64>, steps: usize) -> (f64, f64) {
-        let schedule = Schedule::new(&Betas::Linear, 1000, 1e-4, 0.02, Precision::Exact);
+        let schedule = Schedule::new(&Betas::Linear, 1000, 1e-4, 0.02, Rounding::Exact);
         let flow = Flow::new(&schedule.levels()).unwrap();
         let [first, last] = flow.ends();
         let mut y = vec![-0.3];
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn places_lie_between_timesteps() {
-        let schedule = Schedule::new(&Betas::Linear, 1000, 1e-4, 0.02, Precision::Exact);
+        let schedule = Schedule::new(&Betas::Linear, 1000, 1e-4, 0.02, Rounding::Exact);
         let (levels, flow) = (schedule.levels(), Flow::new(&schedule.levels()).unwrap());
         for t in [0, 1, 500, 998, 999] {
             let place = flow.place(-0.5 * levels[t].log_snr());

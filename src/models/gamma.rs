@@ -180,7 +180,7 @@ impl Gamma {
 mod tests {
     use super::*;
     use crate::check::{Check, random};
-    use crate::diffusion::{Betas, LossWeight, Precision, Prediction, Schedule, Variance, Weighting};
+    use crate::diffusion::{Betas, LossWeight, Prediction, Rounding, Schedule, Variance, Weighting};
 
     const ENDS: [f64; 2] = [-13.3, 5.0];
 
@@ -219,7 +219,7 @@ mod tests {
         let bend = (0..100).map(|i| f64::from(i) / 100.0).map(|t| curve.at(t) - Gamma::straight(ENDS).at(t));
         assert!(bend.map(f64::abs).fold(0.0, f64::max) > 1.0, "it is as good as straight");
         // What the betas leave of a picture is what gamma says.
-        let schedule = Schedule::new(&Betas::Given(curve.betas(100)), 100, 0.0, 0.0, Precision::Exact);
+        let schedule = Schedule::new(&Betas::Given(curve.betas(100)), 100, 0.0, 0.0, Rounding::Exact);
         for (i, level) in schedule.levels().iter().enumerate() {
             let wanted = -curve.at((i + 1) as f64 / 100.0);
             assert!((level.log_snr() - wanted).abs() < 1e-9, "{i}: {} for {wanted}", level.log_snr());
@@ -272,7 +272,7 @@ mod tests {
         };
         for (steps, wanted) in [(10, 22.6900792581), (100, 9.35687332824), (1000, 8.66516802116)] {
             let betas = Betas::Given(curve.betas(steps));
-            let levels = Schedule::new(&betas, steps, 0.0, 0.0, Precision::Exact).levels();
+            let levels = Schedule::new(&betas, steps, 0.0, 0.0, Rounding::Exact).levels();
             let term = |i: usize| {
                 let at = &levels[i];
                 let least = at.signal() * 0.25 / (at.signal() * 0.25 + at.noise());

@@ -49,7 +49,7 @@ pub struct AdamTensors<'a> {
 /// One step of Adam on `tensors`, given `norm [1]` of their gradients (of
 /// [`grad_norm`](crate::ops::grad_norm::grad_norm)) and the `state`, which holds learning rate, bias
 /// corrections, EMA decay and the scale of the loss (which the norm is without). If the norm is not finite,
-/// nothing changes at all, so that no bad step can spoil the parameters.
+/// nothing but the gradients changes, so that no bad step can spoil the parameters.
 ///
 /// Sources: `torch.optim.AdamW`, `torch.nn.utils.clip_grad_norm_`, and `EMAModel` of diffusers.
 #[track_caller]
@@ -82,6 +82,9 @@ fn adam_in_ranges(options: AdamOptions, tensors: AdamTensors, norm: &Tensor, sta
         move |io| {
             let (norm, state) = (io.read(0)[0], State::from_words(io.read_u32(1)));
             if !norm.is_finite() {
+                if options.zero_grads {
+                    io.write(1).fill(0.0);
+                }
                 return;
             }
             let clip = options.clip.map_or(1.0, |clip| (clip as f32 / (norm + 1e-6)).min(1.0));
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_norm_that_is_not_finite_changes_nothing() {
+    fn a_norm_that_is_not_finite_changes_nothing_but_the_gradients() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 3e38] {
             // The CPU twin adds in f64: two of the largest numbers are needed to leave f32.
             let grads = [0.5, bad, 1.0, bad, 0.25];
@@ -274,7 +277,7 @@ mod tests {
                 program.run().unwrap();
                 for (tensor, store) in tensors.iter().zip(NAMES) {
                     let got = program.read(tensor).unwrap();
-                    let wanted = if store == "grads" { grads } else { [0.5; 5] };
+                    let wanted = [if store == "grads" { 0.0_f32 } else { 0.5 }; 5];
                     let same = got.iter().zip(wanted).all(|(a, b)| a.to_bits() == b.to_bits());
                     assert!(same, "{bad} on {name}: {store} is {got:?}");
                 }

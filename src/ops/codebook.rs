@@ -136,6 +136,7 @@ pub fn update_codebook(
         "update_codebook",
         move |io| {
             if !io.read(0)[0].is_finite() {
+                io.write(5)[..count * (width + 1)].fill(0.0);
                 return;
             }
             let [codes, ema, m, v, counts, statistics] = [0, 1, 2, 3, 4, 5].map(|i| io.write(i));

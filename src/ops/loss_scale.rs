@@ -21,6 +21,11 @@ const GROWTH: f32 = 2000.0;
 /// Least and largest exponent.
 const EXPONENTS: [f32; 2] = [-100.0, 100.0];
 
+/// The first element of a scaler that gives this scale.
+pub(crate) fn scaler_at(scale: f32) -> f32 {
+    scale.log2().round() - START
+}
+
 fn exponent(scaler: &[f32]) -> i32 {
     (START + scaler[0]) as i32
 }
@@ -45,7 +50,7 @@ pub fn scale_loss(share: &Tensor, scaler: &Tensor) -> [Tensor; 3] {
             io.write(2)[0] = io.read(1)[2];
         },
         |plan| {
-            let begin = plan.add(&KERNEL, "begin").read("share", 0).read("known", 1);
+            let begin = plan.add(&KERNEL, "scale_loss").read("share", 0).read("scaler_in", 1);
             begin.write("y", 0).write("scale", 1).write("skipped", 2);
         },
     );
@@ -58,9 +63,12 @@ pub fn unscale_norm(norm: &Tensor, scaler: &Tensor) -> Tensor {
     assert_fits("unscale_norm", norm, scaler);
     let launch = launch_of(
         "unscale_norm",
-        |io| io.write(0)[0] = io.read(0)[0] * 2.0_f32.powi(-exponent(io.read(1))),
+        |io| {
+            let norm = io.read(0)[0];
+            io.write(0)[0] = if norm.is_finite() { norm * 2.0_f32.powi(-exponent(io.read(1))) } else { norm };
+        },
         |plan| {
-            plan.add(&KERNEL, "unscale").read("norm", 0).read("known", 1).write("true_norm", 0);
+            plan.add(&KERNEL, "unscale_norm").read("norm", 0).read("scaler_in", 1).write("true_norm", 0);
         },
     );
     let [norm] = norm.tape().launch(launch, &[norm, scaler], [[1].into()]);
@@ -95,8 +103,10 @@ pub fn update_scale(betas: [f64; 2], norm: &Tensor, state: &Tensor, words: &Tens
             };
         },
         move |plan| {
-            let [log_beta1, log_beta2] = betas.map(|beta| beta.ln() as f32);
-            let end = plan.add(&KERNEL, "end").param("log_beta1", log_beta1).param("log_beta2", log_beta2);
+            // Of 0 too: exp(-100) is 0 beside 1.
+            let [log_beta1, log_beta2] = betas.map(|beta| beta.ln().max(-100.0) as f32);
+            let end =
+                plan.add(&KERNEL, "update_scale").param("log_beta1", log_beta1).param("log_beta2", log_beta2);
             end.read("norm", 0).read("state", 1).write("words", 0).write("scaler", 1);
         },
     );
@@ -114,13 +124,22 @@ mod tests {
 
     /// The scaler, the words and the true norm after a step of this norm.
     fn after(scaler: [f32; SCALER], norm: f32, step: u32) -> Vec<(&'static str, Vec<f32>, State, f32)> {
-        let run = |(name, device): &'static (String, crate::device::Device)| {
+        after_with(BETAS, scaler, norm, step)
+    }
+
+    fn after_with(
+        betas: [f64; 2],
+        scaler: [f32; SCALER],
+        norm: f32,
+        step: u32,
+    ) -> Vec<(&'static str, Vec<f32>, State, f32)> {
+        let run = move |(name, device): &'static (String, crate::device::Device)| {
             let tape = Tape::new();
             let (norms, scale) = (tape.stored("norm", 0, [1]), tape.stored("scaler", 0, [SCALER]));
             let [state, words] = ["state", "words"].map(|name| tape.stored_u32(name, [State::WORDS]));
             let [share, ..] = scale_loss(&tape.stored("share", 0, [1]), &scale);
             let unscaled = unscale_norm(&norms, &scale);
-            update_scale(BETAS, &norms, &state, &words, &scale);
+            update_scale(betas, &norms, &state, &words, &scale);
             let plan = Plan::new(&tape, &[&share, &unscaled], device);
             let mut program = Program::compile(&plan, device, &[], Sharing::Guarded).unwrap();
             let before = State { step, lr: 0.5, ..State::default() };
@@ -155,6 +174,13 @@ mod tests {
                 let unscaled = norm / 2.0_f32.powi(words.loss_exponent);
                 assert!(true_norm == unscaled || norm.is_nan(), "{true_norm} on {name}");
             }
+        }
+    }
+
+    #[test]
+    fn a_decay_of_0_needs_no_correction() {
+        for (name, _, words, _) in after_with([0.0, 0.999], [0.0; SCALER], 1.0, 4) {
+            assert_eq!(words.correction1, 1.0, "{name}");
         }
     }
 

@@ -63,7 +63,7 @@ pub fn reparameterise(mean: &Tensor, log_var: &Tensor, noise: Noise) -> Tensor {
         |mean, log_var, eps| mean + exp(0.5 * log_var) * eps,
     );
     let [z] = mean.tape().launch(forward, &[mean, log_var, source], [mean.shape().clone()]);
-    // The kernel sees its bits.
+    // The kernel binds it as an array of u32.
     let (saved, source) = (log_var.clone(), source.clone().exact());
     derivative(&[mean, log_var], &z, move |dz| {
         let backward = spec.launch(

@@ -55,6 +55,7 @@ impl Plan {
     fn binding_of(&self, step: &Step) -> u64 {
         let untuned = self.adapter.map(|a| step.dispatches(step.untuned(&a))).unwrap_or_default();
         let bytes = |bind: &Bind| match (bind.range, bind.slot) {
+            (Some((_, count)), Slot::Read(i)) => count * self.dtypes[step.reads[i].0].bytes(),
             (Some((_, count)), _) => count * 4,
             (None, Slot::Read(i)) => self.spots[step.reads[i].0].1,
             (None, Slot::Write(i)) => self.spots[step.writes[i].0].1,

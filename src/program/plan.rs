@@ -97,7 +97,7 @@ impl Plan {
 
     fn of(tape: &Tape, outputs: &[&Tensor], adapter: Option<Traits>, recompute: bool) -> Plan {
         tape.recorded(|recording| {
-            let needed = needed(&recording, outputs, adapter.is_some());
+            let needed = needed(&recording, outputs, adapter.as_ref());
             Plan::in_order(&needed, &needed.order(recompute), adapter)
         })
     }
@@ -105,20 +105,18 @@ impl Plan {
     fn in_order(needed: &Needed, order: &Order, adapter: Option<Traits>) -> Plan {
         let metas = needed.metas;
         // Second copies are temporary tensors as those that they are copies of.
-        let meta_of =
-            |id: Id| &metas[if id.0 < metas.len() { id.0 } else { order.copies[id.0 - metas.len()].0 }];
+        let original = |id: Id| if id.0 < metas.len() { id } else { order.copies[id.0 - metas.len()] };
+        let meta_of = |id: Id| &metas[original(id).0];
         let all = || (0..metas.len() + order.copies.len()).map(Id);
         let store_of = |id: &Id| match &meta_of(*id).home {
             Home::Stored { store, .. } => Some(store.clone()),
             Home::Temporary => None,
         };
         // What the host reads of a program has 32 bits.
-        let halves = adapter.is_some_and(|adapter| adapter.halves);
-        let is_half =
-            |id: Id| meta_of(id).may_be_half() && store_of(&id).is_none() && !needed.outputs.contains(&id);
+        let is_half = |id: Id| needed.is_half(original(id));
         let dtype_of = |id: Id| match meta_of(id).dtype {
-            DType::F32 if halves && is_half(id) => DType::F16,
-            DType::F16 if needed.for_gpu && !halves => DType::F32,
+            DType::F32 if is_half(id) => DType::F16,
+            DType::F16 if needed.for_gpu && !needed.halves => DType::F32,
             dtype => dtype,
         };
         let bytes_of = |id: Id| {
@@ -261,7 +259,7 @@ pub(crate) fn halves(most: usize) -> impl Iterator<Item = usize> {
 }
 
 /// The launches that the outputs and the updates of stores depend on.
-fn needed<'a>(recording: &Recording<'a>, outputs: &[&Tensor], for_gpu: bool) -> Needed<'a> {
+fn needed<'a>(recording: &Recording<'a>, outputs: &[&Tensor], adapter: Option<&Traits>) -> Needed<'a> {
     let Recording { metas, entries, backward } = *recording;
     let mut wanted = vec![false; metas.len()];
     outputs.iter().for_each(|t| wanted[t.id().0] = true);
@@ -277,5 +275,6 @@ fn needed<'a>(recording: &Recording<'a>, outputs: &[&Tensor], for_gpu: bool) -> 
     }
     kept.reverse();
     let outputs = outputs.iter().map(|t| t.id()).collect();
-    Needed { metas, backward: kept.len() - of_backward, entries: kept, outputs, for_gpu }
+    let (for_gpu, halves) = (adapter.is_some(), adapter.is_some_and(|adapter| adapter.halves));
+    Needed { metas, backward: kept.len() - of_backward, entries: kept, outputs, for_gpu, halves }
 }

@@ -67,6 +67,8 @@ pub(super) struct Needed<'a> {
     /// Tensors that are read after the run.
     pub outputs: Vec<Id>,
     pub for_gpu: bool,
+    /// Temporary tensors have 16 bits, but for those that [`Needed::is_half`] leaves out.
+    pub halves: bool,
 }
 
 /// How a tensor that is not kept is computed again.
@@ -82,8 +84,14 @@ enum Remat {
 type Unit = Vec<(Id, Remat)>;
 
 impl Needed<'_> {
+    /// Whether a tensor has 16 bits in memory where its launches see 32.
+    pub fn is_half(&self, id: Id) -> bool {
+        let meta = &self.metas[id.0];
+        self.halves && meta.may_be_half() && meta.home == Home::Temporary && !self.outputs.contains(&id)
+    }
+
     fn bytes(&self, id: Id) -> usize {
-        self.metas[id.0].bytes()
+        self.metas[id.0].bytes() / if self.is_half(id) { 2 } else { 1 }
     }
 
     fn scratch(&self, recorded: &Recorded) -> usize {

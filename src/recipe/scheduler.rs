@@ -2,7 +2,8 @@
 
 use super::{Backbone, Recipe, System};
 use crate::data::ConditionKind;
-use crate::diffusion::{Keys, Learned, Precision, Prediction, Process, Schedule, Scheduler};
+use crate::device::Precision;
+use crate::diffusion::{Keys, Learned, Prediction, Process, Rounding, Schedule, Scheduler};
 use crate::error::{Error, Result, need};
 
 /// Sampler of a recipe that names none.
@@ -71,12 +72,12 @@ impl Recipe {
 
     /// The noise schedule.
     pub fn schedule(&self) -> Schedule {
-        self.process().schedule(Precision::Exact)
+        self.process().schedule(Rounding::Exact)
     }
 
     /// The noise schedule before `rescale_betas_zero_snr` moves it.
     pub(crate) fn schedule_without_rescaling(&self) -> Schedule {
-        Process { zero_terminal_snr: false, ..self.process() }.schedule(Precision::Exact)
+        Process { zero_terminal_snr: false, ..self.process() }.schedule(Rounding::Exact)
     }
 
     /// Says that the model can be used but not trained, if so.
@@ -87,6 +88,10 @@ impl Recipe {
             _ if self.condition.kind == ConditionKind::MaskedLatents => {
                 Err(Error::usage("condition.kind is masked_latents: such a model can only be drawn from")
                     .hint("denoir fills holes of images that it trains on with condition.kind = mask"))
+            }
+            _ if self.learns_schedule() && self.precision == Precision::F16 => {
+                Err(Error::usage("precision = f16 is too coarse for a learned noise schedule")
+                    .hint("leave it out, or set learned_schedule = none"))
             }
             _ if self.rescale_betas_zero_snr && self.prediction_type == Prediction::Epsilon => {
                 let message =
@@ -180,7 +185,7 @@ mod tests {
                 let written = Keys::parse(&recipe.scheduler_keys().complete().unwrap().text()).unwrap();
                 assert_eq!(written.scheduler().unwrap(), wanted, "{config}");
                 assert_eq!(written.learned().unwrap(), keys.learned().unwrap(), "{config}");
-                wanted.precision = crate::diffusion::Precision::Exact;
+                wanted.precision = crate::diffusion::Rounding::Exact;
             }
         }
         let plain = find("digits").unwrap();

@@ -53,8 +53,8 @@ pub struct Metrics {
     /// How many steps before this one were skipped, because a gradient left the range of 16-bit floats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<f32>,
-    /// Norm of the gradient before clipping; 0 where the step was skipped.
-    pub grad_norm: f32,
+    /// Norm of the gradient before clipping; null where the step was skipped.
+    pub grad_norm: Option<f32>,
     /// Learning rate.
     pub lr: f64,
     /// Mean throughput of the run up to here, whether or not it was resumed.

@@ -49,7 +49,7 @@ impl Metrics {
             self.bound,
             self.loss_scale,
             self.skipped,
-            Some(self.grad_norm),
+            self.grad_norm,
             Some(self.lr as f32),
             Some(self.images_per_s as f32),
             Some(self.seconds as f32),

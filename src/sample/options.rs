@@ -1,7 +1,7 @@
 //! How samples are drawn: steps, solver, random numbers, guidance.
 
 use super::Denoiser;
-use crate::diffusion::{Precision, SamplerPlan, Scheduler, Step};
+use crate::diffusion::{Rounding, SamplerPlan, Scheduler, Step};
 use crate::error::{Error, Result};
 use crate::recipe::{Recipe, Rng};
 
@@ -108,8 +108,8 @@ impl Options {
     pub fn with_rng(mut self, rng: Rng) -> Self {
         self.rng = rng;
         self.scheduler.precision = match rng {
-            Rng::Denoir => Precision::Exact,
-            Rng::Torch => Precision::Reference,
+            Rng::Denoir => Rounding::Exact,
+            Rng::Torch => Rounding::Reference,
         };
         self
     }

@@ -98,14 +98,17 @@ impl Gradients {
         let ids: Vec<Option<Id>> = returned.iter().map(|g| g.as_ref().map(|g| g.id)).collect();
         for (id, gradient) in inputs.iter().zip(returned) {
             let Some(gradient) = gradient else { continue };
-            let (elements, needed) = {
-                let metas = self.tape.0.metas.borrow();
-                (metas[id.0].shape.elements(), metas[id.0].needs_grad)
+            let (elements, needed, is_weight) = {
+                let meta = &self.tape.0.metas.borrow()[id.0];
+                (meta.shape.elements(), meta.needs_grad, meta.home != Home::Temporary)
             };
             assert_eq!(gradient.elements(), elements, "{op}: gradient {}", gradient.shape);
             if !needed {
                 continue;
             }
+            // Gradients of weights have 32 bits, as weights have.
+            let exact = |gradient: Tensor| if is_weight { gradient.exact() } else { gradient };
+            let gradient = exact(gradient);
             let total = match self.of[id.0].take() {
                 None => gradient,
                 Some(sum) => {
@@ -115,7 +118,7 @@ impl Gradients {
                     } else {
                         let (launch, shape) = (sums::accumulate(elements), sum.shape.clone());
                         let [total] = self.tape.launch(launch, &[&sum, &gradient], [shape]);
-                        total
+                        exact(total)
                     }
                 }
             };

@@ -21,6 +21,7 @@ mod micro_batch;
 mod objective;
 mod options;
 mod outcome;
+mod overflow;
 mod picture_cost;
 mod pictures;
 mod ranks;

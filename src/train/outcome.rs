@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::batch::Written;
 use super::options::TrainOptions;
-use super::step::{LOSS_SCALE, Metrics};
+use super::step::Metrics;
 use crate::device::{Device, PendingRead};
 use crate::error::Result;
 
@@ -22,7 +22,7 @@ pub struct Outcome {
     pub samples: Vec<f32>,
     /// The times of these samples, in [0, 1).
     pub times: Vec<f32>,
-    /// Of the gradient, before it is clipped; 0 where the step was skipped (see
+    /// Of the gradient, before it is clipped; infinite where the step was skipped (see
     /// [`TrainOptions::loss_scaling`]).
     pub grad_norm: f32,
     /// The step's learning rate.
@@ -51,9 +51,12 @@ pub(super) struct Diverged {
     pub micro: usize,
     pub loss: f32,
     pub norm: Option<f32>,
+    /// The scale of the loss, where it is scaled.
+    pub scale: Option<f32>,
 }
 
-/// A scale of the loss at which gradients that are not finite are not those of a large scale.
+/// Below this scale of the loss, some thirty skipped steps in a row after the first one, a gradient that is
+/// not finite is the model's own.
 const LEAST_SCALE: f32 = 1e-4;
 
 /// A submitted step.
@@ -88,19 +91,18 @@ impl Pending {
                 sums.iter_mut().zip(&metrics).for_each(|(sum, m)| *sum += f64::from(*m));
                 let loss = metrics[Metrics::LOSS];
                 if !loss.is_finite() {
-                    return Ok(Err(Diverged { micro, loss, norm: None }));
+                    let scale = layout.loss_scale().map(|place| metrics[place]);
+                    return Ok(Err(Diverged { micro, loss, norm: None, scale }));
                 }
             }
         }
         let mean = |place: usize| (sums[place] / accumulation as f64) as f32;
-        let (loss, mut grad_norm) = (mean(Metrics::LOSS), metrics[Metrics::NORM]);
-        let scale = layout.parts.iter().position(|name| *name == LOSS_SCALE).map(|i| mean(Metrics::part(i)));
-        if !grad_norm.is_finite() && scale.is_some_and(|scale| scale > LEAST_SCALE) {
-            // The step was skipped.
-            grad_norm = 0.0;
-        }
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            return Ok(Err(Diverged { micro: accumulation - 1, loss, norm: Some(grad_norm) }));
+        let (loss, grad_norm) = (mean(Metrics::LOSS), metrics[Metrics::NORM]);
+        let scale = layout.loss_scale().map(mean);
+        let skipped = !grad_norm.is_finite() && scale.is_some_and(|scale| scale > LEAST_SCALE);
+        if !loss.is_finite() || !(grad_norm.is_finite() || skipped) {
+            let norm = Some(grad_norm);
+            return Ok(Err(Diverged { micro: accumulation - 1, loss, norm, scale }));
         }
         let parts = layout.parts.iter().enumerate();
         Ok(Ok(Outcome {
@@ -109,7 +111,7 @@ impl Pending {
             parts: parts.map(|(i, name)| (*name, mean(Metrics::part(i)))).collect(),
             samples,
             times,
-            grad_norm,
+            grad_norm: if skipped { f32::INFINITY } else { grad_norm },
             lr: options.lr_at(self.done),
             device_ms: time.map(|time| time.as_secs_f64() * 1e3),
         }))

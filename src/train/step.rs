@@ -28,6 +28,8 @@ pub(super) const ACCUMULATED: &str = "accumulated";
 pub(super) const STATE: &str = "state";
 /// Store of a step's numbers: the norm of the gradient, the loss, then the loss's parts.
 pub(super) const METRICS: &str = "metrics";
+/// Store of the words that Adam reads where the loss is scaled.
+const ADAM_STATE: &str = "adam_state";
 /// Name of the scale of the loss, in checkpoints and metrics, and of the number of steps that it skipped.
 pub(super) const LOSS_SCALE: &str = "loss_scale";
 pub(super) const SKIPPED: &str = "skipped";
@@ -47,6 +49,11 @@ impl Metrics {
 
     pub fn part(number: usize) -> usize {
         (2 + number) * METRIC
+    }
+
+    /// Where the scale of the loss is, if that is scaled.
+    pub fn loss_scale(&self) -> Option<usize> {
+        self.parts.iter().position(|name| *name == LOSS_SCALE).map(Metrics::part)
     }
 
     /// Where the losses of the samples begin.
@@ -150,7 +157,7 @@ pub(super) fn record_optimiser(tape: &Tape, options: &TrainOptions, params: &Par
         if options.loss_scaling {
             let spec = params.find(LOSS_SCALE).expect("the batch was recorded with it");
             let scaler = tape.stored(nn::STORE, spec.first, spec.shape.clone());
-            let (scaled, words) = (norm, tape.stored_u32("adam_state", [State::WORDS]));
+            let (scaled, words) = (norm, tape.stored_u32(ADAM_STATE, [State::WORDS]));
             norm = unscale_norm(&scaled, &scaler);
             update_scale([options.beta1, options.beta2], &scaled, &state, &words, &scaler);
             state = words;

@@ -260,7 +260,7 @@ impl Session {
             bound: outcome.part(BOUND),
             loss_scale: outcome.part(LOSS_SCALE),
             skipped: outcome.part(SKIPPED),
-            grad_norm: outcome.grad_norm,
+            grad_norm: Some(outcome.grad_norm).filter(|norm| norm.is_finite()),
             lr: outcome.lr,
             device_ms: outcome.device_ms,
             memory_mb: resident_memory().map(|bytes| bytes as f64 * 1e-6),

@@ -1,5 +1,6 @@
 //! The trainer: a compiled step over an objective, its weights and moments on the device.
 
+mod explain;
 mod submit;
 
 use std::cell::RefCell;
@@ -11,14 +12,13 @@ use super::batch::{Batch, BatchWriter, Loss, Slot};
 use super::codes::STATISTICS;
 use super::options::TrainOptions;
 use super::outcome::{Diverged, Outcome, Pending};
+use super::overflow::check_overflow;
 use super::ranks::{Ranks, Shards};
-use super::step::{
-    ACCUMULATED, METRICS, Metrics, Record, STATE, STORES, first_bad, record_batch, record_optimiser,
-};
+use super::step::{ACCUMULATED, METRICS, Metrics, Record, STATE, STORES, record_batch, record_optimiser};
 use crate::checkpoint::{self, Values};
 use crate::device::{Buffer, Device, Precision};
 use crate::diffusion::Model;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::nn::{Params, Scope};
 use crate::program::{Plan, Program, Sharing};
 use crate::sample::Denoiser;
@@ -109,6 +109,7 @@ impl Trainer {
             loss_scaling: options.loss_scaling || device.precision() == Precision::F16,
             ..options
         };
+        check_overflow(device)?;
         let mut recorded = record_batch(&*record, &params, &options, options.accumulation <= 1);
         let plan = Plan::new(&recorded.tape, &[], device);
         let elements = params.borrow().elements();
@@ -279,8 +280,9 @@ impl Trainer {
     /// host, of the one two steps before.
     ///
     /// # Errors
-    /// When a loss or gradient is not finite (the weights stay as they were; on a GPU perhaps not those of
-    /// later steps), or the driver or `write` reports an error.
+    /// When a loss or gradient is not finite (for gradients see [`TrainOptions::loss_scaling`]; the weights
+    /// stay as they were; on a GPU perhaps not those of later steps), or the driver or `write` reports an
+    /// error.
     ///
     /// # Panics
     /// When `write` leaves out an input that was never written.
@@ -326,22 +328,5 @@ impl Trainer {
     /// Whether the device's numbers come later than its steps are submitted.
     fn is_late(&self) -> bool {
         matches!(self.device, Device::Gpu(_))
-    }
-
-    /// Names the first tensor of the batch that went bad. (The optimiser changed nothing if the norm of the
-    /// gradient was not finite, so the weights are those that the batch met.)
-    fn explain(&self, done: u64, &Diverged { loss, norm, .. }: &Diverged) -> Error {
-        let found = first_bad(&*self.record, &self.params, &self.options, &self.batch);
-        let culprit = match found {
-            Ok(Some(name)) => format!("the first bad tensor is the result of {name}"),
-            Ok(None) => "no single tensor is to blame".to_owned(),
-            Err(_) => "there is too little memory to find the tensor".to_owned(),
-        };
-        let what = match norm {
-            Some(norm) if loss.is_finite() => format!("the gradient's norm became {norm}"),
-            _ => format!("the loss became {loss}"),
-        };
-        Error::new(format!("step {}: {what}; {culprit}", done + 1))
-            .hint("resume from the last checkpoint, or train again, with a lower lr or with clip_norm")
     }
 }

@@ -224,22 +224,4 @@ mod tests {
         older[from..from + entry.len() + ZEROS.len() + 2].fill(b' ');
         assert!(whole(&older).parse().is_ok());
     }
-
-    /// Where a file lies in memory already; from a disk the sum is a smaller part of the time.
-    #[test]
-    fn the_sum_costs_a_small_part_of_reading_the_file() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), vec![1; 64 << 20]).unwrap();
-        let seconds = |read: &dyn Fn() -> usize| {
-            let start = std::time::Instant::now();
-            assert_eq!(read(), 64 << 20);
-            start.elapsed().as_secs_f64()
-        };
-        let summed = || read(file.path(), u64::MAX).unwrap().into_bytes().len();
-        let bare = || files::read(file.path(), u64::MAX).unwrap().len();
-        // The least of many, in turn: other tests run beside this one.
-        let times: Vec<[f64; 2]> = (0..12).map(|_| [seconds(&summed), seconds(&bare)]).collect();
-        let least = |which: usize| times.iter().map(|two| two[which]).fold(f64::INFINITY, f64::min);
-        assert!(least(0) < 1.6 * least(1), "{times:?}");
-    }
 }

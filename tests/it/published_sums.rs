@@ -1,7 +1,7 @@
 //! The sums that the diffusers library's own scheduler tests print: denoir's walks in f64 come as near to
 //! them as f32 can say, and the library's own f32 arithmetic over denoir's noise levels gives every digit.
 
-use denoir::diffusion::{Betas, Precision, SamplerPlan, Scheduler};
+use denoir::diffusion::{Betas, Rounding, SamplerPlan, Scheduler};
 use denoir::torch::Generator;
 use serde_json::{Value, json};
 
@@ -73,7 +73,7 @@ fn scheduler(class: &str, more: &Value) -> Scheduler {
     let keys = config.as_object_mut().unwrap();
     keys.extend(more.as_object().unwrap().clone());
     let mut scheduler = Scheduler::from_config(&config.to_string()).unwrap();
-    scheduler.precision = Precision::Reference;
+    scheduler.precision = Rounding::Reference;
     scheduler
 }
 
@@ -351,7 +351,7 @@ fn one_printed_sum_is_that_of_coarser_tables() {
         1.0 - f64::from(bar) / std::mem::replace(&mut before, f64::from(bar))
     };
     scheduler.process.betas = Betas::Given((0..1100).map(&mut beta).collect());
-    scheduler.precision = Precision::Exact;
+    scheduler.precision = Rounding::Exact;
     let sum = torch_sum(&in_f32(&scheduler, &case), 4);
     assert!((f64::from(sum) - wanted).abs() <= 4.5 * step_of(wanted), "{sum}");
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use denoir::diffusion::{Betas, Precision, Schedule};
+use denoir::diffusion::{Betas, Rounding, Schedule};
 use denoir::run::Run;
 use tempfile::TempDir;
 
@@ -98,7 +98,7 @@ fn an_exported_schedule_is_a_list() {
     let text = fs::read_to_string(at.join("theirs/scheduler/scheduler_config.json")).unwrap();
     let config: serde_json::Value = serde_json::from_str(&text).unwrap();
     let betas = serde_json::from_value(config["trained_betas"].clone()).unwrap();
-    let schedule = Schedule::new(&Betas::Given(betas), TIMESTEPS, 0.0, 0.0, Precision::Exact);
+    let schedule = Schedule::new(&Betas::Given(betas), TIMESTEPS, 0.0, 0.0, Rounding::Exact);
     for (ours, theirs) in levels(&run).into_iter().zip(schedule.levels()) {
         assert!((ours - theirs.log_snr()).abs() < 1e-9);
     }

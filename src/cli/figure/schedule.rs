@@ -8,7 +8,7 @@ use super::{Arguments, recipe_of};
 use crate::cli::images::read;
 use crate::cli::note_warnings;
 use crate::data::{self, Options as DataOptions};
-use crate::diffusion::{Betas, Precision, Schedule};
+use crate::diffusion::{Betas, Rounding, Schedule};
 use crate::error::{Error, Result};
 use crate::figures;
 use crate::recipe::{Recipe, System, find};
@@ -18,7 +18,7 @@ fn schedule_of(path: &Path) -> Result<Schedule> {
     let name = path.display().to_string();
     if let (false, Some(betas)) = (path.exists(), Betas::named(&name)) {
         let [start, end] = if betas == Betas::ScaledLinear { [0.000_85, 0.012] } else { [1e-4, 0.02] };
-        return Ok(Schedule::new(&betas, 1000, start, end, Precision::Exact));
+        return Ok(Schedule::new(&betas, 1000, start, end, Rounding::Exact));
     }
     let run = path.is_dir() || path.extension().is_some_and(|ending| ending == "safetensors");
     let recipe = if run {

@@ -1,6 +1,6 @@
 //! Bits and Huffman codes of a JPEG's entropy-coded data (ITU-T T.81, annexes C and F.2.2).
 
-/// What is wrong with a scan's data.
+// What is wrong with a file.
 pub(super) const CUT: &str = "the file is cut: it has no end of image";
 const MISSING: &str = "data is missing: a scan ends before its last block";
 pub(super) const DAMAGED: &str = "data is damaged: a scan's codes do not make blocks of 64";

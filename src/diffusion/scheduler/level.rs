@@ -2,7 +2,7 @@
 
 use super::Prediction;
 use crate::diffusion::linear_form::LinearForm;
-use crate::diffusion::schedule::Precision;
+use crate::diffusion::schedule::Rounding;
 
 /// A noise level at unit variance: `x = alpha x0 + sigma eps` with `alpha^2 + sigma^2 = 1`.
 #[derive(Clone, Copy, Debug)]
@@ -12,7 +12,7 @@ pub(super) struct Level {
 }
 
 impl Level {
-    pub(super) fn of_bar(alpha_bar: f64, precision: Precision) -> Self {
+    pub(super) fn of_bar(alpha_bar: f64, precision: Rounding) -> Self {
         let keep = |value: f64| precision.keep(value);
         Level { alpha: keep(alpha_bar.sqrt()), sigma: keep(keep(1.0 - alpha_bar).sqrt()) }
     }

@@ -1,7 +1,7 @@
 //! Which timesteps and which noise levels a walk visits.
 
 use super::{FinalSigma, Method, Scheduler, Sigmas, Spacing};
-use crate::diffusion::schedule::{Betas, Precision, Schedule};
+use crate::diffusion::schedule::{Betas, Rounding, Schedule};
 
 /// `n` numbers from `from` to `to`, both included.
 fn linspace(from: f64, to: f64, n: usize) -> impl DoubleEndedIterator<Item = f64> + ExactSizeIterator {
@@ -130,7 +130,7 @@ fn interpolated(table: &[f64], t: f64) -> f64 {
 
 /// The timestep of a noise level: the inverse, between logarithms. High up, where those lie close together,
 /// it shows what they are rounded to.
-fn timestep_of(table: &[f64], sigma: f64, precision: Precision) -> f64 {
+fn timestep_of(table: &[f64], sigma: f64, precision: Rounding) -> f64 {
     let log = |at: usize| precision.keep(table[at].ln());
     let wanted = sigma.max(1e-10).ln();
     let below = (0..table.len()).rposition(|at| log(at) <= wanted).unwrap_or(0);
@@ -178,7 +178,7 @@ mod tests {
         let scheduler = Scheduler::ddpm(1000, [1e-4, 0.02], Variance::FixedSmall, 1.0);
         let table = scheduler.schedule().sigmas();
         for t in [0, 1, 500, 998, 999] {
-            assert!((timestep_of(&table, table[t], Precision::Exact) - t as f64).abs() <= 1e-9, "{t}");
+            assert!((timestep_of(&table, table[t], Rounding::Exact) - t as f64).abs() <= 1e-9, "{t}");
         }
     }
 }

@@ -69,6 +69,9 @@ impl Steps {
             update.run().unwrap();
         }
         assert!(update.guards_intact().unwrap() && gather.guards_intact().unwrap());
+        let mut sums = vec![0.0_f32; count * (width + 1)];
+        device.read(update.store("statistics"), 0, bytemuck::cast_slice_mut(&mut sums)).unwrap();
+        assert!(sums.iter().all(|&v| v == 0.0), "a step leaves sums to the next");
         STORES.map(|store| {
             let elements = if store == "counts" { count } else { count * width };
             let mut values = vec![0.0_f32; elements];
@@ -193,7 +196,7 @@ fn steps_with_restarts() {
 }
 
 #[test]
-fn a_norm_that_is_not_finite_changes_nothing() {
+fn a_norm_that_is_not_finite_changes_nothing_but_the_statistics() {
     let codes = random(3, 8);
     let steps = Steps {
         options: CodebookOptions { decay: 0.5, restart: 2.0, averages: true },

@@ -86,7 +86,7 @@ impl Trainer {
             if let PendingRead::Ready(bytes) = &metrics {
                 let loss: f32 = bytemuck::pod_read_unaligned(&bytes[Metrics::LOSS * 4..][..4]);
                 if !loss.is_finite() {
-                    return Err(self.explain(done, &Diverged { micro, loss, norm: None }));
+                    return Err(self.explain(done, &Diverged { micro, loss, norm: None, scale: None }));
                 }
             }
             if self.ranks.is_some() {

@@ -112,6 +112,9 @@ impl Edits<'_> {
                 Statement::Store { pointer, .. } => {
                     let Some(width) = self.pointed(function, *pointer) else { continue };
                     let (all, target) = (range(*span)?, range(function.expressions.get_span(*pointer))?);
+                    if target.start != all.start || target.end > all.end {
+                        return Err("a store through a pointer that has a name".to_owned());
+                    }
                     let between = &self.text[target.end..all.end];
                     let at = between.find('=').ok_or("a store without `=`")?;
                     let value = target.end + at + 1..all.end;
@@ -209,6 +212,12 @@ mod tests {
         }
         let got = halved(&kernel("y[i] = T(x[i]);"), &["x"]).unwrap();
         assert!(got.contains("y[i] = T(f32(x[i]));") && got.contains("y: array<T>;"), "{got}");
+    }
+
+    #[test]
+    fn a_pointer_with_a_name_is_refused() {
+        let refused = halved(&kernel("let q = &y[i]; *q = T(x[i]);"), &["y"]).unwrap_err();
+        assert!(refused.contains("pointer that has a name"), "{refused}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::super::{DpmSolver, FinalSigma, Method, Prediction, Process, Scheduler, Sigmas, Spacing, UniPc};
 use super::classes::*;
 use crate::diffusion::plan::Clip;
-use crate::diffusion::schedule::{Betas, Precision, Variance};
+use crate::diffusion::schedule::{Betas, Rounding, Variance};
 use crate::error::{Error, Result};
 
 /// The keys of a file as its class reads them.
@@ -240,7 +240,7 @@ impl Reader<'_> {
             sigma_max: self.positive(HIGH)?,
             final_sigma: self
                 .word(FINAL, &[("zero", FinalSigma::Zero), ("sigma_min", FinalSigma::Lowest)])?,
-            precision: Precision::Exact,
+            precision: Rounding::Exact,
             method,
         })
     }
