@@ -67,7 +67,7 @@ fn update_scale() {
     for (var i = 0u; i < 16u; i++) {
         words[i] = state[i];
     }
-    let t = f32(state_step() + 1u) - scaler[2];
+    let t = max(f32(state_step() + 1u) - scaler[2], 1.0);
     words[5] = bitcast<u32>(correction(t * p.log_beta1));
     words[6] = bitcast<u32>(correction(t * p.log_beta2));
     words[9] = bitcast<u32>(i32(START + scaler[0]));

@@ -39,6 +39,9 @@ enum Inner {
     Decoding(Box<Program>, Tensor),
 }
 
+/// Steps that may be skipped before the first that is taken.
+const MOST_SKIPPED: usize = 30;
+
 impl Subject {
     /// Compiles it, with the initial weights of the recipe's seed.
     ///
@@ -130,11 +133,17 @@ impl Subject {
     pub(super) fn results(&mut self, steps: usize) -> Result<Vec<f32>> {
         match &mut self.inner {
             Inner::Training(trainer, batch) => {
-                let loss = |_| -> Result<f32> {
+                let mut losses = Vec::new();
+                // In 16 bits the first steps may be skipped, until the scale of the loss fits.
+                for _ in 0..steps + MOST_SKIPPED {
                     trainer.set_step(0);
-                    Ok(trainer.step_by(|| Ok(batch.clone()), Program::run)?.loss)
-                };
-                (0..steps).map(loss).collect()
+                    let outcome = trainer.step_by(|| Ok(batch.clone()), Program::run)?;
+                    losses.extend(outcome.grad_norm.is_finite().then_some(outcome.loss));
+                    if losses.len() == steps {
+                        break;
+                    }
+                }
+                Ok(losses)
             }
             Inner::Sampling(sampler, row) => {
                 sampler.start(0)?;

@@ -262,6 +262,12 @@ fn train(session: &mut Session, device: &Device, stop: Option<Stop>, started: In
     terminal.bar.finish_and_clear();
     let ended = ended?;
     note(&session.times().describe(started));
+    let skipped = session.times().skipped;
+    if skipped > 0 {
+        note(&format!(
+            "warning: {skipped} of these steps changed nothing, until the scale of the loss fitted its gradients"
+        ));
+    }
     match ended {
         Ended::Done => {
             let plural = if recipe.steps == 1 { "step" } else { "steps" };

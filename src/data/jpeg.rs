@@ -160,6 +160,15 @@ mod tests {
     }
 
     #[test]
+    fn colours_of_more_samples_than_the_luma_are_refused() {
+        let mut file = files().into_iter().find(|(name, _)| name == "rgb-p0-s0-r0.jpg").unwrap().1;
+        let frame = file.windows(2).position(|two| two == [0xff, 0xc0]).unwrap();
+        // The factors of the second component.
+        file[frame + 14] = 0x22;
+        assert!(decode(&file).unwrap_err().contains("fewer samples"));
+    }
+
+    #[test]
     fn padding_after_the_last_block_is_accepted() {
         for (name, file) in files() {
             let padded = |padding: &[u8]| [&file[..file.len() - 2], padding, &[0xff, 0xd9]].concat();

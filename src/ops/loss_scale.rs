@@ -90,7 +90,7 @@ pub fn update_scale(betas: [f64; 2], norm: &Tensor, state: &Tensor, words: &Tens
         move |io| {
             let (norm, state) = (io.read(0)[0], State::from_words(io.read_u32(1)));
             let scaler = io.write(1);
-            let taken = f64::from(state.step) + 1.0 - f64::from(scaler[2]);
+            let taken = (f64::from(state.step) + 1.0 - f64::from(scaler[2])).max(1.0);
             let [correction1, correction2] = betas.map(|beta| (1.0 / (1.0 - beta.powf(taken))) as f32);
             let words = State { correction1, correction2, loss_exponent: exponent(scaler), ..state }.words();
             bytemuck::cast_slice_mut(io.write(0)).copy_from_slice(&words);

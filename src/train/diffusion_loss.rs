@@ -49,7 +49,7 @@ pub(super) fn diffusion_loss(
     };
     tape.labelled("loss", || {
         // What makes up for timesteps that are drawn more often than others.
-        let mut drawn = law.map(|[_, weights]| embedding(&weights, &t));
+        let mut drawn = law.map(|[_, weights]| embedding(&weights, &t).exact());
         if recipe.keeps_prior() {
             let own = batch.input(sample_weights(recipe));
             drawn = Some(drawn.map_or(own.clone(), |drawn| mul(&drawn, &own)));
@@ -102,7 +102,7 @@ pub(super) fn by_t(
     t: &Tensor,
 ) -> Tensor {
     let values: Vec<f32> = values.map(|value| value as f32).collect();
-    embedding(&batch.constant(name, [values.len(), 1], values), t)
+    embedding(&batch.constant(name, [values.len(), 1], values), t).exact()
 }
 
 /// `x_t` and the target with noise that the pixels of a channel share (Guttenberg 2023, "Diffusion with

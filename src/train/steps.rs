@@ -238,7 +238,8 @@ impl Session {
     }
 
     fn report(&mut self, outcome: Outcome, progress: &mut Progress, watch: &mut dyn Watch) -> Result<()> {
-        let Times { steps, data, log, first_step, .. } = &mut self.times;
+        let Times { steps, data, log, first_step, skipped, .. } = &mut self.times;
+        *skipped += u64::from(!outcome.grad_norm.is_finite());
         let done = outcome.step - progress.first;
         if let Some([_, ended]) = first_step.as_mut().filter(|_| done == 1) {
             *ended = Instant::now();

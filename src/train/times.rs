@@ -19,6 +19,8 @@ pub struct Times {
     pub checkpoints: Duration,
     /// When the first step had its data, and when its loss was there.
     pub first_step: Option<[Instant; 2]>,
+    /// Steps that changed nothing, because a gradient left the range of 16-bit floats.
+    pub skipped: u64,
 }
 
 impl Times {

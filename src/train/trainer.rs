@@ -11,7 +11,7 @@ use std::rc::Rc;
 use super::batch::{Batch, BatchWriter, Loss, Slot};
 use super::codes::STATISTICS;
 use super::options::TrainOptions;
-use super::outcome::{Diverged, Outcome, Pending};
+use super::outcome::{Outcome, Pending};
 use super::overflow::check_overflow;
 use super::ranks::{Ranks, Shards};
 use super::step::{ACCUMULATED, METRICS, Metrics, Record, STATE, STORES, record_batch, record_optimiser};

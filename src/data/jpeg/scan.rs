@@ -83,8 +83,19 @@ impl Frame {
             false => Part { progressive: false, first: 0, last: 63, is_first: true },
         };
         let is_band = !self.progressive || (part.last == 0) == (part.first == 0);
-        if part.first > part.last || part.last > 63 || !is_band || (part.first > 0 && chosen.len() != 2) {
+        let is_next = high == 0 || high == low + 1;
+        if part.first > part.last
+            || !is_next
+            || part.last > 63
+            || !is_band
+            || (part.first > 0 && chosen.len() != 2)
+        {
             return Err(DAMAGED);
+        }
+        // Allowed as well; zune-jpeg 0.5 makes wrong pictures of it.
+        let first = self.components.first().map_or([1; 2], |component| component.factors);
+        if self.components.iter().any(|component| (0..2).any(|axis| component.factors[axis] > first[axis])) {
+            return Err("its first component has fewer samples than another, which is not supported");
         }
         // Allowed (A.2.2) and rare; zune-jpeg 0.5 makes wrong pictures of it.
         if !self.progressive && chosen.len() != 2 * self.components.len() {
