@@ -265,7 +265,8 @@ fn train(session: &mut Session, device: &Device, stop: Option<Stop>, started: In
     let skipped = session.times().skipped;
     if skipped > 0 {
         note(&format!(
-            "warning: {skipped} of these steps changed nothing, until the scale of the loss fitted its gradients"
+            "warning: {skipped} of these steps changed nothing, until the scale of the loss fitted its \
+             gradients"
         ));
     }
     match ended {

@@ -32,7 +32,7 @@ pub fn fold_upsample(w: &Tensor) -> Tensor {
     let [kh, kw, rows, cols] = w.shape().of_rank("fold_upsample");
     let fold = Fold { name: "fold_upsample", kernel: [kh, kw], backward: false, rows, cols };
     let recorded = Recorded::new(fold, LaunchInfo { keeps_results: true, ..LaunchInfo::default() });
-    let [v] = w.tape().launch(recorded, &[w], [[kh + 1, kw + 1, cols, rows].into()]);
+    let [v] = w.tape().launch(recorded, &[w], [[kh + 1, kw + 1, cols, rows].into()]).map(Tensor::exact);
     let shape = w.shape().clone();
     w.tape().derivative(&[w], &[&v], move |dv| {
         let Some(dv) = dv[0].clone().map(Tensor::exact) else { return vec![None] };

@@ -26,14 +26,15 @@ impl Product {
         matches!(self.a, Loader::ConvWeights(_) | Loader::Transposed)
     }
 
-    /// Working memory in elements, for B packed or partial sums.
+    /// Working memory in elements: first what holds B packed or partial sums, then sums of columns.
     pub(super) fn cpu_scratch(&self) -> Vec<usize> {
-        vec![match (self.a, winograd::suits(self)) {
+        let first = match (self.a, winograd::suits(self)) {
             (Loader::ConvWeights(_), true) => self.winograd_weights_scratch(),
             (_, true) => winograd::PLACES * panel_elements(self.depth / 9, self.cols),
             _ if self.is_outer() => self.outer_deal().scratch(),
             _ => self.packed_elements(self.view().blocks),
-        }]
+        };
+        vec![first, if self.column_sums { 2 * self.ranges() * self.cols } else { 0 }]
     }
 
     pub(super) fn run_on_cpu(&self, io: &Io) {
@@ -47,22 +48,25 @@ impl Product {
             _ => self.gather(a, b, y, extra, io.prepacked()),
         }
         if self.column_sums {
-            self.sum_columns(b, io.write(1));
+            self.sum_columns(b, bytemuck::cast_slice_mut(io.scratch(1)), io.write(1));
         }
     }
 
+    /// Ranges of k that tasks sum the columns of B over.
+    fn ranges(&self) -> usize {
+        (self.depth / 64).clamp(1, 32)
+    }
+
     /// In f64, because gradients of what a norm follows nearly cancel.
-    fn sum_columns(&self, b: &[f32], sums: &mut [f32]) {
-        let (n, ranges) = (self.cols, (self.depth / 64).clamp(1, 32));
-        let of_range = |i: usize| {
+    fn sum_columns(&self, b: &[f32], partials: &mut [f64], sums: &mut [f32]) {
+        let (n, ranges) = (self.cols, self.ranges());
+        partials.par_chunks_mut(n).enumerate().for_each(|(i, partial)| {
             let [from, to] = [i, i + 1].map(|i| i * self.depth / ranges * n);
-            let mut partial = vec![0.0; n];
-            add_rows(&mut partial, b[from..to].chunks_exact(n));
-            partial
-        };
-        let partials: Vec<Vec<f64>> = (0..ranges).into_par_iter().map(of_range).collect();
+            partial.fill(0.0);
+            add_rows(partial, b[from..to].chunks_exact(n));
+        });
         for (col, sum) in sums.iter_mut().enumerate() {
-            *sum = partials.iter().map(|partial| partial[col]).sum::<f64>() as f32;
+            *sum = partials.iter().skip(col).step_by(n).sum::<f64>() as f32;
         }
     }
 }

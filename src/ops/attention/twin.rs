@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::Size;
-use crate::product::cpu::panels::{Panels, Source, panel, panel_elements};
+use crate::product::cpu::panels::{Panels, Source, Taps, panel, panel_elements};
 use crate::product::cpu::tile::{Rows, multiply_into};
 use crate::shared::{Shared, split};
 use crate::simd::{exp_within, vectorized};
@@ -37,7 +37,8 @@ impl Size {
     fn pack<'a>(&self, x: &[f32], pair: usize, transposed: bool, memory: &'a mut [f32]) -> Panels<'a> {
         let data = &x[self.at(pair, self.keys, 0)..];
         let [depth, cols] = if transposed { [self.d, self.keys] } else { [self.keys, self.d] };
-        let source = Source { data, cols, stride: self.channels(), block: depth, blocks: &[0], transposed };
+        let source =
+            Source { data, cols, stride: self.channels(), block: depth, blocks: Taps::ONE, transposed };
         source.columns(0, cols, panel(cols), memory);
         Panels::packed(memory, depth, cols, panel(cols))
     }

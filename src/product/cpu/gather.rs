@@ -1,11 +1,13 @@
 //! Products whose rows of A are gathered from runs of memory: convolution, its adjoint, and the matrix
 //! product, which is a convolution of one tap.
 
+use std::cell::RefCell;
+use std::mem::take;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::panels::{Panels, Source, panel, panel_elements};
+use super::panels::{Panels, Source, Taps, panel, panel_elements};
 use super::tile::{Extra, Rows, Target, multiply};
 use crate::launch::Prepacked;
 use crate::product::{Loader, Product, View};
@@ -49,7 +51,7 @@ pub struct Class {
     /// Rows and columns of the taps; those of an adjoint go backwards.
     taps: [usize; 2],
     /// Numbers of the blocks of B, one for each tap.
-    blocks: Vec<usize>,
+    blocks: Taps,
 }
 
 impl Class {
@@ -58,7 +60,7 @@ impl Class {
     }
 
     fn depth(&self) -> usize {
-        self.blocks.len() * self.view.src[2]
+        self.blocks.count * self.view.src[2]
     }
 
     /// The tiles of 2 x 2 pixels of a convolution of 3 x 3 taps, or of its adjoint: 4 x 4 pixels, in order,
@@ -82,9 +84,9 @@ impl Class {
     pub fn runs(&self, src: &[f32], rows: Range<usize>) -> Runs {
         let View { adjoint, src: [src_h, src_w, c], dst, stride, spacing, .. } = self.view;
         let ([taps_h, taps_w], count) = (self.taps, rows.len());
-        let zeros = vec![0.0; c];
-        let mut starts = vec![zeros.as_ptr(); taps_h * taps_w * count];
-        let mut targets = Vec::with_capacity(count);
+        let Parts { mut starts, mut targets, mut zeros } = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        zeros.resize(c, 0.0);
+        starts.resize(taps_h * taps_w * count, zeros.as_ptr());
         for (i, row) in rows.enumerate() {
             let (line, w) = (row / self.size[1], row % self.size[1]);
             let (n, h) = (line / self.size[0], line % self.size[0]);
@@ -106,8 +108,20 @@ impl Class {
                 }
             }
         }
-        Runs { starts, targets, _zeros: zeros }
+        Runs { starts, targets, zeros }
     }
+}
+
+#[derive(Default)]
+struct Parts {
+    starts: Vec<*const f32>,
+    targets: Vec<usize>,
+    zeros: Vec<f32>,
+}
+
+thread_local! {
+    /// Empty parts of earlier runs: a step allocates nothing.
+    static FREE: RefCell<Vec<Parts>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Where runs begin, for each tap and row, and the rows of the result that they go to. A run is a pixel's
@@ -115,7 +129,17 @@ impl Class {
 pub struct Runs {
     pub starts: Vec<*const f32>,
     pub targets: Vec<usize>,
-    _zeros: Vec<f32>,
+    zeros: Vec<f32>,
+}
+
+impl Drop for Runs {
+    fn drop(&mut self) {
+        self.starts.clear();
+        self.targets.clear();
+        let (starts, targets, zeros) =
+            (take(&mut self.starts), take(&mut self.targets), take(&mut self.zeros));
+        FREE.with_borrow_mut(|free| free.push(Parts { starts, targets, zeros }));
+    }
 }
 
 impl Product {
@@ -129,8 +153,9 @@ impl Product {
         let from = at.map(|at| at % spacing);
         let taps =
             [(from[0], g.kh), (from[1], g.kw)].map(|(from, all)| all.saturating_sub(from).div_ceil(spacing));
-        let tap = |i: usize| (from[0] + i / taps[1] * spacing) * g.kw + from[1] + i % taps[1] * spacing;
-        let blocks = (0..taps[0] * taps[1]).map(tap).collect();
+        let (count, width) = (taps[0] * taps[1], taps[1]);
+        let blocks =
+            Taps { count, width, first: from[0] * g.kw + from[1], down: spacing * g.kw, across: spacing };
         let size = [0, 1].map(|i| (dst[i] - first[i]).div_ceil(spacing));
         let origin = at.map(|at| if view.adjoint { (at / spacing) as isize } else { -(at as isize) });
         Class { view, size, first, origin, taps, blocks }
@@ -147,7 +172,7 @@ impl Product {
         let data = if self.batch > 1 { &b[number * self.depth * self.cols..] } else { b };
         let (cols, transposed, block) = (self.cols, self.b != Loader::Dense, class.view.src[2]);
         let stride = if transposed { block } else { cols };
-        Source { data, cols, stride, block, blocks: &class.blocks, transposed }
+        Source { data, cols, stride, block, blocks: class.blocks, transposed }
     }
 
     pub(super) fn gather(&self, a: &[f32], b: &[f32], y: &mut [f32], extra: Extra, prepacked: Prepacked) {

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::panels::{Panels, Source, copy_short, panel};
+use super::panels::{Panels, Source, Taps, copy_short, panel};
 use super::tile::{Extra, Rows, Target, multiply};
 use super::{add_rows, with_memory};
 use crate::product::{Geometry, Loader, Product};
@@ -143,7 +143,7 @@ impl Product {
             let transposed = self.b != Loader::Dense;
             let [pixel, stride] = if transposed { [1, self.depth] } else { [self.cols; 2] };
             let data = &b[first * pixel..];
-            let b = Source { data, cols: self.cols, stride, block: count, blocks: &[0], transposed };
+            let b = Source { data, cols: self.cols, stride, block: count, blocks: Taps::ONE, transposed };
             let panel = panel(cols.len());
             // The rows of several taps follow one another in y where all their channels are in the block.
             let taps_at_once = if c == g.cin { (BLOCK[0] / c).clamp(1, g.taps()) } else { 1 };

@@ -64,6 +64,26 @@ impl<'a> Panels<'a> {
     }
 }
 
+/// The numbers of some blocks: of taps of a kernel, `first` and those `down` and `across` from it in lines
+/// of `width`.
+#[derive(Clone, Copy)]
+pub struct Taps {
+    pub count: usize,
+    pub width: usize,
+    pub first: usize,
+    pub down: usize,
+    pub across: usize,
+}
+
+impl Taps {
+    pub const ONE: Taps = Taps { count: 1, width: 1, first: 0, down: 0, across: 0 };
+
+    fn numbers(self) -> impl Iterator<Item = usize> {
+        let number = move |i: usize| self.first + i / self.width * self.down + i % self.width * self.across;
+        (0..self.count).map(number)
+    }
+}
+
 /// A matrix `[blocks * block, cols]` as its tensor has it: blocks of rows, those numbered by `blocks`, each
 /// `[block, cols]` or, transposed, `[cols, block]`, with lines that begin `stride` elements apart.
 pub struct Source<'a> {
@@ -71,17 +91,17 @@ pub struct Source<'a> {
     pub cols: usize,
     pub stride: usize,
     pub block: usize,
-    pub blocks: &'a [usize],
+    pub blocks: Taps,
     pub transposed: bool,
 }
 
 impl Source<'_> {
     /// Packs the columns `first .. first + cols`, whole panels of `width` but for the last.
     pub fn columns(&self, first: usize, cols: usize, width: usize, out: &mut [f32]) {
-        let (depth, transposed) = (self.blocks.len() * self.block, self.transposed);
+        let (depth, transposed) = (self.blocks.count * self.block, self.transposed);
         // Several panels are packed by few rows at a time: a row of them is one run of memory.
         let rows = if transposed { self.block } else { 16 };
-        for (block, number) in self.blocks.iter().enumerate() {
+        for (block, number) in self.blocks.numbers().enumerate() {
             let data = &self.data[number * self.block * self.cols..];
             for row in (0..self.block).step_by(rows) {
                 let count = rows.min(self.block - row);
