@@ -15,7 +15,7 @@ def newest(run):
     return max((run / "checkpoints").glob("step-*.safetensors"))
 
 
-TIMES = ("images_per_s", "seconds", "device_ms")
+TIMES = ("images_per_s", "seconds", "device_ms", "memory_mb")
 
 
 def without_times(path):
