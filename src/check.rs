@@ -5,45 +5,19 @@
 //! that NaN fails, and a failure prints everything that repeats it.
 
 mod devices;
+mod input;
 
-use half::f16;
 use rand::RngExt as _;
 
 pub use self::devices::devices;
-use self::devices::{HALVES, half_devices};
+use self::devices::{BF16, HALVES, half_devices};
+use self::input::{Input, to_half_and_back};
 use crate::device::Device;
 use crate::ops::arithmetic::affine;
 use crate::philox::{Sequence, Stream};
 use crate::program::{Plan, Program};
 use crate::tape::{Tape, Tensor};
 use crate::tensor::DType;
-
-#[derive(Clone)]
-enum Input {
-    /// Differentiable values.
-    Values(Vec<usize>, Vec<f32>),
-    /// Values that no gradient is asked of.
-    Fixed(Vec<usize>, Vec<f32>),
-    Words(Vec<usize>, Vec<u32>),
-}
-
-impl Input {
-    fn rounded(&self) -> Input {
-        let round = |values: &[f32]| values.iter().map(|&v| to_half_and_back(v)).collect();
-        match self {
-            Input::Values(shape, values) if shape.len() >= 2 => Input::Values(shape.clone(), round(values)),
-            Input::Fixed(shape, values) if shape.len() >= 2 => Input::Fixed(shape.clone(), round(values)),
-            other => other.clone(),
-        }
-    }
-
-    fn is_finite(&self) -> bool {
-        match self {
-            Input::Values(_, values) | Input::Fixed(_, values) => values.iter().all(|v| v.is_finite()),
-            Input::Words(..) => true,
-        }
-    }
-}
 
 /// Random numbers in (-1, 1) that depend on `salt` alone.
 pub fn random(salt: u32, n: usize) -> Vec<f32> {
@@ -54,9 +28,8 @@ pub fn random(salt: u32, n: usize) -> Vec<f32> {
 /// By how much of itself rounding to 16 bits changes a number, with room for what is made of two.
 const HALF_ROUNDING: f64 = 1e-3;
 
-fn to_half_and_back(v: f32) -> f32 {
-    f16::from_f32(v).to_f32()
-}
+/// The same for bf16, which has three bits less.
+const BF16_ROUNDING: f64 = 8.0 * HALF_ROUNDING;
 
 /// A check under construction: the name and shapes that a failure prints, the inputs, the tolerance.
 pub struct Check {
@@ -68,6 +41,7 @@ pub struct Check {
     /// Only the variants that run untuned, not every one.
     untuned: bool,
     half_rounding: f64,
+    bf16_rounding: f64,
 }
 
 impl Check {
@@ -80,6 +54,7 @@ impl Check {
             probes: 40,
             untuned: false,
             half_rounding: HALF_ROUNDING,
+            bf16_rounding: BF16_ROUNDING,
         }
     }
 
@@ -100,6 +75,12 @@ impl Check {
     /// that are close.
     pub fn half_rounding(mut self, rounding: f64) -> Self {
         self.half_rounding = rounding;
+        self
+    }
+
+    /// As [`Check::half_rounding`], for the factors of products rounded to bf16.
+    pub fn bf16_rounding(mut self, rounding: f64) -> Self {
+        self.bf16_rounding = rounding;
         self
     }
 
@@ -180,7 +161,8 @@ impl Check {
         rounded.in_halves(&record, &dy.into_iter().map(to_half_and_back).collect::<Vec<_>>());
     }
 
-    /// Tensors of 16 bits against the CPU device, which has 32. The inputs fit 16 bits.
+    /// Tensors of 16 bits, and products of bf16 numbers, against the CPU device with 32 bits. The inputs fit
+    /// 16 bits.
     fn in_halves(&self, record: &impl Fn(&[Tensor]) -> Tensor, dy: &[f32]) {
         let mut wanted: Vec<Vec<f64>> = Vec::new();
         for (name, device) in devices().iter().take(1).chain(half_devices()) {
@@ -191,8 +173,8 @@ impl Check {
                 }
                 for (i, (got, wanted)) in results.iter().zip(&wanted).enumerate() {
                     let what = if i == 0 { "y".to_owned() } else { format!("gradient of input {}", i - 1) };
-                    let tolerance =
-                        self.tolerance * 4.0 + if i == 0 { 1.0 } else { 10.0 } * self.half_rounding;
+                    let rounding = if name.contains(BF16) { self.bf16_rounding } else { self.half_rounding };
+                    let tolerance = self.tolerance * 4.0 + if i == 0 { 1.0 } else { 10.0 } * rounding;
                     self.compare(&name, &what, got, wanted, tolerance);
                 }
             }

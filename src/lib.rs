@@ -36,8 +36,8 @@
 //!
 //! - **One op is one room.** `kernels/<op>.wgsl` holds its kernels, forward and backward; `src/ops/<op>.rs`
 //!   its contract, launches, derivative, CPU twin, reference and tests. There is no list of ops to extend but
-//!   one line in `src/ops/mod.rs`. Shared are the activations (fused into several ops), the sums (the
-//!   derivative of a broadcast) and the product floor.
+//!   that of `src/ops/mod.rs`: its module and its kernel. Shared are the activations (fused into group
+//!   norm), the sums (the derivative of a broadcast) and the product floor.
 //! - **One loop for all products.** Convolution, its adjoint, the gradient of its weights, matrix product and
 //!   linear layer are values of `product::Product`: which elements A and B have, and what is added to the
 //!   sums. Tiles, split sums and Winograd's algebra exist once for each device, and a new schedule serves all
@@ -57,9 +57,9 @@
 //!   and results made from the store alone, from run to run. It makes them again when another program or the
 //!   host has written the store. Weights of 16 bits take half the memory instead: each launch finds them
 //!   widened, and nothing of them is kept.
-//! - **Precision is a matter of memory.** Kernels compute in f32. On a GPU a program may keep the tensors
+//! - **Precision belongs to the device.** Kernels compute in f32. On a GPU a program may keep the tensors
 //!   between its launches in 16 bits ([`device::Precision`]); stores, outputs and what an op calls exact
-//!   ([`tape::Tensor::exact`]) have 32.
+//!   ([`tape::Tensor::exact`]) have 32. On the CPU products may round their factors to bf16.
 //! - **The default is the measure.** A launch may offer variants. Tuning times them when a program is
 //!   compiled, and only a variant with the default's results may win; a device without a tuning runs
 //!   defaults.

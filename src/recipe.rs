@@ -94,8 +94,9 @@ config! {
         /// Compute the model's blocks again in the backward pass instead of keeping what they computed: less
         /// memory, more time, the same numbers.
         pub checkpoint_blocks: bool = false,
-        /// Bits of the tensors between the kernels of a GPU: f32, or f16, which halves their memory and
-        /// scales the loss. Weights, moments, sums and statistics have 32.
+        /// f32; f16, the tensors between the kernels of a GPU in 16 bits, which halves their memory and
+        /// scales the loss; or bf16, by which the CPU device rounds what it multiplies. Weights, moments,
+        /// sums and statistics have 32 bits.
         pub precision: Precision = Precision::F32,
 
         /// Adam or AdamW.

@@ -9,7 +9,7 @@ use serde::Serialize;
 pub use list::Op;
 
 use super::measure::{Setting, Times, below, numbers};
-use crate::device::Device;
+use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::launch::Cost;
 use crate::program::{Plan, Program, Sharing, Span};
@@ -17,6 +17,8 @@ use crate::tape::{Tape, Tensor};
 
 /// Largest error of a result, as a fraction of the magnitude of its terms.
 const TOLERANCE: f64 = 1e-5;
+/// The same where the factors of products are rounded to bf16.
+const BF16_TOLERANCE: f64 = 1e-2;
 /// Largest error of a derivative against the difference of two forward passes, as a fraction.
 const GRADIENT_TOLERANCE: f64 = 2e-2;
 /// Elements of a result that are compared with plain loops.
@@ -236,7 +238,9 @@ impl CheckedOp<'_> {
             let index = probe * (y.len() - 1) / (PROBES - 1);
             let (wanted, magnitude) = (self.op.exact)(&self.values, index);
             let err = (f64::from(y[index]) - wanted).abs() / magnitude;
-            if !below(err, TOLERANCE) {
+            let tolerance =
+                if self.program.device().precision() == Precision::Bf16 { BF16_TOLERANCE } else { TOLERANCE };
+            if !below(err, tolerance) {
                 let got = y[index];
                 return Err(self.wrong(format!("element {index} is {got}, not {wanted}: off by {err:.1e}")));
             }

@@ -2,12 +2,15 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::device::Device;
 use crate::device::cpu::Cpu;
 use crate::device::gpu::{Grid, adapters, shader::Dialect};
+use crate::device::{Device, Precision};
 
 /// Of a device whose tensors have 16 bits, in its name.
 pub(super) const HALVES: &str = "in 16 bits";
+
+/// Of a device whose products round their factors, in its name.
+pub(super) const BF16: &str = "with bf16";
 
 /// Every device that this machine has: the CPU device with one and with three threads, and each GPU with
 /// all that it offers and on the plain path (uniform buffers, no subgroups).
@@ -42,19 +45,22 @@ pub fn devices() -> &'static [(String, Device)] {
     })
 }
 
-/// Each GPU with all that it offers, its tensors in 16 bits between launches.
+/// Each GPU with all that it offers, its tensors in 16 bits between launches; and the CPU device with
+/// products of bf16 numbers, where the processor has them.
 pub(super) fn half_devices() -> &'static [(String, Device)] {
     static DEVICES: OnceLock<Vec<(String, Device)>> = OnceLock::new();
     DEVICES.get_or_init(|| {
+        let cpu = Device::open("cpu").expect("threads start").with_precision(Precision::Bf16);
+        let cpu = cpu.inspect_err(|e| eprintln!("products of bf16 numbers are not checked: {e}"));
         let open = |adapter: adapters::Adapter| {
             let mut gpu = adapters::open(Some(&adapter.index.to_string())).expect("the adapter opens");
             gpu.halves = gpu.has_f16();
             gpu.halves.then(|| (format!("{} {HALVES}", adapter.name), Device::Gpu(Arc::new(gpu))))
         };
-        let all: Vec<(String, Device)> = adapters::list().into_iter().filter_map(open).collect();
-        if all.is_empty() {
+        let gpus: Vec<(String, Device)> = adapters::list().into_iter().filter_map(open).collect();
+        if gpus.is_empty() {
             eprintln!("no adapter here has 16-bit floats: tensors of 16 bits are not checked");
         }
-        all
+        gpus.into_iter().chain(cpu.ok().map(|cpu| (format!("cpu {BF16}"), cpu))).collect()
     })
 }

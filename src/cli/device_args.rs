@@ -17,7 +17,8 @@ pub struct DeviceArgs {
     /// auto, cpu, gpu, gpu:INDEX or gpu:NAME-PART
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Bits of the tensors between a GPU's kernels: f32 or f16 [default: f32; of a training, the recipe's]
+    /// f32; f16, 16 bits for the tensors between a GPU's kernels; or bf16, to which the CPU device rounds
+    /// what it multiplies [default: f32; of a training, the recipe's]
     #[arg(long, value_parser = named::<Precision>)]
     precision: Option<Precision>,
     /// On a GPU, time no variants of kernels: run the defaults, or what --tuning holds

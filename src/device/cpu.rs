@@ -1,6 +1,7 @@
 //! The CPU device: aligned memory and a pool of threads.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::cell::Cell;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -118,9 +119,29 @@ impl Drop for Memory {
     }
 }
 
+thread_local! {
+    /// Of the threads of a device's pool, where all its products run.
+    static ROUNDS_FACTORS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether products on this thread round their factors to bf16.
+pub(crate) fn rounds_factors() -> bool {
+    ROUNDS_FACTORS.get()
+}
+
+/// Whether this processor has instructions that multiply bf16 numbers.
+pub(crate) fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return pulp::x86::V4::is_available() && is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// The CPU device: a pool of threads.
 pub struct Cpu {
     pool: rayon::ThreadPool,
+    /// Products round their factors to bf16.
+    pub(super) rounds: bool,
 }
 
 impl Cpu {
@@ -129,7 +150,13 @@ impl Cpu {
     /// # Errors
     /// Another number, or the system refuses to start the threads.
     pub fn open(threads: Option<usize>) -> Result<Self> {
-        Ok(Cpu { pool: super::threads::pool(threads)? })
+        Ok(Cpu { pool: super::threads::pool(threads)?, rounds: false })
+    }
+
+    /// Has the factors of this device's products rounded to bf16, which the processor must [have](has_bf16).
+    pub(crate) fn round_factors(&mut self) {
+        self.pool.broadcast(|_| ROUNDS_FACTORS.set(true));
+        self.rounds = true;
     }
 
     /// Number of threads.

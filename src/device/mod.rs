@@ -2,38 +2,16 @@
 
 pub mod cpu;
 pub mod gpu;
+mod precision;
 pub(crate) mod threads;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use crate::error::{Error, Result};
 use cpu::{Cpu, Hold, Memory};
 use gpu::{Gpu, GpuBuffer, PendingCopy, adapters};
-
-/// Bits of the tensors that a program keeps between its launches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    /// 32, as everything else has.
-    #[default]
-    F32,
-    /// 16, on a GPU that has them: half the memory and traffic. Weights, their gradients, moments, sums and
-    /// statistics have 32, and kernels compute in 32.
-    F16,
-}
-
-impl Precision {
-    /// `f32` or `f16`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Precision::F32 => "f32",
-            Precision::F16 => "f16",
-        }
-    }
-}
+pub use precision::Precision;
 
 /// A device to allocate on and to run programs on. Clones are the same device.
 #[derive(Clone)]
@@ -131,26 +109,35 @@ impl Device {
     /// The device, just opened, for programs of this precision.
     ///
     /// # Errors
-    /// When it has no 16-bit floats.
+    /// When it does not have the precision.
     ///
     /// # Panics
     /// When the device has clones.
     pub fn with_precision(self, precision: Precision) -> Result<Self> {
-        let lacks = |what: String| {
-            let hint = "use --precision f32, or a GPU that has f16 among its features (`denoir devices`)";
-            Err(Error::usage(what).hint(hint))
-        };
+        let lacks = |what: String, hint| Err(Error::usage(what).hint(hint));
+        let halves = "use --precision f32, or a GPU that has f16 among its features (`denoir devices`)";
         match (precision, self) {
             (Precision::F32, device) => Ok(device),
             (Precision::F16, Device::Cpu(_)) => {
-                lacks("the CPU device keeps no tensors in 16 bits".to_owned())
+                lacks("the CPU device keeps no tensors in 16 bits".to_owned(), halves)
             }
             (Precision::F16, Device::Gpu(gpu)) if !gpu.has_f16() => {
-                lacks(format!("{} has no 16-bit floats", gpu.name()))
+                lacks(format!("{} has no 16-bit floats", gpu.name()), halves)
             }
             (Precision::F16, Device::Gpu(mut gpu)) => {
                 Arc::get_mut(&mut gpu).expect("the device has no clones yet").halves = true;
                 Ok(Device::Gpu(gpu))
+            }
+            (Precision::Bf16, Device::Cpu(_)) if !cpu::has_bf16() => {
+                lacks(format!("{} has no AVX-512 BF16", processor()), "use --precision f32")
+            }
+            (Precision::Bf16, Device::Cpu(mut cpu)) => {
+                Arc::get_mut(&mut cpu).expect("the device has no clones yet").round_factors();
+                Ok(Device::Cpu(cpu))
+            }
+            (Precision::Bf16, Device::Gpu(gpu)) => {
+                let hint = "use --device cpu, or another --precision";
+                lacks(format!("{}: bf16 is a precision of the CPU device", gpu.name()), hint)
             }
         }
     }
@@ -159,6 +146,7 @@ impl Device {
     pub fn precision(&self) -> Precision {
         match self {
             Device::Gpu(gpu) if gpu.halves => Precision::F16,
+            Device::Cpu(cpu) if cpu.rounds => Precision::Bf16,
             _ => Precision::F32,
         }
     }

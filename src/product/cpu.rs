@@ -1,9 +1,14 @@
 //! Products on the CPU: B packed into panels, times rows of A that are read where they stand.
 
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 mod gather;
+pub mod multiply;
 mod outer;
 pub mod panels;
-pub mod tile;
+pub mod rows;
+mod tile;
+mod unrounded;
 pub mod winograd;
 
 #[cfg(test)]

@@ -89,9 +89,12 @@ impl Recipe {
                 Err(Error::usage("condition.kind is masked_latents: such a model can only be drawn from")
                     .hint("denoir fills holes of images that it trains on with condition.kind = mask"))
             }
-            _ if self.learns_schedule() && self.precision == Precision::F16 => {
-                Err(Error::usage("precision = f16 is too coarse for a learned noise schedule")
-                    .hint("leave it out, or set learned_schedule = none"))
+            _ if self.learns_schedule() && self.precision != Precision::F32 => {
+                let precision = self.precision.name();
+                Err(Error::usage(format!(
+                    "precision = {precision} is too coarse for a learned noise schedule"
+                ))
+                .hint("leave it out, or set learned_schedule = none"))
             }
             _ if self.rescale_betas_zero_snr && self.prediction_type == Prediction::Epsilon => {
                 let message =

@@ -12,7 +12,7 @@ use crate::tape::Tape;
 /// # Errors
 /// When they do not become infinite, or the driver reports an error.
 pub(super) fn check_overflow(device: &Device) -> Result<()> {
-    if device.precision() == Precision::F32 {
+    if device.precision() != Precision::F16 {
         return Ok(());
     }
     let tape = Tape::new();

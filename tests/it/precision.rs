@@ -1,4 +1,5 @@
-//! Tensors of 16 bits between the launches of a GPU, and the scale of the loss that they need.
+//! Tensors of 16 bits between the launches of a GPU, the scale of the loss that they need, and products of
+//! bf16 numbers on the CPU device.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -175,5 +176,34 @@ fn tensors_of_16_bits_take_half_the_memory() {
             weights + 2 * plan.activation_bytes_shared
         };
         assert!(ratio(all(&half), all(&full)) < 0.62, "{}", ratio(all(&half), all(&full)));
+    }
+}
+
+/// Products of bf16 numbers train nearly as f32 does; where a device has none, one line says so.
+#[test]
+fn bf16_products_train_nearly_as_f32_does() {
+    let mut losses = Vec::new();
+    for precision in [Precision::F32, Precision::Bf16] {
+        let device = match Device::open("cpu").unwrap().with_precision(precision) {
+            Ok(device) => device,
+            Err(e) => {
+                assert!(e.to_string().contains("has no AVX-512 BF16") && e.exit_code() == 2, "{e}");
+                continue;
+            }
+        };
+        assert_eq!(device.precision(), precision);
+        let mut trainer = Trainer::new(&device, options(), objective).unwrap();
+        losses.push(run(&mut trainer, 40).iter().map(|outcome| outcome.loss).collect::<Vec<_>>());
+    }
+    if let [exact, rounded] = &losses[..] {
+        assert!(exact[39] < 0.2 * exact[0] && exact != rounded, "{exact:?} {rounded:?}");
+        for (exact, rounded) in exact.iter().zip(rounded) {
+            assert!((exact - rounded).abs() <= 0.02 * exact + 0.02 * losses[0][0], "{exact} and {rounded}");
+        }
+    }
+    for device in devices().into_iter().filter(|device| matches!(device, Device::Gpu(_))) {
+        let name = format!("gpu:{}", device.describe());
+        let refused = Device::open(&name).unwrap().with_precision(Precision::Bf16).err().unwrap();
+        assert!(refused.to_string().contains("a precision of the CPU device"), "{refused}");
     }
 }

@@ -1,4 +1,5 @@
 """The programs of the comparison: how to get them, how to call them, what they cannot do here."""
+import copy
 import json
 import os
 import shutil
@@ -58,7 +59,7 @@ def command(argv, what, **options):
 
 
 class Denoir:
-    name, eager = "denoir", False
+    name, eager, precision = "denoir", False, []
 
     def __init__(self, given, device, threads, limit):
         self.device, self.threads, self.limit = device, threads, limit
@@ -75,7 +76,14 @@ class Denoir:
 
     def call(self, *arguments):
         threads = ["--threads", self.threads] if self.device == "cpu" else []  # a GPU has none to set
-        return load.run([self.binary, "bench", *arguments, "--device", self.device, *threads], self.limit)
+        return load.run([self.binary, "bench", *arguments, "--device", self.device, *threads, *self.precision],
+                        self.limit)
+
+    def in_16_bits(self):
+        """The same program by the precision that PyTorch's amp has a counterpart in."""
+        other, bits = copy.copy(self), "bf16" if self.device == "cpu" else "f16"
+        other.name, other.precision = f"denoir {bits}", ["--precision", bits]
+        return other
 
     def check(self, workload, given, out):
         return self.call("check", workload, "--given", given, "--out", out)

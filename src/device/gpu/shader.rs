@@ -25,7 +25,7 @@ pub struct Kernel {
     pub knob_sets: &'static [&'static [Knob]],
 }
 
-/// `kernel!("silu")`, `kernel!("concat", pack::KNOBS)` or `kernel!("conv2d", [[("TILE", "4u")], [("TILE",
+/// `kernel!("swap")`, `kernel!("concat", pack::KNOBS)` or `kernel!("name", [[("TILE", "4u")], [("TILE",
 /// "8u")]])`.
 #[macro_export]
 macro_rules! kernel {

@@ -58,6 +58,8 @@ fn check_form(size: Size, spread: f32, tolerance: f64) {
         .tolerance(tolerance)
         // Where one key takes all, the derivatives are differences: of dP and of y . dy, and y is rounded.
         .half_rounding(if spread > 10.0 { 2e-2 } else { 1e-3 })
+        // A score is rounded by a share of itself, and its weight is wrong by as much.
+        .bf16_rounding(if spread > 4.0 { 0.2 } else { 8e-3 })
         .probes(probes)
         .values(&of(queries), values(0, queries, spread))
         .values(&of(keys), values(1, keys, spread))

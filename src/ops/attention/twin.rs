@@ -3,8 +3,9 @@
 use rayon::prelude::*;
 
 use super::Size;
+use crate::product::cpu::multiply::multiply_into;
 use crate::product::cpu::panels::{Panels, Source, Taps, panel, panel_elements};
-use crate::product::cpu::tile::{Rows, multiply_into};
+use crate::product::cpu::rows::Rows;
 use crate::shared::{Shared, split};
 use crate::simd::{exp_within, vectorized};
 

@@ -7,8 +7,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::multiply::multiply;
 use super::panels::{Panels, Source, Taps, panel, panel_elements};
-use super::tile::{Extra, Rows, Target, multiply};
+use super::rows::Rows;
+use super::tile::{Extra, Target};
 use crate::launch::Prepacked;
 use crate::product::{Loader, Product, View};
 use crate::shared::Shared;

@@ -7,8 +7,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::multiply::multiply;
 use super::panels::{Panels, Source, Taps, copy_short, panel};
-use super::tile::{Extra, Rows, Target, multiply};
+use super::rows::Rows;
+use super::tile::{Extra, Target};
 use super::{add_rows, with_memory};
 use crate::product::{Geometry, Loader, Product};
 use crate::shared::Shared;

@@ -98,28 +98,35 @@ pub struct Source<'a> {
 impl Source<'_> {
     /// Packs the columns `first .. first + cols`, whole panels of `width` but for the last.
     pub fn columns(&self, first: usize, cols: usize, width: usize, out: &mut [f32]) {
-        let (depth, transposed) = (self.blocks.count * self.block, self.transposed);
-        // Several panels are packed by few rows at a time: a row of them is one run of memory.
-        let rows = if transposed { self.block } else { 16 };
+        let depth = self.blocks.count * self.block;
+        if !cols.is_multiple_of(width) {
+            out[cols / width * depth * width..].fill(0.0);
+        }
         for (block, number) in self.blocks.numbers().enumerate() {
-            let data = &self.data[number * self.block * self.cols..];
-            for row in (0..self.block).step_by(rows) {
-                let count = rows.min(self.block - row);
+            let (data, at) = (&self.data[number * self.block * self.cols..], block * self.block * width);
+            if self.transposed {
                 for (panel, out) in out.chunks_exact_mut(depth * width).enumerate() {
                     let (first, cols) = (first + panel * width, width.min(cols - panel * width));
-                    let out = &mut out[(block * self.block + row) * width..][..count * width];
-                    if cols < width {
-                        out.fill(0.0);
-                    }
-                    if transposed {
-                        copy_transposed(&data[first * self.stride + row..], self.stride, cols, out, width);
-                        continue;
-                    }
-                    for (i, out) in out.chunks_exact_mut(width).enumerate() {
-                        copy_short(&mut out[..cols], &data[(row + i) * self.stride + first..][..cols]);
-                    }
+                    let out = &mut out[at..][..self.block * width];
+                    copy_transposed(&data[first * self.stride..], self.stride, cols, out, width);
                 }
+                continue;
             }
+            vectorized(
+                #[inline(always)]
+                || {
+                    // Row by row: a row of several panels is one run of memory.
+                    for row in 0..self.block {
+                        let line = &data[row * self.stride + first..][..cols];
+                        for (panel, line) in line.chunks(width).enumerate() {
+                            copy_short(
+                                &mut out[panel * depth * width + at + row * width..][..line.len()],
+                                line,
+                            );
+                        }
+                    }
+                },
+            );
         }
     }
 }

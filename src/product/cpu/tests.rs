@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::check::random;
+use crate::device::cpu::{Cpu, has_bf16};
 use crate::launch::Raw;
 use crate::product::{Epilogue, Geometry, plain};
 
@@ -9,8 +10,19 @@ fn raw(data: &mut [f32]) -> Raw {
     Raw { start: data.as_mut_ptr().cast(), elements: data.len() }
 }
 
-/// Runs `p` twice, the second time with what the first has packed, and compares both with the plain loops.
+/// Compares `p` with the plain loops; where the processor has them, with products of bf16 numbers too, for
+/// factors that have no more bits.
 fn check(p: Product) {
+    check_on(p, &|work| work(), false);
+    if has_bf16() {
+        let mut cpu = Cpu::open(Some(2)).unwrap();
+        cpu.round_factors();
+        check_on(p, &|work| cpu.run(work), true);
+    }
+}
+
+/// Runs `p` twice, the second time with what the first has packed, and compares both with the plain loops.
+fn check_on(p: Product, run: &dyn Fn(&mut (dyn FnMut() + Send)), bf16: bool) {
     let elements = |loader: Loader, other: usize| match loader {
         Loader::Conv(g) | Loader::ConvWeights(g) => g.n * g.h * g.w * g.cin,
         Loader::ConvAdjoint(g) => g.n * g.oh * g.ow * g.cout,
@@ -25,10 +37,19 @@ fn check(p: Product) {
             reads.push(random(reads.len() as u32 + 3, n));
         }
     }
+    if bf16 {
+        reads[..2].iter_mut().flatten().for_each(|x| *x = f32::from_bits(x.to_bits() & 0xFFFF_0000));
+    }
     let extra = e.reads().map(|read| read.map(|i| &*reads[i]));
     let mut wanted = [vec![0.0; p.outputs()], vec![0.0; p.cols]];
     plain::product(&p, &reads[0], &reads[1], extra, &mut wanted[0]);
     plain::column_sums(&p, &reads[1], &mut wanted[1]);
+    // bf16 sums are one chain; Winograd's transforms are rounded again.
+    let error = match (bf16, winograd::suits(&p)) {
+        (false, _) => 4e-6,
+        (true, false) => 2e-5,
+        (true, true) => 1e-2,
+    };
     let size = (p.depth as f32).sqrt() + 3.0;
     let mut scratch: Vec<Vec<f64>> = p.cpu_scratch().iter().map(|n| vec![f64::NAN; n.div_ceil(2)]).collect();
     let mut again = false;
@@ -42,10 +63,13 @@ fn check(p: Product) {
             .zip(p.cpu_scratch())
             .map(|(x, n)| raw(&mut bytemuck::cast_slice_mut(x)[..n]))
             .collect();
-        p.run_on_cpu(&Io::new(&raw_reads, &raw_writes, &raw_scratch, again));
+        run(&mut || p.run_on_cpu(&Io::new(&raw_reads, &raw_writes, &raw_scratch, again)));
         for (got, wanted) in written.iter().zip(&wanted) {
             for (i, (got, wanted)) in got.iter().zip(wanted).enumerate() {
-                assert!((got - wanted).abs() <= 4e-6 * size, "{p:?}: element {i} is {got}, wanted {wanted}");
+                assert!(
+                    (got - wanted).abs() <= error * size,
+                    "{p:?}, bf16 {bf16}: element {i} is {got}, wanted {wanted}"
+                );
             }
         }
         again = !p.is_outer();
@@ -104,6 +128,8 @@ fn convolutions_their_adjoints_and_gradients() {
         same(2, [6, 6], [40, 70], [3, 3], 2, [1, 0]),
         same(2, [9, 11], [48, 32], [3, 3], 1, [1, 1]), // Winograd
         same(2, [16, 17], [32, 80], [3, 3], 1, [0, 2]),
+        same(1, [5, 6], [70, 33], [3, 3], 2, [1, 1]), // taps in two chunks of bf16 pairs
+        same(1, [3, 4], [515, 5], [1, 2], 1, [0, 0]), // runs in two
         same(5, [30, 31], [8, 9], [5, 3], 1, [2, 1]),
         same(2, [2, 2], [3, 5], [1, 1], 3, [0, 0]), // pixels that no tap meets
     ] {

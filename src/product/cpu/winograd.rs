@@ -10,9 +10,11 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::gather::{CACHED, Runs};
+use super::multiply::multiply_into;
 use super::outer::{BLOCK, Deal};
 use super::panels::{Panels, panel, panel_elements};
-use super::tile::{Extra, Rows, multiply_into};
+use super::rows::Rows;
+use super::tile::Extra;
 use super::with_memory;
 use crate::launch::Prepacked;
 use crate::product::Product;
@@ -83,14 +85,18 @@ impl Product {
                     let to = square(|r, s| pixel(r, s).map_or(unused, |at| y.pointer(at * dst_c, dst_c)));
                     let from = places(output, i * row, each * row, dst_c);
                     Output::map(from.map(|line| line.map(<*mut f32>::cast_const)), to, dst_c);
-                    for pixel in square::<_, 2>(pixel).into_iter().flatten().flatten() {
-                        // SAFETY: every tile has pixels of its own.
-                        let y = unsafe { y.part(pixel * dst_c, dst_c) };
-                        vectorized(
-                            #[inline(always)]
-                            || extra.add(pixel, 0, y),
-                        );
+                    if !extra.any() {
+                        continue;
                     }
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            for pixel in square::<_, 2>(pixel).into_iter().flatten().flatten() {
+                                // SAFETY: every tile has pixels of its own.
+                                extra.add(pixel, 0, unsafe { y.part(pixel * dst_c, dst_c) });
+                            }
+                        },
+                    );
                 }
             });
         });

@@ -28,7 +28,7 @@ impl Trainer {
             _ => format!("the loss became {loss}"),
         };
         let precision = match self.device.precision() {
-            Precision::F16 => ", or with --precision f32",
+            Precision::F16 | Precision::Bf16 => ", or with --precision f32",
             Precision::F32 => "",
         };
         Error::new(format!("step {}: {what}; {culprit}", done + 1)).hint(format!(
