@@ -23,7 +23,9 @@ macro_rules! knobs {
 }
 
 /// For each activation two sets: for samples of few rows, and for others.
-const KNOBS: &[&[Knob]] = knobs!["0u", "1u", "2u", "3u", "4u", "5u", "6u", "7u"];
+const KNOBS: &[&[Knob]] = knobs!["0u", "1u", "2u", "3u", "4u", "5u", "6u", "7u", "8u", "9u"];
+
+const _: () = assert!(KNOBS.len() == 2 * Activation::ALL.len(), "two sets for each activation");
 
 pub(crate) static KERNEL: Kernel = kernel!("group_norm", KNOBS);
 
