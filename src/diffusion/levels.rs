@@ -60,7 +60,7 @@ impl NoiseLevel {
     /// What a term of the bound of a learned variance is made of: the factor from what is predicted (less
     /// what was to be) to the step's mean, the logarithm of the posterior's variance, and `[c, h]` of
     /// [`Variance`].
-    pub(crate) fn bound(&self, prediction: Prediction, variance: Variance) -> Option<[f64; 4]> {
+    pub fn bound(&self, prediction: Prediction, variance: Variance) -> Option<[f64; 4]> {
         let [of_x0, _] = self.posterior_mean();
         let factor = match prediction {
             // Of x_0, the error of the noise or of v has the other sign.

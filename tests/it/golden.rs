@@ -22,7 +22,7 @@ use crate::reference::{
 };
 
 /// The reference library's `config.json` as ours.
-fn config_of(json: &Value) -> UNetConfig {
+pub fn config_of(json: &Value) -> UNetConfig {
     let mut json = json.clone();
     json["_class_name"] = "UNet2DModel".into();
     // Images that are no squares are no folders of diffusion models, but the network takes them.

@@ -18,6 +18,7 @@ mod first_hour;
 mod folders;
 mod golden;
 mod golden_diffusers;
+mod golden_objectives;
 mod golden_unconditional;
 mod golden_vae;
 mod guide;
