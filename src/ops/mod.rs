@@ -1,5 +1,5 @@
 //! The ops, one room each: contract, launches, derivative, CPU twin, reference and tests. The kernel is the
-//! file of the same name in `kernels/`.
+//! file of the same name in `kernels/`; products have theirs in `kernels/product`.
 
 pub mod activation;
 pub mod adam;

@@ -4,6 +4,9 @@
 //! An op says which elements A and B have ([`loader`]) and what is added to the sums. How the loop runs is
 //! decided here, once for all ops: `plain.rs` is the loop as it reads, [`cpu`] the register tile of the CPU
 //! device, [`gpu`] the schedules of the GPU kernels.
+//!
+//! The epilogue is added where sums are written: on the CPU by `Extra` in `cpu/tile.rs`, on GPUs by `store`
+//! in `kernels/product/product.wgsl` and, for Winograd, in `kernels/product/winograd.wgsl`.
 
 pub mod cpu;
 pub mod gpu;
