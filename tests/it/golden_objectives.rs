@@ -46,7 +46,8 @@ impl Case {
     }
 
     /// Runs what is recorded with the file's parameters and what `write` writes, and holds `results`, the
-    /// loss and all gradients against the file. An error counts beside PyTorch's own in the same tensor or in the output.
+    /// loss and all gradients against the file. An error counts beside PyTorch's own in the same tensor or
+    /// in the output.
     fn judge(&self, device: &Device, results: &[(&str, &Tensor)], write: &dyn Fn(&mut Program)) {
         let (Case { name, golden, tape, .. }, params) = (self, self.params.borrow());
         let tensors: Vec<&Tensor> = results.iter().map(|(_, tensor)| *tensor).collect();
