@@ -125,6 +125,7 @@ thread_local! {
 }
 
 /// Whether products on this thread round their factors to bf16.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn rounds_factors() -> bool {
     ROUNDS_FACTORS.get()
 }
