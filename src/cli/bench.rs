@@ -235,12 +235,13 @@ fn roofline(arguments: &Roofline) -> Result<()> {
 }
 
 fn describe_ceilings(of: &Ceilings) -> String {
-    let percent = of.matmul_gflops.unwrap_or_default() / of.f32_gflops * 100.0;
+    let percent = of.matmul_gflops.unwrap_or_default() / of.compute_gflops() * 100.0;
     let side = of.matmul_side.unwrap_or_default();
     let rows = [
         ("f32 multiply-add", Some(of.f32_gflops), "GFLOP/s".to_owned()),
         ("  one thread", of.f32_one_thread_gflops, "GFLOP/s".to_owned()),
         ("f16 multiply-add", of.f16_gflops, "GFLOP/s".to_owned()),
+        ("bf16 multiply-add", of.bf16_gflops, "GFLOP/s".to_owned()),
         ("denoir's matrix product", of.matmul_gflops, format!("GFLOP/s ({side}x{side}, {percent:.0} %)")),
         ("memory", Some(of.memory_gb_s), "GB/s".to_owned()),
         ("  copy", Some(of.copy_gb_s), format!("GB/s (arrays of {})", size(of.array_bytes))),

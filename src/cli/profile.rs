@@ -98,7 +98,7 @@ fn describe(profile: &Profile, by_label: bool) -> String {
     let on = format!("{} ({})", setting.device, setting.driver);
     let _ = writeln!(text, "{workload}, {what}, batch {batch}, on {on}, mean of {}", steps(profile.n));
     let of = &profile.ceilings;
-    let _ = writeln!(text, "ceilings: {:.0} GFLOP/s, {:.1} GB/s\n", of.f32_gflops, of.memory_gb_s);
+    let _ = writeln!(text, "ceilings: {:.0} GFLOP/s, {:.1} GB/s\n", of.compute_gflops(), of.memory_gb_s);
     let rows = if by_label { &profile.parts } else { &profile.kernels };
     let title = if by_label { "part" } else { "kernel" };
     let wide = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0).max(11);

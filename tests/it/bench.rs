@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::command_line::{denoir, fails, tiny_run};
 use denoir::bench;
-use denoir::device::{Device, gpu::adapters};
+use denoir::device::{Device, Precision, gpu::adapters};
 
 fn succeeds(folder: &Path, arguments: &[&str]) -> Output {
     let output = denoir(folder, arguments);
@@ -176,7 +176,14 @@ fn ceilings_are_measured_and_no_product_exceeds_them() {
     for key in ["copy_gb_s", "read_gb_s", "triad_gb_s"] {
         assert!((0.01..=memory).contains(&number(&report, key)), "{report}");
     }
-    assert!(report["f16_gflops"].is_null());
+    assert!(report["f16_gflops"].is_null() && report["bf16_gflops"].is_null());
+    if Device::open("cpu").unwrap().with_precision(Precision::Bf16).is_ok() {
+        let precision = ["bench", "roofline", "--json", "--precision", "bf16"];
+        let report = object(folder.path(), &[&precision, &CPU[..]].concat());
+        let [plain, rounded, product] =
+            ["f32_gflops", "bf16_gflops", "matmul_gflops"].map(|key| number(&report, key));
+        assert!(plain > 0.1 && product > 0.0 && product <= rounded, "{report}");
+    }
 }
 
 #[test]

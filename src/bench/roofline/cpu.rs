@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::{Ceilings, Effort, check, shortest};
 use crate::device::cpu::Cpu;
-use crate::device::{Device, available_memory};
+use crate::device::{Device, Precision, available_memory};
 use crate::error::Result;
 use crate::simd::vectorized;
 
@@ -50,6 +50,32 @@ fn chains() -> Result<u64> {
     let (flops, sum) = pulp::Arch::new().dispatch(black_box(Chains { starts, factor, summand }));
     check("a chain of multiplications and additions", f64::from(sum - 2.0 * CHAINS as f32).abs(), 1e-3)?;
     Ok(flops)
+}
+
+/// Chains of bf16 products on one thread: the operations that they took. `c = c + 2^-20 + 2^-20`, as often as
+/// that makes 2, exact for each start.
+#[cfg(target_arch = "x86_64")]
+fn bf16_chains() -> Result<u64> {
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn run([a, b]: [f32; 2]) -> f32 {
+        let pairs = |x: f32| _mm512_cvtne2ps_pbh(_mm512_set1_ps(x), _mm512_set1_ps(x));
+        let (a, b) = (pairs(a), pairs(b));
+        let mut chains: [__m512; CHAINS] = std::array::from_fn(|i| _mm512_set1_ps(i as f32));
+        for _ in 0..ROUNDS {
+            for chain in &mut chains {
+                *chain = _mm512_dpbf16_ps(*chain, a, b);
+            }
+        }
+        chains.into_iter().map(|chain| _mm512_reduce_add_ps(chain)).sum()
+    }
+
+    // SAFETY: a device of this precision is on a processor that has them.
+    let sum = unsafe { run(black_box([2.0_f32.powi(-10); 2])) } / 16.0;
+    let wanted = (CHAINS * (CHAINS - 1) / 2 + 2 * CHAINS) as f32;
+    check("a chain of bf16 products", f64::from(sum - wanted).abs(), 1e-3)?;
+    Ok((4 * 16 * CHAINS * ROUNDS) as u64)
 }
 
 /// Sum of a range of an array, in as many partial sums as hide the latency of an addition.
@@ -140,8 +166,8 @@ impl Arrays {
     }
 }
 
-/// GFLOP/s of all threads of the device.
-fn multiply_add(cpu: &Cpu, effort: Effort) -> Result<f64> {
+/// GFLOP/s of `chains` on all threads of the device.
+fn multiply_add(cpu: &Cpu, effort: Effort, chains: fn() -> Result<u64>) -> Result<f64> {
     let mut flops = 0;
     let seconds = shortest(effort, || {
         let began = Instant::now();
@@ -162,7 +188,13 @@ pub(super) fn measure(
     let elements = array_elements();
     device.check_memory(3 * 4 * elements as u64)?;
     progress("multiply-add");
-    let f32_gflops = multiply_add(cpu, effort)?;
+    let f32_gflops = multiply_add(cpu, effort, chains)?;
+    #[cfg(target_arch = "x86_64")]
+    let bf16_gflops = (device.precision() == Precision::Bf16)
+        .then(|| multiply_add(cpu, effort, bf16_chains))
+        .transpose()?;
+    #[cfg(not(target_arch = "x86_64"))]
+    let bf16_gflops = None;
     progress("memory");
     let mut arrays = Arrays::new(cpu, elements);
     let [copy, read, triad] = arrays.rates(cpu, effort)?;
@@ -170,11 +202,12 @@ pub(super) fn measure(
     if effort == Effort::Full {
         progress("one thread");
         let one = Cpu::open(Some(1))?;
-        f32_one_thread_gflops = Some(multiply_add(&one, effort)?);
+        f32_one_thread_gflops = Some(multiply_add(&one, effort, chains)?);
         memory_one_thread_gb_s = arrays.rates(&one, effort)?.into_iter().reduce(f64::max);
     }
     Ok(Ceilings {
         f32_gflops,
+        bf16_gflops,
         f32_one_thread_gflops,
         copy_gb_s: copy,
         read_gb_s: Some(read),

@@ -41,6 +41,8 @@ pub struct Ceilings {
     pub f32_one_thread_gflops: Option<f64>,
     /// Of f16, on a GPU whose kernels have them.
     pub f16_gflops: Option<f64>,
+    /// Of factors in bf16, on a CPU device of that precision.
+    pub bf16_gflops: Option<f64>,
     /// The highest of the following rates, over arrays that no cache holds.
     pub memory_gb_s: f64,
     /// `a = b`, two arrays; a cache line that the processor reads before it writes is not counted.
@@ -79,10 +81,13 @@ impl Ceilings {
             Device::Gpu(gpu) => gpu::measure(gpu, device, effort, progress)?,
         };
         let memory = [Some(found.copy_gb_s), found.read_gb_s, found.triad_gb_s];
+        // A ceiling that the program's own product exceeds would be none.
+        let with_product = |rate: f64| matmul.map_or(rate, |(product, _)| rate.max(product));
+        let rounds = found.bf16_gflops.is_some();
         Ok(Ceilings {
             setting: Setting::of(device),
-            // A ceiling that the program's own product exceeds would be none.
-            f32_gflops: matmul.map_or(found.f32_gflops, |(rate, _)| found.f32_gflops.max(rate)),
+            f32_gflops: if rounds { found.f32_gflops } else { with_product(found.f32_gflops) },
+            bf16_gflops: found.bf16_gflops.map(with_product),
             memory_gb_s: memory.into_iter().flatten().fold(0.0, f64::max),
             matmul_gflops: matmul.map(|(rate, _)| rate),
             matmul_side: matmul.map(|(_, side)| side),
@@ -90,9 +95,14 @@ impl Ceilings {
         })
     }
 
+    /// GFLOP/s of the device's products.
+    pub fn compute_gflops(&self) -> f64 {
+        self.bf16_gflops.unwrap_or(self.f32_gflops)
+    }
+
     /// The least seconds that this costs, and what decides it; memory where nothing is multiplied.
     pub fn least_seconds(&self, cost: Cost) -> (f64, Bound) {
-        let compute = cost.flops as f64 / (self.f32_gflops * 1e9);
+        let compute = cost.flops as f64 / (self.compute_gflops() * 1e9);
         let memory = cost.bytes as f64 / (self.memory_gb_s * 1e9);
         if compute > memory { (compute, Bound::Compute) } else { (memory, Bound::Memory) }
     }
