@@ -181,7 +181,7 @@ impl Factors for Pairs {
         &self,
         _: S,
         row: usize,
-        _: usize,
+        _: *const f32,
         store: impl FnOnce([[S::f32s; V]; M]),
     ) {
         assert!(S::F32_LANES == LANES, "vectors of {} elements", S::F32_LANES);

@@ -57,7 +57,7 @@ pub struct Target<'a> {
 
 /// The factors of a product, and how a register tile multiplies them.
 pub trait Factors {
-    /// Gives `store` the sums of `M` rows from `row` on and a panel of `V` vectors.
+    /// Gives `store` the sums of `M` rows from `row` on and the panel of `V` vectors that begins at `panel`.
     ///
     /// # Safety
     /// The rows and the panel must be there, and the processor have what the factors need.
@@ -65,7 +65,7 @@ pub trait Factors {
         &self,
         simd: S,
         row: usize,
-        panel: usize,
+        panel: *const f32,
         store: impl FnOnce([[S::f32s; V]; M]),
     );
 }
@@ -89,38 +89,54 @@ impl<F: Factors> WithSimd for Tiles<'_, F> {
     }
 }
 
+/// A panel of B, and the columns of the target that it gives.
+struct Panel {
+    start: *const f32,
+    col: usize,
+    cols: usize,
+}
+
 impl<F: Factors> Tiles<'_, F> {
     /// All rows times one panel.
     #[inline(always)]
-    pub fn panel<S: Simd>(&self, simd: S, panel: usize) {
-        let wide = self.b.width == 2 * S::F32_LANES;
-        assert!(wide || self.b.width == S::F32_LANES, "product: another machine's panels");
+    pub fn panel<S: Simd>(&self, simd: S, number: usize) {
+        let Panels { cols, width, .. } = *self.b;
+        let first = number * width;
+        let panel = Panel {
+            start: self.b.panel(number),
+            col: self.target.col + first,
+            cols: width.min(cols - first),
+        };
+        match width / S::F32_LANES {
+            1 => self.rows::<S, 1>(simd, &panel),
+            2 => self.rows::<S, 2>(simd, &panel),
+            vectors => panic!("product: panels of {vectors} vectors"),
+        }
+    }
+
+    /// In tiles of as many sums as the registers hold beside a row of the panel, and no small rest.
+    #[inline(always)]
+    fn rows<S: Simd, const V: usize>(&self, simd: S, panel: &Panel) {
         let mut row = 0;
         while row < self.count {
-            let left = self.count - row;
-            // As many sums as the registers hold beside a row of the panel, and no small rest.
-            row += match (wide, S::REGISTER_COUNT >= 32) {
-                (true, true) if left >= 12 => self.tile::<S, 12, 2>(simd, row, panel),
-                (true, _) if left >= 6 && left != 8 => self.tile::<S, 6, 2>(simd, row, panel),
-                (true, _) if left >= 4 => self.tile::<S, 4, 2>(simd, row, panel),
-                (true, _) => self.tile::<S, 1, 2>(simd, row, panel),
-                (false, true) if left >= 12 => self.tile::<S, 12, 1>(simd, row, panel),
-                (false, _) if left >= 6 && left != 8 => self.tile::<S, 6, 1>(simd, row, panel),
-                (false, _) if left >= 4 => self.tile::<S, 4, 1>(simd, row, panel),
-                (false, _) => self.tile::<S, 1, 1>(simd, row, panel),
+            row += match self.count - row {
+                12.. if S::REGISTER_COUNT >= 32 => self.tile::<S, 12, V>(simd, row, panel),
+                6..=7 | 9.. => self.tile::<S, 6, V>(simd, row, panel),
+                4.. => self.tile::<S, 4, V>(simd, row, panel),
+                _ => self.tile::<S, 1, V>(simd, row, panel),
             };
         }
     }
 
-    /// `M` rows from `row` on times one panel of `V` vectors. Gives `M`.
+    /// `M` rows from `row` on. Gives `M`.
     #[inline(always)]
-    fn tile<S: Simd, const M: usize, const V: usize>(&self, simd: S, row: usize, panel: usize) -> usize {
+    fn tile<S: Simd, const M: usize, const V: usize>(&self, simd: S, row: usize, panel: &Panel) -> usize {
         // SAFETY: `multiply` was promised the rows, and checked the panels and the processor.
         unsafe {
             self.factors.tile::<S, M, V>(
                 simd,
                 row,
-                panel,
+                panel.start,
                 #[inline(always)]
                 move |sums| self.store(simd, row, panel, sums),
             );
@@ -133,21 +149,16 @@ impl<F: Factors> Tiles<'_, F> {
         &self,
         simd: S,
         row: usize,
-        panel: usize,
-        sums: [[S::f32s; V]; M],
+        &Panel { col, cols, .. }: &Panel,
+        mut sums: [[S::f32s; V]; M],
     ) {
-        let (width, target) = (self.b.width, self.target);
-        let (first, cols) = (target.col + panel * width, width.min(self.b.cols - panel * width));
-        let to: [usize; M] = match target.rows {
-            Some(rows) => {
-                let rows: &[usize; M] = rows[row..].first_chunk().expect("a row for each");
-                std::array::from_fn(|m| target.first + rows[m])
-            }
-            None => std::array::from_fn(|m| target.first + row + m),
-        };
-        let at: [_; M] = std::array::from_fn(|m| target.dst.unchecked(to[m] * target.stride + first));
-        let vector = |m: usize, v: usize| at[m].wrapping_add(v * S::F32_LANES).cast::<S::f32s>();
-        // SAFETY: the rows are there, as `multiply` checked, whose caller promised them to this task.
+        let &Target { dst, first, rows, stride, keep, extra, .. } = self.target;
+        let width = V * S::F32_LANES;
+        let rows = rows.map(|rows| rows[row..].first_chunk::<M>().expect("a row for each"));
+        let to = |m: usize| first + rows.map_or(row + m, |rows| rows[m]);
+        let at: [_; M] = std::array::from_fn(|m| dst.unchecked(to(m) * stride + col));
+        // SAFETY: the rows are there, as `multiply` checked, whose caller promised them to this task; and
+        // terms are as large as the target.
         unsafe {
             if cols < width {
                 // A copy: the sums themselves, read by an index, would be kept in memory.
@@ -156,41 +167,51 @@ impl<F: Factors> Tiles<'_, F> {
                 for m in 0..M {
                     let y = std::slice::from_raw_parts_mut(at[m], cols);
                     for (y, sum) in y.iter_mut().zip(bytemuck::cast_slice(&copy[m])) {
-                        *y = if target.keep { *y + sum } else { *sum };
+                        *y = if keep { *y + sum } else { *sum };
                     }
-                    target.extra.add(to[m], first, y);
+                    extra.add(to(m), col, y);
                 }
                 return;
             }
-            let mut sums = sums;
-            if target.keep {
-                for m in 0..M {
-                    for v in 0..V {
-                        sums[m][v] = simd.add_f32s(vector(m, v).read_unaligned(), sums[m][v]);
-                    }
-                }
+            if keep {
+                add_rows(simd, &mut sums, |m| at[m].cast_const());
             }
-            let [bias, shift, residual] = target.extra.terms;
-            if let Some(bias) = bias {
-                let bias = bias[first..][..width].as_ptr();
-                for v in 0..V {
-                    let bias = bias.wrapping_add(v * S::F32_LANES).cast::<S::f32s>().read_unaligned();
-                    for m in 0..M {
-                        sums[m][v] = simd.add_f32s(sums[m][v], bias);
-                    }
-                }
+            let [bias, shift, residual] = extra.terms;
+            if let Some(x) = bias {
+                let x = x[col..][..width].as_ptr();
+                add_rows(simd, &mut sums, |_| x);
+            }
+            if let Some(x) = shift {
+                add_rows(simd, &mut sums, |m| x[to(m) / extra.pixels * extra.cols + col..][..width].as_ptr());
+            }
+            if let Some(x) = residual {
+                add_rows(simd, &mut sums, |m| x[to(m) * extra.cols + col..][..width].as_ptr());
             }
             for m in 0..M {
                 for v in 0..V {
-                    vector(m, v).write_unaligned(sums[m][v]);
+                    at[m].add(v * S::F32_LANES).cast::<S::f32s>().write_unaligned(sums[m][v]);
                 }
             }
-            let rest = Extra { terms: [None, shift, residual], ..target.extra };
-            if rest.any() {
-                for m in 0..M {
-                    rest.add(to[m], first, std::slice::from_raw_parts_mut(at[m], width));
-                }
-            }
+        }
+    }
+}
+
+/// Adds what begins at `x(m)` to row m.
+///
+/// # Safety
+/// `V` vectors must be there.
+#[inline(always)]
+unsafe fn add_rows<S: Simd, const M: usize, const V: usize>(
+    simd: S,
+    sums: &mut [[S::f32s; V]; M],
+    x: impl Fn(usize) -> *const f32,
+) {
+    for m in 0..M {
+        let x = x(m);
+        for v in 0..V {
+            // SAFETY: the caller's promise.
+            let x = unsafe { x.add(v * S::F32_LANES).cast::<S::f32s>().read_unaligned() };
+            sums[m][v] = simd.add_f32s(x, sums[m][v]);
         }
     }
 }

@@ -32,7 +32,7 @@ impl Factors for Unrounded<'_> {
         &self,
         simd: S,
         row: usize,
-        panel: usize,
+        panel: *const f32,
         store: impl FnOnce([[S::f32s; V]; M]),
     ) {
         let Unrounded { rows, b } = self;
@@ -45,7 +45,7 @@ impl Factors for Unrounded<'_> {
                     #[inline(always)]
                     || {
                         let (a, zero) = (rows.starts(0, row), [[simd.splat_f32s(0.0); V]; M]);
-                        store(multiply_add(simd, zero, a, 1, b.panel(panel), V * S::F32_LANES, rows.run));
+                        store(multiply_add(simd, zero, a, 1, panel, V * S::F32_LANES, rows.run));
                     },
                 );
             } else if one_chain && rows.side_by_side(row).is_some() {
@@ -56,14 +56,14 @@ impl Factors for Unrounded<'_> {
                         let first = rows.side_by_side(row).expect("asked above");
                         let a = std::array::from_fn(|m| first.wrapping_add(m));
                         let zero = [[simd.splat_f32s(0.0); V]; M];
-                        store(multiply_add(simd, zero, a, rows.step, b.panel(panel), b.row, rows.run));
+                        store(multiply_add(simd, zero, a, rows.step, panel, b.row, rows.run));
                     },
                 );
             } else {
                 apart(
                     simd,
                     #[inline(always)]
-                    || store(self.chains(simd, row, b.panel(panel))),
+                    || store(self.chains(simd, row, panel)),
                 );
             }
         }
