@@ -189,7 +189,7 @@ fn softmax(scores: &mut [f32], keys: usize, scale: f32) -> (f32, f32) {
         *s = exp_within((*s - top) * scale);
         *lane += *s;
     }
-    let sum: f32 = lanes.into_iter().fold(0.0, |a, b| a + b);
+    let sum = fold_lanes(lanes, |a, b| a + b);
     (sum, top * scale + sum.ln())
 }
 
@@ -227,5 +227,13 @@ fn fold(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
             *lane = f(*lane, *x);
         }
     }
-    lanes.into_iter().fold(start, f)
+    fold_lanes(lanes, f)
+}
+
+/// Folds halves, so that this is a few vector instructions.
+#[inline(always)]
+fn fold_lanes(lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let x: [f32; 8] = std::array::from_fn(|i| f(lanes[i], lanes[i + 8]));
+    let x: [f32; 4] = std::array::from_fn(|i| f(x[i], x[i + 4]));
+    f(f(x[0], x[2]), f(x[1], x[3]))
 }

@@ -20,7 +20,7 @@ use crate::shared::Shared;
 const FEW: usize = 192;
 
 /// Panels that such a task packs at most: a row of them is read as one run, which the memory gives faster
-/// than lines that lie apart. And tasks that are better than wide ones.
+/// than lines that lie apart. And tasks that are better than wide ones, and as good in multiples.
 const MOST_PANELS: usize = 4;
 const FEW_TASKS: usize = 8;
 
@@ -200,8 +200,8 @@ impl Product {
             });
         }
         let (block, ranges) = if few {
-            let panels_of_task = (panels * classes / FEW_TASKS).clamp(1, MOST_PANELS);
-            (rows, panels.div_ceil(panels_of_task))
+            let tasks = (panels * classes).div_ceil(MOST_PANELS).next_multiple_of(FEW_TASKS);
+            (rows, tasks.div_ceil(classes).min(panels))
         } else {
             let block = rows_of_task(rows, self.depth / src[2].max(1), self.depth * self.cols);
             (block, WANTED.div_ceil(classes * rows.div_ceil(block)).min(panels))

@@ -32,7 +32,7 @@ const MOST_OF_TASK: usize = 96;
 /// Tiles of a task, of `count` in all, whose weights have so many elements; the last task is as long as the
 /// others, or nearly. No sum depends on it.
 fn tiles_of_task(count: usize, weights: usize) -> usize {
-    if weights <= CACHED {
+    if weights <= 4 * CACHED {
         return TASK;
     }
     let threads = rayon::current_num_threads();
@@ -85,18 +85,15 @@ impl Product {
                     let to = square(|r, s| pixel(r, s).map_or(unused, |at| y.pointer(at * dst_c, dst_c)));
                     let from = places(output, i * row, each * row, dst_c);
                     Output::map(from.map(|line| line.map(<*mut f32>::cast_const)), to, dst_c);
-                    if !extra.any() {
-                        continue;
+                    let places = (0..4).map(|i| [i / 2, i % 2]);
+                    for [r, s] in places.filter(|&[r, s]| extra.any() && inside(r, s)) {
+                        let pixel = target + r * dst_w + s;
+                        vectorized(
+                            #[inline(always)]
+                            // SAFETY: every tile has pixels of its own.
+                            || extra.add(pixel, 0, unsafe { y.part(pixel * dst_c, dst_c) }),
+                        );
                     }
-                    vectorized(
-                        #[inline(always)]
-                        || {
-                            for pixel in square::<_, 2>(pixel).into_iter().flatten().flatten() {
-                                // SAFETY: every tile has pixels of its own.
-                                extra.add(pixel, 0, unsafe { y.part(pixel * dst_c, dst_c) });
-                            }
-                        },
-                    );
                 }
             });
         });
