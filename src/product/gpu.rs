@@ -38,7 +38,11 @@ impl Schedule {
     fn variant(self) -> Variant {
         let tile = |number: usize| {
             let Tile { rows, cols, tm, tn, .. } = TILES[number];
-            format!("tiles of {rows} x {cols}, {tm} x {tn} a thread")
+            let share = match tiles::side_of_matrices(number) {
+                Some(side) => format!("in matrices of {side} x {side}"),
+                None => format!("{tm} x {tn} a thread"),
+            };
+            format!("tiles of {rows} x {cols}, {share}")
         };
         let (name, index) = match self {
             Schedule::Naive => ("naive".to_owned(), 0),
@@ -57,9 +61,28 @@ impl Schedule {
         }
     }
 
+    /// Its rung in `kernels/README.md`, and the file in `kernels/product` that has its inner loop or
+    /// transforms.
+    pub fn kernel(self) -> (usize, &'static str) {
+        match self {
+            Schedule::Naive => (0, "naive"),
+            Schedule::Tiled(number) => match tiles::side_of_matrices(number) {
+                Some(_) => (3, "through_matrices"),
+                None if tiles::is_for_gpus(number) => (1, "through_workgroup"),
+                None => (2, "through_subgroup"),
+            },
+            Schedule::Winograd(_) => (4, "winograd"),
+        }
+    }
+
     /// Its threads exchange numbers through workgroup memory.
     pub fn uses_workgroup_memory(self) -> bool {
-        matches!(self, Schedule::Tiled(number) if tiles::is_for_gpus(number))
+        matches!(self.kernel(), (1 | 3, _))
+    }
+
+    /// It multiplies cooperative matrices, of factors rounded to f16.
+    pub fn has_matrices(self) -> bool {
+        self.kernel().0 == 3
     }
 }
 
@@ -77,6 +100,7 @@ pub fn variants(product: &Product, adapter: &Traits) -> Vec<Variant> {
     let (view, wide) = (product.view(), is_wide(product));
     let tiled = tiles::best(adapter, [view.blocks * view.rows, product.cols], wide);
     let mut all: Vec<Schedule> = tiled.into_iter().map(Schedule::Tiled).collect();
+    all.extend(tiles::of_matrices(adapter, wide).map(Schedule::Tiled));
     all.extend(winograd::schedules(product, adapter));
     // Where barriers are dear, a tile of which most columns are past the end costs more than it shares.
     let naive_is_best = adapter.software && !wide && product.cols < 32;

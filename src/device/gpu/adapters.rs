@@ -43,6 +43,8 @@ pub struct Traits {
     pub broadcasts: bool,
     /// Tensors between launches have 16 bits (see [`Gpu::halves`]).
     pub halves: bool,
+    /// Rows and columns of the matrices of f16 that a subgroup multiplies, with sums of f32.
+    pub matrices: Option<u32>,
 }
 
 const FEATURES: [(&str, wgpu::Features); 5] = [
@@ -55,6 +57,32 @@ const FEATURES: [(&str, wgpu::Features); 5] = [
 
 pub(super) fn useful_features() -> wgpu::Features {
     FEATURES.iter().fold(wgpu::Features::empty(), |all, (_, feature)| all | *feature)
+}
+
+/// Sizes of cooperative matrices that kernels are written for, and the lanes of the subgroups that have them.
+const MATRICES: [[u32; 2]; 2] = [[16, 32], [8, 8]];
+
+/// The size of matrices that kernels use on an adapter.
+pub(super) fn matrices(adapter: &wgpu::Adapter) -> Option<u32> {
+    let (info, features) = (adapter.get_info(), adapter.features());
+    let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+        | wgpu::Features::SHADER_F16
+        | wgpu::Features::SUBGROUP;
+    let lanes = [info.subgroup_min_size, info.subgroup_max_size];
+    features.contains(needed).then(|| usable(&adapter.cooperative_matrix_properties(), lanes)).flatten()
+}
+
+/// The size of [`MATRICES`] that is listed with factors of f16 and sums of f32. Neither wgpu nor a driver
+/// refuses others.
+fn usable(listed: &[wgpu::CooperativeMatrixProperties], subgroup: [u32; 2]) -> Option<u32> {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let has = |side: u32| {
+        listed
+            .iter()
+            .any(|m| [m.m_size, m.n_size, m.k_size] == [side; 3] && (m.ab_type, m.cr_type) == (F16, F32))
+    };
+    let [side, _] = MATRICES.into_iter().find(|&[side, lanes]| subgroup == [lanes; 2] && has(side))?;
+    Some(side)
 }
 
 /// All adapters of the native backends, in the system's order.
@@ -90,6 +118,7 @@ pub fn list() -> Vec<Adapter> {
     let describe = |(index, adapter): (usize, &wgpu::Adapter)| {
         let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
         let present = FEATURES.iter().filter(|(_, feature)| features.contains(*feature));
+        let matrices = matrices(adapter).map(|side| if side == 8 { "matrices-8" } else { "matrices-16" });
         Adapter {
             index,
             name: info.name.clone(),
@@ -101,7 +130,7 @@ pub fn list() -> Vec<Adapter> {
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
             max_workgroup_threads: limits.max_compute_invocations_per_workgroup,
             subgroup_sizes: [info.subgroup_min_size, info.subgroup_max_size],
-            features: present.map(|(name, _)| *name).collect(),
+            features: present.map(|(name, _)| *name).chain(matrices).collect(),
             auto: auto == Some(index),
         }
     };
@@ -137,4 +166,33 @@ pub fn open(wanted: Option<&str>) -> Result<Gpu> {
     let numbered: Vec<String> = names.iter().enumerate().map(|(i, name)| format!("{i} = {name}")).collect();
     Err(Error::new(format!("no GPU called {}", wanted.unwrap_or_default()))
         .hint(format!("this machine has {}; `denoir devices` tells more", numbered.join(", "))))
+}
+
+#[cfg(test)]
+mod tests {
+    use wgpu::CooperativeScalarType::{F16, F32};
+
+    use super::*;
+
+    #[test]
+    fn only_matrices_that_are_listed_are_used() {
+        let listed =
+            |[m_size, n_size, k_size]: [u32; 3], ab_type, cr_type| wgpu::CooperativeMatrixProperties {
+                m_size,
+                n_size,
+                k_size,
+                ab_type,
+                cr_type,
+                saturating_accumulation: false,
+            };
+        let nvidia = [listed([16; 3], F16, F16), listed([16; 3], F16, F32)];
+        assert_eq!(usable(&nvidia, [32; 2]), Some(16));
+        assert_eq!(usable(&nvidia, [32, 64]), None, "lanes that the driver chooses");
+        assert_eq!(usable(&nvidia[..1], [32; 2]), None, "sums of f16");
+        assert_eq!(usable(&[listed([8, 16, 16], F16, F32)], [32; 2]), None, "another shape");
+        assert_eq!(usable(&[listed([16; 3], F32, F32)], [32; 2]), None, "factors of f32");
+        assert_eq!(usable(&[listed([8; 3], F16, F32)], [8; 2]), Some(8));
+        assert_eq!(usable(&[listed([8; 3], F16, F32)], [16; 2]), None, "lanes of another register");
+        assert_eq!(usable(&[], [32; 2]), None);
+    }
 }

@@ -25,6 +25,14 @@ pub fn expects_panic() -> bool {
     QUIET.get()
 }
 
+/// Does what may panic inside wgpu, with no message.
+pub(super) fn quietly<T>(work: impl FnOnce() -> T) -> std::thread::Result<T> {
+    QUIET.set(true);
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    QUIET.set(false);
+    done
+}
+
 /// Adds to the reports. One lost device makes thousands that say nothing new, so four are kept.
 fn record(faults: &Faults, message: String) {
     let mut faults = lock(faults);
@@ -71,9 +79,7 @@ impl Gpu {
         let timeout = if self.is_software() { SOFTWARE_TIMEOUT } else { TIMEOUT };
         let poll = || self.device.poll(wgpu::PollType::Wait { submission_index, timeout: Some(timeout) });
         // wgpu panics when the driver loses the device during the wait.
-        QUIET.set(true);
-        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(poll));
-        QUIET.set(false);
+        let polled = quietly(poll);
         if let Ok(Ok(_)) = polled {
             return self.check("computing on the GPU");
         }

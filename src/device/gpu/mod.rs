@@ -33,6 +33,7 @@ pub struct Gpu {
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
     limits: wgpu::Limits,
+    matrices: Option<u32>,
     /// The dialect that kernels are compiled in, within the adapter's features.
     pub dialect: Dialect,
     /// Kernels are compiled with the checks that naga injects, which hide accesses outside a tensor.
@@ -59,13 +60,28 @@ impl Gpu {
     pub(crate) fn open(adapter: &wgpu::Adapter) -> Result<Self> {
         let (info, limits) = (adapter.get_info(), adapter.limits());
         let features = adapter.features() & adapters::useful_features();
-        let opened = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
-            label: Some("denoir"),
-            required_features: features,
-            required_limits: limits.clone(),
-            memory_hints: wgpu::MemoryHints::MemoryUsage,
-            ..Default::default()
-        }));
+        let request = |more: wgpu::Features, experimental_features| {
+            pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+                label: Some("denoir"),
+                required_features: features | more,
+                required_limits: limits.clone(),
+                experimental_features,
+                memory_hints: wgpu::MemoryHints::MemoryUsage,
+                ..Default::default()
+            }))
+        };
+        let mut matrices = adapters::matrices(adapter);
+        let with_matrices = matrices.and_then(|_| {
+            // SAFETY: nothing else that is experimental is asked for, and the first use of a kernel with
+            // matrices is held against one without.
+            let experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
+            let wanted = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+            // There are drivers that list what they refuse, and wgpu may panic then.
+            faults::quietly(|| request(wanted, experimental)).ok()?.ok()
+        });
+        matrices = matrices.filter(|_| with_matrices.is_some());
+        let without = || request(wgpu::Features::empty(), wgpu::ExperimentalFeatures::disabled());
+        let opened = with_matrices.map_or_else(without, Ok);
         let (device, queue) = opened.map_err(|e| {
             Error::new(format!("cannot open the GPU {}", info.name))
                 .hint("update its driver, or use --device cpu")
@@ -81,6 +97,7 @@ impl Gpu {
             device,
             queue,
             info,
+            matrices,
             dialect,
             checked: cfg!(debug_assertions),
             halves: false,
@@ -122,6 +139,7 @@ impl Gpu {
             software: self.is_software(),
             broadcasts: self.dialect.subgroups && self.info.subgroup_min_size >= 8,
             halves: self.halves,
+            matrices: self.matrices,
         }
     }
 

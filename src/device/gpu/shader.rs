@@ -58,13 +58,17 @@ pub const LIBRARY: &[(&str, &str)] = library![
     "lib/state.wgsl",
     "lib/trig.wgsl",
     "lib/wide.wgsl",
+    "product/exchange.wgsl",
     "product/load_conv.wgsl",
     "product/load_conv_weights.wgsl",
     "product/load_dense.wgsl",
+    "product/matrices_16.wgsl",
+    "product/matrices_8.wgsl",
     "product/product.wgsl",
     "product/quads.wgsl",
     "product/ragged.wgsl",
     "product/singles.wgsl",
+    "product/through_matrices.wgsl",
     "product/through_subgroup.wgsl",
     "product/through_workgroup.wgsl"
 ];
@@ -134,6 +138,10 @@ impl Expanded {
                     self.file(name, text, knobs, dialect, unused, included);
                 }
                 continue;
+            } else if line.starts_with("enable ") {
+                // Directives stand before all else.
+                self.text.insert_str(0, &format!("{line} "));
+                text.clear();
             } else if let Some(declared) = line.strip_prefix(UNIFORM).filter(|_| dialect.immediates) {
                 text = format!("var<immediate> {declared}");
             } else if line.contains("// knob") {

@@ -26,7 +26,7 @@ impl Web {
 
     /// The properties that decide which variants launches have there.
     pub fn traits(&self) -> Traits {
-        Traits { software: false, broadcasts: false, halves: false }
+        Traits { software: false, broadcasts: false, halves: false, matrices: None }
     }
 
     /// As [`super::Gpu::sub_dispatches`], of a GPU that nobody has seen.

@@ -32,7 +32,8 @@ impl Size {
         if scores <= MOST_SCORES && self.queries * self.keys >= LEAST { scores } else { 0 }
     }
 
-    /// The three schedules that suit the products best: on a software driver they end with tiles.
+    /// The three schedules that suit the products best, which on a software driver end with tiles, and those
+    /// with matrices.
     pub(super) fn product_variants(&self, adapter: &Traits) -> Vec<Variant> {
         if self.stored_scores() == 0 {
             return Vec::new();
@@ -40,7 +41,8 @@ impl Size {
         let of = self.copied();
         let schedules = gpu::variants(&of.of_heads([of.queries, of.keys, of.d], TRANSPOSED_B), adapter);
         let named = |of: Variant| Variant { name: format!("products, {}", of.name), index: FIRST + of.index };
-        schedules.into_iter().take(3).map(named).collect()
+        let is_taken = |(i, of): &(usize, Variant)| *i < 3 || Schedule::of(of.index).has_matrices();
+        schedules.into_iter().enumerate().filter(is_taken).map(|(_, of)| named(of)).collect()
     }
 
     /// A product of the matrices of each head.

@@ -21,7 +21,10 @@ fn an_index_is_its_schedule() {
 #[test]
 fn the_first_schedule_fits_the_adapter_and_the_size() {
     let first = |software: bool, broadcasts: bool, rows: usize, cols: usize| {
-        let variants = variants(&matrix(rows, cols, 64), &Traits { software, broadcasts, halves: false });
+        let variants = variants(
+            &matrix(rows, cols, 64),
+            &Traits { software, broadcasts, halves: false, matrices: None },
+        );
         assert_eq!(variants.iter().filter(|variant| variant.index == 0).count(), 1, "{variants:?}");
         Schedule::of(variants[0].index)
     };
@@ -54,4 +57,18 @@ fn parts_are_the_whole_sum_and_neither_long_nor_large() {
         }
     }
     assert_eq!(split(&Product { split_k: false, ..matrix(9, 4, 5000) }, Schedule::Naive)[0], 1);
+}
+
+#[test]
+fn matrices_are_for_tensors_of_16_bits_in_quads() {
+    let adapter = Traits { software: false, broadcasts: true, halves: true, matrices: Some(16) };
+    let count = |product: &Product, adapter: Traits| {
+        variants(product, &adapter).iter().filter(|of| Schedule::of(of.index).has_matrices()).count()
+    };
+    assert_eq!(count(&matrix(64, 64, 64), adapter), 2);
+    assert_eq!(count(&matrix(64, 64, 64), Traits { matrices: Some(8), ..adapter }), 1);
+    assert_eq!(count(&matrix(64, 64, 64), Traits { matrices: None, ..adapter }), 0);
+    assert_eq!(count(&matrix(64, 64, 64), Traits { halves: false, ..adapter }), 0);
+    assert_eq!(count(&matrix(64, 63, 64), adapter), 0);
+    assert!(!Schedule::of(variants(&matrix(64, 64, 64), &adapter)[0].index).has_matrices(), "only by tuning");
 }

@@ -12,6 +12,8 @@ pub const LOADERS: [Knob; 3] = [
 const ACCESS: [Knob; 2] = [("ACCESS", "product/quads.wgsl"), ("ACCESS", "product/ragged.wgsl")];
 const WORKGROUP: Knob = ("SHARE", "product/through_workgroup.wgsl");
 const SUBGROUP: Knob = ("SHARE", "product/through_subgroup.wgsl");
+const MATRICES_8: Knob = ("SHARE", "product/matrices_8.wgsl");
+const MATRICES_16: Knob = ("SHARE", "product/matrices_16.wgsl");
 
 /// A workgroup's tile of y, and what a thread has of it.
 #[derive(Debug)]
@@ -50,7 +52,7 @@ macro_rules! tile {
 }
 
 /// Number 4 is for few columns.
-pub static TILES: [Tile; 7] = [
+pub static TILES: [Tile; 10] = [
     tile!(16 x 8 threads of 8 x 8, depth 16, WORKGROUP),
     tile!(8 x 8 threads of 8 x 8, depth 16, WORKGROUP),
     tile!(16 x 8 threads of 8 x 4, depth 16, WORKGROUP),
@@ -58,13 +60,19 @@ pub static TILES: [Tile; 7] = [
     tile!(4 x 16 threads of 4 x 4, depth 16, WORKGROUP),
     tile!(8 x 1 threads of 64 x 8, depth 4, SUBGROUP),
     tile!(8 x 1 threads of 64 x 4, depth 4, SUBGROUP),
+    tile!(8 x 4 threads of 8 x 4, depth 16, MATRICES_8),
+    tile!(16 x 8 threads of 8 x 4, depth 16, MATRICES_16),
+    tile!(16 x 16 threads of 4 x 8, depth 16, MATRICES_16),
 ];
 
 /// Number of the first of the tiles that need a subgroup of eight lanes.
 const THROUGH_SUBGROUP: usize = 5;
 
+/// And of those that need cooperative matrices.
+const THROUGH_MATRICES: usize = 7;
+
 /// Quads for each tile and each loader, then ragged likewise, but not through a subgroup: the drivers that
-/// like it need too long to compile so many loads.
+/// like it need too long to compile so many loads; nor through matrices, which are for many channels.
 const SETS: usize = 3 * (TILES.len() + THROUGH_SUBGROUP);
 
 static KNOBS: [[Knob; 8]; SETS] = {
@@ -95,7 +103,19 @@ pub fn set(tile: usize, loader: usize, wide: bool) -> usize {
 
 /// Threads exchange what they fetch through workgroup memory, as GPUs like it.
 pub fn is_for_gpus(tile: usize) -> bool {
-    tile < THROUGH_SUBGROUP
+    !(THROUGH_SUBGROUP..THROUGH_MATRICES).contains(&tile)
+}
+
+/// Rows and columns of the cooperative matrices of a tile, if it is made of such.
+pub fn side_of_matrices(tile: usize) -> Option<u32> {
+    tile.checked_sub(THROUGH_MATRICES).map(|number| if number == 0 { 8 } else { 16 })
+}
+
+/// Tiles whose factors are rounded to f16, for tuning to try where tensors have 16 bits anyway. The first use
+/// of one on an adapter is held against the schedule that runs untuned.
+pub fn of_matrices(adapter: &Traits, wide: bool) -> impl Iterator<Item = usize> {
+    let side = adapter.matrices.filter(|_| adapter.halves && wide);
+    (THROUGH_MATRICES..TILES.len()).filter(move |&tile| side.is_some() && side_of_matrices(tile) == side)
 }
 
 /// Workgroups that keep a large GPU busy.
