@@ -226,11 +226,13 @@ impl Debug for Tuning {
 }
 
 /// One of several forms of a launch on a GPU: another tile, another split of the work. Their results differ
-/// in the rounding of sums alone.
+/// in the rounding of sums alone, or of factors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Variant {
     /// For people, and in the tuning file: `16 lanes`. A launch has no two of one name.
     pub name: String,
     /// The value of [`Dispatches::variant`] in [`Launch::gpu`].
     pub index: usize,
+    /// The factors of its products are rounded to f16.
+    pub rounds: bool,
 }

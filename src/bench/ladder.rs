@@ -123,7 +123,7 @@ pub fn ladder(
         progress(&variant.name);
         let off = run(&mut program)?.iter().zip(&wanted).fold(0.0_f32, |top, (a, b)| top.max((a - b).abs()));
         let schedule = Schedule::of(variant.index);
-        let tolerance = if schedule.has_matrices() { HALF_TOLERANCE } else { TOLERANCE };
+        let tolerance = if variant.rounds { HALF_TOLERANCE } else { TOLERANCE };
         if !below(f64::from(off), f64::from(tolerance * scale)) {
             return Err(Error::new(format!("{}: off by {off:.1e} of {scale:.1e}", variant.name)));
         }

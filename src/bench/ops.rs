@@ -19,6 +19,8 @@ use crate::tape::{Tape, Tensor};
 const TOLERANCE: f64 = 1e-5;
 /// The same where the factors of products are rounded to bf16.
 const BF16_TOLERANCE: f64 = 1e-2;
+/// The same of f16, to which a GPU may round them.
+const HALF_TOLERANCE: f64 = 1e-3;
 /// Largest error of a derivative against the difference of two forward passes, as a fraction.
 const GRADIENT_TOLERANCE: f64 = 2e-2;
 /// Elements of a result that are compared with plain loops.
@@ -238,8 +240,11 @@ impl CheckedOp<'_> {
             let index = probe * (y.len() - 1) / (PROBES - 1);
             let (wanted, magnitude) = (self.op.exact)(&self.values, index);
             let err = (f64::from(y[index]) - wanted).abs() / magnitude;
-            let tolerance =
-                if self.program.device().precision() == Precision::Bf16 { BF16_TOLERANCE } else { TOLERANCE };
+            let tolerance = match self.program.device().precision() {
+                Precision::F32 => TOLERANCE,
+                Precision::F16 => HALF_TOLERANCE,
+                Precision::Bf16 => BF16_TOLERANCE,
+            };
             if !below(err, tolerance) {
                 let got = y[index];
                 return Err(self.wrong(format!("element {index} is {got}, not {wanted}: off by {err:.1e}")));

@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use super::{device_args, note, print_report, thousands};
+use super::{device_args, named, note, print_report, thousands};
 use crate::bench::{self, Kind, Subject, VariantRow, Workload, variants, workloads};
-use crate::device::Device;
+use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::recipe;
 
@@ -27,6 +27,9 @@ pub struct Arguments {
     /// auto, gpu, gpu:INDEX or gpu:NAME-PART
     #[arg(long, default_value = "auto")]
     device: String,
+    /// f32 or f16 [default: f32; of a recipe or a run, its own]
+    #[arg(long, value_parser = named::<Precision>)]
+    precision: Option<Precision>,
     /// Images of a step [default: the workload's]
     #[arg(long)]
     batch: Option<usize>,
@@ -52,12 +55,16 @@ struct Tuned {
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let device = Device::open(&arguments.device)?;
-    let Device::Gpu(gpu) = &device else {
+    if let Device::Cpu(_) = device {
         return Err(Error::usage("the CPU device has nothing to tune")
             .hint("choose a GPU with --device; `denoir devices` lists them"));
-    };
-    device_args::tune(gpu, arguments.tuning.as_ref(), true)?;
+    }
     let workload = workload(arguments, &device)?;
+    // A GPU has no bf16.
+    let own = Some(workload.recipe.precision).filter(|own| *own != Precision::Bf16);
+    let device = device.with_precision(arguments.precision.or(own).unwrap_or_default())?;
+    let Device::Gpu(gpu) = &device else { unreachable!("a GPU, as it was") };
+    device_args::tune(gpu, arguments.tuning.as_ref(), true)?;
     note(&format!("{}, batch {}, on {}", workload.name, workload.batch(), device.describe()));
     let mut rows: Vec<VariantRow> = Vec::new();
     for kind in [Kind::Step, Kind::Sample] {

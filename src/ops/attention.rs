@@ -180,6 +180,7 @@ impl Size {
         fits.map(|(lanes, quads)| Variant {
             name: format!("{lanes} lanes of {quads} vec4"),
             index: set_of(lanes, quads),
+            rounds: false,
         })
         .collect()
     }

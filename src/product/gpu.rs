@@ -49,7 +49,8 @@ impl Schedule {
             Schedule::Tiled(number) => (tile(number), 1 + number),
             Schedule::Winograd(number) => (format!("Winograd, {}", tile(number)), 1 + TILES.len() + number),
         };
-        Variant { name, index }
+        let rounds = matches!(self, Schedule::Tiled(number) if tiles::side_of_matrices(number).is_some());
+        Variant { name, index, rounds }
     }
 
     /// Of the index of a variant.
@@ -61,8 +62,8 @@ impl Schedule {
         }
     }
 
-    /// Its rung in `kernels/README.md`, and the file in `kernels/product` that has its inner loop or
-    /// transforms.
+    /// The file in `kernels/product` that has its inner loop or transforms, and its place among those of the
+    /// ladder in `kernels/README.md`.
     pub fn kernel(self) -> (usize, &'static str) {
         match self {
             Schedule::Naive => (0, "naive"),
@@ -77,12 +78,7 @@ impl Schedule {
 
     /// Its threads exchange numbers through workgroup memory.
     pub fn uses_workgroup_memory(self) -> bool {
-        matches!(self.kernel(), (1 | 3, _))
-    }
-
-    /// It multiplies cooperative matrices, of factors rounded to f16.
-    pub fn has_matrices(self) -> bool {
-        self.kernel().0 == 3
+        matches!(self, Schedule::Tiled(number) if tiles::is_for_gpus(number))
     }
 }
 

@@ -153,7 +153,7 @@ fn tune_launch(
     for variant in &variants[1..] {
         let dispatches = stage.dispatches(variant);
         let fault = match &dispatches {
-            Ok(dispatches) => stage.results(dispatches).map(|got| stage.fault(&wanted, &got)),
+            Ok(dispatches) => stage.results(dispatches).map(|got| stage.fault(&wanted, &got, variant.rounds)),
             Err(e) => Ok(Some(e.to_string())),
         };
         match (dispatches, fault?) {

@@ -83,7 +83,7 @@ impl Ceilings {
         let memory = [Some(found.copy_gb_s), found.read_gb_s, found.triad_gb_s];
         // A ceiling that the program's own product exceeds would be none.
         let with_product = |rate: f64| matmul.map_or(rate, |(product, _)| rate.max(product));
-        let rounds = found.bf16_gflops.is_some();
+        let rounds = device.precision() != Precision::F32;
         Ok(Ceilings {
             setting: Setting::of(device),
             f32_gflops: if rounds { found.f32_gflops } else { with_product(found.f32_gflops) },
@@ -146,7 +146,12 @@ fn product(device: &Device, effort: Effort) -> Result<(f64, usize)> {
             (0..side).map(|k| f64::from(left[(side - 1) * side + k]) * f64::from(right[k * side])).sum();
         let got = f64::from(program.read(&y)?[(side - 1) * side]);
         let size = (side as f64).sqrt();
-        let tolerance = if device.precision() == Precision::Bf16 { 2e-2 } else { 1e-4 };
+        let tolerance = match device.precision() {
+            Precision::F32 => 1e-4,
+            // The factors may be rounded.
+            Precision::F16 => 2e-3,
+            Precision::Bf16 => 2e-2,
+        };
         check("the matrix product", (got - wanted).abs() / size, tolerance)?;
         if best > 5e-3 || side >= 8192 {
             return Ok((program.cost().flops as f64 / best * 1e-9, side));

@@ -70,18 +70,18 @@ impl Gpu {
                 ..Default::default()
             }))
         };
-        let mut matrices = adapters::matrices(adapter);
-        let with_matrices = matrices.and_then(|_| {
+        let with_matrices = |side: u32| {
             // SAFETY: nothing else that is experimental is asked for, and the first use of a kernel with
             // matrices is held against one without.
             let experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
             let wanted = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
             // There are drivers that list what they refuse, and wgpu may panic then.
-            faults::quietly(|| request(wanted, experimental)).ok()?.ok()
+            let opened = faults::quietly(|| request(wanted, experimental)).ok()?.ok()?;
+            Some((Ok(opened), Some(side)))
+        };
+        let (opened, matrices) = adapters::matrices(adapter).and_then(with_matrices).unwrap_or_else(|| {
+            (request(wgpu::Features::empty(), wgpu::ExperimentalFeatures::disabled()), None)
         });
-        matrices = matrices.filter(|_| with_matrices.is_some());
-        let without = || request(wgpu::Features::empty(), wgpu::ExperimentalFeatures::disabled());
-        let opened = with_matrices.map_or_else(without, Ok);
         let (device, queue) = opened.map_err(|e| {
             Error::new(format!("cannot open the GPU {}", info.name))
                 .hint("update its driver, or use --device cpu")

@@ -40,8 +40,9 @@ impl Size {
         }
         let of = self.copied();
         let schedules = gpu::variants(&of.of_heads([of.queries, of.keys, of.d], TRANSPOSED_B), adapter);
-        let named = |of: Variant| Variant { name: format!("products, {}", of.name), index: FIRST + of.index };
-        let is_taken = |(i, of): &(usize, Variant)| *i < 3 || Schedule::of(of.index).has_matrices();
+        let named =
+            |of: Variant| Variant { name: format!("products, {}", of.name), index: FIRST + of.index, ..of };
+        let is_taken = |(i, of): &(usize, Variant)| *i < 3 || of.rounds;
         schedules.into_iter().enumerate().filter(is_taken).map(|(_, of)| named(of)).collect()
     }
 

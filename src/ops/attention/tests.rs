@@ -73,7 +73,7 @@ fn variants_are_sets_of_knobs_that_hold_a_head() {
         let size = Size { n: 1, heads: 1, d, queries: 1, keys: 1, causal: false };
         let variants = size.online_variants();
         assert!(!variants.is_empty() && (d <= 4 || variants.len() > 1), "{d}: {variants:?}");
-        for Variant { name, index } in variants {
+        for Variant { name, index, .. } in variants {
             let [lanes, quads] = [0, 1].map(|knob| KERNEL.knob_sets[index][knob].1.trim_end_matches('u'));
             assert_eq!(name, format!("{lanes} lanes of {quads} vec4"));
             let [lanes, quads] = [lanes, quads].map(|number| number.parse::<usize>().unwrap());

@@ -107,10 +107,11 @@ impl<F: Factors> Tiles<'_, F> {
             col: self.target.col + first,
             cols: width.min(cols - first),
         };
-        match width / S::F32_LANES {
-            1 => self.rows::<S, 1>(simd, &panel),
-            2 => self.rows::<S, 2>(simd, &panel),
-            vectors => panic!("product: panels of {vectors} vectors"),
+        if width == 2 * S::F32_LANES {
+            self.rows::<S, 2>(simd, &panel);
+        } else {
+            assert!(width == S::F32_LANES, "product: another machine's panels");
+            self.rows::<S, 1>(simd, &panel);
         }
     }
 
@@ -157,8 +158,7 @@ impl<F: Factors> Tiles<'_, F> {
         let rows = rows.map(|rows| rows[row..].first_chunk::<M>().expect("a row for each"));
         let to = |m: usize| first + rows.map_or(row + m, |rows| rows[m]);
         let at: [_; M] = std::array::from_fn(|m| dst.unchecked(to(m) * stride + col));
-        // SAFETY: the rows are there, as `multiply` checked, whose caller promised them to this task; and
-        // terms are as large as the target.
+        // SAFETY: the rows are there, as `multiply` checked, whose caller promised them to this task.
         unsafe {
             if cols < width {
                 // A copy: the sums themselves, read by an index, would be kept in memory.

@@ -85,14 +85,17 @@ impl Product {
                     let to = square(|r, s| pixel(r, s).map_or(unused, |at| y.pointer(at * dst_c, dst_c)));
                     let from = places(output, i * row, each * row, dst_c);
                     Output::map(from.map(|line| line.map(<*mut f32>::cast_const)), to, dst_c);
-                    let places = (0..4).map(|i| [i / 2, i % 2]);
-                    for [r, s] in places.filter(|&[r, s]| extra.any() && inside(r, s)) {
-                        let pixel = target + r * dst_w + s;
-                        vectorized(
-                            #[inline(always)]
-                            // SAFETY: every tile has pixels of its own.
-                            || extra.add(pixel, 0, unsafe { y.part(pixel * dst_c, dst_c) }),
-                        );
+                    if !extra.any() {
+                        continue;
+                    }
+                    for [r, s] in [[0, 0], [0, 1], [1, 0], [1, 1]] {
+                        if let Some(pixel) = pixel(r, s) {
+                            vectorized(
+                                #[inline(always)]
+                                // SAFETY: every tile has pixels of its own.
+                                || extra.add(pixel, 0, unsafe { y.part(pixel * dst_c, dst_c) }),
+                            );
+                        }
                     }
                 }
             });

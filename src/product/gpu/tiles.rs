@@ -111,8 +111,8 @@ pub fn side_of_matrices(tile: usize) -> Option<u32> {
     tile.checked_sub(THROUGH_MATRICES).map(|number| if number == 0 { 8 } else { 16 })
 }
 
-/// Tiles whose factors are rounded to f16, for tuning to try where tensors have 16 bits anyway. The first use
-/// of one on an adapter is held against the schedule that runs untuned.
+/// Tiles whose factors, weights of 32 bits included, are rounded to f16: for tuning to try where most tensors
+/// have 16 bits. The first use of one on an adapter is held against the schedule that runs untuned.
 pub fn of_matrices(adapter: &Traits, wide: bool) -> impl Iterator<Item = usize> {
     let side = adapter.matrices.filter(|_| adapter.halves && wide);
     (THROUGH_MATRICES..TILES.len()).filter(move |&tile| side.is_some() && side_of_matrices(tile) == side)

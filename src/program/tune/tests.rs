@@ -74,7 +74,7 @@ impl Twice {
     fn recorded(self) -> Recorded {
         let all = self.ways.iter().enumerate();
         let variants: Vec<Variant> =
-            all.map(|(index, name)| Variant { name: (*name).to_owned(), index }).collect();
+            all.map(|(index, name)| Variant { name: (*name).to_owned(), index, rounds: false }).collect();
         let tuning = Tuning::new(format!("{} numbers", self.n), move |_| variants.clone());
         let info = LaunchInfo { gpu_scratch: vec![self.n], tuning, ..LaunchInfo::default() };
         Recorded::new(self, info)
