@@ -4,9 +4,9 @@
 //
 // A workgroup computes a tile of ROWS x COLS of y, of one block and one split of the sum. It loops over k,
 // DEPTH at a time: its threads fetch DEPTH columns of A and as many rows of B, a few quads each, exchange
-// them (through_workgroup.wgsl, through_subgroup.wgsl or through_matrices.wgsl), and each multiplies, alone or
-// with its subgroup, for its own rows and columns: a number that is fetched once is used ROWS or COLS times.
-// Sites are found once for a tile.
+// them (through_workgroup.wgsl, through_subgroup.wgsl or through_matrices.wgsl), and each multiplies, alone
+// or with its subgroup, for its own rows and columns: a number that is fetched once is used ROWS or COLS
+// times. Sites are found once for a tile.
 //
 // All reads of an iteration are issued before the first is waited for, which loops over them would not do:
 // no driver unrolls a loop whose number of iterations it does not know. References: Goto & van de Geijn 2008

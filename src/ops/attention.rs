@@ -177,12 +177,11 @@ impl Size {
         let whole = (self.copied().d / 4).next_power_of_two();
         let splits = [4, 2, 1].into_iter().map(|quads| (whole / quads, quads));
         let fits = splits.filter(|&(lanes, quads)| lanes * quads == whole && lanes <= GROUP);
-        fits.map(|(lanes, quads)| Variant {
-            name: format!("{lanes} lanes of {quads} vec4"),
-            index: set_of(lanes, quads),
-            rounds: false,
-        })
-        .collect()
+        let variant = |(lanes, quads)| {
+            let name = format!("{lanes} lanes of {quads} vec4");
+            Variant { name, index: set_of(lanes, quads), rounds: false }
+        };
+        fits.map(variant).collect()
     }
 }
 

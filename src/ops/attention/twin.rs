@@ -175,7 +175,10 @@ pub(super) fn backward(
 fn softmax(scores: &mut [f32], keys: usize, scale: f32) -> (f32, f32) {
     scores[keys..].fill(f32::MIN);
     // Not `f32::max`, which takes three instructions to step over NaN; one makes itself known below.
-    let top = fold(scores, f32::MIN, |a, b| if a > b { a } else { b });
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let lanes = lanes_of(scores, f32::MIN, larger);
+    let half: [f32; 8] = std::array::from_fn(|i| larger(lanes[i], lanes[i + 8]));
+    let top = half.into_iter().fold(f32::MIN, larger);
     scores[keys..].fill(0.0);
     let mut lanes = [0.0; LANES];
     let (blocks, rest) = scores[..keys].as_chunks_mut::<LANES>();
@@ -189,7 +192,7 @@ fn softmax(scores: &mut [f32], keys: usize, scale: f32) -> (f32, f32) {
         *s = exp_within((*s - top) * scale);
         *lane += *s;
     }
-    let sum = fold_lanes(lanes, |a, b| a + b);
+    let sum = sum_of(lanes);
     (sum, top * scale + sum.ln())
 }
 
@@ -205,12 +208,12 @@ fn weights_and_derivatives(p: &mut [f32], ds: &mut [f32], keys: usize, scale: f3
     // Divided by their sum once more, because the logarithm of a sum is rounded, the more the larger the
     // scores. With the whole row at hand, delta = dy.y is the mean of the gradients, from which those of a
     // single key cancel exactly.
-    let total = fold(p, 0.0, |a, b| a + b);
+    let total = sum_of(lanes_of(p, 0.0, |a, b| a + b));
     for (p, ds) in p.iter_mut().zip(ds.iter_mut()) {
         *p /= total;
         *ds *= *p;
     }
-    let delta = fold(ds, 0.0, |a, b| a + b);
+    let delta = sum_of(lanes_of(ds, 0.0, |a, b| a + b));
     for (p, ds) in p.iter().zip(ds) {
         *ds -= p * delta;
     }
@@ -218,7 +221,7 @@ fn weights_and_derivatives(p: &mut [f32], ds: &mut [f32], keys: usize, scale: f3
 
 /// Folds a row in interleaved lanes, so that the loop vectorises.
 #[inline(always)]
-fn fold(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
+fn lanes_of(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
     let mut lanes = [start; LANES];
     let (blocks, rest) = x.as_chunks::<LANES>();
     assert!(rest.is_empty(), "a row of whole lanes");
@@ -227,13 +230,13 @@ fn fold(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
             *lane = f(*lane, *x);
         }
     }
-    fold_lanes(lanes, f)
+    lanes
 }
 
-/// Folds halves, so that this is a few vector instructions.
+/// The sum of the lanes, by halves, which are few instructions; in f64, so that no order matters.
 #[inline(always)]
-fn fold_lanes(lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let x: [f32; 8] = std::array::from_fn(|i| f(lanes[i], lanes[i + 8]));
-    let x: [f32; 4] = std::array::from_fn(|i| f(x[i], x[i + 4]));
-    f(f(x[0], x[2]), f(x[1], x[3]))
+fn sum_of(lanes: [f32; LANES]) -> f32 {
+    let x: [f64; 8] = std::array::from_fn(|i| f64::from(lanes[i]) + f64::from(lanes[i + 8]));
+    let x: [f64; 4] = std::array::from_fn(|i| x[i] + x[i + 4]);
+    ((x[0] + x[2]) + (x[1] + x[3])) as f32
 }
