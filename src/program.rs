@@ -33,7 +33,7 @@ use place::Placement;
 
 use crate::device::cpu::Cpu;
 use crate::device::gpu::{Bound, Gpu};
-use crate::device::{Buffer, Device};
+use crate::device::{Buffer, Device, Precision};
 use crate::error::{Error, Result};
 use crate::launch::Cost;
 use crate::tensor::Id;
@@ -155,6 +155,17 @@ impl Program {
     /// The device that it runs on.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// The precision that factors of products are rounded to: the device's, or that of a variant that was
+    /// picked.
+    pub fn factors(&self) -> Precision {
+        let rounds = |launch: &CompiledLaunch| launch.picked.as_ref().is_some_and(|of| of.variant.rounds);
+        match self.device.precision() {
+            Precision::Bf16 => Precision::Bf16,
+            _ if self.launches.iter().any(rounds) => Precision::F16,
+            _ => Precision::F32,
+        }
     }
 
     /// The launches of a run, in order.

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::measure::{below, numbers};
 use super::{Ceilings, Effort, time};
-use crate::device::Device;
 use crate::device::cpu::Cpu;
+use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::ops::conv2d::{Epilogue, Padding, conv2d};
 use crate::ops::matmul::{Transpose, matmul};
@@ -123,7 +123,7 @@ pub fn ladder(
         progress(&variant.name);
         let off = run(&mut program)?.iter().zip(&wanted).fold(0.0_f32, |top, (a, b)| top.max((a - b).abs()));
         let schedule = Schedule::of(variant.index);
-        let tolerance = if variant.rounds { HALF_TOLERANCE } else { TOLERANCE };
+        let tolerance = if program.factors() == Precision::F32 { TOLERANCE } else { HALF_TOLERANCE };
         if !below(f64::from(off), f64::from(tolerance * scale)) {
             return Err(Error::new(format!("{}: off by {off:.1e} of {scale:.1e}", variant.name)));
         }

@@ -19,7 +19,7 @@ use crate::tape::{Tape, Tensor};
 const TOLERANCE: f64 = 1e-5;
 /// The same where the factors of products are rounded to bf16.
 const BF16_TOLERANCE: f64 = 1e-2;
-/// The same of f16, to which a GPU may round them.
+/// And to f16, by a GPU's variant.
 const HALF_TOLERANCE: f64 = 1e-3;
 /// Largest error of a derivative against the difference of two forward passes, as a fraction.
 const GRADIENT_TOLERANCE: f64 = 2e-2;
@@ -240,7 +240,7 @@ impl CheckedOp<'_> {
             let index = probe * (y.len() - 1) / (PROBES - 1);
             let (wanted, magnitude) = (self.op.exact)(&self.values, index);
             let err = (f64::from(y[index]) - wanted).abs() / magnitude;
-            let tolerance = match self.program.device().precision() {
+            let tolerance = match self.program.factors() {
                 Precision::F32 => TOLERANCE,
                 Precision::F16 => HALF_TOLERANCE,
                 Precision::Bf16 => BF16_TOLERANCE,

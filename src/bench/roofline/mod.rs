@@ -82,15 +82,17 @@ impl Ceilings {
         };
         let memory = [Some(found.copy_gb_s), found.read_gb_s, found.triad_gb_s];
         // A ceiling that the program's own product exceeds would be none.
-        let with_product = |rate: f64| matmul.map_or(rate, |(product, _)| rate.max(product));
-        let rounds = device.precision() != Precision::F32;
+        let with_product = |rate: f64, of: Precision| match matmul {
+            Some((product, _, factors)) if factors == of => rate.max(product),
+            _ => rate,
+        };
         Ok(Ceilings {
             setting: Setting::of(device),
-            f32_gflops: if rounds { found.f32_gflops } else { with_product(found.f32_gflops) },
-            bf16_gflops: found.bf16_gflops.map(with_product),
+            f32_gflops: with_product(found.f32_gflops, Precision::F32),
+            bf16_gflops: found.bf16_gflops.map(|rate| with_product(rate, Precision::Bf16)),
             memory_gb_s: memory.into_iter().flatten().fold(0.0, f64::max),
-            matmul_gflops: matmul.map(|(rate, _)| rate),
-            matmul_side: matmul.map(|(_, side)| side),
+            matmul_gflops: matmul.map(|(rate, ..)| rate),
+            matmul_side: matmul.map(|(_, side, _)| side),
             ..found
         })
     }
@@ -123,9 +125,9 @@ fn shortest(effort: Effort, mut run: impl FnMut() -> Result<f64>) -> Result<f64>
     Ok(best)
 }
 
-/// GFLOP/s of the program's own matrix product, and the side of the matrices: large enough that one takes
-/// about a hundredth of a second.
-fn product(device: &Device, effort: Effort) -> Result<(f64, usize)> {
+/// GFLOP/s of the program's own matrix product, the side of the matrices, large enough that one takes about a
+/// hundredth of a second, and the precision of their factors.
+fn product(device: &Device, effort: Effort) -> Result<(f64, usize, Precision)> {
     let mut side = 512;
     loop {
         let tape = Tape::new();
@@ -146,15 +148,14 @@ fn product(device: &Device, effort: Effort) -> Result<(f64, usize)> {
             (0..side).map(|k| f64::from(left[(side - 1) * side + k]) * f64::from(right[k * side])).sum();
         let got = f64::from(program.read(&y)?[(side - 1) * side]);
         let size = (side as f64).sqrt();
-        let tolerance = match device.precision() {
+        let tolerance = match program.factors() {
             Precision::F32 => 1e-4,
-            // The factors may be rounded.
             Precision::F16 => 2e-3,
             Precision::Bf16 => 2e-2,
         };
         check("the matrix product", (got - wanted).abs() / size, tolerance)?;
         if best > 5e-3 || side >= 8192 {
-            return Ok((program.cost().flops as f64 / best * 1e-9, side));
+            return Ok((program.cost().flops as f64 / best * 1e-9, side, program.factors()));
         }
         side *= 2;
     }

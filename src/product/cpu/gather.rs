@@ -20,7 +20,8 @@ use crate::shared::Shared;
 const FEW: usize = 192;
 
 /// Panels that such a task packs at most: a row of them is read as one run, which the memory gives faster
-/// than lines that lie apart. And tasks that are better than wide ones, and as good in multiples.
+/// than lines that lie apart. And tasks that are better than wide ones: so many or a multiple, for which
+/// threads find equal work.
 const MOST_PANELS: usize = 4;
 const FEW_TASKS: usize = 8;
 

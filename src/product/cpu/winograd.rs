@@ -24,7 +24,7 @@ use crate::simd::vectorized;
 /// Places of a tile.
 pub const PLACES: usize = 16;
 
-/// Tiles of a task: whole register tiles of any machine. More where the weights do not stay in a cache
+/// Tiles of a task: whole register tiles of any machine. More where the weights do not stay in the last cache
 /// between two tasks, because each task reads all of them.
 const TASK: usize = 24;
 const MOST_OF_TASK: usize = 96;

@@ -48,7 +48,7 @@ fn run(arguments: &Arguments, out: &mut impl Write) -> Outcome<()> {
         |name: &str| arguments.kernels.is_empty() || arguments.kernels.iter().any(|k| name.contains(k));
     for kernel in denoir::ops::KERNELS.iter().filter(|kernel| wanted(kernel.name)) {
         for knobs in kernel.knob_sets {
-            // Drivers without cooperative matrices crash on them, and no card is asked for what it has.
+            // Drivers crash that have no cooperative matrices.
             if knobs.iter().any(|(_, file)| file.starts_with("product/matrices_")) {
                 continue;
             }
