@@ -13,6 +13,7 @@ use safetensors::tensor::{Dtype, View};
 use serde::Serialize;
 
 use crate::checkpoint::{cannot_write, write_views, write_whole};
+use crate::device::Precision;
 use crate::error::{Error, Result, need};
 use crate::program::Description;
 use crate::sample::{Options, Recorded, Texts, Trained};
@@ -39,6 +40,8 @@ pub struct Offer {
     pub walks: Vec<(String, Options)>,
     /// Weights as 16-bit floats: half the bytes to load. They are computed with as 32-bit floats.
     pub half: bool,
+    /// Of the programs: f32 or f16.
+    pub precision: Precision,
 }
 
 /// `program.json`.
@@ -110,7 +113,7 @@ pub fn write(folder: &Path, trained: &Trained, offer: &Offer) -> Result<Written>
     }
     let options: Vec<Options> = offer.walks.iter().map(|(_, options)| options.clone()).collect();
     let recorded = source.record_all(&options, offer.count, text)?;
-    let programs = described(&recorded)?;
+    let programs = described(&recorded, offer.precision)?;
     let (tensors, walks) = tensors(&recorded, offer)?;
     let page = Page {
         format: FORMAT,
@@ -151,8 +154,8 @@ pub fn write(folder: &Path, trained: &Trained, offer: &Offer) -> Result<Written>
     })
 }
 
-fn described(recorded: &Recorded) -> Result<Description> {
-    let mut programs = Description::new();
+fn described(recorded: &Recorded, precision: Precision) -> Result<Description> {
+    let mut programs = Description::new(precision);
     programs.add("start", &recorded.start)?;
     programs.add("step", &recorded.step)?;
     let more = [("guided", &recorded.guided), ("decode", &recorded.decode), ("text", &recorded.text)];

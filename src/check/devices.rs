@@ -45,22 +45,26 @@ pub fn devices() -> &'static [(String, Device)] {
     })
 }
 
-/// Each GPU with all that it offers, its tensors in 16 bits between launches; and the CPU device with
-/// products of bf16 numbers, where the processor has them.
+/// Each GPU with its tensors in 16 bits between launches, with all that it offers and on the plain path, where
+/// words hold two numbers; and the CPU device with products of bf16 numbers, where the processor has them.
 pub(super) fn half_devices() -> &'static [(String, Device)] {
     static DEVICES: OnceLock<Vec<(String, Device)>> = OnceLock::new();
     DEVICES.get_or_init(|| {
         let cpu = Device::open("cpu").expect("threads start").with_precision(Precision::Bf16);
         let cpu = cpu.inspect_err(|e| eprintln!("products of bf16 numbers are not checked: {e}"));
-        let open = |adapter: adapters::Adapter| {
-            let mut gpu = adapters::open(Some(&adapter.index.to_string())).expect("the adapter opens");
-            gpu.halves = gpu.has_f16();
-            gpu.halves.then(|| (format!("{} {HALVES}", adapter.name), Device::Gpu(Arc::new(gpu))))
-        };
-        let gpus: Vec<(String, Device)> = adapters::list().into_iter().filter_map(open).collect();
-        if gpus.is_empty() {
-            eprintln!("no adapter here has 16-bit floats: tensors of 16 bits are not checked");
+        let mut all = Vec::new();
+        for adapter in adapters::list() {
+            let mut plain = adapters::open(Some(&adapter.index.to_string())).expect("the adapter opens");
+            plain.halves = true;
+            let offers = std::mem::take(&mut plain.dialect);
+            all.push((format!("{} {HALVES} on the plain path", adapter.name), plain));
+            if offers.f16 {
+                let mut full = adapters::open(Some(&adapter.index.to_string())).expect("the adapter opens");
+                full.halves = true;
+                all.push((format!("{} {HALVES}", adapter.name), full));
+            }
         }
-        gpus.into_iter().chain(cpu.ok().map(|cpu| (format!("cpu {BF16}"), cpu))).collect()
+        let gpus = all.into_iter().map(|(name, gpu)| (name, Device::Gpu(Arc::new(gpu))));
+        gpus.chain(cpu.ok().map(|cpu| (format!("cpu {BF16}"), cpu))).collect()
     })
 }

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::output::make_empty_folder;
-use super::{any, note, note_remarks, number, print, thousands};
-use crate::device::{Device, size};
+use super::{any, named, note, note_remarks, number, print, thousands};
+use crate::device::{Device, Precision, size};
 use crate::error::{Error, Result, need, quoted};
 use crate::sample::{Options, Trained};
 use crate::web::{self, Offer};
@@ -28,12 +28,17 @@ pub struct Arguments {
     /// Weights as 16-bit floats: half as much to load, and numbers that differ in the fourth digit
     #[arg(long)]
     f16: bool,
+    /// f32; or f16, 16 bits for the tensors between kernels: about half of the memory beside the weights
+    #[arg(long, default_value = "f32", value_parser = named::<Precision>)]
+    precision: Precision,
 }
 
 /// The numbers of steps that a page offers by default, as far as the model has so many timesteps.
 const OFFERED: [usize; 4] = [50, 20, 10, 100];
 
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let is_there = arguments.precision != Precision::Bf16;
+    need(is_there, "--precision bf16 is a precision of the CPU device", "use f32 or f16")?;
     let device = Device::open("cpu")?;
     let trained = Trained::open(&arguments.run, &device)?;
     note_remarks(&trained);
@@ -68,7 +73,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let out = &arguments.out;
     let is_new = !out.exists();
     make_empty_folder(out)?;
-    let offer = Offer { count: arguments.count, walks, half: arguments.f16 };
+    let Arguments { count, f16: half, precision, .. } = *arguments;
+    let offer = Offer { count, walks, half, precision };
     let written = web::write(out, &trained, &offer).inspect_err(|_| {
         // Where nothing was written, nothing stays; a folder with files in it is not removed so.
         let _ = is_new.then(|| std::fs::remove_dir(out));

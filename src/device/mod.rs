@@ -115,15 +115,12 @@ impl Device {
     /// When the device has clones.
     pub fn with_precision(self, precision: Precision) -> Result<Self> {
         let lacks = |what: String, hint| Err(Error::usage(what).hint(hint));
-        let halves = "use --precision f32, or a GPU that has f16 among its features (`denoir devices`)";
         match (precision, self) {
             (Precision::F32, device) => Ok(device),
-            (Precision::F16, Device::Cpu(_)) => {
-                lacks("the CPU device keeps no tensors in 16 bits".to_owned(), halves)
-            }
-            (Precision::F16, Device::Gpu(gpu)) if !gpu.has_f16() => {
-                lacks(format!("{} has no 16-bit floats", gpu.name()), halves)
-            }
+            (Precision::F16, Device::Cpu(_)) => lacks(
+                "the CPU device keeps no tensors in 16 bits".to_owned(),
+                "use --precision f32, or a GPU",
+            ),
             (Precision::F16, Device::Gpu(mut gpu)) => {
                 Arc::get_mut(&mut gpu).expect("the device has no clones yet").halves = true;
                 Ok(Device::Gpu(gpu))

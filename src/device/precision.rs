@@ -10,8 +10,8 @@ pub enum Precision {
     /// All numbers have 32 bits.
     #[default]
     F32,
-    /// On a GPU that has them, the tensors between launches have 16 bits: half the memory and traffic.
-    /// Kernels compute in 32.
+    /// On a GPU, the tensors between launches have 16 bits: half the memory and traffic. Kernels compute
+    /// in 32.
     F16,
     /// On a processor that has the instructions, the CPU device rounds the factors of products (convolution,
     /// matrix product, attention) to bf16 and multiplies two at a time. Tensors keep 32 bits.

@@ -15,7 +15,7 @@ use super::plan::{Plan, Step};
 use crate::device::gpu::fits;
 use crate::device::gpu::shader::{Binding, Interface, Knob, Module};
 use crate::device::gpu::web::{ALIGNMENT, Web};
-use crate::device::size;
+use crate::device::{Precision, size};
 use crate::error::{Error, Result};
 use crate::launch::Dispatch;
 use crate::tape::Tape;
@@ -74,18 +74,22 @@ pub(crate) struct KernelText {
     /// Name of the file.
     pub file: String,
     pub text: String,
-    key: (&'static str, &'static [Knob]),
+    key: TextKey,
     module: Module,
 }
 
+/// The identity of a text: kernel, knobs, and the variables of 16 bits.
+type TextKey = (&'static str, &'static [Knob], Vec<&'static str>);
+
 impl Description {
-    pub fn new() -> Description {
+    /// Of programs in `precision`.
+    pub fn new(precision: Precision) -> Description {
         Description {
             buffers: BTreeMap::new(),
             pipelines: Vec::new(),
             programs: BTreeMap::new(),
             kernels: Vec::new(),
-            web: Web::new(),
+            web: Web::new(precision),
         }
     }
 
@@ -123,7 +127,12 @@ impl Description {
         let placement = Placement::of(&plan, &plan.layout(Sharing::Shared), block, store)?;
         let (mut submissions, mut operations) = (vec![Vec::new()], 0);
         for step in &plan.steps {
-            let (operands, dispatches) = (placement.operands(step), self.dispatches_of(step)?);
+            let operands = placement.operands(step);
+            let halves = |dispatch: &Dispatch| -> Vec<&'static str> {
+                let of_16_bits = dispatch.binds.iter().filter(|bind| operands.of(bind.slot).half);
+                of_16_bits.map(|bind| bind.name).collect()
+            };
+            let dispatches = self.dispatches_of(step, halves)?;
             let work = work_of(plan.cost_of(step)) / dispatches.len().max(1) as u64;
             for dispatch in &dispatches {
                 let parts = parts_of(dispatch, self.web.grid, self.web.sub_dispatches(work));
@@ -134,7 +143,7 @@ impl Description {
                     self.check_range(step, first, bytes)?;
                     seen.push((bind.name, (buffer.clone(), first, bytes)));
                 }
-                let (pipeline, interface) = self.pipeline(dispatch);
+                let (pipeline, interface) = self.pipeline(dispatch, halves(dispatch));
                 let at = format!("{} {}", dispatch.kernel.name, dispatch.entry);
                 for (params, groups) in parts {
                     if !fits(&mut operations, each) {
@@ -158,15 +167,19 @@ impl Description {
     }
 
     /// The dispatches of the first variant of a step that keeps within the limits.
-    fn dispatches_of(&mut self, step: &Step) -> Result<Vec<Dispatch>> {
+    fn dispatches_of(
+        &mut self,
+        step: &Step,
+        halves: impl Fn(&Dispatch) -> Vec<&'static str>,
+    ) -> Result<Vec<Dispatch>> {
         let variants = step.tuning().variants(&self.web.traits());
         let indices = variants.iter().map(|variant| variant.index).chain(variants.is_empty().then_some(0));
         let mut lacks = None;
         for index in indices {
             let dispatches = step.dispatches(index);
             let lack = dispatches.iter().find_map(|dispatch| {
-                let interface = self.interface(dispatch);
-                self.web.lacks(&interface)
+                let kernel = self.kernel(dispatch, halves(dispatch));
+                self.web.lacks(&self.interface(kernel, dispatch))
             });
             match lack {
                 None => return Ok(dispatches),
@@ -189,30 +202,31 @@ impl Description {
             .hint("take a smaller --count, or sample it with `denoir sample`"))
     }
 
-    /// The number of a kernel's text, which is made at its first use.
-    fn kernel(&mut self, dispatch: &Dispatch) -> usize {
-        let (kernel, key) = (dispatch.kernel, (dispatch.kernel.name, dispatch.knobs));
+    /// The number of a kernel's text, which is made at its first use. `halves`: its variables of 16 bits.
+    fn kernel(&mut self, dispatch: &Dispatch, halves: Vec<&'static str>) -> usize {
+        let (kernel, key) = (dispatch.kernel, (dispatch.kernel.name, dispatch.knobs, halves));
         if let Some(found) = self.kernels.iter().position(|made| made.key == key) {
             return found;
         }
-        let expanded = kernel.expand(dispatch.knobs, self.web.dialect);
-        let module = expanded.parse().unwrap_or_else(|e| panic!("a kernel of denoir's own: {e}"));
+        let expanded = kernel.expand(dispatch.knobs, self.web.dialect).in_halves(&key.2, self.web.dialect);
+        let parsed = expanded.and_then(|expanded| Ok((expanded.parse()?, expanded.text)));
+        let (module, text) = parsed.unwrap_or_else(|e| panic!("a kernel of denoir's own: {e}"));
         let before = self.kernels.iter().filter(|made| made.key.0 == kernel.name).count();
         let number = if before > 0 { format!("-{}", before + 1) } else { String::new() };
         let file = format!("{}{number}.wgsl", kernel.name.replace('/', "-"));
-        self.kernels.push(KernelText { file, text: expanded.text, key, module });
+        self.kernels.push(KernelText { file, text, key, module });
         self.kernels.len() - 1
     }
 
-    fn interface(&mut self, dispatch: &Dispatch) -> Interface {
-        let kernel = self.kernel(dispatch);
+    fn interface(&self, kernel: usize, dispatch: &Dispatch) -> Interface {
         let interface = self.kernels[kernel].module.interface(dispatch.entry);
         interface.unwrap_or_else(|| panic!("{}: no entry {}", dispatch.kernel.name, dispatch.entry))
     }
 
     /// The number of a dispatch's pipeline, which is made at its first use.
-    fn pipeline(&mut self, dispatch: &Dispatch) -> (usize, Interface) {
-        let (kernel, interface, entry) = (self.kernel(dispatch), self.interface(dispatch), dispatch.entry);
+    fn pipeline(&mut self, dispatch: &Dispatch, halves: Vec<&'static str>) -> (usize, Interface) {
+        let (kernel, entry) = (self.kernel(dispatch, halves), dispatch.entry);
+        let interface = self.interface(kernel, dispatch);
         let made = self.pipelines.iter().position(|made| (made.number, made.entry) == (kernel, entry));
         let number = made.unwrap_or_else(|| {
             let mut params = vec![String::new(); interface.params_size as usize / 4];

@@ -116,7 +116,8 @@ fn pick_by(gpu: &Gpu, plan: &Plan, clock: &mut Clock) -> Result<Vec<Option<Picke
 }
 
 fn key_of(gpu: &Gpu, step: &Step, variants: &[Variant]) -> Key {
-    let mut texts: Vec<String> = gpu.halves.then(|| "16 bits".to_owned()).into_iter().collect();
+    let layout = if gpu.dialect.f16 { "16 bits" } else { "16 bits, packed" };
+    let mut texts: Vec<String> = gpu.halves.then(|| layout.to_owned()).into_iter().collect();
     let mut seen = Vec::new();
     for variant in variants {
         texts.push(variant.name.clone());

@@ -87,10 +87,10 @@ impl DryRun {
     }
 }
 
-/// The properties of a GPU that could keep tensors in 16 bits, if it did.
+/// The properties of a GPU that kept tensors in 16 bits, if it does not.
 fn halved(device: &Device) -> Option<Traits> {
     match device {
-        Device::Gpu(gpu) if gpu.has_f16() && !gpu.halves => Some(Traits { halves: true, ..gpu.traits() }),
+        Device::Gpu(gpu) if !gpu.halves => Some(Traits { halves: true, ..gpu.traits() }),
         _ => None,
     }
 }

@@ -13,10 +13,10 @@ use naga::proc::BoundsCheckPolicies;
 use crate::place::{leavings, root};
 
 const DIALECTS: [Dialect; 4] = [
-    Dialect { immediates: false, subgroups: false },
-    Dialect { immediates: true, subgroups: false },
-    Dialect { immediates: false, subgroups: true },
-    Dialect { immediates: true, subgroups: true },
+    Dialect { immediates: false, subgroups: false, f16: false },
+    Dialect { immediates: true, subgroups: false, f16: false },
+    Dialect { immediates: false, subgroups: true, f16: true },
+    Dialect { immediates: true, subgroups: true, f16: true },
 ];
 
 /// For one entry of a kernel, on a busy machine.
@@ -88,7 +88,7 @@ fn every_kernel_is_written_as_spirv() {
         let words = spv::write_vec(&module.naga, &module.info, &options, None)
             .unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(words.len() > 100, "{name}");
-        if dialect == (Dialect { immediates: true, subgroups: true }) {
+        if dialect == (Dialect { immediates: true, subgroups: true, f16: true }) {
             // For the compilers of other drivers.
             let file = leavings().join("kernels").join(format!("{name}.spv"));
             std::fs::write(file, bytemuck::cast_slice(&words)).unwrap();

@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
+use denoir::device::gpu::adapters;
 use denoir::device::{Device, Precision};
 use denoir::error::Result;
 use denoir::nn::{Scope, linear};
@@ -40,13 +42,36 @@ fn run(trainer: &mut Trainer, steps: u64) -> Vec<Outcome> {
     outcomes
 }
 
-/// Every GPU that has 16-bit floats, with tensors of 16 bits.
+/// Every GPU with tensors of 16 bits: in arrays of f16, where it has them, and packed in words.
 fn half_devices() -> Vec<Device> {
-    let gpus = devices().into_iter().filter(|device| matches!(device, Device::Gpu(gpu) if gpu.has_f16()));
-    let name = |device: &Device| format!("gpu:{}", device.describe());
-    let names: Vec<String> = gpus.map(|device| name(&device)).collect();
-    assert!(!names.is_empty(), "no GPU here has 16-bit floats");
-    names.iter().map(|name| Device::open(name).unwrap().with_precision(Precision::F16).unwrap()).collect()
+    let mut all = Vec::new();
+    for (adapter, has_f16) in adapters::list().iter().flat_map(|adapter| [(adapter, true), (adapter, false)])
+    {
+        let mut gpu = adapters::open(Some(&adapter.index.to_string())).unwrap();
+        gpu.halves = true;
+        if gpu.dialect.f16 || !has_f16 {
+            gpu.dialect.f16 = has_f16;
+            all.push(Device::Gpu(Arc::new(gpu)));
+        }
+    }
+    assert!(!all.is_empty(), "no GPU here");
+    all
+}
+
+#[test]
+fn packed_in_words_the_numbers_are_the_same() {
+    let trained = |device: &Device| {
+        let mut trainer = Trainer::new(device, options(), objective).unwrap();
+        let losses: Vec<f32> = run(&mut trainer, 20).iter().map(|outcome| outcome.loss).collect();
+        (losses, trainer.values().unwrap().sets)
+    };
+    let devices = half_devices();
+    let Some((native, packed)) =
+        devices.iter().zip(&devices[1..]).find(|(a, b)| a.describe() == b.describe())
+    else {
+        return eprintln!("no adapter here has f16: nothing to compare with");
+    };
+    assert!(trained(native) == trained(packed));
 }
 
 fn options() -> TrainOptions {

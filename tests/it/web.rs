@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use denoir::data::read_picture;
-use denoir::device::Device;
+use denoir::device::{Device, Precision};
 use denoir::sample::{Given, Options, Trained};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -152,6 +152,15 @@ fn a_page_keeps_what_browsers_promise_and_refuses_what_they_cannot_do() {
             }
         }
     }
+    // Tensors of 16 bits, packed: less memory.
+    runs(at, &["web", "pixels", "--out", "packed", "--precision", "f16", "--steps", "3"]);
+    let blocks = |site: &str| -> u64 {
+        let page = program_of(&at.join(site));
+        let buffers = page["buffers"].as_object().unwrap().iter();
+        buffers.filter(|(name, _)| name.starts_with("block")).map(|(_, bytes)| bytes.as_u64().unwrap()).sum()
+    };
+    assert!(10 * blocks("packed") < 7 * blocks("pixels.site"), "{}", blocks("packed"));
+    fails(at, &["web", "pixels", "--out", "no", "--precision", "bf16"], 2, &["of the CPU device"]);
     // Half the bytes.
     runs(at, &["web", "pixels", "--out", "half", "--f16", "--steps", "3"]);
     let weights = |site: &str| fs::metadata(at.join(site).join("weights.safetensors")).unwrap().len();
@@ -213,20 +222,25 @@ fn a_browser_draws_the_samples_of_vulkan() {
         ("fills", ("ddim", 4), None, 1.0),
         // The same, with a hole where a picture says.
         ("masked", ("ddpm", 4), None, 1.0),
+        // With tensors of 16 bits.
+        ("half_classes", ("ddim", 4), Some([3, 7]), 2.5),
+        ("half_latents", ("ddim", 4), None, 1.0),
+        ("half_texts", ("ddim", 4), None, 2.5),
     ];
-    let path = |run: &str| match run {
+    let path = |run: &str| match run.trim_start_matches("half_") {
         "masked" => at.join("fills").display().to_string(),
-        _ if run.starts_with("tiny_") => golden(run),
-        _ => at.join(run).display().to_string(),
+        run if run.starts_with("tiny_") => golden(run),
+        run => at.join(run).display().to_string(),
     };
+    let precision = |run: &str| if run.starts_with("half_") { Precision::F16 } else { Precision::F32 };
     let [prompt, negative] = TEXTS;
     let mut requests = Vec::new();
     for (run, (sampler, steps), labels, guidance) in cases {
         let site = format!("{run}-{sampler}");
         if !at.join(&site).exists() {
-            let steps = steps.to_string();
-            let run = path(run);
-            runs(at, &["web", &run, "--out", &site, "--sampler", sampler, "--steps", &steps, "--count", "2"]);
+            let (steps, precision, run) = (steps.to_string(), precision(run).name(), path(run));
+            let walk = ["--sampler", sampler, "--steps", &steps, "--count", "2", "--precision", precision];
+            runs(at, &[&["web", &run, "--out", &site][..], &walk].concat());
         }
         let request = json!({ "seed": seed.to_string(), "labels": labels, "guidance": guidance,
             "prompt": prompt, "negative": negative });
@@ -238,8 +252,9 @@ fn a_browser_draws_the_samples_of_vulkan() {
     fs::write(at.join("test.html"), PAGE).unwrap();
     let (port, results) = serve(at.to_owned());
     let _browser = browse(&at.join("profile"), &format!("http://127.0.0.1:{port}/test.html"));
-    let gpu = Device::open("gpu").expect("an adapter: tools/test installs a software driver");
     for (run, (sampler, steps), labels, guidance) in cases {
+        let gpu = Device::open("gpu").expect("an adapter: tools/test installs a software driver");
+        let gpu = gpu.with_precision(precision(run)).unwrap();
         let trained = Trained::open(Path::new(&path(run)), &gpu).unwrap();
         let mut source = trained.source();
         if let Some(text) = trained.text() {
@@ -276,7 +291,9 @@ fn a_browser_draws_the_samples_of_vulkan() {
         {
             let error = distance(got, wanted);
             println!("{name}: {what} differ by {error:.1e} of the largest");
-            assert!(error <= 1e-4, "{name}: {what} differ by {error:e} of the largest");
+            // Numbers that differ in the last digit round to other ones of 16 bits.
+            let tolerance = if precision(run) == Precision::F16 { 5e-3 } else { 1e-4 };
+            assert!(error <= tolerance, "{name}: {what} differ by {error:e} of the largest");
         }
     }
 }

@@ -39,7 +39,7 @@ pub struct Gpu {
     /// Kernels are compiled with the checks that naga injects, which hide accesses outside a tensor.
     pub checked: bool,
     /// Programs keep the tensors between their launches in 16 bits; what is stored, and what is read of a
-    /// program, keeps its 32. Kernels compute in f32 all the same. Only where [`Gpu::has_f16`].
+    /// program, keeps its 32. Kernels compute in f32 all the same.
     pub halves: bool,
     /// Layout of dispatches.
     pub grid: Grid,
@@ -90,6 +90,7 @@ impl Gpu {
         let dialect = Dialect {
             immediates: features.contains(wgpu::Features::IMMEDIATES) && limits.max_immediate_size >= 128,
             subgroups: features.contains(wgpu::Features::SUBGROUP),
+            f16: features.contains(wgpu::Features::SHADER_F16),
         };
         Ok(Gpu {
             faults: faults::watch(&device),
@@ -139,7 +140,7 @@ impl Gpu {
             software: self.is_software(),
             broadcasts: self.dialect.subgroups && self.info.subgroup_min_size >= 8,
             halves: self.halves,
-            matrices: self.matrices,
+            matrices: self.matrices.filter(|_| self.dialect.f16),
         }
     }
 

@@ -67,7 +67,7 @@ impl Gpu {
     ) -> Result<Pipeline> {
         let at = place(kernel.name, entry);
         let began = Instant::now();
-        let expanded = kernel.expand(knobs, self.dialect).in_halves(halves)?;
+        let expanded = kernel.expand(knobs, self.dialect).in_halves(halves, self.dialect)?;
         let interface =
             expanded.parse()?.interface(entry).unwrap_or_else(|| panic!("{at}: no such entry point"));
         self.guarded(&format!("compiling {at}"), || {

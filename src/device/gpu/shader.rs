@@ -80,6 +80,8 @@ pub struct Dialect {
     pub immediates: bool,
     /// Reductions through subgroup operations.
     pub subgroups: bool,
+    /// Tensors of 16 bits as arrays of f16 instead of words that hold two numbers.
+    pub f16: bool,
 }
 
 /// The text to compile, and the origin of each of its lines.
@@ -169,11 +171,12 @@ impl Expanded {
     ///
     /// # Errors
     /// The message begins with the kernel's file.
-    pub fn in_halves(self, names: &[&str]) -> Result<Expanded> {
+    pub fn in_halves(self, names: &[&str], dialect: Dialect) -> Result<Expanded> {
         if names.is_empty() {
             return Ok(self);
         }
-        let text = halves::in_halves(&self.text, &self.parse()?.naga, names);
+        let layout = if dialect.f16 { halves::Layout::Native } else { halves::Layout::Packed };
+        let text = halves::in_halves(&self.text, &self.parse()?.naga, names, layout);
         let text = text.map_err(|e| Error::new(format!("{}: in 16 bits: {e}", self.place(0))))?;
         Ok(Expanded { text, ..self })
     }

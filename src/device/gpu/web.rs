@@ -3,14 +3,15 @@
 use super::adapters::Traits;
 use super::grid::{Grid, sub_dispatches};
 use super::shader::{Dialect, Interface};
-use crate::device::size;
+use crate::device::{Precision, size};
 
 /// Offsets of all bindings are multiples of so many bytes.
 pub(crate) const ALIGNMENT: usize = 256;
 
-/// What WebGPU promises on every adapter, and no more: no subgroups, no immediates, no 16-bit floats.
+/// What WebGPU promises on every adapter, and no more: no subgroups, no immediates, no type f16.
 pub(crate) struct Web {
     limits: wgpu::Limits,
+    halves: bool,
     /// The dialect of kernels.
     pub dialect: Dialect,
     /// Layout of dispatches.
@@ -18,15 +19,21 @@ pub(crate) struct Web {
 }
 
 impl Web {
-    pub fn new() -> Web {
+    /// For programs in `precision`.
+    pub fn new(precision: Precision) -> Web {
         // Those of the specification.
         let limits = wgpu::Limits::default();
-        Web { limits, dialect: Dialect::default(), grid: Grid::default() }
+        Web {
+            limits,
+            halves: precision == Precision::F16,
+            dialect: Dialect::default(),
+            grid: Grid::default(),
+        }
     }
 
     /// The properties that decide which variants launches have there.
     pub fn traits(&self) -> Traits {
-        Traits { software: false, broadcasts: false, halves: false, matrices: None }
+        Traits { software: false, broadcasts: false, halves: self.halves, matrices: None }
     }
 
     /// As [`super::Gpu::sub_dispatches`], of a GPU that nobody has seen.
@@ -66,12 +73,12 @@ mod tests {
     /// The numbers of the specification (W3C WebGPU, section 3.6.2), which all else here rests on.
     #[test]
     fn limits_are_those_of_every_browser() {
-        let Web { limits, dialect, .. } = Web::new();
+        let Web { limits, dialect, .. } = Web::new(Precision::F32);
         assert_eq!(limits.max_storage_buffers_per_shader_stage, 8);
         assert_eq!(limits.max_compute_invocations_per_workgroup, 256);
         assert_eq!(limits.max_compute_workgroup_storage_size, 16 << 10);
         assert_eq!(limits.max_storage_buffer_binding_size, 128 << 20);
         assert_eq!(limits.min_storage_buffer_offset_alignment as usize, ALIGNMENT);
-        assert!(!dialect.immediates && !dialect.subgroups);
+        assert_eq!(dialect, Dialect::default());
     }
 }

@@ -1,17 +1,37 @@
 //! Kernels whose tensors have 16 bits in memory.
 //!
-//! A kernel computes in f32, and its text says so. Where a tensor is kept in f16 the text is rewritten: the
-//! binding becomes an array of f16, what is loaded from it is widened, and what is stored there is rounded.
-//! naga tells the places, so that no kernel is written twice.
+//! A kernel computes in f32, and its text says so. Where a tensor is kept in f16 the text is rewritten: what
+//! is loaded from it is widened, and what is stored there is rounded. Its binding becomes an array of f16 on
+//! a device that has them; elsewhere an array of words that hold two numbers each, the same bytes, which
+//! functions that are added to the text pack and unpack. naga tells the places, so that no kernel is written
+//! twice.
 
 use std::ops::Range;
 
-use naga::{Block, Expression, Function, Handle, Module, Scalar, Span, Statement, TypeInner};
+use naga::{Block, Expression, Function, Handle, Module, Scalar, Span, Statement, StorageAccess, TypeInner};
+
+/// How numbers of 16 bits lie in memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// As elements of type f16.
+    Native,
+    /// Two in each word.
+    Packed,
+}
 
 /// `text` with the storage variables called `names` in 16 bits and its lines where they were; or why it
 /// cannot be so. `module`: what naga makes of `text`.
-pub(super) fn in_halves(text: &str, module: &Module, names: &[&str]) -> Result<String, String> {
-    let mut edits = Edits { text, module, names, all: vec![(0..0, "enable f16; ".to_owned())] };
+pub(super) fn in_halves(
+    text: &str,
+    module: &Module,
+    names: &[&str],
+    layout: Layout,
+) -> Result<String, String> {
+    let mut edits = Edits { text, module, names, layout, all: Vec::new() };
+    if layout == Layout::Native {
+        edits.replace(0..0, "enable f16; ".to_owned());
+    }
+    let mut functions = String::new();
     for name in names {
         let mut variables = module.global_variables.iter();
         let variable = variables.find(|(_, variable)| variable.name.as_deref() == Some(*name));
@@ -21,7 +41,19 @@ pub(super) fn in_halves(text: &str, module: &Module, names: &[&str]) -> Result<S
         let (first, last) = (text[declared.clone()].find("array<"), text[declared.clone()].rfind('>'));
         let (first, last) =
             first.zip(last).ok_or_else(|| format!("`{name}` is not declared as array<..>"))?;
-        edits.replace(declared.start + first..declared.start + last + 1, format!("array<{}>", half(element)));
+        let ty = match layout {
+            Layout::Native => typed(element, "f16"),
+            Layout::Packed => {
+                let access = match variable.space {
+                    naga::AddressSpace::Storage { access } => access,
+                    _ => StorageAccess::empty(),
+                };
+                let (ty, access) = packed(name, element, access.contains(StorageAccess::STORE))?;
+                functions += &access;
+                ty.to_owned()
+            }
+        };
+        edits.replace(declared.start + first..declared.start + last + 1, format!("array<{ty}>"));
     }
     let entries = module.entry_points.iter().map(|entry| &entry.function);
     for function in module.functions.iter().map(|(_, function)| function).chain(entries) {
@@ -29,7 +61,50 @@ pub(super) fn in_halves(text: &str, module: &Module, names: &[&str]) -> Result<S
         edits.stores(function, &function.body, &mut updated)?;
         edits.loads(function, &updated)?;
     }
-    Ok(edits.applied())
+    if layout == Layout::Packed {
+        functions += PAIR;
+    }
+    Ok(edits.applied() + &functions)
+}
+
+/// Rounds two numbers to a word. What `pack2x16float` makes of numbers above 65,504 and of NaN is open.
+const PAIR: &str = "
+fn packed_pair(v: vec2<f32>) -> u32 {
+    let bits = bitcast<vec2<u32>>(v);
+    let size = bits & vec2<u32>(0x7fffffffu);
+    let large = size >= vec2<u32>(0x477ff000u);
+    let special = select(vec2<u32>(0x7c00u), vec2<u32>(0x7e00u), size > vec2<u32>(0x7f800000u));
+    let signed = select(vec2<u32>(), special | ((bits >> vec2<u32>(16u)) & vec2<u32>(0x8000u)), large);
+    return pack2x16float(select(v, vec2<f32>(), large)) | signed.x | (signed.y << 16u);
+}
+";
+
+/// The type of the elements of the array `name` that hold vectors of so many numbers packed, and the functions
+/// that load and store one.
+fn packed(name: &str, width: usize, writable: bool) -> Result<(&'static str, String), String> {
+    let (ty, load, store) = match (width, writable) {
+        (1, false) => ("u32", "unpack2x16float(NAME[i / 2u])[i % 2u]", ""),
+        // The neighbour in the word is another thread's.
+        (1, true) => (
+            "atomic<u32>",
+            "unpack2x16float(atomicLoad(&NAME[i / 2u]))[i % 2u]",
+            "let bits = packed_pair(vec2<f32>(v)) ^ atomicLoad(&NAME[i / 2u]); \
+             atomicXor(&NAME[i / 2u], bits & (0xffffu << (16u * (i % 2u))));",
+        ),
+        (2, _) => ("u32", "unpack2x16float(NAME[i])", "NAME[i] = packed_pair(v);"),
+        (4, _) => (
+            "vec2<u32>",
+            "vec4<f32>(unpack2x16float(NAME[i].x), unpack2x16float(NAME[i].y))",
+            "NAME[i] = vec2<u32>(packed_pair(v.xy), packed_pair(v.zw));",
+        ),
+        _ => return Err(format!("`{name}` is an array of vectors of {width}")),
+    };
+    let wide = typed(width, "f32");
+    let mut functions = format!("fn packed_load_NAME(i: u32) -> {wide} {{ return {load}; }}\n");
+    if writable {
+        functions += &format!("fn packed_store_NAME(i: u32, v: {wide}) {{ {store} }}\n");
+    }
+    Ok((ty, functions.replace("NAME", name)))
 }
 
 /// Number of elements of a scalar or vector of f32.
@@ -45,12 +120,17 @@ fn typed(width: usize, scalar: &str) -> String {
     if width == 1 { scalar.to_owned() } else { format!("vec{width}<{scalar}>") }
 }
 
-fn half(width: usize) -> String {
-    typed(width, "f16")
-}
-
 fn range(span: Span) -> Result<Range<usize>, String> {
     span.to_range().ok_or_else(|| "naga does not say where something stands".to_owned())
+}
+
+/// What a pointer points to.
+struct Pointed<'a> {
+    /// Of the variable.
+    name: &'a str,
+    /// The pointer to the element that it lies in.
+    element: Handle<Expression>,
+    width: usize,
 }
 
 /// Places of a kernel's text, and what comes there instead.
@@ -58,10 +138,11 @@ struct Edits<'a> {
     text: &'a str,
     module: &'a Module,
     names: &'a [&'a str],
+    layout: Layout,
     all: Vec<(Range<usize>, String)>,
 }
 
-impl Edits<'_> {
+impl<'a> Edits<'a> {
     fn replace(&mut self, place: Range<usize>, by: String) {
         self.all.push((place, by));
     }
@@ -78,26 +159,34 @@ impl Edits<'_> {
         width(&self.module.types[base].inner)
     }
 
-    /// The width of what a pointer into one of the variables points to; `None` for other pointers.
-    fn pointed(&self, function: &Function, pointer: Handle<Expression>) -> Option<usize> {
+    /// What a pointer into one of the variables points to; `None` for other pointers.
+    fn pointed(&self, function: &Function, pointer: Handle<Expression>) -> Option<Pointed<'a>> {
         let base_of = |pointer| match function.expressions[pointer] {
             Expression::Access { base, .. } | Expression::AccessIndex { base, .. } => Some(base),
             _ => None,
         };
-        let variable_of = |pointer| match function.expressions[pointer] {
+        let element_at = |pointer| match function.expressions[base_of(pointer)?] {
             Expression::GlobalVariable(variable) => {
                 let variable = &self.module.global_variables[variable];
-                let is_named = variable.name.as_deref().is_some_and(|name| self.names.contains(&name));
-                is_named.then_some(variable)
+                let name = self.names.iter().find(|name| variable.name.as_deref() == Some(**name))?;
+                Some(Pointed { name, element: pointer, width: self.element_of(variable.ty)? })
             }
             _ => None,
         };
-        let base = base_of(pointer)?;
-        match variable_of(base) {
-            Some(variable) => self.element_of(variable.ty),
-            // One number of a vector.
-            None => variable_of(base_of(base)?).map(|_| 1),
+        // An element, or one number of a vector.
+        element_at(pointer).or_else(|| Some(Pointed { width: 1, ..element_at(base_of(pointer)?)? }))
+    }
+
+    /// Calls a function in place of an access `name[index]`: its name and `(u32(index)` come to stand there.
+    fn call(&mut self, name: &str, place: &Range<usize>, what: &str, end: &str) -> Result<(), String> {
+        let index = place.start + name.len() + 1..place.end - 1;
+        let is_access = self.text[place.clone()].starts_with(&format!("{name}["));
+        if !is_access || !self.text[place.clone()].ends_with(']') {
+            return Err(format!("`{}` is not `{name}[..]`", &self.text[place.clone()]));
         }
+        self.replace(place.start..index.start, format!("packed_{what}_{name}(u32("));
+        self.replace(index.end..place.end, end.to_owned());
+        Ok(())
     }
 
     /// Rounds what a block stores. `updated`: the places of `+=` and the like, which also load.
@@ -110,24 +199,44 @@ impl Edits<'_> {
         for (statement, span) in block.span_iter() {
             match statement {
                 Statement::Store { pointer, .. } => {
-                    let Some(width) = self.pointed(function, *pointer) else { continue };
-                    let (all, target) = (range(*span)?, range(function.expressions.get_span(*pointer))?);
+                    let Some(Pointed { name, element, width }) = self.pointed(function, *pointer) else {
+                        continue;
+                    };
+                    let all = range(*span)?;
+                    let target = range(function.expressions.get_span(*pointer))?;
                     if target.start != all.start || target.end > all.end {
                         return Err("a store through a pointer that has a name".to_owned());
                     }
                     let between = &self.text[target.end..all.end];
                     let at = between.find('=').ok_or("a store without `=`")?;
                     let value = target.end + at + 1..all.end;
-                    let operator = between[..at].trim();
-                    if operator.is_empty() {
-                        self.wrap(value, format!(" {}(", half(width)), ")");
-                        continue;
+                    let (operator, old) = (between[..at].trim(), &self.text[target.clone()]);
+                    let (wide, half) = (typed(width, "f32"), typed(width, "f16"));
+                    if !operator.is_empty() {
+                        updated.push(target.clone());
                     }
-                    let (wide, old) = (typed(width, "f32"), &self.text[target.clone()]);
-                    let sum = format!(" = {}({wide}({old}) {operator} (", half(width));
-                    self.replace(target.end..value.start, sum);
-                    self.replace(value.end..value.end, "))".to_owned());
-                    updated.push(target);
+                    match self.layout {
+                        Layout::Packed if element != *pointer => {
+                            return Err(format!("a store to one number of `{old}`"));
+                        }
+                        Layout::Packed => {
+                            let (mut sum, mut end) = (String::new(), ")");
+                            if !operator.is_empty() {
+                                let index = &old[old.find('[').map_or(0, |at| at + 1)..old.len() - 1];
+                                sum = format!(" packed_load_{name}(u32({index})) {operator} (");
+                                end = "))";
+                            }
+                            self.call(name, &target, "store", &format!("),{sum}"))?;
+                            self.replace(target.end..value.start, String::new());
+                            self.replace(value.end..value.end, end.to_owned());
+                        }
+                        Layout::Native if operator.is_empty() => self.wrap(value, format!(" {half}("), ")"),
+                        Layout::Native => {
+                            let sum = format!(" = {half}({wide}({old}) {operator} (");
+                            self.replace(target.end..value.start, sum);
+                            self.replace(value.end..value.end, "))".to_owned());
+                        }
+                    }
                 }
                 Statement::Block(block) => self.stores(function, block, updated)?,
                 Statement::If { accept, reject, .. } => {
@@ -152,14 +261,24 @@ impl Edits<'_> {
         let mut seen = Vec::new();
         for (load, expression) in function.expressions.iter() {
             let Expression::Load { pointer } = *expression else { continue };
-            let Some(width) = self.pointed(function, pointer) else { continue };
+            let Some(Pointed { name, element, width }) = self.pointed(function, pointer) else { continue };
             let place = range(function.expressions.get_span(load))?;
             if updated.iter().any(|target| target.start <= place.start && place.end <= target.end) {
                 let is_target = updated.contains(&place);
                 is_target.then_some(()).ok_or("an index that is loaded, in a sum that is stored")?;
-            } else if !seen.contains(&place) {
-                seen.push(place.clone());
-                self.wrap(place, format!("{}(", typed(width, "f32")), ")");
+                continue;
+            }
+            let place = match self.layout {
+                Layout::Native => place,
+                Layout::Packed => range(function.expressions.get_span(element))?,
+            };
+            if seen.contains(&place) {
+                continue;
+            }
+            seen.push(place.clone());
+            match self.layout {
+                Layout::Native => self.wrap(place, format!("{}(", typed(width, "f32")), ")"),
+                Layout::Packed => self.call(name, &place, "load", "))")?,
             }
         }
         Ok(())
@@ -180,10 +299,11 @@ impl Edits<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::Layout::{Native, Packed};
     use super::*;
 
-    fn halved(text: &str, names: &[&str]) -> Result<String, String> {
-        in_halves(text, &naga::front::wgsl::parse_str(text).unwrap(), names)
+    fn halved(text: &str, names: &[&str], layout: Layout) -> Result<String, String> {
+        in_halves(text, &naga::front::wgsl::parse_str(text).unwrap(), names, layout)
     }
 
     fn kernel(body: &str) -> String {
@@ -205,25 +325,60 @@ mod tests {
             ("loop { y[i][1] = x[n[i]]; break; }", "loop { y[i][1] = f16( f32(x[n[i]])); break; }"),
         ];
         for (body, wanted) in cases {
-            let got = halved(&kernel(body), &["x", "y"]).unwrap();
+            let got = halved(&kernel(body), &["x", "y"], Native).unwrap();
             assert_eq!(got.lines().nth(6).unwrap(), wanted);
             assert_eq!(got.lines().nth(2).unwrap().split("y: ").nth(1).unwrap(), "array<vec4<f16>>; // as x");
             naga::front::wgsl::parse_str(&got).unwrap();
         }
-        let got = halved(&kernel("y[i] = T(x[i]);"), &["x"]).unwrap();
+        let got = halved(&kernel("y[i] = T(x[i]);"), &["x"], Native).unwrap();
         assert!(got.contains("y[i] = T(f32(x[i]));") && got.contains("y: array<T>;"), "{got}");
     }
 
     #[test]
+    fn accesses_to_packed_arrays_are_calls() {
+        let cases = [
+            ("y[i] = T(x[i]);", "packed_store_y(u32(i), T(packed_load_x(u32(i))));"),
+            (
+                "y[i] += y[0] * x[1];",
+                "packed_store_y(u32(i), packed_load_y(u32(i)) + ( packed_load_y(u32(0)) * packed_load_x(u32(1))));",
+            ),
+            (
+                "y[u32(x[i])] = y[0].wzyx;",
+                "packed_store_y(u32(u32(packed_load_x(u32(i)))), packed_load_y(u32(0)).wzyx);",
+            ),
+            (
+                "y[i] = T(y[i].x + y[n[i]][i]);",
+                "packed_store_y(u32(i), T(packed_load_y(u32(i)).x + packed_load_y(u32(n[i]))[i]));",
+            ),
+        ];
+        for (body, wanted) in cases {
+            let got = halved(&kernel(body), &["x", "y"], Packed).unwrap();
+            assert_eq!(got.lines().nth(6).unwrap().replace("  ", " "), wanted);
+            assert!(got.contains("x: array<u32>;") && got.contains("y: array<vec2<u32>>; // as x"), "{got}");
+            naga::front::wgsl::parse_str(&got).unwrap();
+        }
+        // Neighbours of 16 bits share a word.
+        let text = "@group(0) @binding(0) var<storage, read_write> z: array<f32>;\n\
+                    @compute @workgroup_size(1) fn main() { z[1] -= z[0]; }\n";
+        let got = halved(text, &["z"], Packed).unwrap();
+        assert!(got.contains("z: array<atomic<u32>>;") && got.contains("packed_store_z(u32(1), "), "{got}");
+        naga::front::wgsl::parse_str(&got).unwrap();
+        let refused = halved(&kernel("y[i].x = 2;"), &["y"], Packed).unwrap_err();
+        assert!(refused.contains("one number of `y[i].x`"), "{refused}");
+    }
+
+    #[test]
     fn a_pointer_with_a_name_is_refused() {
-        let refused = halved(&kernel("let q = &y[i]; *q = T(x[i]);"), &["y"]).unwrap_err();
-        assert!(refused.contains("pointer that has a name"), "{refused}");
+        for layout in [Native, Packed] {
+            let refused = halved(&kernel("let q = &y[i]; *q = T(x[i]);"), &["y"], layout).unwrap_err();
+            assert!(refused.contains("pointer that has a name"), "{refused}");
+        }
     }
 
     #[test]
     fn what_is_not_of_f32_is_refused() {
         for (name, why) in [("n", "no array of f32"), ("z", "no variable")] {
-            let refused = halved(&kernel("y[i] = T(x[n[i]]);"), &[name]).unwrap_err();
+            let refused = halved(&kernel("y[i] = T(x[n[i]]);"), &[name], Native).unwrap_err();
             assert!(refused.contains(why), "{refused}");
         }
     }
