@@ -229,6 +229,11 @@ impl Codec {
         &self.weights
     }
 
+    /// Frees the memory of the compiled encoder and decoder; the next use compiles them again.
+    pub(crate) fn free_programs(&self) {
+        (*self.encoder.borrow_mut(), *self.decoder.borrow_mut()) = (None, None);
+    }
+
     pub(crate) fn fingerprint(&self) -> &str {
         &self.fingerprint
     }

@@ -39,6 +39,11 @@ impl Texts {
         Texts { shape, prompts: Rc::clone(&zeros), negatives: zeros, each: 1 }
     }
 
+    /// Samples of all prompts.
+    pub(crate) fn count(&self) -> usize {
+        self.prompts.len() / self.shape.iter().product::<usize>() * self.each
+    }
+
     /// Those of `count` samples from number `first` on, out of `all` prompts or negatives.
     fn of_samples(&self, all: &[f32], first: usize, count: usize) -> Vec<f32> {
         let size = self.shape.iter().product::<usize>();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{any, note, number};
 use crate::data::read_whole;
 use crate::error::{Error, Result, need};
-use crate::sample::{Options, Source, Trained};
+use crate::sample::{Options, Source, Texts, Trained};
 
 /// Characters that are shown of a text that was cut.
 const SHOWN: usize = 200;
@@ -45,7 +45,7 @@ pub struct Prompting {
 }
 
 impl Prompting {
-    fn texts(&self) -> Result<Vec<String>> {
+    fn prompts(&self) -> Result<Vec<String>> {
         let Some(path) = &self.prompts else { return Ok(self.prompt.clone()) };
         let text = crate::weights::read_text(path, MOST_BYTES)?;
         let lines: Vec<String> =
@@ -60,55 +60,62 @@ impl Prompting {
         self.image.is_some()
     }
 
-    /// The source with all that the flags say, and how many samples it is to draw: `count` of each prompt.
+    /// The prompts that the flags say, embedded; `None`: the model sees no text. `each`: samples of a prompt.
+    ///
+    /// # Errors
+    /// When a flag does not fit the model, a file cannot be read, or memory is too small.
+    pub fn texts(&self, trained: &Trained, each: usize) -> Result<Option<Texts>> {
+        let prompts = self.prompts()?;
+        let asks = !prompts.is_empty() || !self.negative.is_empty() || self.clip_skip > 0;
+        let Some(text) = trained.text() else {
+            need(!asks, "the model sees no text", "leave --prompt, --negative and --clip-skip out")?;
+            return Ok(None);
+        };
+        let shown = "give --prompt \"a text\", or --prompts FILE";
+        need(!prompts.is_empty(), "the model draws what a text says", shown)?;
+        let message = format!("{} prompts of {each} samples each", prompts.len());
+        need(prompts.len().saturating_mul(each) <= 100_000, message, "draw at most 100000 at a time")?;
+        let negatives = match self.negative.len() {
+            0 => vec![String::new()],
+            1 => self.negative.clone(),
+            n if n == prompts.len() => self.negative.clone(),
+            n => {
+                let message = format!("{n} --negative for {} prompts", prompts.len());
+                return Err(Error::usage(message).hint("give one for all, or one for each"));
+            }
+        };
+        let layers = text.config().num_hidden_layers;
+        let message = format!("--clip-skip {} of {layers} layers", self.clip_skip);
+        need(self.clip_skip < layers, message, format!("it must be below {layers}"))?;
+        let told = text.texts(&prompts, &negatives, each, self.clip_skip)?;
+        let most = text.config().max_position_embeddings;
+        for cut in &told.cut {
+            let mut shown: String = cut.chars().take(SHOWN).collect();
+            if shown.len() < cut.len() {
+                shown += "...";
+            }
+            note(&format!("warning: the model sees {most} tokens of a text, and not this part: {shown}"));
+        }
+        Ok(Some(told.texts))
+    }
+
+    /// The source with all that the flags say.
     ///
     /// # Errors
     /// When a flag does not fit the model, a file cannot be read, or memory is too small.
     pub fn source<'a>(
         &self,
         mut source: Source<'a>,
-        trained: &'a Trained,
+        texts: Option<Texts>,
         options: &mut Options,
-        count: Option<usize>,
         mask: Option<&Path>,
-    ) -> Result<(Source<'a>, usize)> {
-        let prompts = self.texts()?;
-        let asks = !prompts.is_empty() || !self.negative.is_empty() || self.clip_skip > 0;
-        let mut each = count.unwrap_or(1);
-        if let Some(text) = trained.text() {
-            let shown = "give --prompt \"a text\", or --prompts FILE";
-            need(!prompts.is_empty(), "the model draws what a text says", shown)?;
-            let message = format!("{} prompts of {each} samples each", prompts.len());
-            need(prompts.len().saturating_mul(each) <= 100_000, message, "draw at most 100000 at a time")?;
-            let negatives = match self.negative.len() {
-                0 => vec![String::new()],
-                1 => self.negative.clone(),
-                n if n == prompts.len() => self.negative.clone(),
-                n => {
-                    let message = format!("{n} --negative for {} prompts", prompts.len());
-                    return Err(Error::usage(message).hint("give one for all, or one for each"));
-                }
-            };
-            let layers = text.config().num_hidden_layers;
-            let message = format!("--clip-skip {} of {layers} layers", self.clip_skip);
-            need(self.clip_skip < layers, message, format!("it must be below {layers}"))?;
-            let told = text.texts(&prompts, &negatives, each, self.clip_skip)?;
-            let most = text.config().max_position_embeddings;
-            for cut in &told.cut {
-                let mut shown: String = cut.chars().take(SHOWN).collect();
-                if shown.len() < cut.len() {
-                    shown += "...";
-                }
-                note(&format!("warning: the model sees {most} tokens of a text, and not this part: {shown}"));
-            }
+    ) -> Result<Source<'a>> {
+        if let Some(texts) = texts {
             if options.guidance.scale < 1.0 {
                 note("note: guidance below 1 is 1 here, the prompt alone");
                 options.guidance.scale = 1.0;
             }
-            source = source.told(told.texts);
-        } else {
-            need(!asks, "the model sees no text", "leave --prompt, --negative and --clip-skip out")?;
-            each = count.unwrap_or(64);
+            source = source.told(texts);
         }
         let [own_h, own_w, _] = source.image();
         if self.width.is_some() || self.height.is_some() {
@@ -117,7 +124,7 @@ impl Prompting {
         if let Some(image) = &self.image {
             source = self.begin(source, options, image, mask)?;
         }
-        Ok((source, each * prompts.len().max(1)))
+        Ok(source)
     }
 
     /// The source, whose samples begin with a picture.

@@ -62,9 +62,9 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let device = arguments.device.open()?;
     let (unsaid, extras) = (arguments.file.unsaid(), arguments.extras.extras());
-    let trained = Trained::open_with(&arguments.run, &unsaid, &extras, &device)?;
+    let mut trained = Trained::open_with(&arguments.run, &unsaid, &extras, &device)?;
     note_remarks(&trained);
-    let recipe = trained.recipe();
+    let recipe = &trained.recipe().clone();
     let found = arguments.noise.as_ref().map(|path| inversion::read(path, recipe.diffused())).transpose()?;
     let mut options = arguments.sampling.options(recipe, found.as_ref().map(|(_, config)| config))?;
     let classifier = arguments.classifier.as_ref().map(|path| Classifier::open(path, &device)).transpose()?;
@@ -78,16 +78,22 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     check_class(named, class)?;
     // An error appears before the work begins.
     let out = Target::new(&arguments.out)?;
-    let mut source = match &classifier {
-        Some(classifier) => trained.source().guided_by(classifier, arguments.classifier_scale)?,
-        None => trained.source(),
-    };
-    let size = recipe.diffused().iter().product::<usize>();
     let (prompting, begins) = (&arguments.prompting, arguments.prompting.begins());
+    let texts = prompting.texts(&trained, arguments.count.unwrap_or(1))?;
+    // Each part of a large model is freed when it has done its work.
+    trained.free_text();
+    let mut source = trained.take_source()?;
+    if let Some(classifier) = &classifier {
+        source = source.guided_by(classifier, arguments.classifier_scale)?;
+    }
+    let size = recipe.diffused().iter().product::<usize>();
+    let mut count = match (&found, &texts) {
+        (Some((noise, _)), _) => noise.len() / size,
+        (None, Some(texts)) => texts.count(),
+        (None, None) => arguments.count.unwrap_or(64),
+    };
     let mask = arguments.mask.as_deref().filter(|_| begins);
-    let (told, mut count) = prompting.source(source, &trained, &mut options, arguments.count, mask)?;
-    source = told;
-    count = found.as_ref().map_or(count, |(noise, _)| noise.len() / size);
+    source = prompting.source(source, texts, &mut options, mask)?;
     if begins || recipe.text_width() > 0 {
         let needs = arguments.condition.is_empty() && (begins || arguments.mask.is_none());
         need(needs, "the model draws from no conditions", "leave --condition out; --mask goes with --image")?;
@@ -103,15 +109,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let watch = |row: usize, sampler: &Sampler| {
         batches += usize::from(row == 0);
         if prompting.save_every.is_some_and(|every| (row + 1).is_multiple_of(every)) {
-            let images = source.images_of(sampler.predicted()?)?;
-            out.write_preview(&images, source.image(), [batches, row + 1])?;
+            out.write_preview(&source.preview(sampler)?, source.image(), [batches, row + 1])?;
         }
         step()
     };
-    let images = match &found {
-        Some((noise, _)) => source.draw_from(&options, noise, class, ticks(&progress))?,
-        None => source.draw_watched(&options, count, class, watch)?,
-    };
+    let noise = found.as_ref().map(|(noise, _)| &noise[..]);
+    let samples = source.sample(&options, count, noise, class, watch)?;
+    source.free_weights()?;
+    let images = source.shown(&options, samples)?;
     progress.finish_and_clear();
     if let Some(quality) = source.describe_quality(&images) {
         note(&quality);

@@ -9,6 +9,7 @@ use crate::codec::Codec;
 use crate::data::quality::psnr;
 use crate::error::{Error, Result, need};
 use crate::models::unet::Class;
+use crate::nn;
 use crate::recipe::{Recipe, System};
 
 /// Most samples that are drawn at a time. It does not change them.
@@ -184,6 +185,7 @@ impl<'a> Source<'a> {
         };
         let [h, w, _] = self.denoiser.shape;
         let posterior = codec.encode_sized(pictures, [h, w])?;
+        codec.free_programs();
         let factor = self.recipe.scaling_factor as f32;
         let scaled = |values: &[f32]| values.iter().map(|v| v * factor).collect();
         Ok(Latents { mean: scaled(&posterior.mean), sigma: scaled(&posterior.sigma()) })
@@ -200,6 +202,16 @@ impl<'a> Source<'a> {
             }
             None => Ok(samples),
         }
+    }
+
+    /// Images of the samples that a sampler predicts so far. A VAE takes no memory beside its weights after it.
+    ///
+    /// # Errors
+    /// When memory is too small, or the driver reports an error.
+    pub fn preview(&self, sampler: &Sampler) -> Result<Vec<f32>> {
+        let images = self.images_of(sampler.predicted()?);
+        self.codec.inspect(|codec| codec.free_programs());
+        images
     }
 
     /// Samples of the process from images `[N, H, W, C]`: the same, or the means of their latents, scaled.
@@ -274,42 +286,28 @@ impl<'a> Source<'a> {
         class: Option<u32>,
         mut progress: impl FnMut() -> Result<()>,
     ) -> Result<Vec<f32>> {
-        self.draw_watched(options, count, class, |_, _| progress())
+        self.shown(options, self.sample(options, count, None, class, |_, _| progress())?)
     }
 
-    /// As [`Source::draw`], calling `watch(row, sampler)` after each reverse step of each batch.
+    /// Samples of [`Source::sample`] as images, with the pixels that their conditions know.
     ///
     /// # Errors
-    /// As [`Sampler::run`].
-    pub fn draw_watched(
-        &self,
-        options: &Options,
-        count: usize,
-        class: Option<u32>,
-        watch: impl FnMut(usize, &Sampler) -> Result<()>,
-    ) -> Result<Vec<f32>> {
-        self.shown(options, self.sample(options, count, None, class, watch)?)
-    }
-
-    /// As [`Source::draw`], but from given noise `[N, h, w, c]`, which is taken as it is.
-    ///
-    /// # Errors
-    /// As [`Sampler::run`].
-    pub fn draw_from(
-        &self,
-        options: &Options,
-        noise: &[f32],
-        class: Option<u32>,
-        mut progress: impl FnMut() -> Result<()>,
-    ) -> Result<Vec<f32>> {
-        let count = noise.len() / self.recipe.diffused().iter().product::<usize>();
-        self.shown(options, self.sample(options, count, Some(noise), class, |_, _| progress())?)
-    }
-
-    /// Samples as images, with the pixels that their conditions know.
-    fn shown(&self, options: &Options, mut samples: Vec<f32>) -> Result<Vec<f32>> {
+    /// When they are not finite, or memory is too small to decode them.
+    pub fn shown(&self, options: &Options, mut samples: Vec<f32>) -> Result<Vec<f32>> {
         self.keep_known(options, &mut samples);
         check_finite(self.images_of(samples)?)
+    }
+
+    /// Frees the model's weights, where the source has taken them ([`Trained::take_source`]): samples can
+    /// still be shown, and no more be drawn.
+    ///
+    /// # Errors
+    /// When the driver reports an error.
+    ///
+    /// [`Trained::take_source`]: super::Trained::take_source
+    pub fn free_weights(&mut self) -> Result<()> {
+        self.denoiser.weights = self.denoiser.device.alloc(nn::STORE, 0)?;
+        Ok(())
     }
 
     /// Gives samples from number 0 on the pixels that their conditions know.
@@ -324,8 +322,12 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Draws `count` samples, from noise that the sampler draws or from `noise`, not decoded.
-    pub(super) fn sample(
+    /// Draws `count` samples, not decoded, from noise that the sampler draws or from `noise` `[count, h, w,
+    /// c]`, which is taken as it is, calling `watch(row, sampler)` after each reverse step of each batch.
+    ///
+    /// # Errors
+    /// As [`Sampler::run`].
+    pub fn sample(
         &self,
         options: &Options,
         count: usize,

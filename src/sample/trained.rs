@@ -14,7 +14,7 @@ use crate::diffusers::{self, Extras, Folder, Text, TextEncoder, Unsaid, fuse_all
 use crate::diffusion::Model;
 use crate::error::{Error, Result, quoted};
 use crate::names::path_of;
-use crate::nn::{Flat, Params};
+use crate::nn::{self, Flat, Params};
 use crate::recipe::{Recipe, System, model_of, params_of, trained_params_of};
 use crate::run::Run;
 use crate::text_model::TextModel;
@@ -200,6 +200,11 @@ impl Trained {
         self.text.as_ref()
     }
 
+    /// Frees the text encoder: for whoever has embedded all prompts.
+    pub fn free_text(&mut self) {
+        self.text = None;
+    }
+
     /// The recipe of the model.
     pub fn recipe(&self) -> &Recipe {
         &self.recipe
@@ -215,6 +220,19 @@ impl Trained {
             return Ok(source);
         }
         Ok(source.conditioned_on(Given::held_out(&self.recipe, data, count)?))
+    }
+
+    /// [`Trained::source`], with the weights, which [`Source::free_weights`] can free then: for whoever draws
+    /// once.
+    ///
+    /// # Errors
+    /// When memory is too small.
+    pub fn take_source(&mut self) -> Result<Source<'_>> {
+        let nothing = self.device.alloc(nn::STORE, 0)?;
+        let taken = std::mem::replace(&mut self.weights, nothing);
+        let mut source = self.source();
+        source.denoiser.weights = taken;
+        Ok(source)
     }
 
     /// The model to draw from.

@@ -21,6 +21,7 @@ use tempfile::TempDir;
 use crate::command_line::fails;
 use crate::golden::check_network;
 use crate::golden_diffusers::{copy, succeeds};
+use crate::precision::half_devices;
 use crate::reference::{Golden, check_names, devices, files, names};
 
 fn config_of(json: &Value) -> DitConfig {
@@ -34,9 +35,9 @@ fn config_of(json: &Value) -> DitConfig {
 fn dits_with_all_gradients() {
     let names = files("dit_");
     assert_eq!(names.len(), 2, "{names:?}");
-    for device in devices() {
+    for device in devices().into_iter().chain(half_devices()) {
         for name in &names {
-            let golden = Golden::named(name);
+            let golden = Golden::with_halves(name);
             let config = config_of(&golden.metadata["config"]);
             check_network(name, &golden, &device, config.class(), &move |s, x, t, told| {
                 dit(&config, s, x, t, told.labels)

@@ -220,7 +220,7 @@ fn inversion_finds_the_noise_that_leads_back() {
             let noise = source.invert(&config, &images, || Ok(())).unwrap();
             assert!(rms(&noise, &images) > 0.05, "nothing was done");
             let down = config.options(trained.recipe(), "ddim").unwrap();
-            rms(&source.draw_from(&down, &noise, None, || Ok(())).unwrap(), &images)
+            rms(&source.sample(&down, 2, Some(&noise), None, |_, _| Ok(())).unwrap(), &images)
         };
         let errors = [20, 50, 200].map(error);
         eprintln!("{}: round trips of 20, 50 and 200 steps are off by {errors:?}", device.describe());

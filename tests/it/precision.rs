@@ -43,7 +43,7 @@ fn run(trainer: &mut Trainer, steps: u64) -> Vec<Outcome> {
 }
 
 /// Every GPU with tensors of 16 bits: in arrays of f16, where it has them, and packed in words.
-fn half_devices() -> Vec<Device> {
+pub fn half_devices() -> Vec<Device> {
     let mut all = Vec::new();
     for (adapter, has_f16) in adapters::list().iter().flat_map(|adapter| [(adapter, true), (adapter, false)])
     {

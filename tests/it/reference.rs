@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 
-use denoir::device::{Device, gpu::adapters};
+use denoir::device::{Device, Precision, gpu::adapters};
 use denoir::nn::{self, Params};
 use denoir::program::Program;
 use safetensors::SafeTensors;
@@ -84,6 +84,15 @@ impl Golden {
         Golden::read(&folder().join(name))
     }
 
+    /// With the errors of PyTorch's f16 in its metadata, for devices of that precision.
+    pub fn with_halves(name: &str) -> Golden {
+        let mut golden = Golden::named(name);
+        let text = std::fs::read_to_string(folder().join("f16_errors.json")).unwrap();
+        let errors: BTreeMap<String, BTreeMap<String, Value>> = serde_json::from_str(&text).unwrap();
+        golden.metadata.extend(errors[name].clone());
+        golden
+    }
+
     pub fn get(&self, name: &str) -> &[f64] {
         &self.tensors.get(name).unwrap_or_else(|| panic!("no tensor {name}")).1
     }
@@ -131,8 +140,9 @@ pub fn relative(got: &[f32], wanted: &[f64]) -> f64 {
 }
 
 /// Holds results against the f64 values of a golden file: on the CPU device at most twice, on a GPU at most
-/// ten times the error that PyTorch's own f32 makes. A tensor of few numbers can be right by luck in
-/// PyTorch, so a layer's error as a whole counts too, and half a unit in the last place is always allowed.
+/// ten times the error that PyTorch's own f32 makes, with tensors of 16 bits at most four times that of its
+/// autocast to f16. A tensor of few numbers can be right by luck in PyTorch, so a layer's error as a whole
+/// counts too, and half a unit in the last place is always allowed.
 pub struct Judge<'a> {
     name: &'a str,
     golden: &'a Golden,
@@ -146,22 +156,31 @@ impl<'a> Judge<'a> {
         Judge { name, golden, device, worst: (0.0, String::new()), failures: Vec::new() }
     }
 
-    /// PyTorch's f32 error in a tensor, or the largest of several; 0 for one that the file does not list.
+    fn errors(&self, of_layers: bool) -> &'a Value {
+        let precision = if self.device.precision() == Precision::F16 { "f16" } else { "f32" };
+        &self.golden.metadata[&format!("{precision}_error{}", if of_layers { "_layer" } else { "" })]
+    }
+
+    /// PyTorch's error in a tensor, or the largest of several; 0 for one that the file does not list.
     pub fn error_of(&self, tensors: &[&str]) -> f64 {
-        let one = |name: &&str| self.golden.metadata["f32_error"].get(name).and_then(Value::as_f64);
+        let one = |name: &&str| self.errors(false).get(name).and_then(Value::as_f64);
         tensors.iter().filter_map(one).fold(0.0, f64::max)
     }
 
     /// Notes an error of ours beside PyTorch's, both relative.
     pub fn error(&mut self, what: &str, err: f64, pytorch: f64) {
-        let factor = if matches!(self.device, Device::Cpu(_)) { 2.0 } else { 10.0 };
-        let allowed = pytorch.max(f64::from(f32::EPSILON) / 2.0);
+        let (factor, unit) = match (self.device, self.device.precision()) {
+            (_, Precision::F16) => (4.0, 2.0_f64.powi(-10)),
+            (Device::Cpu(_), _) => (2.0, f32::EPSILON.into()),
+            (Device::Gpu(_), _) => (10.0, f32::EPSILON.into()),
+        };
+        let allowed = pytorch.max(unit / 2.0);
         if err.is_nan() || err / allowed > self.worst.0 {
             self.worst = (err / allowed, what.to_owned());
         }
         let fine = err <= factor * allowed; // false for NaN
         if !fine {
-            self.failures.push(format!("{what} is off by {err:.2e}, PyTorch's f32 by {allowed:.2e}"));
+            self.failures.push(format!("{what} is off by {err:.2e}, PyTorch by {allowed:.2e}"));
         }
     }
 
@@ -182,7 +201,7 @@ impl<'a> Judge<'a> {
         for spec in params.specs() {
             let mut got = vec![0.0_f32; spec.shape.elements()];
             spec.for_each_index(|here, there| got[there] = all[spec.first + here]);
-            let of_layer = golden.metadata["f32_error_layer"].get(layer(&spec.name)).and_then(Value::as_f64);
+            let of_layer = self.errors(true).get(layer(&spec.name)).and_then(Value::as_f64);
             let pytorch = self.error_of(&[&spec.name]).max(of_layer.unwrap_or(0.0));
             if zero.contains(spec.name.as_str()) {
                 let of_layer = largest(&|n| layer(n) == layer(&spec.name));
@@ -199,7 +218,7 @@ impl<'a> Judge<'a> {
     /// If anything was too far off.
     pub fn verdict(self) {
         let (name, device, (times, at)) = (self.name, self.device.describe(), self.worst);
-        eprintln!("{name} on {device}: at worst {times:.2} times PyTorch's f32 error, at {at}");
+        eprintln!("{name} on {device}: at worst {times:.2} times PyTorch's error, at {at}");
         assert!(self.failures.is_empty(), "{name} on {device}:\n  {}", self.failures.join("\n  "));
     }
 }

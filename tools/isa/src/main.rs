@@ -53,7 +53,7 @@ fn run(arguments: &Arguments, out: &mut impl Write) -> Outcome<()> {
                 continue;
             }
             // As on a GPU that offers everything.
-            let module = kernel.expand(knobs, Dialect { immediates: true, subgroups: true }).parse()?;
+            let module = kernel.expand(knobs, Dialect { immediates: true, subgroups: true, f16: true }).parse()?;
             for point in &module.naga.entry_points {
                 if arguments.entry.as_ref().is_none_or(|entry| *entry == point.name) {
                     let interface = module.interface(&point.name).ok_or("an entry point is gone")?;
