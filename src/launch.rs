@@ -11,7 +11,7 @@ use std::sync::Arc;
 pub(crate) use self::dispatch::Bind;
 pub use self::dispatch::{Dispatch, Dispatches, Slot, Word};
 pub(crate) use self::io::{CHUNK, Raw};
-pub use self::io::{Io, Prepacked};
+pub use self::io::{Io, Prepacked, Weights};
 use crate::device::gpu::adapters::Traits;
 
 /// One recorded step of a program: reads some tensors, writes others, and knows how to do that on either
@@ -84,8 +84,8 @@ pub struct LaunchInfo {
     /// Elements of working memory that the GPU dispatches need, one number a block: enough for each variant.
     pub gpu_scratch: Vec<usize>,
     /// The read that the first block of `cpu_scratch` is made from, and from nothing else, by
-    /// [`Io::prepacked`]: weights in the order of the inner loop. A program that never writes that read keeps
-    /// the block from run to run.
+    /// [`Io::prepacked`]: weights in the order of the inner loop, as [`Io::weights`] gives them. A program that
+    /// never writes that read keeps the block from run to run.
     pub prepacked_from: Option<usize>,
     /// Its only read is weights, and its results are worth their memory: a program on the CPU device that
     /// never writes that read keeps them from run to run, and runs it again when something else has.

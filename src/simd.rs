@@ -4,6 +4,8 @@
 //! Results do not depend on the width: no sum is reordered, and no multiplication is fused with an addition
 //! unless the code says `mul_add`.
 
+use half::f16;
+
 /// Runs `work` compiled for the widest vectors that this machine has (AVX2, AVX-512, NEON ...). All that
 /// `work` calls must be inlined into it to profit: write `vectorized(#[inline(always)] || ...)`, and mark
 /// helpers `#[inline(always)]` too; a large closure is otherwise left outside, compiled for the oldest
@@ -19,6 +21,37 @@ pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
         }
     }
     pulp::Arch::new().dispatch(Work(work))
+}
+
+/// The numbers of `x` in f32, exactly. A NaN keeps its bits. Within `vectorized`, because the crate `half`
+/// calls a function for each 8 numbers.
+#[inline(always)]
+pub fn widen(out: &mut [f32], x: &[f16]) {
+    let (whole, rest) = out.split_at_mut(out.len() & !15);
+    let (numbers, others) = x.split_at(whole.len());
+    for (out, x) in whole.chunks_exact_mut(16).zip(numbers.chunks_exact(16)) {
+        for i in 0..16 {
+            out[i] = widened(x[i].to_bits());
+        }
+    }
+    for (out, x) in rest.iter_mut().zip(others) {
+        *out = widened(x.to_bits());
+    }
+}
+
+/// A half from its bits (Giesen 2012, "Float->half and back, fast"): no float below the normal ones appears,
+/// which some processors compute with slowly.
+#[inline(always)]
+fn widened(bits: u16) -> f32 {
+    const SMALLEST: u32 = 113 << 23; // 2^-14
+    let bits = u32::from(bits);
+    let size = (bits & 0x7fff) << 13;
+    let normal = size + (112 << 23);
+    let subnormal = (f32::from_bits(size + SMALLEST) - f32::from_bits(SMALLEST)).to_bits();
+    let special = size | 0x7f80_0000;
+    let size = if size < 1 << 23 { subnormal } else { normal };
+    let size = if bits & 0x7c00 == 0x7c00 { special } else { size };
+    f32::from_bits(size | (bits & 0x8000) << 16)
 }
 
 /// `e^x` to within 1 unit in the last place; 0 far below, infinity far above. Branch-free, so that loops
@@ -134,6 +167,23 @@ pub fn sin_cos_turns(turns: u32) -> (f32, f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_half_is_widened_exactly() {
+        let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+        for count in [all.len(), 45] {
+            let mut got = vec![0.0; count];
+            vectorized(
+                #[inline(always)]
+                || widen(&mut got, &all[..count]),
+            );
+            for (got, x) in got.iter().zip(&all) {
+                // A signalling NaN stays one here; `half` makes it quiet.
+                let same = got.to_bits() == x.to_f32().to_bits() || got.is_nan() && x.is_nan();
+                assert!(same, "{:#06x} became {got}", x.to_bits());
+            }
+        }
+    }
 
     #[test]
     fn sine_and_cosine_of_turns_are_right_to_1e_7() {

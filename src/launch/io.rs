@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::marker::PhantomData;
 
+use half::f16;
 use rayon::prelude::*;
 
 use crate::simd::vectorized;
@@ -16,12 +17,33 @@ pub(crate) const CHUNK: usize = 16_384;
 pub(crate) struct Raw {
     pub start: *mut u8,
     pub elements: usize,
+    /// Elements of 16 bits, which a launch that packs them widens itself.
+    pub half: bool,
 }
 
 // SAFETY: plain memory; the plan of a program keeps accesses apart.
 unsafe impl Send for Raw {}
 // SAFETY: as above.
 unsafe impl Sync for Raw {}
+
+/// Weights as their store has them.
+#[derive(Clone, Copy)]
+pub enum Weights<'a> {
+    /// Of 32 bits.
+    F32(&'a [f32]),
+    /// Of 16 bits.
+    F16(&'a [f16]),
+}
+
+impl Weights<'_> {
+    /// Those from an element on.
+    pub fn from(self, first: usize) -> Self {
+        match self {
+            Weights::F32(all) => Weights::F32(&all[first..]),
+            Weights::F16(all) => Weights::F16(&all[first..]),
+        }
+    }
+}
 
 /// Working memory for one read of a launch in another order, packed once for all runs that find the read
 /// unchanged.
@@ -53,9 +75,21 @@ impl<'a> Io<'a> {
     /// Read number `index`, of `f32`.
     pub fn read(&self, index: usize) -> &'a [f32] {
         let raw = self.reads[index];
+        assert!(!raw.half, "a read of 16 bits is that of `Io::weights`");
         // SAFETY: the compiled plan gives a launch reads that no write of it overlaps, inside blocks that
         // outlive it.
         unsafe { std::slice::from_raw_parts(raw.start.cast::<f32>(), raw.elements) }
+    }
+
+    /// Read number `index`, the one that
+    /// [`LaunchInfo::prepacked_from`](super::LaunchInfo::prepacked_from) names.
+    pub fn weights(&self, index: usize) -> Weights<'a> {
+        let raw = self.reads[index];
+        if !raw.half {
+            return Weights::F32(self.read(index));
+        }
+        // SAFETY: as for `read`.
+        Weights::F16(unsafe { std::slice::from_raw_parts(raw.start.cast::<f16>(), raw.elements) })
     }
 
     /// Read number `index`, of `u32`.

@@ -45,15 +45,15 @@ impl Product {
     pub(super) fn run_on_cpu(&self, io: &Io) {
         let terms = self.epilogue.reads().map(|read| read.map(|i| io.read(i)));
         let extra = Extra { terms, cols: self.cols, pixels: self.epilogue.pixels };
-        let (a, b, y) = (io.read(0), io.read(1), io.write(0));
+        let (a, y) = (io.read(0), io.write(0));
         match (self.a, winograd::suits(self)) {
-            (Loader::ConvWeights(_), true) => self.winograd_weights(a, b, y, io.scratch(0)),
-            (_, true) => self.winograd(a, b, y, extra, io.prepacked()),
-            _ if self.is_outer() => self.outer(a, b, y, extra, io.scratch(0)),
-            _ => self.gather(a, b, y, extra, io.prepacked()),
+            (Loader::ConvWeights(_), true) => self.winograd_weights(a, io.read(1), y, io.scratch(0)),
+            (_, true) => self.winograd(a, io.weights(1), y, extra, io.prepacked()),
+            _ if self.is_outer() => self.outer(a, io.read(1), y, extra, io.scratch(0)),
+            _ => self.gather(a, io.weights(1), y, extra, io.prepacked()),
         }
         if self.column_sums {
-            self.sum_columns(b, bytemuck::cast_slice_mut(io.scratch(1)), io.write(1));
+            self.sum_columns(io.read(1), bytemuck::cast_slice_mut(io.scratch(1)), io.write(1));
         }
     }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use half::f16;
-use half::slice::HalfFloatSliceExt as _;
 use rayon::prelude::*;
 
 use super::memory::Sharing;
@@ -14,6 +13,7 @@ use super::timed::Span;
 use crate::device::Buffer;
 use crate::device::cpu::{Cpu, Hold, Memory};
 use crate::launch::{CHUNK, Io, Raw, Recorded};
+use crate::simd::{vectorized, widen};
 use crate::tensor::DType;
 
 /// All calls of a program, and the memory that they touch.
@@ -55,9 +55,12 @@ impl Halves {
             let to = std::slice::from_raw_parts_mut(self.widened.start.cast::<f32>(), elements);
             (std::slice::from_raw_parts(self.stored, elements), to)
         };
-        to.par_chunks_mut(CHUNK)
-            .zip(from.par_chunks(CHUNK))
-            .for_each(|(to, from)| from.convert_to_f32_slice(to));
+        to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK)).for_each(|(to, from)| {
+            vectorized(
+                #[inline(always)]
+                || widen(to, from),
+            );
+        });
     }
 }
 
@@ -76,11 +79,12 @@ fn memory_of(buffer: &Buffer) -> &Arc<Memory> {
 }
 
 fn raw(place: &Place) -> Raw {
-    Raw { start: memory_of(&place.buffer).range(place.offset, place.bytes), elements: place.bytes / 4 }
+    let start = memory_of(&place.buffer).range(place.offset, place.bytes);
+    Raw { start, elements: place.bytes / if place.half { 2 } else { 4 }, half: place.half }
 }
 
 fn overlap(a: &Raw, b: &Raw) -> bool {
-    let end = |raw: &Raw| raw.start.addr() + raw.elements * 4;
+    let end = |raw: &Raw| raw.start.addr() + raw.elements * if raw.half { 2 } else { 4 };
     a.start.addr() < end(b) && b.start.addr() < end(a)
 }
 
@@ -92,8 +96,9 @@ impl Call {
             (reads.iter().map(raw).collect(), scratch.iter().map(raw).collect());
         let mut halves = Vec::new();
         // The last block is that of the last such read.
-        for (read, id) in reads.iter_mut().zip(&step.reads).rev() {
-            if plan.dtypes[id.0] == DType::F16 {
+        for (index, (read, id)) in reads.iter_mut().zip(&step.reads).enumerate().rev() {
+            let widens = step.recorded.info().prepacked_from == Some(index);
+            if plan.dtypes[id.0] == DType::F16 && !widens {
                 let widened = scratch.pop().expect("a block for each read of 16 bits");
                 let stored = std::mem::replace(read, widened).start.cast::<f16>();
                 halves.push(Halves { stored, widened });

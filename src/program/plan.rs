@@ -63,6 +63,10 @@ pub(super) enum Spot {
     Unused,
 }
 
+/// Bytes of packed weights that a program of the CPU device keeps from run to run at most: those of a large
+/// model take up to 3.6 times its memory, and packing them is a small part of such a run.
+const MOST_PACKED: usize = 1 << 30;
+
 /// The launches that a recording will run and the memory that they take; nothing is allocated yet.
 pub struct Plan {
     pub(super) steps: Vec<Step>,
@@ -156,8 +160,10 @@ impl Plan {
             if let Some(source) = kept_from.filter(|_| *keeps_results) {
                 unwritten.extend(writes.iter().map(|id| (*id, source)));
             }
-            let narrow = reads.iter().filter(|id| !needed.for_gpu && dtype_of(**id) == DType::F16);
-            let widened: Vec<usize> = narrow.map(|id| meta_of(*id).shape.elements()).collect();
+            let is_narrow = |id: Id| !needed.for_gpu && dtype_of(id) == DType::F16;
+            let narrow =
+                reads.iter().enumerate().filter(|(i, id)| is_narrow(**id) && *prepacked_from != Some(*i));
+            let widened: Vec<usize> = narrow.map(|(_, id)| meta_of(*id).shape.elements()).collect();
             let scratch = blocks.iter().chain(&widened).enumerate().map(|(i, &elements)| {
                 let kept = i == 0 && kept_from.is_some();
                 let (first, last) = if kept { (0, order.runs.len()) } else { (time, time) };
@@ -174,6 +180,7 @@ impl Plan {
                 again: run.again,
             });
         }
+        plan.keep_no_more_packed(MOST_PACKED);
         for id in unwritten.keys().chain(&needed.outputs) {
             if let (Spot::Temporary(n), _) = plan.spots[id.0] {
                 plan.lifetimes[n].last = order.runs.len();
@@ -183,6 +190,19 @@ impl Plan {
             }
         }
         plan
+    }
+
+    /// Has weights packed in each run, where all that would be kept takes more than `most` bytes.
+    fn keep_no_more_packed(&mut self, most: usize) {
+        let keeps = |step: &&Step| step.kept_from.is_some() && !step.keeps_results();
+        let kept = self.steps.iter().filter(keeps).map(|step| self.lifetimes[step.scratch[0]].bytes);
+        if kept.sum::<usize>() <= most {
+            return;
+        }
+        for (time, step) in self.steps.iter_mut().enumerate().filter(|(_, step)| keeps(&&**step)) {
+            let block = &mut self.lifetimes[step.scratch[0]];
+            (block.first, block.last, step.kept_from) = (time, time, None);
+        }
     }
 
     /// Notes that launch number `time` uses a tensor. True for the first use of a temporary one.
@@ -277,4 +297,24 @@ fn needed<'a>(recording: &Recording<'a>, outputs: &[&Tensor], adapter: Option<&T
     let outputs = outputs.iter().map(|t| t.id()).collect();
     let (for_gpu, halves) = (adapter.is_some(), adapter.is_some_and(|adapter| adapter.halves));
     Needed { metas, backward: kept.len() - of_backward, entries: kept, outputs, for_gpu, halves }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::matmul::linear;
+
+    #[test]
+    fn packed_weights_are_kept_up_to_a_limit() {
+        let tape = Tape::new();
+        let [x, w] = ["x", "w"].map(|store| tape.stored(store, 0, [64, 64]));
+        let y = linear(&x, &w, None);
+        let mut plan = Plan::new(&tape, &[&y], &Device::open("cpu").unwrap());
+        let kept = |plan: &Plan| plan.steps.iter().filter(|step| step.kept_from.is_some()).count();
+        let bytes = plan.lifetimes[plan.steps[0].scratch[0]].bytes;
+        plan.keep_no_more_packed(bytes);
+        assert_eq!(kept(&plan), 1);
+        plan.keep_no_more_packed(bytes - 1);
+        assert_eq!(kept(&plan), 0);
+    }
 }

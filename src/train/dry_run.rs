@@ -5,6 +5,7 @@ use super::objective::Objective;
 use super::picture_cost::PictureCost;
 use super::pictures::STRIPS;
 use super::step::{ACCUMULATED, Recorded, record_optimiser};
+use super::texts::FROZEN;
 use crate::codec::Codec;
 use crate::device::Device;
 use crate::device::gpu::adapters::Traits;
@@ -29,6 +30,8 @@ pub struct DryRun {
     pub gradient_bytes: u64,
     /// Adam's two moments and the EMA copy.
     pub optimiser_bytes: u64,
+    /// Of weights that are read and not trained, as f32.
+    pub frozen_bytes: u64,
     /// As tensors share memory that are never alive together.
     pub activation_bytes_shared: u64,
     /// If each tensor had memory of its own.
@@ -76,6 +79,11 @@ impl DryRun {
             parameter_bytes: flat,
             gradient_bytes: flat * if accumulates { 2 } else { 1 },
             optimiser_bytes: 3 * flat,
+            frozen_bytes: plan
+                .stores()
+                .filter(|(name, _)| FROZEN.contains(name))
+                .map(|(_, n)| n as u64)
+                .sum(),
             activation_bytes_shared: plan.shared_bytes(),
             activation_bytes_separate: plan.separate_bytes(),
             activation_bytes_halved: halved(device)

@@ -16,6 +16,8 @@ use crate::tape::Tensor;
 const BASE: &str = "base";
 /// Store of the weights of a text encoder that is not trained.
 const TEXT: &str = "text encoder";
+/// Stores of weights that are not trained.
+pub(super) const FROZEN: [&str; 2] = [BASE, TEXT];
 
 impl Objective {
     /// Tokens of a step's captions.

@@ -54,6 +54,13 @@ pub(super) fn describe(plan: &DryRun, recipe: &Recipe, device: &Device) -> Strin
         // How many steps passes through the data are is not known before it is opened.
         describe_pictures(cost, recipe, (recipe.epochs == 0).then_some(cost.of_steps))
     });
+    let frozen = match plan.frozen_bytes {
+        0 => "none".to_owned(),
+        bytes => {
+            format!("at most {} (half, where files have 16 bits and the device keeps them)", size(bytes))
+        }
+    };
+    let all = size(state + plan.frozen_bytes + plan.activation_bytes_shared);
     let cost = format!("{operations:.0} % more operations and {bytes:.0} % more bytes moved");
     table(
         28,
@@ -65,9 +72,10 @@ pub(super) fn describe(plan: &DryRun, recipe: &Recipe, device: &Device) -> Strin
             ("parameter bytes", size(plan.parameter_bytes)),
             ("gradient bytes", size(plan.gradient_bytes)),
             ("optimiser bytes", format!("{} (two moments and the EMA copy)", size(plan.optimiser_bytes))),
+            ("frozen weights", frozen),
             ("activation bytes", format!("{shared} with sharing, {separate} without{halves}")),
             ("recomputed", format!("{repeated} launches, {cost}, which saves {saved}")),
-            ("in all", size(state + plan.activation_bytes_shared)),
+            ("in all", if plan.frozen_bytes > 0 { format!("at most {all}") } else { all }),
             ("while saving", format!("{copied} more (a copy of parameters, moments and EMA)")),
             ("largest binding", format!("{}, {limit}", size(plan.largest_binding))),
             ("pictures", pictures.unwrap_or_else(|| no_cost(recipe))),

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::Size;
+use crate::launch::Weights;
 use crate::product::cpu::multiply::multiply_into;
 use crate::product::cpu::panels::{Panels, Source, Taps, panel, panel_elements};
 use crate::product::cpu::rows::Rows;
@@ -38,8 +39,14 @@ impl Size {
     fn pack<'a>(&self, x: &[f32], pair: usize, transposed: bool, memory: &'a mut [f32]) -> Panels<'a> {
         let data = &x[self.at(pair, self.keys, 0)..];
         let [depth, cols] = if transposed { [self.d, self.keys] } else { [self.keys, self.d] };
-        let source =
-            Source { data, cols, stride: self.channels(), block: depth, blocks: Taps::ONE, transposed };
+        let source = Source {
+            data: Weights::F32(data),
+            cols,
+            stride: self.channels(),
+            block: depth,
+            blocks: Taps::ONE,
+            transposed,
+        };
         source.columns(0, cols, panel(cols), memory);
         Panels::packed(memory, depth, cols, panel(cols))
     }

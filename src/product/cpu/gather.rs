@@ -11,7 +11,7 @@ use super::multiply::multiply;
 use super::panels::{Panels, Source, Taps, panel, panel_elements};
 use super::rows::Rows;
 use super::tile::{Extra, Target};
-use crate::launch::Prepacked;
+use crate::launch::{Prepacked, Weights};
 use crate::product::{Loader, Product, View};
 use crate::shared::Shared;
 
@@ -171,14 +171,14 @@ impl Product {
     }
 
     /// B of an item or a class.
-    pub(super) fn source<'a>(&self, class: &'a Class, b: &'a [f32], number: usize) -> Source<'a> {
-        let data = if self.batch > 1 { &b[number * self.depth * self.cols..] } else { b };
+    pub(super) fn source<'a>(&self, class: &Class, b: Weights<'a>, number: usize) -> Source<'a> {
+        let data = if self.batch > 1 { b.from(number * self.depth * self.cols) } else { b };
         let (cols, transposed, block) = (self.cols, self.b != Loader::Dense, class.view.src[2]);
         let stride = if transposed { block } else { cols };
         Source { data, cols, stride, block, blocks: class.blocks, transposed }
     }
 
-    pub(super) fn gather(&self, a: &[f32], b: &[f32], y: &mut [f32], extra: Extra, prepacked: Prepacked) {
+    pub(super) fn gather(&self, a: &[f32], b: Weights, y: &mut [f32], extra: Extra, prepacked: Prepacked) {
         let Prepacked { memory, done } = prepacked;
         let View { blocks: classes, rows, src, .. } = self.view();
         let width = panel(self.cols);

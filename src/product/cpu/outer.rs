@@ -12,6 +12,7 @@ use super::panels::{Panels, Source, Taps, copy_short, panel};
 use super::rows::Rows;
 use super::tile::{Extra, Target};
 use super::{add_rows, with_memory};
+use crate::launch::Weights;
 use crate::product::{Geometry, Loader, Product};
 use crate::shared::Shared;
 
@@ -145,7 +146,14 @@ impl Product {
             let transposed = self.b != Loader::Dense;
             let [pixel, stride] = if transposed { [1, self.depth] } else { [self.cols; 2] };
             let data = &b[first * pixel..];
-            let b = Source { data, cols: self.cols, stride, block: count, blocks: Taps::ONE, transposed };
+            let b = Source {
+                data: Weights::F32(data),
+                cols: self.cols,
+                stride,
+                block: count,
+                blocks: Taps::ONE,
+                transposed,
+            };
             let panel = panel(cols.len());
             // The rows of several taps follow one another in y where all their channels are in the block.
             let taps_at_once = if c == g.cin { (BLOCK[0] / c).clamp(1, g.taps()) } else { 1 };

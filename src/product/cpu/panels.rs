@@ -1,8 +1,10 @@
 //! The matrix B as the register tile reads it: panels of columns, row after row.
 
+use half::f16;
 use pulp::{Arch, Simd, WithSimd};
 
-use crate::simd::vectorized;
+use crate::launch::Weights;
+use crate::simd::{vectorized, widen};
 
 /// Columns of a panel of a matrix of `cols` columns: two vectors of this machine; or one where that is
 /// enough, or leaves an eighth less padding and a tile of it has sums enough to hide an addition's latency.
@@ -87,7 +89,7 @@ impl Taps {
 /// A matrix `[blocks * block, cols]` as its tensor has it: blocks of rows, those numbered by `blocks`, each
 /// `[block, cols]` or, transposed, `[cols, block]`, with lines that begin `stride` elements apart.
 pub struct Source<'a> {
-    pub data: &'a [f32],
+    pub data: Weights<'a>,
     pub cols: usize,
     pub stride: usize,
     pub block: usize,
@@ -98,17 +100,24 @@ pub struct Source<'a> {
 impl Source<'_> {
     /// Packs the columns `first .. first + cols`, whole panels of `width` but for the last.
     pub fn columns(&self, first: usize, cols: usize, width: usize, out: &mut [f32]) {
+        match self.data {
+            Weights::F32(data) => self.pack::<F32>(data, [first, cols], width, out),
+            Weights::F16(data) => self.pack::<F16>(data, [first, cols], width, out),
+        }
+    }
+
+    fn pack<N: Numbers>(&self, all: &[N::Of], [first, cols]: [usize; 2], width: usize, out: &mut [f32]) {
         let depth = self.blocks.count * self.block;
         if !cols.is_multiple_of(width) {
             out[cols / width * depth * width..].fill(0.0);
         }
         for (block, number) in self.blocks.numbers().enumerate() {
-            let (data, at) = (&self.data[number * self.block * self.cols..], block * self.block * width);
+            let (data, at) = (&all[number * self.block * self.cols..], block * self.block * width);
             if self.transposed {
                 for (panel, out) in out.chunks_exact_mut(depth * width).enumerate() {
                     let (first, cols) = (first + panel * width, width.min(cols - panel * width));
                     let out = &mut out[at..][..self.block * width];
-                    copy_transposed(&data[first * self.stride..], self.stride, cols, out, width);
+                    N::transposed(&data[first * self.stride..], self.stride, cols, out, width);
                 }
                 continue;
             }
@@ -119,14 +128,68 @@ impl Source<'_> {
                     for row in 0..self.block {
                         let line = &data[row * self.stride + first..][..cols];
                         for (panel, line) in line.chunks(width).enumerate() {
-                            copy_short(
-                                &mut out[panel * depth * width + at + row * width..][..line.len()],
-                                line,
-                            );
+                            N::copy(&mut out[panel * depth * width + at + row * width..][..line.len()], line);
                         }
                     }
                 },
             );
+        }
+    }
+}
+
+/// How numbers of a type become f32 in panels.
+trait Numbers {
+    type Of;
+
+    /// A row of a panel.
+    fn copy(out: &mut [f32], x: &[Self::Of]);
+
+    /// As [`copy_transposed`].
+    fn transposed(b: &[Self::Of], stride: usize, cols: usize, out: &mut [f32], width: usize);
+}
+
+struct F32;
+
+impl Numbers for F32 {
+    type Of = f32;
+
+    #[inline(always)]
+    fn copy(out: &mut [f32], x: &[f32]) {
+        copy_short(out, x);
+    }
+
+    fn transposed(b: &[f32], stride: usize, cols: usize, out: &mut [f32], width: usize) {
+        copy_transposed(b, stride, cols, out, width);
+    }
+}
+
+struct F16;
+
+impl Numbers for F16 {
+    type Of = f16;
+
+    #[inline(always)]
+    fn copy(out: &mut [f32], x: &[f16]) {
+        widen(out, x);
+    }
+
+    fn transposed(b: &[f16], stride: usize, cols: usize, out: &mut [f32], width: usize) {
+        // Widened in pieces that stay in the first cache.
+        const PIECE: usize = 128;
+        const WIDEST: usize = 32;
+        assert!(cols <= WIDEST, "a panel of {cols} columns");
+        let mut piece = [0.0; WIDEST * PIECE];
+        for (number, out) in out.chunks_mut(PIECE * width).enumerate() {
+            let elements = out.len() / width;
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (col, line) in piece.chunks_exact_mut(PIECE).take(cols).enumerate() {
+                        widen(&mut line[..elements], &b[col * stride + number * PIECE..][..elements]);
+                    }
+                },
+            );
+            copy_transposed(&piece, PIECE, cols, out, width);
         }
     }
 }
@@ -154,9 +217,10 @@ pub fn copy_transposed(b: &[f32], stride: usize, cols: usize, out: &mut [f32], w
                 let from = square * SIDE;
                 let mut col = 0;
                 while from + SIDE <= rows && col + SIDE <= cols {
-                    let [p, q, r, s] = [0, 1, 2, 3].map(|j| &b[(col + j) * stride + from..][..SIDE]);
-                    for i in 0..SIDE {
-                        out[i * width + col..][..SIDE].copy_from_slice(&[p[i], q[i], r[i], s[i]]);
+                    let line = |j: usize| &b[(col + j) * stride + from..][..SIDE];
+                    let square = transposed([line(0), line(1), line(2), line(3)]);
+                    for (i, line) in square.iter().enumerate() {
+                        out[i * width + col..][..SIDE].copy_from_slice(line);
                     }
                     col += SIDE;
                 }
@@ -168,4 +232,25 @@ pub fn copy_transposed(b: &[f32], stride: usize, cols: usize, out: &mut [f32], w
             }
         },
     );
+}
+
+/// A square of four lines, each of 4 numbers, turned over.
+#[inline(always)]
+fn transposed([p, q, r, s]: [&[f32]; 4]) -> [[f32; 4]; 4] {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: these instructions are part of every x86-64 processor; each line was cut to 4 numbers.
+    unsafe {
+        use std::arch::x86_64::*;
+        assert!([p, q, r, s].iter().all(|line| line.len() == 4));
+        let [mut p, mut q, mut r, mut s] = [
+            _mm_loadu_ps(p.as_ptr()),
+            _mm_loadu_ps(q.as_ptr()),
+            _mm_loadu_ps(r.as_ptr()),
+            _mm_loadu_ps(s.as_ptr()),
+        ];
+        _MM_TRANSPOSE4_PS(&mut p, &mut q, &mut r, &mut s);
+        std::mem::transmute([p, q, r, s])
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    [[p[0], q[0], r[0], s[0]], [p[1], q[1], r[1], s[1]], [p[2], q[2], r[2], s[2]], [p[3], q[3], r[3], s[3]]]
 }

@@ -7,7 +7,7 @@ use crate::launch::Raw;
 use crate::product::{Epilogue, Geometry, plain};
 
 fn raw(data: &mut [f32]) -> Raw {
-    Raw { start: data.as_mut_ptr().cast(), elements: data.len() }
+    Raw { start: data.as_mut_ptr().cast(), elements: data.len(), half: false }
 }
 
 /// Compares `p` with the plain loops; where the processor has them, with products of bf16 numbers too, for

@@ -16,7 +16,7 @@ use super::panels::{Panels, panel, panel_elements};
 use super::rows::Rows;
 use super::tile::Extra;
 use super::with_memory;
-use crate::launch::Prepacked;
+use crate::launch::{self, Prepacked};
 use crate::product::Product;
 use crate::shared::Shared;
 use crate::simd::vectorized;
@@ -57,7 +57,14 @@ fn square<T, const N: usize>(x: impl Fn(usize, usize) -> T) -> [[T; N]; N] {
 impl Product {
     /// A convolution, or the adjoint of one, which is a convolution with taps in reverse order and channels
     /// exchanged.
-    pub(super) fn winograd(&self, src: &[f32], w: &[f32], y: &mut [f32], extra: Extra, packed: Prepacked) {
+    pub(super) fn winograd(
+        &self,
+        src: &[f32],
+        w: launch::Weights,
+        y: &mut [f32],
+        extra: Extra,
+        packed: Prepacked,
+    ) {
         let class = self.class(0).tiles();
         let (count, c, dst_c, [dst_h, dst_w]) = (class.rows(), self.depth / 9, self.cols, class.view.dst);
         if !packed.done {
@@ -103,7 +110,7 @@ impl Product {
     }
 
     /// `G g G^T` for all channels, into panels, one matrix after the other for each place.
-    fn transform_weights(&self, w: &[f32], memory: &mut [f32]) {
+    fn transform_weights(&self, w: launch::Weights, memory: &mut [f32]) {
         let (c, cols, width) = (self.depth / 9, self.cols, panel(self.cols));
         let class = self.class(0);
         let source = self.source(&class, w, 0);
