@@ -317,7 +317,7 @@ impl Check {
             assert!(program.guards_intact()?, "{}\n  on {name}: wrote outside its tensors", self.describe());
             Ok(results)
         };
-        // The rewriting to packed numbers is the same for all variants: where f16 is too, one is enough.
+        // All variants are checked with packed numbers where the adapter has no f16; here the default.
         let is_packed = matches!(device, Device::Gpu(gpu) if gpu.halves && gpu.has_f16() && !gpu.dialect.f16);
         let variants = if self.untuned || is_packed { 1 } else { Program::variants_of(&plan) };
         let run = |variant: usize| {

@@ -84,8 +84,8 @@ pub struct LaunchInfo {
     /// Elements of working memory that the GPU dispatches need, one number a block: enough for each variant.
     pub gpu_scratch: Vec<usize>,
     /// The read that the first block of `cpu_scratch` is made from, and from nothing else, by
-    /// [`Io::prepacked`]: weights in the order of the inner loop, as [`Io::weights`] gives them. A program that
-    /// never writes that read keeps the block from run to run.
+    /// [`Io::prepacked`]: weights in the order of the inner loop. The read is taken by [`Io::weights`] alone,
+    /// because it may have 16 bits. A program that never writes it keeps the block from run to run.
     pub prepacked_from: Option<usize>,
     /// Its only read is weights, and its results are worth their memory: a program on the CPU device that
     /// never writes that read keeps them from run to run, and runs it again when something else has.

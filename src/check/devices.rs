@@ -45,8 +45,9 @@ pub fn devices() -> &'static [(String, Device)] {
     })
 }
 
-/// Each GPU with its tensors in 16 bits between launches, with all that it offers and on the plain path, where
-/// words hold two numbers; and the CPU device with products of bf16 numbers, where the processor has them.
+/// Each GPU with its tensors in 16 bits between launches, with all that it offers and on the plain path,
+/// where words hold two numbers; and the CPU device with products of bf16 numbers, where the processor has
+/// them.
 pub(super) fn half_devices() -> &'static [(String, Device)] {
     static DEVICES: OnceLock<Vec<(String, Device)>> = OnceLock::new();
     DEVICES.get_or_init(|| {

@@ -79,6 +79,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     // An error appears before the work begins.
     let out = Target::new(&arguments.out)?;
     let (prompting, begins) = (&arguments.prompting, arguments.prompting.begins());
+    if let Some(classifier) = &classifier {
+        trained.source().guided_by(classifier, arguments.classifier_scale)?;
+    }
     let texts = prompting.texts(&trained, arguments.count.unwrap_or(1))?;
     // Each part of a large model is freed when it has done its work.
     trained.free_text();

@@ -25,10 +25,11 @@ pub struct Arguments {
     /// Its steps, the numbers that the page is to offer; it begins with the first
     #[arg(long, value_delimiter = ',', default_values_t = OFFERED, value_parser = any::<usize>)]
     steps: Vec<usize>,
-    /// Weights as 16-bit floats: half as much to load, and numbers that differ in the fourth digit
+    /// Weights as 16-bit floats: half as much to load, and numbers that differ in the fourth digit. A GPU has
+    /// them as f32
     #[arg(long)]
     f16: bool,
-    /// f32; or f16, 16 bits for the tensors between kernels: about half of the memory beside the weights
+    /// f32; or f16, 16 bits for the tensors between kernels: about half of a GPU's memory beside the weights
     #[arg(long, default_value = "f32", value_parser = named::<Precision>)]
     precision: Precision,
 }
@@ -38,7 +39,7 @@ const OFFERED: [usize; 4] = [50, 20, 10, 100];
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let is_there = arguments.precision != Precision::Bf16;
-    need(is_there, "--precision bf16 is a precision of the CPU device", "use f32 or f16")?;
+    need(is_there, "bf16 is a precision of the CPU device, and a page has a GPU", "use f32 or f16")?;
     let device = Device::open("cpu")?;
     let trained = Trained::open(&arguments.run, &device)?;
     note_remarks(&trained);

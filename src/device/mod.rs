@@ -152,7 +152,7 @@ impl Device {
     pub(crate) fn keeps_halves(&self) -> bool {
         match self {
             Device::Cpu(_) => true,
-            Device::Gpu(gpu) => gpu.halves && gpu.binds_at(128),
+            Device::Gpu(gpu) => gpu.traits().keeps_halves,
         }
     }
 

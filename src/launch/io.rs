@@ -75,7 +75,7 @@ impl<'a> Io<'a> {
     /// Read number `index`, of `f32`.
     pub fn read(&self, index: usize) -> &'a [f32] {
         let raw = self.reads[index];
-        assert!(!raw.half, "a read of 16 bits is that of `Io::weights`");
+        assert!(!raw.half, "read {index} has 16 bits: it is taken by `Io::weights`");
         // SAFETY: the compiled plan gives a launch reads that no write of it overlaps, inside blocks that
         // outlive it.
         unsafe { std::slice::from_raw_parts(raw.start.cast::<f32>(), raw.elements) }

@@ -40,12 +40,14 @@ pub fn encode(config: &VaeConfig, scope: &Scope, x: &Tensor) -> (Tensor, Option<
 pub(crate) fn encode_moments(config: &VaeConfig, scope: &Scope, x: &Tensor) -> Tensor {
     let [n, h, w, c] = x.shape().of_rank("vae");
     assert!(
-        c == config.in_channels && h == w,
+        c == config.in_channels && (h == w || config.kind != VaeKind::Mlp),
         "vae: image {} for in_channels {}",
         x.shape(),
         config.in_channels
     );
-    config.validate(h).unwrap_or_else(|e| panic!("vae: {e}"));
+    for side in [h, w] {
+        config.validate(side).unwrap_or_else(|e| panic!("vae: {e}"));
+    }
     let mut layers = Layers { scope: scope.sub("encoder"), next: 0 };
     let out = config.moments() * config.latent;
     match config.kind {

@@ -63,8 +63,8 @@ pub(super) enum Spot {
     Unused,
 }
 
-/// Bytes of packed weights that a program of the CPU device keeps from run to run at most: those of a large
-/// model take up to 3.6 times its memory, and packing them is a small part of such a run.
+/// Bytes of packed weights that a program of the CPU device keeps from run to run at most, and packs the rest
+/// anew: those of a large model take up to 3.6 times its memory, and packing is a small part of such a run.
 const MOST_PACKED: usize = 1 << 30;
 
 /// The launches that a recording will run and the memory that they take; nothing is allocated yet.
@@ -120,7 +120,7 @@ impl Plan {
         let is_half = |id: Id| needed.is_half(original(id));
         let dtype_of = |id: Id| match meta_of(id).dtype {
             DType::F32 if is_half(id) => DType::F16,
-            DType::F16 if needed.for_gpu && !needed.halves => DType::F32,
+            DType::F16 if needed.for_gpu && !needed.keeps_halves => DType::F32,
             dtype => dtype,
         };
         let bytes_of = |id: Id| {
@@ -192,16 +192,19 @@ impl Plan {
         plan
     }
 
-    /// Has weights packed in each run, where all that would be kept takes more than `most` bytes.
+    /// Has weights packed in each run where they would take more than `most` bytes, with those before them.
     fn keep_no_more_packed(&mut self, most: usize) {
-        let keeps = |step: &&Step| step.kept_from.is_some() && !step.keeps_results();
-        let kept = self.steps.iter().filter(keeps).map(|step| self.lifetimes[step.scratch[0]].bytes);
-        if kept.sum::<usize>() <= most {
-            return;
-        }
-        for (time, step) in self.steps.iter_mut().enumerate().filter(|(_, step)| keeps(&&**step)) {
+        let mut kept = 0;
+        for (time, step) in self.steps.iter_mut().enumerate() {
+            if step.kept_from.is_none() || step.keeps_results() {
+                continue;
+            }
             let block = &mut self.lifetimes[step.scratch[0]];
-            (block.first, block.last, step.kept_from) = (time, time, None);
+            if kept + block.bytes <= most {
+                kept += block.bytes;
+            } else {
+                (block.first, block.last, step.kept_from) = (time, time, None);
+            }
         }
     }
 
@@ -296,7 +299,16 @@ fn needed<'a>(recording: &Recording<'a>, outputs: &[&Tensor], adapter: Option<&T
     kept.reverse();
     let outputs = outputs.iter().map(|t| t.id()).collect();
     let (for_gpu, halves) = (adapter.is_some(), adapter.is_some_and(|adapter| adapter.halves));
-    Needed { metas, backward: kept.len() - of_backward, entries: kept, outputs, for_gpu, halves }
+    let keeps_halves = adapter.is_some_and(|adapter| adapter.keeps_halves);
+    Needed {
+        metas,
+        backward: kept.len() - of_backward,
+        entries: kept,
+        outputs,
+        for_gpu,
+        halves,
+        keeps_halves,
+    }
 }
 
 #[cfg(test)]
@@ -308,13 +320,13 @@ mod tests {
     fn packed_weights_are_kept_up_to_a_limit() {
         let tape = Tape::new();
         let [x, w] = ["x", "w"].map(|store| tape.stored(store, 0, [64, 64]));
-        let y = linear(&x, &w, None);
+        let y = linear(&linear(&x, &w, None), &w, None);
         let mut plan = Plan::new(&tape, &[&y], &Device::open("cpu").unwrap());
         let kept = |plan: &Plan| plan.steps.iter().filter(|step| step.kept_from.is_some()).count();
         let bytes = plan.lifetimes[plan.steps[0].scratch[0]].bytes;
-        plan.keep_no_more_packed(bytes);
-        assert_eq!(kept(&plan), 1);
-        plan.keep_no_more_packed(bytes - 1);
-        assert_eq!(kept(&plan), 0);
+        for (most, wanted) in [(2 * bytes, 2), (2 * bytes - 1, 1), (bytes - 1, 0)] {
+            plan.keep_no_more_packed(most);
+            assert_eq!(kept(&plan), wanted, "of {most} bytes");
+        }
     }
 }

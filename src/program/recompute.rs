@@ -69,6 +69,8 @@ pub(super) struct Needed<'a> {
     pub for_gpu: bool,
     /// Temporary tensors have 16 bits, but for those that [`Needed::is_half`] leaves out.
     pub halves: bool,
+    /// Stored tensors of 16 bits stay so.
+    pub keeps_halves: bool,
 }
 
 /// How a tensor that is not kept is computed again.

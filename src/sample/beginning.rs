@@ -51,6 +51,7 @@ impl Source<'_> {
         let nearest = |holes: &[bool], i: usize| holes[i / w * size[0] / h * size[1] + i % w * size[1] / w];
         let mask = holes.map(|holes| (0..h * w).map(|i| f32::from(nearest(holes, i))).collect());
         let (latents, masked) = (source.latents_of(picture)?, masked.transpose()?);
+        source.codec.inspect(|codec| codec.free_programs());
         let from_noise = holes.is_some() && options.first == 0;
         source.denoiser.begin = Some(Begin { latents, mask, masked, from_noise });
         Ok(source)

@@ -185,7 +185,6 @@ impl<'a> Source<'a> {
         };
         let [h, w, _] = self.denoiser.shape;
         let posterior = codec.encode_sized(pictures, [h, w])?;
-        codec.free_programs();
         let factor = self.recipe.scaling_factor as f32;
         let scaled = |values: &[f32]| values.iter().map(|v| v * factor).collect();
         Ok(Latents { mean: scaled(&posterior.mean), sigma: scaled(&posterior.sigma()) })
@@ -204,7 +203,8 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Images of the samples that a sampler predicts so far. A VAE takes no memory beside its weights after it.
+    /// Images of the samples that a sampler predicts so far. A VAE has its decoder compiled for them alone,
+    /// and takes no memory beside its weights while the model runs.
     ///
     /// # Errors
     /// When memory is too small, or the driver reports an error.
@@ -298,14 +298,12 @@ impl<'a> Source<'a> {
         check_finite(self.images_of(samples)?)
     }
 
-    /// Frees the model's weights, where the source has taken them ([`Trained::take_source`]): samples can
+    /// Frees the model's weights, where the source has taken them (`Trained::take_source`): samples can
     /// still be shown, and no more be drawn.
     ///
     /// # Errors
     /// When the driver reports an error.
-    ///
-    /// [`Trained::take_source`]: super::Trained::take_source
-    pub fn free_weights(&mut self) -> Result<()> {
+    pub(crate) fn free_weights(&mut self) -> Result<()> {
         self.denoiser.weights = self.denoiser.device.alloc(nn::STORE, 0)?;
         Ok(())
     }

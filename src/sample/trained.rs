@@ -201,7 +201,7 @@ impl Trained {
     }
 
     /// Frees the text encoder: for whoever has embedded all prompts.
-    pub fn free_text(&mut self) {
+    pub(crate) fn free_text(&mut self) {
         self.text = None;
     }
 
@@ -227,7 +227,7 @@ impl Trained {
     ///
     /// # Errors
     /// When memory is too small.
-    pub fn take_source(&mut self) -> Result<Source<'_>> {
+    pub(crate) fn take_source(&mut self) -> Result<Source<'_>> {
         let nothing = self.device.alloc(nn::STORE, 0)?;
         let taken = std::mem::replace(&mut self.weights, nothing);
         let mut source = self.source();

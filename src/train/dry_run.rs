@@ -95,7 +95,7 @@ impl DryRun {
     }
 }
 
-/// The properties of a GPU that kept tensors in 16 bits, if it does not.
+/// What a GPU would be if its tensors had 16 bits; `None` where they have.
 fn halved(device: &Device) -> Option<Traits> {
     match device {
         Device::Gpu(gpu) if !gpu.halves => Some(Traits { halves: true, ..gpu.traits() }),

@@ -65,11 +65,13 @@ fn packed_in_words_the_numbers_are_the_same() {
         let losses: Vec<f32> = run(&mut trainer, 20).iter().map(|outcome| outcome.loss).collect();
         (losses, trainer.values().unwrap().sets)
     };
+    // Other drivers may fuse and round as they like, and do so differently in two texts.
+    let is_software = |device: &&Device| matches!(device, Device::Gpu(gpu) if gpu.is_software());
     let devices = half_devices();
-    let Some((native, packed)) =
-        devices.iter().zip(&devices[1..]).find(|(a, b)| a.describe() == b.describe())
-    else {
-        return eprintln!("no adapter here has f16: nothing to compare with");
+    let devices: Vec<&Device> = devices.iter().filter(is_software).collect();
+    let is_native = |device: &Device| matches!(device, Device::Gpu(gpu) if gpu.dialect.f16);
+    let Some([native, packed]) = devices.array_windows().find(|[native, _]| is_native(native)) else {
+        return eprintln!("no software adapter here has f16: nothing to compare with");
     };
     assert!(trained(native) == trained(packed));
 }

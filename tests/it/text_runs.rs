@@ -6,6 +6,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use crate::command_line::{denoir, fails};
+use crate::place::root;
 
 /// Runs a command that must succeed.
 fn run(at: &Path, arguments: &[&str]) {
@@ -274,4 +275,17 @@ fn what_does_not_go_together_is_refused() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("warning: the model sees 77 tokens"), "{said}");
     assert!(said.len() < 4000, "{} bytes of warnings", said.len());
+}
+
+#[test]
+fn a_picture_that_is_no_square_keeps_its_shape() {
+    let folder = TempDir::new().unwrap();
+    let (at, tiny) = (folder.path(), root().join("tests/golden/tiny_sd"));
+    let picture = image::RgbImage::from_fn(40, 16, |x, y| image::Rgb([5 * x as u8, 9 * y as u8, 80]));
+    picture.save(at.join("wide.png")).unwrap();
+    let sample = ["sample", tiny.to_str().unwrap(), "--prompt", "a", "--steps", "2"];
+    for (more, size) in [(&[][..], (40, 16)), (&["--width", "24", "--height", "32"], (24, 32))] {
+        run(at, &[&sample[..], &["--image", "wide.png", "--out", "drawn.png"], more].concat());
+        assert_eq!(image::image_dimensions(at.join("drawn.png")).unwrap(), size);
+    }
 }

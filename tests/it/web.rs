@@ -154,6 +154,7 @@ fn a_page_keeps_what_browsers_promise_and_refuses_what_they_cannot_do() {
     }
     // Tensors of 16 bits, packed: less memory.
     runs(at, &["web", "pixels", "--out", "packed", "--precision", "f16", "--steps", "3"]);
+    runs(at, &["web", &golden("tiny_sd"), "--out", "halves", "--precision", "f16", "--steps", "3"]);
     let blocks = |site: &str| -> u64 {
         let page = program_of(&at.join(site));
         let buffers = page["buffers"].as_object().unwrap().iter();
@@ -226,6 +227,8 @@ fn a_browser_draws_the_samples_of_vulkan() {
         ("half_classes", ("ddim", 4), Some([3, 7]), 2.5),
         ("half_latents", ("ddim", 4), None, 1.0),
         ("half_texts", ("ddim", 4), None, 2.5),
+        // Its weights have 16 bits in its files.
+        ("half_tiny_sd", ("pndm", 4), None, 7.5),
     ];
     let path = |run: &str| match run.trim_start_matches("half_") {
         "masked" => at.join("fills").display().to_string(),

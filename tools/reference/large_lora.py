@@ -49,9 +49,8 @@ def main():
     from PIL import Image
     with (out / "data/metadata.jsonl").open("w") as f:
         # One: the latents of others would be encoded in the steps that first meet them.
-        for i in range(1):
-            Image.new("RGB", (args.size, args.size), (60 * i, 80, 120)).save(out / f"data/{i}.png")
-            f.write(json.dumps({"file_name": f"{i}.png", "text": "a photo of a cat"}) + "\n")
+        Image.new("RGB", (args.size, args.size), (60, 80, 120)).save(out / "data/0.png")
+        f.write(json.dumps({"file_name": "0.png", "text": "a photo of a cat"}) + "\n")
     keys = [f"--set={key}" for key in ("lora_rank=4", f"image_size={args.size}", "batch_size=1", "accumulation=1", "evaluate_count=0")]
     compare(args, {
         "denoir": lambda number, steps: [args.denoir, "train", "text-to-image", "--base", args.folder, "--data", f"images:{out / 'data'}",

@@ -43,6 +43,8 @@ pub struct Traits {
     pub broadcasts: bool,
     /// Tensors between launches have 16 bits (see [`Gpu::halves`]).
     pub halves: bool,
+    /// Weights of 16 bits stay so.
+    pub keeps_halves: bool,
     /// Rows and columns of the matrices of f16 that a subgroup multiplies, with sums of f32.
     pub matrices: Option<u32>,
 }

@@ -140,6 +140,7 @@ impl Gpu {
             software: self.is_software(),
             broadcasts: self.dialect.subgroups && self.info.subgroup_min_size >= 8,
             halves: self.halves,
+            keeps_halves: self.halves && self.binds_at(128),
             matrices: self.matrices.filter(|_| self.dialect.f16),
         }
     }

@@ -3,10 +3,11 @@
 //! A kernel is valid WGSL as it stands in `kernels/`. Before it is compiled, `//!include lib/x.wgsl` lines
 //! are replaced by that file, and lines that end in `// knob` may be given another value; an include that
 //! ends in `// knob NAME` may be given another file. Tensors that a program keeps in 16 bits become arrays of
-//! f16 ([`Expanded::in_halves`]). Bindings and parameters are stated once, in WGSL, and
-//! read from there by reflection.
+//! f16, or of words that hold two numbers ([`Expanded::in_halves`]). Bindings and parameters are stated
+//! once, in WGSL, and read from there by reflection.
 
 mod halves;
+mod packed;
 
 use crate::error::{Error, Result};
 

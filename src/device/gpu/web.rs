@@ -33,7 +33,9 @@ impl Web {
 
     /// The properties that decide which variants launches have there.
     pub fn traits(&self) -> Traits {
-        Traits { software: false, broadcasts: false, halves: self.halves, matrices: None }
+        // A page loads all weights as f32.
+        let halves = self.halves;
+        Traits { software: false, broadcasts: false, halves, keeps_halves: false, matrices: None }
     }
 
     /// As [`super::Gpu::sub_dispatches`], of a GPU that nobody has seen.

@@ -85,8 +85,13 @@ fn variants_are_sets_of_knobs_that_hold_a_head() {
 
 #[test]
 fn products_are_offered_where_scores_are_neither_many_nor_a_handful() {
-    let adapters =
-        [true, false].map(|software| Traits { software, broadcasts: true, halves: false, matrices: None });
+    let adapters = [true, false].map(|software| Traits {
+        software,
+        broadcasts: true,
+        halves: false,
+        keeps_halves: false,
+        matrices: None,
+    });
     for (size, offered) in [
         (Size { n: 64, heads: 1, d: 128, queries: 64, keys: 64, causal: false }, 3),
         (Size { n: 1, heads: 1, d: 64, queries: 4096, keys: 4096, causal: false }, 3),

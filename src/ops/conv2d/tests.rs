@@ -175,7 +175,8 @@ fn few_multiplications_on_a_gpu() {
     ] {
         let case = case(image, [3, 3, cout], 1, padding);
         for software in [false, true] {
-            let adapter = Traits { software, broadcasts: true, halves: false, matrices: None };
+            let adapter =
+                Traits { software, broadcasts: true, halves: false, keeps_halves: false, matrices: None };
             let forward = Product::conv("conv2d", case.geometry(), none());
             let backward = Product::conv_adjoint("conv2d backward_x", case.geometry(), none());
             let counts = [forward, backward].map(|of| {

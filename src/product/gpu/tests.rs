@@ -23,7 +23,7 @@ fn the_first_schedule_fits_the_adapter_and_the_size() {
     let first = |software: bool, broadcasts: bool, rows: usize, cols: usize| {
         let variants = variants(
             &matrix(rows, cols, 64),
-            &Traits { software, broadcasts, halves: false, matrices: None },
+            &Traits { software, broadcasts, halves: false, keeps_halves: false, matrices: None },
         );
         assert_eq!(variants.iter().filter(|variant| variant.index == 0).count(), 1, "{variants:?}");
         Schedule::of(variants[0].index)
@@ -61,7 +61,8 @@ fn parts_are_the_whole_sum_and_neither_long_nor_large() {
 
 #[test]
 fn matrices_are_for_tensors_of_16_bits_in_quads() {
-    let adapter = Traits { software: false, broadcasts: true, halves: true, matrices: Some(16) };
+    let adapter =
+        Traits { software: false, broadcasts: true, halves: true, keeps_halves: true, matrices: Some(16) };
     let count = |product: &Product, adapter: Traits| {
         variants(product, &adapter).iter().filter(|of| of.rounds).count()
     };

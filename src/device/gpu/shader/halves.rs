@@ -10,6 +10,8 @@ use std::ops::Range;
 
 use naga::{Block, Expression, Function, Handle, Module, Scalar, Span, Statement, StorageAccess, TypeInner};
 
+use super::packed;
+
 /// How numbers of 16 bits lie in memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
@@ -31,7 +33,7 @@ pub(super) fn in_halves(
     if layout == Layout::Native {
         edits.replace(0..0, "enable f16; ".to_owned());
     }
-    let mut functions = String::new();
+    let mut functions = "\n".to_owned();
     for name in names {
         let mut variables = module.global_variables.iter();
         let variable = variables.find(|(_, variable)| variable.name.as_deref() == Some(*name));
@@ -48,7 +50,11 @@ pub(super) fn in_halves(
                     naga::AddressSpace::Storage { access } => access,
                     _ => StorageAccess::empty(),
                 };
-                let (ty, access) = packed(name, element, access.contains(StorageAccess::STORE))?;
+                let (ty, access) = packed::access(
+                    name,
+                    (element, &typed(element, "f32")),
+                    access.contains(StorageAccess::STORE),
+                )?;
                 functions += &access;
                 ty.to_owned()
             }
@@ -62,49 +68,9 @@ pub(super) fn in_halves(
         edits.loads(function, &updated)?;
     }
     if layout == Layout::Packed {
-        functions += PAIR;
+        functions += packed::PAIR;
     }
     Ok(edits.applied() + &functions)
-}
-
-/// Rounds two numbers to a word. What `pack2x16float` makes of numbers above 65,504 and of NaN is open.
-const PAIR: &str = "
-fn packed_pair(v: vec2<f32>) -> u32 {
-    let bits = bitcast<vec2<u32>>(v);
-    let size = bits & vec2<u32>(0x7fffffffu);
-    let large = size >= vec2<u32>(0x477ff000u);
-    let special = select(vec2<u32>(0x7c00u), vec2<u32>(0x7e00u), size > vec2<u32>(0x7f800000u));
-    let signed = select(vec2<u32>(), special | ((bits >> vec2<u32>(16u)) & vec2<u32>(0x8000u)), large);
-    return pack2x16float(select(v, vec2<f32>(), large)) | signed.x | (signed.y << 16u);
-}
-";
-
-/// The type of the elements of the array `name` that hold vectors of so many numbers packed, and the functions
-/// that load and store one.
-fn packed(name: &str, width: usize, writable: bool) -> Result<(&'static str, String), String> {
-    let (ty, load, store) = match (width, writable) {
-        (1, false) => ("u32", "unpack2x16float(NAME[i / 2u])[i % 2u]", ""),
-        // The neighbour in the word is another thread's.
-        (1, true) => (
-            "atomic<u32>",
-            "unpack2x16float(atomicLoad(&NAME[i / 2u]))[i % 2u]",
-            "let bits = packed_pair(vec2<f32>(v)) ^ atomicLoad(&NAME[i / 2u]); \
-             atomicXor(&NAME[i / 2u], bits & (0xffffu << (16u * (i % 2u))));",
-        ),
-        (2, _) => ("u32", "unpack2x16float(NAME[i])", "NAME[i] = packed_pair(v);"),
-        (4, _) => (
-            "vec2<u32>",
-            "vec4<f32>(unpack2x16float(NAME[i].x), unpack2x16float(NAME[i].y))",
-            "NAME[i] = vec2<u32>(packed_pair(v.xy), packed_pair(v.zw));",
-        ),
-        _ => return Err(format!("`{name}` is an array of vectors of {width}")),
-    };
-    let wide = typed(width, "f32");
-    let mut functions = format!("fn packed_load_NAME(i: u32) -> {wide} {{ return {load}; }}\n");
-    if writable {
-        functions += &format!("fn packed_store_NAME(i: u32, v: {wide}) {{ {store} }}\n");
-    }
-    Ok((ty, functions.replace("NAME", name)))
 }
 
 /// Number of elements of a scalar or vector of f32.
@@ -340,7 +306,8 @@ mod tests {
             ("y[i] = T(x[i]);", "packed_store_y(u32(i), T(packed_load_x(u32(i))));"),
             (
                 "y[i] += y[0] * x[1];",
-                "packed_store_y(u32(i), packed_load_y(u32(i)) + ( packed_load_y(u32(0)) * packed_load_x(u32(1))));",
+                "packed_store_y(u32(i), packed_load_y(u32(i)) + ( packed_load_y(u32(0)) * \
+                 packed_load_x(u32(1))));",
             ),
             (
                 "y[u32(x[i])] = y[0].wzyx;",
