@@ -46,15 +46,11 @@ pub(super) fn in_halves(
         let ty = match layout {
             Layout::Native => typed(element, "f16"),
             Layout::Packed => {
-                let access = match variable.space {
-                    naga::AddressSpace::Storage { access } => access,
-                    _ => StorageAccess::empty(),
-                };
-                let (ty, access) = packed::access(
-                    name,
-                    (element, &typed(element, "f32")),
-                    access.contains(StorageAccess::STORE),
-                )?;
+                let writes = |access: StorageAccess| access.contains(StorageAccess::STORE);
+                let is_written =
+                    matches!(variable.space, naga::AddressSpace::Storage { access } if writes(access));
+                let wide = typed(element, "f32");
+                let (ty, access) = packed::access(name, (element, &wide), is_written)?;
                 functions += &access;
                 ty.to_owned()
             }
