@@ -7,7 +7,7 @@
 //! once, in WGSL, and read from there by reflection.
 
 mod halves;
-mod packed;
+mod layout;
 
 use crate::error::{Error, Result};
 
@@ -176,7 +176,7 @@ impl Expanded {
         if names.is_empty() {
             return Ok(self);
         }
-        let layout = if dialect.f16 { halves::Layout::Native } else { halves::Layout::Packed };
+        let layout = if dialect.f16 { layout::Layout::Native } else { layout::Layout::Packed };
         let text = halves::in_halves(&self.text, &self.parse()?.naga, names, layout);
         let text = text.map_err(|e| Error::new(format!("{}: in 16 bits: {e}", self.place(0))))?;
         Ok(Expanded { text, ..self })

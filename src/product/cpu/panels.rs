@@ -101,12 +101,12 @@ impl Source<'_> {
     /// Packs the columns `first .. first + cols`, whole panels of `width` but for the last.
     pub fn columns(&self, first: usize, cols: usize, width: usize, out: &mut [f32]) {
         match self.data {
-            Weights::F32(data) => self.pack::<F32>(data, [first, cols], width, out),
-            Weights::F16(data) => self.pack::<F16>(data, [first, cols], width, out),
+            Weights::F32(data) => self.pack(data, [first, cols], width, out),
+            Weights::F16(data) => self.pack(data, [first, cols], width, out),
         }
     }
 
-    fn pack<N: Numbers>(&self, all: &[N::Of], [first, cols]: [usize; 2], width: usize, out: &mut [f32]) {
+    fn pack<N: Number>(&self, all: &[N], [first, cols]: [usize; 2], width: usize, out: &mut [f32]) {
         let depth = self.blocks.count * self.block;
         if !cols.is_multiple_of(width) {
             out[cols / width * depth * width..].fill(0.0);
@@ -138,21 +138,15 @@ impl Source<'_> {
 }
 
 /// How numbers of a type become f32 in panels.
-trait Numbers {
-    type Of;
-
+trait Number: Sized {
     /// A row of a panel.
-    fn copy(out: &mut [f32], x: &[Self::Of]);
+    fn copy(out: &mut [f32], x: &[Self]);
 
     /// As [`copy_transposed`].
-    fn transposed(b: &[Self::Of], stride: usize, cols: usize, out: &mut [f32], width: usize);
+    fn transposed(b: &[Self], stride: usize, cols: usize, out: &mut [f32], width: usize);
 }
 
-struct F32;
-
-impl Numbers for F32 {
-    type Of = f32;
-
+impl Number for f32 {
     #[inline(always)]
     fn copy(out: &mut [f32], x: &[f32]) {
         copy_short(out, x);
@@ -163,11 +157,7 @@ impl Numbers for F32 {
     }
 }
 
-struct F16;
-
-impl Numbers for F16 {
-    type Of = f16;
-
+impl Number for f16 {
     #[inline(always)]
     fn copy(out: &mut [f32], x: &[f16]) {
         widen(out, x);

@@ -1,25 +1,14 @@
 //! Kernels whose tensors have 16 bits in memory.
 //!
-//! A kernel computes in f32, and its text says so. Where a tensor is kept in f16 the text is rewritten: what
-//! is loaded from it is widened, and what is stored there is rounded. Its binding becomes an array of f16 on
-//! a device that has them; elsewhere an array of words that hold two numbers each, the same bytes, which
-//! functions that are added to the text pack and unpack. naga tells the places, so that no kernel is written
-//! twice.
+//! A kernel computes in f32, and its text says so. Where a tensor is kept in 16 bits the text is rewritten:
+//! accesses to it become calls of functions that are added, which widen what they load and round what they
+//! store ([`Layout`]). naga tells the places, so that no kernel is written twice.
 
 use std::ops::Range;
 
 use naga::{Block, Expression, Function, Handle, Module, Scalar, Span, Statement, StorageAccess, TypeInner};
 
-use super::packed;
-
-/// How numbers of 16 bits lie in memory.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Layout {
-    /// As elements of type f16.
-    Native,
-    /// Two in each word.
-    Packed,
-}
+use super::layout::Layout;
 
 /// `text` with the storage variables called `names` in 16 bits and its lines where they were; or why it
 /// cannot be so. `module`: what naga makes of `text`.
@@ -29,11 +18,8 @@ pub(super) fn in_halves(
     names: &[&str],
     layout: Layout,
 ) -> Result<String, String> {
-    let mut edits = Edits { text, module, names, layout, all: Vec::new() };
-    if layout == Layout::Native {
-        edits.replace(0..0, "enable f16; ".to_owned());
-    }
-    let mut functions = "\n".to_owned();
+    let mut edits = Edits { text, module, names, all: vec![(0..0, layout.directive().to_owned())] };
+    let mut functions = layout.shared().to_owned();
     for name in names {
         let mut variables = module.global_variables.iter();
         let variable = variables.find(|(_, variable)| variable.name.as_deref() == Some(*name));
@@ -43,18 +29,10 @@ pub(super) fn in_halves(
         let (first, last) = (text[declared.clone()].find("array<"), text[declared.clone()].rfind('>'));
         let (first, last) =
             first.zip(last).ok_or_else(|| format!("`{name}` is not declared as array<..>"))?;
-        let ty = match layout {
-            Layout::Native => typed(element, "f16"),
-            Layout::Packed => {
-                let writes = |access: StorageAccess| access.contains(StorageAccess::STORE);
-                let is_written =
-                    matches!(variable.space, naga::AddressSpace::Storage { access } if writes(access));
-                let wide = typed(element, "f32");
-                let (ty, access) = packed::access(name, (element, &wide), is_written)?;
-                functions += &access;
-                ty.to_owned()
-            }
-        };
+        let writes = |access: StorageAccess| access.contains(StorageAccess::STORE);
+        let is_written = matches!(variable.space, naga::AddressSpace::Storage { access } if writes(access));
+        let (ty, access) = layout.access(name, element, is_written)?;
+        functions += &access;
         edits.replace(declared.start + first..declared.start + last + 1, format!("array<{ty}>"));
     }
     let entries = module.entry_points.iter().map(|entry| &entry.function);
@@ -62,9 +40,6 @@ pub(super) fn in_halves(
         let mut updated = Vec::new();
         edits.stores(function, &function.body, &mut updated)?;
         edits.loads(function, &updated)?;
-    }
-    if layout == Layout::Packed {
-        functions += packed::PAIR;
     }
     Ok(edits.applied() + &functions)
 }
@@ -78,10 +53,6 @@ fn width(inner: &TypeInner) -> Option<usize> {
     }
 }
 
-fn typed(width: usize, scalar: &str) -> String {
-    if width == 1 { scalar.to_owned() } else { format!("vec{width}<{scalar}>") }
-}
-
 fn range(span: Span) -> Result<Range<usize>, String> {
     span.to_range().ok_or_else(|| "naga does not say where something stands".to_owned())
 }
@@ -92,7 +63,6 @@ struct Pointed<'a> {
     name: &'a str,
     /// The pointer to the element that it lies in.
     element: Handle<Expression>,
-    width: usize,
 }
 
 /// Places of a kernel's text, and what comes there instead.
@@ -100,19 +70,12 @@ struct Edits<'a> {
     text: &'a str,
     module: &'a Module,
     names: &'a [&'a str],
-    layout: Layout,
     all: Vec<(Range<usize>, String)>,
 }
 
 impl<'a> Edits<'a> {
     fn replace(&mut self, place: Range<usize>, by: String) {
         self.all.push((place, by));
-    }
-
-    /// Puts `before` and `after` around a place.
-    fn wrap(&mut self, place: Range<usize>, before: String, after: &str) {
-        self.replace(place.start..place.start, before);
-        self.replace(place.end..place.end, after.to_owned());
     }
 
     /// The width of an array's elements, if they are of f32.
@@ -131,12 +94,12 @@ impl<'a> Edits<'a> {
             Expression::GlobalVariable(variable) => {
                 let variable = &self.module.global_variables[variable];
                 let name = self.names.iter().find(|name| variable.name.as_deref() == Some(**name))?;
-                Some(Pointed { name, element: pointer, width: self.element_of(variable.ty)? })
+                Some(Pointed { name, element: pointer })
             }
             _ => None,
         };
         // An element, or one number of a vector.
-        element_at(pointer).or_else(|| Some(Pointed { width: 1, ..element_at(base_of(pointer)?)? }))
+        element_at(pointer).or_else(|| element_at(base_of(pointer)?))
     }
 
     /// Calls a function in place of an access `name[index]`: its name and `(u32(index)` come to stand there.
@@ -146,7 +109,7 @@ impl<'a> Edits<'a> {
         if !is_access || !self.text[place.clone()].ends_with(']') {
             return Err(format!("`{}` is not `{name}[..]`", &self.text[place.clone()]));
         }
-        self.replace(place.start..index.start, format!("packed_{what}_{name}(u32("));
+        self.replace(place.start..index.start, format!("half_{what}_{name}(u32("));
         self.replace(index.end..place.end, end.to_owned());
         Ok(())
     }
@@ -161,9 +124,7 @@ impl<'a> Edits<'a> {
         for (statement, span) in block.span_iter() {
             match statement {
                 Statement::Store { pointer, .. } => {
-                    let Some(Pointed { name, element, width }) = self.pointed(function, *pointer) else {
-                        continue;
-                    };
+                    let Some(Pointed { name, element }) = self.pointed(function, *pointer) else { continue };
                     let all = range(*span)?;
                     let target = range(function.expressions.get_span(*pointer))?;
                     if target.start != all.start || target.end > all.end {
@@ -173,32 +134,19 @@ impl<'a> Edits<'a> {
                     let at = between.find('=').ok_or("a store without `=`")?;
                     let value = target.end + at + 1..all.end;
                     let (operator, old) = (between[..at].trim(), &self.text[target.clone()]);
-                    let (wide, half) = (typed(width, "f32"), typed(width, "f16"));
+                    if element != *pointer {
+                        return Err(format!("a store to one number of `{old}`"));
+                    }
+                    let (mut sum, mut end) = (String::new(), ")");
                     if !operator.is_empty() {
                         updated.push(target.clone());
+                        let index = &old[old.find('[').map_or(0, |at| at + 1)..old.len() - 1];
+                        sum = format!(" half_load_{name}(u32({index})) {operator} (");
+                        end = "))";
                     }
-                    match self.layout {
-                        Layout::Packed if element != *pointer => {
-                            return Err(format!("a store to one number of `{old}`"));
-                        }
-                        Layout::Packed => {
-                            let (mut sum, mut end) = (String::new(), ")");
-                            if !operator.is_empty() {
-                                let index = &old[old.find('[').map_or(0, |at| at + 1)..old.len() - 1];
-                                sum = format!(" packed_load_{name}(u32({index})) {operator} (");
-                                end = "))";
-                            }
-                            self.call(name, &target, "store", &format!("),{sum}"))?;
-                            self.replace(target.end..value.start, String::new());
-                            self.replace(value.end..value.end, end.to_owned());
-                        }
-                        Layout::Native if operator.is_empty() => self.wrap(value, format!(" {half}("), ")"),
-                        Layout::Native => {
-                            let sum = format!(" = {half}({wide}({old}) {operator} (");
-                            self.replace(target.end..value.start, sum);
-                            self.replace(value.end..value.end, "))".to_owned());
-                        }
-                    }
+                    self.call(name, &target, "store", &format!("),{sum}"))?;
+                    self.replace(target.end..value.start, String::new());
+                    self.replace(value.end..value.end, end.to_owned());
                 }
                 Statement::Block(block) => self.stores(function, block, updated)?,
                 Statement::If { accept, reject, .. } => {
@@ -223,24 +171,18 @@ impl<'a> Edits<'a> {
         let mut seen = Vec::new();
         for (load, expression) in function.expressions.iter() {
             let Expression::Load { pointer } = *expression else { continue };
-            let Some(Pointed { name, element, width }) = self.pointed(function, pointer) else { continue };
+            let Some(Pointed { name, element }) = self.pointed(function, pointer) else { continue };
             let place = range(function.expressions.get_span(load))?;
             if updated.iter().any(|target| target.start <= place.start && place.end <= target.end) {
                 let is_target = updated.contains(&place);
                 is_target.then_some(()).ok_or("an index that is loaded, in a sum that is stored")?;
                 continue;
             }
-            let place = match self.layout {
-                Layout::Native => place,
-                Layout::Packed => range(function.expressions.get_span(element))?,
-            };
-            if seen.contains(&place) {
-                continue;
-            }
-            seen.push(place.clone());
-            match self.layout {
-                Layout::Native => self.wrap(place, format!("{}(", typed(width, "f32")), ")"),
-                Layout::Packed => self.call(name, &place, "load", "))")?,
+            // Of a vector all numbers are loaded, once for each access.
+            let access = range(function.expressions.get_span(element))?;
+            if !seen.contains(&access) {
+                self.call(name, &access, "load", "))")?;
+                seen.push(access);
             }
         }
         Ok(())
@@ -278,56 +220,44 @@ mod tests {
     }
 
     #[test]
-    fn loads_are_widened_and_stores_rounded() {
+    fn accesses_are_calls() {
         let cases = [
-            ("y[i] = T(x[i]);", "y[i] = vec4<f16>( T(f32(x[i])));"),
-            ("y[i].x = 2;", "y[i].x = f16( 2);"),
-            ("y[i] += y[0] * x[1];", "y[i] = vec4<f16>(vec4<f32>(y[i]) + ( vec4<f32>(y[0]) * f32(x[1])));"),
-            ("y[u32(x[i])] = y[0].wzyx;", "y[u32(f32(x[i]))] = vec4<f16>( vec4<f32>(y[0]).wzyx);"),
-            ("loop { y[i][1] = x[n[i]]; break; }", "loop { y[i][1] = f16( f32(x[n[i]])); break; }"),
-        ];
-        for (body, wanted) in cases {
-            let got = halved(&kernel(body), &["x", "y"], Native).unwrap();
-            assert_eq!(got.lines().nth(6).unwrap(), wanted);
-            assert_eq!(got.lines().nth(2).unwrap().split("y: ").nth(1).unwrap(), "array<vec4<f16>>; // as x");
-            naga::front::wgsl::parse_str(&got).unwrap();
-        }
-        let got = halved(&kernel("y[i] = T(x[i]);"), &["x"], Native).unwrap();
-        assert!(got.contains("y[i] = T(f32(x[i]));") && got.contains("y: array<T>;"), "{got}");
-    }
-
-    #[test]
-    fn accesses_to_packed_arrays_are_calls() {
-        let cases = [
-            ("y[i] = T(x[i]);", "packed_store_y(u32(i), T(packed_load_x(u32(i))));"),
+            ("y[i] = T(x[i]);", "half_store_y(u32(i), T(half_load_x(u32(i))));"),
             (
                 "y[i] += y[0] * x[1];",
-                "packed_store_y(u32(i), packed_load_y(u32(i)) + ( packed_load_y(u32(0)) * \
-                 packed_load_x(u32(1))));",
+                "half_store_y(u32(i), half_load_y(u32(i)) + ( half_load_y(u32(0)) * half_load_x(u32(1))));",
             ),
             (
-                "y[u32(x[i])] = y[0].wzyx;",
-                "packed_store_y(u32(u32(packed_load_x(u32(i)))), packed_load_y(u32(0)).wzyx);",
+                "loop { y[u32(x[i])] = y[0].wzyx; break; }",
+                "loop { half_store_y(u32(u32(half_load_x(u32(i)))), half_load_y(u32(0)).wzyx); break; }",
             ),
             (
                 "y[i] = T(y[i].x + y[n[i]][i]);",
-                "packed_store_y(u32(i), T(packed_load_y(u32(i)).x + packed_load_y(u32(n[i]))[i]));",
+                "half_store_y(u32(i), T(half_load_y(u32(i)).x + half_load_y(u32(n[i]))[i]));",
             ),
         ];
-        for (body, wanted) in cases {
-            let got = halved(&kernel(body), &["x", "y"], Packed).unwrap();
-            assert_eq!(got.lines().nth(6).unwrap().replace("  ", " "), wanted);
-            assert!(got.contains("x: array<u32>;") && got.contains("y: array<vec2<u32>>; // as x"), "{got}");
-            naga::front::wgsl::parse_str(&got).unwrap();
+        for (layout, x, y) in [(Native, "f16", "vec4<f16>"), (Packed, "u32", "vec2<u32>")] {
+            for (body, wanted) in cases {
+                let got = halved(&kernel(body), &["x", "y"], layout).unwrap();
+                assert_eq!(got.lines().nth(6).unwrap().replace("  ", " "), wanted);
+                let declared = [format!("x: array<{x}>;"), format!("y: array<{y}>; // as x")];
+                assert!(declared.iter().all(|text| got.contains(text)), "{got}");
+                naga::front::wgsl::parse_str(&got).unwrap();
+            }
+            let got = halved(&kernel("y[i] = T(x[i]);"), &["x"], layout).unwrap();
+            assert!(got.contains("y[i] = T(half_load_x(u32(i)));") && got.contains("y: array<T>;"), "{got}");
+            let refused = halved(&kernel("y[i].x = 2;"), &["y"], layout).unwrap_err();
+            assert!(refused.contains("one number of `y[i].x`"), "{refused}");
         }
-        // Neighbours of 16 bits share a word.
+    }
+
+    #[test]
+    fn neighbours_in_a_word_are_stored_one_by_one() {
         let text = "@group(0) @binding(0) var<storage, read_write> z: array<f32>;\n\
                     @compute @workgroup_size(1) fn main() { z[1] -= z[0]; }\n";
         let got = halved(text, &["z"], Packed).unwrap();
-        assert!(got.contains("z: array<atomic<u32>>;") && got.contains("packed_store_z(u32(1), "), "{got}");
+        assert!(got.contains("z: array<atomic<u32>>;") && got.contains("half_store_z(u32(1), "), "{got}");
         naga::front::wgsl::parse_str(&got).unwrap();
-        let refused = halved(&kernel("y[i].x = 2;"), &["y"], Packed).unwrap_err();
-        assert!(refused.contains("one number of `y[i].x`"), "{refused}");
     }
 
     #[test]
